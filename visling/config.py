@@ -1,0 +1,163 @@
+"""Frozen dataclasses <-> plain dictionaries and TOML, with errors that name the nearest valid key."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from visling.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> Any:
+    """A config as dictionaries, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(value) for value in config]
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
+    """Build a config of class `kind` from plain values.
+
+    Raises:
+        ConfigError: an unknown key (names the nearest valid one), a missing one, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{_dotted(where, key)!r} is not a setting of {kind.__name__}. {nearest(key, fields)}")
+    given = {key: _convert(hints[key], value, _dotted(where, key)) for key, value in values.items()}
+    missing = [
+        name for name, f in fields.items() if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{kind.__name__} needs {', '.join(repr(_dotted(where, m)) for m in missing)}: no value was given.")
+    return kind(**given)
+
+
+def override(config: T, settings: Iterable[str]) -> T:
+    """A copy of `config` with dotted settings replaced.
+
+    Args:
+        settings: `a.b=value` strings; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`), else as a plain string.
+    Raises:
+        ConfigError: no `=`, an unknown key (names the nearest valid one) or a value of the wrong type.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"cannot read setting {setting!r}: expected name=value, for example train.epochs=3.")
+        config = _replace(config, path.strip().split("."), _scalar(text.strip()), path.strip())
+    return config
+
+
+def difference(config: Any, base: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (value in base, value in config) of every setting in which two configs differ."""
+    return dict(_differences(to_dict(config), to_dict(base), ""))
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Contents of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or is not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no configuration file {path}. Check the path.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _differences(new: Any, old: Any, where: str) -> Iterable[tuple[str, tuple[Any, Any]]]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        for key in sorted(new.keys() | old.keys()):
+            yield from _differences(new.get(key), old.get(key), _dotted(where, key))
+    elif new != old:
+        yield where, (old, new)
+
+
+def _replace(config: Any, path: list[str], value: Any, whole: str) -> Any:
+    name, rest = path[0], path[1:]
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise ConfigError(f"{whole!r} goes too deep: {type(config).__name__} has no settings of its own.")
+    names = [f.name for f in dataclasses.fields(config)]
+    if name not in names:
+        raise ConfigError(f"{whole!r} is not a setting: {type(config).__name__} has no {name!r}. {nearest(name, names)}")
+    if rest:
+        new = _replace(getattr(config, name), rest, value, whole)
+    else:
+        new = _convert(typing.get_type_hints(type(config))[name], value, whole)
+    return dataclasses.replace(config, **{name: new})
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if text == "none" else text
+
+
+def _dotted(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Turn a plain value into what the annotation asks for, or raise ConfigError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        reasons = []
+        for option in arguments:
+            if option is not type(None):
+                try:
+                    return _convert(option, value, where)
+                except ConfigError as error:
+                    reasons.append(str(error))
+        raise ConfigError(reasons[0])
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where!r} is {value!r}; {nearest(str(value), [str(a) for a in arguments])}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return from_dict(hint, value, where=where)
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        inner = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
+        if inner is None and len(arguments) != len(value):
+            raise ConfigError(f"{where!r} must hold {len(arguments)} values; found {len(value)}.")
+        kinds = [inner] * len(value) if inner is not None else list(arguments)
+        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    elif origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if isinstance(value, Mapping):
+            return {key: _convert(arguments[1], item, _dotted(where, str(key))) for key, item in value.items()}
+    elif hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint in (bool, str) and isinstance(value, hint):
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where!r} must be of type {name}; found {value!r} ({type(value).__name__}).")

@@ -1,0 +1,108 @@
+"""Device, precision, seeds and processes; the one file that reads the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from visling.errors import ConfigError
+
+Precision = Literal["fp32", "bf16"]
+
+
+def home() -> Path:
+    """The one data and cache folder: `VISLING_HOME`, else the platform's data folder."""
+    given = os.environ.get("VISLING_HOME")
+    if given:
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "visling"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "visling"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "visling"
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" takes the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for, but PyTorch {torch.__version__} sees no GPU. Use --device cpu.")
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:
+    """Context in which matrix products run in the given precision; losses stay in float32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator_for(*key: int) -> np.random.Generator:
+    """A NumPy generator that depends on the given numbers only: (seed, epoch, index) for an example."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+
+
+def rank() -> int:
+    """Number of this process, 0 when alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 when alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, as torchrun sets it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Join the other processes if torchrun started this one; a no-op alone."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all processes, in float64; the tensor itself when alone."""
+    values = values.to(torch.float64)
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,411 @@
+"""The contracts: what data hands to a model, what a model hands back, what a loss is.
+
+Letters  B batch rows, T tokens, R regions, S region rows, F region feature width, P and Q slots, G rows per example, N = B/G examples,
+         Dt Dr Dp widths of text, region and pooled states, C detector classes, A answers, V vocabulary, I images, H heads.
+Masks    Boolean, True = real. Labels to skip are IGNORE.
+Boxes    x1, y1, x2, y2; unit corners inside `Batch`, pixels in `RegionArray`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+IGNORE = -100
+"""Label that no loss counts."""
+
+_C = TypeVar("_C", bound=type)
+
+
+class _Movable:
+    """Applies one function to every tensor of a nested contract."""
+
+    __slots__ = ()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy in which every tensor has gone through `change`."""
+
+        def visit(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value)
+            if isinstance(value, _Movable):
+                return value.map(change)
+            if isinstance(value, dict):
+                return {key: visit(item) for key, item in value.items()}
+            return value
+
+        return dataclasses.replace(self, **{f.name: visit(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """A copy on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin(self) -> Self:
+        """A copy in page-locked memory, for asynchronous transfer to a GPU."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
+def contract(cls: _C) -> _C:
+    """Register a frozen dataclass with torch's pytrees; fields marked static are part of the structure, not leaves."""
+    static = tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("static"))
+    names = tuple(f.name for f in dataclasses.fields(cls) if f.name not in static)
+
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, name) for name in names], tuple(getattr(value, name) for name in static)
+
+    def unflatten(leaves: Any, context: tuple[Any, ...]) -> Any:
+        return cls(**dict(zip(names, leaves, strict=True)), **dict(zip(static, context, strict=True)))
+
+    pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"visling.{cls.__name__}")
+    return cls
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots(_Movable):
+    """A fixed number of chosen positions per row."""
+
+    at: Tensor
+    """(B, P) int64 positions; 0 where the mask is False."""
+    mask: Tensor
+    """(B, P) bool, True = a chosen position."""
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text(_Movable):
+    """Word pieces of each row."""
+
+    ids: Tensor
+    """(B, T) int64, 0 = padding."""
+    mask: Tensor
+    """(B, T) bool."""
+    segments: Tensor
+    """(B, T) int64 in {0, 1}."""
+    slot: Tensor | None = None
+    """(B,) int64: token whose state answers; None = the first token."""
+    task: Tensor | None = None
+    """(B,) int64: ViLBERT's multi-task token."""
+    row: Tensor | None = None
+    """(B,) int64: text row of each batch row when one text meets many images; None = one to one."""
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regions(_Movable):
+    """Detector features of each region row; S = B unless several text rows share one image."""
+
+    features: Tensor
+    """(S, R, F) half or float."""
+    boxes: Tensor
+    """(S, R, 4) float32 unit corners."""
+    mask: Tensor
+    """(S, R) bool; may be all False."""
+    size: Tensor
+    """(S, 2) float32 image width and height in pixels."""
+    row: Tensor | None = None
+    """(B,) int64: region row of each text row; None = one to one."""
+    whole: Tensor | None = None
+    """(S, F) whole-image feature; None = the model averages the real regions."""
+    hidden: Tensor | None = None
+    """(S, R) bool: the feature was masked; a model may put its own learned vector there."""
+    image: Tensor | None = None
+    """(S, R) int64: which of several images a region belongs to."""
+    labels: Tensor | None = None
+    """(S, R) int64 detector class."""
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels(_Movable):
+    """Images for models whose region extractor is trained."""
+
+    images: Tensor
+    """(I, 3, H, W) float32, normalised and zero-padded."""
+    size: Tensor
+    """(I, 2) int64 unpadded height and width."""
+    row: Tensor
+    """(S,) int64: image of each region row."""
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(_Movable):
+    """Everything a model reads in one step."""
+
+    text: Text
+    regions: Regions | None
+    """None for text-only corpora."""
+    links: Tensor | None = None
+    """(B, T, R) bool: token t names region r."""
+    phrases: Slots | None = None
+    """(B, P): last piece of each phrase to be grounded."""
+    pixels: Pixels | None = None
+    group: int = field(default=1, metadata={"static": True})
+    """G: consecutive rows that belong to one example."""
+
+    def validate(self) -> None:
+        """Raise `ValueError` naming the first broken invariant. Reads values back to the host: for tests and the first batch of a run."""
+        text, rows = self.text, self.text.ids.shape[0] if self.text.row is None else self.text.row.shape[0]
+        _require(text.ids.shape == text.mask.shape == text.segments.shape, "text ids, mask and segments differ in shape")
+        _require(text.mask.dtype == torch.bool, f"text mask must be boolean; found {text.mask.dtype}")
+        _require(bool(text.mask.any(1).all()), "a text row has no real token")
+        _require(rows % self.group == 0, f"{rows} rows are not a multiple of the group of {self.group}")
+        if self.regions is None:
+            return
+        regions = self.regions
+        real = regions.mask
+        _require(real.dtype == torch.bool, f"region mask must be boolean; found {real.dtype}")
+        _require(regions.features.shape[:2] == real.shape, "region features and mask differ in shape")
+        _require(regions.boxes.shape == (*real.shape, 4), f"boxes must be (S, R, 4); found {tuple(regions.boxes.shape)}")
+        _require(bool((real.int().diff(dim=1) <= 0).all()), "real regions must come before padding")
+        boxes = regions.boxes[real]
+        _require(bool(((boxes >= 0) & (boxes <= 1)).all()), "boxes must be unit corners in [0, 1]; pixels? use boxes.to_unit")
+        _require(bool((boxes[:, 2:] > boxes[:, :2]).all()), "a real box has no area")
+        if self.links is not None:
+            _require(not bool((self.links & ~text.mask[:, :, None]).any()), "a link starts at a padded token")
+            _require(not bool((self.links & ~real[:, None, :]).any()), "a link ends at a padded region")
+
+
+def _require(true: bool, message: str) -> None:
+    if not true:
+        raise ValueError(f"invalid batch: {message}")
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maps(_Movable):
+    """Attention probabilities, (B, H, from, to) per layer name; single-stream maps are sliced into the same four quadrants."""
+
+    text_to_text: dict[str, Tensor]
+    text_to_regions: dict[str, Tensor]
+    regions_to_text: dict[str, Tensor]
+    regions_to_regions: dict[str, Tensor]
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded(_Movable):
+    """What every model returns."""
+
+    text: Tensor
+    """(B, T, Dt)."""
+    regions: Tensor
+    """(B, R, Dr): only the regions of the batch; R = 0 for text-only rows."""
+    pooled: Tensor
+    """(B, Dp): the model's own cross-modal summary, fusion and read-out done."""
+    whole: Tensor | None = None
+    """(B, Dr): a model's global region."""
+    maps: Maps | None = None
+    """Captured attention; None unless asked for."""
+    states: dict[str, Tensor] | None = None
+    """Captured hidden states by layer name; None unless asked for."""
+
+
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets(_Movable):
+    """Labels of a batch; any subset. Objectives and tasks declare the names they need."""
+
+    token_slots: Slots | None = None
+    token_ids: Tensor | None = None
+    """(B, P) int64 original ids at the token slots."""
+    class_slots: Slots | None = None
+    feature_slots: Slots | None = None
+    region_probs: Tensor | None = None
+    """(B, Q, C) detector distribution."""
+    region_classes: Tensor | None = None
+    """(B, Q) int64."""
+    region_attributes: Tensor | None = None
+    """(B, Q) int64."""
+    region_weights: Tensor | None = None
+    """(B, Q) detector confidence."""
+    attribute_weights: Tensor | None = None
+    """(B, Q)."""
+    region_features: Tensor | None = None
+    """(B, R, F) unmasked features."""
+    matched: Tensor | None = None
+    """(B,) int64: 1 = the text fits the image, IGNORE = no label."""
+    answer: Tensor | None = None
+    """(N,) int64, or (N, A) soft scores."""
+    choice: Tensor | None = None
+    """(N,) int64."""
+    region_scores: Tensor | None = None
+    """(B, R) or (B, R+1) referring targets."""
+    phrase_boxes: Tensor | None = None
+    """(B, P, R) grounding shares, may be all zero."""
+    object_classes: Tensor | None = None
+    """(B, R) or (B, R+1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A value to minimise and its parts as (sum, count), so that averages over steps and processes are exact."""
+
+    value: Tensor
+    """Scalar."""
+    parts: Mapping[str, tuple[Tensor, Tensor]]
+    """Name -> (sum, count), both scalar tensors, detached."""
+
+    @staticmethod
+    def mean(name: str, values: Tensor, mask: Tensor | None = None) -> Loss:
+        """Mean of `values` where `mask` holds; exactly zero (with a gradient of zero) where nothing is chosen."""
+        if mask is not None:
+            values = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+            count = mask.sum()
+        else:
+            count = torch.tensor(values.numel(), device=values.device)
+        total = values.sum()
+        return Loss(value=total / count.clamp(min=1), parts={name: (total.detach(), count)})
+
+    def __add__(self, other: Loss) -> Loss:
+        """Sum of values; parts side by side. The names must differ."""
+        clash = self.parts.keys() & other.parts.keys()
+        assert not clash, f"two losses report the same parts: {sorted(clash)}"
+        return Loss(value=self.value + other.value, parts={**self.parts, **other.parts})
+
+    def scaled(self, weight: float) -> Loss:
+        """The same parts, the value times `weight`."""
+        return Loss(value=self.value * weight, parts=self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionArray:
+    """Regions of one image as they lie in a store: numpy views, boxes in pixels."""
+
+    features: NDArray[Any]
+    """(R, F) float16 or float32."""
+    boxes: NDArray[np.float32]
+    """(R, 4) pixel corners of the original image."""
+    size: tuple[int, int]
+    """Image width and height in pixels."""
+    classes: NDArray[Any] | None = None
+    """(R,) detector class, 0-based, background excluded."""
+    class_confidence: NDArray[Any] | None = None
+    attributes: NDArray[Any] | None = None
+    """(R,) or (R, K) attribute ids (K heads), -1 = none."""
+    attribute_confidence: NDArray[Any] | None = None
+    probs: NDArray[Any] | None = None
+    """(R, C) class distribution."""
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+
+@runtime_checkable
+class RegionStore(Protocol):
+    """Regions by image id, in constant time."""
+
+    feature_size: int
+    fingerprint: str
+    """Identity of the detector and settings that made the features; a checkpoint remembers it."""
+
+    def __contains__(self, image_id: str) -> bool: ...
+    def __getitem__(self, image_id: str) -> RegionArray: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One annotation as read from a file; subclasses add the fields of their data set."""
+
+    id: str
+    """Unique within its split."""
+    images: tuple[str, ...]
+    """Canonical image ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRow:
+    """Word pieces of one row, laid out with special tokens; made by `data.text.TextLayout`."""
+
+    ids: NDArray[np.int64]
+    """(T,)."""
+    segments: NDArray[np.int64]
+    """(T,)."""
+    slot: int | None = None
+    """Position of the answer token, if the model reads its answer there."""
+    words: NDArray[np.int64] | None = None
+    """(T,) word number of each piece, -1 for special tokens; for whole-word masking."""
+    links: tuple[tuple[int, int], ...] = ()
+    """(token, region) pairs."""
+    phrases: tuple[int, ...] = ()
+    """Token positions to be grounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One example without tensors: G text rows, the images they speak of, and labels by `Targets` name."""
+
+    id: str
+    rows: tuple[TextRow, ...]
+    images: tuple[str, ...]
+    """One id shared by all rows, or one per row, or (pair = "sequence") the images joined in the single row."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """`Targets` field name -> int, float or array: `matched`, `answer`, `choice`, ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a task decoded for one example."""
+
+    id: str
+    value: Any
+    """The answer itself: a string, a box, a choice."""
+    confidence: float
+    """Probability of `value` under the model, in [0, 1]."""
+    top: tuple[tuple[str, float], ...] = ()
+    """Best candidates with probabilities, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dims:
+    """Widths of a model's outputs."""
+
+    text: int
+    regions: int
+    pooled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """What a model preset wants from collate."""
+
+    vocabulary: str = "bert-base-uncased"
+    """WordPiece vocabulary: a name shipped with the package or a path to a vocab.txt."""
+    feature_size: int = 2048
+    """Width F of the region features in the store."""
+    max_tokens: int = 128
+    """Longest text row, special tokens included; longer ones are cut as the release cuts them, counted and reported."""
+    max_regions: int = 100
+    """Regions used per image; the store's first ones."""
+    joint_limit: int | None = None
+    """Most text plus region positions (VL-BERT pre-training: 64)."""
+    answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
+    """Whether questions end in a [MASK] whose state answers, and in which segment it stands."""
+    pair: Literal["rows", "sequence"] = "rows"
+    """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
+
+
+HeadKind = Literal["classify", "score", "pair", "regions", "slots_regions", "vocabulary", "region_targets"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a task asks of `nn.heads.build`; the model names the style."""
+
+    kind: HeadKind
+    outputs: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Step = Callable[[Sequence[tuple[Batch, Targets]]], Loss]
+"""Forward and loss of one optimiser micro-step; a step may hold several corpora."""
