@@ -42,7 +42,7 @@ class _Movable:
                 return {key: visit(item) for key, item in value.items()}
             return value
 
-        return dataclasses.replace(self, **{f.name: visit(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+        return dataclasses.replace(self, **{f.name: visit(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type, type-var]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """A copy on another device."""

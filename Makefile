@@ -1,0 +1,56 @@
+# The two commands of the README are `make demo` and `make test`; each does all its own set-up, and twice is harmless.
+#   make demo [SIZE=small|large]   draw scenes, train a detector and a VisualBERT, answer questions; leaves demo/SIZE
+#   make test                      lint, types and tests (minutes)
+#   make check-slow                what is too slow for every commit: slow tests and the large demo
+#   make bench                     timings into benchmarks/results/
+PYTHON ?= python3
+VENV ?= .venv
+SIZE ?= small
+OUT ?= demo/$(SIZE)
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+
+# OpenMP threads that spin make every other process crawl.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint format check-slow bench clean
+
+demo: $(VENV)/.core
+	$(BIN)/python examples/demo.py --size $(SIZE) --out $(OUT)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu and not data"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+	$(MAKE) demo SIZE=large
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/training_step.py --out benchmarks/results
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "visling needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing visling and PyTorch into $(VENV) (once; about two minutes) ..."
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing visling with its development tools into $(VENV) (once; about three minutes) ..."
+	$(INSTALL) -e '.[dev,hf,h5,lmdb,plot,log,serve]'
+	@touch $@

@@ -1,0 +1,154 @@
+"""What pre-training corpora show the model, and how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from visling.data.annotations.captions import CaptionRecord
+from visling.data.annotations.questions import QuestionRecord
+from visling.data.pretraining import CaptionPairs, LabelledSentences, Mixture, QuestionAnswer, SentenceRecord, SingleCaption
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import ConfigError, DataError
+from visling.runtime import generator_for
+from visling.types import Example, InputSpec
+
+TOKENIZER = Tokenizer()
+LAYOUT = TextLayout(TOKENIZER, InputSpec())
+NAMES = ["circle", "square", "triangle", "star"]
+RECORDS = [
+    CaptionRecord(id=f"{name}{number}", images=(f"image_{at}",), caption=f"{name} {number}")
+    for at, name in enumerate(NAMES)
+    for number in ("one", "two", "three")
+]
+
+
+def texts(example: Example, row: int = 0) -> list[str]:
+    """The sentences of a row."""
+    pieces = TOKENIZER.tokens(example.rows[row].ids)
+    return " ".join(pieces[1:-1]).split(" [SEP] ")
+
+
+def test_caption_pairs() -> None:
+    source = CaptionPairs(RECORDS, LAYOUT)
+    assert len(source) == 12
+    seconds: Counter[str] = Counter()
+    matched = 0
+    for draw in range(4000):
+        example = source.example(4, generator_for(0, draw))
+        first, second = texts(example)
+        assert first == "square two"
+        assert example.images == ("image_1",)
+        assert example.rows[0].segments.max() == 1
+        if example.labels["matched"]:
+            assert second in ("square one", "square three"), "another caption of the same image"
+        else:
+            assert not second.startswith("square"), "a caption of another image"
+        matched += example.labels["matched"]
+        seconds[second] += 1
+    assert abs(matched / 4000 - 0.5) < 0.04
+    assert len(seconds) == 11
+    assert abs(seconds["square one"] - seconds["square three"]) < 250
+
+
+@pytest.mark.parametrize("index", [3, 4, 5])
+def test_every_sibling_is_drawn_but_never_the_caption_itself(index: int) -> None:
+    drawn = {
+        texts(example)[1] for draw in range(60) if (example := CaptionPairs(RECORDS, LAYOUT).example(index, generator_for(draw))).labels["matched"]
+    }
+    assert drawn == {record.caption for record in RECORDS[3:6]} - {RECORDS[index].caption}
+
+
+def test_a_lone_caption_gets_a_foreign_second() -> None:
+    source = CaptionPairs([*RECORDS, CaptionRecord(id="x", images=("lone",), caption="lonely")], LAYOUT)
+    assert all(source.example(12, generator_for(draw)).labels["matched"] == 0 for draw in range(30))
+
+
+def test_one_image_leaves_nothing_to_contrast() -> None:
+    for make in (CaptionPairs, SingleCaption):
+        with pytest.raises(DataError, match="no other image"):
+            make(RECORDS[:3], LAYOUT)
+    assert len(SingleCaption(RECORDS[:3], LAYOUT, false_caption_ratio=None)) == 3
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 1.0])
+def test_single_caption(ratio: float) -> None:
+    source = SingleCaption(RECORDS, LAYOUT, false_caption_ratio=ratio)
+    wrong = 0
+    for draw in range(2000):
+        example = source.example(0, generator_for(1, draw))
+        assert example.images == ("image_0",)
+        assert example.labels["matched"] == int(texts(example) == ["circle one"])
+        assert example.labels["matched"] or not texts(example)[0].startswith("circle")
+        wrong += 1 - example.labels["matched"]
+    assert abs(wrong / 2000 - ratio) < 0.05
+
+
+def test_single_caption_without_matching() -> None:
+    example = SingleCaption(RECORDS, LAYOUT, false_caption_ratio=None).example(0, generator_for(0))
+    assert example.labels == {}
+    with pytest.raises(ConfigError, match="false_caption_ratio"):
+        SingleCaption(RECORDS, LAYOUT, false_caption_ratio=1.5)
+
+
+def test_labelled_sentences() -> None:
+    records = [
+        SentenceRecord(id="a", images=("x",), sentence="true", label=True),
+        SentenceRecord(id="b", images=("x", "y"), sentence="false", label=False),
+        SentenceRecord(id="c", images=("x",), sentence="hidden", label=None),
+    ]
+    made = [LabelledSentences(records, LAYOUT).example(index, generator_for(0)) for index in range(3)]
+    assert [example.labels for example in made] == [{"matched": 1}, {"matched": 0}, {}]
+    assert [len(example.rows) for example in made] == [1, 2, 1]
+    joined = TextLayout(TOKENIZER, InputSpec(pair="sequence"))
+    assert len(LabelledSentences(records, joined).example(1, generator_for(0)).rows) == 1
+
+
+def question(answers: tuple[str, ...] | None, text: str = "what is it?") -> QuestionRecord:
+    return QuestionRecord(id="1", images=("x",), question=text, question_type="", answer_type="", answers=answers, multiple_choice_answer=None)
+
+
+@pytest.mark.parametrize("text", ["what is it?", "what is it ", "what is it ?"])
+def test_question_with_answer_is_one_text_with_whole_words(text: str) -> None:
+    source = QuestionAnswer([question(("red", "dark red"), text)], LAYOUT)
+    made = [source.example(0, generator_for(draw)) for draw in range(40)]
+    assert {texts(example)[0] for example in made} == {"what is it ? red", "what is it ? dark red"}
+    assert all(example.rows[0].segments.max() == 0 and example.labels == {} for example in made)
+
+
+def test_questions_without_answers() -> None:
+    with pytest.raises(DataError, match="'1' has no answers"):
+        QuestionAnswer([question(None)], LAYOUT)
+
+
+class Numbers:
+    """A source whose examples are named after their place."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.count = name, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def example(self, index: int, rng: object) -> Example:
+        assert 0 <= index < self.count
+        return Example(id=f"{self.name}{index}", rows=(), images=())
+
+
+def test_mixture_passes_over_every_source_as_often_as_weighted() -> None:
+    plain = Mixture([Numbers("a", 3), Numbers("b", 2)])
+    assert [plain.example(index, generator_for(0)).id for index in range(len(plain))] == ["a0", "a1", "a2", "b0", "b1"]
+    weighted = Mixture([Numbers("a", 4), Numbers("b", 2), Numbers("c", 10)], [0.5, 2, 1.5])
+    assert len(weighted) == 2 + 4 + 15
+    drawn = [weighted.example(index, generator_for(7, index)).id for index in range(len(weighted))]
+    assert drawn[2:6] == ["b0", "b1", "b0", "b1"]
+    assert drawn[6:16] == [f"c{number}" for number in range(10)]
+    epochs = {weighted.example(0, generator_for(epoch, 0)).id for epoch in range(40)}
+    assert epochs == {"a0", "a1", "a2", "a3"}, "a part of a pass is drawn afresh"
+
+
+@pytest.mark.parametrize(("sources", "weights"), [([], None), ([Numbers("a", 1)], [0.0]), ([Numbers("a", 1)], [1.0, 1.0])])
+def test_impossible_mixtures(sources: list[Numbers], weights: list[float] | None) -> None:
+    with pytest.raises(ConfigError, match="one positive weight"):
+        Mixture(sources, weights)

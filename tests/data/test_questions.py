@@ -1,0 +1,141 @@
+"""VQA v2 files, clean and dirty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visling.data.annotations.questions import QuestionRecord, find_vqa_files, read_questions
+from visling.errors import DataError
+
+QUESTIONS: dict[str, Any] = {
+    "task_type": "Open-Ended",
+    "data_type": "mscoco",
+    "data_subtype": "train2014",
+    "questions": [
+        {"image_id": 458752, "question": "What is this photo taken looking through?", "question_id": 458752000},
+        {"image_id": 458752, "question": "What position is this man playing?", "question_id": 458752001},
+        {"image_id": 262146, "question": "Is it day?", "question_id": 262146000},
+    ],
+}
+
+
+def annotation(number: int, image: int, answers: list[str], kind: str = "other") -> dict[str, Any]:
+    return {
+        "question_id": number,
+        "image_id": image,
+        "question_type": "what is this",
+        "answer_type": kind,
+        "multiple_choice_answer": answers[0],
+        "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": at + 1} for at, answer in enumerate(answers)],
+    }
+
+
+# In another order than the questions, and with one question more.
+ANNOTATIONS: dict[str, Any] = {
+    "annotations": [
+        annotation(262146000, 262146, ["yes"] * 10, "yes/no"),
+        annotation(458752000, 458752, ["net"] * 9 + ["netting"]),
+        annotation(999, 5, ["no"] * 10),
+        annotation(458752001, 458752, ["pitcher"] * 10),
+    ]
+}
+
+
+def save(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_joined_by_question_id(tmp_path: Path) -> None:
+    records = read_questions(save(tmp_path / "q.json", QUESTIONS), save(tmp_path / "a.json", ANNOTATIONS))
+    assert [record.id for record in records] == ["458752000", "458752001", "262146000"]
+    assert records[0] == QuestionRecord(
+        id="458752000",
+        images=("458752",),
+        question="What is this photo taken looking through?",
+        question_type="what is this",
+        answer_type="other",
+        answers=("net",) * 9 + ("netting",),
+        multiple_choice_answer="net",
+    )
+    assert (records[2].answer_type, records[2].answers) == ("yes/no", ("yes",) * 10)
+
+
+def test_without_annotations(tmp_path: Path) -> None:
+    record = read_questions(save(tmp_path / "q.json", QUESTIONS))[0]
+    assert record.answers is None
+    assert record.multiple_choice_answer is None
+    assert (record.question_type, record.answer_type) == ("", "")
+
+
+def test_missing_annotations_are_counted(tmp_path: Path) -> None:
+    short = {"annotations": ANNOTATIONS["annotations"][:1]}
+    with pytest.raises(DataError, match=r"a\.json has no annotation for 2 of the 3 questions of q\.json, first 458752000"):
+        read_questions(save(tmp_path / "q.json", QUESTIONS), save(tmp_path / "a.json", short))
+
+
+def test_contradicting_images(tmp_path: Path) -> None:
+    wrong = {"annotations": [annotation(q["question_id"], 1, ["x"]) for q in QUESTIONS["questions"]]}
+    with pytest.raises(DataError, match=r"about image 458752 in .* about image 1 in"):
+        read_questions(save(tmp_path / "q.json", QUESTIONS), save(tmp_path / "a.json", wrong))
+
+
+def test_repeated_question(tmp_path: Path) -> None:
+    twice = {"questions": QUESTIONS["questions"][:1] * 2}
+    with pytest.raises(DataError, match="question 458752000 comes twice"):
+        read_questions(save(tmp_path / "q.json", twice))
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    file = save(tmp_path / "q.json", QUESTIONS)
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(DataError, match=r"q\.json is truncated or not JSON.*character \d+"):
+        read_questions(file)
+
+
+def test_a_result_file_is_not_a_question_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="list 'questions'; found a list"):
+        read_questions(save(tmp_path / "q.json", [{"question_id": 1, "answer": "x"}]))
+
+
+@pytest.mark.parametrize(
+    ("questions", "annotations", "split"),
+    [
+        ("Questions/v2_OpenEnded_mscoco_train2014_questions.json", "Annotations/v2_mscoco_train2014_annotations.json", "train"),
+        ("annotations/v2_OpenEnded_scenes_train_questions.json", "annotations/v2_scenes_train_annotations.json", "train"),
+        ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json", "val2014"),
+        ("Questions/v2_OpenEnded_mscoco_test-dev2015_questions.json", None, "test-dev"),
+        ("OpenEnded_abstract_v002_val2015_questions.json", "abstract_v002_val2015_annotations.json", "val"),
+    ],
+)
+def test_find_files(tmp_path: Path, questions: str, annotations: str | None, split: str) -> None:
+    expected = save(tmp_path / questions, QUESTIONS)
+    answers = save(tmp_path / annotations, ANNOTATIONS) if annotations else None
+    save(tmp_path / "Questions" / "v2_OpenEnded_mscoco_trainval2014_questions.json", QUESTIONS)
+    save(tmp_path / "Questions" / "v2_OpenEnded_mscoco_test2015_questions.json", QUESTIONS)
+    found, found_answers = find_vqa_files(tmp_path, split)
+    assert found.samefile(expected)
+    assert (found_answers is None) == (answers is None)
+    if answers is not None and found_answers is not None:
+        assert found_answers.samefile(answers)
+
+
+def test_the_second_version_is_preferred(tmp_path: Path) -> None:
+    save(tmp_path / "OpenEnded_mscoco_train2014_questions.json", QUESTIONS)
+    second = save(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", QUESTIONS)
+    assert find_vqa_files(tmp_path, "train")[0].samefile(second)
+
+
+def test_none_and_several(tmp_path: Path) -> None:
+    save(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", QUESTIONS)
+    with pytest.raises(DataError, match=r"v2_OpenEnded_\*train\*_questions\.json .*found v2_OpenEnded_mscoco_val2014_questions\.json"):
+        find_vqa_files(tmp_path, "train")
+    save(tmp_path / "v2_OpenEnded_scenes_val_questions.json", QUESTIONS)
+    with pytest.raises(DataError, match="several files"):
+        find_vqa_files(tmp_path, "val")
+    assert find_vqa_files(tmp_path, "val2014")[0].name == "v2_OpenEnded_mscoco_val2014_questions.json"

@@ -1,0 +1,141 @@
+"""Attention, layers, pooling and embeddings: the fast path against plain arithmetic, masks, and what may not move."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from visling.errors import ConfigError
+from visling.nn.attention import Attention
+from visling.nn.embeddings import TextEmbeddings
+from visling.nn.layers import AttentionBlock, TransformerLayer, initialise
+from visling.nn.pooling import FirstTokenPooler, gather
+
+WIDTH, CONTEXT, HEADS = 8, 6, 2
+
+
+def attention(context_size: int = CONTEXT, dropout_rate: float = 0.0) -> Attention:
+    return Attention(query_size=WIDTH, context_size=context_size, attention_size=12, num_heads=HEADS, dropout_rate=dropout_rate)
+
+
+def by_hand(block: Attention, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The formula of Vaswani et al., one row and one head at a time, padded keys left out altogether."""
+    size = block.query.out_features // block.num_heads
+    context, probs = x.new_zeros(*x.shape[:2], block.query.out_features), x.new_zeros(len(x), block.num_heads, x.shape[1], y.shape[1])
+    for row in range(len(x)):
+        for head in range(block.num_heads):
+            part = slice(head * size, (head + 1) * size)
+            query, key, value = block.query(x[row])[:, part], block.key(y[row][mask[row]])[:, part], block.value(y[row][mask[row]])[:, part]
+            weights = (query @ key.t() / math.sqrt(size)).softmax(-1)
+            probs[row, head][:, mask[row]] = weights
+            context[row][:, part] = weights @ value
+    return context, probs
+
+
+def cross_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False], [False] * 5])
+    return torch.randn(3, 4, WIDTH), torch.randn(3, 5, CONTEXT), mask
+
+
+def test_both_paths_equal_the_formula_and_give_zeros_over_nothing() -> None:
+    block, (x, y, mask) = attention(), cross_inputs()
+    context, probs = by_hand(block, x, y, mask)
+    fused, none = block(x, y, mask)
+    captured, captured_probs = block(x, y, mask, capture=True)
+    assert none is None
+    assert_close(fused, context)
+    assert_close(captured, context)
+    assert_close(captured_probs, probs)
+    assert (fused[2] == 0).all()
+    assert (captured_probs[2] == 0).all()
+
+
+def test_self_attention_in_one_product_equals_three() -> None:
+    block, x = attention(context_size=WIDTH), torch.randn(2, 5, WIDTH)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    assert_close(block(x, x, mask)[0], block(x, x.clone(), mask)[0])
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_gradients_are_finite_over_nothing(capture: bool) -> None:
+    block, (x, y, mask) = attention(), cross_inputs()
+    x.requires_grad_(), y.requires_grad_()
+    block(x, y, mask, capture=capture)[0].sum().backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    assert x.grad.isfinite().all()
+    assert (y.grad[~mask] == 0).all()
+
+
+def test_dropout_acts_on_probabilities_in_training_only() -> None:
+    block, (x, y, mask) = attention(dropout_rate=0.5), cross_inputs()
+    assert not torch.equal(block(x, y, mask)[0], block(x, y, mask)[0])
+    assert not torch.equal(block(x, y, mask, capture=True)[0], block(x, y, mask, capture=True)[0])
+    block.eval()
+    assert torch.equal(block(x, y, mask)[0], block(x, y, mask)[0])
+
+
+def test_widths_of_two_streams_may_differ() -> None:
+    block = AttentionBlock(
+        WIDTH, num_heads=HEADS, context_size=CONTEXT, attention_size=12, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12
+    )
+    x, y, mask = cross_inputs()
+    states, probs = block(x, y, mask, capture=True)
+    assert states.shape == x.shape
+    assert probs.shape == (3, HEADS, 4, 5)
+    context, _ = by_hand(block.attention, x, y, mask)
+    assert_close(states, nn.functional.layer_norm(x + block.output(context), (WIDTH,), eps=1e-12))
+
+
+def test_layer_is_post_norm_with_exact_gelu() -> None:
+    layer = TransformerLayer(WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12)
+    x, mask = torch.randn(2, 3, WIDTH) * 3, torch.ones(2, 3, dtype=torch.bool)
+    attended, _ = layer.attend(x, x, mask)
+    wide = layer.feed_forward.widen(attended)
+    narrow = layer.feed_forward.narrow(wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2))))
+    summed = attended + narrow
+    centred = summed - summed.mean(-1, keepdim=True)
+    assert_close(layer(x, mask)[0], centred / centred.square().mean(-1, keepdim=True).sqrt())
+
+
+def test_dropout_sites_of_a_layer() -> None:
+    layer = TransformerLayer(WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=1.0, attention_dropout_rate=0.0, norm_eps=1e-12)
+    x, mask = torch.randn(2, 3, WIDTH), torch.ones(2, 3, dtype=torch.bool)
+    norm = nn.LayerNorm(WIDTH)
+    assert_close(layer(x, mask)[0], norm(norm(x)), atol=1e-4, rtol=0)  # with both outputs dropped, the residual is all that is left
+
+
+def test_initialisation() -> None:
+    layer = TransformerLayer(64, num_heads=4, intermediate_size=256, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(7.0)
+    layer.apply(initialise)
+    for name, parameter in layer.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif "norm" in name:
+            assert (parameter == 1).all(), name
+        else:
+            assert abs(parameter.std().item() - 0.02) < 0.002, name
+
+
+def test_text_embeddings_sum_three_tables_and_stop_at_the_last_position() -> None:
+    tables = TextEmbeddings(vocab_size=10, max_positions=4, num_segments=2, hidden_size=WIDTH)
+    ids, segments = torch.tensor([[5, 0, 5]]), torch.tensor([[0, 1, 1]])
+    states = tables(ids, segments)
+    assert_close(states[0, 2], tables.words.weight[5] + tables.positions.weight[2] + tables.segments.weight[1])
+    with pytest.raises(ConfigError, match=r"5 tokens.*holds 4"):
+        tables(torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.int64))
+
+
+def test_pooler_and_gather() -> None:
+    states = torch.randn(2, 3, WIDTH)
+    pooler = FirstTokenPooler(WIDTH)
+    assert_close(pooler(states), torch.tanh(states[:, 0] @ pooler.dense.weight.t() + pooler.dense.bias))
+    assert torch.equal(gather(states, torch.tensor([2, 0])), torch.stack([states[0, 2], states[1, 0]]))
+    assert torch.equal(gather(states, torch.tensor([[2, 2], [0, 1]]))[1], states[1, :2])

@@ -1,0 +1,374 @@
+"""The loop: what happens in a step and in which order, what is kept, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from visling import config as configs
+from visling.errors import ConfigError, DataError, RunError
+from visling.train import engine
+from visling.train.engine import TrainConfig, fit, predict
+from visling.train.log import Log, read
+from visling.train.optim import OptimConfig
+from visling.train.state import RunFolder, State, Sums
+from visling.types import Batch, Loss, Text
+
+PLAIN = OptimConfig(name="adamw", lr=0.05, schedule="constant", clip="none", weight_decay=0.0)
+
+
+def train(toy: ModuleType, *, dropout: float = 0.0, batch_size: int = 4, step: Any = None, device: str = "cpu", **changes: Any) -> tuple[Any, State]:
+    """A toy run without a folder."""
+    extra = {name: changes.pop(name) for name in ("validate", "after_update", "run_folder", "save_best", "log") if name in changes}
+    model, usual = toy.make(dropout)
+    model.to(device)
+    settings: dict[str, Any] = {"optim": PLAIN, "accumulation": 1, "epochs": 1} | changes
+    state = fit(model, (step or (lambda model: usual))(model), toy.Pairs(batch_size), config=toy.config(**settings), **{"log": Log(), **extra})
+    return model, state
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_accumulation_equals_one_big_batch(toy: ModuleType) -> None:
+    small, _ = train(toy, batch_size=4, accumulation=2)
+    big, state = train(toy, batch_size=8)
+    assert state.step == 5
+    assert_close(weights(small), weights(big), atol=1e-6, rtol=1e-5)
+    start, _ = toy.make(0.0)
+    assert not torch.allclose(start.out.weight, big.out.weight, atol=1e-3)
+
+
+def test_normalising_by_counts_equals_one_big_batch_whatever_the_counts(toy: ModuleType) -> None:
+    big, _ = train(toy, batch_size=8, step=toy.masked)
+    by_counts, _ = train(toy, batch_size=4, accumulation=2, normalise="counts", step=toy.masked)
+    by_steps, _ = train(toy, batch_size=4, accumulation=2, step=toy.masked)
+    assert_close(weights(by_counts), weights(big), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(by_steps.out.weight, big.out.weight, atol=1e-4)
+
+
+def test_counts_need_a_single_part(toy: ModuleType) -> None:
+    with pytest.raises(ConfigError, match=r"\['answer', 'size'\]"):
+        train(toy, normalise="counts")
+
+
+def test_bf16_keeps_weights_in_float32_and_learns(toy: ModuleType) -> None:
+    seen = []
+
+    def spying(model: nn.Module) -> Callable[[Tensor, Tensor], Loss]:
+        def step(x: Tensor, y: Tensor) -> Loss:
+            logits = model(x)
+            seen.append(logits.dtype)
+            return Loss.mean("answer", F.cross_entropy(logits.float(), y, reduction="none"))
+
+        return step
+
+    model, _ = train(toy, precision="bf16", step=spying, epochs=4)
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert toy.accuracy(model.eval())()["loss"] < toy.accuracy(toy.make(0.0)[0].eval())()["loss"] - 0.2
+
+
+def test_order_of_a_step(toy: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def note(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            events.append(name)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(engine, "apply_schedule", note("schedule", engine.apply_schedule))
+    monkeypatch.setattr(engine, "clip_gradients", note("clip", engine.clip_gradients))
+    monkeypatch.setattr(torch.optim.AdamW, "step", note("update", torch.optim.AdamW.step))
+    monkeypatch.setattr(Log, "train", note("log", Log.train))
+    monkeypatch.setattr(RunFolder, "save_best", note("best", RunFolder.save_best))
+    monkeypatch.setattr(RunFolder, "save_last", note("last", RunFolder.save_last))
+
+    def spying(model: nn.Module) -> Callable[[Tensor, Tensor], Loss]:
+        model.out.weight.register_hook(note("backward", lambda grad: grad))
+        return note("forward", lambda x, y: Loss.mean("answer", F.cross_entropy(model(x), y, reduction="none")))
+
+    train(
+        toy,
+        step=spying,
+        accumulation=2,
+        max_steps=1,
+        log_every=1,
+        validate=note("validate", lambda: {"accuracy": 0.5}),
+        validate_every=1,
+        validate_unit="steps",
+        after_update=note("after_update", lambda: None),
+        run_folder=RunFolder.create(tmp_path / "run"),
+    )
+    once = ["forward", "backward"]
+    assert events == [*once, *once, "schedule", "clip", "update", "after_update", "log", "validate", "best", "last"]
+
+
+def test_updates_epochs_and_dropped_batches(toy: ModuleType) -> None:
+    calls = 0
+
+    def counting(model: nn.Module) -> Callable[[Tensor, Tensor], Loss]:
+        def step(x: Tensor, y: Tensor) -> Loss:
+            nonlocal calls
+            calls += 1
+            return Loss.mean("answer", F.cross_entropy(model(x), y, reduction="none"))
+
+        return step
+
+    _, state = train(toy, step=counting, accumulation=2, epochs=2)
+    assert (state.step, state.epoch, state.batch, calls) == (10, 2, 0, 20)
+    calls = 0
+    _, state = train(toy, step=counting, accumulation=3, max_steps=5)
+    assert (state.step, state.epoch, state.batch, calls) == (5, 1, 6, 15)
+    assert state.stopped == "finished"
+
+
+def scored(scores: list[float]) -> Callable[[], dict[str, float]]:
+    left = iter(scores)
+    return lambda: {"accuracy": next(left)}
+
+
+@pytest.mark.parametrize(
+    ("direction", "scores", "best", "best_step", "steps"),
+    [
+        ("max", [0.1, 0.3, 0.2, 0.3, 0.9], 0.3, 2, 4),
+        ("min", [0.5, 0.4, 0.6, 0.3, 0.35, 0.36], 0.3, 4, 6),
+        ("max", [math.nan, 0.1, math.nan, 0.0], 0.1, 2, 4),
+        ("max", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 0.8, 8, 8),
+    ],
+)
+def test_the_best_is_kept_and_patience_stops(
+    toy: ModuleType, tmp_path: Path, direction: str, scores: list[float], best: float, best_step: int, steps: int
+) -> None:
+    at_step: list[Tensor] = []
+    model, step = toy.make(0.0)
+    folder = RunFolder.create(tmp_path / "run")
+    config = toy.config(max_steps=8, accumulation=1, direction=direction, patience=1, validate_every=1, validate_unit="steps", optim=PLAIN)
+    given = scored(scores)
+
+    def validate() -> dict[str, float]:
+        at_step.append(model.out.weight.detach().clone())
+        return given()
+
+    with Log(folder.log) as log:
+        state = fit(model, step, toy.Pairs(), config=config, log=log, validate=validate, run_folder=folder)
+    assert (state.best, state.best_step, state.step) == (best, best_step, steps)
+    assert state.stopped == ("patience" if steps < 8 else "finished")
+    assert torch.equal(load_file(folder.model / "model.safetensors")["out.weight"], at_step[best_step - 1])
+    assert [entry["scores"]["accuracy"] for entry in read(folder.log) if entry["kind"] == "valid"] == pytest.approx(scores[:steps], nan_ok=True)
+
+
+def test_the_end_of_a_run_is_validated(toy: ModuleType) -> None:
+    calls: list[int] = []
+    _, state = train(toy, max_steps=7, validate_every=3, validate_unit="steps", validate=lambda: calls.append(1) or {"accuracy": 0.0})  # type: ignore[func-returns-value]
+    assert len(calls) == 3
+    assert state.validated == 7
+
+
+def test_without_validation_the_final_weights_are_the_best(toy: ModuleType, tmp_path: Path) -> None:
+    written: list[Path] = []
+    folder = RunFolder.create(tmp_path / "run")
+
+    def save_best(path: Path) -> None:
+        written.append(path)
+        (path / "config.json").write_text("{}")
+
+    train(toy, run_folder=folder, save_best=save_best)
+    assert len(written) == 1
+    assert (folder.model / "config.json").read_text() == "{}"
+
+
+def test_validation_does_not_change_the_training(toy: ModuleType) -> None:
+    modes: list[bool] = []
+    model, step = toy.make(0.3)
+
+    def validate() -> dict[str, float]:
+        modes.append(model.training)
+        torch.rand(5)
+        return {"accuracy": 0.0}
+
+    config = toy.config(optim=PLAIN, validate_unit="steps")
+    fit(model, step, toy.Pairs(), config=config, log=Log(), validate=validate)
+    assert set(modes) == {False}
+    assert model.training
+    other, step = toy.make(0.3)
+    fit(other, step, toy.Pairs(), config=config, log=Log())
+    assert equal(weights(model), weights(other))
+
+
+def test_an_unknown_metric_is_named(toy: ModuleType) -> None:
+    with pytest.raises(ConfigError, match=r"'accuracy'.*Did you mean 'acuracy'"):
+        train(toy, validate=lambda: {"acuracy": 1.0})
+
+
+def test_log_lines_are_exact_means(toy: ModuleType, tmp_path: Path) -> None:
+    losses: list[tuple[float, float, int]] = []
+
+    def spying(model: nn.Module) -> Callable[[Tensor, Tensor], Loss]:
+        inner = toy.masked(model)
+
+        def step(x: Tensor, y: Tensor) -> Loss:
+            loss = inner(x, y)
+            amount, count = loss.parts["answer"]
+            losses.append((loss.value.item(), amount.item(), int(count)))
+            return loss
+
+        return step
+
+    with Log(tmp_path / "log.jsonl") as log:
+        train(toy, step=spying, accumulation=2, log_every=2, log=log, epochs=1)
+    found = [entry for entry in read(tmp_path / "log.jsonl") if entry["kind"] == "train"]
+    assert [(entry["step"], entry["epoch"]) for entry in found] == [(2, 1), (4, 1), (5, 1)]
+    for entry, (start, end) in zip(found, [(0, 4), (4, 8), (8, 10)], strict=True):
+        span = losses[start:end]
+        assert entry["loss"] == pytest.approx(sum(value for value, _, _ in span) / len(span), rel=1e-12)
+        assert entry["parts"]["answer"] == pytest.approx(sum(amount for _, amount, _ in span) / sum(count for _, _, count in span), rel=1e-12)
+        assert entry["lr"] == PLAIN.lr
+        assert entry["examples_per_second"] > 0
+
+
+def spoilt(toy: ModuleType, at: int) -> tuple[Any, Any]:
+    """A toy whose loss is not a number in its `at`-th call."""
+    model, step = toy.make()
+
+    def spoil() -> None:
+        raise KeyError
+
+    wrapped = toy.interrupted(step, at, spoil)
+
+    def bad(x: Tensor, y: Tensor) -> Loss:
+        try:
+            return wrapped(x, y)
+        except KeyError:
+            loss = step(x, y)
+            return Loss(value=loss.value * math.nan, parts=loss.parts)
+
+    return model, bad
+
+
+def test_a_bad_loss_names_the_step_and_leaves_the_state_before_it(toy: ModuleType, tmp_path: Path) -> None:
+    expected, _ = toy.run(tmp_path / "good")
+    model, step = spoilt(toy, at=14)
+    folder = RunFolder.create(tmp_path / "bad")
+    with pytest.raises(RunError, match=r"step 7 is not finite \(answer .*, size .*lower train.optim.lr"), Log(folder.log) as log:
+        fit(model, step, toy.Pairs(), config=toy.config(), log=log, validate=toy.accuracy(model), run_folder=folder)
+    saved = json.loads((folder.last / "state.json").read_text())
+    assert saved["state"]["step"] == 6
+    assert saved["position"] == {"epoch": 1, "next": 2}
+    resumed, state = toy.run(tmp_path / "bad", resume=True)
+    assert state.step == 15
+    assert equal(weights(resumed), weights(expected))
+    assert toy.lines(tmp_path / "bad") == toy.lines(tmp_path / "good")
+
+
+def test_a_bad_loss_seen_late_names_its_step(tmp_path: Path) -> None:
+    meter = engine._Meter(Sums())
+    for step, value in ((4, 1.0), (5, math.inf), (6, math.nan)):
+        meter.add(step, Loss(value=torch.tensor(value), parts={"answer": (torch.tensor(value), torch.tensor(1))}), 2)
+    with pytest.raises(RunError, match=r"step 5 is not finite \(answer inf\)"):
+        meter.read(6)
+
+
+def test_a_loader_that_promises_too_much(toy: ModuleType) -> None:
+    class Short(toy.Pairs):  # type: ignore[name-defined, misc]
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from list(super().__iter__())[:3]
+
+    model, step = toy.make()
+    with pytest.raises(DataError, match=r"11 more batches .* gave 3"):
+        fit(model, step, Short(), config=toy.config(accumulation=1), log=Log())
+
+
+def test_too_few_batches_for_an_update(toy: ModuleType) -> None:
+    with pytest.raises(ConfigError, match=r"11 batches.*accumulation = 12"):
+        train(toy, accumulation=12)
+
+
+@pytest.mark.parametrize("name", ["epochs", "accumulation", "log_every", "validate_every", "save_every", "max_steps"])
+def test_counts_must_be_positive(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.{name} must be 1 or more; found 0"):
+        TrainConfig(**{name: 0})
+
+
+def test_patience_must_not_be_negative() -> None:
+    with pytest.raises(ConfigError, match="patience"):
+        TrainConfig(patience=-1)
+
+
+def test_config_survives_plain_values() -> None:
+    config = TrainConfig(precision="bf16", patience=3, optim=OptimConfig(name="bert_adam"))
+    assert configs.from_dict(TrainConfig, configs.to_dict(config)) == config
+
+
+def test_the_step_is_compiled_when_asked(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda step: compiled.append(step) or step)  # type: ignore[func-returns-value]
+    train(toy, max_steps=1)
+    assert compiled == []
+    train(toy, max_steps=1, compile=True)
+    assert len(compiled) == 1
+
+
+def test_excluded_parameters_do_not_move(toy: ModuleType) -> None:
+    optim = OptimConfig(name="bert_adam", lr=0.05, exclude=("norm",), clip="per_tensor", schedule="constant")
+    model, _ = train(toy, optim=optim)
+    start, _ = toy.make(0.0)
+    assert torch.equal(model.norm.weight, start.norm.weight)
+    assert not torch.equal(model.out.weight, start.out.weight)
+
+
+def test_predict_neither_learns_nor_leaves_a_trace(toy: ModuleType) -> None:
+    model, _ = toy.make(0.5)
+    model.train()
+    pairs = toy.Pairs()
+    seen = []
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        seen.append((model.training, torch.is_grad_enabled()))
+        return model(x)
+
+    results = []
+    for result in predict(step, pairs, model=model):
+        assert torch.is_grad_enabled()
+        results.append(result)
+    assert len(results) == len(pairs)
+    assert set(seen) == {(False, False)}
+    assert model.training
+    assert next(iter(predict(step, toy.Pairs(), model=model, precision="bf16"))).dtype == torch.bfloat16
+
+
+def test_examples_are_groups_of_rows() -> None:
+    ids = torch.ones(8, 3, dtype=torch.int64)
+    batch = Batch(text=Text(ids=ids, mask=ids.bool(), segments=ids), regions=None, group=4)
+    assert engine._examples((batch, None)) == 2
+    shared = Batch(text=Text(ids=ids, mask=ids.bool(), segments=ids, row=torch.zeros(12, dtype=torch.int64)), regions=None, group=4)
+    assert engine._examples((shared, None)) == 3
+    assert engine._examples((torch.zeros(5, 2), None)) == 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_run_follows_the_cpu_run(toy: ModuleType, tmp_path: Path, precision: str) -> None:
+    here, _ = train(toy, accumulation=2, epochs=2)
+    there, _ = train(toy, accumulation=2, epochs=2, device="cuda", precision=precision, run_folder=RunFolder.create(tmp_path / "run"))
+    tolerance = 1e-4 if precision == "fp32" else 0.1
+    assert_close([w.cpu() for w in weights(there)], weights(here), atol=tolerance, rtol=tolerance)

@@ -1,0 +1,141 @@
+"""Lines for programs and for people."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visling.errors import ConfigError, DataError, RunError
+from visling.train.log import Log, cut, duration, read
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def train_line(log: Log, step: int, **changes: Any) -> None:
+    values: dict[str, Any] = {"step": step, "epoch": 1, "loss": 1.5, "parts": {"mlm": 1.0, "match": 0.5}, "lr": 5e-5}
+    log.train(**{**values, "examples_per_second": 80.0, "seconds": 3.0, "seconds_per_step": 2.0, **changes})
+
+
+def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
+    with Log(tmp_path / "log.jsonl") as log:
+        log.start(0, 100)
+        train_line(log, 10)
+        log.valid(step=10, epoch=1, scores={"accuracy": 0.5})
+        log.event("saved", step=10)
+    train, valid, event = read(tmp_path / "log.jsonl")
+    assert train == {
+        "kind": "train",
+        "step": 10,
+        "epoch": 1,
+        "loss": 1.5,
+        "parts": {"mlm": 1.0, "match": 0.5},
+        "lr": 5e-5,
+        "examples_per_second": 80.0,
+        "seconds": 3.0,
+    }
+    assert valid == {"kind": "valid", "step": 10, "epoch": 1, "scores": {"accuracy": 0.5}}
+    assert event == {"kind": "event", "step": 10, "message": "saved"}
+
+
+def test_every_line_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.event("one", step=0)
+    assert len(read(tmp_path / "log.jsonl")) == 1
+    log.close()
+
+
+def test_resuming_cuts_what_lies_past_the_step_and_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    entries = [{"kind": "train", "step": step} for step in (2, 4, 6)]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"kind": "tr')
+    with Log(path) as log:
+        log.start(4, 10)
+        log.event("resumed", step=4)
+    assert [entry["step"] for entry in read(path)] == [2, 4, 4]
+    path.write_text("")
+    cut(path, 0)
+    cut(tmp_path / "missing.jsonl", 0)
+    assert read(path) == []
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "train"}\nnonsense\n{"kind": "train"}\n')
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        read(path)
+
+
+def test_plain_lines(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with Log(stream=stream) as log:
+        log.start(0, 100)
+        log.advance(9)
+        train_line(log, 10)
+        train_line(log, 20, parts={"mlm": 1.0})
+        log.valid(step=20, epoch=2, scores={"accuracy": 0.5})
+        log.event("done", step=20)
+    assert stream.getvalue().splitlines() == [
+        "step 10/100  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  80 examples/s  3 min left",
+        "step 20/100  epoch 1  loss 1.5  lr 5.00e-05  80 examples/s  3 min left",
+        "step 20/100  epoch 2  validation: accuracy 0.5000",
+        "done",
+    ]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = Terminal()
+    with Log(stream=stream) as log:
+        log.start(5, 100)
+        log.advance(6)
+        train_line(log, 10)
+        log.event("[best] so far", step=10)
+    assert "10/100" in stream.getvalue()
+    assert "loss 1.5" in stream.getvalue()
+    assert "[best] so far" in stream.getvalue()
+
+
+def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visling.runtime.is_main", lambda: False)
+    stream = io.StringIO()
+    with Log(tmp_path / "log.jsonl", stream=stream, tensorboard=tmp_path / "board") as log:
+        log.start(0, 10)
+        train_line(log, 1)
+    assert stream.getvalue() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(RunError, match="cannot write the log"):
+        Log(tmp_path / "log.jsonl").event("one", step=0)
+
+
+def test_missing_tensorboard_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"visling\[log\]"):
+        Log(tensorboard=tmp_path / "board")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with Log(tensorboard=tmp_path / "board") as log:
+        log.start(0, 10)
+        train_line(log, 1)
+        log.valid(step=1, epoch=1, scores={"accuracy": 0.5})
+    assert any(file.stat().st_size > 100 for file in (tmp_path / "board").iterdir())
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (3.4 * 3600, "3.4 h"), (2.1 * 86400, "2.1 days")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

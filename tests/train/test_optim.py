@@ -1,0 +1,192 @@
+"""Parameter groups, clipping, schedules, and the fast updates against one-parameter-at-a-time ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from visling import config as configs
+from visling.errors import ConfigError
+from visling.train.optim import (
+    BertAdam,
+    OptimConfig,
+    ReleaseAdamW,
+    Schedule,
+    apply_schedule,
+    build_optimizer,
+    build_schedule,
+    clip_each,
+    clip_gradients,
+    parameter_groups,
+)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 4)
+        self.LayerNorm = nn.LayerNorm(4)
+        self.pooler = nn.Linear(4, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def names(groups: list[dict[str, Any]]) -> dict[float, list[str]]:
+    return {group["weight_decay"]: group["names"] for group in groups}
+
+
+def test_groups_by_name() -> None:
+    found = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, exclude=("pooler",))))
+    assert found == {0.1: ["dense.weight"], 0.0: ["dense.bias", "LayerNorm.weight", "LayerNorm.bias"]}
+    everything = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, no_decay=())))
+    assert everything == {0.1: ["dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias", "pooler.weight", "pooler.bias"]}
+
+
+def test_an_excluded_name_must_exist_and_something_must_be_left() -> None:
+    with pytest.raises(ConfigError, match="'poolr'"):
+        parameter_groups(Net(), OptimConfig(exclude=("poolr",)))
+    with pytest.raises(ConfigError, match="no parameter left"):
+        parameter_groups(Net().requires_grad_(False), OptimConfig())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup_share": 500.0}, "warmup_steps"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"lr": -1.0}, "lr"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+    ],
+)
+def test_impossible_settings(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**change)
+
+
+def test_config_survives_plain_values() -> None:
+    config = OptimConfig(name="bert_adam", exclude=("pooler",), warmup_steps=3)
+    assert configs.from_dict(OptimConfig, configs.to_dict(config)) == config
+
+
+def reference_bert_adam(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *, lr: float, decay: float, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    if clip is not None:
+        g = g * min(1.0, clip / (float(g.norm()) + 1e-6))
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    return p - lr * (m / (v.sqrt() + 1e-6) + decay * p), m, v
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_bert_adam_equals_one_parameter_at_a_time(clip: float | None) -> None:
+    start = [torch.randn(4, 3), torch.randn(()), torch.randn(0), torch.randn(7)]
+    parameters = [nn.Parameter(value.clone()) for value in start]
+    optimizer = BertAdam(parameters, 0.1, weight_decay=0.01, max_grad_norm=clip)
+    expected = [(value, torch.zeros_like(value), torch.zeros_like(value)) for value in start]
+    for step in range(4):
+        for at, parameter in enumerate(parameters):
+            given = torch.randn_like(parameter) if (at + step) % 3 else None
+            parameter.grad = None if given is None else given.clone()
+            if given is not None:
+                expected[at] = reference_bert_adam(expected[at][0], given, *expected[at][1:], lr=0.1, decay=0.01, clip=clip)
+        optimizer.step()
+    for parameter, (value, _, _) in zip(parameters, expected, strict=True):
+        assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("correction", [True, False])
+def test_release_adamw_equals_its_formula(correction: bool) -> None:
+    value, m, v = torch.randn(5), torch.zeros(5), torch.zeros(5)
+    parameter = nn.Parameter(value.clone())
+    optimizer = ReleaseAdamW([parameter], 0.1, eps=0.01, weight_decay=0.2, bias_correction=correction)
+    for step in range(1, 4):
+        g = torch.randn(5)
+        parameter.grad = g.clone()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        size = 0.1 * math.sqrt(1 - 0.999**step) / (1 - 0.9**step) if correction else 0.1
+        value = value - size * m / (v.sqrt() + 0.01)
+        value = value - 0.1 * 0.2 * value
+        assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [BertAdam, ReleaseAdamW])
+def test_step_takes_a_closure(kind: type[BertAdam] | type[ReleaseAdamW]) -> None:
+    parameter = nn.Parameter(torch.tensor([2.0]))
+    optimizer = kind([parameter], 0.1)
+
+    def closure() -> float:
+        loss = parameter.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 4.0
+    assert float(parameter.detach()) < 2.0
+
+
+def gradients() -> list[Tensor]:
+    return [torch.full((4,), 3.0), torch.full((2,), 0.01)]
+
+
+def clipped(config: OptimConfig) -> list[Tensor]:
+    parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients()]
+    for parameter, gradient in zip(parameters, gradients(), strict=True):
+        parameter.grad = gradient
+    clip_gradients(torch.optim.SGD(parameters), config)
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def test_clip_modes() -> None:
+    large, small = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(clipped(OptimConfig(clip="none")), gradients(), strict=True))
+    each = clipped(OptimConfig(clip="per_tensor", clip_norm=1.0))
+    assert_close(each, [large / (6 + 1e-6), small])
+    total = math.sqrt(36 + 2e-4)
+    both = clipped(OptimConfig(clip="global", clip_norm=1.0))
+    assert_close(both, [large / total, small / total], atol=1e-6, rtol=1e-5)
+    clip_each([], 1.0)
+
+
+def test_an_inner_clip_is_not_doubled() -> None:
+    net = Net()
+    optimizer, _ = build_optimizer(net, OptimConfig(name="bert_adam", clip="per_tensor"), 10)
+    net.dense.weight.grad = torch.full_like(net.dense.weight, 9.0)
+    clip_gradients(optimizer, OptimConfig(name="bert_adam", clip="per_tensor"))
+    assert float(net.dense.weight.grad[0, 0]) == 9.0
+    optimizer.step()
+    assert float(net.dense.weight.grad.norm()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_schedule_shapes() -> None:
+    def factors(name: Any, **settings: Any) -> list[float]:
+        schedule = build_schedule(OptimConfig(schedule=name, **settings), 8)
+        return [round(schedule.factor(done), 4) for done in range(9)]
+
+    assert factors("constant") == [1.0] * 9
+    assert factors("warmup_constant", warmup_share=0.25) == [0.0, 0.5, *[1.0] * 7]
+    assert factors("warmup_linear", warmup_steps=2) == [0.0, 0.5, 1.0, 0.8333, 0.6667, 0.5, 0.3333, 0.1667, 0.0]
+    assert factors("triangle", warmup_steps=3, evaluate="after") == [0.3333, 0.6667, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
+    assert factors("warmup_cosine", warmup_steps=2) == [0.0, 0.5, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]
+    assert factors("warmup_linear", warmup_share=1.0) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.0]
+
+
+def test_rates_are_set_from_the_peak_at_every_update() -> None:
+    optimizer, schedule = build_optimizer(Net(), OptimConfig(name="adamw", lr=0.5, schedule="warmup_linear", warmup_steps=2), 8)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [apply_schedule(optimizer, schedule, done) for done in (1, 1, 2, 7)] == pytest.approx([0.25, 0.25, 0.5, 0.5 / 6])
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5 * schedule.factor(7)}
+
+
+def test_bert_adam_counts_each_parameter_by_itself() -> None:
+    early, late = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    schedule = Schedule(name="warmup_linear", total=10, warmup=0.5)
+    optimizer = BertAdam([early, late], 1.0, weight_decay=0.0, schedule=schedule.factor)
+    early.grad = torch.ones(1)
+    optimizer.step()
+    late.grad = torch.ones(1)
+    optimizer.step()
+    assert float(late.detach()) == 1.0  # its own first update has rate 0
+    assert float(early.detach()) != 1.0

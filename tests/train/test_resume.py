@@ -1,0 +1,136 @@
+"""A run that was stopped and resumed equals one that was not, bit for bit; and several processes equal one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from visling.errors import RunError
+from visling.train.state import RunFolder
+
+PROGRAM = Path(__file__).with_name("toy.py")
+STEPS = 15
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The run that nothing interrupts."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    model, state = toy.run(path)
+    assert state.step == STEPS
+    assert state.stopped == "finished"
+    return path, model
+
+
+@pytest.mark.parametrize("at", [1, 9, 14, 22, 29])
+def test_stop_and_resume_equal_the_uninterrupted_run(toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path, at: int) -> None:
+    path, model = whole
+    with pytest.raises(Stopped):
+        toy.run(tmp_path / "run", at=at, how=stop)
+    resumed, state = toy.run(tmp_path / "run", resume=True)
+    assert state.step == STEPS
+    assert equal(model, resumed)
+    assert toy.lines(tmp_path / "run") == toy.lines(path)
+    best, expected = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "run", path))
+    assert all(torch.equal(best[name], expected[name]) for name in expected)
+
+
+def test_stopping_twice_and_by_time_changes_nothing(toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path) -> None:
+    path, model = whole
+    with pytest.raises(Stopped):
+        toy.run(tmp_path / "run", at=16, how=stop)
+    _, state = toy.run(tmp_path / "run", resume=True, max_seconds=0.0)
+    assert state.stopped == "max_seconds"
+    assert state.step < STEPS
+    assert RunFolder(tmp_path / "run").read()["status"] == "running"
+    resumed, _ = toy.run(tmp_path / "run", resume=True)
+    assert equal(model, resumed)
+    assert toy.lines(tmp_path / "run") == toy.lines(path)
+    assert RunFolder(tmp_path / "run").read()["status"] == "finished"
+
+
+def test_a_resumed_run_that_forgets_its_generators_differs(
+    toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stopped):
+        toy.run(tmp_path / "run", at=16, how=stop)
+    monkeypatch.setattr("visling.train.state.restore_generators", lambda generators: None)
+    resumed, _ = toy.run(tmp_path / "run", resume=True)
+    assert not equal(whole[1], resumed)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_killed_process_resumes_exactly(toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path) -> None:
+    path, model = whole
+    killed = subprocess.run([sys.executable, PROGRAM, "kill", tmp_path / "run", "20"], check=False, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert json.loads((tmp_path / "run" / "last" / "state.json").read_text())["state"]["step"] == 9
+    resumed, _ = toy.run(tmp_path / "run", resume=True)
+    assert equal(model, resumed)
+    assert toy.lines(tmp_path / "run") == toy.lines(path)
+
+
+def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
+    """Without dropout; each process takes half of every batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, "distributed", tmp_path / "two"],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in started:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+    finally:
+        for process in started:
+            process.kill()
+    toy.distributed(tmp_path / "one", batch_size=4)
+    for kind in ("means", "counts"):
+        one, two = tmp_path / "one" / kind, tmp_path / "two" / kind
+        for found, expected in zip(toy.lines(two), toy.lines(one), strict=True):
+            assert found.keys() == expected.keys()
+            assert found["step"] == expected["step"]
+            if found["kind"] == "train":
+                assert found["parts"] == pytest.approx(expected["parts"], abs=1e-5)
+                if kind == "means":  # the mean of means is the big batch's mean only for equal counts
+                    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        weights, expected_weights = (load_file(next((run / "last").glob("model-*.safetensors"))) for run in (two, one))
+        for name, value in weights.items():
+            assert_close(value, expected_weights[name], atol=1e-5, rtol=1e-5)
+
+    other, _ = toy.make()
+    with pytest.raises(RunError, match="saved by 2 processes"):
+        RunFolder(tmp_path / "two" / "means").load_last(other, torch.optim.SGD(other.parameters()))

@@ -1,0 +1,131 @@
+"""A trained model as an object: load it, ask it about an image.
+
+model = api.load("demo/small/vqa")
+print(model.answer("picture.png", "what colour is the star?"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from visling import models, runtime
+from visling.data.collate import collate
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import CheckpointError
+from visling.recipes import assembly
+from visling.types import Example, Prediction, Record, RegionArray
+from visling.vision.detector import Detector
+from visling.vision.images import read_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model says about one image, and what it looked at."""
+
+    text: str
+    """The top answer."""
+    confidence: float
+    """Its probability."""
+    top: tuple[tuple[str, float], ...]
+    """Best answers with probabilities, best first."""
+    question: str
+    image: Image.Image
+    regions: RegionArray
+    truncated: bool
+    """Whether the question was longer than the model reads and was cut."""
+
+
+class _OneImage:
+    """A region store of the image at hand."""
+
+    def __init__(self, regions: RegionArray, fingerprint: str) -> None:
+        self.regions, self.fingerprint, self.feature_size = regions, fingerprint, int(regions.features.shape[1])
+
+    def __contains__(self, image_id: str) -> bool:
+        return True
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        return self.regions
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Answerer:
+    """A fine-tuned model with its detector."""
+
+    def __init__(self, saved: assembly.Saved, detector: Detector | None, device: torch.device) -> None:
+        self.saved, self.detector, self.device = saved, detector, device
+        self.model, self.task = saved.task_model()
+        self.model.to(device).eval()
+        self.spec = models.spec(saved.model).inputs(saved.config)
+        self.tokenizer = Tokenizer(str(saved.path / "vocab.txt"))
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the detector's classes."""
+        return () if self.detector is None else self.detector.config.class_names
+
+    @property
+    def attribute_names(self) -> Sequence[str]:
+        """Names of the detector's attributes."""
+        return () if self.detector is None else self.detector.config.attribute_names
+
+    def answer(self, image: str | Path | Image.Image, text: str) -> Answer:
+        """Answer a question about, or judge a sentence of, one raw image.
+
+        Raises:
+            DataError: the image cannot be read, or the text is empty.
+        """
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(read_image(Path(image)))
+        regions = self.detect(picture)
+        layout = TextLayout(self.tokenizer, self.spec)
+        example = Example(id="0", rows=(layout.row(text, answer=self.task.name == "vqa"),), images=() if self.saved.text_only else ("0",))
+        store = None if self.saved.text_only else _OneImage(regions, self.saved.fingerprint)
+        batch, _ = collate([example], store, self.spec, tokenizer=self.tokenizer, masking=None, rngs=[runtime.generator_for(0)])
+        with torch.inference_mode():
+            logits = self.model(batch.to(self.device))
+        prediction: Prediction = self.task.decode(logits, [Record(id="0", images=("0",))])[0]
+        return Answer(
+            text=str(prediction.value),
+            confidence=prediction.confidence,
+            top=prediction.top,
+            question=text,
+            image=picture,
+            regions=regions,
+            truncated=layout.truncated > 0,
+        )
+
+    def detect(self, image: Image.Image) -> RegionArray:
+        """Regions of an image, as the model was trained on."""
+        if self.detector is None:
+            assert self.saved.text_only
+            return RegionArray(features=np.zeros((0, self.spec.feature_size), np.float32), boxes=np.zeros((0, 4), np.float32), size=image.size)
+        return self.detector.detect([np.asarray(image.convert("RGB"))])[0]
+
+
+def load(path: str | Path, *, detector: str | Path | None = None, device: str = "auto") -> Answerer:
+    """Load a fine-tuned model for use on raw images.
+
+    Args:
+        path: run folder or model folder.
+        detector: folder of the detector; the one kept beside the model if left out.
+    Raises:
+        CheckpointError: no model there, no detector, or a detector whose features the model was not trained on.
+    """
+    saved = assembly.read(Path(path))
+    target = runtime.pick_device(device)
+    if saved.text_only:
+        return Answerer(saved, None, target)
+    folder = Path(detector) if detector is not None else saved.path / "detector"
+    if not folder.is_dir():
+        raise CheckpointError(f"{saved.path} has no detector beside it, so raw images cannot be turned into regions. Name one with --detector.")
+    found = Detector.load(folder, device=target)
+    assembly.check_fingerprint(saved, found.fingerprint, override=False)
+    return Answerer(saved, found, target)

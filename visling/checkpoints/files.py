@@ -1,0 +1,137 @@
+"""Reading weight files of any age without running what is in them."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import tarfile
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors_bytes
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor
+
+from visling.errors import CheckpointError
+
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which training scripts keep the weights beside other things."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that data-parallel and compiled modules put before every name."""
+_ZIP = b"PK\x03\x04"
+"""First bytes of today's PyTorch files. (A tar archive that holds one ends like a zip file, so the end says nothing.)"""
+_WEIGHTS_IN_ARCHIVE = (".bin", ".pth", ".pt", ".th", ".safetensors")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a released weight file, on the CPU, wrapper prefixes removed.
+
+    Args:
+        path: a .safetensors file, or a PyTorch file under any name (.bin, .pth, .model, .th, .tar), or a .tar archive that holds one of these.
+    Raises:
+        CheckpointError: no such file, truncated, holds no weights, or asks for code to be run.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weight file {path}. Check the path.")
+    if path.suffix == ".safetensors":
+        try:
+            return strip_wrappers(load_safetensors(path))
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file: {error}. Fetch it again.") from error
+    if tarfile.is_tarfile(path):
+        try:
+            return _read_archive(path)
+        except (tarfile.TarError, EOFError, zlib.error, SafetensorError) as error:
+            raise CheckpointError(f"{path} is not a whole archive: {_brief(error)}. Fetch it again.") from error
+    return strip_wrappers(_state_dict(_load(path, path), path))
+
+
+def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes of wrapping modules; a prefix goes only if every name has it."""
+    names = list(tensors)
+    stripped = True
+    while stripped and names:
+        stripped = False
+        for prefix in _WRAPPERS:
+            if all(name.startswith(prefix) for name in names):
+                names, stripped = [name.removeprefix(prefix) for name in names], True
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """The single weight file inside a .tar or .tar.gz archive; nothing is written to disk."""
+    with tarfile.open(path) as archive:
+        members = [member for member in archive.getmembers() if member.isfile() and member.name.endswith(_WEIGHTS_IN_ARCHIVE)]
+        if len(members) != 1:
+            found = ", ".join(member.name for member in members) or "none"
+            raise CheckpointError(f"{path} should hold one weight file; found {found}. Unpack it and name the file.")
+        file = archive.extractfile(members[0])
+        assert file is not None
+        if members[0].name.endswith(".safetensors"):
+            return strip_wrappers(load_safetensors_bytes(file.read()))
+        return strip_wrappers(_state_dict(_load(file, path), path))
+
+
+def _load(file: Path | IO[bytes], path: Path) -> Any:
+    """Contents of a PyTorch file, by torch's weights-only reader; classes of other packages become inert stubs."""
+    try:
+        stubs = _stubs(file) if isinstance(file, Path) else []
+        with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the reader stops at what it does not support
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than weights, and reading it might run code ({_brief(error)}). "
+            "Get the weights as .safetensors, or save only its state dict where you trust the file."
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot read {path}: {_brief(error)}. It may be truncated; fetch it again.") from error
+
+
+def _stubs(path: Path) -> list[Any]:
+    """Empty stand-ins for classes that the file names, so that settings saved beside weights do not hinder reading.
+
+    Only capitalised names outside the standard library qualify; functions (`os.system`, ...) stay refused.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            return []  # files of before PyTorch 1.6 cannot be searched
+    stubs = []
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
+        module, _, last = name.rpartition(".")
+        if last[:1].isupper() and module.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "numpy"}:
+            stubs.append((type(last, (_Stub,), {}), name))
+    return stubs
+
+
+class _Stub:
+    """Takes any arguments and state, does nothing."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> _Stub:
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _brief(error: Exception) -> str:
+    """First line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The name -> tensor mapping in what a file holds."""
+    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
+        inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            raise CheckpointError(f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names and tensors.")
+        loaded = inner
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected names and tensors.")
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}

@@ -1,0 +1,415 @@
+"""The command line: it parses, calls and prints. Plain text for people, `--json` for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from visling import runtime
+from visling.errors import ConfigError, RunError, VislingError, nearest
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Region-based vision-and-language Transformers.")
+detect_app = typer.Typer(no_args_is_help=True, help="Train and score a region detector.")
+regions_app = typer.Typer(no_args_is_help=True, help="Make and look at stores of region features.")
+recipes_app = typer.Typer(no_args_is_help=True, help="What can be trained, with every setting.")
+app.add_typer(detect_app, name="detect")
+app.add_typer(regions_app, name="regions")
+app.add_typer(recipes_app, name="recipes")
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; a folder that already holds something is refused.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run into --out stopped.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. May be given several times.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice; the recipe's own if left out.")]
+
+
+def run() -> None:
+    """Run the command line; an error that the user can mend is printed without a trace and ends with status 2."""
+    try:
+        app()
+    except VislingError as error:
+        print(f"visling: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("visling: stopped. What was saved is kept; the same command with --resume goes on.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def scenes(
+    out: Out,
+    images: Annotated[int, typer.Option(help="Number of pictures over all splits.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same files, byte for byte.")] = 0,
+    style: Annotated[str, typer.Option(help="plain or sketch.")] = "plain",
+    panels: Annotated[int, typer.Option(help="Pictures of two or three boxes with true and false statements, as in NLVR.")] = 0,
+    answer_noise: Annotated[float, typer.Option(help="Share of the ten answers to each question that are replaced by another plausible one.")] = 0.0,
+    json_: Json = False,
+) -> None:
+    """Draw pictures with boxes, captions, questions and statements, in the official file formats.
+
+    Example: visling scenes --out scenes --images 200 --seed 1
+    """
+    from visling.data.scenes import ScenesConfig, write_scenes
+
+    config = ScenesConfig(images=images, seed=seed, style=style, panels=panels, answer_noise=answer_noise)  # type: ignore[arg-type]
+    with _bar("Drawing") as step:
+        counts = write_scenes(out, config, progress=step)
+    _show(counts, json_, f"Wrote {out}")
+
+
+@regions_app.command("extract")
+def regions_extract(
+    images: Annotated[list[Path], typer.Argument(help="Folders of images (searched recursively) or image files.")],
+    detector: Annotated[Path, typer.Option(help="Folder of a trained detector.")],
+    out: Out,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16; fp32 features do not depend on the device.")] = "fp32",
+    resume: Resume = False,
+    json_: Json = False,
+) -> None:
+    """Turn images into a store of region features. Unreadable images are listed at the end, never a crash.
+
+    Example: visling regions extract scenes/images --detector detector --out regions
+    """
+    from visling.data.store import StoreWriter
+    from visling.vision.detector import Detector
+    from visling.vision.extract import extract, find_images
+
+    model = Detector.load(detector, device=runtime.pick_device(device))
+    files = [file for place in images for file in (find_images(place) if place.is_dir() else [place])]
+    settings = {"detector": str(detector.resolve()), "precision": precision}
+    with (
+        StoreWriter(
+            out,
+            feature_size=model.config.feature_size,
+            fingerprint=model.fingerprint,
+            class_names=model.config.class_names,
+            attribute_names=model.config.attribute_names,
+            settings=settings,
+            resume=resume,
+        ) as writer,
+        _bar("Extracting") as step,
+    ):
+        report = extract(files, model, writer, batch_size=batch_size, precision=_precision(precision), progress=step)
+    unreadable = [{"image": str(path), "reason": reason} for path, reason in report.unreadable]
+    _show({"images": report.done, "found already": report.skipped_existing, "unreadable": len(unreadable)}, json_, f"Wrote {out}")
+    for entry in unreadable:
+        print(f"unreadable: {entry['image']}: {entry['reason']}", file=sys.stderr)
+
+
+@regions_app.command("inspect")
+def regions_inspect(
+    store: Annotated[Path, typer.Argument(help="Region store.")],
+    image: Annotated[Path | None, typer.Option(help="Draw this image with its boxes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to draw it; beside the command's working folder if left out.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Read everything and compare the SHA-256 of every shard.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show what a region store holds, and draw an image with its boxes.
+
+    Example: visling regions inspect regions --image scenes/images/test/scene_000000002251.png
+    """
+    from PIL import Image
+
+    from visling.analysis.drawing import draw_regions
+    from visling.data.store import NativeStore
+    from visling.vision.images import read_image
+
+    found = NativeStore.open(store)
+    if check:
+        found.check()
+    counts = [found.count(image_id) for image_id in found.ids]
+    described = {
+        "images": len(found),
+        "regions": sum(counts),
+        "regions per image": f"{min(counts, default=0)} to {max(counts, default=0)}, mean {sum(counts) / max(len(counts), 1):.1f}",
+        "images without regions": counts.count(0),
+        "feature width": found.feature_size,
+        "fingerprint": found.fingerprint,
+        "classes": len(found.class_names),
+        "attributes": len(found.attribute_names),
+        "first ids": ", ".join(found.ids[:3]),
+        **{f"setting {name}": value for name, value in found.settings.items()},
+        **({"digests": "all match"} if check else {}),
+    }
+    if image is not None:
+        target = out if out is not None else Path(f"{image.stem}-regions.png")
+        _refuse(target)
+        drawn = draw_regions(
+            Image.fromarray(read_image(image)), found[image.stem], class_names=found.class_names, attribute_names=found.attribute_names
+        )
+        drawn.save(target)
+        described["drawing"] = str(target)
+    _show(described, json_)
+
+
+@recipes_app.command("list")
+def recipes_list(json_: Json = False) -> None:
+    """List the recipes of pretrain and finetune.
+
+    Example: visling recipes list
+    """
+    from visling.recipes import finetuning, pretraining
+
+    tables = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
+    _show({f"{verb} {name}": (recipe.__doc__ or "").splitlines()[0] for verb, table in tables.items() for name, recipe in table.items()}, json_)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")], set_: Settings = None) -> None:
+    """Print every setting of a recipe, after changes.
+
+    Example: visling recipes show visualbert-scenes --set train.epochs=3
+    """
+    from visling import config as configs
+    from visling.recipes import finetuning, pretraining
+
+    tables = (pretraining.RECIPES, finetuning.RECIPES)
+    chosen = [_recipe(table, name, set_, None) for table in tables if name in table] or [_recipe(pretraining.RECIPES, name, set_, None)]
+    for recipe in chosen:
+        print(json.dumps({type(recipe).__name__.lower(): configs.to_dict(recipe)}, indent=2))
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
+    data: Annotated[list[str], typer.Option(help="Folder of annotations; may be given several times. DIR@SPLIT reads that split for training only.")],
+    store: Annotated[Path, typer.Option(help="Region store of every image.")],
+    out: Out,
+    init: Annotated[Path | None, typer.Option(help="Model or run folder to start from.")] = None,
+    set_: Settings = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    resume: Resume = False,
+) -> None:
+    """Pre-train an encoder on sentences about images.
+
+    Example: visling pretrain --recipe visualbert-scenes --data scenes --store regions --out pretrained
+    """
+    from visling.recipes import pretraining
+
+    run = _recipe(pretraining.RECIPES, recipe, set_, seed)
+    with runtime.process_group():
+        pretraining.pretrain(
+            run, out, data=data, store=store, init=init, device=device, resume=resume, stream=sys.stderr, command=["visling", *sys.argv[1:]]
+        )
+    print(f"Pre-trained model in {out / 'model'}")
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
+    data: Annotated[Path, typer.Option(help="Folder of annotations.")],
+    out: Out,
+    store: Annotated[Path | None, typer.Option(help="Region store of every image; not needed with --text-only.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Pre-trained model or run folder; from scratch if left out.")] = None,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Hide every region: what the words alone give away.")] = False,
+    set_: Settings = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    resume: Resume = False,
+) -> None:
+    """Fine-tune a model on a task.
+
+    Example: visling finetune --recipe visualbert-vqa-scenes --data scenes --store regions --init pretrained --out vqa
+    """
+    from visling.recipes import finetuning
+
+    run = _recipe(finetuning.RECIPES, recipe, [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
+    with runtime.process_group():
+        finetuning.finetune(
+            run, out, data=data, store=store, init=init, device=device, resume=resume, stream=sys.stderr, command=["visling", *sys.argv[1:]]
+        )
+    print(f"Fine-tuned model in {out / 'model'}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder that finetune wrote.")],
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's if left out.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Region store; the training run's if left out.")] = None,
+    other_features: Annotated[bool, typer.Option("--other-features", help="Accept features of another detector.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")] = False,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    json_: Json = False,
+) -> None:
+    """Score a run by the official metric and write the official submission file.
+
+    Example: visling evaluate vqa --split test
+    """
+    from visling.recipes import finetuning
+
+    found = finetuning.evaluate(
+        run,
+        split=split,
+        data=data,
+        store=store,
+        device=device,
+        precision=_precision(precision),
+        other_features=other_features,
+        overwrite=overwrite,
+    )
+    if json_:
+        print(json.dumps(found))
+        return
+    for name, score in found["scores"].items():
+        print(f"{name:<24}{score['value']:>8.2f}   ({score['count']})")
+    for category, rows in found["by"].items():
+        print(f"by {category.replace('_', ' ')}")
+        for name, score in sorted(rows.items()):
+            print(f"  {name:<22}{score['value']:>8.2f}   ({score['count']})")
+
+
+@app.command()
+def predict(
+    words: Annotated[list[str], typer.Argument(metavar="IMAGE... TEXT", help="Image files, then the question or sentence.")],
+    run: Annotated[Path, typer.Option(help="Run or model folder.")],
+    detector: Annotated[Path | None, typer.Option(help="Detector folder; the one kept beside the model if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/answers if left out.")] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Answer a question about raw images, and draw what the model saw.
+
+    Example: visling predict --run vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
+    """
+    from visling import api
+    from visling.analysis.drawing import prediction_card
+
+    *images, text = words
+    if not images:
+        raise typer.BadParameter('give one or more images and then the text: visling predict --run RUN picture.png "how many stars are there?"')
+    model = api.load(run, detector=detector, device=device)
+    folder = out if out is not None else run / "answers"
+    for image in images:
+        answer = model.answer(image, text)
+        target = _free_name(folder, Path(image).stem)
+        card = prediction_card(answer.image, answer.regions, text, answer.top, class_names=model.class_names, attribute_names=model.attribute_names)
+        card.save(target)
+        if json_:
+            found = {"image": image, "text": text, "answer": answer.text, "top": answer.top, "regions": len(answer.regions)}
+            print(json.dumps({**found, "truncated": answer.truncated, "picture": str(target)}))
+            continue
+        print(f"{image}: {', '.join(f'{name} {share:.0%}' for name, share in answer.top)}")
+        print(f"  {len(answer.regions)} regions, drawn in {target}")
+        if answer.truncated:
+            print(f"  the text was cut to {model.spec.max_tokens} word pieces, as the release does")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    compare: Annotated[list[Path] | None, typer.Option(help="Another run whose scores stand beside; may be given several times.")] = None,
+    examples: Annotated[int, typer.Option(help="Answers shown.")] = 24,
+) -> None:
+    """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact configuration.
+
+    Example: visling report vqa --compare question-only
+    """
+    from visling.analysis.report import write_report
+
+    print(f"Wrote {write_report(run, examples=examples, compare=compare or [])}")
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Show versions, threads, devices, optional extras, the data folder and free space.
+
+    Example: visling doctor
+    """
+    import torch
+
+    home = runtime.home()
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    extras = {"lmdb": "lmdb", "h5": "h5py", "plot": "matplotlib", "serve": "fastapi", "log": "tensorboard", "hf": "transformers"}
+    found: dict[str, Any] = {
+        "visling": metadata.version("visling"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(runtime.pick_device()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "bf16 matrix units (AMX)": torch.cpu._is_amx_tile_supported(),
+        "data folder (VISLING_HOME)": str(home),
+        "free space there, GB": round(shutil.disk_usage(place).free / 1e9, 1),
+        **{f"extra {extra}": _version(package) for extra, package in extras.items()},
+    }
+    _show(found, json_)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _show(values: dict[str, Any], json_: bool, title: str = "") -> None:
+    if json_:
+        print(json.dumps(values))
+        return
+    if title:
+        print(title)
+    width = max((len(name) for name in values), default=0)
+    for name, value in values.items():
+        print(f"  {name:<{width}}  {'-' if value is None else value}")
+
+
+def _recipe(table: Mapping[str, Callable[[], T]], name: str, settings: Sequence[str] | None, seed: int | None) -> T:
+    from visling import config as configs
+
+    if name not in table:
+        raise ConfigError(f"no recipe {name!r}. {nearest(name, table)}")
+    chosen = configs.override(table[name](), settings or ())
+    return chosen if seed is None else configs.override(chosen, [f"train.seed={seed}"])
+
+
+def _precision(name: str) -> runtime.Precision:
+    if name not in ("fp32", "bf16"):
+        raise ConfigError(f"precision is {name!r}; expected fp32 or bf16.")
+    return name  # type: ignore[return-value]
+
+
+def _refuse(target: Path) -> None:
+    if target.exists():
+        raise RunError(f"{target} exists. Name another file with --out, or remove it.")
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    """A picture's name in the folder that is not taken yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error}. Name another folder with --out.") from error
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(path for path in (folder / f"{name}.png" for name in names) if not path.exists())
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing otherwise; called with (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,51 @@
+"""One image, many spellings: 9, "9", "COCO_train2014_000000000009", "train2014/COCO_train2014_000000000009.jpg"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".npz"})
+
+
+def canonical(image_id: str | int) -> str:
+    """The spelling that all aliases of an id share: the number after the last underscore without leading zeros, else the id itself."""
+    text = str(image_id)
+    tail = text.rpartition("_")[2]
+    return str(int(tail)) if tail.isascii() and tail.isdigit() else text
+
+
+def same(first: str | int, second: str | int) -> bool:
+    """Whether two ids may name the same image."""
+    return canonical(first) == canonical(second)
+
+
+def from_file_name(name: str) -> str:
+    """Image id of a file name as annotations write it: the stem, without folders and without an image suffix."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.stem if path.suffix.lower() in _IMAGE_SUFFIXES else path.name
+
+
+class Aliases:
+    """Finds an id among known ones by its exact spelling, else by an alias if exactly one known id has it."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._known = frozenset(known)
+        self._by_alias: dict[str, tuple[str, ...]] | None = None
+
+    def find(self, image_id: str | int) -> str | None:
+        """The known id, or None when there is none or several."""
+        text = str(image_id)
+        if text in self._known:
+            return text
+        candidates = self.candidates(text)
+        return candidates[0] if len(candidates) == 1 else None
+
+    def candidates(self, image_id: str | int) -> tuple[str, ...]:
+        """Every known id that shares its canonical spelling with `image_id`, sorted."""
+        if self._by_alias is None:
+            table: dict[str, list[str]] = {}
+            for known in sorted(self._known):
+                table.setdefault(canonical(known), []).append(known)
+            self._by_alias = {alias: tuple(ids) for alias, ids in table.items()}
+        return self._by_alias.get(canonical(image_id), ())

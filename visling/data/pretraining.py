@@ -1,0 +1,181 @@
+"""Pre-training corpora as sources of examples: caption pairs, single captions, labelled sentences, questions with answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from visling.data.annotations.captions import CaptionRecord
+from visling.data.annotations.questions import QuestionRecord
+from visling.data.loader import Source
+from visling.data.text import TextLayout
+from visling.errors import ConfigError, DataError
+from visling.types import Example, Record, TextRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceRecord(Record):
+    """A sentence about one or two images, and whether it is true of them."""
+
+    sentence: str
+    label: bool | None
+    """None = unknown."""
+
+
+class CaptionPairs:
+    """Two captions; does the second fit the image of the first?
+
+    Half of the time (a draw u > 0.5) the second is a random caption of another image (matched 0), else another caption of the same image
+    (matched 1). An image with a single caption always gets a random second one.
+
+    Source:
+        VisualBERT release, `two_sentence`. Its label field is called `is_random_next`, yet 1 means "fits", as here.
+    """
+
+    def __init__(self, records: Sequence[CaptionRecord], layout: TextLayout) -> None:
+        self.records, self.layout = records, layout
+        self._others = _by_image(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """The caption `index` and a drawn second one."""
+        record = self.records[index]
+        siblings = self._others[record.images[0]]
+        foreign = rng.random() > 0.5 or len(siblings) == 1
+        if foreign:
+            second = _of_another_image(self.records, record, rng)
+        else:
+            drawn = siblings[int(rng.integers(len(siblings) - 1))]
+            # The last sibling stands in for the caption itself, so that each of the others is equally likely.
+            second = self.records[siblings[-1] if drawn == index else drawn]
+        row = self.layout.row(record.caption, second.caption)
+        return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": int(not foreign)})
+
+
+class SingleCaption:
+    """One caption, replaced by a random one of another image with a given probability.
+
+    Args:
+        false_caption_ratio: probability of a wrong caption (matched 0); None gives no label, for masked language modelling alone.
+    Source:
+        VisualBERT release without `two_sentence` (0.5).
+    """
+
+    def __init__(self, records: Sequence[CaptionRecord], layout: TextLayout, *, false_caption_ratio: float | None = 0.5) -> None:
+        if false_caption_ratio is not None and not 0 <= false_caption_ratio <= 1:
+            raise ConfigError(f"false_caption_ratio must lie in [0, 1]; found {false_caption_ratio:g}.")
+        self.records, self.layout, self.false_caption_ratio = records, layout, false_caption_ratio
+        if false_caption_ratio:
+            _by_image(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """The image of caption `index` with that caption or a wrong one."""
+        record = self.records[index]
+        if self.false_caption_ratio is None:
+            return Example(id=record.id, rows=(self.layout.row(record.caption),), images=record.images)
+        wrong = rng.random() < self.false_caption_ratio
+        shown = _of_another_image(self.records, record, rng) if wrong else record
+        return Example(id=record.id, rows=(self.layout.row(shown.caption),), images=record.images, labels={"matched": int(not wrong)})
+
+
+class LabelledSentences:
+    """A sentence that is true of its images (matched 1) or not (matched 0); no label where it is unknown.
+
+    Source:
+        VisualBERT's task-specific pre-training on NLVR2.
+    """
+
+    def __init__(self, records: Sequence[SentenceRecord], layout: TextLayout) -> None:
+        self.records, self.layout = records, layout
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Sentence `index`; one row per image for presets that join two rows."""
+        record = self.records[index]
+        rows: tuple[TextRow, ...] = (self.layout.row(record.sentence),)
+        if len(record.images) > 1 and self.layout.spec.pair == "rows":
+            rows *= len(record.images)
+        return Example(id=record.id, rows=rows, images=record.images, labels={} if record.label is None else {"matched": int(record.label)})
+
+
+class QuestionAnswer:
+    """`question ? answer` as one text, the answer drawn from those people gave.
+
+    Source:
+        VisualBERT's task-specific pre-training on VQA. The release spells the answer letter by letter by mistake; here it stays whole.
+    Raises:
+        DataError: a question without answers.
+    """
+
+    def __init__(self, records: Sequence[QuestionRecord], layout: TextLayout) -> None:
+        if bare := next((record for record in records if not record.answers), None):
+            raise DataError(f"question {bare.id!r} has no answers: pre-training on questions needs an annotated split (train or val).")
+        self.records, self.layout = records, layout
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Question `index` with a drawn answer; no labels."""
+        record = self.records[index]
+        assert record.answers
+        answer = record.answers[int(rng.integers(len(record.answers)))]
+        question = record.question.rstrip()
+        row = self.layout.row(f"{question if question.endswith('?') else question + ' ?'} {answer}")
+        return Example(id=record.id, rows=(row,), images=record.images)
+
+
+class Mixture:
+    """Several sources as one.
+
+    Args:
+        weights: passes over each source per epoch, 1 by default: 2 shows every example twice, 0.5 a fresh random half.
+    Raises:
+        ConfigError: no source, a weight that is not positive, or not one weight per source.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
+        weights = [1.0] * len(sources) if weights is None else weights
+        if not sources or len(weights) != len(sources) or min(weights) <= 0:
+            raise ConfigError(f"a mixture needs sources and one positive weight for each; found {len(sources)} sources, weights {list(weights)}.")
+        self.sources = tuple(sources)
+        self._ends = np.cumsum([round(weight * len(source)) for source, weight in zip(sources, weights, strict=True)])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Example `index`: numbers run through the sources in order; the part of a pass that is not whole is drawn at random."""
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        begin, end = (int(self._ends[which - 1]) if which else 0), int(self._ends[which])
+        source = self.sources[which]
+        within = index - begin
+        whole = (end - begin) // len(source) * len(source)
+        return source.example(within % len(source) if within < whole else int(rng.integers(len(source))), rng)
+
+
+def _by_image(records: Sequence[CaptionRecord]) -> dict[str, list[int]]:
+    """Numbers of the captions of each image; at least two images."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, record in enumerate(records):
+        groups[record.images[0]].append(number)
+    if len(groups) < 2:
+        raise DataError(f"captions of {len(groups)} image(s) leave no other image to draw a wrong caption from: give captions of at least two.")
+    return dict(groups)
+
+
+def _of_another_image(records: Sequence[CaptionRecord], record: CaptionRecord, rng: np.random.Generator) -> CaptionRecord:
+    while True:
+        drawn = records[int(rng.integers(len(records)))]
+        if drawn.images != record.images:
+            return drawn

@@ -1,0 +1,751 @@
+"""The native region store: detector features of many images in a few memory-mapped files.
+
+A store is a folder:
+
+    manifest.json               schema, detector fingerprint, widths, names, settings, counts, size and SHA-256 of every file
+    index.safetensors           image ids (sorted), first global row and row count of each image, image sizes
+    shard-00000.safetensors     features (rows, F), boxes (rows, 4) in pixels, optional classes, attributes, confidences, distributions
+
+While it is written it holds `shard-N.<field>.part` files, which only grow, and `journal.jsonl`, one line for each committed batch: whatever an
+interruption leaves behind the last commit is cut off when writing resumes.
+
+Letters  R regions of an image, F feature width, K attributes kept per region, C detector classes, S images asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visling.data.identity import Aliases
+from visling.errors import BoxError, StoreError
+from visling.types import RegionArray, RegionStore
+
+SCHEMA = 1
+"""Version of the folder's layout; raised when older code could no longer read it."""
+
+_FORMAT = "visling regions"
+_BOXES = "pixel corners x1 y1 x2 y2 of the original image"
+_HEADER = 4096
+"""Bytes kept free for the safetensors header at the front of a shard, so that closing a shard does not copy its features."""
+_CHUNK = 1 << 24
+_DTYPES = {"float32": "F32", "float16": "F16", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8"}
+_OPTIONAL = {"classes": "int16", "class_confidence": "float16", "attributes": "int16", "attribute_confidence": "float16", "probs": "float16"}
+"""Optional fields and how they are stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Field:
+    """How one array is stored: its type and the width of a row (0 = one number per region)."""
+
+    dtype: str
+    width: int
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.dtype(self.dtype).itemsize) * max(self.width, 1)
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        return (rows, self.width) if self.width else (rows,)
+
+
+class NativeStore:
+    """A finished store, memory-mapped; opening reads the manifest and the index only. Made by `open` or `StoreWriter.close`."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.feature_size = int(manifest["feature_size"])
+        self.fingerprint = str(manifest["fingerprint"])
+        self.class_names = tuple(manifest["class_names"])
+        self.attribute_names = tuple(manifest["attribute_names"])
+        self.settings: Mapping[str, Any] = manifest["settings"]
+        self.fields = {name: _Field(**field) for name, field in manifest["fields"].items()}
+        index = _tensors(path / manifest["index"]["file"])
+        joined = index["ids"].tobytes().decode("utf-8")
+        self.ids: list[str] = joined.split("\n") if joined else []
+        """Sorted image ids."""
+        self._starts, self._counts, self._sizes = index["starts"], index["counts"], index["sizes"]
+        self._position = {image_id: number for number, image_id in enumerate(self.ids)}
+        self._aliases = Aliases(self.ids)
+        self._first_rows = np.array([shard["first_row"] for shard in manifest["shards"]], dtype=np.int64)
+        self._shards = [_tensors(path / shard["file"]) for shard in manifest["shards"]]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The store in a folder.
+
+        Raises:
+            StoreError: no store there, an unfinished or damaged one, or one written by a newer version.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        for entry in (manifest["index"], *manifest["shards"]):
+            file = path / entry["file"]
+            if not file.is_file():
+                raise StoreError(f"region store {path} lacks {entry['file']}, which its manifest lists. Copy the folder again or extract anew.")
+            if (found := file.stat().st_size) != entry["bytes"]:
+                raise StoreError(
+                    f"{file} is {'truncated' if found < entry['bytes'] else 'too long'}: found {found} bytes, expected {entry['bytes']}. "
+                    "Copy the file again or extract anew."
+                )
+        try:
+            return cls(path, manifest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"region store {path} is damaged: {error}. Copy the folder again or extract anew.") from error
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._position or (isinstance(image_id, (str, int)) and self._aliases.find(image_id) is not None)
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        """Regions of one image as views of the files, found by its exact id or by an alias that is unique here.
+
+        Raises:
+            StoreError: no such image, or an alias of several.
+        """
+        number = self._locate(image_id)
+        start, count = int(self._starts[number]), int(self._counts[number])
+        width, height = self._sizes[number]
+        fields = {name: self._rows(name, start, count) for name in self.fields}
+        return RegionArray(size=(int(width), int(height)), **fields)
+
+    def count(self, image_id: str) -> int:
+        """Number of regions of one image."""
+        return int(self._counts[self._locate(image_id)])
+
+    def gather(self, image_ids: Sequence[str], max_regions: int | None = None, *, buffer: NDArray[Any] | None = None) -> dict[str, NDArray[Any]]:
+        """First regions of several images, padded with zeros, by one copy out of the mapped files.
+
+        Args:
+            max_regions: most regions per image; None for all.
+            buffer: flat array of the store's feature type to lay the features in, if it is large enough; the caller must be done with it.
+        Returns:
+            features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height; R is the longest
+            count, at least 1.
+        Raises:
+            StoreError: an image is not in the store.
+        """
+        numbers = np.array([self._locate(image_id) for image_id in image_ids], dtype=np.int64)
+        counts = self._counts[numbers]
+        if max_regions is not None:
+            counts = np.minimum(counts, max_regions)
+        most = max(int(counts.max(initial=0)), 1)
+        mask = np.arange(most) < counts[:, None]
+        rows = np.where(mask, self._starts[numbers][:, None] + np.arange(most), 0)
+        shape = (len(numbers), most, self.feature_size)
+        size = int(np.prod(shape))
+        kind = self.fields["features"].dtype
+        if buffer is not None and buffer.dtype == kind and buffer.size >= size:
+            features = buffer.reshape(-1)[:size].reshape(shape)
+        else:
+            features = np.empty(shape, kind)
+        boxes = np.empty((len(numbers), most, 4), np.float32)
+        self._take("features", rows, mask, features)
+        self._take("boxes", rows, mask, boxes)
+        return {"features": features, "boxes": boxes, "mask": mask, "size": self._sizes[numbers].astype(np.float32)}
+
+    def check(self) -> None:
+        """Read every file and compare its SHA-256 with the manifest.
+
+        Raises:
+            StoreError: a file differs; names it.
+        """
+        for entry in (self.manifest["index"], *self.manifest["shards"]):
+            found = _sha256(self.path / entry["file"])
+            if found != entry["sha256"]:
+                raise StoreError(
+                    f"{self.path / entry['file']} is damaged: SHA-256 {found[:16]}..., expected {entry['sha256'][:16]}.... "
+                    "Copy the file again or extract anew."
+                )
+
+    def _locate(self, image_id: str) -> int:
+        number = self._position.get(image_id)
+        if number is None:
+            known = self._aliases.find(image_id)
+            if known is None:
+                raise StoreError(self._missing(image_id))
+            number = self._position[known]
+        return number
+
+    def _missing(self, image_id: str) -> str:
+        several = self._aliases.candidates(image_id)
+        if several:
+            return f"image {image_id!r} is ambiguous in region store {self.path}: it may be {', '.join(map(repr, several))}. Give the full id."
+        at = bisect_left(self.ids, str(image_id))
+        near = ", ".join(repr(known) for known in self.ids[max(at - 1, 0) : at + 1])
+        return (
+            f"image {image_id!r} is not in region store {self.path} ({len(self)} images; nearest ids: {near or 'none'}). "
+            "Extract its regions, or check that annotations and store belong to the same data set."
+        )
+
+    def _rows(self, name: str, start: int, count: int) -> NDArray[Any]:
+        if not count:
+            return np.empty(self.fields[name].shape(0), self.fields[name].dtype)
+        shard = int(np.searchsorted(self._first_rows, start, side="right")) - 1
+        first = start - int(self._first_rows[shard])
+        return self._shards[shard][name][first : first + count]
+
+    def _take(self, name: str, rows: NDArray[np.int64], mask: NDArray[np.bool_], out: NDArray[Any]) -> None:
+        """Copy global rows of one field to `out`; zeros where the mask is False."""
+        if len(self._shards) == 1 and len(self._shards[0][name]):
+            np.take(self._shards[0][name], rows.reshape(-1), axis=0, out=out.reshape(rows.size, -1), mode="clip")
+        else:
+            shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+            for shard in np.unique(shard_of[mask]):
+                chosen = mask & (shard_of == shard)
+                out[chosen] = self._shards[shard][name][rows[chosen] - self._first_rows[shard]]
+        out[~mask] = 0
+
+
+class StoreWriter:
+    """Writes a store image by image; survives interruption.
+
+    Used as a context manager it closes the store on success and leaves a resumable folder on an exception.
+
+    Args:
+        fingerprint: identity of the detector and settings that make the features.
+        dtype: how features are stored.
+        settings: what a reader of the manifest should know; plain JSON values.
+        resume: go on after the last committed batch of an unfinished store, or add images to a finished one.
+        shard_bytes: size at which a new shard is begun.
+    Raises:
+        StoreError: the folder holds a store and `resume` is False, or holds one of other features.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        feature_size: int,
+        fingerprint: str,
+        class_names: Sequence[str] = (),
+        attribute_names: Sequence[str] = (),
+        dtype: Literal["float16", "float32"] = "float16",
+        settings: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        shard_bytes: int = 2_000_000_000,
+    ) -> None:
+        if dtype not in ("float16", "float32"):
+            raise StoreError(f"features are stored as float16 or float32; found {dtype!r}.")
+        self.path = Path(path)
+        self._shard_bytes = shard_bytes
+        self._header: dict[str, Any] = {
+            "format": _FORMAT,
+            "schema": SCHEMA,
+            "fingerprint": fingerprint,
+            "feature_size": feature_size,
+            "dtype": dtype,
+            "class_names": list(class_names),
+            "attribute_names": list(attribute_names),
+            "settings": json.loads(json.dumps(dict(settings or {}))),
+        }
+        self._fields: dict[str, _Field] | None = None
+        self._images: dict[str, tuple[int, int, int, int]] = {}
+        """Image id -> first global row, count, width, height, in the order of writing."""
+        self._pending: list[str] = []
+        self._rows = 0
+        self._closed_shards: list[int] = []
+        """First global row of every closed shard."""
+        self._shard_start = 0
+        self._files: dict[str, BinaryIO] = {}
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._begin(resume)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.suspend()
+
+    def add(self, image_id: str, regions: RegionArray) -> None:
+        """Append the regions of one image; durable after the next `commit`.
+
+        Raises:
+            StoreError: the image is there already, or its arrays differ in width, length or fields from what the store holds.
+            BoxError: a box that is not pixel corners, or an image without size.
+        """
+        if image_id in self._images:
+            raise StoreError(f"image {image_id!r} is already in region store {self.path}; every image is stored once.")
+        if not image_id or "\n" in image_id:
+            raise StoreError(f"{image_id!r} cannot be an image id: it must be non-empty and without line breaks.")
+        arrays = self._arrays(image_id, regions)
+        count = len(regions)
+        if count:
+            if self._fields is None:
+                self._fields = self._layout(arrays)
+                self._append_journal({"fields": {name: _plain(field) for name, field in self._fields.items()}})
+            if self._rows > self._shard_start and (self._rows + count - self._shard_start) * self._bytes_per_row() > self._shard_bytes:
+                self.commit()
+                self._close_shard()
+            rows = self._stored(image_id, arrays, count)
+            for name, array in rows.items():
+                self._part(name).write(array.tobytes())
+        self._images[image_id] = (self._rows, count, *regions.size)
+        self._pending.append(image_id)
+        self._rows += count
+
+    def commit(self) -> None:
+        """Make everything added so far durable: an interruption from here on loses nothing of it."""
+        if not self._pending:
+            return
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self._append_journal({"images": [[image_id, *self._images[image_id]] for image_id in self._pending]})
+        self._pending = []
+
+    def suspend(self) -> None:
+        """Commit and let go of the files, leaving a folder that `resume` takes up again."""
+        self.commit()
+        self._close_files()
+
+    def close(self) -> NativeStore:
+        """Finish the store and open it."""
+        self.commit()
+        if self._fields is None:
+            self._fields = self._layout({})
+        if self._rows > self._shard_start:
+            self._close_shard()
+        ids = sorted(self._images)
+        table = np.array([self._images[image_id] for image_id in ids], dtype=np.int64).reshape(len(ids), 4)
+        index: dict[str, NDArray[Any]] = {
+            "starts": table[:, 0],
+            "counts": table[:, 1],
+            "sizes": table[:, 2:].astype(np.int32),
+            "ids": np.frombuffer("\n".join(ids).encode("utf-8"), dtype=np.uint8),
+        }
+        _write_tensors(self.path / "index.safetensors", index)
+        shards = []
+        for number, first in enumerate(self._closed_shards):
+            end = self._closed_shards[number + 1] if number + 1 < len(self._closed_shards) else self._rows
+            shards.append({"first_row": first, "rows": end - first, **_describe(self._shard_file(number))})
+        manifest = {
+            **self._header,
+            "boxes": _BOXES,
+            "images": len(ids),
+            "regions": self._rows,
+            "fields": {name: _plain(field) for name, field in self._fields.items()},
+            "index": _describe(self.path / "index.safetensors"),
+            "shards": shards,
+        }
+        _write_whole(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8"))
+        self._journal.unlink(missing_ok=True)
+        return NativeStore.open(self.path)
+
+    # Beginning and resuming
+
+    @property
+    def _journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    def _begin(self, resume: bool) -> None:
+        finished, unfinished = (self.path / "manifest.json").exists(), self._journal.exists()
+        if (finished or unfinished) and not resume:
+            state = "a finished region store" if finished else "an unfinished region store"
+            raise StoreError(f"{self.path} already holds {state}. Choose another folder, delete it, or resume it (resume=True).")
+        if finished:
+            self._reopen()
+        elif unfinished:
+            self._recover()
+        else:
+            self._append_journal({"store": self._header})
+
+    def _reopen(self) -> None:
+        """Turn a finished store back into an unfinished one of closed shards."""
+        store = NativeStore.open(self.path)
+        self._match({key: store.manifest.get(key) for key in self._header})
+        self._fields = store.fields if store.manifest["regions"] else None
+        order = sorted(store.ids, key=lambda image_id: int(store._starts[store._position[image_id]]))
+        for image_id in order:
+            at = store._position[image_id]
+            width, height = store._sizes[at]
+            self._images[image_id] = (int(store._starts[at]), int(store._counts[at]), int(width), int(height))
+        self._rows = self._shard_start = int(store.manifest["regions"])
+        self._closed_shards = [int(first) for first in store._first_rows]
+        lines: list[dict[str, Any]] = [{"store": self._header}]
+        if self._fields is not None:
+            lines.append({"fields": {name: _plain(field) for name, field in self._fields.items()}})
+        lines.append({"images": [[image_id, *row] for image_id, row in self._images.items()]})
+        lines.extend({"closed": first} for first in self._closed_shards)
+        _write_whole(self._journal, b"".join(_line(entry) for entry in lines))
+        (self.path / "manifest.json").unlink()
+
+    def _recover(self) -> None:
+        """Read the journal back and cut what lies behind the last commit."""
+        entries = _read_journal(self._journal)
+        if not entries or "store" not in entries[0]:
+            raise StoreError(f"{self._journal} does not begin with the store's description: the folder cannot be resumed. Delete it and start again.")
+        self._match(entries[0]["store"])
+        for entry in entries[1:]:
+            if "fields" in entry:
+                self._fields = {name: _Field(**field) for name, field in entry["fields"].items()}
+            elif "closed" in entry:
+                self._closed_shards.append(int(entry["closed"]))
+            else:
+                self._images.update((image_id, (start, count, width, height)) for image_id, start, count, width, height in entry["images"])
+        self._rows = sum(count for _, count, _, _ in self._images.values())
+        # A shard may have been renamed before the journal learnt of it.
+        if self._fields is not None and self._shard_file(len(self._closed_shards)).exists():
+            first = int(_tensor_metadata(self._shard_file(len(self._closed_shards)))["first_row"])
+            self._append_journal({"closed": first})
+            self._closed_shards.append(first)
+        if self._closed_shards:
+            last = len(self._closed_shards) - 1
+            self._shard_start = self._closed_shards[last] + len(_tensors(self._shard_file(last))["boxes"])
+        for number in range(len(self._closed_shards)):
+            self._remove_parts(number)
+        self._cut_parts()
+
+    def _match(self, found: Mapping[str, Any]) -> None:
+        for key, expected in self._header.items():
+            if key == "settings":
+                # Those of the first run stay: they describe, they do not identify.
+                self._header[key] = found.get(key)
+            elif found.get(key) != expected:
+                raise StoreError(
+                    f"region store {self.path} cannot be resumed: its {key.replace('_', ' ')} is {_short(found.get(key))}, this run's is "
+                    f"{_short(expected)}. Use the detector and settings it was begun with, or another folder."
+                )
+
+    def _cut_parts(self) -> None:
+        if self._fields is None:
+            self._remove_parts(len(self._closed_shards))
+            return
+        rows = self._rows - self._shard_start
+        for name, field in self._fields.items():
+            part = self._part_file(name)
+            length = rows * field.row_bytes + (_HEADER if name == "features" else 0)
+            found = part.stat().st_size if part.exists() else 0
+            if rows and found < length:
+                raise StoreError(f"{part} is truncated: found {found} bytes, expected {length}. The folder cannot be resumed; delete it.")
+            if rows:
+                os.truncate(part, length)
+            else:
+                part.unlink(missing_ok=True)
+
+    # Rows
+
+    def _arrays(self, image_id: str, regions: RegionArray) -> dict[str, NDArray[Any]]:
+        """Arrays of one image by field, checked."""
+        count, width = len(regions), self._header["feature_size"]
+        if regions.features.shape != (count, width):
+            raise StoreError(f"features of image {image_id!r} must be (R, {width}); found {regions.features.shape}.")
+        if regions.boxes.shape != (count, 4):
+            raise StoreError(f"boxes of image {image_id!r} must be ({count}, 4), one per feature row; found {regions.boxes.shape}.")
+        _check_boxes(image_id, regions.boxes, regions.size)
+        if not np.isfinite(regions.features).all():
+            raise StoreError(f"features of image {image_id!r} hold numbers that are not finite. Extract them again.")
+        if self._header["dtype"] == "float16" and count and np.abs(regions.features).max() > np.finfo(np.float16).max:
+            raise StoreError(f"features of image {image_id!r} exceed the range of float16 (65504). Store them as float32 (dtype='float32').")
+        arrays: dict[str, NDArray[Any]] = {"features": regions.features, "boxes": regions.boxes}
+        for name in _OPTIONAL:
+            array = getattr(regions, name)
+            if array is None:
+                continue
+            if len(array) != count:
+                raise StoreError(f"{name} of image {image_id!r} must have {count} rows, one per region; found {len(array)}.")
+            arrays[name] = array[:, None] if name.startswith("attribute") and array.ndim == 1 else array
+        return arrays
+
+    def _layout(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, _Field]:
+        """Fields of the store, decided by the first image that has regions."""
+        fields = {"features": _Field(dtype=self._header["dtype"], width=self._header["feature_size"]), "boxes": _Field(dtype="float32", width=4)}
+        for name, dtype in _OPTIONAL.items():
+            if name in arrays:
+                fields[name] = _Field(dtype=dtype, width=max(arrays[name].shape[1], 1) if arrays[name].ndim == 2 else 0)
+        return fields
+
+    def _stored(self, image_id: str, arrays: Mapping[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
+        """The arrays in the store's types and widths."""
+        assert self._fields is not None
+        if arrays.keys() != self._fields.keys():
+            raise StoreError(
+                f"image {image_id!r} brings the fields {', '.join(sorted(arrays))}; this store holds {', '.join(sorted(self._fields))}. "
+                "All images of a store have the same fields."
+            )
+        stored = {}
+        for name, field in self._fields.items():
+            array = arrays[name]
+            if name.startswith("attribute") and array.shape[1] < field.width:
+                missing = np.full((count, field.width - array.shape[1]), -1 if name == "attributes" else 0, array.dtype)
+                array = np.concatenate([array, missing], axis=1)
+            if array.shape != field.shape(count):
+                raise StoreError(f"{name} of image {image_id!r} must be {field.shape(count)}; found {array.shape}.")
+            stored[name] = np.ascontiguousarray(array, dtype=field.dtype)
+        return stored
+
+    def _bytes_per_row(self) -> int:
+        assert self._fields is not None
+        return sum(field.row_bytes for field in self._fields.values())
+
+    # Files
+
+    def _shard_file(self, number: int) -> Path:
+        return self.path / f"shard-{number:05d}.safetensors"
+
+    def _part_file(self, name: str, number: int | None = None) -> Path:
+        return self.path / f"shard-{len(self._closed_shards) if number is None else number:05d}.{name}.part"
+
+    def _part(self, name: str) -> BinaryIO:
+        file = self._files.get(name)
+        if file is None:
+            file = self._files[name] = self._part_file(name).open("ab")
+            if name == "features" and file.tell() == 0:
+                file.write(bytes(_HEADER))
+        return file
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+
+    def _remove_parts(self, number: int) -> None:
+        for part in self.path.glob(f"shard-{number:05d}.*.part"):
+            part.unlink()
+
+    def _close_shard(self) -> None:
+        """Turn the parts of the current shard into one safetensors file: append the small ones to the features, write the header in front."""
+        assert self._fields is not None
+        self._close_files()
+        rows, main = self._rows - self._shard_start, self._part_file("features")
+        header: dict[str, Any] = {"__metadata__": {"first_row": str(self._shard_start)}}
+        with main.open("r+b") as target:
+            # An interrupted closing may have appended already.
+            length = self._fields["features"].row_bytes * rows
+            target.truncate(_HEADER + length)
+            target.seek(0, os.SEEK_END)
+            header["features"] = _entry(self._fields["features"], rows, 0)
+            if gap := -length % 8:
+                # safetensors allows no holes: the gap that keeps the next tensor aligned is a tensor of its own.
+                target.write(bytes(gap))
+                header["padding"] = {"dtype": "U8", "shape": [gap], "data_offsets": [length, length + gap]}
+                length += gap
+            for name, field in self._fields.items():
+                if name != "features":
+                    with self._part_file(name).open("rb") as source:
+                        shutil.copyfileobj(source, target, _CHUNK)
+                    header[name] = _entry(field, rows, length)
+                    length += field.row_bytes * rows
+            text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+            target.seek(0)
+            target.write((_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8))
+            target.flush()
+            os.fsync(target.fileno())
+        number = len(self._closed_shards)
+        main.rename(self._shard_file(number))
+        self._append_journal({"closed": self._shard_start})
+        self._closed_shards.append(self._shard_start)
+        self._remove_parts(number)
+        self._shard_start = self._rows
+
+    def _append_journal(self, entry: Mapping[str, Any]) -> None:
+        with self._journal.open("ab") as file:
+            file.write(_line(entry))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def gather(store: RegionStore, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
+    """`NativeStore.gather` for any store: by its own method if it has one, else image by image."""
+    if isinstance(store, NativeStore):
+        return store.gather(image_ids, max_regions)
+    images = [store[image_id] for image_id in image_ids]
+    counts = np.array([len(image) if max_regions is None else min(len(image), max_regions) for image in images], dtype=np.int64)
+    most = max(int(counts.max(initial=0)), 1)
+    kind = images[0].features.dtype if images else np.dtype(np.float16)
+    features = np.zeros((len(images), most, store.feature_size), kind)
+    boxes = np.zeros((len(images), most, 4), np.float32)
+    for row, (image, count) in enumerate(zip(images, counts, strict=True)):
+        features[row, :count], boxes[row, :count] = image.features[:count], image.boxes[:count]
+    size = np.array([image.size for image in images], dtype=np.float32).reshape(len(images), 2)
+    return {"features": features, "boxes": boxes, "mask": np.arange(most) < counts[:, None], "size": size}
+
+
+def subset(store: NativeStore, image_ids: Iterable[str], path: str | Path) -> NativeStore:
+    """A new store with some images of another, under the ids they have there.
+
+    Raises:
+        StoreError: an image is missing, or `path` already holds a store.
+    """
+    with _copy_of(store, path) as writer:
+        for number in sorted({store._locate(image_id) for image_id in image_ids}):
+            writer.add(store.ids[number], store[store.ids[number]])
+    return NativeStore.open(path)
+
+
+def merge(stores: Sequence[NativeStore], path: str | Path) -> NativeStore:
+    """A new store with the images of several.
+
+    Raises:
+        StoreError: no store, stores of different features, an image in two of them, or `path` already holds a store.
+    """
+    if not stores:
+        raise StoreError("nothing to merge: give at least one region store.")
+    for other in stores[1:]:
+        for key in ("fingerprint", "feature_size", "dtype", "class_names", "attribute_names", "fields"):
+            if other.manifest[key] != stores[0].manifest[key]:
+                raise StoreError(
+                    f"stores {stores[0].path} and {other.path} cannot be merged: {key.replace('_', ' ')} {_short(stores[0].manifest[key])} "
+                    f"and {_short(other.manifest[key])} differ. Extract both with the same detector and settings."
+                )
+    with _copy_of(stores[0], path) as writer:
+        for store in stores:
+            for image_id in store.ids:
+                writer.add(image_id, store[image_id])
+    return NativeStore.open(path)
+
+
+def _copy_of(store: NativeStore, path: str | Path) -> StoreWriter:
+    return StoreWriter(
+        path,
+        feature_size=store.feature_size,
+        fingerprint=store.fingerprint,
+        class_names=store.class_names,
+        attribute_names=store.attribute_names,
+        dtype=store.manifest["dtype"],
+        settings=store.settings,
+    )
+
+
+def _check_boxes(image_id: str, boxes: NDArray[Any], size: tuple[int, int]) -> None:
+    if min(size) <= 0:
+        raise BoxError(f"image {image_id!r} must have a positive width and height in pixels; found {size[0]} x {size[1]}.")
+    if not len(boxes):
+        return
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        raise BoxError(
+            f"boxes of image {image_id!r} must be finite corners x1, y1, x2, y2 with x2 >= x1 and y2 >= y1. Is the form x, y, width, height?"
+        )
+    # One box within the first pixel may be a poor detection; several are unit corners.
+    if len(boxes) > 1 and boxes.max() <= 1.0 and min(size) > 2:
+        raise BoxError(
+            f"boxes of image {image_id!r} must be pixel corners; found maximum {boxes.max():.3f} in an image of {size[0]} x {size[1]}. "
+            "They look like unit corners: use boxes.to_pixels(boxes, size)."
+        )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        if (path / "journal.jsonl").exists():
+            raise StoreError(f"region store {path} is unfinished: its writing was interrupted. Run the same command again to resume it.")
+        raise StoreError(f"no region store at {path}: expected a folder with manifest.json. Check the path, or extract regions first.")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{file} is damaged or truncated ({error}). Copy the folder again or extract anew.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise StoreError(f"{file} does not describe a region store: expected format {_FORMAT!r}. Check the path.")
+    if manifest.get("schema") != SCHEMA:
+        raise StoreError(
+            f"region store {path} has schema {manifest.get('schema')}; this version reads schema {SCHEMA}. Update visling or extract anew."
+        )
+    return manifest
+
+
+def _read_journal(file: Path) -> list[dict[str, Any]]:
+    """Complete entries; a torn last line is what the interruption cut, and is removed from the file."""
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) != len(content):
+        os.truncate(file, len(whole))
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again.") from error
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode("utf-8") + b"\n"
+
+
+def _plain(field: _Field) -> dict[str, Any]:
+    return {"dtype": field.dtype, "width": field.width}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _entry(field: _Field, rows: int, start: int) -> dict[str, Any]:
+    return {"dtype": _DTYPES[field.dtype], "shape": list(field.shape(rows)), "data_offsets": [start, start + field.row_bytes * rows]}
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that it is there completely or not at all."""
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("wb") as target:
+        target.write(content)
+        target.flush()
+        os.fsync(target.fileno())
+    temporary.replace(file)
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """A safetensors file of arrays, widest types first."""
+    header, parts, length = {}, [], 0
+    for name, array in tensors.items():
+        content = np.ascontiguousarray(array).tobytes()
+        header[name] = {"dtype": _DTYPES[str(array.dtype)], "shape": list(array.shape), "data_offsets": [length, length + len(content)]}
+        parts.append(content)
+        length += len(content)
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text = text.ljust(-(-len(text) // 8) * 8)
+    _write_whole(file, len(text).to_bytes(8, "little") + text + b"".join(parts))
+
+
+def _tensor_header(file: Path) -> tuple[dict[str, Any], int]:
+    with file.open("rb") as source:
+        length = int.from_bytes(source.read(8), "little")
+        return json.loads(source.read(length)), 8 + length
+
+
+def _tensor_metadata(file: Path) -> dict[str, str]:
+    metadata: dict[str, str] = _tensor_header(file)[0].get("__metadata__", {})
+    return metadata
+
+
+def _tensors(file: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of a safetensors file as read-only views of the mapped file."""
+    header, start = _tensor_header(file)
+    types = {code: dtype for dtype, code in _DTYPES.items()}
+    mapped = np.memmap(file, dtype=np.uint8, mode="r")
+    arrays = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            low, high = entry["data_offsets"]
+            # A plain array over the mapping: indexing a memmap subclass costs several microseconds more.
+            arrays[name] = np.asarray(mapped[start + low : start + high]).view(types[entry["dtype"]]).reshape(entry["shape"])
+    return arrays

@@ -1,0 +1,207 @@
+"""Words to pieces: BERT's WordPiece and the text layouts of the five systems.
+
+Shapes   T word pieces of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from visling.errors import ConfigError, DataError, nearest
+from visling.types import InputSpec, TextRow
+
+VOCABULARIES = Path(__file__).parent / "vocabularies"
+
+_REMEMBERED = 1_000_000
+"""Distinct sentences whose pieces are kept; about 300 bytes each."""
+
+_FRONT_KEPT = 32
+"""Pieces of the first of two texts that cutting leaves, if it has them (VisualBERT release)."""
+
+
+class Tokenizer:
+    """BERT's lower-casing WordPiece tokeniser; remembers the pieces of each distinct sentence.
+
+    Special tokens written out in a text ("[MASK]") are ordinary characters, so that no sentence can forge them; layouts add them by id.
+
+    Args:
+        vocabulary: a name shipped with the package, or a path to a vocab.txt (one piece a line, line number = id).
+    Raises:
+        ConfigError: no such vocabulary.
+        DataError: the file repeats a piece or lacks a special token.
+    """
+
+    def __init__(self, vocabulary: str = "bert-base-uncased") -> None:
+        self.vocabulary_file = _find_vocabulary(vocabulary)
+        # Split at "\n" only: the vocabulary itself holds characters that `splitlines` takes for line ends.
+        pieces = [line.removesuffix("\r") for line in self.vocabulary_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        ids = {piece: number for number, piece in enumerate(pieces)}
+        if len(ids) != len(pieces):
+            raise DataError(f"{self.vocabulary_file} repeats {len(pieces) - len(ids)} of its {len(pieces)} pieces: every line must differ.")
+        lacking = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if piece not in ids]
+        if lacking:
+            raise DataError(f"{self.vocabulary_file} lacks {', '.join(lacking)}: expected a BERT vocab.txt with its five special tokens.")
+        self.size = len(pieces)
+        self.pad, self.unk, self.cls, self.sep, self.mask = (ids[p] for p in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+        self._pieces, self._ids = pieces, ids
+        self._engine = tokenizers.Tokenizer(WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        self._engine.normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
+        self._engine.pre_tokenizer = BertPreTokenizer()
+        self._remembered: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the pieces of a text, without special tokens."""
+        return [int(piece) for piece in self.pieces(text)[0]]
+
+    def words(self, text: str) -> list[list[int]]:
+        """Ids of the pieces of each word; punctuation marks are words."""
+        ids, numbers = self.pieces(text)
+        words: list[list[int]] = [[] for _ in range(int(numbers[-1]) + 1 if len(numbers) else 0)]
+        for piece, number in zip(ids, numbers, strict=True):
+            words[number].append(int(piece))
+        return words
+
+    def pieces(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and word numbers (T,) of a text, both read-only."""
+        found = self._remembered.get(text)
+        if found is None:
+            found = self._remember(text, self._engine.encode(text, add_special_tokens=False))
+        return found
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Encode many texts at once on all cores, ahead of their use."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._remembered][: _REMEMBERED - len(self._remembered)]
+        for start in range(0, len(new), 10_000):
+            chunk = new[start : start + 10_000]
+            for text, encoding in zip(chunk, self._engine.encode_batch(chunk, add_special_tokens=False), strict=True):
+                self._remember(text, encoding)
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """The pieces as written in the vocabulary ("##ing")."""
+        return [self._pieces[int(number)] for number in ids]
+
+    def id(self, token: str) -> int:
+        """Id of one piece; `unk` if the vocabulary lacks it."""
+        return self._ids.get(token, self.unk)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The pieces joined to words by single spaces; padding, [CLS] and [SEP] are left out, [MASK] and [UNK] stay."""
+        silent = {self.pad, self.cls, self.sep}
+        return " ".join(self.tokens(number for number in ids if int(number) not in silent)).replace(" ##", "")
+
+    def _remember(self, text: str, encoding: tokenizers.Encoding) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        found = np.array(encoding.ids, dtype=np.int64), np.array(encoding.word_ids, dtype=np.int64)
+        for array in found:
+            array.flags.writeable = False
+        if len(self._remembered) < _REMEMBERED:
+            self._remembered[text] = found
+        return found
+
+
+class TextLayout:
+    """Lays texts out with special tokens, as a model preset wants them, and cuts rows that are too long.
+
+    Args:
+        cut: how a pair over `spec.max_tokens` is shortened from its front: "release" removes more than needed, as VisualBERT's released code
+            does; "exact" removes just the excess.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, spec: InputSpec, *, cut: Literal["release", "exact"] = "release") -> None:
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.cut = cut
+        self.truncated = 0
+        """Rows cut so far."""
+        self._question_mark = tokenizer.id("?")
+
+    def row(self, first: str, second: str | None = None, *, answer: bool = False) -> TextRow:
+        """`[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]` with segment 1 from `second` on.
+
+        With `answer`, presets that read the answer from a [MASK] get `[CLS] first ? [MASK] [SEP]` ("same_segment"; the question mark is added where
+        the question lacks one, as the tokens of the release have it) or `[CLS] first [SEP] [MASK] [SEP]` ("second_segment"); others a plain row.
+
+        Raises:
+            DataError: a text without any word piece.
+            ConfigError: an answer slot is asked for after two texts.
+        Source:
+            VisualBERT release (pre-training pairs, VQA), VL-BERT release (VQA).
+        """
+        if second is not None:
+            if answer:
+                raise ConfigError("an answer slot follows one text, not two: join question and context into one text, or leave `answer` out.")
+            return self._pair(self._pieces(first, "text"), self._pieces(second, "second text"))
+        ids, words = self._pieces(first, "question" if answer else "text")
+        slot = self.spec.answer_slot if answer else "none"
+        if slot == "same_segment" and ids[-1] != self._question_mark:
+            ids, words = np.append(ids, self._question_mark), np.append(words, words[-1] + 1)
+        tokens = self.tokenizer
+        tail = {"none": (tokens.sep,), "same_segment": (tokens.mask, tokens.sep), "second_segment": (tokens.sep, tokens.mask, tokens.sep)}[slot]
+        room = self.spec.max_tokens - 1 - len(tail)
+        if len(ids) > room:
+            self.truncated += 1
+            ids, words = ids[:room], words[:room]
+        row, numbers, segments = _blank(1 + len(ids) + len(tail))
+        row[0], row[1 : 1 + len(ids)], row[1 + len(ids) :] = tokens.cls, ids, tail
+        numbers[1 : 1 + len(ids)] = words
+        if slot == "second_segment":
+            segments[-2:] = 1
+        return TextRow(ids=row, segments=segments, words=numbers, slot=None if slot == "none" else len(row) - 2)
+
+    def _pair(self, first: _Pieces, second: _Pieces) -> TextRow:
+        room = self.spec.max_tokens - 3
+        excess = len(first[0]) + len(second[0]) - room
+        if excess > 0:
+            self.truncated += 1
+            first, second = self._shorten(first, second, excess)
+        (a, a_words), (b, b_words) = first, second
+        end = 1 + len(a)
+        row, numbers, segments = _blank(end + 2 + len(b))
+        row[0], row[1:end], row[end], row[end + 1 : -1], row[-1] = self.tokenizer.cls, a, self.tokenizer.sep, b, self.tokenizer.sep
+        numbers[1:end] = a_words
+        numbers[end + 1 : -1] = b_words + (a_words[-1] + 1 if len(a) else 0)
+        segments[end + 1 :] = 1
+        return TextRow(ids=row, segments=segments, words=numbers)
+
+    def _shorten(self, first: _Pieces, second: _Pieces, excess: int) -> tuple[_Pieces, _Pieces]:
+        from_first = min(-(-excess // 2), max(len(first[0]) - _FRONT_KEPT, 0))
+        if self.cut == "release":
+            # Quirk: the release adds what the first text has given up where it should subtract it, so a pair loses more than its excess.
+            from_second = min(excess + from_first, len(second[0]))
+        else:
+            from_second = min(excess - from_first, len(second[0]))
+        # A second text too short to give its part leaves the row too long (the release fails there): the first gives the rest.
+        from_first = max(from_first, excess - from_second)
+        return (first[0][from_first:], first[1][from_first:]), (second[0][from_second:], second[1][from_second:])
+
+    def _pieces(self, text: str, what: str) -> _Pieces:
+        pieces = self.tokenizer.pieces(text)
+        if not len(pieces[0]):
+            raise DataError(f"the {what} is empty: found {text!r}, expected at least one word. Drop the record or fill it in.")
+        return pieces
+
+
+_Pieces = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _blank(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Ids, word numbers (-1: special token) and segments of a row to be filled."""
+    return np.empty(length, np.int64), np.full(length, -1, np.int64), np.zeros(length, np.int64)
+
+
+def _find_vocabulary(vocabulary: str) -> Path:
+    shipped = VOCABULARIES / f"{vocabulary}.txt"
+    if shipped.is_file():
+        return shipped
+    if Path(vocabulary).is_file():
+        return Path(vocabulary)
+    names: Sequence[str] = [file.stem for file in VOCABULARIES.glob("*.txt")]
+    raise ConfigError(f"no vocabulary {vocabulary!r}: expected a shipped name or the path of a vocab.txt. {nearest(vocabulary, names)}")

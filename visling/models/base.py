@@ -1,0 +1,99 @@
+"""What every model family offers: an encoder from `Batch` to `Encoded`, and a description of its presets, inputs, heads and released layouts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from visling.checkpoints.keymap import KeyMap
+from visling.types import Batch, Dims, Encoded, InputSpec, Maps
+
+
+class Encoder(nn.Module, ABC):
+    """Text and regions in, states out. No head, no loss, no file."""
+
+    config: Any
+    """The family's config that built it."""
+    dims: Dims
+    """Widths of its outputs."""
+
+    @property
+    @abstractmethod
+    def word_embeddings(self) -> nn.Embedding:
+        """The word table, for heads that are tied to it."""
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Names of parameters that the release leaves out of its optimiser."""
+        return frozenset()
+
+    @abstractmethod
+    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+        """States of every real position.
+
+        Args:
+            capture: also return attention maps and the hidden states of every layer; slower, same values.
+        """
+
+    def after_text_weights(self) -> None:
+        """Called once after BERT's text weights are loaded: tables that start as copies of text tables are filled here."""
+
+
+class Trace:
+    """Collects what a caller asked to capture; keeps nothing otherwise, so that states can be freed."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self._states: dict[str, Tensor] = {}
+        self._probs: dict[str, Tensor] = {}
+
+    def add(self, name: str, states: Tensor, probs: Tensor | None = None) -> None:
+        """Note the output (B, N, D) and the attention (B, H, N, N) of a layer."""
+        if self.on:
+            self._states[name] = states
+            if probs is not None:
+                self._probs[name] = probs
+
+    def states(self) -> dict[str, Tensor] | None:
+        """Hidden states by layer name."""
+        return self._states if self.on else None
+
+    def joint_maps(self, num_tokens: int) -> Maps | None:
+        """Attention of a single stream (text first, then regions), cut into four quadrants."""
+        if not self.on:
+            return None
+        text, regions = slice(None, num_tokens), slice(num_tokens, None)
+
+        def quadrant(from_: slice, to: slice) -> dict[str, Tensor]:
+            return {name: probs[:, :, from_, to] for name, probs in self._probs.items()}
+
+        return Maps(
+            text_to_text=quadrant(text, text),
+            text_to_regions=quadrant(text, regions),
+            regions_to_text=quadrant(regions, text),
+            regions_to_regions=quadrant(regions, regions),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One family, for those who build, load or feed it by name."""
+
+    config: type
+    """Config class."""
+    build: Callable[[Any], Encoder]
+    """Config -> encoder with fresh weights."""
+    presets: Mapping[str, Any]
+    """Name -> config; every family has "tiny" for tests."""
+    inputs: Callable[[Any], InputSpec]
+    """Config -> what collate must deliver."""
+    layout: str
+    """The family's main released layout."""
+    head_styles: Mapping[tuple[str, str], str]
+    """(layout, head kind) -> style in `nn.heads`; "matching" is the two-way classifier of the pre-training pairs."""
+    keys: Mapping[str, KeyMap]
+    """Released layout -> key map; "bert" starts from BERT's text weights."""

@@ -1,0 +1,313 @@
+"""VisualBERT: one BERT over the words and the regions of an image, told apart by their embeddings only.
+
+Paper    Li, Yatskar, Yin, Hsieh & Chang 2019 (arXiv 1908.03557), section 3.1.
+Release  uclanlp/visualbert, `bert_modeling` (also transformers, `visual_bert`).
+Differs  The paper sums the position vectors of the words linked to a region; the release averages them and adds the visual position vector as well.
+         The release never trains the pooler (its optimiser skips it), not even where a task reads it. We follow the release, so its checkpoints
+         load; presets that start from scratch train the pooler. A Flickr30K option appends the box to the feature; regions carry no other position.
+Shapes   B rows, T tokens, R regions, S region rows, F region feature width, D hidden width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from visling.boxes import spatial_six
+from visling.checkpoints import bert
+from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
+from visling.errors import ConfigError, StoreError
+from visling.models.base import Encoder, ModelSpec, Trace
+from visling.nn.embeddings import TextEmbeddings
+from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.pooling import FirstTokenPooler, gather
+from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualBertConfig:
+    """Sizes of the encoder and what it expects of its input. Defaults: the release, on BERT base."""
+
+    vocab_size: int = 30522
+    """Word pieces of bert-base-uncased."""
+    hidden_size: int = 768
+    """D."""
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    """Width inside the feed-forward blocks."""
+    max_positions: int = 512
+    """Rows of the position tables: the longest text."""
+    num_segments: int = 2
+    """Rows of the segment tables, text and visual."""
+    norm_eps: float = 1e-12
+    """Of every layer norm."""
+    dropout_rate: float = 0.1
+    """After embeddings and every block."""
+    attention_dropout_rate: float = 0.1
+    """On attention probabilities."""
+    feature_size: int = 2048
+    """F, width of the region features in the store."""
+    append_spatial: bool = False
+    """Append unit corners, width and height of the box to each feature (Flickr30K release: 2048 + 6)."""
+    region_segment: int = 0
+    """Visual segment of regions whose image is not told: 0 in the release, 1 by default in transformers and VOLTA."""
+    bypass: bool = False
+    """Late fusion (paper, "without early fusion"): the layers see text only, one additional layer joins the regions."""
+    trains_pooler: bool = False
+    """Whether the optimiser moves the pooler; the release leaves it as BERT has it."""
+    vocabulary: str = "bert-base-uncased"
+    """WordPiece vocabulary."""
+    max_tokens: int = 128
+    """Longest text row (release)."""
+    max_regions: int = 100
+    """Regions used per image."""
+    answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
+    """Whether questions end in a [MASK] whose raw state answers (VQA release: in the same segment)."""
+    pair: Literal["rows", "sequence"] = "sequence"
+    """Two images: one row whose regions are told apart by visual segments (NLVR2 release), or two rows."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}.")
+        if not 0 <= self.region_segment < self.num_segments:
+            raise ConfigError(f"region_segment must be one of {self.num_segments} segments, counted from 0; found {self.region_segment}.")
+        if self.max_tokens > self.max_positions:
+            raise ConfigError(f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too.")
+
+
+_RELEASED: Mapping[str, VisualBertConfig] = {
+    "vqa": VisualBertConfig(answer_slot="same_segment"),  # 100 fixed detections
+    "nlvr2": VisualBertConfig(feature_size=1024, max_regions=144),  # best 144 of 150 detections per image
+    "vcr": VisualBertConfig(feature_size=512),  # output of its own CNN
+    "flickr30k": VisualBertConfig(append_spatial=True),  # bottom-up features, 10 to 100 boxes
+}
+_SMALL = VisualBertConfig(
+    hidden_size=128,
+    num_layers=4,
+    num_heads=4,
+    intermediate_size=512,
+    attention_dropout_rate=0.0,  # the fused CPU kernel knows none; dropping it saves about a tenth of a step
+    max_positions=128,
+    feature_size=256,
+    append_spatial=True,
+    trains_pooler=True,
+    max_tokens=64,
+    max_regions=36,
+)
+PRESETS: Mapping[str, VisualBertConfig] = {
+    **_RELEASED,
+    # paper, section 4: the rows "w/o early fusion"
+    **{f"{name}_bypass": dataclasses.replace(config, bypass=True) for name, config in _RELEASED.items()},
+    # ours: from scratch on drawn scenes, where positions matter, so boxes are seen and the pooler is trained
+    "scenes": dataclasses.replace(_SMALL, answer_slot="same_segment"),
+    "nlvr": _SMALL,
+    "tiny": dataclasses.replace(
+        _SMALL, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_positions=64, feature_size=16, answer_slot="same_segment"
+    ),
+}
+"""Released configurations at full size, and ours."""
+
+
+class VisualBert(Encoder):
+    """Text positions first, then regions, in one bidirectional stream."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.dims = Dims(text=width, regions=width, pooled=width)
+        self.embeddings = TextEmbeddings(
+            vocab_size=config.vocab_size, max_positions=config.max_positions, num_segments=config.num_segments, hidden_size=width
+        )
+        self.projection = nn.Linear(config.feature_size + (6 if config.append_spatial else 0), width)
+        self.visual_segments = nn.Embedding(config.num_segments, width)
+        self.visual_positions = nn.Embedding(config.max_positions, width)  # Quirk: only row 0 is ever read; the files hold the whole table
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
+        self.additional_layer = _layer(config) if config.bypass else None
+        self.pooler = FirstTokenPooler(width)
+        self.apply(initialise)
+
+    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+        """States of text and regions; `pooled` is the raw state at `text.slot` where given, else the pooled first token."""
+        text, text_mask, slot = self._embed_text(batch.text)  # (B, T, D)
+        regions, region_mask = self._embed_regions(batch, like=text)  # (B, R, D)
+        num_tokens = text.shape[1]
+        states = self.dropout(self.norm(torch.cat([text, regions], dim=1)))  # (B, T + R, D)
+        mask = torch.cat([text_mask, region_mask], dim=1)
+        trace = Trace(capture)
+        trace.add("embeddings", states)
+
+        if self.additional_layer is None:
+            states = self._through_layers(states, mask, trace)
+        else:
+            text = self._through_layers(states[:, :num_tokens], text_mask, trace)
+            states, probs = self.additional_layer(torch.cat([text, states[:, num_tokens:]], dim=1), mask, capture=capture)
+            trace.add("additional_layer", states, probs)
+
+        return Encoded(
+            text=states[:, :num_tokens],
+            regions=states[:, num_tokens:],
+            pooled=self.pooler(states) if slot is None else gather(states, slot),
+            maps=trace.joint_maps(num_tokens),
+            states=trace.states(),
+        )
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        return self.embeddings.words
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        return frozenset() if self.config.trains_pooler else frozenset({"pooler.dense.weight", "pooler.dense.bias"})
+
+    def after_text_weights(self) -> None:
+        """Visual segments and positions start as copies of the text tables (release: `special_initialize`)."""
+        with torch.no_grad():
+            self.visual_segments.weight.copy_(self.embeddings.segments.weight)
+            self.visual_positions.weight.copy_(self.embeddings.positions.weight)
+
+    def _embed_text(self, text: Text) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Summed vectors (B, T, D), mask (B, T) and slot (B,) of the batch's rows."""
+        states, mask, slot = self.embeddings(text.ids, text.segments), text.mask, text.slot
+        if text.row is not None:
+            states, mask, slot = states[text.row], mask[text.row], None if slot is None else slot[text.row]
+        return states, mask, slot
+
+    def _embed_regions(self, batch: Batch, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed vectors (B, R, D) and mask (B, R) of the batch's rows; R = 0 without regions."""
+        regions = batch.regions
+        if regions is None:
+            return like[:, :0], like.new_zeros(like.shape[0], 0, dtype=torch.bool)
+        states, mask = self._project(regions), regions.mask
+        if regions.row is not None:
+            states, mask = states[regions.row], mask[regions.row]
+        if batch.links is not None:
+            states = states + self._linked_positions(batch.links)
+        return states, mask
+
+    def _project(self, regions: Regions) -> Tensor:
+        """Feature, visual segment and visual position vectors, summed; (S, R, D), before rows are shared out."""
+        features = regions.features.to(self.projection.weight.dtype)
+        if features.shape[-1] != self.config.feature_size:
+            raise StoreError(
+                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
+            )
+        if self.config.append_spatial:
+            features = torch.cat([features, spatial_six(regions.boxes).to(features.dtype)], dim=-1)
+        if regions.image is None:
+            segments = self.visual_segments.weight[self.config.region_segment]
+        else:
+            segments = self.visual_segments(regions.image)
+        projected: Tensor = self.projection(features)
+        return projected + segments + self.visual_positions.weight[0]
+
+    def _linked_positions(self, links: Tensor) -> Tensor:
+        """Mean TEXT position vector of the tokens that name each region, (B, R, D); zeros where none does."""
+        positions = self.embeddings.positions.weight[: links.shape[1]]
+        weights = links.transpose(1, 2).to(positions.dtype)
+        return weights @ positions / weights.sum(-1, keepdim=True).clamp(min=1)
+
+    def _through_layers(self, states: Tensor, mask: Tensor, trace: Trace) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            states, probs = layer(states, mask, capture=trace.on)
+            trace.add(f"layers.{number}", states, probs)
+        return states
+
+
+def _layer(config: VisualBertConfig) -> TransformerLayer:
+    return TransformerLayer(
+        config.hidden_size,
+        num_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        dropout_rate=config.dropout_rate,
+        attention_dropout_rate=config.attention_dropout_rate,
+        norm_eps=config.norm_eps,
+    )
+
+
+def inputs(config: VisualBertConfig) -> InputSpec:
+    """What collate must deliver for a configuration."""
+    return InputSpec(
+        vocabulary=config.vocabulary,
+        feature_size=config.feature_size,
+        max_tokens=config.max_tokens,
+        max_regions=config.max_regions,
+        answer_slot=config.answer_slot,
+        pair=config.pair,
+    )
+
+
+# Parts: encoder, vocabulary (masked language modelling), matching (sentence-image), classifier (whatever reads the pooled state), slots_regions.
+_OFFICIAL = KeyMap(
+    (
+        *bert.REPAIRS,
+        *bert.text_embeddings("bert.bert.embeddings", "encoder.embeddings"),
+        rename("bert.bert.embeddings.LayerNorm.*", "encoder.norm.*"),
+        rename("bert.bert.embeddings.token_type_embeddings_visual.weight", "encoder.visual_segments.weight"),
+        rename("bert.bert.embeddings.position_embeddings_visual.weight", "encoder.visual_positions.weight"),
+        rename("bert.bert.embeddings.projection.*", "encoder.projection.*"),
+        *bert.layer("bert.bert.encoder.layer.*", "encoder.layers.*"),
+        *bert.layer("bert.bert.additional_layer", "encoder.additional_layer"),
+        rename("bert.bert.pooler.dense.*", "encoder.pooler.dense.*"),
+        *bert.vocabulary("bert.cls.predictions", "vocabulary", words="bert.bert.embeddings.word_embeddings.weight"),
+        rename("bert.cls.seq_relationship.*", "matching.linear.*"),
+        rename("bert.classifier.*", "classifier.linear.*"),
+        rename("bert.flickr_attention.query.*", "slots_regions.query.*"),
+        rename("bert.flickr_attention.key.*", "slots_regions.key.*"),
+        drop("bert.flickr_attention.value.*", "the release never reads it"),
+        drop("detector.**", "VCR's own convolutional network: regions come from a store here"),
+    )
+)
+_TRANSFORMERS = KeyMap(
+    (
+        *bert.REPAIRS,
+        *bert.text_embeddings("visual_bert.embeddings", "encoder.embeddings"),
+        rename("visual_bert.embeddings.LayerNorm.*", "encoder.norm.*"),
+        rename("visual_bert.embeddings.visual_token_type_embeddings.weight", "encoder.visual_segments.weight"),
+        rename("visual_bert.embeddings.visual_position_embeddings.weight", "encoder.visual_positions.weight"),
+        rename("visual_bert.embeddings.visual_projection.*", "encoder.projection.*"),
+        *bert.layer("visual_bert.encoder.layer.*", "encoder.layers.*"),
+        *bert.layer("visual_bert.additional_layer", "encoder.additional_layer"),
+        rename("visual_bert.pooler.dense.*", "encoder.pooler.dense.*"),
+        *bert.vocabulary("cls.predictions", "vocabulary", words="visual_bert.embeddings.word_embeddings.weight", second_bias=True),
+        rename("cls.seq_relationship.*", "matching.linear.*"),
+        rename("cls.weight", "classifier.linear.weight"),
+        rename("cls.bias", "classifier.linear.bias"),
+        rename("attention.query.*", "slots_regions.query.*"),
+        rename("attention.key.*", "slots_regions.key.*"),
+        drop("attention.value.*", "the release never reads it"),
+    )
+)
+_BERT = KeyMap(
+    (
+        *bert.RELEASE,
+        fresh("encoder.visual_*.weight", "not in BERT: becomes a copy of the text table"),
+        fresh("encoder.projection.*", "not in BERT: random"),
+        fresh("encoder.additional_layer.**", "not in BERT: random, as in the release"),
+    )
+)
+
+SPEC = ModelSpec(
+    config=VisualBertConfig,
+    build=VisualBert,
+    presets=PRESETS,
+    inputs=inputs,
+    layout="official",
+    head_styles={
+        ("official", "classify"): "linear",
+        ("official", "score"): "linear",
+        ("official", "pair"): "linear",
+        ("official", "matching"): "plain",
+        ("official", "vocabulary"): "bert",
+        ("official", "slots_regions"): "flickr",
+    },
+    keys={"official": _OFFICIAL, "transformers": _TRANSFORMERS, "bert": _BERT},
+)

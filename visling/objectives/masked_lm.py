@@ -1,0 +1,49 @@
+"""Masked language modelling: tell the hidden word pieces from the rest of the text and from the image (BERT; all five models use it).
+
+Shapes   B rows, P token slots, V vocabulary, Dt text width.
+Source   VisualBERT section 3.2 and release: cross-entropy, mean over the labelled positions of the whole batch. The release runs its head at every
+         position; here it runs at the slots only, with equal results.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visling.nn import heads
+from visling.nn.pooling import gather
+from visling.objectives.base import Objective, PretrainStep
+from visling.types import IGNORE, Dims, Head, Loss, Slots
+
+
+class MaskedLM(Objective):
+    """Cross-entropy of the original word pieces at the token slots."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"token_slots", "token_ids"})
+
+    def __init__(self, dims: Dims, style: str, words: nn.Embedding) -> None:
+        super().__init__(dims, style, words)
+        self.head = heads.build(Head(kind="vocabulary", outputs=words.num_embeddings), dims, style=style, words=words)
+
+    def forward(self, step: PretrainStep) -> Loss:
+        self.check(step.targets)
+        slots, ids = cast(Slots, step.targets.token_slots), cast(Tensor, step.targets.token_ids)
+        states = gather(step.encoded.text, slots.at)  # (B, P, Dt)
+        return masked_lm_loss(self.head(states), ids, slots.mask)
+
+
+def masked_lm_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Loss:
+    """Mean cross-entropy over the positions where `mask` holds, and the share of them that is predicted exactly.
+
+    Args:
+        logits: (..., V), any floating type; the loss is computed in float32.
+        ids: (...) int64 original word pieces; not read where the mask is False.
+        mask: (...) bool.
+    """
+    labels = ids.masked_fill(~mask, IGNORE)
+    values = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(labels)
+    loss = Loss.mean("masked_lm", values, mask)
+    hits = ((logits.detach().argmax(-1) == labels) & mask).sum()
+    return Loss(value=loss.value, parts={**loss.parts, "masked_lm_accuracy": (hits, mask.sum())})

@@ -1,0 +1,336 @@
+"""What every recipe shares: encoder + heads or objectives = something to train, its run folder, and the folder in which the model is kept.
+
+A model folder holds `config.json` (model name, its settings, task, feature fingerprint), `model.safetensors`, `vocab.txt` and, for
+tasks with an answer vocabulary, `answers.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol, TextIO, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from visling import config as configs
+from visling import models
+from visling.data.store import NativeStore
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import CheckpointError, StoreError
+from visling.models.base import Encoder
+from visling.nn import heads as head_blocks
+from visling.objectives.base import Objective, PretrainStep
+from visling.tasks.base import Task
+from visling.tasks.base import load as load_task
+from visling.train.engine import TrainConfig
+from visling.train.log import Log
+from visling.train.state import RunFolder, save_weights
+from visling.types import Batch, InputSpec, Loss, Targets
+
+
+class Recipe(Protocol):
+    """What pre-training and fine-tuning runs have in common."""
+
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def encoder(self) -> Any: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+R = TypeVar("R", bound=Recipe)
+
+RELEASED_SIZE = 768
+"""Hidden width from which on a preset counts as a release, whose feature width is part of it."""
+
+FORMAT = 1
+"""Version of the model folder's layout."""
+
+
+class TaskModel(nn.Module):
+    """An encoder with the heads that one task asks for."""
+
+    def __init__(self, encoder: Encoder, task: Task[Any, Any], styles: Mapping[str, str], group: int = 1) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.kinds = {name: head.kind for name, head in task.heads.items()}
+        self.heads = nn.ModuleDict(
+            {
+                name: head_blocks.build(head, encoder.dims, style=styles[head.kind], words=encoder.word_embeddings, group=group)
+                for name, head in task.heads.items()
+            }
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits by head name; shapes in `nn.heads`."""
+        encoded = self.encoder(batch)
+        return {name: head(encoded.pooled) for name, head in self.heads.items()}
+
+
+class PretrainModel(nn.Module):
+    """An encoder with the objectives that teach it; the loss is the weighted sum of theirs."""
+
+    def __init__(self, encoder: Encoder, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objectives = nn.ModuleDict(dict(objectives))
+        self.weights = dict(weights)
+
+    def after_update(self) -> None:
+        """Tell every objective that the optimiser has moved the weights."""
+        for objective in self.objectives.children():
+            assert isinstance(objective, Objective)
+            objective.after_update()
+
+    def forward(self, batch: Batch, targets: Targets) -> Loss:
+        """Weighted sum of the objectives' losses on one batch."""
+        step = PretrainStep(model=self.encoder, batch=batch, encoded=self.encoder(batch), targets=targets)
+        losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self.objectives.items()]
+        return sum(losses[1:], start=losses[0])
+
+
+def head_styles(model: str) -> dict[str, str]:
+    """Head kind -> style of a model's main release layout."""
+    spec = models.spec(model)
+    return {kind: style for (layout, kind), style in spec.head_styles.items() if layout == spec.layout}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A model folder that has been read."""
+
+    path: Path
+    model: str
+    """Family, for example visualbert."""
+    config: Any
+    """The family's config."""
+    task: str | None
+    """Task name; None for a pre-trained encoder."""
+    text_only: bool
+    """Whether it was trained without seeing any region."""
+    fingerprint: str
+    """Of the region features it was trained on."""
+    weights: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    """What the task needs to be restored (its answer vocabulary)."""
+
+    def encoder(self) -> Encoder:
+        """The encoder alone, weights loaded."""
+        encoder = models.build(self.model, self.config)
+        load_part(encoder, self.weights, "encoder.", self.path)
+        return encoder
+
+    def task_model(self) -> tuple[TaskModel, Task[Any, Any]]:
+        """The fine-tuned model and its task, restored.
+
+        Raises:
+            CheckpointError: the folder holds a pre-trained encoder without a task head.
+        """
+        if self.task is None:
+            raise CheckpointError(
+                f"{self.path} holds a pre-trained encoder without a task head. Fine-tune it first: visling finetune --init {self.path}."
+            )
+        task = load_task(self.task).from_state(self.state)
+        model = TaskModel(models.build(self.model, self.config), task, head_styles(self.model))
+        load_part(model, self.weights, "", self.path)
+        return model, task
+
+
+def save(
+    path: Path,
+    module: TaskModel | PretrainModel,
+    *,
+    run: Any,
+    task: Task[Any, Any] | None,
+    text_only: bool,
+    store: NativeStore | None,
+    tokenizer: Tokenizer,
+) -> None:
+    """Write a model folder.
+
+    Args:
+        run: the `Pretraining` or `Finetuning` it came from.
+        store: regions it was trained on.
+    """
+    described = {
+        "format": FORMAT,
+        "model": run.model,
+        "config": configs.to_dict(module.encoder.config),
+        "task": None if task is None else task.name,
+        "text_only": text_only,
+        "fingerprint": "" if store is None else store.fingerprint,
+    }
+    (path / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(tokenizer.vocabulary_file, path / "vocab.txt")
+    if task is not None:
+        (path / "answers.json").write_text(json.dumps(task.state()) + "\n", encoding="utf-8")
+    save_weights(path, module)
+
+
+def read(path: Path) -> Saved:
+    """Read a model folder, or the `model` folder inside a run folder.
+
+    Raises:
+        CheckpointError: nothing there, not a model folder, or a newer layout.
+    """
+    folder = path if (path / "config.json").exists() else path / "model"
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the run finished its first epoch?"
+        )
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again.") from error
+    if described.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has layout {described.get('format')!r}; this version reads {FORMAT}. Update visling.")
+    answers = folder / "answers.json"
+    return Saved(
+        path=folder,
+        model=described["model"],
+        config=configs.from_dict(models.spec(described["model"]).config, described["config"]),
+        task=described["task"],
+        text_only=described["text_only"],
+        fingerprint=described["fingerprint"],
+        weights=weights,
+        state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
+    )
+
+
+def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, source: Path) -> None:
+    """Load the weights under a prefix into a module; all of them, and nothing else.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    part = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    wanted = module.state_dict()
+    missing, foreign = sorted(wanted.keys() - part.keys()), sorted(part.keys() - wanted.keys())
+    shapes = [name for name in wanted.keys() & part.keys() if wanted[name].shape != part[name].shape]
+    if missing or foreign or shapes:
+        first = (missing + foreign + sorted(shapes))[0]
+        raise CheckpointError(
+            f"weights in {source} do not fit: {len(missing)} missing, {len(foreign)} unknown, {len(shapes)} of another shape, first {first!r}. "
+            "Use the settings it was trained with (config.json beside it)."
+        )
+    module.load_state_dict(part)
+
+
+def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool) -> None:
+    """Refuse region features other than those a model was trained on.
+
+    Raises:
+        CheckpointError: the fingerprints differ and `override` is off.
+    """
+    if saved.text_only or override or saved.fingerprint == fingerprint:
+        return
+    raise CheckpointError(
+        f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. Features of another detector "
+        "give wrong answers without any error. Extract regions with the same detector, or pass --other-features to go on all the same."
+    )
+
+
+def fit_to_store(run: R, store: NativeStore) -> R:
+    """The run with the model's feature width set to the store's, for presets that start from scratch and leave it open.
+
+    Raises:
+        StoreError: the preset is a released one of another width.
+    """
+    if run.encoder.feature_size == store.feature_size:
+        return run
+    if run.encoder.hidden_size >= RELEASED_SIZE:
+        raise StoreError(
+            f"{store.path} holds features of width {store.feature_size}; recipe {run.recipe} reads {run.encoder.feature_size}, as its release does. "
+            f"Use features of that width, or --set encoder.feature_size={store.feature_size} to train another model."
+        )
+    return configs.override(run, [f"encoder.feature_size={store.feature_size}"])
+
+
+@contextlib.contextmanager
+def started(
+    run: Recipe,
+    out: Path,
+    *,
+    data: Sequence[str | Path],
+    store: NativeStore | None,
+    task: str | None,
+    resume: bool,
+    stream: TextIO | None,
+    command: Sequence[str],
+) -> Iterator[tuple[RunFolder, Log]]:
+    """A run folder with everything about the run written down, and its log; marked as finished at the end."""
+    folder = RunFolder.create(out, resume=resume)
+    folder.record(
+        {
+            "command": list(command),
+            "recipe": run.recipe,
+            "task": task,
+            "model": run.model,
+            "config": configs.to_dict(run),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in ("visling", "torch", "numpy", "tokenizers")},
+            },
+            "seed": run.train.seed,
+            "data": [str(root) for root in data],
+            "images": str(data[0]).partition("@")[0],
+            "store": None if store is None else str(store.path),
+        },
+        may_differ=("train.log_every", "train.save_every", "train.max_seconds"),
+    )
+    with Log(folder.log, stream=stream) as log:
+        yield folder, log
+    folder.finish()
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that numbers depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("visling", "torch", "numpy", "tokenizers")}}
+
+
+def record_size(folder: RunFolder, model: nn.Module, spec: InputSpec, store: NativeStore | None) -> None:
+    """Write down how large the model is and what it reads."""
+    folder.record(
+        {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "inputs": configs.to_dict(spec),
+            "fingerprint": "" if store is None else store.fingerprint,
+        }
+    )
+
+
+def mean_parts(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str, float]:
+    """Exact mean of each part over batches, and as "loss" the weighted sum of those that are objectives."""
+    sums: dict[str, list[float]] = {}
+    for loss in losses:
+        for name, (amount, count) in loss.parts.items():
+            known = sums.setdefault(name, [0.0, 0.0])
+            known[0] += float(amount)
+            known[1] += float(count)
+    means = {name: amount / max(count, 1.0) for name, (amount, count) in sums.items()}
+    return {"loss": sum(weight * means[name] for name, weight in weights.items()), **means}
+
+
+def note_truncation(log: Log, layout: TextLayout) -> None:
+    """Say how many texts were longer than the model reads."""
+    if layout.truncated:
+        log.event(f"{layout.truncated} texts were longer than {layout.spec.max_tokens} word pieces and were cut, as the release does", step=0)
+
+
+def keep_detector(folder: RunFolder, store: NativeStore) -> None:
+    """Copy the detector that made the regions into the model folder, so that the model answers from raw images alone."""
+    detector = store.settings.get("detector")
+    if detector is not None and Path(detector).is_dir():
+        shutil.copytree(detector, folder.model / "detector", dirs_exist_ok=True, ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"))

@@ -1,0 +1,295 @@
+"""Fine-tuning and evaluation runs: a task, a model, its published numbers. A recipe is a function that returns a `Finetuning`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from visling import config as configs
+from visling import models, runtime
+from visling.data.loader import Loader
+from visling.data.store import NativeStore
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import ConfigError, DataError, RunError
+from visling.recipes import assembly
+from visling.recipes.assembly import TaskModel
+from visling.tasks.base import Report, Task, TaskSource
+from visling.tasks.base import load as load_task
+from visling.tasks.vqa import VQA, majority_answers
+from visling.train import engine
+from visling.train.engine import TrainConfig
+from visling.train.optim import OptimConfig
+from visling.types import Batch, InputSpec, Loss, Prediction, Record, Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """One fine-tuning run; saved in run.json."""
+
+    recipe: str
+    model: str
+    """Family."""
+    encoder: Any
+    """The family's config."""
+    task: str
+    """A module of `visling.tasks`, or a dotted path."""
+    task_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task that differ from its defaults."""
+    batch_size: int = 128
+    """Examples per step and process."""
+    train_split: str = "train"
+    valid_split: str = "val"
+    """Split by which the best weights are chosen."""
+    train_limit: int | None = None
+    """Use only the first so many training examples (in a random order of the run's seed)."""
+    text_only: bool = False
+    """Train without any region: what the words alone give away."""
+    train: TrainConfig
+    """How long and how."""
+
+
+def visualbert_vqa_scenes() -> Finetuning:
+    """VQA on drawn scenes, small model; loss and answer slot as VisualBERT's release."""
+    return Finetuning(
+        recipe="visualbert-vqa-scenes",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["scenes"],
+        task="vqa",
+        task_settings={"min_count": 1},
+        train=TrainConfig(epochs=10, precision="bf16", metric="accuracy", direction="max", optim=_small_optimiser(5e-4)),
+    )
+
+
+def visualbert_nlvr() -> Finetuning:
+    """NLVR v1's development split, from the PNGs; part of its presentations is held out to choose the best epoch."""
+    return Finetuning(
+        recipe="visualbert-nlvr",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["nlvr"],
+        task="nlvr",
+        train_split="dev.train",
+        valid_split="dev.held",
+        train=TrainConfig(epochs=6, precision="bf16", metric="accuracy", direction="max", optim=_small_optimiser(1e-4)),
+    )
+
+
+def visualbert_vqa() -> Finetuning:
+    """VisualBERT on VQA v2 as released: 100 regions of width 2048, KL loss, BertAdam 2e-5, batch 64, 10 epochs."""
+    return Finetuning(
+        recipe="visualbert-vqa",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["vqa"],
+        task="vqa",
+        batch_size=64,
+        train=TrainConfig(
+            epochs=10,
+            metric="accuracy",
+            direction="max",
+            patience=3,
+            optim=OptimConfig(name="bert_adam", lr=2e-5, clip="per_tensor", clip_norm=1.0, exclude=("pooler",), warmup_share=0.1),
+        ),
+    )
+
+
+def _small_optimiser(lr: float) -> OptimConfig:
+    return OptimConfig(name="adamw", lr=lr, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.1, clip="global")
+
+
+RECIPES: Mapping[str, Callable[[], Finetuning]] = {
+    "visualbert-vqa-scenes": visualbert_vqa_scenes,
+    "visualbert-nlvr": visualbert_nlvr,
+    "visualbert-vqa": visualbert_vqa,
+}
+
+
+def finetune(
+    run: Finetuning,
+    out: Path,
+    *,
+    data: Path,
+    store: Path | None,
+    init: Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    stream: TextIO | None = None,
+    command: Sequence[str] = (),
+) -> None:
+    """Train a model on a task; leaves a run folder.
+
+    Args:
+        data: folder of annotations.
+        store: region store that holds every image; may be None for a text-only run.
+        init: pre-trained model or run folder; None starts from scratch.
+        stream: where progress is written.
+    Raises:
+        ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been looked at.
+    """
+    if store is None and not run.text_only:
+        raise ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")
+    regions = None if store is None else NativeStore.open(store)
+    if regions is not None:
+        run = assembly.fit_to_store(run, regions)
+    kind = load_task(run.task)
+    task = kind(configs.from_dict(kind.settings, run.task_settings))
+    train_records, valid_records = _split(run, task, data)
+    task.setup(train_records)
+    spec = models.spec(run.model).inputs(run.encoder)
+    tokenizer = Tokenizer(spec.vocabulary)
+    layout = TextLayout(tokenizer, spec)
+    target = runtime.pick_device(device)
+    with assembly.started(run, out, data=[data], store=regions, task=run.task, resume=resume, stream=stream, command=command) as (folder, log):
+        runtime.seed_everything(run.train.seed)
+        model = TaskModel(models.build(run.model, run.encoder), task, assembly.head_styles(run.model))
+        if init is not None:
+            saved = assembly.read(init)
+            if regions is not None:
+                assembly.check_fingerprint(saved, regions.fingerprint, override=run.text_only)
+            assembly.load_part(model.encoder, saved.weights, "encoder.", saved.path)
+        model.to(target)
+
+        def loader(records: Sequence[Record], *, training: bool) -> Loader:
+            source = TaskSource(task, records, layout, text_only=run.text_only)
+            return Loader(
+                source, None if run.text_only else regions, spec, tokenizer, batch_size=run.batch_size, seed=run.train.seed,
+                shuffle=training, drop_last=training, pin=target.type == "cuda",
+            )  # fmt: skip
+
+        train, valid = loader(train_records, training=True), loader(valid_records, training=False)
+        assembly.record_size(folder, model, spec, regions)
+        folder.record({"examples": {"train": len(train_records), "valid": len(valid_records)}})
+
+        def step(batch: Batch, targets: Targets) -> Loss:
+            return task.loss(model(batch), targets)
+
+        def validate() -> Mapping[str, float]:
+            predictions = _predictions(model, task, valid, valid_records, run.train.precision)
+            return {name: score.value for name, score in task.report(predictions, valid_records).scores.items()}
+
+        engine.fit(
+            model,
+            step,
+            train,
+            config=run.train,
+            log=log,
+            validate=validate,
+            run_folder=folder,
+            save_best=lambda path: assembly.save(path, model, run=run, task=task, text_only=run.text_only, store=regions, tokenizer=tokenizer),
+        )
+        assembly.note_truncation(log, layout)
+        if regions is not None:
+            assembly.keep_detector(folder, regions)
+
+
+def evaluate(
+    run: Path,
+    *,
+    split: str,
+    data: Path | None = None,
+    store: Path | None = None,
+    device: str = "auto",
+    precision: runtime.Precision = "fp32",
+    batch_size: int = 256,
+    other_features: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission file into the run folder.
+
+    Args:
+        data: folder of annotations; the one it was trained on if left out.
+        store: region store; the one it was trained on if left out.
+        other_features: accept features of another detector.
+        overwrite: replace the results of an earlier evaluation of this split.
+    Returns:
+        Contents of evaluation_SPLIT.json.
+    Raises:
+        RunError: the split was evaluated before.
+    """
+    result = run / f"evaluation_{split}.json"
+    if result.exists() and not overwrite:
+        raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")
+    saved = assembly.read(run)
+    model, task = saved.task_model()
+    known = _run_json(run)
+    data = Path(known["data"][0]) if data is None else data
+    regions = None
+    if not saved.text_only:
+        regions = NativeStore.open(store if store is not None else Path(known["store"]))
+        assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)
+    records = task.records(data, split)
+    spec = models.spec(saved.model).inputs(saved.config)
+    tokenizer = Tokenizer(str(saved.path / "vocab.txt"))
+    layout = TextLayout(tokenizer, spec)
+    model.to(runtime.pick_device(device))
+    loader = _evaluation_loader(task, records, layout, regions, spec, tokenizer, batch_size, text_only=saved.text_only)
+    predictions = _predictions(model, task, loader, records, precision)
+    report = task.report(predictions, records)
+    found = {**report.to_dict(saved.task or "", split), "text_only": saved.text_only, "truncated": layout.truncated}
+    found["baselines"] = {name: part.to_dict(saved.task or "", split) for name, part in _baselines(task, known, data, records).items()}
+    details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
+    submission = task.submission(predictions)
+    name, text = (f"predictions_{split}.csv", submission) if isinstance(submission, str) else (f"predictions_{split}.json", json.dumps(submission))
+    (run / f"details_{split}.jsonl").write_text(details, encoding="utf-8")
+    (run / name).write_text(text, encoding="utf-8")
+    result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def _split(run: Finetuning, task: Task[Any, Any], data: Path) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Training and validation records."""
+    train: Sequence[Record] = task.records(data, run.train_split)
+    valid: Sequence[Record] = task.records(data, run.valid_split)
+    if not train or not valid:
+        raise DataError(f"{data}: {len(train)} training and {len(valid)} validation examples; both are needed.")
+    if run.train_limit is not None:
+        order = runtime.generator_for(run.train.seed).permutation(len(train))[: run.train_limit]
+        train = [train[int(index)] for index in order]
+    return train, valid
+
+
+def _evaluation_loader(
+    task: Task[Any, Any],
+    records: Sequence[Record],
+    layout: TextLayout,
+    store: NativeStore | None,
+    spec: InputSpec,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    *,
+    text_only: bool,
+) -> Loader:
+    source = TaskSource(task, records, layout, text_only=text_only)
+    return Loader(source, store, spec, tokenizer, batch_size=batch_size, seed=0, shuffle=False, drop_last=False)
+
+
+def _predictions(model: TaskModel, task: Task[Any, Any], loader: Loader, records: Sequence[Record], precision: runtime.Precision) -> list[Prediction]:
+    """Decoded predictions for every record; the loader must go through them in order."""
+
+    def step(batch: Batch, targets: Targets) -> dict[str, Tensor]:
+        return model(batch)  # type: ignore[no-any-return]
+
+    predictions: list[Prediction] = []
+    for logits in engine.predict(step, loader, model=model, precision=precision):
+        rows = next(iter(logits.values())).shape[0]
+        predictions += task.decode(logits, records[len(predictions) : len(predictions) + rows])
+    return predictions
+
+
+def _baselines(task: Task[Any, Any], known: Mapping[str, Any], data: Path, records: Sequence[Any]) -> dict[str, Report]:
+    """Scores of predictors that look at nothing, on the same records by the same metric."""
+    if isinstance(task, VQA):
+        train = task.records(data, known["config"]["train_split"])
+        return {"majority answer per question type": task.report(majority_answers(train, records), records)}
+    return {}
+
+
+def _run_json(run: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{run} is not a run folder: cannot read run.json ({error}). Give the folder that finetune wrote with --out.") from error
+    return known

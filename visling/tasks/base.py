@@ -1,0 +1,188 @@
+"""What a task is: records from files, examples for a model, a loss, predictions, and a report in the official numbers.
+
+Shapes   N examples, A outputs.
+Scores   In percent everywhere in reports; counts say over how many examples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from visling import config as configs
+from visling.data.text import TextLayout
+from visling.errors import ConfigError, DataError, nearest
+from visling.types import Example, Head, Loss, Prediction, Record, Targets
+
+R = TypeVar("R", bound=Record)
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One number of a report."""
+
+    value: float
+    """In percent."""
+    count: int
+    """Examples (or groups of examples) it is the mean of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Scores of a task on a split, whole and broken down."""
+
+    scores: Mapping[str, Score]
+    by: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    """Category (such as "question_type") -> its value -> score of the main metric."""
+
+    def to_dict(self, task: str, split: str) -> dict[str, Any]:
+        """Contents of a run folder's `evaluation_{split}.json`."""
+
+        def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+            return {name: asdict(score) for name, score in scores.items()}
+
+        return {"task": task, "split": split, "scores": plain(self.scores), "by": {name: plain(scores) for name, scores in self.by.items()}}
+
+
+class Task(ABC, Generic[R, C]):
+    """Interface of a task over records `R` with settings `C`. A module in `visling.tasks`, or anyone's module, offers its task as `TASK`."""
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    """The score by which the best model of a run is chosen; higher is better."""
+    images: ClassVar[int] = 1
+    """Images of one example."""
+    choices: ClassVar[int] = 1
+    """Rows of text of one example."""
+    settings: ClassVar[type[Any]]
+    """Config class `C`."""
+
+    def __init__(self, config: C | None = None) -> None:
+        self.config: C = self.settings() if config is None else config
+
+    @property
+    @abstractmethod
+    def heads(self) -> Mapping[str, Head]:
+        """Heads by name; the logits of `loss` and `decode` have the same names."""
+
+    @abstractmethod
+    def records(self, root: Path, split: str) -> Sequence[R]:
+        """Annotations of a split; no image is opened.
+
+        Raises:
+            DataError: a file that is missing or not of its documented layout.
+        """
+
+    @abstractmethod
+    def example(self, record: R, layout: TextLayout, rng: np.random.Generator) -> Example:
+        """One record as rows of word pieces, image ids and, if it has any, labels."""
+
+    @abstractmethod
+    def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
+        """Loss of a labelled batch, in float32."""
+
+    @abstractmethod
+    def decode(self, logits: Mapping[str, Tensor], records: Sequence[R]) -> list[Prediction]:
+        """Predictions for the records of a batch, in their order."""
+
+    @abstractmethod
+    def report(self, predictions: Sequence[Prediction], records: Sequence[R]) -> Report:
+        """The official numbers.
+
+        Raises:
+            DataError: predictions and records are not of the same examples, or a record has no label.
+        """
+
+    @abstractmethod
+    def submission(self, predictions: Sequence[Prediction]) -> Any:
+        """Contents of the official result file: a string is written as it is, anything else as JSON."""
+
+    @abstractmethod
+    def details(self, predictions: Sequence[Prediction], records: Sequence[R]) -> list[dict[str, Any]]:
+        """One row per example for `details_{split}.jsonl`: id, image, text, type, truth, prediction, confidence, top, score (a fraction, or None)."""
+
+    def setup(self, records: Sequence[R]) -> None:
+        """Derive what the heads need (an answer vocabulary) from the training records; called once, before the heads are built."""
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs to rebuild this task beside its weights; JSON-able."""
+        return {"config": configs.to_dict(self.config)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The task of a saved model.
+
+        Raises:
+            ConfigError: a state of another task.
+        """
+        return cls(configs.from_dict(cls.settings, state.get("config", {})))
+
+
+@dataclass(frozen=True)
+class TaskSource(Generic[R]):
+    """The examples of a task, as the loader wants them."""
+
+    task: Task[R, Any]
+    records: Sequence[R]
+    layout: TextLayout
+    text_only: bool = False
+    """Leave the images out, for a model that must answer from the words alone."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Example number `index`."""
+        example = self.task.example(self.records[index], self.layout, rng)
+        return replace(example, images=()) if self.text_only else example
+
+
+def names() -> list[str]:
+    """Tasks of this package."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name != "base")
+
+
+def load(name: str) -> type[Task[Any, Any]]:
+    """Task class by short name ("vqa" is `visling.tasks.vqa`) or by dotted module path ("my_package.my_task").
+
+    Raises:
+        ConfigError: no such module, or it does not offer `TASK`.
+    """
+    path = name if "." in name else f"{__package__}.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not
+        raise ConfigError(f"no task {name!r}. {nearest(name, names())} A task of your own is given as my_package.my_module.") from error
+    task = getattr(module, "TASK", None)
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise ConfigError(f"module {path} offers no task: expected TASK = a subclass of visling.tasks.base.Task. {nearest(name, names())}")
+    return task
+
+
+def by_id(predictions: Sequence[Prediction], records: Sequence[R]) -> list[tuple[Prediction, R]]:
+    """Each record with its prediction, in the order of the records.
+
+    Raises:
+        DataError: two predictions for one example, a record without one, or a prediction without a record.
+    """
+    given = {prediction.id: prediction for prediction in predictions}
+    wanted = {record.id for record in records}
+    missing, extra = wanted - given.keys(), given.keys() - wanted
+    if missing or extra or len(given) != len(predictions) or len(wanted) != len(records):
+        raise DataError(
+            f"{len(predictions)} predictions ({len(given)} different ids) for {len(records)} records ({len(wanted)} different ids): "
+            f"{len(missing)} missing, {len(extra)} in excess"
+            f"{', first ' + repr(min(missing | extra)) if missing | extra else ''}. Predict every record of one split exactly once."
+        )
+    return [(given[record.id], record) for record in records]

@@ -1,0 +1,345 @@
+"""NLVR v1: is the sentence true of the drawn picture? (Suhr et al. 2017)
+
+Files    {split}/{split}.json, one JSON object a line, and pictures {split}/images/<directory>/{split}-N-M-K.png: presentation N, position M of the
+         example in it, and six orders K of the three boxes of one example. Pictures are found by file stem, so `directory` is not read and the hidden
+         split, which lacks it, needs no rule of its own.
+More     {split}/statements.json or statements/{split}.json, in the same fields with the picture's file stem as "image": further true and false
+         sentences, as `visling scenes` writes them. They count in the accuracy, never in the official numbers.
+Official One prediction per picture. Precision: share of right ones. Consistency: share of presentations without any error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from visling.data.text import TextLayout
+from visling.errors import ConfigError, DataError
+from visling.metrics.answers import PICTURES, bootstrap, nlvr_images, nlvr_structured
+from visling.runtime import generator_for
+from visling.tasks.base import Report, Score, Task, by_id
+from visling.types import Example, Head, Loss, Prediction, Record, Targets
+
+LABELS = ("false", "true")
+"""By class index: 1 = the sentence is true."""
+
+_IDENTIFIER = re.compile(r"(?P<presentation>\d+)-\d+")
+_PICTURE = re.compile(r"[a-z]\w*-(?P<presentation>\d+)-\d+-[0-5]")
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlvrRecord(Record):
+    """One sentence about one picture."""
+
+    sentence: str
+    label: bool | None
+    """None where the file gives none."""
+    identifier: str
+    """"N-M" of the official files; shared by the six pictures of an example."""
+    presentation: str
+    """Pictures and sentences that were shown together: the first field of the identifier; for other pictures the image id."""
+    official: bool
+    """Whether the record counts in the official numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlvrConfig:
+    """Which records are read and how certain the report is to be."""
+
+    pictures: tuple[int, ...] | None = None
+    """Orders K of the boxes to use, 0 to 5; None = those that the picture folder of the split holds, or all six without it. The official
+    numbers need all six."""
+    statements: bool = True
+    """Also read the extra statements beside the official file."""
+    hold_out: float = 0.2
+    """Share of the presentations of a split that are in its part ".held"; the others are in ".train" (always the same ones)."""
+    draws: int = 1000
+    """Resampled sets of presentations for the 95 % intervals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Two sets of records without a presentation in common."""
+
+    train: list[NlvrRecord]
+    held: list[NlvrRecord]
+    shared: tuple[str, ...]
+    """Sentences that occur in both all the same (writers repeat each other), in alphabetical order."""
+
+
+class NLVR(Task[NlvrRecord, NlvrConfig]):
+    """Judge a sentence about a picture."""
+
+    name: ClassVar[str] = "nlvr"
+    metric: ClassVar[str] = "accuracy"
+    settings: ClassVar[type[NlvrConfig]] = NlvrConfig
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """One classification, class 1 = true."""
+        return {"classify": Head(kind="classify", outputs=len(LABELS))}
+
+    def records(self, root: Path, split: str) -> list[NlvrRecord]:
+        """One record per picture of the official file, then the extra statements.
+
+        Args:
+            split: name of the folder and file; with ".train" or ".held" at its end, that part of it by presentations.
+        Raises:
+            DataError: neither kind of file is there, a line is not JSON or lacks a field, a label is not true or false, or an id comes twice.
+            ConfigError: a picture number other than 0 to 5.
+        """
+        split, _, part = split.partition(".")
+        if part:
+            if part not in ("train", "held"):
+                raise ConfigError(f"a split has the parts train and held; found {split}.{part}.")
+            parts = hold_out(self.records(root, split), self.config.hold_out, seed=0)
+            return parts.train if part == "train" else parts.held
+        pictures = _orders_present(root / split / "images") if self.config.pictures is None else self.config.pictures
+        if not pictures or not set(pictures) <= set(range(PICTURES)):
+            raise ConfigError(f"pictures are numbered 0 to {PICTURES - 1}; found {list(pictures)}.")
+        official = root / split / f"{split}.json"
+        extra = [
+            path for path in (root / split / "statements.json", root / "statements" / f"{split}.json") if self.config.statements and path.exists()
+        ]
+        records = _read_official(official, split, pictures) if official.exists() else []
+        for path in extra:
+            records += _read_statements(path)
+        if not records:
+            below = f" It lies in {root / 'nlvr'}: give that folder." if (root / "nlvr" / split).is_dir() else ""
+            raise DataError(f"no statements of split {split!r} in {root}: expected {official} or {root / 'statements' / f'{split}.json'}.{below}")
+        _unique(records, root)
+        return records
+
+    def example(self, record: NlvrRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
+        """The sentence and its picture."""
+        labels = {} if record.label is None else {"answer": int(record.label)}
+        return Example(id=record.id, rows=(layout.row(record.sentence),), images=record.images, labels=labels)
+
+    def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
+        """Cross-entropy over (N, 2) logits, averaged over examples, in float32."""
+        scores, labels = logits["classify"].float(), cast(Tensor, targets.answer)
+        loss = Loss.mean("answer", F.cross_entropy(scores, labels, reduction="none"))
+        hits = (scores.detach().argmax(1) == labels).sum()
+        return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (hits, loss.parts["answer"][1])})
+
+    def decode(self, logits: Mapping[str, Tensor], records: Sequence[NlvrRecord]) -> list[Prediction]:
+        """The more probable of "true" and "false"; an exact tie is "false"."""
+        predictions = []
+        for record, (false, true) in zip(records, logits["classify"].detach().double().softmax(1).tolist(), strict=True):
+            top = sorted(zip(LABELS, (false, true), strict=True), key=lambda pair: -pair[1])
+            predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=tuple(top)))
+        return predictions
+
+    def report(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> Report:
+        """Accuracy over all records; over the official ones, if each example has its six pictures, precision and consistency.
+
+        `accuracy_low` and `accuracy_high` bound the 95 % interval over presentations, and so for precision and consistency. `example_accuracy` and
+        `example_consistency` judge each example once, by the mean log-odds of its six pictures; they are ours, not the official numbers.
+        """
+        pairs = by_id(predictions, records)
+        hits = [_hit(prediction, record) for prediction, record in pairs]
+        scores = _with_interval("accuracy", hits, [record.presentation for record in records], self.config.draws)
+        official = [pair for pair in pairs if pair[1].official]
+        if official and _complete(record for _, record in official):
+            scores |= self._official(official)
+        kinds = {"label": [LABELS[bool(record.label)] for record in records], "source": [_source(record) for record in records]}
+        return Report(scores=scores, by={name: _averages(hits, kind) for name, kind in kinds.items()})
+
+    def submission(self, predictions: Sequence[Prediction]) -> str:
+        """Rows `name.png,true` of the official CSV file, which has no header; extra statements are left out."""
+        return "".join(f"{prediction.id}.png,{prediction.value}\n" for prediction in predictions if _PICTURE.fullmatch(prediction.id))
+
+    def details(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> list[dict[str, Any]]:
+        """One row per record; `type` says whether it is a picture of the official file or an extra statement."""
+        return [
+            {
+                "id": record.id,
+                "image": record.images[0],
+                "text": record.sentence,
+                "type": _source(record),
+                "truth": None if record.label is None else LABELS[record.label],
+                "prediction": prediction.value,
+                "confidence": prediction.confidence,
+                "top": [list(candidate) for candidate in prediction.top],
+                "score": None if record.label is None else _hit(prediction, record),
+            }
+            for prediction, record in by_id(predictions, records)
+        ]
+
+    def _official(self, pairs: Sequence[tuple[Prediction, NlvrRecord]]) -> dict[str, Score]:
+        labels = {record.identifier: LABELS[bool(record.label)] for _, record in pairs}
+        whole = nlvr_images([(f"{record.id}.png", prediction.value) for prediction, record in pairs], labels)
+        odds: dict[str, list[float]] = defaultdict(list)
+        right: dict[str, bool] = {}
+        for prediction, record in pairs:
+            odds[record.identifier].append(_log_odds(prediction))
+            right[record.presentation] = right.get(record.presentation, True) and bool(_hit(prediction, record))
+        averaged = nlvr_structured([(name, LABELS[sum(values) > 0]) for name, values in odds.items()], labels)
+        hits, groups = [_hit(prediction, record) for prediction, record in pairs], [record.presentation for _, record in pairs]
+        scores = _with_interval("precision", hits, groups, self.config.draws)
+        scores |= _with_interval("consistency", [float(all_right) for all_right in right.values()], list(right), self.config.draws)
+        scores["precision"] = Score(100 * whole.precision.value, whole.precision.count)
+        scores["consistency"] = Score(100 * whole.consistency.value, whole.consistency.count)
+        scores["example_accuracy"] = Score(100 * averaged.precision.value, averaged.precision.count)
+        scores["example_consistency"] = Score(100 * averaged.consistency.value, averaged.consistency.count)
+        return scores
+
+
+def hold_out(records: Sequence[NlvrRecord], share: float, seed: int) -> Parts:
+    """Set whole presentations aside: a random split of records would put orders of the same boxes on both sides.
+
+    Args:
+        share: of the presentations, in (0, 1); at least one is held out and at least one is left.
+    Raises:
+        ConfigError: the share is not in (0, 1), or there are fewer than two presentations.
+    """
+    names = sorted({record.presentation for record in records})
+    if not 0 < share < 1 or len(names) < 2:
+        raise ConfigError(f"cannot hold out a share of {share} of {len(names)} presentations: expected a share between 0 and 1 and at least 2.")
+    number = min(max(round(share * len(names)), 1), len(names) - 1)
+    chosen = {names[index] for index in generator_for(seed).permutation(len(names))[:number]}
+    train = [record for record in records if record.presentation not in chosen]
+    held = [record for record in records if record.presentation in chosen]
+    shared = {record.sentence for record in train} & {record.sentence for record in held}
+    return Parts(train=train, held=held, shared=tuple(sorted(shared)))
+
+
+def _orders_present(folder: Path) -> tuple[int, ...]:
+    """Orders K of which the folder holds at least one picture; drawn sets may have fewer than six. All six if it holds none."""
+    stems = (path.stem for path in folder.glob("**/*.png"))
+    return tuple(sorted({int(stem[-1]) for stem in stems if _PICTURE.fullmatch(stem)})) or tuple(range(PICTURES))
+
+
+def _read_official(path: Path, split: str, pictures: Sequence[int]) -> list[NlvrRecord]:
+    records = []
+    for where, row in _lines(path):
+        identifier = _field(row, "identifier", where)
+        match = _IDENTIFIER.fullmatch(identifier)
+        if match is None:
+            raise DataError(f"{where}: identifier {identifier!r} is not of the form N-M, as in NLVR v1. Files of NLVR2 have four fields.")
+        for picture in pictures:
+            name = f"{split}-{identifier}-{picture}"
+            records.append(
+                NlvrRecord(
+                    id=name,
+                    images=(name,),
+                    sentence=_field(row, "sentence", where),
+                    label=_label(row, where),
+                    identifier=identifier,
+                    presentation=match["presentation"],
+                    official=True,
+                )
+            )
+    return records
+
+
+def _read_statements(path: Path) -> list[NlvrRecord]:
+    records = []
+    for where, row in _lines(path):
+        identifier, image = _field(row, "identifier", where), _field(row, "image", where)
+        match = _PICTURE.fullmatch(image)
+        records.append(
+            NlvrRecord(
+                id=f"statement-{identifier}",
+                images=(image,),
+                sentence=_field(row, "sentence", where),
+                label=_label(row, where),
+                identifier=identifier,
+                presentation=match["presentation"] if match else image,
+                official=False,
+            )
+        )
+    return records
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each JSON object of a file with the place to name in messages; blank lines are skipped."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where} is not a JSON object: {error}. The file may be truncated: copy or download it again.") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where} is a JSON {type(row).__name__}; expected one object a line, as in NLVR v1's files.")
+            yield where, row
+
+
+def _field(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: field {name!r} must be a text that is not empty; found {value!r}.")
+    return value
+
+
+def _label(row: Mapping[str, Any], where: str) -> bool | None:
+    value = row.get("label")
+    if value is None:
+        return None
+    if value not in LABELS:
+        raise DataError(f'{where}: label {value!r} is unknown; expected "true" or "false" in lower case, or no label for a hidden split.')
+    return bool(value == "true")
+
+
+def _unique(records: Sequence[NlvrRecord], root: Path) -> None:
+    seen: set[str] = set()
+    for record in records:
+        if record.id in seen:
+            raise DataError(f"identifier {record.identifier!r} comes twice in the statements of {root}. Remove the copy.")
+        seen.add(record.id)
+
+
+def _complete(records: Iterable[NlvrRecord]) -> bool:
+    """Whether every example is there with all its pictures."""
+    pictures: dict[str, int] = defaultdict(int)
+    for record in records:
+        pictures[record.identifier] += 1
+    return set(pictures.values()) == {PICTURES}
+
+
+def _hit(prediction: Prediction, record: NlvrRecord) -> float:
+    if record.label is None:
+        raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
+    return float(prediction.value == LABELS[record.label])
+
+
+def _log_odds(prediction: Prediction) -> float:
+    """Log-odds of "true": the difference of the two logits."""
+    true = dict(prediction.top).get("true", 0.0) if prediction.top else float(prediction.value == "true")
+    true = min(max(true, _LEAST), 1 - _LEAST)
+    return math.log(true) - math.log1p(-true)
+
+
+def _source(record: NlvrRecord) -> str:
+    return "pictures" if record.official else "statements"
+
+
+def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], draws: int) -> dict[str, Score]:
+    low, high = bootstrap(values, groups, draws)
+    mean = sum(values) / len(values)
+    numbers = {name: mean, f"{name}_low": low, f"{name}_high": high}
+    return {key: Score(100 * value, len(values)) for key, value in numbers.items()}
+
+
+def _averages(hits: Sequence[float], kinds: Sequence[str]) -> dict[str, Score]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for hit, kind in zip(hits, kinds, strict=True):
+        groups[kind].append(hit)
+    return {kind: Score(100 * sum(values) / len(values), len(values)) for kind, values in sorted(groups.items())}
+
+
+TASK = NLVR

@@ -1,0 +1,214 @@
+"""Visual question answering, VQA v2: one question, one image, one of a few thousand short answers (Goyal et al. 2017).
+
+Shapes   N examples, A answers of the vocabulary.
+Releases VisualBERT compares a softmax with soft scores that do not sum to one (KL divergence, averaged over examples). LXMERT, ViLBERT and VL-BERT
+         take each answer as a yes-no question (binary cross-entropy, averaged over all, times A).
+Targets  1, 2, 3, 4 or more people gave the answer -> 0.3, 0.6, 0.9, 1; compared as written, while the metric compares normalised answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visling import config as configs
+from visling.data.annotations.questions import QuestionRecord, find_vqa_files, read_questions
+from visling.data.answers import AnswerVocabulary, soft_scores
+from visling.data.text import TextLayout
+from visling.errors import ConfigError, DataError
+from visling.metrics.answers import Average, Version, normalise, vqa_accuracy, vqa_score
+from visling.tasks.base import Report, Score, Task, by_id
+from visling.types import Example, Head, Loss, Prediction, Targets
+
+TOP = 5
+"""Candidates kept per prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaConfig:
+    """How answers are listed, learned and scored."""
+
+    loss: Literal["kl", "bce"] = "kl"
+    """"kl": KL divergence from log-softmax to the soft scores (VisualBERT); "bce": binary cross-entropy times A (the others)."""
+    answers: Path | None = None
+    """File with the answer vocabulary of a released checkpoint; None builds one from the training questions."""
+    min_count: int = 9
+    """Training questions whose most frequent answer it must be for an answer to be listed (hengyuan-hu's preparation, all releases)."""
+    mask_unknown: bool = True
+    """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not)."""
+    metric_version: Version = "2021"
+    """Official script: "2021", or "2017" as it was when the five papers appeared."""
+
+
+class VQA(Task[QuestionRecord, VqaConfig]):
+    """Answer a question about an image."""
+
+    name: ClassVar[str] = "vqa"
+    metric: ClassVar[str] = "accuracy"
+    settings: ClassVar[type[VqaConfig]] = VqaConfig
+
+    def __init__(self, config: VqaConfig | None = None, vocabulary: AnswerVocabulary | None = None) -> None:
+        super().__init__(config)
+        if vocabulary is None and self.config.answers is not None:
+            vocabulary = AnswerVocabulary.load(self.config.answers)
+        self._vocabulary = vocabulary
+
+    @property
+    def vocabulary(self) -> AnswerVocabulary:
+        """The answers, by index.
+
+        Raises:
+            ConfigError: not known yet.
+        """
+        if self._vocabulary is None:
+            raise ConfigError("the answer vocabulary is not known yet: call setup(training records), or name a file in VqaConfig.answers.")
+        return self._vocabulary
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """One classification over the answers."""
+        return {"classify": Head(kind="classify", outputs=len(self.vocabulary))}
+
+    def setup(self, records: Sequence[QuestionRecord]) -> None:
+        """List the frequent answers of the training questions, unless a vocabulary is given."""
+        if self._vocabulary is None:
+            self._vocabulary = answer_vocabulary(records, self.config.min_count)
+
+    def records(self, root: Path, split: str) -> list[QuestionRecord]:
+        """Questions of a split in VQA v2's files, with answers where there is an annotation file."""
+        questions, annotations = find_vqa_files(root, split)
+        return read_questions(questions, annotations)
+
+    def example(self, record: QuestionRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
+        """The question with the model's answer slot, if it has one; soft scores as label, if people answered."""
+        labels = {} if record.answers is None else {"answer": soft_scores(record.answers, self.vocabulary)}
+        return Example(id=record.id, rows=(layout.row(record.question, answer=True),), images=record.images, labels=labels)
+
+    def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
+        """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any normalisation."""
+        return answer_loss(logits["classify"], cast(Tensor, targets.answer), self.config.loss)
+
+    def decode(self, logits: Mapping[str, Tensor], records: Sequence[QuestionRecord]) -> list[Prediction]:
+        """The most probable answers; probabilities are a softmax, or with loss "bce" one sigmoid each."""
+        scores = logits["classify"].detach().float().cpu()
+        if self.config.mask_unknown and self.vocabulary.unknown is not None:
+            scores = scores.index_fill(1, torch.tensor([self.vocabulary.unknown]), -torch.inf)
+        probabilities = scores.softmax(1) if self.config.loss == "kl" else scores.sigmoid()
+        best = probabilities.topk(min(TOP, len(self.vocabulary)), dim=1)
+        predictions = []
+        for record, indices, values in zip(records, best.indices.tolist(), best.values.tolist(), strict=True):
+            top = tuple((self.vocabulary[index], value) for index, value in zip(indices, values, strict=True))
+            predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top))
+        return predictions
+
+    def report(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> Report:
+        """Official VQA accuracy, whole, per question type and per answer type."""
+        pairs = by_id(predictions, records)
+        scores = vqa_accuracy({prediction.id: prediction.value for prediction, _ in pairs}, records, self.config.metric_version)
+        return Report(
+            scores={"accuracy": _score(scores.overall)},
+            by={
+                "question_type": {name: _score(mean) for name, mean in scores.question_types.items()},
+                "answer_type": {name: _score(mean) for name, mean in scores.answer_types.items()},
+            },
+        )
+
+    def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+        """The list that the evaluation server takes; it wants every question of the test file."""
+        return [{"question_id": int(prediction.id), "answer": prediction.value} for prediction in predictions]
+
+    def details(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> list[dict[str, Any]]:
+        """One row per question; `score` is its accuracy as a fraction, None where nobody answered."""
+        return [
+            {
+                "id": record.id,
+                "image": record.images[0],
+                "text": record.question,
+                "type": record.question_type,
+                "truth": record.multiple_choice_answer,
+                "prediction": prediction.value,
+                "confidence": prediction.confidence,
+                "top": [list(candidate) for candidate in prediction.top],
+                "score": vqa_score(prediction.value, record.answers, self.config.metric_version) if record.answers else None,
+            }
+            for prediction, record in by_id(predictions, records)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Settings and answers in the order of the head's outputs."""
+        return {**super().state(), "answers": list(self.vocabulary)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The task of a saved model, with its own answers."""
+        if not isinstance(state.get("answers"), list):
+            raise ConfigError("the saved state of a VQA task lists its answers under 'answers'; found none. Is answers.json of another task?")
+        settings = {key: value for key, value in state.get("config", {}).items() if key != "answers"}  # the file may be gone; its answers are here
+        return cls(configs.from_dict(VqaConfig, settings), AnswerVocabulary(state["answers"]))
+
+
+def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce"]) -> Loss:
+    """Loss of soft answer scores, averaged over examples, in float32.
+
+    Args:
+        logits: (N, A).
+        scores: (N, A) in [0, 1]; rows need not sum to one.
+        kind: "kl": sum of s (log s - log softmax), as `kl_div(reduction="batchmean")`; "bce": binary cross-entropy summed over the answers.
+    """
+    logits, scores = logits.float(), scores.float()
+    if kind == "kl":
+        values = F.kl_div(logits.log_softmax(1), scores, reduction="none").sum(1)
+    else:
+        values = F.binary_cross_entropy_with_logits(logits, scores, reduction="none").sum(1)
+    loss = Loss.mean("answer", values)
+    reached = scores.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
+    return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (reached, loss.parts["answer"][1])})
+
+
+def answer_vocabulary(records: Sequence[QuestionRecord], min_count: int) -> AnswerVocabulary:
+    """The normalised most-frequent answers of the questions that occur often enough, the most frequent first.
+
+    Raises:
+        DataError: no annotations, or no answer that is frequent enough.
+    """
+    counts = Counter(normalise(record.multiple_choice_answer) for record in records if record.multiple_choice_answer is not None)
+    if not counts:
+        raise DataError(f"none of the {len(records)} training questions has an answer. Put the annotation file beside the question file.")
+    return AnswerVocabulary.build(counts, min_count)
+
+
+def majority_answers(train: Sequence[QuestionRecord], records: Sequence[QuestionRecord]) -> list[Prediction]:
+    """Baseline that sees neither image nor question: the most frequent training answer of the question's type (of all, for a new type).
+
+    Raises:
+        DataError: no training question has an answer.
+    """
+    counts: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for record in train:
+        if record.multiple_choice_answer is not None:
+            for kind in (record.question_type, None):
+                counts[kind][record.multiple_choice_answer] += 1
+    if not counts:
+        raise DataError("the majority baseline needs training questions with answers; found none.")
+    best = {kind: min(answers.items(), key=lambda pair: (-pair[1], pair[0]))[0] for kind, answers in counts.items()}
+    predictions = []
+    for record in records:
+        kind = record.question_type if record.question_type in counts else None
+        share = counts[kind][best[kind]] / counts[kind].total()
+        predictions.append(Prediction(id=record.id, value=best[kind], confidence=share, top=((best[kind], share),)))
+    return predictions
+
+
+def _score(mean: Average) -> Score:
+    return Score(mean.percent, mean.count)
+
+
+TASK = VQA

@@ -1,0 +1,205 @@
+"""What a run says: JSON lines for programs, one line or a progress bar for people, optionally TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from visling import runtime
+from visling.errors import ConfigError, DataError, RunError
+
+
+class Log:
+    """Writes a run's lines; silent in all processes but the main one.
+
+    Args:
+        path: JSON-lines file to append to; None = no file.
+        stream: where people read (a progress bar if it is a terminal, plain lines otherwise); None = nowhere.
+        tensorboard: folder of event files; None = none.
+    Raises:
+        ConfigError: TensorBoard is asked for but not installed.
+    """
+
+    def __init__(self, path: Path | None = None, *, stream: TextIO | None = None, tensorboard: Path | None = None) -> None:
+        main = runtime.is_main()
+        self.path = path if main else None
+        self._stream = stream if main else None
+        self._file: TextIO | None = None
+        self._bar: Any = None
+        self._task: Any = None
+        self._total = 0
+        self._board: Any = None
+        self._board_folder = tensorboard if main else None
+        if self._board_folder is not None:
+            _summary_writer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, step: int, total: int) -> None:
+        """Begin at `step` of `total` updates; lines that an interrupted run wrote past `step` are cut."""
+        self._total = total
+        if self.path is not None:
+            cut(self.path, step)
+        if self._board_folder is not None:
+            self._board = _summary_writer()(str(self._board_folder), purge_step=step + 1)
+        if self._stream is not None and self._stream.isatty():
+            self._open_bar(step, total)
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def train(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        loss: float,
+        parts: Mapping[str, float],
+        lr: float,
+        examples_per_second: float,
+        seconds: float,
+        seconds_per_step: float,
+    ) -> None:
+        """One training line.
+
+        Args:
+            epoch: number of the epoch the step belongs to, from 1.
+            loss: mean since the last line.
+            parts: mean of each part since the last line.
+            seconds: spent on the run so far.
+            seconds_per_step: recent mean, for the time left.
+        """
+        self._write(
+            kind="train", step=step, epoch=epoch, loss=loss, parts=dict(parts), lr=lr, examples_per_second=examples_per_second, seconds=seconds
+        )
+        inner = "  ".join(f"{name} {value:.4g}" for name, value in parts.items()) if len(parts) > 1 else ""
+        left = duration((self._total - step) * seconds_per_step)
+        text = f"epoch {epoch}  loss {loss:.4g}  {f'({inner})  ' if inner else ''}lr {lr:.2e}  {examples_per_second:.0f} examples/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        else:
+            self._say(f"step {step}/{self._total}  {text}  {left} left")
+        self._scalars("train", step, {"loss": loss, "lr": lr, **{f"part/{name}": value for name, value in parts.items()}})
+
+    def valid(self, *, step: int, epoch: int, scores: Mapping[str, float]) -> None:
+        """One validation line."""
+        self._write(kind="valid", step=step, epoch=epoch, scores=dict(scores))
+        self._say(f"step {step}/{self._total}  epoch {epoch}  validation: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        self._scalars("valid", step, scores)
+
+    def event(self, message: str, *, step: int) -> None:
+        """Something that happened."""
+        self._write(kind="event", step=step, message=message)
+        self._say(message)
+
+    def close(self) -> None:
+        """Close files and the progress bar; the log can be started again."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _write(self, **values: Any) -> None:
+        if self.path is None:
+            return
+        try:
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(f"cannot write the log {self.path}: {error}. Free space or fix permissions, then go on with --resume.") from error
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self._stream is not None:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def _scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def _open_bar(self, step: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=Console(file=self._stream),
+        )
+        self._task = self._bar.add_task("", total=total, completed=step)
+        self._bar.start()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines of a log; a torn last line, left by a kill, is dropped.
+
+    Raises:
+        DataError: a line before the last is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if not line.endswith("\n"):
+                raise ValueError("no line end")
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise DataError(f"{path}, line {number} is not JSON: {error}. Was the file edited? Delete the line.") from error
+    return entries
+
+
+def cut(path: Path, step: int) -> None:
+    """Remove the lines of a log that lie past `step`, and a torn last line."""
+    if not path.exists():
+        return
+    kept = [entry for entry in read(path) if entry.get("step", 0) <= step]
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 12 min, 3.4 h, 2.1 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 36 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "TensorBoard output was asked for, but tensorboard is not installed. Install the extra: pip install 'visling[log]'."
+        ) from error
+    return SummaryWriter

@@ -1,0 +1,389 @@
+"""A run's folder: what is kept, how it is written so that a kill loses nothing, and exact resume.
+
+Layout  run.json (what the run is); log.jsonl; model/ (best weights); last/ (everything needed to go on).
+Atomic  Every file is written beside its place, flushed to the disk and renamed. last/state.json names the files that belong to it and is
+        renamed last, so that at any moment it names one complete, consistent set.
+Safe    Weights are safetensors, the optimiser is a weights-only torch file, the rest is JSON. Nothing is unpickled blindly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pickle
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from visling import config as configs
+from visling import runtime
+from visling.errors import RunError
+
+_T = TypeVar("_T")
+
+FORMAT = 1
+"""Version of the layout of last/."""
+
+
+@dataclass(kw_only=True)
+class Sums:
+    """What has been added up since the last log line."""
+
+    loss: float = 0.0
+    steps: int = 0
+    """Micro-steps in `loss`."""
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    """Name -> [sum, count]."""
+    examples: int = 0
+    seconds: float = 0.0
+    """Training time, without validation and saving."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """How far a run has come."""
+
+    step: int = 0
+    """Optimiser updates made."""
+    epoch: int = 0
+    """Epochs completed."""
+    batch: int = 0
+    """Micro-batches of the current epoch that went into an update."""
+    best: float | None = None
+    """Best validation score so far."""
+    best_step: int = 0
+    stale: int = 0
+    """Validations since the best one."""
+    validated: int = 0
+    """Step of the last validation."""
+    logged: int = 0
+    """Step of the last training line."""
+    elapsed: float = 0.0
+    """Seconds spent in all, earlier parts of a resumed run included."""
+    sums: Sums = field(default_factory=Sums)
+    stopped: str = ""
+    """Why `fit` returned: finished, patience or max_seconds."""
+
+
+class RunFolder:
+    """One run's folder. Made with `create`; only the main process writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        """Best weights."""
+        self.last = path / "last"
+        """State to resume from."""
+        self.log = path / "log.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, *, resume: bool = False) -> RunFolder:
+        """Take a new or empty folder, or with `resume` one that holds an unfinished run.
+
+        Raises:
+            RunError: the folder holds something, nothing can be resumed from it, or it cannot be written to.
+        """
+        problem = ""
+        if runtime.is_main():
+            try:
+                _claim(path, resume)
+            except RunError as error:
+                problem = str(error)
+        problem = from_main(problem)
+        if problem:
+            raise RunError(problem)
+        return cls(path)
+
+    @property
+    def has_last(self) -> bool:
+        """Whether there is a state to resume from."""
+        return (self.last / "state.json").exists()
+
+    def read(self) -> dict[str, Any]:
+        """Contents of run.json."""
+        return _read_json(self.path / "run.json")
+
+    def record(self, values: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
+        """Merge values into run.json.
+
+        Args:
+            may_differ: dotted settings of `config` that a resumed run may change (paths, log intervals).
+        Raises:
+            RunError: the folder was begun with another `config`, or cannot be written to.
+        """
+        if not runtime.is_main():
+            return
+        known = self.read()
+        if "config" in known and "config" in values:
+            changed = configs.difference(values["config"], known["config"])
+            changed = {name: pair for name, pair in changed.items() if not any(name == free or name.startswith(f"{free}.") for free in may_differ)}
+            if changed:
+                listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changed.items())[:5])
+                raise RunError(f"{self.path} was begun with other settings: {listed}. Resume with the same settings, or use another --out.")
+        _write_json(self.path / "run.json", {**known, **configs.to_dict(values)})
+
+    def finish(self) -> None:
+        """Note that the run has finished."""
+        self.record({"status": "finished", "finished": _now()})
+
+    def require_space(self, needed: int) -> None:
+        """Raise `RunError` unless `needed` bytes are free where the folder lies."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunError(
+                f"{self.path} needs about {needed / 1e9:.2f} GB for this run, but {free / 1e9:.2f} GB are free. Free some or use another --out."
+            )
+
+    def save_best(self, write: Callable[[Path], None]) -> None:
+        """Replace model/ by what `write` puts into the folder it is given; weights are moved last."""
+        if not runtime.is_main():
+            return
+        with _explained(self.path):
+            fresh = self.path / "model.part"
+            shutil.rmtree(fresh, ignore_errors=True)
+            try:
+                fresh.mkdir()
+                write(fresh)
+                self.model.mkdir(exist_ok=True)
+                for file in sorted(fresh.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
+                    _flush(file)
+                    file.replace(self.model / file.name)
+                _flush(self.model)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+
+    def save_last(
+        self, model: nn.Module, optimizer: Optimizer, state: State, position: Mapping[str, Any], generators: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save everything that `load_last` needs to go on exactly from here. Every process must call it.
+
+        Args:
+            position: the loader's `state_dict()`, JSON values only.
+            generators: from `capture_generators`; None = as they are now.
+        Raises:
+            RunError: the disk is full or not writable; the previous state is left as it was.
+        """
+        everyone = gather(capture_generators() if generators is None else generators)
+        if not runtime.is_main():
+            return
+        with _explained(self.path):
+            self.last.mkdir(exist_ok=True)
+            serial = _read_json(self.last / "state.json")["serial"] + 1 if self.has_last else 1
+            names = {"model": f"model-{serial:06d}.safetensors", "optimizer": f"optimizer-{serial:06d}.pt"}
+            tensors, ties = _untie(model.state_dict())
+            try:
+                with _replacing(self.last / names["model"]) as part:
+                    save_file(tensors, part)
+                with _replacing(self.last / names["optimizer"]) as part:
+                    torch.save(optimizer.state_dict(), part)
+                about = {"format": FORMAT, "serial": serial, "files": names, "ties": ties, "position": dict(position), "generators": everyone}
+                _write_json(self.last / "state.json", {**about, "state": dataclasses.asdict(state)})
+            finally:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete from last/ what its state.json does not name."""
+        named = {"state.json", *_read_json(self.last / "state.json")["files"].values()} if self.has_last else set()
+        for file in self.last.iterdir():
+            if file.name not in named:
+                file.unlink()
+
+    def load_last(self, model: nn.Module, optimizer: Optimizer) -> tuple[State, dict[str, Any]]:
+        """Put weights, optimiser and generators back; return progress and the loader's position.
+
+        Raises:
+            RunError: the state is damaged, of another layout, of another number of processes, or does not fit the model.
+        """
+        try:
+            about = _read_json(self.last / "state.json")
+            layout, names = about["format"], about["files"]
+            tensors = load_file(self.last / names["model"])
+            moments = torch.load(self.last / names["optimizer"], map_location="cpu", weights_only=True)
+        except (OSError, KeyError, ValueError, EOFError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+            raise RunError(
+                f"cannot read the saved state in {self.last}: {error}. Start again with another --out, or from the weights in model/."
+            ) from error
+        if layout != FORMAT:
+            raise RunError(f"{self.last} has layout {layout}; this version reads {FORMAT}. Finish the run with the version that began it.")
+        if len(about["generators"]) != runtime.world_size():
+            raise RunError(
+                f"{self.last} was saved by {len(about['generators'])} processes; this run has {runtime.world_size()}. Resume with the same number."
+            )
+        try:
+            model.load_state_dict({**tensors, **{alias: tensors[kept] for alias, kept in about["ties"].items()}})
+            optimizer.load_state_dict(moments)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(
+                f"the saved state in {self.last} does not fit this model: {error}. Resume with the settings the run was begun with."
+            ) from error
+        restore_generators(about["generators"][runtime.rank()])
+        state = about["state"]
+        return State(**{**state, "sums": Sums(**state["sums"]), "stopped": ""}), about["position"]
+
+
+def capture_generators() -> dict[str, Any]:
+    """State of the Python, NumPy and torch generators, on every device, as JSON values."""
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": int(numpy["state"]["pos"])}},
+        "torch": _hex(torch.get_rng_state()),
+        "cuda": [_hex(state) for state in torch.cuda.get_rng_state_all()] if _cuda_in_use() else [],
+    }
+
+
+def restore_generators(generators: Mapping[str, Any]) -> None:
+    """Undo everything drawn since `capture_generators`."""
+    version, numbers, gauss = generators["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy = generators["numpy"]
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], dtype=np.uint32)}})
+    torch.set_rng_state(_unhex(generators["torch"]))
+    if generators["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([_unhex(state) for state in generators["cuda"]])
+
+
+def save_weights(folder: Path, model: nn.Module) -> None:
+    """Write a module's weights to model.safetensors in a folder, each tied tensor once."""
+    save_file(_untie(model.state_dict())[0], folder / "model.safetensors")
+
+
+def from_main(value: _T) -> _T:
+    """The main process's value on every process."""
+    if runtime.world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: _T) -> list[_T]:
+    """Every process's value, by rank."""
+    if runtime.world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * runtime.world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _claim(path: Path, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; a run needs a folder. Use another --out.")
+    held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if resume:
+        if "run.json" not in held:
+            raise RunError(f"nothing to resume in {path}: there is no run.json. Check the path, or start without --resume.")
+        _check_writable(path)
+        return
+    if held:
+        some = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
+        mend = "continue it with --resume, " if "run.json" in held else ""
+        raise RunError(f"{path} is not empty: it holds {some}. Use another --out, {mend}or delete the folder.")
+    _check_writable(path)
+    _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
+
+
+def _check_writable(path: Path) -> None:
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what writing raises into a RunError that says what to do; torch and safetensors have their own classes for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = _free(path)
+        raise RunError(f"cannot write to {path}: {error} ({free} free). What was saved before is intact. Free space or fix permissions.") from error
+
+
+def _free(path: Path) -> str:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return f"{shutil.disk_usage(path).free / 1e9:.2f} GB"
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A place to write to that becomes `path` in one step, and vanishes on failure."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        _flush(part)
+        part.replace(path)
+        _flush(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's entries, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    with _explained(path.parent), _replacing(path) as part:
+        part.write_text(json.dumps(values, indent=None if path.name == "state.json" else 2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(values, dict)
+    return values
+
+
+def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors in main memory, each tied one once under its first name; and name -> first name of the others."""
+    first: dict[Any, str] = {}
+    kept, ties = {}, {}
+    for name, tensor in tensors.items():
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        if identity in first:
+            ties[name] = first[identity]
+            continue
+        first[identity] = name
+        here = tensor.detach().cpu().contiguous()
+        # safetensors refuses tensors that share a larger storage
+        kept[name] = here if here.untyped_storage().nbytes() == here.numel() * here.element_size() else here.clone()
+    return kept, ties
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _hex(state: Tensor) -> str:
+    return bytes(state.numpy().tobytes()).hex()
+
+
+def _unhex(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,175 @@
+"""Images -> regions -> store: resumable, and not stopped by a damaged file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visling.errors import DataError
+from visling.runtime import Precision
+from visling.types import RegionArray
+from visling.vision.detector import Detector
+from visling.vision.images import SUFFIXES, read_image
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+_READERS = 2
+"""Decoding threads; Pillow releases the interpreter lock while it decodes."""
+
+_COMMIT_EVERY = 512
+"""Images between two commits: the most that an interruption costs."""
+
+_AHEAD = 4
+"""Batches' worth of images decoded ahead and held for images of equal size to join them."""
+
+
+class RegionWriter(Protocol):
+    """Where regions go; `data.store.StoreWriter` is one."""
+
+    def __contains__(self, image_id: str, /) -> bool: ...
+    def add(self, image_id: str, regions: RegionArray) -> None: ...
+    def commit(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionReport:
+    """What became of the images."""
+
+    done: int
+    """Images whose regions were written."""
+    skipped_existing: int
+    """Images that the store already held."""
+    unreadable: tuple[tuple[Path, str], ...]
+    """Files that are no image or a damaged one, with the reason."""
+    regions: int
+    """Regions written."""
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All files below a folder whose names end like images, sorted.
+
+    Raises:
+        DataError: the folder does not exist or holds none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no image folder {folder}. Check the path.")
+    # os.walk, unlike Path.rglob in Python 3.11 and 3.12, follows links to folders, as data sets on shared disks are often laid out.
+    found = sorted(Path(base) / name for base, _, names in os.walk(folder, followlinks=True) for name in names if is_image_name(name))
+    if not found:
+        raise DataError(f"no image in {folder} or below it; image names end in {', '.join(sorted(SUFFIXES))}.")
+    return found
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like an image; hidden files do not count."""
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+
+
+def extract(
+    images: Iterable[Path] | Path,
+    detector: Detector,
+    writer: RegionWriter,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+    limit: int | None = None,
+) -> ExtractionReport:
+    """Write the regions of every image under its file stem; images that the writer holds are skipped.
+
+    Only images of equal size share a batch, so that the features of an image do not depend on its company. The detector is put into
+    evaluation mode and runs where its weights lie.
+
+    Args:
+        images: files, or a folder that is searched with all its subfolders.
+        limit: stop after this many images, existing and unreadable ones included.
+    Raises:
+        DataError: two files share a stem, the folder holds no image, or the list is empty.
+    """
+    paths = find_images(images) if isinstance(images, Path) else [Path(path) for path in images]
+    _check_stems(paths)
+    paths = paths[:limit]
+    waiting = [path for path in paths if path.stem not in writer]
+    detector.eval()
+    unreadable: list[tuple[Path, str]] = []
+    done = regions = uncommitted = 0
+    for batch in _batches(waiting, batch_size, unreadable):
+        for (path, _), found in zip(batch, detector.detect([pixels for _, pixels in batch], precision=precision), strict=True):
+            writer.add(path.stem, found)
+            regions += len(found)
+        done += len(batch)
+        uncommitted += len(batch)
+        if uncommitted >= _COMMIT_EVERY:
+            writer.commit()
+            uncommitted = 0
+        if progress is not None:
+            progress(len(paths) - len(waiting) + done + len(unreadable), len(paths))
+    writer.commit()
+    if progress is not None:
+        progress(len(paths), len(paths))
+    return ExtractionReport(done=done, skipped_existing=len(paths) - len(waiting), unreadable=tuple(unreadable), regions=regions)
+
+
+def _check_stems(paths: list[Path]) -> None:
+    if not paths:
+        raise DataError("no image was given to extract regions from.")
+    repeated = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
+    if repeated:
+        first, second = [path for path in paths if path.stem == repeated[0]][:2]
+        raise DataError(
+            f"{len(repeated)} image names occur more than once, for example {first} and {second}. Regions are stored under the file name "
+            "without folder and suffix: rename the files, or extract the folders into separate stores."
+        )
+
+
+def _batches(paths: list[Path], batch_size: int, unreadable: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
+    """Batches of images of equal size; unreadable files are appended to the list.
+
+    Images of rare sizes wait for others of their size, but never more than a few batches' worth of images wait in all.
+    """
+    groups: dict[tuple[int, ...], list[tuple[Path, NDArray[np.uint8]]]] = {}
+    for path, pixels in _decoded(paths, _AHEAD * batch_size):
+        if isinstance(pixels, str):
+            unreadable.append((path, pixels))
+            continue
+        group = groups.setdefault(pixels.shape, [])
+        group.append((path, pixels))
+        if len(group) == batch_size:
+            yield groups.pop(pixels.shape)
+        elif sum(map(len, groups.values())) > _AHEAD * batch_size:
+            yield groups.pop(max(groups, key=lambda shape: len(groups[shape])))
+    yield from groups.values()
+
+
+def _decoded(paths: list[Path], ahead: int) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
+    """Each file with its pixels, or with the reason why it has none, in order; background threads work ahead."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        rest = iter(paths)
+        running: deque[tuple[Path, Future[NDArray[np.uint8] | str]]] = deque()
+        try:
+            while True:
+                while len(running) < ahead and (path := next(rest, None)) is not None:
+                    running.append((path, pool.submit(_read, path)))
+                if not running:
+                    return
+                path, future = running.popleft()
+                yield path, future.result()
+        finally:
+            for _, future in running:
+                future.cancel()
+
+
+def _read(path: Path) -> NDArray[np.uint8] | str:
+    try:
+        return read_image(path)
+    except DataError as error:
+        return str(error)
