@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from visling.errors import ConfigError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
+"""Of matrix products. auto: bf16 where the device has units for it, fp32 elsewhere (bf16 by software is ten times slower than fp32)."""
 
 
 def home() -> Path:
@@ -48,9 +49,18 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What a precision comes to on a device."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:
     """Context in which matrix products run in the given precision; losses stay in float32."""
-    if precision == "bf16":
+    if resolve(precision, device) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -93,6 +103,8 @@ def process_group() -> Iterator[None]:
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

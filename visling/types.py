@@ -171,8 +171,10 @@ class Batch(_Movable):
         _require(bool(((boxes >= 0) & (boxes <= 1)).all()), "boxes must be unit corners in [0, 1]; pixels? use boxes.to_unit")
         _require(bool((boxes[:, 2:] > boxes[:, :2]).all()), "a real box has no area")
         if self.links is not None:
-            _require(not bool((self.links & ~text.mask[:, :, None]).any()), "a link starts at a padded token")
-            _require(not bool((self.links & ~real[:, None, :]).any()), "a link ends at a padded region")
+            text_real = text.mask if text.row is None else text.mask[text.row]
+            region_real = real if regions.row is None else real[regions.row]
+            _require(not bool((self.links & ~text_real[:, :, None]).any()), "a link starts at a padded token")
+            _require(not bool((self.links & ~region_real[:, None, :]).any()), "a link ends at a padded region")
 
 
 def _require(true: bool, message: str) -> None:
@@ -262,7 +264,7 @@ class Loss:
             values = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
             count = mask.sum()
         else:
-            count = torch.tensor(values.numel(), device=values.device)
+            count = torch.full((), values.numel(), device=values.device)  # filled there: no copy from the host
         total = values.sum()
         return Loss(value=total / count.clamp(min=1), parts={name: (total.detach(), count)})
 

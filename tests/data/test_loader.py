@@ -135,10 +135,10 @@ def test_processes_share_each_global_batch(world: int, shuffle: bool) -> None:
 
 
 def test_evaluation_over_processes_sees_every_example_once() -> None:
-    loaders = [loader(13, batch_size=2, rank=rank, world_size=3, shuffle=False, drop_last=False) for rank in range(3)]
+    loaders = [loader(14, batch_size=2, rank=rank, world_size=3, shuffle=False, drop_last=False) for rank in range(3)]
     shares = [indices(made) for made in loaders]
-    assert [len(share) for share in shares] == [len(made) for made in loaders] == [3, 2, 2]
-    assert sorted(index for share in shares for batch in share for index in batch) == list(range(13))
+    assert [len(share) for share in shares] == [len(made) for made in loaders] == [3, 3, 2]
+    assert sorted(index for share in shares for batch in share for index in batch) == list(range(14))
 
 
 @settings(max_examples=25, deadline=None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -388,6 +390,21 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, where: str) -> 
     assert len(names) > 4
     for name in names:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_closing_again_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = StoreWriter(tmp_path, feature_size=F, fingerprint="det-1")
+    writer.add("a", regions(0, 2, details=True))
+
+    def half(source: BinaryIO, target: BinaryIO, length: int) -> None:
+        target.write(source.read(3))
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", half)
+        with pytest.raises(OSError, match="no space"):
+            writer.close()
+    assert_same(writer.close()["a"], regions(0, 2, details=True))
 
 
 def test_a_part_shorter_than_its_journal_is_an_error(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_mean_over_classes_that_occur() -> None:
     assert scores.recall == pytest.approx(2 / 3)
     assert scores.recall_any_class == 1
     assert (scores.objects, scores.detections) == (3, 4)
-    assert math.isnan(scores.attribute_accuracy)
+    assert scores.attribute_accuracy is None
+    assert scores.attribute_mean_ap is None
 
 
 def test_attributes_by_hand() -> None:
@@ -97,7 +98,7 @@ def test_wrong_class_keeps_attributes_out_of_the_accuracy() -> None:
     box = boxes((0, 0, 10, 10))
     truth = TrueBoxes(boxes=box, classes=np.array([0]), attributes=np.array([[True]]))
     found = DetectedBoxes(boxes=box, classes=np.array([1]), scores=np.array([0.9]), attributes=np.array([[0]]), attribute_scores=np.array([[0.9]]))
-    assert math.isnan(score([found], [truth]).attribute_accuracy)
+    assert score([found], [truth]).attribute_accuracy is None
 
 
 def test_no_image_and_no_object() -> None:

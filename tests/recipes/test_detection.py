@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from visling.data.annotations.instances import read_instances
 from visling.errors import ConfigError, DataError, RunError
 from visling.recipes import detection
-from visling.recipes.detection import PRESETS, DetectionTraining, evaluate_detector, settings_from, train_detector
+from visling.recipes.detection import PRESETS, DetectionProgress, DetectionTraining, evaluate_detector, settings_from, train_detector
 from visling.train.log import read
 from visling.types import Loss
-from visling.vision.detector import Detector, DetectorConfig
+from visling.vision.detector import Detector, DetectorConfig, Truth
 
 TRAINING = DetectionTraining(
     detector=DetectorConfig(
@@ -64,7 +65,7 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_run_learns_and_leaves_a_whole_folder(data: tuple[Path, Path], tmp_path: Path) -> None:
-    reports = []
+    reports: list[DetectionProgress] = []
     result = train_detector(*data, tmp_path / "out", replace(TRAINING, steps=60), progress=reports.append, device="cpu")
     assert result.steps == 60
     assert result.images == 9
@@ -129,7 +130,7 @@ def test_time_bounds_a_run_and_the_rate_falls(data: tuple[Path, Path], tmp_path:
 
 def test_mirroring_moves_the_boxes_with_the_pixels() -> None:
     picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    truth = detection.Truth(
+    truth = Truth(
         boxes=np.array([[0, 0, 1, 2], [1, 0, 4, 1]], np.float32),
         classes=np.zeros(2, int),
         attributes=np.zeros((2, 0), bool),
@@ -149,7 +150,7 @@ def test_images_of_other_sizes_are_scaled_with_their_boxes(tmp_path: Path) -> No
         "categories": [{"id": 1, "name": "object"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    samples = detection._Samples(tmp_path, detection.read_instances(tmp_path / "a.json"), TRAINING.detector, cache_bytes=10**6)
+    samples = detection._Samples(tmp_path, read_instances(tmp_path / "a.json"), TRAINING.detector, cache_bytes=10**6)
     ((picture, truth),) = samples.load((0, 0, [0]), 0, 0.0)
     assert picture.shape == (8, 32, 3)
     assert truth.boxes.tolist() == [[5, 2, 15, 6]]

@@ -118,8 +118,8 @@ def test_an_interrupted_extraction_goes_on(folder: Path, detector: Detector, tmp
     arguments = {"feature_size": 5, "fingerprint": detector.fingerprint, "class_names": ("thing",), "attribute_names": ("red",), "dtype": "float32"}
     with pytest.raises(KeyboardInterrupt), Failing(store, **arguments) as writer:  # type: ignore[arg-type]
         extract(folder, detector, writer, batch_size=2)
-    with StoreWriter(store, **arguments, resume=True) as writer:  # type: ignore[arg-type]
-        report = extract(folder, detector, writer, batch_size=2)
+    with StoreWriter(store, **arguments, resume=True) as again:  # type: ignore[arg-type]
+        report = extract(folder, detector, again, batch_size=2)
     assert report.skipped_existing >= 8
     assert report.done + report.skipped_existing == 14
     opened = NativeStore.open(store)

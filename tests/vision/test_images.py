@@ -14,7 +14,8 @@ from visling.vision.images import fit, read_image, to_batch
 
 
 def rgb(path: Path) -> list[list[list[int]]]:
-    return read_image(path).tolist()
+    pixels: list[list[list[int]]] = read_image(path).tolist()
+    return pixels
 
 
 def test_transparent_pixels_become_white(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ _RIGHT = 0.5
 Point = tuple[float, float]
 
 
-def write_report(run: Path, *, examples: int = 24, images: Path | None = None, store: RegionStore | None = None) -> Path:
+def write_report(
+    run: Path, *, examples: int = 24, images: Path | None = None, store: RegionStore | None = None, compare: Sequence[Path] = ()
+) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     Args:
@@ -48,16 +50,20 @@ def write_report(run: Path, *, examples: int = 24, images: Path | None = None, s
         examples: most examples in the gallery, half of them wrong ones where there are enough.
         images: folder with the pictures, searched with its sub-folders; None takes the one named in run.json.
         store: regions to draw; None opens the store named in run.json.
+        compare: other run folders, whose scores stand beside this one's.
     Raises:
         RunError: there is no such folder.
     """
-    if not run.is_dir():
-        raise RunError(f"no run folder {run}. Give the folder that holds run.json, as printed when the training began.")
+    for folder in (run, *compare):
+        if not folder.is_dir():
+            raise RunError(f"no run folder {folder}. Give the folder that holds run.json, as printed when the training began.")
     found = _Run.read(run)
-    folder = images if images is not None else _path(found.about.get("images"))
+    for other in compare:
+        found.stand_beside(_Run.read(other))
+    pictures = images if images is not None else _path(found.about.get("images"))
     regions = store if store is not None else _open_store(found)
     # The sections come first: what they miss is named at the top of the page.
-    body = [_scores(found), _curves(found), _gallery(found, examples, folder, regions), _configuration(found)]
+    body = [_scores(found), _curves(found), _gallery(found, examples, pictures, regions), _configuration(found)]
     title = f"{_say(found.about.get('model'), 'model')} on {_say(found.about.get('task'), 'task')}"
     page = _PAGE.format(title=_h(title), style=_STYLE, verdict=_verdict(found, title), missing=_missing(found), body="\n".join(body))
     target, part = run / "report.html", run / "report.html.part"
@@ -107,6 +113,15 @@ class _Run:
         if not run.evaluations:
             run.missing.append("no evaluation yet: there are no test scores")
         return run
+
+    def stand_beside(self, other: _Run) -> None:
+        """Show another run's scores as a column beside this one's."""
+        for split, evaluation in self.evaluations.items():
+            if split in other.evaluations:
+                beside = {**_table(evaluation.get("baselines")), other.path.name: other.evaluations[split]}
+                self.evaluations[split] = {**evaluation, "baselines": beside}
+            else:
+                self.missing.append(f"{other.path.name} has not been evaluated on {split}: it has no column there")
 
     def _object(self, file: Path, absent: str) -> Mapping[str, Any]:
         if not file.exists():

@@ -532,7 +532,7 @@ class StoreWriter:
         rows, main = self._rows - self._shard_start, self._part_file("features")
         header: dict[str, Any] = {"__metadata__": {"first_row": str(self._shard_start)}}
         with main.open("r+b") as target:
-            # An interrupted closing may have appended already.
+            # A closing that failed (a full disk) may have appended already.
             length = self._fields["features"].row_bytes * rows
             target.truncate(_HEADER + length)
             target.seek(0, os.SEEK_END)

@@ -58,10 +58,10 @@ class DetectionScores:
     """Share of objects found with the right class."""
     recall_any_class: float
     """Share of objects found, whatever the class."""
-    attribute_accuracy: float
-    """Of the objects found with the right class, share whose set of attributes is exactly right; NaN without attributes."""
-    attribute_mean_ap: float
-    """Mean over attributes of the average precision of boxes carrying the attribute; NaN without attributes."""
+    attribute_accuracy: float | None
+    """Of the objects found with the right class, share whose set of attributes is exactly right; None without attributes."""
+    attribute_mean_ap: float | None
+    """Mean over attributes of the average precision of boxes carrying the attribute; None without attributes."""
     objects: int
     """Objects counted."""
     detections: int
@@ -143,7 +143,7 @@ def _average_precision_of(pairs: Sequence[tuple[DetectedBoxes, TrueBoxes]], thre
     return average_precision(np.concatenate(scores) if scores else np.zeros(0), joined, objects), int(joined.sum()), objects
 
 
-def _attributes(detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], threshold: float) -> tuple[float, float]:
+def _attributes(detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], threshold: float) -> tuple[float | None, float | None]:
     """Share of exactly right attribute sets, and mean average precision over attributes."""
     right = compared = 0
     pairs = [(d, t) for d, t in zip(detections, truths, strict=True) if t.attributes is not None and d.attributes is not None]
@@ -163,7 +163,7 @@ def _attributes(detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes]
         ap, _, objects_with = _average_precision_of([(_with_attribute(d, attribute), _only_true(t, _has(t, attribute))) for d, t in pairs], threshold)
         if objects_with:
             each.append(ap)
-    return (right / compared if compared else float("nan")), (float(np.mean(each)) if each else float("nan"))
+    return (right / compared if compared else None), (float(np.mean(each)) if each else None)
 
 
 def _counted(truth: TrueBoxes) -> NDArray[np.bool_]:

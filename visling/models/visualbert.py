@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -51,6 +52,8 @@ class VisualBertConfig:
     """After embeddings and every block."""
     attention_dropout_rate: float = 0.1
     """On attention probabilities."""
+    init_std: float = 0.02
+    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more than an average."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     append_spatial: bool = False
@@ -133,7 +136,7 @@ class VisualBert(Encoder):
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
         self.additional_layer = _layer(config) if config.bypass else None
         self.pooler = FirstTokenPooler(width)
-        self.apply(initialise)
+        self.apply(partial(initialise, std=config.init_std))
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
         """States of text and regions; `pooled` is the raw state at `text.slot` where given, else the pooled first token."""

@@ -270,7 +270,7 @@ def started(
     stream: TextIO | None,
     command: Sequence[str],
 ) -> Iterator[tuple[RunFolder, Log]]:
-    """A run folder with everything about the run written down, and its log; marked as finished at the end."""
+    """A run folder with everything about the run written down, and its log; the engine marks it as finished."""
     folder = RunFolder.create(out, resume=resume)
     folder.record(
         {
@@ -292,7 +292,6 @@ def started(
     )
     with Log(folder.log, stream=stream) as log:
         yield folder, log
-    folder.finish()
 
 
 def versions() -> dict[str, str]:

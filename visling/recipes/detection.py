@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from visling import config as configs
 from visling import runtime
-from visling.data.annotations.instances import InstanceRecord, Instances, read_instances
+from visling.data.annotations.instances import InstanceRecord, Instances, nlvr_instances, read_instances
 from visling.errors import ConfigError, DataError, nearest
 from visling.metrics import detection as metric
 from visling.runtime import Precision
@@ -215,6 +215,7 @@ def train_detector(
             "versions": {"visling": version("visling"), "torch": torch.__version__},
             "seed": seed,
             "images": str(images),
+            "store": None,
             "annotations": None if isinstance(annotations, Instances) else str(annotations),
         },
         may_differ=("log_every", "save_every", "cache_gigabytes"),
@@ -336,7 +337,7 @@ def _fit(
     """The loop: next batch, loss, gradient, step, log, save."""
     last_save = time.perf_counter()
     began = last_save - state.elapsed
-    paused = 0.0  # seconds spent saving
+    paused = rate = 0.0  # paused: seconds spent saving
     with ThreadPoolExecutor(1) as pool:
         plan = samples.batches(seed, state, training)
         for (epoch, number, _), batch in _ahead(pool, plan, lambda item: samples.load(item, seed, training.flip_rate)):
@@ -365,6 +366,8 @@ def _fit(
                 folder.save_last(detector, optimizer, state, {})
                 last_save = time.perf_counter()
                 paused += last_save - now
+    if state.sums.steps:
+        _report(state, training, rate, log, progress)
 
 
 def _rate(training: DetectionTraining, step: int, share: float) -> float:
@@ -445,9 +448,7 @@ class _Samples:
         if not self.records:
             raise DataError("the annotations list no image: there is nothing to learn or to score.")
         if not any((self.folder / record.file_name).is_file() for record in self.records):
-            raise DataError(
-                f"none of the {len(self.records)} annotated images is in {self.folder}; the first should be {self.records[0].file_name}."
-            )
+            raise DataError(f"none of the {len(self.records)} annotated images is in {self.folder}; the first should be {self.records[0].file_name}.")
         for record in self.records:
             for name in record.categories:
                 if name not in self._classes:
@@ -560,6 +561,11 @@ def _class_names(instances: Instances) -> tuple[str, ...]:
     if not instances.category_names:
         raise DataError("the annotations list no category: a detector needs at least one class.")
     return instances.category_names
+
+
+def read_annotations(path: Path) -> Instances:
+    """Objects of a COCO instances file, or of NLVR v1's SPLIT/SPLIT.json."""
+    return nlvr_instances(path.parent.parent, path.stem) if path.stem == path.parent.name else read_instances(path)
 
 
 def settings_from(values: Sequence[str], name: str) -> DetectionTraining:

@@ -61,7 +61,7 @@ def visualbert_vqa_scenes() -> Finetuning:
         encoder=models.spec("visualbert").presets["scenes"],
         task="vqa",
         task_settings={"min_count": 1},
-        train=TrainConfig(epochs=10, precision="bf16", metric="accuracy", direction="max", optim=_small_optimiser(5e-4)),
+        train=TrainConfig(epochs=10, precision="auto", metric="accuracy", direction="max", optim=_small_optimiser(5e-4)),
     )
 
 
@@ -74,7 +74,7 @@ def visualbert_nlvr() -> Finetuning:
         task="nlvr",
         train_split="dev.train",
         valid_split="dev.held",
-        train=TrainConfig(epochs=6, precision="bf16", metric="accuracy", direction="max", optim=_small_optimiser(1e-4)),
+        train=TrainConfig(epochs=6, precision="auto", metric="accuracy", direction="max", optim=_small_optimiser(1e-4)),
     )
 
 
@@ -227,9 +227,11 @@ def evaluate(
     model.to(runtime.pick_device(device))
     loader = _evaluation_loader(task, records, layout, regions, spec, tokenizer, batch_size, text_only=saved.text_only)
     predictions = _predictions(model, task, loader, records, precision)
-    report = task.report(predictions, records)
-    found = {**report.to_dict(saved.task or "", split), "text_only": saved.text_only, "truncated": layout.truncated}
-    found["baselines"] = {name: part.to_dict(saved.task or "", split) for name, part in _baselines(task, known, data, records).items()}
+    found: dict[str, Any] = {"task": saved.task, "split": split, "scores": {}, "by": {}, "baselines": {}}
+    if task.labelled(records):
+        found |= task.report(predictions, records).to_dict(task.name, split)
+        found["baselines"] = {name: part.to_dict(task.name, split) for name, part in _baselines(task, known, data, records).items()}
+    found |= {"text_only": saved.text_only, "truncated": layout.truncated}
     details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
     submission = task.submission(predictions)
     name, text = (f"predictions_{split}.csv", submission) if isinstance(submission, str) else (f"predictions_{split}.json", json.dumps(submission))

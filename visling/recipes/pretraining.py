@@ -73,7 +73,7 @@ def visualbert_scenes() -> Pretraining:
         objectives={"masked_lm": 1.0, "matching": 1.0},
         train=TrainConfig(
             epochs=6,
-            precision="bf16",
+            precision="auto",
             optim=OptimConfig(name="adamw", lr=5e-4, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.1, clip="global"),
         ),
     )
@@ -89,7 +89,7 @@ def visualbert_nlvr() -> Pretraining:
         objectives={"masked_lm": 1.0, "matching": 1.0},
         train=TrainConfig(
             epochs=10,
-            precision="bf16",
+            precision="auto",
             optim=OptimConfig(name="adamw", lr=5e-4, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.05, clip="global"),
         ),
     )

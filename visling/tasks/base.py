@@ -103,6 +103,10 @@ class Task(ABC, Generic[R, C]):
         """
 
     @abstractmethod
+    def labelled(self, records: Sequence[R]) -> bool:
+        """Whether every record has its label, so that `report` can be computed; official test splits have none."""
+
+    @abstractmethod
     def submission(self, predictions: Sequence[Prediction]) -> Any:
         """Contents of the official result file: a string is written as it is, anything else as JSON."""
 

@@ -156,6 +156,10 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         kinds = {"label": [LABELS[bool(record.label)] for record in records], "source": [_source(record) for record in records]}
         return Report(scores=scores, by={name: _averages(hits, kind) for name, kind in kinds.items()})
 
+    def labelled(self, records: Sequence[NlvrRecord]) -> bool:
+        """Whether every sentence is known to be true or false."""
+        return all(record.label is not None for record in records)
+
     def submission(self, predictions: Sequence[Prediction]) -> str:
         """Rows `name.png,true` of the official CSV file, which has no header; extra statements are left out."""
         return "".join(f"{prediction.id}.png,{prediction.value}\n" for prediction in predictions if _PICTURE.fullmatch(prediction.id))

@@ -121,6 +121,10 @@ class VQA(Task[QuestionRecord, VqaConfig]):
             },
         )
 
+    def labelled(self, records: Sequence[QuestionRecord]) -> bool:
+        """Whether people answered every question."""
+        return all(record.answers is not None for record in records)
+
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The list that the evaluation server takes; it wants every question of the test file."""
         return [{"question_id": int(prediction.id), "answer": prediction.value} for prediction in predictions]

@@ -238,7 +238,7 @@ class Detector(nn.Module):
             label = torch.where(positive, classes[rows, owner], len(self.config.class_names))
             label = torch.where(real, label, IGNORE).flatten()
             learnt = label.ne(IGNORE) & positive.flatten()
-        output = self._describe(features, regions.flatten(0, 1), rows.flatten(), size)
+        output = self._describe(features, regions.flatten(0, 1), rows.flatten())
         losses = functional.cross_entropy(output.classes, label, ignore_index=IGNORE, reduction="none")
         loss += Loss.mean("class", losses, label.ne(IGNORE))
 
@@ -269,7 +269,7 @@ class Detector(nn.Module):
             features = self.backbone(batch)
             proposals, real = self._select(self._propose(features, size), size)
             rows = torch.arange(len(images), device=self.device)[:, None].expand_as(real)
-            first = self._describe(features, proposals[real], rows[real], size)
+            first = self._describe(features, proposals[real], rows[real])
             score, best = first.classes.softmax(-1)[:, :-1].max(-1)
             shift = first.deltas[torch.arange(len(best), device=self.device), best] if config.class_specific_boxes else first.deltas[:, 0]
             boxes = _clip(decode_boxes(shift / self._region_scale(proposals[real]), proposals[real]), size[rows[real]])
@@ -282,7 +282,7 @@ class Detector(nn.Module):
             keep = ops.suppress(corners, config.final_threshold, real=valid, classes=None if config.suppress_across_classes else named)
             rank = keep.cumsum(1)
             keep &= ((scores >= config.min_confidence) | (rank <= config.min_regions)) & (rank <= config.max_regions)
-            final = self._describe(features, corners[keep], rows[keep], size)
+            final = self._describe(features, corners[keep], rows[keep])
         counts = keep.sum(1).tolist()
         return self._regions(final, corners[keep] * scale[rows[keep]], images, counts)
 
@@ -426,7 +426,7 @@ class Detector(nn.Module):
         at = chosen.int().sort(dim=1, descending=True, stable=True).indices[:, :count]
         return candidates.gather(1, at[..., None].expand(-1, -1, 4)), owner.gather(1, at), overlap.gather(1, at), chosen.gather(1, at)
 
-    def _describe(self, features: Tensor, regions: Tensor, image: Tensor, size: Tensor) -> _Regions:
+    def _describe(self, features: Tensor, regions: Tensor, image: Tensor) -> _Regions:
         pooled = ops.roi_align(features, regions, image, output_size=self.config.pool_size, scale=1 / self.config.stride, sampling_ratio=1)
         # Pooling hides how large a region is, and "large" is an attribute: the head is told.
         extent = ((regions[:, 2:] - regions[:, :2]).clamp(min=1) / self.config.stride).log()

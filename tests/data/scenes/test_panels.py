@@ -197,3 +197,9 @@ def test_two_boxes_and_permutations(tmp_path: Any) -> None:
     assert first.shape == (100, 250, 4)
     np.testing.assert_array_equal(first[:, :100], second[:, 150:])
     np.testing.assert_array_equal(first[:, 150:], second[:, :100])
+
+
+def test_a_number_of_panels_that_is_no_multiple_of_four(tmp_path: Any) -> None:
+    write_scenes(tmp_path / "odd", ScenesConfig(images=0, panels=5, statements_per_panel=2, train=1.0, val=0.0))
+    rows = (tmp_path / "odd" / "nlvr" / "train" / "train.json").read_text().splitlines()
+    assert len(rows) == 5

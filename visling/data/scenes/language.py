@@ -78,9 +78,3 @@ def every_traits(names: Sequence[str]) -> Iterator[dict[str, str]]:
     """Every description that gives exactly the named traits."""
     for values in product(*(VALUES[name] for name in names)):
         yield dict(zip(names, values, strict=True))
-
-
-def lexicon() -> list[str]:
-    """Every content word: trait values with their plurals, nouns, numbers."""
-    shapes = [*VALUES["shape"], *NOUNS]
-    return sorted({*(v for values in VALUES.values() for v in values), *shapes, *map(plural, shapes), *NUMBERS, *VALUES, *RELATIONS})

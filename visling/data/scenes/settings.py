@@ -44,7 +44,7 @@ class ScenesConfig:
     permutations: int = 1
     """Pictures written per panel, each another order of its boxes, up to 6 (2 for two boxes); NLVR has 6."""
     statements_per_panel: int = 1
-    """Sentences per panel; the first is written in NLVR's layout, all of them in statements.json."""
+    """Sentences per panel; the first is written in NLVR's layout, the others in statements.json."""
     processes: int = 1
     """Worker processes; above 1 the calling script needs the usual main guard."""
     overwrite: bool = False

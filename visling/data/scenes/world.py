@@ -52,7 +52,11 @@ class Item:
 
     def fits(self, traits: Traits) -> bool:
         """Whether a description is true of this object."""
-        return all(getattr(self, name) == value for name, value in traits.items())
+        # A plain loop: all() with a generator takes twice as long, and this is half of the time spent on questions.
+        for name, value in traits.items():  # noqa: SIM110
+            if getattr(self, name) != value:
+                return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class Scene:
 
     def count(self, traits: Traits) -> int:
         """Number of objects of which a description is true."""
-        return len(self.fitting(traits))
+        return len([item for item in self.items if item.fits(traits)])
 
 
 def pick(rng: np.random.Generator, values: Sequence[T]) -> T:
