@@ -27,8 +27,8 @@ class Size:
 
 SIZES = {
     "tiny": Size(images=120, detector_seconds=8, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
-    "small": Size(images=2500, detector_seconds=75, pretrain_epochs=6, finetune_epochs=10),
-    "large": Size(images=8000, detector_seconds=180, pretrain_epochs=8, finetune_epochs=12),
+    "small": Size(images=2500, detector_seconds=70, pretrain_epochs=10, finetune_epochs=5),
+    "large": Size(images=6000, detector_seconds=150, pretrain_epochs=10, finetune_epochs=8),
 }
 
 
@@ -43,58 +43,63 @@ def main() -> None:
     started = time.monotonic()
 
     scenes, detector, regions = out / "scenes", out / "detector", out / "regions"
-    data = ["--data", str(scenes), "--store", str(regions)]
-    stage("Draw scenes with captions, questions and answers", scenes / "scenes.json", "scenes", "--out", scenes, "--images", size.images, "--seed", 0)
-    boxes = ["--annotations", scenes / "annotations"]
-    stage("Train a detector on their boxes", finished(detector), "detect", "train", scenes / "images" / "train",
-          *boxes[:1], boxes[1] / "instances_train.json", "--out", detector, "--preset", "scenes", "--seconds", size.detector_seconds)  # fmt: skip
-    stage("Score the detector on images it has not seen", detector / "evaluation.json", "detect", "eval", scenes / "images" / "val",
-          *boxes[:1], boxes[1] / "instances_val.json", "--detector", detector)  # fmt: skip
-    stage(
-        "Turn every picture into regions",
-        regions / "manifest.json",
-        "regions",
-        "extract",
-        scenes / "images",
-        "--detector",
-        detector,
-        "--out",
-        regions,
-    )
-    stage("Pre-train on the captions", finished(out / "pretrain"), "pretrain", "--recipe", f"{model}-scenes", *data, "--out", out / "pretrain",
-          "--set", f"train.epochs={size.pretrain_epochs}")  # fmt: skip
-    tuning = ["finetune", "--recipe", f"{model}-vqa-scenes", *data, "--init", out / "pretrain", "--set", f"train.epochs={size.finetune_epochs}"]
-    stage("Fine-tune on questions", finished(out / "vqa"), *tuning, "--out", out / "vqa")
-    stage("The same for a model that never sees the image", finished(out / "question-only"), *tuning, "--text-only", "--out", out / "question-only")
-    for run in ("question-only", "vqa"):
-        stage(f"Score {run} on the test split", out / run / "evaluation_test.json", "evaluate", out / run, "--split", "test")
+    pretrained, full, blind = out / "pretrain", out / "vqa", out / "question-only"
+    instances = scenes / "annotations"
+    data = ["--data", scenes, "--store", regions]
+    tuning = ["finetune", "--recipe", f"{model}-vqa-scenes", *data, "--init", pretrained, "--set", f"train.epochs={size.finetune_epochs}"]
+    # fmt: off
+    stage("Draw scenes with boxes, captions, questions and answers", (scenes / "scenes.json").exists(),
+          "scenes", "--out", scenes, "--images", size.images, "--seed", 0)
+    stage("Train a detector on the boxes", finished(detector),
+          "detect", "train", scenes / "images" / "train", "--annotations", instances / "instances_train.json", "--preset", "scenes",
+          "--seconds", size.detector_seconds, "--out", detector)
+    stage("Score the detector on images it has not seen", finished(full),
+          "detect", "eval", scenes / "images" / "val", "--annotations", instances / "instances_val.json", "--detector", detector)
+    stage("Turn every picture into regions", (regions / "manifest.json").exists(),
+          "regions", "extract", scenes / "images", "--detector", detector, "--out", regions)
+    stage("Pre-train on the captions", finished(pretrained),
+          "pretrain", "--recipe", f"{model}-scenes", *data, "--set", f"train.epochs={size.pretrain_epochs}", "--out", pretrained)
+    stage("Fine-tune on questions", finished(full), *tuning, "--out", full)
+    stage("The same, as long, for a model that never sees the image", finished(blind), *tuning, "--text-only", "--out", blind)
+    for run in (blind, full):
+        stage(f"Score {run.name} on the test split", (run / "evaluation_test.json").exists(), "evaluate", run, "--split", "test")
     pictures = sorted((scenes / "images" / "test").glob("*.png"))[:3]
-    stage("Answer a question about three pictures", out / "vqa" / "answers" / f"{pictures[0].stem}.png",
-          "predict", "--run", out / "vqa", *pictures, "how many objects are there?")  # fmt: skip
-    stage("Write the report", out / "vqa" / "report.html", "report", out / "vqa", "--compare", out / "question-only")
+    stage("Answer a question about three pictures", (full / "answers").exists(),
+          "predict", "--run", full, *pictures, "how many objects are there?")
+    stage("Write the report", (full / "report.html").exists(), "report", full, "--compare", blind)
+    # fmt: on
 
     print_table(out)
     print(f"\nThis run took {(time.monotonic() - started) / 60:.1f} minutes. Everything is in {out}; open {out / 'vqa' / 'report.html'}.")
 
 
-def finished(run: Path) -> Path:
-    """The file that says a run is complete."""
-    return run / "finished.json"
+def finished(run: Path) -> bool:
+    """Whether a run folder says that its run is complete."""
+    return _status(run) == "finished"
 
 
-def stage(title: str, done: Path, *words: object) -> None:
-    """Print a command and run it, unless its result is already there."""
+def _status(run: Path) -> str:
+    about = run / "run.json"
+    return str(json.loads(about.read_text())["status"]) if about.exists() else "none"
+
+
+def stage(title: str, done: bool, *words: object) -> None:
+    """Print a command and run it, unless its result is already there; a run that was interrupted goes on."""
     command = [str(word) for word in words]
+    if "--out" in command:
+        out = Path(command[command.index("--out") + 1])
+        begun = _status(out) == "running" or (out.exists() and command[:2] == ["regions", "extract"])
+        command += ["--resume"] if begun and not done else []
     print(f"\n== {title}\n$ visling {' '.join(command)}", flush=True)
-    if done.exists():
-        print(f"(done before: {done})")
+    if done:
+        print("(done before)")
         return
-    if command[0] in ("pretrain", "finetune") or command[:2] in (["detect", "train"], ["regions", "extract"]):
-        command.append("--resume")  # a new folder starts from the beginning, an interrupted one goes on
     started = time.monotonic()
     status = subprocess.call([sys.executable, "-m", "visling", *command])
     if status:
-        sys.exit(f"The demo stopped: `visling {command[0]}` ended with status {status}; its message stands above.")
+        sys.exit(
+            f"The demo stopped: `visling {command[0]}` ended with status {status}; its message stands above. The same command goes on from here."
+        )
     print(f"({time.monotonic() - started:.0f} s)")
 
 

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from visling import config as configs
 from visling import runtime
 from visling.errors import ConfigError, RunError, VislingError, nearest
 
@@ -59,6 +60,7 @@ def scenes(
     style: Annotated[str, typer.Option(help="plain or sketch.")] = "plain",
     panels: Annotated[int, typer.Option(help="Pictures of two or three boxes with true and false statements, as in NLVR.")] = 0,
     answer_noise: Annotated[float, typer.Option(help="Share of the ten answers to each question that are replaced by another plausible one.")] = 0.0,
+    set_: Settings = None,
     json_: Json = False,
 ) -> None:
     """Draw pictures with boxes, captions, questions and statements, in the official file formats.
@@ -67,10 +69,15 @@ def scenes(
     """
     from visling.data.scenes import ScenesConfig, write_scenes
 
-    config = ScenesConfig(images=images, seed=seed, style=style, panels=panels, answer_noise=answer_noise)  # type: ignore[arg-type]
+    chosen = {"images": images, "seed": seed, "style": style, "panels": panels, "answer_noise": answer_noise, "processes": os.cpu_count() or 1}
+    config = configs.override(configs.from_dict(ScenesConfig, chosen), set_ or ())
     with _bar("Drawing") as step:
         counts = write_scenes(out, config, progress=step)
-    _show(counts, json_, f"Wrote {out}")
+    if json_:
+        print(json.dumps(counts))
+        return
+    kinds = {split: {what: number for what, number in found.items() if isinstance(number, int)} for split, found in counts["counts"].items()}
+    _show({split: ", ".join(f"{number} {what}" for what, number in found.items()) for split, found in kinds.items()}, json_, f"Wrote {out}")
 
 
 @detect_app.command("train")
@@ -90,7 +97,7 @@ def detect_train(
 ) -> None:
     """Train a small Faster R-CNN on any folder with boxes.
 
-    Example: visling detect train scenes/images/train --annotations scenes/annotations/instances_train.json --out detector --preset scenes --seconds 75
+    Example: visling detect train scenes/images/train --annotations scenes/annotations/instances_train.json --preset scenes --out detector
     """
     from visling.recipes import detection
 
@@ -250,7 +257,6 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")],
 
     Example: visling recipes show visualbert-scenes --set train.epochs=3
     """
-    from visling import config as configs
     from visling.recipes import finetuning, pretraining
 
     tables = (pretraining.RECIPES, finetuning.RECIPES)
@@ -453,8 +459,6 @@ def _name_unreadable(images: Sequence[tuple[Path, str]]) -> None:
 
 
 def _recipe(table: Mapping[str, Callable[[], T]], name: str, settings: Sequence[str] | None, seed: int | None) -> T:
-    from visling import config as configs
-
     if name not in table:
         raise ConfigError(f"no recipe {name!r}. {nearest(name, table)}")
     chosen = configs.override(table[name](), settings or ())

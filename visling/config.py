@@ -49,19 +49,21 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "") -> T
 
 
 def override(config: T, settings: Iterable[str]) -> T:
-    """A copy of `config` with dotted settings replaced.
+    """A copy of `config` with dotted settings replaced, all at once: settings that check each other may come in any order.
 
     Args:
-        settings: `a.b=value` strings; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`), else as a plain string.
+        settings: `a.b=value` strings; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`), else as a plain string; `none` is None
+            where the setting allows that. The last one of a name wins.
     Raises:
         ConfigError: no `=`, an unknown key (names the nearest valid one) or a value of the wrong type.
     """
+    changes = []
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"cannot read setting {setting!r}: expected name=value, for example train.epochs=3.")
-        config = _replace(config, path.strip().split("."), _scalar(text.strip()), path.strip())
-    return config
+        changes.append((path.strip().split("."), text.strip(), path.strip()))
+    return _replace(config, changes) if changes else config
 
 
 def difference(config: Any, base: Any) -> dict[str, tuple[Any, Any]]:
@@ -78,9 +80,9 @@ def load_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError(f"no configuration file {path}. Check the path.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
 
 
@@ -92,25 +94,38 @@ def _differences(new: Any, old: Any, where: str) -> Iterable[tuple[str, tuple[An
         yield where, (old, new)
 
 
-def _replace(config: Any, path: list[str], value: Any, whole: str) -> Any:
-    name, rest = path[0], path[1:]
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise ConfigError(f"{whole!r} goes too deep: {type(config).__name__} has no settings of its own.")
-    names = [f.name for f in dataclasses.fields(config)]
-    if name not in names:
-        raise ConfigError(f"{whole!r} is not a setting: {type(config).__name__} has no {name!r}. {nearest(name, names)}")
-    if rest:
-        new = _replace(getattr(config, name), rest, value, whole)
-    else:
-        new = _convert(typing.get_type_hints(type(config))[name], value, whole)
-    return dataclasses.replace(config, **{name: new})
+def _replace(config: T, changes: Iterable[tuple[list[str], str, str]]) -> T:
+    """The config with each change (path from here, text of the value, whole name for messages) made in one step."""
+    values: dict[str, Any] = {}
+    below: dict[str, list[tuple[list[str], str, str]]] = {}
+    for (name, *rest), text, whole in changes:
+        if not dataclasses.is_dataclass(config) or isinstance(config, type):
+            raise ConfigError(f"{whole!r} goes too deep: {type(config).__name__} has no settings of its own.")
+        names = [f.name for f in dataclasses.fields(config)]
+        if name not in names:
+            raise ConfigError(f"{whole!r} is not a setting: {type(config).__name__} has no {name!r}. {nearest(name, names)}")
+        if rest:
+            below.setdefault(name, []).append((rest, text, whole))
+        else:
+            values[name] = _read(typing.get_type_hints(type(config))[name], text, whole)
+            below.pop(name, None)
+    for name, inner in below.items():
+        values[name] = _replace(values.get(name, getattr(config, name)), inner)
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
-def _scalar(text: str) -> Any:
+def _read(hint: Any, text: str, where: str) -> Any:
+    """What the text of a setting means for its annotation."""
+    if text == "none":
+        try:
+            return _convert(hint, None, where)
+        except ConfigError:
+            return _convert(hint, text, where)  # some choices are called "none"
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return None if text == "none" else text
+        value = text
+    return _convert(hint, value, where)
 
 
 def _dotted(where: str, key: str) -> str:
@@ -134,7 +149,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                     reasons.append(str(error))
         raise ConfigError(reasons[0])
     if origin is typing.Literal:
-        if value not in arguments:
+        if not any(value == option and type(value) is type(option) for option in arguments):  # True == 1, but is not meant
             raise ConfigError(f"{where!r} is {value!r}; {nearest(str(value), [str(a) for a in arguments])}")
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

@@ -29,7 +29,7 @@ def home() -> Path:
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "visling"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "visling"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "visling"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visling"  # set but empty counts as unset
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -46,6 +46,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r} was asked for, but PyTorch {torch.__version__} sees no GPU. Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs, counted from 0.")
     return device
 
 
@@ -73,7 +75,10 @@ def seed_everything(seed: int) -> None:
 
 
 def generator_for(*key: int) -> np.random.Generator:
-    """A NumPy generator that depends on the given numbers only: (seed, epoch, index) for an example."""
+    """A NumPy generator that depends on the given numbers only: (seed, epoch, index) for an example.
+
+    Keys of one length, of numbers below 2**32, have streams of their own; NumPy fills short keys with zeros, so (7,) and (7, 0) share one.
+    """
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
 
@@ -113,8 +118,8 @@ def process_group() -> Iterator[None]:
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all processes, in float64; the tensor itself when alone."""
-    values = values.to(torch.float64)
+    """Sum of a tensor over all processes, in float64; `values` stays as it was."""
+    total = values.to(torch.float64, copy=world_size() > 1)  # all_reduce writes into its argument
     if world_size() > 1:
-        dist.all_reduce(values)
-    return values
+        dist.all_reduce(total)
+    return total

@@ -167,12 +167,16 @@ class Batch(_Movable):
         _require(regions.features.shape[:2] == real.shape, "region features and mask differ in shape")
         _require(regions.boxes.shape == (*real.shape, 4), f"boxes must be (S, R, 4); found {tuple(regions.boxes.shape)}")
         _require(bool((real.int().diff(dim=1) <= 0).all()), "real regions must come before padding")
+        paired = len(real) if regions.row is None else len(regions.row)
+        _require(paired == rows, f"{paired} region rows meet {rows} text rows; say with regions.row which text row reads which")
         boxes = regions.boxes[real]
         _require(bool(((boxes >= 0) & (boxes <= 1)).all()), "boxes must be unit corners in [0, 1]; pixels? use boxes.to_unit")
         _require(bool((boxes[:, 2:] > boxes[:, :2]).all()), "a real box has no area")
         if self.links is not None:
             text_real = text.mask if text.row is None else text.mask[text.row]
             region_real = real if regions.row is None else real[regions.row]
+            shape = (*text_real.shape, region_real.shape[1])
+            _require(self.links.shape == shape, f"links must be (B, T, R) = {shape}; found {tuple(self.links.shape)}")
             _require(not bool((self.links & ~text_real[:, :, None]).any()), "a link starts at a padded token")
             _require(not bool((self.links & ~region_real[:, None, :]).any()), "a link ends at a padded region")
 
@@ -261,6 +265,7 @@ class Loss:
     def mean(name: str, values: Tensor, mask: Tensor | None = None) -> Loss:
         """Mean of `values` where `mask` holds; exactly zero (with a gradient of zero) where nothing is chosen."""
         if mask is not None:
+            assert mask.shape == values.shape, f"{name}: mask {tuple(mask.shape)} and values {tuple(values.shape)} differ in shape"
             values = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
             count = mask.sum()
         else:

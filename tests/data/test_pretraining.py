@@ -12,7 +12,7 @@ from visling.data.pretraining import CaptionPairs, LabelledSentences, Mixture, Q
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
-from visling.types import Example, InputSpec
+from visling.types import IGNORE, Example, InputSpec
 
 TOKENIZER = Tokenizer()
 LAYOUT = TextLayout(TOKENIZER, InputSpec())
@@ -87,7 +87,7 @@ def test_single_caption(ratio: float) -> None:
 
 def test_single_caption_without_matching() -> None:
     example = SingleCaption(RECORDS, LAYOUT, false_caption_ratio=None).example(0, generator_for(0))
-    assert example.labels == {}
+    assert example.labels == {"matched": IGNORE}
     with pytest.raises(ConfigError, match="false_caption_ratio"):
         SingleCaption(RECORDS, LAYOUT, false_caption_ratio=1.5)
 
@@ -99,7 +99,7 @@ def test_labelled_sentences() -> None:
         SentenceRecord(id="c", images=("x",), sentence="hidden", label=None),
     ]
     made = [LabelledSentences(records, LAYOUT).example(index, generator_for(0)) for index in range(3)]
-    assert [example.labels for example in made] == [{"matched": 1}, {"matched": 0}, {}]
+    assert [example.labels for example in made] == [{"matched": 1}, {"matched": 0}, {"matched": IGNORE}]
     assert [len(example.rows) for example in made] == [1, 2, 1]
     joined = TextLayout(TOKENIZER, InputSpec(pair="sequence"))
     assert len(LabelledSentences(records, joined).example(1, generator_for(0)).rows) == 1
@@ -114,7 +114,7 @@ def test_question_with_answer_is_one_text_with_whole_words(text: str) -> None:
     source = QuestionAnswer([question(("red", "dark red"), text)], LAYOUT)
     made = [source.example(0, generator_for(draw)) for draw in range(40)]
     assert {texts(example)[0] for example in made} == {"what is it ? red", "what is it ? dark red"}
-    assert all(example.rows[0].segments.max() == 0 and example.labels == {} for example in made)
+    assert all(example.rows[0].segments.max() == 0 and example.labels == {"matched": IGNORE} for example in made)
 
 
 def test_questions_without_answers() -> None:

@@ -13,7 +13,7 @@ from visling.data.annotations.questions import QuestionRecord
 from visling.data.loader import Source
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
-from visling.types import Example, Record, TextRow
+from visling.types import IGNORE, Example, Record, TextRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class SingleCaption:
         """The image of caption `index` with that caption or a wrong one."""
         record = self.records[index]
         if self.false_caption_ratio is None:
-            return Example(id=record.id, rows=(self.layout.row(record.caption),), images=record.images)
+            return Example(id=record.id, rows=(self.layout.row(record.caption),), images=record.images, labels={"matched": IGNORE})
         wrong = rng.random() < self.false_caption_ratio
         shown = _of_another_image(self.records, record, rng) if wrong else record
         return Example(id=record.id, rows=(self.layout.row(shown.caption),), images=record.images, labels={"matched": int(not wrong)})
@@ -105,7 +105,7 @@ class LabelledSentences:
         rows: tuple[TextRow, ...] = (self.layout.row(record.sentence),)
         if len(record.images) > 1 and self.layout.spec.pair == "rows":
             rows *= len(record.images)
-        return Example(id=record.id, rows=rows, images=record.images, labels={} if record.label is None else {"matched": int(record.label)})
+        return Example(id=record.id, rows=rows, images=record.images, labels={"matched": IGNORE if record.label is None else int(record.label)})
 
 
 class QuestionAnswer:
@@ -126,13 +126,13 @@ class QuestionAnswer:
         return len(self.records)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """Question `index` with a drawn answer; no labels."""
+        """Question `index` with a drawn answer; nothing to match."""
         record = self.records[index]
         assert record.answers
         answer = record.answers[int(rng.integers(len(record.answers)))]
         question = record.question.rstrip()
         row = self.layout.row(f"{question if question.endswith('?') else question + ' ?'} {answer}")
-        return Example(id=record.id, rows=(row,), images=record.images)
+        return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": IGNORE})
 
 
 class Mixture:

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,9 @@ _RELEASED: Mapping[str, VisualBertConfig] = {
 _SMALL = VisualBertConfig(
     hidden_size=128,
     num_layers=4,
-    num_heads=4,
+    num_heads=8,
     intermediate_size=512,
+    init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
     attention_dropout_rate=0.0,  # the fused CPU kernel knows none; dropping it saves about a tenth of a step
     max_positions=128,
     feature_size=256,
@@ -103,13 +104,17 @@ _SMALL = VisualBertConfig(
     max_tokens=64,
     max_regions=36,
 )
+_DRAWN_WORDS: Mapping[str, Any] = {"vocabulary": "scenes", "vocab_size": 318}
+"""The part of BERT's vocabulary that drawn scenes and NLVR's development sentences use, and single letters for all other words."""
 PRESETS: Mapping[str, VisualBertConfig] = {
     **_RELEASED,
     # paper, section 4: the rows "w/o early fusion"
     **{f"{name}_bypass": dataclasses.replace(config, bypass=True) for name, config in _RELEASED.items()},
     # ours: from scratch on drawn scenes, where positions matter, so boxes are seen and the pooler is trained
-    "scenes": dataclasses.replace(_SMALL, answer_slot="same_segment"),
-    "nlvr": _SMALL,
+    "scenes": dataclasses.replace(
+        _SMALL, hidden_size=96, num_layers=3, num_heads=6, intermediate_size=384, dropout_rate=0.0, answer_slot="same_segment", **_DRAWN_WORDS
+    ),
+    "nlvr": dataclasses.replace(_SMALL, hidden_size=96, num_heads=6, intermediate_size=384, dropout_rate=0.0, **_DRAWN_WORDS),
     "tiny": dataclasses.replace(
         _SMALL, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_positions=64, feature_size=16, answer_slot="same_segment"
     ),

@@ -24,7 +24,7 @@ from visling import config as configs
 from visling import models
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import CheckpointError, StoreError
+from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.base import Encoder
 from visling.nn import heads as head_blocks
 from visling.objectives.base import Objective, PretrainStep
@@ -256,6 +256,21 @@ def fit_to_store(run: R, store: NativeStore) -> R:
             f"Use features of that width, or --set encoder.feature_size={store.feature_size} to train another model."
         )
     return configs.override(run, [f"encoder.feature_size={store.feature_size}"])
+
+
+def tokenizer(run: Recipe) -> Tokenizer:
+    """The tokenizer of a run's model.
+
+    Raises:
+        ConfigError: the vocabulary has more entries than the model's word table.
+    """
+    found = Tokenizer(models.spec(run.model).inputs(run.encoder).vocabulary)
+    if found.size > run.encoder.vocab_size:
+        raise ConfigError(
+            f"vocabulary {run.encoder.vocabulary!r} has {found.size} entries, but encoder.vocab_size is {run.encoder.vocab_size}. "
+            f"Use --set encoder.vocab_size={found.size}."
+        )
+    return found
 
 
 @contextlib.contextmanager

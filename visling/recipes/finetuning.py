@@ -61,7 +61,17 @@ def visualbert_vqa_scenes() -> Finetuning:
         encoder=models.spec("visualbert").presets["scenes"],
         task="vqa",
         task_settings={"min_count": 1},
-        train=TrainConfig(epochs=10, precision="auto", metric="accuracy", direction="max", optim=_small_optimiser(5e-4)),
+        batch_size=32,
+        train=TrainConfig(
+            epochs=6,
+            precision="auto",
+            metric="accuracy",
+            direction="max",
+            log_every=200,
+            validate_every=2,
+            save_every=2000,
+            optim=_small_optimiser(1e-3),
+        ),
     )
 
 
@@ -139,7 +149,7 @@ def finetune(
     train_records, valid_records = _split(run, task, data)
     task.setup(train_records)
     spec = models.spec(run.model).inputs(run.encoder)
-    tokenizer = Tokenizer(spec.vocabulary)
+    tokenizer = assembly.tokenizer(run)
     layout = TextLayout(tokenizer, spec)
     target = runtime.pick_device(device)
     with assembly.started(run, out, data=[data], store=regions, task=run.task, resume=resume, stream=stream, command=command) as (folder, log):

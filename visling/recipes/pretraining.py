@@ -14,7 +14,7 @@ from visling.data.loader import Loader, Source
 from visling.data.masking import TokenMasking
 from visling.data.pretraining import CaptionPairs, LabelledSentences, Mixture, QuestionAnswer, SentenceRecord, SingleCaption
 from visling.data.store import NativeStore
-from visling.data.text import TextLayout, Tokenizer
+from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.models.base import Encoder
 from visling.objectives.base import Objective
@@ -27,7 +27,7 @@ from visling.train.engine import TrainConfig
 from visling.train.optim import OptimConfig
 from visling.types import Batch, Loss, Targets
 
-CorpusKind = Literal["caption_pairs", "single_captions", "statements", "questions"]
+CorpusKind = Literal["captions", "caption_pairs", "single_captions", "statements", "questions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Corpus:
     """One body of sentences about images; which folders it is read from comes from the command line."""
 
     kind: CorpusKind
-    """caption_pairs: two captions, do they fit (VisualBERT). single_captions: one, perhaps a wrong one. statements: true or false
-    (NLVR's layout). questions: VQA question and answer as one text."""
+    """captions: one, always right, nothing to match. caption_pairs: two, does the second fit (VisualBERT). single_captions: one, half of the
+    time a wrong one. statements: true or false (NLVR's layout). questions: VQA question and answer as one text."""
     weight: float = 1.0
     """Passes over it per epoch."""
 
@@ -64,18 +64,19 @@ class Pretraining:
 
 
 def visualbert_scenes() -> Pretraining:
-    """VisualBERT's COCO phase (release, section 2.1 of its specification) on drawn scenes: caption pairs, small model, from scratch."""
+    """VisualBERT's COCO phase on drawn scenes, small and from scratch: masked words of captions, and caption pairs, as the release makes them.
+
+    Half of the words in caption pairs speak of another image and teach nothing about this one: single captions learn in half the steps.
+    """
     return Pretraining(
         recipe="visualbert-scenes",
         model="visualbert",
         encoder=models.spec("visualbert").presets["scenes"],
-        corpora=(Corpus(kind="caption_pairs"),),
+        corpora=(Corpus(kind="captions"), Corpus(kind="caption_pairs", weight=0.2)),
         objectives={"masked_lm": 1.0, "matching": 1.0},
-        train=TrainConfig(
-            epochs=6,
-            precision="auto",
-            optim=OptimConfig(name="adamw", lr=5e-4, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.1, clip="global"),
-        ),
+        masking=TokenMasking(rate=0.35),
+        batch_size=32,
+        train=TrainConfig(epochs=10, precision="auto", log_every=200, validate_every=2, save_every=2000, optim=_small_optimiser(2e-3)),
     )
 
 
@@ -87,11 +88,9 @@ def visualbert_nlvr() -> Pretraining:
         encoder=models.spec("visualbert").presets["nlvr"],
         corpora=(Corpus(kind="statements"),),
         objectives={"masked_lm": 1.0, "matching": 1.0},
-        train=TrainConfig(
-            epochs=10,
-            precision="auto",
-            optim=OptimConfig(name="adamw", lr=5e-4, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.05, clip="global"),
-        ),
+        masking=TokenMasking(rate=0.1),
+        batch_size=64,
+        train=TrainConfig(epochs=12, precision="auto", save_every=2000, log_every=200, optim=_small_optimiser(1e-3)),
     )
 
 
@@ -119,6 +118,11 @@ def visualbert_vqa() -> Pretraining:
         batch_size=64,
         train=TrainConfig(epochs=10, optim=_release_optimiser(5e-5), patience=3),
     )
+
+
+def _small_optimiser(lr: float) -> OptimConfig:
+    """For models of width 96 to 192 from scratch, found by trial (docs/log.md)."""
+    return OptimConfig(name="adamw", lr=lr, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.05, clip="global")
 
 
 def _release_optimiser(lr: float) -> OptimConfig:
@@ -159,7 +163,7 @@ def pretrain(
     regions = NativeStore.open(store)
     run = assembly.fit_to_store(run, regions)
     spec = models.spec(run.model).inputs(run.encoder)
-    tokenizer = Tokenizer(spec.vocabulary)
+    tokenizer = assembly.tokenizer(run)
     layout = TextLayout(tokenizer, spec)
     training, validation = corpus(run, data, layout, valid=False), corpus(run, data, layout, valid=True)
     target = runtime.pick_device(device)
@@ -223,6 +227,10 @@ def corpus(run: Pretraining, data: Sequence[str], layout: TextLayout, *, valid: 
     return sources[0] if len(sources) == 1 and weights == [1.0] else Mixture(sources, weights)
 
 
+def _only_captions(root: Path, split: str, layout: TextLayout) -> Source:
+    return SingleCaption(_captions(root, split), layout, false_caption_ratio=None)
+
+
 def _caption_pairs(root: Path, split: str, layout: TextLayout) -> Source:
     return CaptionPairs(_captions(root, split), layout)
 
@@ -249,6 +257,7 @@ def _questions(root: Path, split: str, layout: TextLayout) -> Source:
 
 
 _READERS: Mapping[CorpusKind, Callable[[Path, str, TextLayout], Source]] = {
+    "captions": _only_captions,
     "caption_pairs": _caption_pairs,
     "single_captions": _single_captions,
     "statements": _statements,

@@ -191,7 +191,7 @@ def test_forms_are_many(written: Any) -> None:
 
 def test_two_boxes_and_permutations(tmp_path: Any) -> None:
     write_scenes(tmp_path / "two", ScenesConfig(images=0, panels=8, panel_boxes=2, permutations=2, train=1.0, val=0.0))
-    pictures = sorted((tmp_path / "two" / "nlvr" / "train" / "images" / "0").iterdir())
+    pictures = sorted((tmp_path / "two" / "nlvr" / "train" / "images" / "200").iterdir())
     assert len(pictures) == 16
     first, second = (np.asarray(Image.open(path)) for path in pictures[:2])
     assert first.shape == (100, 250, 4)

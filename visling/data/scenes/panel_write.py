@@ -20,6 +20,8 @@ from visling.runtime import generator_for
 
 TOWER_RATE = 0.65
 """Share of presentations that show towers; 0.68 in NLVR's development split."""
+FIRST_NUMBER = 100_000
+"""Number of the first presentation: above every official one (below 5,000), so that drawn and official pictures can share a region store."""
 _POOL = 12
 """Panels drawn up per presentation, of which the first sentence picks four."""
 _PER_DIRECTORY = 500
@@ -77,14 +79,15 @@ def _present_all(config: ScenesConfig, presentations: int, folders: dict[str, Pa
     jobs = []
     for split, places in config.bounds(presentations).items():
         for number in places:
-            (folders[split] / directory(number)).mkdir(parents=True, exist_ok=True)
-            jobs.append((str(folders[split] / directory(number)), split, config, number, min(4, config.panels - 4 * number)))
+            name = FIRST_NUMBER + number
+            (folders[split] / directory(name)).mkdir(parents=True, exist_ok=True)
+            jobs.append((str(folders[split] / directory(name)), split, config, name, min(4, config.panels - 4 * number)))
     return in_order(_present, jobs, config.processes)
 
 
 def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     folder, split, config, number, num_panels = job
-    rng = generator_for(config.seed, number, 20)
+    rng = generator_for(config.seed, number - FIRST_NUMBER, 20)
     panels, first = _first_sentence(config, num_panels, rng)
     judged = [first]
     said = {first.text}
