@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 SIZE ?= small
+MODEL ?= visualbert
 OUT ?= demo/$(SIZE)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
@@ -16,7 +17,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo test lint format check-slow bench clean
 
 demo: $(VENV)/.core
-	$(BIN)/python examples/demo.py --size $(SIZE) --out $(OUT)
+	$(BIN)/python examples/demo.py --size $(SIZE) --model $(MODEL) --out $(OUT)
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu and not data"

@@ -28,7 +28,7 @@ class Size:
 SIZES = {
     "tiny": Size(images=120, detector_seconds=8, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
     "small": Size(images=2500, detector_seconds=70, pretrain_epochs=10, finetune_epochs=5),
-    "large": Size(images=6000, detector_seconds=150, pretrain_epochs=10, finetune_epochs=8),
+    "large": Size(images=6000, detector_seconds=150, pretrain_epochs=6, finetune_epochs=5),
 }
 
 
@@ -36,10 +36,10 @@ def main() -> None:
     """Run every stage, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--out", type=Path, default=Path("demo/small"))
+    parser.add_argument("--out", type=Path, help="folder to write; demo/SIZE if left out")
     parser.add_argument("--model", default="visualbert")
     options = parser.parse_args()
-    size, out, model = SIZES[options.size], options.out, options.model
+    size, out, model = SIZES[options.size], options.out or Path("demo") / options.size, options.model
     started = time.monotonic()
 
     scenes, detector, regions = out / "scenes", out / "detector", out / "regions"

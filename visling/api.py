@@ -110,12 +110,13 @@ class Answerer:
         return self.detector.detect([np.asarray(image.convert("RGB"))])[0]
 
 
-def load(path: str | Path, *, detector: str | Path | None = None, device: str = "auto") -> Answerer:
+def load(path: str | Path, *, detector: str | Path | None = None, other_features: bool = False, device: str = "auto") -> Answerer:
     """Load a fine-tuned model for use on raw images.
 
     Args:
         path: run folder or model folder.
         detector: folder of the detector; the one kept beside the model if left out.
+        other_features: accept a detector whose features the model was not trained on.
     Raises:
         CheckpointError: no model there, no detector, or a detector whose features the model was not trained on.
     """
@@ -124,8 +125,8 @@ def load(path: str | Path, *, detector: str | Path | None = None, device: str = 
     if saved.text_only:
         return Answerer(saved, None, target)
     folder = Path(detector) if detector is not None else saved.path / "detector"
-    if not folder.is_dir():
+    if detector is None and not folder.is_dir():
         raise CheckpointError(f"{saved.path} has no detector beside it, so raw images cannot be turned into regions. Name one with --detector.")
     found = Detector.load(folder, device=target)
-    assembly.check_fingerprint(saved, found.fingerprint, override=False)
+    assembly.check_fingerprint(saved, found.fingerprint, override=other_features)
     return Answerer(saved, found, target)

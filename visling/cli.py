@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -23,6 +25,9 @@ from visling import runtime
 from visling.errors import ConfigError, RunError, VislingError, nearest
 
 T = TypeVar("T")
+
+_INTERRUPTED = 130
+"""Status with which typer ends a command that was stopped with Ctrl-C."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Region-based vision-and-language Transformers.")
 detect_app = typer.Typer(no_args_is_help=True, help="Train and score a region detector.")
@@ -36,6 +41,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write; a folder that
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run into --out stopped.")]
+OtherFeatures = Annotated[bool, typer.Option("--other-features", help="Accept a model that was trained on features of another detector.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. May be given several times.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice; the recipe's own if left out.")]
 
@@ -47,9 +53,10 @@ def run() -> None:
     except VislingError as error:
         print(f"visling: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("visling: stopped. What was saved is kept; the same command with --resume goes on.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("visling: stopped. What was saved is kept; training and extraction go on with --resume.", file=sys.stderr)
+        raise
 
 
 @app.command()
@@ -131,7 +138,7 @@ def detect_eval(
     annotations: Annotated[Path, typer.Option(help="COCO instances JSON, or SPLIT/SPLIT.json of NLVR v1.")],
     detector: Annotated[Path, typer.Option(help="Folder of a trained detector.")],
     device: Device = "auto",
-    limit: Annotated[int | None, typer.Option(help="Score the first images only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first images only.")] = None,
     json_: Json = False,
 ) -> None:
     """Score a detector: mean average precision at IoU 0.5, recall, attributes.
@@ -143,11 +150,11 @@ def detect_eval(
     found = detection.evaluate_detector(detector, images, detection.read_annotations(annotations), device=device, limit=limit)
     scores = {
         "images": found.images,
-        "mean average precision at IoU 0.5": round(found.scores.mean_ap, 4),
-        "recall at IoU 0.5": round(found.scores.recall, 4),
-        "attribute accuracy": None if found.scores.attribute_accuracy is None else round(found.scores.attribute_accuracy, 4),
+        "mean average precision at IoU 0.5": _rounded(found.scores.mean_ap),
+        "recall at IoU 0.5": _rounded(found.scores.recall),
+        "attribute accuracy": _rounded(found.scores.attribute_accuracy),
         "images per second": round(found.images_per_second, 1),
-        **{f"average precision of {name}": round(value, 4) for name, value in sorted(found.ap.items())},
+        **{f"average precision of {name}": _rounded(value) for name, value in sorted(found.ap.items())},
     }
     _show(scores, json_)
     _name_unreadable(found.unreadable)
@@ -158,7 +165,7 @@ def regions_extract(
     images: Annotated[list[Path], typer.Argument(help="Folders of images (searched recursively) or image files.")],
     detector: Annotated[Path, typer.Option(help="Folder of a trained detector.")],
     out: Out,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16; fp32 features do not depend on the device.")] = "fp32",
     resume: Resume = False,
@@ -173,7 +180,8 @@ def regions_extract(
     from visling.vision.extract import extract, find_images
 
     model = Detector.load(detector, device=runtime.pick_device(device))
-    files = [file for place in images for file in (find_images(place) if place.is_dir() else [place])]
+    files = [file for place in images for file in ([place] if place.is_file() else find_images(place))]
+    _claim_store(out, resume)
     settings = {"detector": str(detector.resolve()), "precision": precision}
     with (
         StoreWriter(
@@ -205,8 +213,6 @@ def regions_inspect(
 
     Example: visling regions inspect regions --image scenes/images/test/scene_000000002251.png
     """
-    from PIL import Image
-
     from visling.analysis.drawing import draw_regions
     from visling.data.store import NativeStore
     from visling.vision.images import read_image
@@ -234,7 +240,7 @@ def regions_inspect(
         drawn = draw_regions(
             Image.fromarray(read_image(image)), found[image.stem], class_names=found.class_names, attribute_names=found.attribute_names
         )
-        drawn.save(target)
+        _save_picture(drawn, target)
         described["drawing"] = str(target)
     _show(described, json_)
 
@@ -253,16 +259,25 @@ def recipes_list(json_: Json = False) -> None:
 
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")], set_: Settings = None) -> None:
-    """Print every setting of a recipe, after changes.
+    """Print every setting of a recipe, after changes, as JSON by verb; a verb whose recipe of this name lacks a changed setting is left out.
 
     Example: visling recipes show visualbert-scenes --set train.epochs=3
     """
     from visling.recipes import finetuning, pretraining
 
-    tables = (pretraining.RECIPES, finetuning.RECIPES)
-    chosen = [_recipe(table, name, set_, None) for table in tables if name in table] or [_recipe(pretraining.RECIPES, name, set_, None)]
-    for recipe in chosen:
-        print(json.dumps({type(recipe).__name__.lower(): configs.to_dict(recipe)}, indent=2))
+    tables: dict[str, Mapping[str, Callable[[], Any]]] = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
+    having = {verb: table for verb, table in tables.items() if name in table}
+    if not having:
+        raise ConfigError(f"no recipe {name!r}. {nearest(name, {known for table in tables.values() for known in table})}")
+    found, refused = {}, []
+    for verb, table in having.items():
+        try:
+            found[verb] = configs.to_dict(_recipe(table, name, set_, None))
+        except ConfigError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    print(json.dumps(found, indent=2))
 
 
 @app.command()
@@ -272,6 +287,7 @@ def pretrain(
     store: Annotated[Path, typer.Option(help="Region store of every image.")],
     out: Out,
     init: Annotated[Path | None, typer.Option(help="Model or run folder to start from.")] = None,
+    other_features: OtherFeatures = False,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -285,10 +301,19 @@ def pretrain(
 
     run = _recipe(pretraining.RECIPES, recipe, set_, seed)
     with runtime.process_group():
-        pretraining.pretrain(
-            run, out, data=data, store=store, init=init, device=device, resume=resume, stream=sys.stderr, command=["visling", *sys.argv[1:]]
+        state = pretraining.pretrain(
+            run,
+            out,
+            data=data,
+            store=store,
+            init=init,
+            device=device,
+            resume=resume,
+            other_features=other_features,
+            stream=sys.stderr,
+            command=["visling", *sys.argv[1:]],
         )
-    print(f"Pre-trained model in {out / 'model'}")
+    _say_where("Pre-trained", out, state.stopped)
 
 
 @app.command()
@@ -298,6 +323,7 @@ def finetune(
     out: Out,
     store: Annotated[Path | None, typer.Option(help="Region store of every image; not needed with --text-only.")] = None,
     init: Annotated[Path | None, typer.Option(help="Pre-trained model or run folder; from scratch if left out.")] = None,
+    other_features: OtherFeatures = False,
     text_only: Annotated[bool, typer.Option("--text-only", help="Hide every region: what the words alone give away.")] = False,
     set_: Settings = None,
     seed: Seed = None,
@@ -312,10 +338,19 @@ def finetune(
 
     run = _recipe(finetuning.RECIPES, recipe, [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
     with runtime.process_group():
-        finetuning.finetune(
-            run, out, data=data, store=store, init=init, device=device, resume=resume, stream=sys.stderr, command=["visling", *sys.argv[1:]]
+        state = finetuning.finetune(
+            run,
+            out,
+            data=data,
+            store=store,
+            init=init,
+            device=device,
+            resume=resume,
+            other_features=other_features,
+            stream=sys.stderr,
+            command=["visling", *sys.argv[1:]],
         )
-    print(f"Fine-tuned model in {out / 'model'}")
+    _say_where("Fine-tuned", out, state.stopped)
 
 
 @app.command()
@@ -324,7 +359,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's if left out.")] = None,
     store: Annotated[Path | None, typer.Option(help="Region store; the training run's if left out.")] = None,
-    other_features: Annotated[bool, typer.Option("--other-features", help="Accept features of another detector.")] = False,
+    other_features: OtherFeatures = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")] = False,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
@@ -355,6 +390,8 @@ def evaluate(
         print(f"by {category.replace('_', ' ')}")
         for name, score in sorted(rows.items()):
             print(f"  {name:<22}{score['value']:>8.2f}   ({score['count']})")
+    if found["truncated"]:
+        print(f"{found['truncated']} texts were longer than the model reads and were cut, as the release does")
 
 
 @app.command()
@@ -362,6 +399,7 @@ def predict(
     words: Annotated[list[str], typer.Argument(metavar="IMAGE... TEXT", help="Image files, then the question or sentence.")],
     run: Annotated[Path, typer.Option(help="Run or model folder.")],
     detector: Annotated[Path | None, typer.Option(help="Detector folder; the one kept beside the model if left out.")] = None,
+    other_features: OtherFeatures = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/answers if left out.")] = None,
     device: Device = "auto",
     json_: Json = False,
@@ -376,13 +414,13 @@ def predict(
     *images, text = words
     if not images:
         raise typer.BadParameter('give one or more images and then the text: visling predict --run RUN picture.png "how many stars are there?"')
-    model = api.load(run, detector=detector, device=device)
+    model = api.load(run, detector=detector, other_features=other_features, device=device)
     folder = out if out is not None else run / "answers"
     for image in images:
         answer = model.answer(image, text)
         target = _free_name(folder, Path(image).stem)
         card = prediction_card(answer.image, answer.regions, text, answer.top, class_names=model.class_names, attribute_names=model.attribute_names)
-        card.save(target)
+        _save_picture(card, target)
         if json_:
             found = {"image": image, "text": text, "answer": answer.text, "top": answer.top, "regions": len(answer.regions)}
             print(json.dumps({**found, "truncated": answer.truncated, "picture": str(target)}))
@@ -397,7 +435,7 @@ def predict(
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     compare: Annotated[list[Path] | None, typer.Option(help="Another run whose scores stand beside; may be given several times.")] = None,
-    examples: Annotated[int, typer.Option(help="Answers shown.")] = 24,
+    examples: Annotated[int, typer.Option(min=0, help="Answers shown.")] = 24,
 ) -> None:
     """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact configuration.
 
@@ -442,6 +480,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _rounded(score: float | None) -> float | None:
+    """A score as it is shown; None where nothing could be scored (JSON knows no NaN)."""
+    return None if score is None or math.isnan(score) else round(score, 4)
+
+
 def _show(values: dict[str, Any], json_: bool, title: str = "") -> None:
     if json_:
         print(json.dumps(values))
@@ -469,6 +512,38 @@ def _precision(name: str) -> runtime.Precision:
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"precision is {name!r}; expected auto, fp32 or bf16.")
     return name  # type: ignore[return-value]
+
+
+def _say_where(what: str, out: Path, stopped: str) -> None:
+    """Where a run's model is, or how to go on with a run that its time limit stopped."""
+    if stopped == "max_seconds":
+        print(f"Stopped by train.max_seconds. The best model so far is in {out / 'model'}; the same command with --resume goes on.")
+    else:
+        print(f"{what} model in {out / 'model'}")
+
+
+def _claim_store(out: Path, resume: bool) -> None:
+    """Refuse a place that is taken, or where no folder can be made, before regions are extracted into it."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
+    held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    is_store = "manifest.json" in held or "journal.jsonl" in held
+    if held and not (resume and is_store):
+        mend = "add to it with --resume, " if is_store else ""
+        raise RunError(f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, {mend}or delete the folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error
+
+
+def _save_picture(picture: Image.Image, target: Path) -> None:
+    try:
+        picture.save(target)
+    except (OSError, ValueError) as error:  # ValueError: no picture format is called like the file
+        raise RunError(
+            f"cannot write the picture {target}: {error}. Name another file with --out, in a folder that exists, ending in .png."
+        ) from error
 
 
 def _refuse(target: Path) -> None:

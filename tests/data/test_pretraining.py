@@ -8,6 +8,7 @@ import pytest
 
 from visling.data.annotations.captions import CaptionRecord
 from visling.data.annotations.questions import QuestionRecord
+from visling.data.masking import TokenMasking, mask_tokens
 from visling.data.pretraining import CaptionPairs, LabelledSentences, Mixture, QuestionAnswer, SentenceRecord, SingleCaption
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
@@ -103,6 +104,14 @@ def test_labelled_sentences() -> None:
     assert [len(example.rows) for example in made] == [1, 2, 1]
     joined = TextLayout(TOKENIZER, InputSpec(pair="sequence"))
     assert len(LabelledSentences(records, joined).example(1, generator_for(0)).rows) == 1
+
+
+def test_labelled_sentences_can_stay_unmasked() -> None:
+    records = [SentenceRecord(id="a", images=("x",), sentence="there is a red star", label=True)]
+    everything = TokenMasking(rate=1.0)
+    for masked, chosen in ((True, 5), (False, 0)):
+        row = LabelledSentences(records, LAYOUT, masked=masked).example(0, generator_for(0)).rows[0]
+        assert len(mask_tokens(row, everything, TOKENIZER, generator_for(0))[1]) == chosen
 
 
 def question(answers: tuple[str, ...] | None, text: str = "what is it?") -> QuestionRecord:

@@ -188,10 +188,3 @@ def test_suppression_of_a_chain_keeps_every_other_box() -> None:
 def test_padding_neither_survives_nor_suppresses() -> None:
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(3, 1)[None]
     assert ops.suppress(boxes, 0.5, real=torch.tensor([[False, True, True]])).tolist() == [[False, True, False]]
-
-
-def test_fast_overlap_equals_the_definition() -> None:
-    corner = torch.rand(2, 30, 2) * 10
-    boxes = torch.cat([corner, corner + torch.randn(2, 30, 2) * 5], -1)
-    for inclusive in (False, True):
-        assert torch.equal(ops.iou(boxes, boxes.flip(1), inclusive=inclusive), box_ops.iou(boxes, boxes.flip(1), inclusive=inclusive))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -314,9 +315,8 @@ def _fit(text: str, font: _Font, width: float) -> str:
     text = _printable(text)
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…" if text else ""
+    kept = bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(text[:count] + "…"))
+    return text[:kept].rstrip() + "…" if kept else ""
 
 
 def _wrap(text: str, font: _Font, width: float, *, most: int = 6) -> list[str]:
@@ -328,5 +328,5 @@ def _wrap(text: str, font: _Font, width: float, *, most: int = 6) -> list[str]:
         else:
             lines.append(word)
     if len(lines) > most:
-        lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
+        lines = [*lines[: most - 1], " ".join(lines[most - 1 : most + 1])]  # two lines are too wide for one
     return [_fit(line, font, width) for line in lines]

@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from visling.analysis.drawing import draw_regions
+from visling.data.identity import Aliases, canonical
 from visling.data.store import NativeStore
 from visling.errors import DataError, RunError, StoreError
 from visling.types import RegionArray, RegionStore
@@ -479,16 +480,18 @@ def _image_ids(row: Mapping[str, Any]) -> list[str]:
 
 
 def _find_pictures(folder: Path | None, wanted: set[str]) -> dict[str, Path]:
-    """Image id -> file whose stem it is, the first in order of path where several are."""
+    """Image id -> file whose stem it is or means (VQA says 9 for COCO_val2014_000000000009), the first in order of path where several are."""
     found: dict[str, Path] = {}
+    meant = {canonical(image) for image in wanted}
     if folder is not None:
         for where, folders, files in os.walk(folder):
             folders.sort()
             for name in sorted(files):
                 stem, suffix = os.path.splitext(name)
-                if stem in wanted and suffix.lower() in SUFFIXES:
+                if suffix.lower() in SUFFIXES and canonical(stem) in meant:
                     found.setdefault(stem, Path(where) / name)
-    return found
+    known = Aliases(found)
+    return {image: found[name] for image, name in ((image, known.find(image)) for image in wanted) if name is not None}
 
 
 def _card(row: Mapping[str, Any], pictures: Mapping[str, Path], store: RegionStore | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -89,12 +89,15 @@ class SingleCaption:
 class LabelledSentences:
     """A sentence that is true of its images (matched 1) or not (matched 0); no label where it is unknown.
 
+    Args:
+        masked: whether masked language modelling hides words of these sentences too, as the release does. Hiding the word on which a sentence turns
+            makes its label a guess, and where true and false sentences are balanced the words say nothing about the image.
     Source:
         VisualBERT's task-specific pre-training on NLVR2.
     """
 
-    def __init__(self, records: Sequence[SentenceRecord], layout: TextLayout) -> None:
-        self.records, self.layout = records, layout
+    def __init__(self, records: Sequence[SentenceRecord], layout: TextLayout, *, masked: bool = True) -> None:
+        self.records, self.layout, self.masked = records, layout, masked
 
     def __len__(self) -> int:
         return len(self.records)
@@ -102,7 +105,10 @@ class LabelledSentences:
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """Sentence `index`; one row per image for presets that join two rows."""
         record = self.records[index]
-        rows: tuple[TextRow, ...] = (self.layout.row(record.sentence),)
+        row = self.layout.row(record.sentence)
+        if not self.masked:
+            row = replace(row, words=np.full_like(row.ids, -1))
+        rows: tuple[TextRow, ...] = (row,)
         if len(record.images) > 1 and self.layout.spec.pair == "rows":
             rows *= len(record.images)
         return Example(id=record.id, rows=rows, images=record.images, labels={"matched": IGNORE if record.label is None else int(record.label)})

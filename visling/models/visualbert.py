@@ -5,7 +5,7 @@ Release  uclanlp/visualbert, `bert_modeling` (also transformers, `visual_bert`).
 Differs  The paper sums the position vectors of the words linked to a region; the release averages them and adds the visual position vector as well.
          The release never trains the pooler (its optimiser skips it), not even where a task reads it. We follow the release, so its checkpoints
          load; presets that start from scratch train the pooler. A Flickr30K option appends the box to the feature; regions carry no other position.
-Shapes   B rows, T tokens, R regions, S region rows, F region feature width, D hidden width.
+Shapes   B rows, T tokens, R regions, S region rows, D hidden width; feature_size is the width of the region features.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from visling.boxes import spatial_six
 from visling.checkpoints import bert
@@ -54,8 +55,12 @@ class VisualBertConfig:
     """On attention probabilities."""
     init_std: float = 0.02
     """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more than an average."""
+    spatial_init_std: float = 0.02
+    """The same for the weights of appended box numbers: six numbers below 1 drown beside hundreds of features unless theirs are larger."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
+    standardise_features: bool = False
+    """Give each region's feature zero mean and unit variance over its width first: detectors differ in scale, and a large one drowns the boxes."""
     append_spatial: bool = False
     """Append unit corners, width and height of the box to each feature (Flickr30K release: 2048 + 6)."""
     region_segment: int = 0
@@ -99,7 +104,9 @@ _SMALL = VisualBertConfig(
     attention_dropout_rate=0.0,  # the fused CPU kernel knows none; dropping it saves about a tenth of a step
     max_positions=128,
     feature_size=256,
+    standardise_features=True,
     append_spatial=True,
+    spatial_init_std=1.0,
     trains_pooler=True,
     max_tokens=64,
     max_regions=36,
@@ -142,6 +149,8 @@ class VisualBert(Encoder):
         self.additional_layer = _layer(config) if config.bypass else None
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
+        if config.append_spatial:
+            nn.init.normal_(self.projection.weight[:, config.feature_size :], std=config.spatial_init_std)
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
         """States of text and regions; `pooled` is the raw state at `text.slot` where given, else the pooled first token."""
@@ -208,6 +217,8 @@ class VisualBert(Encoder):
             raise StoreError(
                 f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
             )
+        if self.config.standardise_features:
+            features = F.layer_norm(features, features.shape[-1:])
         if self.config.append_spatial:
             features = torch.cat([features, spatial_six(regions.boxes).to(features.dtype)], dim=-1)
         if regions.image is None:

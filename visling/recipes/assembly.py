@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from visling import config as configs
-from visling import models
+from visling import models, runtime
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError, StoreError, VislingError, nearest
 from visling.models.base import Encoder
 from visling.nn import heads as head_blocks
 from visling.objectives.base import Objective, PretrainStep
@@ -33,7 +33,7 @@ from visling.tasks.base import load as load_task
 from visling.train.engine import TrainConfig
 from visling.train.log import Log
 from visling.train.state import RunFolder, save_weights
-from visling.types import Batch, InputSpec, Loss, Targets
+from visling.types import Batch, InputSpec, Loss, Record, Targets
 
 
 class Recipe(Protocol):
@@ -98,6 +98,28 @@ class PretrainModel(nn.Module):
         step = PretrainStep(model=self.encoder, batch=batch, encoded=self.encoder(batch), targets=targets)
         losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self.objectives.items()]
         return sum(losses[1:], start=losses[0])
+
+
+def encoder_config(model: str, given: Any) -> Any:
+    """A family's config from what a setting or a run.json gives: itself, its settings as a mapping, or the name of a preset.
+
+    Raises:
+        ConfigError: no such family, preset or setting.
+    """
+    family = models.spec(model)
+    if isinstance(given, family.config):
+        return given
+    if isinstance(given, Mapping):
+        return configs.from_dict(family.config, given, where="encoder")
+    if given not in family.presets:
+        raise ConfigError(f"'encoder' is {given!r}, not a preset of {model}. {nearest(str(given), family.presets)} One setting: encoder.name=value.")
+    return family.presets[given]
+
+
+def folder_and_split(root: str) -> tuple[Path, str]:
+    """What `DIR@SPLIT` names; the split is empty for a plain folder, whose own path may hold an @."""
+    folder, at, split = root.rpartition("@")
+    return (Path(root), "") if not at or "/" in split or Path(root).is_dir() else (Path(folder), split)
 
 
 def head_styles(model: str) -> dict[str, str]:
@@ -182,31 +204,35 @@ def read(path: Path) -> Saved:
     """Read a model folder, or the `model` folder inside a run folder.
 
     Raises:
-        CheckpointError: nothing there, not a model folder, or a newer layout.
+        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
     """
     folder = path if (path / "config.json").exists() else path / "model"
     if not (folder / "config.json").exists():
         raise CheckpointError(
             f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the run finished its first epoch?"
         )
+    answers = folder / "answers.json"
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        layout = described.get("format") if isinstance(described, dict) else type(described).__name__
+        if not isinstance(layout, int):
+            raise CheckpointError(f"{folder} holds no model that pretrain or finetune wrote: its config.json says {layout!r}. Check the path.")
+        if layout != FORMAT:
+            raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
+        return Saved(
+            path=folder,
+            model=described["model"],
+            config=configs.from_dict(models.spec(described["model"]).config, described["config"]),
+            task=described["task"],
+            text_only=described["text_only"],
+            fingerprint=described["fingerprint"],
+            weights=load_file(folder / "model.safetensors"),
+            state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
+        )
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again.") from error
-    if described.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has layout {described.get('format')!r}; this version reads {FORMAT}. Update visling.")
-    answers = folder / "answers.json"
-    return Saved(
-        path=folder,
-        model=described["model"],
-        config=configs.from_dict(models.spec(described["model"]).config, described["config"]),
-        task=described["task"],
-        text_only=described["text_only"],
-        fingerprint=described["fingerprint"],
-        weights=weights,
-        state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
-    )
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {error}: it was edited or is damaged. Train or copy the model again.") from error
 
 
 def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, source: Path) -> None:
@@ -221,9 +247,10 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
     shapes = [name for name in wanted.keys() & part.keys() if wanted[name].shape != part[name].shape]
     if missing or foreign or shapes:
         first = (missing + foreign + sorted(shapes))[0]
+        sizes = f" ({tuple(part[first].shape)} instead of {tuple(wanted[first].shape)})" if first in shapes else ""
         raise CheckpointError(
-            f"weights in {source} do not fit: {len(missing)} missing, {len(foreign)} unknown, {len(shapes)} of another shape, first {first!r}. "
-            "Use the settings it was trained with (config.json beside it)."
+            f"weights in {source} do not fit: {len(missing)} missing, {len(foreign)} unknown, {len(shapes)} of another shape, "
+            f"first {first!r}{sizes}. Use the settings it was trained with (config.json beside it)."
         )
     module.load_state_dict(part)
 
@@ -240,6 +267,25 @@ def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool) -> None
         f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. Features of another detector "
         "give wrong answers without any error. Extract regions with the same detector, or pass --other-features to go on all the same."
     )
+
+
+def check_images(records: Iterable[Record], store: NativeStore) -> None:
+    """Refuse a store that lacks images, before any time is spent on training or scoring.
+
+    Raises:
+        StoreError: names the first example and image, and how many images are missing.
+    """
+    missing: dict[str, str] = {}
+    for record in records:
+        for image in record.images:
+            if image not in store:
+                missing.setdefault(image, record.id)
+    for image, example in missing.items():
+        try:
+            store.count(image)
+        except StoreError as error:
+            others = f" In all, {len(missing)} annotated images are missing." if len(missing) > 1 else ""
+            raise StoreError(f"example {example!r} needs image {image!r}: {error}{others}") from error
 
 
 def fit_to_store(run: R, store: NativeStore) -> R:
@@ -285,8 +331,28 @@ def started(
     stream: TextIO | None,
     command: Sequence[str],
 ) -> Iterator[tuple[RunFolder, Log]]:
-    """A run folder with everything about the run written down, and its log; the engine marks it as finished."""
+    """A run folder with everything about the run written down, and its log; the engine marks it as finished.
+
+    A run that fails before anything is saved leaves no folder behind, so that the mended command can use the same one.
+    """
+    existed = out.exists()
     folder = RunFolder.create(out, resume=resume)
+    try:
+        _record_start(folder, run, data=data, store=store, task=task, command=command)
+        with Log(folder.log, stream=stream) as log:
+            yield folder, log
+    except VislingError:
+        if not resume and runtime.is_main() and not folder.has_last and not folder.model.exists():
+            for file in (folder.log, folder.path / "run.json"):
+                file.unlink(missing_ok=True)
+            if not existed:
+                folder.path.rmdir()
+        raise
+
+
+def _record_start(
+    folder: RunFolder, run: Recipe, *, data: Sequence[str | Path], store: NativeStore | None, task: str | None, command: Sequence[str]
+) -> None:
     folder.record(
         {
             "command": list(command),
@@ -294,19 +360,14 @@ def started(
             "task": task,
             "model": run.model,
             "config": configs.to_dict(run),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in ("visling", "torch", "numpy", "tokenizers")},
-            },
+            "versions": versions(),
             "seed": run.train.seed,
             "data": [str(root) for root in data],
-            "images": str(data[0]).partition("@")[0],
+            "images": str(folder_and_split(str(data[0]))[0]),
             "store": None if store is None else str(store.path),
         },
         may_differ=("train.log_every", "train.save_every", "train.max_seconds"),
     )
-    with Log(folder.log, stream=stream) as log:
-        yield folder, log
 
 
 def versions() -> dict[str, str]:
@@ -337,14 +398,19 @@ def mean_parts(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str
     return {"loss": sum(weight * means[name] for name, weight in weights.items()), **means}
 
 
-def note_truncation(log: Log, layout: TextLayout) -> None:
-    """Say how many texts were longer than the model reads."""
+def note_truncation(log: Log, layout: TextLayout, step: int) -> None:
+    """Say how often a text was longer than the model reads."""
     if layout.truncated:
-        log.event(f"{layout.truncated} texts were longer than {layout.spec.max_tokens} word pieces and were cut, as the release does", step=0)
+        often = f"{layout.truncated} times, counted over all epochs,"
+        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut, as the release does", step=step)
 
 
-def keep_detector(folder: RunFolder, store: NativeStore) -> None:
+def keep_detector(folder: RunFolder, store: NativeStore, log: Log, step: int) -> None:
     """Copy the detector that made the regions into the model folder, so that the model answers from raw images alone."""
     detector = store.settings.get("detector")
-    if detector is not None and Path(detector).is_dir():
+    if detector is not None and not Path(detector).is_dir():
+        log.event(
+            f"no detector was kept beside the model: {detector}, which made the regions, is gone. To predict, name one with --detector", step=step
+        )
+    elif detector is not None and runtime.is_main():
         shutil.copytree(detector, folder.model / "detector", dirs_exist_ok=True, ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"))

@@ -24,6 +24,7 @@ from visling.tasks.vqa import VQA, majority_answers
 from visling.train import engine
 from visling.train.engine import TrainConfig
 from visling.train.optim import OptimConfig
+from visling.train.state import State
 from visling.types import Batch, InputSpec, Loss, Prediction, Record, Targets
 
 
@@ -51,6 +52,9 @@ class Finetuning:
     """Train without any region: what the words alone give away."""
     train: TrainConfig
     """How long and how."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", assembly.encoder_config(self.model, self.encoder))
 
 
 def visualbert_vqa_scenes() -> Finetuning:
@@ -126,27 +130,36 @@ def finetune(
     init: Path | None = None,
     device: str = "auto",
     resume: bool = False,
+    other_features: bool = False,
     stream: TextIO | None = None,
     command: Sequence[str] = (),
-) -> None:
+) -> State:
     """Train a model on a task; leaves a run folder.
 
     Args:
         data: folder of annotations.
         store: region store that holds every image; may be None for a text-only run.
         init: pre-trained model or run folder; None starts from scratch.
+        other_features: accept that `init` was trained on features of another detector.
         stream: where progress is written.
+    Returns:
+        How far it came; `stopped` says why it ended.
     Raises:
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been looked at.
     """
     if store is None and not run.text_only:
         raise ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")
     regions = None if store is None else NativeStore.open(store)
+    saved = None if init is None else assembly.read(init)
     if regions is not None:
         run = assembly.fit_to_store(run, regions)
+    elif saved is not None:  # nothing is projected, but the weights of the projection are loaded
+        run = configs.override(run, [f"encoder.feature_size={saved.config.feature_size}"])
     kind = load_task(run.task)
     task = kind(configs.from_dict(kind.settings, run.task_settings))
     train_records, valid_records = _split(run, task, data)
+    if regions is not None and not run.text_only:
+        assembly.check_images([*train_records, *valid_records], regions)
     task.setup(train_records)
     spec = models.spec(run.model).inputs(run.encoder)
     tokenizer = assembly.tokenizer(run)
@@ -155,10 +168,9 @@ def finetune(
     with assembly.started(run, out, data=[data], store=regions, task=run.task, resume=resume, stream=stream, command=command) as (folder, log):
         runtime.seed_everything(run.train.seed)
         model = TaskModel(models.build(run.model, run.encoder), task, assembly.head_styles(run.model))
-        if init is not None:
-            saved = assembly.read(init)
+        if saved is not None:
             if regions is not None:
-                assembly.check_fingerprint(saved, regions.fingerprint, override=run.text_only)
+                assembly.check_fingerprint(saved, regions.fingerprint, override=other_features or run.text_only)
             assembly.load_part(model.encoder, saved.weights, "encoder.", saved.path)
         model.to(target)
 
@@ -180,7 +192,7 @@ def finetune(
             predictions = _predictions(model, task, valid, valid_records, run.train.precision)
             return {name: score.value for name, score in task.report(predictions, valid_records).scores.items()}
 
-        engine.fit(
+        state = engine.fit(
             model,
             step,
             train,
@@ -190,9 +202,10 @@ def finetune(
             run_folder=folder,
             save_best=lambda path: assembly.save(path, model, run=run, task=task, text_only=run.text_only, store=regions, tokenizer=tokenizer),
         )
-        assembly.note_truncation(log, layout)
+        assembly.note_truncation(log, layout, state.step)
         if regions is not None:
-            assembly.keep_detector(folder, regions)
+            assembly.keep_detector(folder, regions, log, state.step)
+    return state
 
 
 def evaluate(
@@ -217,7 +230,8 @@ def evaluate(
     Returns:
         Contents of evaluation_SPLIT.json.
     Raises:
-        RunError: the split was evaluated before.
+        CheckpointError, DataError, StoreError: see their messages.
+        RunError: the split was evaluated before, or the results cannot be written.
     """
     result = run / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
@@ -231,6 +245,10 @@ def evaluate(
         regions = NativeStore.open(store if store is not None else Path(known["store"]))
         assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)
     records = task.records(data, split)
+    if not records:
+        raise DataError(f"split {split!r} of {data} holds no example to score.")
+    if regions is not None:
+        assembly.check_images(records, regions)
     spec = models.spec(saved.model).inputs(saved.config)
     tokenizer = Tokenizer(str(saved.path / "vocab.txt"))
     layout = TextLayout(tokenizer, spec)
@@ -240,14 +258,17 @@ def evaluate(
     found: dict[str, Any] = {"task": saved.task, "split": split, "scores": {}, "by": {}, "baselines": {}}
     if task.labelled(records):
         found |= task.report(predictions, records).to_dict(task.name, split)
-        found["baselines"] = {name: part.to_dict(task.name, split) for name, part in _baselines(task, known, data, records).items()}
+        found["baselines"] = {name: part.to_dict(task.name, split) for name, part in _baselines(task, known, records).items()}
     found |= {"text_only": saved.text_only, "truncated": layout.truncated}
     details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
     submission = task.submission(predictions)
     name, text = (f"predictions_{split}.csv", submission) if isinstance(submission, str) else (f"predictions_{split}.json", json.dumps(submission))
-    (run / f"details_{split}.jsonl").write_text(details, encoding="utf-8")
-    (run / name).write_text(text, encoding="utf-8")
-    result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    try:
+        (run / f"details_{split}.jsonl").write_text(details, encoding="utf-8")
+        (run / name).write_text(text, encoding="utf-8")
+        result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write the results to {run}: {error}. Free space or fix permissions, then repeat with --overwrite.") from error
     return found
 
 
@@ -291,9 +312,10 @@ def _predictions(model: TaskModel, task: Task[Any, Any], loader: Loader, records
     return predictions
 
 
-def _baselines(task: Task[Any, Any], known: Mapping[str, Any], data: Path, records: Sequence[Any]) -> dict[str, Report]:
-    """Scores of predictors that look at nothing, on the same records by the same metric."""
-    if isinstance(task, VQA):
+def _baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:
+    """Scores of predictors that look at nothing, on the same records by the same metric; none where the training data is not at hand."""
+    data = Path(known["data"][0])
+    if isinstance(task, VQA) and data.is_dir():
         train = task.records(data, known["config"]["train_split"])
         return {"majority answer per question type": task.report(majority_answers(train, records), records)}
     return {}

@@ -145,8 +145,16 @@ class TaskSource(Generic[R]):
         return len(self.records)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """Example number `index`."""
-        example = self.task.example(self.records[index], self.layout, rng)
+        """Example number `index`.
+
+        Raises:
+            DataError: names the record that cannot be used.
+        """
+        record = self.records[index]
+        try:
+            example = self.task.example(record, self.layout, rng)
+        except DataError as error:
+            raise DataError(f"example {record.id!r}: {error}") from error
         return replace(example, images=()) if self.text_only else example
 
 

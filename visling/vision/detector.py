@@ -395,7 +395,7 @@ class Detector(nn.Module):
     def _proposal_loss(self, proposals: _Proposals, boxes: Tensor, classes: Tensor) -> Loss:
         config = self.config
         with torch.no_grad():
-            overlap = ops.iou(boxes, proposals.anchors)  # (B, N, A)
+            overlap = box_ops.iou(boxes, proposals.anchors)  # (B, N, A)
             best, owner = overlap.max(1)
             # The best anchor of every object learns it, however small the overlap, so that no object goes without.
             forced = ((overlap == overlap.amax(2, keepdim=True)) & (overlap > 0.05)).any(1)
@@ -418,7 +418,7 @@ class Detector(nn.Module):
         config = self.config
         candidates = torch.cat([boxes, candidates], dim=1)
         real = torch.cat([classes.ne(IGNORE), real], dim=1)
-        overlap, owner = ops.iou(boxes, candidates).max(1)  # (B, N + R)
+        overlap, owner = box_ops.iou(boxes, candidates).max(1)  # (B, N + R)
         positive = real & (overlap >= config.region_positive)
         chosen_positive = _sample(positive, config.region_samples // 2)
         chosen = chosen_positive | _sample(real & ~positive, config.region_samples, less=chosen_positive.sum(1))

@@ -141,26 +141,6 @@ def _by_image(image: Tensor, images: int, *, per_region: int) -> Iterator[tuple[
                 yield index, piece
 
 
-def iou(first: Tensor, second: Tensor, *, inclusive: bool = False) -> Tensor:
-    """`boxes.iou`, coordinate by coordinate: the same numbers, ten times as fast for many pairs.
-
-    Args:
-        first: (..., M, 4) corners.
-        second: (..., N, 4) corners of the same form.
-        inclusive: count both end pixels, as Caffe-era code does.
-    Returns:
-        (..., M, N).
-    """
-    left, top, right, bottom = (side[..., :, None] for side in first.unbind(-1))
-    other_left, other_top, other_right, other_bottom = (side[..., None, :] for side in second.unbind(-1))
-    extra = float(inclusive)
-    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).add_(extra).clamp_(min=0)
-    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).add_(extra).clamp_(min=0)
-    shared = width.mul_(height)
-    areas = box_ops.area(first, inclusive=inclusive)[..., :, None] + box_ops.area(second, inclusive=inclusive)[..., None, :]
-    return shared / areas.sub_(shared).clamp_(min=torch.finfo(shared.dtype).tiny)
-
-
 def _restore(pieces: list[Tensor], places: list[Tensor], empty: Tensor) -> Tensor:
     """Pieces joined in the order of the regions; `empty` when there is none."""
     if not pieces:
@@ -188,7 +168,7 @@ def suppress(boxes: Tensor, threshold: float, *, real: Tensor | None = None, cla
     keep = real.clone() if real is not None else torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        over = iou(boxes[:, start:stop], boxes[:, start:], inclusive=inclusive) > threshold  # (B, b, N - start)
+        over = box_ops.iou(boxes[:, start:stop], boxes[:, start:], inclusive=inclusive) > threshold  # (B, b, N - start)
         if classes is not None:
             over &= classes[:, start:stop, None] == classes[:, None, start:]
         inner = over[:, :, : stop - start].triu(1).float()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from visling.data.scenes.files import image_entry, in_order, info, license_entry, write_json, write_lines
+from visling.data.scenes.panel_captions import panel_captions
 from visling.data.scenes.panels import COLOURS, SHAPES, SIZES, Panel, draw_panel, piece_box, sample_panel, vary_panel
 from visling.data.scenes.sentences import Sentence, sample_sentences
 from visling.data.scenes.settings import ScenesConfig
@@ -43,6 +44,8 @@ class _Presented:
 
     number: int
     panels: list[Panel]
+    captions: list[list[str]]
+    """Of each panel."""
     judged: list[_Judged]
 
 
@@ -55,7 +58,8 @@ def write_panels(folder: Path, config: ScenesConfig, progress: Callable[[int], N
     done = 0
     for split, places in splits.items():
         files = _SplitFiles(split, config)
-        (folder / "nlvr" / split / "images").mkdir(parents=True, exist_ok=True)
+        for place in (Path(split) / "images", Path("annotations")):
+            (folder / "nlvr" / place).mkdir(parents=True, exist_ok=True)
         for one in itertools.islice(presented, len(places)):
             files.add(one)
             done += len(one.panels)
@@ -67,6 +71,11 @@ def write_panels(folder: Path, config: ScenesConfig, progress: Callable[[int], N
 def stem(split: str, number: int, place: int, order: int) -> str:
     """File name of a panel without extension, as NLVR writes it."""
     return f"{split}-{number}-{place}-{order}"
+
+
+def _image_id(number: int, place: int, order: int) -> int:
+    """COCO image id of a panel."""
+    return (4 * number + place) * 6 + order + 1
 
 
 def directory(number: int) -> str:
@@ -103,7 +112,9 @@ def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     for place, panel in enumerate(panels):
         for k, order in enumerate(_orders(config)):
             draw_panel(panel.permuted(order)).save(Path(folder) / f"{stem(split, number, place, k)}.png", compress_level=4)
-    return _Presented(number=number, panels=panels, judged=judged)
+    voices = [generator_for(config.seed, number - FIRST_NUMBER, 21, place) for place in range(len(panels))]
+    captions = [panel_captions(panel, voice, config.captions_per_image) for panel, voice in zip(panels, voices, strict=True)]
+    return _Presented(number=number, panels=panels, captions=captions, judged=judged)
 
 
 def _orders(config: ScenesConfig) -> list[tuple[int, ...]]:
@@ -158,6 +169,7 @@ class _SplitFiles:
         self.extra: list[dict[str, Any]] = []
         self.images: list[dict[str, Any]] = []
         self.instances: list[dict[str, Any]] = []
+        self.captions: list[dict[str, Any]] = []
         self.forms: Counter[str] = Counter()
 
     def add(self, presented: _Presented) -> None:
@@ -184,9 +196,12 @@ class _SplitFiles:
         for place, panel in enumerate(presented.panels):
             for k, order in enumerate(_orders(self.config)):
                 self._add_picture(number, place, k, panel.permuted(order))
+            for k, text in enumerate(presented.captions[place]):
+                image_id = _image_id(number, place, 0)
+                self.captions.append({"id": image_id * 100 + k, "image_id": image_id, "caption": text})
 
     def _add_picture(self, number: int, place: int, k: int, panel: Panel) -> None:
-        image_id = (4 * number + place) * 6 + k + 1
+        image_id = _image_id(number, place, k)
         name = f"{directory(number)}/{stem(self.split, number, place, k)}.png"
         self.images.append(image_entry(image_id, name, 150 * len(panel.boxes) - 50, 100))
         pieces = [(where, piece) for where, box in enumerate(panel.boxes) for piece in box]
@@ -211,22 +226,18 @@ class _SplitFiles:
         place = folder / "nlvr" / self.split
         write_lines(place / f"{self.split}.json", self.examples)
         write_lines(place / "statements.json", self.extra)
+        head = {"info": info("panels"), "licenses": [license_entry()], "images": self.images}
+        write_json(folder / "nlvr" / "annotations" / f"captions_{self.split}.json", head | {"annotations": self.captions})
         categories = [{"id": k + 1, "name": name, "supercategory": "shape"} for k, name in enumerate(SHAPES)]
         write_json(
             folder / "annotations" / f"instances_nlvr_{self.split}.json",
-            {
-                "info": info("panels"),
-                "licenses": [license_entry()],
-                "images": self.images,
-                "annotations": self.instances,
-                "categories": categories,
-                "attributes": [*COLOURS, *SIZES],
-            },
+            head | {"annotations": self.instances, "categories": categories, "attributes": [*COLOURS, *SIZES]},
         )
         labels = Counter(row["label"] for row in (*self.examples, *self.extra))
         return {
             "pictures": len(self.images),
             "objects": len(self.instances),
+            "captions": len(self.captions),
             "statements": len(self.examples),
             "extra_statements": len(self.extra),
             "labels": dict(sorted(labels.items())),

@@ -92,6 +92,10 @@ def shuffled(rng: np.random.Generator, values: Sequence[T]) -> list[T]:
     return [values[int(i)] for i in rng.permutation(len(values))]
 
 
+CROWDING = {"small": 0.04, "medium": 0.09, "large": 0.17}
+"""Share of the room in a picture that an object takes up; objects of more than 1 in all could not be placed at random without touching."""
+
+
 def sample_items(rng: np.random.Generator, fewest: int, most: int) -> list[Item]:
     """Objects without a place.
 
@@ -109,5 +113,11 @@ def sample_items(rng: np.random.Generator, fewest: int, most: int) -> list[Item]
         common, odd = shuffled(rng, VALUES[name])[:2]
         for item in items:
             item[name] = common
-        pick(rng, items)[name] = odd
+        chosen = pick(rng, items)
+        chosen[name] = odd
+        items.remove(chosen)
+        items.insert(0, chosen)  # the last to be left out of a crowd
+    while sum(CROWDING[item["size"]] for item in items) > 1 and len(items) > fewest:
+        largest = max(CROWDING[item["size"]] for item in items[1:])
+        items.pop(max(k for k, item in enumerate(items) if k and CROWDING[item["size"]] == largest))
     return [Item(shape=one["shape"], color=one["color"], size=one["size"], texture=one["texture"]) for one in items]

@@ -1,0 +1,386 @@
+"""The command line, from drawn pictures to a report: exit status, messages without a trace, JSON, help that is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+from visling import cli
+from visling.data.store import NativeStore
+from visling.errors import VislingError
+from visling.recipes import finetuning, pretraining
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """The output as JSON, strictly."""
+
+        def refuse(name: str) -> None:
+            raise AssertionError(f"{name} is not JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Runs a command line in an empty folder; a trace would fail the test, because nothing but SystemExit is caught."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["visling", *map(str, words)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.run()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Ended(status, out, err)
+
+    return run
+
+
+def refused(ended: Ended, *words: str) -> None:
+    """The command ended with status 2 and one message on stderr that has the words."""
+    assert (ended.status, ended.out) == (2, ""), ended
+    assert ended.err.startswith("visling: "), ended.err
+    for word in words:
+        assert word in ended.err, ended.err
+
+
+def tiny(world: Any, *settings: str) -> list[str]:
+    return [word for setting in (*world.settings, *settings) for word in ("--set", setting)]
+
+
+def test_the_whole_way(call: Call, world: Any) -> None:
+    drawn = call("scenes", "--out", "scenes", "--images", 30, "--seed", 1, "--set", "processes=1", "--set", "questions_per_image=4", "--json")
+    assert drawn.json()["counts"]["train"]["images"] == 24
+    detector = [
+        word
+        for setting in ("detector.feature_size=16", "detector.channels=[8]", "detector.blocks=[0]", "detector.min_regions=4")
+        for word in ("--set", setting)
+    ]
+    boxes = ("--annotations", "scenes/annotations/instances_train.json")
+    trained = call("detect", "train", "scenes/images/train", *boxes, "--preset", "scenes", "--steps", 2, *detector, "--out", "detector", "--json")
+    assert trained.json() | {"seconds": 0} == {"images": 24, "steps": 2, "epochs": 1.67, "seconds": 0, "unreadable": 0}
+    boxes = ("--annotations", "scenes/annotations/instances_val.json")
+    assert call("detect", "eval", "scenes/images/val", *boxes, "--detector", "detector", "--json").json()["images"] == 3
+    (Path("scenes") / "images" / "broken.png").write_bytes(b"no picture")
+    extracted = call("regions", "extract", "scenes/images", "--detector", "detector", "--out", "regions", "--json")
+    assert extracted.json()["images"] == 30
+    assert extracted.json()["unreadable"] == 1
+    assert "broken.png" in extracted.err
+    data = ("--data", "scenes", "--store", "regions")
+    pretrained = call("pretrain", "--recipe", "visualbert-scenes", *data, *tiny(world), "--out", "pretrained")
+    assert pretrained.status == 0
+    assert pretrained.out == f"Pre-trained model in {Path('pretrained/model')}\n"
+    tuned = call("finetune", "--recipe", "visualbert-vqa-scenes", *data, "--init", "pretrained", *tiny(world), "--seed", 5, "--out", "vqa")
+    assert tuned.out == f"Fine-tuned model in {Path('vqa/model')}\n"
+    about = json.loads(Path("vqa/run.json").read_text())
+    assert about["command"][:4] == ["visling", "finetune", "--recipe", "visualbert-vqa-scenes"]
+    assert about["seed"] == about["config"]["train"]["seed"] == 5
+    tune_blind = ("finetune", "--recipe", "visualbert-vqa-scenes", "--data", "scenes", "--init", "pretrained", *tiny(world), "--text-only")
+    assert call(*tune_blind, "--out", "blind").status == 0
+    assert call("evaluate", "vqa", "--json").json()["scores"]["accuracy"]["count"] == 12
+    assert "accuracy" in call("evaluate", "blind", "--split", "test").out
+    refused(call("evaluate", "vqa"), "vqa/evaluation_test.json exists", "--overwrite")
+    assert call("evaluate", "vqa", "--overwrite").status == 0
+    pictures = sorted(Path("scenes/images/test").glob("*.png"))[:2]
+    answered = call("predict", "--run", "vqa", *pictures, "how many objects are there?")
+    assert answered.status == 0
+    for picture in pictures:
+        assert f"{picture}: " in answered.out
+        Image.open(f"vqa/answers/{picture.stem}.png").verify()
+    reported = call("report", "vqa", "--compare", "blind")
+    assert reported.out == f"Wrote {Path('vqa/report.html')}\n"
+    page = Path("vqa/report.html").read_text()
+    assert "blind" in page
+    assert page.count("<img") == 12, "every question of the test split stands beside its picture"
+    assert "regions drawn" in page
+
+
+@pytest.fixture
+def training(world: Any) -> list[object]:
+    """A fine-tuning command without --out."""
+    return ["finetune", "--recipe", "visualbert-vqa-scenes", "--data", world.scenes, "--store", world.regions, *tiny(world)]
+
+
+def test_a_taken_folder_is_refused_and_unchanged(call: Call, world: Any, training: list[object], tmp_path: Path) -> None:
+    run = shutil.copytree(world.vqa, tmp_path / "vqa")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    refused(call(*training, "--out", run), "is not empty", "--resume")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert call(*training, "--init", world.pretrained, "--out", run, "--resume").status == 0
+
+
+def test_a_time_limit_says_that_the_run_is_not_finished(call: Call, training: list[object]) -> None:
+    longer = [*training, "--set", "train.max_steps=40", "--out", "run"]
+    stopped = call(*longer, "--set", "train.max_seconds=0.001")
+    assert stopped.status == 0
+    assert "Stopped by train.max_seconds" in stopped.out
+    assert "--resume" in stopped.out
+    assert call(*longer, "--resume").out.startswith("Fine-tuned model in")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "train.epoch=3"], ["'train.epoch'", "'epochs'"]),
+        (["--set", "epochs"], ["expected name=value"]),
+        (["--set", "train.epochs=many"], ["must be of type int; found 'many'"]),
+        (["--set", "encoder=tinny"], ["'tinny'", "'tiny'"]),
+        (["--set", "task=vqaa"], ["no task 'vqaa'", "'vqa'"]),
+        (["--set", "train_split=trian"], ["trian", "train_questions.json"]),
+        (["--recipe", "visualbert-vqa-scene"], ["no recipe 'visualbert-vqa-scene'", "'visualbert-vqa-scenes'"]),
+        (["--data", "gone"], ["under gone"]),
+        (["--store", "gone"], ["no region store at gone"]),
+        (["--init", "gone"], ["no model in gone"]),
+        (["--device", "cuda:99"], ["'cuda:99'"]),
+        (["--device", "gpu"], ["unknown device 'gpu'"]),
+        (["--resume"], ["nothing to resume"]),
+        (["--out", "file"], ["file is a file"]),
+        (["--out", "file/run"], ["cannot write to file/run"]),
+        (["--set", "batch_size=100000"], ["Lower batch_size"]),
+    ],
+)
+def test_mistakes_in_training_end_with_a_message(call: Call, training: list[object], words: list[str], message: list[str]) -> None:
+    Path("file").write_text("x")
+    refused(call(*training, "--out", "run", *words), *message)
+    assert not Path("run").exists()
+
+
+def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path: Path) -> None:
+    picture, scenes, detector = world.picture(), world.scenes, world.detector
+    Path("file").write_text("x")
+    Path("text.png").write_text("x")
+    boxes = scenes / "annotations" / "instances_train.json"
+    vqa = shutil.copytree(world.vqa, tmp_path / "vqa")
+    predict = ("predict", "--run", vqa)
+    inspect = ("regions", "inspect", world.regions)
+    extract = ("regions", "extract", picture, "--detector", detector)
+    cases: list[tuple[tuple[object, ...], list[str]]] = [
+        ((*predict, picture, ""), ["the question is empty"]),
+        ((*predict, "text.png", "how many?"), ["cannot read image text.png"]),
+        ((*predict, "gone.png", "how many?"), ["no image gone.png"]),
+        ((*predict, picture, "how many?", "--out", "file"), ["cannot write to file", "--out"]),
+        ((*predict, picture, "how many?", "--detector", "gone"), ["gone is not a detector"]),
+        ((*predict, picture, "how many?", "--detector", world.other_detector), ["--other-features"]),
+        (("predict", "--run", detector, picture, "how many?"), ["holds no model"]),
+        (("evaluate", "gone"), ["no model in gone"]),
+        (("evaluate", world.pretrained), ["without a task head"]),
+        (("evaluate", vqa, "--split", "tst"), ["tst", "test_questions.json"]),
+        (("evaluate", vqa, "--precision", "fp64"), ["'fp64'", "fp32 or bf16"]),
+        (("evaluate", vqa, "--store", world.other_regions), ["--other-features"]),
+        (("report", "gone"), ["no run folder gone"]),
+        ((*inspect, "--image", "gone.png"), ["no image gone.png"]),
+        ((*inspect, "--image", picture, "--out", "file"), ["file exists"]),
+        ((*inspect, "--image", picture, "--out", "drawing.odd"), ["cannot write the picture", ".png"]),
+        ((*inspect, "--image", picture, "--out", "gone/drawing.png"), ["cannot write the picture", "a folder that exists"]),
+        (("regions", "inspect", "gone"), ["no region store at gone"]),
+        ((*extract, "--out", "file"), ["file is a file"]),
+        ((*extract, "--out", "file/regions"), ["cannot make the folder file/regions"]),
+        ((*extract, "--out", scenes), ["is not empty: it holds annotations"]),
+        ((*extract, "--out", world.regions), ["is not empty", "add to it with --resume"]),
+        ((*extract, "--out", "new", "--detector", world.pretrained), ["does not describe a detector"]),
+        (("regions", "extract", "gone", "--detector", detector, "--out", "new"), ["no image folder gone"]),
+        (("detect", "train", scenes, "--annotations", boxes, "--preset", "scene", "--out", "new"), ["'scene'", "'scenes'"]),
+        (("detect", "train", scenes, "--annotations", boxes, "--set", "step=3", "--out", "new"), ["'step'", "'steps'"]),
+        (("detect", "train", scenes, "--annotations", "gone.json", "--out", "new"), ["no annotation file gone.json"]),
+        (("detect", "eval", "gone", "--annotations", boxes, "--detector", detector), ["annotated images is in gone"]),
+        (("scenes", "--out", scenes), ["is not empty"]),
+        (("scenes", "--out", "file/scenes"), ["Choose a folder that you may write to"]),
+        (("scenes", "--out", "new", "--style", "oil"), ["'oil'", "sketch"]),
+        (("scenes", "--out", "new", "--set", "imags=3"), ["'imags'", "'images'"]),
+        (("recipes", "show", "visualbert-vqs"), ["no recipe 'visualbert-vqs'", "'visualbert-vqa'"]),
+        (("recipes", "show", "visualbert-scenes", "--set", "train.epoch=3"), ["'epochs'"]),
+    ]
+    for words, message in cases:
+        refused(call(*words), *message)
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["evaluate"],
+        ["predict", "--run", "vqa", "how many?"],
+        ["scenes", "--out", "new", "--images", "many"],
+        ["regions", "extract", "a.png", "--detector", "d", "--out", "new", "--batch-size", "0"],
+        ["report", "vqa", "--examples", "-1"],
+    ],
+)
+def test_a_wrong_command_line_shows_its_use(call: Call, words: list[str]) -> None:
+    ended = call(*words)
+    assert ended.status == 2
+    assert "Usage: " in ended.err
+
+
+def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise VislingError("what, found, expected, how to mend")
+
+    def break_(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(finetuning, "evaluate", fail)
+    assert call("evaluate", world.vqa) == Ended(2, "", "visling: what, found, expected, how to mend\n")
+    monkeypatch.setattr(finetuning, "evaluate", break_)
+    with pytest.raises(ZeroDivisionError):
+        call("evaluate", world.vqa)
+
+
+def test_ctrl_c_says_how_to_go_on(call: Call, training: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetuning, "finetune", interrupted)
+    ended = call(*training, "--out", "run")
+    assert ended.status == 130
+    assert "--resume" in ended.err
+
+
+def test_predict_says_what_it_saw_and_what_it_cut(call: Call, world: Any) -> None:
+    ask = ("predict", "--run", world.vqa, world.picture(), " ".join(["red"] * 300), "--out", "answers")
+    text = call(*ask)
+    assert "the text was cut to 64 word pieces" in text.out
+    found = call(*ask, "--json").json()
+    assert found["truncated"] is True
+    assert found["picture"] == str(Path("answers") / f"{world.picture().stem}-2.png")  # the first is kept
+    assert found["answer"] == found["top"][0][0]
+    Image.open(found["picture"]).verify()
+
+
+def test_evaluate_says_what_it_cut(call: Call, world: Any, tmp_path: Path) -> None:
+    run, data = shutil.copytree(world.vqa, tmp_path / "vqa"), world.annotations(tmp_path / "data")
+    file = data / "annotations" / "v2_OpenEnded_scenes_test_questions.json"
+    content = json.loads(file.read_text())
+    content["questions"][3]["question"] = " ".join(["red"] * 300)
+    file.write_text(json.dumps(content))
+    assert "1 texts were longer than the model reads and were cut" in call("evaluate", run, "--data", data).out
+    assert "cut" not in call("evaluate", run, "--overwrite").out
+
+
+def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
+    store = NativeStore.open(world.regions)
+    found = call("regions", "inspect", world.regions, "--image", world.picture(), "--check", "--json").json()
+    assert found["images"] == len(store)
+    assert found["fingerprint"] == store.fingerprint
+    assert found["digests"] == "all match"
+    assert found["drawing"] == f"{world.picture().stem}-regions.png"
+    with Image.open(found["drawing"]) as drawing, Image.open(world.picture()) as picture:
+        assert drawing.size[0] >= picture.size[0]
+    refused(call("regions", "inspect", world.regions, "--image", world.picture()), "exists", "--out")
+
+
+def test_check_finds_a_flipped_bit(call: Call, world: Any, tmp_path: Path) -> None:
+    store = shutil.copytree(world.regions, tmp_path / "regions")
+    (shard,) = store.glob("shard-*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    assert call("regions", "inspect", store).status == 0
+    refused(call("regions", "inspect", store, "--check"), "is damaged", shard.name)
+
+
+def test_extraction_goes_on_and_adds(call: Call, world: Any) -> None:
+    extract = ("regions", "extract", "--detector", world.detector, "--out", "regions", "--json")
+    first, second = sorted((world.scenes / "images" / "train").glob("*.png"))[:2]
+    assert call(*extract, first).json()["images"] == 1
+    found = call(*extract, first, second, "--resume").json()
+    assert (found["images"], found["found already"]) == (1, 1)
+    assert NativeStore.open(Path("regions")).ids == [first.stem, second.stem]
+
+
+def test_scores_without_objects_are_valid_json(call: Call, world: Any) -> None:
+    file = world.scenes / "annotations" / "instances_val.json"
+    Path("empty.json").write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    found = call("detect", "eval", world.scenes / "images" / "val", "--annotations", "empty.json", "--detector", world.detector, "--json")
+    assert found.json()["recall at IoU 0.5"] is None
+
+
+def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VISLING_HOME", str(tmp_path / "not" / "yet"))
+    found = call("doctor", "--json").json()
+    assert found["data folder (VISLING_HOME)"] == str(tmp_path / "not" / "yet")
+    assert found["threads"] == 1
+    assert "torch" in call("doctor").out
+    listed = call("recipes", "list", "--json").json()
+    assert set(listed) == {f"pretrain {name}" for name in pretraining.RECIPES} | {f"finetune {name}" for name in finetuning.RECIPES}
+    plain = call("recipes", "list").out
+    for name in listed:
+        assert name in plain
+
+
+@pytest.mark.parametrize("name", sorted({*pretraining.RECIPES, *finetuning.RECIPES}))
+def test_every_recipe_is_shown_as_one_object(call: Call, name: str) -> None:
+    found = call("recipes", "show", name, "--set", "train.seed=41").json()
+    assert set(found) == {verb for verb, table in (("pretrain", pretraining.RECIPES), ("finetune", finetuning.RECIPES)) if name in table}
+    assert all(recipe["train"]["seed"] == 41 for recipe in found.values())
+
+
+def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:
+    assert set(call("recipes", "show", "visualbert-vqa", "--set", "masking.rate=0.2").json()) == {"pretrain"}
+
+
+# Help
+
+
+def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every verb with its command."""
+    command = typer.main.get_command(cli.app) if command is None else command
+    if not hasattr(command, "commands"):
+        yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+VERBS = dict(commands())
+
+
+def test_the_verbs_are_those_of_the_design() -> None:
+    assert {" ".join(path) for path in VERBS} == {
+        "scenes", "detect train", "detect eval", "regions extract", "regions inspect", "recipes list", "recipes show", "pretrain", "finetune",
+        "evaluate", "predict", "report", "doctor",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", VERBS, ids=" ".join)
+def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) -> None:
+    shown = call(*path, "--help")
+    assert shown.status == 0
+    assert "Example: visling" in shown.out
+    (example,) = re.findall(r"Example: visling (.+)", VERBS[path].help)
+    words = shlex.split(example)
+    assert tuple(words[: len(path)]) == path, "the example is of another verb"
+    context = VERBS[path].make_context("visling", words[len(path) :])  # raises on an unknown option or a missing value
+    recipe = context.params.get("recipe")
+    assert recipe is None or recipe in {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}[path[0]]
+
+
+@pytest.mark.parametrize("path", VERBS, ids=" ".join)
+def test_every_option_is_explained(path: tuple[str, ...]) -> None:
+    for parameter in VERBS[path].params:
+        assert getattr(parameter, "help", None) or parameter.name == "help", f"{' '.join(path)}: {parameter.name}"

@@ -1,0 +1,168 @@
+"""What README, docs and examples tell a reader to type: it parses, names what exists, and runs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+from visling import cli
+from visling import config as configs
+from visling.recipes import detection, finetuning, pretraining
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+TABLES: dict[str, Any] = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    """(language, content) of every fenced block."""
+    return re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def typed(text: str, program: str) -> list[list[str]]:
+    """Words after the program of every command in a page's fenced blocks; continued lines are joined, comments dropped."""
+    lines = [line for _, block in fenced(text) for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.removeprefix("$ ").startswith(f"{program} ")]
+    return [one[1:] for one in words]
+
+
+def check(words: list[str]) -> None:
+    """Fail unless the verb and every option exist, and recipes, presets and settings are real."""
+    command, rest = typer.main.get_command(cli.app), words
+    while hasattr(command, "commands"):
+        assert rest, f"visling {' '.join(words)}: a verb is missing"
+        assert rest[0] in command.commands, f"visling {' '.join(words)}: no verb {rest[0]!r}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    given = command.make_context("visling", rest).params
+    name = given.get("recipe", given.get("name"))
+    if name is not None:
+        tables = [TABLES[words[0]]] if words[0] in TABLES else list(TABLES.values())
+        recipes = [table[name]() for table in tables if name in table]
+        assert recipes, f"visling {' '.join(words)}: no recipe {name!r}"
+        configs.override(recipes[0], given.get("set_") or [])
+    elif words[:2] == ["detect", "train"]:
+        detection.settings_from(given.get("set_") or [], given["preset"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_pages_are_true(page: Path) -> None:
+    if not page.exists():
+        pytest.skip(f"{page.name} is not written yet")
+    text = page.read_text(encoding="utf-8")
+    for words in typed(text, "visling"):
+        check(words)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in typed(text, "make"):
+        assert re.search(rf"^{re.escape(words[0])}:", makefile, flags=re.MULTILINE), f"the Makefile has no target {words[0]!r}"
+
+
+def test_the_check_can_fail() -> None:
+    text = "```\nvisling scenes --out scenes \\\n  --imags 3\n$ visling evaluat vqa  # scores\n```\nvisling outside of a block\n"
+    assert typed(text, "visling") == [["scenes", "--out", "scenes", "--imags", "3"], ["evaluat", "vqa"]]
+    for words in typed(text, "visling"):
+        with pytest.raises((AssertionError, Exception), match=r"imags|evaluat"):
+            check(words)
+    with pytest.raises(AssertionError, match="no recipe 'no-such'"):
+        check(["finetune", "--recipe", "no-such", "--data", "d", "--out", "o"])
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists() or not (ROOT / "README.md").read_text(encoding="utf-8").strip(), reason="no README yet")
+def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    verbs = {words[0] for words in typed(text, "visling")}
+    assert {"scenes", "detect", "regions", "pretrain", "finetune", "evaluate", "predict"} <= verbs
+    blocks = [block for language, block in fenced(text) if language == "python"]
+    assert blocks
+    for block in blocks:
+        # the paths that `make demo` leaves, made of the tiny world
+        for path in re.findall(r'"(demo/[^"]+)"', block):
+            target = tmp_path / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
+        program = "import torch; torch.set_num_threads(1)\n" + block
+        ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    """examples/demo.py as a module."""
+    spec = importlib.util.spec_from_file_location("visling_demo", ROOT / "examples" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["visling_demo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "large"])
+def test_every_stage_of_the_demo_parses(demo: ModuleType, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[list[str]] = []
+    monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
+    monkeypatch.setattr(demo, "print_table", lambda out: None)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size])
+    monkeypatch.chdir(tmp_path)
+    demo.main()
+    assert len(stages) >= 10
+    for words in stages:
+        check(words)
+        if "--out" in words:
+            assert Path(words[words.index("--out") + 1]).parts[:2] == ("demo", size)
+
+
+def test_a_stage_that_was_interrupted_goes_on(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[list[str]] = []
+    monkeypatch.setattr(demo.subprocess, "call", lambda command: run.append(command[3:]) or 0)
+    out = tmp_path / "run"
+    demo.stage("first", False, "pretrain", "--out", out)
+    out.mkdir()
+    (out / "run.json").write_text('{"status": "running"}')
+    demo.stage("again", False, "pretrain", "--out", out)
+    demo.stage("done", True, "pretrain", "--out", out)
+    assert run == [["pretrain", "--out", str(out)], ["pretrain", "--out", str(out), "--resume"]]
+    assert not demo.finished(out)
+
+
+def test_a_stage_that_fails_stops_the_demo(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.subprocess, "call", lambda command: 2)
+    with pytest.raises(SystemExit, match="`visling pretrain` ended with status 2"):
+        demo.stage("fails", False, "pretrain", "--out", tmp_path / "run")
+
+
+def test_examples_import_nothing_but_the_standard_library() -> None:
+    for file in (ROOT / "examples").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            )
+            for name in names:
+                assert str(name).split(".")[0] in sys.stdlib_module_names | {"__future__"}, f"{file.name} imports {name}"
+
+
+@pytest.mark.slow
+def test_the_tiny_demo_runs_twice(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--size", "tiny", "--out", str(tmp_path / "demo")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    first = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "The full model is" in first.stdout
+    assert json.loads((tmp_path / "demo" / "vqa" / "run.json").read_text())["status"] == "finished"
+    assert (tmp_path / "demo" / "vqa" / "report.html").exists()
+    second = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert second.stdout.count("(done before)") == second.stdout.count("\n== ")
