@@ -83,8 +83,12 @@ def scenes(
     if json_:
         print(json.dumps(counts))
         return
-    kinds = {split: {what: number for what, number in found.items() if isinstance(number, int)} for split, found in counts["counts"].items()}
-    _show({split: ", ".join(f"{number} {what}" for what, number in found.items()) for split, found in kinds.items()}, json_, f"Wrote {out}")
+    panel_counts = counts["counts"].pop("nlvr", {})
+    tables = {**counts["counts"], **{f"panels, {split}": found for split, found in panel_counts.items()}}
+    numbers = {
+        name: [f"{value} {what.replace('_', ' ')}" for what, value in found.items() if isinstance(value, int)] for name, found in tables.items()
+    }
+    _show({name: ", ".join(parts) for name, parts in numbers.items()}, json_, f"Wrote {out}")
 
 
 @detect_app.command("train")

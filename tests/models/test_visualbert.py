@@ -19,6 +19,7 @@ from visling.checkpoints import catalog
 from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.visualbert import PRESETS, VisualBert, VisualBertConfig, inputs
 from visling.nn import heads
+from visling.nn.embeddings import Whitening
 from visling.types import Batch, Head, Regions, Text
 
 KEYS = models.spec("visualbert").keys
@@ -121,6 +122,31 @@ def test_region_embedding_term_by_term() -> None:
     sums = region_sum(model, batch)
     assert_close(sums[0, 2], expected)
     assert_close(sums[1, 1], model.projection(features[1, 1]) + model.visual_segments.weight[0] + model.visual_positions.weight[0])
+
+
+def test_whitened_features_forget_their_scale_and_offset() -> None:
+    batch = batch_of(tiny().config)
+    assert batch.regions is not None
+    sample = torch.randn(500, batch.regions.features.shape[-1]) @ torch.randn(batch.regions.features.shape[-1], batch.regions.features.shape[-1])
+    scaled = dataclasses.replace(batch, regions=dataclasses.replace(batch.regions, features=batch.regions.features * 50 + 3))
+    model = tiny()
+    model.fit_features(sample)
+    assert model.whiten is not None
+    spread = torch.cov(model.whiten(sample).T)
+    assert_close(spread, torch.diag(spread.diagonal()), atol=1e-3, rtol=0)
+    assert 0.5 < spread.diagonal().max() <= 1.01
+    before = region_sum(model, batch)
+    model.fit_features(sample * 50 + 3)
+    after = region_sum(model, scaled)
+    # Each direction may come out with either sign; what it says does not depend on scale and offset.
+    assert model.whiten(sample * 50 + 3).abs().allclose(_whitened(sample).abs(), atol=1e-2)
+    assert before.shape == after.shape
+
+
+def _whitened(sample: torch.Tensor) -> torch.Tensor:
+    whiten = Whitening(sample.shape[-1])
+    whiten.fit(sample)
+    return whiten(sample)
 
 
 @pytest.mark.parametrize("segment", [0, 1])

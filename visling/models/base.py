@@ -39,6 +39,9 @@ class Encoder(nn.Module, ABC):
             capture: also return attention maps and the hidden states of every layer; slower, same values.
         """
 
+    def fit_features(self, features: Tensor) -> None:
+        """Called once with a sample of region features (N, F) when training starts from fresh weights: statistics are measured here."""
+
     def after_text_weights(self) -> None:
         """Called once after BERT's text weights are loaded: tables that start as copies of text tables are filled here."""
 

@@ -18,14 +18,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from visling.boxes import spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
 from visling.errors import ConfigError, StoreError
 from visling.models.base import Encoder, ModelSpec, Trace
-from visling.nn.embeddings import TextEmbeddings
+from visling.nn.embeddings import TextEmbeddings, Whitening
 from visling.nn.layers import TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
@@ -55,12 +54,10 @@ class VisualBertConfig:
     """On attention probabilities."""
     init_std: float = 0.02
     """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more than an average."""
-    spatial_init_std: float = 0.02
-    """The same for the weights of appended box numbers: six numbers below 1 drown beside hundreds of features unless theirs are larger."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
-    standardise_features: bool = False
-    """Give each region's feature zero mean and unit variance over its width first: detectors differ in scale, and a large one drowns the boxes."""
+    whiten_features: bool = False
+    """Whiten region features by statistics of the training store before they are projected (`nn.embeddings.Whitening`)."""
     append_spatial: bool = False
     """Append unit corners, width and height of the box to each feature (Flickr30K release: 2048 + 6)."""
     region_segment: int = 0
@@ -104,9 +101,8 @@ _SMALL = VisualBertConfig(
     attention_dropout_rate=0.0,  # the fused CPU kernel knows none; dropping it saves about a tenth of a step
     max_positions=128,
     feature_size=256,
-    standardise_features=True,
+    whiten_features=True,
     append_spatial=True,
-    spatial_init_std=1.0,
     trains_pooler=True,
     max_tokens=64,
     max_regions=36,
@@ -140,6 +136,7 @@ class VisualBert(Encoder):
         self.embeddings = TextEmbeddings(
             vocab_size=config.vocab_size, max_positions=config.max_positions, num_segments=config.num_segments, hidden_size=width
         )
+        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
         self.projection = nn.Linear(config.feature_size + (6 if config.append_spatial else 0), width)
         self.visual_segments = nn.Embedding(config.num_segments, width)
         self.visual_positions = nn.Embedding(config.max_positions, width)  # Quirk: only row 0 is ever read; the files hold the whole table
@@ -149,8 +146,6 @@ class VisualBert(Encoder):
         self.additional_layer = _layer(config) if config.bypass else None
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
-        if config.append_spatial:
-            nn.init.normal_(self.projection.weight[:, config.feature_size :], std=config.spatial_init_std)
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
         """States of text and regions; `pooled` is the raw state at `text.slot` where given, else the pooled first token."""
@@ -185,6 +180,11 @@ class VisualBert(Encoder):
     def untrained(self) -> frozenset[str]:
         return frozenset() if self.config.trains_pooler else frozenset({"pooler.dense.weight", "pooler.dense.bias"})
 
+    def fit_features(self, features: Tensor) -> None:
+        """Measure the whitening, if this preset whitens."""
+        if self.whiten is not None:
+            self.whiten.fit(features)
+
     def after_text_weights(self) -> None:
         """Visual segments and positions start as copies of the text tables (release: `special_initialize`)."""
         with torch.no_grad():
@@ -217,8 +217,8 @@ class VisualBert(Encoder):
             raise StoreError(
                 f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
             )
-        if self.config.standardise_features:
-            features = F.layer_norm(features, features.shape[-1:])
+        if self.whiten is not None:
+            features = self.whiten(features)
         if self.config.append_spatial:
             features = torch.cat([features, spatial_six(regions.boxes).to(features.dtype)], dim=-1)
         if regions.image is None:
@@ -310,6 +310,7 @@ _BERT = KeyMap(
         *bert.RELEASE,
         fresh("encoder.visual_*.weight", "not in BERT: becomes a copy of the text table"),
         fresh("encoder.projection.*", "not in BERT: random"),
+        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
         fresh("encoder.additional_layer.**", "not in BERT: random, as in the release"),
     )
 )

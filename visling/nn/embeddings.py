@@ -5,6 +5,7 @@ Letters  B rows, T tokens, D width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from visling.errors import ConfigError
@@ -30,3 +31,37 @@ class TextEmbeddings(nn.Module):
             raise ConfigError(f"a text row has {length} tokens, but the position table holds {longest}. Lower max_tokens or raise max_positions.")
         summed: Tensor = self.words(ids) + self.positions.weight[:length] + self.segments(segments)
         return summed
+
+
+class Whitening(nn.Module):
+    """Features with their mean taken off and turned so that their directions are uncorrelated and equally wide; the identity until `fit`.
+
+    A small detector spreads its features over a few wide directions and leaves colours and textures in narrow ones, where a projection finds them
+    late (docs/log.md). Mean and matrix are buffers: measured once, saved with the weights, never trained.
+    """
+
+    FLOOR = 1e-3
+    """Variance, as a share of the widest direction's, that is added to all: narrower directions are noise and stay narrow."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, feature_size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_size))
+        self.register_buffer("matrix", torch.eye(feature_size))
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Measure the statistics of a sample (N, F); nothing is changed by fewer than two rows."""
+        if len(features) < 2:
+            return
+        sample = features.to(torch.float64)
+        variances, directions = torch.linalg.eigh(torch.cov(sample.T))
+        widths = (variances.clamp(min=0) + self.FLOOR * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
+        self.mean.copy_(sample.mean(0))
+        self.matrix.copy_(directions / widths)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., F) -> (..., F)."""
+        return (features - self.mean) @ self.matrix

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -302,6 +303,19 @@ def fit_to_store(run: R, store: NativeStore) -> R:
             f"Use features of that width, or --set encoder.feature_size={store.feature_size} to train another model."
         )
     return configs.override(run, [f"encoder.feature_size={store.feature_size}"])
+
+
+SAMPLED_IMAGES = 2000
+"""Images, evenly spread over a store, whose regions a fresh encoder measures."""
+
+
+def fresh_encoder(run: Recipe, store: NativeStore | None) -> Encoder:
+    """The run's encoder with fresh weights, fitted to the features it will read."""
+    encoder = models.build(run.model, run.encoder)
+    if store is not None and len(store):
+        ids = store.ids[:: max(1, len(store) // SAMPLED_IMAGES)]
+        encoder.fit_features(torch.cat([torch.from_numpy(store[image_id].features.astype("float32")) for image_id in ids]))
+    return encoder
 
 
 def tokenizer(run: Recipe) -> Tokenizer:

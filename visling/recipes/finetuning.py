@@ -167,7 +167,7 @@ def finetune(
     target = runtime.pick_device(device)
     with assembly.started(run, out, data=[data], store=regions, task=run.task, resume=resume, stream=stream, command=command) as (folder, log):
         runtime.seed_everything(run.train.seed)
-        model = TaskModel(models.build(run.model, run.encoder), task, assembly.head_styles(run.model))
+        model = TaskModel(assembly.fresh_encoder(run, regions), task, assembly.head_styles(run.model))
         if saved is not None:
             if regions is not None:
                 assembly.check_fingerprint(saved, regions.fingerprint, override=other_features or run.text_only)

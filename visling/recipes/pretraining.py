@@ -207,7 +207,7 @@ def pretrain(
     target = runtime.pick_device(device)
     with assembly.started(run, out, data=data, store=regions, task=None, resume=resume, stream=stream, command=command) as (folder, log):
         runtime.seed_everything(run.train.seed)
-        encoder = models.build(run.model, run.encoder)
+        encoder = assembly.fresh_encoder(run, regions)
         if init is not None:
             saved = assembly.read(init)
             assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)

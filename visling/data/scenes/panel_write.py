@@ -21,8 +21,6 @@ from visling.runtime import generator_for
 
 TOWER_RATE = 0.65
 """Share of presentations that show towers; 0.68 in NLVR's development split."""
-FIRST_NUMBER = 100_000
-"""Number of the first presentation: above every official one (below 5,000), so that drawn and official pictures can share a region store."""
 _POOL = 12
 """Panels drawn up per presentation, of which the first sentence picks four."""
 _PER_DIRECTORY = 500
@@ -88,7 +86,7 @@ def _present_all(config: ScenesConfig, presentations: int, folders: dict[str, Pa
     jobs = []
     for split, places in config.bounds(presentations).items():
         for number in places:
-            name = FIRST_NUMBER + number
+            name = config.panel_first + number
             (folders[split] / directory(name)).mkdir(parents=True, exist_ok=True)
             jobs.append((str(folders[split] / directory(name)), split, config, name, min(4, config.panels - 4 * number)))
     return in_order(_present, jobs, config.processes)
@@ -96,7 +94,7 @@ def _present_all(config: ScenesConfig, presentations: int, folders: dict[str, Pa
 
 def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     folder, split, config, number, num_panels = job
-    rng = generator_for(config.seed, number - FIRST_NUMBER, 20)
+    rng = generator_for(config.seed, number - config.panel_first, 20)
     panels, first = _first_sentence(config, num_panels, rng)
     judged = [first]
     said = {first.text}
@@ -112,7 +110,7 @@ def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     for place, panel in enumerate(panels):
         for k, order in enumerate(_orders(config)):
             draw_panel(panel.permuted(order)).save(Path(folder) / f"{stem(split, number, place, k)}.png", compress_level=4)
-    voices = [generator_for(config.seed, number - FIRST_NUMBER, 21, place) for place in range(len(panels))]
+    voices = [generator_for(config.seed, number - config.panel_first, 21, place) for place in range(len(panels))]
     captions = [panel_captions(panel, voice, config.captions_per_image) for panel, voice in zip(panels, voices, strict=True)]
     return _Presented(number=number, panels=panels, captions=captions, judged=judged)
 
@@ -127,8 +125,8 @@ def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Genera
     while True:
         pool: list[Panel] = []
         while len(pool) < _POOL:
-            pool.append(sample_panel(rng, config.panel_boxes, towers))
-            pool += [vary_panel(pool[-1], rng) for _ in range(2)]
+            pool.append(sample_panel(rng, config.panel_boxes, towers, config.panel_items))
+            pool += [vary_panel(pool[-1], rng, config.panel_items) for _ in range(2)]
         for sentence in sample_sentences(rng, towers, config.panel_boxes):
             truths = [sentence.truth(panel) for panel in pool]
             chosen = _halves(truths, num_panels, rng)

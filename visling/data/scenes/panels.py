@@ -33,7 +33,8 @@ TALLEST = 4
 
 _RGB = {"yellow": (255, 255, 0), "blue": (0, 153, 255), "black": (0, 0, 0)}
 _PAPER, _GAP = (211, 211, 211), (128, 128, 128)
-_MOST_ITEMS = 8
+MOST_ITEMS = 7
+"""Most scattered items in a box, as in NLVR."""
 _EDGE_RATE = 0.18
 """Share of scattered items set against the right edge, and against the bottom."""
 _BLOCK, _BLOCK_STEP, _TOWER_X = 20, 21, 40
@@ -75,16 +76,16 @@ class Panel:
         return Panel(boxes=tuple(self.boxes[i] for i in order), towers=self.towers)
 
 
-def sample_panel(rng: np.random.Generator, num_boxes: int, towers: bool) -> Panel:
-    """A random panel."""
+def sample_panel(rng: np.random.Generator, num_boxes: int, towers: bool, most_items: int = MOST_ITEMS) -> Panel:
+    """A random panel of towers, or with at most so many scattered items in each box."""
     if towers:
         boxes = tuple(_tower([pick(rng, tuple(COLOURS)) for _ in range(int(rng.integers(1, TALLEST + 1)))]) for _ in range(num_boxes))
     else:
-        boxes = tuple(_scatter([_loose(rng) for _ in range(int(rng.integers(1, _MOST_ITEMS)))], rng) for _ in range(num_boxes))
+        boxes = tuple(_scatter([_loose(rng) for _ in range(int(rng.integers(1, most_items + 1)))], rng) for _ in range(num_boxes))
     return Panel(boxes=boxes, towers=towers)
 
 
-def vary_panel(panel: Panel, rng: np.random.Generator) -> Panel:
+def vary_panel(panel: Panel, rng: np.random.Generator, most_items: int = MOST_ITEMS) -> Panel:
     """A panel that differs little: its items dealt anew to its boxes, or a few of them changed."""
     sizes = [len(box) for box in panel.boxes]
     if panel.towers:
@@ -99,7 +100,7 @@ def vary_panel(panel: Panel, rng: np.random.Generator) -> Panel:
     kinds = [dataclasses.replace(piece) for box in panel.boxes for piece in box]
     if rng.random() < 0.6:
         kinds = shuffled(rng, kinds)
-        sizes = _redealt(sizes, _MOST_ITEMS - 1, rng) if rng.random() < 0.5 else sizes
+        sizes = _redealt(sizes, most_items, rng) if rng.random() < 0.5 else sizes
     else:
         k = int(rng.integers(len(kinds)))
         kinds[k] = _loose(rng)

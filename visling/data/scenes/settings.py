@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from visling.data.scenes.drawing import STYLES
+from visling.data.scenes.panels import MOST_ITEMS
 from visling.errors import ConfigError, nearest
 
 
@@ -41,6 +42,11 @@ class ScenesConfig:
     """Number of NLVR-like panel pictures over all splits."""
     panel_boxes: int = 3
     """Grey boxes in a panel, 2 or 3; NLVR has 3."""
+    panel_items: int = MOST_ITEMS
+    """Most scattered items in a box of a panel; few make an easier picture to begin with."""
+    panel_first: int = 100_000
+    """Number of the first presentation: above every official one (below 5,000), so that drawn and official pictures can share a region store;
+    another one keeps two drawn sets apart."""
     permutations: int = 1
     """Pictures written per panel, each another order of its boxes, up to 6 (2 for two boxes); NLVR has 6."""
     statements_per_panel: int = 1
@@ -54,7 +60,9 @@ class ScenesConfig:
         if self.style not in STYLES:
             raise ConfigError(f"style is {self.style!r}. {nearest(self.style, STYLES)}")
         counts = {"images": 0, "panels": 0, "seed": 0, "questions_per_image": 0, "captions_per_image": 0, "statements_per_image": 0}
-        for name, least in (counts | {"size": 48, "min_objects": 2, "permutations": 1, "statements_per_panel": 1, "processes": 1}).items():
+        for name, least in (
+            counts | {"size": 48, "min_objects": 2, "permutations": 1, "statements_per_panel": 1, "processes": 1, "panel_first": 0}
+        ).items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         limits = {"size": 1024, "max_objects": 10, "questions_per_image": 30, "captions_per_image": 12, "statements_per_image": 12}
@@ -69,6 +77,8 @@ class ScenesConfig:
             raise ConfigError(f"answer_noise is {self.answer_noise}; it is a share from 0 to 1.")
         if self.train < 0 or self.val < 0 or self.train + self.val > 1 + 1e-9:
             raise ConfigError(f"train ({self.train}) and val ({self.val}) are shares of the images and may add up to 1 at most; the rest is test.")
+        if not 1 <= self.panel_items <= MOST_ITEMS:
+            raise ConfigError(f"panel_items is {self.panel_items}; it must lie between 1 and {MOST_ITEMS}.")
         if self.panel_boxes not in (2, 3):
             raise ConfigError(f"panel_boxes is {self.panel_boxes}; a panel has 2 or 3 boxes.")
         most = 6 if self.panel_boxes == 3 else 2
