@@ -67,6 +67,12 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return contextlib.nullcontext()
 
 
+def limit_threads(count: int | None) -> None:
+    """Let torch compute on so many CPU threads; None leaves its choice."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on every device."""
     random.seed(seed)
