@@ -84,11 +84,11 @@ def visualbert_scenes() -> Pretraining:
         recipe="visualbert-scenes",
         model="visualbert",
         encoder=models.spec("visualbert").presets["scenes"],
-        corpora=(Corpus(kind="captions"), Corpus(kind="caption_pairs", weight=0.2)),
+        corpora=(Corpus(kind="captions"), Corpus(kind="caption_pairs", weight=0.05)),
         objectives={"masked_lm": 1.0, "matching": 1.0},
         masking=TokenMasking(rate=0.35),
         batch_size=32,
-        train=TrainConfig(epochs=10, precision="auto", log_every=200, validate_every=2, save_every=2000, optim=_small_optimiser(2e-3)),
+        train=TrainConfig(epochs=12, precision="auto", log_every=200, validate_every=4, save_every=2000, optim=_small_optimiser(2e-3)),
     )
 
 
