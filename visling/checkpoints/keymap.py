@@ -194,8 +194,7 @@ class KeyMap:
         )
         if strict and not coverage.complete:
             raise CheckpointError(
-                f"the weights do not cover the model:\n{coverage}\n"
-                "Use the preset, the layout and the heads that the file was made for (docs/models)."
+                f"the weights do not cover the model:\n{coverage}\nUse the preset, the layout and the heads that the file was made for (docs/models)."
             )
         with torch.no_grad():
             for name, tensor in tensors.items():
