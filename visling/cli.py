@@ -44,7 +44,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupt
 OtherFeatures = Annotated[bool, typer.Option("--other-features", help="Accept a model that was trained on features of another detector.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. May be given several times.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads; torch's choice if left out. One is fastest for models of width 200 or less.")
+    int | None, typer.Option("--threads", min=1, help="CPU threads; torch's choice if left out. A second one gains nothing at width 96.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice; the recipe's own if left out.")]
 
