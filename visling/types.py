@@ -402,7 +402,7 @@ class InputSpec:
     """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
 
 
-HeadKind = Literal["classify", "score", "pair", "regions", "slots_regions", "vocabulary", "region_targets"]
+HeadKind = Literal["classify", "score", "pair", "regions", "slots_regions", "vocabulary", "region_targets", "projection"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,113 @@ def _hub(task: str, stage: str, heads: dict[str, Head]) -> Release:
     )
 
 
+def _vlbert(name: str, drive: str) -> Release:
+    """A file of jackroos/VL-BERT, `PREPARE_PRETRAINED_MODELS.md`; its repository is under the MIT licence, the files themselves state none."""
+    _, _, size, kind = name.split("-")
+    if kind == "e2e":
+        note = "Also holds the region network it was trained with, which is dropped: its features come from nowhere else."
+    else:
+        note = "Reads features of bottom-up attention (ResNet-101, 10 to 100 regions)."
+    return Release(
+        name=name,
+        family="vlbert",
+        preset=f"{size}_{kind}",
+        layout="official",
+        heads={
+            "vocabulary": Head(kind="vocabulary", outputs=30522),
+            "region_targets": Head(kind="region_targets", outputs=1601, options={"classes": 1601}),
+        },
+        source=_DRIVE.format(drive),
+        licence="none stated; code MIT",
+        note=f"{note} Holds no pooler.",
+    )
+
+
+_LXMERT_PRETRAINING = {
+    **_PRETRAINING,
+    "region_targets": Head(kind="region_targets", outputs=4048, options={"classes": 1600, "attributes": 400, "features": 2048}),
+    "answers": Head(kind="classify", outputs=9500),
+}
+_LXMERT_FEATURES = "Features: bottom-up attention, ResNet-101, 36 regions."
+
+
+def _lxmert(name: str, path: str, *, note: str = "") -> Release:
+    """A pre-trained file of airsplay/lxmert; its repository is under the MIT licence, the files themselves state none."""
+    return Release(
+        name=name,
+        family="lxmert",
+        preset="base",
+        layout="official",
+        heads=_LXMERT_PRETRAINING,
+        source=f"http://nlp.cs.unc.edu/data/{path}",
+        licence="none stated; code MIT",
+        note=f"{_LXMERT_FEATURES} {note}".rstrip(),
+    )
+
+
+def _lxmert_hub(task: str, heads: dict[str, Head], note: str) -> Release:
+    """A conversion of an official file by the authors of the transformers port."""
+    name = f"lxmert-{task}-uncased"
+    return Release(
+        name=name,
+        family="lxmert",
+        preset="base",
+        layout="transformers",
+        heads=heads,
+        source=f"https://huggingface.co/unc-nlp/{name}",
+        licence="none stated",
+        note=f"{_LXMERT_FEATURES} {note}",
+    )
+
+
+_SOFT_CLASSES = Head(kind="region_targets", outputs=1601, options={"classes": 1601})
+_VILBERT_PRETRAINING = {**_PRETRAINING, "region_targets": _SOFT_CLASSES}
+_VILBERT_FOLDER = "https://drive.google.com/drive/folders/{}"
+_VILBERT_UNSEEN = "Nobody has looked into it here: its keys are those that the code writes."
+
+
+def _vilbert_first(name: str, preset: str, folder: str, heads: dict[str, Head], note: str) -> Release:
+    """A folder of the jiasenlu/vilbert_beta README; neither the repository nor the files state a licence. Six co-attention layers each."""
+    return Release(
+        name=f"vilbert_beta_{name}",
+        family="vilbert",
+        preset=preset,
+        layout="first",
+        heads=heads,
+        source=_VILBERT_FOLDER.format(folder),
+        licence="none stated",
+        note=f"{note} {_VILBERT_UNSEEN}",
+    )
+
+
+def _vilbert_multitask(name: str, preset: str, heads: dict[str, Head], note: str) -> Release:
+    """A file of facebookresearch/vilbert-multi-task; its repository is under the MIT licence, the files themselves state none."""
+    return Release(
+        name=f"vilbert-multi-task_{name}",
+        family="vilbert",
+        preset=preset,
+        layout="multitask",
+        heads=heads,
+        source=f"https://dl.fbaipublicfiles.com/vilbert-multi-task/{name}.bin",
+        licence="none stated; code MIT",
+        note=f"Features: Faster R-CNN, ResNeXt-152, 100 regions. 11 million dead weights (q_dense) are dropped. {note} {_VILBERT_UNSEEN}",
+    )
+
+
+def _volta(family: str, name: str, preset: str, share: str, heads: dict[str, Head], note: str = "") -> Release:
+    """A pre-trained file of e-bug/volta, `MODELS.md`; its repository is under the MIT licence, the files themselves state none."""
+    return Release(
+        name=f"volta_{name}",
+        family=family,
+        preset=preset,
+        layout="volta",
+        heads=heads,
+        source=f"https://sid.erda.dk/share_redirect/{share}",
+        licence="none stated; code MIT",
+        note=f"Features: bottom-up attention, ResNet-101, 36 regions. {note} {_VILBERT_UNSEEN}".replace("  ", " "),
+    )
+
+
 RELEASES: tuple[Release, ...] = (
     _official("nlvr2_coco_pre_trained", "nlvr2", "1QvivVfRsRF518OQSQNaN7aFk6eQ43vP_", heads=_PRETRAINING),
     _official("nlvr2_pre_trained", "nlvr2", "1Z19G_rAuKn0TQ5Cj-KCcavBKSwBhvxGq", heads=_PRETRAINING),
@@ -93,8 +200,90 @@ RELEASES: tuple[Release, ...] = (
     ),
     *(_hub(task, stage, _PRETRAINING) for task in ("vqa", "nlvr2", "vcr") for stage in ("-coco-pre", "-pre")),
     *(_hub(task, "", _CLASSIFIERS[task]) for task in ("vqa", "nlvr2", "vcr")),
+    _vlbert("vl-bert-base-e2e", "1jjV1ARYMs37tOaBalhJmwq7LcWeMai96"),
+    _vlbert("vl-bert-large-e2e", "1YTHWWyP7Kq6zPySoEcTs3STaQdc5OJ7f"),
+    _vlbert("vl-bert-base-prec", "1YBFsyoWwz83VPzbimKymSBxE37gYtfgh"),
+    _vlbert("vl-bert-large-prec", "1REZLN7c3JCHVFoi_nEO-Nn6A4PTKIygG"),
+    _lxmert(
+        "model_LXRT",
+        "model_LXRT.pth",
+        note="The default of the release. Object and attribute heads were not trained by the released code: do not judge losses by them.",
+    ),
+    *(
+        _lxmert(f"lxmert_Epoch{epoch:02d}_LXRT", f"github_pretrain/lxmert/Epoch{epoch:02d}_LXRT.pth", note="Released code, a run of 12 epochs.")
+        for epoch in range(1, 13)
+    ),
+    *(
+        _lxmert(f"lxmert20_Epoch{epoch:02d}_LXRT", f"github_pretrain/lxmert20/Epoch{epoch:02d}_LXRT.pth", note="Released code, a run of 20 epochs.")
+        for epoch in range(1, 21)
+    ),
+    _lxmert_hub("base", _LXMERT_PRETRAINING, "Whether it holds all heads is unknown; without them load the encoder alone."),
+    _lxmert_hub("vqa", {"answers": Head(kind="classify", outputs=3129)}, "A user measured 70.8 on VQA test-dev instead of 72.4."),
+    _lxmert_hub("gqa", {"answers": Head(kind="classify", outputs=1842)}, "Fine-tuned on GQA."),
+    _vilbert_first(
+        "conceptual_captions",
+        "connect6",
+        "1Re0L75uazH3Qrep_aRgtaVelDEz4HV9c",
+        _VILBERT_PRETRAINING,
+        "pytorch_model_9.bin is the last epoch; the paper's tasks start from 8.",
+    ),
+    _vilbert_first(
+        "vqa",
+        "vqa",
+        "1nrcVww0u_vozcFRQVr58-YH5LOU1ZiWT",
+        {"classifier": Head(kind="classify", outputs=3129)},
+        "Answers are numbered as in the release's trainval_label2ans.pkl.",
+    ),
+    _vilbert_first(
+        "vcr", "vcr", "1QJuMzBarTKU_hAWDSZm60rWiDnbAVEVZ", {"score": Head(kind="score", outputs=1)}, "Trained on both sub-tasks together."
+    ),
+    _vilbert_first(
+        "refcoco+",
+        "referring",
+        "1GWY2fEbZCYHkcnxd0oysU0olfPdzcD3l",
+        {"regions": Head(kind="regions", outputs=1)},
+        "Evaluated on MAttNet's detections.",
+    ),
+    _vilbert_first(
+        "retrieval", "retrieval", "18zUTF3ZyOEuOT1z1aykwtIkBUhfROmJo", {"score": Head(kind="score", outputs=1)}, "Fine-tuned on Flickr30K."
+    ),
+    _vilbert_multitask("pretrained_model", "connect6", _VILBERT_PRETRAINING, "Conceptual Captions, no masked losses on mismatched pairs."),
+    _vilbert_multitask(
+        "multi_task_model",
+        "multitask",
+        {
+            "classifier": Head(kind="classify", outputs=3129),
+            "classifier_gqa": Head(kind="classify", outputs=1533),
+            "entailment": Head(kind="classify", outputs=3),
+            "pair": Head(kind="pair", outputs=2),
+            "score": Head(kind="score", outputs=1),
+            "regions": Head(kind="regions", outputs=1),
+        },
+        "Twelve tasks in one; every text must name its task.",
+    ),
+    _volta("vilbert", "vilbert", "connect6", "AgwrMiOjTv", _VILBERT_PRETRAINING, "Sizes of the release, trained anew."),
+    _volta("vilbert", "ctrl_vilbert", "ctrl", "aQCx8cLWK7", _VILBERT_PRETRAINING, "The best of ten seeds; all ten are published."),
+    _volta(
+        "visualbert",
+        "ctrl_visualbert",
+        "ctrl",
+        "GCBlzUuoJl",
+        {"vocabulary": Head(kind="vocabulary", outputs=30522), "region_targets": _SOFT_CLASSES},
+        "The best of ten seeds. The whole image must be the first region. Its two poolers, and the matching head on them, are dropped.",
+    ),
+    Release(
+        name="cvlp_model_LXRT",
+        family="cvlp",
+        preset="base",
+        layout="official",
+        heads={**_PRETRAINING, "projection": Head(kind="projection", outputs=128)},
+        source="https://github.com/gao-peng-cuhk/CVLP- (its README links snap/pretrained/model_LXRT.pth on a drive)",
+        licence="none stated",
+        note=f"{_LXMERT_FEATURES} The query network. Nobody has looked into it here: its keys are those that the code writes. Object, attribute and "
+        "answer heads, if there, were never trained by contrast; the text projection is never read.",
+    ),
 )
-"""All known files. The VisualBERT authors released none for Flickr30K and none with late fusion."""
+"""All known files. The VisualBERT authors released none for Flickr30K and none with late fusion, the LXMERT authors none that is fine-tuned."""
 
 
 def find(name: str) -> Release:

@@ -11,6 +11,10 @@ from visling.models.base import Encoder, ModelSpec
 
 MODELS: Mapping[str, str] = {
     "visualbert": "visling.models.visualbert",
+    "lxmert": "visling.models.lxmert",
+    "cvlp": "visling.models.cvlp",
+    "vlbert": "visling.models.vlbert",
+    "vilbert": "visling.models.vilbert",
 }
 """Name -> module that offers `SPEC`."""
 

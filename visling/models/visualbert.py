@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visling.boxes import spatial_six
 from visling.checkpoints import bert
-from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
+from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError, StoreError
 from visling.models.base import Encoder, ModelSpec, Trace
 from visling.nn.embeddings import TextEmbeddings, Whitening
@@ -113,6 +113,8 @@ PRESETS: Mapping[str, VisualBertConfig] = {
     **_RELEASED,
     # paper, section 4: the rows "w/o early fusion"
     **{f"{name}_bypass": dataclasses.replace(config, bypass=True) for name, config in _RELEASED.items()},
+    # VOLTA's controlled comparison, 36 regions and the whole image before them
+    "ctrl": VisualBertConfig(region_segment=1, max_tokens=38, max_regions=37),
     # ours: from scratch on drawn scenes, where positions matter, so boxes are seen and the pooler is trained
     "scenes": dataclasses.replace(
         _SMALL, hidden_size=96, num_layers=3, num_heads=6, intermediate_size=384, dropout_rate=0.0, answer_slot="same_segment", **_DRAWN_WORDS
@@ -305,6 +307,51 @@ _TRANSFORMERS = KeyMap(
         drop("attention.value.*", "the release never reads it"),
     )
 )
+
+
+def volta_keys(num_layers: int) -> KeyMap:
+    """VOLTA's layout: attention and feed-forward of layer n are sub-layers 2n and 2n + 1; the text's and the regions' names hold the same weights."""
+    rules: list[Rule] = []
+    for number in range(num_layers):
+        ours, attention, forward = f"encoder.layers.{number}", f"bert.encoder.layer.{2 * number}", f"bert.encoder.layer.{2 * number + 1}"
+        for theirs, name, to in (
+            *((f"{attention}.attention_self", name, f"attend.attention.{name}") for name in ("query", "key", "value")),
+            (f"{attention}.attention_output", "dense", "attend.output"),
+            (f"{attention}.attention_output", "LayerNorm", "attend.norm"),
+            (f"{forward}.intermediate", "dense", "feed_forward.widen"),
+            (f"{forward}.output", "dense", "feed_forward.narrow"),
+            (f"{forward}.output", "LayerNorm", "feed_forward.norm"),
+        ):
+            rules.append(rename(f"{theirs}.{name}.*", f"{ours}.{to}.*"))
+            rules += (tie(f"{theirs}.v_{name}.{end}", f"{theirs}.{name}.{end}", part="encoder") for end in ("weight", "bias"))
+    joined = "reads the product of VOLTA's two ReLU poolers, of text and of the whole image, which VisualBERT lacks"
+    return KeyMap(
+        (
+            *bert.REPAIRS,
+            *bert.text_embeddings("bert.embeddings", "encoder.embeddings"),
+            rename("bert.embeddings.LayerNorm.*", "encoder.norm.*"),
+            rename("bert.embeddings.token_type_embeddings_visual.weight", "encoder.visual_segments.weight"),
+            rename("bert.embeddings.position_embeddings_visual.weight", "encoder.visual_positions.weight"),
+            rename("bert.embeddings.projection.*", "encoder.projection.*"),
+            *rules,
+            *bert.vocabulary("cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight"),
+            rename("cls.imagePredictions.transform.dense.*", "region_targets.transform.dense.*"),
+            rename("cls.imagePredictions.transform.LayerNorm.*", "region_targets.transform.norm.*"),
+            rename("cls.imagePredictions.decoder_dict.0.*", "region_targets.outputs.classes.*"),
+            *(
+                rename(f"clfs_dict.TASK{task}.{theirs}", f"{part}.{ours}")
+                for task, part in ((9, "regions_refcoco"), (10, "regions"), (11, "regions_refcocog"))
+                for theirs, ours in (("0.*", "dense.*"), ("3.*", "output.*"), ("weight", "linear.weight"), ("bias", "linear.bias"))
+            ),
+            drop("bert.t_pooler.**", "one of VOLTA's two ReLU poolers, whose product VisualBERT lacks"),
+            drop("bert.v_pooler.**", "one of VOLTA's two ReLU poolers, whose product VisualBERT lacks"),
+            drop("cls.bi_seq_relationship.*", joined),
+            *(drop(f"clfs_dict.TASK{task}.**", joined) for task in (1, 7, 8, 12, 13, 15)),
+            fresh("encoder.pooler.**", "VOLTA has two poolers of its own: random"),
+        )
+    )
+
+
 _BERT = KeyMap(
     (
         *bert.RELEASE,
@@ -328,6 +375,13 @@ SPEC = ModelSpec(
         ("official", "matching"): "plain",
         ("official", "vocabulary"): "bert",
         ("official", "slots_regions"): "flickr",
+        # ours: the release has no such task or objective
+        ("official", "regions"): "linear",
+        ("official", "region_targets"): "bert",
+        ("official", "projection"): "cvlp",
+        ("volta", "vocabulary"): "bert",
+        ("volta", "region_targets"): "bert",
+        ("volta", "regions"): "linear",
     },
-    keys={"official": _OFFICIAL, "transformers": _TRANSFORMERS, "bert": _BERT},
+    keys={"official": _OFFICIAL, "transformers": _TRANSFORMERS, "volta": volta_keys(12), "bert": _BERT},
 )

@@ -53,7 +53,8 @@ class Attention(nn.Module):
 
     def _split(self, states: Tensor) -> Tensor:
         """(B, N, A) -> (B, H, N, A/H)."""
-        return states.view(*states.shape[:2], self.num_heads, -1).transpose(1, 2)
+        # No -1 here: it is ambiguous where N is 0.
+        return states.view(*states.shape[:2], self.num_heads, states.shape[-1] // self.num_heads).transpose(1, 2)
 
 
 def probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:

@@ -12,13 +12,19 @@ from visling.errors import ConfigError
 
 
 class TextEmbeddings(nn.Module):
-    """Word, absolute position and segment tables. The norm and dropout that follow belong to the model: some add visual vectors first."""
+    """Word, absolute position and segment tables. The norm and dropout that follow belong to the model: some add visual vectors first.
 
-    def __init__(self, *, vocab_size: int, max_positions: int, num_segments: int, hidden_size: int) -> None:
+    Args:
+        fixed_first_rows: looking up row 0 of a table (padding, the first position, the first segment) teaches it nothing, as in a release that
+            makes its tables with padding_idx=0. The word table may still learn as output matrix.
+    """
+
+    def __init__(self, *, vocab_size: int, max_positions: int, num_segments: int, hidden_size: int, fixed_first_rows: bool = False) -> None:
         super().__init__()
-        self.words = nn.Embedding(vocab_size, hidden_size)
-        self.positions = nn.Embedding(max_positions, hidden_size)
-        self.segments = nn.Embedding(num_segments, hidden_size)
+        untaught = 0 if fixed_first_rows else None
+        self.words = nn.Embedding(vocab_size, hidden_size, padding_idx=untaught)
+        self.positions = nn.Embedding(max_positions, hidden_size, padding_idx=untaught)
+        self.segments = nn.Embedding(num_segments, hidden_size, padding_idx=untaught)
 
     def forward(self, ids: Tensor, segments: Tensor) -> Tensor:
         """Sum of the three vectors of each token, (B, T, D), from ids and segments (B, T).
@@ -29,7 +35,10 @@ class TextEmbeddings(nn.Module):
         length, longest = ids.shape[1], self.positions.num_embeddings
         if length > longest:
             raise ConfigError(f"a text row has {length} tokens, but the position table holds {longest}. Lower max_tokens or raise max_positions.")
-        summed: Tensor = self.words(ids) + self.positions.weight[:length] + self.segments(segments)
+        positions = self.positions.weight[:length]
+        if self.positions.padding_idx is not None:
+            positions = torch.cat([positions[:1].detach(), positions[1:]])
+        summed: Tensor = self.words(ids) + positions + self.segments(segments)
         return summed
 
 

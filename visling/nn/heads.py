@@ -8,11 +8,14 @@ score           head(pooled (B, Dp))                                -> (N, G)
 pair            head(pooled (B, Dp))                                -> (N, A): the G pooled vectors of an example joined
 vocabulary      head(states at slots (B, P, Dt))                    -> (B, P, V)
 slots_regions   head(states at slots, regions (B, R, Dr), mask)     -> (B, P, R): no finite probability on padded regions
+regions         head(candidates (B, R[+1], Dr))                     -> (B, R[+1]): not masked; the whole image, where a family has it, is last
+region_targets  head(states of regions (B, Q, Dr))                  -> {name: (B, Q, width)}; names and widths are `Head.options`
+projection      head(states (B, N, Dr))                             -> (B, N, A): an embedding of each state, to be compared with others
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,8 @@ DROPOUT_RATE = 0.1
 """Before the linear classifiers of the VisualBERT release."""
 NORM_EPS = 1e-12
 """Of the norm inside BERT's vocabulary head."""
+WEIGHT_NORM_DROPOUT_RATE = 0.5
+"""Between the two layers of the first ViLBERT release's classifier."""
 HEAD_SIZE = 64
 """Width of the VisualBERT release's phrase-to-region attention (hidden size 768 over 12 heads); another one by `options["head_size"]`."""
 
@@ -107,6 +112,207 @@ class FlickrAttention(nn.Module):
         return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
 
 
+class Transform(nn.Module):
+    """What BERT does to states before a prediction: linear, GELU and, in most heads, a norm."""
+
+    def __init__(self, size: int, *, norm: bool) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, size)
+        self.norm = nn.LayerNorm(size, eps=NORM_EPS) if norm else None
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        states = F.gelu(self.dense(states))
+        return states if self.norm is None else self.norm(states)
+
+
+class TransformClassifier(nn.Module):
+    """Transform with norm, dropout, linear layer (VL-BERT release, VQA: `CLASSIFIER_TYPE: mlm`)."""
+
+    def __init__(self, size: int, outputs: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.transform = Transform(size, norm=True)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.linear = nn.Linear(size, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, Dp) -> (B, A)."""
+        logits: Tensor = self.linear(self.dropout(self.transform(pooled)))
+        return logits
+
+    @torch.no_grad()
+    def start_from_words(self, words: nn.Embedding, pieces: Sequence[Sequence[int]]) -> None:
+        """Set the output weights of each answer to the mean vector of its word pieces (VL-BERT release, `answer_vocab_file`).
+
+        Args:
+            words: a table as wide as the pooled state.
+            pieces: (A) lists of piece ids; the row of an empty one becomes zero.
+        """
+        assert len(pieces) == self.linear.out_features, f"{len(pieces)} answers for {self.linear.out_features} outputs"
+        for row, ids in zip(self.linear.weight, pieces, strict=True):
+            row.copy_(words.weight[list(ids)].sum(0) / max(len(ids), 1))
+
+
+class NormedClassifier(nn.Module):
+    """Dropout if the rate is not zero, linear, GELU, norm, linear, over the joined rows of an example.
+
+    Source: LXMERT release, `BertVisualAnswerHead` and `logit_fc` of its tasks; multi-task ViLBERT and VOLTA, `SimpleClassifier`, with dropout.
+    """
+
+    def __init__(self, size: int, hidden_size: int, outputs: int, group: int = 1, dropout_rate: float = 0.0) -> None:
+        super().__init__()
+        self.group = group
+        self.dropout = nn.Dropout(dropout_rate)
+        self.dense = nn.Linear(size * group, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.linear = nn.Linear(hidden_size, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, Dp) -> (N, A)."""
+        joined = self.dropout(pooled).reshape(-1, self.group * pooled.shape[-1])
+        logits: Tensor = self.linear(self.norm(F.gelu(self.dense(joined))))
+        return logits
+
+    @torch.no_grad()
+    def start_from(self, trained: NormedClassifier, rows: Sequence[int | None]) -> None:
+        """Take over a classifier of the same width and, for each answer, the output that stands for the same answer there (LXMERT release).
+
+        Args:
+            trained: a head over the answers of pre-training.
+            rows: (A) its output for each answer of this head; None = it has none, and this head starts from zeros there.
+        Raises:
+            ConfigError: another width, or not one row per output.
+        """
+        sizes, theirs = self.dense.weight.shape, trained.dense.weight.shape
+        if sizes != theirs or len(rows) != self.linear.out_features:
+            raise ConfigError(
+                f"an answer head of width {tuple(sizes)} with {self.linear.out_features} outputs cannot start from one of width {tuple(theirs)} "
+                f"with {len(rows)} rows. Build both for one encoder and give one row (or None) per answer."
+            )
+        self.dense.load_state_dict(trained.dense.state_dict())
+        self.norm.load_state_dict(trained.norm.state_dict())
+        for number, row in enumerate(rows):
+            self.linear.weight[number] = 0.0 if row is None else trained.linear.weight[row]
+            self.linear.bias[number] = 0.0 if row is None else trained.linear.bias[row]
+
+
+class Projection(nn.Module):
+    """Linear to twice the width, GELU, norm, linear, at every position (CVLP release, `visual_embed_head`)."""
+
+    def __init__(self, size: int, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, 2 * size)
+        self.norm = nn.LayerNorm(2 * size, eps=NORM_EPS)
+        self.linear = nn.Linear(2 * size, outputs)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, N, Dr) -> (B, N, A)."""
+        embeddings: Tensor = self.linear(self.norm(F.gelu(self.dense(states))))
+        return embeddings
+
+
+class RegionScorer(nn.Module):
+    """One number per region: transform without norm, linear layer (VL-BERT release, RefCOCO+)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.transform = Transform(size, norm=False)
+        self.linear = nn.Linear(size, 1)
+
+    def forward(self, candidates: Tensor) -> Tensor:
+        """(B, R, Dr) -> (B, R)."""
+        scores: Tensor = self.linear(self.transform(candidates))
+        return scores.squeeze(-1)
+
+
+class RegionTargets(nn.Module):
+    """What hidden regions were: one transform, then a linear layer per name."""
+
+    def __init__(self, size: int, widths: Mapping[str, int], *, norm: bool) -> None:
+        super().__init__()
+        self.transform = Transform(size, norm=norm)
+        self.outputs = nn.ModuleDict({name: nn.Linear(size, width) for name, width in widths.items()})
+
+    def forward(self, states: Tensor) -> dict[str, Tensor]:
+        """(B, Q, Dr) -> name -> (B, Q, width)."""
+        states = self.transform(states)
+        return {name: output(states) for name, output in self.outputs.items()}
+
+
+class GainedLinear(nn.Module):
+    """A linear layer whose matrix is a direction and one gain: gain * direction / |direction|."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        # The release's normal initialisation misses matrices in this form: they stay as PyTorch makes them, only the bias becomes 0.
+        self.direction = nn.Parameter(nn.Linear(inputs, outputs, bias=False).weight.detach())
+        self.gain = nn.Parameter(self.direction.detach().norm())
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return F.linear(states, self.direction * (self.gain / self.direction.norm()), self.bias)
+
+
+class WeightNormClassifier(nn.Module):
+    """Dropout, linear, ReLU, much dropout, linear; both matrices weight-normalised (first ViLBERT release, `SimpleClassifier`)."""
+
+    def __init__(self, size: int, hidden_size: int, outputs: int, dropout_rate: float, inner_dropout_rate: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_rate)
+        self.widen = GainedLinear(size, hidden_size)
+        self.inner_dropout = nn.Dropout(inner_dropout_rate)
+        self.narrow = GainedLinear(hidden_size, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, Dp) -> (B, A)."""
+        logits: Tensor = self.narrow(self.inner_dropout(F.relu(self.widen(self.dropout(pooled)))))
+        return logits
+
+
+class MatchFirst(nn.Module):
+    """Dropout, linear, and the two logits swapped: class 0 means "fits" in ViLBERT's release and in VOLTA, class 1 here and everywhere else."""
+
+    def __init__(self, size: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_rate)
+        self.linear = nn.Linear(size, 2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, Dp) -> (B, 2)."""
+        logits: Tensor = self.linear(self.dropout(pooled))
+        return logits.flip(-1)
+
+
+class LinearRegionScorer(nn.Module):
+    """One number per region: dropout, linear (ViLBERT release, `vision_logit`; VOLTA)."""
+
+    def __init__(self, size: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_rate)
+        self.linear = nn.Linear(size, 1)
+
+    def forward(self, candidates: Tensor) -> Tensor:
+        """(B, R, Dr) -> (B, R)."""
+        scores: Tensor = self.linear(self.dropout(candidates))
+        return scores.squeeze(-1)
+
+
+class DeepRegionScorer(nn.Module):
+    """One number per region: dropout, linear, GELU, dropout, linear (VOLTA, tasks with `num_clf_layers` 2)."""
+
+    def __init__(self, size: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_rate)
+        self.dense = nn.Linear(size, size)
+        self.output = nn.Linear(size, 1)
+
+    def forward(self, candidates: Tensor) -> Tensor:
+        """(B, R, Dr) -> (B, R)."""
+        scores: Tensor = self.output(self.dropout(F.gelu(self.dense(self.dropout(candidates)))))
+        return scores.squeeze(-1)
+
+
 def build(head: Head, dims: Dims, *, style: str, words: nn.Embedding | None = None, group: int = 1) -> nn.Module:
     """A head of the given kind in a family's style, freshly initialised.
 
@@ -155,11 +361,76 @@ def _flickr_slots_regions(head: Head, dims: Dims, words: nn.Embedding | None, gr
     return FlickrAttention(dims.text, dims.regions, head.options.get("head_size", HEAD_SIZE))
 
 
+def _vlbert_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return TransformClassifier(dims.pooled, head.outputs, DROPOUT_RATE)
+
+
+def _vlbert_regions(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return RegionScorer(dims.regions)
+
+
+def _vlbert_region_targets(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return RegionTargets(dims.regions, head.options, norm=False)
+
+
+def _gelu_norm_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return NormedClassifier(dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs)
+
+
+def _gelu_norm_pair(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return NormedClassifier(dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs, group)
+
+
+def _vilbert_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return NormedClassifier(dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs, dropout_rate=DROPOUT_RATE)
+
+
+def _vilbert_pair(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return NormedClassifier(dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs, group, DROPOUT_RATE)
+
+
+def _weight_norm_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return WeightNormClassifier(dims.pooled, 2 * dims.pooled, head.outputs, DROPOUT_RATE, WEIGHT_NORM_DROPOUT_RATE)
+
+
+def _match_first_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    if head.outputs != 2:
+        raise ConfigError(f"style match_first tells a fitting text from another: outputs must be 2; found {head.outputs}. Use style linear for more.")
+    return MatchFirst(dims.pooled, DROPOUT_RATE)
+
+
+def _linear_regions(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return LinearRegionScorer(dims.regions, DROPOUT_RATE)
+
+
+def _deep_regions(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return DeepRegionScorer(dims.regions, DROPOUT_RATE)
+
+
+def _bert_region_targets(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return RegionTargets(dims.regions, head.options, norm=True)
+
+
+def _cvlp_projection(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
+    return Projection(dims.regions, head.outputs)
+
+
 STYLES: Mapping[str, Mapping[str, Builder]] = {
-    "classify": {"linear": _linear_classify, "plain": _plain_classify},
+    "classify": {
+        "linear": _linear_classify,
+        "plain": _plain_classify,
+        "vlbert": _vlbert_classify,
+        "gelu_norm": _gelu_norm_classify,
+        "vilbert": _vilbert_classify,
+        "weight_norm": _weight_norm_classify,
+        "match_first": _match_first_classify,
+    },
     "score": {"linear": _linear_score},
-    "pair": {"linear": _linear_pair},
+    "pair": {"linear": _linear_pair, "gelu_norm": _gelu_norm_pair, "vilbert": _vilbert_pair},
     "vocabulary": {"bert": _bert_vocabulary},
     "slots_regions": {"flickr": _flickr_slots_regions},
+    "regions": {"vlbert": _vlbert_regions, "linear": _linear_regions, "deep": _deep_regions},
+    "region_targets": {"vlbert": _vlbert_region_targets, "bert": _bert_region_targets},
+    "projection": {"cvlp": _cvlp_projection},
 }
 """Kind -> style -> builder. A new style is one function and one entry."""

@@ -5,20 +5,23 @@ Letters  B rows, N positions, P slots, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 
 class FirstTokenPooler(nn.Module):
-    """BERT's summary of a row: the first state through a linear layer and tanh."""
+    """BERT's summary of a row: the first state through a linear layer and tanh; other releases use another activation."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, *, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = activation
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
-        return torch.tanh(self.dense(states[:, 0]))
+        return self.activation(self.dense(states[:, 0]))
 
 
 def gather(states: Tensor, at: Tensor) -> Tensor:

@@ -1,0 +1,609 @@
+"""LXMERT against values recorded from the official release and from transformers (`golden/lxmert`; its config.json describes every tensor), and
+against the transformers package that is installed.
+
+Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b| (gradients 1e-6 + 1e-4 |b|), tighter than the set asks for. Nothing is exempt:
+both references keep all states of a row with one real key, so states on padding are compared too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from visling import models
+from visling.checkpoints.keymap import Coverage
+from visling.models.lxmert import Lxmert, LxmertConfig
+from visling.nn import heads
+from visling.nn.coattention import CrossModalityLayer
+from visling.objectives.base import PretrainStep
+from visling.objectives.image_qa import ImageQA
+from visling.objectives.masked_lm import MaskedLM
+from visling.objectives.masked_regions import MaskedRegions, RegionLosses
+from visling.objectives.matching import Matching
+from visling.tasks.vqa import answer_loss
+from visling.types import IGNORE, Batch, Encoded, Head, Loss, Regions, Slots, Targets, Text
+
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
+GRADIENTS: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-4}
+OFFICIAL_SCALE, TRANSFORMERS_SCALE = 1 / 0.15, 6.67
+"""Factor of the three region losses."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The recorded set and ways to rebuild its models."""
+
+    folder: Path
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        described: dict[str, Any] = json.loads((self.folder / "config.json").read_text())["hyper_parameters"]
+        return described
+
+    @property
+    def config(self) -> LxmertConfig:
+        sizes = self.sizes
+        return LxmertConfig(
+            vocab_size=sizes["vocab_size"],
+            hidden_size=sizes["hidden_size"],
+            num_text_layers=sizes["l_layers"],
+            num_region_layers=sizes["r_layers"],
+            num_cross_layers=sizes["x_layers"],
+            num_heads=sizes["num_attention_heads"],
+            intermediate_size=sizes["intermediate_size"],
+            max_positions=sizes["max_position_embeddings"],
+            num_segments=sizes["type_vocab_size"],
+            norm_eps=sizes["layer_norm_eps"],
+            feature_size=sizes["visual_feat_dim"],
+            max_tokens=sizes["max_position_embeddings"],
+        )
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.folder / f"{name}.safetensors")
+
+    def finetuned(self, task: str) -> dict[str, Tensor]:
+        """The file that the release would write after fine-tuning on a task."""
+        encoder = {f"lxrt_encoder.model.{name}": tensor for name, tensor in self.tensors("state_dict").items() if name.startswith("bert.")}
+        added = {name.removeprefix(f"{task}."): tensor for name, tensor in self.tensors("finetune_heads").items() if name.startswith(task)}
+        return {**encoder, **added}
+
+
+@pytest.fixture
+def recording(golden: Path) -> Recording:
+    return Recording(golden / "lxmert")
+
+
+def batch_of(inputs: Mapping[str, Tensor], *, region_mask: bool = False) -> Batch:
+    """Recorded inputs as our batch; all regions are real unless the recorded mask is asked for."""
+    mask = inputs["visual_attention_mask"].bool()
+    batch = Batch(
+        text=Text(ids=inputs["input_ids"], mask=inputs["attention_mask"].bool(), segments=inputs["token_type_ids"]),
+        regions=Regions(
+            features=inputs["visual_feats"],
+            boxes=inputs["visual_pos"],
+            mask=mask if region_mask else torch.ones_like(mask),
+            size=torch.ones(len(mask), 2),
+        ),
+    )
+    batch.validate()
+    return batch
+
+
+def unlabelled(labels: Tensor) -> Tensor:
+    """The release ignores -1, we ignore IGNORE."""
+    return labels.masked_fill(labels == -1, IGNORE)
+
+
+def everywhere(like: Tensor, chosen: Tensor | None = None) -> Slots:
+    """Every position of (B, N) as a slot, or those that are chosen."""
+    return Slots(at=torch.arange(like.shape[1]).expand(like.shape[:2]), mask=torch.ones_like(like, dtype=torch.bool) if chosen is None else chosen)
+
+
+def targets_of(inputs: Mapping[str, Tensor]) -> Targets:
+    labels = inputs["lm_labels"]
+    return Targets(
+        token_slots=everywhere(labels, labels >= 0),
+        token_ids=labels.clamp(min=0),
+        matched=inputs["matched_label"],
+        class_slots=everywhere(inputs["obj_labels"]),
+        region_classes=unlabelled(inputs["obj_labels"]),
+        region_weights=inputs["obj_conf"],
+        region_attributes=unlabelled(inputs["attr_labels"]),
+        attribute_weights=inputs["attr_conf"],
+        feature_slots=everywhere(inputs["feat_mask"], inputs["feat_mask"] > 0),
+        region_features=inputs["feat_labels"],
+        answer=unlabelled(inputs["ans"]),
+    )
+
+
+def labelled(name: str) -> Callable[[str], str]:
+    """Puts a name before the message of a failed comparison."""
+    return lambda text: f"{name}: {text}"
+
+
+class Pretraining(nn.Module):
+    """Encoder and the objectives of the release, as recorded."""
+
+    def __init__(self, recording: Recording, scale: float = OFFICIAL_SCALE) -> None:
+        super().__init__()
+        sizes, self.encoder = recording.sizes, Lxmert(recording.config)
+        dims, words = self.encoder.dims, self.encoder.word_embeddings
+        styles = {kind: style for (layout, kind), style in models.spec("lxmert").head_styles.items() if layout == "official"}
+        losses = RegionLosses(
+            classes="hard",
+            num_classes=sizes["num_object_labels"],
+            attributes=True,
+            num_attributes=sizes["num_attr_labels"],
+            features="smooth_l1",
+            feature_size=sizes["visual_feat_dim"],
+            weighted=True,
+            over="regions",
+            scale=scale,
+        )
+        self.masked_lm = MaskedLM(dims, styles["vocabulary"], words)
+        self.matching = Matching(dims, styles["matching"], words)
+        self.masked_regions = MaskedRegions(dims, styles["region_targets"], words, losses=losses)
+        self.image_qa = ImageQA(dims, styles["classify"], words, num_answers=sizes["num_qa_labels"])
+        self.parts = {
+            "encoder": self.encoder,
+            "vocabulary": self.masked_lm.head,
+            "matching": self.matching.head,
+            "region_targets": self.masked_regions.head,
+            "answers": self.image_qa.head,
+        }
+        self.coverage: Coverage = models.spec("lxmert").keys["official"].load(recording.tensors("state_dict"), self.parts)
+        self.eval()
+
+    def losses(self, batch: Batch, targets: Targets, encoded: Encoded) -> dict[str, Loss]:
+        step = PretrainStep(model=self.encoder, batch=batch, encoded=encoded, targets=targets)
+        names = ("masked_lm", "matching", "masked_regions", "image_qa")
+        return {name: self.get_submodule(name)(step) for name in names}
+
+
+@contextmanager
+def sublayers(encoder: Lxmert) -> Iterator[dict[str, Tensor]]:
+    """Output of every attention block of the cross-modality layers, by the names of the recording."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for number, layer in enumerate(encoder.cross_layers):
+        assert isinstance(layer, CrossModalityLayer)
+        for stream, theirs, read in (("text", "language", layer.text_attend), ("region", "vision", layer.region_attend)):
+            name = f"hidden.x_layer.{number}.after_{{}}_att.{theirs}"
+            feed_forward = layer.get_submodule(f"{stream}_feed_forward")
+            for module, when in ((read, "cross"), (feed_forward, "self")):
+                key = name.format(when)
+                handles.append(module.register_forward_pre_hook(lambda _, arguments, key=key: seen.__setitem__(key, arguments[0])))
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def state_names(config: LxmertConfig, official: bool) -> dict[str, str]:
+    """Our captured states -> recorded names."""
+    text, region, cross = config.num_text_layers, config.num_region_layers, config.num_cross_layers
+    if official:
+        return {
+            "text_embeddings": "hidden.embeddings",
+            "region_embeddings": "hidden.visn_fc",
+            **{f"text_layers.{i}": f"hidden.l_layer.{i}" for i in range(text)},
+            **{f"region_layers.{i}": f"hidden.r_layer.{i}" for i in range(region)},
+            **{f"cross_layers.{i}.text": f"hidden.x_layer.{i}.language" for i in range(cross)},
+            **{f"cross_layers.{i}.regions": f"hidden.x_layer.{i}.vision" for i in range(cross)},
+        }
+    return {
+        **{f"text_layers.{i}": f"language_hidden_states.{i}" for i in range(text)},
+        **{f"region_layers.{i}": f"vision_hidden_states.{i}" for i in range(region)},
+        **{f"cross_layers.{i}.text": f"language_hidden_states.{text + i}" for i in range(cross)},
+        **{f"cross_layers.{i}.regions": f"vision_hidden_states.{region + i}" for i in range(cross)},
+    }
+
+
+def compare_outputs(encoded: Encoded, recorded: Mapping[str, Tensor], prefix: str = "") -> None:
+    assert_close(encoded.text, recorded[f"{prefix}language_output"], **CLOSE, msg=labelled("text"))
+    assert_close(encoded.regions, recorded[f"{prefix}vision_output"], **CLOSE, msg=labelled("regions"))
+    assert_close(encoded.pooled, recorded[f"{prefix}pooled_output"], **CLOSE, msg=labelled("pooled"))
+
+
+def part(losses: Mapping[str, Loss], objective: str, name: str) -> Tensor:
+    """A mean that an objective reports, as it enters the sum."""
+    total, count = losses[objective].parts[name]
+    return (total / count).reshape(1)
+
+
+def compare_official(model: Pretraining, recording: Recording) -> None:
+    """All values that the official pre-training model recorded."""
+    inputs, recorded = recording.tensors("inputs"), recording.tensors("outputs")
+    batch, targets = batch_of(inputs), targets_of(inputs)
+    with sublayers(model.encoder) as inner:
+        encoded = model.encoder(batch, capture=True)
+    compare_outputs(encoded, recorded)
+    names = state_names(model.encoder.config, official=True)
+    assert encoded.states is not None
+    assert encoded.states.keys() == names.keys()
+    for ours, theirs in names.items():
+        assert_close(encoded.states[ours], recorded[theirs], **CLOSE, msg=labelled(ours))
+    assert {*inner, *names.values()} == {name for name in recorded if name.startswith("hidden.")}
+    for name, states in inner.items():
+        assert_close(states, recorded[name], **CLOSE, msg=labelled(name))
+    assert_close(model.masked_lm.head(encoded.text), recorded["logits.lm"], **CLOSE)
+    assert_close(model.matching.head(encoded.pooled), recorded["logits.matched"], **CLOSE)
+    assert_close(model.image_qa.head(encoded.pooled), recorded["logits.answer"], **CLOSE)
+    regions = model.masked_regions.head(encoded.regions)
+    for ours, theirs in (("classes", "obj"), ("attributes", "attr"), ("features", "feat")):
+        assert_close(regions[ours], recorded[f"logits.{theirs}"], **CLOSE, msg=labelled(ours))
+    losses = model.losses(batch, targets, encoded)
+    assert_close(losses["masked_lm"].value.reshape(1), recorded["loss.lm"], **CLOSE)
+    assert_close(losses["matching"].value.reshape(1), recorded["loss.matched"], **CLOSE)
+    assert_close(losses["image_qa"].value.reshape(1), recorded["loss.answer"], **CLOSE)
+    for ours, theirs in (("region_classes", "obj"), ("region_attributes", "attr"), ("region_features", "feat")):
+        assert_close(part(losses, "masked_regions", ours), recorded[f"loss.{theirs}"], **CLOSE, msg=labelled(ours))
+    assert_close(sum(loss.value for loss in losses.values()).reshape(1), recorded["loss.total"], **CLOSE)
+
+
+def test_pretraining_states_scores_and_losses(recording: Recording) -> None:
+    compare_official(Pretraining(recording), recording)
+
+
+@pytest.mark.parametrize("source", ["outputs", "outputs_hf"])
+def test_region_mask(recording: Recording, source: str) -> None:
+    batch = batch_of(recording.tensors("inputs"), region_mask=True)
+    compare_outputs(Pretraining(recording).encoder(batch), recording.tensors(source), "vmask.")
+
+
+def test_no_text_mask_and_no_segments(recording: Recording) -> None:
+    batch = batch_of(recording.tensors("inputs"))
+    text = batch.text
+    batch = replace(batch, text=replace(text, mask=torch.ones_like(text.mask), segments=torch.zeros_like(text.segments)))
+    compare_outputs(Pretraining(recording).encoder(batch), recording.tensors("outputs"), "nomask.")
+
+
+def test_gradient_of_every_weight(recording: Recording) -> None:
+    inputs, recorded = recording.tensors("inputs"), recording.tensors("grads")
+    model = Pretraining(recording)
+    batch = batch_of(inputs)
+    losses = model.losses(batch, targets_of(inputs), model.encoder(batch))
+    sum(loss.value for loss in losses.values()).backward()  # type: ignore[union-attr]
+    statistics = json.loads((recording.folder / "grad_stats.json").read_text())
+    assert {key for keys in model.coverage.mapped.values() for key in keys} == recorded.keys() == statistics["per_parameter"].keys()
+    gradients = []
+    for part_name, module in model.parts.items():
+        for name, parameter in module.named_parameters():
+            (theirs,) = model.coverage.mapped[f"{part_name}.{name}"]
+            assert parameter.grad is not None, name
+            assert_close(parameter.grad, recorded[theirs], **GRADIENTS, msg=labelled(theirs))
+            assert_close(float(parameter.grad.norm()), statistics["per_parameter"][theirs][0], **GRADIENTS, msg=labelled(theirs))
+            gradients.append(parameter.grad)
+    assert_close(float(nn.utils.get_total_norm(gradients)), statistics["total_grad_norm"], **GRADIENTS)
+    tables = model.encoder.embeddings
+    for table in (tables.positions, tables.segments):  # rows that padding_idx=0 keeps from learning, although they are read
+        assert table.weight.grad is not None
+        assert not table.weight.grad[0].any()
+        assert table.weight.grad[1:].any()
+
+
+def test_finetuning_teaches_what_it_does_in_the_release(recording: Recording) -> None:
+    """The pooled state depends on all but the region side of the last layer."""
+    encoder = Pretraining(recording).encoder
+    encoder(batch_of(recording.tensors("inputs"))).pooled.square().sum().backward()  # type: ignore[no-untyped-call]
+    _, coverage = models.spec("lxmert").keys["official"].convert(recording.tensors("state_dict"))
+    idle = {coverage.mapped[f"encoder.{name}"][0] for name, parameter in encoder.named_parameters() if parameter.grad is None}
+    assert idle == set(json.loads((recording.folder / "grad_stats.json").read_text())["vqa_finetune_parameters_without_gradient"])
+
+
+def test_transformers_pretraining(recording: Recording) -> None:
+    inputs, recorded = recording.tensors("inputs"), recording.tensors("outputs_hf")
+    model = Pretraining(recording, TRANSFORMERS_SCALE)
+    batch = batch_of(inputs)
+    encoded = model.encoder(batch, capture=True)
+    compare_outputs(encoded, recorded)
+    assert encoded.states is not None
+    names = state_names(model.encoder.config, official=False)
+    for ours, theirs in names.items():
+        assert_close(encoded.states[ours], recorded[theirs], **CLOSE, msg=labelled(ours))
+    assert set(names.values()) == {name for name in recorded if "hidden_states" in name}
+    assert_close(model.masked_lm.head(encoded.text), recorded["logits.lm"], **CLOSE)
+    assert_close(model.matching.head(encoded.pooled), recorded["logits.matched"], **CLOSE)
+    assert_close(model.image_qa.head(encoded.pooled), recorded["logits.answer"], **CLOSE)
+    losses = model.losses(batch, targets_of(inputs), encoded)
+    for ours, theirs in (("masked_lm", "lm"), ("matching", "matched"), ("image_qa", "answer"), ("masked_regions", "visual_sum")):
+        assert_close(losses[ours].value.reshape(1), recorded[f"loss.{theirs}"], **CLOSE, msg=labelled(ours))
+    assert_close(sum(loss.value for loss in losses.values()).reshape(1), recorded["loss.total"], **CLOSE)
+
+
+def test_attention_maps(recording: Recording) -> None:
+    recorded, encoder = recording.tensors("outputs_hf"), Pretraining(recording).encoder
+    maps = encoder(batch_of(recording.tensors("inputs")), capture=True).maps
+    ours = {
+        **{f"language_attentions.{i}": maps.text_to_text[f"text_layers.{i}"] for i in range(encoder.config.num_text_layers)},
+        **{f"vision_attentions.{i}": maps.regions_to_regions[f"region_layers.{i}"] for i in range(encoder.config.num_region_layers)},
+        **{f"cross_encoder_attentions.{i}": maps.text_to_regions[f"cross_layers.{i}.cross"] for i in range(encoder.config.num_cross_layers)},
+    }
+    assert ours.keys() == {name for name in recorded if "_attentions." in name}
+    for name, probs in ours.items():
+        assert_close(probs, recorded[name], **CLOSE, msg=labelled(name))
+    for quadrant in (maps.regions_to_text["cross_layers.0.cross"], maps.text_to_text["cross_layers.0.self"]):
+        assert_close(quadrant.sum(-1), torch.ones(quadrant.shape[:-1]))
+
+
+def test_question_answering(recording: Recording) -> None:
+    target, recorded = recording.tensors("finetune_inputs")["vqa.target"], recording.tensors("finetune_outputs")
+    encoder, answers = Lxmert(recording.config).eval(), recording.sizes["num_vqa_answers"]
+    head = heads.build(Head(kind="classify", outputs=answers), encoder.dims, style="gelu_norm")
+    models.spec("lxmert").keys["official_finetuned"].load(recording.finetuned("vqa"), {"encoder": encoder, "classifier": head})
+    logits = head(encoder(batch_of(recording.tensors("inputs"))).pooled)
+    assert_close(logits, recorded["vqa.logits"], **CLOSE)
+    assert_close(answer_loss(logits, target, "bce").value.reshape(1), recorded["vqa.loss_bce"], **CLOSE)
+    hard = nn.functional.cross_entropy(logits, target.argmax(-1)) * answers
+    assert_close(hard.reshape(1), recorded["vqa.loss_mce"], **CLOSE)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_images_in_two_rows(recording: Recording, shared: bool) -> None:
+    """With each sentence encoded once for both of its images, or twice."""
+    given, recorded = recording.tensors("finetune_inputs"), recording.tensors("finetune_outputs")
+    features, boxes = given["nlvr2.visual_feats"].flatten(0, 1), given["nlvr2.visual_pos"].flatten(0, 1)
+    text = batch_of(recording.tensors("inputs")).text
+    row = torch.arange(len(text.ids)).repeat_interleave(2)
+    batch = Batch(
+        text=replace(text, row=row) if shared else text.map(lambda tensor: tensor[row]),
+        regions=Regions(features=features, boxes=boxes, mask=torch.ones(features.shape[:2], dtype=torch.bool), size=torch.ones(len(features), 2)),
+        group=2,
+    )
+    batch.validate()
+    encoder = Lxmert(recording.config).eval()
+    head = heads.build(Head(kind="pair", outputs=2), encoder.dims, style="gelu_norm", group=2)
+    models.spec("lxmert").keys["official_finetuned"].load(recording.finetuned("nlvr2"), {"encoder": encoder, "classifier": head})
+    logits = head(encoder(batch).pooled)
+    assert_close(logits, recorded["nlvr2.logits"], **CLOSE)
+    assert_close(nn.functional.cross_entropy(logits, given["nlvr2.label"]).reshape(1), recorded["nlvr2.loss"], **CLOSE)
+
+
+def _nudge(name: str) -> Callable[[Pretraining], None]:
+    """Move one entry of a parameter by a hundredth."""
+
+    def change(model: Pretraining) -> None:
+        with torch.no_grad():
+            model.get_parameter(name).view(-1)[0] += 0.01
+
+    return change
+
+
+def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
+    """Exchange two parameters of one shape."""
+
+    def change(model: Pretraining) -> None:
+        with torch.no_grad():
+            one, two = model.get_parameter(first), model.get_parameter(second)
+            kept = one.clone()
+            one.copy_(two)
+            two.copy_(kept)
+
+    return change
+
+
+def _rough_norms(model: Pretraining) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+
+
+class _OneAfterTheOther(nn.Module):
+    """Cross-attention in which regions read the text that has already read them."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.text: Tensor | None = None
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool) -> Any:
+        states, probs = self.block(x, y if self.text is None else self.text, mask, capture=capture)
+        self.text = states
+        return states, probs
+
+
+def _sequential(model: Pretraining) -> None:
+    layer = model.encoder.cross_layers[0]
+    layer.cross = _OneAfterTheOther(layer.get_submodule("cross"))
+
+
+def _own_projection_per_direction(model: Pretraining) -> None:
+    """The second direction reads through weights of its own, as the paper draws it."""
+    block = model.encoder.cross_layers[0].get_submodule("cross")
+    values = iter([None, torch.randn(model.encoder.config.hidden_size)])
+
+    def shift(module: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
+        extra = next(values)
+        return None if extra is None else output + extra
+
+    block.get_submodule("output").register_forward_hook(shift)
+
+
+def _boxes_around_zero(model: Pretraining) -> None:
+    """Boxes mapped to [-1, 1]; the norm that follows does not undo it."""
+    boxes = model.encoder.region_embeddings.boxes
+    boxes.register_forward_pre_hook(lambda module, arguments: (arguments[0] * 2 - 1,))
+
+
+MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
+    **{
+        f"nudge {name}": _nudge(name)
+        for name in (
+            "encoder.embeddings.positions.weight",
+            "encoder.embeddings.segments.weight",
+            "encoder.norm.weight",
+            "encoder.region_embeddings.features.bias",
+            "encoder.region_embeddings.feature_norm.bias",
+            "encoder.region_embeddings.boxes.weight",
+            "encoder.region_embeddings.box_norm.weight",
+            "encoder.text_layers.0.attend.attention.query.bias",
+            "encoder.text_layers.1.feed_forward.norm.weight",
+            "encoder.region_layers.0.attend.attention.value.bias",
+            "encoder.region_layers.1.feed_forward.widen.bias",
+            "encoder.cross_layers.0.cross.attention.value.weight",
+            "encoder.cross_layers.0.cross.norm.weight",
+            "encoder.cross_layers.0.text_attend.output.bias",
+            "encoder.cross_layers.0.region_attend.norm.bias",
+            "encoder.cross_layers.0.text_feed_forward.narrow.bias",
+            "encoder.cross_layers.0.region_feed_forward.norm.weight",
+            "encoder.pooler.dense.bias",
+            "masked_lm.head.norm.weight",
+            "masked_lm.head.bias",
+            "matching.head.linear.bias",
+            "masked_regions.head.transform.dense.bias",
+            "masked_regions.head.transform.norm.weight",
+            "masked_regions.head.outputs.features.bias",
+            "image_qa.head.dense.bias",
+            "image_qa.head.norm.weight",
+            "image_qa.head.linear.bias",
+        )
+    },
+    "epsilon of the norms": _rough_norms,
+    "one direction after the other": _sequential,
+    "directions with weights of their own": _own_projection_per_direction,
+    "boxes around zero": _boxes_around_zero,
+    "query and value swapped": _swap("encoder.cross_layers.0.cross.attention.query.weight", "encoder.cross_layers.0.cross.attention.value.weight"),
+    "streams of a cross layer swapped": _swap(
+        "encoder.cross_layers.0.text_attend.attention.value.weight", "encoder.cross_layers.0.region_attend.attention.value.weight"
+    ),
+    "loss scale of transformers": lambda model: setattr(
+        model.masked_regions, "losses", replace(model.masked_regions.losses, scale=TRANSFORMERS_SCALE)
+    ),
+    "labels without confidence": lambda model: setattr(model.masked_regions, "losses", replace(model.masked_regions.losses, weighted=False)),
+    "mean over chosen regions": lambda model: setattr(model.masked_regions, "losses", replace(model.masked_regions.losses, over="chosen")),
+    "dropout on": lambda model: model.train(),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_model_is_noticed(recording: Recording, mutation: str) -> None:
+    model = Pretraining(recording)
+    MUTATIONS[mutation](model)
+    with pytest.raises(AssertionError):
+        compare_official(model, recording)
+
+
+def compare_question_answering(recording: Recording, change: Callable[[nn.Module], None]) -> None:
+    encoder = Lxmert(recording.config).eval()
+    head = heads.build(Head(kind="classify", outputs=recording.sizes["num_vqa_answers"]), encoder.dims, style="gelu_norm")
+    models.spec("lxmert").keys["official_finetuned"].load(recording.finetuned("vqa"), {"encoder": encoder, "classifier": head})
+    change(head)
+    logits = head(encoder(batch_of(recording.tensors("inputs"))).pooled)
+    assert_close(logits, recording.tensors("finetune_outputs")["vqa.logits"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["dense.weight", "norm.bias", "linear.bias"])
+def test_a_broken_task_head_is_noticed(recording: Recording, name: str) -> None:
+    def nudge(head: nn.Module) -> None:
+        with torch.no_grad():
+            head.get_parameter(name).view(-1)[0] += 0.01
+
+    compare_question_answering(recording, lambda head: None)
+    with pytest.raises(AssertionError):
+        compare_question_answering(recording, nudge)
+
+
+def _their_config(config: LxmertConfig, **added: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.LxmertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_positions,
+        type_vocab_size=config.num_segments,
+        l_layers=config.num_text_layers,
+        r_layers=config.num_region_layers,
+        x_layers=config.num_cross_layers,
+        visual_feat_dim=config.feature_size,
+        **added,
+    )
+
+
+@pytest.fixture
+def theirs(recording: Recording) -> Any:
+    """A model of the installed transformers with random weights away from their symmetric start."""
+    transformers = pytest.importorskip("transformers")
+    sizes = recording.sizes
+    model = transformers.LxmertForPreTraining(
+        _their_config(
+            recording.config,
+            num_object_labels=sizes["num_object_labels"],
+            num_attr_labels=sizes["num_attr_labels"],
+            num_qa_labels=sizes["num_qa_labels"],
+        )
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def _their_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = ("input_ids", "attention_mask", "token_type_ids", "visual_feats", "visual_pos", "visual_attention_mask")
+    return {name: inputs[name].float() if name.endswith("attention_mask") else inputs[name] for name in names}
+
+
+def test_installed_transformers_to_ours(recording: Recording, theirs: Any) -> None:
+    inputs = recording.tensors("inputs")
+    model = Pretraining(recording)
+    coverage = models.spec("lxmert").keys["transformers"].load(theirs.state_dict(), model.parts)
+    assert coverage.complete
+    assert not coverage.dropped
+    batch = batch_of(inputs, region_mask=True)
+    with torch.no_grad():
+        expected = theirs.lxmert(**_their_inputs(inputs), output_hidden_states=True, output_attentions=True)
+        scores = theirs(**_their_inputs(inputs))
+    encoded = model.encoder(batch, capture=True)
+    assert encoded.states is not None
+    assert encoded.maps is not None
+    assert_close(encoded.text, expected.language_output, **CLOSE)
+    assert_close(encoded.regions, expected.vision_output, **CLOSE)
+    assert_close(encoded.pooled, expected.pooled_output, **CLOSE)
+    for name, theirs_name in state_names(model.encoder.config, official=False).items():
+        kind, _, number = theirs_name.rpartition(".")
+        assert_close(encoded.states[name], getattr(expected, kind)[int(number)], **CLOSE, msg=labelled(name))
+    for number, probs in enumerate(expected.cross_encoder_attentions):
+        assert_close(encoded.maps.text_to_regions[f"cross_layers.{number}.cross"], probs, **CLOSE)
+    assert_close(model.masked_lm.head(encoded.text), scores.prediction_logits, **CLOSE)
+    assert_close(model.matching.head(encoded.pooled), scores.cross_relationship_score, **CLOSE)
+    assert_close(model.image_qa.head(encoded.pooled), scores.question_answering_score, **CLOSE)
+
+
+def test_ours_to_installed_transformers(recording: Recording, theirs: Any) -> None:
+    inputs = recording.tensors("inputs")
+    model = Pretraining(recording)
+    tensors = {f"{name}.{key}": tensor for name, module in model.parts.items() for key, tensor in module.state_dict().items()}
+    theirs.load_state_dict(models.spec("lxmert").keys["transformers"].invert(tensors))
+    with torch.no_grad():
+        expected = theirs.lxmert(**_their_inputs(inputs))
+    encoded = model.encoder(batch_of(inputs, region_mask=True))
+    assert_close(expected.language_output, encoded.text, **CLOSE)
+    assert_close(expected.vision_output, encoded.regions, **CLOSE)
+    assert_close(expected.pooled_output, encoded.pooled, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["bare", "question answering"])
+def test_other_classes_of_installed_transformers(recording: Recording, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = _their_config(recording.config, num_qa_labels=7)
+    encoder, inputs = Lxmert(recording.config).eval(), recording.tensors("inputs")
+    batch, keys = batch_of(inputs, region_mask=True), models.spec("lxmert").keys["transformers"]
+    if kind == "bare":
+        model = transformers.LxmertModel(config).eval()
+        keys.load(model.state_dict(), {"encoder": encoder})
+        assert_close(encoder(batch).pooled, model(**_their_inputs(inputs)).pooled_output, **CLOSE)
+    else:
+        model = transformers.LxmertForQuestionAnswering(config).eval()
+        head = heads.build(Head(kind="classify", outputs=7), encoder.dims, style="gelu_norm")
+        keys.load(model.state_dict(), {"encoder": encoder, "answers": head})
+        assert_close(head(encoder(batch).pooled), model(**_their_inputs(inputs)).question_answering_score, **CLOSE)

@@ -1,0 +1,529 @@
+"""LXMERT: a text stream, a region stream, then layers in which each reads the other.
+
+Paper    Tan & Bansal 2019 (arXiv 1908.07490), section 2.
+Release  airsplay/lxmert, `lxrt/modeling` (also transformers, `lxmert`).
+Differs  The paper draws two cross-attention blocks in a layer; the release shares one set of weights between the directions. The paper sends what the
+         cross-attention returns into the feed-forward block; in the release it goes through self-attention first. The paper's text embedding has no
+         segments; the release adds them, and no look-up of row 0 of its three text tables is ever taught. We follow the release, so its checkpoints
+         load. Boxes are the unit corners as they are; regions carry no other position. Region masks, which the release has but never uses, are
+         always used. VOLTA's reproduction ends its pooler in ReLU (preset "volta").
+Shapes   B rows, T tokens, R regions, S text or region rows before they are shared out, D hidden width; feature_size is the region features' width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from visling.checkpoints import bert
+from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, repair, tie
+from visling.errors import ConfigError, StoreError, nearest
+from visling.models.base import Encoder, ModelSpec
+from visling.nn.coattention import CrossModalityLayer, TwoStreamTrace
+from visling.nn.embeddings import TextEmbeddings, Whitening
+from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.pooling import FirstTokenPooler
+from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class LxmertConfig:
+    """Sizes of the encoder and what it expects of its input. Defaults: the release."""
+
+    vocab_size: int = 30522
+    """Word pieces of bert-base-uncased."""
+    hidden_size: int = 768
+    """D, of both streams."""
+    num_text_layers: int = 9
+    """Language encoder."""
+    num_region_layers: int = 5
+    """Object-relationship encoder."""
+    num_cross_layers: int = 5
+    """Cross-modality encoder."""
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    """Width inside the feed-forward blocks."""
+    max_positions: int = 512
+    """Rows of the position table: the longest text."""
+    num_segments: int = 2
+    """Rows of the segment table; every pipeline of the release writes segment 0 only."""
+    norm_eps: float = 1e-12
+    """Of every layer norm."""
+    dropout_rate: float = 0.1
+    """After both embeddings and every block."""
+    attention_dropout_rate: float = 0.1
+    """On attention probabilities."""
+    init_std: float = 0.02
+    """Standard deviation of fresh matrices and tables; narrow models need more for their attention to be more than an average."""
+    feature_size: int = 2048
+    """Width of the region features in the store."""
+    whiten_features: bool = False
+    """Whiten region features by statistics of the training store before they are projected (`nn.embeddings.Whitening`)."""
+    pooler: Literal["tanh", "relu"] = "tanh"
+    """Activation of the pooler: tanh in the release, ReLU in VOLTA."""
+    vocabulary: str = "bert-base-uncased"
+    """WordPiece vocabulary."""
+    max_tokens: int = 20
+    """Longest text row, [CLS] and [SEP] included (release)."""
+    max_regions: int = 36
+    """Regions used per image (release: exactly 36)."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}.")
+        if self.pooler not in _ACTIVATIONS:
+            raise ConfigError(f"pooler must be one of {', '.join(_ACTIVATIONS)}; found {self.pooler!r}.")
+        if self.max_tokens > self.max_positions:
+            raise ConfigError(f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too.")
+
+
+_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+_SMALL = LxmertConfig(
+    init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    attention_dropout_rate=0.0,  # the fused CPU kernel knows none; dropping it saves about a tenth of a step
+    whiten_features=True,
+    max_tokens=64,
+)
+PRESETS: Mapping[str, LxmertConfig] = {
+    "base": LxmertConfig(),  # paper, section 4.1; all released files
+    "volta": LxmertConfig(pooler="relu"),  # VOLTA, `original_lxmert`
+    # ours: from scratch on drawn scenes, with the vocabulary of VisualBERT's preset for them
+    "scenes": dataclasses.replace(
+        _SMALL,
+        hidden_size=96,
+        num_text_layers=2,
+        num_region_layers=1,
+        num_cross_layers=2,
+        num_heads=6,
+        intermediate_size=384,
+        max_positions=128,
+        feature_size=256,
+        dropout_rate=0.0,
+        vocabulary="scenes",
+        vocab_size=318,
+    ),
+    "tiny": dataclasses.replace(
+        _SMALL,
+        hidden_size=32,
+        num_text_layers=2,
+        num_region_layers=2,
+        num_cross_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        max_positions=64,
+        feature_size=16,
+    ),
+}
+"""Released configurations at full size, and ours. Fine-tuned files have the size of "base"."""
+
+Replacements = Mapping[str, nn.Module | None]
+"""Layer name ("text_layers.0", "region_layers.0", "cross_layers.0") -> the module to run in its place, or None to skip it."""
+_NONE: Replacements = {}
+
+
+class RegionEmbeddings(nn.Module):
+    """Feature and box of each region, each projected and normed, averaged."""
+
+    def __init__(self, hidden_size: int, *, feature_size: int, norm_eps: float) -> None:
+        super().__init__()
+        self.features = nn.Linear(feature_size, hidden_size)
+        self.feature_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.boxes = nn.Linear(4, hidden_size)
+        self.box_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """(S, R, F) and unit corners (S, R, 4) -> (S, R, D)."""
+        mean: Tensor = (self.feature_norm(self.features(features)) + self.box_norm(self.boxes(boxes))) / 2
+        return mean
+
+
+class Lxmert(Encoder):
+    """Text layers and region layers side by side, then cross-modality layers.
+
+    The streams can be run apart (`encode_text`, `encode_regions`) and handed to `forward`, and single layers replaced or skipped.
+    """
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.dims = Dims(text=width, regions=width, pooled=width)
+        sizes: dict[str, Any] = {
+            "num_heads": config.num_heads,
+            "intermediate_size": config.intermediate_size,
+            "dropout_rate": config.dropout_rate,
+            "attention_dropout_rate": config.attention_dropout_rate,
+            "norm_eps": config.norm_eps,
+        }
+        self.embeddings = TextEmbeddings(
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            num_segments=config.num_segments,
+            hidden_size=width,
+            fixed_first_rows=True,
+        )
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_embeddings = RegionEmbeddings(width, feature_size=config.feature_size, norm_eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.text_layers = nn.ModuleList(TransformerLayer(width, **sizes) for _ in range(config.num_text_layers))
+        self.region_layers = nn.ModuleList(TransformerLayer(width, **sizes) for _ in range(config.num_region_layers))
+        self.cross_layers = nn.ModuleList(CrossModalityLayer(width, **sizes) for _ in range(config.num_cross_layers))
+        self.pooler = FirstTokenPooler(width, activation=_ACTIVATIONS[config.pooler])
+        self.apply(partial(initialise, std=config.init_std))
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        capture: bool = False,
+        text_states: Tensor | None = None,
+        region_states: Tensor | None = None,
+        replacements: Replacements = _NONE,
+    ) -> Encoded:
+        """States of text and regions; `pooled` summarises the first token, whatever `text.slot` says.
+
+        Args:
+            text_states: what `encode_text` returned for these text rows; they are computed if not given.
+            region_states: what `encode_regions` returned for these region rows.
+            replacements: layers to run otherwise in this call.
+        Raises:
+            ConfigError: no such layer.
+        """
+        self._require_layers(replacements)
+        trace = TwoStreamTrace(capture)
+        text = self.encode_text(batch.text, trace=trace, replacements=replacements) if text_states is None else text_states  # (S, T, D)
+        text, text_mask = _share(text, batch.text.row), _share(batch.text.mask, batch.text.row)  # (B, T, D), (B, T)
+        if batch.regions is None:
+            regions, region_mask = text[:, :0], text_mask[:, :0]
+        else:
+            regions = self.encode_regions(batch.regions, trace=trace, replacements=replacements) if region_states is None else region_states
+            regions, region_mask = _share(regions, batch.regions.row), _share(batch.regions.mask, batch.regions.row)  # (B, R, D), (B, R)
+        for name, layer in _layers("cross_layers", self.cross_layers, replacements):
+            states = layer(text, regions, text_mask, region_mask, capture=capture)
+            text, regions = states.text, states.regions
+            trace.state(f"{name}.text", text)
+            trace.state(f"{name}.regions", regions)
+            trace.map("text_to_regions", f"{name}.cross", states.text_to_regions)
+            trace.map("regions_to_text", f"{name}.cross", states.regions_to_text)
+            trace.map("text_to_text", f"{name}.self", states.text_to_text)
+            trace.map("regions_to_regions", f"{name}.self", states.regions_to_regions)
+        return Encoded(text=text, regions=regions, pooled=self.pooler(text), maps=trace.maps(), states=trace.states())
+
+    def encode_text(self, text: Text, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE) -> Tensor:
+        """States of the text rows before they meet any region, (S, T, D).
+
+        Args:
+            trace: where to note states (of the batch's rows) and attention.
+        """
+        states = self.dropout(self.norm(self.embeddings(text.ids, text.segments)))
+        return self._through("text", self.text_layers, states, text.mask, text.row, trace, replacements)
+
+    def encode_regions(self, regions: Regions, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE) -> Tensor:
+        """States of the region rows before they meet any text, (S, R, D).
+
+        Raises:
+            StoreError: the features are of another width than the model's.
+        """
+        projection = self.region_embeddings.features
+        if regions.features.shape[-1] != projection.in_features:
+            raise StoreError(
+                f"region features are {regions.features.shape[-1]} wide; this model reads {projection.in_features}. "
+                "Set feature_size to the store's width."
+            )
+        features, boxes = regions.features.to(projection.weight.dtype), regions.boxes.to(projection.weight.dtype)
+        if self.whiten is not None:
+            features = self.whiten(features)
+        states = self.dropout(self.region_embeddings(features, boxes))
+        return self._through("region", self.region_layers, states, regions.mask, regions.row, trace, replacements)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        return self.embeddings.words
+
+    def fit_features(self, features: Tensor) -> None:
+        """Measure the whitening, if this preset whitens."""
+        if self.whiten is not None:
+            self.whiten.fit(features)
+
+    def _require_layers(self, replacements: Replacements) -> None:
+        if replacements:
+            streams = {"text_layers": self.text_layers, "region_layers": self.region_layers, "cross_layers": self.cross_layers}
+            known = [f"{stream}.{number}" for stream, layers in streams.items() for number in range(len(layers))]
+            if unknown := [name for name in replacements if name not in known]:
+                raise ConfigError(f"no layer {unknown[0]!r} to replace. {nearest(unknown[0], known)}")
+
+    def _through(
+        self,
+        stream: Literal["text", "region"],
+        layers: nn.ModuleList,
+        states: Tensor,
+        mask: Tensor,
+        row: Tensor | None,
+        trace: TwoStreamTrace | None,
+        replacements: Replacements,
+    ) -> Tensor:
+        """States (S, N, D) through the layers of one stream."""
+        trace = trace or TwoStreamTrace(False)
+        quadrant = "text_to_text" if stream == "text" else "regions_to_regions"
+        trace.state(f"{stream}_embeddings", _share(states, row) if trace.on else states)
+        for name, layer in _layers(f"{stream}_layers", layers, replacements):
+            states, probs = layer(states, mask, capture=trace.on)
+            if trace.on:
+                trace.state(name, _share(states, row))
+                trace.map(quadrant, name, None if probs is None else _share(probs, row))
+        return states
+
+
+def _layers(prefix: str, layers: nn.ModuleList, replacements: Replacements) -> Iterator[tuple[str, nn.Module]]:
+    """Names and layers to run, in order."""
+    for number, layer in enumerate(layers):
+        name = f"{prefix}.{number}"
+        chosen = replacements.get(name, layer)
+        if chosen is not None:
+            yield name, chosen
+
+
+def _share(states: Tensor, row: Tensor | None) -> Tensor:
+    """States (S, ...) of the batch's rows, (B, ...)."""
+    return states if row is None else states[row]
+
+
+def inputs(config: LxmertConfig) -> InputSpec:
+    """What collate must deliver for a configuration."""
+    return InputSpec(
+        vocabulary=config.vocabulary,
+        feature_size=config.feature_size,
+        max_tokens=config.max_tokens,
+        max_regions=config.max_regions,
+        answer_slot="none",
+        pair="rows",
+    )
+
+
+# Parts: encoder; in pre-training vocabulary (masked language modelling), matching, region_targets (classes, attributes, features) and answers (the
+# table of 9,500); in tasks classifier (what reads one pooled state, or the two of a pair).
+def _attention(theirs: str, ours: str, inner: str) -> tuple[Rule, ...]:
+    """An attention block whose projections lie under `inner`."""
+    return (
+        rename(f"{theirs}.{inner}.query.*", f"{ours}.attention.query.*"),
+        rename(f"{theirs}.{inner}.key.*", f"{ours}.attention.key.*"),
+        rename(f"{theirs}.{inner}.value.*", f"{ours}.attention.value.*"),
+        rename(f"{theirs}.output.dense.*", f"{ours}.output.*"),
+        rename(f"{theirs}.output.LayerNorm.*", f"{ours}.norm.*"),
+    )
+
+
+def _feed_forward(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A feed-forward block of one modality of a cross-modality layer."""
+    return (
+        rename(f"{theirs}_inter.dense.*", f"{ours}.widen.*"),
+        rename(f"{theirs}_output.dense.*", f"{ours}.narrow.*"),
+        rename(f"{theirs}_output.LayerNorm.*", f"{ours}.norm.*"),
+    )
+
+
+def _encoder(theirs: str) -> tuple[Rule, ...]:
+    """The encoder under one of the release's prefixes."""
+    return (
+        *bert.REPAIRS,
+        *bert.text_embeddings(f"{theirs}.embeddings", "encoder.embeddings"),
+        rename(f"{theirs}.embeddings.LayerNorm.*", "encoder.norm.*"),
+        rename(f"{theirs}.encoder.visn_fc.visn_fc.*", "encoder.region_embeddings.features.*"),
+        rename(f"{theirs}.encoder.visn_fc.visn_layer_norm.*", "encoder.region_embeddings.feature_norm.*"),
+        rename(f"{theirs}.encoder.visn_fc.box_fc.*", "encoder.region_embeddings.boxes.*"),
+        rename(f"{theirs}.encoder.visn_fc.box_layer_norm.*", "encoder.region_embeddings.box_norm.*"),
+        *bert.layer(f"{theirs}.encoder.layer.*", "encoder.text_layers.*"),
+        *bert.layer(f"{theirs}.encoder.r_layers.*", "encoder.region_layers.*"),
+        *_attention(f"{theirs}.encoder.x_layers.*.visual_attention", "encoder.cross_layers.*.cross", "att"),
+        *_attention(f"{theirs}.encoder.x_layers.*.lang_self_att", "encoder.cross_layers.*.text_attend", "self"),
+        *_attention(f"{theirs}.encoder.x_layers.*.visn_self_att", "encoder.cross_layers.*.region_attend", "self"),
+        *_feed_forward(f"{theirs}.encoder.x_layers.*.lang", "encoder.cross_layers.*.text_feed_forward"),
+        *_feed_forward(f"{theirs}.encoder.x_layers.*.visn", "encoder.cross_layers.*.region_feed_forward"),
+        rename(f"{theirs}.pooler.dense.*", "encoder.pooler.dense.*"),
+        fresh("encoder.whiten.*", "not in the release: measured on the region store"),
+    )
+
+
+def _classifier(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A head of the "gelu_norm" style; number 1 is the activation."""
+    return (
+        rename(f"{theirs}.0.*", f"{ours}.dense.*"),
+        rename(f"{theirs}.2.*", f"{ours}.norm.*"),
+        rename(f"{theirs}.3.*", f"{ours}.linear.*"),
+    )
+
+
+def _heads(theirs: str) -> tuple[Rule, ...]:
+    """The pre-training heads, which have no prefix; their word table lies under the encoder's."""
+    return (
+        *bert.vocabulary("cls.predictions", "vocabulary", words=f"{theirs}.embeddings.word_embeddings.weight"),
+        rename("cls.seq_relationship.*", "matching.linear.*"),
+        rename("obj_predict_head.transform.dense.*", "region_targets.transform.dense.*"),
+        rename("obj_predict_head.transform.LayerNorm.*", "region_targets.transform.norm.*"),
+        rename("obj_predict_head.decoder_dict.obj.*", "region_targets.outputs.classes.*"),
+        rename("obj_predict_head.decoder_dict.attr.*", "region_targets.outputs.attributes.*"),
+        rename("obj_predict_head.decoder_dict.feat.*", "region_targets.outputs.features.*"),
+        *_classifier("answer_head.logit_fc", "answers"),
+    )
+
+
+_OFFICIAL = KeyMap((*_encoder("bert"), *_heads("bert")))
+_FINETUNED = KeyMap(
+    (
+        repair("lxrt_encoder.model.module.**", "lxrt_encoder.model.**"),  # trained on several GPUs
+        *_encoder("lxrt_encoder.model.bert"),
+        *_classifier("logit_fc", "classifier"),
+    )
+)
+_TRANSFORMERS = KeyMap(
+    (
+        # files of the bare LxmertModel
+        repair("embeddings.**", "lxmert.embeddings.**"),
+        repair("encoder.**", "lxmert.encoder.**"),
+        repair("pooler.**", "lxmert.pooler.**"),
+        *_encoder("lxmert"),
+        *_heads("lxmert"),
+    )
+)
+_BERT = KeyMap(
+    (
+        *bert.REPAIRS,
+        *bert.text_embeddings("bert.embeddings", "encoder.embeddings"),
+        rename("bert.embeddings.LayerNorm.*", "encoder.norm.*"),
+        # the first nine layers, whatever the size of the model; the paper's footnote speaks of the top nine
+        *(rule for number in range(9) for rule in bert.layer(f"bert.encoder.layer.{number}", f"encoder.text_layers.{number}")),
+        drop("bert.encoder.layer.**", "the text stream has nine layers"),
+        rename("bert.pooler.dense.*", "encoder.pooler.dense.*"),
+        *bert.vocabulary("cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight", second_bias=True),
+        rename("cls.seq_relationship.*", "matching.linear.*"),
+        fresh("encoder.region_embeddings.**", "not in BERT: random"),
+        fresh("encoder.region_layers.**", "not in BERT: random"),
+        fresh("encoder.cross_layers.**", "not in BERT: random"),
+        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("region_targets.**", "not in BERT: random"),
+        fresh("answers.**", "not in BERT: random"),
+        fresh("classifier.**", "not in BERT: random"),
+    )
+)
+
+
+def volta_keys(config: LxmertConfig) -> KeyMap:
+    """The layout of VOLTA's reproduction, which numbers attention and feed-forward blocks ("sub-layers") of all streams in one list.
+
+    First come pairs (attention, feed-forward), which text and regions go through side by side as long as each has layers, then triples
+    (cross-attention, self-attention, feed-forward). What both streams share is stored twice. Its matching head says "fits" by class 0.
+    Parts of tasks: classifier (VQA), classifier_gqa, pair (NLVR2), score (retrieval), entailment, regions and regions_deep (referring expressions).
+    """
+    base = "bert.encoder.layer"
+
+    def attention(number: int, mark: str, ours: str) -> tuple[Rule, ...]:
+        return (
+            *(rename(f"{base}.{number}.attention_self.{mark}{name}.*", f"{ours}.attention.{name}.*") for name in ("query", "key", "value")),
+            rename(f"{base}.{number}.attention_output.{mark}dense.*", f"{ours}.output.*"),
+            rename(f"{base}.{number}.attention_output.{mark}LayerNorm.*", f"{ours}.norm.*"),
+        )
+
+    def feed_forward(number: int, mark: str, ours: str) -> tuple[Rule, ...]:
+        return (
+            rename(f"{base}.{number}.intermediate.{mark}dense.*", f"{ours}.widen.*"),
+            rename(f"{base}.{number}.output.{mark}dense.*", f"{ours}.narrow.*"),
+            rename(f"{base}.{number}.output.{mark}LayerNorm.*", f"{ours}.norm.*"),
+        )
+
+    def second_copies(number: int) -> tuple[Rule, ...]:
+        places = ("self.{}query", "self.{}key", "self.{}value", "output.{}dense", "output.{}LayerNorm")
+        return tuple(
+            tie(
+                f"{base}.{number}.attention_{place.format('v_')}.{name}",
+                f"{base}.{number}.attention_{place.format('')}.{name}",
+                part="encoder",
+            )
+            for place in places
+            for name in ("weight", "bias")
+        )
+
+    rules: list[Rule] = []
+    for mark, stream, count in (("", "text", config.num_text_layers), ("v_", "region", config.num_region_layers)):
+        for number in range(count):
+            rules += attention(2 * number, mark, f"encoder.{stream}_layers.{number}.attend")
+            rules += feed_forward(2 * number + 1, mark, f"encoder.{stream}_layers.{number}.feed_forward")
+    start = 2 * max(config.num_text_layers, config.num_region_layers)
+    for number in range(config.num_cross_layers):
+        cross, ours = start + 3 * number, f"encoder.cross_layers.{number}"
+        rules += (*second_copies(cross), *attention(cross, "", f"{ours}.cross"))
+        for mark, stream in (("", "text"), ("v_", "region")):
+            rules += attention(cross + 1, mark, f"{ours}.{stream}_attend")
+            rules += feed_forward(cross + 2, mark, f"{ours}.{stream}_feed_forward")
+    return KeyMap(
+        (
+            *bert.REPAIRS,
+            *bert.text_embeddings("bert.embeddings", "encoder.embeddings"),
+            rename("bert.embeddings.LayerNorm.*", "encoder.norm.*"),
+            rename("bert.v_embeddings.image_embeddings.*", "encoder.region_embeddings.features.*"),
+            rename("bert.v_embeddings.ImgLayerNorm.*", "encoder.region_embeddings.feature_norm.*"),
+            rename("bert.v_embeddings.image_location_embeddings.*", "encoder.region_embeddings.boxes.*"),
+            rename("bert.v_embeddings.LocLayerNorm.*", "encoder.region_embeddings.box_norm.*"),
+            *rules,
+            rename("bert.t_pooler.dense.*", "encoder.pooler.dense.*"),
+            drop("bert.v_pooler.dense.*", "the text's pooler alone is read"),
+            *bert.vocabulary("cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight"),
+            rename("cls.bi_seq_relationship.*", "matching.linear.*"),
+            rename("cls.imagePredictions.transform.dense.*", "region_targets.transform.dense.*"),
+            rename("cls.imagePredictions.transform.LayerNorm.*", "region_targets.transform.norm.*"),
+            rename("cls.imagePredictions.decoder_dict.3.*", "region_targets.outputs.classes.*"),
+            rename("cls.imagePredictions.decoder_dict.4.*", "region_targets.outputs.attributes.*"),
+            rename("cls.imagePredictions.decoder_dict.5.*", "region_targets.outputs.features.*"),
+            *_classifier("cls.qaPredictions.logit_fc", "answers"),
+            *_classifier("clfs_dict.TASK1.logit_fc", "classifier"),
+            *_classifier("clfs_dict.TASK15.logit_fc", "classifier_gqa"),
+            *_classifier("clfs_dict.TASK12.logit_fc", "pair"),
+            rename("clfs_dict.TASK8.*", "score.linear.*"),
+            rename("clfs_dict.TASK13.*", "entailment.linear.*"),
+            rename("clfs_dict.TASK10.*", "regions.linear.*"),
+            rename("clfs_dict.TASK11.0.*", "regions_deep.dense.*"),
+            rename("clfs_dict.TASK11.3.*", "regions_deep.linear.*"),
+            fresh("encoder.whiten.*", "not in the release: measured on the region store"),
+        )
+    )
+
+
+SPEC = ModelSpec(
+    config=LxmertConfig,
+    build=Lxmert,
+    presets=PRESETS,
+    inputs=inputs,
+    layout="official",
+    head_styles={
+        ("official", "classify"): "gelu_norm",
+        ("official", "pair"): "gelu_norm",
+        ("official", "matching"): "plain",
+        ("official", "vocabulary"): "bert",
+        ("official", "region_targets"): "bert",
+        # ours: the release has no such task or objective
+        ("official", "score"): "linear",
+        ("official", "regions"): "linear",
+        ("official", "slots_regions"): "flickr",
+        ("official", "projection"): "cvlp",
+        ("volta", "classify"): "vilbert",
+        ("volta", "pair"): "vilbert",
+        ("volta", "matching"): "linear",  # class 0 means "fits"
+        ("volta", "vocabulary"): "bert",
+        ("volta", "region_targets"): "bert",
+        ("volta", "score"): "linear",
+        ("volta", "regions"): "linear",
+    },
+    keys={
+        "official": _OFFICIAL,
+        "official_finetuned": _FINETUNED,
+        "transformers": _TRANSFORMERS,
+        "volta": volta_keys(PRESETS["volta"]),
+        "bert": _BERT,
+    },
+)

@@ -1,0 +1,567 @@
+"""VL-BERT: one BERT in which every element of the sequence, word or region, carries a visual feature beside its word-like embedding.
+
+Paper    Su, Zhu, Cao, Li, Lu, Wei & Dai 2020 (arXiv 1908.08530), section 3.
+Release  jackroos/VL-BERT, `common/visual_linguistic_bert.py`, `common/fast_rcnn.py` and the modules of each task.
+Differs  The paper encodes the corners of a box, the release its centre and size; the release's base for the wavelengths is 1000. The release packs
+         text and regions without a gap; here padding stays where it is and positions are counted from the real length of the text, with equal
+         results. A row without any region and without a whole-image feature is read as text alone. We follow the release, so its checkpoints load.
+Shapes   B rows, T tokens, R regions, S region rows, N = R + 1 regions and the whole image (0 without images), D hidden width, Dv width of the visual
+         embeddings; feature_size is the width of the region features. The sequence is text, regions, whole image, [END].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visling.boxes import corners_to_centre
+from visling.checkpoints import bert
+from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
+from visling.errors import ConfigError, StoreError
+from visling.models.base import Encoder, ModelSpec, Trace
+from visling.nn.embeddings import Whitening
+from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.pooling import FirstTokenPooler, gather
+from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
+
+SCALE = 100.0
+"""Coordinates, as shares of the image's width and height, are multiplied by this (release, `coordinate_embeddings`)."""
+BASE = 1000.0
+"""Ratio of the longest to the shortest wavelength; 10000 in Transformers."""
+COUNT_EPS = 1e-5
+"""Added to the number of regions that make the whole-image feature once any is hidden (release, `conceptual_captions.py`)."""
+NUM_SEGMENTS = 3
+"""A and B for text, C for regions and [END]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlBertConfig:
+    """Sizes of the encoder and what it expects of its input. Defaults: the release, base, on features extracted beforehand."""
+
+    vocab_size: int = 30522
+    """Word pieces of bert-base-uncased."""
+    hidden_size: int = 768
+    """D."""
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    """Width inside the feed-forward blocks."""
+    max_positions: int = 512
+    """Rows of the position table: the longest text, and one each for the regions and [END]."""
+    norm_eps: float = 1e-12
+    """Of every layer norm."""
+    dropout_rate: float = 0.1
+    """After embeddings and every block."""
+    attention_dropout_rate: float = 0.1
+    """On attention probabilities."""
+    feature_dropout_rate: float = 0.1
+    """On geometry and feature of a region, before they are projected."""
+    init_std: float = 0.02
+    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more than an average."""
+    feature_size: int = 2048
+    """F, width of the region features in the store."""
+    whiten_features: bool = False
+    """Whiten region features by statistics of the training store before they are projected (`nn.embeddings.Whitening`)."""
+    coordinate_size: int = 256
+    """Wavelengths per coordinate of a box; the geometry of a region has eight times as many numbers."""
+    visual_size: int = 768
+    """Dv, width of a projected region; another one than D is brought to D by a further linear layer (in no released file)."""
+    visual_norm: bool = True
+    """Normalise visual embeddings before they are added (all released configurations), or multiply them by a learned number."""
+    visual_scale_init: float = 0.0
+    """First weights of those norms, or first value of those numbers: 0 silences the visual path at the start (release)."""
+    masks_features: bool = True
+    """Put a learned vector in the place of hidden features; False where pixels were hidden before features were extracted (end to end)."""
+    vocabulary: str = "bert-base-uncased"
+    """WordPiece vocabulary."""
+    max_tokens: int = 64
+    """Longest text row (release, pre-training)."""
+    max_regions: int = 100
+    """Regions used per image, the whole image not counted."""
+    joint_limit: int | None = None
+    """Most text pieces and regions together, the whole image counted."""
+    answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
+    """Whether questions end in a [MASK] whose raw state answers (VQA release: in segment B)."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}.")
+        if self.max_tokens + 2 > self.max_positions:
+            raise ConfigError(
+                f"max_tokens {self.max_tokens}, the regions and [END] take {self.max_tokens + 2} positions, but max_positions is "
+                f"{self.max_positions}. Raise it, or lower max_tokens."
+            )
+
+
+_BASE = VlBertConfig()
+_LARGE: Mapping[str, Any] = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096, "visual_size": 1024}
+_BASE_SIZED: Mapping[str, VlBertConfig] = {
+    "prec": dataclasses.replace(_BASE, joint_limit=64),  # cfgs/pretrain/base_prec_*.yaml
+    "e2e": dataclasses.replace(_BASE, joint_limit=64, masks_features=False),  # cfgs/pretrain/base_e2e_*.yaml
+    "vqa": dataclasses.replace(_BASE, max_tokens=128, answer_slot="second_segment"),  # cfgs/vqa: no limit on the length
+    "refcoco": dataclasses.replace(_BASE, max_tokens=128, masks_features=False),  # cfgs/refcoco: no limit on the length
+    "vcr": dataclasses.replace(_BASE, max_tokens=67, masks_features=False),  # cfgs/vcr: 64 pieces, one [CLS], two [SEP]
+}
+_SMALL = VlBertConfig(
+    hidden_size=96,
+    num_layers=3,
+    num_heads=6,
+    intermediate_size=384,
+    max_positions=128,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,  # the fused CPU kernel knows none
+    feature_dropout_rate=0.0,
+    init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    feature_size=256,
+    whiten_features=True,
+    coordinate_size=16,
+    visual_size=96,
+    visual_scale_init=0.06,  # as loud as the words from the first step on: there is no text model here that a silent start would protect
+    max_regions=36,
+    answer_slot="second_segment",
+)
+PRESETS: Mapping[str, VlBertConfig] = {
+    **{f"base_{name}": config for name, config in _BASE_SIZED.items()},
+    **{f"large_{name}": dataclasses.replace(config, **_LARGE) for name, config in _BASE_SIZED.items()},
+    # ours: from scratch on drawn scenes, with the part of BERT's vocabulary that they use
+    "scenes": dataclasses.replace(_SMALL, vocabulary="scenes", vocab_size=318),
+    "tiny": dataclasses.replace(
+        _SMALL,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        max_positions=66,  # 64 tokens, regions, [END]
+        dropout_rate=0.1,
+        feature_dropout_rate=0.1,
+        feature_size=16,
+        coordinate_size=4,
+        visual_size=32,
+    ),
+}
+"""Released configurations at full size, and ours."""
+
+
+def geometry(boxes: Tensor, size: int) -> Tensor:
+    """Sines and cosines of centre, width and height of each box.
+
+    Args:
+        boxes: (..., 4) unit corners.
+        size: wavelengths per coordinate.
+    Returns:
+        (..., 8 * size): for x, y, width and height in turn, the sines of all wavelengths, then the cosines.
+    Source:
+        Release, `coordinate_embeddings`; the paper's visual geometry embedding (section 3.2) starts from the corners.
+    """
+    wavelengths = BASE ** (torch.arange(size, dtype=torch.float32, device=boxes.device) / size)
+    angles = (corners_to_centre(boxes.float()) * SCALE)[..., None] / wavelengths  # (..., 4, size)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class RegionProjection(nn.Module):
+    """The visual feature embedding of a region: geometry and appearance, side by side, through one linear layer and ReLU."""
+
+    def __init__(self, *, feature_size: int, coordinate_size: int, visual_size: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.coordinate_size = coordinate_size
+        self.dropout = nn.Dropout(dropout_rate)
+        self.linear = nn.Linear(8 * coordinate_size + feature_size, visual_size)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Features (S, N, F) and unit corners (S, N, 4) -> (S, N, Dv)."""
+        placed = torch.cat([geometry(boxes, self.coordinate_size).to(features.dtype), features], dim=-1)
+        return F.relu(self.linear(self.dropout(placed)))
+
+
+class VisualPath(nn.Module):
+    """Brings visual embeddings to the width and the size of word embeddings before they are added."""
+
+    def __init__(self, *, visual_size: int, hidden_size: int, norm: bool, norm_eps: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(visual_size, hidden_size) if visual_size != hidden_size else None
+        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps) if norm else None
+        self.scale = None if norm else nn.Parameter(torch.zeros(()))
+
+    def start_at(self, value: float) -> None:
+        """Set the weights of the norm, or the number, to one value."""
+        for weight in (self.scale, None if self.norm is None else self.norm.weight):
+            if weight is not None:
+                nn.init.constant_(weight, value)
+
+    def forward(self, visual: Tensor) -> Tensor:
+        """(..., Dv) -> (..., D)."""
+        if self.linear is not None:
+            visual = self.linear(visual)
+        if self.scale is not None:
+            return visual * self.scale
+        assert self.norm is not None
+        normed: Tensor = self.norm(visual)
+        return normed
+
+
+class JointEmbeddings(nn.Module):
+    """Word, visual, segment and position vectors of every element, summed and normalised (paper, section 3.2)."""
+
+    def __init__(self, config: VlBertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.words = nn.Embedding(config.vocab_size, width)
+        self.positions = nn.Embedding(config.max_positions, width)
+        # One row each: BERT has the first two only.
+        self.segments = nn.ParameterList(torch.empty(1, width) for _ in range(NUM_SEGMENTS))
+        self.end = nn.Parameter(torch.empty(1, width))
+        path = partial(VisualPath, visual_size=config.visual_size, hidden_size=width, norm=config.visual_norm, norm_eps=config.norm_eps)
+        self.visual_text, self.visual_regions = path(), path()
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, text: Text, token_visual: Tensor, region_words: Tensor, region_visual: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded sequence and its mask.
+
+        Args:
+            text: one row per batch row, real tokens first.
+            token_visual: (B, T, Dv) what each token sees.
+            region_words: (B, N, D) what stands in a region's place where a token has its word vector.
+            region_visual: (B, N, Dv).
+            region_mask: (B, N) bool.
+        Returns:
+            (B, T + N + 1, D) and (B, T + N + 1) bool; [END] is last.
+        Raises:
+            ConfigError: the text is longer than the position table allows.
+        """
+        longest, rows = text.ids.shape[1], self.positions.num_embeddings
+        if longest + 2 > rows:
+            raise ConfigError(
+                f"a text row has {longest} tokens, and regions and [END] need one position each, but the position table holds {rows}. "
+                "Lower max_tokens or raise max_positions."
+            )
+        # All regions share the position after the row's own text; [END] keeps the one after theirs even where there are none.
+        length = text.mask.sum(1)  # (B,)
+        segments = torch.cat(tuple(self.segments))  # (3, D)
+        tokens = self.words(text.ids) + self.positions.weight[:longest] + F.embedding(text.segments, segments) + self.visual_text(token_visual)
+        regions = region_words + self.visual_regions(region_visual) + (self.positions(length) + segments[2])[:, None]
+        end = (self.end + self.positions(length + 1) + segments[2])[:, None]
+        states = self.dropout(self.norm(torch.cat([tokens, regions, end], dim=1)))
+        return states, torch.cat([text.mask, region_mask, region_mask.new_ones(len(region_mask), 1)], dim=1)
+
+
+class _Seen(NamedTuple):
+    """What the rows of a batch see; N = 0 where the batch has no images."""
+
+    token_visual: Tensor
+    """(B, T, Dv)."""
+    words: Tensor
+    """(B, N, D)."""
+    visual: Tensor
+    """(B, N, Dv), the whole image last."""
+    mask: Tensor
+    """(B, N) bool."""
+
+
+class VlBert(Encoder):
+    """Text, regions, whole image and [END] in one bidirectional stream."""
+
+    def __init__(self, config: VlBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.dims = Dims(text=width, regions=width, pooled=width)
+        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.projection = RegionProjection(
+            feature_size=config.feature_size,
+            coordinate_size=config.coordinate_size,
+            visual_size=config.visual_size,
+            dropout_rate=config.feature_dropout_rate,
+        )
+        self.image_word = nn.Parameter(torch.empty(1, width))  # [IMG]: what a region has for a word
+        self.mask_word = nn.Parameter(torch.empty(1, width))  # ... while it is hidden
+        self.mask_feature = nn.Parameter(torch.zeros(1, config.feature_size)) if config.masks_features else None
+        self.text_only = nn.Parameter(torch.empty(1, config.visual_size))  # what words see where there is no image
+        self.embeddings = JointEmbeddings(config)
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                width,
+                num_heads=config.num_heads,
+                intermediate_size=config.intermediate_size,
+                dropout_rate=config.dropout_rate,
+                attention_dropout_rate=config.attention_dropout_rate,
+                norm_eps=config.norm_eps,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.pooler = FirstTokenPooler(width)
+        self._initialise()
+
+    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+        """States of text, regions and whole image; `pooled` is the raw state at `text.slot` where given, else the pooled first token.
+
+        Captured states and maps have the whole image, if there are images, and [END] behind the regions.
+        """
+        text = _rows_of(batch.text)
+        seen = self._without_images(text) if batch.regions is None else self._see(batch.regions, batch.links, text)
+        num_tokens, num_regions = text.ids.shape[1], max(seen.mask.shape[1] - 1, 0)
+        states, mask = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.mask)  # (B, T + N + 1, D)
+        trace = Trace(capture)
+        trace.add("embeddings", states)
+        for number, layer in enumerate(self.layers):
+            states, probs = layer(states, mask, capture=capture)
+            trace.add(f"layers.{number}", states, probs)
+        return Encoded(
+            text=states[:, :num_tokens],
+            regions=states[:, num_tokens : num_tokens + num_regions],
+            whole=None if batch.regions is None else states[:, num_tokens + num_regions],
+            pooled=self.pooler(states) if text.slot is None else gather(states, text.slot),
+            maps=trace.joint_maps(num_tokens),
+            states=trace.states(),
+        )
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        return self.embeddings.words
+
+    def fit_features(self, features: Tensor) -> None:
+        """Measure the whitening, if this preset whitens."""
+        if self.whiten is not None:
+            self.whiten.fit(features)
+
+    def restart_second_segment(self) -> None:
+        """Make segment B a copy of A, as VCR starts: pre-training never used B (release, `PARTIAL_PRETRAIN_SEGMB_INIT`)."""
+        with torch.no_grad():
+            self.embeddings.segments[1].copy_(self.embeddings.segments[0])
+
+    def _initialise(self) -> None:
+        std = self.config.init_std
+        self.apply(partial(initialise, std=std))
+        self.projection.linear.reset_parameters()  # the release leaves it to the framework
+        for vector in (self.image_word, self.mask_word, self.text_only, self.embeddings.end, *self.embeddings.segments):
+            nn.init.normal_(vector, std=std)
+        for path in (self.embeddings.visual_text, self.embeddings.visual_regions):
+            path.start_at(self.config.visual_scale_init)
+
+    def _without_images(self, text: Text) -> _Seen:
+        rows = len(text.ids)
+        return _Seen(
+            token_visual=self.text_only.expand(*text.ids.shape, -1),
+            words=self.image_word.new_empty(rows, 0, self.config.hidden_size),
+            visual=self.image_word.new_empty(rows, 0, self.config.visual_size),
+            mask=text.mask[:, :0],
+        )
+
+    def _see(self, regions: Regions, links: Tensor | None, text: Text) -> _Seen:
+        """Regions and whole image of every row, and which of them each token carries."""
+        visual, words, mask = self._look(regions)
+        if regions.row is not None:
+            visual, words, mask = visual[regions.row], words[regions.row], mask[regions.row]
+        whole = visual[:, -1:]  # (B, 1, Dv)
+        token_visual = whole if links is None else _linked(links, visual[:, :-1], otherwise=whole)
+        token_visual = torch.where(mask[:, -1:, None], token_visual, self.text_only)
+        return _Seen(token_visual=token_visual.expand(-1, text.ids.shape[1], -1), words=words, visual=visual, mask=mask)
+
+    def _look(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
+        """Visual embeddings (S, N, Dv), vectors in the place of words (S, N, D) and mask (S, N) of the regions and, last, the whole image."""
+        features, whole = self._read(regions.features), regions.whole
+        if whole is None:
+            whole, present = _whole_image(features, regions.mask, regions.hidden), regions.mask.any(1)
+        else:
+            whole, present = self._read(whole), regions.mask.new_ones(len(whole))
+        words = self.image_word.expand(*regions.mask.shape, -1)
+        if regions.hidden is not None:
+            words = torch.where(regions.hidden[..., None], self.mask_word, words)
+            if self.mask_feature is not None:
+                features = torch.where(regions.hidden[..., None], self.mask_feature, features)
+        visual = self.projection(torch.cat([features, whole[:, None]], dim=1), torch.cat([regions.boxes, _whole_box(regions.size)], dim=1))
+        words = torch.cat([words, self.image_word.expand(len(words), 1, -1)], dim=1)
+        return visual, words, torch.cat([regions.mask, present[:, None]], dim=1)
+
+    def _read(self, features: Tensor) -> Tensor:
+        """Features (..., F) in the model's precision, whitened if this preset whitens."""
+        if features.shape[-1] != self.config.feature_size:
+            raise StoreError(
+                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
+            )
+        features = features.to(self.image_word.dtype)
+        return features if self.whiten is None else self.whiten(features)
+
+
+def _rows_of(text: Text) -> Text:
+    """The text of every batch row; words are joined with what their own row sees, so shared texts are repeated before they are embedded."""
+    if text.row is None:
+        return text
+    slot = None if text.slot is None else text.slot[text.row]
+    return Text(ids=text.ids[text.row], mask=text.mask[text.row], segments=text.segments[text.row], slot=slot)
+
+
+def _whole_image(features: Tensor, mask: Tensor, hidden: Tensor | None) -> Tensor:
+    """Mean feature (S, F) of the regions that are real and not hidden; zero where there are none."""
+    counted = mask if hidden is None else mask & ~hidden
+    count = counted.sum(1, keepdim=True).float()
+    if hidden is not None:
+        count = count + COUNT_EPS * (mask & hidden).any(1, keepdim=True)
+    total = features.masked_fill(~counted[..., None], 0.0).sum(1, dtype=torch.float32)
+    return (total / count.clamp(min=COUNT_EPS)).to(features.dtype)
+
+
+def _whole_box(size: Tensor) -> Tensor:
+    """Unit corners (S, 1, 4) of the box that ends at the last pixel: 0, 0, w - 1, h - 1 in pixels (release)."""
+    return torch.cat([torch.zeros_like(size), 1 - 1 / size], dim=-1)[:, None]
+
+
+def _linked(links: Tensor, visual: Tensor, *, otherwise: Tensor) -> Tensor:
+    """Mean visual embedding of the regions that each token names, (B, T, Dv); `otherwise` where it names none. The release allows one region."""
+    weights = links.to(visual.dtype)
+    count = weights.sum(-1, keepdim=True)
+    return torch.where(count > 0, weights @ visual / count.clamp(min=1), otherwise)
+
+
+def inputs(config: VlBertConfig) -> InputSpec:
+    """What collate must deliver for a configuration."""
+    return InputSpec(
+        vocabulary=config.vocabulary,
+        feature_size=config.feature_size,
+        max_tokens=config.max_tokens,
+        max_regions=config.max_regions,
+        joint_limit=config.joint_limit,
+        answer_slot=config.answer_slot,
+    )
+
+
+_SEGMENTS = [f"encoder.embeddings.segments.{number}" for number in range(NUM_SEGMENTS)]
+_STORE_REGIONS = "the trained convolutional network: regions come from a store here"
+
+
+def _encoder(prefix: str = "vlbert") -> tuple[Rule, ...]:
+    """The encoder in a released file, whose Transformer has this prefix; and what the file does not hold."""
+    return (
+        *bert.REPAIRS,
+        rename(f"{prefix}.word_embeddings.weight", "encoder.embeddings.words.weight"),
+        rename(f"{prefix}.position_embeddings.weight", "encoder.embeddings.positions.weight"),
+        split(f"{prefix}.token_type_embeddings.weight", _SEGMENTS),
+        rename(f"{prefix}.end_embedding.weight", "encoder.embeddings.end"),
+        rename(f"{prefix}.embedding_LayerNorm.*", "encoder.embeddings.norm.*"),
+        *(
+            rule
+            for theirs, ours in (("text", "text"), ("object", "regions"))
+            for rule in (
+                rename(f"{prefix}.visual_ln_{theirs}.*", f"encoder.embeddings.visual_{ours}.norm.*"),
+                rename(f"{prefix}.visual_1x1_{theirs}.*", f"encoder.embeddings.visual_{ours}.linear.*"),
+                rename(f"{prefix}.visual_scale_{theirs}", f"encoder.embeddings.visual_{ours}.scale"),
+            )
+        ),
+        *bert.layer(f"{prefix}.encoder.layer.*", "encoder.layers.*"),
+        rename(f"{prefix}.pooler.dense.*", "encoder.pooler.dense.*"),
+        rename("image_feature_extractor.obj_downsample.1.*", "encoder.projection.linear.*"),
+        rename("object_linguistic_embeddings.weight", "encoder.image_word"),
+        rename("object_mask_word_embedding.weight", "encoder.mask_word"),
+        rename("object_mask_visual_embedding.weight", "encoder.mask_feature"),
+        rename("aux_text_visual_embedding.weight", "encoder.text_only"),
+        drop("image_feature_extractor.backbone.**", _STORE_REGIONS),
+        drop("image_feature_extractor.roi_head_feature_extractor.**", _STORE_REGIONS),
+        drop("image_feature_extractor.head.0.**", "the same tensors as roi_head_feature_extractor"),
+        fresh("encoder.pooler.dense.*", "pre-training, VQA and RefCOCO+ have no pooler: BERT's, or random"),
+        fresh("encoder.mask_word", "fine-tuned files lack what only pre-training reads"),
+        fresh("encoder.mask_feature", "files that were fine-tuned, or pre-trained end to end, hide no features"),
+        fresh("encoder.text_only", "files that were fine-tuned, or pre-trained on captions alone, know no text without an image"),
+    )
+
+
+_WORDS = "vlbert.word_embeddings.weight"
+_OBJECTIVES = (
+    *bert.vocabulary("vlbert.mlm_head.predictions", "vocabulary", words=_WORDS),
+    rename("vlbert.mvrc_head.transform.dense.*", "region_targets.transform.dense.*"),
+    rename("vlbert.mvrc_head.region_cls_pred.*", "region_targets.outputs.classes.*"),
+    rename("vlbert.relationsip_head.caption_image_relationship.*", "matching.linear.*"),
+)
+
+
+def _start(*rules: Rule, reason: str) -> KeyMap:
+    """A pre-trained file as the start of a task: a head's transform moves, output layers stay behind (release, `PARTIAL_PRETRAIN_PREFIX_CHANGES`)."""
+    return KeyMap(
+        (
+            *_encoder(),
+            *rules,
+            drop("vlbert.mlm_head.**", "predicts words"),
+            drop("vlbert.mvrc_head.**", "predicts classes of regions"),
+            drop("vlbert.relationsip_head.**", "tells whether caption and image match"),
+            fresh("classifier.linear.*", reason),
+            fresh("regions.linear.*", reason),
+            fresh("objects.outputs.**", reason),
+        )
+    )
+
+
+# Parts: encoder; in pre-training vocabulary (masked words), region_targets (masked regions), matching (relationship, in no released file);
+# in tasks classifier (VQA's answers, VCR's scores), regions (referring expressions), objects (VCR's classes of all regions).
+_OFFICIAL = KeyMap((*_encoder(), *_OBJECTIVES))
+_VQA = KeyMap(
+    (
+        *_encoder(),
+        rename("final_mlp.0.dense.*", "classifier.transform.dense.*"),
+        rename("final_mlp.0.LayerNorm.*", "classifier.transform.norm.*"),
+        rename("final_mlp.2.*", "classifier.linear.*"),
+    )
+)
+_REFCOCO = KeyMap((*_encoder(), rename("final_mlp.0.dense.*", "regions.transform.dense.*"), rename("final_mlp.2.*", "regions.linear.*")))
+_VCR = KeyMap(
+    (
+        *_encoder("vlbert._module"),
+        rename("final_mlp.1.*", "classifier.linear.*"),
+        rename("cnn_loss_reg.0.dense.*", "objects.transform.dense.*"),
+        rename("cnn_loss_reg.2.*", "objects.outputs.classes.*"),
+    )
+)
+_BERT = KeyMap(
+    (
+        split("bert.embeddings.token_type_embeddings.weight", _SEGMENTS[:2]),
+        rename("bert.embeddings.LayerNorm.*", "encoder.embeddings.norm.*"),
+        *bert.RELEASE,
+        fresh(_SEGMENTS[2], "BERT has no third segment: random"),
+        fresh("encoder.embeddings.end", "not in BERT: random"),
+        fresh("encoder.embeddings.visual_*.**", "not in BERT: silent until it is trained"),
+        fresh("encoder.projection.linear.*", "not in BERT: random"),
+        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.image_word", "not in BERT: random"),
+        fresh("encoder.mask_*", "not in BERT: random word, zero feature"),
+        fresh("encoder.text_only", "not in BERT: random"),
+        fresh("region_targets.**", "not in BERT: random"),
+    )
+)
+
+SPEC = ModelSpec(
+    config=VlBertConfig,
+    build=VlBert,
+    presets=PRESETS,
+    inputs=inputs,
+    layout="official",
+    head_styles={
+        ("official", "vocabulary"): "bert",
+        ("official", "region_targets"): "vlbert",
+        ("official", "matching"): "plain",
+        ("official", "classify"): "vlbert",
+        ("official", "score"): "linear",
+        ("official", "regions"): "vlbert",
+        ("official", "pair"): "linear",  # ours: the release has no task with two images
+        ("official", "slots_regions"): "flickr",  # ours: nor one with phrases
+        ("official", "projection"): "cvlp",  # ours: nor a contrastive objective
+    },
+    keys={
+        "official": _OFFICIAL,
+        "vqa": _VQA,
+        "refcoco": _REFCOCO,
+        "vcr": _VCR,
+        "vqa_start": _start(
+            rename("vlbert.mlm_head.predictions.transform.dense.*", "classifier.transform.dense.*"),
+            rename("vlbert.mlm_head.predictions.transform.LayerNorm.*", "classifier.transform.norm.*"),
+            reason="starts from the word vectors of the answers (`start_from_words`)",
+        ),
+        "refcoco_start": _start(rename("vlbert.mvrc_head.transform.dense.*", "regions.transform.dense.*"), reason="random"),
+        "vcr_start": _start(rename("vlbert.mvrc_head.transform.dense.*", "objects.transform.dense.*"), reason="random"),
+        "bert": _BERT,
+    },
+)
