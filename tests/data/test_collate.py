@@ -139,11 +139,6 @@ def test_features_of_another_width() -> None:
         make(example("1", "cat"), spec=InputSpec())
 
 
-def test_joint_limit_is_refused_rather_than_ignored() -> None:
-    with pytest.raises(ConfigError, match="joint_limit=64"):
-        make(example("1", "cat"), spec=dataclasses.replace(SPEC, joint_limit=64))
-
-
 # Groups
 
 

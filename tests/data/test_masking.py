@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from visling.data.masking import TokenMasking, mask_rows, mask_tokens
+from visling.data.masking import TOKEN_RELEASES, TokenMasking, mask_rows, mask_tokens
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError
 from visling.runtime import generator_for
@@ -126,3 +128,103 @@ def test_rate_zero_chooses_nothing() -> None:
 def test_impossible_shares(shares: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must lie in"):
         TokenMasking(**shares)  # type: ignore[arg-type]
+
+
+# Draws in turn, as the releases make them
+
+
+class Script:
+    """A generator that gives prescribed draws and knows which kind is due: a number in [0, 1), or an integer below a bound."""
+
+    def __init__(self, draws: Sequence[Any]) -> None:
+        self.draws = list(draws)
+
+    def random(self) -> Any:
+        draw = self.draws.pop(0)
+        assert not isinstance(draw, tuple), f"a number is drawn where {draw} is due"
+        return draw
+
+    def integers(self, bound: int) -> Any:
+        draw = self.draws.pop(0)
+        assert isinstance(draw, tuple), f"an integer is drawn where {draw} is due"
+        assert draw[1] == bound, f"drawn below {bound}, due below {draw[1]}"
+        return draw[0]
+
+
+def scripted(text: str, release: str, draws: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """What the model reads between the special tokens, and the chosen positions, counted without [CLS]."""
+    script = Script(draws)
+    row = LAYOUT.row(text)
+    ids, at, original = mask_tokens(row, TOKEN_RELEASES[release], TOKENIZER, cast(Any, script))
+    assert not script.draws, f"left over: {script.draws}"
+    assert original.tolist() == row.ids[at].tolist()
+    assert ids[[0, -1]].tolist() == [TOKENIZER.cls, TOKENIZER.sep], "special tokens draw nothing"
+    return ids[1:-1].tolist(), [int(position) - 1 for position in at]
+
+
+MASK, SIZE = TOKENIZER.mask, TOKENIZER.size
+
+
+@pytest.mark.parametrize("release", ["vilbert", "vilbert-multitask", "lxmert", "cvlp"])
+def test_pieces_are_drawn_in_turn(release: str) -> None:
+    una, ffa, ble, cats = TOKENIZER.encode("unaffable cats")
+    read, chosen = scripted("unaffable cats", release, [0.149, 0.15, 0.15 * 0.85, (7, SIZE), 0.15 * 0.79])
+    assert (una, ffa) == (TOKENIZER.id("una"), TOKENIZER.id("##ffa"))
+    assert read == [una, ffa, 7, MASK], "kept, not chosen, random, masked"
+    assert chosen == [0, 2, 3]
+    assert (ble, cats) == (TOKENIZER.id("##ble"), TOKENIZER.id("cats"))
+
+
+def test_words_are_drawn_in_turn() -> None:
+    pieces = TOKENIZER.encode("unaffable cats unaffable unaffable")
+    draws = [0.15 * 0.85, (5, SIZE), (6, SIZE), (7, SIZE), 0.5, 0.0, 0.15 * 0.95]
+    read, chosen = scripted("unaffable cats unaffable unaffable", "vlbert", draws)
+    assert read == [5, 6, 7, pieces[3], MASK, MASK, MASK, *pieces[7:]]
+    assert chosen == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("release", ["vilbert", "vlbert"])
+def test_rates_in_turn_over_many_draws(release: str) -> None:
+    row = TextRow(ids=np.full(DRAWS, 2000), segments=np.zeros(DRAWS, np.int64), words=np.arange(DRAWS))
+    ids, at, _ = mask_tokens(row, TOKEN_RELEASES[release], TOKENIZER, generator_for(11))
+    within(len(at), 0.15, DRAWS)
+    now = ids[at]
+    within(int((now == TOKENIZER.mask).sum()), 0.8, len(at))
+    within(int((now == 2000).sum()), 0.1, len(at))
+    replaced = now[(now != TOKENIZER.mask) & (now != 2000)]
+    within(len(replaced), 0.1, len(at))
+    for tenth in np.histogram(replaced, bins=10, range=(0, TOKENIZER.size))[0]:
+        within(int(tenth), 0.1, len(replaced))
+
+
+def test_whole_words_in_turn_share_their_fate_over_many_draws() -> None:
+    words = DRAWS // 3
+    row = TextRow(ids=np.full(3 * words, 2000), segments=np.zeros(3 * words, np.int64), words=np.arange(words).repeat(3))
+    ids, at, _ = mask_tokens(row, TOKEN_RELEASES["vlbert"], TOKENIZER, generator_for(12))
+    chosen = np.zeros(3 * words, bool)
+    chosen[at] = True
+    assert (chosen.reshape(-1, 3).sum(1) % 3 == 0).all()
+    within(int(chosen[::3].sum()), 0.15, words)
+    masked = (ids == TOKENIZER.mask).reshape(-1, 3)
+    assert (masked.all(1) | ~masked.any(1)).all()
+    within(int(masked.all(1).sum()), 0.12, words)
+    drawn = ids.reshape(-1, 3)[chosen[::3] & ~masked.any(1)]
+    assert (drawn[:, 0] != drawn[:, 1]).any(), "every piece draws an entry of its own"
+
+
+def test_many_rows_in_turn_equal_single_rows() -> None:
+    for release in ("vilbert", "vlbert"):
+        rows = [LAYOUT.row(text) for text in ("a red unaffable cat", "dogs?", "three more words")]
+        ids, chosen = mask_rows(rows, TOKEN_RELEASES[release], TOKENIZER, [generator_for(seed) for seed in range(3)])
+        singles = [mask_tokens(row, TOKEN_RELEASES[release], TOKENIZER, generator_for(seed)) for seed, row in enumerate(rows)]
+        assert np.array_equal(ids, np.concatenate([single[0] for single in singles]))
+        assert chosen.sum() == sum(len(single[1]) for single in singles)
+
+
+def test_the_answer_slot_is_not_drawn_for() -> None:
+    row = LAYOUT.row("is it red?", answer=True)
+    script = Script([0.5, 0.0, 0.5, 0.5])
+    ids, at, _ = mask_tokens(row, TOKEN_RELEASES["lxmert"], TOKENIZER, cast(Any, script))
+    assert at.tolist() == [2]
+    assert not script.draws
+    assert ids[2] == MASK

@@ -6,7 +6,8 @@ Letters  B batch rows, T tokens, R regions, S region rows, G rows per example, N
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling.data.answers import SoftScores
-from visling.data.masking import TokenMasking, mask_rows
+from visling.data.masking import RegionMasking, TokenMasking, mask_rows
+from visling.data.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.store import gather
 from visling.data.text import Tokenizer
 from visling.errors import ConfigError, DataError, StoreError, nearest
@@ -42,20 +44,29 @@ def collate(
     masking: TokenMasking | None,
     rngs: Sequence[np.random.Generator],
     text_multiple: int = 1,
+    region_masking: RegionMasking | None = None,
+    needs: Collection[str] = (),
+    pool: Sequence[str] = (),
 ) -> tuple[Batch, Targets]:
     """One batch and its labels, on the CPU.
 
     Text is padded to the longest row, rounded up to `text_multiple` (never beyond `spec.max_tokens`); regions to the most of any image. An image
     shared by the G rows of an example is given once, with `regions.row`; several images of a single row are joined (`spec.pair` "sequence").
+    Where text and regions together are longer than `spec.joint_limit`, the longer of them loses its end, after masking, as VL-BERT's release does it.
+    A question that was paired with another image (label `matched` 0) loses its answer.
 
     Args:
         store: None gives a text-only batch.
         masking: None leaves the text as it is.
-        rngs: one generator per example; drawn from only if `masking` is given.
+        rngs: one generator per example; drawn from only if something is masked: first for its text rows, then for its images.
+        region_masking: None leaves the regions as they are.
+        needs: `Targets` fields that objectives read; those about regions are made only if they are named here.
+        pool: image of every training example, for `region_masking.random`.
     Raises:
-        StoreError: an image is missing (names the example), or the store's features have another width than `spec` says.
+        StoreError: an image is missing (names the example), the store's features have another width than `spec` says, or it lacks what a target is
+            made of.
         DataError: examples that do not fit together, or a row longer than `spec.max_tokens`.
-        ConfigError: a label that `Targets` does not know, or a limit that this function does not apply.
+        ConfigError: a label that `Targets` does not know, or region targets of images that are joined in one row or not masked.
     """
     if not examples:
         raise DataError("cannot collate zero examples.")
@@ -63,12 +74,21 @@ def collate(
     for example in examples:
         if len(example.rows) != group or not group:
             raise DataError(f"example {example.id!r} has {len(example.rows)} rows where others have {group}: one batch holds one kind of example.")
-    rows = [row for example in examples for row in example.rows]
-    text, token_targets = _text(examples, rows, spec, tokenizer, masking, rngs, text_multiple)
-    regions = None if store is None else _regions(examples, group, store, spec)
+    rows: Sequence[TextRow] = [row for example in examples for row in example.rows]
+    labels = _labels(examples, group)
+    mismatched = labels["matched"].numpy() == 0 if "matched" in labels else np.zeros(len(rows), bool)
+    found = None if store is None else _found(examples, group, store, spec)
+    # The cut is known before anything is drawn, and made after it: the releases mask first.
+    kept = None if found is None or spec.joint_limit is None else _within(spec.joint_limit, rows, found["mask"].sum(1))
+    text, targets, rows = _text(examples, rows, spec, tokenizer, masking, rngs, text_multiple, mismatched, None if kept is None else kept[0])
+    regions = None
+    if store is not None and found is not None:
+        showing = _Showing(masking=region_masking, needs=REGION_TARGETS.intersection(needs), pool=pool)
+        regions, about = _regions(examples, group, store, spec, found, showing, rngs, mismatched, None if kept is None else kept[1])
+        targets |= about
     return (
         Batch(text=text, regions=regions, links=_links(rows, text, regions), phrases=_phrases(rows), group=group),
-        Targets(**token_targets, **_labels(examples, group)),
+        Targets(**{**targets, **labels}),
     )
 
 
@@ -80,21 +100,29 @@ def _text(
     masking: TokenMasking | None,
     rngs: Sequence[np.random.Generator],
     multiple: int,
-) -> tuple[Text, dict[str, Any]]:
+    mismatched: NDArray[np.bool_],
+    kept: NDArray[np.int64] | None,
+) -> tuple[Text, dict[str, Any], Sequence[TextRow]]:
+    """Text, its targets, and the rows as they were laid out, cut to `kept` (B,) pieces."""
     lengths = np.array([len(row.ids) for row in rows])
     longest = int(lengths.max())
     if longest > spec.max_tokens:
         example = examples[int(lengths.argmax()) // len(examples[0].rows)]
         raise DataError(f"a row of example {example.id!r} has {longest} pieces, the model takes {spec.max_tokens}: lay it out with TextLayout.")
-    width = max(min(-(-longest // multiple) * multiple, spec.max_tokens), longest)
-    mask = np.arange(width) < lengths[:, None]
-    targets: dict[str, Any] = {}
     if masking is None:
-        pieces = np.concatenate([row.ids for row in rows])
+        pieces, chosen = np.concatenate([row.ids for row in rows]), np.zeros(int(lengths.sum()), bool)
     else:
         group = len(examples[0].rows)
         pieces, chosen = mask_rows(rows, masking, tokenizer, [rngs[number // group] for number in range(len(rows))])
-        targets = _token_targets(rows, mask, chosen)
+        if not masking.mismatched:
+            chosen &= ~np.repeat(mismatched, lengths)
+    if kept is not None:
+        stays = np.concatenate([_stays(length, keep) for length, keep in zip(lengths, kept, strict=True)])
+        rows = [_cut(row, int(keep)) for row, keep in zip(rows, kept, strict=True)]
+        pieces, chosen, lengths, longest = pieces[stays], chosen[stays], kept, int(kept.max())
+    width = max(min(-(-longest // multiple) * multiple, spec.max_tokens), longest)
+    mask = np.arange(width) < lengths[:, None]
+    targets = {} if masking is None else _token_targets(rows, mask, chosen)
     ids = np.full(mask.shape, tokenizer.pad, np.int64)
     ids[mask] = pieces
     segments = np.zeros(mask.shape, np.int64)
@@ -110,18 +138,69 @@ def _text(
             slot=torch.tensor(slot_at, dtype=torch.int64) if slot_at else None,
         ),
         targets,
+        rows,
     )
 
 
-def _regions(examples: Sequence[Example], group: int, store: RegionStore, spec: InputSpec) -> Regions:
+def _within(limit: int, rows: Sequence[TextRow], regions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pieces and regions that each row keeps so that both, with the whole image, are at most `limit`.
+
+    Source:
+        VL-BERT release, `conceptual_captions.py`: the longer of the two loses its last element (the text if they are equal), text its last but one;
+        at least two pieces and the whole image stay.
+    """
+    if len(regions) != len(rows):
+        raise ConfigError(f"joint_limit={limit} bounds one text and one image; found {len(rows)} text rows for {len(regions)} images in a batch.")
+    if any(row.slot is not None for row in rows):
+        raise ConfigError(f"joint_limit={limit} would cut texts that end in an answer slot. Use a preset without a limit to answer questions.")
+    pieces, boxes = np.array([len(row.ids) for row in rows]), regions.astype(np.int64) + 1
+    for number in range(len(rows)):
+        while pieces[number] + boxes[number] > limit and (pieces[number] > 2 or boxes[number] > 1):
+            shorten_text = pieces[number] >= boxes[number] and pieces[number] > 2
+            if shorten_text or boxes[number] == 1:
+                pieces[number] -= 1
+            else:
+                boxes[number] -= 1
+    return pieces, boxes - 1
+
+
+def _stays(length: int, kept: int) -> NDArray[np.bool_]:
+    """(length) which positions of a text are kept: the first ones and the last, its [SEP]."""
+    stays = np.arange(length) < kept - 1
+    stays[-1] = True
+    return stays
+
+
+def _cut(row: TextRow, kept: int) -> TextRow:
+    """The row with its first pieces and its last."""
+    if kept == len(row.ids):
+        return row
+    stays = _stays(len(row.ids), kept)
+    return dataclasses.replace(
+        row,
+        ids=row.ids[stays],
+        segments=row.segments[stays],
+        words=None if row.words is None else row.words[stays],
+        links=tuple(link for link in row.links if link[0] < kept - 1),
+        phrases=tuple(at for at in row.phrases if at < kept - 1),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Showing:
+    """How regions are shown and what is asked about them."""
+
+    masking: RegionMasking | None
+    needs: frozenset[str]
+    pool: Sequence[str]
+
+
+def _found(examples: Sequence[Example], group: int, store: RegionStore, spec: InputSpec) -> dict[str, NDArray[Any]]:
+    """Regions of all images as `gather` returns them."""
     if store.feature_size != spec.feature_size:
         raise StoreError(
             f"the region store holds features of width {store.feature_size}, the model takes {spec.feature_size}. "
             "Use the store of the detector it was trained with, or a preset of this width."
-        )
-    if spec.joint_limit is not None:
-        raise ConfigError(
-            f"joint_limit={spec.joint_limit} is not applied by collate: use max_tokens and max_regions, which bound text and regions apart."
         )
     per_example = len(examples[0].images)
     joined = group == 1 and per_example > 1
@@ -133,25 +212,103 @@ def _regions(examples: Sequence[Example], group: int, store: RegionStore, spec: 
         raise DataError(f"example {examples[0].id!r} has {per_example} images for {group} rows; expected one image in all, or one per row.")
     if odd := next((example for example in examples if len(example.images) != per_example), None):
         raise DataError(f"example {odd.id!r} has {len(odd.images)} images where others have {per_example}: one batch holds one kind of example.")
-    found = _gather(examples, store, spec.max_regions)
+    return _gather(examples, store, spec.max_regions)
+
+
+def _regions(
+    examples: Sequence[Example],
+    group: int,
+    store: RegionStore,
+    spec: InputSpec,
+    found: dict[str, NDArray[Any]],
+    showing: _Showing,
+    rngs: Sequence[np.random.Generator],
+    mismatched: NDArray[np.bool_],
+    kept: NDArray[np.int64] | None,
+) -> tuple[Regions, dict[str, Any]]:
+    """Regions and their targets, cut to `kept` (S,) regions."""
+    per_example = len(examples[0].images)
+    joined, shared = group == 1 and per_example > 1, group > 1 and per_example == 1
+    if joined and (showing.masking is not None or showing.needs):
+        raise ConfigError("region masking and region targets need one image per row; here several are joined in one. Use a preset with pair='rows'.")
+    if showing.masking is None and (asked := sorted(showing.needs - {"region_features"})):
+        raise ConfigError(f"targets {', '.join(asked)} are asked for, but no region is masked: give a RegionMasking.")
+    features, boxes, real, size = found["features"], found["boxes"], found["mask"], found["size"]
+    clean = features.copy() if "region_features" in showing.needs else None
+    shown = None
+    if showing.masking is not None:
+        owners = [rng for rng in rngs for _ in range(per_example)]
+        shown = hide_regions(features, boxes, real, showing.masking, owners, store=store, pool=showing.pool, max_regions=spec.max_regions)
+    whole = _whole(features, real, shown, showing.masking, limited=kept is not None)
     # Padded rows hold zeros and stay zeros; only real boxes are widened.
-    real = found["mask"]
-    boxes = _unit(found["boxes"], found["size"], real)
+    unit = _unit(boxes, size, real)
     image = None
     if joined:
-        boxes, features, real, image = _join(boxes, found["features"], real, per_example)
-        size = found["size"][::per_example]
-    else:
-        features, size = found["features"], found["size"]
-    shared = group > 1 and per_example == 1
-    return Regions(
+        unit, features, real, image = _join(unit, features, real, per_example)
+        size = size[::per_example]
+    if kept is not None:
+        most = max(int(kept.max()), 1)
+        real = (np.arange(real.shape[1]) < kept[:, None])[:, :most]
+        features, unit = (np.where(real[..., None], array[:, :most], array.dtype.type(0)) for array in (features, unit))
+        clean = None if clean is None else np.where(real[..., None], clean[:, :most], clean.dtype.type(0))
+    row = np.arange(len(examples)).repeat(group) if shared else None
+    regions = Regions(
         features=torch.from_numpy(features),
-        boxes=torch.from_numpy(boxes),
+        boxes=torch.from_numpy(unit),
         mask=torch.from_numpy(real),
         size=torch.from_numpy(np.ascontiguousarray(size)),
-        row=torch.arange(len(examples)).repeat_interleave(group) if shared else None,
+        row=None if row is None else torch.from_numpy(row),
+        whole=None if whole is None else torch.from_numpy(whole),
+        hidden=torch.from_numpy(shown.hidden[:, : real.shape[1]] & real) if showing.masking and showing.masking.learned and shown else None,
         image=None if image is None else torch.from_numpy(image),
     )
+    targets: dict[str, Any] = {}
+    if clean is not None:
+        targets["region_features"] = torch.from_numpy(clean if row is None else clean[row])
+    if shown is not None and showing.masking is not None:
+        names = [name for example in examples for name in example.images]
+        told = np.ones(len(mismatched), bool) if showing.masking.mismatched else ~mismatched
+        chosen = shown.chosen[:, : real.shape[1]] & real
+        labelled = real if showing.masking.labels == "all" else chosen
+        targets |= _about(showing.needs, store, names, labelled, chosen, told, row)
+    return regions, targets
+
+
+def _whole(
+    features: NDArray[Any], real: NDArray[np.bool_], shown: Shown | None, masking: RegionMasking | None, *, limited: bool
+) -> NDArray[np.float32] | None:
+    """Whole-image features (S, F), unless they are left to the model. A limit cuts regions that the average counts, so it is made here."""
+    kind = "model" if masking is None else masking.whole
+    if kind == "model" and not limited:
+        return None
+    return whole_image(features, real, shown, "unflagged" if kind == "unflagged" else "visible", 0 if masking is None else masking.whole_slots)
+
+
+def _about(
+    needs: frozenset[str],
+    store: RegionStore,
+    images: Sequence[str],
+    labelled: NDArray[np.bool_],
+    chosen: NDArray[np.bool_],
+    told: NDArray[np.bool_],
+    row: NDArray[np.int64] | None,
+) -> dict[str, Any]:
+    """Region targets by name, but for the features: `labelled` and `chosen` (S, R) of the rows `told` (B,)."""
+    if row is not None:
+        labelled, chosen, images = labelled[row], chosen[row], [images[number] for number in row]
+    targets: dict[str, Any] = {}
+    if "feature_slots" in needs:
+        targets["feature_slots"] = _grid_slots(chosen & told[:, None])
+    if asked := sorted(needs - {"feature_slots", "region_features"}):
+        slots = targets["class_slots"] = _grid_slots(labelled & told[:, None])
+        arrays = [store[image] for image in images]
+        targets |= {name: detected(name, arrays, slots) for name in asked if name != "class_slots"}
+    return targets
+
+
+def _grid_slots(chosen: NDArray[np.bool_]) -> Slots:
+    """Slots of the True positions of (B, N)."""
+    return _slots(chosen.sum(1), np.nonzero(chosen)[1])
 
 
 def _gather(examples: Sequence[Example], store: RegionStore, most: int) -> dict[str, NDArray[Any]]:
@@ -194,7 +351,7 @@ def _token_targets(rows: Sequence[TextRow], mask: NDArray[np.bool_], chosen: NDA
     """Slots of the chosen pieces and what stood there; `chosen` runs over the real pieces of (B, T)."""
     grid = np.zeros(mask.shape, bool)
     grid[mask] = chosen
-    slots = _slots(grid.sum(1), np.nonzero(grid)[1])
+    slots = _grid_slots(grid)
     original = np.zeros(slots.mask.shape, np.int64)
     original[slots.mask.numpy()] = np.concatenate([row.ids for row in rows])[chosen]
     return {"token_slots": slots, "token_ids": torch.from_numpy(original)}
@@ -238,6 +395,8 @@ def _labels(examples: Sequence[Example], group: int) -> dict[str, Any]:
         if name in _PER_ROW and group > 1:
             values = [item for value in values for item in (value if isinstance(value, (Sequence, np.ndarray)) else [value] * group)]
         labels[name] = _stack(name, values, examples)
+    if group == 1 and "matched" in labels and "answer" in labels and labels["answer"].dim() == 1:
+        labels["answer"] = labels["answer"].masked_fill(labels["matched"] == 0, IGNORE)
     return labels
 
 

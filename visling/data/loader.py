@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from visling import runtime
 from visling.data.collate import collate
-from visling.data.masking import TokenMasking
+from visling.data.masking import RegionMasking, TokenMasking
 from visling.data.text import Tokenizer
 from visling.errors import ConfigError
 from visling.types import Batch, Example, InputSpec, RegionStore, Targets
@@ -43,6 +43,9 @@ class Loader:
     so neither process count nor restarts change it.
 
     Args:
+        masking, region_masking: which word pieces and regions are hidden; None shows all.
+        needs: `Targets` fields that the objectives read, for those that are made of regions.
+        pool: image of every training example, where `region_masking.random` takes features from.
         batch_size: examples per batch and process.
         drop_last: leave out the examples that do not fill a global batch; False hands them on as a smaller batch.
         bucket: global batches that are sorted by length together; 1 keeps the order. None: 16 when shuffling, else 1.
@@ -51,7 +54,7 @@ class Loader:
         pin: page-lock batches for asynchronous transfer to a GPU.
         rank, world_size: this process's share; None asks the process group.
     Raises:
-        ConfigError: a size that is not positive, or fewer examples than one global batch with `drop_last`.
+        ConfigError: a size that is not positive, fewer examples than one global batch with `drop_last`, or random features without a pool.
     """
 
     def __init__(
@@ -64,6 +67,9 @@ class Loader:
         batch_size: int,
         seed: int,
         masking: TokenMasking | None = None,
+        region_masking: RegionMasking | None = None,
+        needs: Collection[str] = (),
+        pool: Sequence[str] = (),
         shuffle: bool = True,
         drop_last: bool = True,
         bucket: int | None = None,
@@ -74,6 +80,7 @@ class Loader:
         world_size: int | None = None,
     ) -> None:
         self.source, self.store, self.spec, self.tokenizer, self.masking = source, store, spec, tokenizer, masking
+        self.region_masking, self.needs, self.pool = region_masking, frozenset(needs), pool
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
         self.text_multiple, self.prefetch, self.pin = text_multiple, prefetch, pin
@@ -87,6 +94,8 @@ class Loader:
                 f"{len(source)} examples do not fill one batch of {self._global_size} ({self.world_size} processes): no step would be taken. "
                 "Lower batch_size, or give more examples."
             )
+        if store is not None and region_masking is not None and region_masking.random and not pool:
+            raise ConfigError("region masking takes random features from the images of other examples: give their ids as `pool`, or set random=0.")
         self._epoch = 0
         self._start = 0
         self._given = 0
@@ -191,6 +200,9 @@ class Loader:
                     masking=self.masking,
                     rngs=[rng for _, rng in pairs],
                     text_multiple=self.text_multiple,
+                    region_masking=self.region_masking,
+                    needs=self.needs,
+                    pool=self.pool,
                 )
                 yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from visling.errors import ConfigError
 from visling.types import Batch, Dims, Encoded, Loss, Targets
@@ -43,11 +44,43 @@ class Objective(nn.Module, ABC):
     def after_update(self) -> None:
         """Called after every optimiser update; only slowly following networks and queues do something here."""
 
+    def reads(self) -> frozenset[str]:
+        """`needs`, or more where they depend on settings."""
+        return self.needs
+
     def check(self, targets: Targets) -> None:
         """Raise `ConfigError` if a target that this objective reads was not made."""
-        missing = sorted(name for name in self.needs if getattr(targets, name) is None)
+        missing = sorted(name for name in self.reads() if getattr(targets, name) is None)
         if missing:
             raise ConfigError(
                 f"{type(self).__name__} needs the targets {', '.join(missing)}, which the batch lacks. "
                 "Ask the loader for them: masking makes token and region slots, the pair source makes `matched`."
             )
+
+
+Over = Literal["chosen", "rows"]
+"""What a loss is averaged over. chosen: all chosen positions of the batch alike. rows: those of each row first, then the rows that have any."""
+
+ROW_SHARE = 1e-4
+"""Added to both counts of an average over rows (VL-BERT release, its NORM_IN_BATCH_FIRST switches)."""
+
+
+def average(name: str, values: Tensor, mask: Tensor, *, over: Over = "chosen", count: Tensor | None = None) -> Loss:
+    """Mean of `values` where `mask` holds; exactly zero (with a gradient of zero) where nothing is chosen.
+
+    Args:
+        values: (B, P).
+        mask: (B, P) bool.
+        count: scalar to divide the sum by instead of the number of chosen positions; 0 counts as 1. Only with `over` chosen.
+    """
+    if over == "chosen" and count is None:
+        return Loss.mean(name, values, mask)
+    kept = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    if over == "rows":
+        assert count is None, "an average over rows has counts of its own"
+        chosen = mask.sum(1)
+        total, rows = (kept.sum(1) / (chosen + ROW_SHARE)).sum(), (chosen > 0).sum()
+        return Loss(value=total / (rows + ROW_SHARE), parts={name: (total.detach(), rows)})
+    assert count is not None
+    total = kept.sum()
+    return Loss(value=total / count.clamp(min=1), parts={name: (total.detach(), count)})

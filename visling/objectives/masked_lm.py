@@ -2,7 +2,8 @@
 
 Shapes   B rows, P token slots, V vocabulary, Dt text width.
 Source   VisualBERT section 3.2 and release: cross-entropy, mean over the labelled positions of the whole batch. The release runs its head at every
-         position; here it runs at the slots only, with equal results.
+         position; here it runs at the slots only, with equal results. ViLBERT, LXMERT and CVLP take the same mean; so does VL-BERT, whose switch
+         MLM_LOSS_NORM_IN_BATCH_FIRST (off in all its configs) averages each row first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from visling.nn import heads
 from visling.nn.pooling import gather
-from visling.objectives.base import Objective, PretrainStep
+from visling.objectives.base import Objective, Over, PretrainStep, average
 from visling.types import IGNORE, Dims, Head, Loss, Slots
 
 
@@ -23,27 +24,29 @@ class MaskedLM(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"token_slots", "token_ids"})
 
-    def __init__(self, dims: Dims, style: str, words: nn.Embedding) -> None:
+    def __init__(self, dims: Dims, style: str, words: nn.Embedding, *, over: Over = "chosen") -> None:
         super().__init__(dims, style, words)
+        self.over: Over = over
         self.head = heads.build(Head(kind="vocabulary", outputs=words.num_embeddings), dims, style=style, words=words)
 
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)
         slots, ids = cast(Slots, step.targets.token_slots), cast(Tensor, step.targets.token_ids)
         states = gather(step.encoded.text, slots.at)  # (B, P, Dt)
-        return masked_lm_loss(self.head(states), ids, slots.mask)
+        return masked_lm_loss(self.head(states), ids, slots.mask, over=self.over)
 
 
-def masked_lm_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Loss:
+def masked_lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, *, over: Over = "chosen") -> Loss:
     """Mean cross-entropy over the positions where `mask` holds, and the share of them that is predicted exactly.
 
     Args:
         logits: (..., V), any floating type; the loss is computed in float32.
         ids: (...) int64 original word pieces; not read where the mask is False.
         mask: (...) bool.
+        over: "rows" averages each row first and needs (B, P, V) logits.
     """
     labels = ids.masked_fill(~mask, IGNORE)
     values = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(labels)
-    loss = Loss.mean("masked_lm", values, mask)
+    loss = average("masked_lm", values, mask, over=over)
     hits = ((logits.detach().argmax(-1) == labels) & mask).sum()
     return Loss(value=loss.value, parts={**loss.parts, "masked_lm_accuracy": (hits, mask.sum())})

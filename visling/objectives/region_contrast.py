@@ -1,0 +1,218 @@
+"""Region contrast: recognise, among the regions of earlier batches, what a slowly following network says of the same region unmasked (CVLP).
+
+Letters  B rows, R regions, N = B x R, Dr region width, E embedding width, K queued embeddings.
+Source   CVLP (arXiv 2007.13135) and its release, whose pre-training script an earlier commit holds. The query network reads masked regions, the key
+         network the same text and the clean regions; every region counts, hidden or not, of a fitting caption or not. Embeddings are normalised;
+         cosines over 0.07 are bent by 10 tanh(x / 10) (release only; the paper has the plain softmax); cross-entropy against the queue, mean over
+         all regions. The negatives are earlier batches alone; nothing is learnt here until the queue is full.
+Differs  With several processes every one sees the whole queue, of all processes; the release deals the queue out to its devices. The word table,
+         tied to the vocabulary head, follows once per update; the release moves it twice. Heads that the key network never uses do not follow.
+Cost     The scores against the queue (9216 x 276480 at the release's sizes, 10 GB) never exist: they are made, used and forgotten in blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from visling.errors import ConfigError
+from visling.nn import heads
+from visling.nn.momentum import MomentumCopy, RingQueue, SlowlyCopied, from_all_processes
+from visling.objectives.base import Objective, PretrainStep
+from visling.types import Batch, Dims, Head, Loss, Targets
+
+BLOCK = 2**24
+"""Scores that exist at one time; two arrays of this size (64 MB each in float32) are the loss's working memory."""
+
+
+class RegionContrast(Objective):
+    """Cross-entropy of each region's own key among the keys of earlier batches.
+
+    Forward in training keeps the batch's keys; `after_update` lets the key network follow and then puts them into the queue. In evaluation the
+    queue is read and left as it is.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"region_features"})
+
+    def __init__(
+        self,
+        dims: Dims,
+        style: str,
+        words: nn.Embedding,
+        *,
+        encoder: nn.Module,
+        projection_size: int = 128,
+        momentum: float = 0.99995,
+        temperature: float = 0.07,
+        clip: float | None = 10.0,
+        queue_size: int = 276_480,
+        half_queue: bool = False,
+        max_regions: int = 36,
+    ) -> None:
+        """Copy the encoder as it is now: load its weights before.
+
+        Args:
+            encoder: the query network. It stays its owner's: it is neither saved nor optimised through this objective.
+            projection_size: E.
+            momentum: of the key network.
+            temperature: divides the cosines.
+            clip: bound c of the scores, c tanh(score / c); None = none (paper).
+            queue_size: K. Release: 30 batches of 256 images of 36 regions.
+            half_queue: keep the queue in half precision, 71 MB for 141 at the release's sizes.
+            max_regions: most regions of an image; only read when several processes pad their keys to one size.
+        """
+        super().__init__(dims, style, words)
+        if temperature <= 0 or (clip is not None and clip <= 0):
+            raise ConfigError(f"temperature and clip must be positive; found {temperature} and {clip}. For scores without a bound use clip = None.")
+        self.head = heads.build(Head(kind="projection", outputs=projection_size), dims, style=style)
+        self.key = encoder.slow_copy(momentum) if isinstance(encoder, SlowlyCopied) else MomentumCopy(copy.deepcopy(encoder), momentum=momentum)
+        self.key_head = MomentumCopy(copy.deepcopy(self.head), momentum=momentum)
+        self.queue = RingQueue(queue_size, projection_size, dtype=torch.float16 if half_queue else torch.float32)
+        self.temperature, self.clip, self.max_regions = temperature, clip, max_regions
+        self._encoder = (encoder,)  # in a tuple: one owner, one entry in files and optimisers
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, step: PretrainStep) -> Loss:
+        self.check(step.targets)
+        mask = _region_mask(step.batch, step.encoded.regions)  # (B, R)
+        keys = self.keys(step.batch, step.targets)  # (B, R, E)
+        if self.training:
+            self._waiting.append((keys, mask))
+        embeddings = _normalised(self.head(step.encoded.regions))  # (B, R, E)
+        if not self.queue.full:
+            return _nothing(embeddings, mask)
+        values, hits = contrast(
+            embeddings.flatten(0, 1), keys.flatten(0, 1), self.queue.rows, temperature=self.temperature, clip=self.clip
+        )  # (N,), (N,)
+        loss = Loss.mean("region_contrast", values.view_as(mask), mask)
+        return Loss(value=loss.value, parts={**loss.parts, "region_contrast_accuracy": ((hits.view_as(mask) & mask).sum(), mask.sum())})
+
+    def after_update(self) -> None:
+        """The key network follows the query network; the keys of the update's batches, made before, join the queue."""
+        self.key.update(self._encoder[0])
+        self.key_head.update(self.head)
+        waiting, self._waiting = self._waiting, []
+        for keys, mask in waiting:
+            self._push(keys, mask)
+
+    def fill(self, batch: Batch, targets: Targets) -> None:
+        """Put a batch's keys into the queue and do nothing else. The release spends its first 30 batches so, before anything is optimised."""
+        self.check(targets)
+        keys = self.keys(batch, targets)
+        self._push(keys, _region_mask(batch, keys))
+
+    @torch.no_grad()
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def keys(self, batch: Batch, targets: Targets) -> Tensor:
+        """Normalised embeddings (B, R, E) of the clean regions by the key network, beside the text as it is."""
+        encoded = self.key(_clean(batch, cast(Tensor, targets.region_features)))
+        return _normalised(self.key_head(encoded.regions))
+
+    def _push(self, keys: Tensor, mask: Tensor) -> None:
+        """Queue the keys (B, R, E) of real regions, of all processes by rank."""
+        spare = self.max_regions - mask.shape[1]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if spare < 0:
+                raise ConfigError(f"a batch has {mask.shape[1]} regions an image, region contrast was told {self.max_regions}. Raise max_regions.")
+            keys, mask = F.pad(keys, (0, 0, 0, spare)), F.pad(mask, (0, spare))
+        self.queue.push(from_all_processes(keys.flatten(0, 1)), from_all_processes(mask.flatten()))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def contrast(queries: Tensor, keys: Tensor, negatives: Tensor, *, temperature: float, clip: float | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each query's own key against all negatives, and whether its key scores above them all.
+
+    Args:
+        queries: (N, E), normalised; the only argument that gets a gradient.
+        keys: (N, E), normalised.
+        negatives: (K, E), normalised, of any floating type; K > 0.
+        temperature: divides the dot products.
+        clip: bound c of the scores, c tanh(score / c); None = none.
+    Returns:
+        (N,) float32 and (N,) bool.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys = queries.float(), keys.detach().float()
+        own = (queries * keys).sum(-1) / temperature  # (N,)
+        if clip is not None:
+            own = clip * torch.tanh(own / clip)
+        others, best = _Others.apply(queries, negatives.detach(), temperature, clip)  # type: ignore[no-untyped-call]
+        return torch.logaddexp(own, others) - own, own.detach() > best
+
+
+class _Others(torch.autograd.Function):
+    """Log of the summed exponentials of a query's scores against all negatives, and the highest of them, in blocks of negatives.
+
+    One pass: the gradient of a query, the mean of the negatives under the softmax, is gathered beside the sum, both relative to the highest score so
+    far (Milakov & Gimelshein 2018, as in fused attention), so that backward multiplies and nothing else.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, negatives: Tensor, temperature: float, clip: float | None) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[0]
+        best = queries.new_full((len(queries), 1), -torch.inf)
+        total = torch.zeros_like(best)
+        pull = torch.zeros_like(queries)
+        size = max(1, BLOCK // max(len(queries), 1))
+        for start in range(0, len(negatives), size):
+            block = negatives[start : start + size].to(queries.dtype)
+            scores = (queries / temperature) @ block.T  # (N, C)
+            if clip is not None:
+                scores = scores.div_(clip).tanh_()
+            weights = scores * clip if clip is not None else scores
+            higher = torch.maximum(best, weights.amax(1, keepdim=True))
+            weights = weights.sub_(higher).exp_()
+            rescale = (best - higher).exp_()
+            total = total * rescale + weights.sum(1, keepdim=True)
+            if wanted:
+                if clip is not None:
+                    weights.mul_(scores.square_().neg_().add_(1))  # slope of the bend
+                pull = pull.mul_(rescale).addmm_(weights, block)
+            best = higher
+        ctx.save_for_backward(pull.div_(total).div_(temperature) if wanted else None)
+        highest = best.squeeze(1)
+        ctx.mark_non_differentiable(highest)
+        return (total.log() + best).squeeze(1), highest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        (pull,) = ctx.saved_tensors
+        return grad[:, None] * pull, None, None, None
+
+
+def _clean(batch: Batch, features: Tensor) -> Batch:
+    """The batch with unmasked features (B, R, F)."""
+    regions = batch.regions
+    if regions is None:
+        return batch
+    if regions.row is not None:
+        row = regions.row
+        regions = dataclasses.replace(regions, row=None).map(lambda tensor: tensor[row])
+    return dataclasses.replace(batch, regions=dataclasses.replace(regions, features=features, hidden=None))
+
+
+def _region_mask(batch: Batch, like: Tensor) -> Tensor:
+    """(B, R) bool: the real regions of each row."""
+    regions = batch.regions
+    if regions is None:
+        return torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+    return regions.mask if regions.row is None else regions.mask[regions.row]
+
+
+def _normalised(embeddings: Tensor) -> Tensor:
+    """Of length 1, in float32."""
+    return F.normalize(embeddings.float(), dim=-1)
+
+
+def _nothing(embeddings: Tensor, mask: Tensor) -> Loss:
+    """No loss yet, with gradients of zero, so that processes and accumulated steps agree on what has a gradient."""
+    none = torch.zeros_like(mask)
+    loss = Loss.mean("region_contrast", embeddings.sum(-1), none)
+    return Loss(value=loss.value, parts={**loss.parts, "region_contrast_accuracy": (none.sum(), none.sum())})
