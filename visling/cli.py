@@ -261,7 +261,12 @@ def recipes_list(json_: Json = False) -> None:
     from visling.recipes import finetuning, pretraining
 
     tables = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
-    _show({f"{verb} {name}": (recipe.__doc__ or "").splitlines()[0] for verb, table in tables.items() for name, recipe in table.items()}, json_)
+    _show({f"{verb} {name}": _about(recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_)
+
+
+def _about(recipe: Callable[[], Any]) -> str:
+    """First line of a recipe's docstring; recipes shared by several models are partial functions."""
+    return (getattr(recipe, "func", recipe).__doc__ or "").splitlines()[0]
 
 
 @recipes_app.command("show")

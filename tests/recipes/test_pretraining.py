@@ -80,7 +80,7 @@ def test_every_corpus_of_every_folder_is_read_by_weight(world: Any) -> None:
 
 def test_resuming_with_other_settings_is_refused(world: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(world.pretrained, tmp_path / "run")
-    with pytest.raises(RunError, match=r"train.optim.lr was 0.002, now 0.5"):
+    with pytest.raises(RunError, match=r"train.optim.lr was 0.0015, now 0.5"):
         pretrain(tiny(world, "train.optim.lr=0.5"), folder, data=[str(world.scenes)], store=world.regions, device="cpu", resume=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,109 +15,17 @@ from visling.data.loader import Loader
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError, RunError
-from visling.recipes import assembly
+from visling.recipes import assembly, releases, scenes
 from visling.recipes.assembly import TaskModel
+from visling.recipes.plans import Finetuning
 from visling.tasks.base import Report, Task, TaskSource
 from visling.tasks.base import load as load_task
 from visling.tasks.vqa import VQA, majority_answers
 from visling.train import engine
-from visling.train.engine import TrainConfig
-from visling.train.optim import OptimConfig
 from visling.train.state import State
 from visling.types import Batch, InputSpec, Loss, Prediction, Record, Targets
 
-
-@dataclass(frozen=True, kw_only=True)
-class Finetuning:
-    """One fine-tuning run; saved in run.json."""
-
-    recipe: str
-    model: str
-    """Family."""
-    encoder: Any
-    """The family's config."""
-    task: str
-    """A module of `visling.tasks`, or a dotted path."""
-    task_settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the task that differ from its defaults."""
-    batch_size: int = 128
-    """Examples per step and process."""
-    train_split: str = "train"
-    valid_split: str = "val"
-    """Split by which the best weights are chosen."""
-    train_limit: int | None = None
-    """Use only the first so many training examples (in a random order of the run's seed)."""
-    text_only: bool = False
-    """Train without any region: what the words alone give away."""
-    train: TrainConfig
-    """How long and how."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "encoder", assembly.encoder_config(self.model, self.encoder))
-
-
-def visualbert_vqa_scenes() -> Finetuning:
-    """VQA on drawn scenes, small model; loss and answer slot as VisualBERT's release."""
-    return Finetuning(
-        recipe="visualbert-vqa-scenes",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["scenes"],
-        task="vqa",
-        task_settings={"min_count": 1},
-        batch_size=32,
-        train=TrainConfig(
-            epochs=6,
-            precision="auto",
-            metric="accuracy",
-            direction="max",
-            log_every=200,
-            validate_every=2,
-            save_every=2000,
-            optim=_small_optimiser(1e-3),
-        ),
-    )
-
-
-def visualbert_nlvr() -> Finetuning:
-    """NLVR v1's development split, from the PNGs; part of its presentations is held out to choose the best epoch."""
-    return Finetuning(
-        recipe="visualbert-nlvr",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
-        task="nlvr",
-        train_split="dev.train",
-        valid_split="dev.held",
-        train=TrainConfig(epochs=6, precision="auto", metric="accuracy", direction="max", optim=_small_optimiser(1e-4)),
-    )
-
-
-def visualbert_vqa() -> Finetuning:
-    """VisualBERT on VQA v2 as released: 100 regions of width 2048, KL loss, BertAdam 2e-5, batch 64, 10 epochs."""
-    return Finetuning(
-        recipe="visualbert-vqa",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["vqa"],
-        task="vqa",
-        batch_size=64,
-        train=TrainConfig(
-            epochs=10,
-            metric="accuracy",
-            direction="max",
-            patience=3,
-            optim=OptimConfig(name="bert_adam", lr=2e-5, clip="per_tensor", clip_norm=1.0, exclude=("pooler",), warmup_share=0.1),
-        ),
-    )
-
-
-def _small_optimiser(lr: float) -> OptimConfig:
-    return OptimConfig(name="adamw", lr=lr, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.1, clip="global")
-
-
-RECIPES: Mapping[str, Callable[[], Finetuning]] = {
-    "visualbert-vqa-scenes": visualbert_vqa_scenes,
-    "visualbert-nlvr": visualbert_nlvr,
-    "visualbert-vqa": visualbert_vqa,
-}
+RECIPES: Mapping[str, Callable[[], Finetuning]] = {**scenes.FINETUNING, **releases.FINETUNING}
 
 
 def finetune(

@@ -3,69 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from visling import models, runtime
 from visling.data.annotations.captions import find_captions_file, read_captions
 from visling.data.annotations.questions import find_vqa_files, read_questions
 from visling.data.loader import Loader, Source
-from visling.data.masking import TokenMasking
 from visling.data.pretraining import CaptionPairs, LabelledSentences, Mixture, QuestionAnswer, SentenceRecord, SingleCaption
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.models.base import Encoder
 from visling.objectives.base import Objective
+from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
+from visling.objectives.masked_regions import MaskedRegions
 from visling.objectives.matching import Matching
-from visling.recipes import assembly
+from visling.objectives.region_contrast import RegionContrast
+from visling.recipes import assembly, releases, scenes
+from visling.recipes.plans import CorpusKind, Pretraining
 from visling.tasks.nlvr import NLVR
 from visling.train import engine
-from visling.train.engine import TrainConfig
-from visling.train.optim import OptimConfig
 from visling.train.state import State
 from visling.types import Batch, Loss, Record, Targets
-
-CorpusKind = Literal["captions", "caption_pairs", "single_captions", "statements", "unmasked_statements", "true_statements", "questions"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """One body of sentences about images; which folders it is read from comes from the command line."""
-
-    kind: CorpusKind
-    """captions: one, always right, nothing to match. caption_pairs: two, does the second fit (VisualBERT). single_captions: one, half of the
-    time a wrong one. statements: true or false (NLVR's layout). unmasked_statements: the same with every word shown. true_statements: the true
-    ones as captions, nothing to match. questions: VQA question and answer as one text."""
-    weight: float = 1.0
-    """Passes over it per epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretraining:
-    """One pre-training run; saved in run.json."""
-
-    recipe: str
-    model: str
-    """Family."""
-    encoder: Any
-    """The family's config."""
-    corpora: tuple[Corpus, ...]
-    objectives: Mapping[str, float]
-    """Objective -> weight in the loss: masked_lm, matching."""
-    masking: TokenMasking = field(default_factory=TokenMasking)
-    """Which word pieces are hidden."""
-    batch_size: int = 128
-    """Examples per step and process."""
-    train_split: str = "train"
-    valid_split: str = "val"
-    train: TrainConfig
-    """How long and how."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "encoder", assembly.encoder_config(self.model, self.encoder))
 
 
 class RecordSource(Source, Protocol):
@@ -75,99 +37,7 @@ class RecordSource(Source, Protocol):
     def records(self) -> Sequence[Record]: ...
 
 
-def visualbert_scenes() -> Pretraining:
-    """VisualBERT's COCO phase on drawn scenes, small and from scratch: masked words of captions, and caption pairs, as the release makes them.
-
-    Half of the words in caption pairs speak of another image and teach nothing about this one: single captions learn in half the steps.
-    """
-    return Pretraining(
-        recipe="visualbert-scenes",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["scenes"],
-        corpora=(Corpus(kind="captions"), Corpus(kind="caption_pairs", weight=0.05)),
-        objectives={"masked_lm": 1.0, "matching": 1.0},
-        masking=TokenMasking(rate=0.35),
-        batch_size=32,
-        train=TrainConfig(epochs=12, precision="auto", log_every=200, validate_every=4, save_every=2000, optim=_small_optimiser(2e-3)),
-    )
-
-
-def visualbert_panels() -> Pretraining:
-    """VisualBERT's caption phase on drawn NLVR panels: masked words of captions that name every attribute. First step towards visualbert-nlvr."""
-    return Pretraining(
-        recipe="visualbert-panels",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
-        corpora=(Corpus(kind="captions"),),
-        objectives={"masked_lm": 1.0},
-        masking=TokenMasking(rate=0.35),
-        batch_size=32,
-        train=TrainConfig(epochs=4, precision="auto", log_every=200, save_every=2000, optim=_small_optimiser(2e-3)),
-    )
-
-
-def visualbert_nlvr() -> Pretraining:
-    """VisualBERT's task-specific phase for NLVR on drawn panels and NLVR sentences: masked words, and is the statement true.
-
-    The release hides words of the very statement it judges. NLVR shows each sentence with pictures it is true of and as many it is false of, so
-    hidden words cannot be told from the picture and the label is a guess: nothing was learnt that way (docs/log.md). Words are hidden in true
-    statements, and statements are judged with every word shown.
-    """
-    return Pretraining(
-        recipe="visualbert-nlvr",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
-        corpora=(Corpus(kind="true_statements"), Corpus(kind="unmasked_statements")),
-        objectives={"masked_lm": 1.0, "matching": 1.0},
-        masking=TokenMasking(rate=0.25),
-        batch_size=64,
-        train=TrainConfig(epochs=8, precision="auto", save_every=2000, log_every=200, optim=_small_optimiser(1e-3)),
-    )
-
-
-def visualbert_coco() -> Pretraining:
-    """VisualBERT's COCO phase as released (VQA configuration): caption pairs on COCO, 100 regions of width 2048."""
-    return Pretraining(
-        recipe="visualbert-coco",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["vqa"],
-        corpora=(Corpus(kind="caption_pairs"),),
-        objectives={"masked_lm": 1.0, "matching": 1.0},
-        batch_size=48,
-        train=TrainConfig(epochs=10, optim=_release_optimiser(5e-5), patience=3),
-    )
-
-
-def visualbert_vqa() -> Pretraining:
-    """VisualBERT's task-specific phase for VQA as released: masked words over question and answer."""
-    return Pretraining(
-        recipe="visualbert-vqa",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["vqa"],
-        corpora=(Corpus(kind="questions"),),
-        objectives={"masked_lm": 1.0},
-        batch_size=64,
-        train=TrainConfig(epochs=10, optim=_release_optimiser(5e-5), patience=3),
-    )
-
-
-def _small_optimiser(lr: float) -> OptimConfig:
-    """For models of width 96 to 192 from scratch, found by trial (docs/log.md)."""
-    return OptimConfig(name="adamw", lr=lr, weight_decay=0.01, schedule="warmup_linear", warmup_share=0.05, clip="global")
-
-
-def _release_optimiser(lr: float) -> OptimConfig:
-    """VisualBERT release: BertAdam, each tensor clipped by itself, the pooler left out."""
-    return OptimConfig(name="bert_adam", lr=lr, clip="per_tensor", clip_norm=1.0, exclude=("pooler",), warmup_share=0.1)
-
-
-RECIPES: Mapping[str, Callable[[], Pretraining]] = {
-    "visualbert-scenes": visualbert_scenes,
-    "visualbert-panels": visualbert_panels,
-    "visualbert-nlvr": visualbert_nlvr,
-    "visualbert-coco": visualbert_coco,
-    "visualbert-vqa": visualbert_vqa,
-}
+RECIPES: Mapping[str, Callable[[], Pretraining]] = {**scenes.PRETRAINING, **releases.PRETRAINING}
 
 
 def pretrain(
@@ -212,12 +82,15 @@ def pretrain(
             saved = assembly.read(init)
             assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)
             assembly.load_part(encoder, saved.weights, "encoder.", saved.path)
-        model = assembly.PretrainModel(encoder, _objectives(run, encoder), run.objectives).to(target)
+        objectives = _objectives(run, encoder)
+        model = assembly.PretrainModel(encoder, objectives, run.objectives).to(target)
+        needs = frozenset[str]().union(*(objective.reads() for objective in objectives.values()))
+        pool = _images(training) if run.region_masking is not None and run.region_masking.random else []
 
         def loader(source: Source, *, shuffle: bool) -> Loader:
             return Loader(
                 source, regions, spec, tokenizer, batch_size=run.batch_size, seed=run.train.seed, masking=run.masking,
-                shuffle=shuffle, drop_last=shuffle, pin=target.type == "cuda",
+                region_masking=run.region_masking, needs=needs, pool=pool, shuffle=shuffle, drop_last=shuffle, pin=target.type == "cuda",
             )  # fmt: skip
 
         train, valid = loader(training, shuffle=True), loader(validation, shuffle=False)
@@ -335,7 +208,13 @@ _READERS: Mapping[CorpusKind, tuple[Callable[[Path, str, TextLayout], RecordSour
 }
 """Kind -> reader, and whether a folder has it."""
 
-_OBJECTIVES: Mapping[str, tuple[type[Objective], str]] = {"masked_lm": (MaskedLM, "vocabulary"), "matching": (Matching, "matching")}
+_OBJECTIVES: Mapping[str, tuple[Callable[..., Objective], str]] = {
+    "masked_lm": (MaskedLM, "vocabulary"),
+    "matching": (Matching, "matching"),
+    "masked_regions": (MaskedRegions, "region_targets"),
+    "image_qa": (ImageQA, "classify"),
+    "region_contrast": (RegionContrast, "projection"),
+}
 """Name -> class and the kind under which a model names the style of its head."""
 
 
@@ -347,5 +226,22 @@ def _objectives(run: Pretraining, encoder: Encoder) -> dict[str, Objective]:
     built = {}
     for name in run.objectives:
         kind, head = _OBJECTIVES[name]
-        built[name] = kind(encoder.dims, styles[head], encoder.word_embeddings)
+        if head not in styles:
+            raise ConfigError(f"{run.model} has no head for the objective {name}. Leave it out of the recipe's objectives.")
+        built[name] = kind(encoder.dims, styles[head], encoder.word_embeddings, **_settings(run, encoder, name))
     return built
+
+
+def _settings(run: Pretraining, encoder: Encoder, objective: str) -> dict[str, Any]:
+    """What an objective takes beside its head."""
+    if objective == "masked_regions":
+        if run.region_losses is None or run.region_masking is None:
+            raise ConfigError("the objective masked_regions needs region_losses and region_masking in the recipe; found none.")
+        return {"losses": run.region_losses}
+    return {"encoder": encoder} if objective == "region_contrast" else {}
+
+
+def _images(source: Source) -> list[str]:
+    """Image of every example, where the features of random regions come from."""
+    parts: Sequence[Any] = source.sources if isinstance(source, Mixture) else [source]
+    return [record.images[0] for part in parts for record in part.records]
