@@ -170,6 +170,7 @@ def test_schedule_shapes() -> None:
     assert factors("warmup_linear", warmup_steps=2) == [0.0, 0.5, 1.0, 0.8333, 0.6667, 0.5, 0.3333, 0.1667, 0.0]
     assert factors("triangle", warmup_steps=3, evaluate="after") == [0.3333, 0.6667, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
     assert factors("warmup_cosine", warmup_steps=2) == [0.0, 0.5, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]
+    assert factors("warmup_stable_decay", warmup_steps=2, decay_share=0.5) == [0.0, 0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     assert factors("warmup_linear", warmup_share=1.0) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.0]
 
 

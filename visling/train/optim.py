@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from visling.errors import ConfigError
 
-ScheduleName = Literal["constant", "warmup_constant", "warmup_linear", "warmup_cosine", "triangle"]
+ScheduleName = Literal["constant", "warmup_constant", "warmup_linear", "warmup_cosine", "warmup_stable_decay", "triangle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +53,16 @@ class OptimConfig:
     """Share of all updates spent warming up."""
     warmup_steps: int | None = None
     """Updates spent warming up; replaces `warmup_share` when given."""
+    decay_share: float = 0.3
+    """Share of all updates in which warmup_stable_decay falls to 0."""
     evaluate: Literal["before", "after"] = "before"
     """Whether the schedule reads the number of updates before the increment (BertAdam: the first update has lr 0) or after (VL-BERT)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_share <= 1:
             raise ConfigError(f"warmup_share must lie in [0, 1]; found {self.warmup_share}. For a number of updates use warmup_steps.")
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(f"decay_share must lie in (0, 1]; found {self.decay_share}.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be 0 or more; found {self.warmup_steps}.")
         if self.lr < 0 or self.eps < 0 or self.weight_decay < 0:
@@ -79,6 +83,8 @@ class Schedule:
     warmup: float
     """Share of `total` spent warming up."""
     evaluate: Literal["before", "after"] = "before"
+    decay: float = 0.3
+    """Share of `total` in which warmup_stable_decay falls."""
 
     def factor(self, done: int) -> float:
         """Factor of the next update when `done` updates have been made.
@@ -86,6 +92,7 @@ class Schedule:
         Source:
             warmup_linear, warmup_constant: BertAdam, x / w, then (1 - x) / (1 - w) or 1. VL-BERT's triangle is the same line read one update later.
             warmup_cosine: ours, half a cosine from the end of the warm-up (BertAdam's own jumps there).
+            warmup_stable_decay: the peak rate until the last part of the run, then a line to 0.
         """
         if self.name == "constant":
             return 1.0
@@ -98,6 +105,8 @@ class Schedule:
             return 0.0
         if self.name == "warmup_cosine":
             return 0.5 * (1 + math.cos(math.pi * (x - self.warmup) / (1 - self.warmup)))
+        if self.name == "warmup_stable_decay":
+            return min(1.0, (1 - x) / self.decay)
         return (x - 1) / (self.warmup - 1)
 
 
@@ -223,7 +232,7 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, A
 def build_schedule(config: OptimConfig, total: int) -> Schedule:
     """The schedule of a run of `total` updates."""
     warmup = config.warmup_share if config.warmup_steps is None else config.warmup_steps / total
-    return Schedule(name=config.schedule, total=total, warmup=warmup, evaluate=config.evaluate)
+    return Schedule(name=config.schedule, total=total, warmup=warmup, evaluate=config.evaluate, decay=config.decay_share)
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, total: int) -> tuple[Optimizer, Schedule]:
