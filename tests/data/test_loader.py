@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from visling.data.loader import Loader
 from visling.data.masking import TokenMasking
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError, DataError, StoreError
 from visling.types import Batch, Example, InputSpec, Targets
 
 TOKENIZER = Tokenizer()
@@ -237,6 +237,21 @@ def test_batches_are_valid_and_equal_without_the_thread() -> None:
         a.validate()
         assert torch.equal(a.text.ids, b.text.ids)
         assert contents(a, targets_a) == contents(b, targets_b)
+
+
+def test_the_first_batch_of_a_run_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Batch] = []
+    monkeypatch.setattr(Batch, "validate", checked.append)
+    made = loader()
+    assert len(list(made)) + len(list(made)) > 2
+    assert len(checked) == 1
+
+    def refuse(batch: Batch) -> None:
+        raise ValueError("invalid batch: a real box has no area")
+
+    monkeypatch.setattr(Batch, "validate", refuse)
+    with pytest.raises(DataError, match="a real box has no area. Look at the store"):
+        next(iter(loader()))
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,14 @@ def test_a_state_that_does_not_fit(tmp_path: Path) -> None:
         folder.load_last(other, torch.optim.SGD(other.parameters()))
 
 
+@pytest.mark.parametrize(("content", "message"), [('{"status": "runn', "It is damaged"), ("[]", "holds list, not a run's settings")])
+def test_a_damaged_run_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    (folder.path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=message):
+        folder.record({"status": "running"})
+
+
 class Foreign:
     pass
 

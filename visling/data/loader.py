@@ -19,7 +19,7 @@ from visling import runtime
 from visling.data.collate import collate
 from visling.data.masking import RegionMasking, TokenMasking
 from visling.data.text import Tokenizer
-from visling.errors import ConfigError
+from visling.errors import ConfigError, DataError
 from visling.types import Batch, Example, InputSpec, RegionStore, Targets
 
 _ORDER, _CHUNK = 0x6F72646572, 0x6368756E6B
@@ -96,6 +96,7 @@ class Loader:
             )
         if store is not None and region_masking is not None and region_masking.random and not pool:
             raise ConfigError("region masking takes random features from the images of other examples: give their ids as `pool`, or set random=0.")
+        self._checked = False
         self._epoch = 0
         self._start = 0
         self._given = 0
@@ -204,7 +205,18 @@ class Loader:
                     needs=self.needs,
                     pool=self.pool,
                 )
+                self._check_once(batch)
                 yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))
+
+    def _check_once(self, batch: Batch) -> None:
+        """Validate the first batch of a run; what is wrong with a store is wrong from the start."""
+        if self._checked:
+            return
+        self._checked = True
+        try:
+            batch.validate()
+        except ValueError as error:
+            raise DataError(f"the first batch cannot be read by a model: {error}. Look at the store with `visling regions inspect`.") from error
 
     def _example(self, index: int, epoch: int) -> tuple[Example, np.random.Generator]:
         rng = runtime.generator_for(self.seed, epoch, index)

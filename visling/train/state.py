@@ -352,8 +352,12 @@ def _write_json(path: Path, values: Any) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(values, dict)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}. It is damaged: start again in another --out.") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} holds {type(values).__name__}, not a run's settings. Start again in another --out.")
     return values
 
 

@@ -58,7 +58,7 @@ def write_scenes(out: Path, config: ScenesConfig, progress: Progress | None = No
         raise RunError(f"{out} is a file; --out needs a folder.")
     try:
         if out.is_dir() and any(out.iterdir()) and not config.overwrite:
-            raise RunError(f"{out} is not empty. Give a new folder, or allow replacing it with overwrite.")
+            raise RunError(f"{out} is not empty. Give a new folder, or replace it with --set overwrite=true.")
         part = out.with_name(f".{out.name}.part")
         if part.exists():
             shutil.rmtree(part)
