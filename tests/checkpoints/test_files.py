@@ -69,16 +69,65 @@ def test_a_prefix_that_some_names_lack_stays() -> None:
     assert files.strip_wrappers({"module.a": torch.zeros(1), "b": torch.zeros(1)}).keys() == {"module.a", "b"}
 
 
-def test_settings_of_foreign_classes_do_not_hinder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_of_foreign_classes_do_not_hinder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
     module = types.ModuleType("somebodys_script")
     module.Settings = type("Settings", (), {"__module__": "somebodys_script"})  # type: ignore[attr-defined]
     settings = module.Settings()
     settings.rate = 0.1
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "somebodys_script", module)
-        torch.save({"state_dict": WEIGHTS, "settings": settings}, tmp_path / "w.pth")
+        torch.save({"state_dict": WEIGHTS, "settings": settings}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     assert "somebodys_script" not in sys.modules
     same(files.read(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_training_state_with_a_logger_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    """VOLTA's pytorch_ckpt_latest.tar: no archive, and with an object of a class of its own, which is written in small letters."""
+    called: list[str] = []
+    module = types.ModuleType("volta.utils")
+
+    class tbLogger:
+        def __getstate__(self) -> dict[str, Any]:
+            return {"task_id2name": {"TASK1": "VQA"}, "losses": [0.5], "rank": 0}
+
+        def __setstate__(self, state: Any) -> None:
+            called.append("state")
+
+        def __init__(self) -> None:
+            called.append("init")
+
+    tbLogger.__module__, tbLogger.__qualname__ = "volta.utils", "tbLogger"
+    module.tbLogger = tbLogger  # type: ignore[attr-defined]
+    states = {"model_state_dict": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}, "global_step": 3}
+    monkeypatch.setitem(sys.modules, "volta", types.ModuleType("volta"))
+    monkeypatch.setitem(sys.modules, "volta.utils", module)
+    torch.save({**states, "tb_logger": tbLogger(), "again": tbLogger()}, tmp_path / "pytorch_ckpt_latest.tar", _use_new_zipfile_serialization=zipped)
+    called.clear()
+    same(files.read(tmp_path / "pytorch_ckpt_latest.tar"))  # although the class is there to be imported
+    assert not called
+
+
+def touch_a_file(path: str) -> None:
+    Path(path).touch()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_foreign_function_is_refused_and_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    module = types.ModuleType("somebodys_script")
+    module.touch_a_file = touch_a_file  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "somebodys_script", module)
+    monkeypatch.setattr(touch_a_file, "__module__", "somebodys_script")
+
+    class Calls:
+        def __reduce__(self) -> Any:
+            return touch_a_file, (str(tmp_path / "touched"),)
+
+    torch.save({"state_dict": WEIGHTS, "x": Calls()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="might run code"):
+        files.read(tmp_path / "w.pth")
+    assert not (tmp_path / "touched").exists()
 
 
 class Harmful:
@@ -108,6 +157,11 @@ def test_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
     with pytest.raises(CheckpointError):
         files.read(tmp_path / "plain.bin")
     assert not (tmp_path / "touched").exists()
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"abc")
+    assert files.digest(tmp_path / "w") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def truncated(path: Path, size: int) -> None:
@@ -140,8 +194,9 @@ def test_files_without_weights(tmp_path: Path) -> None:
 
 def test_catalogue_finds_by_name_and_hides_no_unknown() -> None:
     names = [release.name for release in catalog.RELEASES]
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names)
+    assert {release.family for release in catalog.RELEASES} == {"visualbert", "vlbert", "vilbert", "lxmert", "cvlp"}
     assert catalog.find("vqa_fine_tuned").heads["classifier"].outputs == 3129
-    assert all(release.licence and release.source.startswith("https://") for release in catalog.RELEASES)
+    assert all(release.licence and release.source.startswith(("https://", "http://nlp.cs.unc.edu/")) for release in catalog.RELEASES)
     with pytest.raises(CheckpointError, match="Did you mean 'vqa_fine_tuned'"):
         catalog.find("vqa_fine_tune")

@@ -637,19 +637,3 @@ def test_the_other_releases_classifier_is_refused(golden: Path) -> None:
 def test_voltas_numbering_needs_one_text_layer_after_each_co_attention() -> None:
     with pytest.raises(AssertionError, match="consecutive"):
         volta_keys((1, 3), 4)
-
-
-def test_catalogued_files_name_presets_layouts_and_heads_that_exist() -> None:
-    releases = [release for release in catalog.RELEASES if release.family == "vilbert"]
-    assert {release.layout for release in releases} == {"first", "multitask", "volta"}
-    assert len({release.name for release in releases}) == len(releases) == 9
-    dims = Vilbert(dataclasses.replace(TINY, vocab_size=50)).dims
-    for release in releases:
-        assert release.preset in PRESETS
-        for part, head in release.heads.items():
-            build(part, head, release.layout, dims, nn.Embedding(5, dims.text))
-            assert any(rule.ours and rule.ours[0].startswith(f"{part}.") for rule in KEYS[release.layout].rules)
-    controlled = catalog.find("volta_ctrl_visualbert")
-    family = models.spec(controlled.family)
-    assert controlled.preset in family.presets
-    assert controlled.layout in family.keys

@@ -15,7 +15,6 @@ from torch.testing import assert_close
 
 from visling import models
 from visling.boxes import spatial_six
-from visling.checkpoints import catalog
 from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.visualbert import PRESETS, VisualBert, VisualBertConfig, inputs
 from visling.nn import heads
@@ -284,19 +283,6 @@ def test_every_released_key_is_accounted_for(golden: Path) -> None:
         assert set(coverage.dropped) == {key for key in keys if "flickr_attention.value" in key or key.startswith("detector.")}, name
 
 
-@pytest.mark.slow
-def test_full_size_files_are_written_back_bit_for_bit(golden: Path) -> None:
-    for name, shapes in released(golden).items():
-        keys = {key: torch.randn(shape) for key, shape in shapes.items() if "flickr_attention.value" not in key}
-        if "bert.cls.predictions.decoder.weight" in keys:
-            keys["bert.cls.predictions.decoder.weight"] = keys["bert.bert.embeddings.word_embeddings.weight"]
-        parts = full_size(name, keys)
-        KEYS["official"].load(keys, parts)
-        written = KEYS["official"].invert({f"{part}.{n}": tensor for part, module in parts.items() for n, tensor in module.state_dict().items()})
-        assert written.keys() == keys.keys()
-        assert all(torch.equal(written[key], keys[key]) for key in keys)
-
-
 @pytest.mark.parametrize(
     ("layout", "files"),
     [
@@ -337,15 +323,3 @@ def test_wrong_preset_is_refused_with_both_shapes(golden: Path) -> None:
     with pytest.raises(CheckpointError, match=r"encoder.projection.weight \(32, 20\) -> \(32, 26\)"):
         KEYS["official"].load(source, {"encoder": model})
     assert torch.equal(model.norm.weight, before)
-
-
-def test_catalogued_files_name_presets_layouts_and_heads_that_exist() -> None:
-    dims = VisualBert(dataclasses.replace(TINY, vocab_size=50)).dims
-    styles = models.spec("visualbert").head_styles
-    for release in catalog.RELEASES:
-        assert release.preset in PRESETS
-        assert release.layout in KEYS
-        for part, head in release.heads.items():
-            style = styles["official", "matching" if part == "matching" else head.kind]
-            heads.build(head, dims, style=style, words=nn.Embedding(5, dims.text))
-            assert any(rule.ours and rule.ours[0].startswith(f"{part}.") for rule in KEYS[release.layout].rules)

@@ -18,7 +18,6 @@ from torch.testing import assert_close
 
 from visling import models
 from visling.boxes import to_unit
-from visling.checkpoints import catalog
 from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.vlbert import PRESETS, VlBert, VlBertConfig, inputs
 from visling.nn import heads
@@ -647,15 +646,3 @@ def test_wrong_sizes_are_refused_with_both_shapes(golden: Path) -> None:
     with pytest.raises(CheckpointError, match=r"encoder.projection.linear.weight \(32, 44\) -> \(32, 60\)"):
         KEYS["official"].load(recorded(golden, "official"), {"encoder": model})
     assert torch.equal(model.embeddings.norm.weight, before)
-
-
-def test_catalogued_files_name_presets_layouts_and_heads_that_exist() -> None:
-    styles, dims = models.spec("vlbert").head_styles, VlBert(dataclasses.replace(TINY, vocab_size=50)).dims
-    found = [release for release in catalog.RELEASES if release.family == "vlbert"]
-    assert [release.preset for release in found] == ["base_e2e", "large_e2e", "base_prec", "large_prec"]
-    for release in found:
-        assert release.preset in PRESETS
-        assert release.layout in KEYS
-        for part, head in release.heads.items():
-            heads.build(head, dims, style=styles["official", head.kind], words=nn.Embedding(5, dims.text))
-            assert any(rule.ours and rule.ours[0].startswith(f"{part}.") for rule in KEYS[release.layout].rules)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -80,6 +80,143 @@ def test_flickr_attention() -> None:
     assert build("slots_regions", "flickr").query.out_features == 64
 
 
+def stirred(kind: str, style: str, outputs: int = 1, group: int = 1, **options: int) -> Any:
+    """A head in training whose every parameter matters."""
+    head = build(kind, style, outputs=outputs, group=group, **options)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)
+    return head.train()
+
+
+@pytest.fixture
+def fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout in training multiplies by what it keeps: where it stands, and how much it drops, can be read off the result."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda module, states: states * (1 - module.p) if module.training else states)
+
+
+def transformed(head: Any, states: Tensor) -> Tensor:
+    """Linear, GELU and, if there is one, the norm."""
+    states = F.gelu(states @ head.dense.weight.T + head.dense.bias)
+    if head.norm is None:
+        return states
+    spread = states - states.mean(-1, keepdim=True)
+    return spread / (spread.square().mean(-1, keepdim=True) + 1e-12).sqrt() * head.norm.weight + head.norm.bias
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+def test_vlbert_classify_drops_between_transform_and_output() -> None:
+    head = stirred("classify", "vlbert", outputs=3)
+    hidden = transformed(head.transform, POOLED)
+    assert_close(head(POOLED), F.linear(hidden * 0.9, head.linear.weight, head.linear.bias))
+    assert_close(head.eval()(POOLED), F.linear(hidden, head.linear.weight, head.linear.bias))
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+def test_vlbert_regions_has_neither_norm_nor_dropout() -> None:
+    head, states = stirred("regions", "vlbert"), torch.randn(2, 5, 4)
+    assert_close(head(states), F.linear(transformed(head.transform, states), head.linear.weight, head.linear.bias)[..., 0])
+    assert head.transform.norm is None
+    assert head(states[:, :0]).shape == (2, 0)
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+@pytest.mark.parametrize(("style", "normed"), [("vlbert", False), ("bert", True)])
+def test_region_targets_share_one_transform(style: str, normed: bool) -> None:
+    head, states = stirred("region_targets", style, outputs=5, classes=3, features=2), torch.randn(2, 5, 4)
+    assert (head.transform.norm is not None) == normed
+    hidden = transformed(head.transform, states)
+    found = head(states)
+    assert {name: tuple(values.shape) for name, values in found.items()} == {"classes": (2, 5, 3), "features": (2, 5, 2)}
+    for name, values in found.items():
+        assert_close(values, F.linear(hidden, head.outputs[name].weight, head.outputs[name].bias))
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+@pytest.mark.parametrize(("style", "kept"), [("gelu_norm", 1.0), ("vilbert", 0.9)])
+@pytest.mark.parametrize(("kind", "group"), [("classify", 1), ("pair", 2)])
+def test_classifiers_with_a_norm(style: str, kept: float, kind: str, group: int) -> None:
+    head = stirred(kind, style, outputs=3, group=group)
+    joined = POOLED.reshape(-1, 6 * group)
+    assert head.dense.weight.shape == (12, 6 * group)  # twice the pooled width, however many rows are joined
+    assert_close(head(POOLED), F.linear(transformed(head, joined * kept), head.linear.weight, head.linear.bias))
+    assert head(POOLED).shape == (4 // group, 3)
+    assert build(kind, style, outputs=3, group=group, hidden_size=5).dense.out_features == 5
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+def test_weight_norm_classify() -> None:
+    head = stirred("classify", "weight_norm", outputs=3)
+
+    def gained(layer: Any, states: Tensor) -> Tensor:
+        return states @ (layer.direction * layer.gain / layer.direction.square().sum().sqrt()).T + layer.bias
+
+    assert_close(head(POOLED), gained(head.narrow, gained(head.widen, POOLED * 0.9).relu() * 0.5))
+    fresh = build("classify", "weight_norm", outputs=3)
+    assert fresh.widen.direction.shape == (12, 6)
+    for layer in (fresh.widen, fresh.narrow):
+        assert_close(layer.gain, layer.direction.norm())  # it starts as the linear layer that it was made of
+        assert not layer.bias.any()
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+def test_match_first_swaps_the_two_classes() -> None:
+    head = stirred("classify", "match_first", outputs=2)
+    assert_close(head(POOLED)[:, [1, 0]], F.linear(POOLED * 0.9, head.linear.weight, head.linear.bias))
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+def test_regions_by_one_linear_layer_or_two() -> None:
+    states = torch.randn(2, 5, 4)
+    head = stirred("regions", "linear")
+    assert_close(head(states), F.linear(states * 0.9, head.linear.weight, head.linear.bias)[..., 0])
+    assert head(states[:, :0]).shape == (2, 0)
+    deep = stirred("regions", "deep")
+    hidden = F.gelu(F.linear(states * 0.9, deep.dense.weight, deep.dense.bias))
+    assert_close(deep(states), F.linear(hidden * 0.9, deep.output.weight, deep.output.bias)[..., 0])
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+def test_projection_has_twice_the_width_inside() -> None:
+    head, states = stirred("projection", "cvlp", outputs=7), torch.randn(2, 5, 4)
+    assert head.dense.weight.shape == (8, 4)
+    assert_close(head(states), F.linear(transformed(head, states), head.linear.weight, head.linear.bias))
+
+
+def test_answers_start_from_the_words_they_are_made_of() -> None:
+    words, head = nn.Embedding(9, 6), build("classify", "vlbert", outputs=3)
+    bias = head.linear.bias.clone()
+    head.start_from_words(words, [[1], [2, 5], []])
+    assert_close(head.linear.weight, torch.stack([words.weight[1], (words.weight[2] + words.weight[5]) / 2, torch.zeros(6)]))
+    assert torch.equal(head.linear.bias, bias)
+    with pytest.raises(AssertionError, match="2 answers for 3 outputs"):
+        head.start_from_words(words, [[1], [2]])
+
+
+def test_answers_start_from_those_of_pretraining() -> None:
+    trained, head = stirred("classify", "gelu_norm", outputs=4), stirred("classify", "gelu_norm", outputs=3)
+    head.start_from(trained, [2, None, 0])
+    assert_close(head(POOLED)[:, [0, 2]], trained(POOLED)[:, [2, 0]])
+    assert not head(POOLED)[:, 1].any()
+    for other, rows in ((trained, [2, None]), (build("classify", "gelu_norm", outputs=4, hidden_size=5), [2, None, 0])):
+        with pytest.raises(ConfigError, match="cannot start from"):
+            head.start_from(other, rows)
+
+
+@pytest.mark.parametrize(("kind", "style"), [(kind, style) for kind, styles in heads.STYLES.items() for style in styles])
+def test_first_values_in_every_style(kind: str, style: str) -> None:
+    outputs = {"score": 1, "classify": 2}.get(kind, 3)
+    options = {"classes": 3} if kind == "region_targets" else {}
+    head = build(kind, style, outputs=outputs, words=nn.Embedding(3, 6), **options)
+    for name, module in head.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.eps == 1e-12, name
+            assert (module.weight == 1).all()
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            assert not module.bias.any(), name
+        if isinstance(module, nn.Linear):
+            assert module.weight.abs().max() < 0.15, name  # N(0, 0.02)
+
+
 def test_new_heads_start_as_bert_does() -> None:
     head = build("classify", "plain", outputs=500)
     assert abs(head.linear.weight.std().item() - 0.02) < 0.002
@@ -90,7 +227,9 @@ def test_new_heads_start_as_bert_does() -> None:
     ("kind", "style", "outputs", "message"),
     [
         ("classify", "liner", 2, "Did you mean 'linear'"),
-        ("regions", "linear", 2, "no regions head"),
+        ("region_targets", "linear", 2, r"no region_targets head in style 'linear'.*vlbert"),
+        ("tail", "linear", 2, "no tail head"),
+        ("classify", "match_first", 3, "outputs must be 2; found 3"),
         ("score", "linear", 2, "one number per row"),
         ("vocabulary", "bert", 2, "pass words="),
     ],

@@ -43,6 +43,8 @@ _CLASSIFIERS = {
     "nlvr2": {"classifier": Head(kind="classify", outputs=2)},
     "vcr": {"classifier": Head(kind="score", outputs=1)},
 }
+HUB = "https://huggingface.co/"
+"""Address before the owner/name of a repository on the hub."""
 _DRIVE = "https://drive.google.com/file/d/{}/view"
 _VCR_NOTE = "Also holds the region CNN (detector.*), which is dropped: extract features with it elsewhere."
 
@@ -69,7 +71,7 @@ def _hub(task: str, stage: str, heads: dict[str, Head]) -> Release:
         preset=task,
         layout="transformers",
         heads=heads,
-        source=f"https://huggingface.co/uclanlp/visualbert-{task}{stage}",
+        source=f"{HUB}uclanlp/visualbert-{task}{stage}",
         licence="none stated",
         note="Features are extracted by the region CNN of the official file, which this one lacks." if task == "vcr" else "",
     )
@@ -128,7 +130,7 @@ def _lxmert_hub(task: str, heads: dict[str, Head], note: str) -> Release:
         preset="base",
         layout="transformers",
         heads=heads,
-        source=f"https://huggingface.co/unc-nlp/{name}",
+        source=f"{HUB}unc-nlp/{name}",
         licence="none stated",
         note=f"{_LXMERT_FEATURES} {note}",
     )
@@ -277,10 +279,11 @@ RELEASES: tuple[Release, ...] = (
         preset="base",
         layout="official",
         heads={**_PRETRAINING, "projection": Head(kind="projection", outputs=128)},
-        source="https://github.com/gao-peng-cuhk/CVLP- (its README links snap/pretrained/model_LXRT.pth on a drive)",
+        source="https://github.com/gao-peng-cuhk/CVLP-",
         licence="none stated",
-        note=f"{_LXMERT_FEATURES} The query network. Nobody has looked into it here: its keys are those that the code writes. Object, attribute and "
-        "answer heads, if there, were never trained by contrast; the text projection is never read.",
+        note=f"{_LXMERT_FEATURES} The README links it on a drive, as snap/pretrained/model_LXRT.pth. The query network. Nobody has looked into it "
+        "here: its keys are those that the code writes. Object, attribute and answer heads, if there, were never trained by contrast; the text "
+        "projection is never read.",
     ),
 )
 """All known files. The VisualBERT authors released none for Flickr30K and none with late fusion, the LXMERT authors none that is fine-tuned."""

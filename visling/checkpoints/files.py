@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import pickle
+import pickletools
+import struct
 import sys
 import tarfile
 import warnings
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +30,8 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that data-parallel and compiled modules put before every name."""
 _ZIP = b"PK\x03\x04"
 """First bytes of today's PyTorch files. (A tar archive that holds one ends like a zip file, so the end says nothing.)"""
+_LEGACY_PICKLES = 4
+"""Before PyTorch 1.6 a file began with so many pickles: a magic number, the protocol, sizes of numbers, and what was saved."""
 _WEIGHTS_IN_ARCHIVE = (".bin", ".pth", ".pt", ".th", ".safetensors")
 
 
@@ -49,6 +56,12 @@ def read(path: Path) -> dict[str, Tensor]:
         except (tarfile.TarError, EOFError, zlib.error, SafetensorError) as error:
             raise CheckpointError(f"{path} is not a whole archive: {_brief(error)}. Fetch it again.") from error
     return strip_wrappers(_state_dict(_load(path, path), path))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,19 +107,44 @@ def _load(file: Path | IO[bytes], path: Path) -> Any:
 
 
 def _stubs(path: Path) -> list[Any]:
-    """Empty stand-ins for classes that the file names, so that settings saved beside weights do not hinder reading.
+    """Empty stand-ins for classes that the file names, so that settings and loggers saved beside weights do not hinder reading.
 
-    Only capitalised names outside the standard library qualify; functions (`os.system`, ...) stay refused.
+    Names outside the standard library, torch and numpy qualify if they are capitalised, or if all that the file does with them is to make an object
+    without arguments (`tbLogger` in VOLTA's training states); functions (`os.system`, ...) stay refused.
     """
-    with path.open("rb") as file:
-        if file.read(len(_ZIP)) != _ZIP:
-            return []  # files of before PyTorch 1.6 cannot be searched
-    stubs = []
-    for name in torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
-        module, _, last = name.rpartition(".")
-        if last[:1].isupper() and module.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "numpy"}:
-            stubs.append((type(last, (_Stub,), {}), name))
-    return stubs
+    return [(type(name.rpartition(".")[2], (_Stub,), {}), name) for name in _classes(_operations(path))]
+
+
+def _classes(operations: Sequence[tuple[str, Any]]) -> list[str]:
+    """Dotted names of the foreign classes in the operations of a pickle."""
+    made: dict[str, bool] = {}
+    for number, (operation, argument) in enumerate(operations):
+        if operation == "GLOBAL":
+            module, _, last = argument.partition(" ")
+            if module.partition(".")[0] in {*sys.stdlib_module_names, "torch", "numpy"}:
+                continue
+            following = [name for name, _ in operations[number + 1 : number + 4] if "PUT" not in name and name != "MEMOIZE"]
+            name = f"{module}.{last}"
+            made[name] = made.get(name, True) and (last[:1].isupper() or following[:2] == ["EMPTY_TUPLE", "NEWOBJ"])
+    return [name for name, is_class in made.items() if is_class]
+
+
+def _operations(path: Path) -> list[tuple[str, Any]]:
+    """Name and argument of every operation of the pickle inside a PyTorch file of any age; nothing is carried out; empty if it is damaged."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) == _ZIP:
+                with zipfile.ZipFile(path) as archive:
+                    pickles = [archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+                return [operation for content in pickles for operation in _pickled(io.BytesIO(content))]
+            file.seek(0)
+            return [operation for _ in range(_LEGACY_PICKLES) for operation in _pickled(file)]
+    except (OSError, ValueError, IndexError, UnicodeDecodeError, zipfile.BadZipFile, struct.error):
+        return []  # damaged: torch says so when it reads the file
+
+
+def _pickled(file: IO[bytes]) -> list[tuple[str, Any]]:
+    return [(operation.name, argument) for operation, argument, _ in pickletools.genops(file)]
 
 
 class _Stub:

@@ -7,6 +7,7 @@ Rules are tried in order, the first that matches a key takes it. The way back (`
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -269,9 +270,14 @@ class KeyMap:
 
 def _match(pattern: str, name: str) -> tuple[str, ...] | None:
     """What the wildcards of a pattern stand for in a name; None if it does not match."""
-    expression = re.escape(pattern).replace(r"\*\*", "(.*)").replace(r"\*", r"([^.]+)")
-    found = re.fullmatch(expression, name)
+    found = _expression(pattern).fullmatch(name)
     return None if found is None else found.groups()
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    """A pattern as a regular expression; kept, since every rule meets every name."""
+    return re.compile(re.escape(pattern).replace(r"\*\*", "(.*)").replace(r"\*", r"([^.]+)"))
 
 
 def _fill(pattern: str, wild: tuple[str, ...]) -> str:

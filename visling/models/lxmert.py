@@ -488,7 +488,7 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
             rename("clfs_dict.TASK13.*", "entailment.linear.*"),
             rename("clfs_dict.TASK10.*", "regions.linear.*"),
             rename("clfs_dict.TASK11.0.*", "regions_deep.dense.*"),
-            rename("clfs_dict.TASK11.3.*", "regions_deep.linear.*"),
+            rename("clfs_dict.TASK11.3.*", "regions_deep.output.*"),
             fresh("encoder.whiten.*", "not in the release: measured on the region store"),
         )
     )

@@ -580,6 +580,8 @@ _HEAD_STYLES: Mapping[str, str] = {
     "regions": "linear",
     "region_targets": "bert",
     "vocabulary": "bert",
+    "slots_regions": "flickr",  # ours
+    "projection": "cvlp",  # ours
 }
 SPEC = ModelSpec(
     config=VilbertConfig,

@@ -1,0 +1,83 @@
+"""Model folders on the Hugging Face hub: fetched, or found in its cache when offline, and uploaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from visling.errors import CheckpointError
+
+FOLDER_FILES = ("config.json", "model.safetensors", "vocab.txt", "answers.json", "README.md", "detector/*")
+"""What a model folder holds; nothing else is fetched or uploaded, above all no pickles."""
+RELEASE_FILES = ("config.json", "*.safetensors", "*.bin", "*.pth", "*.th", "*.tar", "*.model")
+"""What a repository of released weights may hold that a conversion reads."""
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_id(source: str | Path) -> bool:
+    """Whether a text that names no file or folder could name a repository: owner/name."""
+    text = str(source)
+    return _ID.fullmatch(text) is not None and not text.startswith(".") and not Path(text).exists()
+
+
+def fetch(repository: str, *, files: Sequence[str] = FOLDER_FILES, revision: str | None = None, offline: bool | None = None) -> Path:
+    """Folder with the files of a repository, in the hub's cache.
+
+    Args:
+        repository: owner/name.
+        files: patterns of the names wanted.
+        offline: use the cache only; None = as the variable HF_HUB_OFFLINE says.
+    Raises:
+        CheckpointError: there is no such repository, it cannot be reached, or it is not in the cache.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(files), local_files_only=alone))
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no folder {repository} here and no such repository on the hub. Check the name; a private one needs `hf auth login`."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{repository} on the hub has no revision {revision!r}. Check its name.") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if alone:
+            raise CheckpointError(
+                f"there is no folder {repository} here, and the hub's copy is not in the cache; the hub itself is not asked while offline "
+                "(HF_HUB_OFFLINE or offline=True). Fetch it once online, or give the path of a folder."
+            ) from error
+        raise CheckpointError(
+            f"there is no folder {repository} here, and the hub cannot be reached: {_brief(error)}. Check the connection."
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise CheckpointError(f"cannot fetch {repository} from the hub: {_brief(error)}.") from error
+
+
+def upload(folder: Path, repository: str, *, private: bool = True, token: str | None = None, message: str = "Upload a visling model") -> str:
+    """Put a model folder into a repository, which is made if it is not there; returns the address of the change.
+
+    Args:
+        token: of the account; None = the one that `hf auth login` keeps.
+    Raises:
+        CheckpointError: offline, refused, or not reachable.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(f"cannot upload {folder} to {repository} while offline (HF_HUB_OFFLINE). Unset the variable.")
+    hub = huggingface_hub.HfApi(token=token)
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        change = hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FOLDER_FILES), commit_message=message)
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(f"cannot upload {folder} to {repository}: {_brief(error)}. Log in with `hf auth login`; check the name.") from error
+    return str(change)
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
