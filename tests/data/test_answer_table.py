@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from visling.data.answer_table import table_form, table_rows
+from visling.data.answer_table import build_table, listed, read_table, table_form, table_rows
+from visling.errors import DataError
 
 
 def test_spelling_follows_the_release(golden: Path) -> None:
@@ -43,3 +44,52 @@ def test_rows_follow_the_release(golden: Path) -> None:
     answers = json.loads((folder / "expected.json").read_text())["task_label2ans"]
     expected = load_file(folder / "answer_head_transfer.safetensors")["row_map"].tolist()
     assert [-1 if row is None else row for row in table_rows(answers, table)] == expected
+
+
+def test_tables_of_some_data_sets(golden: Path) -> None:
+    file = golden / "lxmert_io" / "all_ans.json"
+    expected = json.loads((golden / "lxmert_io" / "expected.json").read_text())
+    assert len(read_table(file)) == expected["num_answers"]["all"]
+    for source in ("vqa", "gqa", "visual7w"):
+        assert len(read_table(file, [source])) == expected["num_answers"][source]
+    assert {answer: number for number, answer in enumerate(read_table(file, ["gqa"]))} == expected["id_by_answer_when_only_gqa"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["yes"]', "list of objects with 'ans'"),
+        ('{"yes": 0}', "list of objects"),
+        ('[{"ans": "a", "dsets": []}, {"ans": "a", "dsets": []}]', "more than once"),
+        ('[{"ans": "a"', "truncated"),
+    ],
+)
+def test_damaged_tables(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "all_ans.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / "all_ans.json")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ({"grey": 1.0, "Gray": 0.3, "silver": 0.9}, [("gray", 0.3)]),
+        ({"Gray": 0.3, "gray": 1.0}, [("gray", 0.3)]),  # what had to be respelt overwrites
+        ({"gray": 1.0, "Gray": 0.3}, [("gray", 0.3)]),
+        ({"Two": 0.6, "yes": 0.3, "2": 1.0}, [("yes", 0.3), ("2", 0.6)]),
+        ({"silver": 1.0}, []),
+        ({}, []),
+    ],
+)
+def test_labels_keep_what_the_table_has(label: dict[str, float], expected: list[tuple[str, float]]) -> None:
+    before = dict(label)
+    assert sorted(listed(label, {"gray", "2", "yes"}).items()) == sorted(expected)
+    assert label == before
+
+
+def test_a_table_of_frequent_answers_is_sorted() -> None:
+    labels = [{"Yes": 1.0, "no": 0.3}, {"yes.": 0.6}, {"the cat": 1.0}, {"no": 1.0}, {"no": 0.3}, {".": 1.0}, {"": 1.0}, {}]
+    assert list(build_table(labels, 2)) == ["no", "yes"]
+    assert list(build_table(labels, 1)) == ["cat", "no", "yes"]
+    with pytest.raises(DataError, match="no answer occurs 3 times"):
+        build_table(labels, 3)

@@ -1,4 +1,4 @@
-"""COCO caption files, clean and dirty."""
+"""Caption files of COCO and Flickr30K, clean and dirty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from visling.data.annotations.captions import CaptionRecord, find_captions_file, is_split, read_captions
+from visling.data.annotations.captions import (
+    CaptionRecord,
+    find_captions_file,
+    find_flickr30k,
+    has_flickr30k,
+    has_words,
+    is_split,
+    read_captions,
+    read_flickr30k,
+    read_flickr30k_lines,
+    read_karpathy,
+)
 from visling.errors import DataError
 
 CONTENT: dict[str, Any] = {
@@ -107,3 +118,96 @@ def test_find_captions_file(tmp_path: Path) -> None:
 )
 def test_split_names(name: str, split: str, expected: bool) -> None:
     assert is_split(name, split) is expected
+
+
+def karpathy(name: str, split: str, *raw: str | None, first: int = 0) -> dict[str, Any]:
+    sentences = [{"tokens": ["a", "dog"], "raw": text, "imgid": 0, "sentid": first + at} for at, text in enumerate(raw)]
+    return {"filename": name, "imgid": 0, "split": split, "sentids": [], "sentences": sentences}
+
+
+KARPATHY = {
+    "dataset": "coco",
+    "images": [
+        {**karpathy("COCO_val2014_000000391895.jpg", "test", "A man.", "A hill.", first=0), "filepath": "val2014", "cocoid": 391895},
+        {**karpathy("COCO_train2014_000000000009.jpg", "train", *(f"Caption {n}." for n in range(6)), first=10), "cocoid": 9},
+        {**karpathy("COCO_val2014_000000000042.jpg", "restval", "One.", " ", None, first=20), "filepath": "val2014", "cocoid": 42},
+        {**karpathy("COCO_val2014_000000000043.jpg", "restval", first=30), "filepath": "val2014", "cocoid": 43},
+    ],
+}
+
+
+def test_karpathy_splits(tmp_path: Path) -> None:
+    file = save(tmp_path / "dataset_coco.json", KARPATHY)
+    assert read_karpathy(file, "test").records == (
+        CaptionRecord(id="0", images=("COCO_val2014_000000391895",), caption="A man."),
+        CaptionRecord(id="1", images=("COCO_val2014_000000391895",), caption="A hill."),
+    )
+    train = read_karpathy(file, "train", most=5)
+    assert [record.caption for record in train.records] == [*(f"Caption {n}." for n in range(5)), "One.", "a dog"], "restval is training data"
+    assert (train.empty, train.surplus, train.bare_images) == (1, 1, ("COCO_val2014_000000000043",))
+    with pytest.raises(DataError, match="no image of split 'dev'; found restval, test, train"):
+        read_karpathy(file, "dev")
+
+
+TOKENS = (
+    "1000092795.jpg#0\tTwo young guys with shaggy hair look at their hands .\n"
+    "1000092795.jpg#1\t\n"
+    "1000092795.jpg#0\tthe same number again\n"
+    "7162685234.jpg#4\tA man\u2028in green .\n"
+    "\n"
+    "36979.jpg#3 no tab\n"
+    "36979.jpg#0\tA group"
+)
+
+
+def test_flickr30k_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "results_20130124.token"
+    file.write_text(TOKENS, encoding="utf-8")
+    found = read_flickr30k(file)
+    assert [(record.id, record.images[0], record.caption) for record in found.records] == [
+        ("1000092795#0", "1000092795", "Two young guys with shaggy hair look at their hands ."),
+        ("7162685234#4", "7162685234", "A man in green ."),
+        ("36979#0", "36979", "A group"),
+    ]
+    assert (found.empty, found.repeated, found.malformed) == (1, 1, 1)
+    assert [record.id for record in read_flickr30k(file, {"36979"}).records] == ["36979#0"]
+    file.write_text("image,caption\na.jpg,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no line of Flickr30K's layout"):
+        read_flickr30k(file)
+
+
+def test_flickr30k_lines(tmp_path: Path) -> None:
+    file = tmp_path / "test_ann.jsonl"
+    lines = [{"sentences": ["A man.", "", "A dog."], "id": "1007129816", "img_path": "1007129816.jpg"}, {"sentences": ["x"], "id": "9"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = read_flickr30k_lines(file)
+    assert [(record.id, record.caption) for record in found.records] == [("1007129816#0", "A man."), ("1007129816#2", "A dog."), ("9#0", "x")]
+    assert found.empty == 1
+    for line, message in (("[1]", "line 1: expected a JSON object; found list"), ('{"sentences": 1, "id": 2}', "line 1: expected an object with")):
+        file.write_text(line, encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            read_flickr30k_lines(file)
+
+
+def test_find_flickr30k(tmp_path: Path) -> None:
+    (tmp_path / "results_20130124.token").write_text(TOKENS, encoding="utf-8")
+    with pytest.raises(DataError, match=r"knows no splits: put the list .* as train\.txt"):
+        find_flickr30k(tmp_path, "train")
+    assert not has_flickr30k(tmp_path, "train")
+    (tmp_path / "train.txt").write_text("1000092795\n7162685234\n", encoding="utf-8")
+    assert has_flickr30k(tmp_path, "train")
+    assert len(find_flickr30k(tmp_path, "train").records) == 2
+    for name, split in (("valid_ann.jsonl", "val"), ("all_data_final_test_set0_2014.jsonline", "test")):
+        (tmp_path / name).write_text(json.dumps({"sentences": [name], "img_path": "1.jpg"}), encoding="utf-8")
+        assert has_flickr30k(tmp_path, split)
+        assert find_flickr30k(tmp_path, split).records[0].caption == name
+    save(tmp_path / "dataset_flickr30k.json", KARPATHY)
+    assert has_flickr30k(tmp_path, "val")
+    assert len(find_flickr30k(tmp_path, "test").records) == 2
+    with pytest.raises(DataError, match=r"expected dataset_flickr30k\.json, train_ann\.jsonl.*found none of this kind"):
+        find_flickr30k(tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("a", True), ("?", True), ("", False), (" \n\t", False), ("\u200b\ufeff", False), ("\ufffd", False)])
+def test_has_words(text: str, expected: bool) -> None:
+    assert has_words(text) is expected

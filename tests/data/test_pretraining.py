@@ -7,9 +7,22 @@ from collections import Counter
 import pytest
 
 from visling.data.annotations.captions import CaptionRecord
+from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.annotations.questions import QuestionRecord
+from visling.data.answers import AnswerVocabulary
 from visling.data.masking import TokenMasking, mask_tokens
-from visling.data.pretraining import CaptionPairs, LabelledSentences, Mixture, QuestionAnswer, SentenceRecord, SingleCaption
+from visling.data.pretraining import (
+    CaptionPairs,
+    Labelled,
+    LabelledSentences,
+    LxmertSentences,
+    Mixture,
+    PlainText,
+    QuestionAnswer,
+    SentenceRecord,
+    SingleCaption,
+    VilbertCaptions,
+)
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
@@ -129,6 +142,115 @@ def test_question_with_answer_is_one_text_with_whole_words(text: str) -> None:
 def test_questions_without_answers() -> None:
     with pytest.raises(DataError, match="'1' has no answers"):
         QuestionAnswer([question(None)], LAYOUT)
+
+
+ANSWERS = AnswerVocabulary(["2", "blue", "gray", "yes"])
+
+
+def sentence(name: str, image: str, scores: dict[str, float] | None = None) -> LxmertRecord:
+    return LxmertRecord(id=name, images=(image,), sentence=name, source="vqa", scores=scores)
+
+
+SENTENCES = [
+    sentence("caption", "a"),
+    sentence("colour", "a", {"grey": 0.6, "Blue.": 0.3, "silver": 1.0}),
+    sentence("other", "b", {"silver": 1.0}),
+    sentence("number", "c", {"Two": 1.0, "never": 0.0, "yes": 0.0}),
+]
+
+
+def test_lxmert_replaces_half_of_the_sentences_and_draws_answers_by_score() -> None:
+    source = LxmertSentences(SENTENCES, LAYOUT, answers=ANSWERS)
+    assert len(source) == 4
+    answers: Counter[int] = Counter()
+    for draw in range(4000):
+        example = source.example(1, generator_for(0, draw))
+        assert example.images == ("a",)
+        assert example.labels["matched"] == int(texts(example) == ["colour"])
+        assert texts(example)[0] in ("colour", "other", "number"), "never a sentence of the same image"
+        answers[example.labels["answer"]] += 1
+        assert (example.labels["answer"] == IGNORE) == (example.labels["matched"] == 0)
+    assert answers.keys() == {IGNORE, 1, 2}
+    assert abs(answers[IGNORE] / 4000 - 0.5) < 0.04
+    assert abs(answers[2] / (answers[1] + answers[2]) - 2 / 3) < 0.05
+
+
+@pytest.mark.parametrize(("index", "expected"), [(0, IGNORE), (2, IGNORE), (3, 0)])
+def test_what_is_not_asked_or_not_in_the_table_has_no_answer(index: int, expected: int) -> None:
+    source = LxmertSentences(SENTENCES, LAYOUT, answers=ANSWERS, false_sentence_ratio=0.0)
+    assert source.example(index, generator_for(0)).labels == {"matched": 1, "answer": expected}
+
+
+def test_lxmert_without_matching_or_answers() -> None:
+    source = LxmertSentences(SENTENCES, LAYOUT, answers=ANSWERS, false_sentence_ratio=None)
+    assert {texts(source.example(3, generator_for(draw)))[0] for draw in range(30)} == {"number"}
+    assert source.example(3, generator_for(0)).labels == {"matched": IGNORE, "answer": 0}
+    assert LxmertSentences(SENTENCES, LAYOUT, false_sentence_ratio=None).example(3, generator_for(0)).labels == {"matched": IGNORE}
+    assert len(LxmertSentences(SENTENCES[:2], LAYOUT, false_sentence_ratio=None)) == 2
+    with pytest.raises(DataError, match="no other image"):
+        LxmertSentences(SENTENCES[:2], LAYOUT)
+    with pytest.raises(ConfigError, match="false_sentence_ratio"):
+        LxmertSentences(SENTENCES, LAYOUT, false_sentence_ratio=-1)
+
+
+@pytest.mark.parametrize("keep_above", [True, False])
+def test_vilbert_draws_from_the_first_captions_of_the_file(keep_above: bool) -> None:
+    records = [RECORDS[0], RECORDS[3], RECORDS[6]]
+    pool = ["circle one", "gone", "square one", "triangle one", "more"]
+    source = VilbertCaptions(records, LAYOUT, pool=pool, keep_above=keep_above)
+    assert len(source) == 3
+    wrong: Counter[str] = Counter()
+    for draw in range(3000):
+        example = source.example(0, generator_for(2, draw))
+        assert example.images == ("image_0",)
+        if example.labels["matched"]:
+            assert texts(example) == ["circle one"]
+        else:
+            wrong[texts(example)[0]] += 1
+    assert wrong.keys() == {"circle one", "gone", "square one"}, "as many as there are images, the right one included"
+    assert abs(wrong.total() / 3000 - 0.5) < 0.05
+    assert max(wrong.values()) - min(wrong.values()) < 120
+
+
+def test_vilbert_without_matching() -> None:
+    source = VilbertCaptions(RECORDS[:1], LAYOUT, matching=False)
+    assert all(source.example(0, generator_for(draw)).labels == {"matched": IGNORE} for draw in range(20))
+    with pytest.raises(DataError, match="1 captions to draw from for 2 images"):
+        VilbertCaptions(RECORDS[:2], LAYOUT, pool=["a"])
+
+
+def test_plain_text_takes_following_passages_until_it_is_long_enough() -> None:
+    passages = ["one two three", "four , five", "six"]
+    source = PlainText(passages, LAYOUT, min_words=5)
+    rows = [source.example(index, generator_for(0)).rows[0] for index in range(3)]
+    assert [TOKENIZER.decode(row.ids) for row in rows] == [
+        "one two three four , five",
+        "four , five six one two three",
+        "six one two three four , five",
+    ]
+    for row in rows:
+        assert row.words is not None
+        assert row.words.tolist() == list(range(len(row.ids))), "words are numbered through"
+        assert set(row.segments.tolist()) == {0}
+        assert not {TOKENIZER.cls, TOKENIZER.sep} & set(row.ids.tolist())
+    example = PlainText(passages, LAYOUT, min_words=0, max_tokens=2).example(0, generator_for(0))
+    assert (TOKENIZER.decode(example.rows[0].ids), example.images, dict(example.labels)) == ("one two", (), {})
+    assert len(PlainText(["alone"], LAYOUT).example(0, generator_for(0)).rows[0].ids) == 64, "behind the last passage comes the first"
+    assert len(PlainText(["word " * 500], LAYOUT).example(0, generator_for(0)).rows[0].ids) == LAYOUT.spec.max_tokens
+
+
+def test_empty_text() -> None:
+    with pytest.raises(DataError, match="found none"):
+        PlainText([], LAYOUT)
+    with pytest.raises(DataError, match="every passage is empty"):
+        PlainText(["\u200b", "\u0000"], LAYOUT).example(1, generator_for(0))
+
+
+def test_labels_are_filled_up() -> None:
+    captions = SingleCaption(RECORDS, LAYOUT, false_caption_ratio=0.0)
+    source = Labelled(captions, ("matched", "answer"))
+    assert (len(source), source.records) == (12, RECORDS)
+    assert source.example(0, generator_for(0)).labels == {"matched": 1, "answer": IGNORE}
 
 
 class Numbers:

@@ -1,4 +1,4 @@
-"""VQA v2 files, clean and dirty."""
+"""Question files of VQA v2 and GQA, clean and dirty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from visling.data.annotations.questions import QuestionRecord, find_vqa_files, read_questions
+from visling.data.annotations.questions import QuestionRecord, find_gqa, find_vqa_files, has_gqa, has_vqa, read_gqa, read_questions
 from visling.errors import DataError
 
 QUESTIONS: dict[str, Any] = {
@@ -139,3 +139,84 @@ def test_none_and_several(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="several files"):
         find_vqa_files(tmp_path, "val")
     assert find_vqa_files(tmp_path, "val2014")[0].name == "v2_OpenEnded_mscoco_val2014_questions.json"
+
+
+def test_has_vqa(tmp_path: Path) -> None:
+    save(tmp_path / "train_balanced_questions.json", {})
+    assert not has_vqa(tmp_path, "train"), "GQA's"
+    save(tmp_path / "Questions" / "v2_OpenEnded_mscoco_train2014_questions.json", QUESTIONS)
+    assert has_vqa(tmp_path, "train")
+    assert not has_vqa(tmp_path, "val")
+
+
+GQA = {
+    "07333408": {
+        "question": "What is on the white wall?",
+        "imageId": "2375429",
+        "answer": "pipe",
+        "fullAnswer": "The pipe is on the wall.",
+        "isBalanced": True,
+        "groups": {"global": "", "local": "14-wall_on,s"},
+        "types": {"structural": "query", "semantic": "rel", "detailed": "relS"},
+        "semantic": [{"operation": "select", "dependencies": [], "argument": "wall (722332)"}],
+        "semanticStr": "select: wall (722332)",
+        "annotations": {"question": {}, "answer": {}, "fullAnswer": {}},
+        "entailed": [],
+        "equivalent": ["07333408"],
+    },
+    "201640614": {"isBalanced": True, "question": "Who is wearing the dress?", "imageId": "n161313"},
+}
+
+
+def test_gqa(tmp_path: Path) -> None:
+    records = read_gqa(save(tmp_path / "testdev_balanced_questions.json", GQA))
+    assert records == [
+        QuestionRecord(
+            id="07333408",
+            images=("2375429",),
+            question="What is on the white wall?",
+            question_type="query",
+            answer_type="rel",
+            answers=("pipe",),
+            multiple_choice_answer="pipe",
+        ),
+        QuestionRecord(
+            id="201640614",
+            images=("n161313",),
+            question="Who is wearing the dress?",
+            question_type="",
+            answer_type="",
+            answers=None,
+            multiple_choice_answer=None,
+        ),
+    ]
+
+
+def test_gqa_in_chunks(tmp_path: Path) -> None:
+    folder = tmp_path / "train_all_questions"
+    for chunk in range(11):
+        save(folder / f"train_all_questions_{chunk}.json", {f"{chunk:02d}": {"question": "?", "imageId": "1"}})
+    assert [record.id for record in read_gqa(folder)] == [f"{chunk:02d}" for chunk in range(11)], "10 after 9"
+    save(folder / "train_all_questions_11.json", {"03": {"question": "?", "imageId": "1"}})
+    with pytest.raises(DataError, match=r"_11\.json: question 03 comes twice"):
+        read_gqa(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no chunk empty_"):
+        read_gqa(tmp_path / "empty")
+
+
+def test_find_gqa(tmp_path: Path) -> None:
+    balanced = save(tmp_path / "questions1.2" / "train_balanced_questions.json", GQA)
+    chunks = save(tmp_path / "questions1.2" / "train_all_questions" / "train_all_questions_0.json", GQA).parent
+    assert find_gqa(tmp_path, "train") == balanced
+    assert find_gqa(tmp_path, "train_all") == chunks
+    assert has_gqa(tmp_path, "train")
+    assert not has_gqa(tmp_path, "val")
+    with pytest.raises(DataError, match=r"no val_balanced_questions\.json .*found train_all_questions, train_balanced_questions\.json"):
+        find_gqa(tmp_path, "val")
+
+
+@pytest.mark.parametrize(("content", "message"), [([], "found a list"), ({"1": {"question": "?"}}, "question 1 lacks 'question' or 'imageId'")])
+def test_not_gqa(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_gqa(save(tmp_path / "x.json", content))

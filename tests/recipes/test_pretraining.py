@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from visling import config as configs
-from visling import models
+from visling import models, runtime
+from visling.data.answer_table import table_rows
+from visling.data.answers import AnswerVocabulary
 from visling.data.store import NativeStore, subset
 from visling.data.text import TextLayout
 from visling.errors import CheckpointError, ConfigError, DataError, RunError, StoreError
-from visling.recipes import assembly
-from visling.recipes.pretraining import RECIPES, Pretraining, corpus, pretrain
+from visling.nn import heads
+from visling.recipes import answer_tables, assembly, corpora
+from visling.recipes.pretraining import RECIPES, Pretraining, pretrain
+from visling.types import Head
 
 
 def tiny(world: Any, *settings: str, recipe: str = "visualbert-scenes") -> Pretraining:
@@ -72,10 +77,10 @@ def test_every_corpus_of_every_folder_is_read_by_weight(world: Any) -> None:
     }
     data = [str(world.scenes), f"{world.scenes}@val"]
     assert captions == {"train": 120, "val": 15}
-    assert len(corpus(run, data, layout, store, valid=False)) == 120 + 60 + 15 + 8
-    assert len(corpus(run, data, layout, store, valid=True)) == 15 + 8
+    assert len(corpora.read(run, data, layout, store, valid=False, answers=None).images) == 120 + 60 + 15 + 8
+    assert len(corpora.read(run, data, layout, store, valid=True, answers=None).images) == 15 + 8
     with pytest.raises(DataError, match="give one without @SPLIT"):
-        corpus(run, data[1:], layout, store, valid=True)
+        corpora.read(run, data[1:], layout, store, valid=True, answers=None)
 
 
 def test_resuming_with_other_settings_is_refused(world: Any, tmp_path: Path) -> None:
@@ -136,3 +141,143 @@ def test_truncated_captions_name_the_file(world: Any, tmp_path: Path, content: s
     (data / "annotations" / "captions_train.json").write_text(content)
     with pytest.raises(DataError, match=r"captions_train.json (is truncated or not JSON|must be an object)"):
         pretrain(tiny(world), tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
+
+
+LXMERT = (
+    "encoder.hidden_size=16", "encoder.num_text_layers=1", "encoder.num_region_layers=1", "encoder.num_cross_layers=1", "encoder.num_heads=2",
+    "encoder.intermediate_size=32", "batch_size=8", "train.max_steps=4", "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
+)  # fmt: skip
+ASKED = ('corpora=[{kind = "captions"}, {kind = "answered_questions"}]', "objectives={masked_lm = 1.0, matching = 1.0, image_qa = 1.0}")
+
+
+def asked(*settings: str) -> Pretraining:
+    return configs.override(RECIPES["lxmert-scenes"](), [*LXMERT, *ASKED, "min_answer_count=2", *settings])
+
+
+def test_a_model_that_learns_to_answer_keeps_its_table(world: Any, tmp_path: Path) -> None:
+    pretrain(asked(), tmp_path / "run", data=[str(world.scenes)], store=world.regions, device="cpu")
+    saved = assembly.read(tmp_path / "run")
+    table = answer_tables.table_of(saved)
+    assert list(table) == sorted(table)
+    assert {"yes", "no"} <= set(table)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["answers"] == table.fingerprint
+    assert saved.weights["objectives.image_qa.head.linear.bias"].shape == (len(table),)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    parts = next(line["parts"] for line in lines if line["kind"] == "train")
+    assert {"masked_lm", "matching", "image_qa", "image_qa_accuracy"} <= set(parts)
+
+    # A task's head starts from it by what its answers say.
+    encoder, style = saved.encoder(), assembly.head_styles("lxmert")["classify"]
+    trained = heads.build(Head(kind="classify", outputs=len(table)), encoder.dims, style=style)
+    assembly.load_part(trained, saved.weights, "objectives.image_qa.head.", saved.path)
+    fresh = heads.build(Head(kind="classify", outputs=3), encoder.dims, style=style)
+    assert isinstance(fresh, heads.NormedClassifier)
+    assert isinstance(trained, heads.NormedClassifier)
+    fresh.start_from(trained, table_rows(["the No.", "never seen", "Yes"], list(table)))
+    assert torch.equal(fresh.linear.weight[0], trained.linear.weight[table.index("no")])
+    assert not fresh.linear.weight[1].any()
+
+
+def test_a_run_does_not_go_on_with_another_answer_table(world: Any, tmp_path: Path) -> None:
+    data = world.annotations(tmp_path / "data")
+    pretrain(asked("train.max_seconds=0.0"), tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
+    file = next((data / "annotations").glob("*train_annotations.json"))
+    file.write_text(file.read_text().replace('"yes"', '"certainly"'))
+    with pytest.raises(RunError, match="begun with another answer table"):
+        pretrain(asked(), tmp_path / "run", data=[str(data)], store=world.regions, device="cpu", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (["objective_settings={image_qa = {num_answers = 9500}}"], ConfigError, r"tells 9500 answers apart, but the data's answer table has \d+"),
+        (['corpora=[{kind = "captions"}]'], ConfigError, "image_qa needs a corpus with answers"),
+        (["min_answer_count=5000"], DataError, "no answer occurs 5000 times"),
+    ],
+)
+def test_answers_that_cannot_be_learnt(world: Any, tmp_path: Path, settings: list[str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pretrain(asked(*settings), tmp_path / "run", data=[str(world.scenes)], store=world.regions, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+VLBERT = (
+    "encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "encoder.intermediate_size=32", "encoder.visual_size=16",
+    "encoder.max_tokens=24", "batch_size=8", "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
+    'corpora=[{kind = "captions"}, {kind = "text", weight = 0.5}]',
+)  # fmt: skip
+
+
+def texted(*settings: str) -> Pretraining:
+    return configs.override(RECIPES["vlbert-scenes"](), [*VLBERT, "train.max_steps=6", *settings])
+
+
+def text_of(folder: Path, split: str) -> str:
+    """Captions of the scenes as text."""
+    captions = json.loads((folder / "annotations" / f"captions_{split}.json").read_text())["annotations"]
+    return "\n".join(caption["caption"] for caption in captions[:12]) + "\n\n"
+
+
+def test_captions_and_text_side_by_side(world: Any, tmp_path: Path) -> None:
+    data = world.annotations(tmp_path / "data")
+    for split in ("train", "val"):
+        (data / f"{split}.doc").write_text(text_of(world.scenes, split))
+    pretrain(texted(), tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    train = next(line for line in lines if line["kind"] == "train")
+    assert set(train["parts"]) == {"masked_lm", "masked_lm_accuracy", "text_masked_lm", "text_masked_lm_accuracy"}
+    assert train["loss"] == pytest.approx(train["parts"]["masked_lm"] + train["parts"]["text_masked_lm"], rel=0.1), "a sum of two means"
+    (scores,) = [line["scores"] for line in lines if line["kind"] == "valid"]
+    assert scores["loss"] == scores["masked_lm"], "the best model is chosen by what it says about images"
+    assert scores["text_masked_lm"] > 0
+    assert [line["message"] for line in lines if "left out" in line.get("message", "")] == [f"text of {data}: left out 1 lines without a word"]
+    saved = assembly.read(tmp_path / "run")
+    runtime.seed_everything(0)
+    fresh = models.build("vlbert", saved.config).get_parameter("text_only")
+    assert 0 < (saved.encoder().get_parameter("text_only") - fresh).abs().max() < 0.1, "what words see without an image is learnt"
+
+
+def test_captions_and_text_resume_bit_by_bit(world: Any, tmp_path: Path) -> None:
+    data = world.annotations(tmp_path / "data")
+    (data / "train.doc").write_text(text_of(world.scenes, "train"))
+
+    def train(name: str, *settings: str, resume: bool = False) -> str:
+        run = texted("train.max_steps=40", *settings)
+        return pretrain(run, tmp_path / name, data=[str(data)], store=world.regions, device="cpu", resume=resume).stopped
+
+    assert train("whole") == "finished"
+    assert train("parts", "train.max_seconds=0.1") == "max_seconds"
+    assert train("parts", resume=True) == "finished"
+    whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+def test_text_needs_masked_words(world: Any, tmp_path: Path) -> None:
+    data = world.annotations(tmp_path / "data")
+    (data / "train.doc").write_text("a text\n")
+    run = configs.override(texted(), ['corpora=[{kind = "single_captions"}, {kind = "text"}]'])
+    run = dataclasses.replace(run, model="lxmert", encoder="tiny", any_features=True, objectives={"matching": 1.0})
+    with pytest.raises(ConfigError, match="text without images teaches masked_lm alone"):
+        pretrain(run, tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_table_of_a_model() -> None:
+    bias = {"objectives.image_qa.head.linear.bias": torch.zeros(2)}
+
+    def saved(weights: dict[str, torch.Tensor], **state: Any) -> assembly.Saved:
+        return assembly.Saved(
+            path=Path("model"), model="lxmert", config=None, task=None, text_only=False, fingerprint="", weights=weights, state=state
+        )
+
+    released = AnswerVocabulary(["no", "yes"])
+    assert answer_tables.table_of(saved(bias, answers=["no", "yes"])) == released
+    assert answer_tables.table_of(saved(bias), released) == released
+    with pytest.raises(CheckpointError, match="has not learnt to answer questions"):
+        answer_tables.table_of(saved({}), released)
+    with pytest.raises(CheckpointError, match="does not say which answers its 2 outputs stand for"):
+        answer_tables.table_of(saved(bias))
+    with pytest.raises(CheckpointError, match="does not belong to model: found 3 answers for 2 outputs"):
+        answer_tables.table_of(saved(bias), AnswerVocabulary(["a", "b", "c"]))
+    with pytest.raises(CheckpointError, match="does not belong to model: found another order"):
+        answer_tables.table_of(saved(bias, answers=["no", "yes"]), AnswerVocabulary(["yes", "no"]))

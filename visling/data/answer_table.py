@@ -5,7 +5,13 @@ Source   LXMERT release, `AnswerTable` and `load_lxmert_qa`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from visling.data.annotations.captions import read_json
+from visling.data.answers import AnswerVocabulary
+from visling.errors import DataError
 
 _ARTICLES = ("a ", "an ", "the ")
 _SPELLINGS: Mapping[str, str] = {
@@ -40,3 +46,48 @@ def table_rows(answers: Sequence[str], table: Sequence[str]) -> tuple[int | None
     """
     number = {entry: row for row, entry in enumerate(table)}
     return tuple(number.get(table_form(answer)) for answer in answers)
+
+
+def read_table(path: str | Path, sources: Iterable[str] | None = None) -> AnswerVocabulary:
+    """The table of a file (`all_ans.json`): a list of `{"ans", "dsets"}` in the order of the outputs.
+
+    Args:
+        sources: keep only answers of these data sets (vqa, gqa, visual7w); the order stays, the numbers close up.
+    Raises:
+        DataError: the file is missing, truncated or of another layout, or an answer comes twice.
+    """
+    path = Path(path)
+    entries = read_json(path)
+    if not isinstance(entries, list) or any(not isinstance(entry, dict) or "ans" not in entry for entry in entries):
+        raise DataError(f"{path} must be a list of objects with 'ans' and 'dsets'; found another layout. Is it LXMERT's all_ans.json?")
+    wanted = None if sources is None else set(sources)
+    return AnswerVocabulary([entry["ans"] for entry in entries if wanted is None or wanted.intersection(entry.get("dsets", ()))])
+
+
+def build_table(labels: Iterable[Mapping[str, float]], minimum: int) -> AnswerVocabulary:
+    """A table of the answers that are the best of at least so many questions, sorted as the release's is.
+
+    Args:
+        labels: answer -> score, for every question.
+    Raises:
+        DataError: no answer is that frequent.
+    """
+    counts = Counter(table_form(max(label, key=lambda answer: label[answer])) for label in labels if label)
+    del counts[""]
+    return AnswerVocabulary(sorted(AnswerVocabulary.build(counts, minimum)))
+
+
+def listed(label: Mapping[str, float], table: Container[str]) -> dict[str, float]:
+    """Those answers of a question that the table has, as it spells them, in the order of the release.
+
+    Where two answers have one spelling, the score of the one that had to be respelt counts, of several the last: the release takes a respelt answer
+    out and puts it back under its new name.
+    """
+    kept = dict(label)
+    for answer in label:
+        form = table_form(answer)
+        if form not in table:
+            kept.pop(answer)
+        elif form != answer:
+            kept[form] = kept.pop(answer)
+    return kept

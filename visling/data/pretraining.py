@@ -1,19 +1,31 @@
-"""Pre-training corpora as sources of examples: caption pairs, single captions, labelled sentences, questions with answers."""
+"""Pre-training corpora as sources of examples: caption pairs, single captions, labelled sentences, questions with answers, text without images."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visling.data.annotations.captions import CaptionRecord
+from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.annotations.questions import QuestionRecord
+from visling.data.answer_table import listed
+from visling.data.answers import AnswerVocabulary
 from visling.data.loader import Source
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.types import IGNORE, Example, Record, TextRow
+
+
+class RecordSource(Source, Protocol):
+    """Examples that are made of annotations."""
+
+    @property
+    def records(self) -> Sequence[Record]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +153,166 @@ class QuestionAnswer:
         return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": IGNORE})
 
 
+class LxmertSentences:
+    """A caption or question, replaced by one of another image with a given probability; questions that stay are asked for a drawn answer.
+
+    Draws are made in this order: whether the sentence is wrong, which one stands in its place (again while it is of the same image), and, for a
+    question in its place with several answers in the table, the answer, in proportion to its score.
+
+    Args:
+        answers: table whose entries `answer` counts; IGNORE where nothing is asked, no answer is in the table or the sentence was replaced. None
+            gives no such label.
+        false_sentence_ratio: probability of a wrong sentence (matched 0); None replaces none and gives no label, for runs without matching.
+    Source:
+        LXMERT release, `lxmert_pretrain.py` and `lxmert_data.py` (0.5).
+    Raises:
+        DataError: sentences of a single image, where another image's are needed.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[LxmertRecord],
+        layout: TextLayout,
+        *,
+        answers: AnswerVocabulary | None = None,
+        false_sentence_ratio: float | None = 0.5,
+    ) -> None:
+        if false_sentence_ratio is not None and not 0 <= false_sentence_ratio <= 1:
+            raise ConfigError(f"false_sentence_ratio must lie in [0, 1]; found {false_sentence_ratio:g}.")
+        self.records, self.layout, self.answers, self.false_sentence_ratio = records, layout, answers, false_sentence_ratio
+        if false_sentence_ratio:
+            _by_image(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """The image of sentence `index` with that sentence or a wrong one."""
+        record = shown = self.records[index]
+        labels = {"matched": IGNORE}
+        if self.false_sentence_ratio is not None:
+            wrong = rng.random() < self.false_sentence_ratio
+            shown = _of_another_image(self.records, record, rng) if wrong else record
+            labels["matched"] = int(not wrong)
+        if self.answers is not None:
+            labels["answer"] = _answer(record, self.answers, rng) if shown is record else IGNORE
+        return Example(id=record.id, rows=(self.layout.row(shown.sentence),), images=record.images, labels=labels)
+
+
+def _answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random.Generator) -> int:
+    """A drawn answer of a question, as its number in the table."""
+    scores = {answer: score for answer, score in listed(record.scores or {}, answers).items() if score > 0}
+    if not scores:
+        return IGNORE
+    drawn = 0
+    if len(scores) > 1:
+        shares = np.array(list(scores.values()), np.float64)
+        drawn = int(rng.multinomial(1, shares / shares.sum()).argmax())
+    number = answers.index(list(scores)[drawn])
+    assert number is not None
+    return number
+
+
+class VilbertCaptions:
+    """A caption, or half of the time one drawn from all captions, its own included: then it fits and is labelled as if it did not.
+
+    Args:
+        pool: captions in the order of the file, from which the first `len(records)` are drawn, whether their image has regions or not.
+        keep_above: draws above one half keep the caption (first release); False keeps below (multi-task release).
+        matching: False replaces none and gives no label (the multi-task release's `objective` 2).
+    Source:
+        ViLBERT, `concept_cap_dataset.py` of both releases. Their labels are turned round: here 1 means "fits".
+    """
+
+    def __init__(
+        self,
+        records: Sequence[CaptionRecord],
+        layout: TextLayout,
+        *,
+        pool: Sequence[str] | None = None,
+        keep_above: bool = True,
+        matching: bool = True,
+    ) -> None:
+        self.records, self.layout, self.keep_above, self.matching = records, layout, keep_above, matching
+        self.pool = [record.caption for record in records] if pool is None else pool
+        if len(self.pool) < len(records):
+            raise DataError(f"{len(self.pool)} captions to draw from for {len(records)} images: the pool holds the captions of all of them.")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """The image of caption `index` with that caption or a drawn one."""
+        record = self.records[index]
+        kept = not self.matching or (rng.random() > 0.5) == self.keep_above
+        caption = record.caption if kept else self.pool[int(rng.integers(len(self.records)))]
+        return Example(
+            id=record.id, rows=(self.layout.row(caption),), images=record.images, labels={"matched": int(kept) if self.matching else IGNORE}
+        )
+
+
+class PlainText:
+    """Text without an image: a passage, the passages that follow it while it is short, cut to the longest row; no special tokens.
+
+    Cutting comes before masking here and after it in the release, which shows the model the same: words are drawn for in turn, the cut ones last.
+
+    Args:
+        min_words: words, punctuation counted, below which the next passage is appended; behind the last comes the first.
+        max_tokens: word pieces kept; None = as many as the model reads.
+    Source:
+        VL-BERT release, `general_corpus.py` (64 and 64).
+    """
+
+    def __init__(self, passages: Sequence[str], layout: TextLayout, *, min_words: int = 64, max_tokens: int | None = None) -> None:
+        self.passages, self.layout, self.min_words = passages, layout, min_words
+        self.max_tokens = layout.spec.max_tokens if max_tokens is None else max_tokens
+        if not passages:
+            raise DataError("a text corpus needs a passage; found none.")
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Passage `index` and what follows it; nothing is drawn."""
+        ids: list[NDArray[np.int64]] = []
+        numbers: list[NDArray[np.int64]] = []
+        words, at = 0, index
+        while not ids or words < self.min_words:
+            pieces, word_numbers = self.layout.tokenizer.pieces(self.passages[at])
+            ids.append(pieces)
+            numbers.append(word_numbers + words)
+            words += int(word_numbers[-1]) + 1 if len(pieces) else 0
+            at = (at + 1) % len(self.passages)
+            if at == index and not words:
+                raise DataError("the text corpus has no word that the tokenizer knows how to read: every passage is empty after cleaning.")
+        row = np.concatenate(ids)[: self.max_tokens]
+        return Example(
+            id=str(index),
+            rows=(TextRow(ids=row, segments=np.zeros_like(row), words=np.concatenate(numbers)[: self.max_tokens]),),
+            images=(),
+        )
+
+
+class Labelled:
+    """A source whose examples have all of some labels, IGNORE where they lack one: a batch of captions alone has them too."""
+
+    def __init__(self, source: RecordSource, names: Sequence[str]) -> None:
+        self.source, self.names = source, names
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Annotations of the examples."""
+        return self.source.records
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Example `index` with its labels filled up."""
+        example = self.source.example(index, rng)
+        return replace(example, labels={**dict.fromkeys(self.names, IGNORE), **example.labels})
+
+
 class Mixture:
     """Several sources as one.
 
@@ -170,7 +342,7 @@ class Mixture:
         return source.example(within % len(source) if within < whole else int(rng.integers(len(source))), rng)
 
 
-def _by_image(records: Sequence[CaptionRecord]) -> dict[str, list[int]]:
+def _by_image(records: Sequence[Record]) -> dict[str, list[int]]:
     """Numbers of the captions of each image; at least two images."""
     groups: dict[str, list[int]] = defaultdict(list)
     for number, record in enumerate(records):
@@ -180,7 +352,10 @@ def _by_image(records: Sequence[CaptionRecord]) -> dict[str, list[int]]:
     return dict(groups)
 
 
-def _of_another_image(records: Sequence[CaptionRecord], record: CaptionRecord, rng: np.random.Generator) -> CaptionRecord:
+_R = TypeVar("_R", bound=Record)
+
+
+def _of_another_image(records: Sequence[_R], record: _R, rng: np.random.Generator) -> _R:
     while True:
         drawn = records[int(rng.integers(len(records)))]
         if drawn.images != record.images:

@@ -1,17 +1,20 @@
 """What every recipe shares: encoder + heads or objectives = something to train, its run folder, and the folder in which the model is kept.
 
-A model folder holds `config.json` (model name, its settings, task, feature fingerprint), `model.safetensors`, `vocab.txt` and, for
-tasks with an answer vocabulary, `answers.json`.
+A model folder holds `config.json` (model name, its settings, task, feature fingerprint; for converted weights also their heads and where they come
+from), `model.safetensors`, `vocab.txt`, for tasks with an answer vocabulary `answers.json`, and a model card, `README.md`. Weights are named after
+their place in a `TaskModel` or a `PretrainModel`: `encoder.`, `heads.NAME.`, `objectives.NAME.head.`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from visling import config as configs
 from visling import models, runtime
+from visling.checkpoints import hub
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, ConfigError, StoreError, VislingError, nearest
@@ -34,7 +38,7 @@ from visling.tasks.base import load as load_task
 from visling.train.engine import TrainConfig
 from visling.train.log import Log
 from visling.train.state import RunFolder, save_weights
-from visling.types import Batch, InputSpec, Loss, Record, Targets
+from visling.types import Batch, Head, InputSpec, Loss, Record, Targets
 
 
 class Recipe(Protocol):
@@ -47,28 +51,53 @@ class Recipe(Protocol):
     @property
     def encoder(self) -> Any: ...
     @property
+    def any_features(self) -> bool: ...
+    @property
     def train(self) -> TrainConfig: ...
 
 
 R = TypeVar("R", bound=Recipe)
 
-RELEASED_SIZE = 768
-"""Hidden width from which on a preset counts as a release, whose feature width is part of it."""
-
 FORMAT = 1
 """Version of the model folder's layout."""
 
 
-class TaskModel(nn.Module):
-    """An encoder with the heads that one task asks for."""
+@dataclass(frozen=True, kw_only=True)
+class SavedHead:
+    """A head as a converted model folder describes it."""
 
-    def __init__(self, encoder: Encoder, task: Task[Any, Any], styles: Mapping[str, str], group: int = 1) -> None:
+    part: str
+    """Its name in the key maps of the family."""
+    head: Head
+    style: str
+    group: int = 1
+    """Rows per example."""
+
+    def build(self, encoder: Encoder) -> nn.Module:
+        """The head on an encoder, with fresh weights."""
+        return head_blocks.build(self.head, encoder.dims, style=self.style, words=encoder.word_embeddings, group=self.group)
+
+
+class TaskModel(nn.Module):
+    """An encoder with the heads that one task asks for.
+
+    Args:
+        styles: head kind -> style of the family.
+        saved: heads that are of another style or size, by name.
+    """
+
+    def __init__(
+        self, encoder: Encoder, task: Task[Any, Any], styles: Mapping[str, str], group: int = 1, saved: Mapping[str, SavedHead] | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.kinds = {name: head.kind for name, head in task.heads.items()}
+        known = saved or {}
         self.heads = nn.ModuleDict(
             {
-                name: head_blocks.build(head, encoder.dims, style=styles[head.kind], words=encoder.word_embeddings, group=group)
+                name: known[name].build(encoder)
+                if name in known
+                else head_blocks.build(head, encoder.dims, style=styles[head.kind], words=encoder.word_embeddings, group=group)
                 for name, head in task.heads.items()
             }
         )
@@ -147,6 +176,10 @@ class Saved:
     weights: Mapping[str, Tensor]
     state: Mapping[str, Any]
     """What the task needs to be restored (its answer vocabulary)."""
+    heads: Mapping[str, SavedHead] = field(default_factory=dict)
+    """Heads of converted weights by the prefix of their weights (`objectives.masked_lm.head`, `heads.classify`)."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where converted weights come from: file, its SHA-256, layout, and release if it is a known one."""
 
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
@@ -165,9 +198,68 @@ class Saved:
                 f"{self.path} holds a pre-trained encoder without a task head. Fine-tune it first: visling finetune --init {self.path}."
             )
         task = load_task(self.task).from_state(self.state)
-        model = TaskModel(models.build(self.model, self.config), task, head_styles(self.model))
-        load_part(model, self.weights, "", self.path)
+        own = {name: self.heads[f"heads.{name}"] for name in task.heads if f"heads.{name}" in self.heads}
+        model = TaskModel(models.build(self.model, self.config), task, head_styles(self.model), saved=own)
+        beside = tuple(f"{place}." for place in self.heads if place.removeprefix("heads.") not in own)
+        load_part(model, {name: tensor for name, tensor in self.weights.items() if not name.startswith(beside)}, "", self.path)
         return model, task
+
+    def head(self, place: str, encoder: Encoder) -> nn.Module:
+        """One of `heads` on an encoder, weights loaded."""
+        module = self.heads[place].build(encoder)
+        load_part(module, self.weights, f"{place}.", self.path)
+        return module
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the model folder.
+
+        Raises:
+            CheckpointError: the folder holds something, or cannot be written.
+        """
+        target = claim(Path(folder))
+        try:
+            for file in self.path.rglob("*"):
+                name = file.relative_to(self.path)
+                if file.is_file() and any(fnmatch.fnmatch(name.as_posix(), pattern) for pattern in hub.FOLDER_FILES):
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target / name)
+        except OSError as error:
+            raise CheckpointError(f"cannot write the model to {folder}: {error}. Free space or use another folder.") from error
+
+    def push_to_hub(self, repository: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload the model folder to owner/name on the Hugging Face hub; returns the address of the change.
+
+        Raises:
+            CheckpointError: offline, refused, or not reachable.
+        """
+        return hub.upload(self.path, repository, private=private, token=token)
+
+
+def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> Saved:
+    """A model from a folder here, or by owner/name from the Hugging Face hub.
+
+    Args:
+        revision: branch, tag or commit on the hub.
+        offline: look into the hub's cache only; None = as the variable HF_HUB_OFFLINE says.
+    Raises:
+        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
+    """
+    return read(hub.fetch(str(source), revision=revision, offline=offline) if hub.is_id(source) else Path(source))
+
+
+def claim(path: Path) -> Path:
+    """A new or empty folder to write to.
+
+    Raises:
+        CheckpointError: it holds something, is a file, or cannot be made.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is not empty. Name another folder, or remove it: nothing is overwritten.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {path}: {error}. Use another one.") from error
+    return path
 
 
 def save(
@@ -186,19 +278,91 @@ def save(
         run: the `Pretraining` or `Finetuning` it came from.
         store: regions it was trained on.
     """
+    describe(
+        path,
+        model=run.model,
+        config=module.encoder.config,
+        task=task,
+        text_only=text_only,
+        fingerprint="" if store is None else store.fingerprint,
+        tokenizer=tokenizer,
+        trained=f"by the recipe {run.recipe}",
+    )
+    save_weights(path, module)
+
+
+def describe(
+    path: Path,
+    *,
+    model: str,
+    config: Any,
+    task: Task[Any, Any] | None,
+    text_only: bool,
+    fingerprint: str,
+    tokenizer: Tokenizer,
+    trained: str,
+    heads: Mapping[str, SavedHead] | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> None:
+    """Write all of a model folder but its weights.
+
+    Args:
+        trained: for the model card: by what, or where the weights come from.
+        heads: of converted weights, by place.
+        source: of converted weights.
+    """
     described = {
         "format": FORMAT,
-        "model": run.model,
-        "config": configs.to_dict(module.encoder.config),
+        "model": model,
+        "config": configs.to_dict(config),
         "task": None if task is None else task.name,
         "text_only": text_only,
-        "fingerprint": "" if store is None else store.fingerprint,
+        "fingerprint": fingerprint,
+        **({"heads": configs.to_dict(heads)} if heads else {}),
+        **({"source": dict(source)} if source else {}),
     }
     (path / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(tokenizer.vocabulary_file, path / "vocab.txt")
     if task is not None:
         (path / "answers.json").write_text(json.dumps(task.state()) + "\n", encoding="utf-8")
-    save_weights(path, module)
+    (path / "README.md").write_text(_card(described, trained, [] if task is None else task.state().get("answers", [])), encoding="utf-8")
+
+
+def _card(described: Mapping[str, Any], trained: str, answers: Sequence[str]) -> str:
+    """The model card, with the hub's header."""
+    model, task, source = described["model"], described["task"], described.get("source", {})
+    heads = [f"{place} ({about['head']['kind']}, {about['head']['outputs']})" for place, about in described.get("heads", {}).items()]
+    if described["text_only"]:
+        features = "It has seen no region."
+    elif described["fingerprint"]:
+        features = f"It was trained on region features `{described['fingerprint']}`; others give wrong answers without an error."
+    else:
+        features = "Which region features it was trained on is not recorded; others give wrong answers without an error."
+    facts = [
+        f"- Trained {trained}.",
+        f"- Task: {task or 'none; pre-trained encoder'}.",
+        f"- Features: {features} {source.get('note', '')}".rstrip(),
+        *([f"- Answers: {len(answers)}, in `answers.json`; their order is part of the model."] if answers else []),
+        *([f"- Heads: {', '.join(heads)}."] if heads else []),
+        *([f"- Licence of the weights: {source['licence']}."] if "licence" in source else []),
+        *([f"- From: {source['address']}."] if "address" in source else []),
+    ]
+    use = "api.load(FOLDER)" if task and not source else "api.from_pretrained(FOLDER).encoder()"
+    return "\n".join(
+        [
+            "---",
+            "library_name: visling",
+            f"tags: [vision-and-language, {model}{', ' + task if task else ''}]",
+            "---",
+            "",
+            f"# {model}{', ' + task if task else ''}",
+            "",
+            *facts,
+            "",
+            f"Use: `from visling import api; {use}`. Settings are in `config.json`, the word pieces in `vocab.txt`.",
+            "",
+        ]
+    )
 
 
 def read(path: Path) -> Saved:
@@ -217,7 +381,10 @@ def read(path: Path) -> Saved:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         layout = described.get("format") if isinstance(described, dict) else type(described).__name__
         if not isinstance(layout, int):
-            raise CheckpointError(f"{folder} holds no model that pretrain or finetune wrote: its config.json says {layout!r}. Check the path.")
+            raise CheckpointError(
+                f"{folder} holds no model that pretrain or finetune wrote: its config.json says {layout!r}. "
+                "Check the path; weights of another library are read by visling convert."
+            )
         if layout != FORMAT:
             raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
         return Saved(
@@ -229,6 +396,8 @@ def read(path: Path) -> Saved:
             fingerprint=described["fingerprint"],
             weights=load_file(folder / "model.safetensors"),
             state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
+            heads={place: configs.from_dict(SavedHead, head) for place, head in described.get("heads", {}).items()},
+            source=described.get("source", {}),
         )
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again.") from error
@@ -264,6 +433,11 @@ def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool) -> None
     """
     if saved.text_only or override or saved.fingerprint == fingerprint:
         return
+    if not saved.fingerprint:
+        raise CheckpointError(
+            f"{saved.path} holds converted weights, and which region features they were trained on is not recorded. {saved.source.get('note', '')} "
+            "If these regions are of that kind, pass --other-features, or say so once and for all with visling convert --features STORE."
+        )
     raise CheckpointError(
         f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. Features of another detector "
         "give wrong answers without any error. Extract regions with the same detector, or pass --other-features to go on all the same."
@@ -290,17 +464,17 @@ def check_images(records: Iterable[Record], store: NativeStore) -> None:
 
 
 def fit_to_store(run: R, store: NativeStore) -> R:
-    """The run with the model's feature width set to the store's, for presets that start from scratch and leave it open.
+    """The run with the model's feature width set to the store's, if its plan leaves it open.
 
     Raises:
-        StoreError: the preset is a released one of another width.
+        StoreError: the plan asks for another width.
     """
     if run.encoder.feature_size == store.feature_size:
         return run
-    if run.encoder.hidden_size >= RELEASED_SIZE:
+    if not run.any_features:
         raise StoreError(
             f"{store.path} holds features of width {store.feature_size}; recipe {run.recipe} reads {run.encoder.feature_size}, as its release does. "
-            f"Use features of that width, or --set encoder.feature_size={store.feature_size} to train another model."
+            f"Use features of that width, or --set any_features=true to train another model."
         )
     return configs.override(run, [f"encoder.feature_size={store.feature_size}"])
 
@@ -311,7 +485,11 @@ SAMPLED_IMAGES = 2000
 
 def fresh_encoder(run: Recipe, store: NativeStore | None) -> Encoder:
     """The run's encoder with fresh weights, fitted to the features it will read."""
-    encoder = models.build(run.model, run.encoder)
+    return measure(models.build(run.model, run.encoder), store)
+
+
+def measure(encoder: Encoder, store: NativeStore | None) -> Encoder:
+    """The encoder with its statistics of region features measured on a sample of a store, if it keeps any."""
     if store is not None and len(store):
         ids = store.ids[:: max(1, len(store) // SAMPLED_IMAGES)]
         encoder.fit_features(torch.cat([torch.from_numpy(store[image_id].features.astype("float32")) for image_id in ids]))
@@ -376,9 +554,9 @@ def _record_start(
             "config": configs.to_dict(run),
             "versions": versions(),
             "seed": run.train.seed,
-            "data": [str(root) for root in data],
-            "images": str(folder_and_split(str(data[0]))[0]),
-            "store": None if store is None else str(store.path),
+            "data": [os.path.abspath(root) for root in data],  # found again from another working folder
+            "images": os.path.abspath(folder_and_split(str(data[0]))[0]),
+            "store": None if store is None else os.path.abspath(store.path),
         },
         may_differ=("train.log_every", "train.save_every", "train.max_seconds"),
     )

@@ -7,11 +7,30 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from visling.data.masking import RegionMasking, TokenMasking
+from visling.errors import ConfigError
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes import assembly
 from visling.train.engine import TrainConfig
 
-CorpusKind = Literal["captions", "caption_pairs", "single_captions", "statements", "unmasked_statements", "true_statements", "questions"]
+CorpusKind = Literal[
+    "captions",
+    "caption_pairs",
+    "single_captions",
+    "statements",
+    "unmasked_statements",
+    "true_statements",
+    "questions",
+    "answered_questions",
+    "conceptual_captions",
+    "sbu",
+    "flickr30k",
+    "vilbert_captions",
+    "vg_regions",
+    "vg_qa",
+    "gqa",
+    "lxmert",
+    "text",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +38,16 @@ class Corpus:
     """One body of sentences about images; which folders it is read from comes from the command line."""
 
     kind: CorpusKind
-    """captions: one, always right, nothing to match. caption_pairs: two, does the second fit (VisualBERT). single_captions: one, half of the
-    time a wrong one. statements: true or false (NLVR's layout). unmasked_statements: the same with every word shown. true_statements: the true
-    ones as captions, nothing to match. questions: VQA question and answer as one text."""
+    """COCO captions, as VisualBERT shows them: captions: one, always right, nothing to match. caption_pairs: two, does the second fit.
+    single_captions: one, half of the time a wrong one.
+    NLVR: statements: true or false. unmasked_statements: the same with every word shown. true_statements: the true ones as captions.
+    VQA: questions: question and answer as one text (VisualBERT). answered_questions: questions whose answer is asked for (LXMERT).
+    One caption each, half of the time a wrong one if the run learns matching: conceptual_captions (released table, or VL-BERT's rows), sbu,
+    flickr30k, vg_regions (phrases of Visual Genome's regions), vilbert_captions (ViLBERT's table of Conceptual Captions; a "wrong" one may fit).
+    As answered_questions: vg_qa, gqa. lxmert: its merged file, captions and questions of five data sets.
+    text: sentences or documents without images, in a batch of their own (VL-BERT)."""
     weight: float = 1.0
-    """Passes over it per epoch."""
+    """Passes over it per epoch; of text: rows per row with an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +59,17 @@ class Pretraining:
     """Family."""
     encoder: Any
     """The family's config."""
+    any_features: bool = False
+    """Whether the encoder's feature width follows the region store; a published run reads features of one width."""
     corpora: tuple[Corpus, ...]
     objectives: Mapping[str, float]
     """Objective -> weight in the loss: masked_lm, matching, masked_regions, image_qa, region_contrast."""
+    from_epoch: Mapping[str, int] = field(default_factory=dict)
+    """Objective -> epochs that pass before it counts; until then its weight is 0 (LXMERT's paper: image_qa 10)."""
+    objective_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Objective -> settings that are not its defaults (region_contrast: temperature, clip, momentum, queue_size; image_qa: num_answers)."""
+    min_answer_count: int = 9
+    """Training questions whose best answer it must be for an answer to be asked by image_qa, where no file lists the answers."""
     masking: TokenMasking = field(default_factory=TokenMasking)
     """Which word pieces are hidden."""
     region_masking: RegionMasking | None = None
@@ -48,11 +80,26 @@ class Pretraining:
     """Examples per step and process."""
     train_split: str = "train"
     valid_split: str = "val"
+    start: str = "fresh"
+    """What the weights start from: fresh, released text weights (bert-base-uncased), or the recipe whose model `--init` names."""
     train: TrainConfig
     """How long and how."""
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the paper has instead, where it is known."""
+    release: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the released code has instead."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", assembly.encoder_config(self.model, self.encoder))
+        for what, named in (("from_epoch", self.from_epoch), ("objective_settings", self.objective_settings)):
+            if unknown := sorted(named.keys() - self.objectives.keys()):
+                raise ConfigError(
+                    f"{what} names {', '.join(unknown)}, which the objectives {', '.join(self.objectives)} lack. Take it out, or add it."
+                )
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """Weight of every objective in an epoch, counted from 0."""
+        return {name: weight if epoch >= self.from_epoch.get(name, 0) else 0.0 for name, weight in self.objectives.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +111,8 @@ class Finetuning:
     """Family."""
     encoder: Any
     """The family's config."""
+    any_features: bool = False
+    """Whether the encoder's feature width follows the region store; a published run reads features of one width."""
     task: str
     """A module of `visling.tasks`, or a dotted path."""
     task_settings: Mapping[str, Any] = field(default_factory=dict)

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
+
+import torch
 
 from visling import models, runtime
-from visling.data.annotations.captions import find_captions_file, read_captions
-from visling.data.annotations.questions import find_vqa_files, read_questions
+from visling.data.answers import AnswerVocabulary
 from visling.data.loader import Loader, Source
-from visling.data.pretraining import CaptionPairs, LabelledSentences, Mixture, QuestionAnswer, SentenceRecord, SingleCaption
+from visling.data.paired import PairedLoader
 from visling.data.store import NativeStore
-from visling.data.text import TextLayout
+from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.models.base import Encoder
-from visling.objectives.base import Objective
+from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import MaskedRegions
 from visling.objectives.matching import Matching
 from visling.objectives.region_contrast import RegionContrast
-from visling.recipes import assembly, releases, scenes
-from visling.recipes.plans import CorpusKind, Pretraining
-from visling.tasks.nlvr import NLVR
+from visling.recipes import answer_tables, assembly, corpora, releases, scenes
+from visling.recipes.plans import Pretraining
 from visling.train import engine
 from visling.train.state import State
-from visling.types import Batch, Loss, Record, Targets
-
-
-class RecordSource(Source, Protocol):
-    """Examples that are made of annotations."""
-
-    @property
-    def records(self) -> Sequence[Record]: ...
-
+from visling.types import Batch, InputSpec, Loss, Targets
 
 RECIPES: Mapping[str, Callable[[], Pretraining]] = {**scenes.PRETRAINING, **releases.PRETRAINING}
 
@@ -56,9 +48,9 @@ def pretrain(
     """Train an encoder from scratch or from another model folder; leaves a run folder.
 
     Args:
-        data: folders of annotations; every corpus is read from every folder. `DIR@SPLIT` reads that split instead of the recipe's
-            training split and takes nothing from it for validation (NLVR: dev.train leaves out what fine-tuning holds out).
-        store: region store that holds every image of the corpora.
+        data: folders of annotations (a text corpus may be a file); every corpus is read from every folder that has it. `DIR@SPLIT` reads that split
+            instead of the recipe's training split and takes nothing from it for validation (NLVR: dev.train leaves out what fine-tuning holds out).
+        store: region store of the images of the corpora.
         other_features: accept that `init` was trained on features of another detector.
         stream: where progress is written.
     Returns:
@@ -71,8 +63,9 @@ def pretrain(
     spec = models.spec(run.model).inputs(run.encoder)
     tokenizer = assembly.tokenizer(run)
     layout = TextLayout(tokenizer, spec)
-    training, validation = corpus(run, data, layout, regions, valid=False), corpus(run, data, layout, regions, valid=True)
-    if not len(validation):
+    answers = corpora.answer_table(run, data)
+    training, validation = (corpora.read(run, data, layout, regions, valid=valid, answers=answers) for valid in (False, True))
+    if not len(validation.images):
         raise DataError(f"split {run.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with --set valid_split=NAME.")
     target = runtime.pick_device(device)
     with assembly.started(run, out, data=data, store=regions, task=None, resume=resume, stream=stream, command=command) as (folder, log):
@@ -82,10 +75,10 @@ def pretrain(
             saved = assembly.read(init)
             assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)
             assembly.load_part(encoder, saved.weights, "encoder.", saved.path)
-        objectives = _objectives(run, encoder)
+        objectives = _objectives(run, encoder, answers)
         model = assembly.PretrainModel(encoder, objectives, run.objectives).to(target)
         needs = frozenset[str]().union(*(objective.reads() for objective in objectives.values()))
-        pool = _images(training) if run.region_masking is not None and run.region_masking.random else []
+        pool = corpora.images_of(training.images) if run.region_masking is not None and run.region_masking.random else []
 
         def loader(source: Source, *, shuffle: bool) -> Loader:
             return Loader(
@@ -93,25 +86,56 @@ def pretrain(
                 region_masking=run.region_masking, needs=needs, pool=pool, shuffle=shuffle, drop_last=shuffle, pin=target.type == "cuda",
             )  # fmt: skip
 
-        train, valid = loader(training, shuffle=True), loader(validation, shuffle=False)
+        images, valid = loader(training.images, shuffle=True), loader(validation.images, shuffle=False)
+        train: Loader | PairedLoader = images
+        text_loader = partial(_text_loader, run, tokenizer=tokenizer, spec=spec, pin=target.type == "cuda")
+        if training.text is not None:
+            train = PairedLoader(images, text_loader(training.text, share=training.text_share, shuffle=True))
         assembly.record_size(folder, model, spec, regions)
+        if answers is not None:
+            answer_tables.record(folder, answers)
+        if not folder.has_last:
+            for note in dict.fromkeys((*training.notes, *validation.notes)):
+                log.event(note, step=0)
 
         def step(batch: Batch, targets: Targets) -> Loss:
+            model.weights = run.weights(train.epoch)
             loss: Loss = model(batch, targets)
             return loss
 
+        def paired_step(about_images: Pair, text: Pair) -> Loss:
+            return step(*about_images) + text_loss(*text)
+
+        def text_loss(batch: Batch, targets: Targets) -> Loss:
+            return _text_loss(model, batch, targets)
+
+        if init is None and run.start != "fresh":
+            log.event(f"starts from fresh weights; the published run starts from {run.start}: name such a model with --init", step=0)
+        contrast = objectives.get("region_contrast")
+        if isinstance(contrast, RegionContrast) and not folder.has_last:
+            _fill(contrast, images, epoch=run.train.epochs, device=target, precision=run.train.precision)
+
         def validate() -> Mapping[str, float]:
-            return assembly.mean_parts(engine.predict(step, valid, model=model, precision=run.train.precision), run.objectives)
+            scores = assembly.mean_parts(engine.predict(step, valid, model=model, precision=run.train.precision), run.objectives)
+            if validation.text is not None:
+                text = text_loader(validation.text, share=validation.text_share, shuffle=False)
+                scores = {**assembly.mean_parts(engine.predict(text_loss, text, model=model, precision=run.train.precision), {}), **scores}
+            return scores
+
+        def keep(path: Path) -> None:
+            assembly.save(path, model, run=run, task=None, text_only=False, store=regions, tokenizer=tokenizer)
+            if answers is not None:
+                answer_tables.save(path, answers)
 
         state = engine.fit(
             model,
-            step,
+            step if training.text is None else paired_step,
             train,
             config=run.train,
             log=log,
             validate=validate,
             run_folder=folder,
-            save_best=lambda path: assembly.save(path, model, run=run, task=None, text_only=False, store=regions, tokenizer=tokenizer),
+            save_best=keep,
             after_update=model.after_update,
         )
         assembly.note_truncation(log, layout, state.step)
@@ -119,94 +143,48 @@ def pretrain(
     return state
 
 
-def corpus(run: Pretraining, data: Sequence[str], layout: TextLayout, store: NativeStore, *, valid: bool) -> Source:
-    """The training or validation examples of a run: every corpus, read from every folder that has it, mixed by weight.
+def _fill(contrast: RegionContrast, batches: Loader, *, epoch: int, device: torch.device, precision: runtime.Precision) -> None:
+    """Fill the queue before anything is optimised, with batches of epochs that training does not reach (CVLP's release: its first 30).
 
     Raises:
-        DataError: no folder has a corpus, or no folder is left to validate on.
-        StoreError: the store lacks an image of an example.
-        StoreError: an image of an example is not in the store.
+        DataError: no image has a region.
     """
-    sources: list[Source] = []
-    weights: list[float] = []
-    own = run.valid_split if valid else run.train_split
-    places = [(folder, split or own) for folder, split in map(assembly.folder_and_split, data) if not (valid and split)]
-    for part in run.corpora:
-        read, there = _READERS[part.kind]
-        # A corpus that no folder has is read all the same: its reader says what it looked for.
-        for folder, split in [place for place in places if there(*place)] or places[:1]:
-            source = read(folder, split, layout)
-            assembly.check_images(source.records, store)
-            sources.append(source)
-            weights.append(part.weight)
-    if not sources:
-        raise DataError("every --data folder names its own split, so none is left to validate on: give one without @SPLIT.")
-    return sources[0] if len(sources) == 1 and weights == [1.0] else Mixture(sources, weights)
+    filled = -1
+    while filled < int(contrast.queue.filled):
+        batches.epoch, filled = epoch, int(contrast.queue.filled)
+        for batch, targets in batches:
+            with runtime.autocast(device, precision):
+                contrast.fill(batch.to(device), targets.to(device))
+            if contrast.queue.full:
+                batches.epoch = 0
+                return
+        epoch += 1
+    raise DataError("an epoch holds no region: region contrast has nothing to compare. Check the region store.")
 
 
-def _has_captions(root: Path, split: str) -> bool:
-    return any(file for place in (root, root / "annotations") for file in place.glob(f"captions_*{split}*.json"))
+Pair = tuple[Batch, Targets]
 
 
-def _has_questions(root: Path, split: str) -> bool:
-    return any(root.glob(f"**/*{split}*_questions.json"))
+def _text_loader(run: Pretraining, source: Source, *, tokenizer: Tokenizer, spec: InputSpec, share: float, shuffle: bool, pin: bool) -> Loader:
+    """Batches of text without images, in the given share of the run's batch size."""
+    if "masked_lm" not in run.objectives:
+        raise ConfigError("text without images teaches masked_lm alone, which the recipe's objectives lack. Add it, or leave the text corpus out.")
+    return Loader(
+        source, None, spec, tokenizer, batch_size=max(1, round(share * run.batch_size)), seed=run.train.seed + _TEXT_SEED, masking=run.masking,
+        shuffle=shuffle, drop_last=shuffle, pin=pin,
+    )  # fmt: skip
 
 
-def _has_statements(root: Path, split: str) -> bool:
-    name = split.partition(".")[0]
-    return any(path.exists() for path in (root / name / f"{name}.json", root / name / "statements.json", root / "statements" / f"{name}.json"))
+_TEXT_SEED = 0x74657874
+"""Keeps what is drawn for a passage apart from what is drawn for the sentence of the same number."""
 
 
-def _only_captions(root: Path, split: str, layout: TextLayout) -> RecordSource:
-    return SingleCaption(_captions(root, split), layout, false_caption_ratio=None)
+def _text_loss(model: assembly.PretrainModel, batch: Batch, targets: Targets) -> Loss:
+    """Masked words of text without images; its parts are named after it."""
+    objective = model.objectives["masked_lm"]
+    found: Loss = objective(PretrainStep(model=model.encoder, batch=batch, encoded=model.encoder(batch), targets=targets))
+    return Loss(value=found.value * model.weights["masked_lm"], parts={f"text_{name}": part for name, part in found.parts.items()})
 
-
-def _caption_pairs(root: Path, split: str, layout: TextLayout) -> RecordSource:
-    return CaptionPairs(_captions(root, split), layout)
-
-
-def _single_captions(root: Path, split: str, layout: TextLayout) -> RecordSource:
-    return SingleCaption(_captions(root, split), layout)
-
-
-def _captions(root: Path, split: str) -> Any:
-    return read_captions(find_captions_file(root, split)).records
-
-
-def _statements(root: Path, split: str, layout: TextLayout) -> RecordSource:
-    return LabelledSentences(_sentences(root, split), layout)
-
-
-def _unmasked_statements(root: Path, split: str, layout: TextLayout) -> RecordSource:
-    return LabelledSentences(_sentences(root, split), layout, masked=False)
-
-
-def _true_statements(root: Path, split: str, layout: TextLayout) -> RecordSource:
-    return LabelledSentences([replace(record, label=None) for record in _sentences(root, split) if record.label], layout)
-
-
-def _sentences(root: Path, split: str) -> list[SentenceRecord]:
-    records = NLVR().records(root, split)
-    return [SentenceRecord(id=record.id, images=record.images, sentence=record.sentence, label=record.label) for record in records]
-
-
-def _questions(root: Path, split: str, layout: TextLayout) -> RecordSource:
-    questions, annotations = find_vqa_files(root, split)
-    if annotations is None:
-        raise DataError(f"{root} has questions for {split!r} but no annotations: pre-training on questions needs their answers.")
-    return QuestionAnswer(read_questions(questions, annotations), layout)
-
-
-_READERS: Mapping[CorpusKind, tuple[Callable[[Path, str, TextLayout], RecordSource], Callable[[Path, str], bool]]] = {
-    "captions": (_only_captions, _has_captions),
-    "caption_pairs": (_caption_pairs, _has_captions),
-    "single_captions": (_single_captions, _has_captions),
-    "statements": (_statements, _has_statements),
-    "unmasked_statements": (_unmasked_statements, _has_statements),
-    "true_statements": (_true_statements, _has_statements),
-    "questions": (_questions, _has_questions),
-}
-"""Kind -> reader, and whether a folder has it."""
 
 _OBJECTIVES: Mapping[str, tuple[Callable[..., Objective], str]] = {
     "masked_lm": (MaskedLM, "vocabulary"),
@@ -218,7 +196,17 @@ _OBJECTIVES: Mapping[str, tuple[Callable[..., Objective], str]] = {
 """Name -> class and the kind under which a model names the style of its head."""
 
 
-def _objectives(run: Pretraining, encoder: Encoder) -> dict[str, Objective]:
+def fresh_model(run: Pretraining) -> assembly.PretrainModel:
+    """Encoder and objectives of a run with fresh weights, before any data is read.
+
+    Raises:
+        ConfigError: an objective that is not known, lacks its settings, or that the family has no head for.
+    """
+    encoder = models.build(run.model, run.encoder)
+    return assembly.PretrainModel(encoder, _objectives(run, encoder, None), run.objectives)
+
+
+def _objectives(run: Pretraining, encoder: Encoder, answers: AnswerVocabulary | None) -> dict[str, Objective]:
     unknown = run.objectives.keys() - _OBJECTIVES.keys()
     if unknown:
         raise ConfigError(f"unknown objectives {sorted(unknown)}; known: {', '.join(_OBJECTIVES)}.")
@@ -228,20 +216,20 @@ def _objectives(run: Pretraining, encoder: Encoder) -> dict[str, Objective]:
         kind, head = _OBJECTIVES[name]
         if head not in styles:
             raise ConfigError(f"{run.model} has no head for the objective {name}. Leave it out of the recipe's objectives.")
-        built[name] = kind(encoder.dims, styles[head], encoder.word_embeddings, **_settings(run, encoder, name))
+        built[name] = kind(encoder.dims, styles[head], encoder.word_embeddings, **_settings(run, encoder, name, answers))
     return built
 
 
-def _settings(run: Pretraining, encoder: Encoder, objective: str) -> dict[str, Any]:
+def _settings(run: Pretraining, encoder: Encoder, objective: str, answers: AnswerVocabulary | None) -> dict[str, Any]:
     """What an objective takes beside its head."""
+    given = dict(run.objective_settings.get(objective, {}))
     if objective == "masked_regions":
         if run.region_losses is None or run.region_masking is None:
             raise ConfigError("the objective masked_regions needs region_losses and region_masking in the recipe; found none.")
-        return {"losses": run.region_losses}
-    return {"encoder": encoder} if objective == "region_contrast" else {}
-
-
-def _images(source: Source) -> list[str]:
-    """Image of every example, where the features of random regions come from."""
-    parts: Sequence[Any] = source.sources if isinstance(source, Mixture) else [source]
-    return [record.images[0] for part in parts for record in part.records]
+        return {"losses": run.region_losses, **given}
+    if objective == "image_qa" and answers is not None and given.setdefault("num_answers", len(answers)) != len(answers):
+        raise ConfigError(
+            f"the recipe's image_qa tells {given['num_answers']} answers apart, but the data's answer table has {len(answers)}. "
+            "Give the table that belongs to it (all_ans.json), or leave num_answers out."
+        )
+    return {"encoder": encoder, **given} if objective == "region_contrast" else given

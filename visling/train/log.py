@@ -46,6 +46,9 @@ class Log:
     def start(self, step: int, total: int) -> None:
         """Begin at `step` of `total` updates; lines that an interrupted run wrote past `step` are cut."""
         self._total = total
+        if self._file is not None:  # something was told before the start; cutting may put another file in its place
+            self._file.close()
+            self._file = None
         if self.path is not None:
             cut(self.path, step)
         if self._board_folder is not None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -41,6 +41,13 @@ class OptimConfig:
     """Decoupled decay per update, times the learning rate."""
     no_decay: tuple[str, ...] = ("bias", "norm")
     """Parameters whose name contains one of these, in any case, are not decayed (VisualBERT: bias, LayerNorm; LXMERT and VL-BERT: none)."""
+    no_decay_except: tuple[str, ...] = ()
+    """Parts of names that `no_decay` does not cover after all (ViLBERT: its pattern misses the norms behind co-attention)."""
+    swap_decay: bool = False
+    """Decay what `no_decay` names, and nothing else (first ViLBERT release, by mistake)."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Part of a name -> factor of `lr` for the parameters whose name contains it, the first that fits; 1 for all others (first ViLBERT release:
+    0.1 for what starts from BERT). Each must match something."""
     exclude: tuple[str, ...] = ()
     """Parameters whose name contains one of these stay out of the optimiser (VisualBERT: pooler). Each must match something."""
     clip: Literal["global", "per_tensor", "none"] = "global"
@@ -69,6 +76,8 @@ class OptimConfig:
             raise ConfigError(f"lr, eps and weight_decay must be 0 or more; found {self.lr}, {self.eps}, {self.weight_decay}.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas must lie in [0, 1); found {self.betas}.")
+        if any(factor < 0 for factor in self.rates.values()):
+            raise ConfigError(f"rates must be 0 or more; found {dict(self.rates)}. They are factors of lr.")
         if self.clip != "none" and self.clip_norm <= 0:
             raise ConfigError(f'clip_norm must be positive; found {self.clip_norm}. To clip nothing use clip = "none".')
 
@@ -209,24 +218,43 @@ def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> None:
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters of a module in a decayed and an undecayed group; the names of each are under `names`.
+    """Trainable parameters of a module in a decayed and an undecayed group for each learning rate; the names of each are under `names`.
 
     Raises:
-        ConfigError: an excluded name matches nothing, or nothing is left to train.
+        ConfigError: an excluded name or one with a rate of its own matches nothing, or nothing is left to train.
     """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    for part in config.exclude:
-        if not any(_contains(name, (part,)) for name, _ in module.named_parameters()):
-            raise ConfigError(f"optim.exclude names {part!r}, but no parameter of {type(module).__name__} contains it. Take it out of the list.")
+    for what, parts in (("exclude", config.exclude), ("rates", tuple(config.rates))):
+        for part in parts:
+            if not any(_contains(name, (part,)) for name, _ in module.named_parameters()):
+                raise ConfigError(f"optim.{what} names {part!r}, but no parameter of {type(module).__name__} contains it. Take it out of the list.")
     named = [(name, parameter) for name, parameter in named if not _contains(name, config.exclude)]
     if not named:
         raise ConfigError(f"{type(module).__name__} has no parameter left to train. Check optim.exclude and what is frozen.")
-    groups = []
-    for decay, wanted in ((config.weight_decay, False), (0.0, True)):
-        chosen = [(name, parameter) for name, parameter in named if _contains(name, config.no_decay) is wanted]
-        if chosen:
-            groups.append({"params": [p for _, p in chosen], "names": [n for n, _ in chosen], "weight_decay": decay})
-    return groups
+    members: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        members.setdefault((_rate(name, config), _decays(name, config)), []).append((name, parameter))
+    # Those at the full rate first: the log shows the rate of the first group.
+    return [
+        {
+            "params": [p for _, p in members[rate, decays]],
+            "names": [n for n, _ in members[rate, decays]],
+            "lr": config.lr * rate,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for rate, decays in sorted(members, key=lambda group: (group[0] != 1, group[0], not group[1]))
+    ]
+
+
+def _rate(name: str, config: OptimConfig) -> float:
+    """Factor of the learning rate of a parameter."""
+    return next((factor for part, factor in config.rates.items() if _contains(name, (part,))), 1.0)
+
+
+def _decays(name: str, config: OptimConfig) -> bool:
+    """Whether a parameter is decayed."""
+    covered = _contains(name, config.no_decay) and not _contains(name, config.no_decay_except)
+    return covered is config.swap_decay
 
 
 def build_schedule(config: OptimConfig, total: int) -> Schedule:
@@ -243,7 +271,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig, total: int) -> tuple
     """
     groups, schedule = parameter_groups(module, config), build_schedule(config, total)
     for group in groups:
-        group["initial_lr"] = config.lr
+        group["initial_lr"] = group["lr"]
     if config.name == "bert_adam":
         own = config.clip_norm if config.clip == "per_tensor" else None
         return BertAdam(groups, config.lr, betas=config.betas, eps=config.eps, schedule=schedule.factor, max_grad_norm=own), schedule

@@ -1,12 +1,12 @@
-"""COCO captions: sentences about images."""
+"""Captions of COCO and Flickr30K, and the Karpathy splits of both: sentences about images."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ class Captions:
     """Annotations whose id had come before, left out."""
     surplus: int
     """Captions beyond the most per image, left out."""
-    bare_images: tuple[str, ...]
+    bare_images: tuple[str, ...] = ()
     """Listed images without any caption left."""
+    malformed: int = 0
+    """Lines that are not of the file's layout, left out."""
 
 
 def read_captions(path: str | Path, *, most: int | None = None) -> Captions:
@@ -50,32 +52,160 @@ def read_captions(path: str | Path, *, most: int | None = None) -> Captions:
     content = read_json(path)
     annotations = entries(content, "annotations", ("id", "image_id", "caption"), path)
     images = {image["id"]: from_file_name(image["file_name"]) for image in entries(content, "images", ("id", "file_name"), path)}
+
+    def rows() -> Iterator[tuple[str, str, Any]]:
+        for annotation in annotations:
+            if annotation["image_id"] not in images:
+                raise DataError(f"{path}: caption {annotation['id']} speaks of image {annotation['image_id']}, which the file's images do not list.")
+            yield str(annotation["id"]), images[annotation["image_id"]], annotation["caption"]
+
+    return collect(rows(), images=images.values(), most=most)
+
+
+def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> Captions:
+    """Captions of one of Karpathy's files (`dataset_coco.json`, `dataset_flickr30k.json`), as people wrote them.
+
+    Args:
+        split: "train" takes COCO's "restval" in, as all retrieval work does.
+        most: most captions per image, the first ones; retrieval uses 5.
+    Raises:
+        DataError: the file is missing, truncated or of another layout, or has no such split.
+    """
+    path = Path(path)
+    images = entries(read_json(path), "images", ("filename", "split", "sentences"), path)
+    wanted = {"train", "restval"} if split == "train" else {split}
+    chosen = [(from_file_name(image["filename"]), image["sentences"]) for image in images if image["split"] in wanted]
+    if not chosen:
+        there = ", ".join(sorted({image["split"] for image in images})) or "none"
+        raise DataError(f"{path} has no image of split {split!r}; found {there}.")
+    rows = (
+        (str(sentence.get("sentid", f"{image}#{number}")), image, sentence.get("raw") or " ".join(sentence.get("tokens", ())))
+        for image, sentences in chosen
+        for number, sentence in enumerate(sentences)
+    )
+    return collect(rows, images=[image for image, _ in chosen], most=most)
+
+
+def read_flickr30k(path: str | Path, images: Collection[str] | None = None) -> Captions:
+    """Captions of Flickr30K's `results_20130124.token`, one a line: `1000092795.jpg#0`, a tab, the caption.
+
+    Args:
+        images: ids that are wanted, since the file knows no splits; None takes all.
+    Raises:
+        DataError: the file is missing, not text, or no line is of this layout.
+    """
+    path = Path(path)
+    malformed = 0
+
+    def rows() -> Iterator[tuple[str, str, Any]]:
+        nonlocal malformed
+        for _, line in read_lines(path):
+            name, tab, caption = line.partition("\t")
+            file, hash_, _ = name.rpartition("#")
+            if not (tab and hash_):
+                malformed += bool(line.strip())
+                continue
+            image = from_file_name(file)
+            if images is None or image in images:
+                yield f"{image}#{name.rpartition('#')[2]}", image, caption
+
+    found = collect(rows())
+    if malformed and not found.records and not found.empty:
+        raise DataError(f"{path} has no line of Flickr30K's layout: expected NAME.jpg#NUMBER, a tab and a caption.")
+    return replace(found, malformed=malformed)
+
+
+def read_flickr30k_lines(path: str | Path) -> Captions:
+    """Captions of ViLBERT's and VOLTA's Flickr30K files: a JSON object a line with `sentences` and `img_path` (or `id`).
+
+    Raises:
+        DataError: the file is missing or truncated, or a line is of another layout.
+    """
+    path = Path(path)
+
+    def rows() -> Iterator[tuple[str, str, Any]]:
+        for number, entry in read_json_lines(path):
+            name = entry.get("img_path", entry.get("id"))
+            if name is None or not isinstance(entry.get("sentences"), list):
+                raise DataError(f"{path}, line {number}: expected an object with 'sentences' and 'img_path' or 'id'; found {', '.join(entry)}.")
+            image = from_file_name(str(name))
+            for at, sentence in enumerate(entry["sentences"]):
+                yield f"{image}#{at}", image, sentence
+
+    return collect(rows())
+
+
+def find_flickr30k(root: str | Path, split: str) -> Captions:
+    """Flickr30K's captions of a split, from the first of these that a folder has: Karpathy's `dataset_flickr30k.json`; the line files
+    `{split}_ann.jsonl` (VOLTA) or `all_data_final_{split}*.jsonline` (ViLBERT); `results_20130124.token` with the list `{split}.txt` of image ids.
+
+    The splits of Karpathy and of Flickr30K Entities (the lists) differ: most test images of one are training images of the other.
+
+    Raises:
+        DataError: none of them, or a `.token` file without a list for the split.
+    """
+    root = Path(root)
+    if (root / "dataset_flickr30k.json").is_file():
+        return read_karpathy(root / "dataset_flickr30k.json", split)
+    name = {"val": "valid"}.get(split, split)
+    lines = [file for file in (root / f"{name}_ann.jsonl", *sorted(root.glob(f"all_data_final_{split}*.jsonline"))) if file.is_file()]
+    if lines:
+        return read_flickr30k_lines(the_one(lines, f"{name}_ann.jsonl or all_data_final_{split}*.jsonline", root, lines))
+    tokens = root / "results_20130124.token"
+    if not tokens.is_file():
+        there = sorted(root.glob("*.json*")) + sorted(root.glob("*.token"))
+        raise DataError(
+            f"no captions of Flickr30K's split {split!r} in {root}: expected dataset_flickr30k.json, {name}_ann.jsonl, "
+            f"all_data_final_{split}*.jsonline or results_20130124.token; found {', '.join(file.name for file in there) or 'none of this kind'}."
+        )
+    if not (root / f"{split}.txt").is_file():
+        raise DataError(f"{tokens} knows no splits: put the list of the split's image ids beside it as {split}.txt, one a line.")
+    return read_flickr30k(tokens, read_ids(root / f"{split}.txt"))
+
+
+def has_flickr30k(root: Path, split: str) -> bool:
+    """Whether `find_flickr30k` has something to read for a split."""
+    name = {"val": "valid"}.get(split, split)
+    if (root / "dataset_flickr30k.json").is_file() or (root / f"{name}_ann.jsonl").is_file() or any(root.glob(f"all_data_final_{split}*.jsonline")):
+        return True
+    return (root / "results_20130124.token").is_file() and (root / f"{split}.txt").is_file()
+
+
+def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (), most: int | None = None) -> Captions:
+    """Rows of id, image and caption as records; without those that say nothing, come again or are too many.
+
+    Args:
+        images: ids of all images that the file lists.
+        most: most captions per image, the first ones.
+    """
     records: list[CaptionRecord] = []
-    seen: set[Any] = set()
+    seen: set[str] = set()
     per_image: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    for annotation in annotations:
-        if annotation["image_id"] not in images:
-            raise DataError(f"{path}: caption {annotation['id']} speaks of image {annotation['image_id']}, which the file's images do not list.")
-        image = images[annotation["image_id"]]
-        caption = " ".join(str(annotation["caption"] or "").split())
-        if annotation["id"] in seen:
+    for number, image, text in rows:
+        caption = " ".join(str(text or "").split())
+        if number in seen:
             left_out["repeated"] += 1
-        elif not caption:
+        elif not has_words(caption):
             left_out["empty"] += 1
         elif most is not None and per_image[image] >= most:
             left_out["surplus"] += 1
         else:
-            records.append(CaptionRecord(id=str(annotation["id"]), images=(image,), caption=caption))
+            records.append(CaptionRecord(id=number, images=(image,), caption=caption))
             per_image[image] += 1
-        seen.add(annotation["id"])
+        seen.add(number)
     return Captions(
         records=tuple(records),
         empty=left_out["empty"],
         repeated=left_out["repeated"],
         surplus=left_out["surplus"],
-        bare_images=tuple(image for image in images.values() if image not in per_image),
+        bare_images=tuple(image for image in images if image not in per_image),
     )
+
+
+def has_words(text: str) -> bool:
+    """Whether anything is left of a text once BERT's tokeniser has taken out blanks and control characters."""
+    return any(character.isprintable() and not character.isspace() and character != "\ufffd" for character in text)
 
 
 def find_captions_file(root: str | Path, split: str) -> Path:
@@ -123,6 +253,49 @@ def read_json(path: Path) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f"line {error.lineno}, character {error.pos}" if isinstance(error, json.JSONDecodeError) else f"byte {error.start}"
         raise DataError(f"{path} is truncated or not JSON: {error} ({where} of {path.stat().st_size} bytes). Download it again.") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file with their numbers from 1. Only line feeds end a line: captions hold other characters that Python takes for ends.
+
+    Raises:
+        DataError: the file is missing, or a line is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"no annotation file {path}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. Convert it, or download it again.") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of a file with one JSON object a line, with their line numbers from 1; blank lines are passed over.
+
+    Raises:
+        DataError: the file is missing or truncated, or a line holds something else.
+    """
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} is truncated or not JSON lines: {error.msg} in line {number}. Download it again.") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object; found {type(entry).__name__}.")
+        yield number, entry
+
+
+def read_ids(path: Path) -> frozenset[str]:
+    """Image ids of a list with one a line; names of image files count too.
+
+    Raises:
+        DataError: the file is missing or not UTF-8.
+    """
+    return frozenset(from_file_name(line.strip()) for _, line in read_lines(path) if line.strip())
 
 
 def entries(content: Any, name: str, keys: tuple[str, ...], path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""VQA v2 questions and the answers that people gave."""
+"""Questions about images: VQA v2 with the answers that people gave, GQA with one answer each."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class QuestionRecord(Record):
 
 
 _FOLDERS = (".", "Questions", "questions", "Annotations", "annotations")
+_GQA_FOLDERS = (".", "questions", "questions1.2")
 _QUESTIONS = re.compile(r"(?P<version>v2_)?OpenEnded_(?P<subset>.+_)?(?P<split>[^_]+)_questions\.json")
 
 
@@ -85,8 +86,7 @@ def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
         DataError: no question file, or several (name the split with its year, or move one).
     """
     root = Path(root)
-    files = {file.resolve(): file for folder in _FOLDERS for file in sorted((root / folder).glob("*.json"))}
-    named = [(file, match) for file in files.values() if (match := _QUESTIONS.fullmatch(file.name))]
+    files, named = _vqa_files(root)
     fitting = [(file, match) for file, match in named if is_split(match["split"], split)]
     if any(match["version"] for _, match in fitting):
         fitting = [(file, match) for file, match in fitting if match["version"]]
@@ -94,4 +94,88 @@ def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
     questions = the_one([file for file, _ in fitting], pattern, root, [file for file, _ in named])
     match = next(match for file, match in fitting if file == questions)
     wanted = f"{match['version'] or ''}{match['subset'] or ''}{match['split']}_annotations.json"
-    return questions, next((file for file in files.values() if file.name == wanted), None)
+    return questions, next((file for file in files if file.name == wanted), None)
+
+
+def has_vqa(root: Path, split: str) -> bool:
+    """Whether a folder has question files of a split in VQA's naming."""
+    return any(is_split(match["split"], split) for _, match in _vqa_files(root)[1])
+
+
+def _vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]]:
+    """JSON files of a folder and its annotation folders, and those of them that hold questions."""
+    files = list({file.resolve(): file for folder in _FOLDERS for file in sorted((root / folder).glob("*.json"))}.values())
+    return files, [(file, match) for file in files if (match := _QUESTIONS.fullmatch(file.name))]
+
+
+def read_gqa(path: str | Path) -> list[QuestionRecord]:
+    """GQA's questions of a file or of a folder of chunks (`train_all_questions/train_all_questions_0.json`), by question id.
+
+    Ids stay strings, for some begin with a zero. `question_type` is GQA's structural type, `answer_type` its semantic one.
+
+    Raises:
+        DataError: a file is missing, truncated or of another layout, the folder has no chunk, or chunks repeat a question.
+    """
+    path = Path(path)
+    chunks = [path]
+    if path.is_dir():
+        chunks = sorted(path.glob(f"{path.name}_*.json"), key=lambda file: (len(file.name), file.name))  # 10 after 9
+        if not chunks:
+            raise DataError(f"{path} holds no chunk {path.name}_*.json. Unpack the questions again.")
+    records: dict[str, QuestionRecord] = {}
+    for chunk in chunks:
+        content = read_json(chunk)
+        if not isinstance(content, dict):
+            raise DataError(f"{chunk} must be an object from question id to question; found a {type(content).__name__}.")
+        for number, entry in content.items():
+            if not isinstance(entry, dict) or not {"question", "imageId"} <= entry.keys():
+                raise DataError(f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?")
+            if number in records:
+                raise DataError(f"{chunk}: question {number} comes twice; question ids are unique.")
+            types, answer = entry.get("types") or {}, entry.get("answer")
+            records[number] = QuestionRecord(
+                id=number,
+                images=(str(entry["imageId"]),),
+                question=str(entry["question"]),
+                question_type=types.get("structural") or "",
+                answer_type=types.get("semantic") or "",
+                answers=None if answer is None else (str(answer),),
+                multiple_choice_answer=None if answer is None else str(answer),
+            )
+    return list(records.values())
+
+
+def find_gqa(root: str | Path, split: str) -> Path:
+    """GQA's question file, or folder of chunks, of a split in a folder or its `questions`.
+
+    "train" is the balanced set, as everybody trains on it; "train_all" is the whole one.
+
+    Raises:
+        DataError: neither file nor folder.
+    """
+    root = Path(root)
+    name = _gqa_name(split)
+    found = _gqa(root, name)
+    if found is None:
+        there = sorted(file.name for folder in _GQA_FOLDERS for file in (root / folder).glob("*_questions*"))
+        raise DataError(
+            f"no {name}.json or folder {name} under {root}; found {', '.join(there) or 'no GQA questions'}. Check the folder and the split."
+        )
+    return found
+
+
+def has_gqa(root: Path, split: str) -> bool:
+    """Whether a folder has GQA's questions of a split."""
+    return _gqa(root, _gqa_name(split)) is not None
+
+
+def _gqa_name(split: str) -> str:
+    return f"{split if split.endswith(('_balanced', '_all')) else f'{split}_balanced'}_questions"
+
+
+def _gqa(root: Path, name: str) -> Path | None:
+    for folder in _GQA_FOLDERS:
+        for place in (root / folder / f"{name}.json", root / folder / name):
+            if place.exists():
+                return place
+    return None

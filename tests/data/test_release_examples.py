@@ -1,0 +1,217 @@
+"""One example of each release, built from prescribed draws: which are made, in which order, and what the model and the losses get to see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from visling.data.annotations.captions import CaptionRecord
+from visling.data.annotations.lxmert import LxmertRecord
+from visling.data.answers import AnswerVocabulary
+from visling.data.collate import collate
+from visling.data.loader import Source
+from visling.data.masking import REGION_RELEASES, TOKEN_RELEASES
+from visling.data.pretraining import LxmertSentences, PlainText, SingleCaption, VilbertCaptions
+from visling.data.text import TextLayout, Tokenizer
+from visling.types import IGNORE, Batch, InputSpec, RegionArray, Slots, Targets
+
+TOKENIZER = Tokenizer()
+CLS, SEP, MASK, SIZE = TOKENIZER.cls, TOKENIZER.sep, TOKENIZER.mask, TOKENIZER.size
+F = 2
+
+
+class Script:
+    """A generator that gives prescribed draws and knows which kind is due: a number, (integer, bound) or {"shares": ..., "drawn": ...}."""
+
+    def __init__(self, draws: Sequence[Any]) -> None:
+        self.draws = list(draws)
+
+    def random(self, count: int | None = None) -> Any:
+        if count is not None:
+            return np.array([self.random() for _ in range(count)])
+        draw = self.draws.pop(0)
+        assert isinstance(draw, float), f"a number is drawn where {draw} is due"
+        return draw
+
+    def integers(self, bound: int) -> int:
+        draw = self.draws.pop(0)
+        assert isinstance(draw, tuple), f"an integer is drawn where {draw} is due"
+        assert draw[1] == bound, f"drawn below {bound}, due below {draw[1]}"
+        return int(draw[0])
+
+    def multinomial(self, count: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+        draw = self.draws.pop(0)
+        assert isinstance(draw, dict), f"an answer is drawn where {draw} is due"
+        assert count == 1
+        np.testing.assert_allclose(shares, draw["shares"])
+        return np.eye(len(shares), dtype=np.int64)[draw["drawn"]]
+
+
+class Memory:
+    """A store in memory: three regions per image whose features say image and region."""
+
+    feature_size, fingerprint = F, "memory"
+
+    def __contains__(self, image_id: str) -> bool:
+        return True
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        left = np.arange(3, dtype=np.float32) * 10
+        return RegionArray(
+            features=np.stack([np.full(3, ord(image_id)), np.arange(3)], axis=1).astype(np.float32),
+            boxes=np.stack([left, 0 * left, left + 5, 0 * left + 5], axis=1),
+            size=(40, 20),
+        )
+
+    def __len__(self) -> int:
+        return 1
+
+
+def build(release: str, source: Source, index: int, spec: InputSpec, draws: Sequence[Any], *, text_only: bool = False) -> tuple[Batch, Targets]:
+    """A batch of one example; every draw is used."""
+    script = cast(Any, Script(draws))
+    batch, targets = collate(
+        [source.example(index, script)],
+        None if text_only else Memory(),
+        spec,
+        tokenizer=TOKENIZER,
+        masking=TOKEN_RELEASES[release],
+        rngs=[script],
+        region_masking=REGION_RELEASES[release],
+        needs={"feature_slots", "region_features"},
+        pool=["a", "a", "b"],
+    )
+    batch.validate()
+    assert not script.draws, f"left over: {script.draws}"
+    return batch, targets
+
+
+def chosen(slots: Slots | None) -> list[int]:
+    assert slots is not None
+    return [int(at) for at in slots.at[0][slots.mask[0]]]
+
+
+def features(batch: Batch) -> list[list[float]]:
+    assert batch.regions is not None
+    return [[float(value) for value in row] for row in batch.regions.features[0]]
+
+
+SENTENCES = [
+    LxmertRecord(id="0", images=("a",), sentence="what color is it", source="vqa", scores={"grey": 1.0, "Blue": 0.3, "silver": 0.6, "yes": 0.6}),
+    LxmertRecord(id="1", images=("a",), sentence="a cat", source="mscoco", scores=None),
+    LxmertRecord(id="2", images=("b",), sentence=" ".join(["red"] * 30), source="mscoco", scores=None),
+]
+ANSWERS = AnswerVocabulary(["blue", "gray", "yes"])
+LXMERT = InputSpec(feature_size=F, max_tokens=20)
+
+
+@pytest.mark.parametrize("release", ["lxmert", "cvlp"])
+def test_lxmert_keeps_a_question_and_draws_its_answer(release: str) -> None:
+    source = LxmertSentences(SENTENCES, TextLayout(TOKENIZER, LXMERT), answers=ANSWERS)
+    batch, targets = build(
+        release, source, 0, LXMERT,
+        [
+            0.5,  # not below one half: it stays
+            {"shares": [0.6 / 1.9, 1.0 / 1.9, 0.3 / 1.9], "drawn": 1},  # yes, gray, blue: what is respelt goes to the end; silver is not listed
+            0.119, 0.15, 0.121, (7, SIZE), 0.14,  # [MASK]; not chosen; entry 7; itself
+            0.119, 0.121, (2, 3), (1, 3), 0.15,  # zeros; region 1 of the image of example 2 of the pool; not chosen
+        ],
+    )  # fmt: skip
+    assert batch.text.ids[0].tolist() == [CLS, MASK, TOKENIZER.id("color"), 7, TOKENIZER.id("it"), SEP]
+    assert chosen(targets.token_slots) == [1, 3, 4]
+    assert features(batch) == [[0, 0], [ord("b"), 1], [ord("a"), 2]]
+    assert chosen(targets.feature_slots) == [0, 1]
+    assert targets.region_features is not None
+    assert targets.region_features[0].tolist() == [[ord("a"), 0], [ord("a"), 1], [ord("a"), 2]], "what is told is the image's own"
+    assert targets.matched is not None
+    assert targets.matched.tolist() == [1]
+    assert targets.answer is not None
+    assert targets.answer.tolist() == [ANSWERS.index("gray")]
+
+
+def test_lxmert_replaces_a_question_by_a_sentence_of_another_image_and_cuts_it() -> None:
+    source = LxmertSentences(SENTENCES, TextLayout(TOKENIZER, LXMERT), answers=ANSWERS)
+    batch, targets = build(
+        "lxmert", source, 0, LXMERT,
+        [
+            0.49, (1, 3), (0, 3), (2, 3),  # drawn again while it is of the same image; no answer is drawn
+            *[0.15] * 17, 0.0,  # 18 pieces are left of 30
+            0.15, 0.15, 0.15,
+        ],
+    )  # fmt: skip
+    assert batch.text.ids[0].tolist() == [CLS, *[TOKENIZER.id("red")] * 17, MASK, SEP]
+    assert chosen(targets.token_slots) == [18], "words of a wrong sentence are told all the same"
+    assert features(batch)[0] == [ord("a"), 0], "the image stays"
+    assert targets.matched is not None
+    assert targets.matched.tolist() == [0]
+    assert targets.answer is not None
+    assert targets.answer.tolist() == [IGNORE]
+
+
+@pytest.mark.parametrize(("draw", "keep_above", "kept"), [(0.51, True, True), (0.5, True, False), (0.51, False, False), (0.5, False, True)])
+def test_vilbert_may_draw_the_right_caption_and_call_it_wrong(draw: float, keep_above: bool, kept: bool) -> None:
+    records = [CaptionRecord(id=name, images=(name,), caption=text) for name, text in (("a", "the sky"), ("b", "a dog"))]
+    spec = InputSpec(feature_size=F, max_tokens=36)
+    source = VilbertCaptions(records, TextLayout(TOKENIZER, spec), keep_above=keep_above)
+    release = "vilbert" if keep_above else "vilbert-multitask"
+    batch, targets = build(
+        release, source, 0, spec,
+        [
+            draw, *([] if kept else [(0, 2)]),
+            0.13, (9, SIZE), 0.0,  # the: entry 9; sky: [MASK]
+            0.134, 0.136, 0.15,  # hidden; told but shown; not chosen
+        ],
+    )  # fmt: skip
+    assert batch.text.ids[0].tolist() == [CLS, 9, MASK, SEP]
+    assert features(batch) == [[0, 0], [ord("a"), 1], [ord("a"), 2]]
+    assert targets.matched is not None
+    assert targets.matched.tolist() == [int(kept)]
+    told = kept or keep_above  # the multi-task release asks nothing about a pair that is called wrong
+    assert chosen(targets.token_slots) == ([1, 2] if told else [])
+    assert chosen(targets.feature_slots) == ([0, 1] if told else [])
+
+
+def test_vlbert_masks_whole_words_of_a_caption_and_then_cuts_it() -> None:
+    spec = InputSpec(feature_size=F, max_tokens=64, joint_limit=9)
+    records = [CaptionRecord(id="0", images=("a",), caption="zebras watch zebras")]
+    pieces = TOKENIZER.encode("zebras")
+    assert len(pieces) == 2
+    source = SingleCaption(records, TextLayout(TOKENIZER, spec), false_caption_ratio=None)
+    batch, targets = build(
+        "vlbert", source, 0, spec,
+        [
+            0.121, (3, SIZE), (4, SIZE), 0.15, 0.119,  # every piece of the first word draws an entry; not chosen; both pieces hidden
+            0.15, 0.134, 0.15,
+        ],
+    )  # fmt: skip
+    # Seven pieces, three regions and the whole image are two too many: the text, being longer, gives them, and keeps its [SEP].
+    assert batch.text.ids[0].tolist() == [CLS, 3, 4, TOKENIZER.id("watch"), SEP]
+    assert chosen(targets.token_slots) == [1, 2]
+    assert targets.token_ids is not None
+    assert targets.token_ids[0, :2].tolist() == pieces
+    assert batch.regions is not None
+    assert batch.regions.hidden is not None
+    assert batch.regions.hidden.tolist() == [[False, True, False]]
+    assert chosen(targets.feature_slots) == [1]
+
+
+def test_vlbert_reads_text_without_an_image() -> None:
+    spec = InputSpec(feature_size=F, max_tokens=5, joint_limit=64)
+    source = PlainText(["watch zebras", "watch zebras ."], TextLayout(TOKENIZER, spec), min_words=4)
+    batch, targets = build(
+        "vlbert", source, 1, spec,
+        [0.15, 0.0, 0.121, (8, SIZE), 0.0],  # words of passage 1, then of passage 0, of which one piece is left
+        text_only=True,
+    )  # fmt: skip
+    assert batch.regions is None
+    assert batch.text.ids[0].tolist() == [TOKENIZER.id("watch"), MASK, MASK, 8, MASK]
+    assert chosen(targets.token_slots) == [1, 2, 3, 4]
+    assert targets.token_ids is not None
+    assert targets.token_ids[0, 2].item() == TOKENIZER.id(".")
+    assert batch.text.segments.max() == 0
+    assert targets.matched is None
+    assert targets.feature_slots is None
