@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import huggingface_hub.constants
 import numpy as np
 import pytest
+from huggingface_hub import errors
 from PIL import Image
 
 from visling import api
@@ -172,3 +175,103 @@ def test_a_sentence_is_judged(world: Any, tmp_path: Path) -> None:
     answer = api.load(tmp_path / "run").answer(next((world.nlvr / "val").rglob("*.png")), "There is a yellow item.")
     assert {name for name, _ in answer.top} == {"true", "false"}
     assert sum(share for _, share in answer.top) == pytest.approx(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- folders and the hub
+
+
+def test_a_model_folder_is_read_copied_and_used_elsewhere(world: Any, model: api.Answerer, tmp_path: Path) -> None:
+    saved = api.from_pretrained(world.vqa)
+    assert (saved.model, saved.task) == ("visualbert", "vqa")
+    assert saved.fingerprint in (saved.path / "README.md").read_text()
+    assert set(saved.state["answers"]) >= {"yes", "no"}
+    saved.save_pretrained(tmp_path / "copy")
+    copied = {file.relative_to(tmp_path / "copy") for file in (tmp_path / "copy").rglob("*") if file.is_file()}
+    assert {Path(name) for name in ("config.json", "model.safetensors", "vocab.txt", "answers.json", "README.md")} < copied
+    assert any(file.parts[0] == "detector" for file in copied)
+    answer = api.load(tmp_path / "copy", device="cpu").answer(world.picture(), QUESTION)
+    assert answer.top == model.answer(world.picture(), QUESTION).top
+    with pytest.raises(CheckpointError, match=r"copy exists and is not empty.*nothing is overwritten"):
+        saved.save_pretrained(tmp_path / "copy")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="cannot make the folder"):
+        saved.save_pretrained(tmp_path / "file" / "below")
+    encoder = api.from_pretrained(world.pretrained).encoder()
+    assert encoder.config == saved.config
+
+
+def test_a_model_on_the_hub_is_fetched(world: Any, model: api.Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def download(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        return str(world.vqa / "model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    answer = api.load("owner/name", device="cpu").answer(world.picture(), QUESTION)
+    assert answer.top == model.answer(world.picture(), QUESTION).top
+    api.from_pretrained("owner/name", revision="v1", offline=True)
+    (_, first), (repository, second) = asked
+    assert repository == "owner/name"
+    assert (first["local_files_only"], second["local_files_only"], second["revision"]) == (False, True, "v1")
+    assert not any(name.endswith((".bin", ".pth", ".pkl", ".py")) for name in first["allow_patterns"])
+
+
+def test_the_hub_is_not_asked_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = r"no folder owner/name here, and the hub's copy is not in the cache.*not asked while offline \(HF_HUB_OFFLINE"
+    with pytest.raises(CheckpointError, match=message):
+        api.from_pretrained("owner/name", offline=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=message):
+        api.load("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.LocalEntryNotFoundError("no route"), "the hub cannot be reached: no route"),
+        (errors.HFValidationError("bad name"), "cannot fetch owner/name from the hub: bad name"),
+        (OSError("disk full"), "cannot fetch owner/name from the hub: disk full"),
+    ],
+)
+def test_what_goes_wrong_on_the_hub_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def download(repository: str, **options: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(CheckpointError, match=message):
+        api.from_pretrained("owner/name")
+
+
+def test_a_repository_of_another_library_says_how_to_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "lxmert"}')
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"holds no model that pretrain or finetune wrote.*visling convert"):
+        api.from_pretrained("unc-nlp/lxmert-base-uncased")
+
+
+def test_a_model_is_uploaded_without_anything_else(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            calls.append(("token", {"token": token}))
+
+        def create_repo(self, repository: str, **options: Any) -> None:
+            calls.append((repository, options))
+
+        def upload_folder(self, **options: Any) -> str:
+            calls.append(("upload", options))
+            return "https://huggingface.co/owner/name/commit/1"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    saved = api.from_pretrained(world.vqa)
+    assert saved.push_to_hub("owner/name").endswith("/commit/1")
+    assert calls[1] == ("owner/name", {"private": True, "exist_ok": True})
+    upload = calls[2][1]
+    assert (upload["repo_id"], upload["folder_path"]) == ("owner/name", world.vqa / "model")
+    assert "config.json" in upload["allow_patterns"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"cannot upload .* while offline"):
+        saved.push_to_hub("owner/name")

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from visling import cli
+from visling import cli, models
+from visling import config as configs
+from visling.checkpoints import catalog
 from visling.data.store import NativeStore
 from visling.errors import VislingError
-from visling.recipes import finetuning, pretraining
+from visling.recipes import assembly, finetuning, pretraining
 
 
 @dataclass(frozen=True)
@@ -345,6 +349,141 @@ def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:
     assert set(call("recipes", "show", "visualbert-vqa", "--set", "masking.rate=0.2").json()) == {"pretrain"}
 
 
+# Checkpoints
+
+
+def official_file(world: Any, folder: Path) -> tuple[Path, list[str]]:
+    """Weights under released names, and the options that say what they are."""
+    saved = assembly.read(world.pretrained)
+    parts = {"encoder.": "encoder.", "objectives.masked_lm.head.": "vocabulary.", "objectives.matching.head.": "matching."}
+    ours = {
+        part + name.removeprefix(place): tensor
+        for name, tensor in saved.weights.items()
+        for place, part in parts.items()
+        if name.startswith(place) and ".whiten." not in name
+    }
+    torch.save(models.spec("visualbert").keys["official"].invert(ours), folder / "weights.th")
+    settings = [
+        f"{name}={json.dumps(value)}" for name, value in configs.to_dict(saved.config).items() if name not in ("whiten_features", "vocabulary")
+    ]
+    settings += ["whiten_features=false", f"vocabulary={saved.path / 'vocab.txt'}"]
+    return folder / "weights.th", ["--preset", "scenes", *(word for setting in settings for word in ("--set", setting))]
+
+
+def test_weights_go_in_and_out_and_are_verified(call: Call, world: Any, tmp_path: Path) -> None:
+    weights, size = official_file(world, tmp_path)
+    made = call("convert", weights, "--from", "official", "--model", "visualbert", *size, "--to", "model")
+    assert made.status == 0, made
+    for words in (
+        "Read",
+        "model ",
+        "visualbert",
+        "objectives.masked_lm.head",
+        "vocabulary, 318 outputs",
+        "mapped",
+        "unexpected",
+        f"Model in {Path('model')}",
+    ):
+        assert words in made.out
+    found = call("convert", weights, *size, "--to", "again", "--json").json()
+    assert (found["model"], found["layout"], found["task"], found["coverage"]["missing"]) == ("visualbert", "official", None, [])
+    assert call("convert", "model", "--to-layout", "official", "--to", "back.safetensors").out.startswith(
+        "Wrote back.safetensors\n  layout   official"
+    )
+    assert call("convert", "model", "--to-layout", "transformers", "--to", "hf", "--json").json()["layout"] == "transformers"
+    assert json.loads(Path("hf/config.json").read_text())["architectures"] == ["VisualBertForPreTraining"]
+
+    assert call("verify", "model", "recording", "--record").out.startswith("Recorded in recording")
+    agreed = call("verify", "again", "recording")
+    assert agreed.status == 0
+    assert agreed.out.endswith("all agree (tolerance 5e-05 + 1e-05 of the value)\n")
+    spoilt = load_file("again/model.safetensors")
+    spoilt["encoder.layers.0.attend.output.bias"][0] += 1  # one entry: a norm takes back what is added to all
+    save_file(spoilt, "again/model.safetensors")
+    differing = call("verify", "again", "recording")
+    assert differing.status == 1
+    assert "first to differ: layers.0 " in differing.out
+    ended = call("verify", "again", "recording", "--json")
+    assert (ended.status, ended.json()["first"], ended.json()["layers"]["embeddings"]["agrees"]) == (1, "layers.0", True)
+    assert call("verify", "again", "recording", "--tolerance", 1000).status == 0
+
+
+def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_path: Path) -> None:
+    weights, size = official_file(world, tmp_path)
+    Path("half.th").write_bytes(weights.read_bytes()[:1000])
+    Path("taken").mkdir()
+    Path("taken/file").write_text("x")
+    assert call("convert", weights, *size, "--to", "model").status == 0
+    cases: list[tuple[tuple[object, ...], list[str]]] = [
+        (("convert", "gone.th", "--to", "new"), ["no weight file gone.th", "visling catalog"]),
+        (("convert", "half.th", "--to", "new"), ["half.th", "truncated"]),
+        (("convert", weights, *size, "--to", "taken"), ["taken exists", "nothing is overwritten"]),
+        (
+            ("convert", weights, "--from", "transformers", "--model", "visualbert", *size, "--to", "new"),
+            ["The names fit --model visualbert --from official"],
+        ),
+        (("convert", weights, "--model", "vilbart", *size, "--to", "new"), ["fit no family with --model 'vilbart'"]),
+        (("convert", weights, *size, "--answers", "gone.json", "--to", "new"), ["has none, only: "]),
+        (("convert", "owner/name", "--offline", "--to", "new"), ["no folder owner/name here", "HF_HUB_OFFLINE"]),
+        (("convert", "vqa_fine_tuned", "--to", "new"), ["published at https://"]),
+        (("convert", "model", "--to-layout", "oficial", "--to", "new"), ["no layout 'oficial'", "'official'"]),
+        (("convert", "model", "--to-layout", "official", "--from", "official", "--to", "new"), ["give only SOURCE, --to and --to-layout"]),
+        (("convert", world.pretrained, "--to-layout", "official", "--to", "new.th"), ["encoder.whiten"]),
+        (("verify", "gone", "recording"), ["no model in gone"]),
+        (("verify", "model", "gone"), ["no recording in gone", "--record"]),
+        (("verify", "model", "taken", "--record"), ["taken exists"]),
+        (("catalog", "--model", "vilbart"), ["no such file", "--model vilbert"]),
+    ]
+    for words, message in cases:
+        refused(call(*words), *message)
+        assert not Path("new").exists()
+
+
+def test_the_catalogue_is_listed(call: Call) -> None:
+    everything = call("catalog")
+    for words in ("vqa_fine_tuned", "visualbert, preset vqa, layout official", "classifier 3129", "licence", "unknown"):
+        assert words in everything.out
+    chosen = call("catalog", "--model", "lxmert", "--layout", "transformers", "--json").json()
+    assert {entry["name"] for entry in chosen} == {"lxmert-base-uncased", "lxmert-vqa-uncased", "lxmert-gqa-uncased"}
+    assert all(entry["sha256"] is None for entry in chosen)
+
+
+def test_models_are_compared(call: Call, world: Any) -> None:
+    sizes = ("encoder.hidden_size=16", "encoder.num_heads=2", "encoder.intermediate_size=32", "train.max_steps=2", "train.precision=fp32")
+    settings = [word for setting in sizes for option in ("--set", "--pretrain-set") for word in (option, setting)]
+    asked = ("compare", "--recipe", "scenes", "--tasks", "vqa-scenes", "--data", world.scenes, "--store", world.regions, "--seeds", 1, *settings)
+    ended = call(*asked, "--models", "visualbert", "--out", "comparison")
+    assert ended.status == 0
+    assert ended.out.startswith("# visualbert on vqa-scenes\n")
+    assert "2 of 2: visualbert, seed 0, vqa-scenes, pre-trained\n" in ended.err
+    assert "<h1>visualbert on vqa-scenes</h1>" in Path("comparison/comparison.html").read_text()
+    again = call(*asked, "--models", "visualbert", "--out", "comparison", "--resume", "--json").json()
+    assert again["runs"] == {"ended": 2, "planned": 2}
+    assert again == json.loads(Path("comparison/comparison.json").read_text())
+    refused(call(*asked, "--models", "visualbert", "--out", "comparison"), "go on with --resume")
+    refused(call(*asked, "--models", "visualbert, lxmret", "--out", "other"), "Did you mean 'lxmert'")
+    assert not Path("other").exists()
+
+
+def test_the_comparisons_in_help_and_pages_are_true() -> None:
+    root = Path(__file__).parents[1]
+    pages = [VERBS["compare",].help, *(file.read_text(encoding="utf-8") for file in (root / "README.md", root / "docs" / "results" / "pretraining.md"))]
+    for page in pages:
+        (line,) = re.findall(r"visling compare (--models .+)", page.replace("\\\n", " "))
+        given = VERBS["compare",].make_context("visling", shlex.split(line)).params
+        asked = Comparison(
+            models=tuple(given["families"].split(",")),
+            recipe=given["phase"],
+            tasks=tuple(given["tasks"].split(",")),
+            pretrain_settings=tuple(given["pretrain_set"] or ()),
+            finetune_settings=tuple(given["set_"] or ()),
+        )
+        for model in asked.models:
+            asked.pretraining(model)
+            for task in asked.tasks:
+                asked.finetuning(model, task)
+
+
 # Help
 
 
@@ -363,7 +502,7 @@ VERBS = dict(commands())
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "scenes", "detect train", "detect eval", "regions extract", "regions inspect", "recipes list", "recipes show", "pretrain", "finetune",
-        "evaluate", "predict", "report", "doctor",
+        "evaluate", "predict", "report", "doctor", "convert", "verify", "catalog", "compare",
     }  # fmt: skip
 
 
@@ -378,6 +517,26 @@ def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) ->
     context = VERBS[path].make_context("visling", words[len(path) :])  # raises on an unknown option or a missing value
     recipe = context.params.get("recipe")
     assert recipe is None or recipe in {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}[path[0]]
+
+
+def test_the_commands_of_the_checkpoints_page_parse() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    commands_ = [shlex.split(line.removeprefix("visling ")) for line in page.splitlines() if line.startswith("visling ")]
+    assert len(commands_) > 25
+    for words in commands_:
+        (path,) = (path for path in VERBS if tuple(words[: len(path)]) == path)
+        given = VERBS[path].make_context("visling", words[len(path) :]).params
+        if path == ("convert",):
+            release = given["release"] or (Path(given["source"]).stem if not given["to_layout"] and not given["from_"] else None)
+            if release is not None:
+                known = catalog.find(release)
+                assert bool(given["answers"]) == any(head.outputs == 3129 for head in known.heads.values()), words
+            if given["model"] is not None:
+                family = models.spec(given["model"])
+                assert given["preset"] in family.presets
+                assert given["from_"] in family.keys
+        elif path == ("catalog",):
+            assert any(entry.family == given["model"] for entry in catalog.RELEASES)
 
 
 @pytest.mark.parametrize("path", VERBS, ids=" ".join)

@@ -1,7 +1,9 @@
-"""A trained model as an object: load it, ask it about an image.
+"""A trained model as an object: load it, ask it about an image. Or its parts: the encoder, its settings, its answers.
 
 model = api.load("demo/small/vqa")
 print(model.answer("picture.png", "what colour is the star?"))
+
+encoder = api.from_pretrained("owner/name").encoder()
 """
 
 from __future__ import annotations
@@ -110,17 +112,32 @@ class Answerer:
         return self.detector.detect([np.asarray(image.convert("RGB"))])[0]
 
 
+def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> assembly.Saved:
+    """A model folder, read: its settings, its answers, and on demand its `encoder()` or `task_model()`.
+
+    It goes elsewhere with `save_pretrained(folder)` or `push_to_hub("owner/name")`.
+
+    Args:
+        source: run folder or model folder, or owner/name on the Hugging Face hub.
+        revision: branch, tag or commit on the hub.
+        offline: look into the hub's cache only; None = as the variable HF_HUB_OFFLINE says.
+    Raises:
+        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
+    """
+    return assembly.from_pretrained(source, revision=revision, offline=offline)
+
+
 def load(path: str | Path, *, detector: str | Path | None = None, other_features: bool = False, device: str = "auto") -> Answerer:
     """Load a fine-tuned model for use on raw images.
 
     Args:
-        path: run folder or model folder.
+        path: run folder or model folder, or owner/name on the Hugging Face hub.
         detector: folder of the detector; the one kept beside the model if left out.
         other_features: accept a detector whose features the model was not trained on.
     Raises:
         CheckpointError: no model there, no detector, or a detector whose features the model was not trained on.
     """
-    saved = assembly.read(Path(path))
+    saved = assembly.from_pretrained(path)
     target = runtime.pick_device(device)
     if saved.text_only:
         return Answerer(saved, None, target)

@@ -270,12 +270,21 @@ def _about(recipe: Callable[[], Any]) -> str:
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")], set_: Settings = None) -> None:
-    """Print every setting of a recipe, after changes, as JSON by verb; a verb whose recipe of this name lacks a changed setting is left out.
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    set_: Settings = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Add parameters, operations, memory and hours; an estimate that takes seconds.")
+    ] = False,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Estimate for this GPU alone, for example A100.")] = None,
+) -> None:
+    """Print every setting of a recipe, after changes, and where it differs from the paper, as JSON by verb.
 
-    Example: visling recipes show visualbert-scenes --set train.epochs=3
+    A verb whose recipe of this name lacks a changed setting is left out.
+
+    Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu A100
     """
-    from visling.recipes import finetuning, pretraining
+    from visling.recipes import finetuning, pretraining, releases
 
     tables: dict[str, Mapping[str, Callable[[], Any]]] = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
     having = {verb: table for verb, table in tables.items() if name in table}
@@ -284,12 +293,19 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")],
     found, refused = {}, []
     for verb, table in having.items():
         try:
-            found[verb] = configs.to_dict(_recipe(table, name, set_, None))
+            found[verb] = _recipe(table, name, set_, None)
         except ConfigError as error:
             refused.append(error)
     if not found:
         raise refused[0]
-    print(json.dumps(found, indent=2))
+    shown = {verb: configs.to_dict(run) | releases.differences(run, having[verb][name]()) for verb, run in found.items()}
+    if estimate or gpu is not None:
+        from visling.recipes import estimates
+
+        gpus = tuple(estimates.GPUS) if gpu is None else (gpu,)
+        for verb, run in found.items():
+            shown[verb]["estimate"] = estimates.estimate(run).described(gpus)
+    print(json.dumps(shown, indent=2))
 
 
 @app.command()
@@ -460,6 +476,171 @@ def report(
     from visling.analysis.report import write_report
 
     print(f"Wrote {write_report(run, examples=examples, compare=compare or [])}")
+
+
+@app.command(name="compare")
+def compare_models(
+    families: Annotated[str, typer.Option("--models", metavar="NAME,NAME", help="Families, separated by commas.")],
+    phase: Annotated[str, typer.Option("--recipe", help="Pre-training: every model's recipe MODEL-RECIPE.")],
+    tasks: Annotated[str, typer.Option("--tasks", metavar="TASK,TASK", help="Fine-tuning: every model's recipes MODEL-TASK, separated by commas.")],
+    data: Annotated[Path, typer.Option(help="Folder of annotations.")],
+    store: Annotated[Path, typer.Option(help="Region store of every image.")],
+    out: Out,
+    seeds: Annotated[int, typer.Option(min=1, help="How often everything is repeated, from seed 0 on.")] = 3,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    without_pretraining: Annotated[bool, typer.Option("--without-pretraining", help="Fine-tune from fresh weights, too.")] = False,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Fine-tune without any region, too: what the words alone give away.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change one setting of every fine-tuning: a.b=value. May be repeated.")] = None,
+    pretrain_set: Annotated[list[str] | None, typer.Option(help="Change one setting of every pre-training: a.b=value. May be repeated.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, each on one thread.")] = 1,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a comparison into --out stopped, or add seeds or starts to it.")] = False,
+    json_: Json = False,
+) -> None:
+    """Pre-train and fine-tune models on the same data, budget and features, and write one table as Markdown, JSON and HTML.
+
+    Example: visling compare --models visualbert,lxmert --recipe scenes --tasks vqa-scenes --data scenes --store regions --out comparison
+    """
+    from visling.analysis.comparison import write_comparison
+    from visling.recipes import comparison
+
+    asked = comparison.Comparison(
+        models=_names(families),
+        recipe=phase,
+        tasks=_names(tasks),
+        seeds=seeds,
+        split=split,
+        pretrain_settings=tuple(pretrain_set or ()),
+        finetune_settings=tuple(set_ or ()),
+        without_pretraining=without_pretraining,
+        text_only=text_only,
+    )
+    runtime.limit_threads(1)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        write_comparison(out)
+
+    found = comparison.compare(asked, out, data=data, store=store, device=device, jobs=jobs, resume=resume, stream=sys.stderr, progress=say)
+    table, page = write_comparison(out)
+    print(json.dumps(found) if json_ else f"{table.read_text(encoding='utf-8')}\nWrote {table}, {page} and {out / comparison.FILE}")
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="Weight file, folder with one, or owner/name on the hub; with --to-layout a model or run folder of visling.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Model folder to write; with --to-layout a weight file (transformers: a folder).")],
+    from_: Annotated[str | None, typer.Option("--from", help="Layout of the file; found by its names if left out.")] = None,
+    to_layout: Annotated[str | None, typer.Option("--to-layout", help="Write back: official, transformers, or another layout of the family.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Family, for example vilbert; found by the names in the file if left out.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="Preset of the family; found by the shapes in the file if only one fits.")] = None,
+    set_: Settings = None,
+    release: Annotated[str | None, typer.Option("--release", help="Name in visling catalog: says family, layout and preset.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Task whose head the file holds; told by the number of answers if left out.")] = None,
+    answers: Annotated[Path | None, typer.Option("--answers", help="Answers in the order of the classifier: .json, .pkl or one a line.")] = None,
+    encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave all heads out.")] = False,
+    features: Annotated[Path | None, typer.Option("--features", help="Region store of the features that the weights were trained on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of parameters that the file does not hold.")] = 0,
+    offline: Annotated[bool, typer.Option("--offline", help="Look into the hub's cache only, as HF_HUB_OFFLINE does.")] = False,
+    json_: Json = False,
+) -> None:
+    """Turn released weights into a model folder, or a model folder into a released layout.
+
+    Example: visling convert model_LXRT.pth --release model_LXRT --to lxmert
+    """
+    from visling.recipes import conversion
+
+    if to_layout is not None:
+        if (from_, model, preset, set_, release, task, answers, features) != (None,) * 8 or encoder_only:
+            raise ConfigError("--to-layout writes a model folder back as it is: give only SOURCE, --to and --to-layout.")
+        done = conversion.export(Path(source), to, layout=to_layout)
+        _show({"layout": done.layout, "tensors": done.tensors, **done.left_out}, json_, f"Wrote {to}")
+        return
+    made = conversion.convert(
+        source,
+        to,
+        layout=from_,
+        model=model,
+        preset=preset,
+        settings=set_ or (),
+        release=release,
+        task=task,
+        answers=answers,
+        encoder_only=encoder_only,
+        features=features,
+        seed=seed,
+        offline=offline or None,
+    )
+    read_as = {"model": made.model, "preset": made.preset, "layout": made.layout, "release": made.release or None, "task": made.task}
+    heads = {place: f"{saved.head.kind}, {saved.head.outputs} outputs" for place, saved in made.heads.items()}
+    if json_:
+        print(json.dumps({**read_as, "heads": heads, "path": str(made.path), "coverage": configs.to_dict(made.coverage)}))
+        return
+    _show({**read_as, **heads}, json_, f"Read {source} as")
+    print(made.coverage)
+    print(f"Model in {made.path}")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="Model or run folder.")],
+    recording: Annotated[Path, typer.Argument(help="Folder of recorded values: of an official set, or written with --record.")],
+    record: Annotated[bool, typer.Option("--record", help="Write the recording: a made-up batch and what comes out of every layer.")] = False,
+    tolerance: Annotated[float | None, typer.Option(min=0, help="Largest absolute difference that passes; 5e-5 if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the made-up batch.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Compare every layer of a model with recorded values and name the first that differs; status 1 if one does.
+
+    Example: visling verify vqa recording --record
+    """
+    from visling.recipes import verification
+
+    if record:
+        layers = verification.record(checkpoint, recording, seed=seed)
+        _show({"layers": len(layers)}, json_, f"Recorded in {recording}")
+        return
+    found = verification.verify(checkpoint, recording, atol=verification.ATOL if tolerance is None else tolerance)
+    if json_:
+        layers_ = {layer.name: {"largest": layer.largest if math.isfinite(layer.largest) else None, "agrees": layer.agrees} for layer in found.layers}
+        print(json.dumps({"first": found.first, "tolerance": {"absolute": found.atol, "relative": found.rtol}, "layers": layers_}))
+    else:
+        print(found)
+    if found.first is not None:
+        raise typer.Exit(1)
+
+
+@app.command(name="catalog")
+def list_releases(
+    model: Annotated[str | None, typer.Option("--model", help="One family only.")] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help="One layout only.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the released weight files that convert knows: what each holds, where it is, under which terms.
+
+    Example: visling catalog --model lxmert
+    """
+    from visling.checkpoints import catalog
+
+    chosen = [entry for entry in catalog.RELEASES if model in (None, entry.family) and layout in (None, entry.layout)]
+    if not chosen:
+        pairs = {f"--model {entry.family} --layout {entry.layout}" for entry in catalog.RELEASES}
+        raise ConfigError(f"the catalogue has no such file. {nearest(f'--model {model} --layout {layout}', pairs)}")
+    if json_:
+        print(json.dumps([configs.to_dict(entry) for entry in chosen]))
+        return
+    for entry in chosen:
+        heads = ", ".join(f"{part} {head.outputs}" for part, head in entry.heads.items()) or "none"
+        size = "unknown" if entry.size is None else f"{entry.size / 1e6:.0f} MB"
+        facts = {"model": f"{entry.family}, preset {entry.preset}, layout {entry.layout}", "heads": heads, "at": entry.source}
+        facts |= {"licence": entry.licence, "size": size, "SHA-256": entry.sha256 or "unknown", **({"note": entry.note} if entry.note else {})}
+        _show(facts, False, entry.name)
 
 
 @app.command()
