@@ -28,7 +28,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(images=120, detector_seconds=8, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
-    "small": Size(images=2500, detector_seconds=45, pretrain_epochs=10, finetune_epochs=5),
+    "small": Size(images=2500, detector_seconds=45, pretrain_epochs=12, finetune_epochs=5),
     "large": Size(images=6000, detector_seconds=150, pretrain_epochs=6, finetune_epochs=5),
 }
 

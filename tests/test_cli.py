@@ -24,6 +24,7 @@ from visling.checkpoints import catalog
 from visling.data.store import NativeStore
 from visling.errors import VislingError
 from visling.recipes import assembly, finetuning, pretraining
+from visling.recipes.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -466,9 +467,8 @@ def test_models_are_compared(call: Call, world: Any) -> None:
 
 
 def test_the_comparisons_in_help_and_pages_are_true() -> None:
-    root = Path(__file__).parents[1]
-    pages = [VERBS["compare",].help, *(file.read_text(encoding="utf-8") for file in (root / "README.md", root / "docs" / "results" / "pretraining.md"))]
-    for page in pages:
+    files = [Path(__file__).parents[1] / name for name in ("README.md", "docs/results/pretraining.md")]
+    for page in (VERBS["compare",].help, *(file.read_text(encoding="utf-8") for file in files)):
         (line,) = re.findall(r"visling compare (--models .+)", page.replace("\\\n", " "))
         given = VERBS["compare",].make_context("visling", shlex.split(line)).params
         asked = Comparison(

@@ -303,6 +303,8 @@ def recipes_show(
         from visling.recipes import estimates
 
         gpus = tuple(estimates.GPUS) if gpu is None else (gpu,)
+        for one in gpus:
+            estimates.find_gpu(one)  # before anything is traced
         for verb, run in found.items():
             shown[verb]["estimate"] = estimates.estimate(run).described(gpus)
     print(json.dumps(shown, indent=2))

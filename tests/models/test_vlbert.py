@@ -411,13 +411,13 @@ def test_initial_values_per_group() -> None:
 
 
 def test_images_are_silent_at_the_start() -> None:
-    config = dataclasses.replace(TINY, vocab_size=50, visual_scale_init=0.0)
+    config = dataclasses.replace(TINY, vocab_size=50, visual_scale_init=0.0, text_visual_scale_init=0.0)
     for visual_norm in (True, False):
         model = VlBert(dataclasses.replace(config, visual_norm=visual_norm)).eval()
         batch = batch_of(config, 3, 2)
         other = dataclasses.replace(batch, regions=dataclasses.replace(regions_in(batch), features=torch.randn_like(regions_in(batch).features)))
         assert torch.equal(model(batch).text, model(other).text)
-    assert VlBert(TINY).embeddings.visual_text.norm.weight.eq(TINY.visual_scale_init).all()  # type: ignore[union-attr]
+    assert VlBert(TINY).embeddings.visual_text.norm.weight.eq(TINY.text_visual_scale_init).all()  # type: ignore[union-attr]
 
 
 def test_other_visual_width_and_scalar_instead_of_norm() -> None:

@@ -63,14 +63,14 @@ def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, wo
     assert 0 < loss < 100, loss
 
 
-@pytest.mark.parametrize(("verb", "name"), RELEASED)
+@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, name in RELEASED if name.startswith("visualbert")])
 def test_released_recipes_have_the_size_of_the_release(verb: str, name: str) -> None:
     run = TABLES[verb][name]()
     with torch.device("meta"):
         encoder = models.build(run.model, run.encoder)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     # BERT base: 109,482,240; and the projection, two visual segments and 512 visual positions
-    assert parameters == 109_482_240 + (2048 + 1) * 768 + (2 + 512) * 768
+    assert parameters == 109_482_240 + (run.encoder.feature_size + 6 * run.encoder.append_spatial + 1) * 768 + (2 + 512) * 768
     assert assembly.tokenizer(run).size == 30522
     exclude = run.train.optim.exclude
     assert run.train.optim.name == "bert_adam"

@@ -53,9 +53,46 @@ def test_an_excluded_name_must_exist_and_something_must_be_left() -> None:
         parameter_groups(Net().requires_grad_(False), OptimConfig())
 
 
+def test_exceptions_and_swapped_decay() -> None:
+    found = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, exclude=("pooler",), no_decay_except=("LayerNorm.weight",))))
+    assert found == {0.1: ["dense.weight", "LayerNorm.weight"], 0.0: ["dense.bias", "LayerNorm.bias"]}
+    found = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, exclude=("pooler",), no_decay_except=("LayerNorm.weight",), swap_decay=True)))
+    assert found == {0.1: ["dense.bias", "LayerNorm.bias"], 0.0: ["dense.weight", "LayerNorm.weight"]}
+
+
+def test_rates_by_name() -> None:
+    config = OptimConfig(lr=0.5, rates={"dense.weight": 0.1, "dense": 0.5, "pooler": 2.0}, weight_decay=0.0, no_decay=())
+    groups = parameter_groups(Net(), config)
+    assert [(group["lr"], group["names"]) for group in groups] == [
+        (0.5, ["LayerNorm.weight", "LayerNorm.bias"]),  # the rate that is shown
+        (0.05, ["dense.weight"]),
+        (0.25, ["dense.bias"]),
+        (1.0, ["pooler.weight", "pooler.bias"]),
+    ]
+    with pytest.raises(ConfigError, match=r"optim\.rates names 'dence'"):
+        parameter_groups(Net(), OptimConfig(rates={"dence": 0.1}))
+
+
+@pytest.mark.parametrize("name", ["adamw", "release_adamw", "bert_adam"])
+def test_every_optimiser_keeps_the_ratio_of_rates(name: Any) -> None:
+    net = Net()
+    before = {parameter: value.detach().clone() for parameter, value in net.named_parameters()}
+    config = OptimConfig(name=name, lr=0.01, rates={"dense": 0.1}, weight_decay=0.0, schedule="warmup_linear", warmup_steps=2, clip="none")
+    optimizer, schedule = build_optimizer(net, config, 8)
+    for done in range(3):
+        assert apply_schedule(optimizer, schedule, done) == pytest.approx(0.01 * schedule.factor(done))
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    moved = {parameter: float((before[parameter] - value.detach()).mean()) for parameter, value in net.named_parameters()}
+    assert moved["dense.weight"] == pytest.approx(0.1 * moved["pooler.weight"], rel=1e-3)
+    assert moved["dense.weight"] > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"rates": {"dense": -1.0}}, "rates"),
         ({"warmup_share": 500.0}, "warmup_steps"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"lr": -1.0}, "lr"),

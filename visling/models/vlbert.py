@@ -77,6 +77,8 @@ class VlBertConfig:
     """Normalise visual embeddings before they are added (all released configurations), or multiply them by a learned number."""
     visual_scale_init: float = 0.0
     """First weights of those norms, or first value of those numbers: 0 silences the visual path at the start (release)."""
+    text_visual_scale_init: float = 0.0
+    """The same for the visual vector that every word carries: the whole image, unless the word names a region."""
     masks_features: bool = True
     """Put a learned vector in the place of hidden features; False where pixels were hidden before features were extracted (end to end)."""
     vocabulary: str = "bert-base-uncased"
@@ -121,9 +123,10 @@ _SMALL = VlBertConfig(
     init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
     feature_size=256,
     whiten_features=True,
-    coordinate_size=16,
+    coordinate_size=4,
     visual_size=96,
-    visual_scale_init=0.06,  # as loud as the words from the first step on: there is no text model here that a silent start would protect
+    visual_scale_init=0.3,  # heard from the first step on: there is no text model here that a silent start would protect
+    text_visual_scale_init=0.01,  # but hardly beside the words: what the image holds as a whole keeps them from asking single regions
     max_regions=36,
     answer_slot="second_segment",
 )
@@ -342,8 +345,8 @@ class VlBert(Encoder):
         self.projection.linear.reset_parameters()  # the release leaves it to the framework
         for vector in (self.image_word, self.mask_word, self.text_only, self.embeddings.end, *self.embeddings.segments):
             nn.init.normal_(vector, std=std)
-        for path in (self.embeddings.visual_text, self.embeddings.visual_regions):
-            path.start_at(self.config.visual_scale_init)
+        self.embeddings.visual_text.start_at(self.config.text_visual_scale_init)
+        self.embeddings.visual_regions.start_at(self.config.visual_scale_init)
 
     def _without_images(self, text: Text) -> _Seen:
         rows = len(text.ids)
