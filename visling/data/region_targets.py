@@ -21,7 +21,7 @@ from visling.types import IGNORE, RegionArray, RegionStore, Slots
 VISIBLE_SHARE = 1e-5
 """Added to the number of visible regions once some are hidden (VL-BERT release, whole-image feature)."""
 
-_DETECTED = {
+DETECTED = {
     "region_probs": ("probs", "class distributions"),
     "region_classes": ("classes", "classes"),
     "region_attributes": ("attributes", "attributes"),
@@ -30,7 +30,7 @@ _DETECTED = {
 }
 """Region target -> field of the store, and what it holds."""
 
-REGION_TARGETS = frozenset({"class_slots", "feature_slots", "region_features", *_DETECTED})
+REGION_TARGETS = frozenset({"class_slots", "feature_slots", "region_features", *DETECTED})
 """`Targets` fields that are made of regions."""
 
 
@@ -112,7 +112,7 @@ def detected(name: str, images: Sequence[RegionArray], slots: Slots) -> Tensor:
     Raises:
         StoreError: the store lacks the field.
     """
-    field, what = _DETECTED[name]
+    field, what = DETECTED[name]
     at, mask = slots.at.numpy(), slots.mask.numpy()
     arrays = [getattr(image, field) for image in images]
     if any(array is None for array in arrays):

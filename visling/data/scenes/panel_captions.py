@@ -7,11 +7,10 @@ from collections import Counter
 import numpy as np
 
 from visling.data.scenes.language import NUMBERS, indefinite, plural
-from visling.data.scenes.panels import SIZES, Box, Panel, Piece
+from visling.data.scenes.panels import Box, Panel, Piece
+from visling.data.scenes.plain_panels import PLACES, piece_name
 from visling.data.scenes.world import pick, shuffled
 
-_SIZE_WORDS = {width: word for word, width in SIZES.items()}
-_PLACES = {2: ("left", "right"), 3: ("left", "middle", "right")}
 _MOST_NAMED = 4
 """Most items named in one caption."""
 _APART = 8
@@ -24,16 +23,12 @@ def panel_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
     captions: list[str] = []
     for _ in range(8 * count):
         where = int(rng.integers(len(panel.boxes)))
-        text = pick(rng, forms)(panel.boxes[where], _PLACES[len(panel.boxes)][where], rng)
+        text = pick(rng, forms)(panel.boxes[where], PLACES[len(panel.boxes)][where], rng)
         if text and text not in captions:
             captions.append(text)
         if len(captions) == count:
             break
     return captions
-
-
-def _name(piece: Piece) -> str:
-    return f"{_SIZE_WORDS[piece.size]} {piece.color} {piece.shape}"
 
 
 def _centre(piece: Piece) -> tuple[float, float]:
@@ -47,7 +42,7 @@ def _joined(parts: list[str]) -> str:
 def _items(box: Box, place: str, rng: np.random.Generator) -> str:
     """Some or all items with everything that can be said of them."""
     named = shuffled(rng, list(box))[: int(rng.integers(1, _MOST_NAMED + 1))]
-    return f"{_joined([indefinite(_name(piece)) for piece in named])} in the {place} box"
+    return f"{_joined([indefinite(piece_name(piece)) for piece in named])} in the {place} box"
 
 
 def _relation(box: Box, place: str, rng: np.random.Generator) -> str:
@@ -58,7 +53,7 @@ def _relation(box: Box, place: str, rng: np.random.Generator) -> str:
     dx, dy = _centre(first)[0] - _centre(second)[0], _centre(first)[1] - _centre(second)[1]
     words = [("above" if dy < 0 else "below", abs(dy)), ("left of" if dx < 0 else "right of", abs(dx))]
     clear = [word for word, distance in words if distance >= _APART]
-    return f"{indefinite(_name(first))} {pick(rng, clear)} {indefinite(_name(second))} in the {place} box" if clear else ""
+    return f"{indefinite(piece_name(first))} {pick(rng, clear)} {indefinite(piece_name(second))} in the {place} box" if clear else ""
 
 
 def _totals(box: Box, place: str, rng: np.random.Generator) -> str:
@@ -77,7 +72,7 @@ def _edge(box: Box, place: str, rng: np.random.Generator) -> str:
     piece = box[int(rng.integers(len(box)))]
     touched = [edge for edge, distance in piece.edges.items() if distance <= 0]
     what = f"the {pick(rng, touched)} edge" if touched else "no edge"
-    return f"{indefinite(_name(piece))} touching {what} of the {place} box"
+    return f"{indefinite(piece_name(piece))} touching {what} of the {place} box"
 
 
 def _tower_blocks(box: Box, place: str, rng: np.random.Generator) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from visling.data.scenes.files import image_entry, in_order, info, license_entry, write_json, write_lines
 from visling.data.scenes.panel_captions import panel_captions
 from visling.data.scenes.panels import COLOURS, SHAPES, SIZES, Panel, draw_panel, piece_box, sample_panel, vary_panel
+from visling.data.scenes.plain_panels import plain_captions, plain_sentences
 from visling.data.scenes.sentences import Sentence, sample_sentences
 from visling.data.scenes.settings import ScenesConfig
 from visling.data.scenes.world import shuffled
@@ -101,7 +102,7 @@ def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     for _ in range(20 * config.statements_per_panel):
         if sum(len(one.labels) for one in judged) >= num_panels * config.statements_per_panel:
             break
-        for sentence in sample_sentences(rng, panels[0].towers, config.panel_boxes):
+        for sentence in _sentences(config)(rng, panels[0].towers, config.panel_boxes):
             labels = _judge(sentence, panels, rng)
             if labels and sentence.text not in said:
                 said.add(sentence.text)
@@ -111,8 +112,14 @@ def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
         for k, order in enumerate(_orders(config)):
             draw_panel(panel.permuted(order)).save(Path(folder) / f"{stem(split, number, place, k)}.png", compress_level=4)
     voices = [generator_for(config.seed, number - config.panel_first, 21, place) for place in range(len(panels))]
-    captions = [panel_captions(panel, voice, config.captions_per_image) for panel, voice in zip(panels, voices, strict=True)]
+    describe = plain_captions if config.panel_language == "plain" else panel_captions
+    captions = [describe(panel, voice, config.captions_per_image) for panel, voice in zip(panels, voices, strict=True)]
     return _Presented(number=number, panels=panels, captions=captions, judged=judged)
+
+
+def _sentences(config: ScenesConfig) -> Callable[[np.random.Generator, bool, int], Iterator[Sentence]]:
+    """What makes up sentences of one form in the language asked for."""
+    return plain_sentences if config.panel_language == "plain" else sample_sentences
 
 
 def _orders(config: ScenesConfig) -> list[tuple[int, ...]]:
@@ -127,7 +134,7 @@ def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Genera
         while len(pool) < _POOL:
             pool.append(sample_panel(rng, config.panel_boxes, towers, config.panel_items))
             pool += [vary_panel(pool[-1], rng, config.panel_items) for _ in range(2)]
-        for sentence in sample_sentences(rng, towers, config.panel_boxes):
+        for sentence in _sentences(config)(rng, towers, config.panel_boxes):
             truths = [sentence.truth(panel) for panel in pool]
             chosen = _halves(truths, num_panels, rng)
             if chosen is not None:

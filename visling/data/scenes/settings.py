@@ -9,6 +9,9 @@ from visling.data.scenes.drawing import STYLES
 from visling.data.scenes.panels import MOST_ITEMS
 from visling.errors import ConfigError, nearest
 
+LANGUAGES = ("plain", "people")
+"""In which panels can be spoken of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesConfig:
@@ -44,6 +47,9 @@ class ScenesConfig:
     """Grey boxes in a panel, 2 or 3; NLVR has 3."""
     panel_items: int = MOST_ITEMS
     """Most scattered items in a box of a panel; few make an easier picture to begin with."""
+    panel_language: Literal["plain", "people"] = "people"
+    """What is said about panels. plain: one item, one number or one condition at a time, to begin with; people: as NLVR's writers put it, with
+    captions that name every attribute."""
     panel_first: int = 100_000
     """Number of the first presentation: above every official one (below 5,000), so that drawn and official pictures can share a region store;
     another one keeps two drawn sets apart."""
@@ -59,6 +65,8 @@ class ScenesConfig:
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise ConfigError(f"style is {self.style!r}. {nearest(self.style, STYLES)}")
+        if self.panel_language not in LANGUAGES:
+            raise ConfigError(f"panel_language is {self.panel_language!r}. {nearest(self.panel_language, LANGUAGES)}")
         counts = {"images": 0, "panels": 0, "seed": 0, "questions_per_image": 0, "captions_per_image": 0, "statements_per_image": 0}
         for name, least in (
             counts | {"size": 48, "min_objects": 2, "permutations": 1, "statements_per_panel": 1, "processes": 1, "panel_first": 0}
