@@ -31,6 +31,8 @@ SIZES = {
     "small": Size(images=2500, detector_seconds=45, pretrain_epochs=12, finetune_epochs=5),
     "large": Size(images=6000, detector_seconds=150, pretrain_epochs=6, finetune_epochs=5),
 }
+EPOCH_LENGTH = {"lxmert": 1.4}
+"""Updates of an epoch of pre-training beside those of the others: LXMERT reads questions, too, and takes as many updates in fewer epochs."""
 
 
 def main() -> None:
@@ -46,6 +48,7 @@ def main() -> None:
     scenes, detector, regions = out / "scenes", out / "detector", out / "regions"
     pretrained, full, blind = out / "pretrain", out / "vqa", out / "question-only"
     instances = scenes / "annotations"
+    epochs = max(1, round(size.pretrain_epochs / EPOCH_LENGTH.get(model, 1.0)))
     data = ["--data", scenes, "--store", regions, "--threads", 1]
     tuning = ["finetune", "--recipe", f"{model}-vqa-scenes", *data, "--init", pretrained, "--set", f"train.epochs={size.finetune_epochs}"]
     # fmt: off
@@ -59,7 +62,7 @@ def main() -> None:
     stage("Turn every picture into regions", (regions / "manifest.json").exists(),
           "regions", "extract", scenes / "images", "--detector", detector, "--out", regions)
     stage("Pre-train on the captions", finished(pretrained),
-          "pretrain", "--recipe", f"{model}-scenes", *data, "--set", f"train.epochs={size.pretrain_epochs}", "--out", pretrained)
+          "pretrain", "--recipe", f"{model}-scenes", *data, "--set", f"train.epochs={epochs}", "--out", pretrained)
     with ThreadPoolExecutor() as pool:  # two processes of one thread each: small models do not gain from a second thread
         for one in (
             pool.submit(stage, "Fine-tune on questions", finished(full), *tuning, "--out", full),

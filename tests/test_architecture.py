@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,19 @@ def test_the_house_stands() -> None:
 def test_every_part_has_a_floor() -> None:
     parts = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert parts <= MAY_IMPORT.keys(), f"no floor: {sorted(parts - MAY_IMPORT.keys())}"
+
+
+def test_the_page_shows_every_module() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown: dict[str, set[str]] = {}
+    part = ""
+    for line in page.partition("```\nvisling/\n")[2].partition("```")[0].splitlines():
+        begun = re.match(r"  (\w+)/ ", line)
+        part = begun[1] if begun else part if line.startswith("    ") else ""
+        shown.setdefault(part, set()).update(re.findall(r"\w+", line))
+    files = [file.relative_to(ROOT) for file in ROOT.rglob("*.py") if file.stem != "__init__" and file.parent.name != "scenes"]
+    missing = [str(file) for file in files if file.stem not in shown.get(file.parts[0] if len(file.parts) > 1 else "", ())]
+    assert not missing, f"the tree in docs/architecture.md does not show {', '.join(missing)}"
 
 
 def test_composed_files_exist_and_are_made_of_what_the_table_says() -> None:

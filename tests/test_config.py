@@ -48,6 +48,8 @@ class Run:
     resume: Path | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    phases: Mapping[str, Optim] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     limit: int | str = 0
     encoder: Any = None
@@ -183,6 +185,28 @@ def test_settings_below() -> None:
     assert FULL.optim.lr == 0.5, "the original must stay"
 
 
+def test_settings_reach_into_mappings() -> None:
+    settings = ["weights.mlm=2", "weights.new=3", "groups.one.size=512", "extra.deep.flag=true", "extra.x.y=z"]
+    changed = configs.override(FULL, settings)
+    assert changed.weights == {"mlm": 2.0, "match": 0.5, "new": 3.0}
+    assert all(type(weight) is float for weight in changed.weights.values())
+    assert changed.groups == {"one": {"size": 512}}
+    assert changed.extra == {"deep": {"list": [1, "two", None], "flag": True}, "x": {"y": "z"}}
+    assert FULL.weights == {"mlm": 1.0, "match": 0.5}, "the original must stay"
+    assert configs.override(FULL, ["weights={mlm = 3}", "weights.new=4"]).weights == {"mlm": 3.0, "new": 4.0}
+    assert configs.override(FULL, ["weights.new=4", "weights={mlm = 3}"]).weights == {"mlm": 3.0}
+    assert configs.override(Run(name="a", phases={"a": Optim(clip="none")}), ["phases.a.lr=5"]).phases == {"a": Optim(lr=5.0, clip="none")}
+    assert configs.override(FULL, ["phases.b.lr=5"]).phases == {"b": Optim(lr=5.0)}
+
+
+def test_a_setting_of_nothing_says_so() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'second\.lr' goes too deep: what should hold 'lr' is none\. Set that whole first, as a table: \{lr = value\}"
+    ):
+        configs.override(Run(name="a"), ["second.lr=1"])
+    assert configs.override(Run(name="a"), ["second={}", "second.lr=1"]).second == Optim(lr=1.0)
+
+
 def test_no_settings_change_nothing() -> None:
     assert configs.override(FULL, []) is FULL
 
@@ -221,7 +245,12 @@ def test_settings_reach_a_config_in_a_field_of_any_type() -> None:
         ("epoch=1", "'epoch' is not a setting: Run has no 'epoch'. Did you mean 'epochs'?"),
         ("optim.wamup_steps=1", "'optim.wamup_steps' is not a setting: Optim has no 'wamup_steps'. Did you mean 'warmup_steps'?"),
         ("epochs.first=1", "'epochs.first' goes too deep: int has no settings of its own."),
-        ("weights.mlm=1", "'weights.mlm' goes too deep: dict has no settings of its own."),
+        ("weights.mlm=x", "'weights.mlm' must be of type float; found 'x' (str)."),
+        ("weights.mlm.rate=1", "'weights.mlm.rate' goes too deep: float has no settings of its own."),
+        ("weights.new.rate=1", "'weights.new' must be of type float; found {'rate': 1} (dict)."),
+        ("groups.a.b.c=1", "'groups.a.b' must be of type int; found {'c': 1} (dict)."),
+        ("phases.b.rate=1", "'phases.b.rate' is not a setting of Optim."),
+        ("extra.deep.list.x=1", "'extra.deep.list.x' goes too deep: list has no settings of its own."),
         ("optim.lr.x.y=1", "'optim.lr.x.y' goes too deep: float"),
         ("epochs=true", "'epochs' must be of type int; found True (bool)."),
         ("epochs=none", "'epochs' must be of type int; found 'none' (str)."),

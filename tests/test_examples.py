@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import typer
 
-from visling import cli
+from visling import cli, models
 from visling import config as configs
 from visling.recipes import detection, finetuning, pretraining
 
@@ -82,7 +82,11 @@ def test_the_check_can_fail() -> None:
 def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     verbs = {words[0] for words in typed(text, "visling")}
-    assert {"scenes", "detect", "regions", "pretrain", "finetune", "evaluate", "predict"} <= verbs
+    assert {
+        "scenes", "detect", "regions", "pretrain", "finetune", "evaluate", "predict", "compare", "recipes", "catalog", "convert", "verify",
+    } <= verbs  # fmt: skip
+    for family in models.names():
+        assert f"](docs/models/{family}.md)" in text
     blocks = [block for language, block in fenced(text) if language == "python"]
     assert blocks
     for block in blocks:

@@ -175,6 +175,9 @@ def regions_extract(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16; fp32 features do not depend on the device.")] = "fp32",
+    probs: Annotated[
+        bool | None, typer.Option("--probs/--no-probs", help="Keep class distributions (soft region losses need them). Default: up to 100 classes.")
+    ] = None,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -202,7 +205,7 @@ def regions_extract(
         ) as writer,
         _bar("Extracting") as step,
     ):
-        report = extract(files, model, writer, batch_size=batch_size, precision=_precision(precision), progress=step)
+        report = extract(files, model, writer, batch_size=batch_size, precision=_precision(precision), probs=probs, progress=step)
     counts = {"images": report.done, "regions": report.regions, "found already": report.skipped_existing, "unreadable": len(report.unreadable)}
     _show(counts, json_, f"Wrote {out}")
     _name_unreadable(report.unreadable)
@@ -389,7 +392,7 @@ def finetune(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder that finetune wrote.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that finetune wrote; or a model folder, with --data and --store.")],
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's if left out.")] = None,
     store: Annotated[Path | None, typer.Option(help="Region store; the training run's if left out.")] = None,

@@ -53,7 +53,7 @@ def override(config: T, settings: Iterable[str]) -> T:
 
     Args:
         settings: `a.b=value` strings; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`), else as a plain string; `none` is None
-            where the setting allows that. The last one of a name wins.
+            where the setting allows that. The last one of a name wins. In a mapping, a name that it lacks is added.
     Raises:
         ConfigError: no `=`, an unknown key (names the nearest valid one) or a value of the wrong type.
     """
@@ -63,7 +63,8 @@ def override(config: T, settings: Iterable[str]) -> T:
         if not equals:
             raise ConfigError(f"cannot read setting {setting!r}: expected name=value, for example train.epochs=3.")
         changes.append((path.strip().split("."), text.strip(), path.strip()))
-    return _replace(config, changes) if changes else config
+    replaced: T = _replace(config, type(config), changes) if changes else config
+    return replaced
 
 
 def difference(config: Any, base: Any) -> dict[str, tuple[Any, Any]]:
@@ -94,24 +95,42 @@ def _differences(new: Any, old: Any, where: str) -> Iterable[tuple[str, tuple[An
         yield where, (old, new)
 
 
-def _replace(config: T, changes: Iterable[tuple[list[str], str, str]]) -> T:
-    """The config with each change (path from here, text of the value, whole name for messages) made in one step."""
+def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]]) -> Any:
+    """A config, or a mapping in one, with each change (path from here, text of the value, whole name for messages) made in one step.
+
+    Args:
+        hint: annotation of the place where `value` stands.
+    """
     values: dict[str, Any] = {}
     below: dict[str, list[tuple[list[str], str, str]]] = {}
     for (name, *rest), text, whole in changes:
-        if not dataclasses.is_dataclass(config) or isinstance(config, type):
-            raise ConfigError(f"{whole!r} goes too deep: {type(config).__name__} has no settings of its own.")
-        names = [f.name for f in dataclasses.fields(config)]
-        if name not in names:
-            raise ConfigError(f"{whole!r} is not a setting: {type(config).__name__} has no {name!r}. {nearest(name, names)}")
+        inner = _hint(value, hint, name, whole)
         if rest:
             below.setdefault(name, []).append((rest, text, whole))
         else:
-            values[name] = _read(typing.get_type_hints(type(config))[name], text, whole)
+            values[name] = _read(inner, text, whole)
             below.pop(name, None)
-    for name, inner in below.items():
-        values[name] = _replace(values.get(name, getattr(config, name)), inner)
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    for name, further in below.items():
+        rest, _, whole = further[0]
+        inner = _hint(value, hint, name, whole)
+        held = values[name] if name in values else value.get(name, {}) if isinstance(value, Mapping) else getattr(value, name)
+        values[name] = _convert(inner, _replace(held, inner, further), ".".join(whole.split(".")[: -len(rest)]))
+    return {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
+
+
+def _hint(value: Any, hint: Any, name: str, whole: str) -> Any:
+    """Annotation of a setting of a config, which must have it, or of an entry of a mapping, which may come to have it."""
+    if isinstance(value, Mapping):
+        arguments = typing.get_args(hint)
+        return arguments[1] if len(arguments) == 2 else Any
+    if value is None:
+        raise ConfigError(f"{whole!r} goes too deep: what should hold {name!r} is none. Set that whole first, as a table: {{{name} = value}}.")
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise ConfigError(f"{whole!r} goes too deep: {type(value).__name__} has no settings of its own.")
+    names = [f.name for f in dataclasses.fields(value)]
+    if name not in names:
+        raise ConfigError(f"{whole!r} is not a setting: {type(value).__name__} has no {name!r}. {nearest(name, names)}")
+    return typing.get_type_hints(type(value))[name]
 
 
 def _read(hint: Any, text: str, where: str) -> Any:

@@ -79,6 +79,7 @@ def test_truncated_file_names_file_and_position(tmp_path: Path) -> None:
         ({"images": []}, "object with images"),
         ({"annotations": []}, "list 'images'"),
         ({"images": [], "annotations": [{"id": 1, "image_id": 5}]}, "entry 0 of 'annotations' lacks 'caption'"),
+        ({"images": [], "annotations": [7]}, "entry 0 of 'annotations' must be an object; found a int"),
         ({"images": [], "annotations": [{"id": 1, "image_id": 5, "caption": "x"}]}, "caption 1 speaks of image 5"),
     ],
 )

@@ -282,7 +282,7 @@ def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, feature_size=F, fingerprint="det-1")
     writer.add("a", regions(0, 2))
     writer.suspend()
-    with pytest.raises(StoreError, match="unfinished"):
+    with pytest.raises(StoreError, match=r"unfinished.*--resume"):
         NativeStore.open(tmp_path)
     with pytest.raises(StoreError, match="resume=True"):
         StoreWriter(tmp_path, feature_size=F, fingerprint="det-1")

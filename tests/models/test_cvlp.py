@@ -290,7 +290,7 @@ def test_presets_and_inputs() -> None:
     assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (2048, 36, 20, "none", "rows")
     with torch.device("meta"):
         scenes = KeyNetwork(Cvlp(PRESETS["scenes"]))
-    assert scenes.pairs == (("cross_layers", 0),)  # something is left out there too
+    assert scenes.pairs == (("text_layers", 0),)  # something is left out there too
 
 
 def released(golden: Path, *, key: bool) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ def test_the_plan_names_data_features_versions_and_every_setting(world: Any, don
     assert {"torch", "visling"} < set(plan["versions"])
     assert plan["configs"]["lxmert"]["vqa-scenes"]["train_limit"] == 16
     assert plan["configs"]["lxmert"]["pretrain"]["encoder"]["hidden_size"] == 16
-    assert set(plan["differences"]["pretrain"]) == {"corpora"}
+    objectives = {"objectives.masked_regions", "objectives.image_qa", "min_answer_count", "region_losses", "region_masking"}
+    assert set(plan["differences"]["pretrain"]) == {"corpora", "train.optim.decay_share", *objectives}
     assert plan["differences"]["vqa-scenes"] == {}
 
 
@@ -260,7 +261,8 @@ def test_models_whose_corpora_differ_get_the_same_number_of_updates(world: Any, 
     assert plan["updates"] == 84
     assert [plan["configs"][model]["pretrain"]["train"]["max_steps"] for model in equal.models] == [84, 84]
     assert prepared.pretrain_settings[-1] == "train.max_steps=84"
-    assert set(plan["differences"]["pretrain"]) == {"corpora", "objectives.matching"}
+    objectives = {"objectives.matching", "objectives.masked_regions", "region_losses", "region_masking"}
+    assert set(plan["differences"]["pretrain"]) == {"corpora", "train.optim.decay_share", *objectives}
     assert plan["differences"]["pretrain"]["objectives.matching"] == {"visualbert": 1.0, "vlbert": None}
 
 

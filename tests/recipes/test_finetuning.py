@@ -20,9 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from visling import config as configs
+from visling.data.answers import AnswerVocabulary
 from visling.data.store import NativeStore, StoreWriter, subset
 from visling.errors import CheckpointError, ConfigError, DataError, RunError, StoreError
-from visling.recipes import assembly
+from visling.recipes import assembly, conversion, pretraining
 from visling.recipes.finetuning import RECIPES, Finetuning, evaluate, finetune
 from visling.types import RegionArray
 
@@ -152,6 +153,38 @@ def test_weights_come_from_the_pretrained_encoder(world: Any, tmp_path: Path) ->
     before, after = assembly.read(world.pretrained).encoder().state_dict(), assembly.read(tmp_path / "run").encoder().state_dict()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_answer_head_starts_from_that_of_pretraining(world: Any, tmp_path: Path) -> None:
+    size = ["batch_size=8", "train.max_steps=1", "train.precision=fp32", "train.optim.lr=1e-12", "train.optim.weight_decay=0.0"]
+    asked = configs.override(pretraining.RECIPES["lxmert-scenes"](), [*size, "min_answer_count=3"])
+    pretraining.pretrain(asked, tmp_path / "pretrained", data=[str(world.scenes)], store=world.regions, device="cpu")
+    before = assembly.read(tmp_path / "pretrained")
+    table = before.state["answers"]
+
+    def tuned(name: str, init: Path) -> tuple[list[str], list[str], Any]:
+        out = tmp_path / name
+        finetune(configs.override(RECIPES["lxmert-vqa-scenes"](), size), out, data=world.scenes, store=world.regions, init=init, device="cpu")
+        saved = assembly.read(out)
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return [line["message"] for line in lines if line["kind"] == "event"], saved.state["answers"], saved.weights
+
+    events, answers, after = tuned("tuned", tmp_path / "pretrained")
+    shared = [answer for answer in answers if answer in table]
+    assert 0 < len(shared) < len(answers)
+    assert f"the answer head starts from that of pre-training: {len(shared)} of {len(answers)} answers carried over" in events
+    for name in ("dense.weight", "norm.bias"):
+        torch.testing.assert_close(after[f"heads.classify.{name}"], before.weights[f"objectives.image_qa.head.{name}"], rtol=0, atol=1e-6)
+    rows, known = after["heads.classify.linear.weight"], before.weights["objectives.image_qa.head.linear.weight"]
+    for number, answer in enumerate(answers):
+        expected = known[table.index(answer)] if answer in table else torch.zeros_like(known[0])
+        torch.testing.assert_close(rows[number], expected, rtol=0, atol=1e-6, msg=answer)
+
+    nameless = shutil.copytree(tmp_path / "pretrained" / "model", tmp_path / "nameless")
+    (nameless / "answers.json").unlink()
+    events, _, after = tuned("fresh", nameless)
+    assert any("does not say which answers its outputs stand for" in event for event in events)
+    assert after["heads.classify.linear.weight"].any(dim=1).all()
 
 
 def test_part_of_the_examples_is_the_same_part_every_time(world: Any, tmp_path: Path) -> None:
@@ -373,12 +406,44 @@ def test_a_store_without_an_image_of_the_split_is_refused(world: Any, vqa: Path,
         ("nothing", CheckpointError, "no model in"),
         ("pretrained", CheckpointError, "without a task head"),
         ("detector", CheckpointError, "holds no model that pretrain or finetune wrote"),
-        ("vqa/model", RunError, "is not a run folder.*Give the folder that finetune wrote"),
+        ("vqa/model", RunError, "is not a run folder.*Give --data and --store, or the folder that finetune wrote"),
     ],
 )
 def test_what_is_no_fine_tuned_run_is_refused(world: Any, part: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         evaluate(world.folder / part, split="test", device="cpu")
+
+
+def test_a_model_folder_is_scored_on_the_data_and_regions_given(world: Any, vqa: Path) -> None:
+    expected = evaluate(vqa, split="test", device="cpu")
+    with pytest.raises(RunError, match=r"Give --store, or"):
+        evaluate(vqa / "model", split="test", data=world.scenes, device="cpu")
+    found = evaluate(vqa / "model", split="test", data=world.scenes, store=world.regions, device="cpu")
+    assert found == expected | {"baselines": {}}
+    assert (vqa / "model" / "details_test.jsonl").read_bytes() == (vqa / "details_test.jsonl").read_bytes()
+
+
+def test_converted_weights_are_scored(recorded: Any, world: Any, tmp_path: Path) -> None:
+    source = recorded("lxmert vqa")
+    AnswerVocabulary([f"a{number}" for number in range(source.answers)]).save(tmp_path / "answers.json")
+    given = {"layout": source.layout, "model": source.model, "config": source.config, "answers": tmp_path / "answers.json"}
+    width = source.config.feature_size
+    with StoreWriter(tmp_path / "regions", feature_size=width, fingerprint="theirs") as writer:
+        for image in NativeStore.open(world.regions).ids:
+            writer.add(image, RegionArray(features=np.ones((2, width), np.float32), boxes=np.array([[0, 0, 9, 9]] * 2, np.float32), size=(128, 128)))
+    converted = conversion.convert(source.save(tmp_path / "weights.pth"), tmp_path / "model", features=tmp_path / "regions", **given)
+    with pytest.raises(RunError, match=r"Give --data and --store, or"):
+        evaluate(converted.path, split="test", device="cpu")
+    found = evaluate(converted.path, split="test", data=world.scenes, store=tmp_path / "regions", device="cpu")
+    assert found["scores"]["accuracy"] == {"value": 0.0, "count": 12}, "its answers are none of these"
+
+
+def test_a_blind_model_folder_needs_no_regions(world: Any, tmp_path: Path) -> None:
+    out = tmp_path / "blind"
+    finetune(tiny(world, "text_only=true"), out, data=world.scenes, store=None, init=world.pretrained, device="cpu")
+    with pytest.raises(RunError, match=r"Give --data, or"):
+        evaluate(out / "model", split="test", device="cpu")
+    assert evaluate(out / "model", split="test", data=world.scenes, device="cpu")["text_only"]
 
 
 def test_an_unknown_split_lists_what_is_there(world: Any) -> None:

@@ -16,7 +16,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.answer_table import table_rows
 from visling.data.answers import AnswerVocabulary
-from visling.data.store import NativeStore, subset
+from visling.data.store import NativeStore, StoreWriter, subset
 from visling.data.text import TextLayout
 from visling.errors import CheckpointError, ConfigError, DataError, RunError, StoreError
 from visling.nn import heads
@@ -201,10 +201,64 @@ def test_answers_that_cannot_be_learnt(world: Any, tmp_path: Path, settings: lis
     assert not (tmp_path / "run").exists()
 
 
+OBJECTIVES = {
+    "visualbert": {"masked_lm", "matching"},
+    "vlbert": {"masked_lm", "masked_regions", "region_classes"},
+    "vilbert": {"masked_lm", "matching", "masked_regions", "region_classes"},
+    "lxmert": {"masked_lm", "matching", "masked_regions", "region_classes", "region_attributes", "region_features", "image_qa"},
+    "cvlp": {"masked_lm", "matching", "region_contrast"},
+}
+
+
+def small(model: str, *settings: str) -> Pretraining:
+    """A family's recipe on scenes, with its small encoder and few updates."""
+    size = ("batch_size=8", "train.max_steps=4", "train.precision=fp32", "train.log_every=4", "train.validate_every=100")
+    return configs.override(RECIPES[f"{model}-scenes"](), [*size, *settings])
+
+
+@pytest.mark.parametrize("model", OBJECTIVES)
+def test_every_family_learns_what_its_paper_says(world: Any, tmp_path: Path, model: str) -> None:
+    settings = ["objective_settings.region_contrast.queue_size=60"] if model == "cvlp" else []
+    pretrain(small(model, *settings), tmp_path / "run", data=[str(world.scenes)], store=world.regions, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    parts = next(line["parts"] for line in lines if line["kind"] == "train")
+    assert {name for name in parts if not name.endswith("_accuracy")} == OBJECTIVES[model]
+    for name in OBJECTIVES[model] - {"matching"}:  # wrong captions are few, and these batches may have none
+        assert 0 < parts[name] < 100, parts
+
+
+@pytest.mark.parametrize(("model", "widths"), [("vlbert", {"classes": 10}), ("lxmert", {"classes": 9, "attributes": 14, "features": 16})])
+def test_region_losses_have_the_widths_of_the_store(world: Any, model: str, widths: dict[str, int]) -> None:
+    store = NativeStore.open(world.regions)
+    assert len(store.class_names) == 9
+    fitted = assembly.fit_to_store(small(model), store)
+    assert fitted.region_losses is not None
+    assert fitted.region_losses.widths == widths
+    with pytest.raises(StoreError, match=r"have \d+ classes, not 160\d.* as recipe .* --set any_features=true"):
+        assembly.fit_to_store(dataclasses.replace(small(model), any_features=False, encoder=fitted.encoder), store)
+
+
+def test_soft_losses_need_distributions(world: Any, tmp_path: Path) -> None:
+    store = NativeStore.open(world.regions)
+    with StoreWriter(tmp_path / "regions", feature_size=16, fingerprint=store.fingerprint, class_names=store.class_names) as writer:
+        for image in store.ids:
+            writer.add(image, dataclasses.replace(store[image], probs=None, attributes=None))
+    where: dict[str, Any] = {"data": [str(world.scenes)], "store": tmp_path / "regions", "device": "cpu"}
+    with pytest.raises(StoreError, match=r"holds no class distributions.*again with --probs.*--set region_losses.classes=hard"):
+        pretrain(small("vilbert"), tmp_path / "run", **where)
+    with pytest.raises(StoreError, match="holds no attributes of regions"):
+        pretrain(small("lxmert"), tmp_path / "run", **where)
+    assert not (tmp_path / "run").exists()
+    pretrain(small("vilbert", "region_losses.classes=hard"), tmp_path / "run", **where)
+    told = [tensor for name, tensor in assembly.read(tmp_path / "run").weights.items() if name.startswith("objectives.masked_regions.head.")]
+    assert 9 in {len(tensor) for tensor in told}
+    assert 10 not in {len(tensor) for tensor in told}
+
+
 VLBERT = (
     "encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "encoder.intermediate_size=32", "encoder.visual_size=16",
     "encoder.max_tokens=24", "batch_size=8", "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
-    'corpora=[{kind = "captions"}, {kind = "text", weight = 0.5}]',
+    "objectives={masked_lm = 1.0}", 'corpora=[{kind = "captions"}, {kind = "text", weight = 0.5}]',
 )  # fmt: skip
 
 

@@ -68,11 +68,25 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path / "run", resume=True).path == tmp_path / "run"
     with pytest.raises(RunError, match="is a file"):
         RunFolder.create(tmp_path / "file0")
+    with pytest.raises(RunError, match=r"cannot write to .*run: .*file0 is a file, not a folder\. Use another --out"):
+        RunFolder.create(tmp_path / "file0" / "deep" / "run")
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert RunFolder.create(tmp_path / "run").read()["status"] == "running"
+
+
+def test_a_kill_during_the_first_write_leaves_an_empty_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json.part").write_text('{"status": "runn')
+    with pytest.raises(RunError, match="nothing to resume"):
+        RunFolder.create(run, resume=True)
+    assert RunFolder.create(run).read()["status"] == "running"
+    assert [entry.name for entry in run.iterdir()] == ["run.json"]
+    with pytest.raises(RunError, match=r"not empty: it holds run\.json\. "):
+        RunFolder.create(run)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -90,6 +90,26 @@ def test_every_image_is_written_once_and_as_if_alone(folder: Path, detector: Det
             assert alone.regions[path.stem].size == image.size
 
 
+def test_distributions_over_classes_are_kept_if_they_are_small_or_asked_for(
+    folder: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(probs: bool | None = None) -> list[RegionArray]:
+        writer = Memory()
+        extract(folder, detector, writer, probs=probs)
+        return list(writer.regions.values())
+
+    for regions in kept():
+        assert regions.probs is not None
+        assert regions.class_confidence is not None
+        assert regions.probs.shape == (len(regions), 2)  # its one class, then the background
+        np.testing.assert_allclose(regions.probs.sum(1), 1.0, atol=1e-5)
+        np.testing.assert_allclose(regions.probs[:, :-1].max(1), regions.class_confidence, atol=1e-6)
+    assert all(regions.probs is None for regions in kept(probs=False))
+    monkeypatch.setattr(extraction, "FEW_CLASSES", 0)
+    assert all(regions.probs is None for regions in kept())
+    assert all(regions.probs is not None for regions in kept(probs=True))
+
+
 def test_bad_files_are_reported_and_the_rest_is_done(folder: Path, detector: Detector) -> None:
     whole = (folder / "a" / "image_0.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])

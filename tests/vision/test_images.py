@@ -82,6 +82,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "text.jpg")
     with pytest.raises(DataError, match=r"no image .*absent\.png"):
         read_image(tmp_path / "absent.png")
+    with pytest.raises(DataError, match="is a folder"):
+        read_image(tmp_path)
 
 
 @pytest.mark.parametrize(

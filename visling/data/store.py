@@ -650,7 +650,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
         if (path / "journal.jsonl").exists():
-            raise StoreError(f"region store {path} is unfinished: its writing was interrupted. Run the same command again to resume it.")
+            raise StoreError(f"region store {path} is unfinished: its writing was interrupted. Run the same command again with --resume.")
         raise StoreError(f"no region store at {path}: expected a folder with manifest.json. Check the path, or extract regions first.")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))

@@ -58,8 +58,8 @@ def _of(config: LxmertConfig, **changes: Any) -> CvlpConfig:
 PRESETS: Mapping[str, CvlpConfig] = {
     "base": CvlpConfig(),  # all released files
     "base_replace": CvlpConfig(key_layers="replace"),  # key files with their successors
-    # ours; a stream of three layers is the shortest of which one can be left out
-    "scenes": _of(lxmert.PRESETS["scenes"], num_cross_layers=3),
+    # ours; a stream of three layers is the shortest of which one can be left out, and a third text layer costs least
+    "scenes": _of(lxmert.PRESETS["scenes"], num_text_layers=3),
     "tiny": _of(lxmert.PRESETS["tiny"]),
 }
 """Released configurations at full size, and ours. Fine-tuned files have the size of "base"."""

@@ -27,12 +27,14 @@ from torch import Tensor, nn
 from visling import config as configs
 from visling import models, runtime
 from visling.checkpoints import hub
+from visling.data.region_targets import DETECTED
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, ConfigError, StoreError, VislingError, nearest
 from visling.models.base import Encoder
 from visling.nn import heads as head_blocks
 from visling.objectives.base import Objective, PretrainStep
+from visling.objectives.masked_regions import RegionLosses
 from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
 from visling.train.engine import TrainConfig
@@ -464,19 +466,45 @@ def check_images(records: Iterable[Record], store: NativeStore) -> None:
 
 
 def fit_to_store(run: R, store: NativeStore) -> R:
-    """The run with the model's feature width set to the store's, if its plan leaves it open.
+    """The run with feature width and the widths of region losses set to those of the store, if its plan leaves them open.
 
     Raises:
-        StoreError: the plan asks for another width.
+        StoreError: the plan asks for other numbers, or for region losses that the store cannot answer.
     """
-    if run.encoder.feature_size == store.feature_size:
-        return run
-    if not run.any_features:
+    if run.encoder.feature_size != store.feature_size:
+        if not run.any_features:
+            raise StoreError(
+                f"{store.path} holds features of width {store.feature_size}; recipe {run.recipe} reads {run.encoder.feature_size}, as its release "
+                f"does. Use features of that width, or --set any_features=true to train another model."
+            )
+        run = configs.override(run, [f"encoder.feature_size={store.feature_size}"])
+    losses: RegionLosses | None = getattr(run, "region_losses", None)  # of pre-training alone
+    return run if losses is None else _fit_losses(run, losses, store)
+
+
+def _fit_losses(run: R, losses: RegionLosses, store: NativeStore) -> R:
+    lacking = [DETECTED[name] for name in sorted(losses.needs & DETECTED.keys()) if DETECTED[name][0] not in store.fields]
+    if lacking:
+        field, what = lacking[0]
+        mend = "with a detector that names them"
+        if field == "probs":
+            mend = "again with --probs, or tell the best class alone: --set region_losses.classes=hard"
+        raise StoreError(f"{store.path} holds no {what} of regions, which recipe {run.recipe} tells. Extract regions {mend}.")
+    soft = losses.classes in ("kl", "cross_entropy")
+    # A store without names does not say how many there are: it is taken at the recipe's word.
+    found = {
+        "num_classes": ("classes", store.fields["probs"].width if soft else len(store.class_names) or losses.num_classes),
+        "num_attributes": ("attributes", len(store.attribute_names) or losses.num_attributes),
+        "feature_size": ("features", store.feature_size),
+    }
+    differing = {setting: (name, width) for setting, (name, width) in found.items() if losses.widths.get(name, width) != width}
+    if differing and not run.any_features:
+        told = "; ".join(f"{width} {name}, not {losses.widths[name]}" for name, width in differing.values())
         raise StoreError(
-            f"{store.path} holds features of width {store.feature_size}; recipe {run.recipe} reads {run.encoder.feature_size}, as its release does. "
-            f"Use features of that width, or --set any_features=true to train another model."
+            f"the regions of {store.path} have {told} as recipe {run.recipe} and its release. Use regions of that detector, or "
+            "--set any_features=true to train another model."
         )
-    return configs.override(run, [f"encoder.feature_size={store.feature_size}"])
+    return configs.override(run, [f"region_losses.{setting}={width}" for setting, (_, width) in differing.items()])
 
 
 SAMPLED_IMAGES = 2000

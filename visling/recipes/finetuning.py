@@ -15,7 +15,7 @@ from visling.data.loader import Loader
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError, RunError
-from visling.recipes import assembly, releases, scenes
+from visling.recipes import answer_tables, assembly, releases, scenes
 from visling.recipes.assembly import TaskModel
 from visling.recipes.plans import Finetuning
 from visling.tasks.base import Report, Task, TaskSource
@@ -79,6 +79,9 @@ def finetune(
             if regions is not None:
                 assembly.check_fingerprint(saved, regions.fingerprint, override=other_features or run.text_only)
             assembly.load_part(model.encoder, saved.weights, "encoder.", saved.path)
+            carried = answer_tables.carry_over(model, saved, task.state().get("answers", ()))
+            if carried and not folder.has_last:
+                log.event(carried, step=0)
         model.to(target)
 
         def loader(records: Sequence[Record], *, training: bool) -> Loader:
@@ -130,6 +133,7 @@ def evaluate(
     """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission file into the run folder.
 
     Args:
+        run: run folder, or a model folder, which needs `data` and `store`.
         data: folder of annotations; the one it was trained on if left out.
         store: region store; the one it was trained on if left out.
         other_features: accept features of another detector.
@@ -138,14 +142,20 @@ def evaluate(
         Contents of evaluation_SPLIT.json.
     Raises:
         CheckpointError, DataError, StoreError: see their messages.
-        RunError: the split was evaluated before, or the results cannot be written.
+        RunError: the split was evaluated before, a model folder without `data` or `store`, or the results cannot be written.
     """
     result = run / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
         raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")
     saved = assembly.read(run)
     model, task = saved.task_model()
-    known = _run_json(run)
+    known = _run_json(run) if (run / "run.json").exists() else {}
+    unknown = [name for name, given in (("data", data), ("store", saved.text_only or store)) if not given and name not in known]
+    if unknown:
+        raise RunError(
+            f"{run} is not a run folder: it has no run.json that says what the model was trained on. "
+            f"Give {' and '.join(f'--{name}' for name in unknown)}, or the folder that finetune wrote with --out."
+        )
     data = Path(known["data"][0]) if data is None else data
     regions = None
     if not saved.text_only:
@@ -220,9 +230,9 @@ def _predictions(model: TaskModel, task: Task[Any, Any], loader: Loader, records
 
 
 def _baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:
-    """Scores of predictors that look at nothing, on the same records by the same metric; none where the training data is not at hand."""
-    data = Path(known["data"][0])
-    if isinstance(task, VQA) and data.is_dir():
+    """Scores of predictors that look at nothing, on the same records by the same metric; none where the training data is unknown or gone."""
+    data = Path(known["data"][0]) if known else None
+    if isinstance(task, VQA) and data is not None and data.is_dir():
         train = task.records(data, known["config"]["train_split"])
         return {"majority answer per question type": task.report(majority_answers(train, records), records)}
     return {}

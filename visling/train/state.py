@@ -285,7 +285,10 @@ def gather(value: _T) -> list[_T]:
 def _claim(path: Path, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; a run needs a folder. Use another --out.")
-    held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if file := next((parent for parent in path.parents if parent.is_file()), None):
+        raise RunError(f"cannot write to {path}: {file} is a file, not a folder. Use another --out.")
+    # A kill during the very first write leaves run.json.part alone: nothing was trained, and the next write replaces it.
+    held = sorted(entry.name for entry in path.iterdir() if entry.name != "run.json.part") if path.exists() else []
     if resume:
         if "run.json" not in held:
             raise RunError(f"nothing to resume in {path}: there is no run.json. Check the path, or start without --resume.")

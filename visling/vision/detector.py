@@ -259,7 +259,7 @@ class Detector(nn.Module):
         """Regions of each RGB image (H, W, 3), most confident first, boxes in the pixels of the image as given.
 
         Images of different sizes are padded to one another, which changes the features near a padded border a little; group equal sizes
-        where results must not depend on the grouping. The module should be in evaluation mode.
+        where results must not depend on the grouping. The module should be in evaluation mode. Class distributions end with the background.
         """
         if not images:
             return []
@@ -442,14 +442,15 @@ class Detector(nn.Module):
     def _regions(self, output: _Regions, boxes: Tensor, images: Sequence[NDArray[np.uint8]], counts: list[int]) -> list[RegionArray]:
         """Regions of the whole batch, split by image."""
         config = self.config
-        confidence, classes = output.classes.softmax(-1)[:, :-1].max(-1)
+        probs = output.classes.softmax(-1)
+        confidence, classes = probs[:, :-1].max(-1)
         kept = min(config.max_attributes, len(config.attribute_names))
         likely, attributes = output.attributes.sigmoid().topk(kept, dim=1)
         sure = likely >= config.min_attribute_confidence
-        values = (output.features, boxes, classes, confidence, torch.where(sure, attributes, -1), torch.where(sure, likely, 0.0))
+        values = (output.features, boxes, classes, confidence, torch.where(sure, attributes, -1), torch.where(sure, likely, 0.0), probs)
         arrays = [[piece.numpy() for piece in torch.split(value.cpu(), counts)] for value in values]
         results = []
-        for image, (features, corners, named, sureness, described, believed) in zip(images, zip(*arrays, strict=True), strict=True):
+        for image, (features, corners, named, sureness, described, believed, distributions) in zip(images, zip(*arrays, strict=True), strict=True):
             order = np.argsort(-sureness, kind="stable")
             results.append(
                 RegionArray(
@@ -460,6 +461,7 @@ class Detector(nn.Module):
                     class_confidence=sureness[order],
                     attributes=described[order].astype(np.int16),
                     attribute_confidence=believed[order],
+                    probs=distributions[order],
                 )
             )
         return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ from visling.vision.images import SUFFIXES, read_image
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
+
+FEW_CLASSES = 100
+"""Classes of a detector up to which distributions over them are small beside the features, and are kept unless told otherwise."""
 
 _READERS = 2
 """Decoding threads; Pillow releases the interpreter lock while it decodes."""
@@ -81,6 +85,7 @@ def extract(
     *,
     batch_size: int = 32,
     precision: Precision = "fp32",
+    probs: bool | None = None,
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> ExtractionReport:
@@ -91,6 +96,7 @@ def extract(
 
     Args:
         images: files, or a folder that is searched with all its subfolders.
+        probs: whether to keep the class distribution of every region, background last; None = if the detector knows at most 100 classes.
         limit: stop after this many images, existing and unreadable ones included.
     Raises:
         DataError: two files share a stem, the folder holds no image, or the list is empty.
@@ -99,12 +105,13 @@ def extract(
     _check_stems(paths)
     paths = paths[:limit]
     waiting = [path for path in paths if path.stem not in writer]
+    keep_probs = len(detector.config.class_names) <= FEW_CLASSES if probs is None else probs
     detector.eval()
     unreadable: list[tuple[Path, str]] = []
     done = regions = uncommitted = 0
     for batch in _batches(waiting, batch_size, unreadable):
         for (path, _), found in zip(batch, detector.detect([pixels for _, pixels in batch], precision=precision), strict=True):
-            writer.add(path.stem, found)
+            writer.add(path.stem, found if keep_probs else dataclasses.replace(found, probs=None))
             regions += len(found)
         done += len(batch)
         uncommitted += len(batch)

@@ -35,6 +35,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
                 return np.array(_to_rgb(ImageOps.exif_transpose(file)))
     except FileNotFoundError as error:
         raise DataError(f"no image {path}. Check the folder and the file name.") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder, not an image. Name the images in it.") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files

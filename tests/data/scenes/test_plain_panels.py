@@ -20,22 +20,21 @@ PLACE = {"left": 0, "middle": 1, "right": -1}
 
 
 def reading(text: str, panel: list[list[dict[str, Any]]]) -> bool:
-    """Truth of every plain caption and statement from structured_rep alone."""
-    scope, where = [item for box in panel for item in box], re.compile(r"(?:^the | in the )(left|middle|right) (box|tower)( has )?")
+    """Truth of every plain sentence from structured_rep alone."""
+    scope, where = (
+        [item for box in panel for item in box],
+        re.compile(r"^the (left|middle|right) (box|tower) has | in the (left|middle|right) (box|tower)$"),
+    )
     if found := where.search(text):
-        scope = panel[PLACE[found[1]]]
+        scope = panel[PLACE[found[1] or found[3]]]
         text = where.sub("", text)
     if m := re.fullmatch(r"an? (\w+) base", text):
         return bool(scope[0]["color"] == COLOR[m[1]])
     if m := re.fullmatch(r"an? (\w+) block at the top", text):
         return bool(scope[-1]["color"] == COLOR[m[1]])
-    if m := re.fullmatch(r"there is a tower with (\w+) blocks?", text):
-        return any(len(tower) == NUMBER[m[1]] for tower in panel)
-    if m := re.fullmatch(r"(\w+) blocks?", text):
-        return len(scope) == NUMBER[m[1]]
-    m = re.fullmatch(r"(?:there (?:is|are) )?(exactly )?(an?|many|\w+) ([\w ]+)", text)
+    m = re.fullmatch(r"(?:there (?:is|are) )?(an?|\w+) ([\w ]+)", text)
     assert m is not None, text
-    words = [re.sub("s$", "", word) for word in m[3].split()]
+    words = [re.sub("s$", "", word) for word in m[2].split()]
     tests = {
         **{word: lambda item, size=size: item["size"] == size for word, size in SIZE.items()},
         **{word: lambda item, color=color: item["color"] == color for word, color in COLOR.items()},
@@ -43,7 +42,7 @@ def reading(text: str, panel: list[list[dict[str, Any]]]) -> bool:
         **{word: lambda item: True for word in ("item", "block")},
     }
     count = sum(all(tests[word](item) for word in words) for item in scope)
-    return count > 0 if m[2] in ("a", "an") else count > 10 if m[2] == "many" else count == NUMBER[m[2]]
+    return count > 0 if m[1] in ("a", "an") else count == NUMBER[m[1]]
 
 
 @pytest.mark.parametrize("num_boxes", [2, 3])
@@ -63,27 +62,52 @@ def test_captions_are_true_and_different(towers: bool, num_boxes: int) -> None:
 @pytest.mark.parametrize("towers", [True, False])
 def test_truth_of_every_form_by_another_reader(towers: bool, num_boxes: int) -> None:
     read: dict[str, Counter[bool]] = {}
-    for seed in range(300):
+    for seed in range(200):
         rng = generator_for(seed, 1)
         panel = sample_panel(rng, num_boxes, towers)
         official = [[piece.official() for piece in box] for box in panel.boxes]
-        for sentence in plain_sentences(rng, towers, num_boxes, tries=5):
+        other = sample_panel(rng, num_boxes, towers)
+        for sentence in plain_sentences(panel, rng, tries=8):
             truth = sentence.truth(panel)
             assert truth is reading(sentence.text, official), (sentence.text, official)
+            assert sentence.truth(other) is reading(sentence.text, [[piece.official() for piece in box] for box in other.boxes])
             read.setdefault(sentence.form, Counter())[bool(truth)] += 1
-    assert len(read) == (5 if towers else 4)
-    assert all(counts[True] and counts[False] for counts in read.values()), read
+    assert len(read) == (4 if towers else 2)
+    for counts in read.values():
+        assert abs(counts[True] - counts[False]) < 0.25 * counts.total(), read
+
+
+def test_false_sentences_differ_from_captions_by_one_word() -> None:
+    rng = generator_for(3)
+    seen = 0
+    for _ in range(50):
+        panel = sample_panel(rng, 3, False, 1)
+        captions = plain_captions(panel, rng, 200)
+        for sentence in plain_sentences(panel, rng, tries=6):
+            if sentence.truth(panel) is False and " is a " in sentence.text:
+                words = sentence.text.split()
+                alike = [caption.split() for caption in captions if len(caption.split()) == len(words)]
+                assert min(sum(a != b for a, b in zip(words, caption, strict=True)) for caption in alike) <= 2  # "a" turns into "an" with the word
+                seen += 1
+    assert seen > 20
 
 
 def test_panels_are_written_in_plain_words(tmp_path: Any) -> None:
     written = write_scenes(tmp_path / "plain", ScenesConfig(images=0, panels=40, panel_language="plain", statements_per_panel=4, train=1.0, val=0.0))
     counts = written["counts"]["nlvr"]["train"]
     assert all(form.startswith("plain ") for form in counts["forms"])
-    assert counts["labels"]["true"] == counts["labels"]["false"]
     folder = tmp_path / "plain" / "nlvr"
     rows = [json.loads(line) for line in (folder / "train" / "train.json").read_text().splitlines()]
     for row in rows:
         assert reading(row["sentence"], row["structured_rep"]) is (row["label"] == "true")
+    extra = [json.loads(line) for line in (folder / "train" / "statements.json").read_text().splitlines()]
+    drawn = {f"train-{row['identifier']}-0": row["structured_rep"] for row in rows}
+    assert len({(row["sentence"], row["image"]) for row in (*extra, *({**row, "image": f"train-{row['identifier']}-0"} for row in rows))}) == len(
+        rows
+    ) + len(extra)
+    assert Counter(row["label"] for row in extra) == {"true": 80, "false": 40}
+    for row in extra:
+        assert reading(row["sentence"], drawn[row["image"]]) is (row["label"] == "true")
     captions = json.loads((folder / "annotations" / "captions_train.json").read_text())
     panels = {f"{row['directory']}/train-{row['identifier']}-0.png": row["structured_rep"] for row in rows}
     names = {image["id"]: image["file_name"] for image in captions["images"]}

@@ -309,8 +309,11 @@ def entries(content: Any, name: str, keys: tuple[str, ...], path: Path) -> list[
         kind = f"an object with {', '.join(content) or 'nothing'}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"{path} must be an object with a list {name!r}; found {kind}.")
     for number, entry in enumerate(found):
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}: entry {number} of {name!r} must be an object; found a {type(entry).__name__}. Take it out.")
         if lacking := [key for key in keys if key not in entry]:
-            raise DataError(f"{path}: entry {number} of {name!r} lacks {', '.join(map(repr, lacking))}.")
+            has = ", ".join(entry) or "nothing"
+            raise DataError(f"{path}: entry {number} of {name!r} lacks {', '.join(map(repr, lacking))}; found {has}. Complete it, or take it out.")
     return found
 
 

@@ -97,17 +97,7 @@ def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     folder, split, config, number, num_panels = job
     rng = generator_for(config.seed, number - config.panel_first, 20)
     panels, first = _first_sentence(config, num_panels, rng)
-    judged = [first]
-    said = {first.text}
-    for _ in range(20 * config.statements_per_panel):
-        if sum(len(one.labels) for one in judged) >= num_panels * config.statements_per_panel:
-            break
-        for sentence in _sentences(config)(rng, panels[0].towers, config.panel_boxes):
-            labels = _judge(sentence, panels, rng)
-            if labels and sentence.text not in said:
-                said.add(sentence.text)
-                judged.append(_Judged(form=sentence.form, text=sentence.text, labels=labels))
-                break
+    judged = [first, *(_each_judged if config.panel_language == "plain" else _all_judged)(panels, first.text, config, rng)]
     for place, panel in enumerate(panels):
         for k, order in enumerate(_orders(config)):
             draw_panel(panel.permuted(order)).save(Path(folder) / f"{stem(split, number, place, k)}.png", compress_level=4)
@@ -117,9 +107,42 @@ def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     return _Presented(number=number, panels=panels, captions=captions, judged=judged)
 
 
-def _sentences(config: ScenesConfig) -> Callable[[np.random.Generator, bool, int], Iterator[Sentence]]:
-    """What makes up sentences of one form in the language asked for."""
-    return plain_sentences if config.panel_language == "plain" else sample_sentences
+def _all_judged(panels: Sequence[Panel], first: str, config: ScenesConfig, rng: np.random.Generator) -> list[_Judged]:
+    """Further sentences, each true of some of the panels and false of as many: words alone tell nothing."""
+    judged: list[_Judged] = []
+    said, left = {first}, len(panels) * (config.statements_per_panel - 1)
+    for _ in range(20 * config.statements_per_panel):
+        if left <= 0:
+            break
+        for sentence in sample_sentences(rng, panels[0].towers, config.panel_boxes):
+            labels = _judge(sentence, panels, rng)
+            if labels and sentence.text not in said:
+                said.add(sentence.text)
+                judged.append(_Judged(form=sentence.form, text=sentence.text, labels=labels))
+                left -= len(labels)
+                break
+    return judged
+
+
+def _each_judged(panels: Sequence[Panel], first: str, config: ScenesConfig, rng: np.random.Generator) -> list[_Judged]:
+    """Further sentences of each panel by itself, as many true as false."""
+    judged: list[_Judged] = []
+    for place, panel in enumerate(panels):
+        said = {first}
+        for k in range(config.statements_per_panel - 1):
+            for sentence in plain_sentences(panel, rng):
+                if sentence.truth(panel) is (k % 2 == 0) and sentence.text not in said:
+                    said.add(sentence.text)
+                    judged.append(_Judged(form=sentence.form, text=sentence.text, labels=[(place, k % 2 == 0)]))
+                    break
+    return judged
+
+
+def _sentences(config: ScenesConfig, panel: Panel, rng: np.random.Generator) -> Iterator[Sentence]:
+    """Random sentences for panels like this one."""
+    if config.panel_language == "plain":
+        return plain_sentences(panel, rng)
+    return sample_sentences(rng, panel.towers, config.panel_boxes)
 
 
 def _orders(config: ScenesConfig) -> list[tuple[int, ...]]:
@@ -134,7 +157,7 @@ def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Genera
         while len(pool) < _POOL:
             pool.append(sample_panel(rng, config.panel_boxes, towers, config.panel_items))
             pool += [vary_panel(pool[-1], rng, config.panel_items) for _ in range(2)]
-        for sentence in _sentences(config)(rng, towers, config.panel_boxes):
+        for sentence in _sentences(config, pool[0], rng):
             truths = [sentence.truth(panel) for panel in pool]
             chosen = _halves(truths, num_panels, rng)
             if chosen is not None:

@@ -1,28 +1,64 @@
-"""Plain words about panels, one condition each: captions of one item or one number, statements in a handful of forms.
+"""Plain words about panels, one claim at a time: what a small model learns first.
 
-What a small model learns first. Statements of these forms differ from people's only in what comes on top: quantifiers, two conditions, slips.
+A claim names an item, a number of items, or the end of a tower. True ones are captions; a false one differs from a true one in one word or in the
+box it speaks of, so that a model which has learnt to guess hidden words of captions can tell it by that word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from visling.data.scenes.language import NUMBERS, indefinite, plural
-from visling.data.scenes.panels import COLOURS, SHAPES, SIZES, TALLEST, Panel, Piece
+from visling.data.scenes.panels import COLOURS, SHAPES, SIZES, Panel, Piece
 from visling.data.scenes.sentences import Sentence
 from visling.data.scenes.world import pick
 
 PLACES = {2: ("left", "right"), 3: ("left", "middle", "right")}
 """Words for the boxes of a panel, by their number."""
 _SIZE_WORDS = {width: word for word, width in SIZES.items()}
-_ITEM_RATE = 0.6
-"""Share of captions that name one item; the others count."""
-_MOST_ALIKE = 3
-"""Most items of a kind that a statement gives to one box."""
-_MOST_IN_ALL = 6
-"""Most items or blocks of a kind that a statement gives to a panel."""
+_KINDS = (tuple(SIZES), tuple(COLOURS), SHAPES)
+"""Words of one kind, in the order in which they are said."""
+_FEWER_WORDS = 0.4
+"""Share of named items of which not everything is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    """What is said of a panel."""
+
+    about: Literal["item", "number", "base", "top"]
+    towers: bool
+    num_boxes: int
+    words: tuple[str, ...] = ()
+    """What must hold of an item; none holds of all."""
+    where: int | None = None
+    """Box spoken of; None = any."""
+    number: int = 1
+
+    def text(self) -> str:
+        """The claim in words."""
+        place = "" if self.where is None else f"{PLACES[self.num_boxes][self.where]} {'tower' if self.towers else 'box'}"
+        if self.about in ("base", "top"):
+            (color,) = self.words
+            return f"the {place} has {indefinite(color)} {'base' if self.about == 'base' else 'block at the top'}"
+        named = any(word in SHAPES for word in self.words)
+        noun = " ".join([*self.words, *([] if named else ["block" if self.towers else "item"])])
+        if self.about == "item":
+            return f"there is {indefinite(noun)}" + (f" in the {place}" if place else "")
+        counted = f"{NUMBERS[self.number]} {noun if self.number == 1 else plural(noun)}"
+        return f"the {place} has {counted}" if place else f"there {'is' if self.number == 1 else 'are'} {counted}"
+
+    def truth(self, panel: Panel) -> bool:
+        """Whether it is so."""
+        boxes = panel.boxes if self.where is None else (panel.boxes[self.where],)
+        if self.about in ("base", "top"):
+            return boxes[0][0 if self.about == "base" else -1].color in self.words
+        found = sum(set(self.words) <= {_SIZE_WORDS[piece.size], piece.color, piece.shape} for box in boxes for piece in box)
+        return found == self.number if self.about == "number" else found > 0
 
 
 def piece_name(piece: Piece) -> str:
@@ -34,7 +70,7 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
     """Different true captions of a panel, at most `count`."""
     captions: list[str] = []
     for _ in range(8 * count):
-        text = (_one_item if rng.random() < _ITEM_RATE else _one_number)(panel, rng)
+        text = _true_claim(panel, rng).text()
         if text not in captions:
             captions.append(text)
         if len(captions) == count:
@@ -42,116 +78,47 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
     return captions
 
 
-def plain_sentences(rng: np.random.Generator, towers: bool, num_boxes: int, tries: int = 60) -> Iterator[Sentence]:
-    """Random statements of one random form, for panels of towers or of scattered items."""
-    maker = pick(rng, _TOWER_FORMS if towers else _SCATTER_FORMS)
-    for _ in range(tries):
-        yield maker(rng, num_boxes)
+def plain_sentences(panel: Panel, rng: np.random.Generator, tries: int = 60) -> Iterator[Sentence]:
+    """Random statements about a panel, true and false of it in turn."""
+    for k in range(tries):
+        claim = _true_claim(panel, rng)
+        if k % 2:
+            claim = next((one for one in (_changed(claim, rng) for _ in range(20)) if not one.truth(panel)), claim)
+        yield Sentence(form=f"plain {claim.about}", text=claim.text(), truth=claim.truth)
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{NUMBERS[number]} {noun if number == 1 else plural(noun)}"
-
-
-def _one_item(panel: Panel, rng: np.random.Generator) -> str:
-    """One item, and in which box if there are items alike or by chance."""
+def _true_claim(panel: Panel, rng: np.random.Generator) -> _Claim:
+    """What a panel shows: half of the time an item."""
+    about: Literal["item", "number", "base", "top"] = pick(
+        rng, ("item", "item", "number", "base", "top") if panel.towers else ("item", "item", "number")
+    )
     where, piece = pick(rng, [(where, piece) for where, box in enumerate(panel.boxes) for piece in box])
-    place = PLACES[len(panel.boxes)][where]
-    if panel.towers:
-        return f"{indefinite(piece.color)} block in the {place} tower"
-    return indefinite(piece_name(piece)) + (f" in the {place} box" if rng.integers(2) else "")
+    claim = _Claim(about=about, towers=panel.towers, num_boxes=len(panel.boxes), where=where)
+    if about in ("base", "top"):
+        return replace(claim, words=(panel.boxes[where][0 if about == "base" else -1].color,))
+    somewhere = where if rng.integers(2) else None
+    if about == "item":
+        if panel.towers:
+            return replace(claim, words=(piece.color,))
+        said = [word for word in piece_name(piece).split() if rng.random() >= _FEWER_WORDS or word == piece.color]
+        return replace(claim, words=tuple(said), where=somewhere)
+    if panel.towers and somewhere is not None and rng.integers(2):
+        return replace(claim, number=len(panel.boxes[where]))
+    claim = replace(claim, words=(piece.color if panel.towers or rng.integers(2) else piece.shape,), where=somewhere)
+    for number in range(1, len(NUMBERS)):
+        if replace(claim, number=number).truth(panel):
+            return replace(claim, number=number)
+    return replace(claim, about="item")  # more than there are words for
 
 
-def _one_number(panel: Panel, rng: np.random.Generator) -> str:
-    """How many items of one colour or shape a box or the panel holds."""
-    by_color = panel.towers or bool(rng.integers(2))
-    pieces = [piece for box in panel.boxes for piece in box]
-    kind = pick(rng, sorted({piece.color if by_color else piece.shape for piece in pieces}))
-    noun = f"{kind} {'block' if panel.towers else 'item'}" if by_color else kind
-    where = int(rng.integers(len(panel.boxes) + 2))
-    if where < len(panel.boxes):
-        number = sum(kind in (piece.color, piece.shape) for piece in panel.boxes[where])
-        return f"the {PLACES[len(panel.boxes)][where]} {'tower' if panel.towers else 'box'} has {_counted(number, noun)}"
-    number = sum(kind in (piece.color, piece.shape) for piece in pieces)
-    said = _counted(number, noun) if number < len(NUMBERS) else f"many {plural(noun)}"
-    return f"there {'is' if number == 1 else 'are'} {said}"
-
-
-Maker = Callable[[np.random.Generator, int], Sentence]
-
-
-def _base(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    where, color = int(rng.integers(num_boxes)), pick(rng, tuple(COLOURS))
-    text = f"the {PLACES[num_boxes][where]} tower has {indefinite(color)} base"
-    return Sentence(form="plain base", text=text, truth=lambda panel: panel.boxes[where][0].color == color)
-
-
-def _top(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    where, color = int(rng.integers(num_boxes)), pick(rng, tuple(COLOURS))
-    text = f"the {PLACES[num_boxes][where]} tower has {indefinite(color)} block at the top"
-    return Sentence(form="plain top", text=text, truth=lambda panel: panel.boxes[where][-1].color == color)
-
-
-def _height(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    where, number = int(rng.integers(num_boxes)), int(rng.integers(1, TALLEST + 1))
-    text = f"the {PLACES[num_boxes][where]} tower has {_counted(number, 'block')}"
-    return Sentence(form="plain height", text=text, truth=lambda panel: len(panel.boxes[where]) == number)
-
-
-def _some_height(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    number = int(rng.integers(1, TALLEST + 1))
-    text = f"there is a tower with {_counted(number, 'block')}"
-    return Sentence(form="plain some height", text=text, truth=lambda panel: number in map(len, panel.boxes))
-
-
-def _blocks(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    number, color = int(rng.integers(1, _MOST_IN_ALL + 1)), pick(rng, tuple(COLOURS))
-    return Sentence(form="plain blocks", text=_exactly(number, f"{color} block"), truth=lambda panel: _in_all(panel, {color}) == number)
-
-
-def _some_item(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    name, words = _kind(rng)
-    return Sentence(form="plain some item", text=f"there is {indefinite(name)}", truth=lambda panel: _in_all(panel, words) > 0)
-
-
-def _item_in_box(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    where, (name, words) = int(rng.integers(num_boxes)), _kind(rng)
-    text = f"the {PLACES[num_boxes][where]} box has {indefinite(name)}"
-    return Sentence(form="plain item in box", text=text, truth=lambda panel: _in_box(panel, where, words) > 0)
-
-
-def _number_in_box(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    where, (name, words), number = int(rng.integers(num_boxes)), _kind(rng), int(rng.integers(1, _MOST_ALIKE + 1))
-    text = f"the {PLACES[num_boxes][where]} box has exactly {_counted(number, name)}"
-    return Sentence(form="plain number in box", text=text, truth=lambda panel: _in_box(panel, where, words) == number)
-
-
-def _items(rng: np.random.Generator, num_boxes: int) -> Sentence:
-    (name, words), number = _kind(rng), int(rng.integers(1, _MOST_IN_ALL + 1))
-    return Sentence(form="plain items", text=_exactly(number, name), truth=lambda panel: _in_all(panel, words) == number)
-
-
-_TOWER_FORMS: tuple[Maker, ...] = (_base, _top, _height, _some_height, _blocks)
-_SCATTER_FORMS: tuple[Maker, ...] = (_some_item, _item_in_box, _number_in_box, _items)
-
-
-def _exactly(number: int, noun: str) -> str:
-    return f"there {'is' if number == 1 else 'are'} exactly {_counted(number, noun)}"
-
-
-def _kind(rng: np.random.Generator) -> tuple[str, set[str]]:
-    """A sort of item: its name, and the words that must hold of an item."""
-    named = pick(rng, (("color", "shape"), ("color", "shape"), ("size", "color", "shape"), ("size", "shape"), ("color",), ("shape",)))
-    values = {"size": tuple(SIZES), "color": tuple(COLOURS), "shape": SHAPES}
-    words = [pick(rng, values[name]) for name in named]
-    return " ".join(words if "shape" in named else [*words, "item"]), set(words)
-
-
-def _in_box(panel: Panel, where: int, words: set[str]) -> int:
-    """Items of a box of which all words hold."""
-    return sum(words <= {_SIZE_WORDS[piece.size], piece.color, piece.shape} for piece in panel.boxes[where])
-
-
-def _in_all(panel: Panel, words: set[str]) -> int:
-    """Items of the panel of which all words hold."""
-    return sum(_in_box(panel, where, words) for where in range(len(panel.boxes)))
+def _changed(claim: _Claim, rng: np.random.Generator) -> _Claim:
+    """The claim with one word or its box changed."""
+    parts = [*claim.words, *(["box"] if claim.where is not None else []), *(["number"] if claim.about == "number" else [])]
+    part = pick(rng, parts)
+    if part == "box":
+        return replace(claim, where=pick(rng, [place for place in range(claim.num_boxes) if place != claim.where]))
+    if part == "number":
+        return replace(claim, number=pick(rng, [number for number in (claim.number - 1, claim.number + 1) if 1 <= number < len(NUMBERS)]))
+    (kind,) = (kind for kind in _KINDS if part in kind)
+    other = pick(rng, [word for word in kind if word != part])
+    return replace(claim, words=tuple(other if word == part else word for word in claim.words))
