@@ -232,4 +232,6 @@ def test_a_detector_that_is_gone_is_mentioned(world: Any, tmp_path: Path) -> Non
 def test_mean_parts_counts_examples_and_weighs_objectives() -> None:
     first = Loss.mean("masked_lm", torch.tensor([1.0, 2.0, 3.0])) + Loss.mean("matching", torch.tensor([4.0]))
     second = Loss.mean("masked_lm", torch.tensor([7.0])) + Loss.mean("matching", torch.tensor([0.0, 0.0, 0.0]))
+    unasked = Loss(value=torch.tensor(0.0), parts={"image_qa": (torch.tensor(0.0), torch.tensor(0.0))})
+    assert assembly.mean_parts([first, unasked], {"masked_lm": 1.0, "image_qa": 1.0}) == {"loss": 2.0, "masked_lm": 2.0, "matching": 4.0}
     assert assembly.mean_parts([first, second], {"masked_lm": 1.0, "matching": 0.5}) == {"loss": 3.25 + 0.5, "masked_lm": 3.25, "matching": 1.0}

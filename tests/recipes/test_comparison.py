@@ -263,7 +263,7 @@ def test_models_whose_corpora_differ_get_the_same_number_of_updates(world: Any, 
     assert prepared.pretrain_settings[-1] == "train.max_steps=84"
     objectives = {"objectives.matching", "objectives.masked_regions", "region_losses", "region_masking"}
     assert set(plan["differences"]["pretrain"]) == {"corpora", "train.optim.decay_share", *objectives}
-    assert plan["differences"]["pretrain"]["objectives.matching"] == {"visualbert": 1.0, "vlbert": None}
+    assert plan["differences"]["pretrain"]["objectives.matching"] == {"visualbert": 0.1, "vlbert": None}
 
 
 def test_unequal_budgets_are_refused(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

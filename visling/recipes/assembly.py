@@ -471,6 +471,11 @@ def fit_to_store(run: R, store: NativeStore) -> R:
     Raises:
         StoreError: the plan asks for other numbers, or for region losses that the store cannot answer.
     """
+    if not store.manifest["regions"]:
+        raise StoreError(
+            f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. The detector found nothing; score it with "
+            "`visling detect eval`, train it longer, and extract again."
+        )
     if run.encoder.feature_size != store.feature_size:
         if not run.any_features:
             raise StoreError(
@@ -607,15 +612,15 @@ def record_size(folder: RunFolder, model: nn.Module, spec: InputSpec, store: Nat
 
 
 def mean_parts(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str, float]:
-    """Exact mean of each part over batches, and as "loss" the weighted sum of those that are objectives."""
+    """Exact mean of each part that has one over batches, and as "loss" the weighted sum of those that are objectives."""
     sums: dict[str, list[float]] = {}
     for loss in losses:
         for name, (amount, count) in loss.parts.items():
             known = sums.setdefault(name, [0.0, 0.0])
             known[0] += float(amount)
             known[1] += float(count)
-    means = {name: amount / max(count, 1.0) for name, (amount, count) in sums.items()}
-    return {"loss": sum(weight * means[name] for name, weight in weights.items()), **means}
+    means = {name: amount / max(count, 1.0) for name, (amount, count) in sums.items() if count}
+    return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}
 
 
 def note_truncation(log: Log, layout: TextLayout, step: int) -> None:

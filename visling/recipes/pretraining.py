@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from visling.data.loader import Loader, Source
 from visling.data.paired import PairedLoader
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, DataError, nearest
 from visling.models.base import Encoder
 from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.image_qa import ImageQA
@@ -58,6 +59,7 @@ def pretrain(
     Raises:
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been looked at.
     """
+    _check_names(run)
     regions = NativeStore.open(store)
     run = assembly.fit_to_store(run, regions)
     spec = models.spec(run.model).inputs(run.encoder)
@@ -206,10 +208,24 @@ def fresh_model(run: Pretraining) -> assembly.PretrainModel:
     return assembly.PretrainModel(encoder, _objectives(run, encoder, None), run.objectives)
 
 
+def _check_names(run: Pretraining) -> None:
+    """Refuse objectives and settings of objectives that do not exist."""
+    for name in run.objectives:
+        if name not in _OBJECTIVES:
+            raise ConfigError(f"unknown objective {name!r}. {nearest(name, _OBJECTIVES)}")
+    for name, settings in run.objective_settings.items():
+        kind, _ = _OBJECTIVES[name]
+        known = [key for key in inspect.signature(kind).parameters if key not in _GIVEN]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"objective {name} has no setting {key!r}. {nearest(key, known) if known else 'It has none: leave it out.'}")
+
+
+_GIVEN = ("dims", "style", "words", "encoder", "losses")
+"""What an objective is built with by the run itself."""
+
+
 def _objectives(run: Pretraining, encoder: Encoder, answers: AnswerVocabulary | None) -> dict[str, Objective]:
-    unknown = run.objectives.keys() - _OBJECTIVES.keys()
-    if unknown:
-        raise ConfigError(f"unknown objectives {sorted(unknown)}; known: {', '.join(_OBJECTIVES)}.")
     styles = assembly.head_styles(run.model)
     built = {}
     for name in run.objectives:

@@ -18,6 +18,9 @@ _WRONG_CAPTIONS = Corpus(kind="single_captions", weight=0.05)
 """To learn matching from. Half of them are of another image and teach no word of this one, so they are few: a small model has no time to spare."""
 
 
+_MATCHING = 0.1
+"""Weight of matching, 1 in the releases: a batch has one or two examples to match, and so loud a guess kept ViLBERT from ever using its poolers."""
+
 _FEW_REGIONS = 0.05
 """Share of regions that are chosen, 0.15 in the releases: a word whose region is hidden cannot be told, and with six regions an image many are."""
 
@@ -27,7 +30,8 @@ _ELSEWHERE: Mapping[str, Any] = {"masking.rate": 0.15, "region_masking.rate": 0.
 
 def visualbert_scenes() -> Pretraining:
     """VisualBERT's COCO phase on drawn scenes: masked words of captions, and caption pairs."""
-    return _on_captions("visualbert", wrong=Corpus(kind="caption_pairs", weight=_WRONG_CAPTIONS.weight))
+    run = _on_captions("visualbert", wrong=Corpus(kind="caption_pairs", weight=_WRONG_CAPTIONS.weight))
+    return replace(run, release={"masking.rate": 0.15, "objectives.matching": 1.0, "data": "caption pairs alone, half of the second captions wrong"})
 
 
 def vlbert_scenes() -> Pretraining:
@@ -56,7 +60,7 @@ def vilbert_scenes() -> Pretraining:
         objectives={**run.objectives, "masked_regions": 0.1},
         region_masking=replace(REGION_RELEASES["vilbert"], rate=_FEW_REGIONS),
         region_losses=REGION_LOSSES["vilbert"],
-        release={**_ELSEWHERE, "objectives.masked_regions": 1.0, "data": "half of all captions are wrong"},
+        release={**_ELSEWHERE, "objectives.matching": 1.0, "objectives.masked_regions": 1.0, "data": "half of all captions are wrong"},
     )
 
 
@@ -76,6 +80,7 @@ def lxmert_scenes() -> Pretraining:
         region_losses=REGION_LOSSES["lxmert"],
         release={
             **_ELSEWHERE,
+            "objectives.matching": 1.0,
             "objectives.masked_regions": 1.0,
             "objectives.image_qa": 1.0,
             "min_answer_count": 9,
@@ -97,6 +102,7 @@ def cvlp_scenes() -> Pretraining:
         region_masking=replace(REGION_RELEASES["cvlp"], rate=_FEW_REGIONS),
         release={
             **_ELSEWHERE,
+            "objectives.matching": 1.0,
             "objectives.region_contrast": 1.0,
             "objective_settings.region_contrast.momentum": 0.99995,
             "data": "captions and questions, half of them with another image",
@@ -112,7 +118,7 @@ def _on_captions(model: str, *, wrong: Corpus | None = _WRONG_CAPTIONS) -> Pretr
         encoder=models.spec(model).presets["scenes"],
         any_features=True,
         corpora=(Corpus(kind="captions"), *([] if wrong is None else [wrong])),
-        objectives={"masked_lm": 1.0} if wrong is None else {"masked_lm": 1.0, "matching": 1.0},
+        objectives={"masked_lm": 1.0} if wrong is None else {"masked_lm": 1.0, "matching": _MATCHING},
         masking=TokenMasking(rate=0.4),
         batch_size=32,
         train=TrainConfig(epochs=10, precision="auto", log_every=200, validate_every=5, save_every=2000, optim=_small_optimiser(1.5e-3)),

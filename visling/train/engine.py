@@ -382,7 +382,7 @@ class _Meter:
             step=state.step,
             epoch=epoch,
             loss=sum(sums.loss for sums in everyone) / steps,
-            parts={name: _ratio(*part) for name, part in parts.items()},
+            parts={name: _ratio(*part) for name, part in parts.items() if part[1]},  # nothing to say of what nobody was asked
             lr=lr,
             examples_per_second=sum(sums.examples for sums in everyone) / spent,
             seconds=seconds,

@@ -14,7 +14,7 @@ import numpy as np
 from visling.data.scenes.files import image_entry, in_order, info, license_entry, write_json, write_lines
 from visling.data.scenes.panel_captions import panel_captions
 from visling.data.scenes.panels import COLOURS, SHAPES, SIZES, Panel, draw_panel, piece_box, sample_panel, vary_panel
-from visling.data.scenes.plain_panels import plain_captions, plain_sentences
+from visling.data.scenes.plain_panels import plain_captions, plain_statements
 from visling.data.scenes.sentences import Sentence, sample_sentences
 from visling.data.scenes.settings import ScenesConfig
 from visling.data.scenes.world import shuffled
@@ -39,7 +39,7 @@ class _Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class _Presented:
-    """One presentation: panels and the sentences judged of them, the first of all of them."""
+    """One presentation: panels and the sentences judged of them; the first of each panel is written in NLVR's layout."""
 
     number: int
     panels: list[Panel]
@@ -96,8 +96,7 @@ def _present_all(config: ScenesConfig, presentations: int, folders: dict[str, Pa
 def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     folder, split, config, number, num_panels = job
     rng = generator_for(config.seed, number - config.panel_first, 20)
-    panels, first = _first_sentence(config, num_panels, rng)
-    judged = [first, *(_each_judged if config.panel_language == "plain" else _all_judged)(panels, first.text, config, rng)]
+    panels, judged = (_plainly_judged if config.panel_language == "plain" else _judged_as_people_do)(config, num_panels, rng)
     for place, panel in enumerate(panels):
         for k, order in enumerate(_orders(config)):
             draw_panel(panel.permuted(order)).save(Path(folder) / f"{stem(split, number, place, k)}.png", compress_level=4)
@@ -107,42 +106,32 @@ def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
     return _Presented(number=number, panels=panels, captions=captions, judged=judged)
 
 
-def _all_judged(panels: Sequence[Panel], first: str, config: ScenesConfig, rng: np.random.Generator) -> list[_Judged]:
-    """Further sentences, each true of some of the panels and false of as many: words alone tell nothing."""
-    judged: list[_Judged] = []
-    said, left = {first}, len(panels) * (config.statements_per_panel - 1)
+def _judged_as_people_do(config: ScenesConfig, num_panels: int, rng: np.random.Generator) -> tuple[list[Panel], list[_Judged]]:
+    """Panels and sentences, each sentence true of some of them and false of as many: words alone tell nothing."""
+    panels, first = _first_sentence(config, num_panels, rng)
+    judged, said = [first], {first.text}
     for _ in range(20 * config.statements_per_panel):
-        if left <= 0:
+        if sum(len(one.labels) for one in judged) >= num_panels * config.statements_per_panel:
             break
         for sentence in sample_sentences(rng, panels[0].towers, config.panel_boxes):
             labels = _judge(sentence, panels, rng)
             if labels and sentence.text not in said:
                 said.add(sentence.text)
                 judged.append(_Judged(form=sentence.form, text=sentence.text, labels=labels))
-                left -= len(labels)
                 break
-    return judged
+    return panels, judged
 
 
-def _each_judged(panels: Sequence[Panel], first: str, config: ScenesConfig, rng: np.random.Generator) -> list[_Judged]:
-    """Further sentences of each panel by itself, as many true as false."""
-    judged: list[_Judged] = []
-    for place, panel in enumerate(panels):
-        said = {first}
-        for k in range(config.statements_per_panel - 1):
-            for sentence in plain_sentences(panel, rng):
-                if sentence.truth(panel) is (k % 2 == 0) and sentence.text not in said:
-                    said.add(sentence.text)
-                    judged.append(_Judged(form=sentence.form, text=sentence.text, labels=[(place, k % 2 == 0)]))
-                    break
-    return judged
-
-
-def _sentences(config: ScenesConfig, panel: Panel, rng: np.random.Generator) -> Iterator[Sentence]:
-    """Random sentences for panels like this one."""
-    if config.panel_language == "plain":
-        return plain_sentences(panel, rng)
-    return sample_sentences(rng, panel.towers, config.panel_boxes)
+def _plainly_judged(config: ScenesConfig, num_panels: int, rng: np.random.Generator) -> tuple[list[Panel], list[_Judged]]:
+    """Panels, and plain sentences about each by itself."""
+    towers = bool(rng.random() < TOWER_RATE)
+    panels = [sample_panel(rng, config.panel_boxes, towers, config.panel_items) for _ in range(num_panels)]
+    judged = [
+        _Judged(form=sentence.form, text=sentence.text, labels=[(place, truth)])
+        for place, panel in enumerate(panels)
+        for sentence, truth in plain_statements(panel, rng, config.statements_per_panel)
+    ]
+    return panels, judged
 
 
 def _orders(config: ScenesConfig) -> list[tuple[int, ...]]:
@@ -157,7 +146,7 @@ def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Genera
         while len(pool) < _POOL:
             pool.append(sample_panel(rng, config.panel_boxes, towers, config.panel_items))
             pool += [vary_panel(pool[-1], rng, config.panel_items) for _ in range(2)]
-        for sentence in _sentences(config, pool[0], rng):
+        for sentence in sample_sentences(rng, towers, config.panel_boxes):
             truths = [sentence.truth(panel) for panel in pool]
             chosen = _halves(truths, num_panels, rng)
             if chosen is not None:
@@ -203,11 +192,13 @@ class _SplitFiles:
     def add(self, presented: _Presented) -> None:
         """Take one presentation in."""
         number = presented.number
+        told: set[int] = set()
         for j, judged in enumerate(presented.judged):
             self.forms[judged.form] += len(judged.labels)
             for place, truth in judged.labels:
                 label = "true" if truth else "false"
-                if j == 0:
+                if place not in told:
+                    told.add(place)
                     self.examples.append(
                         {
                             "sentence": judged.text,

@@ -1,64 +1,22 @@
-"""Plain words about panels, one claim at a time: what a small model learns first.
-
-A claim names an item, a number of items, or the end of a tower. True ones are captions; a false one differs from a true one in one word or in the
-box it speaks of, so that a model which has learnt to guess hidden words of captions can tell it by that word.
-"""
+"""Plain words about panels, one condition at a time: captions of one item or one number, and statements. What a small model learns first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 
 from visling.data.scenes.language import NUMBERS, indefinite, plural
-from visling.data.scenes.panels import COLOURS, SHAPES, SIZES, Panel, Piece
+from visling.data.scenes.panels import COLOURS, SHAPES, SIZES, TALLEST, Panel, Piece
 from visling.data.scenes.sentences import Sentence
 from visling.data.scenes.world import pick
 
 PLACES = {2: ("left", "right"), 3: ("left", "middle", "right")}
 """Words for the boxes of a panel, by their number."""
 _SIZE_WORDS = {width: word for word, width in SIZES.items()}
-_KINDS = (tuple(SIZES), tuple(COLOURS), SHAPES)
-"""Words of one kind, in the order in which they are said."""
-_FEWER_WORDS = 0.4
-"""Share of named items of which not everything is said."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Claim:
-    """What is said of a panel."""
-
-    about: Literal["item", "number", "base", "top"]
-    towers: bool
-    num_boxes: int
-    words: tuple[str, ...] = ()
-    """What must hold of an item; none holds of all."""
-    where: int | None = None
-    """Box spoken of; None = any."""
-    number: int = 1
-
-    def text(self) -> str:
-        """The claim in words."""
-        place = "" if self.where is None else f"{PLACES[self.num_boxes][self.where]} {'tower' if self.towers else 'box'}"
-        if self.about in ("base", "top"):
-            (color,) = self.words
-            return f"the {place} has {indefinite(color)} {'base' if self.about == 'base' else 'block at the top'}"
-        named = any(word in SHAPES for word in self.words)
-        noun = " ".join([*self.words, *([] if named else ["block" if self.towers else "item"])])
-        if self.about == "item":
-            return f"there is {indefinite(noun)}" + (f" in the {place}" if place else "")
-        counted = f"{NUMBERS[self.number]} {noun if self.number == 1 else plural(noun)}"
-        return f"the {place} has {counted}" if place else f"there {'is' if self.number == 1 else 'are'} {counted}"
-
-    def truth(self, panel: Panel) -> bool:
-        """Whether it is so."""
-        boxes = panel.boxes if self.where is None else (panel.boxes[self.where],)
-        if self.about in ("base", "top"):
-            return boxes[0][0 if self.about == "base" else -1].color in self.words
-        found = sum(set(self.words) <= {_SIZE_WORDS[piece.size], piece.color, piece.shape} for box in boxes for piece in box)
-        return found == self.number if self.about == "number" else found > 0
+_ITEM_RATE = 0.6
+"""Share of captions that name one item; the others count."""
+_TRIES = 30
 
 
 def piece_name(piece: Piece) -> str:
@@ -70,7 +28,7 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
     """Different true captions of a panel, at most `count`."""
     captions: list[str] = []
     for _ in range(8 * count):
-        text = _true_claim(panel, rng).text()
+        text = (_one_item if rng.random() < _ITEM_RATE else _one_number)(panel, rng)
         if text not in captions:
             captions.append(text)
         if len(captions) == count:
@@ -78,47 +36,129 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
     return captions
 
 
-def plain_sentences(panel: Panel, rng: np.random.Generator, tries: int = 60) -> Iterator[Sentence]:
-    """Random statements about a panel, true and false of it in turn."""
-    for k in range(tries):
-        claim = _true_claim(panel, rng)
-        if k % 2:
-            claim = next((one for one in (_changed(claim, rng) for _ in range(20)) if not one.truth(panel)), claim)
-        yield Sentence(form=f"plain {claim.about}", text=claim.text(), truth=claim.truth)
+def plain_statements(panel: Panel, rng: np.random.Generator, count: int) -> list[tuple[Sentence, bool]]:
+    """Different statements with their truth, true and false in turn, at most `count`.
+
+    Words alone tell a little about the truth (a tower of four is rare): a model that begins gets a hold there, and none of statements that are as
+    often true as false (docs/log.md).
+    """
+    found: dict[str, tuple[Sentence, bool]] = {}
+    for k in range(count):
+        for _ in range(_TRIES):
+            sentence = pick(rng, _TOWER_FORMS if panel.towers else _SCATTER_FORMS)(panel, rng)
+            if sentence.truth(panel) is (k % 2 == 0) and sentence.text not in found:
+                found[sentence.text] = (sentence, k % 2 == 0)
+                break
+    return list(found.values())
 
 
-def _true_claim(panel: Panel, rng: np.random.Generator) -> _Claim:
-    """What a panel shows: half of the time an item."""
-    about: Literal["item", "number", "base", "top"] = pick(
-        rng, ("item", "item", "number", "base", "top") if panel.towers else ("item", "item", "number")
-    )
+def _one_item(panel: Panel, rng: np.random.Generator) -> str:
+    """One item, and half of the time in which box it is."""
     where, piece = pick(rng, [(where, piece) for where, box in enumerate(panel.boxes) for piece in box])
-    claim = _Claim(about=about, towers=panel.towers, num_boxes=len(panel.boxes), where=where)
-    if about in ("base", "top"):
-        return replace(claim, words=(panel.boxes[where][0 if about == "base" else -1].color,))
-    somewhere = where if rng.integers(2) else None
-    if about == "item":
-        if panel.towers:
-            return replace(claim, words=(piece.color,))
-        said = [word for word in piece_name(piece).split() if rng.random() >= _FEWER_WORDS or word == piece.color]
-        return replace(claim, words=tuple(said), where=somewhere)
-    if panel.towers and somewhere is not None and rng.integers(2):
-        return replace(claim, number=len(panel.boxes[where]))
-    claim = replace(claim, words=(piece.color if panel.towers or rng.integers(2) else piece.shape,), where=somewhere)
-    for number in range(1, len(NUMBERS)):
-        if replace(claim, number=number).truth(panel):
-            return replace(claim, number=number)
-    return replace(claim, about="item")  # more than there are words for
+    place = PLACES[len(panel.boxes)][where]
+    if panel.towers:
+        return f"{indefinite(piece.color)} block in the {place} tower"
+    return indefinite(piece_name(piece)) + (f" in the {place} box" if rng.integers(2) else "")
 
 
-def _changed(claim: _Claim, rng: np.random.Generator) -> _Claim:
-    """The claim with one word or its box changed."""
-    parts = [*claim.words, *(["box"] if claim.where is not None else []), *(["number"] if claim.about == "number" else [])]
-    part = pick(rng, parts)
-    if part == "box":
-        return replace(claim, where=pick(rng, [place for place in range(claim.num_boxes) if place != claim.where]))
-    if part == "number":
-        return replace(claim, number=pick(rng, [number for number in (claim.number - 1, claim.number + 1) if 1 <= number < len(NUMBERS)]))
-    (kind,) = (kind for kind in _KINDS if part in kind)
-    other = pick(rng, [word for word in kind if word != part])
-    return replace(claim, words=tuple(other if word == part else word for word in claim.words))
+def _one_number(panel: Panel, rng: np.random.Generator) -> str:
+    """How many items of a colour or shape a box or the panel holds."""
+    piece = pick(rng, [piece for box in panel.boxes for piece in box])
+    kind = piece.color if panel.towers or rng.integers(2) else piece.shape
+    noun = kind if kind in SHAPES else f"{kind} {'block' if panel.towers else 'item'}"
+    where = int(rng.integers(len(panel.boxes) + 2))
+    if where < len(panel.boxes):
+        place = f"{PLACES[len(panel.boxes)][where]} {'tower' if panel.towers else 'box'}"
+        return f"the {place} has {_counted(_number(panel, {kind}, where), noun)}"
+    number = _number(panel, {kind})
+    return f"there {'is' if number == 1 else 'are'} {_counted(number, noun) if number < len(NUMBERS) else f'many {plural(noun)}'}"
+
+
+# Statements. Numbers asked for lie near the true ones, as people's do.
+
+Maker = Callable[[Panel, np.random.Generator], Sentence]
+
+
+def _end(panel: Panel, rng: np.random.Generator) -> Sentence:
+    (where, place), color = _place(panel, rng), pick(rng, tuple(COLOURS))
+    end, words = pick(rng, ((0, "base"), (-1, "block at the top")))
+    text = f"the {place} tower has {indefinite(color)} {words}"
+    return Sentence(form="plain end", text=text, truth=lambda panel: panel.boxes[where][end].color == color)
+
+
+def _height(panel: Panel, rng: np.random.Generator) -> Sentence:
+    (where, place), number = _place(panel, rng), int(rng.integers(1, TALLEST + 1))
+    text = f"the {place} tower has {_counted(number, 'block')}"
+    return Sentence(form="plain height", text=text, truth=lambda panel: len(panel.boxes[where]) == number)
+
+
+def _some_height(panel: Panel, rng: np.random.Generator) -> Sentence:
+    number = int(rng.integers(1, TALLEST + 1))
+    text = f"there is a tower with {_counted(number, 'block')}"
+    return Sentence(form="plain some height", text=text, truth=lambda panel: number in map(len, panel.boxes))
+
+
+def _blocks(panel: Panel, rng: np.random.Generator) -> Sentence:
+    color = pick(rng, tuple(COLOURS))
+    return _in_all(f"{color} block", {color}, panel, rng)
+
+
+def _items(panel: Panel, rng: np.random.Generator) -> Sentence:
+    return _in_all(*_kind(rng), panel, rng)
+
+
+def _some_item(panel: Panel, rng: np.random.Generator) -> Sentence:
+    name, words = _kind(rng)
+    return Sentence(form="plain some item", text=f"there is {indefinite(name)}", truth=lambda panel: _number(panel, words) > 0)
+
+
+def _item_in_box(panel: Panel, rng: np.random.Generator) -> Sentence:
+    (where, place), (name, words) = _place(panel, rng), _kind(rng)
+    text = f"the {place} box has {indefinite(name)}"
+    return Sentence(form="plain item in box", text=text, truth=lambda panel: _number(panel, words, where) > 0)
+
+
+def _number_in_box(panel: Panel, rng: np.random.Generator) -> Sentence:
+    (where, place), (name, words) = _place(panel, rng), _kind(rng)
+    number = _near(_number(panel, words, where), rng)
+    text = f"the {place} box has exactly {_counted(number, name)}"
+    return Sentence(form="plain number in box", text=text, truth=lambda panel: _number(panel, words, where) == number)
+
+
+_TOWER_FORMS: tuple[Maker, ...] = (_end, _end, _height, _some_height, _blocks)
+_SCATTER_FORMS: tuple[Maker, ...] = (_some_item, _item_in_box, _number_in_box, _items)
+
+
+def _in_all(name: str, words: set[str], panel: Panel, rng: np.random.Generator) -> Sentence:
+    number = _near(_number(panel, words), rng)
+    text = f"there {'is' if number == 1 else 'are'} exactly {_counted(number, name)}"
+    return Sentence(form="plain number", text=text, truth=lambda panel: _number(panel, words) == number)
+
+
+def _place(panel: Panel, rng: np.random.Generator) -> tuple[int, str]:
+    """A box: its place, and the word for it."""
+    where = int(rng.integers(len(panel.boxes)))
+    return where, PLACES[len(panel.boxes)][where]
+
+
+def _kind(rng: np.random.Generator) -> tuple[str, set[str]]:
+    """A sort of item: its name, and the words that must hold of an item."""
+    named = pick(rng, (("color", "shape"), ("color", "shape"), ("size", "color", "shape"), ("size", "shape"), ("color",), ("shape",)))
+    values = {"size": tuple(SIZES), "color": tuple(COLOURS), "shape": SHAPES}
+    words = [pick(rng, values[name]) for name in named]
+    return " ".join(words if "shape" in named else [*words, "item"]), set(words)
+
+
+def _number(panel: Panel, words: set[str], where: int | None = None) -> int:
+    """Items of a box or of the panel of which all words hold."""
+    boxes = panel.boxes if where is None else (panel.boxes[where],)
+    return sum(words <= {_SIZE_WORDS[piece.size], piece.color, piece.shape} for box in boxes for piece in box)
+
+
+def _near(number: int, rng: np.random.Generator) -> int:
+    """The number or a neighbour, within what there are words for."""
+    return min(max(number + pick(rng, (-1, 0, 0, 1)), 0), len(NUMBERS) - 1)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{NUMBERS[number]} {noun if number == 1 else plural(noun)}"
