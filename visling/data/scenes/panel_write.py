@@ -20,8 +20,6 @@ from visling.data.scenes.settings import ScenesConfig
 from visling.data.scenes.world import shuffled
 from visling.runtime import generator_for
 
-TOWER_RATE = 0.65
-"""Share of presentations that show towers; 0.68 in NLVR's development split."""
 _POOL = 12
 """Panels drawn up per presentation, of which the first sentence picks four."""
 _PER_DIRECTORY = 500
@@ -124,7 +122,7 @@ def _judged_as_people_do(config: ScenesConfig, num_panels: int, rng: np.random.G
 
 def _plainly_judged(config: ScenesConfig, num_panels: int, rng: np.random.Generator) -> tuple[list[Panel], list[_Judged]]:
     """Panels, and plain sentences about each by itself."""
-    towers = bool(rng.random() < TOWER_RATE)
+    towers = bool(rng.random() < config.panel_towers)
     panels = [sample_panel(rng, config.panel_boxes, towers, config.panel_items) for _ in range(num_panels)]
     judged = [
         _Judged(form=sentence.form, text=sentence.text, labels=[(place, truth)])
@@ -140,7 +138,7 @@ def _orders(config: ScenesConfig) -> list[tuple[int, ...]]:
 
 def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Generator) -> tuple[list[Panel], _Judged]:
     """Panels in which small differences decide, and a sentence true of half of them."""
-    towers = bool(rng.random() < TOWER_RATE)
+    towers = bool(rng.random() < config.panel_towers)
     while True:
         pool: list[Panel] = []
         while len(pool) < _POOL:

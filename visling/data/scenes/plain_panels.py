@@ -14,8 +14,10 @@ from visling.data.scenes.world import pick
 PLACES = {2: ("left", "right"), 3: ("left", "middle", "right")}
 """Words for the boxes of a panel, by their number."""
 _SIZE_WORDS = {width: word for word, width in SIZES.items()}
-_ITEM_RATE = 0.6
-"""Share of captions that name one item; the others count."""
+_ITEM_RATE = 0.8
+"""Share of captions that name one item; the others count. Words are bound to items by those that name one alone."""
+_PLACE_RATE = 0.3
+"""Share of named items whose box is named too."""
 _TRIES = 30
 
 
@@ -53,12 +55,12 @@ def plain_statements(panel: Panel, rng: np.random.Generator, count: int) -> list
 
 
 def _one_item(panel: Panel, rng: np.random.Generator) -> str:
-    """One item, and half of the time in which box it is."""
+    """One item, and sometimes in which box it is."""
     where, piece = pick(rng, [(where, piece) for where, box in enumerate(panel.boxes) for piece in box])
     place = PLACES[len(panel.boxes)][where]
     if panel.towers:
         return f"{indefinite(piece.color)} block in the {place} tower"
-    return indefinite(piece_name(piece)) + (f" in the {place} box" if rng.integers(2) else "")
+    return indefinite(piece_name(piece)) + (f" in the {place} box" if rng.random() < _PLACE_RATE else "")
 
 
 def _one_number(panel: Panel, rng: np.random.Generator) -> str:

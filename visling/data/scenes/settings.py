@@ -47,6 +47,8 @@ class ScenesConfig:
     """Grey boxes in a panel, 2 or 3; NLVR has 3."""
     panel_items: int = MOST_ITEMS
     """Most scattered items in a box of a panel; few make an easier picture to begin with."""
+    panel_towers: float = 0.65
+    """Share of presentations that show towers; 0.68 in NLVR's development split."""
     panel_language: Literal["plain", "people"] = "people"
     """What is said about panels. plain: one item, one number or one condition at a time, to begin with; people: as NLVR's writers put it, with
     captions that name every attribute."""
@@ -81,8 +83,9 @@ class ScenesConfig:
             raise ConfigError(f"max_objects is {self.max_objects}, below min_objects ({self.min_objects}). Raise it.")
         if self.images + self.panels == 0:
             raise ConfigError("images and panels are both 0: there is nothing to draw. Set one of them.")
-        if not 0 <= self.answer_noise <= 1:
-            raise ConfigError(f"answer_noise is {self.answer_noise}; it is a share from 0 to 1.")
+        for name in ("answer_noise", "panel_towers"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1.")
         if self.train < 0 or self.val < 0 or self.train + self.val > 1 + 1e-9:
             raise ConfigError(f"train ({self.train}) and val ({self.val}) are shares of the images and may add up to 1 at most; the rest is test.")
         if not 1 <= self.panel_items <= MOST_ITEMS:
