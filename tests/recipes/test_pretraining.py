@@ -63,9 +63,18 @@ def test_training_moves_the_encoder(world: Any) -> None:
 def test_a_run_goes_on_from_another_run(world: Any, tmp_path: Path) -> None:
     run = tiny(world, "train.max_steps=1", "train.optim.lr=1e-12", "train.optim.weight_decay=0.0")
     pretrain(run, tmp_path / "run", data=[str(world.scenes)], store=world.regions, init=world.pretrained, device="cpu")
-    before, after = assembly.read(world.pretrained).encoder().state_dict(), assembly.read(tmp_path / "run").encoder().state_dict()
+    before, after = assembly.read(world.pretrained).weights, assembly.read(tmp_path / "run").weights
+    assert {"objectives.masked_lm.head.bias", "objectives.matching.head.linear.weight"} <= before.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6, msg=name)
+    assert "brings no head" not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_objectives_that_come_in_later_start_with_fresh_heads(world: Any, tmp_path: Path) -> None:
+    run = tiny(world, 'corpora=[{kind = "captions"}]', "objectives={masked_lm = 1.0}", "train.max_steps=1")
+    pretrain(run, tmp_path / "words", data=[str(world.scenes)], store=world.regions, device="cpu")
+    pretrain(tiny(world), tmp_path / "run", data=[str(world.scenes)], store=world.regions, init=tmp_path / "words", device="cpu")
+    assert "brings no head for matching: fresh ones" in (tmp_path / "run" / "log.jsonl").read_text()
 
 
 def test_every_corpus_of_every_folder_is_read_by_weight(world: Any) -> None:

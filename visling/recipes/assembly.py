@@ -427,6 +427,26 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
     module.load_state_dict(part)
 
 
+def load_heads(objectives: Mapping[str, Objective], saved: Saved) -> list[str]:
+    """Load the heads of objectives that a model was pre-trained with, where they have the same weights in the same shapes.
+
+    Returns:
+        Objectives that a model was not trained with, or whose head differs (another answer table): they keep fresh heads.
+    """
+    fresh = []
+    for name, objective in objectives.items():
+        head = getattr(objective, "head", None)
+        if head is None:
+            continue
+        prefix = f"objectives.{name}.head."
+        shapes = {key.removeprefix(prefix): tensor.shape for key, tensor in saved.weights.items() if key.startswith(prefix)}
+        if shapes == {key: tensor.shape for key, tensor in head.state_dict().items()}:
+            load_part(head, saved.weights, prefix, saved.path)
+        else:
+            fresh.append(name)
+    return fresh
+
+
 def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool) -> None:
     """Refuse region features other than those a model was trained on.
 

@@ -73,11 +73,12 @@ def pretrain(
     with assembly.started(run, out, data=data, store=regions, task=None, resume=resume, stream=stream, command=command) as (folder, log):
         runtime.seed_everything(run.train.seed)
         encoder = assembly.fresh_encoder(run, regions)
-        if init is not None:
-            saved = assembly.read(init)
+        saved = None if init is None else assembly.read(init)
+        if saved is not None:
             assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)
             assembly.load_part(encoder, saved.weights, "encoder.", saved.path)
         objectives = _objectives(run, encoder, answers)
+        fresh_heads = [] if saved is None else assembly.load_heads(objectives, saved)
         model = assembly.PretrainModel(encoder, objectives, run.objectives).to(target)
         needs = frozenset[str]().union(*(objective.reads() for objective in objectives.values()))
         pool = corpora.images_of(training.images) if run.region_masking is not None and run.region_masking.random else []
@@ -111,6 +112,8 @@ def pretrain(
         def text_loss(batch: Batch, targets: Targets) -> Loss:
             return _text_loss(model, batch, targets)
 
+        if fresh_heads:
+            log.event(f"{init} brings no head for {', '.join(fresh_heads)}: fresh ones", step=0)
         if init is None and run.start != "fresh":
             log.event(f"starts from fresh weights; the published run starts from {run.start}: name such a model with --init", step=0)
         contrast = objectives.get("region_contrast")
