@@ -31,6 +31,7 @@ SIZES = {
     "small": Size(images=2500, detector_seconds=45, pretrain_epochs=12, finetune_epochs=5),
     "large": Size(images=6000, detector_seconds=150, pretrain_epochs=6, finetune_epochs=5),
 }
+MODELS = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
 EPOCH_LENGTH = {"lxmert": 1.4}
 """Updates of an epoch of pre-training beside those of the others: LXMERT reads questions, too, and takes as many updates in fewer epochs."""
 
@@ -39,14 +40,14 @@ def main() -> None:
     """Run every stage, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--out", type=Path, help="folder to write; demo/SIZE if left out")
-    parser.add_argument("--model", default="visualbert")
+    parser.add_argument("--out", type=Path, help="folder to write; demo/SIZE if left out. Every model reads the same pictures and regions there")
+    parser.add_argument("--model", choices=MODELS, default="visualbert")
     options = parser.parse_args()
     size, out, model = SIZES[options.size], options.out or Path("demo") / options.size, options.model
     started = time.monotonic()
 
     scenes, detector, regions = out / "scenes", out / "detector", out / "regions"
-    pretrained, full, blind = out / "pretrain", out / "vqa", out / "question-only"
+    pretrained, full, blind = out / model / "pretrain", out / model / "vqa", out / model / "question-only"
     instances = scenes / "annotations"
     epochs = max(1, round(size.pretrain_epochs / EPOCH_LENGTH.get(model, 1.0)))
     data = ["--data", scenes, "--store", regions, "--threads", 1]
@@ -57,7 +58,7 @@ def main() -> None:
     stage("Train a detector on the boxes", finished(detector),
           "detect", "train", scenes / "images" / "train", "--annotations", instances / "instances_train.json", "--preset", "scenes",
           "--seconds", size.detector_seconds, "--out", detector)
-    stage("Score the detector on images it has not seen", finished(full),
+    stage("Score the detector on images it has not seen", (regions / "manifest.json").exists(),
           "detect", "eval", scenes / "images" / "val", "--annotations", instances / "instances_val.json", "--detector", detector)
     stage("Turn every picture into regions", (regions / "manifest.json").exists(),
           "regions", "extract", scenes / "images", "--detector", detector, "--out", regions)
@@ -77,8 +78,8 @@ def main() -> None:
     stage("Write the report", (full / "report.html").exists(), "report", full, "--compare", blind)
     # fmt: on
 
-    print_table(out)
-    print(f"\nThis run took {(time.monotonic() - started) / 60:.1f} minutes. Everything is in {out}; open {out / 'vqa' / 'report.html'}.")
+    print_table(full, blind)
+    print(f"\nThis run took {(time.monotonic() - started) / 60:.1f} minutes. Everything is in {out}; open {full / 'report.html'}.")
 
 
 def finished(run: Path) -> bool:
@@ -111,10 +112,10 @@ def stage(title: str, done: bool, *words: object) -> None:
     print(f"({time.monotonic() - started:.0f} s)")
 
 
-def print_table(out: Path) -> None:
+def print_table(full_run: Path, blind_run: Path) -> None:
     """Majority answer, question-only model and full model, by question family, on the test split."""
-    full = json.loads((out / "vqa" / "evaluation_test.json").read_text())
-    blind = json.loads((out / "question-only" / "evaluation_test.json").read_text())
+    full = json.loads((full_run / "evaluation_test.json").read_text())
+    blind = json.loads((blind_run / "evaluation_test.json").read_text())
     majority = full["baselines"]["majority answer per question type"]
     columns = [majority["by"]["question_type"], blind["by"]["question_type"], full["by"]["question_type"]]
     print(f"\nVQA accuracy on {full['scores']['accuracy']['count']} test questions, percent")

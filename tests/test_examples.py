@@ -118,10 +118,11 @@ def demo() -> ModuleType:
 def test_every_stage_of_the_demo_parses(demo: ModuleType, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
-    monkeypatch.setattr(demo, "print_table", lambda out: None)
+    monkeypatch.setattr(demo, "print_table", lambda full, blind: None)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size])
     monkeypatch.chdir(tmp_path)
     demo.main()
+    assert sorted(demo.MODELS) == sorted(models.names())
     assert len(stages) >= 10
     for words in stages:
         check(words)
@@ -165,8 +166,8 @@ def test_the_tiny_demo_runs_twice(tmp_path: Path) -> None:
     first = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "The full model is" in first.stdout
-    assert json.loads((tmp_path / "demo" / "vqa" / "run.json").read_text())["status"] == "finished"
-    assert (tmp_path / "demo" / "vqa" / "report.html").exists()
+    assert json.loads((tmp_path / "demo" / "visualbert" / "vqa" / "run.json").read_text())["status"] == "finished"
+    assert (tmp_path / "demo" / "visualbert" / "vqa" / "report.html").exists()
     second = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("(done before)") == second.stdout.count("\n== ")
