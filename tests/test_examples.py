@@ -118,11 +118,14 @@ def demo() -> ModuleType:
 def test_every_stage_of_the_demo_parses(demo: ModuleType, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
-    monkeypatch.setattr(demo, "print_table", lambda full, blind: None)
+    monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size])
     monkeypatch.chdir(tmp_path)
     demo.main()
     assert sorted(demo.MODELS) == sorted(models.names())
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size, "--at-least", "21"])
+    with pytest.raises(SystemExit, match=r"should be 21 points above the question-only model; it is 20\.0"):
+        demo.main()
     assert len(stages) >= 10
     for words in stages:
         check(words)

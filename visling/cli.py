@@ -46,6 +46,9 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one se
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; torch's choice if left out. A second one gains nothing at width 96.")
 ]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="Processes that train side by side, one device each; every one reads batches of batch_size.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice; the recipe's own if left out.")]
 
 
@@ -325,6 +328,7 @@ def pretrain(
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
+    processes: Processes = 1,
     resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
@@ -335,7 +339,7 @@ def pretrain(
 
     run = _recipe(pretraining.RECIPES, recipe, set_, seed)
     runtime.limit_threads(threads)
-    with runtime.process_group():
+    with runtime.process_group(processes):
         state = pretraining.pretrain(
             run,
             out,
@@ -364,6 +368,7 @@ def finetune(
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
+    processes: Processes = 1,
     resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task.
@@ -374,7 +379,7 @@ def finetune(
 
     run = _recipe(finetuning.RECIPES, recipe, [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
     runtime.limit_threads(threads)
-    with runtime.process_group():
+    with runtime.process_group(processes):
         state = finetuning.finetune(
             run,
             out,

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -109,18 +113,63 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """Join the other processes if torchrun started this one; a no-op alone."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def process_group(processes: int = 1) -> Iterator[None]:
+    """Join the other processes if torchrun started this one, or start `processes` - 1 more of this very command; a no-op alone."""
+    with contextlib.ExitStack() as stack:
+        if processes > 1 and "RANK" not in os.environ:
+            stack.enter_context(_others(processes))
+        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            yield
+            return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _others(processes: int) -> Iterator[None]:
+    """Processes 1, 2, ... of a group on this machine, of which this process becomes number 0. They end with it.
+
+    What they print is kept back: the first process says the same. If one fails by itself, its last words are shown.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with contextlib.ExitStack() as stack:
+        members = []
+        for number in range(1, processes):
+            said = stack.enter_context(tempfile.TemporaryFile("w+"))
+            place = os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            members.append((subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=place, stdout=said, stderr=said), said))
+        os.environ.update(group, RANK="0", LOCAL_RANK="0")
+        over = threading.Event()
+        threading.Thread(target=_watch, args=(members, over), daemon=True).start()
+        try:
+            yield
+            for member, _ in members:
+                member.wait()
+        finally:
+            over.set()
+            for name in (*group, "RANK", "LOCAL_RANK"):
+                del os.environ[name]
+            for member, _ in members:
+                member.kill()
+                member.wait()
+
+
+def _watch(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]], over: threading.Event) -> None:
+    """End this process if another one of its group failed: it would wait in vain. It gets some seconds to report the same error by itself."""
+    while not over.wait(0.5):
+        for member, said in members:
+            if member.poll() and not over.wait(5):
+                said.seek(0)
+                print(f"visling: another process of this run failed:\n{said.read()}", file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

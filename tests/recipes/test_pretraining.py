@@ -60,6 +60,26 @@ def test_training_moves_the_encoder(world: Any) -> None:
     assert (fresh["projection.weight"] - trained["projection.weight"]).abs().max() < 0.1  # it started from this seed
 
 
+def test_features_are_measured_on_training_images_alone(world: Any, tmp_path: Path) -> None:
+    store = NativeStore.open(world.regions)
+    trained = {picture.stem for picture in (world.scenes / "images" / "train").glob("*.png")}
+
+    def whitening(name: str, spoilt: set[str]) -> torch.Tensor:
+        path = tmp_path / name
+        with StoreWriter(path, feature_size=store.feature_size, fingerprint=store.fingerprint) as writer:
+            for image_id in store.ids:
+                found = store[image_id]
+                features = found.features * (3 if image_id in spoilt else 1)
+                writer.add(image_id, RegionArray(features=features, boxes=found.boxes, size=found.size))
+        run = tiny(world, "train.max_steps=1", "train.optim.lr=1e-12")
+        pretrain(run, tmp_path / f"run-{name}", data=[str(world.scenes)], store=path, device="cpu")
+        return torch.cat([tensor.flatten() for key, tensor in sorted(assembly.read(tmp_path / f"run-{name}").weights.items()) if ".whiten." in key])
+
+    clean = whitening("clean", set())
+    torch.testing.assert_close(whitening("others", set(store.ids) - trained), clean, rtol=0, atol=0)
+    assert not torch.equal(whitening("one", {min(trained)}), clean)
+
+
 def test_a_run_goes_on_from_another_run(world: Any, tmp_path: Path) -> None:
     run = tiny(world, "train.max_steps=1", "train.optim.lr=1e-12", "train.optim.weight_decay=0.0")
     pretrain(run, tmp_path / "run", data=[str(world.scenes)], store=world.regions, init=world.pretrained, device="cpu")

@@ -533,18 +533,19 @@ def _fit_losses(run: R, losses: RegionLosses, store: NativeStore) -> R:
 
 
 SAMPLED_IMAGES = 2000
-"""Images, evenly spread over a store, whose regions a fresh encoder measures."""
+"""Images, evenly spread over those of training, whose regions a fresh encoder measures."""
 
 
-def fresh_encoder(run: Recipe, store: NativeStore | None) -> Encoder:
-    """The run's encoder with fresh weights, fitted to the features it will read."""
-    return measure(models.build(run.model, run.encoder), store)
+def fresh_encoder(run: Recipe, store: NativeStore | None, images: Iterable[str]) -> Encoder:
+    """The run's encoder with fresh weights, fitted to the features of its training images: a store may hold those of a test, too."""
+    return measure(models.build(run.model, run.encoder), store, images)
 
 
-def measure(encoder: Encoder, store: NativeStore | None) -> Encoder:
-    """The encoder with its statistics of region features measured on a sample of a store, if it keeps any."""
-    if store is not None and len(store):
-        ids = store.ids[:: max(1, len(store) // SAMPLED_IMAGES)]
+def measure(encoder: Encoder, store: NativeStore | None, images: Iterable[str]) -> Encoder:
+    """The encoder with its statistics of region features measured on a sample of these images, if it keeps any."""
+    ids = [] if store is None else sorted({image_id for image_id in images if image_id in store})
+    if store is not None and ids:
+        ids = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
         encoder.fit_features(torch.cat([torch.from_numpy(store[image_id].features.astype("float32")) for image_id in ids]))
     return encoder
 

@@ -401,7 +401,7 @@ def _load(
     spec = models.spec(choice.model)
     if choice.layout == "bert" and getattr(choice.config, "whiten_features", False) and store is None:
         raise ConfigError("this preset whitens the features by statistics of the region store, which BERT knows nothing of: name it with --features.")
-    encoder = assembly.measure(models.build(choice.model, choice.config), store)
+    encoder = assembly.measure(models.build(choice.model, choice.config), store, store.ids if store is not None else ())
     keys = spec.keys[choice.layout]
     try:
         ours, _ = keys.convert(tensors, {"encoder"} if encoder_only else None)

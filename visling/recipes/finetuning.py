@@ -74,7 +74,8 @@ def finetune(
     target = runtime.pick_device(device)
     with assembly.started(run, out, data=[data], store=regions, task=run.task, resume=resume, stream=stream, command=command) as (folder, log):
         runtime.seed_everything(run.train.seed)
-        model = TaskModel(assembly.fresh_encoder(run, regions), task, assembly.head_styles(run.model))
+        seen = (image_id for record in train_records for image_id in record.images)
+        model = TaskModel(assembly.fresh_encoder(run, regions, seen), task, assembly.head_styles(run.model))
         if saved is not None:
             if regions is not None:
                 assembly.check_fingerprint(saved, regions.fingerprint, override=other_features or run.text_only)

@@ -72,7 +72,7 @@ def pretrain(
     target = runtime.pick_device(device)
     with assembly.started(run, out, data=data, store=regions, task=None, resume=resume, stream=stream, command=command) as (folder, log):
         runtime.seed_everything(run.train.seed)
-        encoder = assembly.fresh_encoder(run, regions)
+        encoder = assembly.fresh_encoder(run, regions, corpora.images_of(training.images))
         saved = None if init is None else assembly.read(init)
         if saved is not None:
             assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)

@@ -8,6 +8,7 @@ Scalars stay on the device between log lines; nothing in a step waits for it.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -101,6 +102,8 @@ class TrainConfig:
                 raise ConfigError(f"train.{name} must be 1 or more; found {getattr(self, name)}.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"train.max_steps must be 1 or more; found {self.max_steps}. To train by epochs leave it out.")
+        if self.seed < 0:
+            raise ConfigError(f"train.seed must be 0 or more; found {self.seed}.")
         if self.patience is not None and self.patience < 0:
             raise ConfigError(f"train.patience must be 0 or more; found {self.patience}. To never stop early leave it out.")
 
@@ -289,6 +292,10 @@ class _Stepped(nn.Module):
         return loss.value, dict(loss.parts)
 
 
+_BUFFERS_STAY = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
+"""The switch that spares sending buffers at every step, as it is called in the PyTorch at hand."""
+
+
 class _Backward:
     """Forward and backward of a micro-batch, scaled so that the gradients of an update are those of its mean loss."""
 
@@ -298,7 +305,8 @@ class _Backward:
         self._module = _Stepped(model, run)
         self._parallel: DistributedDataParallel | None = None
         if runtime.world_size() > 1:
-            self._parallel = DistributedDataParallel(self._module, find_unused_parameters=config.unused_parameters, broadcast_buffers=False)
+            still: dict[str, Any] = {_BUFFERS_STAY: False}
+            self._parallel = DistributedDataParallel(self._module, find_unused_parameters=config.unused_parameters, **still)
         self._counts: list[Tensor] = []
 
     def __call__(self, item: tuple[Any, Any], *, last: bool) -> Loss:
