@@ -238,7 +238,7 @@ SIDES: Mapping[Sides, type[Visling] | type[Peer]] = {"visling": Visling, "transf
 
 
 def config_of(case: Case) -> VisualBertConfig:
-    """Our configuration of a case; like transformers', it trains the pooler."""
+    """Our configuration of a case."""
     return VisualBertConfig(
         hidden_size=case.hidden_size,
         num_layers=case.num_layers,
@@ -247,7 +247,6 @@ def config_of(case: Case) -> VisualBertConfig:
         feature_size=case.feature_size,
         dropout_rate=DROPOUT,
         attention_dropout_rate=DROPOUT,
-        trains_pooler=True,
         max_tokens=case.tokens,
         max_regions=case.regions,
     )

@@ -21,15 +21,15 @@ class Size:
     """How much of everything; times are of two quiet cores."""
 
     images: int
-    detector_seconds: int
+    detector_steps: int
     pretrain_epochs: int
     finetune_epochs: int
 
 
 SIZES = {
-    "tiny": Size(images=120, detector_seconds=8, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
-    "small": Size(images=2500, detector_seconds=45, pretrain_epochs=12, finetune_epochs=5),
-    "large": Size(images=6000, detector_seconds=150, pretrain_epochs=6, finetune_epochs=5),
+    "tiny": Size(images=120, detector_steps=20, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
+    "small": Size(images=2500, detector_steps=450, pretrain_epochs=12, finetune_epochs=5),
+    "large": Size(images=6000, detector_steps=900, pretrain_epochs=6, finetune_epochs=5),
 }
 MODELS = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
 EPOCH_LENGTH = {"lxmert": 1.4}
@@ -58,7 +58,7 @@ def main() -> None:
           "scenes", "--out", scenes, "--images", size.images, "--seed", 0)
     stage("Train a detector on the boxes", finished(detector),
           "detect", "train", scenes / "images" / "train", "--annotations", instances / "instances_train.json", "--preset", "scenes",
-          "--seconds", size.detector_seconds, "--out", detector)
+          "--steps", size.detector_steps, "--out", detector)
     stage("Score the detector on images it has not seen", (regions / "manifest.json").exists(),
           "detect", "eval", scenes / "images" / "val", "--annotations", instances / "instances_val.json", "--detector", detector)
     stage("Turn every picture into regions", (regions / "manifest.json").exists(),

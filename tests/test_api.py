@@ -60,6 +60,31 @@ def test_a_path_and_its_picture_give_the_same_answer(world: Any, model: api.Answ
         assert model.answer(picture, QUESTION).top == model.answer(str(path), QUESTION).top
 
 
+@pytest.mark.parametrize("change", ["transparent", "turned"])
+def test_a_picture_is_seen_as_its_file_is(world: Any, model: api.Answerer, tmp_path: Path, change: str) -> None:
+    with Image.open(world.picture()) as opened:
+        upright = opened.convert("RGB")
+    file = tmp_path / "picture.png"
+    if change == "transparent":
+        layer = upright.convert("RGBA")
+        layer.paste((255, 0, 0, 0), (0, 0, 128, 64))
+        upright.paste("white", (0, 0, 128, 64))
+        layer.save(file)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turn a quarter clockwise to see it upright
+        upright.crop((0, 0, 128, 96)).save(file, exif=exif)
+        upright = upright.crop((0, 0, 128, 96)).transpose(Image.Transpose.ROTATE_270)
+    expected = model.answer(file, QUESTION)
+    with Image.open(file) as picture:
+        answer = model.answer(picture, QUESTION)
+        assert np.array_equal(model.detect(picture).features, expected.regions.features)
+    assert answer.top == expected.top
+    assert np.array_equal(answer.regions.boxes, expected.regions.boxes)
+    assert answer.regions.size == upright.size
+    assert np.array_equal(np.asarray(answer.image), np.asarray(upright)), "the picture shown is what was looked at"
+
+
 def test_the_image_matters(world: Any, model: api.Answerer) -> None:
     blank = Image.new("RGB", (128, 128), "black")
     assert model.answer(blank, QUESTION).top != model.answer(world.picture(), QUESTION).top

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
@@ -23,7 +24,7 @@ from visling.errors import CheckpointError
 from visling.recipes import assembly
 from visling.types import Example, Prediction, Record, RegionArray
 from visling.vision.detector import Detector
-from visling.vision.images import read_image
+from visling.vision.images import read_image, to_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Answer:
     """Best answers with probabilities, best first."""
     question: str
     image: Image.Image
+    """As the detector saw it: upright RGB, on white."""
     regions: RegionArray
     truncated: bool
     """Whether the question was longer than the model reads and was cut."""
@@ -65,6 +67,11 @@ class Answerer:
     def __init__(self, saved: assembly.Saved, detector: Detector | None, device: torch.device) -> None:
         self.saved, self.detector, self.device = saved, detector, device
         self.model, self.task = saved.task_model()
+        if self.task.images != 1:
+            raise CheckpointError(
+                f"{saved.path} judges {self.task.images} images together (task {self.task.name}), and raw images are answered about one by one. "
+                "Score it on a data set: visling evaluate."
+            )
         self.model.to(device).eval()
         self.spec = models.spec(saved.model).inputs(saved.config)
         self.tokenizer = Tokenizer(str(saved.path / "vocab.txt"))
@@ -85,8 +92,8 @@ class Answerer:
         Raises:
             DataError: the image cannot be read, or the text is empty.
         """
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(read_image(Path(image)))
-        regions = self.detect(picture)
+        pixels = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
+        regions = self._regions(pixels)
         layout = TextLayout(self.tokenizer, self.spec)
         example = Example(id="0", rows=(layout.row(text, answer=self.task.name == "vqa"),), images=() if self.saved.text_only else ("0",))
         store = None if self.saved.text_only else _OneImage(regions, self.saved.fingerprint)
@@ -99,17 +106,21 @@ class Answerer:
             confidence=prediction.confidence,
             top=prediction.top,
             question=text,
-            image=picture,
+            image=Image.fromarray(pixels),
             regions=regions,
             truncated=layout.truncated > 0,
         )
 
     def detect(self, image: Image.Image) -> RegionArray:
-        """Regions of an image, as the model was trained on."""
+        """Regions of an image, as the model was trained on; in pixels of the upright image."""
+        return self._regions(to_pixels(image))
+
+    def _regions(self, pixels: NDArray[np.uint8]) -> RegionArray:
         if self.detector is None:
             assert self.saved.text_only
-            return RegionArray(features=np.zeros((0, self.spec.feature_size), np.float32), boxes=np.zeros((0, 4), np.float32), size=image.size)
-        return self.detector.detect([np.asarray(image.convert("RGB"))])[0]
+            size = (pixels.shape[1], pixels.shape[0])
+            return RegionArray(features=np.zeros((0, self.spec.feature_size), np.float32), boxes=np.zeros((0, 4), np.float32), size=size)
+        return self.detector.detect([pixels])[0]
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> assembly.Saved:
@@ -135,7 +146,7 @@ def load(path: str | Path, *, detector: str | Path | None = None, other_features
         detector: folder of the detector; the one kept beside the model if left out.
         other_features: accept a detector whose features the model was not trained on.
     Raises:
-        CheckpointError: no model there, no detector, or a detector whose features the model was not trained on.
+        CheckpointError: no model there, a task about two images, no detector, or a detector whose features the model was not trained on.
     """
     saved = assembly.from_pretrained(path)
     target = runtime.pick_device(device)

@@ -11,9 +11,10 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from PIL import Image
@@ -32,7 +33,7 @@ _INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Region-based vision-and-language Transformers.")
 detect_app = typer.Typer(no_args_is_help=True, help="Train and score a region detector.")
 regions_app = typer.Typer(no_args_is_help=True, help="Make and look at stores of region features.")
-recipes_app = typer.Typer(no_args_is_help=True, help="What can be trained, with every setting.")
+recipes_app = typer.Typer(help="What can be trained, with every setting.")
 app.add_typer(detect_app, name="detect")
 app.add_typer(regions_app, name="regions")
 app.add_typer(recipes_app, name="recipes")
@@ -49,7 +50,7 @@ Threads = Annotated[
 Processes = Annotated[
     int, typer.Option("--processes", min=1, help="Processes that train side by side, one device each; every one reads batches of batch_size.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice; the recipe's own if left out.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice; the recipe's own if left out.")]
 
 
 def run() -> None:
@@ -69,7 +70,7 @@ def run() -> None:
 def scenes(
     out: Out,
     images: Annotated[int, typer.Option(help="Number of pictures over all splits.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same files, byte for byte.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same files, byte for byte.")] = 0,
     style: Annotated[str, typer.Option(help="plain or sketch.")] = "plain",
     panels: Annotated[int, typer.Option(help="Pictures of two or three boxes with true and false statements, as in NLVR.")] = 0,
     answer_noise: Annotated[float, typer.Option(help="Share of the ten answers to each question that are replaced by another plausible one.")] = 0.0,
@@ -106,7 +107,7 @@ def detect_train(
     seconds: Annotated[float | None, typer.Option(help="Training time; the preset's own if left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates instead of time, which makes a run repeatable.")] = None,
     set_: Settings = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     resume: Resume = False,
@@ -123,7 +124,8 @@ def detect_train(
     training = detection.settings_from(settings, preset)
 
     def say(now: detection.DetectionProgress) -> None:
-        print(f"{now.share:>4.0%}  step {now.step}  loss {now.loss:.3f}  {now.images_per_second:.0f} images/s", file=sys.stderr)
+        speed, left = f"{now.images_per_second:.0f} images/s", timedelta(seconds=round(now.seconds_left))
+        print(f"{now.share:>4.0%}  step {now.step}  loss {now.loss:.3f}  {speed}  {left} left", file=sys.stderr)
 
     where = runtime.pick_device(device)
     found = detection.train_detector(
@@ -138,8 +140,7 @@ def detect_train(
         resume=resume,
     )
     counts = {"images": found.images, "steps": found.steps, "epochs": round(found.epochs, 2), "seconds": round(found.seconds, 1)}
-    _show({**counts, "unreadable": len(found.unreadable)}, json_, f"Wrote {out}")
-    _name_unreadable(found.unreadable)
+    _show_with_unreadable(counts, found.unreadable, json_, f"Wrote {out}")
 
 
 @detect_app.command("eval")
@@ -166,8 +167,7 @@ def detect_eval(
         "images per second": round(found.images_per_second, 1),
         **{f"average precision of {name}": _rounded(value) for name, value in sorted(found.ap.items())},
     }
-    _show(scores, json_)
-    _name_unreadable(found.unreadable)
+    _show_with_unreadable(scores, found.unreadable, json_)
 
 
 @regions_app.command("extract")
@@ -177,7 +177,8 @@ def regions_extract(
     out: Out,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16; fp32 features do not depend on the device.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of the detector: fp32 or bf16; fp32 features do not depend on the device.")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="How features are stored: float16, or float32 in twice the space.")] = "float16",
     probs: Annotated[
         bool | None, typer.Option("--probs/--no-probs", help="Keep class distributions (soft region losses need them). Default: up to 100 classes.")
     ] = None,
@@ -190,12 +191,13 @@ def regions_extract(
     """
     from visling.data.store import StoreWriter
     from visling.vision.detector import Detector
-    from visling.vision.extract import extract, find_images
+    from visling.vision.extract import extract, list_images
 
-    model = Detector.load(detector, device=runtime.pick_device(device))
-    files = [file for place in images for file in ([place] if place.is_file() else find_images(place))]
+    where = runtime.pick_device(device)
+    model = Detector.load(detector, device=where)
+    files = list_images(images)
+    in_ = runtime.resolve(_precision(precision), where)
     _claim_store(out, resume)
-    settings = {"detector": str(detector.resolve()), "precision": precision}
     with (
         StoreWriter(
             out,
@@ -203,15 +205,53 @@ def regions_extract(
             fingerprint=model.fingerprint,
             class_names=model.config.class_names,
             attribute_names=model.config.attribute_names,
-            settings=settings,
+            dtype=_dtype(dtype),
+            settings={"detector": str(detector.resolve()), "precision": in_},
+            may_differ=("detector",),  # the fingerprint says whether a detector that moved is the same
             resume=resume,
         ) as writer,
         _bar("Extracting") as step,
     ):
-        report = extract(files, model, writer, batch_size=batch_size, precision=_precision(precision), probs=probs, progress=step)
-    counts = {"images": report.done, "regions": report.regions, "found already": report.skipped_existing, "unreadable": len(report.unreadable)}
+        report = extract(files, model, writer, batch_size=batch_size, precision=in_, probs=probs, progress=step)
+    counts = {"images": report.done, "regions": report.regions, "found already": report.skipped_existing}
+    _show_with_unreadable(counts, report.unreadable, json_, f"Wrote {out}")
+
+
+@regions_app.command("import")
+def regions_import(
+    files: Annotated[list[Path], typer.Argument(metavar="TSV...", help="Files of LXMERT (obj36) or of bottom-up attention, unpacked.")],
+    out: Out,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(help="Name of the detector that made the features, if not the layout's own: models tell the features they know by it."),
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="Names of the object classes, one a line.")] = None,
+    attributes: Annotated[Path | None, typer.Option(help="Names of the attributes, one a line.")] = None,
+    dtype: Annotated[str, typer.Option(help="How features are stored: float16, or float32 in twice the space.")] = "float16",
+    resume: Resume = False,
+    json_: Json = False,
+) -> None:
+    """Turn released files of region features into a store. Of an image that comes twice the first line counts.
+
+    Example: visling regions import train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --attributes attributes_vocab.txt --out regions
+    """
+    from visling.data.formats.tsv import import_regions, read_names
+
+    class_names, attribute_names = (() if names is None else read_names(names) for names in (classes, attributes))
+    _claim_store(out, resume)
+    with _bar("Importing, MB") as step:
+        found = import_regions(
+            files,
+            out,
+            fingerprint=fingerprint,
+            class_names=class_names,
+            attribute_names=attribute_names,
+            dtype=_dtype(dtype),
+            resume=resume,
+            progress=lambda done, total: step(done // 10**6, total // 10**6),
+        )
+    counts = {"images": found.images, "regions": found.regions, "found already": found.existing, "repeated lines": found.repeated}
     _show(counts, json_, f"Wrote {out}")
-    _name_unreadable(report.unreadable)
 
 
 @regions_app.command("inspect")
@@ -258,21 +298,32 @@ def regions_inspect(
     _show(described, json_)
 
 
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """What can be trained, with every setting; without a further word, the list.
+
+    Example: visling recipes
+    """
+    if context.invoked_subcommand is None:
+        recipes_list()
+
+
 @recipes_app.command("list")
 def recipes_list(json_: Json = False) -> None:
     """List the recipes of pretrain and finetune.
 
     Example: visling recipes list
     """
-    from visling.recipes import finetuning, pretraining
+    from visling.recipes import finetuning, pretraining, releases
+
+    def about(verb: str, name: str, recipe: Callable[[], Any]) -> str:
+        # recipes shared by several models are partial functions
+        first = (getattr(recipe, "func", recipe).__doc__ or "").splitlines()[0]
+        missing = releases.MISSING.get(name) if verb == "pretrain" else None
+        return f"{first} CANNOT BE RUN: it needs {missing}." if missing else first
 
     tables = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
-    _show({f"{verb} {name}": _about(recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_)
-
-
-def _about(recipe: Callable[[], Any]) -> str:
-    """First line of a recipe's docstring; recipes shared by several models are partial functions."""
-    return (getattr(recipe, "func", recipe).__doc__ or "").splitlines()[0]
+    _show({f"{verb} {name}": about(verb, name, recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_)
 
 
 @recipes_app.command("show")
@@ -280,17 +331,17 @@ def recipes_show(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
     set_: Settings = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Add parameters, operations, memory and hours; an estimate that takes seconds.")
-    ] = False,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Estimate for this GPU alone, for example A100.")] = None,
+        bool, typer.Option("--estimate/--no-estimate", help="Add parameters, operations, memory and hours; an estimate that takes seconds.")
+    ] = True,
+    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="Estimate for this GPU; may be given several times. A100 if left out.")] = None,
 ) -> None:
-    """Print every setting of a recipe, after changes, and where it differs from the paper, as JSON by verb.
+    """Print every setting of a recipe, after changes, where it differs from the paper, and what it costs, as JSON by verb.
 
     A verb whose recipe of this name lacks a changed setting is left out.
 
-    Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu A100
+    Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu H100
     """
-    from visling.recipes import finetuning, pretraining, releases
+    from visling.recipes import estimates, finetuning, pretraining, releases
 
     tables: dict[str, Mapping[str, Callable[[], Any]]] = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
     having = {verb: table for verb, table in tables.items() if name in table}
@@ -299,16 +350,19 @@ def recipes_show(
     found, refused = {}, []
     for verb, table in having.items():
         try:
-            found[verb] = _recipe(table, name, set_, None)
+            run = _recipe(table, name, set_, None)
+            if verb == "pretrain":
+                pretraining.check_names(run)
+            found[verb] = run
         except ConfigError as error:
             refused.append(error)
     if not found:
         raise refused[0]
     shown = {verb: configs.to_dict(run) | releases.differences(run, having[verb][name]()) for verb, run in found.items()}
-    if estimate or gpu is not None:
-        from visling.recipes import estimates
-
-        gpus = tuple(estimates.GPUS) if gpu is None else (gpu,)
+    if "pretrain" in shown and name in releases.MISSING:
+        shown["pretrain"]["missing"] = releases.MISSING[name]
+    if estimate:
+        gpus = tuple(gpu or (estimates.DEFAULT_GPU,))
         for one in gpus:
             estimates.find_gpu(one)  # before anything is traced
         for verb, run in found.items():
@@ -433,16 +487,16 @@ def evaluate(
         for name, score in sorted(rows.items()):
             print(f"  {name:<22}{score['value']:>8.2f}   ({score['count']})")
     if found["truncated"]:
-        print(f"{found['truncated']} texts were longer than the model reads and were cut, as the release does")
+        print(f"{found['truncated']} texts were longer than the model reads and were cut")
 
 
 @app.command()
 def predict(
     words: Annotated[list[str], typer.Argument(metavar="IMAGE... TEXT", help="Image files, then the question or sentence.")],
-    run: Annotated[Path, typer.Option(help="Run or model folder.")],
+    run: Annotated[Path, typer.Option(help="Run or model folder, or owner/name on the hub.")],
     detector: Annotated[Path | None, typer.Option(help="Detector folder; the one kept beside the model if left out.")] = None,
     other_features: OtherFeatures = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/answers if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/answers if left out, ./answers for a model on the hub.")] = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -457,7 +511,7 @@ def predict(
     if not images:
         raise typer.BadParameter('give one or more images and then the text: visling predict --run RUN picture.png "how many stars are there?"')
     model = api.load(run, detector=detector, other_features=other_features, device=device)
-    folder = out if out is not None else run / "answers"
+    folder = out if out is not None else (run / "answers" if run.exists() else Path("answers"))  # a name on the hub is no folder here
     for image in images:
         answer = model.answer(image, text)
         target = _free_name(folder, Path(image).stem)
@@ -470,7 +524,7 @@ def predict(
         print(f"{image}: {', '.join(f'{name} {share:.0%}' for name, share in answer.top)}")
         print(f"  {len(answer.regions)} regions, drawn in {target}")
         if answer.truncated:
-            print(f"  the text was cut to {model.spec.max_tokens} word pieces, as the release does")
+            print(f"  the text was cut to {model.spec.max_tokens} word pieces")
 
 
 @app.command()
@@ -478,14 +532,21 @@ def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     compare: Annotated[list[Path] | None, typer.Option(help="Another run whose scores stand beside; may be given several times.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="Answers shown.")] = 24,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if they are no longer where the run read them.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Region store to draw from; the run's own if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; RUN/report.html if left out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
 ) -> None:
     """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact configuration.
 
     Example: visling report vqa --compare question-only
     """
     from visling.analysis.report import write_report
+    from visling.data.store import NativeStore
 
-    print(f"Wrote {write_report(run, examples=examples, compare=compare or [])}")
+    regions = None if store is None else NativeStore.open(store)
+    page = write_report(run, out=out, examples=examples, images=images, store=regions, compare=compare or [], overwrite=overwrite)
+    print(f"Wrote {page}")
 
 
 @app.command(name="compare")
@@ -553,10 +614,13 @@ def convert(
     set_: Settings = None,
     release: Annotated[str | None, typer.Option("--release", help="Name in visling catalog: says family, layout and preset.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="Task whose head the file holds; told by the number of answers if left out.")] = None,
-    answers: Annotated[Path | None, typer.Option("--answers", help="Answers in the order of the classifier: .json, .pkl or one a line.")] = None,
+    answers: Annotated[
+        list[Path] | None, typer.Option("--answers", help="Answers in the order of a classifier: .json, .pkl or one a line. May be repeated.")
+    ] = None,
+    other_answers: Annotated[bool, typer.Option("--other-answers", help="Accept answers that are not the release's list.")] = False,
     encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave all heads out.")] = False,
     features: Annotated[Path | None, typer.Option("--features", help="Region store of the features that the weights were trained on.")] = None,
-    seed: Annotated[int, typer.Option(help="Of parameters that the file does not hold.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of parameters that the file does not hold.")] = 0,
     offline: Annotated[bool, typer.Option("--offline", help="Look into the hub's cache only, as HF_HUB_OFFLINE does.")] = False,
     json_: Json = False,
 ) -> None:
@@ -567,7 +631,7 @@ def convert(
     from visling.recipes import conversion
 
     if to_layout is not None:
-        if (from_, model, preset, set_, release, task, answers, features) != (None,) * 8 or encoder_only:
+        if (from_, model, preset, set_, release, task, answers, features) != (None,) * 8 or encoder_only or other_answers:
             raise ConfigError("--to-layout writes a model folder back as it is: give only SOURCE, --to and --to-layout.")
         done = conversion.export(Path(source), to, layout=to_layout)
         _show({"layout": done.layout, "tensors": done.tensors, **done.left_out}, json_, f"Wrote {to}")
@@ -581,7 +645,8 @@ def convert(
         settings=set_ or (),
         release=release,
         task=task,
-        answers=answers,
+        answers=answers or (),
+        other_answers=other_answers,
         encoder_only=encoder_only,
         features=features,
         seed=seed,
@@ -603,7 +668,7 @@ def verify(
     recording: Annotated[Path, typer.Argument(help="Folder of recorded values: of an official set, or written with --record.")],
     record: Annotated[bool, typer.Option("--record", help="Write the recording: a made-up batch and what comes out of every layer.")] = False,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Largest absolute difference that passes; 5e-5 if left out.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the made-up batch.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the made-up batch.")] = 0,
     json_: Json = False,
 ) -> None:
     """Compare every layer of a model with recorded values and name the first that differs; status 1 if one does.
@@ -647,9 +712,11 @@ def list_releases(
         return
     for entry in chosen:
         heads = ", ".join(f"{part} {head.outputs}" for part, head in entry.heads.items()) or "none"
-        size = "unknown" if entry.size is None else f"{entry.size / 1e6:.0f} MB"
+        rounded = "unknown" if entry.megabytes is None else f"about {entry.megabytes} MB"
+        size = rounded if entry.size is None else f"{entry.size / 1e6:.0f} MB"
         facts = {"model": f"{entry.family}, preset {entry.preset}, layout {entry.layout}", "heads": heads, "at": entry.source}
-        facts |= {"licence": entry.licence, "size": size, "SHA-256": entry.sha256 or "unknown", **({"note": entry.note} if entry.note else {})}
+        facts |= {"licence": entry.licence, "size": size, "SHA-256": entry.sha256 or "unknown", "known dead": entry.dead or "nothing known"}
+        facts |= {"note": entry.note} if entry.note else {}
         _show(facts, False, entry.name)
 
 
@@ -703,8 +770,13 @@ def _show(values: dict[str, Any], json_: bool, title: str = "") -> None:
         print(f"  {name:<{width}}  {'-' if value is None else value}")
 
 
-def _name_unreadable(images: Sequence[tuple[Path, str]]) -> None:
-    for _, reason in images:
+def _show_with_unreadable(values: dict[str, Any], unreadable: Sequence[tuple[Path, str]], json_: bool, title: str = "") -> None:
+    """`_show`, with the number of images left out; every one is named on stderr, for programs in the object."""
+    values = {**values, "unreadable": len(unreadable)}
+    if json_:
+        values["unreadable_images"] = [{"image": str(image), "reason": reason} for image, reason in unreadable]
+    _show(values, json_, title)
+    for _, reason in unreadable:
         print(f"left out: {reason}", file=sys.stderr)
 
 
@@ -718,6 +790,12 @@ def _recipe(table: Mapping[str, Callable[[], T]], name: str, settings: Sequence[
 def _precision(name: str) -> runtime.Precision:
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"precision is {name!r}; expected auto, fp32 or bf16.")
+    return name  # type: ignore[return-value]
+
+
+def _dtype(name: str) -> Literal["float16", "float32"]:
+    if name not in ("float16", "float32"):
+        raise ConfigError(f"dtype is {name!r}; expected float16 or float32.")
     return name  # type: ignore[return-value]
 
 

@@ -77,6 +77,8 @@ class Slots(_Movable):
     """(B, P) int64 positions; 0 where the mask is False."""
     mask: Tensor
     """(B, P) bool, True = a chosen position."""
+    taken: Tensor | None = None
+    """(K,) int64: the slots with a chosen position, counted row by row (row * P + slot), then free ones up to a rounded K; None = all are read."""
 
 
 @contract
@@ -393,7 +395,9 @@ class InputSpec:
     max_tokens: int = 128
     """Longest text row, special tokens included; longer ones are cut as the release cuts them, counted and reported."""
     max_regions: int = 100
-    """Regions used per image; the store's first ones."""
+    """Regions used per image; the first ones in `region_order`."""
+    region_order: Literal["store", "confidence"] = "store"
+    """As the store has them, or the most confident first (VL-BERT pre-training)."""
     joint_limit: int | None = None
     """Most text plus region positions (VL-BERT pre-training: 64)."""
     answer_slot: Literal["none", "same_segment", "second_segment"] = "none"

@@ -15,7 +15,7 @@ from PIL import Image
 from visling.analysis import report
 from visling.analysis.report import write_report
 from visling.data.store import StoreWriter
-from visling.errors import RunError
+from visling.errors import DataError, RunError
 from visling.types import RegionArray
 
 ATTACK = '<script>alert("x")</script>'
@@ -246,6 +246,26 @@ def test_empty_folder_makes_a_page_and_no_folder_an_error(tmp_path: Path) -> Non
         write_report(tmp_path / "absent")
 
 
+def test_a_page_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "report.html").write_text("dear notes")
+    with pytest.raises(RunError, match=r"report.html exists.*--overwrite.*--out"):
+        write_report(run)
+    assert (run / "report.html").read_text() == "dear notes"
+    other = tmp_path / "other.html"
+    assert write_report(run, out=other) == other
+    assert (run / "report.html").read_text() == "dear notes"
+    assert "61.2 % accuracy" in read(write_report(run, overwrite=True)).text
+    assert read(run / "report.html").text == read(other).text
+    assert {file.name for file in tmp_path.iterdir()} == {"run", "other.html"}
+    with pytest.raises(RunError, match="is a folder"):
+        write_report(run, out=tmp_path, overwrite=True)
+    with pytest.raises(RunError, match=r"cannot write the report .*gone.*--out"):
+        write_report(run, out=tmp_path / "gone" / "page.html")
+    with pytest.raises(DataError, match="no image folder"):
+        write_report(run, out=tmp_path / "new.html", images=tmp_path / "gone")
+
+
 def test_files_of_wrong_shape_are_named_not_fatal(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", parameters={"total": 5000, "trainable": 10}, store=str(tmp_path / "no_store"), started=1.0, finished=61.0)
     (run / "evaluation_test.json").write_text('{"scores": {"accu')
@@ -290,7 +310,7 @@ def test_gallery_is_balanced_over_scores_and_types(tmp_path: Path) -> None:
     rows = [{"type": "a", "n": n} for n in range(10)] + [{"type": "b", "n": 0}]
     assert [(row["type"], row["n"]) for row in report._spread(rows, 5)] == [("a", 0), ("b", 0), ("a", 2), ("a", 5), ("a", 7)]
     assert len(report._spread(rows, 99)) == 11
-    assert not read(write_report(run, examples=0)).all("article")
+    assert not read(write_report(run, examples=0, overwrite=True)).all("article")
 
 
 def test_missing_wrong_examples_leave_room_for_right_ones(tmp_path: Path) -> None:

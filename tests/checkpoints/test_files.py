@@ -58,6 +58,9 @@ def test_archives(tmp_path: Path, name: str) -> None:
         lambda weights: {"state_dict": weights, "epoch": 3},
         lambda weights: {"model": {"module." + name: tensor for name, tensor in weights.items()}, "optimizer": {}},
         lambda weights: {"_orig_mod.module." + name: tensor for name, tensor in weights.items()},
+        lambda weights: {"loss": torch.tensor(0.5), "global_step": torch.tensor(3), "model_state_dict": weights},
+        lambda weights: {"model": {"model_state_dict": weights, "step": torch.tensor(3)}, "loss": torch.tensor(0.5)},
+        lambda weights: {"model": {"name": "bert"}, **weights},
     ],
 )
 def test_containers_and_wrappers_are_taken_off(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:

@@ -10,8 +10,11 @@ import pytest
 
 from visling.data.annotations.captions import (
     CaptionRecord,
+    Captions,
     find_captions_file,
+    find_coco_captions,
     find_flickr30k,
+    has_coco_captions,
     has_flickr30k,
     has_words,
     is_split,
@@ -20,6 +23,7 @@ from visling.data.annotations.captions import (
     read_flickr30k_lines,
     read_karpathy,
 )
+from visling.data.text import Tokenizer
 from visling.errors import DataError
 
 CONTENT: dict[str, Any] = {
@@ -209,6 +213,67 @@ def test_find_flickr30k(tmp_path: Path) -> None:
         find_flickr30k(tmp_path / "nowhere", "train")
 
 
-@pytest.mark.parametrize(("text", "expected"), [("a", True), ("?", True), ("", False), (" \n\t", False), ("\u200b\ufeff", False), ("\ufffd", False)])
-def test_has_words(text: str, expected: bool) -> None:
-    assert has_words(text) is expected
+@pytest.mark.parametrize("text", ["a", "?", "e\u0301", "\u0301e", "\u0939\u093f"])
+def test_has_words(text: str) -> None:
+    assert has_words(text)
+    assert Tokenizer().encode(text)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "\u200b\ufeff", "\ufffd", "\u0301", "\u0301 \u0308\u200b"])
+def test_without_words(text: str) -> None:
+    assert not has_words(text)
+    assert not Tokenizer().encode(text), "a layout would refuse it"
+
+
+def coco(folder: Path) -> Path:
+    """COCO's two parts, two images each, and what may lie beside them."""
+    for split, number in (("train", 1), ("val", 3)):
+        images = [{"id": image, "file_name": f"COCO_{split}2014_{image:012d}.jpg"} for image in (number, number + 1)]
+        told = [{"id": 10 + image["id"], "image_id": image["id"], "caption": f"caption {image['id']}"} for image in images]
+        save(folder / "annotations" / f"captions_{split}2014.json", {"images": images, "annotations": told})
+    save(folder / "annotations" / "captions_val2014_fakecap_results.json", [])
+    return folder
+
+
+def numbers(found: Captions) -> list[int]:
+    return [int(record.images[0][-12:]) for record in found.records]
+
+
+def test_coco_by_file(tmp_path: Path) -> None:
+    coco(tmp_path)
+    assert numbers(find_coco_captions(tmp_path, "train")) == [1, 2]
+    assert [has_coco_captions(tmp_path, split) for split in ("train", "val2014", "test")] == [True, True, False]
+    with pytest.raises(DataError, match=r"no file captions_test\*\.json"):
+        find_coco_captions(tmp_path, "test")
+
+
+@pytest.mark.parametrize("listed", ["COCO_val2014_000000000004.jpg", "COCO_val2014_000000000004", "4"])
+def test_coco_by_lists(tmp_path: Path, listed: str) -> None:
+    lists = coco(tmp_path) / "annotations"
+    (lists / "captions_val.txt").write_text(listed + "\n")
+    assert numbers(find_coco_captions(tmp_path, "train")) == [1, 2, 3], "both parts without minival"
+    assert numbers(find_coco_captions(tmp_path, "val")) == [4]
+    assert numbers(find_coco_captions(tmp_path, "val2014")) == [3, 4], "a file named in full"
+    assert [has_coco_captions(tmp_path, split) for split in ("train", "val", "val2014", "test")] == [True, True, True, False]
+    with pytest.raises(DataError, match=r"split by captions_val\.txt, none of which is captions_test\.txt"):
+        find_coco_captions(tmp_path, "test")
+    (lists / "captions_train.txt").write_text("1\n")
+    assert numbers(find_coco_captions(tmp_path, "train")) == [1]
+    (lists / "captions_val.txt").write_text("12\n")
+    with pytest.raises(DataError, match=r"captions_val\.txt: no image of split 'val' has a caption"):
+        find_coco_captions(tmp_path, "val")
+    for file in lists.glob("*.json"):
+        file.unlink()
+    assert not has_coco_captions(tmp_path, "train")
+    with pytest.raises(DataError, match=r"no caption file captions_\*\.json beside them"):
+        find_coco_captions(tmp_path, "train")
+
+
+def test_coco_by_karpathy(tmp_path: Path) -> None:
+    save(coco(tmp_path) / "dataset_coco.json", KARPATHY)
+    assert set(numbers(find_coco_captions(tmp_path, "train"))) == {9, 42}
+    assert find_coco_captions(tmp_path, "train").bare_images == ("COCO_val2014_000000000043",)
+    assert numbers(find_coco_captions(tmp_path, "train2014")) == [1, 2], "a file named in full"
+    assert has_coco_captions(tmp_path, "train")
+    (tmp_path / "captions_val.txt").write_text("4\n")
+    assert numbers(find_coco_captions(tmp_path, "train")) == [1, 2, 3], "lists are somebody's wish"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visling.data.answers import AnswerVocabulary, soft_scores
-from visling.data.collate import MIN_EXTENT, collate
+from visling.data.collate import MIN_EXTENT, TAKEN_MULTIPLE, collate
 from visling.data.masking import TokenMasking, mask_tokens
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError, StoreError
@@ -223,6 +223,19 @@ def test_masked_tokens_equal_row_by_row_masking(whole_word: bool) -> None:
         assert original[number][real].tolist() == old.tolist()
         assert not slots.at[number][~real].any()
     assert slots.mask.any()
+
+
+def test_chosen_slots_of_a_batch_are_listed() -> None:
+    texts = [f"a {'red ' * number}cube" for number in range(1, 9)]
+    _, targets = make(*(example(str(number), text) for number, text in enumerate(texts)), masking=TokenMasking(rate=0.4))
+    slots = targets.token_slots
+    assert slots is not None
+    assert slots.taken is not None
+    number = int(slots.mask.sum())
+    listed = slots.mask.flatten()[slots.taken]
+    assert listed[:number].all()
+    assert not listed[number:].any()
+    assert len(slots.taken) == len(set(slots.taken.tolist())) == min(-(-number // TAKEN_MULTIPLE) * TAKEN_MULTIPLE, slots.mask.numel())
 
 
 def test_nothing_masked_leaves_empty_slots() -> None:

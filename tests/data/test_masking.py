@@ -165,7 +165,7 @@ def scripted(text: str, release: str, draws: Sequence[Any]) -> tuple[list[int], 
 MASK, SIZE = TOKENIZER.mask, TOKENIZER.size
 
 
-@pytest.mark.parametrize("release", ["vilbert", "vilbert-multitask", "lxmert", "cvlp"])
+@pytest.mark.parametrize("release", ["visualbert", "vilbert", "vilbert-multitask", "lxmert", "cvlp"])
 def test_pieces_are_drawn_in_turn(release: str) -> None:
     una, ffa, ble, cats = TOKENIZER.encode("unaffable cats")
     read, chosen = scripted("unaffable cats", release, [0.149, 0.15, 0.15 * 0.85, (7, SIZE), 0.15 * 0.79])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ from visling.data.annotations.captions import CaptionRecord
 from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
+from visling.data.loader import Source
 from visling.data.masking import TokenMasking, mask_tokens
 from visling.data.pretraining import (
     CaptionPairs,
@@ -26,7 +30,7 @@ from visling.data.pretraining import (
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
-from visling.types import IGNORE, Example, InputSpec
+from visling.types import IGNORE, Example, InputSpec, TextRow
 
 TOKENIZER = Tokenizer()
 LAYOUT = TextLayout(TOKENIZER, InputSpec())
@@ -38,6 +42,45 @@ RECORDS = [
 ]
 
 
+DRAWS = 100_000
+
+
+class Remembering:
+    """A layout that lays each text out once, and knows what it laid out: a hundred thousand examples in a second."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, ...], TextRow] = {}
+        self.said: dict[int, tuple[str, ...]] = {}
+
+    def row(self, *given: str) -> TextRow:
+        if given not in self.rows:
+            self.rows[given] = LAYOUT.row(*given)
+            self.said[id(self.rows[given])] = given
+        return self.rows[given]
+
+    def __call__(self, example: Example) -> tuple[str, ...]:
+        """The sentences of an example's first row."""
+        return self.said[id(example.rows[0])]
+
+
+def drawn(make: Callable[[Any], Source], index: int) -> tuple[Counter[tuple[str, ...]], Counter[tuple[int, ...]]]:
+    """How often each text and each set of labels came in so many draws of an example, whose image stays the same."""
+    layout, rng = Remembering(), generator_for(5, index)
+    source = make(layout)
+    examples = [source.example(index, rng) for _ in range(DRAWS)]
+    assert {example.images for example in examples} == {examples[0].images}
+    return Counter(map(layout, examples)), Counter(tuple(example.labels.values()) for example in examples)
+
+
+def expect(found: Counter[Any], shares: Mapping[Any, float]) -> None:
+    """Each outcome, and no other, has its share of all draws within five standard deviations."""
+    assert found.keys() == {outcome for outcome, share in shares.items() if share}
+    assert abs(sum(shares.values()) - 1) < 1e-9
+    for outcome, share in shares.items():
+        off = found[outcome] - DRAWS * share
+        assert abs(off) <= 5 * math.sqrt(DRAWS * share * (1 - share)), (outcome, found[outcome] / DRAWS, share)
+
+
 def texts(example: Example, row: int = 0) -> list[str]:
     """The sentences of a row."""
     pieces = TOKENIZER.tokens(example.rows[row].ids)
@@ -47,23 +90,20 @@ def texts(example: Example, row: int = 0) -> list[str]:
 def test_caption_pairs() -> None:
     source = CaptionPairs(RECORDS, LAYOUT)
     assert len(source) == 12
-    seconds: Counter[str] = Counter()
-    matched = 0
-    for draw in range(4000):
+    for draw in range(40):
         example = source.example(4, generator_for(0, draw))
         first, second = texts(example)
         assert first == "square two"
         assert example.images == ("image_1",)
         assert example.rows[0].segments.max() == 1
-        if example.labels["matched"]:
-            assert second in ("square one", "square three"), "another caption of the same image"
-        else:
-            assert not second.startswith("square"), "a caption of another image"
-        matched += example.labels["matched"]
-        seconds[second] += 1
-    assert abs(matched / 4000 - 0.5) < 0.04
-    assert len(seconds) == 11
-    assert abs(seconds["square one"] - seconds["square three"]) < 250
+        assert example.labels == {"matched": int(second.startswith("square"))}
+
+
+def test_half_of_the_second_captions_are_of_another_image() -> None:
+    said, labels = drawn(lambda layout: CaptionPairs(RECORDS, layout), 4)
+    others = {("square two", record.caption): 0.5 / 9 for record in RECORDS if record.images != ("image_1",)}
+    expect(said, {("square two", "square one"): 0.25, ("square two", "square three"): 0.25, **others})
+    expect(labels, {(1,): 0.5, (0,): 0.5})
 
 
 @pytest.mark.parametrize("index", [3, 4, 5])
@@ -89,14 +129,13 @@ def test_one_image_leaves_nothing_to_contrast() -> None:
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 1.0])
 def test_single_caption(ratio: float) -> None:
     source = SingleCaption(RECORDS, LAYOUT, false_caption_ratio=ratio)
-    wrong = 0
-    for draw in range(2000):
+    for draw in range(40):
         example = source.example(0, generator_for(1, draw))
         assert example.images == ("image_0",)
         assert example.labels["matched"] == int(texts(example) == ["circle one"])
-        assert example.labels["matched"] or not texts(example)[0].startswith("circle")
-        wrong += 1 - example.labels["matched"]
-    assert abs(wrong / 2000 - ratio) < 0.05
+    said, labels = drawn(lambda layout: SingleCaption(RECORDS, layout, false_caption_ratio=ratio), 0)
+    expect(said, {("circle one",): 1 - ratio, **{(record.caption,): ratio / 9 for record in RECORDS if record.images != ("image_0",)}})
+    expect(labels, {(1,): 1 - ratio, (0,): ratio})
 
 
 def test_single_caption_without_matching() -> None:
@@ -139,6 +178,11 @@ def test_question_with_answer_is_one_text_with_whole_words(text: str) -> None:
     assert all(example.rows[0].segments.max() == 0 and example.labels == {"matched": IGNORE} for example in made)
 
 
+def test_each_answer_is_drawn_as_often_as_it_was_given() -> None:
+    said, _ = drawn(lambda layout: QuestionAnswer([question(("red", "dark red", "red"))], layout), 0)
+    expect(said, {("what is it? red",): 2 / 3, ("what is it? dark red",): 1 / 3})
+
+
 def test_questions_without_answers() -> None:
     with pytest.raises(DataError, match="'1' has no answers"):
         QuestionAnswer([question(None)], LAYOUT)
@@ -162,17 +206,14 @@ SENTENCES = [
 def test_lxmert_replaces_half_of_the_sentences_and_draws_answers_by_score() -> None:
     source = LxmertSentences(SENTENCES, LAYOUT, answers=ANSWERS)
     assert len(source) == 4
-    answers: Counter[int] = Counter()
-    for draw in range(4000):
+    for draw in range(40):
         example = source.example(1, generator_for(0, draw))
         assert example.images == ("a",)
         assert example.labels["matched"] == int(texts(example) == ["colour"])
         assert texts(example)[0] in ("colour", "other", "number"), "never a sentence of the same image"
-        answers[example.labels["answer"]] += 1
-        assert (example.labels["answer"] == IGNORE) == (example.labels["matched"] == 0)
-    assert answers.keys() == {IGNORE, 1, 2}
-    assert abs(answers[IGNORE] / 4000 - 0.5) < 0.04
-    assert abs(answers[2] / (answers[1] + answers[2]) - 2 / 3) < 0.05
+    said, labels = drawn(lambda layout: LxmertSentences(SENTENCES, layout, answers=ANSWERS), 1)
+    expect(said, {("colour",): 1 / 2, ("other",): 1 / 4, ("number",): 1 / 4})
+    expect(labels, {(0, IGNORE): 1 / 2, (1, 1): 1 / 2 / 3, (1, 2): 1 / 3})
 
 
 @pytest.mark.parametrize(("index", "expected"), [(0, IGNORE), (2, IGNORE), (3, 0)])
@@ -199,17 +240,15 @@ def test_vilbert_draws_from_the_first_captions_of_the_file(keep_above: bool) -> 
     pool = ["circle one", "gone", "square one", "triangle one", "more"]
     source = VilbertCaptions(records, LAYOUT, pool=pool, keep_above=keep_above)
     assert len(source) == 3
-    wrong: Counter[str] = Counter()
-    for draw in range(3000):
+    for draw in range(40):
         example = source.example(0, generator_for(2, draw))
         assert example.images == ("image_0",)
-        if example.labels["matched"]:
-            assert texts(example) == ["circle one"]
-        else:
-            wrong[texts(example)[0]] += 1
-    assert wrong.keys() == {"circle one", "gone", "square one"}, "as many as there are images, the right one included"
-    assert abs(wrong.total() / 3000 - 0.5) < 0.05
-    assert max(wrong.values()) - min(wrong.values()) < 120
+        assert example.labels["matched"] == ((generator_for(2, draw).random() > 0.5) == keep_above)
+        assert texts(example) == ["circle one"] or not example.labels["matched"]
+    said, labels = drawn(lambda layout: VilbertCaptions(records, layout, pool=pool, keep_above=keep_above), 0)
+    # As many as there are images, the right one included.
+    expect(said, {("circle one",): 1 / 2 + 1 / 6, ("gone",): 1 / 6, ("square one",): 1 / 6})
+    expect(labels, {(1,): 1 / 2, (0,): 1 / 2})
 
 
 def test_vilbert_without_matching() -> None:
@@ -275,8 +314,16 @@ def test_mixture_passes_over_every_source_as_often_as_weighted() -> None:
     drawn = [weighted.example(index, generator_for(7, index)).id for index in range(len(weighted))]
     assert drawn[2:6] == ["b0", "b1", "b0", "b1"]
     assert drawn[6:16] == [f"c{number}" for number in range(10)]
-    epochs = {weighted.example(0, generator_for(epoch, 0)).id for epoch in range(40)}
-    assert epochs == {"a0", "a1", "a2", "a3"}, "a part of a pass is drawn afresh"
+    rng = generator_for(3)
+    expect(Counter(weighted.example(0, rng).id for _ in range(DRAWS)), {f"a{number}": 1 / 4 for number in range(4)})
+    expect(Counter(weighted.example(20, rng).id for _ in range(DRAWS)), {f"c{number}": 1 / 10 for number in range(10)})
+
+
+def test_a_mixture_knows_the_annotation_of_an_example() -> None:
+    parts = [SingleCaption(RECORDS[:7], LAYOUT), Labelled(SingleCaption(RECORDS[3:], LAYOUT), ("matched",))]
+    mixed = Mixture(parts, [0.5, 1.7])
+    for index in range(len(mixed)):
+        assert mixed.record(index, generator_for(2, index)).id == mixed.example(index, generator_for(2, index)).id
 
 
 @pytest.mark.parametrize(("sources", "weights"), [([], None), ([Numbers("a", 1)], [0.0]), ([Numbers("a", 1)], [1.0, 1.0])])

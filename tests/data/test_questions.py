@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,27 @@ def test_find_gqa(tmp_path: Path) -> None:
     assert not has_gqa(tmp_path, "val")
     with pytest.raises(DataError, match=r"no val_balanced_questions\.json .*found train_all_questions, train_balanced_questions\.json"):
         find_gqa(tmp_path, "val")
+
+
+@pytest.mark.parametrize("empty", [None, "", " \n", "\u0301", "\u200b\ufffd"])
+def test_questions_without_a_word(tmp_path: Path, empty: str | None) -> None:
+    asked = {"questions": [{**QUESTIONS["questions"][0], "question": empty}, QUESTIONS["questions"][2]]}
+    vqa, gqa = save(tmp_path / "q.json", asked), save(tmp_path / "gqa.json", {**GQA, "7": {"question": empty, "imageId": "1"}})
+    left_out = Counter[str]()
+    assert [record.id for record in read_questions(vqa, save(tmp_path / "a.json", ANNOTATIONS), left_out=left_out)] == ["262146000"]
+    assert len(read_gqa(gqa, left_out=left_out)) == 2
+    assert left_out == {"questions without a word": 2}
+    with pytest.raises(DataError, match=r"q\.json: question 458752000 is empty: found .*at least one word"):
+        read_questions(vqa)
+    with pytest.raises(DataError, match=r"gqa\.json: question 7 is empty"):
+        read_gqa(gqa)
+
+
+def test_an_answer_that_is_null_says_nothing(tmp_path: Path) -> None:
+    content = {"annotations": [annotation(262146000, 262146, ["yes"])]}
+    content["annotations"][0]["answers"].append({"answer": None})
+    asked = save(tmp_path / "q.json", {"questions": QUESTIONS["questions"][2:]})
+    assert read_questions(asked, save(tmp_path / "a.json", content))[0].answers == ("yes", "")
 
 
 @pytest.mark.parametrize(("content", "message"), [([], "found a list"), ({"1": {"question": "?"}}, "question 1 lacks 'question' or 'imageId'")])

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from visling.data.collate import collate
 from visling.data.loader import Loader
-from visling.data.masking import REGION_RELEASES, TOKEN_RELEASES, RegionMasking, TokenMasking, mask_regions
-from visling.data.region_targets import hide_regions, whole_image
+from visling.data.masking import REGION_RELEASES, TOKEN_RELEASES, RegionMasking, TokenMasking, hide_pixels, mask_regions
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, StoreError
 from visling.runtime import generator_for
@@ -119,25 +116,6 @@ def chosen(slots: Slots | None) -> list[list[int]]:
 
 
 # Draws
-
-
-def test_the_multitask_vilbert_release_with_its_draws(golden: Path) -> None:
-    inputs, outputs = load_file(golden / "vilbert/inputs.safetensors"), load_file(golden / "vilbert/outputs.safetensors")
-    corners, slots = inputs["data.boxes_xyxy"], len(inputs["data.mask.features"])
-    masking = REGION_RELEASES["vilbert-multitask"]
-    count = len(corners)
-    real = np.arange(slots)[None] < count
-    padded = np.zeros((1, slots, 4), np.float32)
-    padded[0, :count] = corners
-    features = inputs["data.mask.features"][None].copy()
-    script: Any = Script(inputs["data.mask.draws"].tolist())
-    shown = hide_regions(features, padded, real, masking, [script], store=STORE, pool=(), max_regions=slots)
-    assert np.array_equal(features[0], outputs["data.mask.features"])
-    assert shown.chosen[0, :count].tolist() == (outputs["data.mask.image_label"] == 1).tolist()
-    assert shown.overlapping[0].tolist() == (outputs["data.mask.overlap_flag"] == 1).tolist()
-    assert masking.whole == "unflagged"
-    whole = whole_image(features, real, shown, masking.whole, masking.whole_slots)
-    np.testing.assert_allclose(whole[0], outputs["data.mask.loader_global_feature"], rtol=1e-6, atol=1e-7)
 
 
 def test_lxmert_draws_the_example_and_the_region_right_after() -> None:
@@ -479,3 +457,61 @@ def test_examples_do_not_depend_on_batch_order_or_processes(release: str) -> Non
     assert by_index(batch_size=6, bucket=1, prefetch=0) == whole
     assert {**by_index(batch_size=2, rank=0, world_size=2), **by_index(batch_size=2, rank=1, world_size=2)} == whole
     assert by_index(shuffle=False) == whole
+
+
+# Pixels of hidden regions (VL-BERT end to end)
+
+
+def holes(corners: Sequence[Sequence[float]], hidden: Sequence[bool], *, height: int = 4, width: int = 6) -> list[str]:
+    """Rows of an image of ones with its holes drawn as dots; every channel has the same."""
+    image = torch.ones(3, height, width)
+    cut = hide_pixels(image, np.array(corners, np.float32).reshape(-1, 4), np.array(hidden, bool))
+    assert bool((image == 1).all()), "the image itself stays"
+    assert torch.equal(cut, cut[:1].expand(3, -1, -1))
+    return ["".join("." if value == 0 else "#" for value in row) for row in cut[0].tolist()]
+
+
+def test_hidden_regions_are_cut_out_of_the_picture() -> None:
+    # int(1.9) to int(3.2) and int(0.5) to int(1.99), all four included
+    assert holes([[1.9, 0.5, 3.2, 1.99], [0, 0, 5, 3]], [True, False]) == ["#...##", "#...##", "######", "######"]
+    assert holes([[1, 1, 1, 1], [3, 2, 4, 2]], [True, True]) == ["######", "#.####", "###..#", "######"]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([4.7, 2.2, 6.0, 4.0], ["######", "######", "####..", "####.."]),  # on the right and lower edge
+        ([-2.5, -0.5, 0.5, 0.5], [".#####", "######", "######", "######"]),  # beyond the left and upper edge
+        ([-5, -5, -2, -2], ["######"] * 4),  # outside
+        ([8, 8, 9, 9], ["######"] * 4),
+        ([0, 0, 5, 3], ["......"] * 4),
+    ],
+)
+def test_holes_at_the_edge_of_the_picture(box: list[float], expected: list[str]) -> None:
+    assert holes([box], [True]) == expected
+
+
+def test_no_hidden_region_leaves_the_picture_whole() -> None:
+    assert holes([[0, 0, 5, 3]], [False]) == ["######"] * 4
+    assert holes([], []) == ["######"] * 4
+
+
+def test_what_is_cut_out_is_drawn_as_the_release_draws_it() -> None:
+    corners = boxes(4)
+    script = Script([0.134, 0.136, 0.15, 0.0])  # hidden; told but shown; not chosen; hidden
+    masked = mask_regions(corners, REGION_RELEASES["vlbert"], cast(Any, script))
+    cut = hide_pixels(torch.ones(3, 6, 36), corners, masked.hidden)
+    seen = cut[0].all(0)
+    assert [bool(seen[int(left) : int(left) + 6].all()) for left, *_ in corners] == [False, True, True, False]
+    assert int((cut[0] == 0).sum()) == 2 * 36
+    assert masked.chosen.tolist() == [True, True, False, True]
+
+
+def test_the_share_of_regions_that_are_cut_out() -> None:
+    at = np.arange(1000, dtype=np.float32)
+    corners = np.stack([at, 0 * at, at, 0 * at], axis=1)  # one pixel each
+    count = 0
+    for seed in range(DRAWS // 1000):
+        masked = mask_regions(corners, REGION_RELEASES["vlbert"], generator_for(7, seed))
+        count += int((hide_pixels(torch.ones(3, 1, 1000), corners, masked.hidden)[0] == 0).sum())
+    within(count, 0.15 * 0.9, DRAWS)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from visling.data.annotations.captions import CaptionRecord
 from visling.data.annotations.lxmert import LxmertRecord
+from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
 from visling.data.collate import collate
 from visling.data.loader import Source
 from visling.data.masking import REGION_RELEASES, TOKEN_RELEASES
-from visling.data.pretraining import LxmertSentences, PlainText, SingleCaption, VilbertCaptions
+from visling.data.pretraining import CaptionPairs, LxmertSentences, PlainText, QuestionAnswer, SingleCaption, VilbertCaptions
 from visling.data.text import TextLayout, Tokenizer
 from visling.types import IGNORE, Batch, InputSpec, RegionArray, Slots, Targets
 
@@ -72,8 +73,9 @@ class Memory:
 
 
 def build(release: str, source: Source, index: int, spec: InputSpec, draws: Sequence[Any], *, text_only: bool = False) -> tuple[Batch, Targets]:
-    """A batch of one example; every draw is used."""
+    """A batch of one example; every draw is used. VisualBERT hides no region."""
     script = cast(Any, Script(draws))
+    region_masking = REGION_RELEASES.get(release)
     batch, targets = collate(
         [source.example(index, script)],
         None if text_only else Memory(),
@@ -81,8 +83,8 @@ def build(release: str, source: Source, index: int, spec: InputSpec, draws: Sequ
         tokenizer=TOKENIZER,
         masking=TOKEN_RELEASES[release],
         rngs=[script],
-        region_masking=REGION_RELEASES[release],
-        needs={"feature_slots", "region_features"},
+        region_masking=region_masking,
+        needs={"feature_slots", "region_features"} if region_masking else (),
         pool=["a", "a", "b"],
     )
     batch.validate()
@@ -98,6 +100,75 @@ def chosen(slots: Slots | None) -> list[int]:
 def features(batch: Batch) -> list[list[float]]:
     assert batch.regions is not None
     return [[float(value) for value in row] for row in batch.regions.features[0]]
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text)
+
+
+VISUALBERT = InputSpec(feature_size=F, max_tokens=128)
+
+
+def test_visualbert_pairs_a_caption_with_another_of_its_image() -> None:
+    captions = [("a", "a red cat"), ("b", "the sky"), ("a", "cats play"), ("a", "unaffable")]
+    records = [CaptionRecord(id=str(number), images=(image,), caption=caption) for number, (image, caption) in enumerate(captions)]
+    batch, targets = build(
+        "visualbert", CaptionPairs(records, TextLayout(TOKENIZER, VISUALBERT)), 2, VISUALBERT,
+        [
+            0.5, (1, 2),  # not above one half: another caption of the image, of which there are two; this one's place is the last one's
+            0.119, 0.15,  # cats: [MASK]; play: not chosen
+            0.121, (9, SIZE), 0.136, 0.0,  # una: entry 9, drawn right after it; ##ffa: told but shown; ##ble: [MASK]
+        ],
+    )  # fmt: skip
+    una, ffa, ble = ids("unaffable")
+    assert batch.text.ids[0].tolist() == [CLS, MASK, *ids("play"), SEP, 9, ffa, MASK, SEP]
+    assert batch.text.segments[0].tolist() == [0] * 4 + [1] * 4
+    assert chosen(targets.token_slots) == [1, 4, 5, 6]
+    assert targets.token_ids is not None
+    assert targets.token_ids[0, :4].tolist() == [*ids("cats"), una, ffa, ble]
+    assert targets.matched is not None
+    assert targets.matched.tolist() == [1]
+    assert features(batch) == [[ord("a"), 0], [ord("a"), 1], [ord("a"), 2]], "no region is hidden"
+    assert targets.feature_slots is None
+
+
+def test_visualbert_pairs_a_caption_with_a_random_one_and_cuts_both_from_the_front() -> None:
+    long, other = " ".join(map(str, range(1, 71))), " ".join(map(str, range(99, 29, -1)))
+    captions = [("a", long), ("a", "cats"), ("b", other)]
+    records = [CaptionRecord(id=str(number), images=(image,), caption=caption) for number, (image, caption) in enumerate(captions)]
+    first, second = ids(long), ids(other)
+    assert len(first) == len(second) == 70
+    batch, targets = build(
+        "visualbert", CaptionPairs(records, TextLayout(TOKENIZER, VISUALBERT)), 0, VISUALBERT,
+        [
+            0.51, (1, 3), (0, 3), (2, 3),  # above one half: any caption, again while it is of the same image
+            # 140 pieces are 15 more than fit: the first loses 8, the second 15 + 8; what is cut draws nothing
+            0.0, *[0.15] * 60, 0.136,
+            *[0.15] * 46, 0.121, (7, SIZE),
+        ],
+    )  # fmt: skip
+    assert batch.text.ids[0].tolist() == [CLS, MASK, *first[9:], SEP, *second[23:69], 7, SEP]
+    assert chosen(targets.token_slots) == [1, 62, 110]
+    assert targets.token_ids is not None
+    assert targets.token_ids[0, :3].tolist() == [first[8], first[-1], second[-1]]
+    assert targets.matched is not None
+    assert targets.matched.tolist() == [0]
+
+
+@pytest.mark.parametrize("spelled", [True, False])
+def test_visualbert_spells_the_answer_letter_by_letter(spelled: bool) -> None:
+    about: Any = {"question_type": "", "answer_type": "", "multiple_choice_answer": None}
+    records = [QuestionRecord(id="0", images=("a",), question="is it red ?", answers=("no", "red fox"), **about)]
+    answer = ids("r e d f o x" if spelled else "red fox")
+    batch, targets = build(
+        "visualbert", QuestionAnswer(records, TextLayout(TOKENIZER, VISUALBERT), spelled=spelled), 0, VISUALBERT,
+        [(1, 2), 0.15, 0.0, 0.15, 0.15, *[0.15] * (len(answer) - 1), 0.136],  # the answer, then the pieces
+    )  # fmt: skip
+    assert batch.text.ids[0].tolist() == [CLS, *ids("is"), MASK, *ids("red ?"), *answer, SEP]
+    assert batch.text.segments.max() == 0
+    assert chosen(targets.token_slots) == [2, 4 + len(answer)]
+    assert targets.matched is not None
+    assert targets.matched.tolist() == [IGNORE]
 
 
 SENTENCES = [

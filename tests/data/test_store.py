@@ -99,7 +99,7 @@ def test_shards_are_safetensors(tmp_path: Path, rows: int) -> None:
 
 def test_float32_features(tmp_path: Path) -> None:
     array = RegionArray(features=np.full((1, F), 1e6, np.float32), boxes=np.array([[0, 0, 9, 9]], np.float32), size=(10, 10))
-    with StoreWriter(tmp_path / "half", feature_size=F, fingerprint="x") as writer, pytest.raises(StoreError, match="float32"):
+    with StoreWriter(tmp_path / "half", feature_size=F, fingerprint="x") as writer, pytest.raises(StoreError, match="--dtype float32"):
         writer.add("a", array)
     with StoreWriter(tmp_path / "full", feature_size=F, fingerprint="x", dtype="float32") as writer:
         writer.add("a", array)
@@ -288,15 +288,62 @@ def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
         StoreWriter(tmp_path, feature_size=F, fingerprint="det-1")
 
 
+def begin(path: Path, **settings: object) -> None:
+    """An unfinished store of one image."""
+    writer = StoreWriter(path, feature_size=F, fingerprint="det-1", **settings)  # type: ignore[arg-type]
+    writer.add("a", regions(0, 2))
+    writer.suspend()
+
+
 @pytest.mark.parametrize("changes", [{"feature_size": F + 1}, {"fingerprint": "det-2"}, {"dtype": "float32"}, {"class_names": ["other"]}])
 @pytest.mark.parametrize("finished", [True, False])
 def test_resuming_with_other_features_is_an_error(tmp_path: Path, changes: dict[str, object], finished: bool) -> None:
     if finished:
         write(tmp_path)
     else:
-        StoreWriter(tmp_path, feature_size=F, fingerprint="det-1").commit()
+        begin(tmp_path)
     with pytest.raises(StoreError, match="cannot be resumed"):
         StoreWriter(tmp_path, **{"feature_size": F, "fingerprint": "det-1", "resume": True, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_resuming_with_other_settings_is_an_error(tmp_path: Path, finished: bool) -> None:
+    settings = {"settings": {"precision": "fp32", "detector": "here"}, "may_differ": ("detector",)}
+    if finished:
+        write(tmp_path, **settings)
+    else:
+        begin(tmp_path, **settings)
+    before = contents(tmp_path)
+    for changed in ({"precision": "bf16", "detector": "here"}, {"detector": "here"}):
+        with pytest.raises(StoreError, match=r"it was made with precision 'fp32', this run has '?(bf16|None)"):
+            StoreWriter(tmp_path, feature_size=F, fingerprint="det-1", resume=True, settings=changed, may_differ=("detector",))
+    assert contents(tmp_path) == before
+    moved = {"precision": "fp32", "detector": "there"}
+    with StoreWriter(tmp_path, feature_size=F, fingerprint="det-1", resume=True, settings=moved, may_differ=("detector",)) as writer:
+        writer.add("new", regions(1, 1))
+    assert NativeStore.open(tmp_path).settings == {"precision": "fp32", "detector": "here"}, "those of the first run stay"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("ends", ["at once", "in an error", "in a refused image"])
+def test_a_finished_store_to_which_nothing_is_added_stays_as_it_is(tmp_path: Path, ends: str) -> None:
+    write(tmp_path / "finished")
+    before = contents(tmp_path / "finished")
+    for path in (tmp_path / "finished", tmp_path / "new"):
+        writer = StoreWriter(path, feature_size=F, fingerprint="det-1", resume=True)
+        if ends == "at once":
+            writer.close()
+            continue
+        if ends == "in an error":
+            writer.__exit__(StoreError, StoreError("two images of one name"), None)
+        else:
+            with writer, pytest.raises(StoreError, match=r"must be \(R, 5\)"):
+                writer.add("new", regions(0, 2, width=F + 1))
+    assert contents(tmp_path / "finished") == before
+    assert contents(tmp_path / "new").keys() == (set() if ends == "in an error" else {"manifest.json", "index.safetensors"})
 
 
 def test_an_exception_leaves_a_resumable_folder(tmp_path: Path) -> None:
@@ -439,5 +486,8 @@ def test_merge(tmp_path: Path) -> None:
         writer.add("d", regions(0, 1))
     with pytest.raises(StoreError, match="fingerprint 'det-1' and 'det-2' differ"):
         merge([first, NativeStore.open(tmp_path / "3")], tmp_path / "mixed")
+    bf16 = write(tmp_path / "4", {"d": 1}, settings={"precision": "bf16"})
+    with pytest.raises(StoreError, match=r"computed in None and bf16.*--precision"):
+        merge([first, bf16], tmp_path / "mixed")
     with pytest.raises(StoreError, match="nothing to merge"):
         merge([], tmp_path / "nothing")

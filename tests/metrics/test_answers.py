@@ -1,4 +1,4 @@
-"""VQA accuracy and NLVR v1 scores against the official scripts' results, rule by rule; the bootstrap against its definition."""
+"""VQA accuracy and NLVR v1 scores against the official scripts' results, rule by rule; scores by data set; the bootstrap against its definition."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from visling.metrics.answers import (
     nlvr_structured,
     normalise,
     same_ids,
+    source_scores,
     strip_articles,
     strip_marks,
     strip_space,
@@ -39,6 +40,27 @@ class Asked:
     answers: tuple[str, ...]
     question_type: str = "what"
     answer_type: str = "other"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    source: str
+    scores: dict[str, float] | None
+
+
+def test_scores_by_data_set() -> None:
+    found = source_scores(
+        [
+            ("red", Scored("vqa", {"red": 0.3, "blue": 1.0})),
+            ("green", Scored("vqa", {"red": 1.0})),
+            ("red", Scored("gqa", {"red": 1.0})),
+            ("red", Scored("vqa", {})),  # asked, but no answer is listed
+            ("red", Scored("mscoco", None)),  # a caption
+        ]
+    )
+    assert found.overall == Average(total=1.3, count=4)
+    assert found.sources == {"gqa": Average(total=1.0, count=1), "vqa": Average(total=0.3, count=3)}
+    assert source_scores([]).overall == Average(total=0.0, count=0)
 
 
 ASKED = [Asked(str(c["question_id"]), tuple(c["answers"]), c["question_type"], c["answer_type"]) for c in VQA["cases"]]

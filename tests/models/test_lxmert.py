@@ -547,28 +547,6 @@ def test_wrong_preset_is_refused_with_both_shapes(golden: Path) -> None:
     assert torch.equal(model.norm.weight, before)
 
 
-def answer_head(tensors: Mapping[str, Tensor], prefix: str) -> heads.NormedClassifier:
-    given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    (outputs, hidden), size = given["3.weight"].shape, given["0.weight"].shape[1]
-    head = heads.NormedClassifier(size, hidden, outputs)
-    SPEC.keys["official_finetuned"].load({f"logit_fc.{name}": tensor for name, tensor in given.items()}, {"classifier": head})
-    return head
-
-
-def test_task_head_starts_from_the_answer_table(golden: Path) -> None:
-    recorded = load_file(golden / "lxmert_io" / "answer_head_transfer.safetensors")
-    head, expected = answer_head(recorded, "task_head_before."), answer_head(recorded, "task_head_after.")
-    trained = answer_head(recorded, "checkpoint.module.answer_head.logit_fc.")
-    rows = [None if row < 0 else row for row in recorded["row_map"].tolist()]
-    head.start_from(trained, rows)
-    for name, parameter in head.named_parameters():
-        assert torch.equal(parameter, expected.get_parameter(name)), name
-    assert not head.linear.weight[rows.index(None)].any()  # zeros, not random
-    with torch.no_grad():
-        head.linear.weight += 1
-    assert torch.equal(trained.linear.weight, recorded["checkpoint.module.answer_head.logit_fc.3.weight"])  # a copy
-
-
 @pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [*rows, None]], ids=["too few", "too many"])
 def test_answers_and_rows_must_agree(change: Callable[[list[int | None]], list[int | None]]) -> None:
     head, trained = heads.NormedClassifier(4, 8, 3), heads.NormedClassifier(4, 8, 5)

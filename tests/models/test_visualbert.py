@@ -1,9 +1,11 @@
-"""VisualBERT's own promises: configuration errors, region segments, alignment, spatial values, late fusion, start from BERT, released key layouts."""
+"""VisualBERT's own promises: dropout sites, initialisation, configuration errors, region segments, alignment, spatial values, late fusion, start from
+BERT, released key layouts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling import models
@@ -24,6 +27,7 @@ from visling.types import Batch, Head, Regions, Text
 KEYS = models.spec("visualbert").keys
 TINY = PRESETS["tiny"]
 BERT_BIAS = "bert.encoder.layer.0.attention.self.value.bias"
+EXACT: dict[str, Any] = {"atol": 1e-12, "rtol": 1e-12}
 
 
 def tiny(**changes: Any) -> VisualBert:
@@ -105,6 +109,153 @@ def random_bert(model: VisualBert) -> dict[str, Tensor]:
     return {**tensors, "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].clone()}
 
 
+Sites = Mapping[str, float]
+"""Dropout site -> factor that stands in for it; a site of the additional layer has that layer's name before its own."""
+SITES: Sites = {"embeddings": 0.5, "probs": 0.7, "attention": 0.5, "feed_forward": 0.5}
+"""Hidden states go by half, probabilities by 0.7."""
+
+
+def reference(model: VisualBert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass written out from the paper and the release, with a fixed factor at every dropout site.
+
+    Text and region states and the pooled state. Sites: once after the norm that text and regions share, on attention probabilities, after the output
+    projection of an attention block and after the second matrix of a feed-forward block, both before the residual. None after the pooler.
+    """
+    weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    text, regions = batch.text, batch.regions
+    assert regions is not None
+    assert regions.image is not None
+    assert batch.links is not None
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + model.config.norm_eps).sqrt()
+        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def split(x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], model.config.num_heads, -1).transpose(1, 2)
+
+    def layer(name: str, x: Tensor, mask: Tensor) -> Tensor:
+        probs, attention, feed_forward = (sites.get(f"{name}.{site}", sites[site]) for site in ("probs", "attention", "feed_forward"))
+        query, key, value = (split(linear(f"{name}.attend.attention.{part}", x)) for part in ("query", "key", "value"))
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        read = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1) * probs @ value
+        x = norm(f"{name}.attend.norm", x + linear(f"{name}.attend.output", read.transpose(1, 2).flatten(2)) * attention)
+        wide = linear(f"{name}.feed_forward.widen", x)
+        gelu = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
+        return norm(f"{name}.feed_forward.norm", x + linear(f"{name}.feed_forward.narrow", gelu) * feed_forward)
+
+    tables = {name: weights[f"embeddings.{name}.weight"] for name in ("words", "positions", "segments")}
+    words = tables["words"][text.ids] + tables["positions"][: text.ids.shape[1]] + tables["segments"][text.segments]
+    features = torch.cat([regions.features, regions.boxes, regions.boxes[..., 2:] - regions.boxes[..., :2]], dim=-1).double()
+    things = linear("projection", features) + weights["visual_segments.weight"][regions.image] + weights["visual_positions.weight"][0]
+    for row, word, region in batch.links.nonzero().tolist():
+        things[row, region] += tables["positions"][word] / batch.links[row, :, region].sum()
+    states = norm("norm", torch.cat([words, things], dim=1)) * sites["embeddings"]
+    tokens, mask = text.ids.shape[1], torch.cat([text.mask, regions.mask], dim=1)
+    layers = [f"layers.{number}" for number in range(model.config.num_layers)]
+    if model.config.bypass:
+        words, things = states[:, :tokens], states[:, tokens:]
+        for name in layers:
+            words = layer(name, words, text.mask)
+        states = layer("additional_layer", torch.cat([words, things], dim=1), mask)
+    else:
+        for name in layers:
+            states = layer(name, states, mask)
+    return states[:, :tokens], states[:, tokens:], torch.tanh(linear("pooler.dense", states[:, 0]))
+
+
+def double_precision(*, bypass: bool, **changes: Any) -> tuple[VisualBert, Batch]:
+    """A model with weights away from their symmetric start, and a batch in which everything that regions may have is told."""
+    model = tiny(bypass=bypass, whiten_features=False, append_spatial=True, **changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    batch = batch_of(model.config, image=torch.tensor([[0, 1, 1], [1, 0, 0]]))
+    assert batch.regions is not None
+    links = torch.zeros(2, 4, 3, dtype=torch.bool)
+    links[0, 1, 2] = links[0, 3, 2] = links[1, 2, 0] = True
+    text = dataclasses.replace(batch.text, mask=torch.tensor([[True] * 4, [True] * 3 + [False]]), segments=torch.tensor([[0, 0, 1, 1]] * 2))
+    regions = dataclasses.replace(batch.regions, mask=torch.tensor([[True] * 3, [True] * 2 + [False]]))
+    return model.double(), dataclasses.replace(batch, text=text, regions=regions, links=links)
+
+
+def slow_attention(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, dropout_p: float) -> Tensor:
+    """What the fused kernel computes, with a dropout that a test may stand in for."""
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return F.dropout(scores.masked_fill(~attn_mask, -torch.inf).softmax(-1), dropout_p) @ value
+
+
+@pytest.fixture
+def fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout in training is a fixed factor: 0.5 at a rate of 0.1, 0.7 at 0.2; in the fused kernel too."""
+    factors = {0.0: 1.0, 0.1: 0.5, 0.2: 0.7}
+    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, inplace=False: x * factors[p] if training else x)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", slow_attention)
+
+
+RATES: Mapping[str, float] = {"dropout_rate": 0.1, "attention_dropout_rate": 0.2}
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("bypass", [False, True])
+def test_dropout_stands_where_the_release_has_it(bypass: bool, capture: bool) -> None:
+    model, batch = double_precision(bypass=bypass, **RATES)
+    for mode, sites in ((True, SITES), (False, dict.fromkeys(SITES, 1.0))):
+        encoded = model.train(mode)(batch, capture=capture)
+        for ours, expected in zip((encoded.text, encoded.regions, encoded.pooled), reference(model, batch, sites), strict=True):
+            assert_close(ours, expected, **EXACT)
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+@pytest.mark.parametrize(
+    ("bypass", "site"),
+    [*((False, site) for site in SITES), *((True, site) for site in SITES), *((True, f"additional_layer.{site}") for site in list(SITES)[1:])],
+)
+def test_every_dropout_site_counts(bypass: bool, site: str) -> None:
+    model, batch = double_precision(bypass=bypass, **RATES)
+    without = reference(model, batch, {**SITES, site: 1.0})[2]
+    assert not torch.allclose(model.train()(batch).pooled, without, atol=1e-4)
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+def test_evaluation_equals_the_reference(bypass: bool) -> None:
+    model, batch = double_precision(bypass=bypass, **RATES)
+    encoded = model(batch)
+    for ours, expected in zip((encoded.text, encoded.regions, encoded.pooled), reference(model, batch, dict.fromkeys(SITES, 1.0)), strict=True):
+        assert_close(ours, expected, **EXACT)
+
+
+def test_fresh_weights_by_group() -> None:
+    """Matrices and tables N(0, 0.02), the visual ones too; biases 0; norms 1 and 0."""
+    torch.manual_seed(0)
+    changes: dict[str, Any] = {"hidden_size": 96, "num_layers": 2, "vocab_size": 3000, "feature_size": 64, "intermediate_size": 384, "bypass": True}
+    model = VisualBert(dataclasses.replace(PRESETS["flickr30k"], **changes))
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    drawn: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "bias":
+            assert not parameter.any(), name
+        elif owner in norms:
+            assert (parameter == 1).all(), name
+        else:
+            values = parameter.detach().flatten()
+            error = 5 / len(values) ** 0.5  # five standard errors, roughly
+            assert abs(values.std() / 0.02 - 1) < error, name
+            assert abs(values.mean() / 0.02) < error, name
+            group = owner.split(".")[0]
+            drawn[group] = drawn.get(group, 0) + 1
+    assert drawn == {"embeddings": 3, "projection": 1, "visual_segments": 1, "visual_positions": 1, "layers": 12, "additional_layer": 6, "pooler": 1}
+    # Each table has values of its own until weights from elsewhere make copies of the text tables (`after_text_weights`).
+    assert not torch.equal(model.visual_segments.weight, model.embeddings.segments.weight)
+    assert not torch.equal(model.visual_positions.weight, model.embeddings.positions.weight)
+    assert PRESETS["vqa"].init_std == 0.02
+
+
 def test_region_embedding_term_by_term() -> None:
     model = tiny()
     batch = batch_of(model.config, image=torch.tensor([[0, 1, 1], [1, 0, 0]]))
@@ -183,13 +334,6 @@ def test_late_fusion_shows_regions_to_the_additional_layer_only() -> None:
     assert encoded.states["additional_layer"].shape[1] == 7
     assert encoded.maps.text_to_regions["layers.0"].shape[-1] == 0
     assert encoded.maps.regions_to_text["additional_layer"].shape[2:] == (3, 4)
-
-
-def test_untrained_parameters_follow_the_release() -> None:
-    assert tiny(trains_pooler=True).untrained == frozenset()
-    assert tiny(trains_pooler=False).untrained == {"pooler.dense.weight", "pooler.dense.bias"}
-    assert not PRESETS["vqa"].trains_pooler
-    assert PRESETS["scenes"].trains_pooler
 
 
 def test_released_widths() -> None:

@@ -454,6 +454,9 @@ def test_input_spec_follows_the_config() -> None:
     assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.joint_limit, spec.answer_slot) == (2048, 100, 64, 64, "none")
     assert inputs(PRESETS["large_vqa"]).answer_slot == "second_segment"
     assert inputs(PRESETS["large_vqa"]).joint_limit is None
+    assert {name for name, preset in PRESETS.items() if inputs(preset).region_order == "confidence"} == {
+        "base_prec", "base_e2e", "large_prec", "large_e2e",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,33 @@ def transformed(head: Any, states: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("fixed_dropout")
+@pytest.mark.parametrize(
+    ("kind", "style", "outputs", "group"),
+    [("classify", "linear", 3, 1), ("score", "linear", 1, 1), ("score", "linear", 1, 2), ("pair", "linear", 3, 1), ("pair", "linear", 3, 2)],
+)
+def test_linear_heads_drop_what_they_read(kind: str, style: str, outputs: int, group: int) -> None:
+    """Before the linear layer, and nowhere else: the bias is whole."""
+    head = stirred(kind, style, outputs=outputs, group=group)
+    joined = POOLED.reshape(-1, 6 * group) if kind == "pair" else POOLED
+    for mode, kept in ((True, 0.9), (False, 1.0)):
+        expected = joined * kept @ head.linear.weight.T + head.linear.bias
+        assert_close(head.train(mode)(POOLED), expected.view(-1, group) if kind == "score" else expected)
+
+
+@pytest.mark.usefixtures("fixed_dropout")
+def test_heads_without_dropout() -> None:
+    words = nn.Embedding(11, 6)
+    states, regions, mask = torch.randn(2, 3, 6), torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+    calls: list[tuple[Any, tuple[Tensor, ...]]] = [
+        (stirred("classify", "plain", outputs=2), (POOLED,)),
+        (build("vocabulary", "bert", words=words).train(), (states,)),
+        (stirred("slots_regions", "flickr", head_size=2), (states, regions, mask)),
+    ]
+    for head, given in calls:
+        assert torch.equal(head(*given), head.eval()(*given))
+
+
+@pytest.mark.usefixtures("fixed_dropout")
 def test_vlbert_classify_drops_between_transform_and_output() -> None:
     head = stirred("classify", "vlbert", outputs=3)
     hidden = transformed(head.transform, POOLED)

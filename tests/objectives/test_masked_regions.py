@@ -311,7 +311,11 @@ def test_lxmert_is_the_mean_over_all_regions() -> None:
     objective = make(small(RELEASES["lxmert"]))
     now = step(EVERY)
     targets = now.targets
+    told: dict[str, tuple[int, ...]] = {}
+    for name, output in objective.head.outputs.named_children():
+        output.register_forward_hook(lambda module, given, found, name=name: told.update({name: tuple(found.shape[:2])}))
     loss = objective(now)
+    assert told == {"classes": (B, R), "attributes": (B, R), "features": tuple(CHOSEN.at.shape)}  # each at its own regions only
     predicted: Mapping[str, Tensor] = objective.head(now.encoded.regions.detach())
     predicted = {name: logits.detach() for name, logits in predicted.items()}
     total = 0.0
@@ -341,14 +345,16 @@ def test_lxmert_of_the_paper_asks_for_hidden_regions_alone() -> None:
     assert part(loss, "region_classes")[1] == part(loss, "region_features")[1] == 3
 
 
-def test_nce_through_the_objective() -> None:
-    losses = RegionLosses(features="nce", feature_size=F, num_negatives=10)
+@pytest.mark.parametrize("padded", [False, True])
+def test_nce_through_the_objective(padded: bool) -> None:
+    losses = RegionLosses(features="nce", feature_size=F, num_negatives=10, padded_negatives=padded)
     objective = make(losses)
     now = step()
     torch.manual_seed(1)
     loss = objective(now)
     torch.manual_seed(1)
-    negatives = draw_negatives(REAL, CHOSEN.at, 10)
+    negatives = draw_negatives(torch.ones_like(REAL) if padded else REAL, CHOSEN.at, 10)
+    assert bool((~REAL.flatten()[negatives]).any()) == padded, "padding among the negatives"
     assert now.targets.region_features is not None
     predicted = at_slots(objective.head(now.encoded.regions)["features"], CHOSEN)
     assert_close(loss.value, region_nce_loss(predicted, now.targets.region_features, CHOSEN, negatives).value)

@@ -57,6 +57,22 @@ def test_masked_lm_is_the_mean_over_chosen_slots() -> None:
     assert part(loss, "masked_lm_accuracy") == (1, 3)
 
 
+def test_masked_lm_reads_the_hidden_positions_of_the_batch_and_no_others() -> None:
+    objective = MaskedLM(DIMS, "bert", nn.Embedding(WORDS, WIDTH))
+    text = torch.randn(3, 7, WIDTH)
+    at = torch.tensor([[2, 5, 6, 0], [0, 0, 0, 0], [4, 0, 0, 0]])
+    ids = torch.tensor([[3, 1, 9, 0], [0, 0, 0, 0], [7, 0, 0, 0]])
+    mask = torch.tensor([[True, True, True, False], [False] * 4, [True, False, False, False]])
+    read: list[int] = []
+    objective.head.register_forward_hook(lambda module, given, logits: read.append(logits[..., 0].numel()))
+    padded = objective(step(text, token_slots=Slots(at=at, mask=mask), token_ids=ids))
+    taken = objective(step(text, token_slots=Slots(at=at, mask=mask, taken=torch.tensor([0, 1, 2, 8, 3])), token_ids=ids))
+    assert read == [12, 5]
+    assert_close(taken.value, padded.value)
+    assert part(taken, "masked_lm") == (pytest.approx(part(padded, "masked_lm")[0]), 4)
+    assert part(taken, "masked_lm_accuracy") == part(padded, "masked_lm_accuracy")
+
+
 @pytest.mark.parametrize("filler", [0, -1, IGNORE, 99])
 def test_masked_lm_does_not_read_labels_of_free_slots(filler: int) -> None:
     logits = torch.randn(1, 3, WORDS)

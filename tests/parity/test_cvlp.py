@@ -300,13 +300,14 @@ def test_gradient_of_every_weight(recording: Recording, monkeypatch: pytest.Monk
     assert not any(parameter.requires_grad for parameter in model.key.parameters())
 
 
-def test_momentum_update(recording: Recording) -> None:
-    model, momentum = Pretraining(recording), recording.sizes["ema_momentum"]
+def compare_momentum(recording: Recording, model: Pretraining) -> None:
+    """Everything recorded of one update of the key network, of both projections too."""
+    momentum = recording.sizes["ema_momentum"]
     table = "bert.embeddings.word_embeddings.weight"
     source, key = recording.tensors("query_state_dict"), recording.tensors("key_state_dict")
     once = momentum * key[table] + (1 - momentum) * source[table]
     model.contrast.after_update()
-    slow_text = MomentumCopy(model.key_text, momentum=momentum)
+    slow_text = MomentumCopy(model.key_text, momentum=model.contrast.key.momentum)
     slow_text.update(model.parts["text_projection"])
     after = KEYS["official_key"].invert(
         {f"{part}.{name}": value for part, module in model.key_parts.items() for name, value in module.state_dict().items()}
@@ -327,26 +328,51 @@ def test_momentum_update(recording: Recording) -> None:
             assert tensor.sum().item() == pytest.approx(expected[1], rel=1e-5, abs=1e-5), name
 
 
-def _nudge(name: str) -> Callable[[Pretraining], None]:
+def test_momentum_update(recording: Recording) -> None:
+    compare_momentum(recording, Pretraining(recording))
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by its name, in which -1 stands for the last layer."""
+    layers, last, rest = name.partition(".-1.")
+    if last:
+        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
+    return model.get_parameter(name)
+
+
+def _nudge(name: str) -> Callable[[nn.Module], None]:
     """Move one entry of a parameter by a hundredth."""
 
-    def change(model: Pretraining) -> None:
+    def change(model: nn.Module) -> None:
         with torch.no_grad():
-            model.get_parameter(name).view(-1)[0] += 0.01
+            _parameter(model, name).view(-1)[0] += 0.01
 
     return change
 
 
 def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
     """Exchange the weights of two modules of one shape."""
+    return lambda model: _exchange(model.get_submodule(first), model.get_submodule(second))
 
-    def change(model: Pretraining) -> None:
-        one, two = model.get_submodule(first), model.get_submodule(second)
-        kept = {name: value.clone() for name, value in one.state_dict().items()}
-        one.load_state_dict(two.state_dict())
-        two.load_state_dict(kept)
 
-    return change
+def _exchange(one: nn.Module, two: nn.Module) -> None:
+    kept = {name: value.clone() for name, value in one.state_dict().items()}
+    one.load_state_dict(two.state_dict())
+    two.load_state_dict(kept)
+
+
+def _outer_layers(model: Pretraining) -> None:
+    """First and last text layer exchanged."""
+    first, *_, last = model.encoder.lxmert.text_layers.children()
+    _exchange(first, last)
+
+
+def _running_successor(recording: Recording, model: Pretraining) -> tuple[nn.Module, nn.Module]:
+    """A successor that runs under pattern mixed_a, and the last one of its stream."""
+    assert model.key.successors is not None
+    stream, number = next(pair for pair, chosen in zip(model.key.pairs, recording.chosen("mixed_a"), strict=True) if chosen)
+    successors = list(model.key.successors[stream].children())
+    return successors[number], successors[-1]
 
 
 def _rough_norms(model: Pretraining) -> None:
@@ -355,10 +381,11 @@ def _rough_norms(model: Pretraining) -> None:
             module.eps = 1e-5
 
 
-def _fewer_heads(model: Pretraining) -> None:
-    attention = model.get_submodule("encoder.lxmert.region_layers.3.attend.attention")
+def _other_heads(model: Pretraining) -> None:
+    *_, last = model.encoder.lxmert.region_layers.children()
+    attention = last.get_submodule("attend.attention")
     assert isinstance(attention, Attention)
-    attention.num_heads //= 2
+    attention.num_heads = 2 if attention.num_heads == 1 else 1
 
 
 def _with(**changes: Any) -> Callable[[Pretraining], None]:
@@ -377,30 +404,29 @@ def _dropout(model: Pretraining) -> None:
             module.p = 0.1
 
 
+# The last layer of a stream is never left out, so all of these are live in the key network too.
 LIVE = (
     "lxmert.embeddings.positions.weight",
     "lxmert.norm.bias",
     "lxmert.region_embeddings.features.bias",
     "lxmert.region_embeddings.box_norm.weight",
-    "lxmert.text_layers.8.attend.attention.value.bias",
-    "lxmert.region_layers.4.feed_forward.widen.bias",
-    "lxmert.cross_layers.0.cross.attention.query.weight",
-    "lxmert.cross_layers.4.cross.norm.weight",
-    "lxmert.cross_layers.4.region_feed_forward.narrow.bias",
+    "lxmert.text_layers.-1.attend.attention.value.bias",
+    "lxmert.region_layers.-1.feed_forward.widen.bias",
+    "lxmert.cross_layers.-1.cross.attention.value.weight",
+    "lxmert.cross_layers.-1.cross.norm.weight",
+    "lxmert.cross_layers.-1.region_feed_forward.narrow.bias",
 )
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     **{f"nudge {name}": _nudge(f"encoder.{name}") for name in (*LIVE, "lxmert.pooler.dense.bias")},
     **{f"nudge {name}": _nudge(name) for name in ("contrast.head.dense.bias", "contrast.head.norm.weight", "contrast.head.linear.bias")},
     **{f"nudge key {name}": _nudge(f"contrast.key.network.{name}") for name in LIVE},
-    "nudge key successor": _nudge("contrast.key.network.successors.cross_layers.1.region_feed_forward.norm.bias"),
     "nudge key projection": _nudge("contrast.key_head.network.linear.bias"),
-    "nudge the queue": lambda model: model.contrast.queue.rows[7].neg_(),
+    "nudge the queue": lambda model: model.contrast.queue.rows[-1].neg_(),
     "epsilon of the norms": _rough_norms,
-    "half the heads": _fewer_heads,
-    "self-attention of the streams swapped": _swap("encoder.lxmert.cross_layers.2.text_attend", "encoder.lxmert.cross_layers.2.region_attend"),
-    "cross- and self-attention swapped": _swap("encoder.lxmert.cross_layers.2.cross", "encoder.lxmert.cross_layers.2.region_attend"),
-    "layers swapped": _swap("encoder.lxmert.text_layers.3", "encoder.lxmert.text_layers.4"),
-    "successors swapped": _swap("contrast.key.network.successors.cross_layers.0", "contrast.key.network.successors.cross_layers.1"),
+    "another number of heads": _other_heads,
+    "self-attention of the streams swapped": _swap("encoder.lxmert.cross_layers.0.text_attend", "encoder.lxmert.cross_layers.0.region_attend"),
+    "cross- and self-attention swapped": _swap("encoder.lxmert.cross_layers.0.cross", "encoder.lxmert.cross_layers.0.region_attend"),
+    "layers swapped": _outer_layers,
     "dropout on": _dropout,
     "no clipping": _with(clip=None),
     "another temperature": _with(temperature=0.075),
@@ -418,14 +444,82 @@ def test_a_broken_model_is_noticed(recording: Recording, monkeypatch: pytest.Mon
         compare_losses(recording, model)
 
 
-@pytest.mark.parametrize("pair", range(8))
-def test_a_wrongly_chosen_pair_is_noticed(recording: Recording, pair: int) -> None:
-    model = Pretraining(recording)
-    chosen = recording.chosen("mixed_a")
-    chosen[pair] = not chosen[pair]
-    right = recording.tensors("outputs")["key.mixed_a.visn_embed"]
+@pytest.mark.parametrize("swapped", [True, False])
+def test_a_broken_successor_is_noticed(recording: Recording, monkeypatch: pytest.MonkeyPatch, swapped: bool) -> None:
+    model = Pretraining(recording).train()
+    draw(monkeypatch, recording, "mixed_a")
+    running, last = _running_successor(recording, model)
+    if swapped:
+        _exchange(running, last)
+    else:
+        with torch.no_grad():
+            next(weight for name, weight in running.named_parameters() if name.endswith("norm.weight"))[0] += 0.01
     with pytest.raises(AssertionError):
-        assert_close(unit(model.contrast.key_head(model.key.train()(recording.clean(), chosen=chosen).regions)), right, **CLOSE)
+        compare_losses(recording, model)
+
+
+def test_a_wrongly_chosen_pair_is_noticed(recording: Recording) -> None:
+    model, right = Pretraining(recording), recording.tensors("outputs")["key.mixed_a.visn_embed"]
+    for pair in range(len(model.key.pairs)):
+        chosen = recording.chosen("mixed_a")
+        chosen[pair] = not chosen[pair]
+        with pytest.raises(AssertionError):
+            assert_close(unit(model.contrast.key_head(model.key.train()(recording.clean(), chosen=chosen).regions)), right, **CLOSE)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", ["dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias"])
+def test_a_broken_text_projection_is_noticed(recording: Recording, pattern: str, name: str) -> None:
+    model = Pretraining(recording)
+    _nudge(name)(model.key_text)
+    with pytest.raises(AssertionError):
+        compare_key(recording, model, pattern)
+
+
+def _second_update(model: Pretraining) -> None:
+    model.contrast.key.update(model.encoder)
+
+
+def _another_momentum(model: Pretraining) -> None:
+    model.contrast.key.momentum = model.contrast.key.momentum - 0.01
+
+
+def _successors_follow_their_start(model: Pretraining) -> None:
+    """Successor i follows layer i, which it starts as, in the place of layer 2i."""
+
+    def follows(name: str) -> str:
+        part, _, rest = name.partition(".")
+        return f"lxmert.{rest}" if part == "successors" else name
+
+    model.contrast.key._follows = follows
+
+
+MOMENTUM: Mapping[str, Callable[[Pretraining], None]] = {
+    **{
+        f"nudge {name}": _nudge(name)
+        for name in (
+            "encoder.lxmert.norm.bias",
+            "encoder.lxmert.cross_layers.-1.cross.norm.weight",
+            "contrast.head.linear.bias",
+            "contrast.key.network.lxmert.text_layers.0.attend.output.bias",
+            "contrast.key.network.successors.region_layers.0.feed_forward.norm.weight",
+            "contrast.key_head.network.norm.weight",
+        )
+    },
+    "nudge text projection": lambda model: _nudge("norm.weight")(model.parts["text_projection"]),
+    "nudge key text projection": lambda model: _nudge("linear.bias")(model.key_text),
+    "another momentum": _another_momentum,
+    "an update too many": _second_update,
+    "successors follow their start": _successors_follow_their_start,
+}
+
+
+@pytest.mark.parametrize("mutation", MOMENTUM)
+def test_a_broken_momentum_update_is_noticed(recording: Recording, mutation: str) -> None:
+    model = Pretraining(recording)
+    MOMENTUM[mutation](model)
+    with pytest.raises(AssertionError):
+        compare_momentum(recording, model)
 
 
 def test_masked_regions_for_the_keys_are_noticed(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:

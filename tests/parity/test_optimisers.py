@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,26 +20,29 @@ SCENARIOS = ("pretrain", "finetune", "constant", "warmup_constant")
 
 
 def schedule_of(given: dict[str, Any]) -> Schedule:
-    name = "constant" if given["t_total"] == -1 else given.get("schedule", "warmup_linear")
-    return Schedule(name=name, total=given["t_total"], warmup=given["warmup"])
+    return Schedule(name="constant" if given["t_total"] == -1 else given["schedule"], total=given["t_total"], warmup=given["warmup"])
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_bert_adam_follows_the_lxmert_release(golden: Path, scenario: str) -> None:
-    given = json.loads((golden / "bert_adam" / "config.json").read_text())["scenarios"][scenario]
+def compare_bert_adam(golden: Path, scenario: str, *, evaluate: Literal["before", "after"] = "before", moved: str = "", **factors: float) -> None:
+    """Everything recorded of a scenario; settings may be multiplied by factors, and one parameter may start elsewhere."""
+    described = json.loads((golden / "bert_adam" / "config.json").read_text())
+    given = {**described["defaults"], **described["scenarios"][scenario]}
+    given |= {name: given[name] * factor for name, factor in factors.items()}
     tensors = {
         key.removeprefix(f"{scenario}."): value
         for key, value in load_file(golden / "bert_adam" / "bert_adam.safetensors").items()
         if key.startswith(f"{scenario}.")
     }
     parameters = {key.removeprefix("param.init."): nn.Parameter(value) for key, value in tensors.items() if key.startswith("param.init.")}
+    if moved:
+        parameters[moved].data.view(-1)[0] += 1e-3
     optimizer = BertAdam(
         parameters.values(),
         given["lr"],
-        betas=(given.get("b1", 0.9), given.get("b2", 0.999)),
-        eps=given.get("e", 1e-6),
-        weight_decay=given.get("weight_decay", 0.01),
-        schedule=schedule_of(given).factor,
+        betas=(given["b1"], given["b2"]),
+        eps=given["e"],
+        weight_decay=given["weight_decay"],
+        schedule=replace(schedule_of(given), evaluate=evaluate).factor,
     )
     compared = 0
     for step in range(1, given["steps"] + 1):
@@ -60,6 +64,34 @@ def test_bert_adam_follows_the_lxmert_release(golden: Path, scenario: str) -> No
                 assert_close(state["square"], tensors[f"v.{step}.{name}"], atol=ATOL, rtol=RTOL)
                 compared += 1
     assert compared >= 12
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_bert_adam_follows_the_lxmert_release(golden: Path, scenario: str) -> None:
+    compare_bert_adam(golden, scenario)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "change"),
+    [
+        *(
+            (scenario, change)
+            for scenario in ("pretrain", "finetune")
+            for change in ({"lr": 1.01}, {"warmup": 1.5}, {"t_total": 2}, {"weight_decay": 0}, {"clip": 0.5}, {"evaluate": "after"})
+        ),
+        *(("constant", change) for change in ({"lr": 1.01}, {"b1": 0.99}, {"b2": 0.999}, {"e": 100})),
+        *(("warmup_constant", change) for change in ({"warmup": 0.5}, {"weight_decay": 0.9}, {"b1": 0.99}, {"b2": 0.99}, {"e": 10000})),
+    ],
+)
+def test_the_lxmert_trajectory_notices_each_rule(golden: Path, scenario: str, change: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        compare_bert_adam(golden, scenario, **change)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "layernorm_weight", "zero_grad", "late_grad"])
+def test_a_moved_first_value_is_noticed(golden: Path, name: str) -> None:
+    with pytest.raises(AssertionError):
+        compare_bert_adam(golden, "pretrain", moved=name)
 
 
 def test_schedules_equal_the_recorded_factors(golden: Path) -> None:
@@ -124,18 +156,37 @@ def test_the_visualbert_trajectory_notices_each_rule(golden: Path, change: dict[
     assert not all(torch.allclose(values[name], expected[f"trajectory/{name}"], atol=ATOL, rtol=RTOL) for name in values)
 
 
-def test_release_adamw_follows_the_vlbert_release(golden: Path) -> None:
+def compare_release_adamw(golden: Path, **changes: Any) -> None:
+    """Everything recorded of VL-BERT's optimiser."""
     module, gradients, expected = read(golden / "vlbert" / "adamw")
-    config = OptimConfig(
-        name="release_adamw",
-        lr=0.05,
-        weight_decay=0.1,
-        no_decay=(),
-        schedule="triangle",
-        warmup_steps=3,
-        evaluate="after",
-    )
-    values, rates = replay(module, config, gradients)
+    settings = {"lr": 0.05, "weight_decay": 0.1, "no_decay": (), "schedule": "triangle", "warmup_steps": 3, "evaluate": "after"}
+    values, rates = replay(module, OptimConfig(**{"name": "release_adamw"} | settings | changes), gradients)
     assert_close(rates, expected["lr"], atol=1e-8, rtol=RTOL)
     for name, value in values.items():
         assert_close(value, expected[f"trajectory/{name}"], atol=ATOL, rtol=RTOL, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_release_adamw_follows_the_vlbert_release(golden: Path) -> None:
+    compare_release_adamw(golden)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "adamw"},  # decays before the step, and adds eps after the bias correction
+        {"bias_correction": False},
+        {"betas": (0.89, 0.999)},
+        {"betas": (0.9, 0.998)},
+        {"eps": 1e-4},
+        {"weight_decay": 0.0},
+        {"no_decay": ("b",)},
+        {"clip": "none"},
+        {"clip": "per_tensor"},
+        {"evaluate": "before"},
+        {"warmup_steps": 4},
+        {"lr": 0.0501},
+    ],
+)
+def test_the_vlbert_trajectory_notices_each_rule(golden: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        compare_release_adamw(golden, **change)

@@ -1,7 +1,7 @@
 """VL-BERT against values recorded from the official release (`golden/vlbert`; its config.json describes every tensor).
 
-Sizes come from the recorded config.json, and so does the tolerance of states and logits, 2e-5: a rounding of a unit corner is magnified a hundredfold
-before its sine is taken. Losses 1e-5 + 1e-5 |b|, gradient norms 1e-6 + 1e-4 |b|.
+Sizes and token ids come from the recorded config.json, and so does the tolerance of states and logits, 2e-5: a rounding of a unit corner is magnified
+a hundredfold before its sine is taken. Losses 1e-5 + 1e-5 |b| (on another folder what its config.json states), gradient norms 1e-6 + 1e-4 |b|.
 The release packs text, whole image, regions and [END] of a row without a gap; ours are brought into that order before they are compared. Exempt:
 what stands on padding, in `text_out_last` and the logits past a row's text too (states of regions there), zeros or a constant on padded regions.
 Not compared, for want of the trained extractor: `fast_rcnn` up to `obj_reps_raw`, and `obj_reps_with_segms`; the projection after it is.
@@ -10,6 +10,7 @@ Not compared, for want of the trained extractor: `fast_rcnn` up to `obj_reps_raw
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,15 +34,14 @@ from visling.nn import heads
 from visling.nn.attention import Attention
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM, masked_lm_loss
-from visling.objectives.masked_regions import RELEASES, MaskedRegions, soft_class_cross_entropy_loss
+from visling.objectives.masked_regions import RELEASES, MaskedRegions, hard_class_loss, soft_class_cross_entropy_loss
 from visling.objectives.matching import Matching
 from visling.tasks.vqa import answer_loss
-from visling.types import Batch, Encoded, Head, Regions, Slots, Targets, Text
+from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 0}
 LOSSES: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 GRADIENTS: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-4}
-CLS, SEP, MASK = 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,19 @@ class Recording:
     folder: Path
     nudged: str = ""
     """A recorded weight whose first entry is moved by a hundredth."""
+    norm_eps: float | None = None
+    """Of every norm, where it is not the recorded one."""
 
     @property
     def sizes(self) -> dict[str, Any]:
         described: dict[str, Any] = json.loads((self.folder / "config.json").read_text())["hyper_parameters"]
         return described
+
+    def token(self, name: str) -> int:
+        """Id of a special token such as [CLS]."""
+        found = re.search(rf"{re.escape(name)} (\d+)", self.sizes["token ids"])
+        assert found is not None, name
+        return int(found[1])
 
     def config(self, **changes: Any) -> VlBertConfig:
         sizes = self.sizes
@@ -73,6 +81,12 @@ class Recording:
             max_tokens=sizes["max_position_embeddings"] - 2,
         )
         return replace(config, **changes)
+
+    def broken(self, model: nn.Module) -> None:
+        """Give every norm the epsilon that was asked for."""
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm) and self.norm_eps is not None:
+                module.eps = self.norm_eps
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         found = load_file(self.folder / f"{file}.safetensors")
@@ -115,11 +129,13 @@ class Recording:
     def encoder(self, case: str, **changes: Any) -> VlBert:
         encoder = VlBert(self.config(**changes)).eval()
         self.load(case, {"encoder": encoder})
+        self.broken(encoder)
         return encoder
 
     def head(self, case: str, part: str, encoder: VlBert, head: Head, style: str, group: int = 1) -> nn.Module:
         module = heads.build(head, encoder.dims, style=style, words=encoder.word_embeddings, group=group).eval()
         self.load(case, {"encoder": encoder, part: module})
+        self.broken(module)
         return module
 
 
@@ -408,9 +424,10 @@ def test_pretraining_on_captions_and_plain_text_with_gradients(recording: Record
 # -------------------------------------------------------------------------------------------------------------------------------------- tasks
 
 
-def laid_out(questions: Tensor, ending: list[int]) -> Tensor:
-    """[CLS], the real pieces of each row, then an ending; padded with zeros."""
-    rows = [torch.tensor([CLS, *question[question > 0].tolist(), *ending]) for question in questions]
+def laid_out(recording: Recording, questions: Tensor, *ending: str) -> Tensor:
+    """[CLS], the real pieces of each row, then special tokens; padded with zeros."""
+    first, last = recording.token("[CLS]"), [recording.token(name) for name in ending]
+    rows = [torch.tensor([first, *question[question > 0].tolist(), *last]) for question in questions]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -418,8 +435,8 @@ def test_question_answering(recording: Recording) -> None:
     inputs, recorded = recording.inputs("vqa"), recording.outputs("vqa")
     encoder = recording.encoder("vqa")
     head = recording.head("vqa", "classifier", encoder, Head(kind="classify", outputs=recording.sizes["vqa_answers"]), "vlbert")
-    ids = laid_out(inputs["question"], [SEP, MASK, SEP])
-    slot = (ids == MASK).int().argmax(1)
+    ids = laid_out(recording, inputs["question"], "[SEP]", "[MASK]", "[SEP]")
+    slot = (ids == recording.token("[MASK]")).int().argmax(1)
     segments = ((torch.arange(ids.shape[1]) >= slot[:, None]) & (ids > 0)).long()
     assert torch.equal(ids, recorded["text_input_ids"])
     assert torch.equal(segments, recorded["text_token_type_ids"])
@@ -437,7 +454,7 @@ def test_referring_expressions(recording: Recording) -> None:
     encoder = recording.encoder("refcoco")
     head = recording.head("refcoco", "regions", encoder, Head(kind="regions", outputs=1), "vlbert")
     regions = regions_of(inputs["boxes"], inputs["im_info"])
-    encoded = encoder(checked(Batch(text=text_of(laid_out(inputs["expression"], [SEP])), regions=regions)))
+    encoded = encoder(checked(Batch(text=text_of(laid_out(recording, inputs["expression"], "[SEP]")), regions=regions)))
     assert encoded.whole is not None
     logits = head(torch.cat([encoded.regions, encoded.whole[:, None]], dim=1))
     labels = whole_last(inputs["label"])
@@ -465,14 +482,15 @@ class Given(nn.Module):
         return self.visual
 
 
-def choices_of(question: Tensor, answers: Tensor) -> tuple[Text, Tensor]:
+def choices_of(recording: Recording, question: Tensor, answers: Tensor) -> tuple[Text, Tensor]:
     """Rows [CLS] question [SEP] answer [SEP] of every choice, and the tag (0 = whole image) of each piece; padding -2."""
+    cls, sep = recording.token("[CLS]"), recording.token("[SEP]")
     rows, tags, segments = [], [], []
     for asked, choices in zip(question, answers, strict=True):
         asked = asked[asked[:, 0] >= 0]
         for choice in choices:
             told = choice[choice[:, 0] >= 0]
-            rows.append(torch.tensor([CLS, *asked[:, 0].tolist(), SEP, *told[:, 0].tolist(), SEP]))
+            rows.append(torch.tensor([cls, *asked[:, 0].tolist(), sep, *told[:, 0].tolist(), sep]))
             tags.append(torch.tensor([0, *asked[:, 1].tolist(), 0, *told[:, 1].tolist(), 0]))
             segments.append(torch.tensor([0] * (len(asked) + 2) + [1] * (len(told) + 1)))
     ids, tag, segment = (nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (rows, tags, segments))
@@ -488,7 +506,7 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
     region_head = recording.head("vcr", "objects", encoder, Head(kind="region_targets", outputs=objects, options={"classes": objects}), "vlbert")
     encoder.projection = Given(whole_last(inputs["obj_reps"]))  # type: ignore[assignment]
 
-    text, tag = choices_of(inputs["question"], inputs["answer_choices"])
+    text, tag = choices_of(recording, inputs["question"], inputs["answer_choices"])
     for name, ours in (("text_input_ids", text.ids), ("text_token_type_ids", text.segments), ("text_mask", text.mask)):
         assert torch.equal(ours.view_as(recorded[name]), recorded[name])
     mask = boxes[:, 1:, 3] > -0.5
@@ -511,11 +529,11 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
     assert encoded.whole is not None
     classes = region_head(torch.cat([encoded.regions, encoded.whole[:, None]], dim=1))["classes"]
     real, labels = whole_last(boxes[..., 3] > -0.5)[row], whole_last(boxes[..., 5]).long()[row]
-    region_loss = F.cross_entropy(classes[real], labels[real])
+    region_loss = hard_class_loss(classes, labels.masked_fill(~real, IGNORE), real).value
     assert_close(region_loss, recorded["cnn_regularization_loss"], **LOSSES)
     right = inputs["answer_label"]
     for kind, loss in (
-        ("sigmoid", F.binary_cross_entropy_with_logits(logits, F.one_hot(right, num_choices).float())),
+        ("sigmoid", answer_loss(logits, F.one_hot(right, num_choices), "bce").value / num_choices),
         ("softmax", F.cross_entropy(logits, right)),
     ):
         assert_close(loss, recorded[f"ans_loss_{kind}"], **LOSSES)
@@ -525,12 +543,20 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
 # ------------------------------------------------------------------------------------------------------------------------- broken models are noticed
 
 
-def _nudge(name: str) -> Callable[[Pretraining], None]:
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by its name, in which -1 stands for the last layer."""
+    layers, last, rest = name.partition(".-1.")
+    if last:
+        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
+    return model.get_parameter(name)
+
+
+def _nudge(name: str) -> Callable[[nn.Module], None]:
     """Move one entry of a parameter by a hundredth."""
 
-    def change(model: Pretraining) -> None:
+    def change(model: nn.Module) -> None:
         with torch.no_grad():
-            model.get_parameter(name).view(-1)[0] += 0.01
+            _parameter(model, name).view(-1)[0] += 0.01
 
     return change
 
@@ -540,7 +566,7 @@ def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
 
     def change(model: Pretraining) -> None:
         with torch.no_grad():
-            one, two = model.get_parameter(first), model.get_parameter(second)
+            one, two = _parameter(model, first), _parameter(model, second)
             kept = one.clone()
             one.copy_(two)
             two.copy_(kept)
@@ -548,16 +574,16 @@ def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
     return change
 
 
-def _rough_norms(model: Pretraining) -> None:
+def _rough_norms(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-5
 
 
-def _fewer_heads(model: Pretraining) -> None:
+def _other_heads(model: Pretraining) -> None:
     attention = model.encoder.get_submodule("layers.0.attend.attention")
     assert isinstance(attention, Attention)
-    attention.num_heads //= 2
+    attention.num_heads = 2 if attention.num_heads == 1 else 1
 
 
 def _appearance_first(model: Pretraining) -> None:
@@ -598,8 +624,8 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "encoder.layers.0.attend.attention.query.bias",
             "encoder.layers.0.attend.attention.value.bias",
             "encoder.layers.0.attend.norm.weight",
-            "encoder.layers.1.feed_forward.widen.bias",
-            "encoder.layers.2.feed_forward.norm.weight",
+            "encoder.layers.-1.feed_forward.widen.bias",
+            "encoder.layers.-1.feed_forward.norm.weight",
             "masked_lm.head.bias",
             "masked_lm.head.norm.weight",
             "masked_regions.head.transform.dense.bias",
@@ -607,14 +633,14 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
         )
     },
     "epsilon of the norms": _rough_norms,
-    "half the heads": _fewer_heads,
+    "another number of heads": _other_heads,
     "appearance before geometry": _appearance_first,
     "hidden features stay": _features_stay,
     "positions one later": _later_positions,
     "segments of text and regions swapped": _swap("encoder.embeddings.segments.0", "encoder.embeddings.segments.2"),
     "word vectors of shown and hidden regions swapped": _swap("encoder.image_word", "encoder.mask_word"),
     "visual norms of text and regions swapped": _swap("encoder.embeddings.visual_text.norm.weight", "encoder.embeddings.visual_regions.norm.weight"),
-    "query and value swapped": _swap("encoder.layers.1.attend.attention.query.weight", "encoder.layers.1.attend.attention.value.weight"),
+    "query and value swapped": _swap("encoder.layers.-1.attend.attention.query.weight", "encoder.layers.-1.attend.attention.value.weight"),
     "dropout on": lambda model: model.train(),
 }
 
@@ -627,10 +653,16 @@ def test_a_broken_model_is_noticed(recording: Recording, mutation: str) -> None:
         compare_multitask(recording, model, gradients=False)
 
 
-@pytest.mark.parametrize("name", ["encoder.pooler.dense.bias", "matching.head.linear.bias"])
-def test_a_broken_relationship_head_is_noticed(recording: Recording, name: str) -> None:
+RELATIONSHIP: Mapping[str, Callable[[Pretraining], None]] = {
+    **{name: _nudge(name) for name in ("encoder.pooler.dense.bias", "matching.head.linear.bias", "encoder.embeddings.norm.weight")},
+    "epsilon of the norms": _rough_norms,
+}
+
+
+@pytest.mark.parametrize("mutation", RELATIONSHIP)
+def test_a_broken_relationship_head_is_noticed(recording: Recording, mutation: str) -> None:
     model = Pretraining(recording, "pretrain_single")
-    _nudge(name)(model)
+    RELATIONSHIP[mutation](model)
     with pytest.raises(AssertionError):
         compare_single(recording, model)
 
@@ -642,13 +674,13 @@ def test_a_broken_relationship_head_is_noticed(recording: Recording, name: str) 
         ("core_visual_scale", "embeddings.visual_text.scale"),
         ("core_visual_scale", "embeddings.visual_regions.linear.bias"),
         ("core_visual_scale", "embeddings.visual_text.linear.weight"),
+        *((case, name) for case in ("core_visual_ln", "core_visual_scale") for name in ("layers.-1.attend.norm.weight", "epsilon")),
     ],
 )
 def test_a_broken_transformer_is_noticed(recording: Recording, case: str, name: str) -> None:
     changes = {} if case == "core_visual_ln" else {"visual_norm": False, "visual_size": recording.sizes["visual_size in core_visual_scale"]}
     model = recording.encoder(case, **changes)
-    with torch.no_grad():
-        model.get_parameter(name).view(-1)[0] += 0.01
+    (_rough_norms if name == "epsilon" else _nudge(name))(model)
     with pytest.raises(AssertionError):
         compare_core(recording, case, model)
 
@@ -672,6 +704,12 @@ def test_a_broken_transformer_is_noticed(recording: Recording, case: str, name: 
 def test_a_nudged_weight_of_a_task_is_noticed(recording: Recording, compare: Callable[[Recording], None], name: str) -> None:
     with pytest.raises(AssertionError):
         compare(replace(recording, nudged=name))
+
+
+@pytest.mark.parametrize("compare", [test_question_answering, test_referring_expressions, test_choices_with_tagged_words])
+def test_another_epsilon_in_a_task_is_noticed(recording: Recording, compare: Callable[[Recording], None]) -> None:
+    with pytest.raises(AssertionError):
+        compare(replace(recording, norm_eps=1e-3))
 
 
 def test_other_wavelengths_are_noticed(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from visling.models import vilbert, visualbert
 from visling.models.vilbert import Vilbert, VilbertConfig
 from visling.models.visualbert import VisualBert, VisualBertConfig
 from visling.nn import heads
+from visling.nn.coattention import CoAttentionLayer
 from visling.nn.layers import AttentionBlock, FeedForwardBlock
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
@@ -241,7 +242,7 @@ def compare_two_streams(recording: Recording, model: TwoStreams) -> None:
     assert_close(model.matching.head(encoded.pooled).flip(-1), recorded["seq_relationship_score"], **CLOSE)
     for part, task in {"classifier": 1, "score": 8, "entailment": 13}.items():
         assert_close(model.heads[part](encoded.pooled), recorded[f"tasks.TASK{task}"], **CLOSE, msg=labelled(part))
-    assert_close(model.heads["pair"](encoded.pooled[:2]), recorded["tasks.TASK12"], **CLOSE)
+    assert_close(model.heads["pair"](encoded.pooled[: 2 * len(recorded["tasks.TASK12"])]), recorded["tasks.TASK12"], **CLOSE)
     for part, task in {"regions": 10, "regions_refcocog": 11}.items():
         scores = whole_first(model.heads[part](candidates))
         assert_close(scores[regions], recorded[f"tasks.TASK{task}"].squeeze(-1)[regions], **CLOSE, msg=labelled(part))
@@ -263,39 +264,110 @@ def test_vilbert(golden: Path, name: str) -> None:
     compare_two_streams(recording, model)
 
 
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by its name, in which -1 stands for the last layer."""
+    layers, last, rest = name.partition(".-1.")
+    if last:
+        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
+    return model.get_parameter(name)
+
+
+def _nudge(name: str) -> Callable[[nn.Module], None]:
+    """Move every entry of a parameter by about a hundredth; not by a constant, which a norm takes off."""
+
+    def change(model: nn.Module) -> None:
+        with torch.no_grad():
+            weight = _parameter(model, name).view(-1)
+            weight += 0.01 * torch.linspace(0.5, 1.5, len(weight))
+
+    return change
+
+
+def _rough_norms(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+
+
+def _one_after_the_other(model: TwoStreams) -> None:
+    """Regions read the text that has already read them."""
+    for layer in model.encoder.co_attention_layers:
+        assert isinstance(layer, CoAttentionLayer)
+
+        def forward(text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool, own: Any = layer) -> Any:
+            text, _ = own.text_reads(text, regions, region_mask, capture=capture)
+            regions, _ = own.regions_read(regions, text, text_mask, capture=capture)
+            return own.text_feed_forward(text), own.region_feed_forward(regions), None, None
+
+        layer.forward = forward  # type: ignore[method-assign, assignment]
+
+
+def _keys_of_the_other_values(model: TwoStreams) -> None:
+    layer = model.encoder.co_attention_layers[0]
+    assert isinstance(layer, CoAttentionLayer)
+    attention = layer.text_reads.attention
+    attention.key, attention.value = attention.value, attention.key
+
+
+def _other_schedule(model: TwoStreams) -> None:
+    """Each co-attention a region layer later, or one earlier where none is left."""
+    config = model.encoder.config
+    before, layers = config.region_layers_before, config.num_region_layers
+    later = tuple(min(count + 1, layers) for count in before)
+    model.encoder.config = replace(config, region_layers_before=later if later != before else tuple(max(count - 1, 0) for count in before))
+
+
+def _exchanged_directions(model: TwoStreams) -> None:
+    """Each direction by the weights of the other one; both streams must be equally wide."""
+    for layer in model.encoder.co_attention_layers:
+        assert isinstance(layer, CoAttentionLayer)
+        layer.text_reads, layer.regions_read = layer.regions_read, layer.text_reads
+
+
+TWO_STREAM_MUTATIONS: Mapping[str, Callable[[TwoStreams], Any]] = {
+    **{
+        f"nudge {name}": _nudge(name)
+        for name in (
+            "encoder.box_projection.bias",
+            "encoder.region_norm.weight",
+            "encoder.text_layers.0.feed_forward.widen.bias",
+            "encoder.text_layers.-1.attend.norm.weight",
+            "encoder.co_attention_layers.0.regions_read.attention.value.bias",
+            "encoder.co_attention_layers.-1.text_reads.output.bias",
+            "encoder.co_attention_layers.-1.text_reads.norm.weight",
+            "encoder.region_layers.-1.attend.attention.query.bias",
+            "encoder.text_pooler.bias",
+            "encoder.region_pooler.bias",
+            "heads.classifier.norm.weight",
+            "heads.regions_refcocog.dense.bias",
+            "heads.pair.linear.bias",
+            "heads.region_targets.transform.norm.bias",
+            "masked_lm.head.norm.weight",
+            "matching.head.linear.bias",
+        )
+    },
+    "epsilon of the norms": _rough_norms,
+    "directions one after the other": _one_after_the_other,
+    "keys and values exchanged": _keys_of_the_other_values,
+    "another schedule": _other_schedule,
+    "dropout on": lambda model: model.train(),
+}
+
+
 @pytest.mark.parametrize("name", TWO_STREAM)
-@pytest.mark.parametrize(
-    "parameter",
-    [
-        "encoder.box_projection.bias",
-        "encoder.region_norm.weight",
-        "encoder.text_layers.0.feed_forward.widen.bias",
-        "encoder.co_attention_layers.0.regions_read.attention.value.bias",
-        "encoder.co_attention_layers.1.text_reads.output.bias",
-        "encoder.region_layers.1.attend.attention.query.bias",
-        "encoder.text_pooler.bias",
-        "encoder.region_pooler.bias",
-        "heads.classifier.norm.weight",
-        "heads.regions_refcocog.dense.bias",
-        "heads.pair.linear.bias",
-        "heads.region_targets.transform.norm.bias",
-    ],
-)
-def test_a_broken_vilbert_is_noticed(golden: Path, name: str, parameter: str) -> None:
+@pytest.mark.parametrize("mutation", TWO_STREAM_MUTATIONS)
+def test_a_broken_vilbert_is_noticed(golden: Path, name: str, mutation: str) -> None:
     recording = Recording(golden / name)
     model = TwoStreams(recording)
-    with torch.no_grad():
-        weight = model.get_parameter(parameter).view(-1)
-        weight += 0.01 * torch.linspace(0.5, 1.5, len(weight))  # not a constant, which a norm takes off
+    TWO_STREAM_MUTATIONS[mutation](model)
     with pytest.raises(AssertionError):
         compare_two_streams(recording, model)
 
 
-@pytest.mark.parametrize("name", TWO_STREAM)
-def test_a_wrong_schedule_is_noticed(golden: Path, name: str) -> None:
-    recording = Recording(golden / name)
+def test_exchanged_directions_are_noticed(golden: Path) -> None:
+    recording = Recording(golden / "volta_ctrl_vilbert")
     model = TwoStreams(recording)
-    model.encoder.config = replace(model.encoder.config, region_layers_before=(1, 2))
+    _exchanged_directions(model)
     with pytest.raises(AssertionError):
         compare_two_streams(recording, model)
 
@@ -367,7 +439,7 @@ def compare_one_stream(recording: Recording, model: OneStream) -> None:
     assert_close(match, recorded["seq_relationship_score"], **CLOSE)
     assert_close(linear(weights, "clfs_dict.TASK8", pooled), recorded["tasks.TASK8"], **CLOSE)
     assert_close(linear(weights, "clfs_dict.TASK13", pooled), recorded["tasks.TASK13"], **CLOSE)
-    for task, joined in ((1, pooled), (12, pooled[:2].reshape(1, -1))):
+    for task, joined in ((1, pooled), (12, pooled[: 2 * len(recorded["tasks.TASK12"])].reshape(len(recorded["tasks.TASK12"]), -1))):
         name = f"clfs_dict.TASK{task}.logit_fc"
         wide = F.gelu(linear(weights, f"{name}.0", joined))
         normed = F.layer_norm(wide, wide.shape[-1:], weights[f"{name}.2.weight"], weights[f"{name}.2.bias"], eps=1e-12)
@@ -387,33 +459,39 @@ def test_visualbert(golden: Path) -> None:
     compare_one_stream(recording, OneStream(recording))
 
 
-def _segment_0(model: OneStream) -> None:
+def _other_segment(model: OneStream) -> None:
     model.encoder.config = replace(model.encoder.config, region_segment=0)
 
 
-def _nudge(name: str) -> Callable[[OneStream], None]:
-    def change(model: OneStream) -> None:
-        with torch.no_grad():
-            model.get_parameter(name).view(-1)[0] += 0.01
+ONE_STREAM_MUTATIONS: Mapping[str, Callable[[OneStream], Any]] = {
+    **{
+        f"nudge {name}": _nudge(name)
+        for name in (
+            "encoder.norm.weight",
+            "encoder.projection.bias",
+            "encoder.layers.0.attend.norm.bias",
+            "encoder.layers.0.attend.norm.weight",
+            "encoder.layers.0.attend.attention.value.bias",
+            "encoder.layers.-1.feed_forward.narrow.bias",
+            "encoder.layers.-1.feed_forward.norm.weight",
+            "masked_lm.head.norm.weight",
+            "region_targets.transform.norm.weight",
+            "region_targets.outputs.classes.bias",
+            "regions.linear.weight",
+            "deep.dense.bias",
+        )
+    },
+    "epsilon of the norms": _rough_norms,
+    "region segment 0": _other_segment,
+    "dropout on": lambda model: model.train(),
+}
 
-    return change
 
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _segment_0,
-        _nudge("encoder.projection.bias"),
-        _nudge("encoder.layers.0.attend.norm.bias"),
-        _nudge("encoder.layers.1.feed_forward.narrow.bias"),
-        _nudge("region_targets.outputs.classes.bias"),
-        _nudge("deep.dense.bias"),
-    ],
-)
-def test_a_broken_visualbert_is_noticed(golden: Path, change: Callable[[OneStream], None]) -> None:
+@pytest.mark.parametrize("mutation", ONE_STREAM_MUTATIONS)
+def test_a_broken_visualbert_is_noticed(golden: Path, mutation: str) -> None:
     recording = Recording(golden / "volta_visualbert")
     model = OneStream(recording)
-    change(model)
+    ONE_STREAM_MUTATIONS[mutation](model)
     with pytest.raises(AssertionError):
         compare_one_stream(recording, model)
 

@@ -23,11 +23,12 @@ from visling.checkpoints.keymap import KeyMap
 from visling.errors import CheckpointError
 from visling.models.lxmert import PRESETS, Lxmert, LxmertConfig, volta_keys
 from visling.nn import heads
+from visling.nn.coattention import CrossModalityLayer
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import MaskedRegions, RegionLosses
 from visling.objectives.matching import Matching
-from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
+from visling.types import IGNORE, Batch, Encoded, Head, HeadKind, Regions, Slots, Targets, Text
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 STYLES = {kind: style for (layout, kind), style in models.spec("lxmert").head_styles.items() if layout == "volta"}
@@ -99,11 +100,12 @@ class Pretraining(nn.Module):
         super().__init__()
         self.encoder = Lxmert(recording.config)
         dims, words = self.encoder.dims, self.encoder.word_embeddings
-        weights = set(recording.sizes["visual_target_weights"].values())
+        source, weights = recording.tensors("state_dict"), set(recording.sizes["visual_target_weights"].values())
         losses = RegionLosses(
             classes="hard",
-            num_classes=1600,
+            num_classes=len(source["cls.imagePredictions.decoder_dict.3.bias"]),
             attributes=True,
+            num_attributes=len(source["cls.imagePredictions.decoder_dict.4.bias"]),
             features="smooth_l1",
             feature_size=recording.config.feature_size,
             weighted=True,
@@ -119,7 +121,7 @@ class Pretraining(nn.Module):
             "matching": self.matching.head,
             "region_targets": self.masked_regions.head,
         }
-        self.coverage = recording.keys.load(recording.tensors("state_dict"), parts)
+        self.coverage = recording.keys.load(source, parts)
         self.eval()
 
 
@@ -168,7 +170,7 @@ def compare(model: Pretraining, recording: Recording) -> None:
         assert_close(states, recorded[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
     assert_close(encoded.pooled, recorded["pooled_text"], **CLOSE)
     assert_close(model.masked_lm.head(encoded.text), recorded["prediction_scores_t"], **CLOSE)
-    assert_close(model.matching.head(encoded.pooled), recorded["seq_relationship_score"], **CLOSE)
+    assert_close(model.matching.head(encoded.pooled).flip(-1), recorded["seq_relationship_score"], **CLOSE)  # class 0 = fits, there
     regions = model.masked_regions.head(encoded.regions)
     for number, name in ((3, "classes"), (4, "attributes"), (5, "features")):
         assert_close(regions[name], recorded[f"prediction_scores_v.{number}"], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
@@ -177,7 +179,7 @@ def compare(model: Pretraining, recording: Recording) -> None:
     targets = Targets(
         token_slots=Slots(at=torch.arange(words.shape[1]).expand_as(words), mask=words >= 0),
         token_ids=words.clamp(min=0),
-        matched=inputs["next_sentence_label"],  # as class numbers: 0 means "fits" there
+        matched=1 - inputs["next_sentence_label"],
         class_slots=slots,
         feature_slots=slots,
         region_classes=inputs["obj_labels"].masked_fill(inputs["obj_labels"] < 0, IGNORE),
@@ -196,39 +198,55 @@ def test_pretraining_states_scores_and_losses(recording: Recording) -> None:
     compare(Pretraining(recording), recording)
 
 
-TASKS: Mapping[int, tuple[str, Head, str]] = {
-    1: ("classifier", Head(kind="classify", outputs=17), STYLES["classify"]),
-    8: ("score", Head(kind="score", outputs=1), "linear"),
-    10: ("regions", Head(kind="regions", outputs=1), "linear"),
-    11: ("regions_deep", Head(kind="regions", outputs=1), "deep"),
-    12: ("pair", Head(kind="pair", outputs=2), STYLES["pair"]),
-    13: ("entailment", Head(kind="classify", outputs=3), "linear"),
+TASKS: Mapping[int, tuple[str, HeadKind, str, str]] = {
+    1: ("classifier", "classify", STYLES["classify"], "logit_fc.3.bias"),
+    8: ("score", "score", "linear", "bias"),
+    10: ("regions", "regions", "linear", "bias"),
+    11: ("regions_deep", "regions", "deep", "3.bias"),
+    12: ("pair", "pair", STYLES["pair"], "logit_fc.3.bias"),
+    13: ("entailment", "classify", "linear", "bias"),
 }
-"""VOLTA's task number -> part, head and style."""
+"""VOLTA's task number -> part, kind and style of head, and the recorded weight that is as long as its outputs are many."""
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_task_heads(recording: Recording, task: int) -> None:
-    part, wanted, style = TASKS[task]
+def compare_task(recording: Recording, task: int, change: Callable[[nn.Module], Any] = lambda model: None) -> None:
+    """The recorded logits of a task; `change` may break encoder and head before."""
+    part, kind, style, bias = TASKS[task]
     recorded, extra = recording.tensors("outputs")[f"tasks.TASK{task}"], recording.tensors("state_dict_tasks_extra")
     batch = batch_of(recording.tensors("inputs"))
-    if wanted.kind == "pair":
-        batch = batch.map(lambda tensor: tensor[:2])
+    group = 2 if kind == "pair" else 1
+    if kind == "pair":
+        batch = batch.map(lambda tensor: tensor[: 2 * len(recorded)])
     encoder = Lxmert(recording.config).eval()
-    options = {"hidden_size": recording.sizes["clf_hidden_size"]}
-    head = heads.build(
-        dataclasses.replace(wanted, options=options), encoder.dims, style=style, group=len(batch.text.ids) if wanted.kind == "pair" else 1
-    )
-    head.eval()
+    wanted = Head(kind=kind, outputs=len(extra[f"clfs_dict.TASK{task}.{bias}"]), options={"hidden_size": recording.sizes["clf_hidden_size"]})
+    head = heads.build(wanted, encoder.dims, style=style, group=group).eval()
     own = {name: tensor for name, tensor in extra.items() if name.startswith(f"clfs_dict.TASK{task}.")}
     recording.keys.load({**recording.tensors("state_dict"), **own}, {"encoder": encoder, part: head})
+    change(nn.ModuleDict({"encoder": encoder, "head": head}))
     encoded = encoder(batch)
     assert batch.regions is not None
-    if wanted.kind == "regions":
+    if kind == "regions":
         scores = head(encoded.regions)
         assert_close(scores[batch.regions.mask], recorded.squeeze(-1)[batch.regions.mask], **CLOSE)
     else:
         assert_close(head(encoded.pooled), recorded, **CLOSE)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_heads(recording: Recording, task: int) -> None:
+    compare_task(recording, task)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (1, "head.norm.weight"), (1, "head.linear.bias"), (8, "head.linear.bias"), (10, "head.linear.weight"), (11, "head.dense.bias"),
+        (11, "head.output.weight"), (12, "head.norm.bias"), (12, "head.dense.bias"), (13, "head.linear.bias"), (13, "encoder.pooler.dense.bias"),
+    ],
+)  # fmt: skip
+def test_a_broken_task_head_is_noticed(recording: Recording, task: int, name: str) -> None:
+    with pytest.raises(AssertionError):
+        compare_task(recording, task, _nudge(name))
 
 
 def test_files_are_written_back_bit_for_bit(recording: Recording) -> None:
@@ -249,19 +267,54 @@ def test_a_second_copy_that_differs_is_noticed(recording: Recording) -> None:
         recording.keys.convert(source)
 
 
-def _nudge(name: str) -> Callable[[Pretraining], None]:
-    """Move one entry of a parameter by a hundredth."""
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by its name, in which -1 stands for the last layer."""
+    layers, last, rest = name.partition(".-1.")
+    if last:
+        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
+    return model.get_parameter(name)
 
-    def change(model: Pretraining) -> None:
+
+def _nudge(name: str) -> Callable[[nn.Module], None]:
+    """Move every entry of a parameter by about a hundredth; not by a constant, which a norm takes off."""
+
+    def change(model: nn.Module) -> None:
         with torch.no_grad():
-            model.get_parameter(name).view(-1)[0] += 0.01
+            weight = _parameter(model, name).view(-1)
+            weight += 0.01 * torch.linspace(0.5, 1.5, len(weight))
 
     return change
 
 
-def _exchanged_layers(model: Pretraining) -> None:
-    layers = model.encoder.cross_layers
-    layers[0], layers[1] = layers[1], layers[0]
+def _rough_norms(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+
+
+def _exchanged_streams(model: Pretraining) -> None:
+    for layer in model.encoder.cross_layers:
+        assert isinstance(layer, CrossModalityLayer)
+        layer.text_attend, layer.region_attend = layer.region_attend, layer.text_attend
+
+
+class _OneAfterTheOther(nn.Module):
+    """Cross-attention in which regions read the text that has already read them."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.text: Tensor | None = None
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool) -> Any:
+        states, probs = self.block(x, y if self.text is None else self.text, mask, capture=capture)
+        self.text = states
+        return states, probs
+
+
+def _sequential(model: Pretraining) -> None:
+    layer = model.encoder.cross_layers[0]
+    layer.cross = _OneAfterTheOther(layer.get_submodule("cross"))
 
 
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
@@ -271,17 +324,20 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "encoder.norm.bias",
             "encoder.region_embeddings.boxes.bias",
             "encoder.region_embeddings.feature_norm.weight",
-            "encoder.text_layers.1.attend.attention.value.bias",
-            "encoder.region_layers.0.feed_forward.norm.weight",
-            "encoder.cross_layers.1.cross.attention.query.bias",
+            "encoder.text_layers.-1.attend.attention.value.bias",
+            "encoder.region_layers.-1.feed_forward.norm.weight",
+            "encoder.cross_layers.-1.cross.attention.query.bias",
             "encoder.cross_layers.0.region_attend.output.bias",
             "encoder.pooler.dense.weight",
             "matching.head.linear.bias",
+            "masked_lm.head.norm.weight",
             "masked_regions.head.transform.norm.bias",
             "masked_regions.head.outputs.attributes.bias",
         )
     },
-    "cross layers exchanged": _exchanged_layers,
+    "epsilon of the norms": _rough_norms,
+    "one direction after the other": _sequential,
+    "self-attention of the streams exchanged": _exchanged_streams,
     "tanh for ReLU": lambda model: setattr(model.encoder.pooler, "activation", torch.tanh),
     "dropout on": lambda model: model.train(),
 }

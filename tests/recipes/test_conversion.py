@@ -24,8 +24,11 @@ from visling.data.answers import AnswerVocabulary
 from visling.data.store import NativeStore
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.models.base import Encoder
+from visling.models.cvlp import KeyNetwork
 from visling.nn import heads
-from visling.recipes import assembly, conversion, pretraining, verification
+from visling.objectives.masked_lm import MaskedLM
+from visling.objectives.matching import Matching
+from visling.recipes import answer_tables, assembly, conversion, pretraining, verification
 from visling.tasks.vqa import VQA
 from visling.types import Batch, Regions, Text
 
@@ -48,7 +51,7 @@ def answers_file(folder: Path, count: int, suffix: str = ".json") -> Path:
 def convert(source: Any, tmp_path: Path, *, suffix: str = ".pth", **options: Any) -> conversion.Converted:
     """A recorded file, saved and converted into `model`."""
     if source.answers and "answers" not in options and not options.get("encoder_only"):
-        options["answers"] = answers_file(tmp_path, source.answers)
+        options["answers"] = [answers_file(tmp_path, source.answers)]
     given = {"layout": source.layout, "model": source.model, "config": source.config} | options
     return conversion.convert(source.save(tmp_path / f"weights{suffix}"), tmp_path / "model", **given)
 
@@ -56,6 +59,7 @@ def convert(source: Any, tmp_path: Path, *, suffix: str = ".pth", **options: Any
 def same_tensors(found: Path, expected: dict[str, Tensor]) -> None:
     written = load_file(found) if found.suffix == ".safetensors" else torch.load(found, weights_only=True)
     assert written.keys() == expected.keys()
+    assert {name: tensor.dtype for name, tensor in written.items()} == {name: tensor.dtype for name, tensor in expected.items()}
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
@@ -68,20 +72,53 @@ def test_a_file_goes_in_and_comes_out_bit_for_bit(recorded: Any, tmp_path: Path,
     done = convert(source, tmp_path)
     assert done.coverage.complete
     assert (done.task, bool(source.answers)) in (("vqa", True), (None, False))
-    kept = {
-        key: tensor for key, tensor in source.weights.items() if key not in {dropped.removeprefix("module.") for dropped in done.coverage.dropped}
-    }
     for file in ("back.pth", "back.safetensors"):
         exported = conversion.export(tmp_path / "model", tmp_path / file)
         assert exported.layout == source.layout
-        same_tensors(tmp_path / file, kept)
+        same_tensors(tmp_path / file, dict(source.weights))
+
+
+@pytest.mark.parametrize("name", ["lxmert", "vilbert"])
+def test_a_file_in_half_precision_comes_back_in_half_precision(recorded: Any, tmp_path: Path, name: str) -> None:
+    source = recorded(name)
+    whole = ("bert.embeddings.LayerNorm.weight", "bert.pooler.dense.bias", "bert.t_pooler.dense.bias")
+    weights = {key: tensor if key in whole else tensor.half() for key, tensor in source.weights.items()}
+    convert(replace(source, weights=weights), tmp_path)
+    saved = assembly.read(tmp_path / "model")
+    assert {tensor.dtype for tensor in saved.weights.values()} == {torch.float32}
+    conversion.export(tmp_path / "model", tmp_path / "back.pth")
+    same_tensors(tmp_path / "back.pth", weights)
+    old = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for key, tensor in weights.items()}  # written in today's spelling
+    shutil.rmtree(tmp_path / "model")
+    convert(replace(source, weights=old), tmp_path)
+    conversion.export(tmp_path / "model", tmp_path / "again.pth")
+    same_tensors(tmp_path / "again.pth", weights)
+
+
+def test_what_is_never_read_is_kept_for_the_way_back_alone(recorded: Any, tmp_path: Path) -> None:
+    source = recorded("vilbert")
+    done = convert(source, tmp_path)
+    kept = load_file(tmp_path / "model" / conversion.KEPT)
+    assert kept.keys() == done.coverage.dropped.keys()
+    assert any("q_dense1" in name for name in kept)
+    saved = assembly.read(tmp_path / "model")
+    assert not any("q_dense" in name for name in saved.weights)
+    saved.save_pretrained(tmp_path / "copy")
+    conversion.export(tmp_path / "copy", tmp_path / "back.pth")
+    same_tensors(tmp_path / "back.pth", dict(source.weights))
+    conversion.export(tmp_path / "copy", tmp_path / "other.pth", layout="first")  # another layout has no names for it
+    assert torch.load(tmp_path / "other.pth", weights_only=True).keys() == source.weights.keys() - kept.keys()
+    shutil.rmtree(tmp_path / "model")
+    convert(source, tmp_path, encoder_only=True)
+    assert not (tmp_path / "model" / conversion.KEPT).exists()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_model_folder(recorded: Any, tmp_path: Path, name: str) -> None:
     source = recorded(name)
     convert(source, tmp_path)
-    assert {file.name for file in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "vocab.txt", "README.md"}
+    kept = {conversion.KEPT} if source.model == "vilbert" else set()  # the others' files hold nothing that is never read
+    assert {file.name for file in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "vocab.txt", "README.md", *kept}
     saved = assembly.read(tmp_path / "model")
     assert (saved.model, saved.config, saved.task, saved.fingerprint, saved.text_only) == (source.model, source.config, None, "", False)
     assert (saved.source["file"], saved.source["layout"]) == ("weights.pth", source.layout)
@@ -107,7 +144,7 @@ def test_a_classifier_becomes_a_task_model(recorded: Any, tmp_path: Path, name: 
     assert list(task.vocabulary) == [f"a{number}" for number in range(source.answers)]
     assert (task.config.loss, task.config.mask_unknown) == {"visualbert": ("kl", True), "vlbert": ("bce", False)}.get(source.model, ("bce", True))
     batch = verification._sample(assembly.read(tmp_path / "model"), 0)
-    assert model.eval()(batch)["classify"].shape == (3, source.answers)
+    assert model.eval()(batch)["classify"].shape == (4, source.answers)
 
 
 def test_logits_are_those_of_the_release(recorded: Any, tmp_path: Path) -> None:
@@ -369,9 +406,9 @@ def test_nothing_is_overwritten(recorded: Any, tmp_path: Path) -> None:
 def test_a_classifier_needs_its_answers(recorded: Any, tmp_path: Path, name: str, file: str) -> None:
     source = recorded(name)
     with pytest.raises(CheckpointError, match=rf"over {source.answers} answers.*--answers FILE.*{file}.*another order"):
-        convert(source, tmp_path, answers=None, task="vqa")
+        convert(source, tmp_path, answers=(), task="vqa")
     with pytest.raises(CheckpointError, match=rf"lists 7 answers, but the classifier has {source.answers}.*{file}"):
-        convert(source, tmp_path, answers=answers_file(tmp_path, 7))
+        convert(source, tmp_path, answers=[answers_file(tmp_path, 7)])
     assert not (tmp_path / "model").exists()
 
 
@@ -382,13 +419,123 @@ def test_a_classifier_of_released_size_is_question_answering(recorded: Any, tmp_
         convert(replace(source, weights=wide, answers=0), tmp_path)
 
 
+def widened(source: Any, outputs: int, last: str) -> Any:
+    """The file with a classifier of released size, all zeros."""
+    wide = {name: torch.zeros(outputs, *tensor.shape[1:]) if name.startswith(last) else tensor for name, tensor in source.weights.items()}
+    return replace(source, weights=wide, answers=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "last"), [("lxmert vqa", 1842, "logit_fc.3"), ("vilbert multitask", 1533, "vil_prediction_gqa.logit_fc.3")]
+)
+def test_a_classifier_over_the_answers_of_gqa_needs_its_list_too(recorded: Any, tmp_path: Path, name: str, outputs: int, last: str) -> None:
+    source = widened(recorded(name), outputs, last)
+    answers = [answers_file(tmp_path, recorded(name).answers)] if name.startswith("vilbert") else []
+    with pytest.raises(CheckpointError, match=rf"over {outputs} answers, whose order it does not hold.*trainval_label2ans"):
+        convert(source, tmp_path, answers=answers)
+    assert not (tmp_path / "model").exists()
+
+
+def test_every_classifier_has_a_list_of_its_own(recorded: Any, tmp_path: Path) -> None:
+    source = recorded("vilbert multitask")
+    gqa = widened(source, 1533, "vil_prediction_gqa.logit_fc.3")
+    lists = [answers_file(tmp_path, source.answers), answers_file(tmp_path, 1533, ".pkl")]
+    for order in (lists, lists[::-1]):
+        assert convert(gqa, tmp_path, answers=order).task == "vqa"
+        saved = assembly.read(tmp_path / "model")
+        assert len(saved.state["answers"]) == source.answers
+        assert saved.state["others"] == {"heads.classifier_gqa": [f"a{number}" for number in range(1533)]}
+        assert list(saved.task_model()[1].state()["answers"]) == saved.state["answers"]
+        shutil.rmtree(tmp_path / "model")
+
+
+LISTS: dict[str, list[str]] = {
+    "unknown first": ["<unk>", *(f"a{number}" for number in range(3128))],
+    "unknown listed": [*(f"a{number}" for number in range(3000)), "<unk>", *(f"a{number}" for number in range(3000, 3128))],
+    "unknown absent": [f"a{number}" for number in range(3129)],
+    # of airsplay/lxmert, data/vqa/trainval_label2ans.json (MIT licence), without white space
+    "lxmert": json.loads((Path(__file__).parent / "files" / "lxmert_vqa_label2ans.json").read_text()),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "right", "wrong"),
+    [
+        ("visualbert vqa", "bert.classifier", ["unknown first"], {
+            "unknown listed": "<unk> must be the first answer, and is number 3000", "lxmert": "must be the first answer, and is missing",
+        }),
+        ("vlbert vqa", "final_mlp.2", ["unknown first", "unknown listed"], {"lxmert": "it lacks <unk>"}),
+        ("vilbert vqa", "vil_prediction.main.3.", ["lxmert", "unknown absent"], {"unknown first": "it holds <unk>"}),
+        ("lxmert vqa", "logit_fc.3", ["lxmert"], {"unknown first": "it holds <unk>", "unknown absent": "their order differ .the first are 'a0'"}),
+    ],
+)  # fmt: skip
+def test_the_list_of_another_release_is_refused(recorded: Any, tmp_path: Path, name: str, last: str, right: list[str], wrong: dict[str, str]) -> None:
+    source = widened(recorded(name), 3129, last)
+    if name == "vilbert vqa":  # its gains are single numbers
+        source = replace(source, weights=source.weights | {"vil_prediction.main.3.weight_g": torch.tensor(1.0)})
+    for number, listed in enumerate([*wrong, *right]):
+        AnswerVocabulary(LISTS[listed]).save(tmp_path / f"{number}.json")
+        if listed in wrong:
+            with pytest.raises(CheckpointError, match=rf"not the list of the release: .*{wrong[listed]}.*say --other-answers"):
+                convert(source, tmp_path, answers=[tmp_path / f"{number}.json"])
+            convert(source, tmp_path, answers=[tmp_path / f"{number}.json"], other_answers=True)
+        else:
+            convert(source, tmp_path, answers=[tmp_path / f"{number}.json"])
+        assert assembly.read(tmp_path / "model").state["answers"] == LISTS[listed]
+        shutil.rmtree(tmp_path / "model")
+
+
+def test_cvlp_starts_from_an_lxmert_file_with_its_heads(recorded: Any, tmp_path: Path) -> None:
+    source = recorded("lxmert")
+    convert(source, tmp_path)
+    lxmert = assembly.read(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"holds lxmert, but the recipe trains cvlp.*--to-layout official.*--model cvlp --from official"):
+        assembly.check_family(lxmert, "cvlp")
+    with pytest.raises(CheckpointError, match=r"holds lxmert, but the recipe trains vilbert\. Name a model of vilbert with --init"):
+        assembly.check_family(lxmert, "vilbert")
+    conversion.export(tmp_path / "model", tmp_path / "official.pth")
+    config = models.spec("cvlp").config(**vars(source.config))
+    conversion.convert(tmp_path / "official.pth", tmp_path / "start", model="cvlp", layout="official", config=config)
+    start = assembly.read(tmp_path / "start")
+    assembly.check_family(start, "cvlp")
+    encoder = start.encoder()
+    styles = assembly.head_styles("cvlp")
+    taught = {
+        "masked_lm": MaskedLM(encoder.dims, styles["vocabulary"], encoder.word_embeddings),
+        "matching": Matching(encoder.dims, styles["matching"], encoder.word_embeddings),
+    }
+    assert assembly.load_heads(taught, start) == []
+    assert torch.equal(taught["matching"].get_parameter("head.linear.bias"), source.weights["cls.seq_relationship.bias"])
+    assert torch.equal(taught["masked_lm"].get_parameter("head.bias"), source.weights["cls.predictions.bias"])
+
+
+@pytest.mark.parametrize("model", ["lxmert", "cvlp"])
+def test_the_answer_table_of_pre_training_is_carried_over_to_a_task(recorded: Any, tmp_path: Path, model: str) -> None:
+    source = replace(recorded("lxmert"), model=model, config=models.spec(model).config(**vars(recorded("lxmert").config)))
+    bias = source.weights["answer_head.logit_fc.3.bias"]
+    table = [f"a{number}" for number in range(len(bias))]
+    (tmp_path / "all_ans.json").write_text(json.dumps([{"ans": answer, "dsets": ["vqa"]} for answer in table]))
+    done = convert(source, tmp_path, layout="official", answers=[tmp_path / "all_ans.json"])
+    assert done.task is None
+    saved = assembly.read(tmp_path / "model")
+    assert list(answer_tables.table_of(saved)) == table
+    task = VQA.from_state({"config": {}, "answers": ["a3", "not in the table", "The a1."]})
+    made = assembly.TaskModel(saved.encoder(), task, assembly.head_styles(model))
+    assert answer_tables.carry_over(made, saved, task.state()["answers"]).endswith("2 of 3 answers carried over")
+    assert torch.equal(made.heads["classify"].get_parameter("linear.bias"), torch.stack([bias[3], torch.tensor(0.0), bias[1]]))
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "all_ans.json").write_text(json.dumps([{"ans": answer, "dsets": ["vqa"]} for answer in table[:-1]]))
+    with pytest.raises(CheckpointError, match=rf"lists {len(table) - 1} answers, but the classifier has {len(table)}.*all_ans.json"):
+        convert(source, tmp_path, layout="official", answers=[tmp_path / "all_ans.json"])
+
+
 def test_answers_without_a_classifier_are_refused(recorded: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="needs a classifier over answers; the file has none, only: vocabulary"):
-        convert(recorded("visualbert"), tmp_path, answers=answers_file(tmp_path, 3))
+        convert(recorded("visualbert"), tmp_path, answers=[answers_file(tmp_path, 3)])
     with pytest.raises(ConfigError, match="the task nlvr has no list of answers"):
-        convert(recorded("visualbert nlvr"), tmp_path, answers=answers_file(tmp_path, 3), task="nlvr")
+        convert(recorded("visualbert nlvr"), tmp_path, answers=[answers_file(tmp_path, 3)], task="nlvr")
     with pytest.raises(CheckpointError, match=r"needs a head of kind classify with 2 outputs; the file has classifier \(classify, 31\)"):
-        convert(recorded("visualbert vqa"), tmp_path, answers=None, task="nlvr")
+        convert(recorded("visualbert vqa"), tmp_path, answers=(), task="nlvr")
 
 
 def test_a_task_without_answers(recorded: Any, tmp_path: Path) -> None:
@@ -621,7 +768,7 @@ def test_transformers_question_answering_comes_back_as_a_task(recorded: Any, tmp
     convert(source, tmp_path)
     conversion.export(tmp_path / "model", tmp_path / "hf", layout="transformers")
     again = conversion.convert(
-        tmp_path / "hf", tmp_path / "again", layout="transformers", model="lxmert", config=source.config, answers=tmp_path / "answers.json"
+        tmp_path / "hf", tmp_path / "again", layout="transformers", model="lxmert", config=source.config, answers=[tmp_path / "answers.json"]
     )
     assert again.task == "vqa"
     assert conversion.export(tmp_path / "again", tmp_path / "back.safetensors").layout == "official_finetuned"
@@ -663,11 +810,12 @@ FULL_SIZE = [
     *(("visualbert", variant) for variant in (
         "vqa_pretraining", "vqa_finetuned", "nlvr2_pretraining(coco/task)", "nlvr2_finetuned", "vcr_pretraining_transformer_part",
         "vcr_finetuned_transformer_part", "flickr_pretraining", "flickr_finetuned", "bypass_variant_extra_keys",
+        "transformers_vqa_pretraining", "transformers_vqa_finetuned", "volta",
     )),
-    *(("vlbert", variant) for variant in ("prec", "e2e", "large", "vqa")),
-    *(("vilbert", variant) for variant in ("pretraining", "multitask")),
-    *(("lxmert", variant) for variant in ("official", "transformers", "vqa")),
-    ("cvlp", "official"),
+    *(("vlbert", variant) for variant in ("prec", "e2e", "large", "vqa", "refcoco", "vcr")),
+    *(("vilbert", variant) for variant in ("pretraining", "multitask", "first", "volta")),
+    *(("lxmert", variant) for variant in ("official", "transformers", "vqa", "volta")),
+    *(("cvlp", variant) for variant in ("official", "vqa")),
 ]  # fmt: skip
 
 
@@ -683,9 +831,12 @@ def test_full_size_files_run_and_are_written_back_bit_for_bit(full_size: Any, tm
     source, back = tmp_path / "w.pth", tmp_path / "back.pth"
     torch.save(weights, source)
     try:
-        answers = answers_file(tmp_path, released.answers) if released.answers else None
+        answers = []
+        for count in released.answers:
+            (tmp_path / str(count)).mkdir()
+            answers.append(answers_file(tmp_path / str(count), count))
         task = {"nlvr2_finetuned": "nlvr"}.get(variant)
-        given = {"layout": released.layout, "model": family, "preset": released.preset, "task": task}
+        given = {"layout": released.layout, "model": family, "preset": released.preset, "task": task, "other_answers": True}
         done = conversion.convert(source, tmp_path / "model", answers=answers, **given)
         saved = assembly.read(tmp_path / "model")
         batch = verification._sample(saved, 0)
@@ -695,13 +846,60 @@ def test_full_size_files_run_and_are_written_back_bit_for_bit(full_size: Any, tm
                 assert all(bool(states.isfinite().all()) for states in (encoded.text[batch.text.mask], encoded.pooled))
             else:
                 (logits,) = saved.task_model()[0].eval()(batch).values()
-                assert logits.shape[0] == 3
+                assert logits.shape[0] == 4
                 assert bool(logits.isfinite().all())
         exported = conversion.export(tmp_path / "model", back, layout="official")
-        kept = {name: tensor for name, tensor in weights.items() if name not in done.coverage.dropped}
+        expected = released.layout
         if released.layout == "transformers":
-            kept = {f"bert.{name.removeprefix('lxmert.')}" if name.startswith("lxmert.") else name: tensor for name, tensor in kept.items()}
-        assert exported.layout == ("official" if released.layout == "transformers" else released.layout)
-        same_tensors(back, kept)
+            expected = "official_finetuned" if family == "lxmert" and released.answers else "official"  # the release's own
+            again = conversion.export(tmp_path / "model", tmp_path / "hf", layout="transformers")
+            back = again.path / "model.safetensors"
+        assert exported.layout == expected
+        same_tensors(back, weights)
     finally:
         shutil.rmtree(tmp_path)  # a gigabyte and more
+
+
+def test_every_name_of_a_full_size_key_file_is_known_and_written_back(full_size: Any) -> None:
+    """CVLP's key network, which training alone reads: LXMERT's layers, a successor for every pair of layers and for the last, and the projections."""
+    shapes = dict(full_size("cvlp")["official"].shapes)
+    for layers, successor, count in (("layer", "scc_layer_l", 5), ("r_layers", "scc_layer_r", 3), ("x_layers", "scc_layer_x", 3)):
+        first = f"bert.encoder.{layers}.0."
+        inner = {name.removeprefix(first): shape for name, shape in shapes.items() if name.startswith(first)}
+        shapes |= {f"bert.encoder.{successor}.{number}.{name}": shape for number in range(count) for name, shape in inner.items()}
+    theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    keys = models.spec("cvlp").keys["official_key"]
+    ours, coverage = keys.convert(theirs)
+    assert coverage.complete
+    assert not coverage.dropped
+    back = keys.invert(ours)
+    assert {name: tensor.shape for name, tensor in back.items()} == {name: tensor.shape for name, tensor in theirs.items()}
+    network = KeyNetwork(models.build("cvlp", replace(models.spec("cvlp").presets["base"], key_layers="replace")))
+    held = network.state_dict()
+    assert {f"encoder.{name.removeprefix('lxmert.')}" if name.startswith("lxmert.") else name for name in held} == {
+        name for name in ours if name.startswith(("encoder.", "successors."))
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["visualbert vqa", "vlbert base_prec", "vilbert connect6", "lxmert base", "cvlp base"])
+def test_bert_at_full_size_starts_every_family(tmp_path: Path, preset: str) -> None:
+    model, name = preset.split()
+    torch.manual_seed(0)
+    config = replace(models.spec("visualbert").presets["vqa"], vocab_size=30522)  # the widths of bert-base-uncased
+    with torch.device("meta"):
+        shaped = models.build("visualbert", config)
+    weights = bert_of(shaped, 12)
+    torch.save(weights, tmp_path / "bert.bin")
+    try:
+        done = conversion.convert(tmp_path / "bert.bin", tmp_path / "start", layout="bert", model=model, preset=name)
+        assert done.coverage.complete
+        saved = assembly.read(tmp_path / "start")
+        encoder = saved.encoder().eval()
+        assert torch.equal(encoder.word_embeddings.weight, weights["bert.embeddings.word_embeddings.weight"])
+        batch = verification._sample(saved, 0)
+        with torch.inference_mode():
+            encoded = encoder(batch)
+        assert all(bool(states.isfinite().all()) for states in (encoded.text[batch.text.mask], encoded.pooled))
+    finally:
+        shutil.rmtree(tmp_path)

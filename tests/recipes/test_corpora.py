@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 
 from visling import models
+from visling.data.collate import collate
+from visling.data.identity import canonical
+from visling.data.loader import Source
 from visling.data.pretraining import Labelled, LxmertSentences, Mixture, SingleCaption, VilbertCaptions
 from visling.data.store import NativeStore, StoreWriter
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError, StoreError
-from visling.recipes import corpora
+from visling.recipes import corpora, releases
 from visling.recipes.plans import Corpus, CorpusKind, Pretraining
 from visling.runtime import generator_for
 from visling.train.engine import TrainConfig
@@ -25,7 +29,8 @@ from visling.types import IGNORE, RegionArray
 
 LAYOUT = TextLayout(Tokenizer(), models.spec("lxmert").inputs(models.spec("lxmert").presets["tiny"]))
 STREET, SKY = "http://a.org/street.jpg", "http://a.org/sky.jpg"
-BOX = {"x": 0, "y": 0, "width": 9, "height": 9}
+Files = Callable[..., Path]
+"""The fixture `files`."""
 
 
 def store_of(path: Path, images: Iterable[str], bare: Iterable[str] = ()) -> NativeStore:
@@ -65,63 +70,6 @@ def sentences(found: corpora.Corpora) -> list[str]:
     return [LAYOUT.tokenizer.decode(source.example(index, generator_for(0, index)).rows[0].ids) for index in range(len(source))]
 
 
-def files(folder: Path, kind: str) -> Path:
-    """A training split of a kind: two sentences of images 1 and 2 (or their addresses), one of image 3, which the stores lack."""
-    if kind == "conceptual_captions":
-        save(folder / "Train_GCC-training.tsv", f"the street\t{STREET}\nthe sky\t{SKY}\n\t{SKY}\nno address\ngone\thttp://a.org/gone.jpg\n")
-    elif kind == "vilbert_captions":
-        save(folder / "caption_train.json", {"1": "the street", "2": "the sky", "3": "gone", "4": ""})
-    elif kind == "sbu":
-        addresses = [f"http://static.flickr.com/{image}.jpg" for image in (1, 2, 3, 1)]
-        save(
-            folder / "sbu-captions-all.json", {"image_urls": addresses, "user_ids": list("abcd"), "captions": ["the street", "the sky", "gone", " "]}
-        )
-    elif kind == "flickr30k":
-        save(folder / "results_20130124.token", "1.jpg#0\tthe street\n2.jpg#0\tthe sky\n3.jpg#0\tgone\n9.jpg#0\tof another split\n2.jpg#1\t\n")
-        save(folder / "train.txt", "1\n2\n3\n")
-    elif kind == "vg_regions":
-        phrases = [(1, "the street"), (2, "the sky"), (3, "gone"), (9, "held"), (2, "")]
-        regions = [
-            {"id": image, "regions": [{"region_id": at, "image_id": image, "phrase": text, **BOX}]} for at, (image, text) in enumerate(phrases)
-        ]
-        save(folder / "region_descriptions.json", regions)
-        save(folder / "val_images.txt", "9\n")
-    elif kind == "vg_qa":
-        pairs = [(1, "the street", "The man."), (2, "the sky", "blue"), (3, "gone", "Blue."), (9, "held", "no"), (2, "what", "")]
-        asked = [
-            {"id": image, "qas": [{"qa_id": at, "image_id": image, "question": question, "answer": answer}]}
-            for at, (image, question, answer) in enumerate(pairs)
-        ]
-        save(folder / "question_answers.json", asked)
-        save(folder / "val_images.txt", "9\n")
-    elif kind == "gqa":
-        asked_gqa = {
-            "07": {"question": "the street", "imageId": "1", "answer": "man"},
-            "8": {"question": "the sky", "imageId": "2", "answer": "blue"},
-            "9": {"question": "gone", "imageId": "3", "answer": "blue"},
-        }
-        save(folder / "train_balanced_questions.json", asked_gqa)
-    elif kind == "answered_questions":
-        asked_vqa = [(1, "the street", "man"), (2, "the sky", "Blue"), (3, "gone", "blue")]
-        questions = [{"question_id": image, "image_id": image, "question": text} for image, text, _ in asked_vqa]
-        annotations = [
-            {"question_id": image, "image_id": image, "answers": [{"answer": answer}] * 10, "multiple_choice_answer": answer}
-            for image, _, answer in asked_vqa
-        ]
-        save(folder / "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": questions})
-        save(folder / "v2_mscoco_train2014_annotations.json", {"annotations": annotations})
-    else:
-        merged = [
-            {"img_id": "1", "sentf": {"vqa": ["the street"]}, "labelf": {"vqa": [{"A man.": 1.0}]}},
-            {"img_id": "2", "sentf": {"mscoco": [""], "gqa": ["the sky"]}, "labelf": {"gqa": [{"blue": 1.0}]}},
-            {"img_id": "3", "sentf": {"mscoco": ["gone"]}},
-        ]
-        save(folder / "mscoco_train.json", merged)
-        save(folder / "mscoco_nominival.json", [])
-        save(folder / "vgnococo.json", [])
-    return folder
-
-
 LENIENT: tuple[CorpusKind, ...] = (
     "conceptual_captions", "vilbert_captions", "sbu", "flickr30k", "vg_regions", "vg_qa", "gqa", "answered_questions", "lxmert"
 )  # fmt: skip
@@ -129,29 +77,171 @@ EMPTY = {
     "conceptual_captions": "1 empty captions, 1 lines of another layout",
     "vg_qa": "1 empty or repeated questions",
     "lxmert": "1 empty sentences",
-    "gqa": None,
-    "answered_questions": None,
+    "gqa": "1 questions without a word",
+    "answered_questions": "1 questions without a word",
 }
 WITH_ANSWERS: tuple[CorpusKind, ...] = ("vg_qa", "gqa", "answered_questions", "lxmert")
 
 
 @pytest.mark.parametrize("kind", LENIENT)
-def test_sentences_without_regions_are_left_out_and_told_once(tmp_path: Path, kind: CorpusKind) -> None:
+def test_sentences_without_regions_are_left_out_and_told_once(files: Files, tmp_path: Path, kind: CorpusKind) -> None:
     folder = files(tmp_path / "data", kind)
     names = [str(zlib.crc32(address.encode())) for address in (STREET, SKY)] if kind == "conceptual_captions" else ["1", "2"]
     store = store_of(tmp_path / "store", [*names, "9"], bare=["3"])
     found = read(run_of(kind, objectives=("masked_lm",)), folder, store)
     assert sentences(found) == ["the street", "the sky"]
-    told = [f"{kind} of {folder}: left out {EMPTY[kind]}"] if EMPTY.get(kind, "") else []
-    if kind not in EMPTY:
-        told = [f"{kind} of {folder}: left out 1 empty captions"]
-    assert list(found.notes) == [*told, f"{kind} of {folder}: left out 1 sentences of 1 images without regions"]
+    assert list(found.notes) == [
+        f"{kind} of {folder}: left out {EMPTY.get(kind, '1 empty captions')}",
+        f"{kind} of {folder}: left out 1 sentences of 1 images without regions",
+    ]
     with pytest.raises(StoreError, match=f"has none of the 3 images of {kind} in .*ids must be those of the annotations"):
         read(run_of(kind), folder, store_of(tmp_path / "other", ["x", "y"]))
 
 
+COMPLETE: dict[CorpusKind, int] = {
+    "captions": 1,
+    "caption_pairs": 1,
+    "single_captions": 1,
+    "statements": 6,
+    "unmasked_statements": 6,
+    "true_statements": 6,
+    "questions": 1,
+    "spelled_questions": 1,
+}
+"""Kinds whose images the store must know, and the sentences about one (of NLVR its six pictures)."""
+
+
+@pytest.mark.parametrize("kind", COMPLETE)
+def test_images_in_which_nothing_was_found_are_not_trained_on(files: Files, tmp_path: Path, kind: CorpusKind) -> None:
+    folder = files(tmp_path / "data", kind.replace("spelled_", ""))
+    held, bare = ["1", "4"], ["2"]
+    if "statements" in kind:
+        held, bare = ([f"train-{number}-0-{order}" for order in range(6)] for number in (1, 2))
+    if "captions" in kind or "pairs" in kind:
+        file = folder / "annotations" / "captions_train2014.json"
+        content = json.loads(file.read_text())
+        content["images"].append({"id": 4, "file_name": "COCO_train2014_000000000004.jpg"})
+        content["annotations"].append({"id": 40, "image_id": 4, "caption": "a tree"})
+        save(file, content)
+    found = read(run_of(kind), folder, store_of(tmp_path / "store", held, bare=bare))
+    shown = set(corpora.images_of(found.images))
+    assert {canonical(image) for image in shown} <= {canonical(image) for image in held}
+    assert shown
+    assert found.notes[-1] == f"{kind} of {folder}: left out {COMPLETE[kind]} sentences of {len(bare)} images without regions"
+    with pytest.raises(StoreError, match=rf"none of the \d+ images of {kind} in .*, with a region"):
+        read(run_of(kind), folder, store_of(tmp_path / "nothing", ["x"], bare=[*held, *bare]))
+    with pytest.raises(StoreError, match="needs image"):
+        read(run_of(kind), folder, store_of(tmp_path / "absent", held))
+
+
+def test_a_pair_of_images_of_which_one_has_no_region_is_not_trained_on(files: Files, tmp_path: Path) -> None:
+    folder = files(tmp_path / "data", "nlvr2")
+    store = store_of(tmp_path / "store", ["train-1-0-img0", "train-1-0-img1", "train-2-0-img0"], bare=["train-2-0-img1"])
+    found = read(run_of("statements"), folder, store)
+    assert [record.images for record in found.images.records] == [("train-1-0-img0", "train-1-0-img1")]  # type: ignore[attr-defined]
+    assert list(found.notes) == [f"statements of {folder}: left out 1 sentences of 1 images without regions"]
+
+
+NUMBERED: tuple[CorpusKind, ...] = ("vg_regions", "vg_qa", "gqa", "lxmert")
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+def test_numbers_of_visual_genome_are_not_those_of_coco(files: Files, tmp_path: Path, kind: CorpusKind) -> None:
+    folder = files(tmp_path / "data", kind)
+    coco = "COCO_train2014_000000000003"
+    store = store_of(tmp_path / "store", ["1", "2", coco])
+    assert "3" in store, "as VQA asks for it"
+    found = read(run_of(kind, objectives=("masked_lm",)), folder, store)
+    assert corpora.images_of(found.images) == ["1", "2"]
+    assert found.notes[-1] == f"{kind} of {folder}: left out 1 sentences of 1 images without regions"
+    both = read(run_of(kind, objectives=("masked_lm",)), folder, marked(tmp_path / "both", {"1": 1.0, "2": 2.0, "3": 3.0, coco: 4.0})).images
+    assert corpora.images_of(both) == ["1", "2", "3"]
+    collated = marked_features(both, NativeStore.open(tmp_path / "both"))
+    assert collated == [1.0, 2.0, 3.0]
+
+
+def test_an_image_of_coco_is_not_found_under_a_number_of_visual_genome(tmp_path: Path) -> None:
+    merged = [
+        {"img_id": "COCO_train2014_000000000009", "sentf": {"mscoco": ["of coco"]}},
+        {"img_id": "COCO_val2014_000000000007", "sentf": {"mscoco": ["by number"]}},
+        {"img_id": "9", "sentf": {"vg": ["of visual genome"]}},
+    ]
+    save(tmp_path / "mscoco_train.json", merged)
+    for name in ("mscoco_nominival", "vgnococo"):
+        save(tmp_path / f"{name}.json", [])
+    found = read(run_of("lxmert", objectives=("masked_lm",)), tmp_path, store_of(tmp_path / "store", ["9", "7"]))
+    assert sentences(found) == ["by number", "of visual genome"]
+
+
+def marked(path: Path, images: dict[str, float]) -> NativeStore:
+    """A store with one region for each image, whose features are the number given."""
+    with StoreWriter(path, feature_size=4, fingerprint="test") as writer:
+        for image, number in images.items():
+            box = np.array([[0, 0, 5, 5]], np.float32)
+            writer.add(image, RegionArray(features=np.full((1, 4), number, np.float16), boxes=box, size=(10, 10)))
+    return NativeStore.open(path)
+
+
+def marked_features(source: Source, store: NativeStore) -> list[float]:
+    """The number of each example's image, as a model gets it."""
+    spec = replace(LAYOUT.spec, feature_size=4)
+    rngs = [generator_for(0, index) for index in range(len(source))]
+    examples = [source.example(index, rng) for index, rng in enumerate(rngs)]
+    regions = collate(examples, store, spec, tokenizer=LAYOUT.tokenizer, masking=None, rngs=rngs)[0].regions
+    assert regions is not None
+    return regions.features[:, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("keep_above", [True, False])
+def test_which_draws_keep_a_caption_follows_the_recipe(files: Files, tmp_path: Path, keep_above: bool) -> None:
+    folder, store = files(tmp_path / "data", "vilbert_captions"), store_of(tmp_path / "store", ["1", "2"])
+    source = read(run_of(Corpus(kind="vilbert_captions", keep_above=keep_above)), folder, store).images
+    for draw in range(20):
+        high = generator_for(draw).random() > 0.5
+        assert source.example(0, generator_for(draw)).labels["matched"] == int(high == keep_above)
+    with pytest.raises(ConfigError, match="keep_above is a setting of vilbert_captions; found it with captions"):
+        Corpus(kind="captions", keep_above=False)
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [("vilbert-conceptual", True), ("vilbert-multitask", False)])
+def test_vilberts_releases_differ_in_the_draws_that_keep_a_caption(recipe: str, kept: bool) -> None:
+    assert releases.PRETRAINING[recipe]().corpora == (Corpus(kind="vilbert_captions", keep_above=kept),)
+
+
+KARPATHY = {
+    "dataset": "coco",
+    "images": [
+        {"filename": "COCO_val2014_000000000001.jpg", "split": "restval", "cocoid": 1, "sentences": [{"raw": "the street", "sentid": 1}]},
+        {"filename": "COCO_val2014_000000000002.jpg", "split": "val", "cocoid": 2, "sentences": [{"raw": "the sky", "sentid": 2}]},
+        {"filename": "COCO_train2014_000000000004.jpg", "split": "train", "cocoid": 4, "sentences": [{"raw": " ", "sentid": 3}]},
+    ],
+}
+
+
+def test_coco_by_karpathys_splits(tmp_path: Path) -> None:
+    save(tmp_path / "data" / "dataset_coco.json", KARPATHY)
+    store = store_of(tmp_path / "store", ["1", "2", "4"])
+    found = read(run_of("captions"), tmp_path / "data", store)
+    assert sentences(found) == ["the street"]
+    assert found.notes == (f"captions of {tmp_path / 'data'}: left out 1 empty captions, 1 images without a caption",)
+    assert sentences(read(run_of("captions"), tmp_path / "data", store, valid=True)) == ["the sky"]
+
+
+def test_coco_as_visualbert_splits_it(files: Files, tmp_path: Path) -> None:
+    """Both parts, but for the images of minival, which validate."""
+    folder = tmp_path / "data"
+    for split, number in (("train", 1), ("val", 3)):
+        images = [{"id": image, "file_name": f"COCO_{split}2014_{image:012d}.jpg"} for image in (number, number + 1)]
+        told = [{"id": image["id"], "image_id": image["id"], "caption": f"caption {image['id']}"} for image in images]
+        save(folder / "annotations" / f"captions_{split}2014.json", {"images": images, "annotations": told})
+    save(folder / "annotations" / "captions_val.txt", "COCO_val2014_000000000004.jpg\n")
+    store = store_of(tmp_path / "store", ["1", "2", "3", "4"])
+    assert sentences(read(run_of("captions"), folder, store)) == ["caption 1", "caption 2", "caption 3"]
+    assert sentences(read(run_of("captions"), folder, store, valid=True)) == ["caption 4"]
+
+
 @pytest.mark.parametrize("kind", LENIENT)
-def test_wrong_sentences_are_mixed_in_where_the_run_learns_matching(tmp_path: Path, kind: CorpusKind) -> None:
+def test_wrong_sentences_are_mixed_in_where_the_run_learns_matching(files: Files, tmp_path: Path, kind: CorpusKind) -> None:
     folder = files(tmp_path / "data", kind)
     names = [str(zlib.crc32(address.encode())) for address in (STREET, SKY)] if kind == "conceptual_captions" else ["1", "2"]
     store = store_of(tmp_path / "store", names)
@@ -170,7 +260,7 @@ def test_vilbert_draws_captions_of_images_that_are_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", WITH_ANSWERS)
-def test_questions_are_asked_for_answers_of_the_runs_own_table(tmp_path: Path, kind: CorpusKind) -> None:
+def test_questions_are_asked_for_answers_of_the_runs_own_table(files: Files, tmp_path: Path, kind: CorpusKind) -> None:
     folder, store = files(tmp_path / "data", kind), store_of(tmp_path / "store", ["1", "2"])
     run = run_of(kind, objectives=("masked_lm", "image_qa"), min_answer_count=1)
     table = corpora.answer_table(run, [str(folder)])
@@ -188,7 +278,7 @@ def test_questions_are_asked_for_answers_of_the_runs_own_table(tmp_path: Path, k
         assert answers == [IGNORE, 0], "an answer outside the table is not asked for"
 
 
-def test_the_table_beside_merged_files_is_everybodys(tmp_path: Path) -> None:
+def test_the_table_beside_merged_files_is_everybodys(files: Files, tmp_path: Path) -> None:
     merged = files(tmp_path / "merged", "lxmert")
     save(merged / "all_ans.json", [{"ans": answer, "dsets": ["vqa"]} for answer in ("apple", "blue", "man")])
     asked = files(tmp_path / "gqa", "gqa")
@@ -211,7 +301,7 @@ def test_answers_need_a_corpus_that_has_them(tmp_path: Path) -> None:
     assert corpora.answer_table(run_of("gqa"), [str(tmp_path)]) is None
 
 
-def test_captions_beside_questions_have_all_labels(tmp_path: Path) -> None:
+def test_captions_beside_questions_have_all_labels(files: Files, tmp_path: Path) -> None:
     """A batch of captions alone must tell image_qa that nothing is asked."""
     files(tmp_path / "data", "gqa")
     files(tmp_path / "data", "vilbert_captions")
@@ -223,7 +313,7 @@ def test_captions_beside_questions_have_all_labels(tmp_path: Path) -> None:
     assert corpora.images_of(source) == ["1", "2", "1", "2"]
 
 
-def test_corpora_are_mixed_by_ratio(tmp_path: Path) -> None:
+def test_corpora_are_mixed_by_ratio(files: Files, tmp_path: Path) -> None:
     for number, kind in enumerate(("gqa", "vilbert_captions", "sbu")):
         files(tmp_path / str(number), kind)
     data = [str(tmp_path / str(number)) for number in range(3)]
@@ -234,7 +324,7 @@ def test_corpora_are_mixed_by_ratio(tmp_path: Path) -> None:
     assert shown == {"07": 2, "8": 2}
 
 
-def test_images_of_conceptual_captions_named_by_line(tmp_path: Path) -> None:
+def test_images_of_conceptual_captions_named_by_line(files: Files, tmp_path: Path) -> None:
     folder = files(tmp_path / "data", "conceptual_captions")
     found = read(run_of("conceptual_captions", objectives=("masked_lm",)), folder, store_of(tmp_path / "store", ["00000001", "00000004"]))
     assert sentences(found) == ["the sky", "gone"]
@@ -244,7 +334,7 @@ def test_images_of_conceptual_captions_named_by_line(tmp_path: Path) -> None:
     assert sentences(found) == ["the street"]
 
 
-def test_validation_takes_what_has_a_split(tmp_path: Path) -> None:
+def test_validation_takes_what_has_a_split(files: Files, tmp_path: Path) -> None:
     folder = files(tmp_path / "data", "sbu")
     files(folder, "vilbert_captions")
     store = store_of(tmp_path / "store", ["1", "2"])
@@ -255,7 +345,7 @@ def test_validation_takes_what_has_a_split(tmp_path: Path) -> None:
     assert sentences(read(run, folder, store, valid=True)) == ["the sky"], "SBU is training data"
 
 
-def test_visual_genome_is_split_by_lists(tmp_path: Path) -> None:
+def test_visual_genome_is_split_by_lists(files: Files, tmp_path: Path) -> None:
     folder = files(tmp_path / "data", "vg_regions")
     store = store_of(tmp_path / "store", ["1", "2", "9"])
     run = run_of("vg_regions", objectives=("masked_lm",))
@@ -284,7 +374,7 @@ def test_visual_genome_is_split_by_lists(tmp_path: Path) -> None:
         ("text", r"no text of split 'train'"),
     ],
 )
-def test_what_no_folder_has_is_named(tmp_path: Path, kind: CorpusKind, message: str) -> None:
+def test_what_no_folder_has_is_named(files: Files, tmp_path: Path, kind: CorpusKind, message: str) -> None:
     (tmp_path / "empty").mkdir()
     beside: CorpusKind = "sbu" if kind == "vilbert_captions" else "vilbert_captions"
     data = [str(tmp_path / "empty"), str(files(tmp_path / "captions", beside))]
@@ -292,14 +382,14 @@ def test_what_no_folder_has_is_named(tmp_path: Path, kind: CorpusKind, message: 
         read(run_of(kind, beside), data, store_of(tmp_path / "store", ["1", "2"]))
 
 
-def test_questions_without_annotations_have_no_answers(tmp_path: Path) -> None:
+def test_questions_without_annotations_have_no_answers(files: Files, tmp_path: Path) -> None:
     folder = files(tmp_path / "data", "answered_questions")
     (folder / "v2_mscoco_train2014_annotations.json").unlink()
     with pytest.raises(DataError, match="learning to answer needs their answers"):
         read(run_of("answered_questions"), folder, store_of(tmp_path / "store", ["1", "2"]))
 
 
-def test_text_of_all_folders_is_one_corpus(tmp_path: Path) -> None:
+def test_text_of_all_folders_is_one_corpus(files: Files, tmp_path: Path) -> None:
     folder, store = files(tmp_path / "data", "vilbert_captions"), store_of(tmp_path / "store", ["1", "2"])
     save(folder / "en_corpus" / "wiki.doc", "a sentence .\n\nanother .\n")
     book = save(tmp_path / "book", "from a book\n")

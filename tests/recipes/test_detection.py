@@ -156,8 +156,34 @@ def test_images_of_other_sizes_are_scaled_with_their_boxes(tmp_path: Path) -> No
     assert truth.boxes.tolist() == [[5, 2, 15, 6]]
 
 
+def test_annotations_are_told_by_their_content(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads(data[1].read_text())
+    folder = tmp_path / "train"
+    (folder / "images" / "0").mkdir(parents=True)
+    file = folder / "train.json"
+    for indent in (None, 1):  # COCO's files are one line; others spread theirs over many
+        file.write_text(json.dumps(content, indent=indent))
+        assert [record.file_name for record in detection.read_annotations(file).records] == [image["file_name"] for image in content["images"]]
+    item = {"x_loc": 5, "y_loc": 7, "size": 20, "type": "circle", "color": "Yellow"}
+    file.write_text(json.dumps({"identifier": "1-0", "directory": "0", "structured_rep": [[item], [], []]}) + "\n")
+    Image.new("RGB", (400, 100)).save(folder / "images" / "0" / "train-1-0-0.png")
+    assert detection.read_annotations(file).category_names == ("circle", "square", "triangle")
+    monkeypatch.chdir(folder)
+    assert len(detection.read_annotations(Path("train.json")).records) == 1
+    file.rename(folder / "other.json")
+    with pytest.raises(DataError, match=r"other.json is of NLVR's layout: its name must be that of its folder"):
+        detection.read_annotations(folder / "other.json")
+    file.write_text("{")
+    with pytest.raises(DataError, match=r"train.json is truncated or not JSON"):
+        detection.read_annotations(file)
+    with pytest.raises(DataError, match="no annotation file"):
+        detection.read_annotations(folder / "gone.json")
+
+
 def test_unusable_data_is_refused(data: tuple[Path, Path], tmp_path: Path) -> None:
     images, annotations = data
+    with pytest.raises(ConfigError, match="the seed is -1"):
+        train_detector(*data, tmp_path / "out", TRAINING, seed=-1, device="cpu")
     with pytest.raises(DataError, match="none of the 10 annotated images is in"):
         train_detector(tmp_path, annotations, tmp_path / "out", TRAINING, device="cpu")
     assert not (tmp_path / "out").exists()

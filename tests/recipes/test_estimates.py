@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,16 +204,54 @@ def test_hours() -> None:
     assert found.flops == 10**16
     seconds = {"bf16": 1e16 / (312e12 * 0.4), "tf32": 1e16 / (156e12 * 0.4), "fp32": 1e16 / (19.5e12 * 0.4)}
     assert found.hours("A100") == pytest.approx({name: time / 3600 for name, time in seconds.items()})
-    assert list(found.hours("T4")) == ["fp32"]
+    assert found.hours("T4") == pytest.approx({"fp16": 1e16 / (65e12 * 0.4) / 3600, "fp32": 1e16 / (8.1e12 * 0.4) / 3600})
+    assert list(found.hours("V100")) == ["fp16", "fp32"]
+
+
+COSTS = ("parameters", "TFLOP", "updates", "EFLOP", "GB", "bf16", "tf32")
+"""Columns of the table of costs."""
+
+
+def told() -> dict[str, dict[str, str]]:
+    """Recipe -> what the page says it costs."""
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8").partition("## What they cost")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    return {name.strip("`"): dict(zip(COSTS, cells, strict=True)) for name, *cells in rows}
+
+
+def costs(name: str) -> dict[str, str]:
+    """A row of the table as the estimate fills it."""
+    found = estimates.estimate(releases.PRETRAINING[name]())
+    assert found.flops is not None
+    hours = found.hours("A100")
+    return {
+        "parameters": f"{found.parameters / 1e6:.1f}",
+        "TFLOP": f"{found.flops_per_update / 1e12:.1f}",
+        "updates": f"{found.updates:,}",
+        "EFLOP": f"{found.flops / 1e18:.2f}",
+        "GB": f"{found.memory.total / 1e9:.1f}",
+        "bf16": f"{hours['bf16']:.2g}",
+        "tf32": f"{hours['tf32']:.2g}",
+    }
+
+
+def test_the_page_tells_what_recipes_cost() -> None:
+    rows = told()
+    assert set(rows) == set(releases.PRETRAINING)
+    for name, row in rows.items():
+        run = releases.PRETRAINING[name]()
+        assert row["updates"] == f"{estimates.updates(run):,}", name
+        total = float(row["TFLOP"]) * int(row["updates"].replace(",", "")) / 1e6
+        assert float(row["EFLOP"]) == pytest.approx(total, rel=0.03, abs=0.006), name  # from rounded numbers
+        for precision, rate in (("bf16", 312), ("tf32", 156)):
+            assert float(row[precision]) == pytest.approx(total * 1e6 / (rate * estimates.UTILISATION * 3600), rel=0.06), name
+    assert costs("visualbert-vqa") == rows["visualbert-vqa"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(releases.PRETRAINING))
-def test_every_published_recipe_has_an_estimate(name: str) -> None:
-    found = estimates.estimate(releases.PRETRAINING[name]())
-    assert found.flops is not None
-    assert 1e16 < found.flops < 1e20
-    assert 4e9 < found.memory.total < 40e9
+def test_every_published_recipe_costs_what_the_page_says(name: str) -> None:
+    assert costs(name) == told()[name]
 
 
 def test_micro_batches_cost_time_and_no_memory() -> None:
@@ -249,8 +288,9 @@ def test_an_unknown_gpu() -> None:
 
 def test_rates_make_sense() -> None:
     for name, gpu in estimates.GPUS.items():
-        rates = [rate for rate in (gpu.bf16, gpu.tf32, gpu.fp32) if rate is not None]
+        rates = [rate for rate in (gpu.bf16, gpu.fp16, gpu.tf32, gpu.fp32) if rate is not None]
         assert rates == sorted(rates, reverse=True), name
+        assert (gpu.bf16 is None) != (gpu.fp16 is None), f"{name}: rates of half precision"
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------- command line
@@ -262,21 +302,24 @@ def shown(*words: str) -> Any:
     return json.loads(result.stdout)
 
 
-def test_show_adds_an_estimate_on_demand() -> None:
-    assert "estimate" not in shown("lxmert-paper")["pretrain"]
+def test_show_adds_an_estimate() -> None:
+    assert "estimate" not in shown("lxmert-paper", "--no-estimate")["pretrain"]
     found = shown("lxmert-paper", "--gpu", "H100", "--set", "encoder=tiny", "--set", "region_losses.feature_size=16")["pretrain"]["estimate"]
     assert 10**6 < found["parameters"] < 10**7
     assert "not a measurement" in found["note"]
     assert set(found["hours"]) == set(found["fits"]) == {"H100"}
     assert found["GB"]["total"] == pytest.approx(sum(size for name, size in found["GB"].items() if name != "total"), rel=0.01)
     assert found["assumed"]["tokens"] == {"lxmert": 12}
-    every = shown("visualbert-vqa", "--estimate", "--set", "encoder=tiny")
-    assert set(every) == {"pretrain", "finetune"}
-    assert set(every["finetune"]["estimate"]["hours"]) == set(estimates.GPUS)
+    both = shown("visualbert-vqa", "--set", "encoder=tiny")
+    assert set(both) == {"pretrain", "finetune"}
+    assert set(both["finetune"]["estimate"]["hours"]) == {estimates.DEFAULT_GPU}
+    named = shown("visualbert-nlvr2", "--gpu", "T4", "--gpu", "V100", "--set", "encoder=tiny")
+    assert set(named["finetune"]["estimate"]["hours"]) == {"T4", "V100"}
+    assert named["finetune"]["estimate"]["assumed"]["regions"] == {"nlvr2": 72}
 
 
 def test_show_says_where_the_paper_differs() -> None:
-    found = shown("cvlp-release", "--set", "train.epochs=2")["pretrain"]
+    found = shown("cvlp-release", "--no-estimate", "--set", "train.epochs=2")["pretrain"]
     assert found["paper"]["encoder.key_layers"] == {"here": "replace", "paper": "drop"}
     assert found["paper"]["objective_settings.region_contrast.clip"] == {"here": 10.0, "paper": None}
     assert found["changed"] == {"train.epochs": {"here": 2, "recipe": 40}}

@@ -162,9 +162,10 @@ def test_the_answer_head_starts_from_that_of_pretraining(world: Any, tmp_path: P
     before = assembly.read(tmp_path / "pretrained")
     table = before.state["answers"]
 
-    def tuned(name: str, init: Path) -> tuple[list[str], list[str], Any]:
+    def tuned(name: str, init: Path, *settings: str) -> tuple[list[str], list[str], Any]:
         out = tmp_path / name
-        finetune(configs.override(RECIPES["lxmert-vqa-scenes"](), size), out, data=world.scenes, store=world.regions, init=init, device="cpu")
+        run = configs.override(RECIPES["lxmert-vqa-scenes"](), [*size, *settings])
+        finetune(run, out, data=world.scenes, store=world.regions, init=init, device="cpu")
         saved = assembly.read(out)
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         return [line["message"] for line in lines if line["kind"] == "event"], saved.state["answers"], saved.weights
@@ -179,6 +180,13 @@ def test_the_answer_head_starts_from_that_of_pretraining(world: Any, tmp_path: P
     for number, answer in enumerate(answers):
         expected = known[table.index(answer)] if answer in table else torch.zeros_like(known[0])
         torch.testing.assert_close(rows[number], expected, rtol=0, atol=1e-6, msg=answer)
+
+    events, _, after = tuned("off", tmp_path / "pretrained", "carry_answers=false")
+    assert not any("answer head" in event for event in events)
+    assert after["heads.classify.linear.weight"].any(dim=1).all(), "fresh weights, no zeros"
+    assert not torch.allclose(after["heads.classify.dense.weight"], before.weights["objectives.image_qa.head.dense.weight"], atol=1e-3)
+    name = next(name for name in after if name.startswith("encoder.pooler."))
+    torch.testing.assert_close(after[name], before.weights[name], rtol=0, atol=1e-6)
 
     nameless = shutil.copytree(tmp_path / "pretrained" / "model", tmp_path / "nameless")
     (nameless / "answers.json").unlink()
@@ -240,7 +248,7 @@ def test_a_model_that_sees_needs_a_store(world: Any, tmp_path: Path) -> None:
         finetune(tiny(world), tmp_path / "run", data=world.scenes, store=None, device="cpu")
 
 
-def change_question(data: Path, split: str, text: str) -> str:
+def change_question(data: Path, split: str, text: str | None) -> str:
     """Replace the first question of a split; its id."""
     file = data / "annotations" / f"v2_OpenEnded_scenes_{split}_questions.json"
     content = json.loads(file.read_text())
@@ -256,17 +264,27 @@ def test_long_questions_are_cut_counted_and_reported(world: Any, tmp_path: Path)
     finetune(tiny(world), out, data=data, store=world.regions, device="cpu")
     events = [line["message"] for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if line["kind"] == "event"]
     assert [event for event in events if "longer than" in event] == [
-        "1 times, counted over all epochs, a text was longer than 64 word pieces and was cut, as the release does"
+        "1 times, counted over all epochs, a text was longer than 64 word pieces and was cut"
     ]
     assert evaluate(out, split="test", device="cpu")["truncated"] == 1
     assert evaluate(out, split="train", device="cpu")["truncated"] == 0
 
 
-def test_an_empty_question_is_named(world: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("split", "text"), [("train", " "), ("val", None), ("train", "\u0301\u200b")])
+def test_an_empty_question_is_refused_before_training(world: Any, tmp_path: Path, split: str, text: str | None) -> None:
     data = world.annotations(tmp_path / "data")
-    number = change_question(data, "train", " ")
-    with pytest.raises(DataError, match=f"example '{number}': the question is empty"):
-        finetune(tiny(world, "train.max_steps=20"), tmp_path / "run", data=data, store=world.regions, device="cpu")
+    number = change_question(data, split, text)
+    with pytest.raises(DataError, match=rf"OpenEnded_scenes_{split}_questions.json: question {number} is empty"):
+        finetune(tiny(world), tmp_path / "run", data=data, store=world.regions, device="cpu")
+    assert not (tmp_path / "run").exists(), "nothing has been trained"
+
+
+def test_an_empty_question_is_refused_before_scoring(world: Any, tmp_path: Path) -> None:
+    data = world.annotations(tmp_path / "data")
+    number = change_question(data, "test", " ")
+    with pytest.raises(DataError, match=rf"OpenEnded_scenes_test_questions.json: question {number} is empty"):
+        evaluate(world.vqa, split="test", data=data, device="cpu")
+    assert not (world.vqa / "evaluation_test.json").exists()
 
 
 @pytest.mark.parametrize("name", ["v2_OpenEnded_scenes_train_questions.json", "v2_scenes_train_annotations.json"])
@@ -426,7 +444,7 @@ def test_a_model_folder_is_scored_on_the_data_and_regions_given(world: Any, vqa:
 def test_converted_weights_are_scored(recorded: Any, world: Any, tmp_path: Path) -> None:
     source = recorded("lxmert vqa")
     AnswerVocabulary([f"a{number}" for number in range(source.answers)]).save(tmp_path / "answers.json")
-    given = {"layout": source.layout, "model": source.model, "config": source.config, "answers": tmp_path / "answers.json"}
+    given = {"layout": source.layout, "model": source.model, "config": source.config, "answers": [tmp_path / "answers.json"]}
     width = source.config.feature_size
     with StoreWriter(tmp_path / "regions", feature_size=width, fingerprint="theirs") as writer:
         for image in NativeStore.open(world.regions).ids:

@@ -10,17 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from visling import api, models
 from visling import config as configs
-from visling.errors import ConfigError
+from visling.data.store import NativeStore, StoreWriter
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import CheckpointError, ConfigError
 from visling.objectives.region_contrast import RegionContrast
-from visling.recipes import estimates, finetuning, pretraining, releases
+from visling.recipes import assembly, corpora, estimates, finetuning, pretraining, releases
 from visling.recipes.assembly import PretrainModel
 from visling.recipes.plans import Pretraining
+from visling.tasks.nlvr2 import NLVR2
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients, parameter_groups
+from visling.types import RegionArray
 
 NAMES = sorted(releases.PRETRAINING)
 
@@ -88,6 +94,7 @@ _VLBERT = {
     "train.optim.evaluate": "after",
     "encoder.hidden_size": 768,
     "encoder.joint_limit": 64,
+    "encoder.region_order": "confidence",
     "encoder.masks_features": True,
 }
 _VILBERT = {
@@ -173,7 +180,7 @@ STATED: Mapping[str, Mapping[str, Any]] = {
     },
     "visualbert-nlvr2": {
         **_VISUALBERT, "corpora": ["statements"], "batch_size": 64, "start": "visualbert-nlvr2-coco", "encoder.max_regions": 144,
-        "encoder.pair": "sequence",
+        "encoder.pair": "sequence", "valid_split": "dev",
     },
     "visualbert-flickr30k": {
         **_VISUALBERT, "corpora": ["flickr30k"], "objectives": {"masked_lm": 1.0}, "batch_size": 32, "start": "visualbert-flickr30k-coco",
@@ -183,6 +190,15 @@ STATED: Mapping[str, Mapping[str, Any]] = {
     "vlbert-large-prec": {
         **_VLBERT, "train.precision": "bf16", "start": "bert-large-uncased", "encoder.hidden_size": 1024, "encoder.num_layers": 24,
         "encoder.num_heads": 16, "encoder.intermediate_size": 4096, "encoder.visual_size": 1024,
+    },
+    "visualbert-vcr": {
+        **_VISUALBERT, "corpora": ["vcr"], "batch_size": 32, "start": "visualbert-vcr-coco", "train.epochs": 1, "train.optim.warmup_share": 0.1879,
+        "encoder.feature_size": 512,
+    },
+    "vlbert-base-e2e": {**_VLBERT, "train.precision": "bf16", "train.accumulation": 1, "encoder.masks_features": False},
+    "vlbert-large-e2e": {
+        **_VLBERT, "train.precision": "bf16", "batch_size": 64, "train.accumulation": 2, "start": "bert-large-uncased", "encoder.hidden_size": 1024,
+        "encoder.num_layers": 24, "encoder.masks_features": False,
     },
     "vilbert-conceptual": {
         **_VILBERT, "train.optim.name": "bert_adam", "train.optim.betas": [0.9, 0.999], "train.optim.eps": 1e-6, "train.optim.clip": "per_tensor",
@@ -244,6 +260,16 @@ def test_fine_tuning_on_vqa() -> None:
     assert {setting: value(settings, setting) for setting in stated} == stated
 
 
+def test_fine_tuning_on_nlvr2() -> None:
+    settings = configs.to_dict(finetuning.RECIPES["visualbert-nlvr2"]())
+    stated = {
+        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max", "train.optim.lr": 2e-5,
+        "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam", "train.optim.exclude": ["pooler"], "encoder.feature_size": 1024,
+        "encoder.max_regions": 144, "encoder.pair": "sequence", "task_settings.joined": True, "valid_split": "dev",
+    }  # fmt: skip
+    assert {setting: value(settings, setting) for setting in stated} == stated
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_goes_on_from_is_a_recipe(name: str) -> None:
     start = releases.PRETRAINING[name]().start
@@ -270,6 +296,9 @@ def test_the_page_lists_every_recipe_with_its_numbers() -> None:
             for setting in getattr(run, source):
                 shown = f"`{setting}`" if "." in setting else setting
                 assert f"| `{name}` | {source} | {shown} |" in page
+    for name, recipe in releases.FINETUNING.items():
+        tuned = recipe()
+        assert f"| `{name}` | {tuned.task} | {tuned.batch_size} | {tuned.train.optim.lr:.0e} " in page
 
 
 # ------------------------------------------------------------------------------------------------------------------------- differences, as data
@@ -353,6 +382,7 @@ PARAMETERS = {
     "lxmert-two-phase-qa": 228_051_752,
     "lxmert-paper": 228_051_752,
     # 250,044,029 in the release's file, of which 11,020,800 are never read
+    "vlbert-base-e2e": 115_080_059,  # without the network that makes the features
     "vilbert-conceptual": 250_044_029 - 11_020_800,
     "vilbert-multitask": 250_044_029 - 11_020_800,
 }
@@ -479,3 +509,85 @@ def test_a_run_without_its_start_says_so(world: Any, tmp_path: Path) -> None:
 
     assert noted()
     assert not noted(init=world.pretrained)
+
+
+@pytest.mark.parametrize("name", sorted(releases.MISSING))
+def test_a_recipe_that_lacks_something_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe {name} cannot be run: it needs .*region extractor"):
+        pretraining.pretrain(releases.PRETRAINING[name](), tmp_path / "run", data=["nowhere"], store=tmp_path / "none", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_missing_is_missing_of_recipes() -> None:
+    assert set(releases.MISSING) < set(NAMES)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- two images: NLVR2
+
+
+@pytest.fixture(scope="module")
+def nlvr2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Real lines of NLVR2 as training and validation split, and a store with regions for both images of each."""
+    folder = tmp_path_factory.mktemp("nlvr2")
+    lines = (Path(__file__).parents[1] / "tasks" / "files" / "nlvr2" / "dev.json").read_text(encoding="utf-8")
+    for split in ("train", "dev"):
+        (folder / f"{split}.json").write_text(lines, encoding="utf-8")
+    images = sorted({image for record in NLVR2().records(folder, "dev") for image in record.images})
+    rng = np.random.default_rng(0)
+    with StoreWriter(folder / "regions", feature_size=16, fingerprint="test") as writer:
+        for number, image in enumerate(images):
+            corners = rng.uniform(0, 40, (1 + number % 3, 2)).astype(np.float32)
+            features = rng.standard_normal((len(corners), 16)).astype(np.float16)
+            writer.add(image, RegionArray(features=features, boxes=np.concatenate([corners, corners + 9], axis=1), size=(50, 50)))
+    return folder, folder / "regions"
+
+
+TWO_STEPS = ["encoder=tiny", "batch_size=4", "train.max_steps=2", "train.epochs=1", "train.log_every=1"]
+
+
+def test_nlvr2_is_read_with_both_images(nlvr2: tuple[Path, Path], tmp_path: Path) -> None:
+    data, store = nlvr2
+    run = configs.override(releases.PRETRAINING["visualbert-nlvr2"](), TWO_STEPS)
+    pretraining.pretrain(run, tmp_path / "run", data=[str(data)], store=store, device="cpu")
+    told = lines(tmp_path / "run", "train")
+    assert len(told) == 2
+    assert all(line["parts"]["matching"] > 0 and line["parts"]["masked_lm"] > 0 for line in told)
+    layout = TextLayout(Tokenizer(), models.spec("visualbert").inputs(run.encoder))
+    source = corpora.read(run, [str(data)], layout, NativeStore.open(store), valid=True, answers=None).images
+    assert len(source) == 15
+    example = source.example(0, np.random.default_rng(0))
+    assert example.images == ("dev-951-1-img0", "dev-951-1-img1")
+    assert example.labels == {"matched": 1}
+
+
+def test_fine_tuning_judges_sentences_about_two_images(nlvr2: tuple[Path, Path], tmp_path: Path) -> None:
+    data, store = nlvr2
+    run = configs.override(finetuning.RECIPES["visualbert-nlvr2"](), TWO_STEPS)
+    finetuning.finetune(run, tmp_path / "run", data=data, store=store, device="cpu")
+    found = finetuning.evaluate(tmp_path / "run", split="dev")
+    assert set(found["scores"]) == {"accuracy", "consistency"}
+    assert found["scores"]["accuracy"]["count"] == 15
+    submitted = (tmp_path / "run" / "predictions_dev.csv").read_text().splitlines()
+    assert len(submitted) == 15
+    assert submitted[0] in ("dev-951-1-0,True", "dev-951-1-0,False")
+    with pytest.raises(CheckpointError, match="judges 2 images together"):
+        api.Answerer(assembly.read(tmp_path / "run"), None, torch.device("cpu"))
+
+
+def test_rows_of_their_own_for_each_image(nlvr2: tuple[Path, Path], tmp_path: Path) -> None:
+    data, store = nlvr2
+    settings = ["model=lxmert", *TWO_STEPS, "task_settings={joined = false}"]
+    run = configs.override(finetuning.RECIPES["visualbert-nlvr2"](), settings)
+    finetuning.finetune(run, tmp_path / "run", data=data, store=store, device="cpu")
+    assert finetuning.evaluate(tmp_path / "run", split="dev")["scores"]["consistency"]["count"] == 6
+
+
+@pytest.mark.parametrize("kind", ["questions", "spelled_questions"])
+def test_answers_may_be_spelt_as_in_the_release(world: Any, kind: str) -> None:
+    run = configs.override(pretraining.RECIPES["visualbert-scenes"](), [*world.settings, f'corpora=[{{kind = "{kind}"}}]'])
+    tokenizer = assembly.tokenizer(run)
+    layout = TextLayout(tokenizer, models.spec("visualbert").inputs(run.encoder))
+    source = corpora.read(run, [str(world.scenes)], layout, NativeStore.open(world.regions), valid=False, answers=None).images
+    texts = [tokenizer.decode(source.example(index, np.random.default_rng(index)).rows[0].ids) for index in range(len(source))]
+    words = {word for text in texts for word in text.partition("? ")[2].split()}
+    assert all(len(word) == 1 for word in words) == (kind == "spelled_questions")

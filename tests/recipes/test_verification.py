@@ -103,6 +103,59 @@ def test_a_recording_of_our_own_is_repeated_exactly(folder: Any, tmp_path: Path,
     assert "torch" in described["versions"]
 
 
+def change(recording: Path, name: str, at: tuple[int, ...]) -> None:
+    values = load_file(recording / "values.safetensors")
+    values[name][at] += 1
+    save_file(values, recording / "values.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "more"), [("lxmert", "region_layers.1", 0), ("lxmert", "regions", 1), ("vilbert", "region_embeddings", 0)]
+)
+def test_regions_are_compared_where_regions_are_real(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, layer: str, more: int
+) -> None:
+    checkpoint = folder(model)
+    config = verification.assembly.read(checkpoint).config
+    tokens = min(verification._TOKENS, config.max_tokens)
+    monkeypatch.setattr(verification, "_REGIONS", tokens + more)  # as many regions as tokens, or as tokens and one more
+    verification.record(checkpoint, tmp_path / "recording")
+    batch = load_file(tmp_path / "recording" / "batch.safetensors")
+    text, regions = batch["text.mask"], batch["regions.mask"]
+    assert regions.shape[1] == text.shape[1] + more
+    hidden = next(at for at in range(text.shape[1]) if regions[1, at] and not text[1, at])
+    padding = next(at for at in range(text.shape[1]) if text[2, at] and not regions[2, at])
+    change(tmp_path / "recording", layer, (2, padding))
+    assert verification.verify(checkpoint, tmp_path / "recording").first is None
+    change(tmp_path / "recording", layer, (1, hidden))
+    assert verification.verify(checkpoint, tmp_path / "recording").first == layer
+
+
+HEADS = [
+    ("vilbert multitask", {"pair": (2, 2), "score": (1, 4), "regions.scores": (4, 7), "entailment": (4, 3)}),  # regions and the whole image
+    ("visualbert flickr", {"slots_regions": (4, 12, 6)}),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), HEADS, ids=[name for name, _ in HEADS])
+def test_heads_of_every_kind_are_recorded(recorded: Any, tmp_path: Path, name: str, expected: dict[str, tuple[int, ...]]) -> None:
+    source, out = recorded(name), tmp_path / "model"
+    conversion.convert(source.save(tmp_path / "w.pth"), out, layout=source.layout, model=source.model, config=source.config)
+    verification.record(out, tmp_path / "recording")
+    shapes = {layer: tuple(values.shape) for layer, values in load_file(tmp_path / "recording" / "values.safetensors").items()}
+    assert {layer: shapes[layer] for layer in expected} == expected
+    assert verification.verify(out, tmp_path / "recording").first is None
+    for place, about in verification.assembly.read(out).heads.items():
+        layer = next((layer for layer in expected if layer.partition(".")[0] == about.part), None)
+        if layer is not None:
+            weight = next(weight for weight in load_file(out / "model.safetensors") if weight.startswith(f"{place}."))
+            whole = (out / "model.safetensors").read_bytes()
+            weights = load_file(out / "model.safetensors")
+            save_file({**weights, weight: weights[weight] + torch.randn(weights[weight].shape)}, out / "model.safetensors")
+            assert verification.verify(out, tmp_path / "recording").first == layer
+            (out / "model.safetensors").write_bytes(whole)
+
+
 def test_runs_are_recorded_too(world: Any, tmp_path: Path) -> None:
     verification.record(world.vqa, tmp_path / "recording", seed=3)
     assert verification.verify(world.vqa, tmp_path / "recording").first is None

@@ -244,6 +244,15 @@ def test_hold_out_keeps_presentations_together() -> None:
             hold_out(some, share, 0)
 
 
+def test_the_majority_class_is_that_of_the_training_records() -> None:
+    train = [picture("1-0", 0, label=False), picture("2-0", 0, label=False), picture("3-0", 0)]
+    records = [picture("4-0", k) for k in range(6)] + [picture("5-0", k, label=False) for k in range(6)]
+    ((name, predictions),) = NLVR().baselines(train, records).items()
+    assert name == "majority class"
+    assert {prediction.value for prediction in predictions} == {"false"}
+    assert NLVR().report(predictions, records).scores["precision"].value == 50.0
+
+
 def test_details_have_the_written_form() -> None:
     record = picture("7-0", 0)
     row = json.loads(json.dumps(NLVR().details([told(record, "false", 0.75)], [record])))[0]

@@ -42,22 +42,39 @@ Point = tuple[float, float]
 
 
 def write_report(
-    run: Path, *, examples: int = 24, images: Path | None = None, store: RegionStore | None = None, compare: Sequence[Path] = ()
+    run: Path,
+    *,
+    out: Path | None = None,
+    examples: int = 24,
+    images: Path | None = None,
+    store: RegionStore | None = None,
+    compare: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> Path:
-    """Write `report.html` into a run folder and return its path.
+    """Write the page about a run and return its path.
 
     Args:
         run: run folder, finished or not.
+        out: file to write; None = `report.html` in the run folder.
         examples: most examples in the gallery, half of them wrong ones where there are enough.
         images: folder with the pictures, searched with its sub-folders; None takes the one named in run.json.
         store: regions to draw; None opens the store named in run.json.
         compare: other run folders, whose scores stand beside this one's.
+        overwrite: replace a page that is there.
     Raises:
-        RunError: there is no such folder.
+        RunError: there is no such folder, or the page is there or cannot be written.
+        DataError: there is no such folder of pictures.
     """
     for folder in (run, *compare):
         if not folder.is_dir():
             raise RunError(f"no run folder {folder}. Give the folder that holds run.json, as printed when the training began.")
+    target = out if out is not None else run / "report.html"
+    if target.is_dir():
+        raise RunError(f"{target} is a folder; the report is one file. Name a file with --out, ending in .html.")
+    if target.exists() and not overwrite:
+        raise RunError(f"{target} exists. Replace it with --overwrite, or name another file with --out.")
+    if images is not None and not images.is_dir():
+        raise DataError(f"no image folder {images}. Check the path.")
     found = _Run.read(run)
     for other in compare:
         found.stand_beside(_Run.read(other))
@@ -67,9 +84,12 @@ def write_report(
     body = [_scores(found), _curves(found), _gallery(found, examples, pictures, regions), _configuration(found)]
     title = f"{_say(found.about.get('model'), 'model')} on {_say(found.about.get('task'), 'task')}"
     page = _PAGE.format(title=_h(title), style=_STYLE, verdict=_verdict(found, title), missing=_missing(found), body="\n".join(body))
-    target, part = run / "report.html", run / "report.html.part"
-    part.write_text(page, encoding="utf-8")
-    part.replace(target)
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        part.replace(target)
+    except OSError as error:
+        raise RunError(f"cannot write the report {target}: {error}. Name another file with --out, in a folder that exists.") from error
     return target
 
 

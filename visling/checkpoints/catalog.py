@@ -30,11 +30,15 @@ class Release:
     licence: str
     """Of the weights, as far as it is stated."""
     size: int | None = None
-    """Bytes; None = unknown."""
+    """Bytes, checked before a file is read; None = unknown."""
+    megabytes: int | None = None
+    """Size as somebody stated it, rounded; not checked."""
     sha256: str | None = None
     """Hexadecimal digest; None = unknown."""
     note: str = ""
     """What a user should know before fetching it."""
+    dead: str = ""
+    """What of its addresses is known to be gone, or was once out of reach, and who said so; empty = nothing is known, nobody has tried here."""
 
 
 _PRETRAINING = {"vocabulary": Head(kind="vocabulary", outputs=30522), "matching": Head(kind="classify", outputs=2)}
@@ -107,7 +111,7 @@ _LXMERT_PRETRAINING = {
 _LXMERT_FEATURES = "Features: bottom-up attention, ResNet-101, 36 regions."
 
 
-def _lxmert(name: str, path: str, *, note: str = "") -> Release:
+def _lxmert(name: str, path: str, *, note: str = "", megabytes: int | None = None) -> Release:
     """A pre-trained file of airsplay/lxmert; its repository is under the MIT licence, the files themselves state none."""
     return Release(
         name=name,
@@ -117,7 +121,10 @@ def _lxmert(name: str, path: str, *, note: str = "") -> Release:
         heads=_LXMERT_PRETRAINING,
         source=f"http://nlp.cs.unc.edu/data/{path}",
         licence="none stated; code MIT",
+        megabytes=megabytes,
         note=f"{_LXMERT_FEATURES} {note}".rstrip(),
+        dead="The server was out of reach in October 2021 and came back (issue 108 of airsplay/lxmert); its earlier name nlp1.cs.unc.edu stopped "
+        "answering in December 2020.",
     )
 
 
@@ -142,8 +149,8 @@ _VILBERT_FOLDER = "https://drive.google.com/drive/folders/{}"
 _VILBERT_UNSEEN = "Nobody has looked into it here: its keys are those that the code writes."
 
 
-def _vilbert_first(name: str, preset: str, folder: str, heads: dict[str, Head], note: str) -> Release:
-    """A folder of the jiasenlu/vilbert_beta README; neither the repository nor the files state a licence. Six co-attention layers each."""
+def _vilbert_first(name: str, preset: str, folder: str, heads: dict[str, Head], note: str, dead: str = "") -> Release:
+    """A folder of the jiasenlu/vilbert_beta README; neither the repository nor the files state a licence."""
     return Release(
         name=f"vilbert_beta_{name}",
         family="vilbert",
@@ -153,6 +160,7 @@ def _vilbert_first(name: str, preset: str, folder: str, heads: dict[str, Head], 
         source=_VILBERT_FOLDER.format(folder),
         licence="none stated",
         note=f"{note} {_VILBERT_UNSEEN}",
+        dead=dead,
     )
 
 
@@ -168,6 +176,9 @@ def _vilbert_multitask(name: str, preset: str, heads: dict[str, Head], note: str
         licence="none stated; code MIT",
         note=f"Features: Faster R-CNN, ResNeXt-152, 100 regions. 11 million dead weights (q_dense) are dropped. {note} {_VILBERT_UNSEEN}",
     )
+
+
+_VOLTA_SEEDS = "all ten are at https://sid.erda.dk/sharelink/GWj9Oh5dx4"
 
 
 def _volta(family: str, name: str, preset: str, share: str, heads: dict[str, Head], note: str = "") -> Release:
@@ -209,6 +220,7 @@ RELEASES: tuple[Release, ...] = (
     _lxmert(
         "model_LXRT",
         "model_LXRT.pth",
+        megabytes=870,
         note="The default of the release. Object and attribute heads were not trained by the released code: do not judge losses by them.",
     ),
     *(
@@ -225,9 +237,25 @@ RELEASES: tuple[Release, ...] = (
     _vilbert_first(
         "conceptual_captions",
         "connect6",
-        "1Re0L75uazH3Qrep_aRgtaVelDEz4HV9c",
+        "1JVM5WiolJJLnY9_lruxSaSop7IFX8a-v",
         _VILBERT_PRETRAINING,
-        "pytorch_model_9.bin is the last epoch; the paper's tasks start from 8.",
+        "Six co-attention layers, as all fine-tuned ones have. pytorch_model_9.bin is the last epoch; the paper's tasks start from 8.",
+        "The folder linked first (1Re0L75uazH3Qrep_aRgtaVelDEz4HV9c) was not found in May 2020; the author then linked this one "
+        "(issue 47 of jiasenlu/vilbert_beta).",
+    ),
+    *(
+        _vilbert_first(
+            f"conceptual_captions_{count}layer",
+            f"connect{count}",
+            folder,
+            _VILBERT_PRETRAINING,
+            f"{count} co-attention layers (the paper's table 2).",
+        )
+        for count, folder in (
+            (2, "1asaQDYTacetm12j1K4AkYWdjPincLnap"),
+            (4, "1uDa1UsJC-Vz0ZdbHUMw5imRGhk5oM-YR"),
+            (8, "1M-QoxLB6WJaqY9nq4KzPwfpJ8Va5FNCy"),
+        )
     ),
     _vilbert_first(
         "vqa",
@@ -264,14 +292,32 @@ RELEASES: tuple[Release, ...] = (
         "Twelve tasks in one; every text must name its task.",
     ),
     _volta("vilbert", "vilbert", "connect6", "AgwrMiOjTv", _VILBERT_PRETRAINING, "Sizes of the release, trained anew."),
-    _volta("vilbert", "ctrl_vilbert", "ctrl", "aQCx8cLWK7", _VILBERT_PRETRAINING, "The best of ten seeds; all ten are published."),
+    _volta("vilbert", "ctrl_vilbert", "ctrl", "aQCx8cLWK7", _VILBERT_PRETRAINING, f"The best of ten seeds; {_VOLTA_SEEDS}."),
+    _volta(
+        "lxmert",
+        "lxmert",
+        "volta",
+        "fYBrp01t8M",
+        {part: head for part, head in _LXMERT_PRETRAINING.items() if part != "answers"},
+        "LXMERT's own recipe on Conceptual Captions, without questions.",
+    ),
+    _volta(
+        "lxmert",
+        "original_lxmert",
+        "volta",
+        "cFGANaAtmN",
+        _LXMERT_PRETRAINING,
+        "lxmert20_Epoch20_LXRT under VOLTA's names. VOLTA's pooler ends in ReLU, but these weights were trained with tanh: add --set pooler=tanh, or "
+        "take the release's own file.",
+    ),
     _volta(
         "visualbert",
         "ctrl_visualbert",
         "ctrl",
         "GCBlzUuoJl",
         {"vocabulary": Head(kind="vocabulary", outputs=30522), "region_targets": _SOFT_CLASSES},
-        "The best of ten seeds. The whole image must be the first region. Its two poolers, and the matching head on them, are dropped.",
+        f"The best of ten seeds; {_VOLTA_SEEDS}. The whole image must be the first region. Its two poolers, and the matching head on them, are not "
+        "read.",
     ),
     Release(
         name="cvlp_model_LXRT",
@@ -286,7 +332,8 @@ RELEASES: tuple[Release, ...] = (
         "projection is never read.",
     ),
 )
-"""All known files. The VisualBERT authors released none for Flickr30K and none with late fusion, the LXMERT authors none that is fine-tuned."""
+"""All known files that can be read here. VOLTA's VL-BERT, UNITER and equal-width LXMERT are other architectures, and so are MMF's files. The authors
+of VisualBERT released none for Flickr30K and none with late fusion, those of LXMERT none that is fine-tuned."""
 
 
 def find(name: str) -> Release:

@@ -165,11 +165,18 @@ def _brief(error: Exception) -> str:
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The name -> tensor mapping in what a file holds."""
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-        inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            raise CheckpointError(f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names and tensors.")
-        loaded = inner
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected names and tensors.")
+    found = _tensors_in(loaded)
+    if not found:
+        raise CheckpointError(f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names and tensors.")
+    return found
+
+
+def _tensors_in(loaded: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors of the first container that holds any, else those beside it: a training state may keep its loss or its step as a tensor."""
+    for key in _CONTAINERS:
+        inner = loaded.get(key)
+        if isinstance(inner, Mapping) and (found := _tensors_in(inner)):
+            return found
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}

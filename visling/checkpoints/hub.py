@@ -8,7 +8,7 @@ from pathlib import Path
 
 from visling.errors import CheckpointError
 
-FOLDER_FILES = ("config.json", "model.safetensors", "vocab.txt", "answers.json", "README.md", "detector/*")
+FOLDER_FILES = ("config.json", "model.safetensors", "vocab.txt", "answers.json", "README.md", "kept.safetensors", "detector/*")
 """What a model folder holds; nothing else is fetched or uploaded, above all no pickles."""
 RELEASE_FILES = ("config.json", "*.safetensors", "*.bin", "*.pth", "*.th", "*.tar", "*.model")
 """What a repository of released weights may hold that a conversion reads."""

@@ -126,7 +126,7 @@ class KeyMap:
         """
         names: dict[str, str] = {}
         for stored in source:
-            name = self._repaired(stored)
+            name = self.repaired(stored)
             if name in names:
                 raise CheckpointError(f"{stored!r} and {names[name]!r} are two spellings of one key, {name!r}. The file is damaged.")
             names[name] = stored
@@ -236,12 +236,13 @@ class KeyMap:
         """
         pairs = {}
         for name in source:
-            found = self._rule_for(self._repaired(name))
+            found = self._rule_for(self.repaired(name))
             if found is not None and found[0].kind == "move" and len(found[0].theirs) == len(found[0].ours) == 1:
                 pairs[_parent(name)] = _parent(_fill(found[0].ours[0], found[1]))
         return pairs
 
-    def _repaired(self, name: str) -> str:
+    def repaired(self, name: str) -> str:
+        """A name of theirs in today's spelling."""
         for rule in self.rules:
             if rule.kind == "repair" and (wild := _match(rule.theirs[0], name)) is not None:
                 name = _fill(rule.theirs[1], wild)

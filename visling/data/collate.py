@@ -17,6 +17,7 @@ from torch import Tensor
 
 from visling.data.answers import SoftScores
 from visling.data.masking import RegionMasking, TokenMasking, mask_rows
+from visling.data.region_order import ByConfidence
 from visling.data.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.store import gather
 from visling.data.text import Tokenizer
@@ -28,9 +29,14 @@ MIN_EXTENT = 1e-5
 
 SLOT_MULTIPLE = 4
 """Slots per row are padded to a multiple of this, so that batches come in few shapes."""
+TAKEN_MULTIPLE = 16
+"""Slots of a whole batch that are read are padded to a multiple of this, as far as there are free ones."""
 
 _PER_ROW = frozenset({"matched"})
 """Labels that belong to rows, not to examples."""
+
+_BY_REGION = frozenset({"region_scores", "phrase_boxes", "object_classes"})
+"""Labels that count regions as the store does."""
 
 _LABELS = frozenset(field.name for field in dataclasses.fields(Targets)) - {"token_slots", "token_ids", "class_slots", "feature_slots"}
 
@@ -52,6 +58,7 @@ def collate(
 
     Text is padded to the longest row, rounded up to `text_multiple` (never beyond `spec.max_tokens`); regions to the most of any image. An image
     shared by the G rows of an example is given once, with `regions.row`; several images of a single row are joined (`spec.pair` "sequence").
+    Regions come in the order that `spec.region_order` names, and so do targets about them.
     Where text and regions together are longer than `spec.joint_limit`, the longer of them loses its end, after masking, as VL-BERT's release does it.
     A question that was paired with another image (label `matched` 0) loses its answer.
 
@@ -66,7 +73,8 @@ def collate(
         StoreError: an image is missing (names the example), the store's features have another width than `spec` says, or it lacks what a target is
             made of.
         DataError: examples that do not fit together, or a row longer than `spec.max_tokens`.
-        ConfigError: a label that `Targets` does not know, or region targets of images that are joined in one row or not masked.
+        ConfigError: a label that `Targets` does not know, region targets of images that are joined in one row or not masked, or examples that name
+            regions by number under a preset that sorts them.
     """
     if not examples:
         raise DataError("cannot collate zero examples.")
@@ -77,6 +85,8 @@ def collate(
     rows: Sequence[TextRow] = [row for example in examples for row in example.rows]
     labels = _labels(examples, group)
     mismatched = labels["matched"].numpy() == 0 if "matched" in labels else np.zeros(len(rows), bool)
+    if store is not None and spec.region_order == "confidence":
+        store = _sorted(store, examples)
     found = None if store is None else _found(examples, group, store, spec)
     # The cut is known before anything is drawn, and made after it: the releases mask first.
     kept = None if found is None or spec.joint_limit is None else _within(spec.joint_limit, rows, found["mask"].sum(1))
@@ -193,6 +203,17 @@ class _Showing:
     masking: RegionMasking | None
     needs: frozenset[str]
     pool: Sequence[str]
+
+
+def _sorted(store: RegionStore, examples: Sequence[Example]) -> RegionStore:
+    """The store with the most confident regions first."""
+    for example in examples:
+        if any(row.links for row in example.rows) or not _BY_REGION.isdisjoint(example.labels):
+            raise ConfigError(
+                f"example {example.id!r} names regions by their number in the store, but the preset sorts them (region_order='confidence'). "
+                "Use a preset with region_order='store'."
+            )
+    return ByConfidence(store)
 
 
 def _found(examples: Sequence[Example], group: int, store: RegionStore, spec: InputSpec) -> dict[str, NDArray[Any]]:
@@ -363,7 +384,9 @@ def _slots(counts: NDArray[np.int64], positions: NDArray[np.int64]) -> Slots:
     mask = np.arange(width) < counts[:, None]
     at = np.zeros(mask.shape, np.int64)
     at[mask] = positions
-    return Slots(at=torch.from_numpy(at), mask=torch.from_numpy(mask))
+    most = -(-max(int(counts.sum()), 1) // TAKEN_MULTIPLE) * TAKEN_MULTIPLE
+    taken = np.concatenate([np.flatnonzero(mask), np.flatnonzero(~mask)])[:most]
+    return Slots(at=torch.from_numpy(at), mask=torch.from_numpy(mask), taken=torch.from_numpy(taken))
 
 
 def _phrases(rows: Sequence[TextRow]) -> Slots | None:

@@ -1,6 +1,6 @@
 """Which word pieces and which regions are hidden from the model in pre-training.
 
-Letters  T word pieces of a row, P chosen ones, R regions of an image.
+Letters  T word pieces of a row, P chosen ones, R regions of an image, H and W its height and width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from visling import boxes as geometry
 from visling.data.text import Tokenizer
@@ -38,8 +39,8 @@ class TokenMasking:
     whole_word: bool = False
     """Choose words and treat all their pieces alike (VL-BERT); VisualBERT, ViLBERT and LXMERT choose pieces."""
     in_turn: bool = False
-    """Draw as the releases of VL-BERT, ViLBERT and LXMERT do, word by word or piece by piece: one number decides, and where it says random each
-    piece draws its entry right after it. False draws for all at once, which is faster; the rates are the same."""
+    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random each piece draws its entry
+    right after it. False draws for all at once, which is faster; the rates are the same."""
     mismatched: bool = True
     """Whether hidden words of a text that does not belong to its image are to be told. All releases ask for them but ViLBERT's multi-task one,
     whose `objective` 1 hides them all the same and asks for none."""
@@ -58,8 +59,7 @@ def mask_tokens(
         at: (P,) chosen positions, ascending; possibly none.
         original_ids: (P,) what stood there.
     Source:
-        VisualBERT release: one uniform draw decides whether a piece is chosen and what becomes of it; random entries include special and unused
-        ones.
+        All releases: one uniform draw decides whether a piece is chosen and what becomes of it; random entries include special and unused ones.
     """
     ids, chosen = mask_rows([row], masking, tokenizer, [rng])
     at = np.flatnonzero(chosen)
@@ -112,7 +112,7 @@ def _words(row: TextRow) -> NDArray[np.int64]:
 def _mask_in_turn(
     rows: Sequence[TextRow], original: NDArray[np.int64], masking: TokenMasking, tokenizer: Tokenizer, rngs: Sequence[np.random.Generator]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), ViLBERT and LXMERT (`random_word`)."""
+    """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), VisualBERT, ViLBERT and LXMERT (`random_word`)."""
     maskable = _maskable(rows, original, tokenizer)
     ids, chosen = original.copy(), np.zeros(len(original), bool)
     start = 0
@@ -181,7 +181,7 @@ class RegionMasking:
 
 
 TOKEN_RELEASES: Mapping[str, TokenMasking] = {
-    "visualbert": TokenMasking(),
+    "visualbert": TokenMasking(in_turn=True),
     "vlbert": TokenMasking(whole_word=True, in_turn=True),
     "vilbert": TokenMasking(in_turn=True),
     "vilbert-multitask": TokenMasking(in_turn=True, mismatched=False),
@@ -276,3 +276,21 @@ def _choose_in_turn(
             else:
                 hidden[region] = True
     return chosen, hidden, tuple(replaced)
+
+
+def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bool_]) -> Tensor:
+    """A copy of an image in which the hidden regions are cut out, before any feature is made of it.
+
+    Zero is the mean colour once an image is normalised. Regions that overlap a hidden one, the whole image among them, see the hole too.
+
+    Args:
+        image: (3, H, W) normalised.
+        boxes: (R, 4) corners in pixels of this image, after it was resized and flipped; the pixels of both corners belong to a box.
+        hidden: (R,) `MaskedImage.hidden`; the whole image is never a hidden region.
+    Source:
+        VL-BERT release, end to end (`MASK_RAW_PIXELS`).
+    """
+    cut = image.clone()
+    for x1, y1, x2, y2 in np.asarray(boxes, np.float64)[hidden].astype(np.int64):  # towards zero, as int() does
+        cut[:, max(y1, 0) : max(y2 + 1, 0), max(x1, 0) : max(x2 + 1, 0)] = 0
+    return cut

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,16 +129,18 @@ class LabelledSentences:
 class QuestionAnswer:
     """`question ? answer` as one text, the answer drawn from those people gave.
 
+    Args:
+        spelled: whether the answer enters letter by letter, as it does in the release by mistake; else it stays whole.
     Source:
-        VisualBERT's task-specific pre-training on VQA. The release spells the answer letter by letter by mistake; here it stays whole.
+        VisualBERT's task-specific pre-training on VQA.
     Raises:
         DataError: a question without answers.
     """
 
-    def __init__(self, records: Sequence[QuestionRecord], layout: TextLayout) -> None:
+    def __init__(self, records: Sequence[QuestionRecord], layout: TextLayout, *, spelled: bool = False) -> None:
         if bare := next((record for record in records if not record.answers), None):
             raise DataError(f"question {bare.id!r} has no answers: pre-training on questions needs an annotated split (train or val).")
-        self.records, self.layout = records, layout
+        self.records, self.layout, self.spelled = records, layout, spelled
 
     def __len__(self) -> int:
         return len(self.records)
@@ -147,7 +149,8 @@ class QuestionAnswer:
         """Question `index` with a drawn answer; nothing to match."""
         record = self.records[index]
         assert record.answers
-        answer = record.answers[int(rng.integers(len(record.answers)))]
+        drawn = record.answers[int(rng.integers(len(record.answers)))]
+        answer = " ".join(drawn) if self.spelled else drawn
         question = record.question.rstrip()
         row = self.layout.row(f"{question if question.endswith('?') else question + ' ?'} {answer}")
         return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": IGNORE})
@@ -334,12 +337,21 @@ class Mixture:
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """Example `index`: numbers run through the sources in order; the part of a pass that is not whole is drawn at random."""
+        source, number = self._place(index, rng)
+        return source.example(number, rng)
+
+    def record(self, index: int, rng: np.random.Generator) -> Record:
+        """The annotation of which `example` makes example `index` with the same generator; only of sources that have annotations."""
+        source, number = self._place(index, rng)
+        return cast(RecordSource, source).records[number]
+
+    def _place(self, index: int, rng: np.random.Generator) -> tuple[Source, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))
         begin, end = (int(self._ends[which - 1]) if which else 0), int(self._ends[which])
         source = self.sources[which]
         within = index - begin
         whole = (end - begin) // len(source) * len(source)
-        return source.example(within % len(source) if within < whole else int(rng.integers(len(source))), rng)
+        return source, within % len(source) if within < whole else int(rng.integers(len(source)))
 
 
 def _by_image(records: Sequence[Record]) -> dict[str, list[int]]:

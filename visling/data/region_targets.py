@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling.data.masking import RegionMasking, mask_regions
+from visling.data.store import NativeStore
 from visling.errors import StoreError
 from visling.types import IGNORE, RegionArray, RegionStore, Slots
 
@@ -97,6 +98,24 @@ def whole_image(
     total = np.where(counted[..., None], features, features.dtype.type(0)).sum(1, dtype=np.float32)
     mean: NDArray[np.float32] = total / np.where(number > 0, number, np.float32(1))[:, None]
     return mean
+
+
+def check_labels(store: NativeStore, target: str, number: int) -> None:
+    """Refuse a store whose labels a table of so many entries does not have, before they reach a loss.
+
+    Args:
+        target: a target that is a label, `region_classes` or `region_attributes`.
+    Raises:
+        StoreError: names an image and its label.
+    """
+    field, what = DETECTED[target]
+    highest = store.highest(field)
+    if highest is not None and highest[1] >= number:
+        image, label = highest
+        raise StoreError(
+            f"region store {store.path}: image {image!r} has a region with label {label} among its {what}, but there are {number} of them, "
+            f"counted from 0. Extract its regions again, or give region_losses the number of {what} that the detector knows."
+        )
 
 
 def detected(name: str, images: Sequence[RegionArray], slots: Slots) -> Tensor:

@@ -157,6 +157,18 @@ class NativeStore:
         self._take("boxes", rows, mask, boxes)
         return {"features": features, "boxes": boxes, "mask": mask, "size": self._sizes[numbers].astype(np.float32)}
 
+    def highest(self, field: str) -> tuple[str, int] | None:
+        """Image with the highest number of a field of labels, of several per region the first, and that number; None without regions."""
+        best: tuple[int, int] | None = None
+        for first, shard in zip(self._first_rows, self._shards, strict=True):
+            values = shard[field] if shard[field].ndim == 1 else shard[field][:, 0]
+            if len(values) and (best is None or int(values.max()) > best[1]):
+                best = int(first) + int(values.argmax()), int(values.max())
+        if best is None:
+            return None
+        owner = np.flatnonzero((self._starts <= best[0]) & (best[0] < self._starts + self._counts))[0]
+        return self.ids[int(owner)], best[1]
+
     def check(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
 
@@ -213,12 +225,14 @@ class NativeStore:
 class StoreWriter:
     """Writes a store image by image; survives interruption.
 
-    Used as a context manager it closes the store on success and leaves a resumable folder on an exception.
+    Used as a context manager it closes the store on success and leaves a resumable folder on an exception. Until an image is added nothing is
+    written: a finished store stays finished, an empty folder stays empty.
 
     Args:
-        fingerprint: identity of the detector and settings that make the features.
+        fingerprint: identity of the detector that makes the features.
         dtype: how features are stored.
-        settings: what a reader of the manifest should know; plain JSON values.
+        settings: how the features were made, for a reader of the manifest; plain JSON values. They must be the same on resuming.
+        may_differ: names of settings that may be others on resuming; those of the first run stay.
         resume: go on after the last committed batch of an unfinished store, or add images to a finished one.
         shard_bytes: size at which a new shard is begun.
     Raises:
@@ -235,6 +249,7 @@ class StoreWriter:
         attribute_names: Sequence[str] = (),
         dtype: Literal["float16", "float32"] = "float16",
         settings: Mapping[str, Any] | None = None,
+        may_differ: Sequence[str] = (),
         resume: bool = False,
         shard_bytes: int = 2_000_000_000,
     ) -> None:
@@ -242,6 +257,7 @@ class StoreWriter:
             raise StoreError(f"features are stored as float16 or float32; found {dtype!r}.")
         self.path = Path(path)
         self._shard_bytes = shard_bytes
+        self._may_differ = frozenset(may_differ)
         self._header: dict[str, Any] = {
             "format": _FORMAT,
             "schema": SCHEMA,
@@ -261,6 +277,8 @@ class StoreWriter:
         """First global row of every closed shard."""
         self._shard_start = 0
         self._files: dict[str, BinaryIO] = {}
+        self._finished = False
+        """Whether the folder holds a finished store to which nothing has been added yet."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._begin(resume)
 
@@ -292,14 +310,16 @@ class StoreWriter:
             raise StoreError(f"{image_id!r} cannot be an image id: it must be non-empty and without line breaks.")
         arrays = self._arrays(image_id, regions)
         count = len(regions)
+        fields = self._fields or self._layout(arrays)
+        rows = _stored(image_id, arrays, count, fields) if count else {}
+        self._open_journal()
         if count:
             if self._fields is None:
-                self._fields = self._layout(arrays)
-                self._append_journal({"fields": {name: _plain(field) for name, field in self._fields.items()}})
+                self._fields = fields
+                self._append_journal({"fields": {name: _plain(field) for name, field in fields.items()}})
             if self._rows > self._shard_start and (self._rows + count - self._shard_start) * self._bytes_per_row() > self._shard_bytes:
                 self.commit()
                 self._close_shard()
-            rows = self._stored(image_id, arrays, count)
             for name, array in rows.items():
                 self._part(name).write(array.tobytes())
         self._images[image_id] = (self._rows, count, *regions.size)
@@ -323,6 +343,8 @@ class StoreWriter:
 
     def close(self) -> NativeStore:
         """Finish the store and open it."""
+        if self._finished:
+            return NativeStore.open(self.path)
         self.commit()
         if self._fields is None:
             self._fields = self._layout({})
@@ -369,11 +391,9 @@ class StoreWriter:
             self._reopen()
         elif unfinished:
             self._recover()
-        else:
-            self._append_journal({"store": self._header})
 
     def _reopen(self) -> None:
-        """Turn a finished store back into an unfinished one of closed shards."""
+        """Take up a finished store, which stays finished until an image is added."""
         store = NativeStore.open(self.path)
         self._match({key: store.manifest.get(key) for key in self._header})
         self._fields = store.fields if store.manifest["regions"] else None
@@ -384,13 +404,21 @@ class StoreWriter:
             self._images[image_id] = (int(store._starts[at]), int(store._counts[at]), int(width), int(height))
         self._rows = self._shard_start = int(store.manifest["regions"])
         self._closed_shards = [int(first) for first in store._first_rows]
-        lines: list[dict[str, Any]] = [{"store": self._header}]
-        if self._fields is not None:
-            lines.append({"fields": {name: _plain(field) for name, field in self._fields.items()}})
-        lines.append({"images": [[image_id, *row] for image_id, row in self._images.items()]})
-        lines.extend({"closed": first} for first in self._closed_shards)
-        _write_whole(self._journal, b"".join(_line(entry) for entry in lines))
-        (self.path / "manifest.json").unlink()
+        self._finished = True
+
+    def _open_journal(self) -> None:
+        """Begin the journal of a new store, or turn a finished one back into an unfinished one of closed shards."""
+        if self._finished:
+            lines: list[dict[str, Any]] = [{"store": self._header}]
+            if self._fields is not None:
+                lines.append({"fields": {name: _plain(field) for name, field in self._fields.items()}})
+            lines.append({"images": [[image_id, *row] for image_id, row in self._images.items()]})
+            lines.extend({"closed": first} for first in self._closed_shards)
+            _write_whole(self._journal, b"".join(_line(entry) for entry in lines))
+            (self.path / "manifest.json").unlink()
+            self._finished = False
+        elif not self._journal.exists():
+            self._append_journal({"store": self._header})
 
     def _recover(self) -> None:
         """Read the journal back and cut what lies behind the last commit."""
@@ -421,12 +449,20 @@ class StoreWriter:
     def _match(self, found: Mapping[str, Any]) -> None:
         for key, expected in self._header.items():
             if key == "settings":
-                # Those of the first run stay: they describe, they do not identify.
+                self._match_settings(found.get(key) or {}, expected)
                 self._header[key] = found.get(key)
             elif found.get(key) != expected:
                 raise StoreError(
                     f"region store {self.path} cannot be resumed: its {key.replace('_', ' ')} is {_short(found.get(key))}, this run's is "
                     f"{_short(expected)}. Use the detector and settings it was begun with, or another folder."
+                )
+
+    def _match_settings(self, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        for name in sorted((found.keys() | expected.keys()) - self._may_differ):
+            if found.get(name) != expected.get(name):
+                raise StoreError(
+                    f"region store {self.path} cannot be resumed: it was made with {name} {_short(found.get(name))}, this run has "
+                    f"{_short(expected.get(name))}. Use the settings it was begun with, or another folder."
                 )
 
     def _cut_parts(self) -> None:
@@ -458,7 +494,7 @@ class StoreWriter:
         if not np.isfinite(regions.features).all():
             raise StoreError(f"features of image {image_id!r} hold numbers that are not finite. Extract them again.")
         if self._header["dtype"] == "float16" and count and np.abs(regions.features).max() > np.finfo(np.float16).max:
-            raise StoreError(f"features of image {image_id!r} exceed the range of float16 (65504). Store them as float32 (dtype='float32').")
+            raise StoreError(f"features of image {image_id!r} exceed the range of float16 (65504). Store them as float32 (--dtype float32).")
         arrays: dict[str, NDArray[Any]] = {"features": regions.features, "boxes": regions.boxes}
         for name in _OPTIONAL:
             array = getattr(regions, name)
@@ -476,25 +512,6 @@ class StoreWriter:
             if name in arrays:
                 fields[name] = _Field(dtype=dtype, width=max(arrays[name].shape[1], 1) if arrays[name].ndim == 2 else 0)
         return fields
-
-    def _stored(self, image_id: str, arrays: Mapping[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
-        """The arrays in the store's types and widths."""
-        assert self._fields is not None
-        if arrays.keys() != self._fields.keys():
-            raise StoreError(
-                f"image {image_id!r} brings the fields {', '.join(sorted(arrays))}; this store holds {', '.join(sorted(self._fields))}. "
-                "All images of a store have the same fields."
-            )
-        stored = {}
-        for name, field in self._fields.items():
-            array = arrays[name]
-            if name.startswith("attribute") and array.shape[1] < field.width:
-                missing = np.full((count, field.width - array.shape[1]), -1 if name == "attributes" else 0, array.dtype)
-                array = np.concatenate([array, missing], axis=1)
-            if array.shape != field.shape(count):
-                raise StoreError(f"{name} of image {image_id!r} must be {field.shape(count)}; found {array.shape}.")
-            stored[name] = np.ascontiguousarray(array, dtype=field.dtype)
-        return stored
 
     def _bytes_per_row(self) -> int:
         assert self._fields is not None
@@ -569,8 +586,10 @@ class StoreWriter:
 
 def gather(store: RegionStore, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
     """`NativeStore.gather` for any store: by its own method if it has one, else image by image."""
-    if isinstance(store, NativeStore):
-        return store.gather(image_ids, max_regions)
+    own = getattr(store, "gather", None)
+    if own is not None:
+        found: dict[str, NDArray[Any]] = own(image_ids, max_regions)
+        return found
     images = [store[image_id] for image_id in image_ids]
     counts = np.array([len(image) if max_regions is None else min(len(image), max_regions) for image in images], dtype=np.int64)
     most = max(int(counts.max(initial=0)), 1)
@@ -610,6 +629,11 @@ def merge(stores: Sequence[NativeStore], path: str | Path) -> NativeStore:
                     f"stores {stores[0].path} and {other.path} cannot be merged: {key.replace('_', ' ')} {_short(stores[0].manifest[key])} "
                     f"and {_short(other.manifest[key])} differ. Extract both with the same detector and settings."
                 )
+        if (first := stores[0].settings.get("precision")) != (second := other.settings.get("precision")):
+            raise StoreError(
+                f"stores {stores[0].path} and {other.path} cannot be merged: their features were computed in {first} and {second}. "
+                "Extract both with the same --precision."
+            )
     with _copy_of(stores[0], path) as writer:
         for store in stores:
             for image_id in store.ids:
@@ -627,6 +651,25 @@ def _copy_of(store: NativeStore, path: str | Path) -> StoreWriter:
         dtype=store.manifest["dtype"],
         settings=store.settings,
     )
+
+
+def _stored(image_id: str, arrays: Mapping[str, NDArray[Any]], count: int, fields: Mapping[str, _Field]) -> dict[str, NDArray[Any]]:
+    """The arrays in the store's types and widths."""
+    if arrays.keys() != fields.keys():
+        raise StoreError(
+            f"image {image_id!r} brings the fields {', '.join(sorted(arrays))}; this store holds {', '.join(sorted(fields))}. "
+            "All images of a store have the same fields."
+        )
+    stored = {}
+    for name, field in fields.items():
+        array = arrays[name]
+        if name.startswith("attribute") and array.shape[1] < field.width:
+            missing = np.full((count, field.width - array.shape[1]), -1 if name == "attributes" else 0, array.dtype)
+            array = np.concatenate([array, missing], axis=1)
+        if array.shape != field.shape(count):
+            raise StoreError(f"{name} of image {image_id!r} must be {field.shape(count)}; found {array.shape}.")
+        stored[name] = np.ascontiguousarray(array, dtype=field.dtype)
+    return stored
 
 
 def _check_boxes(image_id: str, boxes: NDArray[Any], size: tuple[int, int]) -> None:

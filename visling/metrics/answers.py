@@ -1,7 +1,7 @@
-"""Scores of answers: VQA accuracy and NLVR v1 consistency, equal to the official scripts; an interval by bootstrap.
+"""Scores of answers: VQA accuracy, NLVR v1 and NLVR2 consistency, equal to the official scripts; LXMERT's by data set; an interval by bootstrap.
 
 Sources  VQA: GT-Vision-Lab/VQA, PythonEvaluationTools, in the two versions that were in force. NLVR v1: lil-lab/nlvr, `metrics_images.py` and
-         `metrics_structured_rep.py`.
+         `metrics_structured_rep.py`; NLVR2: the same, `metrics.py`. By data set: LXMERT's release, `LXMERTEvaluator`.
 Units    Scores of single questions are fractions. `Average.percent` is what the official scripts print.
 """
 
@@ -93,6 +93,25 @@ class Question(Protocol):
     def answer_type(self) -> str: ...
 
 
+class ScoredQuestion(Protocol):
+    """What the metric by data set reads of a question."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def scores(self) -> Mapping[str, float] | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceScores:
+    """Scores of answers to questions of several data sets."""
+
+    overall: Average
+    """Every question counts the same."""
+    sources: Mapping[str, Average]
+    """By data set."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VqaScores:
     """VQA accuracy of a set of questions."""
@@ -112,6 +131,16 @@ class NlvrScores:
     """Right predictions among all."""
     consistency: Average
     """Presentations (first field of the identifier) of which every prediction is right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nlvr2Scores:
+    """The two official numbers of NLVR2."""
+
+    accuracy: Average
+    """Right predictions among all."""
+    consistency: Average
+    """Groups (the pairs of one sentence of one set) of which every prediction is right."""
 
 
 def strip_marks(text: str) -> str:
@@ -198,6 +227,26 @@ def vqa_accuracy(predictions: Mapping[str, str], questions: Iterable[Question], 
     )
 
 
+def source_scores(answered: Iterable[tuple[str, ScoredQuestion]]) -> SourceScores:
+    """Mean score of the answers given, overall and by data set: what an answer scores by its question, 0 if the question does not list it.
+
+    Questions of which no answer is listed (an empty mapping) count with 0; what is no question (None) does not count.
+
+    Args:
+        answered: answer and question; both spell answers alike.
+    Source:
+        LXMERT release, the score of its pre-training on questions.
+    """
+    by_source: dict[str, list[float]] = defaultdict(list)
+    for answer, question in answered:
+        if question.scores is not None:
+            by_source[question.source].append(question.scores.get(answer, 0.0))
+    return SourceScores(
+        overall=_average(score for scores in by_source.values() for score in scores),
+        sources={source: _average(scores) for source, scores in sorted(by_source.items())},
+    )
+
+
 def same_ids(predictions: Mapping[str, object], truths: Mapping[str, object]) -> None:
     """Raise `DataError` unless there is one prediction for each id, and no other."""
     missing, extra = truths.keys() - predictions.keys(), predictions.keys() - truths.keys()
@@ -234,6 +283,26 @@ def nlvr_structured(predictions: Iterable[tuple[str, str]], labels: Mapping[str,
         DataError: not exactly one prediction per example.
     """
     return _nlvr(dict(predictions), labels)
+
+
+def nlvr2_scores(predictions: Mapping[str, str], labels: Mapping[str, str], groups: Mapping[str, str]) -> Nlvr2Scores:
+    """Official scores of predictions for NLVR2.
+
+    Args:
+        predictions: identifier -> value, compared without regard to case; another word than true and false is wrong, further ones are not read.
+        labels: identifier -> "True" or "False".
+        groups: identifier -> what must be right together.
+    Raises:
+        DataError: an identifier without a prediction.
+    """
+    if missing := sorted(labels.keys() - predictions.keys()):
+        raise DataError(f"{len(missing)} of {len(labels)} examples have no prediction, first {missing[0]!r}. Predict the whole split.")
+    right: dict[str, list[float]] = defaultdict(list)
+    for name, label in labels.items():
+        right[groups[name]].append(float(predictions[name].lower() == label.lower()))
+    return Nlvr2Scores(
+        accuracy=_average(hit for hits in right.values() for hit in hits), consistency=_average(float(all(hits)) for hits in right.values())
+    )
 
 
 def bootstrap(values: Sequence[float], groups: Sequence[str], draws: int = 1000, seed: int = 0, *, level: float = 0.95) -> tuple[float, float]:

@@ -26,11 +26,6 @@ class Encoder(nn.Module, ABC):
     def word_embeddings(self) -> nn.Embedding:
         """The word table, for heads that are tied to it."""
 
-    @property
-    def untrained(self) -> frozenset[str]:
-        """Names of parameters that the release leaves out of its optimiser."""
-        return frozenset()
-
     @abstractmethod
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
         """States of every real position.

@@ -418,8 +418,9 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
     """The layout of VOLTA's reproduction, which numbers attention and feed-forward blocks ("sub-layers") of all streams in one list.
 
     First come pairs (attention, feed-forward), which text and regions go through side by side as long as each has layers, then triples
-    (cross-attention, self-attention, feed-forward). What both streams share is stored twice. Its matching head says "fits" by class 0.
-    Parts of tasks: classifier (VQA), classifier_gqa, pair (NLVR2), score (retrieval), entailment, regions and regions_deep (referring expressions).
+    (cross-attention, self-attention, feed-forward). What both streams share is stored twice. Its matching head says "fits" by class 0; the style
+    "match_first" swaps. Parts of tasks: classifier (VQA), classifier_gqa, pair (NLVR2), score (retrieval), entailment, regions and regions_deep
+    (referring expressions).
     """
     base = "bert.encoder.layer"
 
@@ -513,7 +514,7 @@ SPEC = ModelSpec(
         ("official", "projection"): "cvlp",
         ("volta", "classify"): "vilbert",
         ("volta", "pair"): "vilbert",
-        ("volta", "matching"): "linear",  # class 0 means "fits"
+        ("volta", "matching"): "match_first",
         ("volta", "vocabulary"): "bert",
         ("volta", "region_targets"): "bert",
         ("volta", "score"): "linear",

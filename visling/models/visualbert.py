@@ -64,8 +64,6 @@ class VisualBertConfig:
     """Visual segment of regions whose image is not told: 0 in the release, 1 by default in transformers and VOLTA."""
     bypass: bool = False
     """Late fusion (paper, "without early fusion"): the layers see text only, one additional layer joins the regions."""
-    trains_pooler: bool = False
-    """Whether the optimiser moves the pooler; the release leaves it as BERT has it."""
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary."""
     max_tokens: int = 128
@@ -103,7 +101,6 @@ _SMALL = VisualBertConfig(
     feature_size=256,
     whiten_features=True,
     append_spatial=True,
-    trains_pooler=True,
     max_tokens=64,
     max_regions=36,
 )
@@ -177,10 +174,6 @@ class VisualBert(Encoder):
     @property
     def word_embeddings(self) -> nn.Embedding:
         return self.embeddings.words
-
-    @property
-    def untrained(self) -> frozenset[str]:
-        return frozenset() if self.config.trains_pooler else frozenset({"pooler.dense.weight", "pooler.dense.bias"})
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""

@@ -87,6 +87,8 @@ class VlBertConfig:
     """Longest text row (release, pre-training)."""
     max_regions: int = 100
     """Regions used per image, the whole image not counted."""
+    region_order: Literal["store", "confidence"] = "store"
+    """As the store has them, or the most confident first (release, pre-training), so that `joint_limit` leaves out the least confident."""
     joint_limit: int | None = None
     """Most text pieces and regions together, the whole image counted."""
     answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
@@ -105,8 +107,8 @@ class VlBertConfig:
 _BASE = VlBertConfig()
 _LARGE: Mapping[str, Any] = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096, "visual_size": 1024}
 _BASE_SIZED: Mapping[str, VlBertConfig] = {
-    "prec": dataclasses.replace(_BASE, joint_limit=64),  # cfgs/pretrain/base_prec_*.yaml
-    "e2e": dataclasses.replace(_BASE, joint_limit=64, masks_features=False),  # cfgs/pretrain/base_e2e_*.yaml
+    "prec": dataclasses.replace(_BASE, region_order="confidence", joint_limit=64),  # cfgs/pretrain/base_prec_*.yaml
+    "e2e": dataclasses.replace(_BASE, region_order="confidence", joint_limit=64, masks_features=False),  # cfgs/pretrain/base_e2e_*.yaml
     "vqa": dataclasses.replace(_BASE, max_tokens=128, answer_slot="second_segment"),  # cfgs/vqa: no limit on the length
     "refcoco": dataclasses.replace(_BASE, max_tokens=128, masks_features=False),  # cfgs/refcoco: no limit on the length
     "vcr": dataclasses.replace(_BASE, max_tokens=67, masks_features=False),  # cfgs/vcr: 64 pieces, one [CLS], two [SEP]
@@ -430,6 +432,7 @@ def inputs(config: VlBertConfig) -> InputSpec:
         feature_size=config.feature_size,
         max_tokens=config.max_tokens,
         max_regions=config.max_regions,
+        region_order=config.region_order,
         joint_limit=config.joint_limit,
         answer_slot=config.answer_slot,
     )

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from visling.errors import ConfigError, nearest
 from visling.nn.layers import initialise
+from visling.nn.pooling import gather
 from visling.types import Dims, Head
 
 DROPOUT_RATE = 0.1
@@ -233,10 +234,10 @@ class RegionTargets(nn.Module):
         self.transform = Transform(size, norm=norm)
         self.outputs = nn.ModuleDict({name: nn.Linear(size, width) for name, width in widths.items()})
 
-    def forward(self, states: Tensor) -> dict[str, Tensor]:
-        """(B, Q, Dr) -> name -> (B, Q, width)."""
+    def forward(self, states: Tensor, at: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """(B, Q, Dr) -> name -> (B, Q, width); with positions (B, P) by name, each output at its own only."""
         states = self.transform(states)
-        return {name: output(states) for name, output in self.outputs.items()}
+        return {name: output(states if at is None else gather(states, at[name])) for name, output in self.outputs.items()}
 
 
 class GainedLinear(nn.Module):

@@ -1,6 +1,6 @@
 """From many states to one, or to the chosen ones.
 
-Letters  B rows, N positions, P slots, D width.
+Letters  B rows, N positions, P slots of a row, K slots of the batch, D width.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from visling.types import Slots
 
 
 class FirstTokenPooler(nn.Module):
@@ -22,6 +24,13 @@ class FirstTokenPooler(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
         return self.activation(self.dense(states[:, 0]))
+
+
+def take(states: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
+    """States (B, N, D) at the chosen positions of the whole batch, (K, D), and which of them are no padding, (K,)."""
+    assert slots.taken is not None
+    first = torch.arange(0, states.shape[0] * states.shape[1], states.shape[1], device=states.device)  # of every row
+    return states.flatten(0, 1)[(slots.at + first[:, None]).flatten()[slots.taken]], slots.mask.flatten()[slots.taken]
 
 
 def gather(states: Tensor, at: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visling.nn import heads
-from visling.nn.pooling import gather
+from visling.nn.pooling import gather, take
 from visling.objectives.base import Objective, Over, PretrainStep, average
 from visling.types import IGNORE, Dims, Head, Loss, Slots
 
@@ -32,8 +32,10 @@ class MaskedLM(Objective):
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)
         slots, ids = cast(Slots, step.targets.token_slots), cast(Tensor, step.targets.token_ids)
-        states = gather(step.encoded.text, slots.at)  # (B, P, Dt)
-        return masked_lm_loss(self.head(states), ids, slots.mask, over=self.over)
+        if self.over == "rows" or slots.taken is None:
+            return masked_lm_loss(self.head(gather(step.encoded.text, slots.at)), ids, slots.mask, over=self.over)
+        states, mask = take(step.encoded.text, slots)  # (K, Dt), (K,): rows have few hidden pieces, and of different number
+        return masked_lm_loss(self.head(states), ids.flatten()[slots.taken], mask)
 
 
 def masked_lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, *, over: Over = "chosen") -> Loss:

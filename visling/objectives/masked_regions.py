@@ -60,6 +60,8 @@ class RegionLosses:
     """Factor of every loss: 1/0.15 in LXMERT."""
     num_negatives: int = 128
     """K of nce. ViLBERT's command line offers 255, but its model reads 128 from its config."""
+    padded_negatives: bool = False
+    """Let the padding of the batch's images stand among the negatives of nce, as ViLBERT's release does; False draws real regions alone."""
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -141,8 +143,8 @@ class MaskedRegions(Objective):
             (only,) = slots.values()
             found: Mapping[str, Tensor] = self.head(gather(states, only.at))
             return found
-        everywhere: Mapping[str, Tensor] = self.head(states)  # the parts of a head share layers: once for all regions, then the slots
-        return {name: gather(everywhere[name], cast(Slots, at[name]).at) for name in self.losses.widths}
+        each: Mapping[str, Tensor] = self.head(states, {name: cast(Slots, at[name]).at for name in self.losses.widths})
+        return each
 
     def _labels(self, predicted: Mapping[str, Tensor], targets: Targets, over: Over, count: Tensor | None) -> Iterator[Loss]:
         settings, slots = self.losses, targets.class_slots
@@ -165,7 +167,8 @@ class MaskedRegions(Objective):
         if kind == "none" or slots is None or features is None:
             return
         if kind == "nce":
-            negatives = draw_negatives(real, slots.at, self.losses.num_negatives)
+            drawn_from = torch.ones_like(real) if self.losses.padded_negatives else real
+            negatives = draw_negatives(drawn_from, slots.at, self.losses.num_negatives)
             yield region_nce_loss(predicted["features"], features, slots, negatives, over=over, count=count)
         else:
             yield feature_regression_loss(predicted["features"], gather(features, slots.at), slots.mask, distance=kind, over=over, count=count)
@@ -281,13 +284,14 @@ def draw_negatives(mask: Tensor, at: Tensor, count: int) -> Tensor:
     which does not compete. Draws from the generator of the device, as dropout does.
 
     Args:
-        mask: (B, R) bool real regions, which come first in every row.
+        mask: (B, R) bool regions to draw from, which come first in every row; each is equally likely.
         at: (B, Q) regions they are for.
         count: n.
     Returns:
         (B, Q, K) int64, counted row by row (row * R + region).
     Source:
-        ViLBERT release; it draws the image first and then one of its positions, padding included. Here every real region is equally likely.
+        ViLBERT release; it draws the image first and then one of its positions, padding included, which comes to the same as a mask that is True
+        everywhere.
     """
     rows, regions = mask.shape
     numbers = mask.sum(1)  # (B,)

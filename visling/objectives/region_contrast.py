@@ -101,6 +101,10 @@ class RegionContrast(Objective):
         for keys, mask in waiting:
             self._push(keys, mask)
 
+    def follow_head(self) -> None:
+        """Make the key head equal to the head, after weights were loaded into that; at the release's momentum it would take 20,000 updates."""
+        self.key_head.network.load_state_dict(self.head.state_dict())
+
     def fill(self, batch: Batch, targets: Targets) -> None:
         """Put a batch's keys into the queue and do nothing else. The release spends its first 30 batches so, before anything is optimised."""
         self.check(targets)

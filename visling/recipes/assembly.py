@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from visling import config as configs
 from visling import models, runtime
 from visling.checkpoints import hub
-from visling.data.region_targets import DETECTED
+from visling.data.region_targets import DETECTED, check_labels
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, ConfigError, StoreError, VislingError, nearest
@@ -88,9 +88,7 @@ class TaskModel(nn.Module):
         saved: heads that are of another style or size, by name.
     """
 
-    def __init__(
-        self, encoder: Encoder, task: Task[Any, Any], styles: Mapping[str, str], group: int = 1, saved: Mapping[str, SavedHead] | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, task: Task[Any, Any], styles: Mapping[str, str], saved: Mapping[str, SavedHead] | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.kinds = {name: head.kind for name, head in task.heads.items()}
@@ -99,7 +97,7 @@ class TaskModel(nn.Module):
             {
                 name: known[name].build(encoder)
                 if name in known
-                else head_blocks.build(head, encoder.dims, style=styles[head.kind], words=encoder.word_embeddings, group=group)
+                else head_blocks.build(head, encoder.dims, style=styles[head.kind], words=encoder.word_embeddings, group=task.group)
                 for name, head in task.heads.items()
             }
         )
@@ -126,10 +124,13 @@ class PretrainModel(nn.Module):
             objective.after_update()
 
     def forward(self, batch: Batch, targets: Targets) -> Loss:
-        """Weighted sum of the objectives' losses on one batch."""
+        """Weighted sum of the objectives' losses on one batch; in training, one of weight 0 is not computed."""
         step = PretrainStep(model=self.encoder, batch=batch, encoded=self.encoder(batch), targets=targets)
-        losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self.objectives.items()]
+        losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._heard()]
         return sum(losses[1:], start=losses[0])
+
+    def _heard(self) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, objective) for name, objective in self.objectives.items() if self.weights[name] or not self.training)
 
 
 def encoder_config(model: str, given: Any) -> Any:
@@ -447,6 +448,23 @@ def load_heads(objectives: Mapping[str, Objective], saved: Saved) -> list[str]:
     return fresh
 
 
+def check_family(saved: Saved, model: str) -> None:
+    """Refuse to start a model from weights of another family.
+
+    Raises:
+        CheckpointError: the families differ.
+    """
+    if saved.model == model:
+        return
+    mend = f"Name a model of {model} with --init."
+    if {saved.model, model} == {"lxmert", "cvlp"}:  # CVLP's query network is an LXMERT
+        mend = (
+            f"They share their released layout: visling convert {saved.path} --to-layout official --to FILE.pth, then "
+            f"visling convert FILE.pth --model {model} --from official --to START, and --init START."
+        )
+    raise CheckpointError(f"{saved.path} holds {saved.model}, but the recipe trains {model}. {mend}")
+
+
 def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool) -> None:
     """Refuse region features other than those a model was trained on.
 
@@ -529,6 +547,9 @@ def _fit_losses(run: R, losses: RegionLosses, store: NativeStore) -> R:
             f"the regions of {store.path} have {told} as recipe {run.recipe} and its release. Use regions of that detector, or "
             "--set any_features=true to train another model."
         )
+    for target, setting in (("region_classes", "num_classes"), ("region_attributes", "num_attributes")):
+        if target in losses.needs:
+            check_labels(store, target, found[setting][1])
     return configs.override(run, [f"region_losses.{setting}={width}" for setting, (_, width) in differing.items()])
 
 
@@ -648,7 +669,7 @@ def note_truncation(log: Log, layout: TextLayout, step: int) -> None:
     """Say how often a text was longer than the model reads."""
     if layout.truncated:
         often = f"{layout.truncated} times, counted over all epochs,"
-        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut, as the release does", step=step)
+        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut", step=step)
 
 
 def keep_detector(folder: RunFolder, store: NativeStore, log: Log, step: int) -> None:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
@@ -25,13 +25,13 @@ from visling import models, runtime
 from visling.checkpoints import catalog, files, hub
 from visling.checkpoints.catalog import Release
 from visling.checkpoints.keymap import Coverage, KeyMap
-from visling.data.answers import AnswerVocabulary
+from visling.data.answers import UNKNOWN, AnswerVocabulary
 from visling.data.store import NativeStore
 from visling.data.text import Tokenizer
 from visling.errors import CheckpointError, ConfigError, DataError, nearest
 from visling.models.base import Encoder, ModelSpec
 from visling.nn import heads as head_blocks
-from visling.recipes import assembly
+from visling.recipes import answer_tables, assembly
 from visling.recipes.assembly import Saved, SavedHead
 from visling.tasks import base as tasks
 from visling.types import Dims, Head, HeadKind
@@ -45,17 +45,46 @@ OBJECTIVES: Mapping[str, str] = {
 }
 """Part of the key maps -> objective whose head it is."""
 
-ANSWER_LISTS: Mapping[str, str] = {
-    "visualbert": "answers_vqa.txt of Pythia's VQA 2.0 data (3,129 lines, the first is <unk>)",
-    "vlbert": "answers_vqa.txt of its VQA data (3,129 lines, <unk> among them)",
-    "vilbert": "trainval_label2ans.pkl of the release's cache folder for the data set (VQA 3,129 answers, GQA 1,533)",
-    "lxmert": "data/vqa/trainval_label2ans.json of airsplay/lxmert (3,129; for GQA data/gqa/trainval_label2ans.json, 1,842)",
-    "cvlp": "data/vqa/trainval_label2ans.json of airsplay/lxmert (3,129; for GQA data/gqa/trainval_label2ans.json, 1,842)",
-}
-"""Family -> file that lists the answers of its classifiers in their order."""
 
-_ANSWER_TASKS = {3129: "vqa", 1842: "gqa", 1533: "gqa"}
+@dataclass(frozen=True, kw_only=True)
+class AnswerList:
+    """The answers of a release's classifiers, in the order of their outputs: which file holds them, and how it is told from others."""
+
+    file: str
+    unknown: Literal["first", "listed", "absent"]
+    """Where the 3,129 answers of VQA hold `<unk>`."""
+    fingerprints: Mapping[int, str] = field(default_factory=dict)
+    """Number of answers -> `AnswerVocabulary.fingerprint`, where the file has been seen."""
+
+
+_LXMERT_LIST = AnswerList(
+    file="data/vqa/trainval_label2ans.json of airsplay/lxmert (3,129 answers; for GQA data/gqa/trainval_label2ans.json, 1,842; for pre-training "
+    "data/lxmert/all_ans.json, 9,500)",
+    unknown="absent",
+    fingerprints={
+        3129: "b05467ee028c22da4547e880ae734786065c0395435ff561865187dc184c3b19",
+        1842: "3ba2e3668760dfcfcfe40dc58711a7c551ca7da48be87a7fdd3fae9963f8264d",
+        9500: "b12f511ca271f7d23fb45d639d5afb802ca5066f201311d97aaaf53f3f7739ea",
+    },
+)
+ANSWER_LISTS: Mapping[str, AnswerList] = {
+    "visualbert": AnswerList(file="answers_vqa.txt of Pythia's VQA 2.0 data (3,129 lines, the first is <unk>)", unknown="first"),
+    "vlbert": AnswerList(file="answers_vqa.txt of its VQA data (3,129 lines, <unk> among them)", unknown="listed"),
+    "vilbert": AnswerList(
+        file="trainval_label2ans.pkl of the release's cache folder for the data set (VQA 3,129 answers, GQA 1,533)", unknown="absent"
+    ),
+    "lxmert": _LXMERT_LIST,
+    "cvlp": _LXMERT_LIST,
+    "volta": AnswerList(file="trainval_label2ans.pkl of VOLTA's cache folder for the data set (VQA 3,129 answers, GQA 1,842)", unknown="absent"),
+}
+"""Family -> its answers; a layout with lists of its own goes before the family."""
+
+_VQA_ANSWERS = 3129
+_ANSWER_TASKS = {_VQA_ANSWERS: "vqa", 1842: "gqa", 1533: "gqa"}
 """Outputs of a released classifier -> its task."""
+
+KEPT = "kept.safetensors"
+"""File of a model folder with the tensors that a release holds and never reads; no loader asks for it, `export` writes them back."""
 
 _VQA_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "visualbert": {"loss": "kl", "mask_unknown": True},
@@ -120,7 +149,8 @@ def convert(
     settings: Sequence[str] = (),
     release: str | None = None,
     task: str | None = None,
-    answers: Path | None = None,
+    answers: Sequence[Path] = (),
+    other_answers: bool = False,
     encoder_only: bool = False,
     features: Path | None = None,
     seed: int = 0,
@@ -137,13 +167,14 @@ def convert(
         settings: changes of the preset, `name=value`.
         release: name in the catalogue; None = the entry that the file is called like, if `layout` and `model` are not given either.
         task: the task that the model is to be used for; None = question answering if there is a classifier over as many answers as a released one.
-        answers: file with the answers in the order of the classifier.
+        answers: files with the answers in the order of a classifier, each for that of its length; of pre-training on questions the answer table.
+        other_answers: accept lists that are not those of the release.
         encoder_only: leave all heads out.
         features: region store whose features the weights were trained on; its fingerprint is recorded.
         seed: of parameters that the file does not hold.
         offline: whether to ask the hub; None = as HF_HUB_OFFLINE says.
     Raises:
-        CheckpointError: unreadable or unsafe file, another layout, weights that do not fit, answers that are missing or too many, or `out` is taken.
+        CheckpointError: unreadable or unsafe file, another layout, weights that do not fit, answers that are missing or wrong, or `out` is taken.
         ConfigError: no such family, layout, preset, setting or task.
     """
     _refuse(out)
@@ -156,7 +187,8 @@ def convert(
     store = None if features is None else NativeStore.open(features)
     runtime.seed_everything(seed)
     encoder, heads, coverage = _load(tensors, choice, store, encoder_only=encoder_only)
-    chosen = _task(choice.model, heads, task, answers)
+    lists = _answer_lists(choice, heads, task, answers, any_list=other_answers)
+    chosen = _task(choice, heads, task, lists)
     places = _places(heads, chosen)
     tokenizer = _tokenizer(choice)
     weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
@@ -173,9 +205,14 @@ def convert(
             tokenizer=tokenizer,
             trained=f"elsewhere; converted from {path.name} (layout {choice.layout})",
             heads={place: saved for place, (saved, _) in places.items()},
-            source=_provenance(path, choice, coverage),
+            source=_provenance(path, choice, coverage) | ({} if encoder_only else _precisions(tensors, choice, coverage)),
         )
+        for place, (saved, _) in places.items():
+            if saved.part in lists and (chosen is None or place.removeprefix("heads.") not in chosen.heads):
+                answer_tables.save(fresh, lists[saved.part], place)
         _write(weights, fresh / "model.safetensors")
+        if (dropped := coverage.dropped) and not encoder_only and choice.layout != "bert":
+            _write({name: tensors[name] for name in dropped}, fresh / KEPT)
     return Converted(
         path=out,
         model=choice.model,
@@ -205,6 +242,8 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
         raise ConfigError(f"{saved.model} has no layout {layout!r}. {nearest(layout, [*spec.keys, 'official'])}")
     parts, left_out = _parts(saved)
     found, tensors, names = _invert(saved, spec, parts, layout)
+    if found == saved.source.get("layout"):
+        tensors = _as_it_came(saved, tensors)
     if found == "transformers":
         with _whole_folder(out) as fresh:
             described = _TRANSFORMERS[saved.model](saved, names)
@@ -490,35 +529,73 @@ def _kinds(part: str, outputs: int) -> tuple[HeadKind, ...]:
 # ---------------------------------------------------------------------------------------------------------------- task and folder
 
 
-def _task(model: str, heads: Mapping[str, tuple[SavedHead, nn.Module]], name: str | None, answers: Path | None) -> tasks.Task[Any, Any] | None:
-    """The task of the model, its answers read and counted; None for a pre-trained encoder."""
+def _answer_lists(
+    choice: _Choice, heads: Mapping[str, tuple[SavedHead, nn.Module]], task: str | None, paths: Sequence[Path], *, any_list: bool
+) -> dict[str, AnswerVocabulary]:
+    """Part -> answers in the order of its outputs, for the classifiers whose lists were given; each list goes to the classifier of its length."""
+    if paths and task is not None and not hasattr(tasks.load(task), "vocabulary"):
+        raise ConfigError(f"the task {task} has no list of answers: --answers is not for it.")
+    sizes = {
+        part: saved.head.outputs for part, (saved, _) in heads.items() if saved.head.kind == "classify" and part.startswith(("classifier", "answers"))
+    }
+    if paths and not sizes:
+        raise CheckpointError(f"--answers needs a classifier over answers; the file has none, only: {', '.join(heads) or 'no head'}.")
+    known = ANSWER_LISTS.get(choice.layout) or ANSWER_LISTS[choice.model]
+    found: dict[str, AnswerVocabulary] = {}
+    for path in paths:
+        listed = read_answers(path)
+        part = next((part for part, outputs in sizes.items() if outputs == len(listed) and part not in found), None)
+        if part is None:
+            raise CheckpointError(
+                f"{path} lists {len(listed)} answers, but the classifier has {' or '.join(map(str, sizes.values()))}. "
+                f"For {choice.model} the list is {known.file}."
+            )
+        if not any_list and (wrong := _not_of(known, listed)):
+            raise CheckpointError(
+                f"{path} is not the list of the release: {wrong}. For {choice.model} it is {known.file}. Another list, or another order, gives "
+                "wrong answers without an error. If these weights were trained on it all the same, say --other-answers."
+            )
+        found[part] = listed
+    return found
+
+
+def _not_of(known: AnswerList, listed: AnswerVocabulary) -> str:
+    """Why answers are not those of a release; empty if nothing speaks against it."""
+    at = listed.unknown
+    if len(listed) == _VQA_ANSWERS and known.unknown == "first" and at != 0:
+        return f"{UNKNOWN} must be the first answer, and {'is missing' if at is None else f'is number {at}'}"
+    if len(listed) == _VQA_ANSWERS and (at is None) != (known.unknown == "absent"):
+        return f"it {'lacks' if at is None else 'holds'} {UNKNOWN}"
+    if known.fingerprints.get(len(listed), listed.fingerprint) != listed.fingerprint:
+        return f"the answers or their order differ (the first are {', '.join(map(repr, listed.answers[:3]))})"
+    return ""
+
+
+def _task(
+    choice: _Choice, heads: Mapping[str, tuple[SavedHead, nn.Module]], name: str | None, lists: Mapping[str, AnswerVocabulary]
+) -> tasks.Task[Any, Any] | None:
+    """The task of the model with its answers; None for a pre-trained encoder."""
     classifiers = {part: saved.head.outputs for part, (saved, _) in heads.items() if _answers(part, saved, heads)}
-    if name is None:
-        guesses = [_ANSWER_TASKS[outputs] for outputs in classifiers.values() if outputs in _ANSWER_TASKS]
-        name = next((guess for guess in guesses if guess in tasks.names()), "vqa" if answers is not None else None)
-    if name is None:
-        return None
-    kind = tasks.load(name)
-    if not hasattr(kind, "vocabulary"):
-        if answers is not None:
-            raise ConfigError(f"the task {name} has no list of answers: --answers is not for it.")
+    kind = None if name is None else tasks.load(name)
+    if kind is not None and not hasattr(kind, "vocabulary"):
         return kind()
-    if not classifiers:
+    if kind is not None and not classifiers:
         raise CheckpointError(f"the task {name} needs a classifier over answers; the file has none, only: {', '.join(heads) or 'no head'}.")
-    outputs = next((count for count in classifiers.values() if _ANSWER_TASKS.get(count) == name), next(iter(classifiers.values())))
-    if answers is None:
-        raise CheckpointError(
-            f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with --answers FILE. For {model} it is "
-            f"{ANSWER_LISTS[model]}. Other lists of the same length have another order and give wrong answers without an error. "
-            "--encoder-only leaves the classifier out."
-        )
-    vocabulary = read_answers(answers)
-    if len(vocabulary) != outputs:
-        raise CheckpointError(
-            f"{answers} lists {len(vocabulary)} answers, but the classifier has {outputs}. For {model} the list is {ANSWER_LISTS[model]}."
-        )
-    settings = _VQA_SETTINGS.get(model, _VQA_ELSEWHERE) if name == "vqa" else {}
-    return kind.from_state({"config": dict(settings), "answers": list(vocabulary)})
+    part = next((part for part, outputs in classifiers.items() if _ANSWER_TASKS.get(outputs) == (name or "vqa")), next(iter(classifiers), ""))
+    for lacking, outputs in classifiers.items():
+        if lacking not in lists and (outputs in _ANSWER_TASKS or (kind is not None and lacking == part)):
+            listed = ANSWER_LISTS.get(choice.layout) or ANSWER_LISTS[choice.model]
+            raise CheckpointError(
+                f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with --answers FILE, once for each "
+                f"classifier. For {choice.model} it is {listed.file}. Other lists of the same length have another order and give wrong answers "
+                "without an error. --encoder-only leaves the classifier out."
+            )
+    if part not in lists:
+        return None
+    own = _ANSWER_TASKS.get(classifiers[part], "")
+    name = name or (own if own in tasks.names() else "vqa")
+    settings = _VQA_SETTINGS.get(choice.model, _VQA_ELSEWHERE) if name == "vqa" else {}
+    return tasks.load(name).from_state({"config": dict(settings), "answers": list(lists[part])})
 
 
 def _answers(part: str, saved: SavedHead, heads: Iterable[str]) -> bool:
@@ -568,6 +645,24 @@ def _provenance(path: Path, choice: _Choice, coverage: Coverage) -> dict[str, An
     fresh = {} if choice.layout == "bert" or not coverage.fresh else {"fresh": sorted(coverage.fresh)}
     known = {} if release is None else {"release": release.name, "address": release.source, "licence": release.licence, "note": release.note}
     return {"file": path.name, "sha256": files.digest(path), "layout": choice.layout, **known, **fresh}
+
+
+def _precisions(tensors: Mapping[str, Tensor], choice: _Choice, coverage: Coverage) -> dict[str, Any]:
+    """Name -> type of numbers, for what a file does not store in float32."""
+    if choice.layout == "bert":
+        return {}
+    keys = models.spec(choice.model).keys[choice.layout]
+    read = [*coverage.tied, *(name for names in coverage.mapped.values() for name in names)]
+    found = {keys.repaired(name): str(tensors[name].dtype).removeprefix("torch.") for name in read if tensors[name].dtype != torch.float32}
+    return {"precision": found} if found else {}
+
+
+def _as_it_came(saved: Saved, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the layout that a model came in, with those that were kept for the way back, in the file's own precision."""
+    precision = saved.source.get("precision", {})
+    found = {name: tensor.to(getattr(torch, precision[name])) if name in precision else tensor for name, tensor in tensors.items()}
+    kept = files.read(saved.path / KEPT) if (saved.path / KEPT).exists() else {}
+    return {**kept, **found}
 
 
 def _refuse(out: Path) -> None:
@@ -666,7 +761,8 @@ def _invert(
     """Layout, tensors under its names, and the part that each place became."""
     if layout == "official":
         own = [saved.source.get("layout", ""), saved.task or "", spec.layout, *spec.keys]
-        layouts = [name for name in dict.fromkeys(own) if name in spec.keys and name not in ("bert", "transformers", "volta", *_BY_PRODUCTS)]
+        foreign = {"bert", "transformers", "volta", *_BY_PRODUCTS} - ({"volta"} & {own[0]})
+        layouts = [name for name in dict.fromkeys(own) if name in spec.keys and name not in foreign]
     else:
         layouts = [layout]
     reasons = []

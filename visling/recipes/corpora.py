@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from visling.data.annotations.captions import CaptionRecord, Captions, find_captions_file, find_flickr30k, has_flickr30k, read_captions, read_ids
+from visling.data.annotations.captions import (
+    CaptionRecord,
+    Captions,
+    find_coco_captions,
+    find_flickr30k,
+    has_coco_captions,
+    has_flickr30k,
+    read_ids,
+)
 from visling.data.annotations.genome import QUESTIONS, REGIONS, read_genome_questions, read_region_descriptions
 from visling.data.annotations.lxmert import LxmertRecord, find_answer_table, find_lxmert, from_question, has_lxmert, read_lxmert
 from visling.data.annotations.passages import Passages, find_passages, has_passages
 from visling.data.annotations.questions import find_gqa, find_vqa_files, has_gqa, has_vqa, read_gqa, read_questions
+from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, read_nlvr2
 from visling.data.annotations.web_captions import (
     Naming,
     find_conceptual_captions,
@@ -25,6 +36,7 @@ from visling.data.annotations.web_captions import (
 )
 from visling.data.answer_table import build_table, read_table
 from visling.data.answers import AnswerVocabulary
+from visling.data.identity import canonical
 from visling.data.loader import Source
 from visling.data.pretraining import (
     CaptionPairs,
@@ -44,7 +56,7 @@ from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError, StoreError
 from visling.recipes import assembly
 from visling.recipes.plans import Corpus, CorpusKind, Pretraining
-from visling.tasks.nlvr import NLVR
+from visling.tasks.nlvr import NLVR, NlvrRecord
 from visling.types import Record
 
 _NAMING_SAMPLE = 2000
@@ -53,8 +65,9 @@ _NAMING_SAMPLE = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What readers of corpora share, and what they leave out."""
+    """What the reader of a corpus knows, and what all of them leave out."""
 
+    corpus: Corpus
     layout: TextLayout
     store: NativeStore
     matching: bool
@@ -64,11 +77,11 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     """What was left out, a sentence per corpus."""
 
-    def note(self, kind: CorpusKind, root: Path, left_out: Mapping[str, int]) -> None:
-        """Remember what was left out of a corpus and how often, unless it is nothing."""
+    def note(self, root: Path, left_out: Mapping[str, int]) -> None:
+        """Remember what was left out of the corpus and how often, unless it is nothing."""
         told = [f"{count} {what}" for what, count in left_out.items() if count]
         if told:
-            self.notes.append(f"{kind} of {root}: left out {', '.join(told)}")
+            self.notes.append(f"{self.corpus.kind} of {root}: left out {', '.join(told)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +112,7 @@ def read(run: Pretraining, data: Sequence[str], layout: TextLayout, store: Nativ
     """
     if all(part.kind == "text" for part in run.corpora):
         raise ConfigError("a run needs a corpus of sentences about images; found text alone. Add one, for example captions.")
-    reading = Reading(layout=layout, store=store, matching="matching" in run.objectives, answers=answers)
+    first = Reading(corpus=run.corpora[0], layout=layout, store=store, matching="matching" in run.objectives, answers=answers)
     sources: list[RecordSource] = []
     weights: list[float] = []
     own = run.valid_split if valid else run.train_split
@@ -111,12 +124,10 @@ def read(run: Pretraining, data: Sequence[str], layout: TextLayout, store: Nativ
         there = [place for place in places if kind.there(*place)]
         if valid and not there and not kind.validates:
             continue
+        reading = replace(first, corpus=part)  # the notes are those of all
         # A corpus that no folder has is read all the same: its reader says what it looked for.
         for folder, split in there or places[:1]:
-            source = kind.read(folder, split, reading)
-            if kind.complete:
-                assembly.check_images(source.records, store)
-            sources.append(source)
+            sources.append(kind.read(folder, split, reading))
             weights.append(part.weight)
     if not places:
         raise DataError("every --data folder names its own split, so none is left to validate on: give one without @SPLIT.")
@@ -127,8 +138,8 @@ def read(run: Pretraining, data: Sequence[str], layout: TextLayout, store: Nativ
         images = sources[0] if len(sources) == 1 and weights == [1.0] else Mixture(sources, weights)
     else:
         images = Mixture([Labelled(source, ("matched", "answer")) for source in sources], weights)
-    text, share = _text(run.corpora, places, reading, valid=valid)
-    return Corpora(images=images, text=text, text_share=share, notes=tuple(reading.notes))
+    text, share = _text(run.corpora, places, first, valid=valid)
+    return Corpora(images=images, text=text, text_share=share, notes=tuple(first.notes))
 
 
 def answer_table(run: Pretraining, data: Sequence[str]) -> AnswerVocabulary | None:
@@ -174,8 +185,6 @@ class _Kind:
     read: Callable[[Path, str, Reading], RecordSource]
     there: Callable[[Path, str], bool]
     """Whether a folder has it."""
-    complete: bool = False
-    """Whether the store must hold every image; else sentences about others are left out and counted."""
     validates: bool = True
     """Whether it comes with a validation split."""
     questions: Callable[[Path, str, Reading | None], Sequence[LxmertRecord]] | None = None
@@ -190,39 +199,55 @@ def _places(data: Sequence[str], own: str, *, valid: bool) -> list[tuple[Path, s
 _T = TypeVar("_T", bound=Record)
 
 
-def _with_regions(records: Sequence[_T], kind: CorpusKind, root: Path, reading: Reading) -> list[_T]:
-    """The records whose image has regions.
+def _with_regions(records: Sequence[_T], root: Path, reading: Reading, *, numbered: Callable[[str], bool] = lambda image: False) -> list[_T]:
+    """The records whose images have regions.
 
+    Args:
+        numbered: whether an image id is a number of Visual Genome. Its 9 and COCO's 9 are two images: it is looked for by its exact id, and never
+            found under a name of COCO.
     Raises:
         StoreError: none has.
     """
-    known: dict[str, bool] = {}
-    for record in records:
-        image = record.images[0]
-        if image not in known:
-            known[image] = image in reading.store and reading.store.count(image) > 0
-    kept = [record for record in records if known[record.images[0]]]
+    store = reading.store
+    images = dict.fromkeys(image for record in records for image in record.images)
+    exact = frozenset(store.ids).intersection(images)
+    taken = frozenset(filter(numbered, exact))
+    # Found exactly, or by an alias that is not Visual Genome's.
+    there = {image for image in images if image in exact or (not numbered(image) and canonical(image) not in taken and image in store)}
+    seen = {image for image in there if store.count(image)}
+    kept = [record for record in records if seen.issuperset(record.images)]
     if records and not kept:
         raise StoreError(
-            f"region store {reading.store.path} has none of the {len(known)} images of {kind} in {root}, such as {records[0].images[0]!r}. "
-            "Give the store of this data set; its image ids must be those of the annotations."
+            f"region store {store.path} has none of the {len(images)} images of {reading.corpus.kind} in {root}, such as "
+            f"{records[0].images[0]!r}{', with a region' if there else ''}. Give the store of this data set; its image ids must be those of the "
+            "annotations."
         )
-    lacking = len(known) - sum(known.values())
-    reading.note(kind, root, {f"sentences of {lacking} images without regions": len(records) - len(kept)})
+    reading.note(root, {f"sentences of {len(images) - len(seen)} images without regions": len(records) - len(kept)})
     return kept
 
 
-# Sentences as COCO, NLVR and VQA hold them; every image must be there.
+# Sentences as COCO, NLVR and VQA hold them; the store must know every image, though its detector may have found nothing in it.
+
+
+def _complete(records: Sequence[_T], root: Path, reading: Reading) -> list[_T]:
+    assembly.check_images(records, reading.store)
+    return _with_regions(records, root, reading)
 
 
 def _coco(root: Path, split: str, reading: Reading) -> Sequence[CaptionRecord]:
-    found = read_captions(find_captions_file(root, split))
-    _note_captions(found, "captions", root, reading)
-    return found.records
+    found = find_coco_captions(root, split)
+    _note_captions(found, root, reading)
+    return _complete(found.records, root, reading)
 
 
-def _note_captions(found: Captions, kind: CorpusKind, root: Path, reading: Reading) -> None:
-    reading.note(kind, root, {"empty captions": found.empty, "repeated captions": found.repeated, "lines of another layout": found.malformed})
+def _note_captions(found: Captions, root: Path, reading: Reading) -> None:
+    left_out = {
+        "empty captions": found.empty,
+        "repeated captions": found.repeated,
+        "lines of another layout": found.malformed,
+        "images without a caption": len(found.bare_images),
+    }
+    reading.note(root, left_out)
 
 
 def _only_captions(root: Path, split: str, reading: Reading) -> RecordSource:
@@ -237,47 +262,51 @@ def _single_captions(root: Path, split: str, reading: Reading) -> RecordSource:
     return SingleCaption(_coco(root, split, reading), reading.layout)
 
 
-def _has_captions(root: Path, split: str) -> bool:
-    return any(file for place in (root, root / "annotations") for file in place.glob(f"captions_*{split}*.json"))
-
-
-def _sentences(root: Path, split: str) -> list[SentenceRecord]:
-    records = NLVR().records(root, split)
-    return [SentenceRecord(id=record.id, images=record.images, sentence=record.sentence, label=record.label) for record in records]
+def _sentences(root: Path, split: str, reading: Reading) -> list[SentenceRecord]:
+    nlvr2 = find_nlvr2(root, split)
+    records: Sequence[NlvrRecord | Nlvr2Record] = NLVR().records(root, split) if nlvr2 is None else read_nlvr2(nlvr2)
+    sentences = [SentenceRecord(id=record.id, images=record.images, sentence=record.sentence, label=record.label) for record in records]
+    return _complete(sentences, root, reading)
 
 
 def _statements(root: Path, split: str, reading: Reading) -> RecordSource:
-    return LabelledSentences(_sentences(root, split), reading.layout)
+    return LabelledSentences(_sentences(root, split, reading), reading.layout)
 
 
 def _unmasked_statements(root: Path, split: str, reading: Reading) -> RecordSource:
-    return LabelledSentences(_sentences(root, split), reading.layout, masked=False)
+    return LabelledSentences(_sentences(root, split, reading), reading.layout, masked=False)
 
 
 def _true_statements(root: Path, split: str, reading: Reading) -> RecordSource:
-    return LabelledSentences([replace(record, label=None) for record in _sentences(root, split) if record.label], reading.layout)
+    return LabelledSentences([replace(record, label=None) for record in _sentences(root, split, reading) if record.label], reading.layout)
 
 
 def _has_statements(root: Path, split: str) -> bool:
     name = split.partition(".")[0]
-    return any(path.exists() for path in (root / name / f"{name}.json", root / name / "statements.json", root / "statements" / f"{name}.json"))
+    nlvr = (root / name / f"{name}.json", root / name / "statements.json", root / "statements" / f"{name}.json")
+    return find_nlvr2(root, split) is not None or any(path.exists() for path in nlvr)
 
 
-def _questions(root: Path, split: str, reading: Reading) -> RecordSource:
+def _questions(root: Path, split: str, reading: Reading, *, spelled: bool = False) -> RecordSource:
     questions, annotations = find_vqa_files(root, split)
     if annotations is None:
         raise DataError(f"{root} has questions for {split!r} but no annotations: pre-training on questions needs their answers.")
-    return QuestionAnswer(read_questions(questions, annotations), reading.layout)
+    left_out = Counter[str]()
+    records = read_questions(questions, annotations, left_out=left_out)
+    reading.note(root, left_out)
+    return QuestionAnswer(_complete(records, root, reading), reading.layout, spelled=spelled)
 
 
 # Captions of data sets whose images may be gone: wrong ones are mixed in where the run learns matching.
 
 
-def _captioned(kind: CorpusKind, find: Callable[[Path, str, Reading], Captions]) -> Callable[[Path, str, Reading], RecordSource]:
+def _captioned(
+    find: Callable[[Path, str, Reading], Captions], *, numbered: Callable[[str], bool] = lambda image: False
+) -> Callable[[Path, str, Reading], RecordSource]:
     def source(root: Path, split: str, reading: Reading) -> RecordSource:
         found = find(root, split, reading)
-        _note_captions(found, kind, root, reading)
-        records = _with_regions(found.records, kind, root, reading)
+        _note_captions(found, root, reading)
+        records = _with_regions(found.records, root, reading, numbered=numbered)
         return SingleCaption(records, reading.layout, false_caption_ratio=0.5 if reading.matching else None)
 
     return source
@@ -300,10 +329,10 @@ def _naming(file: Path, store: NativeStore) -> Naming:
 
 def _vilbert_captions(root: Path, split: str, reading: Reading) -> RecordSource:
     found = read_vilbert_captions(find_vilbert_captions(root, split))
-    _note_captions(found, "vilbert_captions", root, reading)
-    records = _with_regions(found.records, "vilbert_captions", root, reading)
+    _note_captions(found, root, reading)
+    records = _with_regions(found.records, root, reading)
     pool = [record.caption for record in found.records[: len(records)]]
-    return VilbertCaptions(records, reading.layout, pool=pool, matching=reading.matching)
+    return VilbertCaptions(records, reading.layout, pool=pool, keep_above=reading.corpus.keep_above, matching=reading.matching)
 
 
 def _has_sbu(root: Path, split: str) -> bool:
@@ -360,10 +389,10 @@ def _has_genome(name: str) -> Callable[[Path, str], bool]:
 
 
 def _asked(
-    kind: CorpusKind, questions: Callable[[Path, str, Reading | None], Sequence[LxmertRecord]]
+    questions: Callable[[Path, str, Reading | None], Sequence[LxmertRecord]], *, numbered: Callable[[str], bool] = lambda image: False
 ) -> Callable[[Path, str, Reading], RecordSource]:
     def source(root: Path, split: str, reading: Reading) -> RecordSource:
-        records = _with_regions(questions(root, split, reading), kind, root, reading)
+        records = _with_regions(questions(root, split, reading), root, reading, numbered=numbered)
         return LxmertSentences(records, reading.layout, answers=reading.answers, false_sentence_ratio=0.5 if reading.matching else None)
 
     return source
@@ -372,7 +401,7 @@ def _asked(
 def _lxmert(root: Path, split: str, reading: Reading | None) -> Sequence[LxmertRecord]:
     found = read_lxmert(*find_lxmert(root, split))
     if reading is not None:
-        reading.note("lxmert", root, {"empty sentences": found.empty, "repeated sentences": found.repeated})
+        reading.note(root, {"empty sentences": found.empty, "repeated sentences": found.repeated})
     return found.records
 
 
@@ -380,37 +409,51 @@ def _vqa(root: Path, split: str, reading: Reading | None) -> Sequence[LxmertReco
     questions, annotations = find_vqa_files(root, split)
     if annotations is None:
         raise DataError(f"{root} has questions for {split!r} but no annotations: learning to answer needs their answers.")
-    return [from_question(record, "vqa") for record in read_questions(questions, annotations)]
+    left_out = Counter[str]()
+    records = read_questions(questions, annotations, left_out=left_out)
+    if reading is not None:
+        reading.note(root, left_out)
+    return [from_question(record, "vqa") for record in records]
 
 
 def _gqa(root: Path, split: str, reading: Reading | None) -> Sequence[LxmertRecord]:
-    return [from_question(record, "gqa") for record in read_gqa(find_gqa(root, split))]
+    left_out = Counter[str]()
+    records = read_gqa(find_gqa(root, split), left_out=left_out)
+    if reading is not None:
+        reading.note(root, left_out)
+    return [from_question(record, "gqa") for record in records]
 
 
 def _vg_qa(root: Path, split: str, reading: Reading | None) -> Sequence[LxmertRecord]:
     records, left_out = read_genome_questions(_genome_file(root, split, QUESTIONS))
     if reading is not None:
-        reading.note("vg_qa", root, {"empty or repeated questions": left_out})
+        reading.note(root, {"empty or repeated questions": left_out})
     return [from_question(record, "visual7w") for record in _of_split(records, root, split)]
 
 
+def _genome_number(image: str) -> bool:
+    """Whether an image id of Visual Genome, GQA or LXMERT's merged files is a number of Visual Genome; their other ids are COCO's names."""
+    return image.isdecimal()
+
+
 _KINDS: Mapping[CorpusKind, _Kind] = {
-    "captions": _Kind(read=_only_captions, there=_has_captions, complete=True),
-    "caption_pairs": _Kind(read=_caption_pairs, there=_has_captions, complete=True),
-    "single_captions": _Kind(read=_single_captions, there=_has_captions, complete=True),
-    "statements": _Kind(read=_statements, there=_has_statements, complete=True),
-    "unmasked_statements": _Kind(read=_unmasked_statements, there=_has_statements, complete=True),
-    "true_statements": _Kind(read=_true_statements, there=_has_statements, complete=True),
-    "questions": _Kind(read=_questions, there=has_vqa, complete=True),
-    "conceptual_captions": _Kind(read=_captioned("conceptual_captions", _conceptual_captions), there=_has_conceptual_captions),
+    "captions": _Kind(read=_only_captions, there=has_coco_captions),
+    "caption_pairs": _Kind(read=_caption_pairs, there=has_coco_captions),
+    "single_captions": _Kind(read=_single_captions, there=has_coco_captions),
+    "statements": _Kind(read=_statements, there=_has_statements),
+    "unmasked_statements": _Kind(read=_unmasked_statements, there=_has_statements),
+    "true_statements": _Kind(read=_true_statements, there=_has_statements),
+    "questions": _Kind(read=_questions, there=has_vqa),
+    "spelled_questions": _Kind(read=partial(_questions, spelled=True), there=has_vqa),
+    "conceptual_captions": _Kind(read=_captioned(_conceptual_captions), there=_has_conceptual_captions),
     "vilbert_captions": _Kind(read=_vilbert_captions, there=_has_vilbert_captions),
-    "sbu": _Kind(read=_captioned("sbu", lambda root, split, reading: read_sbu(root)), there=_has_sbu, validates=False),
-    "flickr30k": _Kind(read=_captioned("flickr30k", lambda root, split, reading: find_flickr30k(root, split)), there=has_flickr30k),
-    "vg_regions": _Kind(read=_captioned("vg_regions", _vg_regions), there=_has_genome(REGIONS), validates=False),
-    "vg_qa": _Kind(read=_asked("vg_qa", _vg_qa), there=_has_genome(QUESTIONS), validates=False, questions=_vg_qa),
-    "gqa": _Kind(read=_asked("gqa", _gqa), there=has_gqa, questions=_gqa),
-    "answered_questions": _Kind(read=_asked("answered_questions", _vqa), there=has_vqa, questions=_vqa),
-    "lxmert": _Kind(read=_asked("lxmert", _lxmert), there=has_lxmert, questions=_lxmert),
+    "sbu": _Kind(read=_captioned(lambda root, split, reading: read_sbu(root)), there=_has_sbu, validates=False),
+    "flickr30k": _Kind(read=_captioned(lambda root, split, reading: find_flickr30k(root, split)), there=has_flickr30k),
+    "vg_regions": _Kind(read=_captioned(_vg_regions, numbered=_genome_number), there=_has_genome(REGIONS), validates=False),
+    "vg_qa": _Kind(read=_asked(_vg_qa, numbered=_genome_number), there=_has_genome(QUESTIONS), validates=False, questions=_vg_qa),
+    "gqa": _Kind(read=_asked(_gqa, numbered=_genome_number), there=has_gqa, questions=_gqa),
+    "answered_questions": _Kind(read=_asked(_vqa), there=has_vqa, questions=_vqa),
+    "lxmert": _Kind(read=_asked(_lxmert, numbered=_genome_number), there=has_lxmert, questions=_lxmert),
 }
 """Every kind of corpus about images."""
 
@@ -426,5 +469,5 @@ def _text(corpora: Sequence[Corpus], places: Sequence[tuple[Path, str]], reading
     if valid and not there:
         return None, 0.0
     passages = Passages([file for place in there or places[:1] for file in find_passages(*place)])
-    reading.note("text", passages.paths[0].parent, {"lines without a word": passages.empty})
+    replace(reading, corpus=parts[0]).note(passages.paths[0].parent, {"lines without a word": passages.empty})
     return PlainText(passages, reading.layout), parts[0].weight

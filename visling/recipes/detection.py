@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from visling.train.state import RunFolder, State
 from visling.types import IGNORE, Loss
 from visling.vision.detector import Detector, DetectorConfig, Truth
 from visling.vision.images import fit, read_image
+
+_LONGEST_LINE = 1 << 20
+"""Characters that are read of a file's first line; NLVR's lines have some thousands, COCO files of one line many millions."""
 
 Picture = NDArray[np.uint8]
 """(H, W, 3) RGB pixels."""
@@ -136,6 +140,8 @@ class DetectionProgress:
     images_per_second: float
     seconds: float
     """Training time so far."""
+    seconds_left: float
+    """Training time to come, as the share so far suggests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +198,12 @@ def train_detector(
         training: settings, or the name of a preset.
         resume: go on with the unfinished run in `out`; the settings must be the same.
     Raises:
-        ConfigError: unknown preset or device.
+        ConfigError: unknown preset or device, or a negative seed.
         DataError: annotations or images cannot be used.
         RunError: `out` is taken, or cannot be resumed from.
     """
+    if seed < 0:
+        raise ConfigError(f"the seed is {seed}; it must be at least 0.")
     training = preset(training) if isinstance(training, str) else training
     where = runtime.pick_device(device)
     instances = annotations if isinstance(annotations, Instances) else read_instances(annotations)
@@ -410,15 +418,17 @@ def _report(state: State, training: DetectionTraining, rate: float, log: Log, pr
         seconds_per_step=sums.seconds / sums.steps,
     )
     if progress is not None:
+        share = min(1.0, state.step / training.steps if training.steps else state.elapsed / training.seconds)
         progress(
             DetectionProgress(
                 step=state.step,
-                share=min(1.0, state.step / training.steps if training.steps else state.elapsed / training.seconds),
+                share=share,
                 loss=sums.loss / sums.steps,
                 parts=parts,
                 learning_rate=rate,
                 images_per_second=speed,
                 seconds=state.elapsed,
+                seconds_left=state.elapsed * (1 - share) / share,
             )
         )
     state.sums = type(sums)()
@@ -564,8 +574,27 @@ def _class_names(instances: Instances) -> tuple[str, ...]:
 
 
 def read_annotations(path: Path) -> Instances:
-    """Objects of a COCO instances file, or of NLVR v1's SPLIT/SPLIT.json."""
-    return nlvr_instances(path.parent.parent, path.stem) if path.stem == path.parent.name else read_instances(path)
+    """Objects of a COCO instances file, or of NLVR v1's SPLIT/SPLIT.json; told by what is in the file.
+
+    Raises:
+        DataError: the file is missing or damaged, or an NLVR file that is not called like its folder.
+    """
+    if not _is_nlvr(path):
+        return read_instances(path)
+    folder = path.absolute().parent
+    if path.stem != folder.name:
+        raise DataError(f"{path} is of NLVR's layout: its name must be that of its folder, SPLIT/SPLIT.json, with the pictures in SPLIT/images.")
+    return nlvr_instances(folder.parent, path.stem)
+
+
+def _is_nlvr(path: Path) -> bool:
+    """Whether a file holds one NLVR statement a line; of a COCO file the first line is all of it, or a lone brace."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = json.loads(file.readline(_LONGEST_LINE))
+    except (OSError, ValueError):
+        return False  # whoever reads the file says what is wrong with it
+    return isinstance(first, dict) and "structured_rep" in first
 
 
 def settings_from(values: Sequence[str], name: str) -> DetectionTraining:

@@ -49,6 +49,8 @@ class Gpu:
 
     bf16: float | None
     """With float32 sums; None where there are no such units."""
+    fp16: float | None = None
+    """Of those without bf16: what the published runs in half precision had. Nothing here trains in it."""
     tf32: float | None
     fp32: float
     """Without tensor cores, which is what PyTorch takes for float32 unless told otherwise."""
@@ -62,9 +64,11 @@ GPUS: Mapping[str, Gpu] = {
     "L4": Gpu(bf16=121.0, tf32=60.0, fp32=30.3, memory=24),
     "RTX 4090": Gpu(bf16=165.2, tf32=82.6, fp32=82.6, memory=24),
     "RTX 3090": Gpu(bf16=71.0, tf32=35.6, fp32=35.6, memory=24),
-    "V100": Gpu(bf16=None, tf32=None, fp32=15.7, memory=16),
-    "T4": Gpu(bf16=None, tf32=None, fp32=8.1, memory=16),
+    "V100": Gpu(bf16=None, fp16=125.0, tf32=None, fp32=15.7, memory=16),
+    "T4": Gpu(bf16=None, fp16=65.0, tf32=None, fp32=8.1, memory=16),
 }
+DEFAULT_GPU = "A100"
+"""For which hours are told unless another one is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +86,19 @@ class Typical:
 TYPICAL: Mapping[CorpusKind, Typical] = {
     "caption_pairs": Typical(tokens=25, examples=591_757),  # COCO: 414,113 + 202,654 captions but for about five of each of 5,000 images
     "questions": Typical(tokens=12, examples=658_111),  # VQA v2: 443,757 + 214,354
+    "spelled_questions": Typical(tokens=16, examples=658_111),  # about five letters where a word stood
     "statements": Typical(tokens=22, examples=86_373, images=2),  # NLVR2, training
     "flickr30k": Typical(tokens=17, examples=148_915),  # 29,783 images of the Entities split, five captions each
     "conceptual_captions": Typical(tokens=14, examples=3_318_333),
     "vilbert_captions": Typical(tokens=14, examples=3_136_161),  # what ViLBERT could still download
     "lxmert": Typical(tokens=12, examples=35_027 * 256),  # iterations of an epoch of the release, table 1 of the paper: 9.18 million
+    "vcr": Typical(tokens=35, examples=212_923 * 8),  # four answers and four rationales of each question
     "text": Typical(tokens=64, images=0),
 }
 """Kind of corpus -> its examples in the published runs. Lengths are rough means of captions and questions of about ten words."""
 UNKNOWN = Typical(tokens=16)
 """Of corpora that no published run reads."""
-TASKS: Mapping[str, Typical] = {"vqa": Typical(tokens=10, examples=658_111)}
+TASKS: Mapping[str, Typical] = {"vqa": Typical(tokens=10, examples=658_111), "nlvr2": Typical(tokens=22, examples=86_373, images=2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +212,7 @@ def estimate(run: Pretraining | Finetuning) -> Estimate:
             "regions": {name: _regions(run, size) for name, size in sizes.items()},
             "examples per epoch": _examples(run),
             "precision": "bf16" if run.train.precision == "auto" else run.train.precision,
+            **({"left out": releases.MISSING[run.recipe]} if run.recipe in releases.MISSING else {}),
         },
     )
 

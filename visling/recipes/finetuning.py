@@ -20,7 +20,6 @@ from visling.recipes.assembly import TaskModel
 from visling.recipes.plans import Finetuning
 from visling.tasks.base import Report, Task, TaskSource
 from visling.tasks.base import load as load_task
-from visling.tasks.vqa import VQA, majority_answers
 from visling.train import engine
 from visling.train.state import State
 from visling.types import Batch, InputSpec, Loss, Prediction, Record, Targets
@@ -77,10 +76,11 @@ def finetune(
         seen = (image_id for record in train_records for image_id in record.images)
         model = TaskModel(assembly.fresh_encoder(run, regions, seen), task, assembly.head_styles(run.model))
         if saved is not None:
+            assembly.check_family(saved, run.model)
             if regions is not None:
                 assembly.check_fingerprint(saved, regions.fingerprint, override=other_features or run.text_only)
             assembly.load_part(model.encoder, saved.weights, "encoder.", saved.path)
-            carried = answer_tables.carry_over(model, saved, task.state().get("answers", ()))
+            carried = answer_tables.carry_over(model, saved, task.state().get("answers", ())) if run.carry_answers else ""
             if carried and not folder.has_last:
                 log.event(carried, step=0)
         model.to(target)
@@ -233,10 +233,10 @@ def _predictions(model: TaskModel, task: Task[Any, Any], loader: Loader, records
 def _baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:
     """Scores of predictors that look at nothing, on the same records by the same metric; none where the training data is unknown or gone."""
     data = Path(known["data"][0]) if known else None
-    if isinstance(task, VQA) and data is not None and data.is_dir():
-        train = task.records(data, known["config"]["train_split"])
-        return {"majority answer per question type": task.report(majority_answers(train, records), records)}
-    return {}
+    if data is None or not data.is_dir():
+        return {}
+    found = task.baselines(task.records(data, known["config"]["train_split"]), records)
+    return {name: task.report(predictions, records) for name, predictions in found.items()}
 
 
 def _run_json(run: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ CorpusKind = Literal[
     "unmasked_statements",
     "true_statements",
     "questions",
+    "spelled_questions",
     "answered_questions",
     "conceptual_captions",
     "sbu",
@@ -29,6 +30,7 @@ CorpusKind = Literal[
     "vg_qa",
     "gqa",
     "lxmert",
+    "vcr",
     "text",
 ]
 
@@ -41,13 +43,21 @@ class Corpus:
     """COCO captions, as VisualBERT shows them: captions: one, always right, nothing to match. caption_pairs: two, does the second fit.
     single_captions: one, half of the time a wrong one.
     NLVR: statements: true or false. unmasked_statements: the same with every word shown. true_statements: the true ones as captions.
-    VQA: questions: question and answer as one text (VisualBERT). answered_questions: questions whose answer is asked for (LXMERT).
+    VQA: questions: question and answer as one text (VisualBERT). spelled_questions: the same, the answer letter by letter, as its release has it.
+    answered_questions: questions whose answer is asked for (LXMERT).
     One caption each, half of the time a wrong one if the run learns matching: conceptual_captions (released table, or VL-BERT's rows), sbu,
     flickr30k, vg_regions (phrases of Visual Genome's regions), vilbert_captions (ViLBERT's table of Conceptual Captions; a "wrong" one may fit).
     As answered_questions: vg_qa, gqa. lxmert: its merged file, captions and questions of five data sets.
+    vcr: question and answer, or with the answer a rationale; right or wrong (VisualBERT). It has no reader.
     text: sentences or documents without images, in a batch of their own (VL-BERT)."""
     weight: float = 1.0
     """Passes over it per epoch; of text: rows per row with an image."""
+    keep_above: bool = True
+    """Of vilbert_captions: a draw above one half keeps the caption (first release) or replaces it (False, multi-task release)."""
+
+    def __post_init__(self) -> None:
+        if not self.keep_above and self.kind != "vilbert_captions":
+            raise ConfigError(f"keep_above is a setting of vilbert_captions; found it with {self.kind}. Leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +136,8 @@ class Finetuning:
     """Use only the first so many training examples (in a random order of the run's seed)."""
     text_only: bool = False
     """Train without any region: what the words alone give away."""
+    carry_answers: bool = True
+    """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT, CVLP)."""
     train: TrainConfig
     """How long and how."""
 

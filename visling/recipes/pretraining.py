@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -59,7 +60,9 @@ def pretrain(
     Raises:
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been looked at.
     """
-    _check_names(run)
+    if missing := releases.MISSING.get(run.recipe):
+        raise ConfigError(f"recipe {run.recipe} cannot be run: it needs {missing}. `visling recipes list` shows those that can.")
+    check_names(run)
     regions = NativeStore.open(store)
     run = assembly.fit_to_store(run, regions)
     spec = models.spec(run.model).inputs(run.encoder)
@@ -75,10 +78,11 @@ def pretrain(
         encoder = assembly.fresh_encoder(run, regions, corpora.images_of(training.images))
         saved = None if init is None else assembly.read(init)
         if saved is not None:
+            assembly.check_family(saved, run.model)
             assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)
             assembly.load_part(encoder, saved.weights, "encoder.", saved.path)
         objectives = _objectives(run, encoder, answers)
-        fresh_heads = [] if saved is None else assembly.load_heads(objectives, saved)
+        notes = [] if saved is None else _load_heads(objectives, saved, encoder, answers)
         model = assembly.PretrainModel(encoder, objectives, run.objectives).to(target)
         needs = frozenset[str]().union(*(objective.reads() for objective in objectives.values()))
         pool = corpora.images_of(training.images) if run.region_masking is not None and run.region_masking.random else []
@@ -112,8 +116,8 @@ def pretrain(
         def text_loss(batch: Batch, targets: Targets) -> Loss:
             return _text_loss(model, batch, targets)
 
-        if fresh_heads:
-            log.event(f"{init} brings no head for {', '.join(fresh_heads)}: fresh ones", step=0)
+        for note in notes:
+            log.event(note, step=0)
         if init is None and run.start != "fresh":
             log.event(f"starts from fresh weights; the published run starts from {run.start}: name such a model with --init", step=0)
         contrast = objectives.get("region_contrast")
@@ -121,7 +125,11 @@ def pretrain(
             _fill(contrast, images, epoch=run.train.epochs, device=target, precision=run.train.precision)
 
         def validate() -> Mapping[str, float]:
-            scores = assembly.mean_parts(engine.predict(step, valid, model=model, precision=run.train.precision), run.objectives)
+            asked = None if answers is None else answer_tables.AnsweredQuestions(objectives["image_qa"], valid, validation.images, answers)
+            with asked or contextlib.nullcontext():
+                scores = assembly.mean_parts(engine.predict(step, asked or valid, model=model, precision=run.train.precision), run.objectives)
+            if asked is not None:
+                scores |= asked.scores()
             if validation.text is not None:
                 text = text_loader(validation.text, share=validation.text_share, shuffle=False)
                 scores = {**assembly.mean_parts(engine.predict(text_loss, text, model=model, precision=run.train.precision), {}), **scores}
@@ -211,8 +219,12 @@ def fresh_model(run: Pretraining) -> assembly.PretrainModel:
     return assembly.PretrainModel(encoder, _objectives(run, encoder, None), run.objectives)
 
 
-def _check_names(run: Pretraining) -> None:
-    """Refuse objectives and settings of objectives that do not exist."""
+def check_names(run: Pretraining) -> None:
+    """Refuse objectives and settings of objectives that do not exist.
+
+    Raises:
+        ConfigError: names the nearest one that does.
+    """
     for name in run.objectives:
         if name not in _OBJECTIVES:
             raise ConfigError(f"unknown objective {name!r}. {nearest(name, _OBJECTIVES)}")
@@ -237,6 +249,20 @@ def _objectives(run: Pretraining, encoder: Encoder, answers: AnswerVocabulary | 
             raise ConfigError(f"{run.model} has no head for the objective {name}. Leave it out of the recipe's objectives.")
         built[name] = kind(encoder.dims, styles[head], encoder.word_embeddings, **_settings(run, encoder, name, answers))
     return built
+
+
+def _load_heads(objectives: Mapping[str, Objective], saved: assembly.Saved, encoder: Encoder, answers: AnswerVocabulary | None) -> list[str]:
+    """Load what a model has learnt for these objectives; what there is to say about it."""
+    by_answers = answers is not None and "image_qa" in objectives
+    fresh = assembly.load_heads({name: objective for name, objective in objectives.items() if not (by_answers and name == "image_qa")}, saved)
+    notes = [f"{saved.path} brings no head for {', '.join(fresh)}: fresh ones"] if fresh else []
+    if answers is not None and by_answers:
+        carried = answer_tables.go_on(objectives["image_qa"], encoder.dims, saved, list(answers))
+        notes += [carried or f"{saved.path} brings no head for image_qa: a fresh one"]
+    contrast = objectives.get("region_contrast")
+    if isinstance(contrast, RegionContrast):
+        contrast.follow_head()
+    return notes
 
 
 def _settings(run: Pretraining, encoder: Encoder, objective: str, answers: AnswerVocabulary | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Numbers  From the configuration files and scripts of the releases; where the pap
          what the released code does and the recipe does not. Batches are those of all the release's devices together: with several processes,
          divide.
 Names    FAMILY-PHASE. A phase that goes on from another one's model names it in `start`.
-Not here End-to-end VL-BERT and VisualBERT's VCR phase, which train the network that makes the features (docs/recipes.md has their numbers).
+Missing  End-to-end VL-BERT and VisualBERT's VCR phase have their numbers here and are estimated, but cannot be run: `MISSING` says what they need.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def visualbert_vqa_pretraining() -> Pretraining:
         batch_size=64,
         start="visualbert-coco",
         train=_visualbert_training(5e-5),
-        release={"answers": "spelt letter by letter, by mistake", "data": "training and validation questions"},
+        release={"answers": "spelt letter by letter, by mistake (the corpus spelled_questions)", "data": "training and validation questions"},
     )
 
 
@@ -98,6 +98,7 @@ def visualbert_nlvr2_pretraining() -> Pretraining:
         objectives={"masked_lm": 1.0, "matching": 1.0},
         masking=TOKEN_RELEASES["visualbert"],
         batch_size=64,
+        valid_split="dev",
         start="visualbert-nlvr2-coco",
         train=_visualbert_training(5e-5),
     )
@@ -122,6 +123,32 @@ def visualbert_flickr30k_pretraining() -> Pretraining:
     )
 
 
+def visualbert_vcr_pretraining() -> Pretraining:
+    """VisualBERT's task-specific phase for VCR as released: masked words, and is the choice right; batch 32, 5e-5, one epoch.
+
+    A text is a question and one of its answers, or question and right answer and one of the rationales: eight an image and question.
+
+    Source:
+        configs/vcr/pre-train.json.
+    """
+    train = _visualbert_training(5e-5)
+    return Pretraining(
+        recipe="visualbert-vcr",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["vcr"],
+        corpora=(Corpus(kind="vcr"),),
+        objectives={"masked_lm": 1.0, "matching": 1.0},
+        masking=TOKEN_RELEASES["visualbert"],
+        batch_size=32,
+        start="visualbert-vcr-coco",
+        train=replace(train, epochs=1, optim=replace(train.optim, warmup_share=0.1879)),
+        release={
+            "features": "made by a ResNet-50 that is trained along, but for its first three stages",
+            "choices": "an item is shown with the same one of its eight choices, eight times an epoch, by mistake",
+        },
+    )
+
+
 def visualbert_vqa_finetuning() -> Finetuning:
     """VisualBERT on VQA v2 as released: 100 regions of width 2048, KL loss, BertAdam 2e-5, batch 64, 10 epochs.
 
@@ -134,6 +161,24 @@ def visualbert_vqa_finetuning() -> Finetuning:
         encoder=models.spec("visualbert").presets["vqa"],
         task="vqa",
         batch_size=64,
+        train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
+    )
+
+
+def visualbert_nlvr2_finetuning() -> Finetuning:
+    """VisualBERT on NLVR2 as released: both images in one row, 144 regions of width 1024 each, BertAdam 2e-5, batch 64, 10 epochs.
+
+    Source:
+        configs/nlvr2/fine-tune.json; the paper says 5e-5. The head reads BERT's pooler, which nothing trains.
+    """
+    return Finetuning(
+        recipe="visualbert-nlvr2",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["nlvr2"],
+        task="nlvr2",
+        task_settings={"joined": True},
+        batch_size=64,
+        valid_split="dev",
         train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
     )
 
@@ -207,6 +252,35 @@ def vlbert_large_prec() -> Pretraining:
     """
     run = _vlbert("vlbert-large-prec", "large_prec", BERT_LARGE)
     return replace(run, train=replace(run.train, precision="bf16"), release={**run.release, "train.precision": "fp16"})
+
+
+def vlbert_base_e2e() -> Pretraining:
+    """VL-BERT base end to end, as released: the network that makes the features is trained along, hidden regions are cut out of the picture.
+
+    Source:
+        cfgs/pretrain/base_e2e_16x16G_fp16.yaml: 16 GPUs x (8 captions + 8 passages), LR 1e-7 x 256; paper, section 4.1.
+    """
+    return _end_to_end(_vlbert("vlbert-base-e2e", "base_e2e", BERT_BASE))
+
+
+def vlbert_large_e2e() -> Pretraining:
+    """VL-BERT large end to end, as released: as vlbert-base-e2e, in two micro-batches.
+
+    Source:
+        cfgs/pretrain/large_e2e_16x16G_fp16.yaml: 16 GPUs x (4 captions + 4 passages) x 2.
+    """
+    run = _end_to_end(_vlbert("vlbert-large-e2e", "large_e2e", BERT_LARGE))
+    return replace(run, batch_size=64, train=replace(run.train, accumulation=2))
+
+
+def _end_to_end(run: Pretraining) -> Pretraining:
+    """A run whose features are made by a network that is trained along, in half precision."""
+    return replace(
+        run,
+        train=replace(run.train, precision="bf16"),
+        paper={name: value for name, value in run.paper.items() if name != "features"},
+        release={"flip": "half of the images, captions as they are", "train.precision": "fp16"},
+    )
 
 
 def _vlbert(name: str, preset: str, start: str) -> Pretraining:
@@ -305,12 +379,13 @@ def vilbert_multitask() -> Pretraining:
         warmup_share=0.1,
         evaluate="after",
     )
-    return _vilbert(
+    run = _vilbert(
         "vilbert-multitask",
         "vilbert-multitask",
         optim,
         paper={"region_masking.hide_overlapping": True},  # 12-in-1, recalled; the code only counts them in the whole-image feature
     )
+    return replace(run, corpora=(Corpus(kind="vilbert_captions", keep_above=False),))
 
 
 def _vilbert(name: str, masking: str, optim: OptimConfig, *, paper: Mapping[str, Any], release: Mapping[str, Any] | None = None) -> Pretraining:
@@ -538,9 +613,12 @@ PRETRAINING: Mapping[str, Callable[[], Pretraining]] = {
     "visualbert-vqa": visualbert_vqa_pretraining,
     "visualbert-nlvr2": visualbert_nlvr2_pretraining,
     "visualbert-flickr30k": visualbert_flickr30k_pretraining,
+    "visualbert-vcr": visualbert_vcr_pretraining,
     "vlbert-base-prec": vlbert_base_prec,
     "vlbert-base-prec-without-text": vlbert_base_prec_without_text,
     "vlbert-large-prec": vlbert_large_prec,
+    "vlbert-base-e2e": vlbert_base_e2e,
+    "vlbert-large-e2e": vlbert_large_e2e,
     "vilbert-conceptual": vilbert_conceptual,
     "vilbert-multitask": vilbert_multitask,
     "lxmert-20epochs-qa": lxmert_20epochs_qa,
@@ -550,4 +628,15 @@ PRETRAINING: Mapping[str, Callable[[], Pretraining]] = {
     "cvlp-from-lxmert": cvlp_from_lxmert,
     "cvlp-paper": cvlp_paper,
 }
-FINETUNING: Mapping[str, Callable[[], Finetuning]] = {"visualbert-vqa": visualbert_vqa_finetuning}
+FINETUNING: Mapping[str, Callable[[], Finetuning]] = {
+    "visualbert-vqa": visualbert_vqa_finetuning,
+    "visualbert-nlvr2": visualbert_nlvr2_finetuning,
+}
+
+_EXTRACTOR = "a region extractor that is trained along with the model (regions come from a store, made beforehand)"
+MISSING: Mapping[str, str] = {
+    "visualbert-vcr": f"a reader of VCR, and {_EXTRACTOR}",
+    "vlbert-base-e2e": _EXTRACTOR,
+    "vlbert-large-e2e": _EXTRACTOR,
+}
+"""Recipe that cannot be run -> what it needs that is not here."""

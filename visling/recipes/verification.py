@@ -25,15 +25,15 @@ from visling import models
 from visling.boxes import to_unit
 from visling.errors import CheckpointError, VislingError
 from visling.recipes import assembly
-from visling.recipes.assembly import Saved
-from visling.types import Batch, Regions, Text
+from visling.recipes.assembly import Saved, SavedHead
+from visling.types import Batch, Encoded, Regions, Text
 
 ATOL, RTOL = 5e-5, 1e-5
 """A value agrees if |ours - recorded| <= ATOL + RTOL |recorded|; float32 on two machines, twelve layers deep."""
 FORMAT = 1
 """Version of a native recording."""
 
-_ROWS, _TOKENS, _REGIONS = 3, 12, 6
+_ROWS, _TOKENS, _REGIONS = 4, 12, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def record(checkpoint: Path, folder: Path, *, seed: int = 0) -> tuple[str, ...]:
 
 @torch.inference_mode()
 def _values(saved: Saved, batch: Batch) -> dict[str, Tensor]:
-    """Name -> output of every captured layer, the encoder's results, and the logits of the heads that read these alone, as they run."""
+    """Name -> output of every captured layer, the encoder's results, and the logits of the heads, as they run."""
     encoder = saved.encoder().eval()
     heads = {place: saved.head(place, encoder).eval() for place in saved.heads}
     try:
@@ -126,7 +126,7 @@ def _values(saved: Saved, batch: Batch) -> dict[str, Tensor]:
         if encoded.whole is not None:
             found["whole"] = encoded.whole
         for place, head in heads.items():
-            found |= _logits(saved.heads[place].part, saved.heads[place].head.kind, head, encoded.text, encoded.regions, encoded.pooled)
+            found |= _logits(saved.heads[place], head, encoded, batch)
     except VislingError:
         raise
     except (RuntimeError, IndexError, ValueError) as error:
@@ -134,44 +134,62 @@ def _values(saved: Saved, batch: Batch) -> dict[str, Tensor]:
     return {name: value.float() for name, value in found.items()}
 
 
-def _logits(part: str, kind: str, head: nn.Module, text: Tensor, regions: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+def _logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+    """What a head makes of a batch: words and phrases at every token; rows of an example as they follow one another, a rest left out."""
+    part, kind = saved.part, saved.head.kind
     if kind == "vocabulary":
-        return {part: head(text)}
+        return {part: head(encoded.text)}
     if kind == "region_targets":
-        return {f"{part}.{name}": logits for name, logits in head(regions).items()}
+        return {f"{part}.{name}": logits for name, logits in head(encoded.regions).items()}
     if kind == "projection":
-        return {part: head(text if part.startswith("text_") else regions)}
-    return {part: head(pooled)} if kind == "classify" else {}
+        return {part: head(encoded.text if part.startswith("text_") else encoded.regions)}
+    if kind == "regions":  # "scores", since the states of the regions are called "regions"
+        whole = () if encoded.whole is None else (encoded.whole[:, None],)
+        return {f"{part}.scores": head(torch.cat([encoded.regions, *whole], dim=1))}
+    if kind == "slots_regions":
+        assert batch.regions is not None
+        return {part: head(encoded.text, encoded.regions, batch.regions.mask)}
+    rows = len(encoded.pooled) // saved.group * saved.group
+    return {part: head(encoded.pooled[:rows])} if rows else {}
 
 
 def _compare(name: str, ours: Tensor | None, recorded: Tensor, batch: Batch, atol: float, rtol: float) -> Deviation:
     if ours is None or ours.shape != recorded.shape:
         return Deviation(name=name, largest=float("inf"), agrees=False)
-    if ours.dim() == 3 and (real := _real(ours.shape[1], batch)) is not None:
+    if ours.dim() > 1 and (real := _real(name, ours.shape[1], batch)) is not None:
         ours, recorded = ours[real], recorded[real]
     difference = (ours - recorded).abs()
     agrees = bool((difference <= atol + rtol * recorded.abs()).all())  # False where either is no number
     return Deviation(name=name, largest=difference.max().item() if difference.numel() else 0.0, agrees=agrees)
 
 
-def _real(length: int, batch: Batch) -> Tensor | None:
-    """Real positions (B, N) of states of that length; None where the length says nothing."""
+def _real(name: str, length: int, batch: Batch) -> Tensor | None:
+    """Real positions (B, N) of a layer's states, with those that a model adds behind; None where a layer has no positions."""
     text = batch.text.mask
     regions = text[:, :0] if batch.regions is None else batch.regions.mask
-    joint = torch.cat([text, regions], dim=1)
-    masks = (text, F.pad(text, (0, 1), value=True), regions, F.pad(regions, (0, 1), value=True), joint, F.pad(joint, (0, 2), value=True))
-    return next((mask for mask in masks if mask.shape[1] == length), None)
+    mask = {"text": text, "regions": regions, "both": torch.cat([text, regions], dim=1)}.get(_stream(name))
+    return None if mask is None else F.pad(mask, (0, length - mask.shape[1]), value=True)
+
+
+def _stream(name: str) -> str:
+    """Whose positions the second axis of a layer has: "text", "regions", "both" one after the other, or none, where it is a summary."""
+    first, last = name.partition(".")[0], name.rpartition(".")[2]
+    if last == "text" or first.startswith(("text", "vocabulary", "slots_regions")):
+        return "text"
+    if last == "regions" or first.startswith(("region", "projection", "objects")):
+        return "regions"
+    return "both" if first in ("embeddings", "layers", "additional_layer") else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------- native recordings
 
 
 def _sample(saved: Saved, seed: int) -> Batch:
-    """Three rows of made-up tokens and regions, of different lengths."""
+    """Four rows of made-up tokens and regions, of different lengths."""
     spec = models.spec(saved.model).inputs(saved.config)
     generator = torch.Generator().manual_seed(seed)
     tokens, regions = min(_TOKENS, spec.max_tokens), min(_REGIONS, spec.max_regions)
-    lengths, counts = torch.tensor([tokens, tokens - 3, tokens - 5]), torch.tensor([regions, max(regions - 2, 1), 1])
+    lengths, counts = torch.tensor([tokens, tokens - 3, tokens - 5, tokens]), torch.tensor([regions, max(regions - 2, 1), 1, max(regions - 1, 1)])
     text_mask, region_mask = torch.arange(tokens) < lengths[:, None], torch.arange(regions) < counts[:, None]
     corners = torch.rand(_ROWS, regions, 2, 2, generator=generator).sort(2).values * 0.9
     boxes = torch.cat([corners[:, :, 0], corners[:, :, 1] + 0.1], dim=-1)  # (B, R, 4), sides of a tenth and more

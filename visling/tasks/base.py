@@ -61,8 +61,6 @@ class Task(ABC, Generic[R, C]):
     """The score by which the best model of a run is chosen; higher is better."""
     images: ClassVar[int] = 1
     """Images of one example."""
-    choices: ClassVar[int] = 1
-    """Rows of text of one example."""
     settings: ClassVar[type[Any]]
     """Config class `C`."""
 
@@ -73,6 +71,11 @@ class Task(ABC, Generic[R, C]):
     @abstractmethod
     def heads(self) -> Mapping[str, Head]:
         """Heads by name; the logits of `loss` and `decode` have the same names."""
+
+    @property
+    def group(self) -> int:
+        """Rows of one example, which its heads see together."""
+        return 1
 
     @abstractmethod
     def records(self, root: Path, split: str) -> Sequence[R]:
@@ -113,6 +116,10 @@ class Task(ABC, Generic[R, C]):
     @abstractmethod
     def details(self, predictions: Sequence[Prediction], records: Sequence[R]) -> list[dict[str, Any]]:
         """One row per example for `details_{split}.jsonl`: id, image, text, type, truth, prediction, confidence, top, score (a fraction, or None)."""
+
+    def baselines(self, train: Sequence[R], records: Sequence[R]) -> Mapping[str, list[Prediction]]:
+        """Predictions for the records by name of a predictor that looks at nothing but the labels of the training records."""
+        return {}
 
     def setup(self, records: Sequence[R]) -> None:
         """Derive what the heads need (an answer vocabulary) from the training records; called once, before the heads are built."""

@@ -10,11 +10,10 @@ Official One prediction per picture. Precision: share of right ones. Consistency
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -23,6 +22,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from visling.data.annotations.statements import json_lines, text_field
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import PICTURES, bootstrap, nlvr_images, nlvr_structured
@@ -164,6 +164,12 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         """Rows `name.png,true` of the official CSV file, which has no header; extra statements are left out."""
         return "".join(f"{prediction.id}.png,{prediction.value}\n" for prediction in predictions if _PICTURE.fullmatch(prediction.id))
 
+    def baselines(self, train: Sequence[NlvrRecord], records: Sequence[NlvrRecord]) -> Mapping[str, list[Prediction]]:
+        """The more frequent label of the training records, for every picture."""
+        share = sum(bool(record.label) for record in train) / max(len(train), 1)
+        top = tuple(sorted(zip(LABELS, (1 - share, share), strict=True), key=lambda pair: -pair[1]))
+        return {"majority class": [Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top) for record in records]}
+
     def details(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> list[dict[str, Any]]:
         """One row per record; `type` says whether it is a picture of the official file or an extra statement."""
         return [
@@ -227,18 +233,20 @@ def _orders_present(folder: Path) -> tuple[int, ...]:
 
 def _read_official(path: Path, split: str, pictures: Sequence[int]) -> list[NlvrRecord]:
     records = []
-    for where, row in _lines(path):
-        identifier = _field(row, "identifier", where)
+    for where, row in json_lines(path):
+        identifier = text_field(row, "identifier", where)
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
-            raise DataError(f"{where}: identifier {identifier!r} is not of the form N-M, as in NLVR v1. Files of NLVR2 have four fields.")
+            raise DataError(
+                f"{where}: identifier {identifier!r} is not of the form N-M, as in NLVR v1. Files of NLVR2 have four fields: use the task nlvr2."
+            )
         for picture in pictures:
             name = f"{split}-{identifier}-{picture}"
             records.append(
                 NlvrRecord(
                     id=name,
                     images=(name,),
-                    sentence=_field(row, "sentence", where),
+                    sentence=text_field(row, "sentence", where),
                     label=_label(row, where),
                     identifier=identifier,
                     presentation=match["presentation"],
@@ -250,14 +258,14 @@ def _read_official(path: Path, split: str, pictures: Sequence[int]) -> list[Nlvr
 
 def _read_statements(path: Path) -> list[NlvrRecord]:
     records = []
-    for where, row in _lines(path):
-        identifier, image = _field(row, "identifier", where), _field(row, "image", where)
+    for where, row in json_lines(path):
+        identifier, image = text_field(row, "identifier", where), text_field(row, "image", where)
         match = _PICTURE.fullmatch(image)
         records.append(
             NlvrRecord(
                 id=f"statement-{identifier}",
                 images=(image,),
-                sentence=_field(row, "sentence", where),
+                sentence=text_field(row, "sentence", where),
                 label=_label(row, where),
                 identifier=identifier,
                 presentation=match["presentation"] if match else image,
@@ -265,29 +273,6 @@ def _read_statements(path: Path) -> list[NlvrRecord]:
             )
         )
     return records
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each JSON object of a file with the place to name in messages; blank lines are skipped."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where} is not a JSON object: {error}. The file may be truncated: copy or download it again.") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where} is a JSON {type(row).__name__}; expected one object a line, as in NLVR v1's files.")
-            yield where, row
-
-
-def _field(row: Mapping[str, Any], name: str, where: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: field {name!r} must be a text that is not empty; found {value!r}.")
-    return value
 
 
 def _label(row: Mapping[str, Any], where: str) -> bool | None:

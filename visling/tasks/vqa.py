@@ -129,6 +129,10 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         """The list that the evaluation server takes; it wants every question of the test file."""
         return [{"question_id": int(prediction.id), "answer": prediction.value} for prediction in predictions]
 
+    def baselines(self, train: Sequence[QuestionRecord], records: Sequence[QuestionRecord]) -> Mapping[str, list[Prediction]]:
+        """The most frequent training answer of each question's type."""
+        return {"majority answer per question type": majority_answers(train, records)}
+
     def details(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> list[dict[str, Any]]:
         """One row per question; `score` is its accuracy as a fraction, None where nobody answered."""
         return [

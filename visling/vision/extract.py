@@ -73,6 +73,17 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
+def list_images(places: Iterable[Path]) -> list[Path]:
+    """Image files, and those below folders, in the order given.
+
+    Raises:
+        DataError: a folder holds no image, a place does not exist, none was given, or two files share a stem.
+    """
+    paths = [path for place in places for path in ([place] if place.is_file() else find_images(place))]
+    _check_stems(paths)
+    return paths
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file name ends like an image; hidden files do not count."""
     return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES

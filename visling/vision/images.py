@@ -32,7 +32,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             # Metadata oddities and merely large images do not make the pixels unusable; a decompression bomb still raises.
             warnings.simplefilter("ignore")
             with Image.open(path) as file:
-                return np.array(_to_rgb(ImageOps.exif_transpose(file)))
+                return to_pixels(file)
     except FileNotFoundError as error:
         raise DataError(f"no image {path}. Check the folder and the file name.") from error
     except IsADirectoryError as error:
@@ -42,6 +42,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files
         size = path.stat().st_size if path.is_file() else 0
         raise DataError(f"cannot read image {path} ({size:,} bytes): {error or type(error).__name__}. Replace or remove the file.") from error
+
+
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """What `read_image` makes of an image that is open already."""
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

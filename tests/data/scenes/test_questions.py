@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+
+from visling.data.scenes.drawing import draw_scene
+from visling.data.scenes.questions import FAMILIES, Candidate, Quotas, candidates
+from visling.data.scenes.world import Scene, sample_items
+from visling.runtime import generator_for
 
 WORDS = {
     "shape": ("circle", "square", "triangle", "star", "cross", "diamond", "heart", "moon", "ring"),
@@ -189,6 +196,71 @@ def test_a_question_only_reader_gains_little(written: Any) -> None:
             right += yes(lean > 0) == a
     assert len(rows) > 800
     assert right / len(rows) < 0.56, right / len(rows)
+
+
+def asked(scenes: int) -> list[Candidate]:
+    """Questions chosen about drawn scenes, with their forms, which the files do not hold."""
+    quotas, chosen = Quotas(), []
+    for number in range(scenes):
+        rng = generator_for(3, number)
+        _, items = draw_scene(sample_items(rng, 3, 10), 128, "plain", rng)
+        chosen += quotas.choose(candidates(Scene(image_id=number, size=128, items=tuple(items)), rng), 10, rng)
+    return chosen
+
+
+def group(one: Candidate) -> tuple[str, str, int]:
+    """Family, kind of answer and number of choices: forms between which the words of a question may well tell."""
+    return one.family, KIND.get(one.answer, "yes or no" if one.answer in ("yes", "no") else "number"), one.choices
+
+
+def read_without_looking(fit: list[Candidate], score: list[Candidate]) -> Iterator[tuple[tuple[str, str, int], bool]]:
+    """Group and success of naive Bayes over words, which knows the group."""
+
+    def features(one: Candidate) -> set[str]:
+        return set(re.findall(r"\w+", one.text))
+
+    prior: dict[Any, Counter[str]] = defaultdict(Counter)
+    seen: dict[Any, Counter[str]] = defaultdict(Counter)
+    for one in fit:
+        prior[group(one)][one.answer] += 1
+        for feature in features(one):
+            seen[group(one), feature][one.answer] += 1
+    for one in score:
+        known, parts = prior[group(one)], [seen[group(one), feature] for feature in features(one)]
+
+        def lean(answer: str, known: Counter[str] = known, parts: list[Counter[str]] = parts) -> float:
+            return math.log(known[answer]) + sum(math.log((part[answer] + 0.5) / (known[answer] + 1)) for part in parts)
+
+        yield group(one), bool(known) and max(known, key=lean) == one.answer
+
+
+def above_chance(rows: list[Candidate]) -> dict[tuple[str, str, int], tuple[float, float]]:
+    """Group -> share that the reader gets right, and the most that is allowed: chance, 3 points, and 3 standard deviations."""
+    half = len(rows) // 2
+    right: dict[tuple[str, str, int], list[bool]] = defaultdict(list)
+    for fit, score in ((rows[:half], rows[half:]), (rows[half:], rows[:half])):
+        for key, success in read_without_looking(fit, score):
+            right[key].append(success)
+    found = {}
+    for key, successes in right.items():
+        chance = 1 / key[-1]
+        found[key] = sum(successes) / len(successes), chance + 0.03 + 3 * math.sqrt(chance * (1 - chance) / len(successes))
+    return found
+
+
+@pytest.mark.parametrize("scenes", [150, pytest.param(4000, marks=pytest.mark.slow)])
+def test_no_form_is_answered_above_its_chance_without_the_image(scenes: int) -> None:
+    rows = asked(scenes)
+    assert len(rows) > 9 * scenes
+    found = above_chance(rows)
+    kinds = {*((family, kind) for family, kind, _ in found)}
+    assert kinds >= {(family, kind) for family in ("odd", "nearest", "relation query") for kind in WORDS}
+    assert kinds >= {("size", "size"), ("shape", "shape"), ("texture", "texture"), ("color", "color"), ("negation", "number"), ("count", "number")}
+    assert {family for family, _ in kinds} == set(FAMILIES)
+    for key, (share, most) in found.items():
+        assert share < most, (key, share, most)
+    told = [replace(one, text=f"{one.text} {one.answer}") for one in rows]
+    assert sum(share > most for share, most in above_chance(told).values()) > len(found) / 3, "the reader sees what words give away"
 
 
 def holds(things: Things, sentence: str) -> bool | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from visling.data.identity import from_file_name
+from visling.data.identity import canonical, from_file_name
 from visling.errors import DataError
 from visling.types import Record
 
@@ -40,26 +41,32 @@ class Captions:
     """Lines that are not of the file's layout, left out."""
 
 
-def read_captions(path: str | Path, *, most: int | None = None) -> Captions:
-    """Captions of a COCO file (`captions_{split}.json`).
+def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[[str], bool] | None = None) -> Captions:
+    """Captions of a COCO file (`captions_{split}.json`), or of several one after the other.
 
     Args:
         most: most captions per image, the first ones; retrieval uses 5. None keeps all.
+        wanted: whether captions of an image are taken; None takes all.
     Raises:
-        DataError: the file is missing, truncated or of another layout, or a caption names an image that the file does not list.
+        DataError: a file is missing, truncated or of another layout, or a caption names an image that its file does not list.
     """
-    path = Path(path)
-    content = read_json(path)
-    annotations = entries(content, "annotations", ("id", "image_id", "caption"), path)
-    images = {image["id"]: from_file_name(image["file_name"]) for image in entries(content, "images", ("id", "file_name"), path)}
+    listed: list[str] = []
 
     def rows() -> Iterator[tuple[str, str, Any]]:
-        for annotation in annotations:
-            if annotation["image_id"] not in images:
-                raise DataError(f"{path}: caption {annotation['id']} speaks of image {annotation['image_id']}, which the file's images do not list.")
-            yield str(annotation["id"]), images[annotation["image_id"]], annotation["caption"]
+        for path in map(Path, paths):
+            content = read_json(path)
+            annotations = entries(content, "annotations", ("id", "image_id", "caption"), path)
+            images = {image["id"]: from_file_name(image["file_name"]) for image in entries(content, "images", ("id", "file_name"), path)}
+            listed.extend(image for image in images.values() if wanted is None or wanted(image))
+            for annotation in annotations:
+                image = images.get(annotation["image_id"])
+                if image is None:
+                    number, missing = annotation["id"], annotation["image_id"]
+                    raise DataError(f"{path}: caption {number} speaks of image {missing}, which the file's images do not list.")
+                if wanted is None or wanted(image):
+                    yield str(annotation["id"]), image, annotation["caption"]
 
-    return collect(rows(), images=images.values(), most=most)
+    return collect(rows(), images=listed, most=most)
 
 
 def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> Captions:
@@ -204,8 +211,72 @@ def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (),
 
 
 def has_words(text: str) -> bool:
-    """Whether anything is left of a text once BERT's tokeniser has taken out blanks and control characters."""
-    return any(character.isprintable() and not character.isspace() and character != "\ufffd" for character in text)
+    """Whether anything is left of a text once BERT's tokeniser has taken out blanks, control characters and accents."""
+    return any(
+        character.isprintable() and not character.isspace() and character != "\ufffd" and not unicodedata.category(character).startswith("M")
+        for character in text
+    )
+
+
+def find_coco_captions(root: str | Path, split: str) -> Captions:
+    """COCO's captions of a split, from the first of these that a folder or its `annotations` has: the file of this very name
+    (`captions_train2014.json` for "train2014"); all caption files together, split by lists of image ids `captions_{split}.txt`; Karpathy's
+    `dataset_coco.json`; the file of the split of whatever year (`captions_train2014.json` for "train").
+
+    With lists, "train" without one of its own is every image that no list has: VisualBERT's release trains on both parts without the images of
+    minival, which `captions_val.txt` lists then.
+
+    Raises:
+        DataError: none or several of them, one that cannot be read, or lists without one of the split or without an image of the files.
+    """
+    root = Path(root)
+    files, lists, karpathy = _coco_files(root)
+    if lists and not any(file.stem == f"captions_{split}" for file in files):
+        return _by_list(files, lists, split, root)
+    if karpathy is not None and not any(file.stem == f"captions_{split}" for file in files):
+        return read_karpathy(karpathy, split)
+    return read_captions(find_captions_file(root, split))
+
+
+def has_coco_captions(root: Path, split: str) -> bool:
+    """Whether `find_coco_captions` has something to read for a split."""
+    files, lists, karpathy = _coco_files(root)
+    if any(file.stem == f"captions_{split}" for file in files):
+        return True
+    if lists:
+        return bool(files) and split in ("train", *lists)
+    return karpathy is not None or any(is_split(file.stem.removeprefix("captions_"), split) for file in files)
+
+
+def _coco_files(root: Path) -> tuple[list[Path], dict[str, Path], Path | None]:
+    """Caption files of a folder, lists of image ids by split, and Karpathy's file."""
+    folders = [root / folder for folder in _ANNOTATIONS]
+    files = _distinct(file for folder in folders for file in sorted(folder.glob("captions_*.json")) if _COCO_FILE.fullmatch(file.name))
+    lists = {file.stem.removeprefix("captions_"): file for folder in folders for file in sorted(folder.glob("captions_*.txt"))}
+    return files, lists, next((folder / "dataset_coco.json" for folder in folders if (folder / "dataset_coco.json").is_file()), None)
+
+
+def _by_list(files: list[Path], lists: dict[str, Path], split: str, root: Path) -> Captions:
+    """Captions of all files that are of the images of a split."""
+    if split != "train" and split not in lists:
+        raise DataError(
+            f"captions of {root} are split by {', '.join(file.name for file in lists.values())}, none of which is captions_{split}.txt. "
+            "List the images of this split too, or name a caption file in full (train2014)."
+        )
+    if not files:
+        raise DataError(f"{', '.join(map(str, lists.values()))}: no caption file captions_*.json beside them to split. Put them into one folder.")
+    own = {split} & lists.keys() or lists.keys()
+    # Numbers serve as well as names: COCO's images of all years have numbers of their own.
+    listed = frozenset(canonical(image) for name in own for image in read_ids(lists[name]))
+    found = read_captions(*files, wanted=lambda image: (canonical(image) in listed) == (split in lists))
+    if not found.records:
+        raise DataError(f"{', '.join(str(lists[name]) for name in own)}: no image of split {split!r} has a caption in {files[0].parent}.")
+    return found
+
+
+_ANNOTATIONS = ("annotations", "Annotations", ".")
+_COCO_FILE = re.compile(r"captions_[a-z]+(\d{4})?\.json")
+"""Parts of COCO, and no results of captioning."""
 
 
 def find_captions_file(root: str | Path, split: str) -> Path:
@@ -215,7 +286,7 @@ def find_captions_file(root: str | Path, split: str) -> Path:
         DataError: none, or several.
     """
     root = Path(root)
-    files = [file for folder in (root / "annotations", root / "Annotations", root) for file in sorted(folder.glob("captions_*.json"))]
+    files = [file for folder in _ANNOTATIONS for file in sorted((root / folder).glob("captions_*.json"))]
     return the_one(_distinct(file for file in files if is_split(file.stem.removeprefix("captions_"), split)), f"captions_{split}*.json", root, files)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from visling.data.annotations.captions import entries, is_split, read_json, the_one
+from visling.data.annotations.captions import entries, has_words, is_split, read_json, the_one
 from visling.errors import DataError
 from visling.types import Record
 
@@ -26,18 +28,22 @@ class QuestionRecord(Record):
     """The most frequent answer."""
 
 
+EMPTY = "questions without a word"
+"""Under which readers count the questions that they leave out."""
+
 _FOLDERS = (".", "Questions", "questions", "Annotations", "annotations")
 _GQA_FOLDERS = (".", "questions", "questions1.2")
 _QUESTIONS = re.compile(r"(?P<version>v2_)?OpenEnded_(?P<subset>.+_)?(?P<split>[^_]+)_questions\.json")
 
 
-def read_questions(questions: str | Path, annotations: str | Path | None = None) -> list[QuestionRecord]:
+def read_questions(questions: str | Path, annotations: str | Path | None = None, *, left_out: Counter[str] | None = None) -> list[QuestionRecord]:
     """Questions of a file in its order, joined with their annotations by question id.
 
     Args:
         annotations: may hold more questions than asked for; None for a split without answers.
+        left_out: counts questions without a word, which are left out then; None refuses them.
     Raises:
-        DataError: a file is missing, truncated or of another layout, a question id comes twice, or a question has no annotation.
+        DataError: a file is missing, truncated or of another layout, a question id comes twice, or a question has no annotation or no word.
     """
     questions = Path(questions)
     asked = entries(read_json(questions), "questions", ("question_id", "image_id", "question"), questions)
@@ -62,14 +68,17 @@ def read_questions(questions: str | Path, annotations: str | Path | None = None)
         known = answered.get(number)
         if known is not None and known["image_id"] != entry["image_id"]:
             raise DataError(f"question {number} is about image {entry['image_id']} in {questions}, about image {known['image_id']} in {annotations}.")
+        question = _text(entry["question"])
+        if _is_empty(question, number, questions, left_out):
+            continue
         records.append(
             QuestionRecord(
                 id=str(number),
                 images=(str(entry["image_id"]),),
-                question=str(entry["question"]),
+                question=question,
                 question_type=known.get("question_type", "") if known else "",
                 answer_type=known.get("answer_type", "") if known else "",
-                answers=tuple(str(answer["answer"]) for answer in known["answers"]) if known else None,
+                answers=tuple(_text(answer["answer"]) for answer in known["answers"]) if known else None,
                 multiple_choice_answer=known["multiple_choice_answer"] if known else None,
             )
         )
@@ -108,13 +117,15 @@ def _vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]
     return files, [(file, match) for file in files if (match := _QUESTIONS.fullmatch(file.name))]
 
 
-def read_gqa(path: str | Path) -> list[QuestionRecord]:
+def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[QuestionRecord]:
     """GQA's questions of a file or of a folder of chunks (`train_all_questions/train_all_questions_0.json`), by question id.
 
     Ids stay strings, for some begin with a zero. `question_type` is GQA's structural type, `answer_type` its semantic one.
 
+    Args:
+        left_out: counts questions without a word, which are left out then; None refuses them.
     Raises:
-        DataError: a file is missing, truncated or of another layout, the folder has no chunk, or chunks repeat a question.
+        DataError: a file is missing, truncated or of another layout, the folder has no chunk, chunks repeat a question, or one has no word.
     """
     path = Path(path)
     chunks = [path]
@@ -132,17 +143,38 @@ def read_gqa(path: str | Path) -> list[QuestionRecord]:
                 raise DataError(f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?")
             if number in records:
                 raise DataError(f"{chunk}: question {number} comes twice; question ids are unique.")
-            types, answer = entry.get("types") or {}, entry.get("answer")
+            question, types, answer = _text(entry["question"]), entry.get("types") or {}, entry.get("answer")
+            if _is_empty(question, number, chunk, left_out):
+                continue
             records[number] = QuestionRecord(
                 id=number,
                 images=(str(entry["imageId"]),),
-                question=str(entry["question"]),
+                question=question,
                 question_type=types.get("structural") or "",
                 answer_type=types.get("semantic") or "",
                 answers=None if answer is None else (str(answer),),
                 multiple_choice_answer=None if answer is None else str(answer),
             )
     return list(records.values())
+
+
+def _text(value: Any) -> str:
+    """A value of a file as text; null is none."""
+    return "" if value is None else str(value)
+
+
+def _is_empty(question: str, number: Any, path: Path, left_out: Counter[str] | None) -> bool:
+    """Whether a question has no word, counted.
+
+    Raises:
+        DataError: it has none, and nobody counts.
+    """
+    if has_words(question):
+        return False
+    if left_out is None:
+        raise DataError(f"{path}: question {number} is empty: found {question!r}, expected at least one word. Fill it in, or take it out.")
+    left_out[EMPTY] += 1
+    return True
 
 
 def find_gqa(root: str | Path, split: str) -> Path:

@@ -1,0 +1,105 @@
+"""The benchmarks run from end to end at toy sizes and leave a dated result that names what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+ARGUMENTS = {
+    "training_step": "--case small --layers 1 --batch-size 2 --tokens 32 --regions 12 --threads 1 --warmup 1 --repeats 2",
+    "store": "--images 12 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --warmup 0 --repeats 2",
+    "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
+}
+
+
+class Here:
+    """Stands for a new process: what would run there runs here."""
+
+    def Pool(self, *_: object, **__: object) -> Here:
+        return self
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def apply(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        return work(*arguments)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a benchmark as its script finds its neighbours: the folder is on the path."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module
+    for name in ARGUMENTS:
+        if name not in before:
+            sys.modules.pop(name, None)
+
+
+def test_every_benchmark_is_run_here_listed_and_made() -> None:
+    names = {file.stem for file in FOLDER.glob("*.py")}
+    assert names == set(ARGUMENTS)
+    page, makefile = (FOLDER / "README.md").read_text(encoding="utf-8"), (FOLDER.parent / "Makefile").read_text(encoding="utf-8")
+    for name in names:
+        assert f"| `{name}.py` |" in page
+        assert f"benchmarks/{name}.py --out benchmarks/results" in makefile
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [
+        ("store", 1),
+        ("region_contrast", 1),
+        pytest.param("region_contrast", 2, marks=pytest.mark.slow),
+        pytest.param("training_step", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_benchmark_measures_and_writes(
+    load: Callable[[str], ModuleType], name: str, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "training_step":
+        pytest.importorskip("transformers")
+    if processes == 1:
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: Here())
+    module = load(name)
+    runs = 2 if processes == 1 else 1  # new processes import everything again
+    for _ in range(runs):
+        module.main([*ARGUMENTS[name].split(), "--out", str(tmp_path)])
+    written = sorted(tmp_path.glob("*.json"))
+    assert len(written) == len(list(tmp_path.glob("*.md"))) == runs, "nothing is overwritten"
+    for file in written:
+        result = json.loads(file.read_text())
+        assert result["benchmark"] == name
+        assert result["not_claimed"]
+        assert {"torch", "visling"} <= result["versions"].keys()
+        medians = list(found(result, "median"))
+        assert len(medians) >= 5
+        assert all(median > 0 for median in medians)
+        page = file.with_suffix(".md").read_text()
+        assert result["date"] in page
+        assert "nan" not in page
+
+
+def found(value: Any, key: str) -> Iterator[Any]:
+    """Everything under a key, at any depth."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == key:
+                yield inner
+            else:
+                yield from found(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from found(inner, key)

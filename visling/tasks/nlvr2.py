@@ -1,0 +1,149 @@
+"""NLVR2: is the sentence true of the two pictures? (Suhr, Zhou et al. 2019)
+
+Files    {split}.json, one JSON object a line (`data/annotations/statements.py`); regions of both images under their names, `dev-850-0-img0`.
+Official One prediction per sentence and pair. Accuracy: share of right ones. Consistency: share of sentences of a set of images that are judged
+         rightly of each of their pairs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, nlvr2_group, read_nlvr2
+from visling.data.text import TextLayout
+from visling.errors import ConfigError, DataError
+from visling.metrics.answers import nlvr2_scores
+from visling.tasks.base import Report, Score, Task, by_id
+from visling.types import Example, Head, Loss, Prediction, Targets
+
+LABELS = ("False", "True")
+"""By class index: 1 = the sentence is true."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nlvr2Config:
+    """How the two images are shown; it must be the preset's `pair`."""
+
+    joined: bool = True
+    """True: one row with the regions of both images (VisualBERT). False: a row for each image, joined by the head (LXMERT, ViLBERT)."""
+
+
+class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
+    """Judge a sentence about two pictures."""
+
+    name: ClassVar[str] = "nlvr2"
+    metric: ClassVar[str] = "accuracy"
+    images: ClassVar[int] = 2
+    settings: ClassVar[type[Nlvr2Config]] = Nlvr2Config
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """One classification, class 1 = true; over both rows where each image has its own."""
+        return {"classify": Head(kind="classify" if self.config.joined else "pair", outputs=len(LABELS))}
+
+    @property
+    def group(self) -> int:
+        """Rows of an example."""
+        return 1 if self.config.joined else 2
+
+    def records(self, root: Path, split: str) -> list[Nlvr2Record]:
+        """Statements of a split in the order of its file.
+
+        Args:
+            split: train, dev, test1, test2, or balanced_dev and the like.
+        Raises:
+            DataError: no file of the split, or one that is not of the official layout.
+        """
+        file = find_nlvr2(root, split)
+        if file is None:
+            raise DataError(f"no statements of split {split!r} in {root}: expected {root / f'{split}.json'} or {root / 'data' / f'{split}.json'}.")
+        return read_nlvr2(file)
+
+    def example(self, record: Nlvr2Record, layout: TextLayout, rng: np.random.Generator) -> Example:
+        """The sentence and its two images.
+
+        Raises:
+            ConfigError: the preset shows two images in another way than the settings say.
+        """
+        if self.config.joined != (layout.spec.pair == "sequence"):
+            raise ConfigError(
+                f"the preset shows two images as {layout.spec.pair}, the task has joined={str(self.config.joined).lower()}: set "
+                f"task_settings={{joined = {str(layout.spec.pair == 'sequence').lower()}}}."
+            )
+        labels = {} if record.label is None else {"answer": int(record.label)}
+        return Example(id=record.id, rows=(layout.row(record.sentence),) * self.group, images=record.images, labels=labels)
+
+    def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
+        """Cross-entropy over (N, 2) logits, averaged over examples, in float32."""
+        scores, labels = logits["classify"].float(), cast(Tensor, targets.answer)
+        loss = Loss.mean("answer", F.cross_entropy(scores, labels, reduction="none"))
+        hits = (scores.detach().argmax(1) == labels).sum()
+        return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (hits, loss.parts["answer"][1])})
+
+    def decode(self, logits: Mapping[str, Tensor], records: Sequence[Nlvr2Record]) -> list[Prediction]:
+        """The more probable of "True" and "False"; an exact tie is "False"."""
+        predictions = []
+        for record, (false, true) in zip(records, logits["classify"].detach().double().softmax(1).tolist(), strict=True):
+            top = sorted(zip(LABELS, (false, true), strict=True), key=lambda pair: -pair[1])
+            predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=tuple(top)))
+        return predictions
+
+    def report(self, predictions: Sequence[Prediction], records: Sequence[Nlvr2Record]) -> Report:
+        """Accuracy and consistency; accuracy by label."""
+        pairs = by_id(predictions, records)
+        by_label: dict[str, list[float]] = defaultdict(list)
+        for prediction, record in pairs:
+            by_label[_truth(record)].append(float(prediction.value == _truth(record)))
+        official = nlvr2_scores(
+            {prediction.id: prediction.value for prediction, _ in pairs},
+            {record.id: _truth(record) for record in records},
+            {record.id: nlvr2_group(record.id) for record in records},
+        )
+        scores = {"accuracy": official.accuracy, "consistency": official.consistency}
+        return Report(
+            scores={name: Score(100 * score.value, score.count) for name, score in scores.items()},
+            by={"label": {label: Score(100 * sum(hits) / len(hits), len(hits)) for label, hits in sorted(by_label.items())}},
+        )
+
+    def labelled(self, records: Sequence[Nlvr2Record]) -> bool:
+        """Whether every sentence is known to be true or false."""
+        return all(record.label is not None for record in records)
+
+    def submission(self, predictions: Sequence[Prediction]) -> str:
+        """Rows `identifier,True` of the official CSV file, which has no header."""
+        return "".join(f"{prediction.id},{prediction.value}\n" for prediction in predictions)
+
+    def details(self, predictions: Sequence[Prediction], records: Sequence[Nlvr2Record]) -> list[dict[str, Any]]:
+        """One row per sentence and pair; `image` is the left one, `images` has both."""
+        return [
+            {
+                "id": record.id,
+                "image": record.images[0],
+                "images": list(record.images),
+                "text": record.sentence,
+                "type": "pair",
+                "truth": None if record.label is None else _truth(record),
+                "prediction": prediction.value,
+                "confidence": prediction.confidence,
+                "top": [list(candidate) for candidate in prediction.top],
+                "score": None if record.label is None else float(prediction.value == _truth(record)),
+            }
+            for prediction, record in by_id(predictions, records)
+        ]
+
+
+def _truth(record: Nlvr2Record) -> str:
+    if record.label is None:
+        raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
+    return LABELS[record.label]
+
+
+TASK = NLVR2
