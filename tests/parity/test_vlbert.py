@@ -4,7 +4,7 @@ Sizes and token ids come from the recorded config.json, and so does the toleranc
 a hundredfold before its sine is taken. Losses 1e-5 + 1e-5 |b| (on another folder what its config.json states), gradient norms 1e-6 + 1e-4 |b|.
 The release packs text, whole image, regions and [END] of a row without a gap; ours are brought into that order before they are compared. Exempt:
 what stands on padding, in `text_out_last` and the logits past a row's text too (states of regions there), zeros or a constant on padded regions.
-Not compared, for want of the trained extractor: `fast_rcnn` up to `obj_reps_raw`, and `obj_reps_with_segms`; the projection after it is.
+`fast_rcnn` is compared from `obj_reps_raw` on; what comes before, and `obj_reps_with_segms`, is in test_vlbert_extractor.py.
 """
 
 from __future__ import annotations

@@ -439,7 +439,7 @@ def inputs(config: VlBertConfig) -> InputSpec:
 
 
 _SEGMENTS = [f"encoder.embeddings.segments.{number}" for number in range(NUM_SEGMENTS)]
-_STORE_REGIONS = "the trained convolutional network: regions come from a store here"
+_STORE_REGIONS = "the trained convolutional network, which vision/end_to_end.py reads: regions come from a store here"
 
 
 def _encoder(prefix: str = "vlbert") -> tuple[Rule, ...]:

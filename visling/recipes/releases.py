@@ -633,7 +633,7 @@ FINETUNING: Mapping[str, Callable[[], Finetuning]] = {
     "visualbert-nlvr2": visualbert_nlvr2_finetuning,
 }
 
-_EXTRACTOR = "a region extractor that is trained along with the model (regions come from a store, made beforehand)"
+_EXTRACTOR = "pixels in its batches (the network is there, visling.vision.end_to_end; but a run reads regions from a store, made beforehand)"
 MISSING: Mapping[str, str] = {
     "visualbert-vcr": f"a reader of VCR, and {_EXTRACTOR}",
     "vlbert-base-e2e": _EXTRACTOR,

@@ -1,0 +1,274 @@
+"""VL-BERT's own region extractor, trained along with the Transformer: pixels and boxes in, one feature per region out.
+
+Paper    Su et al. 2020 (arXiv 1908.08530), section 3.2: Fast R-CNN (Girshick 2015, arXiv 1504.08083) on a ResNet (He et al. 2016, arXiv 1512.03385).
+Release  jackroos/VL-BERT, `common/fast_rcnn.py` and `common/backbone/resnet/resnet.py`.
+Differs  Batch normalisation is always frozen, as in every released configuration (`IMAGE_FROZEN_BN`). Networks of depth 18 and 34, and the class of a
+         region as a further input, are in no released configuration and left out. Geometry and projection are the encoder's (`models/vlbert.py`).
+Shapes   B images, H x W pixels, C channels, N regions of an image (padded), K real regions of the batch, F region feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
+from visling.errors import ConfigError, DataError
+from visling.vision import ops
+
+STRIDE = 16
+"""Pixels per cell of the feature map that regions are pooled from."""
+POOL_SIZE = 14
+"""Side of the grid that each region is pooled to."""
+EXPANSION = 4
+"""Channels that leave a bottleneck, over its width."""
+HEAD_BLOCKS = 3
+"""Bottlenecks of the last stage, at every depth."""
+MEAN_BGR = (102.9801, 115.9465, 122.7717)
+"""Mean colour that is taken off, blue first, as the Caffe networks were trained (release, `NETWORK.PIXEL_MEANS`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorConfig:
+    """Size of the network and of the pictures it sees. Defaults: the release, ResNet-101."""
+
+    blocks: tuple[int, ...] = (3, 4, 23)
+    """Bottlenecks of the first three stages, which see the whole image; the last one, which sees regions, has always three."""
+    stem_size: int = 64
+    """Channels of the first convolution."""
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Width inside the bottlenecks of each of the four stages."""
+    dilated: bool = True
+    """The last stage keeps the grid and dilates its windows (release, `IMAGE_C5_DILATED`), or halves the grid."""
+    frozen_stages: int = 2
+    """How many parts from the front stay as they were loaded: the first convolution, then the four stages (release,
+    `IMAGE_FROZEN_BACKBONE_STAGES`: its numbers 1 and 2)."""
+    shorter_side: int = 600
+    """Pixels of the shorter side of an image, unless the longer one becomes too long."""
+    longer_side: int = 1000
+    """Most pixels of the longer side; 1200 in VCR."""
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) != 3 or len(self.widths) != 4:
+            raise ConfigError(
+                f"an extractor has 3 stages before regions are pooled and 1 after: found {len(self.blocks)} numbers of blocks, expected 3, "
+                f"and {len(self.widths)} widths, expected 4."
+            )
+        if min(self.blocks) < 1 or min(self.stem_size, *self.widths) < 1:
+            raise ConfigError(f"blocks {self.blocks}, stem_size {self.stem_size} and widths {self.widths} must be at least 1.")
+        if not 0 <= self.frozen_stages <= 5:
+            raise ConfigError(f"frozen_stages counts the first convolution and four stages: found {self.frozen_stages}, expected 0 to 5.")
+        if not 0 < self.shorter_side <= self.longer_side:
+            raise ConfigError(f"shorter_side must be positive and at most longer_side; found {self.shorter_side} and {self.longer_side}.")
+
+    @property
+    def feature_size(self) -> int:
+        """F."""
+        return EXPANSION * self.widths[-1]
+
+
+PRESETS: Mapping[str, ExtractorConfig] = {
+    "resnet50": ExtractorConfig(blocks=(3, 4, 6)),
+    "resnet101": ExtractorConfig(),  # cfgs/pretrain/*_e2e_*.yaml and cfgs/refcoco, base and large
+    "resnet101_vcr": ExtractorConfig(longer_side=1200),  # cfgs/vcr
+    "resnet152": ExtractorConfig(blocks=(3, 8, 36)),
+}
+"""Depths of the release; the released files have ResNet-101."""
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """Batch normalisation whose weights and statistics stay as they were loaded, in training too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
+class NormedConvolution(nn.Module):
+    """A convolution and the frozen norm behind it."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
+        self.norm = FrozenNorm(outputs)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        normed: Tensor = self.norm(self.convolution(states))
+        return normed
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions, narrow in the middle, around which the input is carried."""
+
+    def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        outputs = EXPANSION * width
+        # The stride is here and not in the wide window, as in the Caffe networks (release, `IMAGE_STRIDE_IN_1x1`).
+        self.reduce = NormedConvolution(inputs, width, stride=stride)
+        self.convolve = NormedConvolution(width, width, kernel=3, dilation=dilation)
+        self.expand = NormedConvolution(width, outputs)
+        self.shortcut = NormedConvolution(inputs, outputs, stride=stride) if stride > 1 or inputs != outputs else None
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, 4 * width, H / stride, W / stride)."""
+        carried = states if self.shortcut is None else self.shortcut(states)
+        states = functional.relu(self.reduce(states))
+        states = functional.relu(self.convolve(states))
+        return functional.relu(self.expand(states) + carried)
+
+
+def _stage(inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1) -> nn.Sequential:
+    """Bottlenecks of one width; the first one has the stride."""
+    first = Bottleneck(inputs, width, stride=stride, dilation=dilation)
+    return nn.Sequential(first, *(Bottleneck(EXPANSION * width, width, dilation=dilation) for _ in range(blocks - 1)))
+
+
+class RegionExtractor(nn.Module):
+    """A ResNet up to stride 16 over the image, RoIAlign, its last stage over every region, and the mean of what comes out."""
+
+    def __init__(self, config: ExtractorConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, *later, last = config.widths
+        self.stem = NormedConvolution(3, config.stem_size, kernel=7, stride=2)
+        self.stages = nn.ModuleList([_stage(config.stem_size, first, blocks=config.blocks[0], stride=1)])
+        for before, width, blocks in zip(config.widths, later, config.blocks[1:], strict=False):
+            self.stages.append(_stage(EXPANSION * before, width, blocks=blocks, stride=2))
+        stride, dilation = (1, 2) if config.dilated else (2, 1)
+        self.head = _stage(EXPANSION * later[-1], last, blocks=HEAD_BLOCKS, stride=stride, dilation=dilation)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for part in (self.stem, *self.stages, self.head)[: config.frozen_stages]:
+            part.requires_grad_(False)
+
+    def forward(self, images: Tensor, boxes: Tensor, mask: Tensor, instances: Tensor | None = None) -> Tensor:
+        """One feature per region; zeros on padding.
+
+        Args:
+            images: (B, 3, H, W) of `prepare`, with the pixels of hidden regions cut out if any are (`data.masking.hide_pixels`).
+            boxes: (B, N, 4) pixel corners in these images.
+            mask: (B, N) bool.
+            instances: (B, N, 14, 14) shape of the object within its box, which is laid over the last maps; ones where there is none (VCR).
+        Returns:
+            (B, N, F).
+        Raises:
+            DataError: `instances` are not of the size of the last maps.
+        """
+        features = self.look(images)  # (B, C, H / 16, W / 16)
+        row = mask.nonzero()[:, 0]
+        pooled = ops.roi_align(features, boxes[mask], row, output_size=POOL_SIZE, scale=1 / STRIDE, sampling_ratio=1, aligned=False)
+        maps: Tensor = self.head(pooled.to(features.dtype))  # (K, F, 14, 14), or 7 x 7 if not dilated
+        if instances is not None:
+            if instances.shape[-2:] != maps.shape[-2:]:
+                raise DataError(
+                    f"instance masks are {instances.shape[-2]} x {instances.shape[-1]}, but the maps that they cover are "
+                    f"{maps.shape[-2]} x {maps.shape[-1]}. Draw them at that size, and leave `dilated` on."
+                )
+            maps = maps * instances[mask][:, None].to(maps.dtype)
+        described = maps.new_zeros(*mask.shape, maps.shape[1])
+        described[mask] = maps.mean((2, 3))
+        return described
+
+    def look(self, images: Tensor) -> Tensor:
+        """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
+        states = functional.max_pool2d(functional.relu(self.stem(images)), kernel_size=3, stride=2, padding=1)
+        for stage in self.stages:
+            states = stage(states)
+        return states
+
+    def prepare(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """Normalised batch of RGB images, (H, W, 3) each.
+
+        Returns:
+            (B, 3, H, W), blue first, mean colour 0, padded with 0 on the right and below; and (B, 2) width and height of each image in it,
+            to which unit corners are multiplied.
+        Source:
+            Release, `data/transforms`.
+        """
+        device = self.stem.convolution.weight.device
+        sizes = [fitted_size(image.shape[1], image.shape[0], self.config.shorter_side, self.config.longer_side) for image in images]
+        size = torch.tensor(sizes, dtype=torch.float32, device=device).view(-1, 2)
+        batch = torch.zeros(len(images), 3, max((high for _, high in sizes), default=0), max((wide for wide, _ in sizes), default=0), device=device)
+        mean = torch.tensor(MEAN_BGR, device=device)[:, None, None]
+        for row, image, (wide, high) in zip(batch, images, sizes, strict=True):
+            scaled = np.array(Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR))
+            row[:, :high, :wide] = torch.from_numpy(scaled).to(device).permute(2, 0, 1).flip(0).float() - mean
+        return batch, size
+
+
+def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int, int]:
+    """Width and height after the shorter side is scaled to `shorter`, or to less where the longer one would exceed `longer`; cut to whole pixels."""
+    low, high = min(width, height), max(width, height)
+    side = max(1, int(longer * low / high)) if high / low * shorter > longer else shorter
+    other = min(longer, int(side * high / low))
+    return (side, other) if width < height else (other, side)
+
+
+def _network(backbone: str, head: str) -> tuple[Rule, ...]:
+    """Every tensor of the network, whose last stage has a prefix of its own in a file."""
+    rules = [rename(f"{backbone}conv1.weight", "extractor.stem.convolution.weight"), rename(f"{backbone}bn1.*", "extractor.stem.norm.*")]
+    for theirs, ours in (*((f"{backbone}layer{number + 1}", f"stages.{number}") for number in range(3)), (head, "head")):
+        for convolution, norm, name in (
+            *((f"conv{number}", f"bn{number}", name) for number, name in enumerate(("reduce", "convolve", "expand"), start=1)),
+            ("downsample.0", "downsample.1", "shortcut"),
+        ):
+            rules += [
+                rename(f"{theirs}.*.{convolution}.weight", f"extractor.{ours}.*.{name}.convolution.weight"),
+                rename(f"{theirs}.*.{norm}.*", f"extractor.{ours}.*.{name}.norm.*"),
+            ]
+    return tuple(rules)
+
+
+def _twins(copy: str, original: str) -> tuple[Rule, ...]:
+    """The release registers its last stage under two names, so that a file holds it twice."""
+    convolutions = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
+    pairs = [(f"{block}.{conv}", f"{block}.{norm}") for block in range(HEAD_BLOCKS) for conv, norm in convolutions.items()]
+    names = [
+        name
+        for conv, norm in (*pairs, ("0.downsample.0", "0.downsample.1"))
+        for name in (f"{conv}.weight", *(f"{norm}.{entry}" for entry in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")))
+    ]
+    return tuple(tie(f"{copy}.{name}", f"{original}.{name}", part="extractor") for name in names)
+
+
+_IN = "image_feature_extractor."
+_ENCODER, _TASK = "the encoder's: models/vlbert.py", "a task's"
+
+KEYS: Mapping[str, KeyMap] = {
+    "official": KeyMap(
+        (
+            *_network(f"{_IN}backbone.", f"{_IN}roi_head_feature_extractor"),
+            *_twins(f"{_IN}head.0", f"{_IN}roi_head_feature_extractor"),
+            drop(f"{_IN}obj_downsample.**", _ENCODER),
+            drop("vlbert.**", _ENCODER),
+            drop("object_linguistic_embeddings.weight", _ENCODER),
+            drop("object_mask_word_embedding.weight", _ENCODER),
+            drop("aux_text_visual_embedding.weight", _ENCODER),
+            drop("final_mlp.**", _TASK),
+            drop("cnn_loss_reg.**", _TASK),
+        )
+    ),
+    "resnet": KeyMap(
+        (
+            *_network("", "layer4"),
+            drop("fc.**", "names the class of a whole image"),
+            fresh("extractor.**.num_batches_tracked", "files older than this counter lack it; nothing reads it"),
+        )
+    ),
+}
+"""Rules for part "extractor" of a file that was trained end to end ("official"), and of a plain ResNet, with which its training starts ("resnet")."""
