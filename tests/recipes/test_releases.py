@@ -513,7 +513,7 @@ def test_a_run_without_its_start_says_so(world: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(releases.MISSING))
 def test_a_recipe_that_lacks_something_is_refused_at_once(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"recipe {name} cannot be run: it needs .*region extractor"):
+    with pytest.raises(ConfigError, match=rf"recipe {name} cannot be run: it needs .*pixels in its batches"):
         pretraining.pretrain(releases.PRETRAINING[name](), tmp_path / "run", data=["nowhere"], store=tmp_path / "none", device="cpu")
     assert not (tmp_path / "run").exists()
 
