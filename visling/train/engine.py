@@ -1,7 +1,7 @@
 """The loop, top to bottom: next batch, forward, backward, clip, update, log, validate, save.
 
 The engine knows a model as an nn.Module and a step as a function from a batch and its targets to a loss. It works alone and, when a process
-group exists, with DistributedDataParallel: gradients are means over processes, loss parts in the log are exact sums over them.
+group exists, with others (on GPUs through DistributedDataParallel): gradients are means over processes, loss parts in the log exact sums over them.
 Scalars stay on the device between log lines; nothing in a step waits for it.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -304,7 +304,7 @@ class _Backward:
         self._config, self._device = config, device
         self._module = _Stepped(model, run)
         self._parallel: DistributedDataParallel | None = None
-        if runtime.world_size() > 1:
+        if runtime.world_size() > 1 and device.type == "cuda":
             still: dict[str, Any] = {_BUFFERS_STAY: False}
             self._parallel = DistributedDataParallel(self._module, find_unused_parameters=config.unused_parameters, **still)
         self._counts: list[Tensor] = []
@@ -321,12 +321,31 @@ class _Backward:
         return Loss(value=value.detach(), parts=parts)
 
     def finish(self) -> None:
-        """Divide by the counts of the update, where they are what it is normalised by."""
+        """Gradients of the update: their means over processes, divided by the counts of the update where they are what it is normalised by."""
+        if runtime.world_size() > 1 and self._parallel is None:
+            average_gradients(list(self._module.parameters()))
         if self._counts:
             grads = [p.grad for p in self._module.parameters() if p.grad is not None]
             count = runtime.sum_over_processes(torch.stack(self._counts).sum())
             torch._foreach_mul_(grads, (runtime.world_size() / count.clamp(min=1)).to(torch.float32))
             self._counts = []
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their means over processes; those that a process lacks count as zero, those that all lack stay away.
+
+    On a CPU nothing is gained by sending early, as DistributedDataParallel does, and one message an update beats one for every few layers. It also
+    keeps clear of a rare failure there: with several threads in a process, DistributedDataParallel was seen to lose its own state in backward.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    there = torch.tensor([float(parameter.grad is not None) for parameter in trained])
+    parts = [torch.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.float().flatten() for parameter in trained]
+    together = torch.cat([there, *parts])
+    torch.distributed.all_reduce(together)
+    there, *means = torch.split(together, [len(trained), *(parameter.numel() for parameter in trained)])
+    for parameter, mean, present in zip(trained, means, there.tolist(), strict=True):
+        if present:
+            parameter.grad = (mean / runtime.world_size()).view_as(parameter).to(parameter.dtype)
 
 
 class _Meter:
