@@ -29,11 +29,11 @@ class Size:
 SIZES = {
     "tiny": Size(images=120, detector_steps=20, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
     "small": Size(images=2500, detector_steps=450, pretrain_epochs=12, finetune_epochs=5),
-    "large": Size(images=6000, detector_steps=900, pretrain_epochs=6, finetune_epochs=5),
+    "large": Size(images=6000, detector_steps=900, pretrain_epochs=9, finetune_epochs=5),
 }
 MODELS = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
-EPOCH_LENGTH = {"lxmert": 1.4}
-"""Updates of an epoch of pre-training beside those of the others: LXMERT reads questions, too, and takes as many updates in fewer epochs."""
+SHARE_OF_EPOCHS = {"visualbert": 2 / 3, "lxmert": 0.72}
+"""Of pre-training, beside the others: VisualBERT binds words to regions soonest; LXMERT reads questions, too, and takes as many updates in fewer."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     scenes, detector, regions = out / "scenes", out / "detector", out / "regions"
     pretrained, full, blind = out / model / "pretrain", out / model / "vqa", out / model / "question-only"
     instances = scenes / "annotations"
-    epochs = max(1, round(size.pretrain_epochs / EPOCH_LENGTH.get(model, 1.0)))
+    epochs = max(1, round(size.pretrain_epochs * SHARE_OF_EPOCHS.get(model, 1.0)))
     data = ["--data", scenes, "--store", regions, "--threads", 1]
     tuning = ["finetune", "--recipe", f"{model}-vqa-scenes", *data, "--init", pretrained, "--set", f"train.epochs={size.finetune_epochs}"]
     # fmt: off
