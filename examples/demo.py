@@ -27,7 +27,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(images=120, detector_steps=20, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
+    "tiny": Size(images=120, detector_steps=80, pretrain_epochs=1, finetune_epochs=1),  # does it run; learns nothing
     "small": Size(images=2500, detector_steps=450, pretrain_epochs=12, finetune_epochs=5),
     "large": Size(images=6000, detector_steps=900, pretrain_epochs=9, finetune_epochs=5),
 }
