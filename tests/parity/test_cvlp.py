@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_support import nudge_first, rough_norms
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -332,24 +333,6 @@ def test_momentum_update(recording: Recording) -> None:
     compare_momentum(recording, Pretraining(recording))
 
 
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by its name, in which -1 stands for the last layer."""
-    layers, last, rest = name.partition(".-1.")
-    if last:
-        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
-    return model.get_parameter(name)
-
-
-def _nudge(name: str) -> Callable[[nn.Module], None]:
-    """Move one entry of a parameter by a hundredth."""
-
-    def change(model: nn.Module) -> None:
-        with torch.no_grad():
-            _parameter(model, name).view(-1)[0] += 0.01
-
-    return change
-
-
 def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
     """Exchange the weights of two modules of one shape."""
     return lambda model: _exchange(model.get_submodule(first), model.get_submodule(second))
@@ -373,12 +356,6 @@ def _running_successor(recording: Recording, model: Pretraining) -> tuple[nn.Mod
     stream, number = next(pair for pair, chosen in zip(model.key.pairs, recording.chosen("mixed_a"), strict=True) if chosen)
     successors = list(model.key.successors[stream].children())
     return successors[number], successors[-1]
-
-
-def _rough_norms(model: Pretraining) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
 
 
 def _other_heads(model: Pretraining) -> None:
@@ -417,12 +394,12 @@ LIVE = (
     "lxmert.cross_layers.-1.region_feed_forward.narrow.bias",
 )
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
-    **{f"nudge {name}": _nudge(f"encoder.{name}") for name in (*LIVE, "lxmert.pooler.dense.bias")},
-    **{f"nudge {name}": _nudge(name) for name in ("contrast.head.dense.bias", "contrast.head.norm.weight", "contrast.head.linear.bias")},
-    **{f"nudge key {name}": _nudge(f"contrast.key.network.{name}") for name in LIVE},
-    "nudge key projection": _nudge("contrast.key_head.network.linear.bias"),
+    **{f"nudge {name}": nudge_first(f"encoder.{name}") for name in (*LIVE, "lxmert.pooler.dense.bias")},
+    **{f"nudge {name}": nudge_first(name) for name in ("contrast.head.dense.bias", "contrast.head.norm.weight", "contrast.head.linear.bias")},
+    **{f"nudge key {name}": nudge_first(f"contrast.key.network.{name}") for name in LIVE},
+    "nudge key projection": nudge_first("contrast.key_head.network.linear.bias"),
     "nudge the queue": lambda model: model.contrast.queue.rows[-1].neg_(),
-    "epsilon of the norms": _rough_norms,
+    "epsilon of the norms": rough_norms,
     "another number of heads": _other_heads,
     "self-attention of the streams swapped": _swap("encoder.lxmert.cross_layers.0.text_attend", "encoder.lxmert.cross_layers.0.region_attend"),
     "cross- and self-attention swapped": _swap("encoder.lxmert.cross_layers.0.cross", "encoder.lxmert.cross_layers.0.region_attend"),
@@ -471,7 +448,7 @@ def test_a_wrongly_chosen_pair_is_noticed(recording: Recording) -> None:
 @pytest.mark.parametrize("name", ["dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias"])
 def test_a_broken_text_projection_is_noticed(recording: Recording, pattern: str, name: str) -> None:
     model = Pretraining(recording)
-    _nudge(name)(model.key_text)
+    nudge_first(name)(model.key_text)
     with pytest.raises(AssertionError):
         compare_key(recording, model, pattern)
 
@@ -496,7 +473,7 @@ def _successors_follow_their_start(model: Pretraining) -> None:
 
 MOMENTUM: Mapping[str, Callable[[Pretraining], None]] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge_first(name)
         for name in (
             "encoder.lxmert.norm.bias",
             "encoder.lxmert.cross_layers.-1.cross.norm.weight",
@@ -506,8 +483,8 @@ MOMENTUM: Mapping[str, Callable[[Pretraining], None]] = {
             "contrast.key_head.network.norm.weight",
         )
     },
-    "nudge text projection": lambda model: _nudge("norm.weight")(model.parts["text_projection"]),
-    "nudge key text projection": lambda model: _nudge("linear.bias")(model.key_text),
+    "nudge text projection": lambda model: nudge_first("norm.weight")(model.parts["text_projection"]),
+    "nudge key text projection": lambda model: nudge_first("linear.bias")(model.key_text),
     "another momentum": _another_momentum,
     "an update too many": _second_update,
     "successors follow their start": _successors_follow_their_start,

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_support import labelled, nudge, sequential
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -127,11 +128,6 @@ def targets_of(inputs: Mapping[str, Tensor]) -> Targets:
         region_features=inputs["feat_labels"],
         answer=unlabelled(inputs["ans"]),
     )
-
-
-def labelled(name: str) -> Callable[[str], str]:
-    """Puts a name before the message of a failed comparison."""
-    return lambda text: f"{name}: {text}"
 
 
 class Pretraining(nn.Module):
@@ -409,25 +405,6 @@ def test_two_images_in_two_rows(recording: Recording, shared: bool) -> None:
     compare_two_images(recording, shared=shared)
 
 
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by its name, in which -1 stands for the last layer."""
-    layers, last, rest = name.partition(".-1.")
-    if last:
-        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
-    return model.get_parameter(name)
-
-
-def _nudge(name: str) -> Callable[[nn.Module], None]:
-    """Move every entry of a parameter by about a hundredth; not by a constant, which a norm takes off."""
-
-    def change(model: nn.Module) -> None:
-        with torch.no_grad():
-            weight = _parameter(model, name).view(-1)
-            weight += 0.01 * torch.linspace(0.5, 1.5, len(weight))
-
-    return change
-
-
 def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
     """Exchange two parameters of one shape."""
 
@@ -450,25 +427,6 @@ def _rough_norms(factor: float = 1) -> Callable[[nn.Module], None]:
                 module.eps = factor * CLOSE["atol"]
 
     return change
-
-
-class _OneAfterTheOther(nn.Module):
-    """Cross-attention in which regions read the text that has already read them."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self.text: Tensor | None = None
-
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool) -> Any:
-        states, probs = self.block(x, y if self.text is None else self.text, mask, capture=capture)
-        self.text = states
-        return states, probs
-
-
-def _sequential(model: Pretraining) -> None:
-    layer = model.encoder.cross_layers[0]
-    layer.cross = _OneAfterTheOther(layer.get_submodule("cross"))
 
 
 def _own_projection_per_direction(model: Pretraining) -> None:
@@ -497,7 +455,7 @@ def _other_scale(model: Pretraining) -> None:
 
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge(name)
         for name in (
             "encoder.embeddings.positions.weight",
             "encoder.embeddings.segments.weight",
@@ -529,7 +487,7 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
         )
     },
     "epsilon of the norms": _rough_norms(),
-    "one direction after the other": _sequential,
+    "one direction after the other": sequential,
     "directions with weights of their own": _own_projection_per_direction,
     "boxes around zero": _boxes_around_zero,
     "query and value swapped": _swap("encoder.cross_layers.0.cross.attention.query.weight", "encoder.cross_layers.0.cross.attention.value.weight"),
@@ -562,7 +520,7 @@ def test_a_broken_model_is_noticed_against_transformers(recording: Recording, mu
 MASKED = [partial(compare_region_mask, source=source) for source in ("outputs", "outputs_hf")]
 LOOKS: Mapping[str, Callable[[nn.Module], None]] = {
     **{
-        f"nudge {name}": _nudge(f"encoder.{name}")
+        f"nudge {name}": nudge(f"encoder.{name}")
         for name in (
             "text_layers.0.attend.attention.query.bias",
             "region_embeddings.box_norm.weight",
@@ -585,7 +543,7 @@ def test_broken_maps_and_masked_states_are_noticed(recording: Recording, compare
 @pytest.mark.parametrize("compare", MASKED, ids=["official", "transformers"])
 def test_a_swapped_direction_is_noticed_under_a_region_mask(recording: Recording, compare: Callable[[Pretraining, Recording], None]) -> None:
     model = Pretraining(recording)
-    _sequential(model)
+    sequential(model)
     with pytest.raises(AssertionError):
         compare(model, recording)
 
@@ -594,9 +552,9 @@ def test_a_swapped_direction_is_noticed_under_a_region_mask(recording: Recording
 @pytest.mark.parametrize(
     "change",
     [
-        *(_nudge(f"head.{name}") for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias")),
-        _nudge("encoder.pooler.dense.bias"),
-        _nudge("encoder.cross_layers.-1.cross.norm.weight"),
+        *(nudge(f"head.{name}") for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias")),
+        nudge("encoder.pooler.dense.bias"),
+        nudge("encoder.cross_layers.-1.cross.norm.weight"),
         _rough_norms(1000),
         lambda model: model.train(),
     ],

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_support import labelled, nudge, one_after_the_other
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,11 +134,6 @@ def candidates(encoded: Encoded) -> Tensor:
     """(B, R + 1, Dr), the whole image last."""
     assert encoded.whole is not None
     return torch.cat([encoded.regions, encoded.whole[:, None]], dim=1)
-
-
-def labelled(name: str) -> Callable[[str], str]:
-    """Puts a name before the message of a failed comparison."""
-    return lambda text: f"{name}: {text}"
 
 
 def slots_of(chosen: Tensor) -> Slots:
@@ -574,25 +570,6 @@ def test_whole_image_is_the_mean_of_its_regions(recording: Recording) -> None:
     assert_close(averaged.whole, encoder(batch).whole, **CLOSE)
 
 
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by its name, in which -1 stands for the last layer."""
-    layers, last, rest = name.partition(".-1.")
-    if last:
-        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
-    return model.get_parameter(name)
-
-
-def _nudge(name: str) -> Change:
-    """Move every entry of a parameter by about a hundredth; not by a constant, which a norm takes off."""
-
-    def change(model: nn.Module) -> None:
-        with torch.no_grad():
-            weight = _parameter(model, name).view(-1)
-            weight += 0.01 * torch.linspace(0.5, 1.5, len(weight))
-
-    return change
-
-
 def _rough_norms(factor: float = 1) -> Change:
     """Another epsilon in every norm: as large as the tolerance, or more where few values are recorded."""
 
@@ -609,19 +586,6 @@ def _swapped_keys_and_values(model: Pretraining) -> None:
     assert isinstance(layer, CoAttentionLayer)
     for attention in (layer.text_reads.attention, layer.regions_read.attention):
         attention.key, attention.value = attention.value, attention.key
-
-
-def _one_after_the_other(model: Pretraining) -> None:
-    """Regions read the text that has already read them."""
-    for layer in model.encoder.co_attention_layers:
-        assert isinstance(layer, CoAttentionLayer)
-
-        def forward(text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool, own: Any = layer) -> Any:
-            text, _ = own.text_reads(text, regions, region_mask, capture=capture)
-            regions, _ = own.regions_read(regions, text, text_mask, capture=capture)
-            return own.text_feed_forward(text), own.region_feed_forward(regions), None, None
-
-        layer.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def _other_schedule(model: Pretraining) -> None:
@@ -654,7 +618,7 @@ def _linear_summaries(model: Pretraining) -> None:
 
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge(name)
         for name in (
             "encoder.embeddings.positions.weight",
             "encoder.embeddings.segments.weight",
@@ -683,7 +647,7 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     },
     "epsilon of the norms": _rough_norms(),
     "keys and values swapped": _swapped_keys_and_values,
-    "directions one after the other": _one_after_the_other,
+    "directions one after the other": one_after_the_other,
     "another schedule": _other_schedule,
     "other text heads": _other_heads("text_layers", "attend"),
     "other region heads": _other_heads("region_layers", "attend"),
@@ -706,7 +670,7 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
         compare_gated,
         {
             **{
-                f"nudge {name}": _nudge(f"encoder.{name}")
+                f"nudge {name}": nudge(f"encoder.{name}")
                 for name in (
                     "region_layers.0.query_gate.bias",
                     "region_layers.0.query_gate.weight",
@@ -717,14 +681,14 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
                 )
             },
             "epsilon": _rough_norms(10),
-            "directions one after the other": _one_after_the_other,
+            "directions one after the other": one_after_the_other,
         },
     ),
     "features": (
         compare_features,
         {
             **{
-                f"nudge {name}": _nudge(name)
+                f"nudge {name}": nudge(name)
                 for name in (
                     "regions.outputs.classes.bias",
                     "regions.outputs.classes.weight",
@@ -740,7 +704,7 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
             partial(compare_shared_texts, case=case),
             {
                 **{
-                    f"nudge {name}": _nudge(name)
+                    f"nudge {name}": nudge(name)
                     for name in (
                         "encoder.text_norm.weight",
                         "encoder.text_layers.0.attend.attention.value.bias",
@@ -750,7 +714,7 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
                     )
                 },
                 "epsilon": _rough_norms(100),
-                "directions one after the other": _one_after_the_other,
+                "directions one after the other": one_after_the_other,
             },
         )
         for case in ("fast_mode", "in_batch_pairs")
@@ -758,7 +722,7 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
     "sum": (compare_sum, {"product": lambda model: setattr(model.encoder, "config", replace(model.encoder.config, fusion="product"))}),
     "first classifier": (
         compare_first_classifier,
-        {f"nudge {name}": _nudge(name) for name in ("widen.direction", "widen.gain", "widen.bias", "narrow.direction", "narrow.gain", "narrow.bias")}
+        {f"nudge {name}": nudge(name) for name in ("widen.direction", "widen.gain", "widen.bias", "narrow.direction", "narrow.gain", "narrow.bias")}
         | {"dropout on": lambda head: head.train()},
     ),
 }

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_support import labelled, nudge_first, parameter_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,11 +144,6 @@ def links_of(alignment: Tensor, text_mask: Tensor, region_mask: Tensor) -> Tenso
     alignment = alignment[:, : region_mask.shape[1]]
     named = F.one_hot(alignment.clamp(min=0), text_mask.shape[1]).bool() & (alignment >= 0)[..., None]  # (B, R, n, T)
     return named.any(2).transpose(1, 2) & text_mask[:, :, None] & region_mask[:, None, :]
-
-
-def labelled(name: str) -> Callable[[str], str]:
-    """Puts a name before the message of a failed comparison."""
-    return lambda text: f"{name}: {text}"
 
 
 def slots_of(positions: Tensor, chosen: Tensor) -> Slots:
@@ -359,30 +355,12 @@ def test_phrases_choose_regions(recording: Recording, case: str) -> None:
         assert hit[:, :, :2].any(-1).sum() == recorded["recall_at_2_hits"].long().sum()
 
 
-def _parameter(parts: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by its name, in which -1 stands for the last layer."""
-    layers, last, rest = name.partition(".-1.")
-    if last:
-        name = f"{layers}.{len(list(parts.get_submodule(layers).children())) - 1}.{rest}"
-    return parts.get_parameter(name)
-
-
-def _nudge(name: str) -> Change:
-    """Move one entry of a parameter by a hundredth."""
-
-    def change(parts: nn.Module) -> None:
-        with torch.no_grad():
-            _parameter(parts, name).view(-1)[0] += 0.01
-
-    return change
-
-
 def _swap(first: str, second: str) -> Change:
     """Exchange two parameters of one shape."""
 
     def change(parts: nn.Module) -> None:
         with torch.no_grad():
-            one, two = _parameter(parts, first), _parameter(parts, second)
+            one, two = parameter_of(parts, first), parameter_of(parts, second)
             kept = one.clone()
             one.copy_(two)
             two.copy_(kept)
@@ -415,7 +393,7 @@ def _other_heads(parts: nn.Module) -> None:
 
 ENCODER: Mapping[str, Change] = {
     **{
-        f"nudge {name}": _nudge(f"encoder.{name}")
+        f"nudge {name}": nudge_first(f"encoder.{name}")
         for name in (
             "norm.weight",
             "projection.bias",
@@ -432,7 +410,7 @@ ENCODER: Mapping[str, Change] = {
 """What every recorded case must notice."""
 PRETRAINING: Mapping[str, Change] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge_first(name)
         for name in ("encoder.pooler.dense.bias", "vocabulary.dense.bias", "vocabulary.bias", "vocabulary.norm.weight", "matching.linear.bias")
     },
     "epsilon of the norms": _rough_norms(),
@@ -440,7 +418,7 @@ PRETRAINING: Mapping[str, Change] = {
 }
 MORE: Mapping[str, Change] = {
     **{
-        f"nudge {name}": _nudge(f"encoder.{name}")
+        f"nudge {name}": nudge_first(f"encoder.{name}")
         for name in (
             "norm.bias",
             "projection.weight",
@@ -457,13 +435,13 @@ MORE: Mapping[str, Change] = {
 }
 """The rest of the encoder, of which one case is enough."""
 ADDITIONAL: Mapping[str, Change] = {
-    f"nudge additional {name}": _nudge(f"encoder.additional_layer.{name}")
+    f"nudge additional {name}": nudge_first(f"encoder.additional_layer.{name}")
     for name in ("attend.attention.value.bias", "attend.norm.weight", "feed_forward.widen.bias", "feed_forward.norm.bias")
 }
-SLOT_CLASSIFIER: Mapping[str, Change] = {f"nudge {name}": _nudge(f"classifier.linear.{name}") for name in ("weight", "bias")}
-CLASSIFIER: Mapping[str, Change] = {**SLOT_CLASSIFIER, "nudge pooler": _nudge("encoder.pooler.dense.bias")}
+SLOT_CLASSIFIER: Mapping[str, Change] = {f"nudge {name}": nudge_first(f"classifier.linear.{name}") for name in ("weight", "bias")}
+CLASSIFIER: Mapping[str, Change] = {**SLOT_CLASSIFIER, "nudge pooler": nudge_first("encoder.pooler.dense.bias")}
 PHRASES: Mapping[str, Change] = {
-    f"nudge {name}": _nudge(f"slots_regions.{name}") for name in ("query.bias", "query.weight", "key.bias", "key.weight")
+    f"nudge {name}": nudge_first(f"slots_regions.{name}") for name in ("query.bias", "query.weight", "key.bias", "key.weight")
 }
 CASES: Mapping[str, tuple[Callable[[Recording], None], Mapping[str, Change]]] = {
     "pretraining": (partial(compare_official, variant="aligned"), {**PRETRAINING, **MORE}),

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_support import labelled, nudge_first, parameter_of, rough_norms
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -142,11 +143,6 @@ class Recording:
 @pytest.fixture
 def recording(golden: Path) -> Recording:
     return Recording(golden / "vlbert")
-
-
-def labelled(name: str) -> Callable[[str], str]:
-    """Puts a name before the message of a failed comparison."""
-    return lambda text: f"{name}: {text}"
 
 
 def text_of(ids: Tensor, segments: Tensor | None = None, slot: Tensor | None = None) -> Text:
@@ -543,41 +539,17 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
 # ------------------------------------------------------------------------------------------------------------------------- broken models are noticed
 
 
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by its name, in which -1 stands for the last layer."""
-    layers, last, rest = name.partition(".-1.")
-    if last:
-        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
-    return model.get_parameter(name)
-
-
-def _nudge(name: str) -> Callable[[nn.Module], None]:
-    """Move one entry of a parameter by a hundredth."""
-
-    def change(model: nn.Module) -> None:
-        with torch.no_grad():
-            _parameter(model, name).view(-1)[0] += 0.01
-
-    return change
-
-
 def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
     """Exchange two parameters of one shape."""
 
     def change(model: Pretraining) -> None:
         with torch.no_grad():
-            one, two = _parameter(model, first), _parameter(model, second)
+            one, two = parameter_of(model, first), parameter_of(model, second)
             kept = one.clone()
             one.copy_(two)
             two.copy_(kept)
 
     return change
-
-
-def _rough_norms(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
 
 
 def _other_heads(model: Pretraining) -> None:
@@ -604,7 +576,7 @@ def _later_positions(model: Pretraining) -> None:
 
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge_first(name)
         for name in (
             "encoder.image_word",
             "encoder.mask_word",
@@ -632,7 +604,7 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "masked_regions.head.outputs.classes.bias",
         )
     },
-    "epsilon of the norms": _rough_norms,
+    "epsilon of the norms": rough_norms,
     "another number of heads": _other_heads,
     "appearance before geometry": _appearance_first,
     "hidden features stay": _features_stay,
@@ -654,8 +626,8 @@ def test_a_broken_model_is_noticed(recording: Recording, mutation: str) -> None:
 
 
 RELATIONSHIP: Mapping[str, Callable[[Pretraining], None]] = {
-    **{name: _nudge(name) for name in ("encoder.pooler.dense.bias", "matching.head.linear.bias", "encoder.embeddings.norm.weight")},
-    "epsilon of the norms": _rough_norms,
+    **{name: nudge_first(name) for name in ("encoder.pooler.dense.bias", "matching.head.linear.bias", "encoder.embeddings.norm.weight")},
+    "epsilon of the norms": rough_norms,
 }
 
 
@@ -680,7 +652,7 @@ def test_a_broken_relationship_head_is_noticed(recording: Recording, mutation: s
 def test_a_broken_transformer_is_noticed(recording: Recording, case: str, name: str) -> None:
     changes = {} if case == "core_visual_ln" else {"visual_norm": False, "visual_size": recording.sizes["visual_size in core_visual_scale"]}
     model = recording.encoder(case, **changes)
-    (_rough_norms if name == "epsilon" else _nudge(name))(model)
+    (rough_norms if name == "epsilon" else nudge_first(name))(model)
     with pytest.raises(AssertionError):
         compare_core(recording, case, model)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_support import nudge, one_after_the_other, rough_norms
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -264,44 +265,6 @@ def test_vilbert(golden: Path, name: str) -> None:
     compare_two_streams(recording, model)
 
 
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by its name, in which -1 stands for the last layer."""
-    layers, last, rest = name.partition(".-1.")
-    if last:
-        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
-    return model.get_parameter(name)
-
-
-def _nudge(name: str) -> Callable[[nn.Module], None]:
-    """Move every entry of a parameter by about a hundredth; not by a constant, which a norm takes off."""
-
-    def change(model: nn.Module) -> None:
-        with torch.no_grad():
-            weight = _parameter(model, name).view(-1)
-            weight += 0.01 * torch.linspace(0.5, 1.5, len(weight))
-
-    return change
-
-
-def _rough_norms(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
-
-
-def _one_after_the_other(model: TwoStreams) -> None:
-    """Regions read the text that has already read them."""
-    for layer in model.encoder.co_attention_layers:
-        assert isinstance(layer, CoAttentionLayer)
-
-        def forward(text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool, own: Any = layer) -> Any:
-            text, _ = own.text_reads(text, regions, region_mask, capture=capture)
-            regions, _ = own.regions_read(regions, text, text_mask, capture=capture)
-            return own.text_feed_forward(text), own.region_feed_forward(regions), None, None
-
-        layer.forward = forward  # type: ignore[method-assign, assignment]
-
-
 def _keys_of_the_other_values(model: TwoStreams) -> None:
     layer = model.encoder.co_attention_layers[0]
     assert isinstance(layer, CoAttentionLayer)
@@ -326,7 +289,7 @@ def _exchanged_directions(model: TwoStreams) -> None:
 
 TWO_STREAM_MUTATIONS: Mapping[str, Callable[[TwoStreams], Any]] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge(name)
         for name in (
             "encoder.box_projection.bias",
             "encoder.region_norm.weight",
@@ -346,8 +309,8 @@ TWO_STREAM_MUTATIONS: Mapping[str, Callable[[TwoStreams], Any]] = {
             "matching.head.linear.bias",
         )
     },
-    "epsilon of the norms": _rough_norms,
-    "directions one after the other": _one_after_the_other,
+    "epsilon of the norms": rough_norms,
+    "directions one after the other": one_after_the_other,
     "keys and values exchanged": _keys_of_the_other_values,
     "another schedule": _other_schedule,
     "dropout on": lambda model: model.train(),
@@ -465,7 +428,7 @@ def _other_segment(model: OneStream) -> None:
 
 ONE_STREAM_MUTATIONS: Mapping[str, Callable[[OneStream], Any]] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge(name)
         for name in (
             "encoder.norm.weight",
             "encoder.projection.bias",
@@ -481,7 +444,7 @@ ONE_STREAM_MUTATIONS: Mapping[str, Callable[[OneStream], Any]] = {
             "deep.dense.bias",
         )
     },
-    "epsilon of the norms": _rough_norms,
+    "epsilon of the norms": rough_norms,
     "region segment 0": _other_segment,
     "dropout on": lambda model: model.train(),
 }

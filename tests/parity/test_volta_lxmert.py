@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_support import nudge, rough_norms, sequential
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -246,7 +247,7 @@ def test_task_heads(recording: Recording, task: int) -> None:
 )  # fmt: skip
 def test_a_broken_task_head_is_noticed(recording: Recording, task: int, name: str) -> None:
     with pytest.raises(AssertionError):
-        compare_task(recording, task, _nudge(name))
+        compare_task(recording, task, nudge(name))
 
 
 def test_files_are_written_back_bit_for_bit(recording: Recording) -> None:
@@ -267,59 +268,15 @@ def test_a_second_copy_that_differs_is_noticed(recording: Recording) -> None:
         recording.keys.convert(source)
 
 
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by its name, in which -1 stands for the last layer."""
-    layers, last, rest = name.partition(".-1.")
-    if last:
-        name = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}.{rest}"
-    return model.get_parameter(name)
-
-
-def _nudge(name: str) -> Callable[[nn.Module], None]:
-    """Move every entry of a parameter by about a hundredth; not by a constant, which a norm takes off."""
-
-    def change(model: nn.Module) -> None:
-        with torch.no_grad():
-            weight = _parameter(model, name).view(-1)
-            weight += 0.01 * torch.linspace(0.5, 1.5, len(weight))
-
-    return change
-
-
-def _rough_norms(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
-
-
 def _exchanged_streams(model: Pretraining) -> None:
     for layer in model.encoder.cross_layers:
         assert isinstance(layer, CrossModalityLayer)
         layer.text_attend, layer.region_attend = layer.region_attend, layer.text_attend
 
 
-class _OneAfterTheOther(nn.Module):
-    """Cross-attention in which regions read the text that has already read them."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self.text: Tensor | None = None
-
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool) -> Any:
-        states, probs = self.block(x, y if self.text is None else self.text, mask, capture=capture)
-        self.text = states
-        return states, probs
-
-
-def _sequential(model: Pretraining) -> None:
-    layer = model.encoder.cross_layers[0]
-    layer.cross = _OneAfterTheOther(layer.get_submodule("cross"))
-
-
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     **{
-        f"nudge {name}": _nudge(name)
+        f"nudge {name}": nudge(name)
         for name in (
             "encoder.norm.bias",
             "encoder.region_embeddings.boxes.bias",
@@ -335,8 +292,8 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "masked_regions.head.outputs.attributes.bias",
         )
     },
-    "epsilon of the norms": _rough_norms,
-    "one direction after the other": _sequential,
+    "epsilon of the norms": rough_norms,
+    "one direction after the other": sequential,
     "self-attention of the streams exchanged": _exchanged_streams,
     "tanh for ReLU": lambda model: setattr(model.encoder.pooler, "activation", torch.tanh),
     "dropout on": lambda model: model.train(),
