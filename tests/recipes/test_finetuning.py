@@ -83,6 +83,28 @@ def test_a_run_stopped_by_its_time_limit_goes_on_bit_for_bit(world: Any, uninter
     assert_same_weights(uninterrupted, out)
 
 
+def test_a_run_killed_after_its_last_update_still_gets_its_detector(
+    world: Any, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tiny(world, *LONGER), out, data=world.scenes, store=world.regions, init=world.pretrained, device="cpu")
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    assert not (out / "model" / "detector").exists()
+    assert resume(world, out).stopped == "finished"
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+    kept, expected = ({file.name for file in (folder / "model" / "detector").rglob("*")} for folder in (out, uninterrupted))
+    assert kept == expected
+    assert "model.safetensors" in kept
+    assert_same_weights(uninterrupted, out)
+
+
 class _Interrupting(io.StringIO):
     """A terminal at which Ctrl-C is pressed when a line appears."""
 

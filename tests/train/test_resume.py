@@ -67,10 +67,10 @@ def test_stopping_twice_and_by_time_changes_nothing(toy: ModuleType, whole: tupl
     assert state.stopped == "max_seconds"
     assert state.step < STEPS
     assert RunFolder(tmp_path / "run").read()["status"] == "running"
-    resumed, _ = toy.run(tmp_path / "run", resume=True)
+    resumed, state = toy.run(tmp_path / "run", resume=True)
     assert equal(model, resumed)
     assert toy.lines(tmp_path / "run") == toy.lines(path)
-    assert RunFolder(tmp_path / "run").read()["status"] == "finished"
+    assert state.stopped == "finished"
 
 
 def test_a_resumed_run_that_forgets_its_generators_differs(

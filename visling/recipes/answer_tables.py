@@ -153,11 +153,6 @@ def carry_over(model: TaskModel, saved: Saved, answers: Sequence[str]) -> str:
     learnt = saved.model in _CARRIED_BY and f"{_HEAD}.linear.bias" in saved.weights
     if not learnt or not answers or not isinstance(head, heads.NormedClassifier):
         return ""
-    if _listed(saved) is None:
-        return (
-            "the answer head starts from fresh weights: the pre-trained model does not say which answers its outputs stand for "
-            "(visling convert --answers all_ans.json)"
-        )
     return _start(head, model.encoder.dims, saved, answers)
 
 
@@ -171,12 +166,15 @@ def go_on(objective: Objective, dims: Dims, saved: Saved, answers: Sequence[str]
     """
     if f"{_HEAD}.linear.bias" not in saved.weights or not isinstance(objective.head, heads.NormedClassifier):
         return ""
-    if _listed(saved) is None:
-        return f"the answer head starts from fresh weights: {saved.path} does not say which answers its outputs stand for"
     return _start(objective.head, dims, saved, answers)
 
 
 def _start(head: heads.NormedClassifier, dims: Dims, saved: Saved, answers: Sequence[str]) -> str:
+    if _listed(saved) is None:
+        return (
+            "the answer head starts from fresh weights: the pre-trained model does not say which answers its outputs stand for "
+            "(visling convert --answers all_ans.json)"
+        )
     table = table_of(saved)
     trained = heads.build(Head(kind="classify", outputs=len(table)), dims, style=assembly.head_styles(saved.model)["classify"])
     assembly.load_part(trained, saved.weights, f"{_HEAD}.", saved.path)

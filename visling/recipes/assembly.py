@@ -39,7 +39,7 @@ from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
 from visling.train.engine import TrainConfig
 from visling.train.log import Log
-from visling.train.state import RunFolder, save_weights
+from visling.train.state import RunFolder, State, save_weights
 from visling.types import Batch, Head, InputSpec, Loss, Record, Targets
 
 
@@ -598,7 +598,7 @@ def started(
     stream: TextIO | None,
     command: Sequence[str],
 ) -> Iterator[tuple[RunFolder, Log]]:
-    """A run folder with everything about the run written down, and its log; the engine marks it as finished.
+    """A run folder with everything about the run written down, and its log; `conclude` marks it as finished.
 
     A run that fails before anything is saved leaves no folder behind, so that the mended command can use the same one.
     """
@@ -665,19 +665,19 @@ def mean_parts(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str
     return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}
 
 
-def note_truncation(log: Log, layout: TextLayout, step: int) -> None:
-    """Say how often a text was longer than the model reads."""
+def conclude(folder: RunFolder, state: State, log: Log, *, layout: TextLayout, store: NativeStore | None) -> None:
+    """What follows the last update: cut texts are reported, the detector is kept, and only then is the run marked as finished.
+
+    A run killed before the mark does all of this again when it is resumed; one that `max_seconds` stopped stays open.
+    """
     if layout.truncated:
         often = f"{layout.truncated} times, counted over all epochs,"
-        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut", step=step)
-
-
-def keep_detector(folder: RunFolder, store: NativeStore, log: Log, step: int) -> None:
-    """Copy the detector that made the regions into the model folder, so that the model answers from raw images alone."""
-    detector = store.settings.get("detector")
+        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut", step=state.step)
+    detector = None if store is None else store.settings.get("detector")
     if detector is not None and not Path(detector).is_dir():
-        log.event(
-            f"no detector was kept beside the model: {detector}, which made the regions, is gone. To predict, name one with --detector", step=step
-        )
-    elif detector is not None and runtime.is_main():
-        shutil.copytree(detector, folder.model / "detector", dirs_exist_ok=True, ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"))
+        gone = f"no detector was kept beside the model: {detector}, which made the regions, is gone"
+        log.event(f"{gone}. To predict, name one with --detector", step=state.step)
+    elif detector is not None:
+        folder.keep(Path(detector), "detector")
+    if state.stopped != "max_seconds":
+        folder.finish()

@@ -113,9 +113,7 @@ def finetune(
             run_folder=folder,
             save_best=lambda path: assembly.save(path, model, run=run, task=task, text_only=run.text_only, store=regions, tokenizer=tokenizer),
         )
-        assembly.note_truncation(log, layout, state.step)
-        if regions is not None:
-            assembly.keep_detector(folder, regions, log, state.step)
+        assembly.conclude(folder, state, log, layout=layout, store=regions)
     return state
 
 

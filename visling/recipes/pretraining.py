@@ -151,8 +151,7 @@ def pretrain(
             save_best=keep,
             after_update=model.after_update,
         )
-        assembly.note_truncation(log, layout, state.step)
-        assembly.keep_detector(folder, regions, log, state.step)
+        assembly.conclude(folder, state, log, layout=layout, store=regions)
     return state
 
 

@@ -94,7 +94,7 @@ class TrainConfig:
     max_seconds: float | None = None
     """Save and return after this time; --resume goes on. None = no limit."""
     unused_parameters: bool = True
-    """Several processes only: some parameters get no gradient in some steps. False saves a walk over the graph."""
+    """Several GPUs only: some parameters get no gradient in some steps. False saves a walk over the graph."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation", "log_every", "validate_every", "save_every"):
@@ -258,8 +258,6 @@ def fit(
         log.event(f"stopped: no better {config.metric} for {state.stale} validations; the best was at step {state.best_step}", step=state.step)
     elif reason == "max_seconds":
         log.event(f"stopped after {config.max_seconds:.0f} s at step {state.step} of {total}; --resume goes on", step=state.step)
-    if run_folder is not None and reason != "max_seconds":
-        run_folder.finish()
     state.stopped = reason
     return state
 

@@ -167,6 +167,12 @@ class RunFolder:
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
 
+    def keep(self, source: Path, name: str) -> None:
+        """Copy another model's folder into model/`name`, without what only its training needs."""
+        if runtime.is_main():
+            with _explained(self.path):
+                shutil.copytree(source, self.model / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"))
+
     def save_last(
         self, model: nn.Module, optimizer: Optimizer, state: State, position: Mapping[str, Any], generators: Mapping[str, Any] | None = None
     ) -> None:
