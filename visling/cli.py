@@ -77,7 +77,7 @@ def scenes(
     set_: Settings = None,
     json_: Json = False,
 ) -> None:
-    """Draw pictures with boxes, captions, questions and statements, in the official file formats.
+    """Draw pictures with boxes, captions, questions, statements and text, in the official file formats.
 
     Example: visling scenes --out scenes --images 200 --seed 1
     """

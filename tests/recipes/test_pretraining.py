@@ -375,14 +375,12 @@ def test_captions_and_text_side_by_side(world: Any, tmp_path: Path) -> None:
 
 
 def test_captions_and_text_resume_bit_by_bit(world: Any, tmp_path: Path) -> None:
-    data = world.annotations(tmp_path / "data")
-    (data / "train.doc").write_text(text_of(world.scenes, "train"))
-
     def train(name: str, *settings: str, resume: bool = False) -> str:
         run = texted("train.max_steps=40", *settings)
-        return pretrain(run, tmp_path / name, data=[str(data)], store=world.regions, device="cpu", resume=resume).stopped
+        return pretrain(run, tmp_path / name, data=[str(world.scenes)], store=world.regions, device="cpu", resume=resume).stopped
 
     assert train("whole") == "finished"
+    assert '"text_masked_lm"' in (tmp_path / "whole" / "log.jsonl").read_text(), "drawn scenes come with text"
     assert train("parts", "train.max_seconds=0.1") == "max_seconds"
     assert train("parts", resume=True) == "finished"
     whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))

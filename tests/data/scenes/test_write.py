@@ -80,6 +80,20 @@ def test_official_fields(written: Any) -> None:
     assert [len(list((written.folder / "images" / split).iterdir())) for split in SPLITS] == [240, 30, 30]
 
 
+def test_text_holds_the_captions_of_an_image_a_line(written: Any) -> None:
+    for split in SPLITS:
+        captions = written.json(f"annotations/captions_{split}.json")["annotations"]
+        passages = (written.folder / "text" / f"{split}.txt").read_text().splitlines()
+        assert len(passages) == len({caption["image_id"] for caption in captions})
+        assert [sentence for passage in passages for sentence in passage.removesuffix(".").split(". ")] == [one["caption"] for one in captions]
+        assert written.json("scenes.json")["counts"][split]["passages"] == len(passages)
+
+
+def test_no_captions_make_no_text(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "out", ScenesConfig(images=4, captions_per_image=0))
+    assert not list((tmp_path / "out" / "text").iterdir())
+
+
 def test_summary_is_written(written: Any) -> None:
     content = written.json("scenes.json")
     assert content == json.loads(json.dumps(written.summary))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 J = TypeVar("J")
 R = TypeVar("R")
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the same settings and seed give other files."""
 
 _DATE = "2024-01-01 00:00:00"

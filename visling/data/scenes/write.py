@@ -1,4 +1,4 @@
-"""Writes the embedded data set: pictures and the official annotation files of COCO instances, COCO captions, VQA v2 and NLVR."""
+"""Writes the embedded data set: pictures, annotation files of COCO instances, COCO captions, VQA v2 and NLVR, and text without pictures."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ def _write(folder: Path, config: ScenesConfig, progress: Progress) -> dict[str, 
     (folder / "annotations").mkdir()
     if config.images:
         (folder / "statements").mkdir()
+        (folder / "text").mkdir()
         for split in config.bounds(config.images):
             (folder / "images" / split).mkdir(parents=True)
         drawn = _draw_all(folder, config)
@@ -157,6 +158,7 @@ class _SplitFiles:
         self.images: list[dict[str, Any]] = []
         self.instances: list[dict[str, Any]] = []
         self.captions: list[dict[str, Any]] = []
+        self.passages: list[str] = []
         self.questions: list[dict[str, Any]] = []
         self.answers: list[dict[str, Any]] = []
         self.statements: list[dict[str, Any]] = []
@@ -183,6 +185,8 @@ class _SplitFiles:
             )
         for k, text in enumerate(drawn.captions):
             self.captions.append({"id": scene.image_id * 100 + k, "image_id": scene.image_id, "caption": text})
+        if drawn.captions:
+            self.passages.append(". ".join(drawn.captions) + ".")
         rng = generator_for(config.seed, scene.image_id, 10)
         for k, question in enumerate(self.asked.choose(drawn.questions, config.questions_per_image, rng)):
             self._ask(scene.image_id, scene.image_id * 1000 + k, question, rng)
@@ -224,10 +228,13 @@ class _SplitFiles:
         write_json(notes / f"v2_OpenEnded_scenes_{split}_questions.json", questions)
         write_json(notes / f"v2_scenes_{split}_annotations.json", vqa | {"annotations": self.answers})
         write_lines(folder / "statements" / f"{split}.json", self.statements)
+        if self.passages:
+            (folder / "text" / f"{split}.txt").write_text("".join(f"{passage}\n" for passage in self.passages), encoding="utf-8", newline="\n")
         return {
             "images": len(self.images),
             "objects": len(self.instances),
             "captions": len(self.captions),
+            "passages": len(self.passages),
             "questions": len(self.questions),
             "statements": len(self.statements),
             "question_types": dict(sorted(self.asked.families.items())),
