@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from visling.data.annotations.questions import QuestionRecord, find_gqa, find_vqa_files, has_gqa, has_vqa, read_gqa, read_questions
+from visling.data.identity import Aliases
 from visling.errors import DataError
 
 QUESTIONS: dict[str, Any] = {
@@ -57,7 +58,7 @@ def test_joined_by_question_id(tmp_path: Path) -> None:
     assert [record.id for record in records] == ["458752000", "458752001", "262146000"]
     assert records[0] == QuestionRecord(
         id="458752000",
-        images=("458752",),
+        images=("COCO_train2014_000000458752",),
         question="What is this photo taken looking through?",
         question_type="what is this",
         answer_type="other",
@@ -65,6 +66,26 @@ def test_joined_by_question_id(tmp_path: Path) -> None:
         multiple_choice_answer="net",
     )
     assert (records[2].answer_type, records[2].answers) == ("yes/no", ("yes",) * 10)
+
+
+@pytest.mark.parametrize(
+    ("changed", "image"),
+    [
+        ({"data_subtype": "val2014"}, "COCO_val2014_000000458752"),
+        ({"data_subtype": "test-dev2015"}, "COCO_test2015_000000458752"),
+        ({"data_subtype": "abstract_v002"}, "458752"),
+        ({"data_type": "scenes"}, "458752"),
+        ({"data_type": None}, "458752"),
+    ],
+)
+def test_images_of_coco_have_its_names(tmp_path: Path, changed: dict[str, Any], image: str) -> None:
+    assert read_questions(save(tmp_path / "q.json", QUESTIONS | changed))[0].images == (image,)
+
+
+def test_a_number_of_coco_is_not_taken_for_one_of_visual_genome(tmp_path: Path) -> None:
+    image = read_questions(save(tmp_path / "q.json", QUESTIONS))[0].images[0]
+    assert Aliases(["458752", "COCO_train2014_000000458752"]).find(image) == "COCO_train2014_000000458752"
+    assert Aliases(["458752", "9"]).find(image) == "458752", "a store of numbers alone"
 
 
 def test_without_annotations(tmp_path: Path) -> None:

@@ -33,11 +33,15 @@ EMPTY = "questions without a word"
 
 _FOLDERS = (".", "Questions", "questions", "Annotations", "annotations")
 _GQA_FOLDERS = (".", "questions", "questions1.2")
+_COCO_SPLITS = {"train2014": "train2014", "val2014": "val2014", "test2015": "test2015", "test-dev2015": "test2015"}
+"""What a question file calls its split -> what COCO's file names call it."""
 _QUESTIONS = re.compile(r"(?P<version>v2_)?OpenEnded_(?P<subset>.+_)?(?P<split>[^_]+)_questions\.json")
 
 
 def read_questions(questions: str | Path, annotations: str | Path | None = None, *, left_out: Counter[str] | None = None) -> list[QuestionRecord]:
     """Questions of a file in its order, joined with their annotations by question id.
+
+    Images of VQA's own files are named as COCO names them, `COCO_train2014_000000000009`: to a store with Visual Genome's images 9 is another one.
 
     Args:
         annotations: may hold more questions than asked for; None for a split without answers.
@@ -46,7 +50,9 @@ def read_questions(questions: str | Path, annotations: str | Path | None = None,
         DataError: a file is missing, truncated or of another layout, a question id comes twice, or a question has no annotation or no word.
     """
     questions = Path(questions)
-    asked = entries(read_json(questions), "questions", ("question_id", "image_id", "question"), questions)
+    content = read_json(questions)
+    asked = entries(content, "questions", ("question_id", "image_id", "question"), questions)
+    coco = _COCO_SPLITS.get(str(content.get("data_subtype")), "") if content.get("data_type") == "mscoco" else ""
     answered = {}
     if annotations is not None:
         annotations = Path(annotations)
@@ -74,7 +80,7 @@ def read_questions(questions: str | Path, annotations: str | Path | None = None,
         records.append(
             QuestionRecord(
                 id=str(number),
-                images=(str(entry["image_id"]),),
+                images=(_image(str(entry["image_id"]), coco),),
                 question=question,
                 question_type=known.get("question_type", "") if known else "",
                 answer_type=known.get("answer_type", "") if known else "",
@@ -83,6 +89,10 @@ def read_questions(questions: str | Path, annotations: str | Path | None = None,
             )
         )
     return records
+
+
+def _image(number: str, coco_split: str) -> str:
+    return f"COCO_{coco_split}_{int(number):012d}" if coco_split and number.isdecimal() else number
 
 
 def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
