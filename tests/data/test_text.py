@@ -250,3 +250,56 @@ def test_empty_text_is_an_error(text: str) -> None:
 def test_no_answer_slot_after_two_texts() -> None:
     with pytest.raises(ConfigError, match="one text, not two"):
         layout(answer_slot="same_segment").row("a", "b", answer=True)
+
+
+def named(text: str, **regions: int) -> list[tuple[str, int | None]]:
+    """Words of a text, some of which name regions."""
+    return [(word, regions.get(word)) for word in text.split()]
+
+
+def test_named_words_are_laid_out_as_a_pair_with_links() -> None:
+    first, second = named("Casey 's pottedplant isn't unbelievably red", Casey=3, pottedplant=1), named("Casey smiles", Casey=3)
+    row = layout().named(first, second)
+    plain = layout().row("Casey 's pottedplant isn't unbelievably red", "Casey smiles")
+    assert tokens(row) == tokens(plain)
+    assert row.segments.tolist() == plain.segments.tolist()
+    assert row.words is not None
+    assert plain.words is not None
+    assert row.words.tolist() == plain.words.tolist()
+    assert [(tokens(row)[at], region) for at, region in row.links] == [("casey", 3), ("pot", 1), ("casey", 3)]
+    assert [at for at, _ in row.links] == [1, 4, len(row.ids) - 3]
+
+
+def test_quirk_links_by_word_drift_to_the_left_in_the_release() -> None:
+    first, second = named("pottedplant and dog", dog=2, pottedplant=1), named("unbelievably dog", dog=2)
+    assert layout().named(first, second).links == ((1, 1), (6, 2), (13, 2))
+    assert layout().named(first, second, by_word=True).links == ((1, 1), (3, 2), (9, 2))
+
+
+def test_a_long_row_of_named_words_loses_the_front_of_its_second_text() -> None:
+    first = named(numbered(100, "cat"), end=7)
+    second = [("zero", 4), ("unbelievably", 5), *named(numbered(28, "dog"), end=6)]
+    made = layout(max_tokens=128)
+    row = made.named(first, second)
+    assert (row.segments == 0).sum() - 2 == 100, "nothing of the first is cut"
+    assert len(row.ids) == 128
+    assert tokens(row)[102] == "dog"
+    assert row.links == ((100, 7), (126, 6)), "names that are cut have no link"
+    assert made.truncated == 1
+    assert layout(max_tokens=133).named(first, second).links == ((100, 7), (102, 5), (131, 6)), "linked where the rest of the name stands"
+    by_word = layout(max_tokens=128).named(first, second, by_word=True)
+    assert by_word.links == ((100, 7),), "number 29 of the second text would stand behind the row"
+
+
+def test_named_words_whose_first_text_alone_is_too_long() -> None:
+    row = layout(max_tokens=16).named(named(numbered(20, "cat"), end=1), named("no dog"))
+    assert len(row.ids) == 16
+    assert tokens(row)[13:] == ["end", "[SEP]", "[SEP]"]
+    assert row.links == ((13, 1),)
+
+
+def test_named_words_without_a_piece() -> None:
+    with pytest.raises(DataError, match="second text is empty"):
+        layout().named(named("fine"), [("\u200b", None)])
+    row = layout().named([("\u200b", 4), ("Casey", 3)], named("yes"))
+    assert (tokens(row)[1], row.links) == ("casey", ((1, 3),))

@@ -6,6 +6,7 @@ Shapes   T word pieces of one row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,9 @@ VOCABULARIES = Path(__file__).parent / "vocabularies"
 
 _REMEMBERED = 1_000_000
 """Distinct sentences whose pieces are kept; about 300 bytes each."""
+
+NamedWord = tuple[str, int | None]
+"""A word, and the number of the region that it names, if any."""
 
 _FRONT_KEPT = 32
 """Pieces of the first of two texts that cutting leaves, if it has them (VisualBERT release)."""
@@ -156,12 +160,57 @@ class TextLayout:
             segments[-2:] = 1
         return TextRow(ids=row, segments=segments, words=numbers, slot=None if slot == "none" else len(row) - 2)
 
+    def named(self, first: Sequence[NamedWord], second: Sequence[NamedWord], *, by_word: bool = False) -> TextRow:
+        """`row(first, second)` of texts given word by word, each with the region that it names, if any: its first piece is linked to that region.
+
+        A row that is too long loses the front of the second text; the first gives what the second lacks.
+
+        Args:
+            by_word: link the piece whose number in its text is that of the word, as the release does by mistake: from the first word on that has
+                several pieces, links stand too far to the left.
+        Raises:
+            DataError: a text without any word piece.
+        Source:
+            VisualBERT release, VCR: `process_ctx_ans_for_bert` (cut), `get_alignment_original` (links).
+        """
+        (a, a_owners), (b, b_owners) = self._named(first, "text"), self._named(second, "second text")
+        excess = len(a[0]) + len(b[0]) - (self.spec.max_tokens - 3)
+        if excess > 0:
+            self.truncated += 1
+            # Quirk: the release means to cut the first text too, but takes the length of a pair for that of the text, and leaves it whole.
+            from_second = min(excess, len(b[0]))
+            from_first = excess - from_second
+            (a, a_owners), (b, b_owners) = _without_front(a, a_owners, from_first), _without_front(b, b_owners, from_second)
+        row = self._joined(a, b)
+        links = []
+        for words, owners, start in ((first, a_owners, 1), (second, b_owners, len(a[0]) + 2)):
+            naming = [(number, region) for number, (_, region) in enumerate(words) if region is not None]
+            # Owners rise, and a word without a piece, or cut away, has no place among them.
+            places = np.searchsorted(owners, [number for number, _ in naming]).tolist()
+            for (number, region), place in zip(naming, places, strict=True):
+                if place < len(owners) and owners[place] == number:
+                    links.append((start + (number if by_word else place), region))
+        # Of a text that lost its front, the number of a word may lie behind the end of the row.
+        return replace(row, links=tuple(link for link in links if link[0] < len(row.ids)))
+
+    def _named(self, text: Sequence[NamedWord], what: str) -> tuple[_Pieces, NDArray[np.int64]]:
+        """Pieces of a text given word by word, and the number of the given word that each is of."""
+        pieces = [self.tokenizer.pieces(word) for word, _ in text]
+        owners = np.repeat(np.arange(len(pieces)), [len(ids) for ids, _ in pieces])
+        if not len(owners):
+            raise DataError(f"the {what} is empty: found {[word for word, _ in text]}, expected at least one word. Drop the record or fill it in.")
+        # Marks within a word are words of their own for masking.
+        before = np.cumsum([0, *(int(words[-1]) + 1 if len(words) else 0 for _, words in pieces[:-1])])
+        return (np.concatenate([ids for ids, _ in pieces]), np.concatenate([words for _, words in pieces]) + before[owners]), owners
+
     def _pair(self, first: _Pieces, second: _Pieces) -> TextRow:
-        room = self.spec.max_tokens - 3
-        excess = len(first[0]) + len(second[0]) - room
+        excess = len(first[0]) + len(second[0]) - (self.spec.max_tokens - 3)
         if excess > 0:
             self.truncated += 1
             first, second = self._shorten(first, second, excess)
+        return self._joined(first, second)
+
+    def _joined(self, first: _Pieces, second: _Pieces) -> TextRow:
         (a, a_words), (b, b_words) = first, second
         end = 1 + len(a)
         row, numbers, segments = _blank(end + 2 + len(b))
@@ -190,6 +239,10 @@ class TextLayout:
 
 
 _Pieces = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _without_front(pieces: _Pieces, owners: NDArray[np.int64], count: int) -> tuple[_Pieces, NDArray[np.int64]]:
+    return (pieces[0][count:], pieces[1][count:]), owners[count:]
 
 
 def _blank(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
