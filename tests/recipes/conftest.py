@@ -459,6 +459,26 @@ def files() -> Callable[..., Path]:
         rows = [{"identifier": f"{split}-{name}", "sentence": text, "label": label} for name, text, label in said]
         save(folder / "data" / f"{split}.json", "".join(json.dumps(row) + "\n" for row in rows))
 
+    def vcr(folder: Path, split: str) -> None:
+        """Two questions; objects of one picture in its metadata. A third question without a word, one that comes twice, a blank line."""
+
+        def line(number: int, image: int, question: list[Any], answers: list[list[Any]]) -> dict[str, Any]:
+            name = f"movie_{image}/{image}"
+            return {
+                "movie": f"movie_{image}", "objects": ["person", "dog", "person"], "img_fn": f"{name}.jpg", "metadata_fn": f"{name}.json",
+                "question": question, "answer_choices": answers, "answer_label": 1, "rationale_choices": [["because"], [[2, 1]], ["so"], ["look"]],
+                "rationale_label": 2, "question_number": number, "annot_id": f"{split}-{number}", "img_id": f"{split}-{number}",
+            }  # fmt: skip
+
+        answers = [["yes", "."], [[0], "pets", [1]], ["no"], ["unbelievably", [2]]]
+        first, second = line(0, 1, ["Why", "is", [0], "here", "?"], answers), line(1, 2, ["Where", "?"], answers)
+        rows = [first, line(2, 2, [" ", []], answers), second, first]
+        save(folder / f"{split}.jsonl", "\n".join(json.dumps(row) + "\n" for row in rows))
+        boxes = [[0, 0, 30, 30, 0.9], [10, 10, 50, 40, 0.8], [40.4, 0, 60, 60, 0.7]]
+        objects = {"boxes": boxes, "segms": [[], [], []], "names": ["person", "dog", "person"], "width": 64, "height": 64}
+        for image in (1, 2):
+            save(folder / "vcr1images" / f"movie_{image}" / f"{image}.json", objects)
+
     def text(folder: Path, split: str) -> None:
         save(folder / "en_corpus" / ("wiki.doc" if split == "train" else f"wiki_{split}.doc"), "a street .\n\nthe sky above .\n")
 
@@ -478,6 +498,7 @@ def files() -> Callable[..., Path]:
         "single_captions": captions,
         **dict.fromkeys(("statements", "unmasked_statements", "true_statements"), statements),
         "nlvr2": nlvr2,
+        "vcr": vcr,
         "text": text,
     }
 

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from visling.data.annotations.captions import (
     CaptionRecord,
     Captions,
@@ -23,6 +25,7 @@ from visling.data.annotations.lxmert import LxmertRecord, find_answer_table, fin
 from visling.data.annotations.passages import Passages, find_passages, has_passages
 from visling.data.annotations.questions import find_gqa, find_vqa_files, has_gqa, has_vqa, read_gqa, read_questions
 from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, read_nlvr2
+from visling.data.annotations.vcr import VcrRecord, find_vcr, has_vcr, read_metadata, read_vcr
 from visling.data.annotations.web_captions import (
     Naming,
     find_conceptual_captions,
@@ -49,6 +52,7 @@ from visling.data.pretraining import (
     RecordSource,
     SentenceRecord,
     SingleCaption,
+    VcrChoices,
     VilbertCaptions,
 )
 from visling.data.store import NativeStore
@@ -61,6 +65,8 @@ from visling.types import Record
 
 _NAMING_SAMPLE = 2000
 """Rows of Conceptual Captions by which the naming of a store's images is found out."""
+_SAME_BOX = 1.0
+"""Pixels by which each coordinate of a stored box may be off an object of VCR and is still that object's: stores may hold rounded boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +232,7 @@ def _with_regions(records: Sequence[_T], root: Path, reading: Reading, *, number
     return kept
 
 
-# Sentences as COCO, NLVR and VQA hold them; the store must know every image, though its detector may have found nothing in it.
+# Sentences as COCO, NLVR, VQA and VCR hold them; the store must know every image, though its detector may have found nothing in it.
 
 
 def _complete(records: Sequence[_T], root: Path, reading: Reading) -> list[_T]:
@@ -295,6 +301,28 @@ def _questions(root: Path, split: str, reading: Reading, *, spelled: bool = Fals
     records = read_questions(questions, annotations, left_out=left_out)
     reading.note(root, left_out)
     return QuestionAnswer(_complete(records, root, reading), reading.layout, spelled=spelled)
+
+
+def _vcr(root: Path, split: str, reading: Reading) -> RecordSource:
+    found = read_vcr(*find_vcr(root, split))
+    reading.note(root, {"questions with a sentence without a word": found.empty, "repeated questions": found.repeated})
+    records = _complete(found.records, root, reading)
+    images = {record.images[0]: record for record in records}
+    objects_from = {image: start for image, record in images.items() if (start := _objects_from(record, reading.store)) is not None}
+    if unlike := len(images) - len(objects_from):
+        reading.notes.append(
+            f"vcr of {root}: names are not linked to regions in {unlike} of {len(images)} images, whose regions are not the objects of VCR's metadata"
+        )
+    part = reading.corpus
+    return VcrChoices(records, reading.layout, objects_from=objects_from, same_choice=part.same_choice, word_links=part.word_links)
+
+
+def _objects_from(record: VcrRecord, store: NativeStore) -> int | None:
+    """Number of the region that is object 0 of a picture: 0, or 1 behind the whole image; None if the store holds others than its objects in their
+    order."""
+    objects, regions = read_metadata(record).boxes, store[record.images[0]].boxes
+    start = len(regions) - len(objects)
+    return start if start in (0, 1) and bool((np.abs(regions[start:] - objects) <= _SAME_BOX).all()) else None
 
 
 # Captions of data sets whose images may be gone: wrong ones are mixed in where the run learns matching.
@@ -445,6 +473,7 @@ _KINDS: Mapping[CorpusKind, _Kind] = {
     "true_statements": _Kind(read=_true_statements, there=_has_statements),
     "questions": _Kind(read=_questions, there=has_vqa),
     "spelled_questions": _Kind(read=partial(_questions, spelled=True), there=has_vqa),
+    "vcr": _Kind(read=_vcr, there=has_vcr),
     "conceptual_captions": _Kind(read=_captioned(_conceptual_captions), there=_has_conceptual_captions),
     "vilbert_captions": _Kind(read=_vilbert_captions, there=_has_vilbert_captions),
     "sbu": _Kind(read=_captioned(lambda root, split, reading: read_sbu(root)), there=_has_sbu, validates=False),

@@ -48,16 +48,26 @@ class Corpus:
     One caption each, half of the time a wrong one if the run learns matching: conceptual_captions (released table, or VL-BERT's rows), sbu,
     flickr30k, vg_regions (phrases of Visual Genome's regions), vilbert_captions (ViLBERT's table of Conceptual Captions; a "wrong" one may fit).
     As answered_questions: vg_qa, gqa. lxmert: its merged file, captions and questions of five data sets.
-    vcr: question and answer, or with the answer a rationale; right or wrong (VisualBERT). It has no reader.
+    vcr: question and one of its answers, or both and a rationale: is the choice right (VisualBERT); each of the eight choices once per pass.
     text: sentences or documents without images, in a batch of their own (VL-BERT)."""
     weight: float = 1.0
     """Passes over it per epoch; of text: rows per row with an image."""
     keep_above: bool = True
     """Of vilbert_captions: a draw above one half keeps the caption (first release) or replaces it (False, multi-task release)."""
+    same_choice: bool = False
+    """Of vcr: question i is shown with choice i modulo 8, eight times, as in VisualBERT's release by mistake."""
+    word_links: bool = False
+    """Of vcr: links from names to regions count words instead of word pieces, as in VisualBERT's release by mistake."""
 
     def __post_init__(self) -> None:
-        if not self.keep_above and self.kind != "vilbert_captions":
-            raise ConfigError(f"keep_above is a setting of vilbert_captions; found it with {self.kind}. Leave it out.")
+        owned = (
+            ("keep_above", not self.keep_above, "vilbert_captions"),
+            ("same_choice", self.same_choice, "vcr"),
+            ("word_links", self.word_links, "vcr"),
+        )
+        for setting, changed, kind in owned:
+            if changed and self.kind != kind:
+                raise ConfigError(f"{setting} is a setting of {kind}; found it with {self.kind}. Leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ Numbers  From the configuration files and scripts of the releases; where the pap
          what the released code does and the recipe does not. Batches are those of all the release's devices together: with several processes,
          divide.
 Names    FAMILY-PHASE. A phase that goes on from another one's model names it in `start`.
-Missing  End-to-end VL-BERT and VisualBERT's VCR phase have their numbers here and are estimated, but cannot be run: `MISSING` says what they need.
+Missing  End-to-end VL-BERT has its numbers here and is estimated, but cannot be run: `MISSING` says what it needs.
 """
 
 from __future__ import annotations
@@ -124,9 +124,10 @@ def visualbert_flickr30k_pretraining() -> Pretraining:
 
 
 def visualbert_vcr_pretraining() -> Pretraining:
-    """VisualBERT's task-specific phase for VCR as released: masked words, and is the choice right; batch 32, 5e-5, one epoch.
+    """VisualBERT's task-specific phase for VCR, on fixed features: masked words, and is the choice right; batch 32, 5e-5, one epoch.
 
-    A text is a question and one of its answers, or question and right answer and one of the rationales: eight an image and question.
+    A text is a question and one of its answers, or question and right answer and one of the rationales: eight of each question. Names are linked to
+    regions where the store holds the objects of VCR's metadata.
 
     Source:
         configs/vcr/pre-train.json.
@@ -144,7 +145,9 @@ def visualbert_vcr_pretraining() -> Pretraining:
         train=replace(train, epochs=1, optim=replace(train.optim, warmup_share=0.1879)),
         release={
             "features": "made by a ResNet-50 that is trained along, but for its first three stages",
-            "choices": "an item is shown with the same one of its eight choices, eight times an epoch, by mistake",
+            "regions": "the whole image and the objects that question, answers or rationales name; all persons where none is named",
+            "choices": "an item is shown with the same one of its eight choices, eight times an epoch, by mistake (same_choice of the corpus)",
+            "links": "count words where they should count word pieces, by mistake (word_links of the corpus)",
         },
     )
 
@@ -635,7 +638,6 @@ FINETUNING: Mapping[str, Callable[[], Finetuning]] = {
 
 _EXTRACTOR = "pixels in its batches (the network is there, visling.vision.end_to_end; but a run reads regions from a store, made beforehand)"
 MISSING: Mapping[str, str] = {
-    "visualbert-vcr": f"a reader of VCR, and {_EXTRACTOR}",
     "vlbert-base-e2e": _EXTRACTOR,
     "vlbert-large-e2e": _EXTRACTOR,
 }
