@@ -377,6 +377,10 @@ def pretrain(
     store: Annotated[Path, typer.Option(help="Region store of every image.")],
     out: Out,
     init: Annotated[Path | None, typer.Option(help="Model or run folder to start from.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, for recipes that train their region extractor along (e2e).")] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="Weight file of a ResNet, or of a VL-BERT end to end, that the region extractor starts from.")
+    ] = None,
     other_features: OtherFeatures = False,
     set_: Settings = None,
     seed: Seed = None,
@@ -403,6 +407,8 @@ def pretrain(
             device=device,
             resume=resume,
             other_features=other_features,
+            images=images,
+            backbone=backbone,
             stream=sys.stderr,
             command=["visling", *sys.argv[1:]],
         )
