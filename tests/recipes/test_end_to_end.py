@@ -323,7 +323,7 @@ def test_it_does_not_go_on_with_stored_features_unasked(world: Any, trained: Pat
     assert not (tmp_path / "run").exists()
     pretrain(stored, tmp_path / "run", init=trained, other_features=True, **where)
     assert assembly.read(tmp_path / "run").extractor is None
-    with pytest.raises(CheckpointError, match=r"trained on stored region features; this run makes its own.*--other-features"):
+    with pytest.raises(CheckpointError, match=r"comes without the network that made them, and this run makes its own.*--other-features"):
         train(world, tmp_path / "back", init=tmp_path / "run")
     lines = train(world, tmp_path / "back", *STILL, init=tmp_path / "run", other_features=True)
     assert any("the region extractor starts from fresh weights" in line.get("message", "") for line in lines)

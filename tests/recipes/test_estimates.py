@@ -227,15 +227,15 @@ def costs(name: str) -> dict[str, str]:
     """A row of the table as the estimate fills it."""
     found = estimates.estimate(releases.PRETRAINING[name]())
     assert found.flops is not None
-    hours = found.hours("A100")
+    hours = {precision: f"{float(f'{value:.2g}'):g}" for precision, value in found.hours("A100").items()}
     return {
         "parameters": f"{found.parameters / 1e6:.1f}",
         "TFLOP": f"{found.flops_per_update / 1e12:.1f}",
         "updates": f"{found.updates:,}",
         "EFLOP": f"{found.flops / 1e18:.2f}",
         "GB": f"{found.memory.total / 1e9:.1f}",
-        "bf16": f"{hours['bf16']:.2g}",
-        "tf32": f"{hours['tf32']:.2g}",
+        "bf16": hours["bf16"],
+        "tf32": hours["tf32"],
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -18,7 +19,17 @@ from visling.data.masking import hide_pixels
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.models import vlbert
 from visling.types import Batch, Regions, Text
-from visling.vision.end_to_end import KEYS, MEAN_BGR, PRESETS, ExtractorConfig, FrozenNorm, RegionExtractor, fitted_size
+from visling.vision.end_to_end import (
+    KEYS,
+    MEAN_BGR,
+    PRESETS,
+    ExtractorConfig,
+    FrozenNorm,
+    PictureFiles,
+    RegionExtractor,
+    fitted_size,
+    prepare_picture,
+)
 
 SMALL = ExtractorConfig(blocks=(1, 1, 1), stem_size=6, widths=(4, 5, 6, 7))
 HEAD = "image_feature_extractor.roi_head_feature_extractor"
@@ -228,6 +239,22 @@ def test_pictures_are_whitened_and_padded() -> None:
     assert bool((batch[0, :, 20:] == 0).all())
     assert bool((batch[1, :, :, 20:] == 0).all())
     assert_close(to_pixels(torch.tensor([[[0.25, 0.5, 1.0, 1.0]]] * 2), size)[:, 0], torch.tensor([[10.0, 10, 40, 20], [5, 15, 20, 30]]))
+
+
+def test_mirrored_pictures_are_the_same_from_the_other_side(tmp_path: Path) -> None:
+    config = replace(SMALL, shorter_side=20, longer_side=60)
+    pictures = [np.random.default_rng(side).integers(0, 255, (side, 40, 3)).astype(np.uint8) for side in (13, 90)]
+    batch, _ = RegionExtractor(config).prepare(pictures)
+    for row, picture in zip(batch, pictures, strict=True):
+        alone = prepare_picture(picture, config)
+        assert torch.equal(row[:, : alone.shape[1], : alone.shape[2]], alone)
+        assert torch.equal(prepare_picture(picture, config, mirrored=True), alone.flip(2))
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    files = PictureFiles({str(number): tmp_path / f"{number}.png" for number in range(2)}, config)
+    first, second = files.read(["1", "0"], [True, False])
+    assert torch.equal(first, prepare_picture(pictures[1], config, mirrored=True))
+    assert torch.equal(second, prepare_picture(pictures[0], config))
 
 
 def test_hidden_pixels_change_what_is_seen_of_them_and_of_nothing_far_away() -> None:

@@ -514,8 +514,9 @@ def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool, extract
         )
     if saved.extractor is None and extracts:
         raise CheckpointError(
-            f"{saved.path} was trained on stored region features; this run makes its own with a network that is trained along. Start from text "
-            "weights or from a model that has an extractor, or pass --other-features to take the encoder and teach it the features of this one."
+            f"{saved.path} knows region features but comes without the network that made them, and this run makes its own. If a file has that "
+            "network (a VL-BERT end to end), name it with --backbone and pass --other-features, too. Else start from text weights or a model with "
+            "an extractor, or teach the encoder the features of this one with --other-features alone."
         )
     if saved.fingerprint == fingerprint:
         return
