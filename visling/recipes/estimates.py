@@ -472,9 +472,9 @@ def pool_everything(extractor: RegionExtractor) -> None:
         rows, regions = mask.shape
         grid = features.new_zeros(rows, regions * POOL_SIZE, POOL_SIZE, 2, dtype=torch.float32)
         places = functional.grid_sample(features.float(), grid, align_corners=False)  # (B, C, N * 14, 14)
-        pooled = places.unflatten(2, (regions, POOL_SIZE)).transpose(1, 2).flatten(0, 1)
+        pooled = torch.unflatten(places, 2, (regions, POOL_SIZE)).transpose(1, 2).flatten(0, 1)
         maps: Tensor = extractor.head(pooled.to(features.dtype))
-        return maps.mean((2, 3)).unflatten(0, (rows, regions))
+        return torch.unflatten(maps.mean((2, 3)), 0, (rows, regions))
 
     setattr(extractor, "forward", forward)  # noqa: B010  (mypy knows methods as fixed)
 
