@@ -39,6 +39,10 @@ def naive_iou(first: list[float], second: list[float], extra: float) -> float:
 # Conversions
 
 
+def test_the_whole_image_ends_at_its_last_pixel() -> None:
+    assert_close(boxes.whole_image(torch.tensor([[10.0, 5.0], [1.0, 4.0]])), torch.tensor([[[0, 0, 0.9, 0.8]], [[0, 0, 0, 0.75]]]))
+
+
 @given(many())
 def test_xywh_inverts(corners: Tensor) -> None:
     assert_close(boxes.xywh_to_corners(boxes.corners_to_xywh(corners)), corners, rtol=0, atol=1e-9)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from visling.types import IGNORE, Batch, Encoded, Example, Loss, Maps, RegionArray, Regions, RegionStore, Slots, Targets, Text
+from visling.types import IGNORE, Batch, Encoded, Example, Loss, Maps, Pixels, RegionArray, Regions, RegionStore, Slots, Targets, Text
 
 B, T, R, F = 4, 5, 3, 2
 
@@ -44,6 +44,12 @@ def with_text(**changes: Any) -> Batch:
 
 def with_regions(**changes: Any) -> Batch:
     return dataclasses.replace(batch(), regions=dataclasses.replace(regions(), **changes))
+
+
+def with_pixels(**changes: Any) -> Batch:
+    """Two pictures, each of two region rows."""
+    pixels = Pixels(images=torch.zeros(2, 3, 4, 6), size=torch.tensor([[4, 6], [2, 2]]), row=torch.tensor([0, 1, 1, 0]))
+    return dataclasses.replace(batch(), pixels=dataclasses.replace(pixels, **changes))
 
 
 def changed(values: Tensor, at: tuple[int, ...], value: float) -> Tensor:
@@ -87,6 +93,10 @@ BROKEN: dict[str, tuple[Callable[[], Batch], str]] = {
         lambda: dataclasses.replace(batch(), links=changed(torch.zeros(B, T, R).bool(), (1, 0, 2), True)),
         "ends at a padded region",
     ),
+    "pixels in half precision": (lambda: with_pixels(images=torch.zeros(2, 3, 4, 6).half()), r"pixels must be float32; found torch\.float16"),
+    "pixels of other rows": (lambda: with_pixels(row=torch.tensor([0, 1])), "names the image of 2 region rows; found 4"),
+    "a picture that is not there": (lambda: with_pixels(row=torch.tensor([0, 1, 2, 0])), "names an image that is not there"),
+    "a picture beyond its padding": (lambda: with_pixels(size=torch.tensor([[4, 7], [2, 2]])), "exceeds the padded pixels"),
 }
 
 
@@ -100,6 +110,7 @@ def test_broken_batches_are_refused(name: str) -> None:
 def test_valid_batches_pass() -> None:
     batch().validate()
     batch(group=2).validate()
+    with_pixels().validate()
     Batch(text=text(), regions=None, group=4).validate()
 
 

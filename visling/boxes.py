@@ -36,6 +36,15 @@ def to_pixels(boxes: Tensor, size: Tensor) -> Tensor:
     return boxes * _size(boxes, size)
 
 
+def whole_image(size: Tensor) -> Tensor:
+    """Unit corners (S, 1, 4) of the box that ends at the last pixel, 0, 0, w - 1, h - 1, in images of width and height `size` (S, 2).
+
+    Source:
+        VL-BERT release, the box that stands for the whole image.
+    """
+    return torch.cat([torch.zeros_like(size), 1 - 1 / size], dim=-1)[:, None]
+
+
 def check_unit(boxes: Tensor, where: str) -> None:
     """Raise `BoxError` unless all boxes are unit corners; `where` names them in the message."""
     if boxes.numel() and not (boxes.max() <= 1 + 1e-5 and boxes.min() >= -1e-5):  # so put, NaN is refused too

@@ -314,16 +314,14 @@ def recipes_list(json_: Json = False) -> None:
 
     Example: visling recipes list
     """
-    from visling.recipes import finetuning, pretraining, releases
+    from visling.recipes import finetuning, pretraining
 
-    def about(verb: str, name: str, recipe: Callable[[], Any]) -> str:
+    def about(recipe: Callable[[], Any]) -> str:
         # recipes shared by several models are partial functions
-        first = (getattr(recipe, "func", recipe).__doc__ or "").splitlines()[0]
-        missing = releases.MISSING.get(name) if verb == "pretrain" else None
-        return f"{first} CANNOT BE RUN: it needs {missing}." if missing else first
+        return (getattr(recipe, "func", recipe).__doc__ or "").splitlines()[0]
 
     tables = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
-    _show({f"{verb} {name}": about(verb, name, recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_)
+    _show({f"{verb} {name}": about(recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_)
 
 
 @recipes_app.command("show")
@@ -359,8 +357,6 @@ def recipes_show(
     if not found:
         raise refused[0]
     shown = {verb: configs.to_dict(run) | releases.differences(run, having[verb][name]()) for verb, run in found.items()}
-    if "pretrain" in shown and name in releases.MISSING:
-        shown["pretrain"]["missing"] = releases.MISSING[name]
     if estimate:
         gpus = tuple(gpu or (estimates.DEFAULT_GPU,))
         for one in gpus:
@@ -377,6 +373,10 @@ def pretrain(
     store: Annotated[Path, typer.Option(help="Region store of every image.")],
     out: Out,
     init: Annotated[Path | None, typer.Option(help="Model or run folder to start from.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, for recipes that train their region extractor along (e2e).")] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="Weight file of a ResNet, or of a VL-BERT end to end, that the region extractor starts from.")
+    ] = None,
     other_features: OtherFeatures = False,
     set_: Settings = None,
     seed: Seed = None,
@@ -403,6 +403,8 @@ def pretrain(
             device=device,
             resume=resume,
             other_features=other_features,
+            images=images,
+            backbone=backbone,
             stream=sys.stderr,
             command=["visling", *sys.argv[1:]],
         )

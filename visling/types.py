@@ -106,7 +106,7 @@ class Regions(_Movable):
     """Detector features of each region row; S = B unless several text rows share one image."""
 
     features: Tensor
-    """(S, R, F) half or float."""
+    """(S, R, F) half or float; F = 0 where a trained extractor is to make them of the batch's pixels."""
     boxes: Tensor
     """(S, R, 4) float32 unit corners."""
     mask: Tensor
@@ -174,6 +174,13 @@ class Batch(_Movable):
         boxes = regions.boxes[real]
         _require(bool(((boxes >= 0) & (boxes <= 1)).all()), "boxes must be unit corners in [0, 1]; pixels? use boxes.to_unit")
         _require(bool((boxes[:, 2:] > boxes[:, :2]).all()), "a real box has no area")
+        if self.pixels is not None:
+            pixels = self.pixels
+            _require(pixels.images.dtype == torch.float32, f"pixels must be float32; found {pixels.images.dtype}")
+            _require(pixels.row.shape == (len(real),), f"pixels.row names the image of {len(pixels.row)} region rows; found {len(real)}")
+            _require(bool(((pixels.row >= 0) & (pixels.row < len(pixels.images))).all()), "pixels.row names an image that is not there")
+            inside = (pixels.size >= 1) & (pixels.size <= torch.tensor(pixels.images.shape[2:], device=pixels.size.device))
+            _require(bool(inside.all()), "the size of an image exceeds the padded pixels")
         if self.links is not None:
             text_real = text.mask if text.row is None else text.mask[text.row]
             region_real = real if regions.row is None else real[regions.row]

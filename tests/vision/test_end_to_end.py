@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -18,7 +19,17 @@ from visling.data.masking import hide_pixels
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.models import vlbert
 from visling.types import Batch, Regions, Text
-from visling.vision.end_to_end import KEYS, MEAN_BGR, PRESETS, ExtractorConfig, FrozenNorm, RegionExtractor, fitted_size
+from visling.vision.end_to_end import (
+    KEYS,
+    MEAN_BGR,
+    PRESETS,
+    ExtractorConfig,
+    FrozenNorm,
+    PictureFiles,
+    RegionExtractor,
+    fitted_size,
+    prepare_picture,
+)
 
 SMALL = ExtractorConfig(blocks=(1, 1, 1), stem_size=6, widths=(4, 5, 6, 7))
 HEAD = "image_feature_extractor.roi_head_feature_extractor"
@@ -230,6 +241,22 @@ def test_pictures_are_whitened_and_padded() -> None:
     assert_close(to_pixels(torch.tensor([[[0.25, 0.5, 1.0, 1.0]]] * 2), size)[:, 0], torch.tensor([[10.0, 10, 40, 20], [5, 15, 20, 30]]))
 
 
+def test_mirrored_pictures_are_the_same_from_the_other_side(tmp_path: Path) -> None:
+    config = replace(SMALL, shorter_side=20, longer_side=60)
+    pictures = [np.random.default_rng(side).integers(0, 255, (side, 40, 3)).astype(np.uint8) for side in (13, 90)]
+    batch, _ = RegionExtractor(config).prepare(pictures)
+    for row, picture in zip(batch, pictures, strict=True):
+        alone = prepare_picture(picture, config)
+        assert torch.equal(row[:, : alone.shape[1], : alone.shape[2]], alone)
+        assert torch.equal(prepare_picture(picture, config, mirrored=True), alone.flip(2))
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    files = PictureFiles({str(number): tmp_path / f"{number}.png" for number in range(2)}, config)
+    first, second = files.read(["1", "0"], [True, False])
+    assert torch.equal(first, prepare_picture(pictures[1], config, mirrored=True))
+    assert torch.equal(second, prepare_picture(pictures[0], config))
+
+
 def test_hidden_pixels_change_what_is_seen_of_them_and_of_nothing_far_away() -> None:
     extractor = lively(replace(SMALL, shorter_side=64, longer_side=256)).eval()
     picture = np.random.default_rng(3).integers(0, 255, (64, 256, 3)).astype(np.uint8)
@@ -309,4 +336,14 @@ def test_training_starts_from_a_plain_resnet() -> None:
     assert {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.downsample.1.running_mean"} <= plain.keys()
     other = RegionExtractor(SMALL)
     KEYS["resnet"].load(plain | {"fc.weight": torch.zeros(10, 28), "fc.bias": torch.zeros(10)}, {"extractor": other})
+    assert torch.equal(other(*(given := scene())), extractor(*given))
+
+
+def test_a_network_without_every_shortcut_goes_out_too() -> None:
+    extractor = lively(replace(SMALL, widths=(4, 5, 6, 6)))
+    theirs = KEYS["official"].invert({f"extractor.{name}": tensor for name, tensor in extractor.state_dict().items()})
+    assert "image_feature_extractor.head.0.0.conv1.weight" in theirs
+    assert not [name for name in theirs if "head.0.0.downsample" in name]
+    other = RegionExtractor(extractor.config)
+    KEYS["official"].load(theirs, {"extractor": other})
     assert torch.equal(other(*(given := scene())), extractor(*given))

@@ -85,7 +85,7 @@ def _vlbert(name: str, drive: str) -> Release:
     """A file of jackroos/VL-BERT, `PREPARE_PRETRAINED_MODELS.md`; its repository is under the MIT licence, the files themselves state none."""
     _, _, size, kind = name.split("-")
     if kind == "e2e":
-        note = "Also holds the region network it was trained with, which is dropped: its features come from nowhere else."
+        note = "Also holds the region network that makes its features, which is left out here; `visling pretrain --backbone` reads it."
     else:
         note = "Reads features of bottom-up attention (ResNet-101, 10 to 100 regions)."
     return Release(

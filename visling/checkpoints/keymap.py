@@ -225,7 +225,8 @@ class KeyMap:
             pieces = whole.chunk(len(rule.theirs)) if len(rule.theirs) > 1 else [whole]
             theirs.update(zip((_fill(pattern, wild) for pattern in rule.theirs), pieces, strict=True))
         written = {name.split(".")[0] for name in ours}
-        theirs.update({rule.theirs[0]: theirs[rule.theirs[1]] for rule in self.rules if rule.kind == "tie" and rule.part in written})
+        tied = [rule.theirs for rule in self.rules if rule.kind == "tie" and rule.part in written]
+        theirs.update({copy: theirs[original] for copy, original in tied if original in theirs})  # a small network may lack a tied layer
         return theirs
 
     def modules(self, source: Iterable[str]) -> dict[str, str]:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from visling.data.answers import SoftScores
 from visling.data.masking import RegionMasking, TokenMasking, mask_rows
+from visling.data.pixels import BoxesAlone, Pictures, place, side_by_side
 from visling.data.region_order import ByConfidence
 from visling.data.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.store import gather
 from visling.data.text import Tokenizer
 from visling.errors import ConfigError, DataError, StoreError, nearest
-from visling.types import IGNORE, Batch, Example, InputSpec, Regions, RegionStore, Slots, Targets, Text, TextRow
+from visling.types import IGNORE, Batch, Example, InputSpec, Pixels, Regions, RegionStore, Slots, Targets, Text, TextRow
 
 MIN_EXTENT = 1e-5
 """Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the image."""
@@ -53,6 +54,8 @@ def collate(
     region_masking: RegionMasking | None = None,
     needs: Collection[str] = (),
     pool: Sequence[str] = (),
+    pictures: Pictures | None = None,
+    flip: float = 0.0,
 ) -> tuple[Batch, Targets]:
     """One batch and its labels, on the CPU.
 
@@ -65,16 +68,19 @@ def collate(
     Args:
         store: None gives a text-only batch.
         masking: None leaves the text as it is.
-        rngs: one generator per example; drawn from only if something is masked: first for its text rows, then for its images.
+        rngs: one generator per example; drawn from first for its pictures, if they are read, then for its text rows and its images, if they are
+            masked.
         region_masking: None leaves the regions as they are.
         needs: `Targets` fields that objectives read; those about regions are made only if they are named here.
         pool: image of every training example, for `region_masking.random`.
+        pictures: of these images, for models that make features of pixels: hidden regions are cut out of them, stored features are not read.
+        flip: share of the pictures that are mirrored, boxes and all, texts as they are.
     Raises:
         StoreError: an image is missing (names the example), the store's features have another width than `spec` says, or it lacks what a target is
             made of.
-        DataError: examples that do not fit together, or a row longer than `spec.max_tokens`.
-        ConfigError: a label that `Targets` does not know, region targets of images that are joined in one row or not masked, or examples that name
-            regions by number under a preset that sorts them.
+        DataError: examples that do not fit together, a row longer than `spec.max_tokens`, or a picture that is missing, damaged or another one.
+        ConfigError: a label that `Targets` does not know, region targets or pictures of images that are joined in one row, region targets that are
+            not masked, or examples that name regions by number under a preset that sorts them.
     """
     if not examples:
         raise DataError("cannot collate zero examples.")
@@ -85,19 +91,22 @@ def collate(
     rows: Sequence[TextRow] = [row for example in examples for row in example.rows]
     labels = _labels(examples, group)
     mismatched = labels["matched"].numpy() == 0 if "matched" in labels else np.zeros(len(rows), bool)
-    if store is not None and spec.region_order == "confidence":
-        store = _sorted(store, examples)
+    if store is not None:
+        store = _checked(store, spec) if pictures is None else BoxesAlone(store)
+        store = _sorted(store, examples) if spec.region_order == "confidence" else store
+    # Drawn first, as the release does it.
+    mirrored = [pictures is not None and rng.random() < flip for example, rng in zip(examples, rngs, strict=True) for _ in example.images]
     found = None if store is None else _found(examples, group, store, spec)
     # The cut is known before anything is drawn, and made after it: the releases mask first.
     kept = None if found is None or spec.joint_limit is None else _within(spec.joint_limit, rows, found["mask"].sum(1))
     text, targets, rows = _text(examples, rows, spec, tokenizer, masking, rngs, text_multiple, mismatched, None if kept is None else kept[0])
-    regions = None
+    regions = pixels = None
     if store is not None and found is not None:
-        showing = _Showing(masking=region_masking, needs=REGION_TARGETS.intersection(needs), pool=pool)
-        regions, about = _regions(examples, group, store, spec, found, showing, rngs, mismatched, None if kept is None else kept[1])
+        showing = _Showing(masking=region_masking, needs=REGION_TARGETS.intersection(needs), pool=pool, pictures=pictures, mirrored=mirrored)
+        regions, pixels, about = _regions(examples, group, store, spec, found, showing, rngs, mismatched, None if kept is None else kept[1])
         targets |= about
     return (
-        Batch(text=text, regions=regions, links=_links(rows, text, regions), phrases=_phrases(rows), group=group),
+        Batch(text=text, regions=regions, links=_links(rows, text, regions), phrases=_phrases(rows), pixels=pixels, group=group),
         Targets(**{**targets, **labels}),
     )
 
@@ -203,6 +212,19 @@ class _Showing:
     masking: RegionMasking | None
     needs: frozenset[str]
     pool: Sequence[str]
+    pictures: Pictures | None
+    mirrored: Sequence[bool]
+    """Of every image."""
+
+
+def _checked(store: RegionStore, spec: InputSpec) -> RegionStore:
+    """The store, if its features have the width that the model reads."""
+    if store.feature_size != spec.feature_size:
+        raise StoreError(
+            f"the region store holds features of width {store.feature_size}, the model takes {spec.feature_size}. "
+            "Use the store of the detector it was trained with, or a preset of this width."
+        )
+    return store
 
 
 def _sorted(store: RegionStore, examples: Sequence[Example]) -> RegionStore:
@@ -218,11 +240,6 @@ def _sorted(store: RegionStore, examples: Sequence[Example]) -> RegionStore:
 
 def _found(examples: Sequence[Example], group: int, store: RegionStore, spec: InputSpec) -> dict[str, NDArray[Any]]:
     """Regions of all images as `gather` returns them."""
-    if store.feature_size != spec.feature_size:
-        raise StoreError(
-            f"the region store holds features of width {store.feature_size}, the model takes {spec.feature_size}. "
-            "Use the store of the detector it was trained with, or a preset of this width."
-        )
     per_example = len(examples[0].images)
     joined = group == 1 and per_example > 1
     if joined and spec.pair != "sequence":
@@ -246,12 +263,14 @@ def _regions(
     rngs: Sequence[np.random.Generator],
     mismatched: NDArray[np.bool_],
     kept: NDArray[np.int64] | None,
-) -> tuple[Regions, dict[str, Any]]:
-    """Regions and their targets, cut to `kept` (S,) regions."""
+) -> tuple[Regions, Pixels | None, dict[str, Any]]:
+    """Regions, what they are cut out of where pictures are read, and their targets, cut to `kept` (S,) regions."""
     per_example = len(examples[0].images)
     joined, shared = group == 1 and per_example > 1, group > 1 and per_example == 1
-    if joined and (showing.masking is not None or showing.needs):
-        raise ConfigError("region masking and region targets need one image per row; here several are joined in one. Use a preset with pair='rows'.")
+    if joined and (showing.masking is not None or showing.needs or showing.pictures is not None):
+        raise ConfigError(
+            "region masking, region targets and pictures need one image per row; here several are joined in one. Use a preset with pair='rows'."
+        )
     if showing.masking is None and (asked := sorted(showing.needs - {"region_features"})):
         raise ConfigError(f"targets {', '.join(asked)} are asked for, but no region is masked: give a RegionMasking.")
     features, boxes, real, size = found["features"], found["boxes"], found["mask"], found["size"]
@@ -260,9 +279,18 @@ def _regions(
     if showing.masking is not None:
         owners = [rng for rng in rngs for _ in range(per_example)]
         shown = hide_regions(features, boxes, real, showing.masking, owners, store=store, pool=showing.pool, max_regions=spec.max_regions)
-    whole = _whole(features, real, shown, showing.masking, limited=kept is not None)
+    names = [name for example in examples for name in example.images]
+    whole = pixels = None
+    if showing.pictures is None:
+        whole = _whole(features, real, shown, showing.masking, limited=kept is not None)
+        frame = size
+    else:
+        read = showing.pictures.read(names, showing.mirrored)
+        boxes, frame = place(boxes, size, read, showing.mirrored, names)
+        # Regions that are left out below leave their hole (release).
+        pixels = side_by_side(read, boxes, None if shown is None else shown.hidden)
     # Padded rows hold zeros and stay zeros; only real boxes are widened.
-    unit = _unit(boxes, size, real)
+    unit = _unit(boxes, frame, real)
     image = None
     if joined:
         unit, features, real, image = _join(unit, features, real, per_example)
@@ -287,12 +315,11 @@ def _regions(
     if clean is not None:
         targets["region_features"] = torch.from_numpy(clean if row is None else clean[row])
     if shown is not None and showing.masking is not None:
-        names = [name for example in examples for name in example.images]
         told = np.ones(len(mismatched), bool) if showing.masking.mismatched else ~mismatched
         chosen = shown.chosen[:, : real.shape[1]] & real
         labelled = real if showing.masking.labels == "all" else chosen
         targets |= _about(showing.needs, store, names, labelled, chosen, told, row)
-    return regions, targets
+    return regions, pixels, targets
 
 
 def _whole(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from visling import runtime
 from visling.data.collate import collate
 from visling.data.masking import RegionMasking, TokenMasking
+from visling.data.pixels import Pictures
 from visling.data.text import Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.types import Batch, Example, InputSpec, RegionStore, Targets
@@ -46,6 +47,7 @@ class Loader:
         masking, region_masking: which word pieces and regions are hidden; None shows all.
         needs: `Targets` fields that the objectives read, for those that are made of regions.
         pool: image of every training example, where `region_masking.random` takes features from.
+        pictures, flip: what models that make features of pixels read, and the share of it that is mirrored; see `collate`.
         batch_size: examples per batch and process.
         drop_last: leave out the examples that do not fill a global batch; False hands them on as a smaller batch.
         bucket: global batches that are sorted by length together; 1 keeps the order. None: 16 when shuffling, else 1.
@@ -70,6 +72,8 @@ class Loader:
         region_masking: RegionMasking | None = None,
         needs: Collection[str] = (),
         pool: Sequence[str] = (),
+        pictures: Pictures | None = None,
+        flip: float = 0.0,
         shuffle: bool = True,
         drop_last: bool = True,
         bucket: int | None = None,
@@ -81,6 +85,7 @@ class Loader:
     ) -> None:
         self.source, self.store, self.spec, self.tokenizer, self.masking = source, store, spec, tokenizer, masking
         self.region_masking, self.needs, self.pool = region_masking, frozenset(needs), pool
+        self.pictures, self.flip = pictures, flip
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
         self.text_multiple, self.prefetch, self.pin = text_multiple, prefetch, pin
@@ -204,6 +209,8 @@ class Loader:
                     region_masking=self.region_masking,
                     needs=self.needs,
                     pool=self.pool,
+                    pictures=self.pictures,
+                    flip=self.flip,
                 )
                 self._check_once(batch)
                 yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visling.boxes import corners_to_centre
+from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError, StoreError
@@ -381,7 +381,7 @@ class VlBert(Encoder):
             words = torch.where(regions.hidden[..., None], self.mask_word, words)
             if self.mask_feature is not None:
                 features = torch.where(regions.hidden[..., None], self.mask_feature, features)
-        visual = self.projection(torch.cat([features, whole[:, None]], dim=1), torch.cat([regions.boxes, _whole_box(regions.size)], dim=1))
+        visual = self.projection(torch.cat([features, whole[:, None]], dim=1), torch.cat([regions.boxes, whole_image(regions.size)], dim=1))
         words = torch.cat([words, self.image_word.expand(len(words), 1, -1)], dim=1)
         return visual, words, torch.cat([regions.mask, present[:, None]], dim=1)
 
@@ -413,11 +413,6 @@ def _whole_image(features: Tensor, mask: Tensor, hidden: Tensor | None) -> Tenso
     return (total / count.clamp(min=COUNT_EPS)).to(features.dtype)
 
 
-def _whole_box(size: Tensor) -> Tensor:
-    """Unit corners (S, 1, 4) of the box that ends at the last pixel: 0, 0, w - 1, h - 1 in pixels (release)."""
-    return torch.cat([torch.zeros_like(size), 1 - 1 / size], dim=-1)[:, None]
-
-
 def _linked(links: Tensor, visual: Tensor, *, otherwise: Tensor) -> Tensor:
     """Mean visual embedding of the regions that each token names, (B, T, Dv); `otherwise` where it names none. The release allows one region."""
     weights = links.to(visual.dtype)
@@ -439,7 +434,7 @@ def inputs(config: VlBertConfig) -> InputSpec:
 
 
 _SEGMENTS = [f"encoder.embeddings.segments.{number}" for number in range(NUM_SEGMENTS)]
-_STORE_REGIONS = "the trained convolutional network, which vision/end_to_end.py reads: regions come from a store here"
+_STORE_REGIONS = "the trained convolutional network, which vision/end_to_end.py reads (`visling pretrain --backbone`)"
 
 
 def _encoder(prefix: str = "vlbert") -> tuple[Rule, ...]:

@@ -1,13 +1,15 @@
 """What every recipe shares: encoder + heads or objectives = something to train, its run folder, and the folder in which the model is kept.
 
-A model folder holds `config.json` (model name, its settings, task, feature fingerprint; for converted weights also their heads and where they come
-from), `model.safetensors`, `vocab.txt`, for tasks with an answer vocabulary `answers.json`, and a model card, `README.md`. Weights are named after
-their place in a `TaskModel` or a `PretrainModel`: `encoder.`, `heads.NAME.`, `objectives.NAME.head.`.
+A model folder holds `config.json` (model name, its settings, task, feature fingerprint; settings of a region extractor that was trained along; for
+converted weights also their heads and where they come from), `model.safetensors`, `vocab.txt`, for tasks with an answer vocabulary `answers.json`,
+and a model card, `README.md`. Weights are named after their place in a `TaskModel` or a `PretrainModel`: `encoder.`, `heads.NAME.`, `extractor.`,
+`objectives.NAME.head.`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import json
 import os
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from visling import config as configs
 from visling import models, runtime
-from visling.checkpoints import hub
+from visling.checkpoints import files, hub
 from visling.data.region_targets import DETECTED, check_labels
 from visling.data.store import NativeStore
 from visling.data.text import TextLayout, Tokenizer
@@ -41,6 +43,8 @@ from visling.train.engine import TrainConfig
 from visling.train.log import Log
 from visling.train.state import RunFolder, State, save_weights
 from visling.types import Batch, Head, InputSpec, Loss, Record, Targets
+from visling.vision import end_to_end
+from visling.vision.end_to_end import ExtractorConfig, RegionExtractor
 
 
 class Recipe(Protocol):
@@ -109,11 +113,18 @@ class TaskModel(nn.Module):
 
 
 class PretrainModel(nn.Module):
-    """An encoder with the objectives that teach it; the loss is the weighted sum of theirs."""
+    """An encoder with the objectives that teach it; the loss is the weighted sum of theirs.
 
-    def __init__(self, encoder: Encoder, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+    Args:
+        extractor: what makes the regions' features of the batch's pixels, and is taught along.
+    """
+
+    def __init__(
+        self, encoder: Encoder, objectives: Mapping[str, Objective], weights: Mapping[str, float], extractor: RegionExtractor | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.extractor = extractor
         self.objectives = nn.ModuleDict(dict(objectives))
         self.weights = dict(weights)
 
@@ -125,9 +136,17 @@ class PretrainModel(nn.Module):
 
     def forward(self, batch: Batch, targets: Targets) -> Loss:
         """Weighted sum of the objectives' losses on one batch; in training, one of weight 0 is not computed."""
+        batch = self.seen(batch)
         step = PretrainStep(model=self.encoder, batch=batch, encoded=self.encoder(batch), targets=targets)
         losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._heard()]
         return sum(losses[1:], start=losses[0])
+
+    def seen(self, batch: Batch) -> Batch:
+        """The batch as the encoder reads it: with features of its pixels, if there is an extractor."""
+        if self.extractor is None or batch.regions is None:
+            return batch
+        assert batch.pixels is not None, "an extractor needs a batch with pixels"
+        return dataclasses.replace(batch, regions=self.extractor.describe(batch.regions, batch.pixels))
 
     def _heard(self) -> Iterator[tuple[str, nn.Module]]:
         return ((name, objective) for name, objective in self.objectives.items() if self.weights[name] or not self.training)
@@ -183,6 +202,8 @@ class Saved:
     """Heads of converted weights by the prefix of their weights (`objectives.masked_lm.head`, `heads.classify`)."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where converted weights come from: file, its SHA-256, layout, and release if it is a known one."""
+    extractor: ExtractorConfig | None = None
+    """The region extractor that was trained along, whose features it knows; the fingerprint is then that of its boxes and classes."""
 
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
@@ -290,6 +311,7 @@ def save(
         fingerprint="" if store is None else store.fingerprint,
         tokenizer=tokenizer,
         trained=f"by the recipe {run.recipe}",
+        extractor=module.extractor.config if isinstance(module, PretrainModel) and module.extractor is not None else None,
     )
     save_weights(path, module)
 
@@ -306,6 +328,7 @@ def describe(
     trained: str,
     heads: Mapping[str, SavedHead] | None = None,
     source: Mapping[str, Any] | None = None,
+    extractor: ExtractorConfig | None = None,
 ) -> None:
     """Write all of a model folder but its weights.
 
@@ -313,6 +336,7 @@ def describe(
         trained: for the model card: by what, or where the weights come from.
         heads: of converted weights, by place.
         source: of converted weights.
+        extractor: settings of the region extractor that was trained along.
     """
     described = {
         "format": FORMAT,
@@ -321,6 +345,7 @@ def describe(
         "task": None if task is None else task.name,
         "text_only": text_only,
         "fingerprint": fingerprint,
+        **({"extractor": configs.to_dict(extractor)} if extractor is not None else {}),
         **({"heads": configs.to_dict(heads)} if heads else {}),
         **({"source": dict(source)} if source else {}),
     }
@@ -337,6 +362,11 @@ def _card(described: Mapping[str, Any], trained: str, answers: Sequence[str]) ->
     heads = [f"{place} ({about['head']['kind']}, {about['head']['outputs']})" for place, about in described.get("heads", {}).items()]
     if described["text_only"]:
         features = "It has seen no region."
+    elif "extractor" in described:
+        features = (
+            "It makes them of pixels with its own network, whose weights are here too (`extractor.`); others give wrong answers without an error. "
+            f"Boxes and classes were those of the regions `{described['fingerprint']}`."
+        )
     elif described["fingerprint"]:
         features = f"It was trained on region features `{described['fingerprint']}`; others give wrong answers without an error."
     else:
@@ -401,6 +431,7 @@ def read(path: Path) -> Saved:
             state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
             heads={place: configs.from_dict(SavedHead, head) for place, head in described.get("heads", {}).items()},
             source=described.get("source", {}),
+            extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,
         )
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again.") from error
@@ -465,13 +496,29 @@ def check_family(saved: Saved, model: str) -> None:
     raise CheckpointError(f"{saved.path} holds {saved.model}, but the recipe trains {model}. {mend}")
 
 
-def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool) -> None:
+def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool, extracts: bool = False) -> None:
     """Refuse region features other than those a model was trained on.
 
+    Args:
+        extracts: whether the run makes features with a region extractor of its own, and takes boxes and classes alone from the store.
     Raises:
-        CheckpointError: the fingerprints differ and `override` is off.
+        CheckpointError: the fingerprints differ, or one side makes its own features and the other does not, and `override` is off.
     """
-    if saved.text_only or override or saved.fingerprint == fingerprint:
+    if saved.text_only or override:
+        return
+    if saved.extractor is not None and not extracts:
+        raise CheckpointError(
+            f"{saved.path} was trained along with a region extractor of its own and knows no other features; this run reads those of a store, which "
+            "give wrong answers without any error. Go on with a recipe that has an extractor, start from a model that was trained on stored "
+            "features, or pass --other-features to take the encoder alone and teach it these."
+        )
+    if saved.extractor is None and extracts:
+        raise CheckpointError(
+            f"{saved.path} knows region features but comes without the network that made them, and this run makes its own. If a file has that "
+            "network (a VL-BERT end to end), name it with --backbone and pass --other-features, too. Else start from text weights or a model with "
+            "an extractor, or teach the encoder the features of this one with --other-features alone."
+        )
+    if saved.fingerprint == fingerprint:
         return
     if not saved.fingerprint:
         raise CheckpointError(
@@ -482,6 +529,27 @@ def check_fingerprint(saved: Saved, fingerprint: str, *, override: bool) -> None
         f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. Features of another detector "
         "give wrong answers without any error. Extract regions with the same detector, or pass --other-features to go on all the same."
     )
+
+
+def load_backbone(extractor: RegionExtractor, path: Path) -> str:
+    """Start a region extractor from a file: a plain ResNet (a detector that was converted to one, in the release), or a VL-BERT that was trained end
+    to end, from which its network is taken.
+
+    Returns:
+        What was read, for the log.
+    Raises:
+        CheckpointError: no such file, or not a network of this size.
+    """
+    tensors = files.read(path)
+    layout = "official" if any(name.startswith("image_feature_extractor.") for name in tensors) else "resnet"
+    try:
+        end_to_end.KEYS[layout].load(tensors, {"extractor": extractor})
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} does not fill the region extractor, read as {'a VL-BERT end to end' if layout == 'official' else 'a plain ResNet'}: {error} "
+            "Give a file of the recipe's depth, or change extractor.blocks."
+        ) from error
+    return f"the region extractor starts from {path} ({layout})"
 
 
 def check_images(records: Iterable[Record], store: NativeStore) -> None:
@@ -514,14 +582,15 @@ def fit_to_store(run: R, store: NativeStore) -> R:
             f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. The detector found nothing; score it with "
             "`visling detect eval`, train it longer, and extract again."
         )
-    if run.encoder.feature_size != store.feature_size:
+    extracts = getattr(run, "extractor", None) is not None  # of pre-training alone; stored features are not read then
+    if not extracts and run.encoder.feature_size != store.feature_size:
         if not run.any_features:
             raise StoreError(
                 f"{store.path} holds features of width {store.feature_size}; recipe {run.recipe} reads {run.encoder.feature_size}, as its release "
                 f"does. Use features of that width, or --set any_features=true to train another model."
             )
         run = configs.override(run, [f"encoder.feature_size={store.feature_size}"])
-    losses: RegionLosses | None = getattr(run, "region_losses", None)  # of pre-training alone
+    losses: RegionLosses | None = getattr(run, "region_losses", None)  # of pre-training, too
     return run if losses is None else _fit_losses(run, losses, store)
 
 
@@ -559,7 +628,8 @@ SAMPLED_IMAGES = 2000
 
 def fresh_encoder(run: Recipe, store: NativeStore | None, images: Iterable[str]) -> Encoder:
     """The run's encoder with fresh weights, fitted to the features of its training images: a store may hold those of a test, too."""
-    return measure(models.build(run.model, run.encoder), store, images)
+    encoder = models.build(run.model, run.encoder)
+    return encoder if getattr(run, "extractor", None) is not None else measure(encoder, store, images)
 
 
 def measure(encoder: Encoder, store: NativeStore | None, images: Iterable[str]) -> Encoder:
@@ -597,15 +667,19 @@ def started(
     resume: bool,
     stream: TextIO | None,
     command: Sequence[str],
+    images: Path | None = None,
 ) -> Iterator[tuple[RunFolder, Log]]:
     """A run folder with everything about the run written down, and its log; `conclude` marks it as finished.
 
     A run that fails before anything is saved leaves no folder behind, so that the mended command can use the same one.
+
+    Args:
+        images: folder of the pictures, if it is not that of the annotations.
     """
     existed = out.exists()
     folder = RunFolder.create(out, resume=resume)
     try:
-        _record_start(folder, run, data=data, store=store, task=task, command=command)
+        _record_start(folder, run, data=data, store=store, task=task, command=command, images=images)
         with Log(folder.log, stream=stream) as log:
             yield folder, log
     except VislingError:
@@ -618,7 +692,14 @@ def started(
 
 
 def _record_start(
-    folder: RunFolder, run: Recipe, *, data: Sequence[str | Path], store: NativeStore | None, task: str | None, command: Sequence[str]
+    folder: RunFolder,
+    run: Recipe,
+    *,
+    data: Sequence[str | Path],
+    store: NativeStore | None,
+    task: str | None,
+    command: Sequence[str],
+    images: Path | None,
 ) -> None:
     folder.record(
         {
@@ -630,7 +711,7 @@ def _record_start(
             "versions": versions(),
             "seed": run.train.seed,
             "data": [os.path.abspath(root) for root in data],  # found again from another working folder
-            "images": os.path.abspath(folder_and_split(str(data[0]))[0]),
+            "images": os.path.abspath(folder_and_split(str(data[0]))[0] if images is None else images),
             "store": None if store is None else os.path.abspath(store.path),
         },
         may_differ=("train.log_every", "train.save_every", "train.max_seconds"),

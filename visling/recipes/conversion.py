@@ -35,6 +35,7 @@ from visling.recipes import answer_tables, assembly
 from visling.recipes.assembly import Saved, SavedHead
 from visling.tasks import base as tasks
 from visling.types import Dims, Head, HeadKind
+from visling.vision import end_to_end
 
 OBJECTIVES: Mapping[str, str] = {
     "vocabulary": "masked_lm",
@@ -242,6 +243,11 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
         raise ConfigError(f"{saved.model} has no layout {layout!r}. {nearest(layout, [*spec.keys, 'official'])}")
     parts, left_out = _parts(saved)
     found, tensors, names = _invert(saved, spec, parts, layout)
+    if saved.extractor is not None and found in end_to_end.KEYS:
+        network = {name: tensor for name, tensor in saved.weights.items() if name.startswith("extractor.")}
+        tensors |= end_to_end.KEYS[found].invert(network)
+    elif saved.extractor is not None:
+        left_out["extractor"] = "the layout has no names for the network that makes features"
     if found == saved.source.get("layout"):
         tensors = _as_it_came(saved, tensors)
     if found == "transformers":
@@ -740,6 +746,8 @@ def _parts(saved: Saved) -> tuple[dict[str, tuple[tuple[str, ...], dict[str, Ten
             left_out[name] = "was not in the file that it comes from"
             continue
         first, *rest = name.split(".")
+        if first == "extractor":
+            continue  # its names are those of vision/end_to_end.py
         place = first if first == "encoder" else f"{first}.{rest[0]}" if first == "heads" else ".".join([first, *rest[:2]])
         if first == "encoder":
             names: tuple[str, ...] = ("encoder",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from visling.data.annotations.web_captions import (
 )
 from visling.data.answer_table import build_table, read_table
 from visling.data.answers import AnswerVocabulary
-from visling.data.identity import canonical
+from visling.data.identity import Aliases, canonical
 from visling.data.loader import Source
 from visling.data.pretraining import (
     CaptionPairs,
@@ -62,6 +62,7 @@ from visling.recipes import assembly
 from visling.recipes.plans import Corpus, CorpusKind, Pretraining
 from visling.tasks.nlvr import NLVR, NlvrRecord
 from visling.types import Record
+from visling.vision.extract import find_images
 
 _NAMING_SAMPLE = 2000
 """Rows of Conceptual Captions by which the naming of a store's images is found out."""
@@ -180,8 +181,48 @@ def answer_table(run: Pretraining, data: Sequence[str]) -> AnswerVocabulary | No
 
 def images_of(source: Source) -> list[str]:
     """Image of every example, where the features of random regions come from."""
-    parts = source.sources if isinstance(source, Mixture) else (source,)
-    return [record.images[0] for part in parts for record in part.records]  # type: ignore[attr-defined]
+    return [record.images[0] for part in _parts(source) for record in part.records]
+
+
+def find_pictures(run: Pretraining, folder: Path, sources: Iterable[Source], store: NativeStore) -> dict[str, Path]:
+    """File of every image that the examples speak of: named as the image, as the store names it, or by another spelling of it.
+
+    Raises:
+        DataError: the folder is missing or empty, lacks a picture, or has several of one name.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in find_images(folder):
+        found.setdefault(path.stem, []).append(path)
+    files, stored = Aliases(found), Aliases(store.ids)
+    exact = any(part.kind in _NUMBERED for part in run.corpora)
+    images = dict.fromkeys(image for source in sources for part in _parts(source) for record in part.records for image in record.images)
+    pictures: dict[str, Path] = {}
+    missing: list[str] = []
+    for image in images:
+        name = image if image in found else stored.find(image)
+        if name not in found:
+            name = None if exact and _genome_number(image) else files.find(image)
+        if name is None:
+            missing.append(image)
+            continue
+        if len(found[name]) > 1:
+            first, second = found[name][:2]
+            raise DataError(
+                f"{first} and {second} are both called {name}: which of them image {image!r} is cannot be told. Give with --images a folder in which "
+                "no two pictures share a name."
+            )
+        pictures[image] = found[name][0]
+    if missing:
+        raise DataError(
+            f"{folder} lacks {len(missing)} of the {len(images)} pictures that the run reads, such as {missing[0]!r}. Pictures are called like their "
+            "image, with any image suffix, in the folder or below it. Name the folder that the regions were made of, or leave the sentences about "
+            "lost pictures out."
+        )
+    return pictures
+
+
+def _parts(source: Source) -> Sequence[RecordSource]:
+    return source.sources if isinstance(source, Mixture) else (source,)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -485,6 +526,8 @@ _KINDS: Mapping[CorpusKind, _Kind] = {
     "lxmert": _Kind(read=_asked(_lxmert, numbered=_genome_number), there=has_lxmert, questions=_lxmert),
 }
 """Every kind of corpus about images."""
+_NUMBERED = frozenset({"vg_regions", "vg_qa", "gqa", "lxmert"})
+"""Those whose images may be numbers of Visual Genome."""
 
 
 def _text(corpora: Sequence[Corpus], places: Sequence[tuple[Path, str]], reading: Reading, *, valid: bool) -> tuple[PlainText | None, float]:

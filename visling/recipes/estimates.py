@@ -4,9 +4,10 @@ How      One step of the recipe's own model is traced on tensors without memory,
          product that is called is counted, with two operations for each multiplication and addition; everything else is left out. What autograd
          keeps for the backward pass is added up. Attention is counted as the fused kernels do it, which keep no probabilities; the products that
          they make again in the backward pass do not count.
+         A region extractor sees pictures of 4:3 and as many regions, each image's whole among them.
 Limits   Hours take a share of the GPU's peak rate (`UTILISATION`) as given; reading data, validation and saving are left out. Memory leaves out what
          the allocator loses and what kernels need for a moment. Images with fewer regions than the preset reads cost less than is said here.
-Letters  B rows, T tokens, R regions, F feature width, P slots, C classes.
+Letters  B rows, T tokens, R regions, F feature width, P slots, C classes, H and W height and width of a picture.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visling import models
@@ -33,7 +35,8 @@ from visling.recipes import pretraining, releases
 from visling.recipes.assembly import PretrainModel
 from visling.recipes.plans import CorpusKind, Finetuning, Pretraining
 from visling.train.optim import parameter_groups
-from visling.types import Batch, InputSpec, Loss, Regions, Slots, Targets, Text
+from visling.types import Batch, InputSpec, Loss, Pixels, Regions, Slots, Targets, Text
+from visling.vision.end_to_end import POOL_SIZE, RegionExtractor, fitted_size
 
 UTILISATION = 0.4
 """Share of a GPU's peak rate that training reaches; assumed, not measured. Small batches and short texts reach less."""
@@ -41,6 +44,8 @@ WEIGHT, MOMENTS = 4, 8
 """Bytes of a weight or a gradient, and of both moments of Adam: float32."""
 SLOT_MULTIPLE = 4
 """Slots of a batch are padded to a multiple of this."""
+PICTURE = (640, 480)
+"""Width and height of a typical picture before it is scaled; batches are padded to their largest, which is not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,7 @@ class Estimate:
     """What a run costs, as far as it can be told beforehand."""
 
     parameters: int
-    """Of encoder and heads, without slowly following copies."""
+    """Of encoder, heads and region extractor, without slowly following copies."""
     trained: int
     """Of these, moved by the optimiser."""
     flops_per_update: int
@@ -193,7 +198,7 @@ def estimate(run: Pretraining | Finetuning) -> Estimate:
     kept = [p for p in model.parameters() if p.requires_grad]
     moved = sum(p.numel() for group in parameter_groups(model, run.train.optim) for p in group["params"])
     everything = sum(p.numel() for p in model.parameters())
-    followers = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    followers = sum(p.numel() for name, p in model.named_parameters() if not p.requires_grad and not name.startswith("extractor."))
     return Estimate(
         parameters=everything - followers,
         trained=moved,
@@ -211,8 +216,8 @@ def estimate(run: Pretraining | Finetuning) -> Estimate:
             "tokens": {name: size.tokens for name, size in sizes.items()},
             "regions": {name: _regions(run, size) for name, size in sizes.items()},
             "examples per epoch": _examples(run),
+            **({} if (picture := _picture(run)) is None else {"picture": list(picture)}),
             "precision": "bf16" if run.train.precision == "auto" else run.train.precision,
-            **({"left out": releases.MISSING[run.recipe]} if run.recipe in releases.MISSING else {}),
         },
     )
 
@@ -289,6 +294,19 @@ def _added_product(_: Tensor, a: Tensor, b: Tensor, *__: Any) -> int:
     return _product(a, b)
 
 
+def _convolution(given: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int], *_: Any) -> int:
+    """(B, C, H, W) with (O, C / groups, K, L): each output sums over a window."""
+    sides = zip(given.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    places = math.prod((side + 2 * border - apart * (kernel - 1) - 1) // step + 1 for side, kernel, step, border, apart in sides)
+    return 2 * len(given) * places * weight.numel()
+
+
+def _convolution_backward(grad: Tensor, given: Tensor, weight: Tensor, *others: Any) -> int:
+    """The forward product once for each of the gradients of input and weight that is asked for."""
+    asked: list[bool] = others[-1]
+    return sum(asked[:2]) * 2 * grad.numel() // grad.shape[1] * weight.numel()
+
+
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
     """(..., M, E) with (..., N, E), then with (..., N, V)."""
     return 2 * query.numel() // query.shape[-1] * key.shape[-2] * (query.shape[-1] + value.shape[-1])
@@ -305,6 +323,8 @@ _PRODUCTS: Mapping[Any, Callable[..., int]] = {
     _aten.addmm: _added_product,
     _aten.addmm_: _added_product,
     _aten.baddbmm: _added_product,
+    _aten.convolution: _convolution,
+    _aten.convolution_backward: _convolution_backward,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -325,8 +345,20 @@ def typical_batch(run: Pretraining | Finetuning, size: Typical, rows: int) -> tu
         return Batch(text=text, regions=_random_regions(rows, regions, spec, images=size.images)), Targets()
     masking = run.region_masking
     hidden = masking.rate * masking.hide if masking is not None and masking.learned else 0.0
-    batch = Batch(text=text, regions=_random_regions(rows, regions, spec, images=size.images, hidden=hidden) if size.images else None)
+    shown, picture = _random_regions(rows, regions, spec, images=size.images, hidden=hidden) if size.images else None, _picture(run)
+    pixels = None
+    if shown is not None and picture is not None:
+        wide, high = picture
+        shown = dataclasses.replace(shown, features=shown.features[..., :0])
+        pixels = Pixels(images=torch.randn(rows, 3, high, wide), size=torch.tensor([[high, wide]]).expand(rows, -1), row=torch.arange(rows))
+    batch = Batch(text=text, regions=shown, pixels=pixels)
     return batch, _random_targets(run, batch, regions)
+
+
+def _picture(run: Pretraining | Finetuning) -> tuple[int, int] | None:
+    """Width and height of a typical picture as the run's extractor sees it; None where it has none."""
+    extractor = getattr(run, "extractor", None)
+    return None if extractor is None else fitted_size(*PICTURE, extractor.shorter_side, extractor.longer_side)
 
 
 def _random_regions(rows: int, number: int, spec: InputSpec, *, images: int, hidden: float = 0.0) -> Regions:
@@ -410,6 +442,8 @@ def _pretraining(run: Pretraining) -> tuple[nn.Module, Callable[[Batch, Targets]
         if isinstance(objective, RegionContrast):
             objective.queue._full = True  # asking it would need a value
             choose_half(objective.key.network)
+    if model.extractor is not None:
+        pool_everything(model.extractor)
     return model, functools.partial(loss_of, model)
 
 
@@ -427,6 +461,21 @@ def choose_half(network: nn.Module) -> None:
     if isinstance(network, KeyNetwork):
         chosen = [bool(number % 2) for number in range(len(network.pairs))]
         setattr(network, "forward", functools.partial(network.forward, chosen=chosen))  # noqa: B010  (mypy knows methods as fixed)
+
+
+def pool_everything(extractor: RegionExtractor) -> None:
+    """Let an extractor take every region for real and lay the same grid over each, which needs no values; the products are the same."""
+
+    def forward(images: Tensor, boxes: Tensor, mask: Tensor, *, image: Tensor) -> Tensor:
+        features = extractor.look(images)
+        rows, regions = mask.shape
+        grid = features.new_zeros(rows, regions * POOL_SIZE, POOL_SIZE, 2, dtype=torch.float32)
+        places = functional.grid_sample(features.float(), grid, align_corners=False)  # (B, C, N * 14, 14)
+        pooled = torch.unflatten(places, 2, (regions, POOL_SIZE)).transpose(1, 2).flatten(0, 1)
+        maps: Tensor = extractor.head(pooled.to(features.dtype))
+        return torch.unflatten(maps.mean((2, 3)), 0, (rows, regions))
+
+    setattr(extractor, "forward", forward)  # noqa: B010  (mypy knows methods as fixed)
 
 
 def _round(value: float) -> float:

@@ -11,6 +11,7 @@ from visling.errors import ConfigError
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes import assembly
 from visling.train.engine import TrainConfig
+from visling.vision.end_to_end import ExtractorConfig
 
 CorpusKind = Literal[
     "captions",
@@ -96,6 +97,10 @@ class Pretraining:
     """Which regions are hidden; None = none."""
     region_losses: RegionLosses | None = None
     """What the objective masked_regions tells about them."""
+    extractor: ExtractorConfig | None = None
+    """Network that makes regions' features of pictures, hidden ones cut out, and is trained along (VL-BERT end to end); None = stored features."""
+    flip: float = 0.0
+    """Share of the pictures that are mirrored in training, boxes and all, texts as they are."""
     batch_size: int = 128
     """Examples per step and process."""
     train_split: str = "train"
@@ -116,6 +121,31 @@ class Pretraining:
                 raise ConfigError(
                     f"{what} names {', '.join(unknown)}, which the objectives {', '.join(self.objectives)} lack. Take it out, or add it."
                 )
+
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip is a share of the pictures, from 0 to 1; found {self.flip:g}.")
+        if self.extractor is not None:
+            self._check_extractor(self.extractor)
+        elif self.flip:
+            raise ConfigError("flip mirrors the pictures that an extractor reads; the recipe has none. Set flip=0.")
+
+    def _check_extractor(self, extractor: ExtractorConfig) -> None:
+        """Refuse what cannot be asked about, or done to, features that are made while training."""
+        if self.encoder.feature_size != extractor.feature_size:
+            raise ConfigError(
+                f"the extractor makes features of width {extractor.feature_size}, four times the last of extractor.widths, but encoder.feature_size "
+                f"is {self.encoder.feature_size}. Use --set encoder.feature_size={extractor.feature_size}."
+            )
+        for name, why in (("whiten_features", "measures stored features"), ("masks_features", "hides features, but here pixels are hidden")):
+            if getattr(self.encoder, name, False):
+                raise ConfigError(f"encoder.{name} {why}; the recipe's extractor makes features while it trains. Use --set encoder.{name}=false.")
+        if self.region_masking is not None and self.region_masking.random:
+            raise ConfigError("region_masking.random takes stored features of other images, which an extractor does not read. Set it to 0.")
+        if "region_contrast" in self.objectives or (self.region_losses is not None and self.region_losses.features != "none"):
+            raise ConfigError(
+                "region_contrast and region_losses.features compare with stored features, but the recipe's extractor makes others while it trains. "
+                "Leave them out, or set extractor=none."
+            )
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Weight of every objective in an epoch, counted from 0."""

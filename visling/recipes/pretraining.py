@@ -30,6 +30,7 @@ from visling.recipes.plans import Pretraining
 from visling.train import engine
 from visling.train.state import State
 from visling.types import Batch, InputSpec, Loss, Targets
+from visling.vision.end_to_end import PictureFiles, RegionExtractor
 
 RECIPES: Mapping[str, Callable[[], Pretraining]] = {**scenes.PRETRAINING, **releases.PRETRAINING}
 
@@ -44,6 +45,8 @@ def pretrain(
     device: str = "auto",
     resume: bool = False,
     other_features: bool = False,
+    images: Path | None = None,
+    backbone: Path | None = None,
     stream: TextIO | None = None,
     command: Sequence[str] = (),
 ) -> State:
@@ -52,17 +55,18 @@ def pretrain(
     Args:
         data: folders of annotations (a text corpus may be a file); every corpus is read from every folder that has it. `DIR@SPLIT` reads that split
             instead of the recipe's training split and takes nothing from it for validation (NLVR: dev.train leaves out what fine-tuning holds out).
-        store: region store of the images of the corpora.
+        store: region store of the images of the corpora; boxes and classes alone are read of it if the recipe has an extractor.
         other_features: accept that `init` was trained on features of another detector.
+        images: folder of the pictures, for a recipe with an extractor.
+        backbone: weight file that the extractor starts from; fresh weights without it, or those of `init`.
         stream: where progress is written.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been looked at.
     """
-    if missing := releases.MISSING.get(run.recipe):
-        raise ConfigError(f"recipe {run.recipe} cannot be run: it needs {missing}. `visling recipes list` shows those that can.")
     check_names(run)
+    _check_pictures(run, images, backbone)
     regions = NativeStore.open(store)
     run = assembly.fit_to_store(run, regions)
     spec = models.spec(run.model).inputs(run.encoder)
@@ -72,32 +76,40 @@ def pretrain(
     training, validation = (corpora.read(run, data, layout, regions, valid=valid, answers=answers) for valid in (False, True))
     if not len(validation.images):
         raise DataError(f"split {run.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with --set valid_split=NAME.")
+    pictures = None
+    if run.extractor is not None and images is not None:
+        pictures = PictureFiles(corpora.find_pictures(run, images, (training.images, validation.images), regions), run.extractor)
     target = runtime.pick_device(device)
-    with assembly.started(run, out, data=data, store=regions, task=None, resume=resume, stream=stream, command=command) as (folder, log):
+    with assembly.started(run, out, data=data, store=regions, task=None, resume=resume, stream=stream, command=command, images=images) as (
+        folder,
+        log,
+    ):
         runtime.seed_everything(run.train.seed)
         encoder = assembly.fresh_encoder(run, regions, corpora.images_of(training.images))
         saved = None if init is None else assembly.read(init)
         if saved is not None:
             assembly.check_family(saved, run.model)
-            assembly.check_fingerprint(saved, regions.fingerprint, override=other_features)
+            assembly.check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=run.extractor is not None)
             assembly.load_part(encoder, saved.weights, "encoder.", saved.path)
+        extractor, notes = _extractor(run, saved, backbone)
         objectives = _objectives(run, encoder, answers)
-        notes = [] if saved is None else _load_heads(objectives, saved, encoder, answers)
-        model = assembly.PretrainModel(encoder, objectives, run.objectives).to(target)
+        notes += [] if saved is None else _load_heads(objectives, saved, encoder, answers)
+        model = assembly.PretrainModel(encoder, objectives, run.objectives, extractor).to(target)
         needs = frozenset[str]().union(*(objective.reads() for objective in objectives.values()))
         pool = corpora.images_of(training.images) if run.region_masking is not None and run.region_masking.random else []
 
         def loader(source: Source, *, shuffle: bool) -> Loader:
             return Loader(
                 source, regions, spec, tokenizer, batch_size=run.batch_size, seed=run.train.seed, masking=run.masking,
-                region_masking=run.region_masking, needs=needs, pool=pool, shuffle=shuffle, drop_last=shuffle, pin=target.type == "cuda",
+                region_masking=run.region_masking, needs=needs, pool=pool, pictures=pictures, flip=run.flip if shuffle else 0.0, shuffle=shuffle,
+                drop_last=shuffle, pin=target.type == "cuda",
             )  # fmt: skip
 
-        images, valid = loader(training.images, shuffle=True), loader(validation.images, shuffle=False)
-        train: Loader | PairedLoader = images
+        captioned, valid = loader(training.images, shuffle=True), loader(validation.images, shuffle=False)
+        train: Loader | PairedLoader = captioned
         text_loader = partial(_text_loader, run, tokenizer=tokenizer, spec=spec, pin=target.type == "cuda")
         if training.text is not None:
-            train = PairedLoader(images, text_loader(training.text, share=training.text_share, shuffle=True))
+            train = PairedLoader(captioned, text_loader(training.text, share=training.text_share, shuffle=True))
         assembly.record_size(folder, model, spec, regions)
         if answers is not None:
             answer_tables.record(folder, answers)
@@ -116,13 +128,13 @@ def pretrain(
         def text_loss(batch: Batch, targets: Targets) -> Loss:
             return _text_loss(model, batch, targets)
 
-        for note in notes:
-            log.event(note, step=0)
         if init is None and run.start != "fresh":
-            log.event(f"starts from fresh weights; the published run starts from {run.start}: name such a model with --init", step=0)
+            notes.append(f"starts from fresh weights; the published run starts from {run.start}: name such a model with --init")
+        for note in notes if not folder.has_last else ():
+            log.event(note, step=0)
         contrast = objectives.get("region_contrast")
         if isinstance(contrast, RegionContrast) and not folder.has_last:
-            _fill(contrast, images, epoch=run.train.epochs, device=target, precision=run.train.precision)
+            _fill(contrast, captioned, epoch=run.train.epochs, device=target, precision=run.train.precision)
 
         def validate() -> Mapping[str, float]:
             asked = None if answers is None else answer_tables.AnsweredQuestions(objectives["image_qa"], valid, validation.images, answers)
@@ -153,6 +165,41 @@ def pretrain(
         )
         assembly.conclude(folder, state, log, layout=layout, store=regions)
     return state
+
+
+def _check_pictures(run: Pretraining, images: Path | None, backbone: Path | None) -> None:
+    """Refuse a recipe with an extractor without pictures, and pictures without one."""
+    if run.extractor is not None and images is None:
+        raise ConfigError(f"recipe {run.recipe} makes the features of regions of pictures: name their folder with --images.")
+    given = [option for option, value in (("--images", images), ("--backbone", backbone)) if value is not None]
+    if run.extractor is None and given:
+        raise ConfigError(
+            f"recipe {run.recipe} reads the features of the store and no picture: leave {' and '.join(given)} out, or take a recipe with an "
+            "extractor (vlbert-base-e2e)."
+        )
+
+
+def _extractor(run: Pretraining, saved: assembly.Saved | None, backbone: Path | None) -> tuple[RegionExtractor | None, list[str]]:
+    """The run's region extractor with the weights that it starts from, and what there is to say about them.
+
+    Raises:
+        ConfigError: two places to start from.
+        CheckpointError: they do not fit.
+    """
+    if run.extractor is None:
+        return None, []
+    extractor = RegionExtractor(run.extractor)
+    if saved is not None and saved.extractor is not None:
+        if backbone is not None:
+            raise ConfigError(f"the region extractor can start from {saved.path}, which has one, or from {backbone}: give --init or --backbone.")
+        assembly.load_part(extractor, saved.weights, "extractor.", saved.path)
+        return extractor, []
+    if backbone is not None:
+        return extractor, [assembly.load_backbone(extractor, backbone)]
+    return extractor, [
+        "the region extractor starts from fresh weights, whose norms stay as they are; the published run starts from a detector of Visual Genome: "
+        "name a file of a ResNet with --backbone"
+    ]
 
 
 def _fill(contrast: RegionContrast, batches: Loader, *, epoch: int, device: torch.device, precision: runtime.Precision) -> None:
@@ -209,13 +256,13 @@ _OBJECTIVES: Mapping[str, tuple[Callable[..., Objective], str]] = {
 
 
 def fresh_model(run: Pretraining) -> assembly.PretrainModel:
-    """Encoder and objectives of a run with fresh weights, before any data is read.
+    """Encoder, objectives and extractor of a run with fresh weights, before any data is read.
 
     Raises:
         ConfigError: an objective that is not known, lacks its settings, or that the family has no head for.
     """
-    encoder = models.build(run.model, run.encoder)
-    return assembly.PretrainModel(encoder, _objectives(run, encoder, None), run.objectives)
+    encoder, extractor = models.build(run.model, run.encoder), None if run.extractor is None else RegionExtractor(run.extractor)
+    return assembly.PretrainModel(encoder, _objectives(run, encoder, None), run.objectives, extractor)
 
 
 def check_names(run: Pretraining) -> None:

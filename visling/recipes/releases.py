@@ -4,7 +4,6 @@ Numbers  From the configuration files and scripts of the releases; where the pap
          what the released code does and the recipe does not. Batches are those of all the release's devices together: with several processes,
          divide.
 Names    FAMILY-PHASE. A phase that goes on from another one's model names it in `start`.
-Missing  End-to-end VL-BERT has its numbers here and is estimated, but cannot be run: `MISSING` says what it needs.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from visling.objectives.masked_regions import RELEASES as REGION_LOSSES
 from visling.recipes.plans import Corpus, Finetuning, Pretraining
 from visling.train.engine import TrainConfig
 from visling.train.optim import OptimConfig
+from visling.vision.end_to_end import PRESETS as EXTRACTORS
 
 BERT_BASE, BERT_LARGE = "bert-base-uncased", "bert-large-uncased"
 
@@ -260,6 +260,8 @@ def vlbert_large_prec() -> Pretraining:
 def vlbert_base_e2e() -> Pretraining:
     """VL-BERT base end to end, as released: the network that makes the features is trained along, hidden regions are cut out of the picture.
 
+    It starts from a detector of Visual Genome as a plain ResNet (`--backbone`), the Transformer from BERT (`--init`).
+
     Source:
         cfgs/pretrain/base_e2e_16x16G_fp16.yaml: 16 GPUs x (8 captions + 8 passages), LR 1e-7 x 256; paper, section 4.1.
     """
@@ -280,9 +282,11 @@ def _end_to_end(run: Pretraining) -> Pretraining:
     """A run whose features are made by a network that is trained along, in half precision."""
     return replace(
         run,
+        extractor=EXTRACTORS["resnet101"],
+        flip=0.5,
         train=replace(run.train, precision="bf16"),
         paper={name: value for name, value in run.paper.items() if name != "features"},
-        release={"flip": "half of the images, captions as they are", "train.precision": "fp16"},
+        release={"pictures": "one that cannot be read is shown in the mean colour", "train.precision": "fp16"},
     )
 
 
@@ -635,10 +639,3 @@ FINETUNING: Mapping[str, Callable[[], Finetuning]] = {
     "visualbert-vqa": visualbert_vqa_finetuning,
     "visualbert-nlvr2": visualbert_nlvr2_finetuning,
 }
-
-_EXTRACTOR = "pixels in its batches (the network is there, visling.vision.end_to_end; but a run reads regions from a store, made beforehand)"
-MISSING: Mapping[str, str] = {
-    "vlbert-base-e2e": _EXTRACTOR,
-    "vlbert-large-e2e": _EXTRACTOR,
-}
-"""Recipe that cannot be run -> what it needs that is not here."""

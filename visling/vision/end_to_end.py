@@ -4,13 +4,15 @@ Paper    Su et al. 2020 (arXiv 1908.08530), section 3.2: Fast R-CNN (Girshick 20
 Release  jackroos/VL-BERT, `common/fast_rcnn.py` and `common/backbone/resnet/resnet.py`.
 Differs  Batch normalisation is always frozen, as in every released configuration (`IMAGE_FROZEN_BN`). Networks of depth 18 and 34, and the class of a
          region as a further input, are in no released configuration and left out. Geometry and projection are the encoder's (`models/vlbert.py`).
-Shapes   B images, H x W pixels, C channels, N regions of an image (padded), K real regions of the batch, F region feature width.
+Shapes   B images, H x W pixels, C channels, S rows of regions, N regions of a row (padded), K real regions of the batch, F region feature width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -20,9 +22,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from visling.boxes import to_pixels, whole_image
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError, DataError
+from visling.types import Pixels, Regions
 from visling.vision import ops
+from visling.vision.images import read_image
 
 STRIDE = 16
 """Pixels per cell of the feature map that regions are pooled from."""
@@ -34,6 +39,8 @@ HEAD_BLOCKS = 3
 """Bottlenecks of the last stage, at every depth."""
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean colour that is taken off, blue first, as the Caffe networks were trained (release, `NETWORK.PIXEL_MEANS`)."""
+_READERS = 4
+"""Threads that decode the pictures of a batch; Pillow releases the interpreter lock while it decodes and scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,22 +163,24 @@ class RegionExtractor(nn.Module):
         for part in (self.stem, *self.stages, self.head)[: config.frozen_stages]:
             part.requires_grad_(False)
 
-    def forward(self, images: Tensor, boxes: Tensor, mask: Tensor, instances: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, boxes: Tensor, mask: Tensor, instances: Tensor | None = None, image: Tensor | None = None) -> Tensor:
         """One feature per region; zeros on padding.
 
         Args:
             images: (B, 3, H, W) of `prepare`, with the pixels of hidden regions cut out if any are (`data.masking.hide_pixels`).
-            boxes: (B, N, 4) pixel corners in these images.
-            mask: (B, N) bool.
-            instances: (B, N, 14, 14) shape of the object within its box, which is laid over the last maps; ones where there is none (VCR).
+            boxes: (S, N, 4) pixel corners in these images.
+            mask: (S, N) bool.
+            instances: (S, N, 14, 14) shape of the object within its box, which is laid over the last maps; ones where there is none (VCR).
+            image: (S,) int64 which image each row of boxes lies in; None = one to one.
         Returns:
-            (B, N, F).
+            (S, N, F).
         Raises:
             DataError: `instances` are not of the size of the last maps.
         """
         features = self.look(images)  # (B, C, H / 16, W / 16)
         row = mask.nonzero()[:, 0]
-        pooled = ops.roi_align(features, boxes[mask], row, output_size=POOL_SIZE, scale=1 / STRIDE, sampling_ratio=1, aligned=False)
+        of = row if image is None else image[row]
+        pooled = ops.roi_align(features, boxes[mask], of, output_size=POOL_SIZE, scale=1 / STRIDE, sampling_ratio=1, aligned=False)
         maps: Tensor = self.head(pooled.to(features.dtype))  # (K, F, 14, 14), or 7 x 7 if not dilated
         if instances is not None:
             if instances.shape[-2:] != maps.shape[-2:]:
@@ -183,6 +192,14 @@ class RegionExtractor(nn.Module):
         described = maps.new_zeros(*mask.shape, maps.shape[1])
         described[mask] = maps.mean((2, 3))
         return described
+
+    def describe(self, regions: Regions, pixels: Pixels) -> Regions:
+        """The regions of a batch with features made of its pixels, that of the whole image among them."""
+        boxes = torch.cat([regions.boxes, whole_image(regions.size)], dim=1)  # (S, R + 1, 4)
+        mask = torch.cat([regions.mask, regions.mask.new_ones(len(regions.mask), 1)], dim=1)
+        size = pixels.size[pixels.row].flip(-1)  # width and height of the scaled picture
+        features = self(pixels.images, to_pixels(boxes, size), mask, image=pixels.row)
+        return replace(regions, features=features[:, :-1], whole=features[:, -1])
 
     def look(self, images: Tensor) -> Tensor:
         """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
@@ -201,14 +218,44 @@ class RegionExtractor(nn.Module):
             Release, `data/transforms`.
         """
         device = self.stem.convolution.weight.device
-        sizes = [fitted_size(image.shape[1], image.shape[0], self.config.shorter_side, self.config.longer_side) for image in images]
-        size = torch.tensor(sizes, dtype=torch.float32, device=device).view(-1, 2)
-        batch = torch.zeros(len(images), 3, max((high for _, high in sizes), default=0), max((wide for wide, _ in sizes), default=0), device=device)
-        mean = torch.tensor(MEAN_BGR, device=device)[:, None, None]
-        for row, image, (wide, high) in zip(batch, images, sizes, strict=True):
-            scaled = np.array(Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR))
-            row[:, :high, :wide] = torch.from_numpy(scaled).to(device).permute(2, 0, 1).flip(0).float() - mean
+        scaled = [prepare_picture(image, self.config) for image in images]
+        size = torch.tensor([picture.shape[:0:-1] for picture in scaled], dtype=torch.float32, device=device).view(-1, 2)
+        high, wide = (max((picture.shape[side] for picture in scaled), default=0) for side in (1, 2))
+        batch = torch.zeros(len(images), 3, high, wide, device=device)
+        for row, picture in zip(batch, scaled, strict=True):
+            row[:, : picture.shape[1], : picture.shape[2]] = picture
         return batch, size
+
+
+class PictureFiles:
+    """Pictures by image id as the network reads them; what `data.pixels.Pictures` asks for."""
+
+    def __init__(self, files: Mapping[str, Path], config: ExtractorConfig) -> None:
+        self.files, self.config = files, config
+
+    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
+        """Each picture, (3, H, W) of its own size; several are decoded at a time.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(self._read, image_ids, mirrored))
+
+    def _read(self, image_id: str, mirrored: bool) -> Tensor:
+        return prepare_picture(read_image(self.files[image_id]), self.config, mirrored=mirrored)
+
+
+def prepare_picture(image: NDArray[np.uint8], config: ExtractorConfig, *, mirrored: bool = False) -> Tensor:
+    """(3, H, W) of an RGB image (H', W', 3) as the network reads it: scaled, mirrored if asked, blue first, mean colour 0.
+
+    Source:
+        Release, `data/transforms`, in this order.
+    """
+    size = fitted_size(image.shape[1], image.shape[0], config.shorter_side, config.longer_side)
+    scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    turned = scaled[:, ::-1, ::-1] if mirrored else scaled[..., ::-1]
+    return torch.from_numpy(turned.copy()).permute(2, 0, 1).float() - torch.tensor(MEAN_BGR)[:, None, None]
 
 
 def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int, int]:
