@@ -33,7 +33,7 @@ def test_a_recipe_is_named_after_its_place_and_says_what_it_is(verb: str, name: 
 
 @pytest.mark.parametrize(("verb", "name"), EVERY)
 def test_settings_survive_run_json(verb: str, name: str) -> None:
-    run = configs.override(TABLES[verb][name](), ["train.seed=7", "encoder.feature_size=77", "train.optim.lr=0.125"])
+    run = configs.override(TABLES[verb][name](), ["train.seed=7", "encoder.max_tokens=33", "train.optim.lr=0.125"])
     written = json.loads(json.dumps(configs.to_dict(run), allow_nan=False))
     assert configs.from_dict(type(run), written) == run
 
