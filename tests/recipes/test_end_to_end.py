@@ -485,7 +485,7 @@ def test_two_processes_train_one_extractor(world: Any, tmp_path: Path) -> None:
         sys.executable, "-m", "visling", "pretrain", "--recipe", "vlbert-scenes", "--data", str(world.scenes), "--store", str(world.regions),
         "--images", str(world.scenes), "--out", str(tmp_path / "two"), "--device", "cpu", "--threads", "1", "--processes", "2", *settings,
     ]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
     weights, run = assembly.read(tmp_path / "two").weights, end_to_end()
     runtime.seed_everything(run.train.seed)
