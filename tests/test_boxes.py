@@ -19,9 +19,9 @@ NAN = float("nan")
 
 def many(count: st.SearchStrategy[int] | int = 6, low: float = 0, high: float = 640) -> st.SearchStrategy[Tensor]:
     """(R, 4) proper corners, some without area."""
-    return arrays.arrays(np.float64, (count, 4) if isinstance(count, int) else st.tuples(count, st.just(4)), elements=st.floats(low, high)).map(
-        lambda a: torch.tensor(np.concatenate([np.minimum(a[:, :2], a[:, 2:]), np.maximum(a[:, :2], a[:, 2:])], 1))
-    )
+    return arrays.arrays(
+        np.float64, (count, 4) if isinstance(count, int) else st.tuples(count, st.just(4)), elements=st.floats(low, high, allow_subnormal=False)
+    ).map(lambda a: torch.tensor(np.concatenate([np.minimum(a[:, :2], a[:, 2:]), np.maximum(a[:, :2], a[:, 2:])], 1)))
 
 
 def naive_iou(first: list[float], second: list[float], extra: float) -> float:
