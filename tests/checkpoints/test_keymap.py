@@ -148,6 +148,8 @@ def test_what_a_layout_cannot_name_is_not_written() -> None:
         MAP.invert({"side.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"body.second was not given"):
         MAP.invert({"body.first": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"'net\.out\.weight' is a copy of 'net\.table', which was not given"):
+        MAP.invert({"top.bias": torch.zeros(4)})
 
 
 def test_modules_are_named_where_one_key_becomes_one() -> None:

@@ -225,8 +225,11 @@ class KeyMap:
             pieces = whole.chunk(len(rule.theirs)) if len(rule.theirs) > 1 else [whole]
             theirs.update(zip((_fill(pattern, wild) for pattern in rule.theirs), pieces, strict=True))
         written = {name.split(".")[0] for name in ours}
-        tied = [rule.theirs for rule in self.rules if rule.kind == "tie" and rule.part in written]
-        theirs.update({copy: theirs[original] for copy, original in tied if original in theirs})  # a small network may lack a tied layer
+        for copy, original in (rule.theirs for rule in self.rules if rule.kind == "tie" and rule.part in written):
+            if original in theirs:
+                theirs[copy] = theirs[original]
+            elif self._part_of(original) not in written:  # a part that was given may lack the layer: the smallest networks have fewer
+                raise CheckpointError(f"{copy!r} is a copy of {original!r}, which was not given.")
         return theirs
 
     def modules(self, source: Iterable[str]) -> dict[str, str]:
@@ -248,6 +251,11 @@ class KeyMap:
             if rule.kind == "repair" and (wild := _match(rule.theirs[0], name)) is not None:
                 name = _fill(rule.theirs[1], wild)
         return name
+
+    def _part_of(self, name: str) -> str:
+        """Which part of ours a tensor of theirs belongs to; empty if none."""
+        found = self._rule_for(name)
+        return found[0].ours[0].split(".")[0] if found is not None and found[0].ours else ""
 
     def _rule_for(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
         for rule in self.rules:

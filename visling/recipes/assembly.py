@@ -590,7 +590,7 @@ def fit_to_store(run: R, store: NativeStore) -> R:
                 f"does. Use features of that width, or --set any_features=true to train another model."
             )
         run = configs.override(run, [f"encoder.feature_size={store.feature_size}"])
-    losses: RegionLosses | None = getattr(run, "region_losses", None)  # of pre-training, too
+    losses: RegionLosses | None = getattr(run, "region_losses", None)  # of pre-training alone
     return run if losses is None else _fit_losses(run, losses, store)
 
 

@@ -96,7 +96,7 @@ def find_vcr(root: str | Path, split: str) -> tuple[Path, Path]:
         DataError: there are no annotations of the split.
     """
     root = Path(root)
-    file = next((file for folder in _FOLDERS if (file := root / folder / f"{split}.jsonl").is_file()), None)
+    file = _annotations(root, split)
     if file is None:
         raise DataError(f"no {split}.jsonl of VCR in {root} or its folder vcr1annots. Unpack vcr1annots.zip there, or name the folder that has it.")
     beside = file.parent.parent / IMAGES
@@ -105,7 +105,11 @@ def find_vcr(root: str | Path, split: str) -> tuple[Path, Path]:
 
 def has_vcr(root: Path, split: str) -> bool:
     """Whether a folder has annotations of a split."""
-    return any((root / folder / f"{split}.jsonl").is_file() for folder in _FOLDERS)
+    return _annotations(root, split) is not None
+
+
+def _annotations(root: Path, split: str) -> Path | None:
+    return next((file for folder in _FOLDERS if (file := root / folder / f"{split}.jsonl").is_file()), None)
 
 
 def read_vcr(path: str | Path, images: str | Path) -> VcrData:
