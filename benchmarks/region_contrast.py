@@ -49,7 +49,9 @@ def draw(images: int, options: argparse.Namespace, device: torch.device) -> tupl
     """Normalised queries and keys (N, E) and a queue (K, E)."""
     generator = torch.Generator().manual_seed(SEED)
     sizes = (images * options.regions, images * options.regions, options.queue)
-    queries, keys, queue = (F.normalize(torch.randn(size, options.width, generator=generator), dim=-1).to(device) for size in sizes)
+    queries, keys, queue = (
+        F.normalize(torch.randn(size, options.width, generator=generator), dim=-1).to(device) for size in sizes
+    )
     return queries, keys, queue
 
 
@@ -112,14 +114,20 @@ def measure(images: int, options: argparse.Namespace, device: torch.device) -> d
     found = {way: gradient(way, *given) for way in ways}  # warm-up, too
     if len(ways) > 1:
         torch.testing.assert_close(found["blocks"], found["whole"], rtol=1e-4, atol=1e-7)
-        print(f"{images} images: losses agree: {float(found['blocks'][0]):.6f}, {float(found['whole'][0]):.6f}", flush=True)
+        print(
+            f"{images} images: losses agree: {float(found['blocks'][0]):.6f}, {float(found['whole'][0]):.6f}",
+            flush=True,
+        )
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(options.repeats):
         for way in ways:
             times[way].append(milliseconds(lambda way=way: gradient(way, *given), device))  # type: ignore[misc]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {way: pool.apply(peak_memory, (way, images, options)) for way in ways}
-    print(f"{images} images: { ({way: round(summary(values)['median']) for way, values in times.items()}) } ms, {memory} MiB", flush=True)
+    print(
+        f"{images} images: { ({way: round(summary(values)['median']) for way, values in times.items()}) } ms, {memory} MiB",
+        flush=True,
+    )
     return {
         "images": images,
         "regions": len(given[0]),
@@ -134,7 +142,11 @@ def measure_push(options: argparse.Namespace, device: torch.device) -> dict[str,
     """One batch of keys into a full queue: the ring in place, and a new queue stacked out of old and new rows."""
     rows = min(max(options.images) * options.regions, options.queue)
     _, keys, old = draw(max(options.images), options, device)
-    keys, ring, mask = keys[:rows], RingQueue(options.queue, options.width).to(device), torch.ones(rows, dtype=torch.bool, device=device)
+    keys, ring, mask = (
+        keys[:rows],
+        RingQueue(options.queue, options.width).to(device),
+        torch.ones(rows, dtype=torch.bool, device=device),
+    )
     ring.rows.copy_(old)
     stacked = [old]
 
@@ -147,14 +159,22 @@ def measure_push(options: argparse.Namespace, device: torch.device) -> dict[str,
             spent = milliseconds(work, device)
             if number >= 3:
                 times[name].append(spent)
-    return {"rows": rows, "queue_mib": old.numel() * 4 / 2**20, "milliseconds": {name: summary(values) for name, values in times.items()}}
+    return {
+        "rows": rows,
+        "queue_mib": old.numel() * 4 / 2**20,
+        "milliseconds": {name: summary(values) for name, values in times.items()},
+    }
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """The result for readers."""
 
     def told(found: Mapping[str, Any] | None) -> str:
-        return "not run: does not fit" if found is None else f"{found['median']:.1f} ({found['quartiles'][0]:.1f} to {found['quartiles'][1]:.1f})"
+        return (
+            "not run: does not fit"
+            if found is None
+            else f"{found['median']:.1f} ({found['quartiles'][0]:.1f} to {found['quartiles'][1]:.1f})"
+        )
 
     def lines() -> Iterator[str]:
         sizes, push = result["settings"], result["push"]
@@ -170,7 +190,13 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         for batch in result["batches"]:
             times, memory = batch["milliseconds"], batch["peak_memory_mib"]
             amounts = [f"{memory[way]:.0f} MiB" if memory.get(way) is not None else "" for way in WAYS]
-            cells = [batch["images"], f"{batch['scores_mib']:.0f} MiB", told(times["blocks"]), told(times.get("whole")), *amounts]
+            cells = [
+                batch["images"],
+                f"{batch['scores_mib']:.0f} MiB",
+                told(times["blocks"]),
+                told(times.get("whole")),
+                *amounts,
+            ]
             yield "| " + " | ".join(map(str, cells)) + " |"
         yield ""
         yield f"## One push of {push['rows']} keys into the full queue ({push['queue_mib']:.0f} MiB)"
@@ -192,9 +218,16 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--regions", type=int, default=36, help="regions per image")
     parser.add_argument("--queue", type=int, default=276_480, help="rows of the queue (default: the release's)")
     parser.add_argument("--width", type=int, default=128, help="of queries and keys")
-    parser.add_argument("--most-memory", type=int, default=8192, help="MiB that the whole matrix may take; beyond it that way is not run")
+    parser.add_argument(
+        "--most-memory",
+        type=int,
+        default=8192,
+        help="MiB that the whole matrix may take; beyond it that way is not run",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default: its own choice)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default: its own choice)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     return parser.parse_args(arguments)
 
@@ -211,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": date,
         "machine": machine(device),
         "versions": versions("visling", "torch"),
-        "settings": {name: getattr(options, name) for name in names} | {"temperature": TEMPERATURE, "clip": CLIP, "seed": SEED},
+        "settings": {name: getattr(options, name) for name in names}
+        | {"temperature": TEMPERATURE, "clip": CLIP, "seed": SEED},
         "batches": batches,
         "push": measure_push(options, device),
         "load_before": load_before,

@@ -44,11 +44,12 @@ from training_step import (
 )
 
 from visling import runtime
-from visling.data.loader import Loader
-from visling.data.masking import TokenMasking
-from visling.data.pretraining import CaptionPairs
-from visling.data.store import NativeStore, StoreWriter
+from visling.data.batches.loader import Loader
+from visling.data.batches.masking import TokenMasking
+from visling.data.corpora.captions import CaptionPairs
 from visling.data.text import TextLayout, Tokenizer
+from visling.regions.store import NativeStore
+from visling.regions.writer import StoreWriter
 from visling.types import InputSpec, RegionArray
 
 POOL_ROWS = 4096
@@ -73,7 +74,9 @@ def draw_store(path: Path, options: argparse.Namespace) -> NativeStore:
         for number in range(options.images):
             first = int(rng.integers(len(pool) - options.regions + 1))
             rows = slice(first, first + options.regions)
-            writer.add(image_id(number), RegionArray(features=pool.features[rows], boxes=pool.boxes[rows], size=pool.size))
+            writer.add(
+                image_id(number), RegionArray(features=pool.features[rows], boxes=pool.boxes[rows], size=pool.size)
+            )
     return NativeStore.open(path)
 
 
@@ -85,7 +88,9 @@ def gatherer(store: NativeStore, options: argparse.Namespace, *, buffered: bool)
     def run(number: int) -> int:
         order = runtime.generator_for(SEED, 4, number).permutation(options.images)
         for start in range(0, options.images, options.batch_size):
-            store.gather([image_id(at) for at in order[start : start + options.batch_size]], options.regions, buffer=buffer)
+            store.gather(
+                [image_id(at) for at in order[start : start + options.batch_size]], options.regions, buffer=buffer
+            )
         return int(options.images)
 
     return run
@@ -107,12 +112,22 @@ def copier(options: argparse.Namespace) -> Callable[[int], int]:
     return run
 
 
-def epochs(store: NativeStore | None, options: argparse.Namespace, tokenizer: Tokenizer, *, prefetch: int) -> Callable[[int], int]:
+def epochs(
+    store: NativeStore | None, options: argparse.Namespace, tokenizer: Tokenizer, *, prefetch: int
+) -> Callable[[int], int]:
     """One epoch of masked caption pairs; returns the number of examples."""
     spec = InputSpec(feature_size=options.feature_size, max_regions=options.regions)
     source = CaptionPairs(draw_captions(options.images, tokenizer), TextLayout(tokenizer, spec))
     loader = Loader(
-        source, store, spec, tokenizer, batch_size=options.batch_size, seed=SEED, masking=TokenMasking(), drop_last=False, prefetch=prefetch
+        source,
+        store,
+        spec,
+        tokenizer,
+        batch_size=options.batch_size,
+        seed=SEED,
+        masking=TokenMasking(),
+        drop_last=False,
+        prefetch=prefetch,
     )
 
     def run(number: int) -> int:
@@ -166,7 +181,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     for name, found in result["rates"].items():
         low, high = found["quartiles"]
         volume = "" if "text" in name else f"{found['median'] * bytes_per_image / 1e9:.2f} GB/s"
-        lines.append(f"| {name} | {'examples' if 'loader' in name else 'images'} | {found['median']:.0f} ({low:.0f} to {high:.0f}) | {volume} |")
+        lines.append(
+            f"| {name} | {'examples' if 'loader' in name else 'images'} | {found['median']:.0f} ({low:.0f} to {high:.0f}) | {volume} |"
+        )
     lines += [
         "",
         "copy: as many bytes from one array to another. gather: NativeStore.gather into fresh memory, or into memory used again. loader: caption "
@@ -184,7 +201,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--regions", type=int, default=36, help="regions per image")
     parser.add_argument("--feature-size", type=int, default=2048, help="width of a region's feature")
     parser.add_argument("--batch-size", type=int, default=128, help="images per gather, examples per batch")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default: its own choice)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default: its own choice)"
+    )
     parser.add_argument("--warmup", type=int, default=1, help="passes before timing")
     parser.add_argument("--repeats", type=int, default=7, help="timed passes")
     parser.add_argument("--folder", type=Path, help="where to put the temporary store (default: the system's place)")

@@ -35,14 +35,15 @@ from torch import Tensor, nn
 
 from visling import runtime
 from visling.data.annotations.captions import CaptionRecord
-from visling.data.loader import Loader
-from visling.data.masking import TokenMasking
-from visling.data.pretraining import CaptionPairs
+from visling.data.batches.loader import Loader
+from visling.data.batches.masking import TokenMasking
+from visling.data.corpora.captions import CaptionPairs
 from visling.data.text import TextLayout, Tokenizer
+from visling.models import head_styles
 from visling.models.visualbert import SPEC, VisualBert, VisualBertConfig, inputs
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.matching import Matching
-from visling.recipes.assembly import PretrainModel, head_styles
+from visling.objectives.pretrain_model import PretrainModel
 from visling.types import IGNORE, Batch, RegionArray, Targets
 
 SEED = 0
@@ -109,9 +110,27 @@ class Case:
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
-        Case(name="small", hidden_size=128, num_layers=4, num_heads=4, intermediate_size=512, feature_size=256, batch_size=32, tokens=64, regions=36),
         Case(
-            name="base2", hidden_size=768, num_layers=2, num_heads=12, intermediate_size=3072, feature_size=2048, batch_size=8, tokens=128, regions=36
+            name="small",
+            hidden_size=128,
+            num_layers=4,
+            num_heads=4,
+            intermediate_size=512,
+            feature_size=256,
+            batch_size=32,
+            tokens=64,
+            regions=36,
+        ),
+        Case(
+            name="base2",
+            hidden_size=768,
+            num_layers=2,
+            num_heads=12,
+            intermediate_size=3072,
+            feature_size=2048,
+            batch_size=8,
+            tokens=128,
+            regions=36,
         ),
         Case(
             name="release",
@@ -160,7 +179,9 @@ class Visling:
 
     def load(self, released: Mapping[str, Tensor]) -> None:
         """Copy weights of the other side, all of them."""
-        SPEC.keys["transformers"].load(released, {"encoder": self.encoder, "vocabulary": self.vocabulary.head, "matching": self.matching.head})
+        SPEC.keys["transformers"].load(
+            released, {"encoder": self.encoder, "vocabulary": self.vocabulary.head, "matching": self.matching.head}
+        )
 
     def feed(self, batch: Batch, targets: Targets) -> tuple[Batch, Targets]:
         return batch, targets
@@ -173,7 +194,9 @@ class Visling:
         batch = fed[0]
         assert batch.regions is not None
         encoded = self.encoder(batch)
-        states = along(encoded.text, self.direction, batch.text.mask) + along(encoded.regions, self.direction, batch.regions.mask)
+        states = along(encoded.text, self.direction, batch.text.mask) + along(
+            encoded.regions, self.direction, batch.regions.mask
+        )
         value: Tensor = states + (encoded.pooled @ self.direction).mean()
         return value
 
@@ -207,7 +230,9 @@ class Peer:
         assert targets.token_ids is not None
         assert targets.matched is not None
         slots = targets.token_slots
-        labels = torch.full((text.ids.shape[0], text.ids.shape[1] + regions.mask.shape[1]), IGNORE, device=text.ids.device)
+        labels = torch.full(
+            (text.ids.shape[0], text.ids.shape[1] + regions.mask.shape[1]), IGNORE, device=text.ids.device
+        )
         rows = slots.mask.nonzero()[:, 0]
         labels[rows, slots.at[slots.mask]] = targets.token_ids[slots.mask]
         return {
@@ -229,7 +254,10 @@ class Peer:
         encoded = self.module.visual_bert(**{name: tensor for name, tensor in fed.items() if "labels" not in name})
         states, tokens = encoded.last_hidden_state, fed["input_ids"].shape[1]
         value: Tensor = (encoded.pooler_output @ self.direction).mean()
-        for part, mask in ((states[:, :tokens], fed["attention_mask"]), (states[:, tokens:], fed["visual_attention_mask"])):
+        for part, mask in (
+            (states[:, :tokens], fed["attention_mask"]),
+            (states[:, tokens:], fed["visual_attention_mask"]),
+        ):
             value = value + along(part, self.direction, mask.bool())
         return value
 
@@ -282,7 +310,9 @@ class DrawnStore:
         return len(self._counts)
 
     def __getitem__(self, image_id: str) -> RegionArray:
-        return draw_regions(self._counts[image_id], self.feature_size, runtime.generator_for(SEED, 2, int(image_id.rpartition("_")[2])))
+        return draw_regions(
+            self._counts[image_id], self.feature_size, runtime.generator_for(SEED, 2, int(image_id.rpartition("_")[2]))
+        )
 
 
 def image_id(number: int) -> str:
@@ -331,7 +361,10 @@ def draw_batches(case: Case, lengths: Lengths, number: int, device: torch.device
     )
     with contextlib.closing(loader.batches_with_index()) as made:  # type: ignore[type-var]
         drawn = list(islice(((batch, targets) for _, batch, targets in made), number))
-    return [(batch.map(lambda t: t.float() if t.is_floating_point() else t).to(device), targets.to(device)) for batch, targets in drawn]
+    return [
+        (batch.map(lambda t: t.float() if t.is_floating_point() else t).to(device), targets.to(device))
+        for batch, targets in drawn
+    ]
 
 
 def describe_batches(batches: Sequence[tuple[Batch, Targets]]) -> dict[str, Any]:
@@ -343,8 +376,16 @@ def describe_batches(batches: Sequence[tuple[Batch, Targets]]) -> dict[str, Any]
     slots = [targets.token_slots for _, targets in batches if targets.token_slots is not None]
     return {
         "batches": len(batches),
-        "tokens_per_row": {"mean": float(real_tokens.mean()), "min": int(real_tokens.min()), "max": int(real_tokens.max())},
-        "regions_per_row": {"mean": float(real_regions.mean()), "min": int(real_regions.min()), "max": int(real_regions.max())},
+        "tokens_per_row": {
+            "mean": float(real_tokens.mean()),
+            "min": int(real_tokens.min()),
+            "max": int(real_tokens.max()),
+        },
+        "regions_per_row": {
+            "mean": float(real_regions.mean()),
+            "min": int(real_regions.min()),
+            "max": int(real_regions.max()),
+        },
         "padding_share": 1 - float(real_tokens.sum() + real_regions.sum()) / positions,
         "positions_per_batch": positions / len(batches),
         "slots_per_batch": sum(each.mask.numel() for each in slots) / len(batches),
@@ -358,14 +399,28 @@ def evaluate(side: Side, fed: Any, work: Work, device: torch.device, precision: 
         return (side.loss if work == "step" else side.probe)(fed).float()
 
 
-def update(side: Side, optimizer: torch.optim.Optimizer, fed: Any, work: Work, device: torch.device, precision: runtime.Precision) -> None:
+def update(
+    side: Side,
+    optimizer: torch.optim.Optimizer,
+    fed: Any,
+    work: Work,
+    device: torch.device,
+    precision: runtime.Precision,
+) -> None:
     """One step: forward, loss, backward, AdamW."""
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(evaluate(side, fed, work, device, precision))
     optimizer.step()
 
 
-def timed(side: Side, optimizer: torch.optim.Optimizer, fed: Any, work: Work, device: torch.device, precision: runtime.Precision) -> float:
+def timed(
+    side: Side,
+    optimizer: torch.optim.Optimizer,
+    fed: Any,
+    work: Work,
+    device: torch.device,
+    precision: runtime.Precision,
+) -> float:
     """Milliseconds of one step."""
     synchronise(device)
     start = time.perf_counter()
@@ -395,7 +450,9 @@ def check_agreement(
         raise SystemExit(f"the two models differ in size, nothing is timed: {sizes}")
     found: dict[str, dict[str, float]] = {}
     works: tuple[Work, ...] = ("step", "encoder")
-    for moment, tolerance, batch in zip(("before", "after one update"), TOLERANCE[runtime.resolve(precision, device)], fed, strict=False):
+    for moment, tolerance, batch in zip(
+        ("before", "after one update"), TOLERANCE[runtime.resolve(precision, device)], fed, strict=False
+    ):
         for work in works:
             values = {}
             for name, (side, optimizer) in sides.items():
@@ -407,7 +464,9 @@ def check_agreement(
             found[f"{'loss' if work == 'step' else 'probe of the encoder'}, {moment}"] = values
             low, high = sorted(values.values())
             if not high - low <= tolerance * max(1.0, abs(high)):
-                raise SystemExit(f"the two sides disagree, nothing is timed: {work} {moment}: {values}, tolerance {tolerance:g} (relative)")
+                raise SystemExit(
+                    f"the two sides disagree, nothing is timed: {work} {moment}: {values}, tolerance {tolerance:g} (relative)"
+                )
     return found
 
 
@@ -510,7 +569,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on; no name of the machine."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         processor = models[0] if models else processor
     return {
         "processor": processor,
@@ -548,7 +611,11 @@ def circumstances(result: Mapping[str, Any]) -> Iterator[str]:
     """Markdown lines on machine, versions and settings, and on what is not claimed."""
     yield "## Circumstances"
     yield ""
-    for title, values in (("Machine", result["machine"]), ("Versions", result["versions"]), ("Settings", result["settings"])):
+    for title, values in (
+        ("Machine", result["machine"]),
+        ("Versions", result["versions"]),
+        ("Settings", result["settings"]),
+    ):
         yield f"- {title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
     yield f"- Load averages (1, 5, 15 minutes): before {result['load_before']}, after {result['load_after']}"
     yield ""
@@ -586,7 +653,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
                 for side in (found["visling"], found["transformers"])
             )
             ratio = found["ratio"]
-            lines.append(f"| {name} | {ours} | {theirs} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) |")
+            lines.append(
+                f"| {name} | {ours} | {theirs} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) |"
+            )
         told = {side: "not measured" if amount is None else f"{amount:.0f} MiB" for side, amount in memory.items()}
         loss = case["agreement"]["loss, before"]
         lines += [
@@ -607,15 +676,26 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time one pre-training step of VisualBERT here and in transformers.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dated result")
-    parser.add_argument("--case", nargs="+", choices=CASES, default=["small", "base2"], help="sizes to measure (default: small base2)")
+    parser.add_argument(
+        "--case", nargs="+", choices=CASES, default=["small", "base2"], help="sizes to measure (default: small base2)"
+    )
     parser.add_argument("--layers", type=int, help="number of layers, for every case")
     parser.add_argument("--batch-size", type=int, help="rows per batch, for every case")
     parser.add_argument("--tokens", type=int, help="longest text row, for every case")
     parser.add_argument("--regions", type=int, help="most regions per image, for every case")
-    parser.add_argument("--lengths", choices=["varied", "full"], default="varied", help="varied: as captions and images have them; full: no padding")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of matrix products, on both sides")
+    parser.add_argument(
+        "--lengths",
+        choices=["varied", "full"],
+        default="varied",
+        help="varied: as captions and images have them; full: no padding",
+    )
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of matrix products, on both sides"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides (default: PyTorch's choice)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of both sides (default: PyTorch's choice)"
+    )
     parser.add_argument("--warmup", type=int, default=2, help="pairs of steps before timing, for each measurement")
     parser.add_argument("--repeats", type=int, default=8, help="timed pairs of steps, for each measurement")
     return parser.parse_args(arguments)
@@ -657,8 +737,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cases": cases,
         "not_claimed": NOT_CLAIMED,
     }
-    changed = [f"{name.replace('_', '-')}-{value}" for name, value in changes.items()] + ([] if options.lengths == "varied" else [options.lengths])
-    stem = "_".join(["training-step", date, "+".join(options.case), *changed, device.type, options.precision, f"{options.threads}-threads"])
+    changed = [f"{name.replace('_', '-')}-{value}" for name, value in changes.items()] + (
+        [] if options.lengths == "varied" else [options.lengths]
+    )
+    stem = "_".join(
+        [
+            "training-step",
+            date,
+            "+".join(options.case),
+            *changed,
+            device.type,
+            options.precision,
+            f"{options.threads}-threads",
+        ]
+    )
     print(write_result(options.out, stem, result, as_markdown(result)))
 
 

@@ -40,9 +40,18 @@ def main() -> None:
     """Run every stage, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--out", type=Path, help="folder to write; demo/SIZE if left out. Every model reads the same pictures and regions there")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write; demo/SIZE if left out. Every model reads the same pictures and regions there",
+    )
     parser.add_argument("--model", choices=MODELS, default="visualbert")
-    parser.add_argument("--at-least", type=float, metavar="POINTS", help="fail if the full model is not so far above the question-only model")
+    parser.add_argument(
+        "--at-least",
+        type=float,
+        metavar="POINTS",
+        help="fail if the full model is not so far above the question-only model",
+    )
     options = parser.parse_args()
     size, out, model = SIZES[options.size], options.out or Path("demo") / options.size, options.model
     started = time.monotonic()
@@ -52,7 +61,16 @@ def main() -> None:
     instances = scenes / "annotations"
     epochs = max(1, round(size.pretrain_epochs * SHARE_OF_EPOCHS.get(model, 1.0)))
     data = ["--data", scenes, "--store", regions, "--threads", 1]
-    tuning = ["finetune", "--recipe", f"{model}-vqa-scenes", *data, "--init", pretrained, "--set", f"train.epochs={size.finetune_epochs}"]
+    tuning = [
+        "finetune",
+        "--recipe",
+        f"{model}-vqa-scenes",
+        *data,
+        "--init",
+        pretrained,
+        "--set",
+        f"train.epochs={size.finetune_epochs}",
+    ]
     # fmt: off
     stage("Draw scenes with boxes, captions, questions and answers", (scenes / "scenes.json").exists(),
           "scenes", "--out", scenes, "--images", size.images, "--seed", 0)
@@ -84,9 +102,13 @@ def main() -> None:
     # fmt: on
 
     gain = print_table(full, blind)
-    print(f"\nThis run took {(time.monotonic() - started) / 60:.1f} minutes. Everything is in {out}; open {full / 'report.html'}.")
+    print(
+        f"\nThis run took {(time.monotonic() - started) / 60:.1f} minutes. Everything is in {out}; open {full / 'report.html'}."
+    )
     if options.at_least is not None and gain < options.at_least:
-        sys.exit(f"The full model should be {options.at_least:g} points above the question-only model; it is {gain:.1f}.")
+        sys.exit(
+            f"The full model should be {options.at_least:g} points above the question-only model; it is {gain:.1f}."
+        )
 
 
 def finished(run: Path) -> bool:

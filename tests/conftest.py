@@ -16,16 +16,26 @@ import torch
 
 from visling import config as configs
 from visling import runtime
-from visling.data.scenes import ScenesConfig, write_scenes
-from visling.data.store import StoreWriter
-from visling.recipes import detection, finetuning, pretraining
+from visling.recipes.detectors import detect_config
+from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.regions.writer import StoreWriter
+from visling.runs import detect as detection
+from visling.runs import finetune as finetuning
+from visling.runs import pretrain as pretraining
+from visling.scenes import ScenesConfig, write_scenes
 from visling.vision.detector import Detector
 from visling.vision.extract import extract, find_images
+
+pytest_plugins = ["fixtures.corpora", "fixtures.released_files"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--golden", type=Path, default=Path(__file__).parent / "golden", metavar="DIR", help="folder of recorded values (default: tests/golden)"
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        metavar="DIR",
+        help="folder of recorded values (default: tests/golden)",
     )
 
 
@@ -108,17 +118,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         settings=_TINY_RUN,
     )
     write_scenes(world.scenes, ScenesConfig(images=30, panels=40, questions_per_image=4))
-    for seed, (detector, regions) in enumerate([(world.detector, world.regions), (world.other_detector, world.other_regions)]):
+    for seed, (detector, regions) in enumerate(
+        [(world.detector, world.regions), (world.other_detector, world.other_regions)]
+    ):
         _train_and_extract(world.scenes, detector, regions, seed)
     pretraining.pretrain(
-        configs.override(pretraining.RECIPES["visualbert-scenes"](), world.settings),
+        configs.override(PRETRAINING["visualbert-scenes"](), world.settings),
         world.pretrained,
         data=[str(world.scenes)],
         store=world.regions,
         device="cpu",
     )
     finetuning.finetune(
-        configs.override(finetuning.RECIPES["visualbert-vqa-scenes"](), world.settings),
+        configs.override(FINETUNING["visualbert-vqa-scenes"](), world.settings),
         world.vqa,
         data=world.scenes,
         store=world.regions,
@@ -129,8 +141,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def _train_and_extract(scenes: Path, folder: Path, regions: Path, seed: int) -> None:
-    training = detection.settings_from(_TINY_DETECTOR, "scenes")
-    detection.train_detector(scenes / "images" / "train", scenes / "annotations" / "instances_train.json", folder, training, seed=seed, device="cpu")
+    training = detect_config(_TINY_DETECTOR, "scenes")
+    detection.train_detector(
+        scenes / "images" / "train",
+        scenes / "annotations" / "instances_train.json",
+        folder,
+        training,
+        seed=seed,
+        device="cpu",
+    )
     detector = Detector.load(folder)
     with StoreWriter(
         regions,

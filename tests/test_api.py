@@ -17,18 +17,21 @@ from PIL import Image
 
 from visling import api
 from visling import config as configs
+from visling.api import Predictor, from_pretrained
 from visling.errors import CheckpointError, ConfigError, DataError
-from visling.recipes import finetuning
+from visling.recipes.tables import FINETUNING
+from visling.runs import finetune as finetuning
+from visling.runs.evaluate import evaluate
 
 QUESTION = "how many objects are there?"
 
 
 @pytest.fixture(scope="module")
-def model(world: Any) -> api.Answerer:
+def model(world: Any) -> Predictor:
     return api.load(world.vqa, device="cpu")
 
 
-def test_an_answer_says_what_and_how_sure(world: Any, model: api.Answerer) -> None:
+def test_an_answer_says_what_and_how_sure(world: Any, model: Predictor) -> None:
     answer = model.answer(world.picture(), QUESTION)
     assert (answer.text, answer.confidence) == answer.top[0]
     shares = [share for _, share in answer.top]
@@ -42,9 +45,9 @@ def test_an_answer_says_what_and_how_sure(world: Any, model: api.Answerer) -> No
     assert "red" in model.attribute_names
 
 
-def test_raw_images_are_answered_as_in_the_evaluation(world: Any, model: api.Answerer, tmp_path: Path) -> None:
+def test_raw_images_are_answered_as_in_the_evaluation(world: Any, model: Predictor, tmp_path: Path) -> None:
     run = shutil.copytree(world.vqa, tmp_path / "vqa")
-    finetuning.evaluate(run, split="test", device="cpu")
+    evaluate(run, split="test", device="cpu")
     for row in map(json.loads, (run / "details_test.jsonl").read_text().splitlines()):
         answer = model.answer(world.scenes / "images" / "test" / f"scene_{int(row['image']):012d}.png", row["text"])
         expected = dict(row["top"])
@@ -54,14 +57,14 @@ def test_raw_images_are_answered_as_in_the_evaluation(world: Any, model: api.Ans
         assert answer.confidence == pytest.approx(row["confidence"], abs=2e-3)
 
 
-def test_a_path_and_its_picture_give_the_same_answer(world: Any, model: api.Answerer) -> None:
+def test_a_path_and_its_picture_give_the_same_answer(world: Any, model: Predictor) -> None:
     path = world.picture()
     with Image.open(path) as picture:
         assert model.answer(picture, QUESTION).top == model.answer(str(path), QUESTION).top
 
 
 @pytest.mark.parametrize("change", ["transparent", "turned"])
-def test_a_picture_is_seen_as_its_file_is(world: Any, model: api.Answerer, tmp_path: Path, change: str) -> None:
+def test_a_picture_is_seen_as_its_file_is(world: Any, model: Predictor, tmp_path: Path, change: str) -> None:
     with Image.open(world.picture()) as opened:
         upright = opened.convert("RGB")
     file = tmp_path / "picture.png"
@@ -85,55 +88,57 @@ def test_a_picture_is_seen_as_its_file_is(world: Any, model: api.Answerer, tmp_p
     assert np.array_equal(np.asarray(answer.image), np.asarray(upright)), "the picture shown is what was looked at"
 
 
-def test_the_image_matters(world: Any, model: api.Answerer) -> None:
+def test_the_image_matters(world: Any, model: Predictor) -> None:
     blank = Image.new("RGB", (128, 128), "black")
     assert model.answer(blank, QUESTION).top != model.answer(world.picture(), QUESTION).top
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (2000, 3)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1"])
-def test_odd_pictures_are_answered(model: api.Answerer, size: tuple[int, int], mode: str) -> None:
+def test_odd_pictures_are_answered(model: Predictor, size: tuple[int, int], mode: str) -> None:
     answer = model.answer(Image.new(mode, size), QUESTION)
     assert answer.text
     assert np.isfinite(answer.confidence)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n0000"])
-def test_what_is_no_image_is_named(model: api.Answerer, tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_image_is_named(model: Predictor, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.png").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read image .*odd.png"):
         model.answer(tmp_path / "odd.png", QUESTION)
 
 
-def test_a_truncated_image_is_named(world: Any, model: api.Answerer, tmp_path: Path) -> None:
+def test_a_truncated_image_is_named(world: Any, model: Predictor, tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(world.picture().read_bytes()[:300])
     with pytest.raises(DataError, match=r"cannot read image .*half.png \(300 bytes\)"):
         model.answer(tmp_path / "half.png", QUESTION)
 
 
-def test_a_missing_image_is_named(model: api.Answerer) -> None:
+def test_a_missing_image_is_named(model: Predictor) -> None:
     with pytest.raises(DataError, match=r"no image gone.png"):
         model.answer("gone.png", QUESTION)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", "\u200b"])
-def test_an_empty_question_is_refused(world: Any, model: api.Answerer, text: str) -> None:
+def test_an_empty_question_is_refused(world: Any, model: Predictor, text: str) -> None:
     with pytest.raises(DataError, match="the question is empty"):
         model.answer(world.picture(), text)
 
 
-def test_a_long_question_is_cut_and_says_so(world: Any, model: api.Answerer) -> None:
+def test_a_long_question_is_cut_and_says_so(world: Any, model: Predictor) -> None:
     answer = model.answer(world.picture(), " ".join(["red"] * 300))
     assert answer.truncated
     # the last words that fit, before the question mark's place, the answer slot and the end
     assert answer.top == model.answer(world.picture(), " ".join(["red"] * (model.spec.max_tokens - 3))).top
 
 
-def test_strange_characters_are_a_question(world: Any, model: api.Answerer) -> None:
+def test_strange_characters_are_a_question(world: Any, model: Predictor) -> None:
     assert model.answer(world.picture(), "¿où 星 🙂 [MASK]?").text
 
 
-def test_a_model_that_moved_brings_its_detector(world: Any, model: api.Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_moved_brings_its_detector(
+    world: Any, model: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(world.vqa / "model", tmp_path / "elsewhere")
     shutil.copy(world.picture(), tmp_path / "picture.png")
     loaded: list[Path] = []
@@ -153,7 +158,9 @@ def test_a_model_that_moved_brings_its_detector(world: Any, model: api.Answerer,
 def test_another_detector_is_refused_unless_asked_for(world: Any) -> None:
     with pytest.raises(CheckpointError, match=r"was trained on region features .*--other-features"):
         api.load(world.vqa, detector=world.other_detector)
-    assert api.load(world.vqa, detector=world.other_detector, other_features=True).answer(world.picture(), QUESTION).text
+    assert (
+        api.load(world.vqa, detector=world.other_detector, other_features=True).answer(world.picture(), QUESTION).text
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_an_unknown_device_is_refused(world: Any) -> None:
 
 
 def test_a_text_only_model_answers_without_a_detector(world: Any, tmp_path: Path) -> None:
-    run = configs.override(finetuning.RECIPES["visualbert-vqa-scenes"](), [*world.settings, "text_only=true"])
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "text_only=true"])
     finetuning.finetune(run, tmp_path / "run", data=world.scenes, store=None, device="cpu")
     model = api.load(tmp_path / "run")
     answer = model.answer(world.picture(), QUESTION)
@@ -195,7 +202,9 @@ def test_a_text_only_model_answers_without_a_detector(world: Any, tmp_path: Path
 
 
 def test_a_sentence_is_judged(world: Any, tmp_path: Path) -> None:
-    run = configs.override(finetuning.RECIPES["visualbert-nlvr"](), [*world.settings, "train_split=train.train", "valid_split=train.held"])
+    run = configs.override(
+        FINETUNING["visualbert-nlvr"](), [*world.settings, "train_split=train.train", "valid_split=train.held"]
+    )
     finetuning.finetune(run, tmp_path / "run", data=world.nlvr, store=world.regions, device="cpu", stream=io.StringIO())
     answer = api.load(tmp_path / "run").answer(next((world.nlvr / "val").rglob("*.png")), "There is a yellow item.")
     assert {name for name, _ in answer.top} == {"true", "false"}
@@ -205,14 +214,16 @@ def test_a_sentence_is_judged(world: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- folders and the hub
 
 
-def test_a_model_folder_is_read_copied_and_used_elsewhere(world: Any, model: api.Answerer, tmp_path: Path) -> None:
-    saved = api.from_pretrained(world.vqa)
+def test_a_model_folder_is_read_copied_and_used_elsewhere(world: Any, model: Predictor, tmp_path: Path) -> None:
+    saved = from_pretrained(world.vqa)
     assert (saved.model, saved.task) == ("visualbert", "vqa")
     assert saved.fingerprint in (saved.path / "README.md").read_text()
     assert set(saved.state["answers"]) >= {"yes", "no"}
     saved.save_pretrained(tmp_path / "copy")
     copied = {file.relative_to(tmp_path / "copy") for file in (tmp_path / "copy").rglob("*") if file.is_file()}
-    assert {Path(name) for name in ("config.json", "model.safetensors", "vocab.txt", "answers.json", "README.md")} < copied
+    assert {
+        Path(name) for name in ("config.json", "model.safetensors", "vocab.txt", "answers.json", "README.md")
+    } < copied
     assert any(file.parts[0] == "detector" for file in copied)
     answer = api.load(tmp_path / "copy", device="cpu").answer(world.picture(), QUESTION)
     assert answer.top == model.answer(world.picture(), QUESTION).top
@@ -221,11 +232,11 @@ def test_a_model_folder_is_read_copied_and_used_elsewhere(world: Any, model: api
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="cannot make the folder"):
         saved.save_pretrained(tmp_path / "file" / "below")
-    encoder = api.from_pretrained(world.pretrained).encoder()
+    encoder = from_pretrained(world.pretrained).encoder()
     assert encoder.config == saved.config
 
 
-def test_a_model_on_the_hub_is_fetched(world: Any, model: api.Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_on_the_hub_is_fetched(world: Any, model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Any]] = []
 
     def download(repository: str, **options: Any) -> str:
@@ -235,7 +246,7 @@ def test_a_model_on_the_hub_is_fetched(world: Any, model: api.Answerer, monkeypa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     answer = api.load("owner/name", device="cpu").answer(world.picture(), QUESTION)
     assert answer.top == model.answer(world.picture(), QUESTION).top
-    api.from_pretrained("owner/name", revision="v1", offline=True)
+    from_pretrained("owner/name", revision="v1", offline=True)
     (_, first), (repository, second) = asked
     assert repository == "owner/name"
     assert (first["local_files_only"], second["local_files_only"], second["revision"]) == (False, True, "v1")
@@ -244,9 +255,11 @@ def test_a_model_on_the_hub_is_fetched(world: Any, model: api.Answerer, monkeypa
 
 def test_the_hub_is_not_asked_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = r"no folder owner/name here, and the hub's copy is not in the cache.*not asked while offline \(HF_HUB_OFFLINE"
+    message = (
+        r"no folder owner/name here, and the hub's copy is not in the cache.*not asked while offline \(HF_HUB_OFFLINE"
+    )
     with pytest.raises(CheckpointError, match=message):
-        api.from_pretrained("owner/name", offline=True)
+        from_pretrained("owner/name", offline=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=message):
         api.load("owner/name")
@@ -266,14 +279,14 @@ def test_what_goes_wrong_on_the_hub_is_told(monkeypatch: pytest.MonkeyPatch, err
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(CheckpointError, match=message):
-        api.from_pretrained("owner/name")
+        from_pretrained("owner/name")
 
 
 def test_a_repository_of_another_library_says_how_to_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "lxmert"}')
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(tmp_path))
     with pytest.raises(CheckpointError, match=r"holds no model that pretrain or finetune wrote.*visling convert"):
-        api.from_pretrained("unc-nlp/lxmert-base-uncased")
+        from_pretrained("unc-nlp/lxmert-base-uncased")
 
 
 def test_a_model_is_uploaded_without_anything_else(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +304,7 @@ def test_a_model_is_uploaded_without_anything_else(world: Any, tmp_path: Path, m
             return "https://huggingface.co/owner/name/commit/1"
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    saved = api.from_pretrained(world.vqa)
+    saved = from_pretrained(world.vqa)
     assert saved.push_to_hub("owner/name").endswith("/commit/1")
     assert calls[1] == ("owner/name", {"private": True, "exist_ok": True})
     upload = calls[2][1]

@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "visling"
 
-CONTRACTS = {"types", "boxes", "config", "errors", "runtime"}
-PARTS = {"nn", "checkpoints"}
-BELOW_CHOICES = CONTRACTS | PARTS | {"models", "data", "metrics", "vision", "objectives", "tasks", "train"}
+CONTRACTS = {"types", "boxes", "config", "errors", "runtime", "image_ids"}
+BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
+BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
+BELOW_RUNS = BELOW_MODEL_FOLDERS | {"pretrained", "recipes"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     # floor 0: contracts; among themselves only as listed
@@ -23,33 +24,56 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "errors": set(),
     "runtime": {"errors"},
-    # floor 1: parts
-    "nn": CONTRACTS,
+    "image_ids": set(),
+    # floor 1: blocks; neighbours only as listed
     "checkpoints": CONTRACTS,
-    # floor 2: neighbours that do not know each other
-    "models": CONTRACTS | PARTS,
-    "data": CONTRACTS,
+    "regions": CONTRACTS,
+    "nn": CONTRACTS,
+    "vision": CONTRACTS | {"checkpoints"},
     "metrics": CONTRACTS,
-    "vision": CONTRACTS | PARTS,
-    # floor 3
-    "objectives": CONTRACTS | {"nn"},
-    "tasks": CONTRACTS | {"nn", "data", "metrics"},
-    # floor 4
+    "scenes": CONTRACTS,
+    "data": CONTRACTS | {"regions"},
     "train": CONTRACTS,
-    # floor 5: choices
-    "recipes": BELOW_CHOICES,
-    "analysis": BELOW_CHOICES,
-    # floor 6: doors
-    "api": BELOW_CHOICES | {"recipes", "analysis"},
-    "cli": BELOW_CHOICES | {"recipes", "analysis", "api", "demo"},
-    "demo": BELOW_CHOICES | {"recipes", "analysis", "api"},
+    # floor 2
+    "models": CONTRACTS | {"nn", "checkpoints"},
+    "objectives": CONTRACTS | {"nn"},
+    # floor 3
+    "tasks": CONTRACTS | {"nn", "data", "metrics"},
+    # floor 4: models on disk
+    "pretrained": BELOW_MODEL_FOLDERS - {"scenes"},
+    # floor 5: choices, which know no machinery
+    "recipes": BELOW_MODEL_FOLDERS - {"scenes"},
+    # floor 6: what carries them out, and what looks at the result
+    "runs": BELOW_RUNS - {"scenes"},
+    "analysis": BELOW_MODEL_FOLDERS | {"pretrained"},
+    # floor 7: doors
+    "api": BELOW_RUNS | {"runs", "analysis"},
+    "cli": BELOW_RUNS | {"runs", "analysis", "api"},
     "__main__": {"cli"},
     # The root resolves its public names lazily; nobody inside imports it.
-    "__init__": BELOW_CHOICES | {"recipes", "analysis", "api"},
+    "__init__": BELOW_RUNS | {"runs", "analysis", "api"},
 }
-"""Part of the package -> other parts that it may import; its own files are always open to it, but see STRANGERS."""
+"""Part of the package -> other parts that it may import; its own files are always open to it, but see STRANGERS and ORDER."""
 
-STRANGERS: dict[str, set[str]] = {"models": {"base"}, "tasks": {"base"}, "objectives": {"base"}}
+ORDER: dict[str, tuple[str, ...]] = {
+    "pretrained": (
+        "card", "folder", "features", "answers", "recognise", "transformers", "convert", "export", "recordings", "verify",
+    ),
+    "recipes": (
+        "configs", "detectors", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "scenes", "nlvr", "tables",
+    ),
+    "runs": (
+        "setup", "pictures", "detection_data", "detect", "question_scores", "pretrain", "evaluate", "finetune", "estimate",
+        "jobs", "compare",
+    ),
+}  # fmt: skip
+"""Packages whose files stand in a row: each may import those before it, none after it."""
+
+STRANGERS: dict[str, set[str]] = {
+    "models": {"base"},
+    "tasks": {"base", "answers"},
+    "objectives": {"base"},
+}
 """Packages whose files are strangers to one another, but for these. `__init__`, the table of contents, may name them all."""
 
 COMPOSED: dict[str, set[str]] = {"models/cvlp.py": {"lxmert"}}
@@ -57,19 +81,19 @@ COMPOSED: dict[str, set[str]] = {"models/cvlp.py": {"lxmert"}}
 
 CORE = {"torch", "numpy", "visling"}
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "safetensors": ("checkpoints/", "vision/detector.py", "train/state.py", "recipes/", "api.py"),
+    "safetensors": ("checkpoints/", "vision/detector.py", "train/state.py", "pretrained/"),
     "tokenizers": ("data/text.py",),
     "huggingface_hub": ("checkpoints/hub.py",),
-    "PIL": ("data/", "vision/", "tasks/", "analysis/", "recipes/", "api.py", "cli.py", "demo/"),
-    "rich": ("cli.py", "train/log.py", "recipes/"),
-    "typer": ("cli.py",),
-    "lmdb": ("data/formats/lmdb.py",),
-    "h5py": ("data/formats/archive.py",),
+    "PIL": ("scenes/", "data/batches/pixels.py", "vision/", "analysis/", "runs/", "api.py", "cli/"),
+    "rich": ("cli/", "train/log.py", "runs/"),
+    "typer": ("cli/",),
+    "lmdb": ("regions/formats/lmdb.py",),
+    "h5py": ("regions/formats/hdf5.py",),
     "matplotlib": ("analysis/plots.py",),
     "tensorboard": ("train/log.py",),
-    "fastapi": ("demo/",),
-    "starlette": ("demo/",),
-    "uvicorn": ("demo/", "cli.py"),
+    "fastapi": ("serve/",),
+    "starlette": ("serve/",),
+    "uvicorn": ("serve/", "cli/serve.py"),
 }
 """Third-party package -> files or folders that may import it; `CORE` and the standard library are free, anything else is banned."""
 
@@ -79,7 +103,9 @@ INSIDE_FUNCTIONS: dict[str, tuple[str, ...]] = {"transformers": ("checkpoints/",
 
 def imports(tree: ast.AST, package: Path) -> Iterator[tuple[str, bool]]:
     """(dotted module, inside a function) of every import; `from visling import boxes` is one of `visling.boxes` if that is a module."""
-    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
+    inner = {
+        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for name in node.names:
@@ -89,7 +115,9 @@ def imports(tree: ast.AST, package: Path) -> Iterator[tuple[str, bool]]:
             module = node.module or ""
             for name in node.names:
                 inside = package.joinpath(*module.split(".")[1:], name.name)
-                is_module = module.split(".")[0] == "visling" and (inside.is_dir() or inside.with_suffix(".py").exists())
+                is_module = module.split(".")[0] == "visling" and (
+                    inside.is_dir() or inside.with_suffix(".py").exists()
+                )
                 yield f"{module}.{name.name}" if is_module else module, id(node) in inner
 
 
@@ -120,8 +148,15 @@ def _inside(part: str, file: str, target: str) -> str:
     if other != part:
         return "" if other in MAY_IMPORT[part] else f"{part} may not import {other}"
     name = file.removesuffix(".py").partition("/")[2]
+    neighbour = below.partition(".")[0]
+    if part in ORDER and name != "__init__" and neighbour:
+        row = ORDER[part]
+        if missing := [n for n in (name, neighbour) if n not in row]:
+            return f"{part}/{missing[0]} has no place in ORDER"
+        if row.index(neighbour) > row.index(name):
+            return f"{file} may not import {target}, which comes after it"
     known = STRANGERS.get(part, set()) | COMPOSED.get(file, set()) | {name.partition("/")[0]}
-    if part in STRANGERS and name != "__init__" and below.partition(".")[0] not in known:
+    if part in STRANGERS and name != "__init__" and neighbour not in known:
         return f"{file} may not import its neighbour {target}"
     return ""
 
@@ -131,7 +166,11 @@ def _outside(file: str, top: str, in_function: bool) -> str:
         return ""
     if top in INSIDE_FUNCTIONS:
         allowed = in_function and file.startswith(INSIDE_FUNCTIONS[top])
-        return "" if allowed else f"{top} is optional: import it inside the exporting function, in {' or '.join(INSIDE_FUNCTIONS[top])}"
+        return (
+            ""
+            if allowed
+            else f"{top} is optional: import it inside the exporting function, in {' or '.join(INSIDE_FUNCTIONS[top])}"
+        )
     if top not in OUTSIDE:
         return f"{top} is not among the packages that visling uses"
     return "" if file.startswith(OUTSIDE[top]) else f"only {', '.join(OUTSIDE[top])} may import {top}"
@@ -156,8 +195,14 @@ def test_the_page_shows_every_module() -> None:
         begun = re.match(r"  (\w+)/ ", line)
         part = begun[1] if begun else part if line.startswith("    ") else ""
         shown.setdefault(part, set()).update(re.findall(r"\w+", line))
-    files = [file.relative_to(ROOT) for file in ROOT.rglob("*.py") if file.stem != "__init__" and file.parent.name != "scenes"]
-    missing = [str(file) for file in files if file.stem not in shown.get(file.parts[0] if len(file.parts) > 1 else "", ())]
+    files = [
+        file.relative_to(ROOT)
+        for file in ROOT.rglob("*.py")
+        if file.stem != "__init__" and file.parent.name != "scenes"
+    ]
+    missing = [
+        str(file) for file in files if file.stem not in shown.get(file.parts[0] if len(file.parts) > 1 else "", ())
+    ]
     assert not missing, f"the tree in docs/architecture.md does not show {', '.join(missing)}"
 
 
@@ -165,7 +210,9 @@ def test_composed_files_exist_and_are_made_of_what_the_table_says() -> None:
     for file, parts in COMPOSED.items():
         package = file.partition("/")[0]
         imported = {module for module, _ in imports(ast.parse((ROOT / file).read_text(encoding="utf-8")), ROOT)}
-        neighbours = {module.split(".")[2] for module in imported if module.startswith(f"visling.{package}.")} - STRANGERS[package]
+        neighbours = {
+            module.split(".")[2] for module in imported if module.startswith(f"visling.{package}.")
+        } - STRANGERS[package]
         assert neighbours == parts
         assert not parts & {Path(other).stem for other in COMPOSED}, "a composition of compositions"
 
@@ -184,15 +231,22 @@ PLANTED = [
     ("nn/attention.py", "from visling.models import base", "nn may not import models"),
     ("nn/attention.py", "import visling.checkpoints.keymap", "nn may not import checkpoints"),
     ("types.py", "from visling import boxes", "types may not import boxes"),
-    ("data/loader.py", "def f():\n    from visling.models import build", "data may not import models"),
-    ("data/store.py", "from visling.metrics.answers import clean", "data may not import metrics"),
-    ("vision/detector.py", "from visling.data.store import StoreWriter", "vision may not import data"),
+    ("data/batches/loader.py", "def f():\n    from visling.models import build", "data may not import models"),
+    ("data/text.py", "from visling.metrics.answers import clean", "data may not import metrics"),
+    ("vision/detector.py", "from visling.data.text import Tokenizer", "vision may not import data"),
     ("metrics/answers.py", "from visling import nn", "metrics may not import nn"),
     ("objectives/matching.py", "from visling.tasks.base import Task", "objectives may not import tasks"),
     ("tasks/vqa.py", "from visling.models.visualbert import VisualBERT", "tasks may not import models"),
-    ("train/engine.py", "from visling.recipes import finetuning", "train may not import recipes"),
-    ("recipes/finetuning.py", "from visling.analysis.report import write_report", "recipes may not import analysis"),
-    ("analysis/report.py", "from visling.recipes import finetuning", "analysis may not import recipes"),
+    ("train/engine.py", "from visling.runs import finetune", "train may not import runs"),
+    ("runs/finetune.py", "from visling.analysis.report import write_report", "runs may not import analysis"),
+    ("recipes/lxmert.py", "from visling.pretrained.folder import ModelFolder", "recipes may not import pretrained"),
+    ("recipes/configs.py", "from visling.runs import setup", "recipes may not import runs"),
+    ("recipes/configs.py", "from visling.recipes.lxmert import lxmert_paper", "which comes after it"),
+    ("runs/setup.py", "from visling.runs.pretrain import pretrain", "which comes after it"),
+    ("runs/extra.py", "from visling.runs import setup", "runs/extra has no place in ORDER"),
+    ("pretrained/folder.py", "from visling.recipes import configs", "pretrained may not import recipes"),
+    ("regions/store.py", "from visling.data.text import Tokenizer", "regions may not import data"),
+    ("analysis/report.py", "from visling.runs import finetune", "analysis may not import runs"),
     ("api.py", "if TYPE_CHECKING:\n    from visling.cli import app", "api may not import cli"),
     ("models/lxmert.py", "from visling.models.visualbert import Config", "neighbour"),
     ("models/lxmert.py", "from visling.models import build", "neighbour"),
@@ -200,11 +254,11 @@ PLANTED = [
     ("models/cvlp.py", "from visling.models import visualbert", "neighbour"),
     ("tasks/gqa.py", "from visling.tasks import vqa", "neighbour"),
     ("objectives/matching.py", "from visling.objectives.masked_lm import MaskedLM", "neighbour"),
-    ("cli.py", "import visling", "package root"),
+    ("cli/app.py", "import visling", "package root"),
     ("train/state.py", "from visling import __version__", "package root"),
     ("vision/ops.py", "import torchvision.ops", "torchvision is not among"),
-    ("data/store.py", "import h5py", "only data/formats/archive.py may import h5py"),
-    ("recipes/pretraining.py", "import typer", "only cli.py may import typer"),
+    ("regions/store.py", "import h5py", "only regions/formats/hdf5.py may import h5py"),
+    ("runs/pretrain.py", "import typer", "only cli/ may import typer"),
     ("analysis/drawing.py", "import matplotlib.pyplot as plt", "only analysis/plots.py may import matplotlib"),
     ("models/visualbert.py", "import transformers", "inside the exporting function"),
     ("tasks/vqa.py", "def f():\n    import transformers", "inside the exporting function"),
@@ -217,9 +271,11 @@ ALLOWED = [
     ("models/cvlp.py", "from visling.models.base import Encoder"),
     ("models/cvlp.py", "from visling.models import lxmert\nfrom visling.models.lxmert import Lxmert"),
     ("models/visualbert.py", "def export():\n    import transformers"),
-    ("data/formats/h5.py", "from visling.data.formats import tsv\nfrom visling import boxes, errors"),
-    ("data/formats/lmdb.py", "def f():\n    import lmdb"),
-    ("cli.py", "from visling.demo import app\nimport typer"),
+    ("regions/formats/hdf5.py", "from visling.regions.formats import tsv\nfrom visling import boxes, errors"),
+    ("regions/formats/lmdb.py", "def f():\n    import lmdb"),
+    ("cli/app.py", "from visling.api import load\nimport typer"),
+    ("runs/finetune.py", "from visling.runs.setup import open_run\nfrom visling.recipes.configs import FinetuneConfig"),
+    ("recipes/tables.py", "from visling.recipes import lxmert, scenes"),
     ("boxes.py", "from __future__ import annotations\nimport torch\nfrom visling.errors import BoxError"),
 ]
 
@@ -230,10 +286,15 @@ def plant(root: Path, file: str, code: str) -> Path:
         "models/lxmert.py",
         "models/visualbert.py",
         "tasks/vqa.py",
-        "data/formats/tsv.py",
+        "regions/formats/tsv.py",
+        "recipes/lxmert.py",
+        "recipes/scenes.py",
+        "runs/finetune.py",
+        "runs/setup.py",
         "nn/x.py",
         "boxes.py",
         "errors.py",
+        "api.py",
         file,
     ):
         path = root / name

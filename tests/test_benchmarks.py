@@ -51,7 +51,10 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType
 def test_every_benchmark_is_run_here_listed_and_made() -> None:
     names = {file.stem for file in FOLDER.glob("*.py")}
     assert names == set(ARGUMENTS)
-    page, makefile = (FOLDER / "README.md").read_text(encoding="utf-8"), (FOLDER.parent / "Makefile").read_text(encoding="utf-8")
+    page, makefile = (
+        (FOLDER / "README.md").read_text(encoding="utf-8"),
+        (FOLDER.parent / "Makefile").read_text(encoding="utf-8"),
+    )
     for name in names:
         assert f"| `{name}.py` |" in page
         assert f"benchmarks/{name}.py --out benchmarks/results" in makefile

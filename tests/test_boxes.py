@@ -20,7 +20,9 @@ NAN = float("nan")
 def many(count: st.SearchStrategy[int] | int = 6, low: float = 0, high: float = 640) -> st.SearchStrategy[Tensor]:
     """(R, 4) proper corners, some without area."""
     return arrays.arrays(
-        np.float64, (count, 4) if isinstance(count, int) else st.tuples(count, st.just(4)), elements=st.floats(low, high, allow_subnormal=False)
+        np.float64,
+        (count, 4) if isinstance(count, int) else st.tuples(count, st.just(4)),
+        elements=st.floats(low, high, allow_subnormal=False),
     ).map(lambda a: torch.tensor(np.concatenate([np.minimum(a[:, :2], a[:, 2:]), np.maximum(a[:, :2], a[:, 2:])], 1)))
 
 
@@ -31,7 +33,9 @@ def naive_iou(first: list[float], second: list[float], extra: float) -> float:
         width, height = x2 - x1 + extra, y2 - y1 + extra
         return width * height if width > 0 and height > 0 else 0.0
 
-    shared = area(max(first[0], second[0]), max(first[1], second[1]), min(first[2], second[2]), min(first[3], second[3]))
+    shared = area(
+        max(first[0], second[0]), max(first[1], second[1]), min(first[2], second[2]), min(first[3], second[3])
+    )
     union = area(*first) + area(*second) - shared
     return shared / union if union > 0 else 0.0
 
@@ -40,7 +44,10 @@ def naive_iou(first: list[float], second: list[float], extra: float) -> float:
 
 
 def test_the_whole_image_ends_at_its_last_pixel() -> None:
-    assert_close(boxes.whole_image(torch.tensor([[10.0, 5.0], [1.0, 4.0]])), torch.tensor([[[0, 0, 0.9, 0.8]], [[0, 0, 0, 0.75]]]))
+    assert_close(
+        boxes.whole_image(torch.tensor([[10.0, 5.0], [1.0, 4.0]])),
+        torch.tensor([[[0, 0, 0.9, 0.8]], [[0, 0, 0, 0.75]]]),
+    )
 
 
 @given(many())
@@ -67,7 +74,9 @@ def test_forms_by_hand() -> None:
     assert boxes.xywh_to_corners(torch.tensor([[10.0, 20.0, 30.0, 40.0]])).tolist() == corners.tolist()
     assert boxes.corners_to_centre(corners).tolist() == [[25, 40, 30, 40]]
     assert boxes.centre_to_corners(torch.tensor([[25.0, 40.0, 30.0, 40.0]])).tolist() == corners.tolist()
-    assert boxes.to_unit(corners, torch.tensor([80.0, 200.0])).tolist() == [[0.125, pytest.approx(0.1), 0.5, pytest.approx(0.3)]]
+    assert boxes.to_unit(corners, torch.tensor([80.0, 200.0])).tolist() == [
+        [0.125, pytest.approx(0.1), 0.5, pytest.approx(0.3)]
+    ]
 
 
 def test_whole_numbers_become_fractions() -> None:
@@ -90,15 +99,23 @@ def test_to_unit_clips_to_the_image() -> None:
     assert_close(unit, torch.tensor([[0.0, 0.2, 1.0, 1.0]]), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [[[100.0, 50.0], [0.0, 50.0]], [[100.0, -1.0], [100.0, 50.0]], [[100.0, 50.0], [NAN, 50.0]]])
+@pytest.mark.parametrize(
+    "size", [[[100.0, 50.0], [0.0, 50.0]], [[100.0, -1.0], [100.0, 50.0]], [[100.0, 50.0], [NAN, 50.0]]]
+)
 def test_to_unit_refuses_impossible_sizes(size: list[list[float]]) -> None:
-    with pytest.raises(BoxError, match=r"image sizes must be positive; found (0|-1|nan)\. Give width and height in pixels"):
+    with pytest.raises(
+        BoxError, match=r"image sizes must be positive; found (0|-1|nan)\. Give width and height in pixels"
+    ):
         boxes.to_unit(torch.zeros(2, 1, 4), torch.tensor(size))
 
 
-@pytest.mark.parametrize(("corner", "found"), [(30.0, "0 to 30"), (-0.01, "-0.01 to 0.5"), (1.01, "0 to 1.01"), (NAN, "nan to nan")])
+@pytest.mark.parametrize(
+    ("corner", "found"), [(30.0, "0 to 30"), (-0.01, "-0.01 to 0.5"), (1.01, "0 to 1.01"), (NAN, "nan to nan")]
+)
 def test_check_unit_refuses(corner: float, found: str) -> None:
-    with pytest.raises(BoxError, match=rf"boxes of image 7 must be unit corners in \[0, 1\]; found {found}\. .*to_unit"):
+    with pytest.raises(
+        BoxError, match=rf"boxes of image 7 must be unit corners in \[0, 1\]; found {found}\. .*to_unit"
+    ):
         boxes.check_unit(torch.tensor([[0.0, 0.0, 0.5, corner]]), "image 7")
 
 

@@ -19,13 +19,17 @@ import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from visling import cli, models
 from visling import config as configs
+from visling import models
 from visling.checkpoints import catalog
-from visling.data.store import NativeStore
+from visling.cli import app
 from visling.errors import VislingError
-from visling.recipes import assembly, finetuning, pretraining
-from visling.recipes.comparison import Comparison
+from visling.pretrained.folder import read_model_folder
+from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.regions.store import NativeStore
+from visling.runs import evaluate
+from visling.runs import finetune as finetuning
+from visling.runs.compare import Comparison
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         capsys.readouterr()
         status = 0
         try:
-            cli.run()
+            app.run()
         except SystemExit as end:
             status = int(end.code or 0)
         out, err = capsys.readouterr()
@@ -81,15 +85,46 @@ def tiny(world: Any, *settings: str) -> list[str]:
 
 
 def test_the_whole_way(call: Call, world: Any) -> None:
-    drawn = call("scenes", "--out", "scenes", "--images", 30, "--seed", 1, "--set", "processes=1", "--set", "questions_per_image=4", "--json")
+    drawn = call(
+        "scenes",
+        "--out",
+        "scenes",
+        "--images",
+        30,
+        "--seed",
+        1,
+        "--set",
+        "processes=1",
+        "--set",
+        "questions_per_image=4",
+        "--json",
+    )
     assert drawn.json()["counts"]["train"]["images"] == 24
     detector = [
         word
-        for setting in ("detector.feature_size=16", "detector.channels=[8]", "detector.blocks=[0]", "detector.min_regions=4")
+        for setting in (
+            "detector.feature_size=16",
+            "detector.channels=[8]",
+            "detector.blocks=[0]",
+            "detector.min_regions=4",
+        )
         for word in ("--set", setting)
     ]
     boxes = ("--annotations", "scenes/annotations/instances_train.json")
-    trained = call("detect", "train", "scenes/images/train", *boxes, "--preset", "scenes", "--steps", 2, *detector, "--out", "detector", "--json")
+    trained = call(
+        "detect",
+        "train",
+        "scenes/images/train",
+        *boxes,
+        "--preset",
+        "scenes",
+        "--steps",
+        2,
+        *detector,
+        "--out",
+        "detector",
+        "--json",
+    )
     assert trained.json() | {"seconds": 0} == {
         "images": 24, "steps": 2, "epochs": 1.67, "seconds": 0, "unreadable": 0, "unreadable_images": [],
     }  # fmt: skip
@@ -104,12 +139,34 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     pretrained = call("pretrain", "--recipe", "visualbert-scenes", *data, *tiny(world), "--out", "pretrained")
     assert pretrained.status == 0
     assert pretrained.out == f"Pre-trained model in {Path('pretrained/model')}\n"
-    tuned = call("finetune", "--recipe", "visualbert-vqa-scenes", *data, "--init", "pretrained", *tiny(world), "--seed", 5, "--out", "vqa")
+    tuned = call(
+        "finetune",
+        "--recipe",
+        "visualbert-vqa-scenes",
+        *data,
+        "--init",
+        "pretrained",
+        *tiny(world),
+        "--seed",
+        5,
+        "--out",
+        "vqa",
+    )
     assert tuned.out == f"Fine-tuned model in {Path('vqa/model')}\n"
     about = json.loads(Path("vqa/run.json").read_text())
     assert about["command"][:4] == ["visling", "finetune", "--recipe", "visualbert-vqa-scenes"]
     assert about["seed"] == about["config"]["train"]["seed"] == 5
-    tune_blind = ("finetune", "--recipe", "visualbert-vqa-scenes", "--data", "scenes", "--init", "pretrained", *tiny(world), "--text-only")
+    tune_blind = (
+        "finetune",
+        "--recipe",
+        "visualbert-vqa-scenes",
+        "--data",
+        "scenes",
+        "--init",
+        "pretrained",
+        *tiny(world),
+        "--text-only",
+    )
     assert call(*tune_blind, "--out", "blind").status == 0
     assert call("evaluate", "vqa", "--json").json()["scores"]["accuracy"]["count"] == 12
     assert "accuracy" in call("evaluate", "blind", "--split", "test").out
@@ -149,12 +206,28 @@ def test_the_way_without_attributes(call: Call, world: Any) -> None:
     broken.write_bytes(b"no picture")
     sizes = ("feature_size=16", "channels=[8]", "blocks=[0]", "min_regions=4")
     small = [word for size in sizes for word in ("--set", f"detector.{size}")]
-    train = ("detect", "train", "images/train", "--annotations", "train.json", "--preset", "scenes", "--steps", 4, "--set", "log_every=2")
+    train = (
+        "detect",
+        "train",
+        "images/train",
+        "--annotations",
+        "train.json",
+        "--preset",
+        "scenes",
+        "--steps",
+        4,
+        "--set",
+        "log_every=2",
+    )
     trained = call(*train, *small, "--out", "detector", "--json")
     left_out = [{"image": str(broken), "reason": f"cannot read image {broken} (10 bytes)"}]
-    assert [{**one, "reason": one["reason"].partition(":")[0]} for one in trained.json()["unreadable_images"]] == left_out
+    assert [
+        {**one, "reason": one["reason"].partition(":")[0]} for one in trained.json()["unreadable_images"]
+    ] == left_out
     assert re.search(r"^ +50%  step 2 .* images/s  0:00:0\d left$", trained.err, flags=re.MULTILINE), trained.err
-    scored = call("detect", "eval", "images/val", "--annotations", "val.json", "--detector", "detector", "--json").json()
+    scored = call(
+        "detect", "eval", "images/val", "--annotations", "val.json", "--detector", "detector", "--json"
+    ).json()
     assert (scored["images"], scored["attribute accuracy"], scored["unreadable_images"]) == (3, None, [])
     extracted = call("regions", "extract", "images", "--detector", "detector", "--out", "regions", "--json").json()
     assert (extracted["images"], [one["image"] for one in extracted["unreadable_images"]]) == (29, [str(broken)])
@@ -162,14 +235,27 @@ def test_the_way_without_attributes(call: Call, world: Any) -> None:
     assert (shown["classes"], shown["attributes"]) == (9, 0)
     questions = world.annotations(Path("data")) / "annotations" / "v2_OpenEnded_scenes_train_questions.json"
     content = json.loads(questions.read_text())
-    content["questions"] = [one for one in content["questions"] if one["image_id"] != int(broken.stem.rpartition("_")[2])]
+    content["questions"] = [
+        one for one in content["questions"] if one["image_id"] != int(broken.stem.rpartition("_")[2])
+    ]
     kept = {one["question_id"] for one in content["questions"]}
     questions.write_text(json.dumps(content))
     answers = questions.with_name("v2_scenes_train_annotations.json")
     content = json.loads(answers.read_text())
     content["annotations"] = [one for one in content["annotations"] if one["question_id"] in kept]
     answers.write_text(json.dumps(content))
-    tune = ("finetune", "--recipe", "visualbert-vqa-scenes", "--data", "data", "--store", "regions", *tiny(world), "--out", "vqa")
+    tune = (
+        "finetune",
+        "--recipe",
+        "visualbert-vqa-scenes",
+        "--data",
+        "data",
+        "--store",
+        "regions",
+        *tiny(world),
+        "--out",
+        "vqa",
+    )
     assert call(*tune).status == 0
     answered = call("predict", "--run", "vqa", world.picture(), "how many objects are there?", "--json").json()
     assert answered["regions"] >= 4
@@ -197,10 +283,21 @@ def test_a_negative_seed_is_refused(call: Call, words: tuple[object, ...]) -> No
 @pytest.fixture
 def training(world: Any) -> list[object]:
     """A fine-tuning command without --out."""
-    return ["finetune", "--recipe", "visualbert-vqa-scenes", "--data", world.scenes, "--store", world.regions, *tiny(world)]
+    return [
+        "finetune",
+        "--recipe",
+        "visualbert-vqa-scenes",
+        "--data",
+        world.scenes,
+        "--store",
+        world.regions,
+        *tiny(world),
+    ]
 
 
-def test_a_taken_folder_is_refused_and_unchanged(call: Call, world: Any, training: list[object], tmp_path: Path) -> None:
+def test_a_taken_folder_is_refused_and_unchanged(
+    call: Call, world: Any, training: list[object], tmp_path: Path
+) -> None:
     run = shutil.copytree(world.vqa, tmp_path / "vqa")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     refused(call(*training, "--out", run), "is not empty", "--resume")
@@ -239,7 +336,9 @@ def test_a_time_limit_says_that_the_run_is_not_finished(call: Call, training: li
         (["--set", "batch_size=100000"], ["Lower batch_size"]),
     ],
 )
-def test_mistakes_in_training_end_with_a_message(call: Call, training: list[object], words: list[str], message: list[str]) -> None:
+def test_mistakes_in_training_end_with_a_message(
+    call: Call, training: list[object], words: list[str], message: list[str]
+) -> None:
     Path("file").write_text("x")
     refused(call(*training, "--out", "run", *words), *message)
     assert not Path("run").exists()
@@ -274,7 +373,10 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
         ((*inspect, "--image", "gone.png"), ["no image gone.png"]),
         ((*inspect, "--image", picture, "--out", "file"), ["file exists"]),
         ((*inspect, "--image", picture, "--out", "drawing.odd"), ["cannot write the picture", ".png"]),
-        ((*inspect, "--image", picture, "--out", "gone/drawing.png"), ["cannot write the picture", "a folder that exists"]),
+        (
+            (*inspect, "--image", picture, "--out", "gone/drawing.png"),
+            ["cannot write the picture", "a folder that exists"],
+        ),
         (("regions", "inspect", "gone"), ["no region store at gone"]),
         ((*extract, "--out", "file"), ["file is a file"]),
         ((*extract, "--out", "file/regions"), ["cannot make the folder file/regions"]),
@@ -282,7 +384,10 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
         ((*extract, "--out", world.regions), ["is not empty", "add to it with --resume"]),
         ((*extract, "--out", "new", "--detector", world.pretrained), ["does not describe a detector"]),
         (("regions", "extract", "gone", "--detector", detector, "--out", "new"), ["no image folder gone"]),
-        (("detect", "train", scenes, "--annotations", boxes, "--preset", "scene", "--out", "new"), ["'scene'", "'scenes'"]),
+        (
+            ("detect", "train", scenes, "--annotations", boxes, "--preset", "scene", "--out", "new"),
+            ["'scene'", "'scenes'"],
+        ),
         (("detect", "train", scenes, "--annotations", boxes, "--set", "step=3", "--out", "new"), ["'step'", "'steps'"]),
         (("detect", "train", scenes, "--annotations", "gone.json", "--out", "new"), ["no annotation file gone.json"]),
         (("detect", "eval", "gone", "--annotations", boxes, "--detector", detector), ["annotated images is in gone"]),
@@ -292,7 +397,10 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
         (("scenes", "--out", "new", "--set", "imags=3"), ["'imags'", "'images'"]),
         (("recipes", "show", "visualbert-vqs"), ["no recipe 'visualbert-vqs'", "'visualbert-vqa'"]),
         (("recipes", "show", "visualbert-scenes", "--set", "train.epoch=3"), ["'epochs'"]),
-        (("recipes", "show", "visualbert-coco", "--set", "objectives={masked_lmm = 1.0}"), ["unknown objective 'masked_lmm'", "'masked_lm'"]),
+        (
+            ("recipes", "show", "visualbert-coco", "--set", "objectives={masked_lmm = 1.0}"),
+            ["unknown objective 'masked_lmm'", "'masked_lm'"],
+        ),
         (("recipes", "show", "visualbert-coco", "--gpu", "A1000"), ["no GPU 'A1000'", "'A100'"]),
     ]
     for words, message in cases:
@@ -324,9 +432,9 @@ def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypa
     def break_(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(finetuning, "evaluate", fail)
+    monkeypatch.setattr(evaluate, "evaluate", fail)
     assert call("evaluate", world.vqa) == Ended(2, "", "visling: what, found, expected, how to mend\n")
-    monkeypatch.setattr(finetuning, "evaluate", break_)
+    monkeypatch.setattr(evaluate, "evaluate", break_)
     with pytest.raises(ZeroDivisionError):
         call("evaluate", world.vqa)
 
@@ -408,7 +516,11 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     found = call(*asked, "--classes", "objects.txt", "--dtype", "float32").json()
     assert found == {"images": 3, "regions": 11, "found already": 0, "repeated lines": 0}
     store = NativeStore.open(Path("regions"))
-    assert (store.fingerprint, store.class_names[1599], store.fields["features"].dtype) == ("lxmert-obj36", "thing 1599", "float32")
+    assert (store.fingerprint, store.class_names[1599], store.fields["features"].dtype) == (
+        "lxmert-obj36",
+        "thing 1599",
+        "float32",
+    )
     refused(call(*asked), "--resume")
     again = call(*asked, "--classes", "objects.txt", "--dtype", "float32", "--resume").json()
     assert (again["images"], again["found already"]) == (0, 3)
@@ -446,7 +558,16 @@ def test_features_are_stored_in_full_precision_if_asked_for(call: Call, world: A
 def test_scores_without_objects_are_valid_json(call: Call, world: Any) -> None:
     file = world.scenes / "annotations" / "instances_val.json"
     Path("empty.json").write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
-    found = call("detect", "eval", world.scenes / "images" / "val", "--annotations", "empty.json", "--detector", world.detector, "--json")
+    found = call(
+        "detect",
+        "eval",
+        world.scenes / "images" / "val",
+        "--annotations",
+        "empty.json",
+        "--detector",
+        world.detector,
+        "--json",
+    )
     assert found.json()["recall at IoU 0.5"] is None
 
 
@@ -457,7 +578,7 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
     assert found["threads"] == 1
     assert "torch" in call("doctor").out
     listed = call("recipes", "list", "--json").json()
-    assert set(listed) == {f"pretrain {name}" for name in pretraining.RECIPES} | {f"finetune {name}" for name in finetuning.RECIPES}
+    assert set(listed) == {f"pretrain {name}" for name in PRETRAINING} | {f"finetune {name}" for name in FINETUNING}
     plain = call("recipes", "list").out
     for name in listed:
         assert name in plain
@@ -465,15 +586,19 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
     assert all(about.endswith((".", ":")) for about in listed.values()), listed
 
 
-@pytest.mark.parametrize("name", sorted({*pretraining.RECIPES, *finetuning.RECIPES}))
+@pytest.mark.parametrize("name", sorted({*PRETRAINING, *FINETUNING}))
 def test_every_recipe_is_shown_as_one_object(call: Call, name: str) -> None:
     found = call("recipes", "show", name, "--no-estimate", "--set", "train.seed=41").json()
-    assert set(found) == {verb for verb, table in (("pretrain", pretraining.RECIPES), ("finetune", finetuning.RECIPES)) if name in table}
+    assert set(found) == {
+        verb for verb, table in (("pretrain", PRETRAINING), ("finetune", FINETUNING)) if name in table
+    }
     assert all(recipe["train"]["seed"] == 41 for recipe in found.values())
 
 
 def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:
-    assert set(call("recipes", "show", "visualbert-vqa", "--no-estimate", "--set", "masking.rate=0.2").json()) == {"pretrain"}
+    assert set(call("recipes", "show", "visualbert-vqa", "--no-estimate", "--set", "masking.rate=0.2").json()) == {
+        "pretrain"
+    }
 
 
 # Checkpoints
@@ -481,8 +606,12 @@ def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:
 
 def official_file(world: Any, folder: Path) -> tuple[Path, list[str]]:
     """Weights under released names, and the options that say what they are."""
-    saved = assembly.read(world.pretrained)
-    parts = {"encoder.": "encoder.", "objectives.masked_lm.head.": "vocabulary.", "objectives.matching.head.": "matching."}
+    saved = read_model_folder(world.pretrained)
+    parts = {
+        "encoder.": "encoder.",
+        "objectives.masked_lm.head.": "vocabulary.",
+        "objectives.matching.head.": "matching.",
+    }
     ours = {
         part + name.removeprefix(place): tensor
         for name, tensor in saved.weights.items()
@@ -491,7 +620,9 @@ def official_file(world: Any, folder: Path) -> tuple[Path, list[str]]:
     }
     torch.save(models.spec("visualbert").keys["official"].invert(ours), folder / "weights.th")
     settings = [
-        f"{name}={json.dumps(value)}" for name, value in configs.to_dict(saved.config).items() if name not in ("whiten_features", "vocabulary")
+        f"{name}={json.dumps(value)}"
+        for name, value in configs.to_dict(saved.config).items()
+        if name not in ("whiten_features", "vocabulary")
     ]
     settings += ["whiten_features=false", f"vocabulary={saved.path / 'vocab.txt'}"]
     return folder / "weights.th", ["--preset", "scenes", *(word for setting in settings for word in ("--set", setting))]
@@ -513,11 +644,19 @@ def test_weights_go_in_and_out_and_are_verified(call: Call, world: Any, tmp_path
     ):
         assert words in made.out
     found = call("convert", weights, *size, "--to", "again", "--json").json()
-    assert (found["model"], found["layout"], found["task"], found["coverage"]["missing"]) == ("visualbert", "official", None, [])
+    assert (found["model"], found["layout"], found["task"], found["coverage"]["missing"]) == (
+        "visualbert",
+        "official",
+        None,
+        [],
+    )
     assert call("convert", "model", "--to-layout", "official", "--to", "back.safetensors").out.startswith(
         "Wrote back.safetensors\n  layout   official"
     )
-    assert call("convert", "model", "--to-layout", "transformers", "--to", "hf", "--json").json()["layout"] == "transformers"
+    assert (
+        call("convert", "model", "--to-layout", "transformers", "--to", "hf", "--json").json()["layout"]
+        == "transformers"
+    )
     assert json.loads(Path("hf/config.json").read_text())["architectures"] == ["VisualBertForPreTraining"]
 
     assert call("verify", "model", "recording", "--record").out.startswith("Recorded in recording")
@@ -531,7 +670,11 @@ def test_weights_go_in_and_out_and_are_verified(call: Call, world: Any, tmp_path
     assert differing.status == 1
     assert "first to differ: layers.0 " in differing.out
     ended = call("verify", "again", "recording", "--json")
-    assert (ended.status, ended.json()["first"], ended.json()["layers"]["embeddings"]["agrees"]) == (1, "layers.0", True)
+    assert (ended.status, ended.json()["first"], ended.json()["layers"]["embeddings"]["agrees"]) == (
+        1,
+        "layers.0",
+        True,
+    )
     assert call("verify", "again", "recording", "--tolerance", 1000).status == 0
 
 
@@ -554,7 +697,10 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
         (("convert", "owner/name", "--offline", "--to", "new"), ["no folder owner/name here", "HF_HUB_OFFLINE"]),
         (("convert", "vqa_fine_tuned", "--to", "new"), ["published at https://"]),
         (("convert", "model", "--to-layout", "oficial", "--to", "new"), ["no layout 'oficial'", "'official'"]),
-        (("convert", "model", "--to-layout", "official", "--from", "official", "--to", "new"), ["give only SOURCE, --to and --to-layout"]),
+        (
+            ("convert", "model", "--to-layout", "official", "--from", "official", "--to", "new"),
+            ["give only SOURCE, --to and --to-layout"],
+        ),
         (("convert", world.pretrained, "--to-layout", "official", "--to", "new.th"), ["encoder.whiten"]),
         (("verify", "gone", "recording"), ["no model in gone"]),
         (("verify", "model", "gone"), ["no recording in gone", "--record"]),
@@ -585,9 +731,28 @@ def test_the_catalogue_is_listed(call: Call) -> None:
 
 
 def test_models_are_compared(call: Call, world: Any) -> None:
-    sizes = ("encoder.hidden_size=16", "encoder.num_heads=2", "encoder.intermediate_size=32", "train.max_steps=2", "train.precision=fp32")
+    sizes = (
+        "encoder.hidden_size=16",
+        "encoder.num_heads=2",
+        "encoder.intermediate_size=32",
+        "train.max_steps=2",
+        "train.precision=fp32",
+    )
     settings = [word for setting in sizes for option in ("--set", "--pretrain-set") for word in (option, setting)]
-    asked = ("compare", "--recipe", "scenes", "--tasks", "vqa-scenes", "--data", world.scenes, "--store", world.regions, "--seeds", 1, *settings)
+    asked = (
+        "compare",
+        "--recipe",
+        "scenes",
+        "--tasks",
+        "vqa-scenes",
+        "--data",
+        world.scenes,
+        "--store",
+        world.regions,
+        "--seeds",
+        1,
+        *settings,
+    )
     ended = call(*asked, "--models", "visualbert", "--out", "comparison")
     assert ended.status == 0
     assert ended.out.startswith("# visualbert on vqa-scenes\n")
@@ -624,7 +789,7 @@ def test_the_comparisons_in_help_and_pages_are_true() -> None:
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every verb with its command."""
-    command = typer.main.get_command(cli.app) if command is None else command
+    command = typer.main.get_command(app.app) if command is None else command
     if not hasattr(command, "commands"):
         yield path, command
     for name, inner in getattr(command, "commands", {}).items():
@@ -651,28 +816,35 @@ def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) ->
     assert tuple(words[: len(path)]) == path, "the example is of another verb"
     context = VERBS[path].make_context("visling", words[len(path) :])  # raises on an unknown option or a missing value
     recipe = context.params.get("recipe")
-    assert recipe is None or recipe in {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}[path[0]]
+    assert recipe is None or recipe in {"pretrain": PRETRAINING, "finetune": FINETUNING}[path[0]]
 
 
 def test_the_commands_of_the_checkpoints_page_parse() -> None:
     page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    commands_ = [shlex.split(line.removeprefix("visling ")) for line in page.splitlines() if line.startswith("visling ")]
+    commands_ = [
+        shlex.split(line.removeprefix("visling ")) for line in page.splitlines() if line.startswith("visling ")
+    ]
     assert len(commands_) > 25
     for words in commands_:
         (path,) = (path for path in VERBS if tuple(words[: len(path)]) == path)
         given = VERBS[path].make_context("visling", words[len(path) :]).params
         if path == ("convert",):
-            release = given["release"] or (Path(given["source"]).stem if not given["to_layout"] and not given["from_"] else None)
+            release = given["release"] or (
+                Path(given["source"]).stem if not given["to_layout"] and not given["from_"] else None
+            )
             if release is not None:
                 known = catalog.find(release)
-                needed, tables = (sum(head.outputs in sizes for head in known.heads.values()) for sizes in ((3129, 1842, 1533), (9500,)))
+                needed, tables = (
+                    sum(head.outputs in sizes for head in known.heads.values())
+                    for sizes in ((3129, 1842, 1533), (9500,))
+                )
                 assert needed <= len(given["answers"] or ()) <= needed + tables, words
             if given["model"] is not None:
                 family = models.spec(given["model"])
                 assert given["preset"] in family.presets
                 assert given["from_"] in family.keys
         elif path == ("catalog",):
-            assert any(entry.family == given["model"] for entry in catalog.RELEASES)
+            assert any(entry.family == given["model"] for entry in catalog.RELEASED_FILES)
 
 
 @pytest.mark.parametrize("path", VERBS, ids=" ".join)

@@ -179,7 +179,16 @@ def test_settings_at_the_top(setting: str, expected: dict[str, Any]) -> None:
 
 
 def test_settings_below() -> None:
-    changed = configs.override(FULL, ["optim.lr=1e-4", "optim.betas=[0.5, 1]", "second.warmup_steps=9", "optim.warmup_steps=none", "optim.clip=none"])
+    changed = configs.override(
+        FULL,
+        [
+            "optim.lr=1e-4",
+            "optim.betas=[0.5, 1]",
+            "second.warmup_steps=9",
+            "optim.warmup_steps=none",
+            "optim.clip=none",
+        ],
+    )
     assert changed.optim == Optim(lr=1e-4, betas=(0.5, 1.0), clip="none", warmup_steps=None)
     assert changed.second == Optim(clip="per_tensor", warmup_steps=9)
     assert FULL.optim.lr == 0.5, "the original must stay"
@@ -195,13 +204,16 @@ def test_settings_reach_into_mappings() -> None:
     assert FULL.weights == {"mlm": 1.0, "match": 0.5}, "the original must stay"
     assert configs.override(FULL, ["weights={mlm = 3}", "weights.new=4"]).weights == {"mlm": 3.0, "new": 4.0}
     assert configs.override(FULL, ["weights.new=4", "weights={mlm = 3}"]).weights == {"mlm": 3.0}
-    assert configs.override(Run(name="a", phases={"a": Optim(clip="none")}), ["phases.a.lr=5"]).phases == {"a": Optim(lr=5.0, clip="none")}
+    assert configs.override(Run(name="a", phases={"a": Optim(clip="none")}), ["phases.a.lr=5"]).phases == {
+        "a": Optim(lr=5.0, clip="none")
+    }
     assert configs.override(FULL, ["phases.b.lr=5"]).phases == {"b": Optim(lr=5.0)}
 
 
 def test_a_setting_of_nothing_says_so() -> None:
     with pytest.raises(
-        ConfigError, match=r"'second\.lr' goes too deep: what should hold 'lr' is none\. Set that whole first, as a table: \{lr = value\}"
+        ConfigError,
+        match=r"'second\.lr' goes too deep: what should hold 'lr' is none\. Set that whole first, as a table: \{lr = value\}",
     ):
         configs.override(Run(name="a"), ["second.lr=1"])
     assert configs.override(Run(name="a"), ["second={}", "second.lr=1"]).second == Optim(lr=1.0)
@@ -232,7 +244,9 @@ def test_the_last_setting_of_a_name_wins() -> None:
 def test_settings_reach_a_config_in_a_field_of_any_type() -> None:
     run = Run(name="a", encoder=Model())
     assert configs.override(run, ["encoder.width=24", "encoder.heads=4"]).encoder == Model(width=24, heads=4)
-    with pytest.raises(ConfigError, match=r"'encoder\.widht' is not a setting: Model has no 'widht'\. Did you mean 'width'\?"):
+    with pytest.raises(
+        ConfigError, match=r"'encoder\.widht' is not a setting: Model has no 'widht'\. Did you mean 'width'\?"
+    ):
         configs.override(run, ["encoder.widht=24"])
     with pytest.raises(ConfigError, match=r"'encoder\.width' must be of type int; found 'x' \(str\)"):
         configs.override(run, ["encoder.width=x"])
@@ -243,7 +257,10 @@ def test_settings_reach_a_config_in_a_field_of_any_type() -> None:
     [
         ("epochs", "cannot read setting 'epochs': expected name=value"),
         ("epoch=1", "'epoch' is not a setting: Run has no 'epoch'. Did you mean 'epochs'?"),
-        ("optim.wamup_steps=1", "'optim.wamup_steps' is not a setting: Optim has no 'wamup_steps'. Did you mean 'warmup_steps'?"),
+        (
+            "optim.wamup_steps=1",
+            "'optim.wamup_steps' is not a setting: Optim has no 'wamup_steps'. Did you mean 'warmup_steps'?",
+        ),
         ("epochs.first=1", "'epochs.first' goes too deep: int has no settings of its own."),
         ("weights.mlm=x", "'weights.mlm' must be of type float; found 'x' (str)."),
         ("weights.mlm.rate=1", "'weights.mlm.rate' goes too deep: float has no settings of its own."),

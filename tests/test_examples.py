@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 import typer
 
-from visling import cli, models
 from visling import config as configs
-from visling.recipes import detection, finetuning, pretraining
+from visling import models
+from visling.cli.app import app
+from visling.recipes.detectors import detect_config
+from visling.recipes.tables import FINETUNING, PRETRAINING
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-TABLES: dict[str, Any] = {"pretrain": pretraining.RECIPES, "finetune": finetuning.RECIPES}
+TABLES: dict[str, Any] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
 
 
 def fenced(text: str) -> list[tuple[str, str]]:
@@ -35,13 +37,17 @@ def fenced(text: str) -> list[tuple[str, str]]:
 def typed(text: str, program: str) -> list[list[str]]:
     """Words after the program of every command in a page's fenced blocks; continued lines are joined, comments dropped."""
     lines = [line for _, block in fenced(text) for line in block.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.removeprefix("$ ").startswith(f"{program} ")]
+    words = [
+        shlex.split(line.removeprefix("$ "), comments=True)
+        for line in lines
+        if line.removeprefix("$ ").startswith(f"{program} ")
+    ]
     return [one[1:] for one in words]
 
 
 def check(words: list[str]) -> None:
     """Fail unless the verb and every option exist, and recipes, presets and settings are real."""
-    command, rest = typer.main.get_command(cli.app), words
+    command, rest = typer.main.get_command(app), words
     while hasattr(command, "commands"):
         assert rest, f"visling {' '.join(words)}: a verb is missing"
         assert rest[0] in command.commands, f"visling {' '.join(words)}: no verb {rest[0]!r}"
@@ -54,7 +60,7 @@ def check(words: list[str]) -> None:
         assert recipes, f"visling {' '.join(words)}: no recipe {name!r}"
         configs.override(recipes[0], given.get("set_") or [])
     elif words[:2] == ["detect", "train"]:
-        detection.settings_from(given.get("set_") or [], given["preset"])
+        detect_config(given.get("set_") or [], given["preset"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -66,7 +72,9 @@ def test_commands_in_pages_are_true(page: Path) -> None:
         check(words)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for words in typed(text, "make"):
-        assert re.search(rf"^{re.escape(words[0])}:", makefile, flags=re.MULTILINE), f"the Makefile has no target {words[0]!r}"
+        assert re.search(rf"^{re.escape(words[0])}:", makefile, flags=re.MULTILINE), (
+            f"the Makefile has no target {words[0]!r}"
+        )
 
 
 def test_the_check_can_fail() -> None:
@@ -79,7 +87,10 @@ def test_the_check_can_fail() -> None:
         check(["finetune", "--recipe", "no-such", "--data", "d", "--out", "o"])
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists() or not (ROOT / "README.md").read_text(encoding="utf-8").strip(), reason="no README yet")
+@pytest.mark.skipif(
+    not (ROOT / "README.md").exists() or not (ROOT / "README.md").read_text(encoding="utf-8").strip(),
+    reason="no README yet",
+)
 def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     verbs = {words[0] for words in typed(text, "visling")}
@@ -98,7 +109,9 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
             if not target.exists():
                 target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
         program = "import torch; torch.set_num_threads(1)\n" + block
-        ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        ended = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.strip()
 
@@ -132,7 +145,9 @@ SMALLER = {
 
 @pytest.mark.slow
 def test_the_way_by_hand_of_the_readme_runs(tmp_path: Path) -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The whole way, by hand")[2].partition("\n## ")[0]
+    section = (
+        (ROOT / "README.md").read_text(encoding="utf-8").partition("## The whole way, by hand")[2].partition("\n## ")[0]
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     ways = typed(section, "visling")
     assert {verb.split()[0] for verb in SMALLER} <= {words[0] for words in ways}
@@ -141,7 +156,9 @@ def test_the_way_by_hand_of_the_readme_runs(tmp_path: Path) -> None:
         # of 120 pictures the test split holds others than of README's 2,500
         given = [re.sub(r"scene_\d+", f"scene_{120:012d}", word) for word in words]
         command = [sys.executable, "-m", "visling", *given, *smaller]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment, check=False)
+        ended = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment, check=False
+        )
         assert ended.returncode == 0, f"visling {' '.join([*given, *smaller])}\n{ended.stdout}{ended.stderr}"
     for name in (
         "regions/manifest.json",
@@ -166,7 +183,9 @@ def demo() -> ModuleType:
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "large"])
-def test_every_stage_of_the_demo_parses(demo: ModuleType, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_of_the_demo_parses(
+    demo: ModuleType, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
     monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
@@ -184,7 +203,9 @@ def test_every_stage_of_the_demo_parses(demo: ModuleType, size: str, tmp_path: P
             assert Path(words[words.index("--out") + 1]).parts[:2] == ("demo", size)
 
 
-def test_a_stage_that_was_interrupted_goes_on(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_was_interrupted_goes_on(
+    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run: list[list[str]] = []
     monkeypatch.setattr(demo.subprocess, "call", lambda command: run.append(command[3:]) or 0)
     out = tmp_path / "run"
@@ -207,10 +228,16 @@ def test_examples_import_nothing_but_the_standard_library() -> None:
     for file in (ROOT / "examples").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = (
-                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
             )
             for name in names:
-                assert str(name).split(".")[0] in sys.stdlib_module_names | {"__future__"}, f"{file.name} imports {name}"
+                assert str(name).split(".")[0] in sys.stdlib_module_names | {"__future__"}, (
+                    f"{file.name} imports {name}"
+                )
 
 
 @pytest.mark.slow

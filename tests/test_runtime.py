@@ -41,7 +41,9 @@ def test_home_without_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert runtime.home() == tmp_path / "cache" / "visling"
 
 
-@pytest.mark.parametrize(("platform", "inside"), [("darwin", "Library/Caches/visling"), ("win32", "AppData/Local/visling")])
+@pytest.mark.parametrize(
+    ("platform", "inside"), [("darwin", "Library/Caches/visling"), ("win32", "AppData/Local/visling")]
+)
 def test_home_on_other_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, inside: str) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
@@ -192,10 +194,14 @@ def test_a_process_group_is_joined_and_left_even_after_an_error(monkeypatch: pyt
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
-def test_sums_over_processes_leave_the_values(monkeypatch: pytest.MonkeyPatch, processes: int, dtype: torch.dtype) -> None:
+def test_sums_over_processes_leave_the_values(
+    monkeypatch: pytest.MonkeyPatch, processes: int, dtype: torch.dtype
+) -> None:
     values = torch.tensor([1, 2], dtype=dtype)
     monkeypatch.setattr(runtime, "world_size", lambda: processes)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))  # the other process holds the same
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2)
+    )  # the other process holds the same
     total = runtime.sum_over_processes(values)
     assert total.dtype == torch.float64
     assert total.tolist() == [processes, 2 * processes]
@@ -206,9 +212,11 @@ def test_sums_over_processes_leave_the_values(monkeypatch: pytest.MonkeyPatch, p
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_the_entry_settles_threads_and_keeps_a_given_setting(monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str) -> None:
+def test_the_entry_settles_threads_and_keeps_a_given_setting(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
     seen: list[str | None] = []
-    monkeypatch.setattr("visling.cli.run", lambda: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+    monkeypatch.setattr("visling.cli.app.run", lambda: seen.append(os.environ.get("OMP_WAIT_POLICY")))
     monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
     if given is None:
         monkeypatch.delenv("OMP_WAIT_POLICY")

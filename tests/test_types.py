@@ -12,7 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from visling.types import IGNORE, Batch, Encoded, Example, Loss, Maps, Pixels, RegionArray, Regions, RegionStore, Slots, Targets, Text
+from visling.types import (
+    IGNORE,
+    Batch,
+    Encoded,
+    Example,
+    Loss,
+    Maps,
+    Pixels,
+    RegionArray,
+    Regions,
+    RegionStore,
+    Slots,
+    Targets,
+    Text,
+)
 
 B, T, R, F = 4, 5, 3, 2
 
@@ -66,20 +80,53 @@ BROKEN: dict[str, tuple[Callable[[], Batch], str]] = {
         lambda: with_text(segments=torch.zeros(B, T + 1, dtype=torch.int64)),
         "text ids, mask and segments differ in shape",
     ),
-    "mask of another length": (lambda: with_text(mask=torch.ones(B, T - 1, dtype=torch.bool)), "text ids, mask and segments differ in shape"),
-    "text mask of numbers": (lambda: with_text(mask=text().mask.long()), r"text mask must be boolean; found torch\.int64"),
-    "a row without tokens": (lambda: with_text(mask=text().mask & (torch.arange(B) != 2)[:, None]), "a text row has no real token"),
+    "mask of another length": (
+        lambda: with_text(mask=torch.ones(B, T - 1, dtype=torch.bool)),
+        "text ids, mask and segments differ in shape",
+    ),
+    "text mask of numbers": (
+        lambda: with_text(mask=text().mask.long()),
+        r"text mask must be boolean; found torch\.int64",
+    ),
+    "a row without tokens": (
+        lambda: with_text(mask=text().mask & (torch.arange(B) != 2)[:, None]),
+        "a text row has no real token",
+    ),
     "rows that fill no group": (lambda: batch(group=3), "4 rows are not a multiple of the group of 3"),
-    "region mask of numbers": (lambda: with_regions(mask=regions().mask.float()), r"region mask must be boolean; found torch\.float32"),
-    "features of other regions": (lambda: with_regions(features=torch.zeros(B, R + 1, F)), "region features and mask differ in shape"),
-    "boxes of five numbers": (lambda: with_regions(boxes=torch.zeros(B, R, 5)), r"boxes must be \(S, R, 4\); found \(4, 3, 5\)"),
-    "a hole among regions": (lambda: with_regions(mask=changed(regions().mask, (0, 1), False)), "real regions must come before padding"),
+    "region mask of numbers": (
+        lambda: with_regions(mask=regions().mask.float()),
+        r"region mask must be boolean; found torch\.float32",
+    ),
+    "features of other regions": (
+        lambda: with_regions(features=torch.zeros(B, R + 1, F)),
+        "region features and mask differ in shape",
+    ),
+    "boxes of five numbers": (
+        lambda: with_regions(boxes=torch.zeros(B, R, 5)),
+        r"boxes must be \(S, R, 4\); found \(4, 3, 5\)",
+    ),
+    "a hole among regions": (
+        lambda: with_regions(mask=changed(regions().mask, (0, 1), False)),
+        "real regions must come before padding",
+    ),
     "fewer region rows": (lambda: dataclasses.replace(batch(), regions=regions(2)), "2 region rows meet 4 text rows"),
-    "a region row too many": (lambda: with_regions(row=torch.tensor([0, 0, 1, 1, 2])), "5 region rows meet 4 text rows"),
+    "a region row too many": (
+        lambda: with_regions(row=torch.tensor([0, 0, 1, 1, 2])),
+        "5 region rows meet 4 text rows",
+    ),
     "pixels": (lambda: with_regions(boxes=regions().boxes * 100), r"unit corners in \[0, 1\]; pixels\?"),
-    "a negative corner": (lambda: with_regions(boxes=changed(regions().boxes, (0, 2, 0), -0.01)), r"unit corners in \[0, 1\]"),
-    "a corner that is no number": (lambda: with_regions(boxes=changed(regions().boxes, (1, 1, 3), float("nan"))), r"unit corners in \[0, 1\]"),
-    "a box without width": (lambda: with_regions(boxes=changed(regions().boxes, (0, 0, 2), 0.0)), "a real box has no area"),
+    "a negative corner": (
+        lambda: with_regions(boxes=changed(regions().boxes, (0, 2, 0), -0.01)),
+        r"unit corners in \[0, 1\]",
+    ),
+    "a corner that is no number": (
+        lambda: with_regions(boxes=changed(regions().boxes, (1, 1, 3), float("nan"))),
+        r"unit corners in \[0, 1\]",
+    ),
+    "a box without width": (
+        lambda: with_regions(boxes=changed(regions().boxes, (0, 0, 2), 0.0)),
+        "a real box has no area",
+    ),
     "an inverted box": (lambda: with_regions(boxes=changed(regions().boxes, (0, 0, 3), 0.1)), "a real box has no area"),
     "links of other regions": (
         lambda: dataclasses.replace(batch(), links=torch.zeros(B, T, R + 1, dtype=torch.bool)),
@@ -93,10 +140,22 @@ BROKEN: dict[str, tuple[Callable[[], Batch], str]] = {
         lambda: dataclasses.replace(batch(), links=changed(torch.zeros(B, T, R).bool(), (1, 0, 2), True)),
         "ends at a padded region",
     ),
-    "pixels in half precision": (lambda: with_pixels(images=torch.zeros(2, 3, 4, 6).half()), r"pixels must be float32; found torch\.float16"),
-    "pixels of other rows": (lambda: with_pixels(row=torch.tensor([0, 1])), "names the image of 2 region rows; found 4"),
-    "a picture that is not there": (lambda: with_pixels(row=torch.tensor([0, 1, 2, 0])), "names an image that is not there"),
-    "a picture beyond its padding": (lambda: with_pixels(size=torch.tensor([[4, 7], [2, 2]])), "exceeds the padded pixels"),
+    "pixels in half precision": (
+        lambda: with_pixels(images=torch.zeros(2, 3, 4, 6).half()),
+        r"pixels must be float32; found torch\.float16",
+    ),
+    "pixels of other rows": (
+        lambda: with_pixels(row=torch.tensor([0, 1])),
+        "names the image of 2 region rows; found 4",
+    ),
+    "a picture that is not there": (
+        lambda: with_pixels(row=torch.tensor([0, 1, 2, 0])),
+        "names an image that is not there",
+    ),
+    "a picture beyond its padding": (
+        lambda: with_pixels(size=torch.tensor([[4, 7], [2, 2]])),
+        "exceeds the padded pixels",
+    ),
 }
 
 
@@ -119,7 +178,12 @@ def test_boxes_of_padding_are_not_looked_at() -> None:
 
 
 def test_rows_without_regions_pass() -> None:
-    empty = Regions(features=torch.zeros(B, 0, F), boxes=torch.zeros(B, 0, 4), mask=torch.zeros(B, 0, dtype=torch.bool), size=torch.ones(B, 2))
+    empty = Regions(
+        features=torch.zeros(B, 0, F),
+        boxes=torch.zeros(B, 0, 4),
+        mask=torch.zeros(B, 0, dtype=torch.bool),
+        size=torch.ones(B, 2),
+    )
     Batch(text=text(), regions=empty).validate()
 
 
@@ -162,8 +226,15 @@ def test_map_changes_every_tensor_of_a_copy() -> None:
 
 
 def test_map_reaches_captured_maps() -> None:
-    maps = Maps(text_to_text={"0": torch.ones(2)}, text_to_regions={}, regions_to_text={"1": torch.ones(3)}, regions_to_regions={})
-    encoded = Encoded(text=torch.ones(1), regions=torch.ones(1), pooled=torch.ones(1), maps=maps, states={"0": torch.ones(4)})
+    maps = Maps(
+        text_to_text={"0": torch.ones(2)},
+        text_to_regions={},
+        regions_to_text={"1": torch.ones(3)},
+        regions_to_regions={},
+    )
+    encoded = Encoded(
+        text=torch.ones(1), regions=torch.ones(1), pooled=torch.ones(1), maps=maps, states={"0": torch.ones(4)}
+    )
     copy = encoded.map(lambda tensor: tensor * 2)
     assert copy.maps is not None
     assert copy.states is not None
@@ -202,7 +273,9 @@ def test_batch_survives_flatten_and_unflatten() -> None:
 
 
 def test_targets_survive_flatten_and_unflatten() -> None:
-    given = Targets(token_slots=Slots(at=torch.zeros(1, 2).long(), mask=torch.ones(1, 2).bool()), matched=torch.tensor([1, IGNORE]))
+    given = Targets(
+        token_slots=Slots(at=torch.zeros(1, 2).long(), mask=torch.ones(1, 2).bool()), matched=torch.tensor([1, IGNORE])
+    )
     back = pytree.tree_unflatten(*pytree.tree_flatten(given))
     assert [f.name for f in dataclasses.fields(back) if getattr(back, f.name) is not None] == ["token_slots", "matched"]
     assert back.matched is given.matched
@@ -237,7 +310,10 @@ def test_compiled_function_takes_a_batch_and_gives_encoded() -> None:
 
 
 def test_loss_mean_is_exact() -> None:
-    values, mask = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], requires_grad=True), torch.tensor([[True, False, True], [False, True, False]])
+    values, mask = (
+        torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], requires_grad=True),
+        torch.tensor([[True, False, True], [False, True, False]]),
+    )
     loss = Loss.mean("a", values, mask)
     assert loss.value.item() == 7.0
     total, count = loss.parts["a"]
@@ -281,9 +357,10 @@ def test_losses_add_and_scale() -> None:
     first, second = Loss.mean("a", torch.tensor([1.0, 3.0])), Loss.mean("b", torch.tensor([10.0]))
     both = first + second.scaled(0.5)
     assert both.value.item() == 7.0
-    assert {name: (total.item(), count.item()) for name, (total, count) in both.parts.items()} == {"a": (4.0, 2), "b": (10.0, 1)}, (
-        "parts keep unscaled"
-    )
+    assert {name: (total.item(), count.item()) for name, (total, count) in both.parts.items()} == {
+        "a": (4.0, 2),
+        "b": (10.0, 1),
+    }, "parts keep unscaled"
     assert second.value.item() == 10.0, "the original must stay"
 
 

@@ -11,7 +11,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # With several processes PyTorch warns, in every run, that no parameter was without a gradient; in other steps some are.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from visling.cli import run
+    from visling.cli.app import run
 
     run()
 

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
-from visling.data.collate import collate
+from visling.data.batches.collate import collate
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError
-from visling.recipes import assembly
+from visling.pretrained import folder as folder_module
+from visling.pretrained.features import check_fingerprint
+from visling.pretrained.folder import ModelFolder
 from visling.types import Example, Prediction, Record, RegionArray
 from visling.vision.detector import Detector
 from visling.vision.images import read_image, to_pixels
@@ -61,10 +63,10 @@ class _OneImage:
         return 1
 
 
-class Answerer:
+class Predictor:
     """A fine-tuned model with its detector."""
 
-    def __init__(self, saved: assembly.Saved, detector: Detector | None, device: torch.device) -> None:
+    def __init__(self, saved: ModelFolder, detector: Detector | None, device: torch.device) -> None:
         self.saved, self.detector, self.device = saved, detector, device
         self.model, self.task = saved.task_model()
         if self.task.images != 1:
@@ -95,9 +97,15 @@ class Answerer:
         pixels = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
         regions = self._regions(pixels)
         layout = TextLayout(self.tokenizer, self.spec)
-        example = Example(id="0", rows=(layout.row(text, answer=self.task.name == "vqa"),), images=() if self.saved.text_only else ("0",))
+        example = Example(
+            id="0",
+            rows=(layout.row(text, answer=self.task.name == "vqa"),),
+            images=() if self.saved.text_only else ("0",),
+        )
         store = None if self.saved.text_only else _OneImage(regions, self.saved.fingerprint)
-        batch, _ = collate([example], store, self.spec, tokenizer=self.tokenizer, masking=None, rngs=[runtime.generator_for(0)])
+        batch, _ = collate(
+            [example], store, self.spec, tokenizer=self.tokenizer, masking=None, rngs=[runtime.generator_for(0)]
+        )
         with torch.inference_mode():
             logits = self.model(batch.to(self.device))
         prediction: Prediction = self.task.decode(logits, [Record(id="0", images=("0",))])[0]
@@ -119,11 +127,15 @@ class Answerer:
         if self.detector is None:
             assert self.saved.text_only
             size = (pixels.shape[1], pixels.shape[0])
-            return RegionArray(features=np.zeros((0, self.spec.feature_size), np.float32), boxes=np.zeros((0, 4), np.float32), size=size)
+            return RegionArray(
+                features=np.zeros((0, self.spec.feature_size), np.float32),
+                boxes=np.zeros((0, 4), np.float32),
+                size=size,
+            )
         return self.detector.detect([pixels])[0]
 
 
-def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> assembly.Saved:
+def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> ModelFolder:
     """A model folder, read: its settings, its answers, and on demand its `encoder()` or `task_model()`.
 
     It goes elsewhere with `save_pretrained(folder)` or `push_to_hub("owner/name")`.
@@ -135,10 +147,12 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, offline:
     Raises:
         CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
     """
-    return assembly.from_pretrained(source, revision=revision, offline=offline)
+    return folder_module.from_pretrained(source, revision=revision, offline=offline)
 
 
-def load(path: str | Path, *, detector: str | Path | None = None, other_features: bool = False, device: str = "auto") -> Answerer:
+def load(
+    path: str | Path, *, detector: str | Path | None = None, other_features: bool = False, device: str = "auto"
+) -> Predictor:
     """Load a fine-tuned model for use on raw images.
 
     Args:
@@ -148,13 +162,15 @@ def load(path: str | Path, *, detector: str | Path | None = None, other_features
     Raises:
         CheckpointError: no model there, a task about two images, no detector, or a detector whose features the model was not trained on.
     """
-    saved = assembly.from_pretrained(path)
+    saved = folder_module.from_pretrained(path)
     target = runtime.pick_device(device)
     if saved.text_only:
-        return Answerer(saved, None, target)
+        return Predictor(saved, None, target)
     folder = Path(detector) if detector is not None else saved.path / "detector"
     if detector is None and not folder.is_dir():
-        raise CheckpointError(f"{saved.path} has no detector beside it, so raw images cannot be turned into regions. Name one with --detector.")
+        raise CheckpointError(
+            f"{saved.path} has no detector beside it, so raw images cannot be turned into regions. Name one with --detector."
+        )
     found = Detector.load(folder, device=target)
-    assembly.check_fingerprint(saved, found.fingerprint, override=other_features)
-    return Answerer(saved, found, target)
+    check_fingerprint(saved, found.fingerprint, override=other_features)
+    return Predictor(saved, found, target)

@@ -41,10 +41,14 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "") -> T
             raise ConfigError(f"{_dotted(where, key)!r} is not a setting of {kind.__name__}. {nearest(key, fields)}")
     given = {key: _convert(hints[key], value, _dotted(where, key)) for key, value in values.items()}
     missing = [
-        name for name, f in fields.items() if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        name
+        for name, f in fields.items()
+        if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"{kind.__name__} needs {', '.join(repr(_dotted(where, m)) for m in missing)}: no value was given.")
+        raise ConfigError(
+            f"{kind.__name__} needs {', '.join(repr(_dotted(where, m)) for m in missing)}: no value was given."
+        )
     return kind(**given)
 
 
@@ -113,7 +117,13 @@ def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]
     for name, further in below.items():
         rest, _, whole = further[0]
         inner = _hint(value, hint, name, whole)
-        held = values[name] if name in values else value.get(name, {}) if isinstance(value, Mapping) else getattr(value, name)
+        held = (
+            values[name]
+            if name in values
+            else value.get(name, {})
+            if isinstance(value, Mapping)
+            else getattr(value, name)
+        )
         values[name] = _convert(inner, _replace(held, inner, further), ".".join(whole.split(".")[: -len(rest)]))
     return {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
 
@@ -124,7 +134,9 @@ def _hint(value: Any, hint: Any, name: str, whole: str) -> Any:
         arguments = typing.get_args(hint)
         return arguments[1] if len(arguments) == 2 else Any
     if value is None:
-        raise ConfigError(f"{whole!r} goes too deep: what should hold {name!r} is none. Set that whole first, as a table: {{{name} = value}}.")
+        raise ConfigError(
+            f"{whole!r} goes too deep: what should hold {name!r} is none. Set that whole first, as a table: {{{name} = value}}."
+        )
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise ConfigError(f"{whole!r} goes too deep: {type(value).__name__} has no settings of its own.")
     names = [f.name for f in dataclasses.fields(value)]
@@ -168,7 +180,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                     reasons.append(str(error))
         raise ConfigError(reasons[0])
     if origin is typing.Literal:
-        if not any(value == option and type(value) is type(option) for option in arguments):  # True == 1, but is not meant
+        if not any(
+            value == option and type(value) is type(option) for option in arguments
+        ):  # True == 1, but is not meant
             raise ConfigError(f"{where!r} is {value!r}; {nearest(str(value), [str(a) for a in arguments])}")
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -181,7 +195,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if inner is None and len(arguments) != len(value):
             raise ConfigError(f"{where!r} must hold {len(arguments)} values; found {len(value)}.")
         kinds = [inner] * len(value) if inner is not None else list(arguments)
-        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
     elif origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if isinstance(value, Mapping):
             return {key: _convert(arguments[1], item, _dotted(where, str(key))) for key, item in value.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import random
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Literal
 
@@ -19,6 +21,15 @@ import torch
 import torch.distributed as dist
 
 from visling.errors import ConfigError
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("visling", "torch", "numpy", "tokenizers")},
+    }
+
 
 Precision = Literal["auto", "fp32", "bf16"]
 """Of matrix products. auto: bf16 where the device has units for it, fp32 elsewhere (bf16 by software is ten times slower than fp32)."""
@@ -49,9 +60,13 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} was asked for, but PyTorch {torch.__version__} sees no GPU. Use --device cpu.")
+        raise ConfigError(
+            f"device {name!r} was asked for, but PyTorch {torch.__version__} sees no GPU. Use --device cpu."
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs, counted from 0.")
+        raise ConfigError(
+            f"device {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs, counted from 0."
+        )
     return device
 
 
@@ -145,7 +160,9 @@ def _others(processes: int) -> Iterator[None]:
         for number in range(1, processes):
             said = stack.enter_context(tempfile.TemporaryFile("w+"))
             place = os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number)}
-            members.append((subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=place, stdout=said, stderr=said), said))
+            members.append(
+                (subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=place, stdout=said, stderr=said), said)
+            )
         os.environ.update(group, RANK="0", LOCAL_RANK="0")
         over = threading.Event()
         threading.Thread(target=_watch, args=(members, over), daemon=True).start()

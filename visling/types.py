@@ -157,7 +157,9 @@ class Batch(_Movable):
     def validate(self) -> None:
         """Raise `ValueError` naming the first broken invariant. Reads values back to the host: for tests and the first batch of a run."""
         text, rows = self.text, self.text.ids.shape[0] if self.text.row is None else self.text.row.shape[0]
-        _require(text.ids.shape == text.mask.shape == text.segments.shape, "text ids, mask and segments differ in shape")
+        _require(
+            text.ids.shape == text.mask.shape == text.segments.shape, "text ids, mask and segments differ in shape"
+        )
         _require(text.mask.dtype == torch.bool, f"text mask must be boolean; found {text.mask.dtype}")
         _require(bool(text.mask.any(1).all()), "a text row has no real token")
         _require(rows % self.group == 0, f"{rows} rows are not a multiple of the group of {self.group}")
@@ -167,19 +169,34 @@ class Batch(_Movable):
         real = regions.mask
         _require(real.dtype == torch.bool, f"region mask must be boolean; found {real.dtype}")
         _require(regions.features.shape[:2] == real.shape, "region features and mask differ in shape")
-        _require(regions.boxes.shape == (*real.shape, 4), f"boxes must be (S, R, 4); found {tuple(regions.boxes.shape)}")
+        _require(
+            regions.boxes.shape == (*real.shape, 4), f"boxes must be (S, R, 4); found {tuple(regions.boxes.shape)}"
+        )
         _require(bool((real.int().diff(dim=1) <= 0).all()), "real regions must come before padding")
         paired = len(real) if regions.row is None else len(regions.row)
-        _require(paired == rows, f"{paired} region rows meet {rows} text rows; say with regions.row which text row reads which")
+        _require(
+            paired == rows,
+            f"{paired} region rows meet {rows} text rows; say with regions.row which text row reads which",
+        )
         boxes = regions.boxes[real]
-        _require(bool(((boxes >= 0) & (boxes <= 1)).all()), "boxes must be unit corners in [0, 1]; pixels? use boxes.to_unit")
+        _require(
+            bool(((boxes >= 0) & (boxes <= 1)).all()), "boxes must be unit corners in [0, 1]; pixels? use boxes.to_unit"
+        )
         _require(bool((boxes[:, 2:] > boxes[:, :2]).all()), "a real box has no area")
         if self.pixels is not None:
             pixels = self.pixels
             _require(pixels.images.dtype == torch.float32, f"pixels must be float32; found {pixels.images.dtype}")
-            _require(pixels.row.shape == (len(real),), f"pixels.row names the image of {len(pixels.row)} region rows; found {len(real)}")
-            _require(bool(((pixels.row >= 0) & (pixels.row < len(pixels.images))).all()), "pixels.row names an image that is not there")
-            inside = (pixels.size >= 1) & (pixels.size <= torch.tensor(pixels.images.shape[2:], device=pixels.size.device))
+            _require(
+                pixels.row.shape == (len(real),),
+                f"pixels.row names the image of {len(pixels.row)} region rows; found {len(real)}",
+            )
+            _require(
+                bool(((pixels.row >= 0) & (pixels.row < len(pixels.images))).all()),
+                "pixels.row names an image that is not there",
+            )
+            inside = (pixels.size >= 1) & (
+                pixels.size <= torch.tensor(pixels.images.shape[2:], device=pixels.size.device)
+            )
             _require(bool(inside.all()), "the size of an image exceeds the padded pixels")
         if self.links is not None:
             text_real = text.mask if text.row is None else text.mask[text.row]
@@ -274,7 +291,9 @@ class Loss:
     def mean(name: str, values: Tensor, mask: Tensor | None = None) -> Loss:
         """Mean of `values` where `mask` holds; exactly zero (with a gradient of zero) where nothing is chosen."""
         if mask is not None:
-            assert mask.shape == values.shape, f"{name}: mask {tuple(mask.shape)} and values {tuple(values.shape)} differ in shape"
+            assert mask.shape == values.shape, (
+                f"{name}: mask {tuple(mask.shape)} and values {tuple(values.shape)} differ in shape"
+            )
             values = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
             count = mask.sum()
         else:
@@ -413,7 +432,9 @@ class InputSpec:
     """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
 
 
-HeadKind = Literal["classify", "score", "pair", "regions", "slots_regions", "vocabulary", "region_targets", "projection"]
+HeadKind = Literal[
+    "classify", "score", "pair", "regions", "slots_regions", "vocabulary", "region_targets", "projection"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,10 @@ def spread(*values: float) -> dict[str, Any]:
 
 def row(model: str, **changes: Any) -> dict[str, Any]:
     effort = {"parameters": 412345, "updates": spread(40, 40), "seconds": spread(20.0, 22.0)}
-    starts = {"pre-trained": {**effort, "score": spread(60.0, 64.0)}, "from scratch": {**effort, "score": spread(50.0, 51.0)}}
+    starts = {
+        "pre-trained": {**effort, "score": spread(60.0, 64.0)},
+        "from scratch": {**effort, "score": spread(50.0, 51.0)},
+    }
     return {
         "task": "vqa-scenes",
         "model": model,
@@ -109,7 +112,11 @@ def written(folder: Path, found: dict[str, Any]) -> tuple[str, Page, str]:
 
 def cells(text: str) -> list[list[str]]:
     """Rows of all tables in Markdown."""
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|") and "---" not in line
+    ]
 
 
 def test_every_number_is_in_both(tmp_path: Path) -> None:
@@ -154,7 +161,10 @@ def test_every_number_is_in_both(tmp_path: Path) -> None:
 def test_a_comparison_under_way_says_so(tmp_path: Path) -> None:
     found = comparison() | {"status": "running", "runs": {"ended": 3, "planned": 12}, "baselines": {}}
     found["rows"][1] = row(
-        "lxmert", pretraining={}, starts={start: {"score": spread()} for start in ("pre-trained", "from scratch")}, gains={"from scratch": spread()}
+        "lxmert",
+        pretraining={},
+        starts={start: {"score": spread()} for start in ("pre-trained", "from scratch")},
+        gains={"from scratch": spread()},
     )
     found["rows"][0]["starts"]["pre-trained"] |= {"score": spread(60.0), "updates": spread(40)}
     del found["rows"][1]["examples"]
@@ -178,7 +188,11 @@ def test_nothing_in_the_file_breaks_the_pages(tmp_path: Path) -> None:
 def test_a_folder_without_a_comparison(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"visling compare wrote"):
         write_comparison(tmp_path)
-    for content, message in (("{", "cannot read"), ('{"plan": {}}', "not a comparison of this version"), ("[]", "not a comparison")):
+    for content, message in (
+        ("{", "cannot read"),
+        ('{"plan": {}}', "not a comparison of this version"),
+        ("[]", "not a comparison"),
+    ):
         (tmp_path / "comparison.json").write_text(content)
         with pytest.raises(RunError, match=message):
             write_comparison(tmp_path)

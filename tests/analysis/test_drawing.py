@@ -38,7 +38,8 @@ def describe(regions: RegionArray, monkeypatch: pytest.MonkeyPatch, **options: o
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((128, 128), (512, 512)), ((400, 100), (800, 200)), ((640, 480), (640, 480)), ((3000, 20), (3000, 20))]
+    ("size", "expected"),
+    [((128, 128), (512, 512)), ((400, 100), (800, 200)), ((640, 480), (640, 480)), ((3000, 20), (3000, 20))],
 )
 def test_small_pictures_are_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert draw_regions(Image.new("RGB", size), make_regions([], size)).size == expected
@@ -67,7 +68,9 @@ def test_small_boxes_lie_on_top_of_large_ones(small: int) -> None:
     boxes = [[115.0, 50.0, 390.0, 290.0]]
     boxes.insert(small, [100.0, 100.0, 130.0, 130.0])
     drawn = draw_regions(Image.new("RGB", (400, 300), GREY), make_regions(boxes, (400, 300)), scale=1)
-    assert drawn.getpixel((115, 129)) == region_colour(small), "where the left edge of the large box crosses the lower edge of the small one"
+    assert drawn.getpixel((115, 129)) == region_colour(small), (
+        "where the left edge of the large box crosses the lower edge of the small one"
+    )
 
 
 def test_boxes_follow_a_resized_image() -> None:
@@ -90,7 +93,10 @@ def test_label_says_attributes_class_and_confidence(monkeypatch: pytest.MonkeyPa
     assert describe(regions, monkeypatch, **names) == ["red striped square 91%", "large circle 50%", "class 7 25%"]
     assert describe(regions, monkeypatch) == ["1", "2", "3"]
     assert describe(regions, monkeypatch, top=1, **names) == ["red striped square 91%"]
-    assert describe(regions, monkeypatch, top=2, highlight=[0.1, 0.2, 0.7], **names) == ["class 7 · 0.70", "large circle · 0.20"]
+    assert describe(regions, monkeypatch, top=2, highlight=[0.1, 0.2, 0.7], **names) == [
+        "class 7 · 0.70",
+        "large circle · 0.20",
+    ]
 
 
 def test_highlight_marks_the_heaviest_and_is_checked() -> None:
@@ -111,7 +117,13 @@ def test_labels_stay_inside_and_do_not_hide_one_another() -> None:
     width, height = 320, 200
     canvas = ImageDraw.Draw(Image.new("RGB", (width, height)), "RGBA")
     rng = np.random.default_rng(0)
-    corners = [(0, 0), (310, 0), (0, 190), (310, 190), *((int(rng.integers(300)), int(rng.integers(180))) for _ in range(30))]
+    corners = [
+        (0, 0),
+        (310, 0),
+        (0, 190),
+        (310, 190),
+        *((int(rng.integers(300)), int(rng.integers(180))) for _ in range(30)),
+    ]
     boxes = [(float(x), float(y), x + 9.0, y + 9.0) for x, y in corners]
     placed: list[tuple[float, float, float, float]] = []
     for owner in range(len(boxes)):
@@ -132,7 +144,11 @@ def test_labels_stay_inside_and_do_not_hide_one_another() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (2, 2), (3, 900)])
 def test_extreme_sizes_are_drawn(size: tuple[int, int]) -> None:
-    regions = make_regions([[0, 0, 1, 1], [5, 5, 2, 2], [-10, -10, 9999, 9999], [float("nan"), 0, 1, 1]], size, classes=np.array([0, 1, 0, 1]))
+    regions = make_regions(
+        [[0, 0, 1, 1], [5, 5, 2, 2], [-10, -10, 9999, 9999], [float("nan"), 0, 1, 1]],
+        size,
+        classes=np.array([0, 1, 0, 1]),
+    )
     drawn = draw_regions(Image.new("RGB", size, GREY), regions, class_names=("circle", "square"))
     assert drawn.width % size[0] == 0
     assert drawn.height % size[1] == 0

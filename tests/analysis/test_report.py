@@ -14,8 +14,8 @@ from PIL import Image
 
 from visling.analysis import report
 from visling.analysis.report import write_report
-from visling.data.store import StoreWriter
 from visling.errors import DataError, RunError
+from visling.regions.writer import StoreWriter
 from visling.types import RegionArray
 
 ATTACK = '<script>alert("x")</script>'
@@ -106,7 +106,12 @@ def make_run(path: Path, **changes: Any) -> Path:
             }
             log.write(json.dumps(entry | {"examples_per_second": 900.0}) + "\n")
         for step in (400, 800):
-            log.write(json.dumps({"kind": "valid", "step": step, "epoch": step / 400, "scores": {"accuracy": step / 20, "loss": 1.5}}) + "\n")
+            log.write(
+                json.dumps(
+                    {"kind": "valid", "step": step, "epoch": step / 400, "scores": {"accuracy": step / 20, "loss": 1.5}}
+                )
+                + "\n"
+            )
         log.write(json.dumps({"kind": "event", "message": f"best so far {ATTACK}"}) + "\n")
     by = {"colour": {"value": 75.0, "count": 512}, "count": {"value": 50.0, "count": 256}}
     evaluation = {
@@ -115,7 +120,10 @@ def make_run(path: Path, **changes: Any) -> Path:
         "scores": {"accuracy": {"value": 61.23, "count": 8192}, "median_rank": {"value": 1.0, "count": 8192}},
         "by": {"question_type": by},
         "baselines": {
-            "question only": {"scores": {"accuracy": {"value": 40.0, "count": 8192}}, "by": {"question_type": {"colour": {"value": 33.0}}}}
+            "question only": {
+                "scores": {"accuracy": {"value": 40.0, "count": 8192}},
+                "by": {"question_type": {"colour": {"value": 33.0}}},
+            }
         },
     }
     (path / "evaluation_test.json").write_text(json.dumps(evaluation))
@@ -169,13 +177,21 @@ def test_finished_run_tells_everything(tmp_path: Path) -> None:
     assert len(page.all("img")) == 40
     assert sum("with 2 regions drawn" in (image["alt"] or "") for image in page.all("img")) == 1
     charts = [svg["aria-label"] or "" for svg in page.all("svg") if svg.get("role") == "img"]
-    assert [label.partition(":")[0] for label in charts] == ["Training loss", "Validation scores", "Validation", "Learning rate", "Speed"]
+    assert [label.partition(":")[0] for label in charts] == [
+        "Training loss",
+        "Validation scores",
+        "Validation",
+        "Learning rate",
+        "Speed",
+    ]
     assert "masked_lm" in charts[0]
     assert "accuracy 20 → 40" in charts[1]
 
 
 def test_page_is_self_contained_and_accessible(tmp_path: Path) -> None:
-    text = write_report(make_run(tmp_path / "run"), images=make_pictures(tmp_path / "images", range(40))).read_text(encoding="utf-8")
+    text = write_report(make_run(tmp_path / "run"), images=make_pictures(tmp_path / "images", range(40))).read_text(
+        encoding="utf-8"
+    )
     page = Page(text)
     assert not re.search(r"https?://|//cdn|url\(|@import", text)
     assert all((image["src"] or "").startswith("data:image/") and image["alt"] for image in page.all("img"))
@@ -189,7 +205,9 @@ def test_page_is_self_contained_and_accessible(tmp_path: Path) -> None:
 
 
 def test_text_of_files_is_escaped(tmp_path: Path) -> None:
-    text = write_report(make_run(tmp_path / "run", model=ATTACK, command=[ATTACK], task='"><b>')).read_text(encoding="utf-8")
+    text = write_report(make_run(tmp_path / "run", model=ATTACK, command=[ATTACK], task='"><b>')).read_text(
+        encoding="utf-8"
+    )
     assert "<script" not in text
     assert '"><b>' not in text
     # Title, heading, facts, command, configuration, event, questions and answers all show it as text.
@@ -210,7 +228,9 @@ def test_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.0, 5e-5, -3.0, 1e9])
 def test_flat_and_extreme_curves_are_drawn(tmp_path: Path, value: float) -> None:
     run = make_run(tmp_path / "run")
-    entries = [{"kind": "train", "step": step, "loss": value, "lr": value, "parts": {"answer": value}} for step in (1, 2)]
+    entries = [
+        {"kind": "train", "step": step, "loss": value, "lr": value, "parts": {"answer": value}} for step in (1, 2)
+    ]
     entries += [{"kind": "train", "step": 3, "loss": float("nan"), "parts": {"answer": float("inf")}}]
     (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     page = read(write_report(run))
@@ -267,11 +287,19 @@ def test_a_page_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
 
 
 def test_files_of_wrong_shape_are_named_not_fatal(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", parameters={"total": 5000, "trainable": 10}, store=str(tmp_path / "no_store"), started=1.0, finished=61.0)
+    run = make_run(
+        tmp_path / "run",
+        parameters={"total": 5000, "trainable": 10},
+        store=str(tmp_path / "no_store"),
+        started=1.0,
+        finished=61.0,
+    )
     (run / "evaluation_test.json").write_text('{"scores": {"accu')
     (run / "evaluation_val.json").write_text('{"scores": {"accuracy": 45.5, "odd": "text"}, "by": [1, 2]}')
     (run / "log.jsonl").write_text('[1]\n{"kind": "valid", "scores": 3}\n{"kind": "train", "step": 1, "loss": "x"}\n')
-    (run / "details_test.jsonl").write_text('{"id": 1}\n{"image": 7, "truth": {"red": 0.3, "blue": 1.0}, "top": [["a"], 3], "score": 1.0}\n')
+    (run / "details_test.jsonl").write_text(
+        '{"id": 1}\n{"image": 7, "truth": {"red": 0.3, "blue": 1.0}, "top": [["a"], 3], "score": 1.0}\n'
+    )
     page = read(write_report(run))
     for words in (
         "evaluation_test.json cannot be read",
@@ -308,14 +336,23 @@ def test_gallery_is_balanced_over_scores_and_types(tmp_path: Path) -> None:
     # Wrong rows are even numbers, half of them of type "count" (multiples of four).
     assert page.words.count("count") >= 3
     rows = [{"type": "a", "n": n} for n in range(10)] + [{"type": "b", "n": 0}]
-    assert [(row["type"], row["n"]) for row in report._spread(rows, 5)] == [("a", 0), ("b", 0), ("a", 2), ("a", 5), ("a", 7)]
+    assert [(row["type"], row["n"]) for row in report._spread(rows, 5)] == [
+        ("a", 0),
+        ("b", 0),
+        ("a", 2),
+        ("a", 5),
+        ("a", 7),
+    ]
     assert len(report._spread(rows, 99)) == 11
     assert not read(write_report(run, examples=0, overwrite=True)).all("article")
 
 
 def test_missing_wrong_examples_leave_room_for_right_ones(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    rows = [json.loads(line) | {"score": 1.0 if number else 0.0} for number, line in enumerate((run / "details_test.jsonl").read_text().splitlines())]
+    rows = [
+        json.loads(line) | {"score": 1.0 if number else 0.0}
+        for number, line in enumerate((run / "details_test.jsonl").read_text().splitlines())
+    ]
     (run / "details_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     looks = [article["class"] for article in read(write_report(run, examples=10)).all("article")]
     assert looks == ["card wrong"] + ["card right"] * 9
@@ -333,9 +370,13 @@ def test_test_split_speaks_before_the_others(tmp_path: Path) -> None:
 
 
 def test_store_named_by_the_run_is_opened(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path / "store", feature_size=4, fingerprint="test", class_names=("circle", "square")) as writer:
+    with StoreWriter(
+        tmp_path / "store", feature_size=4, fingerprint="test", class_names=("circle", "square")
+    ) as writer:
         writer.add("scene_000000000001", Store()["scene_000000000001"])
-    run = make_run(tmp_path / "run", store=str(tmp_path / "store"), images=str(make_pictures(tmp_path / "images", range(3))))
+    run = make_run(
+        tmp_path / "run", store=str(tmp_path / "store"), images=str(make_pictures(tmp_path / "images", range(3)))
+    )
     page = read(write_report(run, examples=40))
     assert [image["alt"] for image in page.all("img")].count("Image scene_000000000001 with 2 regions drawn") == 1
     assert "region store" not in page.text

@@ -11,13 +11,13 @@ from torch import nn
 
 from visling import models
 from visling.checkpoints import catalog
-from visling.checkpoints.catalog import Release
+from visling.checkpoints.catalog import ReleasedFile
 from visling.checkpoints.keymap import KeyMap
 from visling.errors import CheckpointError
 from visling.models.base import ModelSpec
-from visling.nn import heads
+from visling.nn.heads import build
 
-RELEASES = [pytest.param(release, id=release.name) for release in catalog.RELEASES]
+RELEASES = [pytest.param(release, id=release.name) for release in catalog.RELEASED_FILES]
 GROUPS = {"pair": 2, "score": 4}
 """Kind -> rows of an example."""
 EXPECTED: Mapping[str, Mapping[str, int]] = {
@@ -37,20 +37,20 @@ def style_of(spec: ModelSpec, layout: str, part: str, kind: str) -> str:
 
 
 def test_every_published_file_is_there_once() -> None:
-    names = [release.name for release in catalog.RELEASES]
+    names = [release.name for release in catalog.RELEASED_FILES]
     assert len(set(names)) == len(names)
     found: dict[str, dict[str, int]] = {}
-    for release in catalog.RELEASES:
+    for release in catalog.RELEASED_FILES:
         layouts = found.setdefault(release.family, {})
         layouts[release.layout] = layouts.get(release.layout, 0) + 1
     assert found == EXPECTED
     assert found.keys() == set(models.names())
-    sources = [release.source for release in catalog.RELEASES]
+    sources = [release.source for release in catalog.RELEASED_FILES]
     assert len(set(sources)) == len(sources)
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_an_entry_names_a_preset_a_layout_and_a_source(release: Release) -> None:
+def test_an_entry_names_a_preset_a_layout_and_a_source(release: ReleasedFile) -> None:
     spec = models.spec(release.family)
     assert release.preset in spec.presets
     assert release.preset not in ("tiny", "scenes"), "not a released configuration"
@@ -59,7 +59,9 @@ def test_an_entry_names_a_preset_a_layout_and_a_source(release: Release) -> None
     assert address.scheme in ("http", "https")
     assert address.netloc
     assert address.path.strip("/")
-    assert not any(letter.isspace() for letter in release.source), "an address and nothing else; the rest belongs into the note"
+    assert not any(letter.isspace() for letter in release.source), (
+        "an address and nothing else; the rest belongs into the note"
+    )
     assert release.licence
     assert release.size is None or release.size > 0
     assert release.megabytes is None or release.size is None, "an exact size needs no rounded one"
@@ -67,12 +69,12 @@ def test_an_entry_names_a_preset_a_layout_and_a_source(release: Release) -> None
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_every_parameter_of_an_entrys_heads_has_a_name_in_its_layout(release: Release) -> None:
+def test_every_parameter_of_an_entrys_heads_has_a_name_in_its_layout(release: ReleasedFile) -> None:
     spec = models.spec(release.family)
     with torch.device("meta"):
         encoder = models.build_tiny(release.family)
         parts = {
-            part: heads.build(
+            part: build(
                 head,
                 encoder.dims,
                 style=style_of(spec, release.layout, part, head.kind),
@@ -82,18 +84,22 @@ def test_every_parameter_of_an_entrys_heads_has_a_name_in_its_layout(release: Re
             for part, head in release.heads.items()
         }
     ours = {f"{part}.{name}": tensor for part, head in parts.items() for name, tensor in head.state_dict().items()}
-    keys = KeyMap(tuple(rule for rule in spec.keys[release.layout].rules if rule.kind != "tie"))  # second copies are of the encoder's tensors
+    keys = KeyMap(
+        tuple(rule for rule in spec.keys[release.layout].rules if rule.kind != "tie")
+    )  # second copies are of the encoder's tensors
     assert len(keys.invert(ours)) == len(ours) > len(parts) > 0
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_widths_of_an_entrys_heads(release: Release) -> None:
+def test_widths_of_an_entrys_heads(release: ReleasedFile) -> None:
     for part, head in release.heads.items():
         if head.kind == "vocabulary":
             assert head.outputs == models.spec(release.family).presets[release.preset].vocab_size
         if head.kind == "region_targets":
             assert head.outputs == sum(head.options.values())
-            assert head.options.get("features", 2048) == models.spec(release.family).presets[release.preset].feature_size
+            assert (
+                head.options.get("features", 2048) == models.spec(release.family).presets[release.preset].feature_size
+            )
         if part in ("matching", "pair"):
             assert head.outputs == 2
 

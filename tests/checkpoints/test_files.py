@@ -73,14 +73,18 @@ def test_a_prefix_that_some_names_lack_stays() -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_settings_of_foreign_classes_do_not_hinder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+def test_settings_of_foreign_classes_do_not_hinder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
     module = types.ModuleType("somebodys_script")
     module.Settings = type("Settings", (), {"__module__": "somebodys_script"})  # type: ignore[attr-defined]
     settings = module.Settings()
     settings.rate = 0.1
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "somebodys_script", module)
-        torch.save({"state_dict": WEIGHTS, "settings": settings}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        torch.save(
+            {"state_dict": WEIGHTS, "settings": settings}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped
+        )
     assert "somebodys_script" not in sys.modules
     same(files.read(tmp_path / "w.pth"))
 
@@ -106,7 +110,11 @@ def test_a_training_state_with_a_logger_inside(tmp_path: Path, monkeypatch: pyte
     states = {"model_state_dict": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}, "global_step": 3}
     monkeypatch.setitem(sys.modules, "volta", types.ModuleType("volta"))
     monkeypatch.setitem(sys.modules, "volta.utils", module)
-    torch.save({**states, "tb_logger": tbLogger(), "again": tbLogger()}, tmp_path / "pytorch_ckpt_latest.tar", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {**states, "tb_logger": tbLogger(), "again": tbLogger()},
+        tmp_path / "pytorch_ckpt_latest.tar",
+        _use_new_zipfile_serialization=zipped,
+    )
     called.clear()
     same(files.read(tmp_path / "pytorch_ckpt_latest.tar"))  # although the class is there to be imported
     assert not called
@@ -117,7 +125,9 @@ def touch_a_file(path: str) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_foreign_function_is_refused_and_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+def test_a_foreign_function_is_refused_and_not_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
     module = types.ModuleType("somebodys_script")
     module.touch_a_file = touch_a_file  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "somebodys_script", module)
@@ -196,10 +206,19 @@ def test_files_without_weights(tmp_path: Path) -> None:
 
 
 def test_catalogue_finds_by_name_and_hides_no_unknown() -> None:
-    names = [release.name for release in catalog.RELEASES]
+    names = [release.name for release in catalog.RELEASED_FILES]
     assert len(set(names)) == len(names)
-    assert {release.family for release in catalog.RELEASES} == {"visualbert", "vlbert", "vilbert", "lxmert", "cvlp"}
+    assert {release.family for release in catalog.RELEASED_FILES} == {
+        "visualbert",
+        "vlbert",
+        "vilbert",
+        "lxmert",
+        "cvlp",
+    }
     assert catalog.find("vqa_fine_tuned").heads["classifier"].outputs == 3129
-    assert all(release.licence and release.source.startswith(("https://", "http://nlp.cs.unc.edu/")) for release in catalog.RELEASES)
+    assert all(
+        release.licence and release.source.startswith(("https://", "http://nlp.cs.unc.edu/"))
+        for release in catalog.RELEASED_FILES
+    )
     with pytest.raises(CheckpointError, match="Did you mean 'vqa_fine_tuned'"):
         catalog.find("vqa_fine_tune")

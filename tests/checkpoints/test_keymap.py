@@ -46,7 +46,9 @@ def test_every_rule_forwards() -> None:
     assert coverage.complete
     assert torch.equal(ours["body.0.linear.weight"], given["net.block.0.lin.weight"])
     assert torch.equal(ours["body.11.linear.weight"], given["net.block.11.lin.gamma"])
-    assert torch.equal(ours["body.qkv.bias"], torch.cat([given["net.q.bias"], given["net.k.bias"], given["net.v.bias"]]))
+    assert torch.equal(
+        ours["body.qkv.bias"], torch.cat([given["net.q.bias"], given["net.k.bias"], given["net.v.bias"]])
+    )
     assert torch.equal(ours["body.second"], given["net.both"][3:])
     assert torch.equal(ours["body.table"], given["net.table"].t())
     assert coverage.mapped["body.qkv.bias"] == ("net.q.bias", "net.k.bias", "net.v.bias")
@@ -66,7 +68,9 @@ def test_back_again_bit_for_bit() -> None:
 
 def test_tied_copy_is_written_with_its_part_only() -> None:
     ours, _ = MAP.convert(source())
-    assert "net.out.weight" not in MAP.invert({name: tensor for name, tensor in ours.items() if not name.startswith("top.")})
+    assert "net.out.weight" not in MAP.invert(
+        {name: tensor for name, tensor in ours.items() if not name.startswith("top.")}
+    )
 
 
 def test_unwanted_parts_are_dropped_with_a_reason() -> None:
@@ -153,7 +157,12 @@ def test_what_a_layout_cannot_name_is_not_written() -> None:
 
 
 def test_modules_are_named_where_one_key_becomes_one() -> None:
-    assert MAP.modules(source()) == {"net.block.0.lin": "body.0.linear", "net.block.11.lin": "body.11.linear", "net": "body", "net.out": "top"}
+    assert MAP.modules(source()) == {
+        "net.block.0.lin": "body.0.linear",
+        "net.block.11.lin": "body.11.linear",
+        "net": "body",
+        "net.out": "top",
+    }
 
 
 def test_rules_are_plain_data() -> None:

@@ -35,7 +35,9 @@ def test_each_answer_of_a_task_has_its_row_or_none() -> None:
 
 
 def test_a_table_of_some_data_sets_keeps_its_order(tmp_path: Path) -> None:
-    (tmp_path / "all_ans.json").write_text('[{"ans": "a", "dsets": ["vqa"]}, {"ans": "b", "dsets": ["gqa"]}, {"ans": "c", "dsets": ["vqa", "gqa"]}]')
+    (tmp_path / "all_ans.json").write_text(
+        '[{"ans": "a", "dsets": ["vqa"]}, {"ans": "b", "dsets": ["gqa"]}, {"ans": "c", "dsets": ["vqa", "gqa"]}]'
+    )
     assert list(read_table(tmp_path / "all_ans.json")) == ["a", "b", "c"]
     assert list(read_table(tmp_path / "all_ans.json", ["vqa"])) == ["a", "c"]
 
@@ -73,7 +75,16 @@ def test_labels_keep_what_the_table_has(label: dict[str, float], expected: list[
 
 
 def test_a_table_of_frequent_answers_is_sorted() -> None:
-    labels = [{"Yes": 1.0, "no": 0.3}, {"yes.": 0.6}, {"the cat": 1.0}, {"no": 1.0}, {"no": 0.3}, {".": 1.0}, {"": 1.0}, {}]
+    labels = [
+        {"Yes": 1.0, "no": 0.3},
+        {"yes.": 0.6},
+        {"the cat": 1.0},
+        {"no": 1.0},
+        {"no": 0.3},
+        {".": 1.0},
+        {"": 1.0},
+        {},
+    ]
     assert list(build_table(labels, 2)) == ["no", "yes"]
     assert list(build_table(labels, 1)) == ["cat", "no", "yes"]
     with pytest.raises(DataError, match="no answer occurs 3 times"):

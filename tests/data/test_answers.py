@@ -60,7 +60,12 @@ def test_build() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[1", "not JSON"), ('{"a": 1}', "must be a JSON list"), ('["a", "b", "a"]', "more than once, first 'a'"), ("[1]", "strings; found 1")],
+    [
+        ("[1", "not JSON"),
+        ('{"a": 1}', "must be a JSON list"),
+        ('["a", "b", "a"]', "more than once, first 'a'"),
+        ("[1]", "strings; found 1"),
+    ],
 )
 def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "answers.json").write_text(content)
@@ -87,7 +92,10 @@ def test_both_formulas_agree_on_ten_answers(answers: list[str]) -> None:
     np.testing.assert_allclose(counts.scores, left_out.scores, rtol=1e-6)
     # The definition, person by person.
     for index, score in zip(left_out.indices, left_out.scores, strict=True):
-        per_person = [min(1, sum(other == vocabulary[index] for at, other in enumerate(answers) if at != person) / 3) for person in range(10)]
+        per_person = [
+            min(1, sum(other == vocabulary[index] for at, other in enumerate(answers) if at != person) / 3)
+            for person in range(10)
+        ]
         assert score == pytest.approx(np.mean(per_person), rel=1e-6)
 
 

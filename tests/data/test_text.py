@@ -101,7 +101,12 @@ def test_special_tokens_in_a_text_are_ordinary_characters() -> None:
 
 
 def test_words_group_pieces() -> None:
-    assert [TOKENIZER.tokens(word) for word in TOKENIZER.words("an unaffable cat.")] == [["an"], ["una", "##ffa", "##ble"], ["cat"], ["."]]
+    assert [TOKENIZER.tokens(word) for word in TOKENIZER.words("an unaffable cat.")] == [
+        ["an"],
+        ["una", "##ffa", "##ble"],
+        ["cat"],
+        ["."],
+    ]
     assert TOKENIZER.words("  ") == []
 
 
@@ -128,13 +133,17 @@ def test_unknown_vocabulary_names_the_nearest() -> None:
 
 def test_own_vocabulary_file(tmp_path: Path) -> None:
     file = tmp_path / "vocab.txt"
-    file.write_text("[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\n[MASK]\r\na\r\n\u2028\r\n##b\r\n", encoding="utf-8", newline="")
+    file.write_text(
+        "[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\n[MASK]\r\na\r\n\u2028\r\n##b\r\n", encoding="utf-8", newline=""
+    )
     own = Tokenizer(str(file))
     assert own.size == 8
     assert own.encode("ab c") == [5, 7, 1]
 
 
-@pytest.mark.parametrize(("content", "message"), [("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", r"lacks \[MASK\]"), ("a\nb\na\n", "repeats 1")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", r"lacks \[MASK\]"), ("a\nb\na\n", "repeats 1")]
+)
 def test_broken_vocabulary_files(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "vocab.txt"
     file.write_text(content, encoding="utf-8")
@@ -227,7 +236,9 @@ def test_first_text_keeps_32_pieces() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(a=st.integers(1, 200), b=st.integers(1, 200), most=st.integers(70, 128), cut=st.sampled_from(["release", "exact"]))
+@given(
+    a=st.integers(1, 200), b=st.integers(1, 200), most=st.integers(70, 128), cut=st.sampled_from(["release", "exact"])
+)
 def test_no_pair_is_too_long(a: int, b: int, most: int, cut: str) -> None:
     made = layout(max_tokens=most, cut=cut)
     row = made.row(numbered(a, "cat"), numbered(b, "dog"))
@@ -258,7 +269,10 @@ def named(text: str, **regions: int) -> list[tuple[str, int | None]]:
 
 
 def test_named_words_are_laid_out_as_a_pair_with_links() -> None:
-    first, second = named("Casey 's pottedplant isn't unbelievably red", Casey=3, pottedplant=1), named("Casey smiles", Casey=3)
+    first, second = (
+        named("Casey 's pottedplant isn't unbelievably red", Casey=3, pottedplant=1),
+        named("Casey smiles", Casey=3),
+    )
     row = layout().named(first, second)
     plain = layout().row("Casey 's pottedplant isn't unbelievably red", "Casey smiles")
     assert tokens(row) == tokens(plain)
@@ -286,7 +300,9 @@ def test_a_long_row_of_named_words_loses_the_front_of_its_second_text() -> None:
     assert tokens(row)[102] == "dog"
     assert row.links == ((100, 7), (126, 6)), "names that are cut have no link"
     assert made.truncated == 1
-    assert layout(max_tokens=133).named(first, second).links == ((100, 7), (102, 5), (131, 6)), "linked where the rest of the name stands"
+    assert layout(max_tokens=133).named(first, second).links == ((100, 7), (102, 5), (131, 6)), (
+        "linked where the rest of the name stands"
+    )
     by_word = layout(max_tokens=128).named(first, second, by_word=True)
     assert by_word.links == ((100, 7),), "number 29 of the second text would stand behind the row"
 

@@ -84,7 +84,9 @@ def test_vqa_equals_the_official_script(version: Version) -> None:
 def test_normalisation_equals_the_official_script() -> None:
     for pair in VQA["normalisation"]:
         marked = strip_marks(strip_space(pair["input"]))
-        assert (marked, strip_articles(marked)) == (pair["after_punctuation"], pair["after_digit_article"]), pair["input"]
+        assert (marked, strip_articles(marked)) == (pair["after_punctuation"], pair["after_digit_article"]), pair[
+            "input"
+        ]
         assert normalise(pair["input"]) == pair["after_digit_article"]
 
 
@@ -173,7 +175,9 @@ def test_nlvr_equals_the_official_scripts() -> None:
     assert {"precision": images.precision.value, "consistency": images.consistency.value} == NLVR["expected_images"]
     assert images.precision.count == 6 * len(LABELS)
     structured = nlvr_structured([(name, value) for name, value in NLVR["predictions_structured"]], LABELS)
-    assert {"precision": structured.precision.value, "consistency": structured.consistency.value} == NLVR["expected_structured"]
+    assert {"precision": structured.precision.value, "consistency": structured.consistency.value} == NLVR[
+        "expected_structured"
+    ]
     assert structured.consistency.count == len({name.split("-")[0] for name in LABELS})
 
 

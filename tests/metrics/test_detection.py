@@ -34,7 +34,12 @@ def boxes(*corners: tuple[float, float, float, float]) -> np.ndarray:
 def test_an_object_is_found_once_and_by_the_surest() -> None:
     truth = boxes((0, 0, 10, 10), (20, 0, 30, 10))
     found = boxes((0, 0, 10, 9), (0, 0, 10, 10), (20, 0, 30, 4.9), (20, 0, 30, 5))
-    assert match(found, np.array([0.6, 0.9, 0.8, 0.1]), truth).tolist() == [-1, 0, -1, 1]  # IoU 0.5 is enough, 0.49 is not
+    assert match(found, np.array([0.6, 0.9, 0.8, 0.1]), truth).tolist() == [
+        -1,
+        0,
+        -1,
+        1,
+    ]  # IoU 0.5 is enough, 0.49 is not
 
 
 def test_the_free_object_of_largest_overlap_is_taken() -> None:
@@ -53,7 +58,11 @@ def test_crowds_neither_count_nor_cost() -> None:
     assert scores.objects == 1
     assert scores.recall == 0
     right = score(
-        [DetectedBoxes(boxes=boxes((20, 0, 30, 10), (0, 0, 10, 10)), classes=np.zeros(2, int), scores=np.array([0.9, 0.8]))],
+        [
+            DetectedBoxes(
+                boxes=boxes((20, 0, 30, 10), (0, 0, 10, 10)), classes=np.zeros(2, int), scores=np.array([0.9, 0.8])
+            )
+        ],
         [TrueBoxes(boxes=truth, classes=np.zeros(2, int), ignored=ignored)],
     )
     assert right.mean_ap == 1
@@ -80,7 +89,9 @@ def test_mean_over_classes_that_occur() -> None:
 def test_attributes_by_hand() -> None:
     """Of two objects found one has exactly its attributes; a third is missed and does not enter the accuracy, but the average precision."""
     a, b, c = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10)
-    truth = TrueBoxes(boxes=boxes(a, b, c), classes=np.zeros(3, int), attributes=np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0]], bool))
+    truth = TrueBoxes(
+        boxes=boxes(a, b, c), classes=np.zeros(3, int), attributes=np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0]], bool)
+    )
     found = DetectedBoxes(
         boxes=boxes(a, b),
         classes=np.zeros(2, int),
@@ -97,7 +108,13 @@ def test_attributes_by_hand() -> None:
 def test_wrong_class_keeps_attributes_out_of_the_accuracy() -> None:
     box = boxes((0, 0, 10, 10))
     truth = TrueBoxes(boxes=box, classes=np.array([0]), attributes=np.array([[True]]))
-    found = DetectedBoxes(boxes=box, classes=np.array([1]), scores=np.array([0.9]), attributes=np.array([[0]]), attribute_scores=np.array([[0.9]]))
+    found = DetectedBoxes(
+        boxes=box,
+        classes=np.array([1]),
+        scores=np.array([0.9]),
+        attributes=np.array([[0]]),
+        attribute_scores=np.array([[0.9]]),
+    )
     assert score([found], [truth]).attribute_accuracy is None
 
 

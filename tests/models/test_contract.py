@@ -76,7 +76,11 @@ OBJECTIVES: Mapping[str, tuple[type[Objective], str, Mapping[str, Any]]] = {
         f"masked_regions_{name}": (MaskedRegions, "region_targets", {"losses": dataclasses.replace(losses, **_SMALL)})
         for name, losses in _REGION_LOSSES.items()
     },
-    "region_contrast": (RegionContrast, "projection", {"queue_size": 2 * ROWS * REGIONS, "projection_size": 8, "momentum": 0.5}),
+    "region_contrast": (
+        RegionContrast,
+        "projection",
+        {"queue_size": 2 * ROWS * REGIONS, "projection_size": 8, "momentum": 0.5},
+    ),
 }
 """Name -> objective, kind of its head, settings."""
 
@@ -129,15 +133,33 @@ MAPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Family -> quadrant -> layers with attention of that kind."""
 _LXMERT_STATES = {
     "text": ("text_embeddings", "text_layers.0", "text_layers.1", "cross_layers.0.text", "cross_layers.1.text"),
-    "regions": ("region_embeddings", "region_layers.0", "region_layers.1", "cross_layers.0.regions", "cross_layers.1.regions"),
+    "regions": (
+        "region_embeddings",
+        "region_layers.0",
+        "region_layers.1",
+        "cross_layers.0.regions",
+        "cross_layers.1.regions",
+    ),
 }
 STATES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     **{name: {"both": ("embeddings", *_JOINT)} for name in SINGLE_STREAM},
     "lxmert": _LXMERT_STATES,
     "cvlp": _LXMERT_STATES,
     "vilbert": {
-        "text": ("text_embeddings", "co_attention_layers.0.text", "text_layers.0", "co_attention_layers.1.text", "text_layers.1"),
-        "regions": ("region_embeddings", "co_attention_layers.0.regions", "region_layers.0", "co_attention_layers.1.regions", "region_layers.1"),
+        "text": (
+            "text_embeddings",
+            "co_attention_layers.0.text",
+            "text_layers.0",
+            "co_attention_layers.1.text",
+            "text_layers.1",
+        ),
+        "regions": (
+            "region_embeddings",
+            "co_attention_layers.0.regions",
+            "region_layers.0",
+            "co_attention_layers.1.regions",
+            "region_layers.1",
+        ),
     },
 }
 """Family -> stream -> captured states in their order; the last are those that are returned."""
@@ -160,7 +182,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def build(name: str, **changes: Any) -> Encoder:
     """The tiny preset with few words, away from its symmetric start: norms and biases that matter."""
-    encoder = models.build(name, dataclasses.replace(models.spec(name).presets["tiny"], vocab_size=VOCABULARY, **changes)).eval()
+    encoder = models.build(
+        name, dataclasses.replace(models.spec(name).presets["tiny"], vocab_size=VOCABULARY, **changes)
+    ).eval()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -187,10 +211,19 @@ def styles(name: str) -> dict[str, str]:
 
 def make_head(name: str, kind: str, model: Encoder) -> Any:
     group = GROUP if kind in ("score", "pair") else 1
-    return heads.build(KINDS[kind], model.dims, style=styles(name)[kind], words=model.word_embeddings, group=group).eval()
+    return heads.build(
+        KINDS[kind], model.dims, style=styles(name)[kind], words=model.word_embeddings, group=group
+    ).eval()
 
 
-def make_batch(*, regions: int = REGIONS, counts: tuple[int, ...] = COUNTS, slot: bool = False, links: bool = True, hidden: bool = False) -> Batch:
+def make_batch(
+    *,
+    regions: int = REGIONS,
+    counts: tuple[int, ...] = COUNTS,
+    slot: bool = False,
+    links: bool = True,
+    hidden: bool = False,
+) -> Batch:
     text_mask = torch.arange(TOKENS) < torch.tensor(LENGTHS)[:, None]
     text = Text(
         ids=torch.randint(1, VOCABULARY, (ROWS, TOKENS)) * text_mask,
@@ -224,7 +257,10 @@ def text_alone(batch: Batch) -> Batch:
     return dataclasses.replace(batch, regions=None, links=None)
 
 
-SLOTS = Slots(at=torch.tensor([[1, 3], [2, 0], [5, 4], [3, 0]]), mask=torch.tensor([[True, True], [True, False], [True, True], [True, False]]))
+SLOTS = Slots(
+    at=torch.tensor([[1, 3], [2, 0], [5, 4], [3, 0]]),
+    mask=torch.tensor([[True, True], [True, False], [True, True], [True, False]]),
+)
 """Of tokens, in every row."""
 
 
@@ -236,7 +272,9 @@ def logits(kind: str, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[s
         mask = regions_of(batch).mask if batch.regions is not None else torch.zeros(ROWS, 0, dtype=torch.bool)
         found = head(gather(encoded.text, SLOTS.at), encoded.regions, mask)
     elif kind == "regions":
-        found = head(encoded.regions if encoded.whole is None else torch.cat([encoded.regions, encoded.whole[:, None]], dim=1))
+        found = head(
+            encoded.regions if encoded.whole is None else torch.cat([encoded.regions, encoded.whole[:, None]], dim=1)
+        )
     elif kind in ("region_targets", "projection"):
         found = head(encoded.regions)
     else:
@@ -291,7 +329,11 @@ class Answers(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         encoded = self.encoder(batch)
-        return {f"{kind}.{part}": values for kind, head in self.heads.items() for part, values in logits(kind, head, encoded, batch).items()}
+        return {
+            f"{kind}.{part}": values
+            for kind, head in self.heads.items()
+            for part, values in logits(kind, head, encoded, batch).items()
+        }
 
 
 def at_rest(module: nn.Module) -> set[str]:
@@ -310,7 +352,9 @@ def not_called_for(name: str, batch: Batch) -> set[str]:
     if name != "vlbert":
         return set()
     regions = regions_of(batch)
-    return (set() if regions.hidden is not None else {"mask_word", "mask_feature"}) | (set() if not regions.mask.any(1).all() else {"text_only"})
+    return (set() if regions.hidden is not None else {"mask_word", "mask_feature"}) | (
+        set() if not regions.mask.any(1).all() else {"text_only"}
+    )
 
 
 def same(first: Encoded, second: Encoded, text: Tensor, regions: Tensor) -> None:
@@ -345,7 +389,9 @@ def test_every_layout_names_styles_that_exist(name: str, model: Encoder) -> None
     spec = models.spec(name)
     for (layout, kind), style in spec.head_styles.items():
         assert layout in spec.keys
-        head = heads.build({**KINDS, **ALSO_NAMED}[kind], model.dims, style=style, words=model.word_embeddings, group=GROUP)
+        head = heads.build(
+            {**KINDS, **ALSO_NAMED}[kind], model.dims, style=style, words=model.word_embeddings, group=GROUP
+        )
         assert list(head.parameters())
 
 
@@ -408,11 +454,20 @@ def test_an_objective_without_targets_is_exactly_zero(name: str, model: Encoder,
     targets = make_targets(labelled=False)  # the queue of region contrast is empty
     images = make_batch(hidden=True, counts=ONE_WITHOUT)
     for batch, features in ((images, targets.region_features), (text_alone(images), torch.zeros(ROWS, 0, FEATURES))):
-        loss = module(PretrainStep(model=model, batch=batch, encoded=model(batch), targets=dataclasses.replace(targets, region_features=features)))
+        loss = module(
+            PretrainStep(
+                model=model,
+                batch=batch,
+                encoded=model(batch),
+                targets=dataclasses.replace(targets, region_features=features),
+            )
+        )
         loss.value.backward()
         assert loss.value.item() == 0
         assert all(total == 0 for total, _ in loss.parts.values())
-        assert at_rest(model) | at_rest(module) == {n for each in (model, module) for n, p in each.named_parameters() if p.requires_grad}
+        assert at_rest(model) | at_rest(module) == {
+            n for each in (model, module) for n, p in each.named_parameters() if p.requires_grad
+        }
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------- gradients
@@ -436,7 +491,9 @@ def test_what_a_batch_does_not_call_for_is_at_rest(name: str, model: Encoder) ->
             batch = make_batch(hidden=hidden, counts=counts)
             model.zero_grad()
             encoded = model(batch)
-            torch.stack([(s * torch.randn(s.shape[-1])).sum() for s in (encoded.pooled, encoded.text, encoded.regions)]).sum().backward()
+            torch.stack(
+                [(s * torch.randn(s.shape[-1])).sum() for s in (encoded.pooled, encoded.text, encoded.regions)]
+            ).sum().backward()
             assert at_rest(model) == not_called_for(name, batch)
 
 
@@ -445,8 +502,14 @@ def test_rows_of_tables_learn_if_they_are_read(name: str, model: Encoder) -> Non
     encoded = model(batch)
     fields = [encoded.pooled, encoded.text[batch.text.mask], encoded.regions[regions_of(batch).mask]]
     torch.stack([(states * torch.randn(states.shape[-1])).sum() for states in fields]).sum().backward()
-    longest = TOKENS + (2 if name == "vlbert" else 0)  # its regions share the position behind the text, [END] has the next one
-    read = {"words": set(batch.text.ids[batch.text.mask].tolist()), "positions": set(range(longest)), "segments": {0, 1}}
+    longest = TOKENS + (
+        2 if name == "vlbert" else 0
+    )  # its regions share the position behind the text, [END] has the next one
+    read = {
+        "words": set(batch.text.ids[batch.text.mask].tolist()),
+        "positions": set(range(longest)),
+        "segments": {0, 1},
+    }
     if name == "visualbert":
         read |= {"visual_positions": {0}, "visual_segments": {model.config.region_segment}}
     found = 0
@@ -475,7 +538,9 @@ def test_padding_is_invisible(name: str, model: Encoder, slot: bool) -> None:
 
     padded = dataclasses.replace(
         batch,
-        text=dataclasses.replace(text, ids=garbage(text.ids, 2, 77), mask=garbage(text.mask, 2, 0), segments=garbage(text.segments, 2, 1)),
+        text=dataclasses.replace(
+            text, ids=garbage(text.ids, 2, 77), mask=garbage(text.mask, 2, 0), segments=garbage(text.segments, 2, 1)
+        ),
         regions=dataclasses.replace(
             regions,
             features=garbage(regions.features, 3, 1e3),
@@ -506,7 +571,9 @@ def test_region_order_is_irrelevant(model: Encoder) -> None:
     assert batch.links is not None
     shuffled = dataclasses.replace(
         batch,
-        regions=dataclasses.replace(regions, features=regions.features[:, order], boxes=regions.boxes[:, order], hidden=regions.hidden[:, order]),
+        regions=dataclasses.replace(
+            regions, features=regions.features[:, order], boxes=regions.boxes[:, order], hidden=regions.hidden[:, order]
+        ),
         links=batch.links[:, :, order],
     )
     first, second = model(batch), model(shuffled)
@@ -534,16 +601,23 @@ def test_shared_rows_equal_repeated_rows(model: Encoder) -> None:
         assert_close(model(shared).regions, expected.regions, **CLOSE)
 
 
-@pytest.mark.parametrize(("regions", "counts"), [(0, (0, 0, 0, 0)), (1, (1, 1, 0, 1)), (100, (100, 0, 1, 50)), (5, (0, 0, 0, 0))])
+@pytest.mark.parametrize(
+    ("regions", "counts"), [(0, (0, 0, 0, 0)), (1, (1, 1, 0, 1)), (100, (100, 0, 1, 50)), (5, (0, 0, 0, 0))]
+)
 def test_any_number_of_regions(name: str, model: Encoder, regions: int, counts: tuple[int, ...]) -> None:
     answers, batch = Answers(name, model), make_batch(regions=regions, counts=counts)
     encoded = model(batch)
     assert encoded.regions.shape == (ROWS, regions, model.dims.regions)
     found = answers(batch)
-    shapes = {f"{kind}.{part}": shape for kind in answers.heads for part, shape in expected_shapes(kind, encoded).items()}
+    shapes = {
+        f"{kind}.{part}": shape for kind in answers.heads for part, shape in expected_shapes(kind, encoded).items()
+    }
     assert {part: tuple(values.shape) for part, values in found.items()} == shapes
     real = regions_of(batch).mask
-    finite = {part: values[:, :, real.any(0)] if part.startswith("slots_regions") else values for part, values in found.items()}
+    finite = {
+        part: values[:, :, real.any(0)] if part.startswith("slots_regions") else values
+        for part, values in found.items()
+    }
     assert all(values.isfinite().all() for values in found.values())
     torch.stack([values.clamp(-1e4, 1e4).sum() for values in finite.values()]).sum().backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in answers.parameters())
@@ -572,7 +646,10 @@ def test_attention_has_four_quadrants(name: str, model: Encoder) -> None:
         for layer, probs in getattr(maps, quadrant).items():
             assert probs.shape[0] == ROWS
             assert probs.shape[2:] == (sizes[source], sizes[target]), (quadrant, layer)
-            assert ((probs > 0) == real[target][:, None, None, :]).all(), (quadrant, layer)  # padding is never read, everything else is
+            assert ((probs > 0) == real[target][:, None, None, :]).all(), (
+                quadrant,
+                layer,
+            )  # padding is never read, everything else is
             share = probs.sum(-1)
             readable = real[target].any(1)
             key = (source, layer) if name in SINGLE_STREAM else (quadrant, layer)
@@ -656,12 +733,16 @@ def test_compiled_to_machine_code_equals_eager_with_every_head_and_gradient(name
     (eager, eager_gradients), (fast, fast_gradients) = found
     assert_close(dict(fast), dict(eager), **CLOSE)
     for parameter, gradient in eager_gradients.items():
-        assert_close(fast_gradients[parameter], gradient, atol=1e-4, rtol=1e-4, msg=lambda text, at=parameter: f"{at}: {text}")
+        assert_close(
+            fast_gradients[parameter], gradient, atol=1e-4, rtol=1e-4, msg=lambda text, at=parameter: f"{at}: {text}"
+        )
 
 
 def test_half_precision_features_are_read(model: Encoder) -> None:
     batch = make_batch()
-    half = dataclasses.replace(batch, regions=dataclasses.replace(regions_of(batch), features=regions_of(batch).features.half()))
+    half = dataclasses.replace(
+        batch, regions=dataclasses.replace(regions_of(batch), features=regions_of(batch).features.half())
+    )
     assert model(half).pooled.dtype == torch.float32
     assert_close(model(half).pooled, model(batch).pooled, atol=1e-2, rtol=0)
 
@@ -671,7 +752,9 @@ def test_word_table_is_the_models_own(model: Encoder) -> None:
 
 
 def test_every_preset_survives_a_round_trip_and_is_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nn.init, "normal_", lambda tensor, **_: tensor)  # slow on the meta device, and there are no values
+    monkeypatch.setattr(
+        nn.init, "normal_", lambda tensor, **_: tensor
+    )  # slow on the meta device, and there are no values
     spec = models.spec(name)
     for config in spec.presets.values():
         assert configs.from_dict(spec.config, configs.to_dict(config)) == config
@@ -691,7 +774,10 @@ def _foreign_config() -> None:
     models.build("visualbert", object())
 
 
-@pytest.mark.parametrize(("wrong", "message"), [(_unknown_name, "Did you mean 'visualbert'"), (_foreign_config, "configured by VisualBertConfig")])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(_unknown_name, "Did you mean 'visualbert'"), (_foreign_config, "configured by VisualBertConfig")],
+)
 def test_errors_by_name(wrong: Callable[[], None], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         wrong()

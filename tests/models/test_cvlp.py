@@ -21,8 +21,8 @@ from visling import models
 from visling.errors import CheckpointError, ConfigError
 from visling.models.cvlp import PRESETS, Cvlp, CvlpConfig, KeyNetwork, followed, inputs
 from visling.models.lxmert import Lxmert
-from visling.nn import heads
-from visling.nn.momentum import SlowlyCopied
+from visling.nn.heads import build
+from visling.nn.momentum import HasMomentumCopy
 from visling.objectives.base import PretrainStep
 from visling.objectives.region_contrast import RegionContrast
 from visling.train.optim import OptimConfig, build_optimizer
@@ -41,7 +41,11 @@ def config_of(**changes: Any) -> CvlpConfig:
 def batch_of(rows: int = 2, regions: int = 3, counts: tuple[int, ...] | None = None) -> Batch:
     corners = torch.rand(rows, regions, 2) * 0.5
     return Batch(
-        text=Text(ids=torch.randint(1, 50, (rows, 4)), mask=torch.ones(rows, 4, dtype=torch.bool), segments=torch.zeros(rows, 4, dtype=torch.int64)),
+        text=Text(
+            ids=torch.randint(1, 50, (rows, 4)),
+            mask=torch.ones(rows, 4, dtype=torch.bool),
+            segments=torch.zeros(rows, 4, dtype=torch.int64),
+        ),
         regions=Regions(
             features=torch.randn(rows, regions, PRESETS["tiny"].feature_size),
             boxes=torch.cat([corners, corners + 0.3], dim=-1),
@@ -69,7 +73,9 @@ def dropping(network: nn.Module, batch: Batch, **given: Any) -> Any:
     return network(batch, **given)
 
 
-DROPOUT = pytest.mark.parametrize("rates", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.2), (0.3, 0.4)], ids=["none", "states", "probabilities", "both"])
+DROPOUT = pytest.mark.parametrize(
+    "rates", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.2), (0.3, 0.4)], ids=["none", "states", "probabilities", "both"]
+)
 """Of states and of attention probabilities. Where they stand in LXMERT is the business of its own tests."""
 
 
@@ -114,7 +120,9 @@ def test_pairs_of_the_released_depth_in_the_order_of_the_draws() -> None:
         *(("cross_layers", i) for i in range(2)),
     )
     assert network.successors is not None
-    assert {stream: len(list(layers.children())) for stream, layers in network.successors.items()} == dict(zip(ALL, (5, 3, 3), strict=True))
+    assert {stream: len(list(layers.children())) for stream, layers in network.successors.items()} == dict(
+        zip(ALL, (5, 3, 3), strict=True)
+    )
     assert network.drop_rate == 0.5
 
 
@@ -126,7 +134,11 @@ def test_first_and_last_layers_are_never_dropped(count: int) -> None:
 
 
 def test_each_second_layer_is_dropped_half_of_the_time_by_itself() -> None:
-    network, batch, passes = KeyNetwork(Cvlp(config_of())).train(), batch_of(rows=1, regions=1), 33_334  # of three draws each
+    network, batch, passes = (
+        KeyNetwork(Cvlp(config_of())).train(),
+        batch_of(rows=1, regions=1),
+        33_334,
+    )  # of three draws each
     skipped: Counter[frozenset[str]] = Counter()
 
     class Listening(nn.Module):
@@ -143,7 +155,9 @@ def test_each_second_layer_is_dropped_half_of_the_time_by_itself() -> None:
     for name in middle:
         dropped = sum(count for names, count in skipped.items() if name in names)
         assert abs(dropped - passes / 2) <= 5 * math.sqrt(passes / 4), (name, dropped)
-    assert abs(sum(len(names) * count for names, count in skipped.items()) - 1.5 * passes) <= 5 * math.sqrt(3 * passes / 4)
+    assert abs(sum(len(names) * count for names, count in skipped.items()) - 1.5 * passes) <= 5 * math.sqrt(
+        3 * passes / 4
+    )
     for names, count in skipped.items():
         assert abs(count - passes / 8) <= 5 * math.sqrt(passes / 8 * 7 / 8), (names, count)
 
@@ -173,12 +187,18 @@ def test_a_dropped_layer_is_a_network_without_it(rates: tuple[float, float]) -> 
     batch = batch_of()
     network = KeyNetwork(model).train()
     assert torch.equal(dropping(network, batch, chosen=[True] * 3).regions, dropping(short.train(), batch).regions)
-    assert torch.equal(dropping(network, batch, chosen=[False] * 3).regions, dropping(model.lxmert.train(), batch).regions)
+    assert torch.equal(
+        dropping(network, batch, chosen=[False] * 3).regions, dropping(model.lxmert.train(), batch).regions
+    )
 
 
 @DROPOUT
 def test_a_successor_runs_in_the_place_of_two_layers(rates: tuple[float, float]) -> None:
-    model = Cvlp(config_of(dropout_rate=rates[0], attention_dropout_rate=rates[1], key_layers="replace", **dict.fromkeys(THREE, 5)))
+    model = Cvlp(
+        config_of(
+            dropout_rate=rates[0], attention_dropout_rate=rates[1], key_layers="replace", **dict.fromkeys(THREE, 5)
+        )
+    )
     network, batch = KeyNetwork(model).train(), batch_of()
     successors = network.successors
     assert successors is not None
@@ -187,7 +207,9 @@ def test_a_successor_runs_in_the_place_of_two_layers(rates: tuple[float, float])
             parameter.add_(torch.randn_like(parameter) * 0.1)
     short = Lxmert(dataclasses.replace(model.config, **dict.fromkeys(THREE, 3)))
     for stream in ALL:
-        for number, source in enumerate((successors[stream].get_submodule("0"), successors[stream].get_submodule("1"), None)):
+        for number, source in enumerate(
+            (successors[stream].get_submodule("0"), successors[stream].get_submodule("1"), None)
+        ):
             source = model.lxmert.get_submodule(f"{stream}.4") if source is None else source
             short.get_submodule(f"{stream}.{number}").load_state_dict(source.state_dict())
     for part in ("embeddings", "norm", "region_embeddings", "pooler"):
@@ -195,14 +217,16 @@ def test_a_successor_runs_in_the_place_of_two_layers(rates: tuple[float, float])
     assert torch.equal(dropping(network, batch, chosen=[True] * 6).regions, dropping(short, batch).regions)
     for stream in ALL:
         short.get_submodule(f"{stream}.2").load_state_dict(successors[stream].get_submodule("2").state_dict())
-    assert torch.equal(network.eval()(batch).regions, short.eval()(batch).regions)  # the release evaluates the successors alone
+    assert torch.equal(
+        network.eval()(batch).regions, short.eval()(batch).regions
+    )  # the release evaluates the successors alone
     assert torch.equal(dropping(network.train(), batch, chosen=[False] * 6).regions, dropping(model, batch).regions)
 
 
 @pytest.mark.parametrize("key_layers", ["drop", "replace"])
 def test_key_and_query_start_alike_and_everything_follows_something_of_its_shape(key_layers: str) -> None:
     model = Cvlp(config_of(key_layers=key_layers, **dict.fromkeys(THREE, 5)))
-    assert isinstance(model, SlowlyCopied)
+    assert isinstance(model, HasMomentumCopy)
     slow = model.slow_copy(0.0)
     theirs = model.state_dict()
     successors = [name for name in slow.network.state_dict() if name.startswith("successors.")]
@@ -215,7 +239,9 @@ def test_key_and_query_start_alike_and_everything_follows_something_of_its_shape
     if successors:  # the release's start: layers 0, 1 and the last, although they follow 0, 2 and 4
         for name in successors:
             _, stream, number, rest = name.split(".", 3)
-            assert torch.equal(slow.network.state_dict()[name], theirs[f"lxmert.{stream}.{(0, 1, 4)[int(number)]}.{rest}"])
+            assert torch.equal(
+                slow.network.state_dict()[name], theirs[f"lxmert.{stream}.{(0, 1, 4)[int(number)]}.{rest}"]
+            )
     slow.update(model)
     for name, value in slow.network.state_dict().items():
         assert_close(value, theirs[followed(name)], atol=0, rtol=0)
@@ -270,7 +296,7 @@ def test_the_whole_state_is_saved_once_and_restored() -> None:
 
 def test_the_projection_is_initialised_as_the_release_does() -> None:
     dims = dataclasses.replace(Cvlp(config_of()).dims, regions=768)
-    head = heads.build(Head(kind="projection", outputs=128), dims, style="cvlp").train()
+    head = build(Head(kind="projection", outputs=128), dims, style="cvlp").train()
     shapes = {name: tuple(value.shape) for name, value in head.named_parameters()}
     assert shapes == {
         "dense.weight": (1536, 768),
@@ -318,9 +344,21 @@ def test_impossible_configs(changes: dict[str, Any], message: str) -> None:
 
 def test_presets_and_inputs() -> None:
     base = PRESETS["base"]
-    assert (base.num_text_layers, base.num_region_layers, base.num_cross_layers, base.hidden_size, base.key_layers) == (9, 5, 5, 768, "drop")
+    assert (base.num_text_layers, base.num_region_layers, base.num_cross_layers, base.hidden_size, base.key_layers) == (
+        9,
+        5,
+        5,
+        768,
+        "drop",
+    )
     spec = inputs(base)
-    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (2048, 36, 20, "none", "rows")
+    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (
+        2048,
+        36,
+        20,
+        "none",
+        "rows",
+    )
     with torch.device("meta"):
         scenes = KeyNetwork(Cvlp(PRESETS["scenes"]))
     assert scenes.pairs == (("text_layers", 0),)  # something is left out there too
@@ -335,15 +373,25 @@ def released(golden: Path, *, key: bool) -> dict[str, Tensor]:
             shapes |= {f"{head}.logit_fc.{number}.weight": wide, f"{head}.logit_fc.{number}.bias": wide[:1]}
     if key:
         for theirs, successor, count in (("layer", "l", 5), ("r_layers", "r", 3), ("x_layers", "x", 3)):
-            inner = {name.split(f".{theirs}.0.")[1]: shape for name, shape in shapes.items() if name.startswith(f"bert.encoder.{theirs}.0.")}
-            shapes |= {f"bert.encoder.scc_layer_{successor}.{i}.{name}": shape for i in range(count) for name, shape in inner.items()}
+            inner = {
+                name.split(f".{theirs}.0.")[1]: shape
+                for name, shape in shapes.items()
+                if name.startswith(f"bert.encoder.{theirs}.0.")
+            }
+            shapes |= {
+                f"bert.encoder.scc_layer_{successor}.{i}.{name}": shape
+                for i in range(count)
+                for name, shape in inner.items()
+            }
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 HEADS = {
     "vocabulary": Head(kind="vocabulary", outputs=30522),
     "matching": Head(kind="classify", outputs=2),
-    "region_targets": Head(kind="region_targets", outputs=4048, options={"classes": 1600, "attributes": 400, "features": 2048}),
+    "region_targets": Head(
+        kind="region_targets", outputs=4048, options={"classes": 1600, "attributes": 400, "features": 2048}
+    ),
     "answers": Head(kind="classify", outputs=9500),
     "projection": Head(kind="projection", outputs=128),
     "text_projection": Head(kind="projection", outputs=128),
@@ -353,7 +401,12 @@ HEADS = {
 def parts_of(model: Cvlp, **wanted: Head) -> dict[str, nn.Module]:
     styles = SPEC.head_styles
     return {
-        part: heads.build(head, model.dims, style=styles["official", "matching" if part == "matching" else head.kind], words=model.word_embeddings)
+        part: build(
+            head,
+            model.dims,
+            style=styles["official", "matching" if part == "matching" else head.kind],
+            words=model.word_embeddings,
+        )
         for part, head in wanted.items()
     }
 
@@ -377,10 +430,19 @@ def test_every_key_of_a_key_file_is_accounted_for(golden: Path, preset: str) -> 
         model = Cvlp(PRESETS[preset])
         network = KeyNetwork(model)
         own = {} if network.successors is None else {"successors": network.successors}
-        coverage = KEYS["official_key"].load(source, {"encoder": network.lxmert, **own, **parts_of(model, projection=HEADS["projection"])})
+        coverage = KEYS["official_key"].load(
+            source, {"encoder": network.lxmert, **own, **parts_of(model, projection=HEADS["projection"])}
+        )
     filled = [key for keys in coverage.mapped.values() for key in keys]
     assert sorted([*filled, *coverage.tied, *coverage.dropped]) == sorted(source)
-    unused = {"vocabulary", "matching", "region_targets", "answers", "text_projection", *([] if own else ["successors"])}
+    unused = {
+        "vocabulary",
+        "matching",
+        "region_targets",
+        "answers",
+        "text_projection",
+        *([] if own else ["successors"]),
+    }
     assert {reason.split("'")[1] for reason in coverage.dropped.values()} == unused
 
 
@@ -398,7 +460,11 @@ def test_recorded_files_are_written_back_bit_for_bit(golden: Path, layout: str, 
 def test_fine_tuned_files_are_read_and_written_back(golden: Path) -> None:
     weights = load_file(golden / "lxmert" / "state_dict.safetensors")
     source = {f"lxrt_encoder.model.{key}": tensor for key, tensor in weights.items() if key.startswith("bert.")}
-    source |= {key: tensor for key, tensor in load_file(golden / "lxmert" / "finetune_heads.safetensors").items() if key.startswith("vqa.")}
+    source |= {
+        key: tensor
+        for key, tensor in load_file(golden / "lxmert" / "finetune_heads.safetensors").items()
+        if key.startswith("vqa.")
+    }
     source = {key.removeprefix("vqa."): tensor for key, tensor in source.items()}
     ours, coverage = KEYS["official_finetuned"].convert(source)
     assert coverage.complete

@@ -18,7 +18,8 @@ from torch.testing import assert_close
 from visling import models
 from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.lxmert import PRESETS, Lxmert, LxmertConfig, inputs, volta_keys
-from visling.nn import heads
+from visling.nn.head_blocks import NormedClassifier
+from visling.nn.heads import build
 from visling.objectives.base import PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
@@ -40,7 +41,9 @@ def tiny(**changes: Any) -> Lxmert:
     return model
 
 
-def batch_of(config: LxmertConfig, *, tokens: int = 4, regions: int = 3, counts: tuple[int, int] | None = None) -> Batch:
+def batch_of(
+    config: LxmertConfig, *, tokens: int = 4, regions: int = 3, counts: tuple[int, int] | None = None
+) -> Batch:
     corners = torch.rand(2, regions, 2) * 0.5
     return Batch(
         text=Text(
@@ -88,7 +91,9 @@ def reference(model: Lxmert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor
         return x.reshape(*x.shape[:2], model.config.num_heads, -1).transpose(1, 2)
 
     def attend(name: str, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        query, key, value = (split(linear(f"{name}.attention.{part}", z)) for part, z in (("query", x), ("key", y), ("value", y)))
+        query, key, value = (
+            split(linear(f"{name}.attention.{part}", z)) for part, z in (("query", x), ("key", y), ("value", y))
+        )
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         probs = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1) * sites["probs"]
         context = (probs @ value).transpose(1, 2).flatten(2)
@@ -107,7 +112,9 @@ def reference(model: Lxmert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor
         words = feed_forward(f"{name}.feed_forward", attend(f"{name}.attend", words, words, text.mask))
     features, boxes = regions.features.double(), regions.boxes.double()
     things = norm("region_embeddings.feature_norm", linear("region_embeddings.features", features))
-    things = (things + norm("region_embeddings.box_norm", linear("region_embeddings.boxes", boxes))) / 2 * sites["regions"]
+    things = (
+        (things + norm("region_embeddings.box_norm", linear("region_embeddings.boxes", boxes))) / 2 * sites["regions"]
+    )
     for number in range(model.config.num_region_layers):
         name = f"region_layers.{number}"
         things = feed_forward(f"{name}.feed_forward", attend(f"{name}.attend", things, things, regions.mask))
@@ -117,8 +124,12 @@ def reference(model: Lxmert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor
             attend(f"{name}.cross", words, things, regions.mask),
             attend(f"{name}.cross", things, words, text.mask),
         )
-        words = feed_forward(f"{name}.text_feed_forward", attend(f"{name}.text_attend", told_words, told_words, text.mask))
-        things = feed_forward(f"{name}.region_feed_forward", attend(f"{name}.region_attend", told_things, told_things, regions.mask))
+        words = feed_forward(
+            f"{name}.text_feed_forward", attend(f"{name}.text_attend", told_words, told_words, text.mask)
+        )
+        things = feed_forward(
+            f"{name}.region_feed_forward", attend(f"{name}.region_attend", told_things, told_things, regions.mask)
+        )
     return words, things, torch.tanh(linear("pooler.dense", words[:, 0]))
 
 
@@ -134,7 +145,9 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> tuple[Lxmert, Batch]:
 def test_dropout_stands_where_the_release_has_it(dropped: tuple[Lxmert, Batch]) -> None:
     model, batch = dropped
     encoded = model(batch, capture=True)  # the path on which probabilities can be seen
-    for ours, expected in zip((encoded.text, encoded.regions, encoded.pooled), reference(model, batch, SITES), strict=True):
+    for ours, expected in zip(
+        (encoded.text, encoded.regions, encoded.pooled), reference(model, batch, SITES), strict=True
+    ):
         assert_close(ours, expected, **EXACT)
 
 
@@ -150,7 +163,11 @@ def test_evaluation_equals_the_reference() -> None:
     batch = batch_of(model.config, counts=(3, 2))
     for capture in (False, True):
         encoded = model(batch, capture=capture)
-        for ours, expected in zip((encoded.text, encoded.regions, encoded.pooled), reference(model, batch, dict.fromkeys(SITES, 1.0)), strict=True):
+        for ours, expected in zip(
+            (encoded.text, encoded.regions, encoded.pooled),
+            reference(model, batch, dict.fromkeys(SITES, 1.0)),
+            strict=True,
+        ):
             assert_close(ours, expected, **EXACT)
 
 
@@ -159,16 +176,25 @@ def test_pooler_and_heads_have_no_dropout() -> None:
     assert not [module for module in model.pooler.modules() if isinstance(module, nn.Dropout)]
     pooled = torch.randn(4, model.dims.pooled)
     for kind, group in (("classify", 1), ("pair", 2)):
-        head = heads.build(Head(kind=kind, outputs=3), model.dims, style=SPEC.head_styles["official", kind], group=group).train()
+        head = build(
+            Head(kind=kind, outputs=3), model.dims, style=SPEC.head_styles["official", kind], group=group
+        ).train()
         assert torch.equal(head(pooled), head.eval()(pooled))
 
 
 def test_fresh_weights_by_group() -> None:
     torch.manual_seed(0)
-    model = Lxmert(dataclasses.replace(PRESETS["base"], hidden_size=96, vocab_size=3000, feature_size=64, intermediate_size=384))
+    model = Lxmert(
+        dataclasses.replace(PRESETS["base"], hidden_size=96, vocab_size=3000, feature_size=64, intermediate_size=384)
+    )
     assert PRESETS["base"].init_std == 0.02
     groups: dict[str, list[Tensor]] = {"matrices": [], "tables": [], "biases": [], "norm scales": []}
-    norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm) for parameter in (module.weight,)}
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm)
+        for parameter in (module.weight,)
+    }
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             groups["biases"].append(parameter.detach().flatten())
@@ -185,7 +211,7 @@ def test_fresh_weights_by_group() -> None:
             assert abs(values.mean() / 0.02) < error, name
     for table in (model.embeddings.words, model.embeddings.positions, model.embeddings.segments):
         assert table.weight[0].std() > 0.01  # rows of padding_idx are not zeroed, as in the release
-    head = heads.build(Head(kind="classify", outputs=50), model.dims, style="gelu_norm")
+    head = build(Head(kind="classify", outputs=50), model.dims, style="gelu_norm")
     assert 0.018 < head.get_parameter("dense.weight").std() < 0.022
     assert not head.get_parameter("dense.bias").any()
 
@@ -204,7 +230,14 @@ def test_rows_without_a_label() -> None:
     model = tiny()
     batch, dims, words = batch_of(model.config), model.dims, model.word_embeddings
     losses = RegionLosses(
-        classes="hard", num_classes=5, attributes=True, num_attributes=4, features="smooth_l1", feature_size=16, weighted=True, over="regions"
+        classes="hard",
+        num_classes=5,
+        attributes=True,
+        num_attributes=4,
+        features="smooth_l1",
+        feature_size=16,
+        weighted=True,
+        over="regions",
     )
     style = {kind: style for (layout, kind), style in SPEC.head_styles.items() if layout == "official"}
     objectives = [
@@ -238,7 +271,9 @@ def test_rows_without_a_label() -> None:
 def test_first_rows_are_read_but_not_taught() -> None:
     model = tiny()
     batch = batch_of(model.config)
-    batch = dataclasses.replace(batch, text=dataclasses.replace(batch.text, segments=torch.zeros_like(batch.text.segments)))
+    batch = dataclasses.replace(
+        batch, text=dataclasses.replace(batch.text, segments=torch.zeros_like(batch.text.segments))
+    )
     weights = torch.randn(model.dims.pooled)
     (model(batch).pooled * weights).sum().backward()
     tables = model.embeddings
@@ -320,7 +355,8 @@ def test_layers_can_be_skipped_and_replaced() -> None:
     shorter.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if "_layers.1." not in name})
     assert_close(skipped, shorter(batch).pooled)
     assert_close(
-        model(batch, replacements={"text_layers.1": model.text_layers[0]}).pooled, _with(model, "text_layers", 1, model.text_layers[0], batch)
+        model(batch, replacements={"text_layers.1": model.text_layers[0]}).pooled,
+        _with(model, "text_layers", 1, model.text_layers[0], batch),
     )
     assert not torch.allclose(model(batch, replacements={"region_layers.0": _Halved()}, capture=True).pooled, plain)
     assert torch.equal(model(batch, replacements={}).pooled, plain)
@@ -342,7 +378,12 @@ def test_skipping_compiles() -> None:
     batch = batch_of(model.config)
     replacements = {"text_layers.1": None, "cross_layers.1": None}
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert_close(compiled(batch, replacements=replacements).pooled, model(batch, replacements=replacements).pooled, atol=1e-5, rtol=1e-5)
+    assert_close(
+        compiled(batch, replacements=replacements).pooled,
+        model(batch, replacements=replacements).pooled,
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_whitening_is_measured_and_used() -> None:
@@ -356,7 +397,13 @@ def test_whitening_is_measured_and_used() -> None:
 
 def test_input_spec_follows_the_release() -> None:
     spec = inputs(PRESETS["base"])
-    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (2048, 36, 20, "none", "rows")
+    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (
+        2048,
+        36,
+        20,
+        "none",
+        "rows",
+    )
 
 
 @pytest.mark.parametrize(
@@ -395,17 +442,25 @@ def parts_of(model: Lxmert, keys: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     for part, prefix in (("answers", "answer_head.logit_fc"), ("classifier", "logit_fc")):
         if f"{prefix}.3.bias" in keys:
             wanted[part] = (Head(kind="classify", outputs=len(keys[f"{prefix}.3.bias"])), "gelu_norm")
-    built = {part: heads.build(head, model.dims, style=style, words=model.word_embeddings) for part, (head, style) in wanted.items()}
+    built = {
+        part: build(head, model.dims, style=style, words=model.word_embeddings)
+        for part, (head, style) in wanted.items()
+    }
     return {"encoder": model, **built}
 
 
 def manifest(golden: Path, layout: str = "official") -> dict[str, Tensor]:
     """Every released key at full size, without values."""
     described = json.loads((golden / "lxmert" / "manifest_full.json").read_text())
-    keys = {name: torch.empty(entry["shape"], device="meta") for name, entry in described["official"]["state_dict"].items()}
+    keys = {
+        name: torch.empty(entry["shape"], device="meta") for name, entry in described["official"]["state_dict"].items()
+    }
     assert len(keys) == described["official"]["n_keys"]
     if layout == "transformers":
-        return {f"lxmert.{name.removeprefix('bert.')}" if name.startswith("bert.") else name: tensor for name, tensor in keys.items()}
+        return {
+            f"lxmert.{name.removeprefix('bert.')}" if name.startswith("bert.") else name: tensor
+            for name, tensor in keys.items()
+        }
     return keys
 
 
@@ -419,7 +474,9 @@ def test_every_released_key_is_accounted_for(golden: Path, layout: str) -> None:
     assert sorted([*filled, *coverage.tied]) == sorted(keys)
     assert not coverage.fresh
     assert not coverage.dropped
-    total = json.loads((golden / "lxmert" / "manifest_full.json").read_text())["official"]["n_parameters_tied_counted_once"]
+    total = json.loads((golden / "lxmert" / "manifest_full.json").read_text())["official"][
+        "n_parameters_tied_counted_once"
+    ]
     sizes = {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in parts.items()}
     assert sum(sizes.values()) == total
     assert sizes["encoder"] == 207_936_768
@@ -430,9 +487,16 @@ def test_every_released_key_is_accounted_for(golden: Path, layout: str) -> None:
 def test_finetuned_keys_are_accounted_for(golden: Path) -> None:
     for several_devices in (False, True):
         middle = "module." if several_devices else ""
-        keys = {f"lxrt_encoder.model.{middle}{name}": tensor for name, tensor in manifest(golden).items() if name.startswith("bert.")}
+        keys = {
+            f"lxrt_encoder.model.{middle}{name}": tensor
+            for name, tensor in manifest(golden).items()
+            if name.startswith("bert.")
+        }
         for place, shape in (("0", (1536, 768)), ("3", (3129, 1536))):
-            keys |= {f"logit_fc.{place}.weight": torch.empty(shape, device="meta"), f"logit_fc.{place}.bias": torch.empty(shape[0], device="meta")}
+            keys |= {
+                f"logit_fc.{place}.weight": torch.empty(shape, device="meta"),
+                f"logit_fc.{place}.bias": torch.empty(shape[0], device="meta"),
+            }
         keys |= {f"logit_fc.2.{name}": torch.empty(1536, device="meta") for name in ("weight", "bias")}
         with torch.device("meta"):
             parts = parts_of(Lxmert(PRESETS["base"]), keys)
@@ -441,7 +505,11 @@ def test_finetuned_keys_are_accounted_for(golden: Path) -> None:
 
 
 def test_keys_of_the_bare_transformers_model(golden: Path) -> None:
-    keys = {name.removeprefix("lxmert."): tensor for name, tensor in manifest(golden, "transformers").items() if name.startswith("lxmert.")}
+    keys = {
+        name.removeprefix("lxmert."): tensor
+        for name, tensor in manifest(golden, "transformers").items()
+        if name.startswith("lxmert.")
+    }
     with torch.device("meta"):
         coverage = SPEC.keys["transformers"].load(keys, {"encoder": Lxmert(PRESETS["base"])})
     assert len(coverage.mapped) == len(keys)
@@ -451,7 +519,10 @@ def test_keys_of_the_bare_transformers_model(golden: Path) -> None:
 def test_recorded_files_are_written_back_bit_for_bit(golden: Path, layout: str) -> None:
     source = load_file(golden / "lxmert" / "state_dict.safetensors")
     if layout == "transformers":
-        source = {f"lxmert.{name.removeprefix('bert.')}" if name.startswith("bert.") else name: tensor for name, tensor in source.items()}
+        source = {
+            f"lxmert.{name.removeprefix('bert.')}" if name.startswith("bert.") else name: tensor
+            for name, tensor in source.items()
+        }
     ours, coverage = SPEC.keys[layout].convert(source)
     assert coverage.complete
     written = SPEC.keys[layout].invert(ours)
@@ -475,7 +546,9 @@ def test_finetuned_files_are_written_back_bit_for_bit(golden: Path) -> None:
 
 def test_module_names_follow_the_key_map(golden: Path) -> None:
     modules = SPEC.keys["official"].modules(manifest(golden))
-    assert modules["bert.encoder.x_layers.3.visual_attention.att.query"] == "encoder.cross_layers.3.cross.attention.query"
+    assert (
+        modules["bert.encoder.x_layers.3.visual_attention.att.query"] == "encoder.cross_layers.3.cross.attention.query"
+    )
     assert modules["bert.encoder.visn_fc.visn_fc"] == "encoder.region_embeddings.features"
 
 
@@ -487,7 +560,9 @@ def test_volta_numbers_its_blocks_as_its_configuration_does() -> None:
     theirs = SPEC.keys["volta"].invert(ours)
 
     def numbers(part: str) -> list[int]:
-        found = {name.split(".")[3] for name in theirs if name.startswith("bert.encoder.layer.") and f".{part}." in name}
+        found = {
+            name.split(".")[3] for name in theirs if name.startswith("bert.encoder.layer.") and f".{part}." in name
+        }
         return sorted(int(number) for number in found)
 
     cross, own = list(range(18, 33, 3)), list(range(19, 33, 3))
@@ -502,20 +577,34 @@ def test_volta_numbers_its_blocks_as_its_configuration_does() -> None:
 def random_bert(config: LxmertConfig, layers: int) -> dict[str, Tensor]:
     """A text-only BERT of the model's sizes in its oldest spelling."""
     width, wide = config.hidden_size, config.intermediate_size
-    matrices = {"attention.self.query": (width, width), "attention.self.key": (width, width), "attention.self.value": (width, width)}
-    matrices |= {"attention.output.dense": (width, width), "intermediate.dense": (wide, width), "output.dense": (width, wide)}
+    matrices = {
+        "attention.self.query": (width, width),
+        "attention.self.key": (width, width),
+        "attention.self.value": (width, width),
+    }
+    matrices |= {
+        "attention.output.dense": (width, width),
+        "intermediate.dense": (wide, width),
+        "output.dense": (width, wide),
+    }
     shapes: dict[str, tuple[int, ...]] = {
         "bert.embeddings.word_embeddings.weight": (config.vocab_size, width),
         "bert.embeddings.position_embeddings.weight": (config.max_positions, width),
         "bert.embeddings.token_type_embeddings.weight": (2, width),
         "cls.predictions.bias": (config.vocab_size,),
     }
-    linears = {"bert.pooler.dense": (width, width), "cls.predictions.transform.dense": (width, width), "cls.seq_relationship": (2, width)}
+    linears = {
+        "bert.pooler.dense": (width, width),
+        "cls.predictions.transform.dense": (width, width),
+        "cls.seq_relationship": (2, width),
+    }
     norms = ["bert.embeddings.LayerNorm", "cls.predictions.transform.LayerNorm"]
     for number in range(layers):
         linears |= {f"bert.encoder.layer.{number}.{name}": shape for name, shape in matrices.items()}
         norms += [f"bert.encoder.layer.{number}.{name}.LayerNorm" for name in ("attention.output", "output")]
-    shapes |= {f"{name}.weight": shape for name, shape in linears.items()} | {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+    shapes |= {f"{name}.weight": shape for name, shape in linears.items()} | {
+        f"{name}.bias": shape[:1] for name, shape in linears.items()
+    }
     shapes |= {f"{name}.{end}": (width,) for name in norms for end in ("gamma", "beta")}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     return {**tensors, "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].clone()}
@@ -530,9 +619,17 @@ def test_start_from_bert() -> None:
     assert coverage.complete
     assert {key.split(".")[3] for key in coverage.dropped} == {"9", "10", "11"}  # the first nine layers are read
     random = ("region_embeddings", "region_layers", "cross_layers", "whiten")
-    assert {name.removeprefix("encoder.") for name in coverage.fresh} == {name for name in given if name.startswith(random)}
-    assert all(torch.equal(model.state_dict()[name.removeprefix("encoder.")], given[name.removeprefix("encoder.")]) for name in coverage.fresh)
-    assert torch.equal(model.get_parameter("text_layers.8.attend.attention.value.bias"), source["bert.encoder.layer.8.attention.self.value.bias"])
+    assert {name.removeprefix("encoder.") for name in coverage.fresh} == {
+        name for name in given if name.startswith(random)
+    }
+    assert all(
+        torch.equal(model.state_dict()[name.removeprefix("encoder.")], given[name.removeprefix("encoder.")])
+        for name in coverage.fresh
+    )
+    assert torch.equal(
+        model.get_parameter("text_layers.8.attend.attention.value.bias"),
+        source["bert.encoder.layer.8.attention.self.value.bias"],
+    )
     assert torch.equal(model.norm.weight, source["bert.embeddings.LayerNorm.gamma"])
     assert torch.equal(model.pooler.dense.weight, source["bert.pooler.dense.weight"])
     assert torch.equal(pretraining["matching"].get_parameter("linear.bias"), source["cls.seq_relationship.bias"])
@@ -540,7 +637,9 @@ def test_start_from_bert() -> None:
 
 def test_wrong_preset_is_refused_with_both_shapes(golden: Path) -> None:
     source = load_file(golden / "lxmert" / "state_dict.safetensors")
-    model = tiny(num_cross_layers=1, num_heads=4, max_positions=16, max_tokens=16, feature_size=21, whiten_features=False)
+    model = tiny(
+        num_cross_layers=1, num_heads=4, max_positions=16, max_tokens=16, feature_size=21, whiten_features=False
+    )
     before = model.norm.weight.clone()
     with pytest.raises(CheckpointError, match=r"encoder.region_embeddings.features.weight \(32, 20\) -> \(32, 21\)"):
         SPEC.keys["official"].load(source, {"encoder": model})
@@ -549,8 +648,8 @@ def test_wrong_preset_is_refused_with_both_shapes(golden: Path) -> None:
 
 @pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [*rows, None]], ids=["too few", "too many"])
 def test_answers_and_rows_must_agree(change: Callable[[list[int | None]], list[int | None]]) -> None:
-    head, trained = heads.NormedClassifier(4, 8, 3), heads.NormedClassifier(4, 8, 5)
+    head, trained = NormedClassifier(4, 8, 3), NormedClassifier(4, 8, 5)
     with pytest.raises(ConfigError, match="one row"):
         head.start_from(trained, change([0, 1, None]))
     with pytest.raises(ConfigError, match=r"width \(8, 4\)"):
-        head.start_from(heads.NormedClassifier(5, 8, 5), [0, 1, None])
+        head.start_from(NormedClassifier(5, 8, 5), [0, 1, None])

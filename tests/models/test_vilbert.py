@@ -46,7 +46,13 @@ def tiny(**changes: Any) -> Vilbert:
 
 
 def batch_of(
-    config: VilbertConfig, *, tokens: int = 4, regions: int = 3, counts: tuple[int, int] | None = None, whole: bool = False, **text: Any
+    config: VilbertConfig,
+    *,
+    tokens: int = 4,
+    regions: int = 3,
+    counts: tuple[int, int] | None = None,
+    whole: bool = False,
+    **text: Any,
 ) -> Batch:
     corners = torch.rand(2, regions, 2) * 0.5
     task = {"task": torch.tensor([1, 0])} if config.num_tasks else {}
@@ -87,7 +93,9 @@ def build(part: str, head: Head, layout: str, dims: Dims, words: nn.Embedding | 
     return heads.build(head, dims, style=style, words=words, group=2 if head.kind == "pair" else 1)
 
 
-def on_meta(preset: VilbertConfig | str, added: Mapping[str, Head] | None = None, layout: str = "multitask") -> dict[str, nn.Module]:
+def on_meta(
+    preset: VilbertConfig | str, added: Mapping[str, Head] | None = None, layout: str = "multitask"
+) -> dict[str, nn.Module]:
     """Encoder, pre-training heads and others at full size, without memory."""
     with torch.device("meta"):
         model = Vilbert(PRESETS[preset] if isinstance(preset, str) else preset)
@@ -105,10 +113,14 @@ def test_region_embedding_term_by_term() -> None:
     regions = regions_of(batch)
     states = model(batch, capture=True).states["region_embeddings"]
     assert states.shape == (2, 4, model.config.region_hidden_size)
-    expected = model.region_norm(model.projection(regions.features[0, 2]) + model.box_projection(locate(regions.boxes)[0, 2]))
+    expected = model.region_norm(
+        model.projection(regions.features[0, 2]) + model.box_projection(locate(regions.boxes)[0, 2])
+    )
     assert_close(states[0, 2], expected)
     box = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0])
-    whole = model.region_norm(model.projection(regions.features[1, :2].mean(0)) + model.box_projection(box))  # the padded region does not count
+    whole = model.region_norm(
+        model.projection(regions.features[1, :2].mean(0)) + model.box_projection(box)
+    )  # the padded region does not count
     assert_close(states[1, 3], whole)
 
 
@@ -116,7 +128,9 @@ def test_a_given_whole_image_replaces_the_mean() -> None:
     model = tiny()
     batch = batch_of(model.config, whole=True)
     without = dataclasses.replace(batch, regions=dataclasses.replace(regions_of(batch), whole=None))
-    mean = dataclasses.replace(batch, regions=dataclasses.replace(regions_of(batch), whole=regions_of(batch).features.mean(1)))
+    mean = dataclasses.replace(
+        batch, regions=dataclasses.replace(regions_of(batch), whole=regions_of(batch).features.mean(1))
+    )
     assert not torch.allclose(model(batch).pooled, model(without).pooled)
     assert_close(model(mean).pooled, model(without).pooled)
 
@@ -130,7 +144,9 @@ def test_whitening_reaches_regions_and_the_whole_image() -> None:
     assert model.whiten is not None
     features = model.whiten(regions_of(batch).features)
     plain = tiny(whiten_features=False)
-    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if not name.startswith("whiten")})
+    plain.load_state_dict(
+        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("whiten")}
+    )
     white = dataclasses.replace(batch, regions=dataclasses.replace(regions_of(batch), features=features))
     assert_close(model(batch).whole, plain(white).whole)
     assert not torch.allclose(model(batch).whole, before)
@@ -161,13 +177,28 @@ def test_summary_reads_the_slot_and_the_whole_image() -> None:
     batch = batch_of(model.config)
     at_slot = model(dataclasses.replace(batch, text=dataclasses.replace(batch.text, slot=torch.tensor([2, 1]))))
     image = model.region_pooler(at_slot.whole).relu()
-    assert_close(at_slot.pooled, model.text_pooler(torch.stack([at_slot.text[0, 2], at_slot.text[1, 1]])).relu() * image)
+    assert_close(
+        at_slot.pooled, model.text_pooler(torch.stack([at_slot.text[0, 2], at_slot.text[1, 1]])).relu() * image
+    )
     assert_close(model(batch).pooled, model.text_pooler(at_slot.text[:, 0]).relu() * image)
 
 
 def order_of_layers(config: VilbertConfig) -> list[str]:
-    small = {"hidden_size": 12, "intermediate_size": 12, "region_hidden_size": 8, "region_intermediate_size": 8, "pooled_size": 4}
-    small |= {"num_heads": 1, "num_region_heads": 1, "co_attention_size": 8, "num_co_attention_heads": 1, "vocab_size": 50, "feature_size": 3}
+    small = {
+        "hidden_size": 12,
+        "intermediate_size": 12,
+        "region_hidden_size": 8,
+        "region_intermediate_size": 8,
+        "pooled_size": 4,
+    }
+    small |= {
+        "num_heads": 1,
+        "num_region_heads": 1,
+        "co_attention_size": 8,
+        "num_co_attention_heads": 1,
+        "vocab_size": 50,
+        "feature_size": 3,
+    }
     model = Vilbert(dataclasses.replace(config, num_tasks=0, **small)).eval()
     order: list[str] = []
     for letter, layers in (("T", model.text_layers), ("V", model.region_layers), ("C", model.co_attention_layers)):
@@ -177,7 +208,10 @@ def order_of_layers(config: VilbertConfig) -> list[str]:
     return order
 
 
-@pytest.mark.parametrize(("preset", "first", "last"), [("connect2", 10, 12), ("connect4", 8, 12), ("connect6", 6, 12), ("large_connect6", 18, 24)])
+@pytest.mark.parametrize(
+    ("preset", "first", "last"),
+    [("connect2", 10, 12), ("connect4", 8, 12), ("connect6", 6, 12), ("large_connect6", 18, 24)],
+)
 def test_released_schedules(preset: str, first: int, last: int) -> None:
     """Text alone first; then each co-attention, and after it one layer of either stream."""
     order = order_of_layers(PRESETS[preset])
@@ -213,7 +247,9 @@ def test_maps_and_states_by_stream() -> None:
     maps = encoded.maps
     assert maps.text_to_text.keys() == {"text_layers.0", "text_layers.1"}
     assert maps.regions_to_regions.keys() == {"region_layers.0", "region_layers.1"}
-    assert maps.text_to_regions.keys() == maps.regions_to_text.keys() == {"co_attention_layers.0", "co_attention_layers.1"}
+    assert (
+        maps.text_to_regions.keys() == maps.regions_to_text.keys() == {"co_attention_layers.0", "co_attention_layers.1"}
+    )
     assert maps.text_to_text["text_layers.0"].shape == (2, 2, 5, 5)  # four tokens and the task
     assert maps.text_to_regions["co_attention_layers.0"].shape == (2, 4, 5, 4)  # three regions and the whole image
     for quadrant in (maps.text_to_text, maps.regions_to_regions, maps.text_to_regions, maps.regions_to_text):
@@ -234,7 +270,9 @@ def test_rows_with_few_regions_are_finite(gated: bool, counts: tuple[int, int]) 
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
     other = dataclasses.replace(
         batch,
-        regions=dataclasses.replace(regions_of(batch), features=regions_of(batch).features.masked_fill(~regions_of(batch).mask[..., None], 9.0)),
+        regions=dataclasses.replace(
+            regions_of(batch), features=regions_of(batch).features.masked_fill(~regions_of(batch).mask[..., None], 9.0)
+        ),
     )
     assert_close(model(other).pooled, encoded.pooled)
     if counts == (0, 0):
@@ -250,7 +288,8 @@ def test_texts_alone_with_shared_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"gated_regions": True, "num_tasks": 2}, {"fusion": "sum", "text_layers_before": (), "region_layers_before": ()}]
+    "changes",
+    [{"gated_regions": True, "num_tasks": 2}, {"fusion": "sum", "text_layers_before": (), "region_layers_before": ()}],
 )
 def test_options_compile_and_give_gradients_to_every_weight(changes: dict[str, Any]) -> None:
     model = tiny(**changes)
@@ -267,7 +306,10 @@ def test_rows_without_a_label_cost_nothing() -> None:
     model = tiny()
     batch = batch_of(model.config)
     encoded = model(batch)
-    objectives = MaskedLM(model.dims, "bert", model.word_embeddings), Matching(model.dims, "match_first", model.word_embeddings)
+    objectives = (
+        MaskedLM(model.dims, "bert", model.word_embeddings),
+        Matching(model.dims, "match_first", model.word_embeddings),
+    )
     none = torch.zeros(2, 3, dtype=torch.bool)
     targets = Targets(
         token_slots=Slots(at=torch.zeros(2, 3, dtype=torch.int64), mask=none),
@@ -276,7 +318,11 @@ def test_rows_without_a_label_cost_nothing() -> None:
     )
     step = PretrainStep(model=model, batch=batch, encoded=encoded, targets=targets)
     told = pretraining_heads(model.dims, model.word_embeddings, 5)["region_targets"](encoded.regions)["classes"]
-    value = objectives[0](step).value + objectives[1](step).value + soft_class_kl_loss(told, torch.rand(2, 3, 5), none).value
+    value = (
+        objectives[0](step).value
+        + objectives[1](step).value
+        + soft_class_kl_loss(told, torch.rand(2, 3, 5), none).value
+    )
     assert value == 0
     value.backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
@@ -300,8 +346,12 @@ class Reference:
         scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
         return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
-    def attend(self, name: str, x: Tensor, y: Tensor, mask: Tensor, num_heads: int, gates: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        query, key, value = (self.linear(f"{name}.attention.{part}", states) for part, states in (("query", x), ("key", y), ("value", y)))
+    def attend(
+        self, name: str, x: Tensor, y: Tensor, mask: Tensor, num_heads: int, gates: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        query, key, value = (
+            self.linear(f"{name}.attention.{part}", states) for part, states in (("query", x), ("key", y), ("value", y))
+        )
         if gates is not None:
             query, key = query * gates[0], key * gates[1]
         context = []
@@ -323,7 +373,9 @@ class Reference:
         assert text_batch.task is not None
         text = torch.cat([words[:, :1], w["tasks.weight"][text_batch.task][:, None], words[:, 1:]], dim=1)
         text = self.norm("text_norm", text) * self.kept
-        text_mask = torch.cat([text_batch.mask[:, :1], torch.ones(2, 1, dtype=torch.bool), text_batch.mask[:, 1:]], dim=1)
+        text_mask = torch.cat(
+            [text_batch.mask[:, :1], torch.ones(2, 1, dtype=torch.bool), text_batch.mask[:, 1:]], dim=1
+        )
         features = region_batch.features.double() * region_batch.mask[..., None]
         mean = features.sum(1, keepdim=True) / region_batch.mask.sum(1)[:, None, None]
         boxes = torch.cat([torch.tensor([0.0, 0, 1, 1]).expand(2, 1, 4), region_batch.boxes], dim=1).double()
@@ -341,7 +393,10 @@ class Reference:
             gates = None
             if config.gated_regions:
                 mean = (text * text_mask[..., None]).sum(1, keepdim=True) / text_mask.sum(1)[:, None, None]
-                made = [1 + torch.sigmoid(self.linear(f"region_layers.{number}.{name}_gate", mean)) for name in ("query", "key")]
+                made = [
+                    1 + torch.sigmoid(self.linear(f"region_layers.{number}.{name}_gate", mean))
+                    for name in ("query", "key")
+                ]
                 gates = (made[0], made[1])
             x = self.attend(f"region_layers.{number}.attend", x, x, region_mask, config.num_region_heads, gates)
             return self.feed_forward(f"region_layers.{number}.feed_forward", x)
@@ -350,7 +405,9 @@ class Reference:
             name, num_heads = f"co_attention_layers.{number}", config.num_co_attention_heads
             new_x = self.attend(f"{name}.text_reads", x, y, region_mask, num_heads)
             new_y = self.attend(f"{name}.regions_read", y, x, text_mask, num_heads)
-            return self.feed_forward(f"{name}.text_feed_forward", new_x), self.feed_forward(f"{name}.region_feed_forward", new_y)
+            return self.feed_forward(f"{name}.text_feed_forward", new_x), self.feed_forward(
+                f"{name}.region_feed_forward", new_y
+            )
 
         # the tiny preset, spelled out: C0, T0, V0, C1, V1, T1
         assert (config.text_layers_before, config.region_layers_before) == ((0, 1), (0, 1))
@@ -360,7 +417,9 @@ class Reference:
         text, regions = meet(1, text, regions)
         regions = region_layer(1, regions)
         text = text_layer(1, text)
-        pooled = self.linear("text_pooler", text[:, 0]).clamp(min=0) * self.linear("region_pooler", regions[:, 0]).clamp(min=0)
+        pooled = self.linear("text_pooler", text[:, 0]).clamp(min=0) * self.linear(
+            "region_pooler", regions[:, 0]
+        ).clamp(min=0)
         return torch.cat([text[:, :1], text[:, 2:]], dim=1), regions, pooled
 
 
@@ -383,9 +442,15 @@ def fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("capture", [False, True])
 def test_every_dropout_site(gated: bool, capture: bool) -> None:
-    model = tiny(dropout_rate=0.25, attention_dropout_rate=0.4, num_tasks=2, gated_regions=gated, whiten_features=False).double().train()
+    model = (
+        tiny(dropout_rate=0.25, attention_dropout_rate=0.4, num_tasks=2, gated_regions=gated, whiten_features=False)
+        .double()
+        .train()
+    )
     batch = batch_of(model.config, counts=(3, 2))
-    batch = dataclasses.replace(batch, regions=dataclasses.replace(regions_of(batch), boxes=regions_of(batch).boxes.double()))
+    batch = dataclasses.replace(
+        batch, regions=dataclasses.replace(regions_of(batch), boxes=regions_of(batch).boxes.double())
+    )
     encoded = model(batch, capture=capture)
     text, regions, pooled = Reference(model, kept=0.75, seen=0.6)(batch)
     assert_close(encoded.text[batch.text.mask], text[batch.text.mask], **EXACT)
@@ -408,7 +473,9 @@ def test_dropout_sites_of_the_heads() -> None:
     pooled, states = torch.randn(4, 6), torch.randn(2, 3, 4)
 
     def made(kind: Any, style: str, outputs: int = 2, **options: int) -> Any:
-        head: Any = heads.build(Head(kind=kind, outputs=outputs, options=options), dims, style=style, group=2 if kind == "pair" else 1)
+        head: Any = heads.build(
+            Head(kind=kind, outputs=outputs, options=options), dims, style=style, group=2 if kind == "pair" else 1
+        )
         for parameter in head.parameters():
             nn.init.normal_(parameter)
         return head.train()
@@ -445,7 +512,9 @@ def test_initialisation_by_group(std: float) -> None:
     for name, parameter in model.named_parameters():
         owner = model.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, nn.LayerNorm):
-            assert torch.equal(parameter, torch.ones_like(parameter) if name.endswith("weight") else torch.zeros_like(parameter)), name
+            assert torch.equal(
+                parameter, torch.ones_like(parameter) if name.endswith("weight") else torch.zeros_like(parameter)
+            ), name
         elif name.endswith("bias"):
             assert not parameter.any(), name
         else:
@@ -453,7 +522,16 @@ def test_initialisation_by_group(std: float) -> None:
             assert abs(parameter.std().item() / std - 1) < error, name
             assert abs(parameter.mean().item()) < 4 * std / parameter.numel() ** 0.5, name
             seen.add(name.split(".")[0])
-    assert seen >= {"embeddings", "tasks", "projection", "box_projection", "text_layers", "region_layers", "co_attention_layers", "text_pooler"}
+    assert seen >= {
+        "embeddings",
+        "tasks",
+        "projection",
+        "box_projection",
+        "text_layers",
+        "region_layers",
+        "co_attention_layers",
+        "text_pooler",
+    }
 
 
 def test_initialisation_of_weight_normalised_matrices() -> None:
@@ -478,7 +556,13 @@ def test_released_sizes() -> None:
 
 def test_input_spec_follows_the_config() -> None:
     spec = inputs(PRESETS["referring"])
-    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (2048, 99, 20, "none", "rows")
+    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (
+        2048,
+        99,
+        20,
+        "none",
+        "rows",
+    )
     assert inputs(PRESETS["scenes"]).vocabulary == "scenes"
 
 
@@ -503,7 +587,9 @@ def test_text_beyond_the_position_table_and_features_of_another_width() -> None:
     model = tiny(max_positions=8, max_tokens=8, num_tasks=2)
     with pytest.raises(ConfigError, match=r"9 tokens.*holds 8"):
         model(batch_of(model.config, tokens=9))
-    assert model(batch_of(model.config, tokens=8, regions=100)).pooled.isfinite().all()  # neither task nor regions have a position
+    assert (
+        model(batch_of(model.config, tokens=8, regions=100)).pooled.isfinite().all()
+    )  # neither task nor regions have a position
     with pytest.raises(StoreError, match="17 wide; this model reads 16"):
         tiny()(batch_of(dataclasses.replace(TINY, feature_size=17)))
     wide = batch_of(TINY)
@@ -553,7 +639,10 @@ def test_start_from_bert() -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) != name.startswith(theirs), name
     assert coverage.dropped.keys() == {key for key in source if key.startswith(("bert.pooler", "cls.seq_relationship"))}
-    assert torch.equal(model.get_parameter("text_layers.1.attend.attention.value.bias"), source["bert.encoder.layer.1.attention.self.value.bias"])
+    assert torch.equal(
+        model.get_parameter("text_layers.1.attend.attention.value.bias"),
+        source["bert.encoder.layer.1.attention.self.value.bias"],
+    )
     assert torch.equal(parts["vocabulary"].get_parameter("bias"), source["cls.predictions.bias"])
     after = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.after_text_weights()  # nothing is copied into the region stream
@@ -590,22 +679,33 @@ def test_every_key_of_voltas_full_size_is_accounted_for() -> None:
     """No list of them was recorded: their names come from the map itself, their number from VOLTA's modules."""
     for preset in ("ctrl", "connect6"):
         parts = on_meta(preset, layout="volta")
-        ours = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+        ours = {
+            f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
+        }
         theirs = KEYS["volta"].invert(ours)
         assert len({key.split(".")[3] for key in theirs if key.startswith("bert.encoder.layer")}) == 36
         text_only, both = {"0", "10"}, {"12", "34"}
         for at, streams in ((text_only, 1), (both, 2)):
             for number in at:
-                assert len([key for key in theirs if key.startswith(f"bert.encoder.layer.{number}.attention")]) == 10 * streams
+                assert (
+                    len([key for key in theirs if key.startswith(f"bert.encoder.layer.{number}.attention")])
+                    == 10 * streams
+                )
         assert KEYS["volta"].load(theirs, parts).complete
 
 
-@pytest.mark.parametrize(("layout", "name"), [("multitask", "state_dict"), ("first", "state_dict"), ("multitask", "state_dict_vltasks")])
+@pytest.mark.parametrize(
+    ("layout", "name"), [("multitask", "state_dict"), ("first", "state_dict"), ("multitask", "state_dict_vltasks")]
+)
 def test_recorded_files_are_written_back_bit_for_bit(golden: Path, layout: str, name: str) -> None:
     source = load_file(golden / "vilbert" / f"{name}.safetensors")
     ours, coverage = KEYS[layout].convert(source)
     assert coverage.complete
-    assert {key.split(".")[-2] if "q_dense" in key else key.split(".")[0] for key in coverage.dropped} <= {"q_dense1", "q_dense2", "linguisic_logit"}
+    assert {key.split(".")[-2] if "q_dense" in key else key.split(".")[0] for key in coverage.dropped} <= {
+        "q_dense1",
+        "q_dense2",
+        "linguisic_logit",
+    }
     written = KEYS[layout].invert(ours)
     assert written.keys() == source.keys() - coverage.dropped.keys()
     assert all(torch.equal(written[key], source[key]) for key in written)
@@ -613,7 +713,11 @@ def test_recorded_files_are_written_back_bit_for_bit(golden: Path, layout: str, 
 
 def test_gates_have_names_in_the_release(golden: Path) -> None:
     extras = load_file(golden / "vilbert" / "state_dict_extras.safetensors")
-    source = {key.removeprefix("dynamic_attention:"): tensor for key, tensor in extras.items() if key.startswith("dynamic_attention:")}
+    source = {
+        key.removeprefix("dynamic_attention:"): tensor
+        for key, tensor in extras.items()
+        if key.startswith("dynamic_attention:")
+    }
     ours, coverage = KEYS["multitask"].convert(source)
     assert coverage.complete
     assert len(ours) == 8
@@ -623,8 +727,13 @@ def test_gates_have_names_in_the_release(golden: Path) -> None:
 
 def test_module_names_follow_the_key_map(golden: Path) -> None:
     modules = KEYS["multitask"].modules(load_file(golden / "vilbert" / "state_dict.safetensors"))
-    assert modules["bert.encoder.c_layer.1.biattention.query2"] == "encoder.co_attention_layers.1.text_reads.attention.query"
-    assert modules["bert.encoder.c_layer.1.biattention.key2"] == "encoder.co_attention_layers.1.regions_read.attention.key"
+    assert (
+        modules["bert.encoder.c_layer.1.biattention.query2"]
+        == "encoder.co_attention_layers.1.text_reads.attention.query"
+    )
+    assert (
+        modules["bert.encoder.c_layer.1.biattention.key2"] == "encoder.co_attention_layers.1.regions_read.attention.key"
+    )
     assert modules["bert.v_embeddings.image_embeddings"] == "encoder.projection"
 
 

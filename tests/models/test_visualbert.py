@@ -20,8 +20,8 @@ from visling import models
 from visling.boxes import spatial_six
 from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.visualbert import PRESETS, VisualBert, VisualBertConfig, inputs
-from visling.nn import heads
 from visling.nn.embeddings import Whitening
+from visling.nn.heads import build
 from visling.types import Batch, Head, Regions, Text
 
 KEYS = models.spec("visualbert").keys
@@ -65,7 +65,10 @@ def heads_of(model: VisualBert, keys: dict[str, Tensor], head_size: int = 64) ->
         wanted["matching"] = (Head(kind="classify", outputs=2), "plain")
     if "flickr_attention.query.bias" in names:
         wanted["slots_regions"] = (Head(kind="slots_regions", outputs=1, options={"head_size": head_size}), "flickr")
-    return {part: heads.build(head, model.dims, style=style, words=model.word_embeddings) for part, (head, style) in wanted.items()}
+    return {
+        part: build(head, model.dims, style=style, words=model.word_embeddings)
+        for part, (head, style) in wanted.items()
+    }
 
 
 def region_sum(model: VisualBert, batch: Batch) -> Tensor:
@@ -138,19 +141,29 @@ def reference(model: VisualBert, batch: Batch, sites: Sites) -> tuple[Tensor, Te
         return x.reshape(*x.shape[:2], model.config.num_heads, -1).transpose(1, 2)
 
     def layer(name: str, x: Tensor, mask: Tensor) -> Tensor:
-        probs, attention, feed_forward = (sites.get(f"{name}.{site}", sites[site]) for site in ("probs", "attention", "feed_forward"))
+        probs, attention, feed_forward = (
+            sites.get(f"{name}.{site}", sites[site]) for site in ("probs", "attention", "feed_forward")
+        )
         query, key, value = (split(linear(f"{name}.attend.attention.{part}", x)) for part in ("query", "key", "value"))
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         read = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1) * probs @ value
-        x = norm(f"{name}.attend.norm", x + linear(f"{name}.attend.output", read.transpose(1, 2).flatten(2)) * attention)
+        x = norm(
+            f"{name}.attend.norm", x + linear(f"{name}.attend.output", read.transpose(1, 2).flatten(2)) * attention
+        )
         wide = linear(f"{name}.feed_forward.widen", x)
         gelu = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
         return norm(f"{name}.feed_forward.norm", x + linear(f"{name}.feed_forward.narrow", gelu) * feed_forward)
 
     tables = {name: weights[f"embeddings.{name}.weight"] for name in ("words", "positions", "segments")}
     words = tables["words"][text.ids] + tables["positions"][: text.ids.shape[1]] + tables["segments"][text.segments]
-    features = torch.cat([regions.features, regions.boxes, regions.boxes[..., 2:] - regions.boxes[..., :2]], dim=-1).double()
-    things = linear("projection", features) + weights["visual_segments.weight"][regions.image] + weights["visual_positions.weight"][0]
+    features = torch.cat(
+        [regions.features, regions.boxes, regions.boxes[..., 2:] - regions.boxes[..., :2]], dim=-1
+    ).double()
+    things = (
+        linear("projection", features)
+        + weights["visual_segments.weight"][regions.image]
+        + weights["visual_positions.weight"][0]
+    )
     for row, word, region in batch.links.nonzero().tolist():
         things[row, region] += tables["positions"][word] / batch.links[row, :, region].sum()
     states = norm("norm", torch.cat([words, things], dim=1)) * sites["embeddings"]
@@ -177,7 +190,9 @@ def double_precision(*, bypass: bool, **changes: Any) -> tuple[VisualBert, Batch
     assert batch.regions is not None
     links = torch.zeros(2, 4, 3, dtype=torch.bool)
     links[0, 1, 2] = links[0, 3, 2] = links[1, 2, 0] = True
-    text = dataclasses.replace(batch.text, mask=torch.tensor([[True] * 4, [True] * 3 + [False]]), segments=torch.tensor([[0, 0, 1, 1]] * 2))
+    text = dataclasses.replace(
+        batch.text, mask=torch.tensor([[True] * 4, [True] * 3 + [False]]), segments=torch.tensor([[0, 0, 1, 1]] * 2)
+    )
     regions = dataclasses.replace(batch.regions, mask=torch.tensor([[True] * 3, [True] * 2 + [False]]))
     return model.double(), dataclasses.replace(batch, text=text, regions=regions, links=links)
 
@@ -206,14 +221,20 @@ def test_dropout_stands_where_the_release_has_it(bypass: bool, capture: bool) ->
     model, batch = double_precision(bypass=bypass, **RATES)
     for mode, sites in ((True, SITES), (False, dict.fromkeys(SITES, 1.0))):
         encoded = model.train(mode)(batch, capture=capture)
-        for ours, expected in zip((encoded.text, encoded.regions, encoded.pooled), reference(model, batch, sites), strict=True):
+        for ours, expected in zip(
+            (encoded.text, encoded.regions, encoded.pooled), reference(model, batch, sites), strict=True
+        ):
             assert_close(ours, expected, **EXACT)
 
 
 @pytest.mark.usefixtures("fixed_dropout")
 @pytest.mark.parametrize(
     ("bypass", "site"),
-    [*((False, site) for site in SITES), *((True, site) for site in SITES), *((True, f"additional_layer.{site}") for site in list(SITES)[1:])],
+    [
+        *((False, site) for site in SITES),
+        *((True, site) for site in SITES),
+        *((True, f"additional_layer.{site}") for site in list(SITES)[1:]),
+    ],
 )
 def test_every_dropout_site_counts(bypass: bool, site: str) -> None:
     model, batch = double_precision(bypass=bypass, **RATES)
@@ -225,14 +246,23 @@ def test_every_dropout_site_counts(bypass: bool, site: str) -> None:
 def test_evaluation_equals_the_reference(bypass: bool) -> None:
     model, batch = double_precision(bypass=bypass, **RATES)
     encoded = model(batch)
-    for ours, expected in zip((encoded.text, encoded.regions, encoded.pooled), reference(model, batch, dict.fromkeys(SITES, 1.0)), strict=True):
+    for ours, expected in zip(
+        (encoded.text, encoded.regions, encoded.pooled), reference(model, batch, dict.fromkeys(SITES, 1.0)), strict=True
+    ):
         assert_close(ours, expected, **EXACT)
 
 
 def test_fresh_weights_by_group() -> None:
     """Matrices and tables N(0, 0.02), the visual ones too; biases 0; norms 1 and 0."""
     torch.manual_seed(0)
-    changes: dict[str, Any] = {"hidden_size": 96, "num_layers": 2, "vocab_size": 3000, "feature_size": 64, "intermediate_size": 384, "bypass": True}
+    changes: dict[str, Any] = {
+        "hidden_size": 96,
+        "num_layers": 2,
+        "vocab_size": 3000,
+        "feature_size": 64,
+        "intermediate_size": 384,
+        "bypass": True,
+    }
     model = VisualBert(dataclasses.replace(PRESETS["flickr30k"], **changes))
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     drawn: dict[str, int] = {}
@@ -249,7 +279,15 @@ def test_fresh_weights_by_group() -> None:
             assert abs(values.mean() / 0.02) < error, name
             group = owner.split(".")[0]
             drawn[group] = drawn.get(group, 0) + 1
-    assert drawn == {"embeddings": 3, "projection": 1, "visual_segments": 1, "visual_positions": 1, "layers": 12, "additional_layer": 6, "pooler": 1}
+    assert drawn == {
+        "embeddings": 3,
+        "projection": 1,
+        "visual_segments": 1,
+        "visual_positions": 1,
+        "layers": 12,
+        "additional_layer": 6,
+        "pooler": 1,
+    }
     # Each table has values of its own until weights from elsewhere make copies of the text tables (`after_text_weights`).
     assert not torch.equal(model.visual_segments.weight, model.embeddings.segments.weight)
     assert not torch.equal(model.visual_positions.weight, model.embeddings.positions.weight)
@@ -267,18 +305,28 @@ def test_region_embedding_term_by_term() -> None:
     features = torch.cat([batch.regions.features, spatial_six(batch.regions.boxes)], dim=-1)
     positions = model.embeddings.positions.weight
     expected = (
-        model.projection(features[0, 2]) + model.visual_segments.weight[1] + model.visual_positions.weight[0] + (positions[1] + positions[3]) / 2
+        model.projection(features[0, 2])
+        + model.visual_segments.weight[1]
+        + model.visual_positions.weight[0]
+        + (positions[1] + positions[3]) / 2
     )
     sums = region_sum(model, batch)
     assert_close(sums[0, 2], expected)
-    assert_close(sums[1, 1], model.projection(features[1, 1]) + model.visual_segments.weight[0] + model.visual_positions.weight[0])
+    assert_close(
+        sums[1, 1],
+        model.projection(features[1, 1]) + model.visual_segments.weight[0] + model.visual_positions.weight[0],
+    )
 
 
 def test_whitened_features_forget_their_scale_and_offset() -> None:
     batch = batch_of(tiny().config)
     assert batch.regions is not None
-    sample = torch.randn(500, batch.regions.features.shape[-1]) @ torch.randn(batch.regions.features.shape[-1], batch.regions.features.shape[-1])
-    scaled = dataclasses.replace(batch, regions=dataclasses.replace(batch.regions, features=batch.regions.features * 50 + 3))
+    sample = torch.randn(500, batch.regions.features.shape[-1]) @ torch.randn(
+        batch.regions.features.shape[-1], batch.regions.features.shape[-1]
+    )
+    scaled = dataclasses.replace(
+        batch, regions=dataclasses.replace(batch.regions, features=batch.regions.features * 50 + 3)
+    )
     model = tiny()
     model.fit_features(sample)
     assert model.whiten is not None
@@ -344,7 +392,13 @@ def test_released_widths() -> None:
 
 def test_input_spec_follows_the_config() -> None:
     spec = inputs(PRESETS["vqa"])
-    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (2048, 100, 128, "same_segment", "sequence")
+    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.answer_slot, spec.pair) == (
+        2048,
+        100,
+        128,
+        "same_segment",
+        "sequence",
+    )
     assert inputs(PRESETS["nlvr2"]).max_regions == 144
 
 
@@ -365,16 +419,24 @@ def test_text_beyond_the_position_table_and_features_of_another_width() -> None:
     model = tiny(max_positions=8, max_tokens=8)
     with pytest.raises(ConfigError, match=r"9 tokens.*holds 8"):
         model(batch_of(model.config, tokens=9))
-    assert model(batch_of(model.config, tokens=8, regions=100)).pooled.isfinite().all()  # regions have no position of their own
+    assert (
+        model(batch_of(model.config, tokens=8, regions=100)).pooled.isfinite().all()
+    )  # regions have no position of their own
     with pytest.raises(StoreError, match="17 wide; this model reads 16"):
         model(batch_of(dataclasses.replace(TINY, feature_size=17)))
 
 
 def test_start_from_bert() -> None:
     model = tiny(num_layers=1, bypass=True)
-    pretraining = heads_of(model, {"cls.predictions.bias": torch.empty(50), "cls.seq_relationship.bias": torch.empty(2)})
+    pretraining = heads_of(
+        model, {"cls.predictions.bias": torch.empty(50), "cls.seq_relationship.bias": torch.empty(2)}
+    )
     source = random_bert(model)
-    untouched = {n: t.clone() for n, t in model.state_dict().items() if n.startswith(("projection", "additional_layer", "visual_", "whiten"))}
+    untouched = {
+        n: t.clone()
+        for n, t in model.state_dict().items()
+        if n.startswith(("projection", "additional_layer", "visual_", "whiten"))
+    }
     coverage = KEYS["bert"].load(source, {"encoder": model, **pretraining})
     assert coverage.complete
     assert {name.removeprefix("encoder.") for name in coverage.fresh} == untouched.keys()
@@ -398,7 +460,11 @@ def released(golden: Path) -> dict[str, dict[str, tuple[int, ...]]]:
     found = {first: base}
     for name, described in variants.items():
         if "removed" in described:
-            found[name] = {key: shape for key, shape in {**base, **described["changed_or_added"]}.items() if key not in described["removed"]}
+            found[name] = {
+                key: shape
+                for key, shape in {**base, **described["changed_or_added"]}.items()
+                if key not in described["removed"]
+            }
         elif name != first:
             found[name] = {**base, **described}
     return found
@@ -424,7 +490,9 @@ def test_every_released_key_is_accounted_for(golden: Path) -> None:
         filled = [key for sources in coverage.mapped.values() for key in sources]
         assert sorted([*filled, *coverage.tied, *coverage.dropped]) == sorted(keys), name
         assert not coverage.fresh, name
-        assert set(coverage.dropped) == {key for key in keys if "flickr_attention.value" in key or key.startswith("detector.")}, name
+        assert set(coverage.dropped) == {
+            key for key in keys if "flickr_attention.value" in key or key.startswith("detector.")
+        }, name
 
 
 @pytest.mark.parametrize(
@@ -439,7 +507,11 @@ def test_every_released_key_is_accounted_for(golden: Path) -> None:
     ],
 )
 def test_recorded_files_are_written_back_bit_for_bit(golden: Path, layout: str, files: list[str]) -> None:
-    source = {key: tensor for name in files for key, tensor in load_file(golden / "visualbert" / f"{name}.safetensors").items()}
+    source = {
+        key: tensor
+        for name in files
+        for key, tensor in load_file(golden / "visualbert" / f"{name}.safetensors").items()
+    }
     ours, coverage = KEYS[layout].convert(source)
     assert coverage.complete
     written = KEYS[layout].invert(ours)

@@ -20,8 +20,9 @@ from visling import models
 from visling.boxes import to_unit
 from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.vlbert import PRESETS, VlBert, VlBertConfig, inputs
-from visling.nn import heads
 from visling.nn.attention import Attention
+from visling.nn.head_blocks import TransformClassifier
+from visling.nn.heads import build
 from visling.types import Batch, Encoded, Head, Regions, Text
 
 KEYS = models.spec("vlbert").keys
@@ -94,10 +95,16 @@ def heads_of(model: VlBert, keys: Mapping[str, Tensor], layout: str) -> dict[str
     if "vlbert.mlm_head.predictions.bias" in keys:
         classes = width("vlbert.mvrc_head.region_cls_pred.bias")
         wanted["vocabulary"] = (Head(kind="vocabulary", outputs=model.config.vocab_size), "bert")
-        wanted["region_targets"] = (Head(kind="region_targets", outputs=classes, options={"classes": classes}), "vlbert")
+        wanted["region_targets"] = (
+            Head(kind="region_targets", outputs=classes, options={"classes": classes}),
+            "vlbert",
+        )
     if "vlbert.relationsip_head.caption_image_relationship.bias" in keys:
         wanted["matching"] = (Head(kind="classify", outputs=2), "plain")
-    return {part: heads.build(head, model.dims, style=style, words=model.word_embeddings) for part, (head, style) in wanted.items()}
+    return {
+        part: build(head, model.dims, style=style, words=model.word_embeddings)
+        for part, (head, style) in wanted.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ what each element is made of
@@ -146,7 +153,9 @@ def test_hidden_regions(masks_features: bool) -> None:
     if masks_features:
         assert model.mask_feature is not None
         feature = model.mask_feature[0]
-    assert_close(visual[0, 1], model.projection(feature[None, None], regions_in(batch).boxes[:1, 1:2])[0, 0])  # its place stays visible
+    assert_close(
+        visual[0, 1], model.projection(feature[None, None], regions_in(batch).boxes[:1, 1:2])[0, 0]
+    )  # its place stays visible
     assert ("mask_feature" in dict(model.named_parameters())) == masks_features
 
 
@@ -155,7 +164,9 @@ def test_whitened_features_are_what_is_read() -> None:
     assert model.whiten is not None
     batch = batch_of(model.config, 3, 2)
     model.fit_features(torch.randn(300, model.config.feature_size) * 7 + 3)
-    whitened = dataclasses.replace(batch, regions=dataclasses.replace(regions_in(batch), features=model.whiten(regions_in(batch).features)))
+    whitened = dataclasses.replace(
+        batch, regions=dataclasses.replace(regions_in(batch), features=model.whiten(regions_in(batch).features))
+    )
     seen = given_to_the_embeddings(model, batch)[3]
     model.whiten = None
     assert_close(seen, given_to_the_embeddings(model, whitened)[3])
@@ -197,7 +208,10 @@ def test_two_corpora_reach_every_parameter() -> None:
     model = tiny()
     batch = batch_of(model.config, 3, 2, hidden=torch.tensor([[False, True, False], [False, False, False]]))
     weights = torch.randn(model.dims.text)
-    total = sum(((each.pooled + each.text.sum(1)) * weights).sum() for each in (model(batch), model(Batch(text=text_of(5, 3), regions=None))))
+    total = sum(
+        ((each.pooled + each.text.sum(1)) * weights).sum()
+        for each in (model(batch), model(Batch(text=text_of(5, 3), regions=None)))
+    )
     total.backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
@@ -205,14 +219,20 @@ def test_two_corpora_reach_every_parameter() -> None:
 def test_what_only_pretraining_reads() -> None:
     model = tiny()
     model(batch_of(model.config, 3, 2)).text.sum().backward()
-    untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    untouched = {
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    }
     assert untouched - {"pooler.dense.weight", "pooler.dense.bias"} == ONLY_PRETRAINING
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_compiled_equals_eager_with_and_without_images(plain: bool) -> None:
     model = tiny()
-    batch = Batch(text=text_of(6, 4), regions=None) if plain else batch_of(model.config, 3, 2, hidden=torch.rand(2, 3) < 0.5)
+    batch = (
+        Batch(text=text_of(6, 4), regions=None)
+        if plain
+        else batch_of(model.config, 3, 2, hidden=torch.rand(2, 3) < 0.5)
+    )
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_close(compiled(batch).text, model(batch).text, **CLOSE)
 
@@ -285,21 +305,32 @@ class Reference:
         x1, y1, x2, y2 = box
         numbers = [(x1 + x2) / 2 / size[0], (y1 + y2) / 2 / size[1], (x2 - x1) / size[0], (y2 - y1) / size[1]]
         number = self.config.coordinate_size
-        waves = [f(100 * p / 1000 ** (i / number)) for p in numbers for f in (math.sin, math.cos) for i in range(number)]
+        waves = [
+            f(100 * p / 1000 ** (i / number)) for p in numbers for f in (math.sin, math.cos) for i in range(number)
+        ]
         joined = torch.cat([torch.tensor(waves, dtype=torch.float64), feature]) * factor(RATES["feature_dropout_rate"])
         return F.relu(self.linear("projection.linear", joined))
 
-    def row(self, ids: list[int], segments: list[int], features: Tensor, boxes: list[list[float]], size: list[float]) -> Tensor:
+    def row(
+        self, ids: list[int], segments: list[int], features: Tensor, boxes: list[list[float]], size: list[float]
+    ) -> Tensor:
         """States of text, whole image, regions, [END]."""
         w, dropped = self.weights, factor(RATES["dropout_rate"])
         seen = [self.region([0, 0, size[0] - 1, size[1] - 1], size, features.mean(0))]
         seen += [self.region(box, size, feature) for box, feature in zip(boxes, features, strict=True)]
         rows = []
         for t, (word, segment) in enumerate(zip(ids, segments, strict=True)):
-            vector = w["embeddings.words.weight"][word] + w[f"embeddings.segments.{segment}"][0] + w["embeddings.positions.weight"][t]
+            vector = (
+                w["embeddings.words.weight"][word]
+                + w[f"embeddings.segments.{segment}"][0]
+                + w["embeddings.positions.weight"][t]
+            )
             rows.append(vector + self.norm("embeddings.visual_text.norm", seen[0]))
         third, place = w["embeddings.segments.2"][0], w["embeddings.positions.weight"]
-        rows += [w["image_word"][0] + third + place[len(ids)] + self.norm("embeddings.visual_regions.norm", visual) for visual in seen]
+        rows += [
+            w["image_word"][0] + third + place[len(ids)] + self.norm("embeddings.visual_regions.norm", visual)
+            for visual in seen
+        ]
         rows.append(w["embeddings.end"][0] + third + place[len(ids) + 1])
         states = self.norm("embeddings.norm", torch.stack(rows)) * dropped
         for number in range(self.config.num_layers):
@@ -307,7 +338,10 @@ class Reference:
         return states
 
     def layer(self, name: str, states: Tensor, dropped: float) -> Tensor:
-        parts = [self.linear(f"{name}.attend.attention.{part}", states).chunk(self.config.num_heads, dim=-1) for part in ("query", "key", "value")]
+        parts = [
+            self.linear(f"{name}.attend.attention.{part}", states).chunk(self.config.num_heads, dim=-1)
+            for part in ("query", "key", "value")
+        ]
         contexts = []
         for query, key, value in zip(*parts, strict=True):
             probs = (query @ key.T / query.shape[-1] ** 0.5).softmax(-1) * factor(RATES["attention_dropout_rate"])
@@ -316,13 +350,18 @@ class Reference:
         states = self.norm(f"{name}.attend.norm", states + attended)
         wide = self.linear(f"{name}.feed_forward.widen", states)
         wide = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
-        return self.norm(f"{name}.feed_forward.norm", states + self.linear(f"{name}.feed_forward.narrow", wide) * dropped)
+        return self.norm(
+            f"{name}.feed_forward.norm", states + self.linear(f"{name}.feed_forward.narrow", wide) * dropped
+        )
 
 
 def compare_with_reference(model: VlBert, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(model.config, 3, 2)
     regions = regions_in(batch)
-    pixels = [[[3.0, 4.0, 40.0, 30.0], [10.0, 2.0, 60.0, 47.0], [5.0, 5.0, 9.0, 40.0]], [[0.0, 0.0, 50.0, 49.0], [20.0, 10.0, 99.0, 30.0]]]
+    pixels = [
+        [[3.0, 4.0, 40.0, 30.0], [10.0, 2.0, 60.0, 47.0], [5.0, 5.0, 9.0, 40.0]],
+        [[0.0, 0.0, 50.0, 49.0], [20.0, 10.0, 99.0, 30.0]],
+    ]
     boxes = to_unit(torch.tensor([pixels[0], [*pixels[1], [0.0] * 4]]), regions.size)
     batch = dataclasses.replace(batch, regions=dataclasses.replace(regions, boxes=boxes))
 
@@ -336,7 +375,9 @@ def compare_with_reference(model: VlBert, monkeypatch: pytest.MonkeyPatch) -> No
     for row, count in enumerate((3, 2)):
         length = int(batch.text.mask[row].sum())
         ids, segments = batch.text.ids[row, :length].tolist(), batch.text.segments[row, :length].tolist()
-        expected = reference.row(ids, segments, regions.features[row, :count].double(), pixels[row], regions.size[row].tolist())
+        expected = reference.row(
+            ids, segments, regions.features[row, :count].double(), pixels[row], regions.size[row].tolist()
+        )
         ours = torch.cat([encoded.text[row, :length], encoded.whole[row : row + 1], encoded.regions[row, :count]])
         assert_close(ours.double(), expected[:-1], atol=5e-5, rtol=5e-5)
 
@@ -363,7 +404,12 @@ MOVED: Mapping[str, Callable[[VlBert], None]] = {
     "none on attention": _no_attention_dropout,
     **{
         f"no {name}": _without(name)
-        for name in ("projection.dropout", "embeddings.dropout", "layers.0.attend.dropout", "layers.1.feed_forward.dropout")
+        for name in (
+            "projection.dropout",
+            "embeddings.dropout",
+            "layers.0.attend.dropout",
+            "layers.1.feed_forward.dropout",
+        )
     },
 }
 
@@ -380,7 +426,15 @@ def test_a_missing_dropout_is_noticed(moved: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_initial_values_per_group() -> None:
-    config = VlBertConfig(hidden_size=256, num_layers=1, num_heads=4, intermediate_size=512, vocab_size=2000, visual_size=256, feature_size=512)
+    config = VlBertConfig(
+        hidden_size=256,
+        num_layers=1,
+        num_heads=4,
+        intermediate_size=512,
+        vocab_size=2000,
+        visual_size=256,
+        feature_size=512,
+    )
     model = VlBert(config)
     embeddings = model.embeddings
 
@@ -393,9 +447,16 @@ def test_initial_values_per_group() -> None:
     assert spread(model.image_word, model.mask_word, model.text_only) == pytest.approx(0.02, rel=0.1)
     assert model.mask_feature is not None
     assert model.mask_feature.eq(0).all()
-    assert spread(*(module.weight for module in model.layers.modules() if isinstance(module, nn.Linear))) == pytest.approx(0.02, rel=0.02)
+    assert spread(
+        *(module.weight for module in model.layers.modules() if isinstance(module, nn.Linear))
+    ) == pytest.approx(0.02, rel=0.02)
     assert spread(model.pooler.dense.weight) == pytest.approx(0.02, rel=0.05)
-    assert all(module.bias.eq(0).all() for part in (model.layers, model.pooler) for module in part.modules() if isinstance(module, nn.Linear))
+    assert all(
+        module.bias.eq(0).all()
+        for part in (model.layers, model.pooler)
+        for module in part.modules()
+        if isinstance(module, nn.Linear)
+    )
     for path in (embeddings.visual_text, embeddings.visual_regions):
         assert path.norm is not None
         assert path.norm.weight.eq(0).all()
@@ -415,7 +476,9 @@ def test_images_are_silent_at_the_start() -> None:
     for visual_norm in (True, False):
         model = VlBert(dataclasses.replace(config, visual_norm=visual_norm)).eval()
         batch = batch_of(config, 3, 2)
-        other = dataclasses.replace(batch, regions=dataclasses.replace(regions_in(batch), features=torch.randn_like(regions_in(batch).features)))
+        other = dataclasses.replace(
+            batch, regions=dataclasses.replace(regions_in(batch), features=torch.randn_like(regions_in(batch).features))
+        )
         assert torch.equal(model(batch).text, model(other).text)
     assert VlBert(TINY).embeddings.visual_text.norm.weight.eq(TINY.text_visual_scale_init).all()  # type: ignore[union-attr]
 
@@ -439,11 +502,14 @@ def test_second_segment_restarts_from_the_first() -> None:
 
 
 def test_answers_start_from_their_words() -> None:
-    head = heads.build(Head(kind="classify", outputs=3), models.build_tiny("vlbert").dims, style="vlbert")
-    assert isinstance(head, heads.TransformClassifier)
+    head = build(Head(kind="classify", outputs=3), models.build_tiny("vlbert").dims, style="vlbert")
+    assert isinstance(head, TransformClassifier)
     table = nn.Embedding(9, head.linear.in_features)
     head.start_from_words(table, [[1], [2, 5], []])
-    assert_close(head.linear.weight.detach(), torch.stack([table.weight[1], (table.weight[2] + table.weight[5]) / 2, torch.zeros(32)]).detach())
+    assert_close(
+        head.linear.weight.detach(),
+        torch.stack([table.weight[1], (table.weight[2] + table.weight[5]) / 2, torch.zeros(32)]).detach(),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- configuration
@@ -451,7 +517,13 @@ def test_answers_start_from_their_words() -> None:
 
 def test_input_spec_follows_the_config() -> None:
     spec = inputs(PRESETS["base_prec"])
-    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.joint_limit, spec.answer_slot) == (2048, 100, 64, 64, "none")
+    assert (spec.feature_size, spec.max_regions, spec.max_tokens, spec.joint_limit, spec.answer_slot) == (
+        2048,
+        100,
+        64,
+        64,
+        "none",
+    )
     assert inputs(PRESETS["large_vqa"]).answer_slot == "second_segment"
     assert inputs(PRESETS["large_vqa"]).joint_limit is None
     assert {name for name, preset in PRESETS.items() if inputs(preset).region_order == "confidence"} == {
@@ -461,7 +533,10 @@ def test_input_spec_follows_the_config() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"hidden_size": 30, "num_heads": 4}, "30 and 4"), ({"max_tokens": 511}, "511, the regions and .END. take 513 positions")],
+    [
+        ({"hidden_size": 30, "num_heads": 4}, "30 and 4"),
+        ({"max_tokens": 511}, "511, the regions and .END. take 513 positions"),
+    ],
 )
 def test_impossible_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -470,7 +545,9 @@ def test_impossible_configs(changes: dict[str, Any], message: str) -> None:
 
 def test_text_beyond_the_position_table_and_features_of_another_width() -> None:
     model = tiny(max_positions=8, max_tokens=6)
-    assert model(Batch(text=text_of(6, 6), regions=regions_of(model.config, 40, 1))).pooled.isfinite().all()  # regions share one position
+    assert (
+        model(Batch(text=text_of(6, 6), regions=regions_of(model.config, 40, 1))).pooled.isfinite().all()
+    )  # regions share one position
     with pytest.raises(ConfigError, match=r"7 tokens.*holds 8"):
         model(Batch(text=text_of(7, 7), regions=regions_of(model.config, 2, 1)))
     with pytest.raises(StoreError, match="17 wide; this model reads 16"):
@@ -495,11 +572,16 @@ def random_bert(model: VlBert) -> dict[str, Tensor]:
     norms = ["bert.embeddings.LayerNorm", "cls.predictions.transform.LayerNorm"]
     for number in range(config.num_layers):
         prefix = f"bert.encoder.layer.{number}"
-        dense |= {f"{prefix}.{name}": (width, width) for name in ("attention.self.query", "attention.self.key", "attention.self.value")}
+        dense |= {
+            f"{prefix}.{name}": (width, width)
+            for name in ("attention.self.query", "attention.self.key", "attention.self.value")
+        }
         dense |= {f"{prefix}.attention.output.dense": (width, width), f"{prefix}.intermediate.dense": (wide, width)}
         dense |= {f"{prefix}.output.dense": (width, wide)}
         norms += [f"{prefix}.attention.output.LayerNorm", f"{prefix}.output.LayerNorm"]
-    shapes |= {f"{name}.weight": shape for name, shape in dense.items()} | {f"{name}.bias": shape[:1] for name, shape in dense.items()}
+    shapes |= {f"{name}.weight": shape for name, shape in dense.items()} | {
+        f"{name}.bias": shape[:1] for name, shape in dense.items()
+    }
     shapes |= {f"{name}.{old}": (width,) for name in norms for old in ("gamma", "beta")}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     return {**tensors, "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].clone()}
@@ -514,7 +596,16 @@ def test_start_from_bert() -> None:
     coverage = KEYS["bert"].load(source, {"encoder": model, **parts})
     assert coverage.complete
     fresh = {name.removeprefix("encoder.") for name in coverage.fresh if name.startswith("encoder.")}
-    random = ("projection", "whiten", "embeddings.visual", "embeddings.end", "embeddings.segments.2", "image_word", "mask_", "text_only")
+    random = (
+        "projection",
+        "whiten",
+        "embeddings.visual",
+        "embeddings.end",
+        "embeddings.segments.2",
+        "image_word",
+        "mask_",
+        "text_only",
+    )
     assert fresh == {name for name in before if name.startswith(random)}
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in fresh)
     segments = source["bert.embeddings.token_type_embeddings.weight"]
@@ -523,7 +614,9 @@ def test_start_from_bert() -> None:
     assert torch.equal(model.pooler.dense.weight, source["bert.pooler.dense.weight"])
     assert torch.equal(model.embeddings.positions.weight, source["bert.embeddings.position_embeddings.weight"])
     assert torch.equal(parts["matching"].get_parameter("linear.bias"), source["cls.seq_relationship.bias"])
-    written = KEYS["bert"].invert({f"encoder.{name}": tensor for name, tensor in model.state_dict().items() if name not in fresh})
+    written = KEYS["bert"].invert(
+        {f"encoder.{name}": tensor for name, tensor in model.state_dict().items() if name not in fresh}
+    )
     assert torch.equal(written["bert.embeddings.token_type_embeddings.weight"], segments)
 
 
@@ -531,10 +624,18 @@ def released(golden: Path) -> dict[str, tuple[str, str, dict[str, tuple[int, ...
     """Variant -> preset, layout, and shape of every key at full size."""
     manifest = json.loads((golden / "vlbert" / "manifest_full.json").read_text())
     prec = manifest["base_prec_pretrain_multitask"]
-    captions = {key: shape for key, shape in prec.items() if key not in manifest["base_prec_pretrain_without_text_only__missing_from_multitask"]}
+    captions = {
+        key: shape
+        for key, shape in prec.items()
+        if key not in manifest["base_prec_pretrain_without_text_only__missing_from_multitask"]
+    }
     (beyond,) = (name for name in manifest if name.startswith("base_e2e_pretrain_multitask__beyond_prec"))
     network = manifest[beyond]
-    twins = {key.replace("roi_head_feature_extractor", "head.0"): shape for key, shape in network.items() if "roi_head_feature_extractor" in key}
+    twins = {
+        key.replace("roi_head_feature_extractor", "head.0"): shape
+        for key, shape in network.items()
+        if "roi_head_feature_extractor" in key
+    }
     missing = manifest["base_e2e_pretrain_multitask__not_present_but_in_prec"]
     e2e = {key: shape for key, shape in prec.items() if key not in missing} | network | twins
 
@@ -545,10 +646,14 @@ def released(golden: Path) -> dict[str, tuple[str, str, dict[str, tuple[int, ...
         return {key: shape for key, shape in base.items() if not key.startswith(only_pretraining)} | added
 
     vcr = tuned(e2e, "base_vcr_e2e__keys_beyond_base_e2e_pretrain_after_vlbert_to_vlbert._module")
-    vcr = {key.replace("vlbert.", "vlbert._module.") if "_module." not in key else key: shape for key, shape in vcr.items()}
+    vcr = {
+        key.replace("vlbert.", "vlbert._module.") if "_module." not in key else key: shape for key, shape in vcr.items()
+    }
     large = manifest["large_prec_pretrain_multitask__non_encoder_and_layer0"]
     first = {key: shape for key, shape in large.items() if ".layer.0." in key}
-    large = large | {key.replace(".layer.0.", f".layer.{number}."): shape for key, shape in first.items() for number in range(24)}
+    large = large | {
+        key.replace(".layer.0.", f".layer.{number}."): shape for key, shape in first.items() for number in range(24)
+    }
     return {
         "prec": ("base_prec", "official", prec),
         "captions only": ("base_prec", "official", captions),
@@ -585,7 +690,9 @@ def test_every_released_key_is_accounted_for(golden: Path) -> None:
         coverage = KEYS[layout].load(keys, parts)
         filled = {key for sources in coverage.mapped.values() for key in sources}
         assert sorted([*filled, *coverage.tied, *coverage.dropped]) == sorted(keys), name
-        assert set(coverage.dropped) == {key for key in keys if ".backbone." in key or "roi_head" in key or ".head.0." in key}, name
+        assert set(coverage.dropped) == {
+            key for key in keys if ".backbone." in key or "roi_head" in key or ".head.0." in key
+        }, name
         assert {key.split(".")[1] for key in coverage.fresh} == FRESH[name], name
 
 
@@ -602,7 +709,10 @@ def test_a_pretrained_file_starts_a_task(golden: Path, task: str) -> None:
     assert coverage.complete
     moved = {ours: theirs for ours, (theirs, *_) in coverage.mapped.items() if not ours.startswith("encoder.")}
     expected = {
-        "vqa": {f"classifier.transform.{n}": f"vlbert.mlm_head.predictions.transform.{n.replace('norm', 'LayerNorm')}" for n in _TRANSFORM},
+        "vqa": {
+            f"classifier.transform.{n}": f"vlbert.mlm_head.predictions.transform.{n.replace('norm', 'LayerNorm')}"
+            for n in _TRANSFORM
+        },
         "refcoco": {f"regions.transform.{n}": f"vlbert.mvrc_head.transform.{n}" for n in _TRANSFORM[:2]},
         "vcr": {f"objects.transform.{n}": f"vlbert.mvrc_head.transform.{n}" for n in _TRANSFORM[:2]},
     }
@@ -619,7 +729,11 @@ def recorded(golden: Path, case: str) -> dict[str, Tensor]:
     if case == "official":
         return whole | load_file(folder / "pretrain_multitask" / "extra_state.safetensors")
     kept = ("image_feature_extractor.", "object_linguistic_embeddings.", "vlbert.")
-    encoder = {key: tensor for key, tensor in whole.items() if key.startswith(kept) and "_head." not in key and "pooler" not in key}
+    encoder = {
+        key: tensor
+        for key, tensor in whole.items()
+        if key.startswith(kept) and "_head." not in key and "pooler" not in key
+    }
     if case == "vcr":
         encoder = {key.replace("vlbert.", "vlbert._module."): tensor for key, tensor in encoder.items()}
     return encoder | load_file(folder / case / "head_state.safetensors")

@@ -19,17 +19,26 @@ WIDTH, CONTEXT, HEADS = 8, 6, 2
 
 
 def attention(context_size: int = CONTEXT, dropout_rate: float = 0.0) -> Attention:
-    return Attention(query_size=WIDTH, context_size=context_size, attention_size=12, num_heads=HEADS, dropout_rate=dropout_rate)
+    return Attention(
+        query_size=WIDTH, context_size=context_size, attention_size=12, num_heads=HEADS, dropout_rate=dropout_rate
+    )
 
 
 def by_hand(block: Attention, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The formula of Vaswani et al., one row and one head at a time, padded keys left out altogether."""
     size = block.query.out_features // block.num_heads
-    context, probs = x.new_zeros(*x.shape[:2], block.query.out_features), x.new_zeros(len(x), block.num_heads, x.shape[1], y.shape[1])
+    context, probs = (
+        x.new_zeros(*x.shape[:2], block.query.out_features),
+        x.new_zeros(len(x), block.num_heads, x.shape[1], y.shape[1]),
+    )
     for row in range(len(x)):
         for head in range(block.num_heads):
             part = slice(head * size, (head + 1) * size)
-            query, key, value = block.query(x[row])[:, part], block.key(y[row][mask[row]])[:, part], block.value(y[row][mask[row]])[:, part]
+            query, key, value = (
+                block.query(x[row])[:, part],
+                block.key(y[row][mask[row]])[:, part],
+                block.value(y[row][mask[row]])[:, part],
+            )
             weights = (query @ key.t() / math.sqrt(size)).softmax(-1)
             probs[row, head][:, mask[row]] = weights
             context[row][:, part] = weights @ value
@@ -81,7 +90,13 @@ def test_dropout_acts_on_probabilities_in_training_only() -> None:
 
 def test_widths_of_two_streams_may_differ() -> None:
     block = AttentionBlock(
-        WIDTH, num_heads=HEADS, context_size=CONTEXT, attention_size=12, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12
+        WIDTH,
+        num_heads=HEADS,
+        context_size=CONTEXT,
+        attention_size=12,
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+        norm_eps=1e-12,
     )
     x, y, mask = cross_inputs()
     states, probs = block(x, y, mask, capture=True)
@@ -92,7 +107,9 @@ def test_widths_of_two_streams_may_differ() -> None:
 
 
 def test_layer_is_post_norm_with_exact_gelu() -> None:
-    layer = TransformerLayer(WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12)
+    layer = TransformerLayer(
+        WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12
+    )
     x, mask = torch.randn(2, 3, WIDTH) * 3, torch.ones(2, 3, dtype=torch.bool)
     attended, _ = layer.attend(x, x, mask)
     wide = layer.feed_forward.widen(attended)
@@ -103,14 +120,20 @@ def test_layer_is_post_norm_with_exact_gelu() -> None:
 
 
 def test_dropout_sites_of_a_layer() -> None:
-    layer = TransformerLayer(WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=1.0, attention_dropout_rate=0.0, norm_eps=1e-12)
+    layer = TransformerLayer(
+        WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=1.0, attention_dropout_rate=0.0, norm_eps=1e-12
+    )
     x, mask = torch.randn(2, 3, WIDTH), torch.ones(2, 3, dtype=torch.bool)
     norm = nn.LayerNorm(WIDTH)
-    assert_close(layer(x, mask)[0], norm(norm(x)), atol=1e-4, rtol=0)  # with both outputs dropped, the residual is all that is left
+    assert_close(
+        layer(x, mask)[0], norm(norm(x)), atol=1e-4, rtol=0
+    )  # with both outputs dropped, the residual is all that is left
 
 
 def test_initialisation() -> None:
-    layer = TransformerLayer(64, num_heads=4, intermediate_size=256, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12)
+    layer = TransformerLayer(
+        64, num_heads=4, intermediate_size=256, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12
+    )
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.fill_(7.0)

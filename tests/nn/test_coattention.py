@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling.nn.attention import probabilities
-from visling.nn.coattention import CoAttentionLayer, GatedLayer, TwoStreamTrace
+from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.layers import TransformerLayer
+from visling.nn.trace import TwoStreamTrace
 
 SIZES: dict[str, Any] = {"dropout_rate": 0.1, "attention_dropout_rate": 0.2, "norm_eps": 1e-12}
 TEXT_MASK = torch.tensor([[True, True, True, False], [True, False, False, False]])
@@ -20,7 +21,9 @@ REGION_MASK = torch.tensor([[True, True, False], [True, True, True]])
 
 
 def co_attention() -> CoAttentionLayer:
-    layer = CoAttentionLayer(8, 6, attention_size=12, num_heads=3, text_intermediate_size=10, region_intermediate_size=7, **SIZES).eval()
+    layer = CoAttentionLayer(
+        8, 6, attention_size=12, num_heads=3, text_intermediate_size=10, region_intermediate_size=7, **SIZES
+    ).eval()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return layer
@@ -63,7 +66,12 @@ def test_padding_is_not_read_across() -> None:
     layer = co_attention()
     text, regions = states()
     before = layer(text, regions, TEXT_MASK, REGION_MASK)
-    after = layer(text.masked_fill(~TEXT_MASK[..., None], 1e3), regions.masked_fill(~REGION_MASK[..., None], -1e3), TEXT_MASK, REGION_MASK)
+    after = layer(
+        text.masked_fill(~TEXT_MASK[..., None], 1e3),
+        regions.masked_fill(~REGION_MASK[..., None], -1e3),
+        TEXT_MASK,
+        REGION_MASK,
+    )
     assert_close(before[0][TEXT_MASK], after[0][TEXT_MASK])
     assert_close(before[1][REGION_MASK], after[1][REGION_MASK])
 
@@ -71,7 +79,10 @@ def test_padding_is_not_read_across() -> None:
 def test_captured_maps_of_co_attention() -> None:
     layer = co_attention()
     text, regions = states()
-    plain, captured = layer(text, regions, TEXT_MASK, REGION_MASK), layer(text, regions, TEXT_MASK, REGION_MASK, capture=True)
+    plain, captured = (
+        layer(text, regions, TEXT_MASK, REGION_MASK),
+        layer(text, regions, TEXT_MASK, REGION_MASK, capture=True),
+    )
     assert_close(plain[0], captured[0])
     assert_close(plain[1], captured[1])
     to_regions, to_text = captured[2:]

@@ -13,15 +13,20 @@ from torch.testing import assert_close
 
 from visling.errors import ConfigError
 from visling.nn import heads
+from visling.nn.heads import STYLES
 from visling.types import Dims, Head
 
 DIMS = Dims(text=6, regions=4, pooled=6)
 POOLED = torch.arange(24.0).reshape(4, 6) / 24
 
 
-def build(kind: str, style: str, outputs: int = 1, words: nn.Embedding | None = None, group: int = 1, **options: int) -> Any:
+def build(
+    kind: str, style: str, outputs: int = 1, words: nn.Embedding | None = None, group: int = 1, **options: int
+) -> Any:
     named: Any = kind
-    return heads.build(Head(kind=named, outputs=outputs, options=options), DIMS, style=style, words=words, group=group).eval()
+    return heads.build(
+        Head(kind=named, outputs=outputs, options=options), DIMS, style=style, words=words, group=group
+    ).eval()
 
 
 @pytest.mark.parametrize("style", ["linear", "plain"])
@@ -91,7 +96,9 @@ def stirred(kind: str, style: str, outputs: int = 1, group: int = 1, **options: 
 @pytest.fixture
 def fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout in training multiplies by what it keeps: where it stands, and how much it drops, can be read off the result."""
-    monkeypatch.setattr(nn.Dropout, "forward", lambda module, states: states * (1 - module.p) if module.training else states)
+    monkeypatch.setattr(
+        nn.Dropout, "forward", lambda module, states: states * (1 - module.p) if module.training else states
+    )
 
 
 def transformed(head: Any, states: Tensor) -> Tensor:
@@ -106,7 +113,13 @@ def transformed(head: Any, states: Tensor) -> Tensor:
 @pytest.mark.usefixtures("fixed_dropout")
 @pytest.mark.parametrize(
     ("kind", "style", "outputs", "group"),
-    [("classify", "linear", 3, 1), ("score", "linear", 1, 1), ("score", "linear", 1, 2), ("pair", "linear", 3, 1), ("pair", "linear", 3, 2)],
+    [
+        ("classify", "linear", 3, 1),
+        ("score", "linear", 1, 1),
+        ("score", "linear", 1, 2),
+        ("pair", "linear", 3, 1),
+        ("pair", "linear", 3, 2),
+    ],
 )
 def test_linear_heads_drop_what_they_read(kind: str, style: str, outputs: int, group: int) -> None:
     """Before the linear layer, and nowhere else: the bias is whole."""
@@ -141,7 +154,9 @@ def test_vlbert_classify_drops_between_transform_and_output() -> None:
 @pytest.mark.usefixtures("fixed_dropout")
 def test_vlbert_regions_has_neither_norm_nor_dropout() -> None:
     head, states = stirred("regions", "vlbert"), torch.randn(2, 5, 4)
-    assert_close(head(states), F.linear(transformed(head.transform, states), head.linear.weight, head.linear.bias)[..., 0])
+    assert_close(
+        head(states), F.linear(transformed(head.transform, states), head.linear.weight, head.linear.bias)[..., 0]
+    )
     assert head.transform.norm is None
     assert head(states[:, :0]).shape == (2, 0)
 
@@ -153,7 +168,10 @@ def test_region_targets_share_one_transform(style: str, normed: bool) -> None:
     assert (head.transform.norm is not None) == normed
     hidden = transformed(head.transform, states)
     found = head(states)
-    assert {name: tuple(values.shape) for name, values in found.items()} == {"classes": (2, 5, 3), "features": (2, 5, 2)}
+    assert {name: tuple(values.shape) for name, values in found.items()} == {
+        "classes": (2, 5, 3),
+        "features": (2, 5, 2),
+    }
     for name, values in found.items():
         assert_close(values, F.linear(hidden, head.outputs[name].weight, head.outputs[name].bias))
 
@@ -213,7 +231,9 @@ def test_answers_start_from_the_words_they_are_made_of() -> None:
     words, head = nn.Embedding(9, 6), build("classify", "vlbert", outputs=3)
     bias = head.linear.bias.clone()
     head.start_from_words(words, [[1], [2, 5], []])
-    assert_close(head.linear.weight, torch.stack([words.weight[1], (words.weight[2] + words.weight[5]) / 2, torch.zeros(6)]))
+    assert_close(
+        head.linear.weight, torch.stack([words.weight[1], (words.weight[2] + words.weight[5]) / 2, torch.zeros(6)])
+    )
     assert torch.equal(head.linear.bias, bias)
     with pytest.raises(AssertionError, match="2 answers for 3 outputs"):
         head.start_from_words(words, [[1], [2]])
@@ -229,7 +249,7 @@ def test_answers_start_from_those_of_pretraining() -> None:
             head.start_from(other, rows)
 
 
-@pytest.mark.parametrize(("kind", "style"), [(kind, style) for kind, styles in heads.STYLES.items() for style in styles])
+@pytest.mark.parametrize(("kind", "style"), [(kind, style) for kind, styles in STYLES.items() for style in styles])
 def test_first_values_in_every_style(kind: str, style: str) -> None:
     outputs = {"score": 1, "classify": 2}.get(kind, 3)
     options = {"classes": 3} if kind == "region_targets" else {}

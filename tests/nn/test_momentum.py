@@ -84,7 +84,9 @@ def test_extreme_momentum(momentum: float, expected: float) -> None:
 
 def test_a_copy_may_follow_under_other_names() -> None:
     source = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    slow = MomentumCopy(nn.ModuleDict({"c": nn.Linear(2, 2)}), momentum=0.0, follows=lambda name: name.replace("c.", "b."))
+    slow = MomentumCopy(
+        nn.ModuleDict({"c": nn.Linear(2, 2)}), momentum=0.0, follows=lambda name: name.replace("c.", "b.")
+    )
     slow.update(source)
     assert torch.equal(slow.network.get_parameter("c.weight"), source["b"].get_parameter("weight"))
 
@@ -123,7 +125,9 @@ def test_queue_fills_wraps_and_forgets_the_oldest_first() -> None:
         assert int(queue.filled) == len(held)
         assert sorted(queue.rows[: len(held), 0].tolist()) == sorted(held)
     assert queue.rows.data_ptr() == place
-    assert torch.equal(torch.roll(queue.rows, -int(queue.at), 0), numbered(first - 5, 5))  # from the position on: oldest to newest
+    assert torch.equal(
+        torch.roll(queue.rows, -int(queue.at), 0), numbered(first - 5, 5)
+    )  # from the position on: oldest to newest
 
 
 def test_rows_that_are_not_real_do_not_enter() -> None:

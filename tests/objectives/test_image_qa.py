@@ -28,13 +28,20 @@ def step(answer: Tensor | None) -> PretrainStep:
     ids = torch.ones(3, 2, dtype=torch.int64)
     states = torch.randn(3, 2, WIDTH)
     encoded = Encoded(text=states, regions=states[:, :0], pooled=torch.randn(3, WIDTH, requires_grad=True))
-    return PretrainStep(nn.Identity(), Batch(text=Text(ids=ids, mask=ids > 0, segments=ids * 0), regions=None), encoded, Targets(answer=answer))
+    return PretrainStep(
+        nn.Identity(),
+        Batch(text=Text(ids=ids, mask=ids > 0, segments=ids * 0), regions=None),
+        encoded,
+        Targets(answer=answer),
+    )
 
 
 def test_lxmert_loss(golden: Path) -> None:
     inputs, outputs = load_file(golden / "lxmert/inputs.safetensors"), load_file(golden / "lxmert/outputs.safetensors")
     answers = inputs["ans"].masked_fill(inputs["ans"] == -1, IGNORE)
-    assert_close(image_qa_loss(outputs["logits.answer"], answers).value, outputs["loss.answer"][0], rtol=1e-5, atol=1e-5)
+    assert_close(
+        image_qa_loss(outputs["logits.answer"], answers).value, outputs["loss.answer"][0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_examples_without_a_label_do_not_count() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from visling.errors import ConfigError
-from visling.nn import heads
+from visling.nn.heads import STYLES
 from visling.objectives.base import PretrainStep, average
 from visling.objectives.masked_regions import (
     RELEASES,
@@ -55,7 +55,10 @@ def part(loss: Loss, name: str) -> tuple[Any, Any]:
 
 
 def test_vilbert_losses(golden: Path) -> None:
-    inputs, outputs = load_file(golden / "vilbert/inputs.safetensors"), load_file(golden / "vilbert/outputs.safetensors")
+    inputs, outputs = (
+        load_file(golden / "vilbert/inputs.safetensors"),
+        load_file(golden / "vilbert/outputs.safetensors"),
+    )
     chosen = inputs["pretrain.image_label"] == 1
     logits = outputs["pretrain.prediction_scores_v"][:, 1:]  # the global row is no target
     loss = soft_class_kl_loss(logits, inputs["pretrain.image_target"], chosen)
@@ -82,7 +85,9 @@ def test_vlbert_losses(golden: Path, over: Any, file: str) -> None:
 
 def test_lxmert_losses(golden: Path) -> None:
     inputs, outputs = load_file(golden / "lxmert/inputs.safetensors"), load_file(golden / "lxmert/outputs.safetensors")
-    classes, attributes = (inputs[name].masked_fill(inputs[name] == -1, IGNORE) for name in ("obj_labels", "attr_labels"))
+    classes, attributes = (
+        inputs[name].masked_fill(inputs[name] == -1, IGNORE) for name in ("obj_labels", "attr_labels")
+    )
     every = torch.ones_like(classes, dtype=torch.bool)
     count = every.sum()
     scale = RELEASES["lxmert"].scale
@@ -102,7 +107,9 @@ def test_kl_divergence_by_hand() -> None:
     probs[0, 0, 2] = 0  # a class without mass adds nothing
     loss = soft_class_kl_loss(logits, probs, torch.tensor([[True, False]]))
     predicted = logits[0, 0].double().softmax(-1)
-    expected = sum(p * (math.log(p) - math.log(q)) for p, q in zip(probs[0, 0].tolist(), predicted.tolist(), strict=True) if p)
+    expected = sum(
+        p * (math.log(p) - math.log(q)) for p, q in zip(probs[0, 0].tolist(), predicted.tolist(), strict=True) if p
+    )
     assert loss.value.item() == pytest.approx(expected, rel=1e-5)
     assert part(loss, "region_classes") == (pytest.approx(expected, rel=1e-5), 1)
 
@@ -150,7 +157,10 @@ def test_feature_distances(distance: Any, expected: float) -> None:
 
 
 def test_average_over_rows() -> None:
-    values, mask = torch.tensor([[1.0, 3.0], [5.0, 0.0], [7.0, 7.0]]), torch.tensor([[True, True], [True, False], [False, False]])
+    values, mask = (
+        torch.tensor([[1.0, 3.0], [5.0, 0.0], [7.0, 7.0]]),
+        torch.tensor([[True, True], [True, False], [False, False]]),
+    )
     loss = average("x", values, mask, over="rows")
     assert loss.value.item() == pytest.approx((4 / 2.0001 + 5 / 1.0001) / 2.0001, rel=1e-6)
     assert average("x", values, mask & False, over="rows").value.item() == 0
@@ -194,7 +204,10 @@ def test_negatives_of_a_lonely_image_and_of_a_lonely_region() -> None:
     none = draw_negatives(torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.int64), 10)
     assert int(none.min()) >= 0
     assert int(none.max()) < 6
-    assert draw_negatives(torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.int64), 128).shape[-1] == 89 + 38
+    assert (
+        draw_negatives(torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.int64), 128).shape[-1]
+        == 89 + 38
+    )
 
 
 def test_scores_are_not_computed_in_half_precision() -> None:
@@ -267,7 +280,9 @@ EVERY = Slots(at=torch.arange(R).expand(B, R), mask=REAL)
 
 def step(class_slots: Slots = CHOSEN, row: Tensor | None = None, **changes: Any) -> PretrainStep:
     q = class_slots.at.shape[1]
-    regions = Regions(features=torch.randn(B, R, F), boxes=torch.zeros(B, R, 4), mask=REAL, size=torch.ones(B, 2), row=row)
+    regions = Regions(
+        features=torch.randn(B, R, F), boxes=torch.zeros(B, R, 4), mask=REAL, size=torch.ones(B, 2), row=row
+    )
     ids = torch.ones(B, 2, dtype=torch.int64)
     targets: dict[str, Any] = {
         "class_slots": class_slots,
@@ -304,7 +319,11 @@ def test_soft_classes_at_the_slots(release: str) -> None:
     assert part(loss, "masked_regions") == pytest.approx(part(loss, "region_classes"))
     torch.autograd.backward(loss.value)
     assert now.encoded.regions.grad is not None
-    assert now.encoded.regions.grad.any(-1).tolist() == [[False, True, False, True, False], [True] + [False] * 4, [False] * 5]
+    assert now.encoded.regions.grad.any(-1).tolist() == [
+        [False, True, False, True, False],
+        [True] + [False] * 4,
+        [False] * 5,
+    ]
 
 
 def test_lxmert_is_the_mean_over_all_regions() -> None:
@@ -313,9 +332,15 @@ def test_lxmert_is_the_mean_over_all_regions() -> None:
     targets = now.targets
     told: dict[str, tuple[int, ...]] = {}
     for name, output in objective.head.outputs.named_children():
-        output.register_forward_hook(lambda module, given, found, name=name: told.update({name: tuple(found.shape[:2])}))
+        output.register_forward_hook(
+            lambda module, given, found, name=name: told.update({name: tuple(found.shape[:2])})
+        )
     loss = objective(now)
-    assert told == {"classes": (B, R), "attributes": (B, R), "features": tuple(CHOSEN.at.shape)}  # each at its own regions only
+    assert told == {
+        "classes": (B, R),
+        "attributes": (B, R),
+        "features": tuple(CHOSEN.at.shape),
+    }  # each at its own regions only
     predicted: Mapping[str, Tensor] = objective.head(now.encoded.regions.detach())
     predicted = {name: logits.detach() for name, logits in predicted.items()}
     total = 0.0
@@ -423,7 +448,7 @@ def test_the_head_is_built_with_the_widths(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append(head)
         return nn.Identity()
 
-    monkeypatch.setitem(heads.STYLES["region_targets"], "probe", build)
+    monkeypatch.setitem(STYLES["region_targets"], "probe", build)
     MaskedRegions(DIMS, "probe", WORDS, losses=RELEASES["lxmert"])
     assert seen[0].kind == "region_targets"
     assert dict(seen[0].options) == {"classes": 1600, "attributes": 400, "features": 2048}

@@ -50,7 +50,11 @@ def test_masked_lm_is_the_mean_over_chosen_slots() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     logits[0, 1, 1] = 20.0  # the only exact prediction
     logits[0, 0, 5] = logits[1, 0, 5] = 20.0
-    expected = [plain_cross_entropy(logits[0, 0], 4), plain_cross_entropy(logits[0, 1], 1), plain_cross_entropy(logits[1, 0], 7)]
+    expected = [
+        plain_cross_entropy(logits[0, 0], 4),
+        plain_cross_entropy(logits[0, 1], 1),
+        plain_cross_entropy(logits[1, 0], 7),
+    ]
     loss = masked_lm_loss(logits, ids, mask)
     assert loss.value.item() == pytest.approx(sum(expected) / 3, rel=1e-6)
     assert part(loss, "masked_lm") == (pytest.approx(sum(expected), rel=1e-6), 3)
@@ -66,7 +70,9 @@ def test_masked_lm_reads_the_hidden_positions_of_the_batch_and_no_others() -> No
     read: list[int] = []
     objective.head.register_forward_hook(lambda module, given, logits: read.append(logits[..., 0].numel()))
     padded = objective(step(text, token_slots=Slots(at=at, mask=mask), token_ids=ids))
-    taken = objective(step(text, token_slots=Slots(at=at, mask=mask, taken=torch.tensor([0, 1, 2, 8, 3])), token_ids=ids))
+    taken = objective(
+        step(text, token_slots=Slots(at=at, mask=mask, taken=torch.tensor([0, 1, 2, 8, 3])), token_ids=ids)
+    )
     assert read == [12, 5]
     assert_close(taken.value, padded.value)
     assert part(taken, "masked_lm") == (pytest.approx(part(padded, "masked_lm")[0]), 4)
@@ -78,7 +84,8 @@ def test_masked_lm_does_not_read_labels_of_free_slots(filler: int) -> None:
     logits = torch.randn(1, 3, WORDS)
     mask = torch.tensor([[True, False, False]])
     assert_close(
-        masked_lm_loss(logits, torch.tensor([[4, filler, filler]]), mask).value, masked_lm_loss(logits[:, :1], torch.tensor([[4]]), mask[:, :1]).value
+        masked_lm_loss(logits, torch.tensor([[4, filler, filler]]), mask).value,
+        masked_lm_loss(logits[:, :1], torch.tensor([[4]]), mask[:, :1]).value,
     )
 
 
@@ -152,10 +159,14 @@ def test_matching_has_no_dropout() -> None:
     objective = Matching(DIMS, "plain", nn.Embedding(WORDS, WIDTH)).train()
     now = step(torch.randn(4, 5, WIDTH), matched=torch.tensor([0, 1, 1, 0]))
     assert_close(objective(now).value, objective(now).value, rtol=0, atol=0)
-    assert_close(objective(now).value, matching_loss(objective.head(now.encoded.pooled), cast(Tensor, now.targets.matched)).value)
+    assert_close(
+        objective(now).value, matching_loss(objective.head(now.encoded.pooled), cast(Tensor, now.targets.matched)).value
+    )
 
 
-@pytest.mark.parametrize(("kind", "style", "missing"), [(MaskedLM, "bert", "token_ids, token_slots"), (Matching, "plain", "matched")])
+@pytest.mark.parametrize(
+    ("kind", "style", "missing"), [(MaskedLM, "bert", "token_ids, token_slots"), (Matching, "plain", "matched")]
+)
 def test_missing_targets_are_named(kind: type[Objective], style: str, missing: str) -> None:
     objective = kind(DIMS, style, nn.Embedding(WORDS, WIDTH))
     with pytest.raises(ConfigError, match=f"needs the targets {missing}"):

@@ -56,7 +56,10 @@ def batch_of(rows: int = 2, regions: int = 3, counts: tuple[int, ...] | None = N
     batch = Batch(
         text=Text(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), segments=torch.zeros_like(ids)),
         regions=Regions(
-            features=clean * (torch.rand(rows, regions, 1) > 0.5), boxes=torch.rand(rows, regions, 4), mask=mask, size=torch.ones(rows, 2)
+            features=clean * (torch.rand(rows, regions, 1) > 0.5),
+            boxes=torch.rand(rows, regions, 4),
+            mask=mask,
+            size=torch.ones(rows, 2),
         ),
     )
     return batch, Targets(region_features=clean)
@@ -84,7 +87,9 @@ def plain(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float, 
 
 @pytest.mark.parametrize("block", [1, 30, 300, 2**24])
 @pytest.mark.parametrize(("temperature", "clip"), [(0.07, 10.0), (0.07, None), (0.001, None), (0.5, 2.0)])
-def test_streamed_equals_plain_in_value_and_gradient(monkeypatch: pytest.MonkeyPatch, block: int, temperature: float, clip: float | None) -> None:
+def test_streamed_equals_plain_in_value_and_gradient(
+    monkeypatch: pytest.MonkeyPatch, block: int, temperature: float, clip: float | None
+) -> None:
     monkeypatch.setattr(region_contrast, "BLOCK", block)
     queries, keys, negatives = unit(30, SIZE), unit(30, SIZE), unit(101, SIZE)
     streamed, whole = queries.clone().requires_grad_(), queries.double().requires_grad_()
@@ -187,7 +192,10 @@ def test_nothing_is_learnt_until_the_queue_is_full_and_then_from_earlier_batches
         if number < 2:  # 6 rows a batch
             assert loss.value.item() == 0
             assert not encoder.projection.weight.grad.any()
-            assert {name: int(count) for name, (_, count) in loss.parts.items()} == {"region_contrast": 0, "region_contrast_accuracy": 0}
+            assert {name: int(count) for name, (_, count) in loss.parts.items()} == {
+                "region_contrast": 0,
+                "region_contrast_accuracy": 0,
+            }
         else:
             assert torch.equal(queued, torch.cat(seen[-2:]).roll(0 if number % 2 == 0 else 6, 0))
             queries = F.normalize(objective.head(step.encoded.regions), dim=-1).flatten(0, 1)
@@ -248,7 +256,9 @@ def test_padded_regions_are_neither_queued_nor_counted() -> None:
     loss = objective(step_of(encoder, batch, targets))
     assert int(loss.parts["region_contrast"][1]) == 3
     queries, keys = F.normalize(objective.head(encoder(batch).regions), dim=-1), objective.keys(batch, targets)
-    assert_close(loss.value, plain(queries[_mask(batch)], keys[_mask(batch)], torch.cat(expected), 0.07, 10.0).mean(), **CLOSE)
+    assert_close(
+        loss.value, plain(queries[_mask(batch)], keys[_mask(batch)], torch.cat(expected), 0.07, 10.0).mean(), **CLOSE
+    )
     torch.autograd.backward(loss.value)
     objective.after_update()
     assert torch.equal(objective.queue.rows, torch.cat([keys[0], expected[1]]))
@@ -278,7 +288,10 @@ def test_rows_of_one_region_and_of_none(regions: int, counts: tuple[int, ...], f
     objective.after_update()
     assert loss.value.isfinite()
     assert (loss.value.item() != 0) == (full and sum(counts) > 0)
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in [*encoder.parameters(), *objective.parameters()])
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all()
+        for parameter in [*encoder.parameters(), *objective.parameters()]
+    )
     assert objective.queue.rows.isfinite().all()
 
 
@@ -288,7 +301,9 @@ def test_a_batch_without_regions_gives_nothing() -> None:
     objective.fill(*batch_of(rows=4))
     batch, targets = batch_of()
     before = objective.queue.rows.clone()
-    loss = objective(step_of(encoder, replace(batch, regions=None), replace(targets, region_features=torch.zeros(2, 0, FEATURES))))
+    loss = objective(
+        step_of(encoder, replace(batch, regions=None), replace(targets, region_features=torch.zeros(2, 0, FEATURES)))
+    )
     torch.autograd.backward(loss.value)
     objective.after_update()
     assert loss.value.item() == 0
@@ -378,7 +393,9 @@ def test_saved_and_restored_it_goes_on_exactly() -> None:
 def test_a_network_may_say_what_follows_it() -> None:
     class Own(Toy):
         def slow_copy(self, momentum: float) -> MomentumCopy:
-            return MomentumCopy(nn.Sequential(copy.deepcopy(self)), momentum=momentum, follows=lambda name: name.removeprefix("0."))
+            return MomentumCopy(
+                nn.Sequential(copy.deepcopy(self)), momentum=momentum, follows=lambda name: name.removeprefix("0.")
+            )
 
     objective, encoder = objective_of(Own()), Own()
     assert isinstance(objective.key.network, nn.Sequential)
@@ -387,7 +404,12 @@ def test_a_network_may_say_what_follows_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"temperature": 0.0}, "temperature and clip"), ({"clip": 0.0}, "clip = None"), ({"queue_size": 0}, "capacity of 0")]
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "temperature and clip"),
+        ({"clip": 0.0}, "clip = None"),
+        ({"queue_size": 0}, "capacity of 0"),
+    ],
 )
 def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -401,7 +423,9 @@ def test_missing_clean_features_are_named() -> None:
         objective_of(encoder)(step_of(encoder, batch, Targets()))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile, where it hands states past the key pass
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch.compile, where it hands states past the key pass
 def test_a_compiled_step_equals_the_eager_one() -> None:
     encoder = Toy()
     objective = objective_of(encoder).train()

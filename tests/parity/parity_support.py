@@ -57,7 +57,9 @@ def one_after_the_other(model: Any) -> None:
     for layer in model.encoder.co_attention_layers:
         assert isinstance(layer, CoAttentionLayer)
 
-        def forward(text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool, own: Any = layer) -> Any:
+        def forward(
+            text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool, own: Any = layer
+        ) -> Any:
             text, _ = own.text_reads(text, regions, region_mask, capture=capture)
             regions, _ = own.regions_read(regions, text, text_mask, capture=capture)
             return own.text_feed_forward(text), own.region_feed_forward(regions), None, None

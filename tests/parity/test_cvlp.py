@@ -24,8 +24,8 @@ from torch.testing import assert_close
 from visling import models
 from visling.checkpoints.keymap import Coverage
 from visling.models.cvlp import Cvlp, CvlpConfig, KeyNetwork
-from visling.nn import heads
 from visling.nn.attention import Attention
+from visling.nn.heads import build
 from visling.nn.momentum import MomentumCopy
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
@@ -144,7 +144,7 @@ class Pretraining(nn.Module):
             clip=sizes["tanh_clip"],
             queue_size=len(queue),
         )
-        text = heads.build(Head(kind="projection", outputs=sizes["projection_dim"]), dims, style="cvlp")
+        text = build(Head(kind="projection", outputs=sizes["projection_dim"]), dims, style="cvlp")
         self.parts = {
             "encoder": self.encoder,
             "vocabulary": self.masked_lm.head,
@@ -156,7 +156,7 @@ class Pretraining(nn.Module):
         network = self.contrast.key.network
         assert isinstance(network, KeyNetwork)
         self.key = network
-        self.key_text = heads.build(Head(kind="projection", outputs=sizes["projection_dim"]), dims, style="cvlp")
+        self.key_text = build(Head(kind="projection", outputs=sizes["projection_dim"]), dims, style="cvlp")
         self.key_parts: dict[str, nn.Module] = {
             "encoder": network.lxmert,
             "projection": self.contrast.key_head.network,
@@ -181,12 +181,18 @@ def unit(states: Tensor) -> Tensor:
 
 def draw(monkeypatch: pytest.MonkeyPatch, recording: Recording, pattern: str) -> None:
     """Let the key network draw a recorded pattern, in the recorded order."""
-    monkeypatch.setattr(torch, "rand", lambda count: torch.tensor([0.0 if chosen else 1.0 for chosen in recording.chosen(pattern)]))
+    monkeypatch.setattr(
+        torch, "rand", lambda count: torch.tensor([0.0 if chosen else 1.0 for chosen in recording.chosen(pattern)])
+    )
 
 
 def compare_query(recording: Recording, model: Pretraining, encoded: Encoded) -> None:
     """Everything recorded of the query network in a forward pass."""
-    recorded = {name.removeprefix("query."): tensor for name, tensor in recording.tensors("outputs").items() if name.startswith("query.")}
+    recorded = {
+        name.removeprefix("query."): tensor
+        for name, tensor in recording.tensors("outputs").items()
+        if name.startswith("query.")
+    }
     real = recording.batch().text.mask
     assert_close(encoded.text[real], recorded.pop("language_output")[real], **CLOSE)
     assert_close(encoded.regions, recorded.pop("vision_output"), **CLOSE)
@@ -201,17 +207,27 @@ def compare_query(recording: Recording, model: Pretraining, encoded: Encoded) ->
 
 def compare_key(recording: Recording, model: Pretraining, pattern: str) -> None:
     """Everything recorded of the key network under one pattern."""
-    recorded = {name.split(".")[2]: tensor for name, tensor in recording.tensors("outputs").items() if name.startswith(f"key.{pattern}.")}
+    recorded = {
+        name.split(".")[2]: tensor
+        for name, tensor in recording.tensors("outputs").items()
+        if name.startswith(f"key.{pattern}.")
+    }
     batch = recording.clean()
     real = batch.text.mask
     with torch.no_grad():
-        encoded = model.key.eval()(batch) if pattern == "eval_mode" else model.key.train()(batch, chosen=recording.chosen(pattern))
+        encoded = (
+            model.key.eval()(batch)
+            if pattern == "eval_mode"
+            else model.key.train()(batch, chosen=recording.chosen(pattern))
+        )
         assert_close(unit(model.contrast.key_head(encoded.regions)), recorded.pop("visn_embed"), **CLOSE)
         if pattern != "eval_mode":
             assert_close(encoded.text[real], recorded.pop("language_output")[real], **CLOSE)
             assert_close(encoded.regions, recorded.pop("vision_output"), **CLOSE)
             assert_close(encoded.pooled, recorded.pop("pooled_output"), **CLOSE)
-            assert_close(unit(model.key_text(encoded.text))[real.flatten()], recorded.pop("lang_embed")[real.flatten()], **CLOSE)
+            assert_close(
+                unit(model.key_text(encoded.text))[real.flatten()], recorded.pop("lang_embed")[real.flatten()], **CLOSE
+            )
     assert not recorded
 
 
@@ -240,9 +256,9 @@ def test_key_network_with_successors(recording: Recording, pattern: str) -> None
     model = Pretraining(recording)
     compare_key(recording, model, pattern)
     assert model.key_coverage.complete
-    assert set(model.key_coverage.dropped) == {key for key in recording.tensors("key_state_dict") if key.startswith("cls.")} - set(
-        model.key_coverage.tied
-    )
+    assert set(model.key_coverage.dropped) == {
+        key for key in recording.tensors("key_state_dict") if key.startswith("cls.")
+    } - set(model.key_coverage.tied)
 
 
 def test_key_file_without_its_successors(recording: Recording) -> None:
@@ -286,7 +302,9 @@ def test_gradient_of_every_weight(recording: Recording, monkeypatch: pytest.Monk
     draw(monkeypatch, recording, "mixed_a")
     _, masked_lm, matching, contrast = model.losses(recording)
     torch.autograd.backward((masked_lm + matching + contrast).value)
-    ours = {f"{part}.{name}": value for part, module in model.parts.items() for name, value in module.named_parameters()}
+    ours = {
+        f"{part}.{name}": value for part, module in model.parts.items() for name, value in module.named_parameters()
+    }
     assert {key for keys in model.coverage.mapped.values() for key in keys} == stats.keys()
     for name, parameter in ours.items():
         (theirs,) = model.coverage.mapped[name]
@@ -311,7 +329,11 @@ def compare_momentum(recording: Recording, model: Pretraining) -> None:
     slow_text = MomentumCopy(model.key_text, momentum=model.contrast.key.momentum)
     slow_text.update(model.parts["text_projection"])
     after = KEYS["official_key"].invert(
-        {f"{part}.{name}": value for part, module in model.key_parts.items() for name, value in module.state_dict().items()}
+        {
+            f"{part}.{name}": value
+            for part, module in model.key_parts.items()
+            for name, value in module.state_dict().items()
+        }
     )
     for name, tensor in recording.tensors("key_after_ema").items():
         if name == table:
@@ -320,7 +342,9 @@ def compare_momentum(recording: Recording, model: Pretraining) -> None:
         else:
             assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
     stats = recording.stats("key_after_ema_norm_and_sum")
-    assert stats.keys() - after.keys() == {name for name in stats if name.startswith("cls.")}  # heads that the key network never uses
+    assert stats.keys() - after.keys() == {
+        name for name in stats if name.startswith("cls.")
+    }  # heads that the key network never uses
     for name, tensor in after.items():
         expected = stats[name]
         assert expected is not None
@@ -353,7 +377,9 @@ def _outer_layers(model: Pretraining) -> None:
 def _running_successor(recording: Recording, model: Pretraining) -> tuple[nn.Module, nn.Module]:
     """A successor that runs under pattern mixed_a, and the last one of its stream."""
     assert model.key.successors is not None
-    stream, number = next(pair for pair, chosen in zip(model.key.pairs, recording.chosen("mixed_a"), strict=True) if chosen)
+    stream, number = next(
+        pair for pair, chosen in zip(model.key.pairs, recording.chosen("mixed_a"), strict=True) if chosen
+    )
     successors = list(model.key.successors[stream].children())
     return successors[number], successors[-1]
 
@@ -395,14 +421,21 @@ LIVE = (
 )
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     **{f"nudge {name}": nudge_first(f"encoder.{name}") for name in (*LIVE, "lxmert.pooler.dense.bias")},
-    **{f"nudge {name}": nudge_first(name) for name in ("contrast.head.dense.bias", "contrast.head.norm.weight", "contrast.head.linear.bias")},
+    **{
+        f"nudge {name}": nudge_first(name)
+        for name in ("contrast.head.dense.bias", "contrast.head.norm.weight", "contrast.head.linear.bias")
+    },
     **{f"nudge key {name}": nudge_first(f"contrast.key.network.{name}") for name in LIVE},
     "nudge key projection": nudge_first("contrast.key_head.network.linear.bias"),
     "nudge the queue": lambda model: model.contrast.queue.rows[-1].neg_(),
     "epsilon of the norms": rough_norms,
     "another number of heads": _other_heads,
-    "self-attention of the streams swapped": _swap("encoder.lxmert.cross_layers.0.text_attend", "encoder.lxmert.cross_layers.0.region_attend"),
-    "cross- and self-attention swapped": _swap("encoder.lxmert.cross_layers.0.cross", "encoder.lxmert.cross_layers.0.region_attend"),
+    "self-attention of the streams swapped": _swap(
+        "encoder.lxmert.cross_layers.0.text_attend", "encoder.lxmert.cross_layers.0.region_attend"
+    ),
+    "cross- and self-attention swapped": _swap(
+        "encoder.lxmert.cross_layers.0.cross", "encoder.lxmert.cross_layers.0.region_attend"
+    ),
     "layers swapped": _outer_layers,
     "dropout on": _dropout,
     "no clipping": _with(clip=None),
@@ -441,11 +474,17 @@ def test_a_wrongly_chosen_pair_is_noticed(recording: Recording) -> None:
         chosen = recording.chosen("mixed_a")
         chosen[pair] = not chosen[pair]
         with pytest.raises(AssertionError):
-            assert_close(unit(model.contrast.key_head(model.key.train()(recording.clean(), chosen=chosen).regions)), right, **CLOSE)
+            assert_close(
+                unit(model.contrast.key_head(model.key.train()(recording.clean(), chosen=chosen).regions)),
+                right,
+                **CLOSE,
+            )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("name", ["dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias"])
+@pytest.mark.parametrize(
+    "name", ["dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias"]
+)
 def test_a_broken_text_projection_is_noticed(recording: Recording, pattern: str, name: str) -> None:
     model = Pretraining(recording)
     nudge_first(name)(model.key_text)
@@ -504,7 +543,11 @@ def test_masked_regions_for_the_keys_are_noticed(recording: Recording, monkeypat
     draw(monkeypatch, recording, "mixed_a")
     masked = replace(recording.targets(), region_features=recording.tensors("inputs")["query_visual_feats"])
     with pytest.raises(AssertionError):
-        assert_close(model.contrast.keys(recording.batch(), masked).flatten(0, 1), recording.tensors("outputs")["key.mixed_a.visn_embed"], **CLOSE)
+        assert_close(
+            model.contrast.keys(recording.batch(), masked).flatten(0, 1),
+            recording.tensors("outputs")["key.mixed_a.visn_embed"],
+            **CLOSE,
+        )
 
 
 def test_coverage_is_printed_in_full(recording: Recording) -> None:

@@ -26,8 +26,8 @@ from torch.testing import assert_close
 from visling import models
 from visling.checkpoints.keymap import Coverage
 from visling.models.lxmert import Lxmert, LxmertConfig
-from visling.nn import heads
 from visling.nn.coattention import CrossModalityLayer
+from visling.nn.heads import build
 from visling.objectives.base import PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
@@ -77,8 +77,16 @@ class Recording:
 
     def finetuned(self, task: str) -> dict[str, Tensor]:
         """The file that the release would write after fine-tuning on a task."""
-        encoder = {f"lxrt_encoder.model.{name}": tensor for name, tensor in self.tensors("state_dict").items() if name.startswith("bert.")}
-        added = {name.removeprefix(f"{task}."): tensor for name, tensor in self.tensors("finetune_heads").items() if name.startswith(task)}
+        encoder = {
+            f"lxrt_encoder.model.{name}": tensor
+            for name, tensor in self.tensors("state_dict").items()
+            if name.startswith("bert.")
+        }
+        added = {
+            name.removeprefix(f"{task}."): tensor
+            for name, tensor in self.tensors("finetune_heads").items()
+            if name.startswith(task)
+        }
         return {**encoder, **added}
 
 
@@ -110,7 +118,10 @@ def unlabelled(labels: Tensor) -> Tensor:
 
 def everywhere(like: Tensor, chosen: Tensor | None = None) -> Slots:
     """Every position of (B, N) as a slot, or those that are chosen."""
-    return Slots(at=torch.arange(like.shape[1]).expand(like.shape[:2]), mask=torch.ones_like(like, dtype=torch.bool) if chosen is None else chosen)
+    return Slots(
+        at=torch.arange(like.shape[1]).expand(like.shape[:2]),
+        mask=torch.ones_like(like, dtype=torch.bool) if chosen is None else chosen,
+    )
 
 
 def targets_of(inputs: Mapping[str, Tensor]) -> Targets:
@@ -137,7 +148,9 @@ class Pretraining(nn.Module):
         super().__init__()
         sizes, self.encoder = recording.sizes, Lxmert(recording.config)
         dims, words = self.encoder.dims, self.encoder.word_embeddings
-        styles = {kind: style for (layout, kind), style in models.spec("lxmert").head_styles.items() if layout == "official"}
+        styles = {
+            kind: style for (layout, kind), style in models.spec("lxmert").head_styles.items() if layout == "official"
+        }
         losses = RegionLosses(
             classes="hard",
             num_classes=sizes["num_object_labels"],
@@ -160,7 +173,9 @@ class Pretraining(nn.Module):
             "region_targets": self.masked_regions.head,
             "answers": self.image_qa.head,
         }
-        self.coverage: Coverage = models.spec("lxmert").keys["official"].load(recording.tensors("state_dict"), self.parts)
+        self.coverage: Coverage = (
+            models.spec("lxmert").keys["official"].load(recording.tensors("state_dict"), self.parts)
+        )
         self.eval()
 
     def losses(self, batch: Batch, targets: Targets, encoded: Encoded) -> dict[str, Loss]:
@@ -176,12 +191,17 @@ def sublayers(encoder: Lxmert) -> Iterator[dict[str, Tensor]]:
     handles = []
     for number, layer in enumerate(encoder.cross_layers):
         assert isinstance(layer, CrossModalityLayer)
-        for stream, theirs, read in (("text", "language", layer.text_attend), ("region", "vision", layer.region_attend)):
+        for stream, theirs, read in (
+            ("text", "language", layer.text_attend),
+            ("region", "vision", layer.region_attend),
+        ):
             name = f"hidden.x_layer.{number}.after_{{}}_att.{theirs}"
             feed_forward = layer.get_submodule(f"{stream}_feed_forward")
             for module, when in ((read, "cross"), (feed_forward, "self")):
                 key = name.format(when)
-                handles.append(module.register_forward_pre_hook(lambda _, arguments, key=key: seen.__setitem__(key, arguments[0])))
+                handles.append(
+                    module.register_forward_pre_hook(lambda _, arguments, key=key: seen.__setitem__(key, arguments[0]))
+                )
     yield seen
     for handle in handles:
         handle.remove()
@@ -266,7 +286,9 @@ def test_region_mask(recording: Recording, source: str) -> None:
 def test_no_text_mask_and_no_segments(recording: Recording) -> None:
     batch = batch_of(recording.tensors("inputs"))
     text = batch.text
-    batch = replace(batch, text=replace(text, mask=torch.ones_like(text.mask), segments=torch.zeros_like(text.segments)))
+    batch = replace(
+        batch, text=replace(text, mask=torch.ones_like(text.mask), segments=torch.zeros_like(text.segments))
+    )
     compare_outputs(Pretraining(recording).encoder(batch), recording.tensors("outputs"), "nomask.")
 
 
@@ -277,18 +299,27 @@ def test_gradient_of_every_weight(recording: Recording) -> None:
     losses = model.losses(batch, targets_of(inputs), model.encoder(batch))
     sum(loss.value for loss in losses.values()).backward()  # type: ignore[union-attr]
     statistics = json.loads((recording.folder / "grad_stats.json").read_text())
-    assert {key for keys in model.coverage.mapped.values() for key in keys} == recorded.keys() == statistics["per_parameter"].keys()
+    assert (
+        {key for keys in model.coverage.mapped.values() for key in keys}
+        == recorded.keys()
+        == statistics["per_parameter"].keys()
+    )
     gradients = []
     for part_name, module in model.parts.items():
         for name, parameter in module.named_parameters():
             (theirs,) = model.coverage.mapped[f"{part_name}.{name}"]
             assert parameter.grad is not None, name
             assert_close(parameter.grad, recorded[theirs], **GRADIENTS, msg=labelled(theirs))
-            assert_close(float(parameter.grad.norm()), statistics["per_parameter"][theirs][0], **GRADIENTS, msg=labelled(theirs))
+            assert_close(
+                float(parameter.grad.norm()), statistics["per_parameter"][theirs][0], **GRADIENTS, msg=labelled(theirs)
+            )
             gradients.append(parameter.grad)
     assert_close(float(nn.utils.get_total_norm(gradients)), statistics["total_grad_norm"], **GRADIENTS)
     tables = model.encoder.embeddings
-    for table in (tables.positions, tables.segments):  # rows that padding_idx=0 keeps from learning, although they are read
+    for table in (
+        tables.positions,
+        tables.segments,
+    ):  # rows that padding_idx=0 keeps from learning, although they are read
         assert table.weight.grad is not None
         assert not table.weight.grad[0].any()
         assert table.weight.grad[1:].any()
@@ -299,8 +330,14 @@ def test_finetuning_teaches_what_it_does_in_the_release(recording: Recording) ->
     encoder = Pretraining(recording).encoder
     encoder(batch_of(recording.tensors("inputs"))).pooled.square().sum().backward()  # type: ignore[no-untyped-call]
     _, coverage = models.spec("lxmert").keys["official"].convert(recording.tensors("state_dict"))
-    idle = {coverage.mapped[f"encoder.{name}"][0] for name, parameter in encoder.named_parameters() if parameter.grad is None}
-    assert idle == set(json.loads((recording.folder / "grad_stats.json").read_text())["vqa_finetune_parameters_without_gradient"])
+    idle = {
+        coverage.mapped[f"encoder.{name}"][0]
+        for name, parameter in encoder.named_parameters()
+        if parameter.grad is None
+    }
+    assert idle == set(
+        json.loads((recording.folder / "grad_stats.json").read_text())["vqa_finetune_parameters_without_gradient"]
+    )
 
 
 def compare_transformers(model: Pretraining, recording: Recording) -> None:
@@ -318,7 +355,12 @@ def compare_transformers(model: Pretraining, recording: Recording) -> None:
     assert_close(model.matching.head(encoded.pooled), recorded["logits.matched"], **CLOSE)
     assert_close(model.image_qa.head(encoded.pooled), recorded["logits.answer"], **CLOSE)
     losses = model.losses(batch, targets_of(inputs), encoded)
-    for ours, theirs in (("masked_lm", "lm"), ("matching", "matched"), ("image_qa", "answer"), ("masked_regions", "visual_sum")):
+    for ours, theirs in (
+        ("masked_lm", "lm"),
+        ("matching", "matched"),
+        ("image_qa", "answer"),
+        ("masked_regions", "visual_sum"),
+    ):
         assert_close(losses[ours].value.reshape(1), recorded[f"loss.{theirs}"], **CLOSE, msg=labelled(ours))
     assert_close(sum(loss.value for loss in losses.values()).reshape(1), recorded["loss.total"], **CLOSE)
 
@@ -332,9 +374,18 @@ def compare_maps(model: Pretraining, recording: Recording) -> None:
     recorded, encoder = recording.tensors("outputs_hf"), model.encoder
     maps = encoder(batch_of(recording.tensors("inputs")), capture=True).maps
     ours = {
-        **{f"language_attentions.{i}": maps.text_to_text[f"text_layers.{i}"] for i in range(encoder.config.num_text_layers)},
-        **{f"vision_attentions.{i}": maps.regions_to_regions[f"region_layers.{i}"] for i in range(encoder.config.num_region_layers)},
-        **{f"cross_encoder_attentions.{i}": maps.text_to_regions[f"cross_layers.{i}.cross"] for i in range(encoder.config.num_cross_layers)},
+        **{
+            f"language_attentions.{i}": maps.text_to_text[f"text_layers.{i}"]
+            for i in range(encoder.config.num_text_layers)
+        },
+        **{
+            f"vision_attentions.{i}": maps.regions_to_regions[f"region_layers.{i}"]
+            for i in range(encoder.config.num_region_layers)
+        },
+        **{
+            f"cross_encoder_attentions.{i}": maps.text_to_regions[f"cross_layers.{i}.cross"]
+            for i in range(encoder.config.num_cross_layers)
+        },
     }
     assert ours.keys() == {name for name in recorded if "_attentions." in name}
     for name, probs in ours.items():
@@ -353,8 +404,10 @@ class Finetuned(nn.Module):
     def __init__(self, recording: Recording, task: str, wanted: Head, group: int = 1) -> None:
         super().__init__()
         self.encoder = Lxmert(recording.config)
-        self.head = heads.build(wanted, self.encoder.dims, style="gelu_norm", group=group)
-        models.spec("lxmert").keys["official_finetuned"].load(recording.finetuned(task), {"encoder": self.encoder, "classifier": self.head})
+        self.head = build(wanted, self.encoder.dims, style="gelu_norm", group=group)
+        models.spec("lxmert").keys["official_finetuned"].load(
+            recording.finetuned(task), {"encoder": self.encoder, "classifier": self.head}
+        )
         self.eval()
 
     def forward(self, batch: Batch) -> Tensor:
@@ -372,7 +425,9 @@ def compare_question_answering(recording: Recording, change: Callable[[Finetuned
     logits = model(batch_of(recording.tensors("inputs")))
     assert_close(logits, recorded["vqa.logits"], **CLOSE)
     assert_close(answer_loss(logits, target, "bce").value.reshape(1), recorded["vqa.loss_bce"], **CLOSE)
-    hard = nn.functional.cross_entropy(logits, target.argmax(-1)) * answers  # a flag of the release that no task here offers
+    hard = (
+        nn.functional.cross_entropy(logits, target.argmax(-1)) * answers
+    )  # a flag of the release that no task here offers
     assert_close(hard.reshape(1), recorded["vqa.loss_mce"], **CLOSE)
 
 
@@ -380,7 +435,9 @@ def test_question_answering(recording: Recording) -> None:
     compare_question_answering(recording)
 
 
-def compare_two_images(recording: Recording, *, shared: bool, change: Callable[[Finetuned], Any] = lambda model: None) -> None:
+def compare_two_images(
+    recording: Recording, *, shared: bool, change: Callable[[Finetuned], Any] = lambda model: None
+) -> None:
     """Everything recorded of NLVR2, each sentence encoded once for both of its images, or twice."""
     given, recorded = recording.tensors("finetune_inputs"), recording.tensors("finetune_outputs")
     features, boxes = given["nlvr2.visual_feats"].flatten(0, 1), given["nlvr2.visual_pos"].flatten(0, 1)
@@ -388,7 +445,12 @@ def compare_two_images(recording: Recording, *, shared: bool, change: Callable[[
     row = torch.arange(len(text.ids)).repeat_interleave(2)
     batch = Batch(
         text=replace(text, row=row) if shared else text.map(lambda tensor: tensor[row]),
-        regions=Regions(features=features, boxes=boxes, mask=torch.ones(features.shape[:2], dtype=torch.bool), size=torch.ones(len(features), 2)),
+        regions=Regions(
+            features=features,
+            boxes=boxes,
+            mask=torch.ones(features.shape[:2], dtype=torch.bool),
+            size=torch.ones(len(features), 2),
+        ),
         group=2,
     )
     batch.validate()
@@ -490,13 +552,20 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     "one direction after the other": sequential,
     "directions with weights of their own": _own_projection_per_direction,
     "boxes around zero": _boxes_around_zero,
-    "query and value swapped": _swap("encoder.cross_layers.0.cross.attention.query.weight", "encoder.cross_layers.0.cross.attention.value.weight"),
+    "query and value swapped": _swap(
+        "encoder.cross_layers.0.cross.attention.query.weight", "encoder.cross_layers.0.cross.attention.value.weight"
+    ),
     "streams of a cross layer swapped": _swap(
-        "encoder.cross_layers.0.text_attend.attention.value.weight", "encoder.cross_layers.0.region_attend.attention.value.weight"
+        "encoder.cross_layers.0.text_attend.attention.value.weight",
+        "encoder.cross_layers.0.region_attend.attention.value.weight",
     ),
     "the other loss scale": _other_scale,
-    "labels without confidence": lambda model: setattr(model.masked_regions, "losses", replace(model.masked_regions.losses, weighted=False)),
-    "mean over chosen regions": lambda model: setattr(model.masked_regions, "losses", replace(model.masked_regions.losses, over="chosen")),
+    "labels without confidence": lambda model: setattr(
+        model.masked_regions, "losses", replace(model.masked_regions.losses, weighted=False)
+    ),
+    "mean over chosen regions": lambda model: setattr(
+        model.masked_regions, "losses", replace(model.masked_regions.losses, over="chosen")
+    ),
     "dropout on": lambda model: model.train(),
 }
 
@@ -533,7 +602,9 @@ LOOKS: Mapping[str, Callable[[nn.Module], None]] = {
 
 @pytest.mark.parametrize("compare", [compare_maps, *MASKED], ids=["maps", "official", "transformers"])
 @pytest.mark.parametrize("mutation", LOOKS)
-def test_broken_maps_and_masked_states_are_noticed(recording: Recording, compare: Callable[[Pretraining, Recording], None], mutation: str) -> None:
+def test_broken_maps_and_masked_states_are_noticed(
+    recording: Recording, compare: Callable[[Pretraining, Recording], None], mutation: str
+) -> None:
     model = Pretraining(recording)
     LOOKS[mutation](model)
     with pytest.raises(AssertionError):
@@ -541,26 +612,46 @@ def test_broken_maps_and_masked_states_are_noticed(recording: Recording, compare
 
 
 @pytest.mark.parametrize("compare", MASKED, ids=["official", "transformers"])
-def test_a_swapped_direction_is_noticed_under_a_region_mask(recording: Recording, compare: Callable[[Pretraining, Recording], None]) -> None:
+def test_a_swapped_direction_is_noticed_under_a_region_mask(
+    recording: Recording, compare: Callable[[Pretraining, Recording], None]
+) -> None:
     model = Pretraining(recording)
     sequential(model)
     with pytest.raises(AssertionError):
         compare(model, recording)
 
 
-@pytest.mark.parametrize("compare", [compare_question_answering, partial(compare_two_images, shared=True)], ids=["vqa", "nlvr2"])
+@pytest.mark.parametrize(
+    "compare", [compare_question_answering, partial(compare_two_images, shared=True)], ids=["vqa", "nlvr2"]
+)
 @pytest.mark.parametrize(
     "change",
     [
-        *(nudge(f"head.{name}") for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias")),
+        *(
+            nudge(f"head.{name}")
+            for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias")
+        ),
         nudge("encoder.pooler.dense.bias"),
         nudge("encoder.cross_layers.-1.cross.norm.weight"),
         _rough_norms(1000),
         lambda model: model.train(),
     ],
-    ids=["dense weight", "dense", "norm scale", "norm", "linear weight", "linear", "pooler", "cross norm", "epsilon", "dropout"],
+    ids=[
+        "dense weight",
+        "dense",
+        "norm scale",
+        "norm",
+        "linear weight",
+        "linear",
+        "pooler",
+        "cross norm",
+        "epsilon",
+        "dropout",
+    ],
 )
-def test_a_broken_task_model_is_noticed(recording: Recording, compare: Callable[..., None], change: Callable[[Finetuned], Any]) -> None:
+def test_a_broken_task_model_is_noticed(
+    recording: Recording, compare: Callable[..., None], change: Callable[[Finetuned], Any]
+) -> None:
     with pytest.raises(AssertionError):
         compare(recording, change=change)
 
@@ -635,7 +726,9 @@ def test_installed_transformers_to_ours(recording: Recording, theirs: Any) -> No
 def test_ours_to_installed_transformers(recording: Recording, theirs: Any) -> None:
     inputs = recording.tensors("inputs")
     model = Pretraining(recording)
-    tensors = {f"{name}.{key}": tensor for name, module in model.parts.items() for key, tensor in module.state_dict().items()}
+    tensors = {
+        f"{name}.{key}": tensor for name, module in model.parts.items() for key, tensor in module.state_dict().items()
+    }
     theirs.load_state_dict(models.spec("lxmert").keys["transformers"].invert(tensors))
     with torch.no_grad():
         expected = theirs.lxmert(**_their_inputs(inputs))
@@ -657,6 +750,6 @@ def test_other_classes_of_installed_transformers(recording: Recording, kind: str
         assert_close(encoder(batch).pooled, model(**_their_inputs(inputs)).pooled_output, **CLOSE)
     else:
         model = transformers.LxmertForQuestionAnswering(config).eval()
-        head = heads.build(Head(kind="classify", outputs=7), encoder.dims, style="gelu_norm")
+        head = build(Head(kind="classify", outputs=7), encoder.dims, style="gelu_norm")
         keys.load(model.state_dict(), {"encoder": encoder, "answers": head})
         assert_close(head(encoder(batch).pooled), model(**_their_inputs(inputs)).question_answering_score, **CLOSE)

@@ -25,13 +25,13 @@ from visling import models
 from visling.data.annotations.lxmert import LxmertRecord, read_lxmert
 from visling.data.answer_table import listed, read_table, table_form, table_rows
 from visling.data.answers import AnswerVocabulary
-from visling.data.collate import collate
-from visling.data.formats.tsv import RegionTsv, import_regions
-from visling.data.store import NativeStore
+from visling.data.batches.collate import collate
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import VislingError
 from visling.metrics.answers import source_scores
-from visling.nn import heads
+from visling.nn.head_blocks import NormedClassifier
+from visling.regions.formats.tsv import RegionTsv, import_regions
+from visling.regions.store import NativeStore
 from visling.runtime import generator_for
 from visling.types import Example, InputSpec, RegionArray
 
@@ -94,7 +94,9 @@ def compare_regions(found: Mapping[str, RegionArray], expected: Mapping[str, Map
         for recorded, ours in FIELDS.items():
             array = getattr(regions, ours)
             np.testing.assert_array_equal(
-                array if array.ndim == 1 or ours == "features" else array[:, 0], expected[image][recorded], err_msg=recorded
+                array if array.ndim == 1 or ours == "features" else array[:, 0],
+                expected[image][recorded],
+                err_msg=recorded,
             )
         unit = regions.boxes / np.array(regions.size * 2, np.float32)
         np.testing.assert_allclose(unit, expected[image]["boxes_normalised"], rtol=0, atol=UNIT)
@@ -123,7 +125,9 @@ def test_a_store_made_of_them_gives_the_model_what_the_release_gives_it(recordin
     spec = InputSpec(feature_size=store.feature_size, max_regions=36, max_tokens=20)
     row = TextLayout(Tokenizer(), spec).row("a cat")
     examples = [Example(id=image, rows=(row,), images=(image,)) for image in expected]
-    batch, _ = collate(examples, store, spec, tokenizer=Tokenizer(), masking=None, rngs=[generator_for(0)] * len(examples))
+    batch, _ = collate(
+        examples, store, spec, tokenizer=Tokenizer(), masking=None, rngs=[generator_for(0)] * len(examples)
+    )
     batch.validate()
     assert batch.regions is not None
     for number, arrays in enumerate(expected.values()):
@@ -132,7 +136,18 @@ def test_a_store_made_of_them_gives_the_model_what_the_release_gives_it(recordin
         assert_close(batch.regions.boxes[number][real], torch.from_numpy(arrays["boxes_normalised"]), rtol=0, atol=UNIT)
 
 
-COLUMNS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes", "features")
+COLUMNS = (
+    "img_id",
+    "img_h",
+    "img_w",
+    "objects_id",
+    "objects_conf",
+    "attrs_id",
+    "attrs_conf",
+    "num_boxes",
+    "boxes",
+    "features",
+)
 
 
 def spoilt(line: bytes, column: str, change: Callable[[bytes], bytes]) -> bytes:
@@ -150,7 +165,10 @@ def nudged(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("column", [name for name in COLUMNS if name != "num_boxes"])
 def test_a_changed_column_is_noticed(recording: Recording, tmp_path: Path, column: str) -> None:
-    changes: dict[str, Callable[[bytes], bytes]] = {"img_id": lambda text: text + b"1", "img_h": lambda text: b"%d" % (int(text) + 1)}
+    changes: dict[str, Callable[[bytes], bytes]] = {
+        "img_id": lambda text: text + b"1",
+        "img_h": lambda text: b"%d" % (int(text) + 1),
+    }
     changes["img_w"] = changes["img_h"]
     first, *rest = recording.regions.read_bytes().splitlines(keepends=True)
     file = tmp_path / "spoilt.tsv"
@@ -182,7 +200,9 @@ def flattened(records: tuple[LxmertRecord, ...], table: AnswerVocabulary) -> lis
 def test_sentences_are_flattened_as_in_the_release(recording: Recording, tmp_path: Path) -> None:
     import_regions([recording.regions], tmp_path / "store")
     store = NativeStore.open(tmp_path / "store")
-    kept = tuple(record for record in recording.records if record.images[0] in store)  # the release drops sentences about images without features
+    kept = tuple(
+        record for record in recording.records if record.images[0] in store
+    )  # the release drops sentences about images without features
     assert len(kept) < len(recording.records)
     assert flattened(kept, recording.table) == recording.expected["flattened_examples"]
 
@@ -191,19 +211,27 @@ def test_a_changed_sentence_is_noticed(recording: Recording) -> None:
     expected = recording.expected["flattened_examples"]
     images = {entry["img_id"] for entry in expected}
     kept = [record for record in recording.records if record.images[0] in images]
-    asked = next(number for number, record in enumerate(kept) if record.scores and listed(record.scores, recording.table))
-    respelt = next(record for record in kept if record.scores and any(table_form(answer) != answer for answer in record.scores))
+    asked = next(
+        number for number, record in enumerate(kept) if record.scores and listed(record.scores, recording.table)
+    )
+    respelt = next(
+        record for record in kept if record.scores and any(table_form(answer) != answer for answer in record.scores)
+    )
     for change in (
         {asked: replace(kept[asked], scores={})},
         {asked: replace(kept[asked], scores={**(kept[asked].scores or {}), "silver": 1.0, "yes": 0.9})},
         {asked: replace(kept[asked], sentence="?")},
         {
             kept.index(respelt): replace(
-                respelt, scores=dict(reversed(list((respelt.scores or {}).items()))) if len(respelt.scores or {}) > 1 else None
+                respelt,
+                scores=dict(reversed(list((respelt.scores or {}).items()))) if len(respelt.scores or {}) > 1 else None,
             )
         },
     ):
-        assert flattened(tuple(change.get(number, record) for number, record in enumerate(kept)), recording.table) != expected
+        assert (
+            flattened(tuple(change.get(number, record) for number, record in enumerate(kept)), recording.table)
+            != expected
+        )
 
 
 # Answer table
@@ -218,27 +246,33 @@ def test_answers_are_spelled_as_in_the_release(recording: Recording) -> None:
 
 def test_tables_of_some_data_sets(recording: Recording) -> None:
     file, expected = recording.folder / "all_ans.json", recording.expected
-    assert {name: len(read_table(file, None if name == "all" else [name])) for name in expected["num_answers"]} == expected["num_answers"]
-    assert {answer: number for number, answer in enumerate(read_table(file, ["gqa"]))} == expected["id_by_answer_when_only_gqa"]
+    assert {
+        name: len(read_table(file, None if name == "all" else [name])) for name in expected["num_answers"]
+    } == expected["num_answers"]
+    assert {answer: number for number, answer in enumerate(read_table(file, ["gqa"]))} == expected[
+        "id_by_answer_when_only_gqa"
+    ]
 
 
 # Answer head of a task
 
 
-def head_of(tensors: Mapping[str, Tensor], prefix: str) -> heads.NormedClassifier:
+def head_of(tensors: Mapping[str, Tensor], prefix: str) -> NormedClassifier:
     given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     (outputs, hidden), size = given["3.weight"].shape, given["0.weight"].shape[1]
-    head = heads.NormedClassifier(size, hidden, outputs)
-    models.spec("lxmert").keys["official_finetuned"].load({f"logit_fc.{name}": tensor for name, tensor in given.items()}, {"classifier": head})
+    head = NormedClassifier(size, hidden, outputs)
+    models.spec("lxmert").keys["official_finetuned"].load(
+        {f"logit_fc.{name}": tensor for name, tensor in given.items()}, {"classifier": head}
+    )
     return head
 
 
-def compare_heads(found: heads.NormedClassifier, expected: heads.NormedClassifier) -> None:
+def compare_heads(found: NormedClassifier, expected: NormedClassifier) -> None:
     for name, parameter in found.named_parameters():
         assert torch.equal(parameter, expected.get_parameter(name)), name
 
 
-def started(recording: Recording, rows: list[int | None]) -> tuple[heads.NormedClassifier, heads.NormedClassifier]:
+def started(recording: Recording, rows: list[int | None]) -> tuple[NormedClassifier, NormedClassifier]:
     """A task's head started from that of pre-training, and the recorded one."""
     recorded = load_file(recording.folder / "answer_head_transfer.safetensors")
     head, trained = head_of(recorded, "task_head_before."), head_of(recorded, "checkpoint.module.answer_head.logit_fc.")
@@ -287,7 +321,10 @@ def test_a_head_that_starts_otherwise_is_noticed(recording: Recording) -> None:
 def scored(recording: Recording, predictions: Mapping[str, str], *, prune: bool = True) -> dict[str, Any]:
     table = recording.table
     answered = [
-        (predictions[record.id], replace(record, scores=listed(record.scores, table)) if prune and record.scores is not None else record)
+        (
+            predictions[record.id],
+            replace(record, scores=listed(record.scores, table)) if prune and record.scores is not None else record,
+        )
         for record in recording.records
         if record.id in predictions
     ]
@@ -305,7 +342,9 @@ def test_questions_are_scored_as_in_the_release(recording: Recording) -> None:
 def test_other_answers_and_other_questions_are_noticed(recording: Recording) -> None:
     expected = recording.expected["evaluator"]
     predictions = expected["predictions"]
-    asked = {record.id: listed(record.scores, recording.table) for record in recording.records if record.scores is not None}
+    asked = {
+        record.id: listed(record.scores, recording.table) for record in recording.records if record.scores is not None
+    }
     asked = {name: scores for name, scores in asked.items() if name in predictions}
     right = next(name for name, scores in asked.items() if predictions[name] in scores)
     unlisted = next(name for name, scores in asked.items() if not scores)
@@ -316,4 +355,6 @@ def test_other_answers_and_other_questions_are_noticed(recording: Recording) -> 
     ):
         assert scored(recording, other)["overall"] != pytest.approx(expected["overall"], abs=1e-6)
         assert scored(recording, other)["per_dataset"] != pytest.approx(expected["per_dataset"], abs=1e-6)
-    assert scored(recording, predictions, prune=False)["per_dataset"] != pytest.approx(expected["per_dataset"], abs=1e-6)
+    assert scored(recording, predictions, prune=False)["per_dataset"] != pytest.approx(
+        expected["per_dataset"], abs=1e-6
+    )

@@ -20,10 +20,14 @@ SCENARIOS = ("pretrain", "finetune", "constant", "warmup_constant")
 
 
 def schedule_of(given: dict[str, Any]) -> Schedule:
-    return Schedule(name="constant" if given["t_total"] == -1 else given["schedule"], total=given["t_total"], warmup=given["warmup"])
+    return Schedule(
+        name="constant" if given["t_total"] == -1 else given["schedule"], total=given["t_total"], warmup=given["warmup"]
+    )
 
 
-def compare_bert_adam(golden: Path, scenario: str, *, evaluate: Literal["before", "after"] = "before", moved: str = "", **factors: float) -> None:
+def compare_bert_adam(
+    golden: Path, scenario: str, *, evaluate: Literal["before", "after"] = "before", moved: str = "", **factors: float
+) -> None:
     """Everything recorded of a scenario; settings may be multiplied by factors, and one parameter may start elsewhere."""
     described = json.loads((golden / "bert_adam" / "config.json").read_text())
     given = {**described["defaults"], **described["scenarios"][scenario]}
@@ -33,7 +37,11 @@ def compare_bert_adam(golden: Path, scenario: str, *, evaluate: Literal["before"
         for key, value in load_file(golden / "bert_adam" / "bert_adam.safetensors").items()
         if key.startswith(f"{scenario}.")
     }
-    parameters = {key.removeprefix("param.init."): nn.Parameter(value) for key, value in tensors.items() if key.startswith("param.init.")}
+    parameters = {
+        key.removeprefix("param.init."): nn.Parameter(value)
+        for key, value in tensors.items()
+        if key.startswith("param.init.")
+    }
     if moved:
         parameters[moved].data.view(-1)[0] += 1e-3
     optimizer = BertAdam(
@@ -56,7 +64,13 @@ def compare_bert_adam(golden: Path, scenario: str, *, evaluate: Literal["before"
         for name, parameter in parameters.items():
             if f"param.{step}.{name}" not in tensors:
                 continue
-            assert_close(parameter.detach(), tensors[f"param.{step}.{name}"], atol=ATOL, rtol=RTOL, msg=lambda m, n=name, s=step: f"{n} at {s}: {m}")
+            assert_close(
+                parameter.detach(),
+                tensors[f"param.{step}.{name}"],
+                atol=ATOL,
+                rtol=RTOL,
+                msg=lambda m, n=name, s=step: f"{n} at {s}: {m}",
+            )
             state = optimizer.state.get(parameter, {})
             assert (f"m.{step}.{name}" in tensors) == bool(state)
             if state:
@@ -77,10 +91,20 @@ def test_bert_adam_follows_the_lxmert_release(golden: Path, scenario: str) -> No
         *(
             (scenario, change)
             for scenario in ("pretrain", "finetune")
-            for change in ({"lr": 1.01}, {"warmup": 1.5}, {"t_total": 2}, {"weight_decay": 0}, {"clip": 0.5}, {"evaluate": "after"})
+            for change in (
+                {"lr": 1.01},
+                {"warmup": 1.5},
+                {"t_total": 2},
+                {"weight_decay": 0},
+                {"clip": 0.5},
+                {"evaluate": "after"},
+            )
         ),
         *(("constant", change) for change in ({"lr": 1.01}, {"b1": 0.99}, {"b2": 0.999}, {"e": 100})),
-        *(("warmup_constant", change) for change in ({"warmup": 0.5}, {"weight_decay": 0.9}, {"b1": 0.99}, {"b2": 0.99}, {"e": 10000})),
+        *(
+            ("warmup_constant", change)
+            for change in ({"warmup": 0.5}, {"weight_decay": 0.9}, {"b1": 0.99}, {"b2": 0.99}, {"e": 10000})
+        ),
     ],
 )
 def test_the_lxmert_trajectory_notices_each_rule(golden: Path, scenario: str, change: dict[str, Any]) -> None:
@@ -134,12 +158,23 @@ def read(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]
                     owner.add_module(parent, nn.Module())
                 owner = owner.get_submodule(parent)
             owner.register_parameter(leaf, nn.Parameter(value))
-    return module, {key.removeprefix("grad/"): value for key, value in inputs.items() if key.startswith("grad/")}, outputs
+    return (
+        module,
+        {key.removeprefix("grad/"): value for key, value in inputs.items() if key.startswith("grad/")},
+        outputs,
+    )
 
 
 def test_bert_adam_follows_the_visualbert_release(golden: Path) -> None:
     module, gradients, expected = read(golden / "visualbert" / "bertadam")
-    config = OptimConfig(name="bert_adam", lr=0.05, warmup_share=0.25, no_decay=("bias", "LayerNorm"), exclude=("pooler",), clip="per_tensor")
+    config = OptimConfig(
+        name="bert_adam",
+        lr=0.05,
+        warmup_share=0.25,
+        no_decay=("bias", "LayerNorm"),
+        exclude=("pooler",),
+        clip="per_tensor",
+    )
     values, rates = replay(module, config, gradients)
     assert_close(rates, expected["lr"], atol=1e-8, rtol=RTOL)
     for name, value in values.items():
@@ -148,18 +183,31 @@ def test_bert_adam_follows_the_visualbert_release(golden: Path) -> None:
     assert torch.equal(pooler, pooler[:1].expand_as(pooler))
 
 
-@pytest.mark.parametrize("change", [{"clip": "global"}, {"no_decay": ()}, {"evaluate": "after"}, {"eps": 1e-3}, {"weight_decay": 0.0}])
+@pytest.mark.parametrize(
+    "change", [{"clip": "global"}, {"no_decay": ()}, {"evaluate": "after"}, {"eps": 1e-3}, {"weight_decay": 0.0}]
+)
 def test_the_visualbert_trajectory_notices_each_rule(golden: Path, change: dict[str, Any]) -> None:
     module, gradients, expected = read(golden / "visualbert" / "bertadam")
-    config = OptimConfig(**{"name": "bert_adam", "lr": 0.05, "warmup_share": 0.25, "exclude": ("pooler",), "clip": "per_tensor"} | change)
+    config = OptimConfig(
+        **{"name": "bert_adam", "lr": 0.05, "warmup_share": 0.25, "exclude": ("pooler",), "clip": "per_tensor"} | change
+    )
     values, _ = replay(module, config, gradients)
-    assert not all(torch.allclose(values[name], expected[f"trajectory/{name}"], atol=ATOL, rtol=RTOL) for name in values)
+    assert not all(
+        torch.allclose(values[name], expected[f"trajectory/{name}"], atol=ATOL, rtol=RTOL) for name in values
+    )
 
 
 def compare_release_adamw(golden: Path, **changes: Any) -> None:
     """Everything recorded of VL-BERT's optimiser."""
     module, gradients, expected = read(golden / "vlbert" / "adamw")
-    settings = {"lr": 0.05, "weight_decay": 0.1, "no_decay": (), "schedule": "triangle", "warmup_steps": 3, "evaluate": "after"}
+    settings = {
+        "lr": 0.05,
+        "weight_decay": 0.1,
+        "no_decay": (),
+        "schedule": "triangle",
+        "warmup_steps": 3,
+        "evaluate": "after",
+    }
     values, rates = replay(module, OptimConfig(**{"name": "release_adamw"} | settings | changes), gradients)
     assert_close(rates, expected["lr"], atol=1e-8, rtol=RTOL)
     for name, value in values.items():

@@ -26,9 +26,9 @@ from torch.testing import assert_close
 
 from visling import models
 from visling.models.vilbert import Vilbert, VilbertConfig
-from visling.nn import heads
 from visling.nn.attention import Attention
 from visling.nn.coattention import CoAttentionLayer
+from visling.nn.heads import build
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import feature_regression_loss, region_nce_loss, soft_class_kl_loss
@@ -108,7 +108,13 @@ def batch_of(inputs: Mapping[str, Tensor], *, group: int = 1) -> Batch:
             segments=flat["token_type_ids"],
             task=None if task is None else task[:, 0],
         ),
-        regions=Regions(features=features[:, 1:], boxes=boxes[:, 1:, :4], mask=mask[:, 1:], size=torch.ones(len(features), 2), whole=features[:, 0]),
+        regions=Regions(
+            features=features[:, 1:],
+            boxes=boxes[:, 1:, :4],
+            mask=mask[:, 1:],
+            size=torch.ones(len(features), 2),
+            whole=features[:, 0],
+        ),
         group=group,
     )
     batch.validate()
@@ -152,7 +158,14 @@ def unchanged(model: nn.Module) -> None:
 class Pretraining(nn.Module):
     """Encoder, the two objectives with heads on text and pair, and the region head, as recorded."""
 
-    def __init__(self, recording: Recording, weights: str = "state_dict", *, added: Mapping[str, Tensor] | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        weights: str = "state_dict",
+        *,
+        added: Mapping[str, Tensor] | None = None,
+        **changes: Any,
+    ) -> None:
         super().__init__()
         self.encoder = Vilbert(recording.config(**changes))
         dims, words = self.encoder.dims, self.encoder.word_embeddings
@@ -160,15 +173,27 @@ class Pretraining(nn.Module):
         self.matching = Matching(dims, STYLES["multitask", "matching"], words)
         source = {**load_file(recording.folder / f"{weights}.safetensors"), **(added or {})}
         widths = {"classes": len(source["cls.imagePredictions.decoder.bias"])}
-        self.regions = heads.build(Head(kind="region_targets", outputs=1, options=widths), dims, style=STYLES["multitask", "region_targets"])
-        self.parts = {"encoder": self.encoder, "vocabulary": self.masked_lm.head, "matching": self.matching.head, "region_targets": self.regions}
+        self.regions = build(
+            Head(kind="region_targets", outputs=1, options=widths), dims, style=STYLES["multitask", "region_targets"]
+        )
+        self.parts = {
+            "encoder": self.encoder,
+            "vocabulary": self.masked_lm.head,
+            "matching": self.matching.head,
+            "region_targets": self.regions,
+        }
         self.coverage = KEYS["multitask"].load(source, self.parts)
         self.eval()
 
     def forward(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor, Tensor]:
         """States, and logits of words, regions (whole image first) and match."""
         encoded = self.encoder(batch, capture=True)
-        return encoded, self.masked_lm.head(encoded.text), whole_first(self.region_logits(encoded)), self.match(encoded.pooled)
+        return (
+            encoded,
+            self.masked_lm.head(encoded.text),
+            whole_first(self.region_logits(encoded)),
+            self.match(encoded.pooled),
+        )
 
     def match(self, pooled: Tensor) -> Tensor:
         """(B, 2) as recorded: class 0 = text and image belong together, which is our class 1."""
@@ -184,17 +209,24 @@ class Pretraining(nn.Module):
         """Words, regions, match; labels as recorded."""
         labels, chosen = inputs["masked_lm_labels"], inputs["image_label"] == 1
         encoded = self.encoder(batch)
-        targets = Targets(token_slots=slots_of(labels >= 0), token_ids=labels, matched=1 - inputs["next_sentence_label"])
+        targets = Targets(
+            token_slots=slots_of(labels >= 0), token_ids=labels, matched=1 - inputs["next_sentence_label"]
+        )
         step = PretrainStep(model=self.encoder, batch=batch, encoded=encoded, targets=targets)
         kl = soft_class_kl_loss(self.regions(encoded.regions)["classes"], inputs["image_target"], chosen)
         return self.masked_lm(step), kl, self.matching(step)
 
 
-def compare_states(recording: Recording, batch: Batch, encoded: Encoded, recorded: Mapping[str, Tensor], *, task: bool = False) -> None:
+def compare_states(
+    recording: Recording, batch: Batch, encoded: Encoded, recorded: Mapping[str, Tensor], *, task: bool = False
+) -> None:
     """Every captured state that was recorded, at real positions."""
     assert encoded.states is not None
     assert encoded.whole is not None
-    text_mask, region_mask = F.pad(batch.text.mask, (1, 0), value=True) if task else batch.text.mask, regions_of(batch).mask
+    text_mask, region_mask = (
+        F.pad(batch.text.mask, (1, 0), value=True) if task else batch.text.mask,
+        regions_of(batch).mask,
+    )
     region_mask = F.pad(region_mask, (1, 0), value=True)
     sizes = recording.described["hyper_parameters"]
     names = {
@@ -215,7 +247,12 @@ def compare_states(recording: Recording, batch: Batch, encoded: Encoded, recorde
             states = task_second(encoded.states[ours]) if task else encoded.states[ours]
             assert_close(states[text_mask], recorded[theirs][text_mask], **CLOSE, msg=labelled(ours))
         else:
-            assert_close(whole_first(encoded.states[ours])[region_mask], recorded[theirs][region_mask], **CLOSE, msg=labelled(ours))
+            assert_close(
+                whole_first(encoded.states[ours])[region_mask],
+                recorded[theirs][region_mask],
+                **CLOSE,
+                msg=labelled(ours),
+            )
     assert compared == sum(name.startswith(("text_layer.", "image_layer.", "co_layer.", "emb.")) for name in recorded)
     final = recorded["sequence_output_t"]
     final = torch.cat([final[:, :1], final[:, 2:]], dim=1) if task else final
@@ -235,7 +272,12 @@ def compare_pretraining(recording: Recording, model: Pretraining) -> None:
     assert_close(regions[real_regions], recorded["prediction_scores_v"][real_regions], **CLOSE)
     assert_close(match, recorded["seq_relationship_score"], **CLOSE)
     masked_lm, kl, matching = model.losses(batch, inputs)
-    for loss, name in ((masked_lm, "masked_lm"), (kl, "masked_img_kl"), (matching, "next_sentence"), (masked_lm + kl + matching, "total")):
+    for loss, name in (
+        (masked_lm, "masked_lm"),
+        (kl, "masked_img_kl"),
+        (matching, "next_sentence"),
+        (masked_lm + kl + matching, "total"),
+    ):
         assert_close(loss.value[None], recorded[f"loss.{name}"], **CLOSE, msg=labelled(name))
 
 
@@ -276,7 +318,12 @@ def test_attention_maps(recording: Recording) -> None:
         for name, probs in found.items():
             theirs = pattern.format(name.split(".")[1])
             real = regions if queries else text
-            assert_close(ordered(probs, queries=queries, keys=keys)[real], recorded[theirs].transpose(1, 2)[real], **CLOSE, msg=labelled(theirs))
+            assert_close(
+                ordered(probs, queries=queries, keys=keys)[real],
+                recorded[theirs].transpose(1, 2)[real],
+                **CLOSE,
+                msg=labelled(theirs),
+            )
             compared.add(theirs)
     assert compared == recorded.keys()
 
@@ -288,12 +335,16 @@ def test_gradient_norm_of_every_weight(recording: Recording) -> None:
     (masked_lm + kl + matching).value.backward()  # type: ignore[no-untyped-call]
     dead = {name for name, norm in recorded.items() if norm is None}
     assert dead == model.coverage.dropped.keys()
-    ours = {f"{part}.{name}": value for part, module in model.parts.items() for name, value in module.named_parameters()}
+    ours = {
+        f"{part}.{name}": value for part, module in model.parts.items() for name, value in module.named_parameters()
+    }
     compared = set()
     for name, parameter in ours.items():
         (theirs,) = model.coverage.mapped[name]
         assert parameter.grad is not None, name
-        assert_close(parameter.grad.norm().double(), torch.tensor(recorded[theirs]).double(), **GRADIENTS, msg=labelled(name))
+        assert_close(
+            parameter.grad.norm().double(), torch.tensor(recorded[theirs]).double(), **GRADIENTS, msg=labelled(name)
+        )
         compared.add(theirs)
     assert compared == recorded.keys() - dead - model.coverage.tied.keys()
 
@@ -309,7 +360,12 @@ def compare_shared_texts(recording: Recording, case: str, change: Change = uncha
     change(model)
     rows = torch.arange(len(batch.text.ids))
     if case == "fast_mode":
-        batch = replace(batch, text=replace(batch.text, ids=batch.text.ids[:1], mask=batch.text.mask[:1], segments=batch.text.segments[:1]))
+        batch = replace(
+            batch,
+            text=replace(
+                batch.text, ids=batch.text.ids[:1], mask=batch.text.mask[:1], segments=batch.text.segments[:1]
+            ),
+        )
         batch = paired(batch, torch.zeros_like(rows), rows)
     else:
         batch = paired(batch, rows.repeat_interleave(len(rows)), rows.repeat(len(rows)))
@@ -345,10 +401,14 @@ def test_sum_of_summaries(recording: Recording) -> None:
 def test_without_co_attention(recording: Recording) -> None:
     whole, recorded = Pretraining(recording), recording.outputs("no_coattention")
     apart = Vilbert(recording.config(text_layers_before=(), region_layers_before=())).eval()
-    apart.load_state_dict({name: tensor for name, tensor in whole.encoder.state_dict().items() if not name.startswith("co_attention")})
+    apart.load_state_dict(
+        {name: tensor for name, tensor in whole.encoder.state_dict().items() if not name.startswith("co_attention")}
+    )
     batch = batch_of(recording.inputs("pretrain"))
     encoded = apart(batch)
-    assert_close(whole.masked_lm.head(encoded.text)[batch.text.mask], recorded["prediction_scores_t"][batch.text.mask], **CLOSE)
+    assert_close(
+        whole.masked_lm.head(encoded.text)[batch.text.mask], recorded["prediction_scores_t"][batch.text.mask], **CLOSE
+    )
     assert_close(whole.match(encoded.pooled), recorded["seq_relationship_score"], **CLOSE)
 
 
@@ -360,7 +420,9 @@ def compare_gated(recording: Recording, change: Change = unchanged) -> None:
     encoded, words, regions, match = model(batch)
     real, real_regions = batch.text.mask, F.pad(regions_of(batch).mask, (1, 0), value=True)
     assert encoded.states is not None
-    assert_close(whole_first(encoded.states["region_layers.0"])[real_regions], recorded["image_layer.0"][real_regions], **CLOSE)
+    assert_close(
+        whole_first(encoded.states["region_layers.0"])[real_regions], recorded["image_layer.0"][real_regions], **CLOSE
+    )
     assert_close(words[real], recorded["prediction_scores_t"][real], **CLOSE)
     assert_close(regions[real_regions], recorded["prediction_scores_v"][real_regions], **CLOSE)
     assert_close(match, recorded["seq_relationship_score"], **CLOSE)
@@ -383,7 +445,9 @@ def compare_features(recording: Recording, change: Change = unchanged) -> None:
     compare_feature_losses(recording, predicted[:, 1:], inputs, recording.inputs("nce")["negative_index"])
 
 
-def compare_feature_losses(recording: Recording, predicted: Tensor, inputs: Mapping[str, Tensor], negatives: Tensor) -> None:
+def compare_feature_losses(
+    recording: Recording, predicted: Tensor, inputs: Mapping[str, Tensor], negatives: Tensor
+) -> None:
     """Regression and contrast of the predicted features (B, R, F) of regions."""
     chosen, features = inputs["image_label"] == 1, inputs["image_target_feat"]
     loss = feature_regression_loss(predicted, features, chosen, distance="l2")
@@ -420,7 +484,9 @@ class MultiTask(Pretraining):
             named: Any = kind
             style = STYLES.get(("multitask", part), STYLES["multitask", kind])
             in_group = {"pair": 2, "score": group}.get(part, 1)
-            self.heads[part] = heads.build(Head(kind=named, outputs=len(source[bias])), self.encoder.dims, style=style, group=in_group)
+            self.heads[part] = build(
+                Head(kind=named, outputs=len(source[bias])), self.encoder.dims, style=style, group=in_group
+            )
         self.parts |= dict(self.heads.items())
         self.coverage = KEYS["multitask"].load(source, self.parts)
         self.tokens = nn.Linear(self.encoder.dims.text, 1)  # a head of the release that no task reads
@@ -433,20 +499,29 @@ def test_every_head_of_the_multi_task_model(recording: Recording) -> None:
     encoded, words, regions, _ = model(batch)
     compare_states(recording, batch, encoded, recorded, task=True)
     real, real_regions = batch.text.mask, F.pad(regions_of(batch).mask, (1, 0), value=True)
-    for part, theirs in {"classifier": "vil_prediction", "classifier_gqa": "vil_prediction_gqa", "entailment": "vil_tri_prediction"}.items():
+    for part, theirs in {
+        "classifier": "vil_prediction",
+        "classifier_gqa": "vil_prediction_gqa",
+        "entailment": "vil_tri_prediction",
+    }.items():
         assert_close(model.heads[part](encoded.pooled), recorded[theirs], **CLOSE, msg=labelled(part))
     assert_close(model.heads["pair"](encoded.pooled), recorded["vil_binary_prediction"], **CLOSE)
     assert_close(model.heads["score"](encoded.pooled), recorded["vil_logit"], **CLOSE)
     scores = whole_first(model.heads["regions"](candidates(encoded)))
     assert_close(scores[real_regions], recorded["vision_logit"].squeeze(-1)[real_regions], **CLOSE)
     assert (recorded["vision_logit"].squeeze(-1)[~real_regions] < -5000).all()  # theirs; ours are not masked
-    without_task = {name: torch.cat([recorded[name][:, :1], recorded[name][:, 2:]], dim=1) for name in ("linguisic_prediction", "linguisic_logit")}
+    without_task = {
+        name: torch.cat([recorded[name][:, :1], recorded[name][:, 2:]], dim=1)
+        for name in ("linguisic_prediction", "linguisic_logit")
+    }
     assert_close(words[real], without_task["linguisic_prediction"][real], **CLOSE)
     assert_close(model.tokens(encoded.text)[real], without_task["linguisic_logit"][real], **CLOSE)
     assert_close(regions[real_regions], recorded["vision_prediction"][real_regions], **CLOSE)
 
 
-@pytest.mark.parametrize(("task", "part"), [("vqa", "classifier"), ("gqa", "classifier_gqa"), ("ve", "entailment"), ("refcoco", "regions")])
+@pytest.mark.parametrize(
+    ("task", "part"), [("vqa", "classifier"), ("gqa", "classifier_gqa"), ("ve", "entailment"), ("refcoco", "regions")]
+)
 def test_losses_and_scores_of_tasks_on_one_image(recording: Recording, task: str, part: str) -> None:
     recorded, target = recording.outputs(f"task.{task}"), recording.inputs(f"task.{task}")["target"]
     number = {"vqa": 1, "gqa": 15, "ve": 13, "refcoco": 10}[task]  # the task token is part of each task
@@ -456,7 +531,9 @@ def test_losses_and_scores_of_tasks_on_one_image(recording: Recording, task: str
     if task == "refcoco":
         target = target.squeeze(-1)
         mask = F.pad(regions_of(batch).mask, (1, 0), value=True)
-        logits = whole_first(model.heads[part](candidates(encoded))).masked_fill(~mask, -10000.0)  # as in the release, whose mean counts padding
+        logits = whole_first(model.heads[part](candidates(encoded))).masked_fill(
+            ~mask, -10000.0
+        )  # as in the release, whose mean counts padding
     else:
         logits = model.heads[part](encoded.pooled)
     loss = answer_loss(logits, target, "bce").value
@@ -473,7 +550,11 @@ def task_inputs(recording: Recording, task: str, rows: int) -> dict[str, Tensor]
     number = {"vcr": 5, "retrieval": 8, "nlvr2": 12}[task]
     names = {"question": "input_ids", "input_mask": "attention_mask", "segment_ids": "token_type_ids"}
     names |= {"features": "image_feat", "spatials": "image_loc", "image_mask": "image_attention_mask"}
-    return {**{ours: inputs[theirs] for theirs, ours in names.items()}, "task_ids": torch.full((rows, 1), number), "target": inputs["target"]}
+    return {
+        **{ours: inputs[theirs] for theirs, ours in names.items()},
+        "task_ids": torch.full((rows, 1), number),
+        "target": inputs["target"],
+    }
 
 
 @pytest.mark.parametrize("task", ["vcr", "retrieval"])
@@ -484,9 +565,15 @@ def test_four_choices(recording: Recording, task: str) -> None:
     given = task_inputs(recording, task, rows)
     texts = {name: given[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "token_type_ids")}
     shared = given["image_feat"].dim() == 3  # VCR: four texts to an image
-    images = {name: given[name] if shared else given[name].flatten(0, 1) for name in ("image_feat", "image_loc", "image_attention_mask")}
+    images = {
+        name: given[name] if shared else given[name].flatten(0, 1)
+        for name in ("image_feat", "image_loc", "image_attention_mask")
+    }
     batch = replace(
-        batch_of({**texts, **images, "task_ids": given["task_ids"]}) if not shared else _shared(texts, images, given, choices), group=choices
+        batch_of({**texts, **images, "task_ids": given["task_ids"]})
+        if not shared
+        else _shared(texts, images, given, choices),
+        group=choices,
     )
     batch.validate()
     model = MultiTask(recording, group=choices)
@@ -498,7 +585,9 @@ def test_four_choices(recording: Recording, task: str) -> None:
     assert_close(hits.sum()[None], recorded["val_score_sum"], **CLOSE)
 
 
-def _shared(texts: Mapping[str, Tensor], images: Mapping[str, Tensor], given: Mapping[str, Tensor], choices: int) -> Batch:
+def _shared(
+    texts: Mapping[str, Tensor], images: Mapping[str, Tensor], given: Mapping[str, Tensor], choices: int
+) -> Batch:
     """Several texts to an image, the image's row shared."""
     row = torch.arange(len(images["image_feat"])).repeat_interleave(choices)
     batch = batch_of({**texts, **{name: tensor[row] for name, tensor in images.items()}, "task_ids": given["task_ids"]})
@@ -510,8 +599,13 @@ def test_two_images_to_a_sentence(recording: Recording) -> None:
     recorded, target = recording.outputs("task.nlvr2"), recording.inputs("task.nlvr2")["target"]
     pairs = len(target)
     given = task_inputs(recording, "nlvr2", 2 * pairs)
-    texts = {name: given[name].repeat_interleave(2, dim=0) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    images = {name: given[name].unflatten(1, (2, -1)).flatten(0, 1) for name in ("image_feat", "image_loc", "image_attention_mask")}
+    texts = {
+        name: given[name].repeat_interleave(2, dim=0) for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    images = {
+        name: given[name].unflatten(1, (2, -1)).flatten(0, 1)
+        for name in ("image_feat", "image_loc", "image_attention_mask")
+    }
     batch = replace(batch_of({**texts, **images, "task_ids": given["task_ids"]}), group=2)
     model = MultiTask(recording)
     logits = model.heads["pair"](model.encoder(batch).pooled)
@@ -526,8 +620,10 @@ def compare_first_classifier(recording: Recording, change: Change = unchanged) -
     """The first release's classifier by itself, once its recorded logits have been compared."""
     source = recording.extras("beta_vqa_head")
     pooled = recording.inputs("beta_vqa_head")["pooled"]
-    head = heads.build(
-        Head(kind="classify", outputs=len(source["vil_prediction.main.3.bias"])), Vilbert(recording.config()).dims, style=STYLES["first", "classify"]
+    head = build(
+        Head(kind="classify", outputs=len(source["vil_prediction.main.3.bias"])),
+        Vilbert(recording.config()).dims,
+        style=STYLES["first", "classify"],
     )
     KEYS["first"].load(source, {"classifier": head})
     head.eval()
@@ -719,17 +815,32 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
         )
         for case in ("fast_mode", "in_batch_pairs")
     },
-    "sum": (compare_sum, {"product": lambda model: setattr(model.encoder, "config", replace(model.encoder.config, fusion="product"))}),
+    "sum": (
+        compare_sum,
+        {"product": lambda model: setattr(model.encoder, "config", replace(model.encoder.config, fusion="product"))},
+    ),
     "first classifier": (
         compare_first_classifier,
-        {f"nudge {name}": nudge(name) for name in ("widen.direction", "widen.gain", "widen.bias", "narrow.direction", "narrow.gain", "narrow.bias")}
+        {
+            f"nudge {name}": nudge(name)
+            for name in (
+                "widen.direction",
+                "widen.gain",
+                "widen.bias",
+                "narrow.direction",
+                "narrow.gain",
+                "narrow.bias",
+            )
+        }
         | {"dropout on": lambda head: head.train()},
     ),
 }
 """Recorded variant -> its comparison, and what it must notice."""
 
 
-@pytest.mark.parametrize(("variant", "mutation"), [(variant, mutation) for variant, (_, own) in VARIANTS.items() for mutation in own])
+@pytest.mark.parametrize(
+    ("variant", "mutation"), [(variant, mutation) for variant, (_, own) in VARIANTS.items() for mutation in own]
+)
 def test_a_broken_variant_is_noticed(recording: Recording, variant: str, mutation: str) -> None:
     compare, own = VARIANTS[variant]
     with pytest.raises(AssertionError):
@@ -754,12 +865,20 @@ def test_broken_contrast_of_features_is_noticed(recording: Recording, broken: st
 @pytest.mark.parametrize("part", TASK_HEADS)
 def test_a_broken_task_head_is_noticed(recording: Recording, part: str) -> None:
     recorded, batch, model = recording.outputs("tasks"), batch_of(recording.inputs("tasks")), MultiTask(recording)
-    theirs = {"classifier": "vil_prediction", "classifier_gqa": "vil_prediction_gqa", "entailment": "vil_tri_prediction"}
+    theirs = {
+        "classifier": "vil_prediction",
+        "classifier_gqa": "vil_prediction_gqa",
+        "entailment": "vil_tri_prediction",
+    }
     theirs |= {"pair": "vil_binary_prediction", "score": "vil_logit", "regions": "vision_logit"}
     with torch.no_grad():
         model.get_parameter(f"heads.{part}.linear.bias")[0] += 1e-3
         encoded = model.encoder(batch)
-        logits = whole_first(model.heads[part](candidates(encoded)))[..., None] if part == "regions" else model.heads[part](encoded.pooled)
+        logits = (
+            whole_first(model.heads[part](candidates(encoded)))[..., None]
+            if part == "regions"
+            else model.heads[part](encoded.pooled)
+        )
     with pytest.raises(AssertionError):
         assert_close(logits[:, :1], recorded[theirs[part]][:, :1], **CLOSE)
 

@@ -19,12 +19,13 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from visling import boxes, models
-from visling.data.collate import collate
-from visling.data.masking import REGION_RELEASES, RegionMasking
-from visling.data.region_targets import Shown, hide_regions, whole_image
-from visling.data.store import NativeStore, StoreWriter
+from visling.data.batches.collate import collate
+from visling.data.batches.masking import REGION_RELEASES, RegionMasking
+from visling.data.batches.region_targets import Shown, hide_regions, whole_image
 from visling.data.text import TextLayout, Tokenizer
 from visling.models.vilbert import Vilbert
+from visling.regions.store import NativeStore
+from visling.regions.writer import StoreWriter
 from visling.runtime import generator_for
 from visling.types import Example, RegionArray
 
@@ -45,7 +46,10 @@ class Recording:
 @pytest.fixture
 def recording(golden: Path) -> Recording:
     both = (load_file(golden / "vilbert" / f"{name}.safetensors") for name in ("inputs", "outputs"))
-    inputs, outputs = ({name.removeprefix("data."): array for name, array in found.items() if name.startswith("data.")} for found in both)
+    inputs, outputs = (
+        {name.removeprefix("data."): array for name, array in found.items() if name.startswith("data.")}
+        for found in both
+    )
     return Recording(inputs, outputs)
 
 
@@ -75,9 +79,13 @@ def compare_masking(recording: Recording, masking: RegionMasking = MASKING, **ch
     np.testing.assert_array_equal(features[0], outputs["mask.features"])
     np.testing.assert_array_equal(np.where(shown.chosen[0, :count], 1, -1), outputs["mask.image_label"])
     np.testing.assert_array_equal(shown.overlapping[0], outputs["mask.overlap_flag"])
-    np.testing.assert_array_equal(np.append(True, real), outputs["mask.loader_image_mask"])  # the release puts the whole image in front
+    np.testing.assert_array_equal(
+        np.append(True, real), outputs["mask.loader_image_mask"]
+    )  # the release puts the whole image in front
     kind = "unflagged" if masking.whole == "unflagged" else "visible"
-    np.testing.assert_allclose(whole_image(features, real, shown, kind, slots)[0], outputs["mask.loader_global_feature"], **CLOSE)
+    np.testing.assert_allclose(
+        whole_image(features, real, shown, kind, slots)[0], outputs["mask.loader_global_feature"], **CLOSE
+    )
 
 
 def test_masking_of_the_multitask_release_with_its_draws(recording: Recording) -> None:
@@ -126,15 +134,23 @@ def test_a_nudged_feature_and_a_moved_box_are_noticed(recording: Recording) -> N
     features[int((label == -1).argmax()), 0] += 1e-4
     with pytest.raises(AssertionError):
         compare_masking(recording, **{"mask.features": features})
-    corners[int((recording.outputs["mask.overlap_flag"][: len(label)] == 0).argmax())] = corners[int((label == 1).argmax())]
+    corners[int((recording.outputs["mask.overlap_flag"][: len(label)] == 0).argmax())] = corners[
+        int((label == 1).argmax())
+    ]
     with pytest.raises(AssertionError):
         compare_masking(recording, boxes_xyxy=corners)
 
 
 def compare_overlaps(recording: Recording, *, inclusive: bool = True) -> None:
-    corners, referred = (torch.from_numpy(recording.inputs[name]).double() for name in ("boxes_xyxy", "refer.gt_box_xyxy"))
-    np.testing.assert_allclose(boxes.iou(corners, corners, inclusive=inclusive), recording.outputs["iou_plus1"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(boxes.iou(corners, referred, inclusive=inclusive), recording.outputs["refer.iou"], rtol=1e-5, atol=1e-6)
+    corners, referred = (
+        torch.from_numpy(recording.inputs[name]).double() for name in ("boxes_xyxy", "refer.gt_box_xyxy")
+    )
+    np.testing.assert_allclose(
+        boxes.iou(corners, corners, inclusive=inclusive), recording.outputs["iou_plus1"], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        boxes.iou(corners, referred, inclusive=inclusive), recording.outputs["refer.iou"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_overlaps_count_both_end_pixels(recording: Recording) -> None:
@@ -155,7 +171,9 @@ def compare_reading(recording: Recording, folder: Path, **changes: Any) -> None:
     model, spec = models.build("vilbert", config).eval(), family.inputs(config)
     assert isinstance(model, Vilbert)
     example = Example(id="1", rows=(TextLayout(Tokenizer(), spec).row("a cat"),), images=("image",))
-    batch, _ = collate([example], NativeStore.open(folder), spec, tokenizer=Tokenizer(), masking=None, rngs=[generator_for(0)])
+    batch, _ = collate(
+        [example], NativeStore.open(folder), spec, tokenizer=Tokenizer(), masking=None, rngs=[generator_for(0)]
+    )
     given: list[Tensor] = []
 
     def keep(module: nn.Module, entering: tuple[Tensor, ...]) -> None:
@@ -165,7 +183,9 @@ def compare_reading(recording: Recording, folder: Path, **changes: Any) -> None:
         module.register_forward_pre_hook(keep)
     with torch.inference_mode():
         model(batch)
-    read, locations = (tensor.roll(1, 0).numpy() for tensor in given)  # the release puts the whole image in front, we behind
+    read, locations = (
+        tensor.roll(1, 0).numpy() for tensor in given
+    )  # the release puts the whole image in front, we behind
     assert len(read) == recording.outputs["reader.num_boxes"].item()
     np.testing.assert_array_equal(read[1:], features.astype(np.float32))
     mean = recording.outputs["reader.global_feature_first64"]
@@ -184,6 +204,8 @@ def test_regions_that_are_read_otherwise_are_noticed(recording: Recording, tmp_p
     width, height = recording.inputs["image_wh"].astype(int).tolist()
     spoilt = features.copy()
     spoilt[0, 0] += 1
-    for number, changes in enumerate(({"features": spoilt}, {"boxes": corners + 1}, {"size": (width + 1, height)}, {"size": (width, height + 1)})):
+    for number, changes in enumerate(
+        ({"features": spoilt}, {"boxes": corners + 1}, {"size": (width + 1, height)}, {"size": (width, height + 1)})
+    ):
         with pytest.raises(AssertionError):
             compare_reading(recording, tmp_path / str(number), **changes)

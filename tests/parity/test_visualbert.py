@@ -26,8 +26,8 @@ from torch.testing import assert_close
 from visling import models
 from visling.checkpoints.keymap import Coverage
 from visling.models.visualbert import VisualBert, VisualBertConfig
-from visling.nn import heads
 from visling.nn.attention import Attention
+from visling.nn.heads import build
 from visling.nn.pooling import gather
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
@@ -85,7 +85,10 @@ class Recording:
 
     def inputs(self, case: str) -> dict[str, Tensor]:
         """Inputs under the official names; transformers' names are translated."""
-        return {OFFICIAL_NAMES.get(name, name): tensor for name, tensor in load_file(self.folder / case / "inputs.safetensors").items()}
+        return {
+            OFFICIAL_NAMES.get(name, name): tensor
+            for name, tensor in load_file(self.folder / case / "inputs.safetensors").items()
+        }
 
     def outputs(self, case: str, variant: str = "") -> dict[str, Tensor]:
         tensors = load_file(self.folder / case / "outputs.safetensors")
@@ -107,7 +110,7 @@ class Recording:
     def models(self, case: str, part: str, head: Head, style: str, group: int = 1) -> tuple[VisualBert, nn.Module]:
         """Encoder and head of a task."""
         encoder = VisualBert(self.config()).eval()
-        module = heads.build(head, encoder.dims, style=style, words=encoder.word_embeddings, group=group).eval()
+        module = build(head, encoder.dims, style=style, words=encoder.word_embeddings, group=group).eval()
         self.load(case, {"encoder": encoder, part: module})
         return encoder, module
 
@@ -117,7 +120,9 @@ def recording(golden: Path) -> Recording:
     return Recording(golden / "visualbert")
 
 
-def batch_of(inputs: Mapping[str, Tensor], *, aligned: bool = False, text_only: bool = False, slot: bool = False, group: int = 1) -> Batch:
+def batch_of(
+    inputs: Mapping[str, Tensor], *, aligned: bool = False, text_only: bool = False, slot: bool = False, group: int = 1
+) -> Batch:
     """Recorded inputs as our batch; examples of several rows are flattened, boxes (which the model does not read) cover the image."""
     rows = inputs["bert_input_ids"].shape[:-1].numel()
     ids, mask, segments = (inputs[f"bert_input_{name}"].reshape(rows, -1) for name in ("ids", "mask", "type_ids"))
@@ -175,7 +180,9 @@ class Pretraining(nn.Module):
         """Masked language modelling and matching, through the objectives themselves."""
         labels = inputs["masked_lm_labels"]
         positions = torch.arange(labels.shape[1]).expand_as(labels)
-        targets = Targets(token_slots=slots_of(positions, labels >= 0), token_ids=labels, matched=inputs["is_random_next"])
+        targets = Targets(
+            token_slots=slots_of(positions, labels >= 0), token_ids=labels, matched=inputs["is_random_next"]
+        )
         encoded = self.encoder(batch, capture=True)
         step = PretrainStep(model=self.encoder, batch=batch, encoded=encoded, targets=targets)
         return encoded, self.masked_lm(step), self.matching(step)
@@ -194,7 +201,9 @@ def pretraining_inputs(recording: Recording, case: str) -> dict[str, Tensor]:
     return inputs
 
 
-def compare_states(model: Pretraining, recorded: Mapping[str, Tensor], batch: Batch, encoded: Encoded, names: Mapping[str, str]) -> None:
+def compare_states(
+    model: Pretraining, recorded: Mapping[str, Tensor], batch: Batch, encoded: Encoded, names: Mapping[str, str]
+) -> None:
     """Every captured state, by the names of the recording, and what the heads make of the last one."""
     real = real_positions(batch)
     states = encoded.states
@@ -214,7 +223,9 @@ def layer_names(recording: Recording, theirs: str, embeddings: str, first: int) 
     return {"embeddings": embeddings, **{f"layers.{i}": theirs.format(i + first) for i in range(number)}}
 
 
-def compare_official(recording: Recording, variant: str, change: Callable[[Batch], Batch] = lambda batch: batch) -> None:
+def compare_official(
+    recording: Recording, variant: str, change: Callable[[Batch], Batch] = lambda batch: batch
+) -> None:
     """All values of one pre-training variant of the official model."""
     model = Pretraining(recording)
     inputs, recorded = recording.inputs("pretraining"), recording.outputs("pretraining", variant)
@@ -235,7 +246,11 @@ def test_pretraining_states_scores_and_losses(recording: Recording, variant: str
 
 @pytest.mark.parametrize(
     ("case", "variant", "theirs"),
-    [("pretraining", "plain", "attention_{}"), ("pretraining", "aligned", "attention_{}"), ("hf/pretraining", "plain", "attentions_{}")],
+    [
+        ("pretraining", "plain", "attention_{}"),
+        ("pretraining", "aligned", "attention_{}"),
+        ("hf/pretraining", "plain", "attentions_{}"),
+    ],
 )
 def test_attention_maps(recording: Recording, case: str, variant: str, theirs: str) -> None:
     recorded = recording.outputs(case, variant)
@@ -253,11 +268,17 @@ def test_attention_maps(recording: Recording, case: str, variant: str, theirs: s
 @pytest.mark.parametrize("variant", ["plain", "aligned"])
 def test_gradient_norm_of_every_weight(recording: Recording, variant: str) -> None:
     inputs = recording.inputs("pretraining")
-    recorded = {name.removeprefix("grad_norm/"): norm for name, norm in recording.outputs("pretraining", variant).items() if "grad_norm/" in name}
+    recorded = {
+        name.removeprefix("grad_norm/"): norm
+        for name, norm in recording.outputs("pretraining", variant).items()
+        if "grad_norm/" in name
+    }
     model = Pretraining(recording)
     _, masked_lm, matching = model.losses(batch_of(inputs, aligned=variant == "aligned"), inputs)
     (masked_lm + matching).value.backward()  # type: ignore[no-untyped-call]
-    ours = {f"{part}.{name}": value for part, module in model.parts.items() for name, value in module.named_parameters()}
+    ours = {
+        f"{part}.{name}": value for part, module in model.parts.items() for name, value in module.named_parameters()
+    }
     assert {key for keys in model.coverage.mapped.values() for key in keys} == recorded.keys()
     for name, parameter in ours.items():
         (theirs,) = model.coverage.mapped[name]
@@ -291,7 +312,9 @@ def test_late_fusion(recording: Recording) -> None:
 @pytest.mark.parametrize("case", ["vqa", "hf/question_answering"])
 def test_question_answering(recording: Recording, case: str) -> None:
     inputs, recorded = recording.inputs(case), recording.outputs(case)
-    encoder, head = recording.models(case, "classifier", Head(kind="classify", outputs=recording.sizes["vqa_answers"]), "linear")
+    encoder, head = recording.models(
+        case, "classifier", Head(kind="classify", outputs=recording.sizes["vqa_answers"]), "linear"
+    )
     batch = batch_of(inputs, slot=True)
     encoded = encoder(batch)
     logits = head(encoded.pooled)
@@ -335,9 +358,13 @@ def test_multiple_choice(recording: Recording, case: str, aligned: bool) -> None
 def test_phrases_choose_regions(recording: Recording, case: str) -> None:
     inputs, recorded = recording.inputs(case), recording.outputs(case)
     official = case == "flickr"
-    at, shares = (inputs[name] for name in (("flickr_position", "label") if official else ("region_to_phrase_position", "labels")))
+    at, shares = (
+        inputs[name] for name in (("flickr_position", "label") if official else ("region_to_phrase_position", "labels"))
+    )
     size = recording.sizes["hidden_size"] // recording.sizes["num_attention_heads"]
-    encoder, head = recording.models(case, "slots_regions", Head(kind="slots_regions", outputs=1, options={"head_size": size}), "flickr")
+    encoder, head = recording.models(
+        case, "slots_regions", Head(kind="slots_regions", outputs=1, options={"head_size": size}), "flickr"
+    )
     batch = batch_of(inputs)
     assert batch.regions is not None
     encoded = encoder(batch)
@@ -411,7 +438,13 @@ ENCODER: Mapping[str, Change] = {
 PRETRAINING: Mapping[str, Change] = {
     **{
         f"nudge {name}": nudge_first(name)
-        for name in ("encoder.pooler.dense.bias", "vocabulary.dense.bias", "vocabulary.bias", "vocabulary.norm.weight", "matching.linear.bias")
+        for name in (
+            "encoder.pooler.dense.bias",
+            "vocabulary.dense.bias",
+            "vocabulary.bias",
+            "vocabulary.norm.weight",
+            "matching.linear.bias",
+        )
     },
     "epsilon of the norms": _rough_norms(),
     "visual segment 1 for 0": _other_visual_segment,
@@ -431,31 +464,49 @@ MORE: Mapping[str, Change] = {
     },
     "position tables swapped": _swap("encoder.embeddings.positions.weight", "encoder.visual_positions.weight"),
     "segment tables swapped": _swap("encoder.embeddings.segments.weight", "encoder.visual_segments.weight"),
-    "query and value swapped": _swap("encoder.layers.-1.attend.attention.query.weight", "encoder.layers.-1.attend.attention.value.weight"),
+    "query and value swapped": _swap(
+        "encoder.layers.-1.attend.attention.query.weight", "encoder.layers.-1.attend.attention.value.weight"
+    ),
 }
 """The rest of the encoder, of which one case is enough."""
 ADDITIONAL: Mapping[str, Change] = {
     f"nudge additional {name}": nudge_first(f"encoder.additional_layer.{name}")
-    for name in ("attend.attention.value.bias", "attend.norm.weight", "feed_forward.widen.bias", "feed_forward.norm.bias")
+    for name in (
+        "attend.attention.value.bias",
+        "attend.norm.weight",
+        "feed_forward.widen.bias",
+        "feed_forward.norm.bias",
+    )
 }
-SLOT_CLASSIFIER: Mapping[str, Change] = {f"nudge {name}": nudge_first(f"classifier.linear.{name}") for name in ("weight", "bias")}
+SLOT_CLASSIFIER: Mapping[str, Change] = {
+    f"nudge {name}": nudge_first(f"classifier.linear.{name}") for name in ("weight", "bias")
+}
 CLASSIFIER: Mapping[str, Change] = {**SLOT_CLASSIFIER, "nudge pooler": nudge_first("encoder.pooler.dense.bias")}
 PHRASES: Mapping[str, Change] = {
-    f"nudge {name}": nudge_first(f"slots_regions.{name}") for name in ("query.bias", "query.weight", "key.bias", "key.weight")
+    f"nudge {name}": nudge_first(f"slots_regions.{name}")
+    for name in ("query.bias", "query.weight", "key.bias", "key.weight")
 }
 CASES: Mapping[str, tuple[Callable[[Recording], None], Mapping[str, Change]]] = {
     "pretraining": (partial(compare_official, variant="aligned"), {**PRETRAINING, **MORE}),
     "hf/pretraining": (partial(test_transformers_pretraining, variant="aligned"), PRETRAINING),
     "bypass": (test_late_fusion, {**PRETRAINING, **ADDITIONAL}),
-    **{case: (partial(test_question_answering, case=case), SLOT_CLASSIFIER) for case in ("vqa", "hf/question_answering")},
+    **{
+        case: (partial(test_question_answering, case=case), SLOT_CLASSIFIER)
+        for case in ("vqa", "hf/question_answering")
+    },
     **{case: (partial(test_two_images_in_one_row, case=case), CLASSIFIER) for case in ("nlvr", "hf/visual_reasoning")},
-    **{case: (partial(test_multiple_choice, case=case, aligned=True), CLASSIFIER) for case in ("multichoice", "hf/multiple_choice")},
+    **{
+        case: (partial(test_multiple_choice, case=case, aligned=True), CLASSIFIER)
+        for case in ("multichoice", "hf/multiple_choice")
+    },
     **{case: (partial(test_phrases_choose_regions, case=case), PHRASES) for case in ("flickr", "hf/region_to_phrase")},
 }
 """Recorded case -> its comparison, and what it must notice besides."""
 
 
-@pytest.mark.parametrize(("case", "mutation"), [(case, mutation) for case, (_, own) in CASES.items() for mutation in (*ENCODER, *own)])
+@pytest.mark.parametrize(
+    ("case", "mutation"), [(case, mutation) for case, (_, own) in CASES.items() for mutation in (*ENCODER, *own)]
+)
 def test_a_broken_model_is_noticed(recording: Recording, case: str, mutation: str) -> None:
     compare, own = CASES[case]
     with pytest.raises(AssertionError):
@@ -469,7 +520,9 @@ def _first_word_only(batch: Batch) -> Batch:
     return replace(batch, links=links & (links.cumsum(1) == 1))
 
 
-@pytest.mark.parametrize("change", [_first_word_only, lambda batch: replace(batch, links=None)], ids=["first word only", "no links"])
+@pytest.mark.parametrize(
+    "change", [_first_word_only, lambda batch: replace(batch, links=None)], ids=["first word only", "no links"]
+)
 def test_broken_alignment_is_noticed(recording: Recording, change: Callable[[Batch], Batch]) -> None:
     with pytest.raises(AssertionError):
         compare_official(recording, "aligned", change)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from visling.data.annotations.vcr import VcrData, read_vcr
-from visling.data.pretraining import VcrChoices
+from visling.data.corpora.vcr import VcrChoices
 from visling.data.text import TextLayout, Tokenizer
 from visling.types import Example, InputSpec
 
@@ -33,7 +33,12 @@ def recorded(request: pytest.FixtureRequest, golden: Path) -> tuple[int, list[di
 
 
 def examples(data: VcrData, most: int, **settings: bool) -> list[Example]:
-    source = VcrChoices(data.records, TextLayout(TOKENIZER, InputSpec(max_tokens=most)), objects_from={"0@0": 0, "1@0": 0, "2@0": 0}, **settings)
+    source = VcrChoices(
+        data.records,
+        TextLayout(TOKENIZER, InputSpec(max_tokens=most)),
+        objects_from={"0@0": 0, "1@0": 0, "2@0": 0},
+        **settings,
+    )
     return [source.example(index, np.random.default_rng(0)) for index in range(len(source))]
 
 
@@ -42,10 +47,18 @@ def told(example: Example) -> dict[str, Any]:
     (row,) = example.rows
     first, second = " ".join(TOKENIZER.tokens(row.ids)).removeprefix("[CLS] ").removesuffix(" [SEP]").split(" [SEP] ")
     assert row.segments.tolist() == [0] * (len(first.split()) + 2) + [1] * (len(second.split()) + 1)
-    return {"id": example.id, "matched": example.labels["matched"], "first": first, "second": second, "links": sorted(map(list, row.links))}
+    return {
+        "id": example.id,
+        "matched": example.labels["matched"],
+        "first": first,
+        "second": second,
+        "links": sorted(map(list, row.links)),
+    }
 
 
-def test_rows_labels_and_links_are_those_of_the_release(data: VcrData, recorded: tuple[int, list[dict[str, Any]]]) -> None:
+def test_rows_labels_and_links_are_those_of_the_release(
+    data: VcrData, recorded: tuple[int, list[dict[str, Any]]]
+) -> None:
     most, expected = recorded
     found = [told(example) for example in examples(data, most, word_links=True)]
     assert len(found) == 24
@@ -54,7 +67,22 @@ def test_rows_labels_and_links_are_those_of_the_release(data: VcrData, recorded:
 
 
 FIRST_PIECES = {
-    "person": {"casey", "riley", "jessie", "jackie", "avery", "jaime", "peyton", "kerry", "jody", "kendall", "sky", "frankie", "pat", "quinn"},
+    "person": {
+        "casey",
+        "riley",
+        "jessie",
+        "jackie",
+        "avery",
+        "jaime",
+        "peyton",
+        "kerry",
+        "jody",
+        "kendall",
+        "sky",
+        "frankie",
+        "pat",
+        "quinn",
+    },
     "dog": {"dog"},
     "car": {"car"},
     "pottedplant": {"pot"},

@@ -31,8 +31,8 @@ from visling.boxes import to_pixels, to_unit
 from visling.checkpoints.keymap import Coverage
 from visling.models import vlbert
 from visling.models.vlbert import RegionProjection, VlBert, VlBertConfig, geometry
-from visling.nn import heads
 from visling.nn.attention import Attention
+from visling.nn.heads import build
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM, masked_lm_loss
 from visling.objectives.masked_regions import RELEASES, MaskedRegions, hard_class_loss, soft_class_cross_entropy_loss
@@ -100,21 +100,29 @@ class Recording:
 
     def outputs(self, case: str, variant: str = "") -> dict[str, Tensor]:
         prefix = f"{variant}/" if variant else ""
-        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors(f"{case}/outputs").items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors(f"{case}/outputs").items()
+            if name.startswith(prefix)
+        }
 
     def weights(self, case: str) -> dict[str, Tensor]:
         """The state dict of a case, put together as config.json says."""
         if case.startswith("core_"):
             bare = self.tensors("core_visual_ln/state_dict")
             if case == "core_visual_scale":
-                bare = {name: tensor for name, tensor in bare.items() if not name.startswith(("visual_ln_", "pooler."))} | self.tensors(
-                    "core_visual_scale/extra_state"
-                )
+                bare = {
+                    name: tensor for name, tensor in bare.items() if not name.startswith(("visual_ln_", "pooler."))
+                } | self.tensors("core_visual_scale/extra_state")
             return {f"vlbert.{name}": tensor for name, tensor in bare.items()}
         whole = self.tensors("pretrain_single/state_dict")
         if case == "pretrain_single":
             return whole
-        without = {name: tensor for name, tensor in whole.items() if not name.startswith(("vlbert.pooler.", "vlbert.relationsip_head."))}
+        without = {
+            name: tensor
+            for name, tensor in whole.items()
+            if not name.startswith(("vlbert.pooler.", "vlbert.relationsip_head."))
+        }
         if case == "pretrain_multitask":
             return without | self.tensors("pretrain_multitask/extra_state")
         kept = ("image_feature_extractor.", "object_linguistic_embeddings.", "vlbert.")
@@ -134,7 +142,7 @@ class Recording:
         return encoder
 
     def head(self, case: str, part: str, encoder: VlBert, head: Head, style: str, group: int = 1) -> nn.Module:
-        module = heads.build(head, encoder.dims, style=style, words=encoder.word_embeddings, group=group).eval()
+        module = build(head, encoder.dims, style=style, words=encoder.word_embeddings, group=group).eval()
         self.load(case, {"encoder": encoder, part: module})
         self.broken(module)
         return module
@@ -177,14 +185,24 @@ def packed(states: Tensor, text_mask: Tensor, region_mask: Tensor | None) -> lis
     """States (B, T + N + 1, ...) of ours, row by row in the order of the release: text, whole image, regions, [END]; nothing else."""
     rows, tokens = text_mask.shape
     regions = 0 if region_mask is None else region_mask.shape[1]
-    return [states[row][_order(text_mask[row], tokens, regions, None if region_mask is None else region_mask[row])] for row in range(rows)]
+    return [
+        states[row][_order(text_mask[row], tokens, regions, None if region_mask is None else region_mask[row])]
+        for row in range(rows)
+    ]
 
 
 def _order(text: Tensor, tokens: int, regions: int, mask: Tensor | None) -> Tensor:
     words = text.nonzero().flatten()
     if mask is None:
         return torch.cat([words, torch.tensor([tokens])])
-    return torch.cat([words, torch.tensor([tokens + regions]), tokens + mask.nonzero().flatten(), torch.tensor([tokens + regions + 1])])
+    return torch.cat(
+        [
+            words,
+            torch.tensor([tokens + regions]),
+            tokens + mask.nonzero().flatten(),
+            torch.tensor([tokens + regions + 1]),
+        ]
+    )
 
 
 def compare_packed(states: Tensor, recorded: Tensor, text_mask: Tensor, region_mask: Tensor | None, name: str) -> None:
@@ -230,12 +248,21 @@ def _compare_attention(ours: Tensor, theirs: Tensor, text_mask: Tensor, region_m
     tokens, regions = text_mask.shape[1], region_mask.shape[1]
     for row in range(len(ours)):
         order = _order(text_mask[row], tokens, regions, region_mask[row])
-        assert_close(ours[row][order][:, order], theirs[row, : len(order), : len(order)], **CLOSE, msg=labelled(f"attention, row {row}"))
+        assert_close(
+            ours[row][order][:, order],
+            theirs[row, : len(order), : len(order)],
+            **CLOSE,
+            msg=labelled(f"attention, row {row}"),
+        )
 
 
 @pytest.mark.parametrize("case", ["core_visual_ln", "core_visual_scale"])
 def test_transformer_states_and_attention(recording: Recording, case: str) -> None:
-    changes = {} if case == "core_visual_ln" else {"visual_norm": False, "visual_size": recording.sizes["visual_size in core_visual_scale"]}
+    changes = (
+        {}
+        if case == "core_visual_ln"
+        else {"visual_norm": False, "visual_size": recording.sizes["visual_size in core_visual_scale"]}
+    )
     compare_core(recording, case, recording.encoder(case, **changes))
 
 
@@ -254,7 +281,10 @@ def test_projection_of_what_the_trained_extractor_pools(recording: Recording, va
     weights = recording.tensors("fast_rcnn/state_dict")
     weight = weights["obj_downsample.1.weight"]
     projection = RegionProjection(
-        feature_size=raw.shape[-1], coordinate_size=(weight.shape[1] - raw.shape[-1]) // 8, visual_size=len(weight), dropout_rate=0.1
+        feature_size=raw.shape[-1],
+        coordinate_size=(weight.shape[1] - raw.shape[-1]) // 8,
+        visual_size=len(weight),
+        dropout_rate=0.1,
     ).eval()
     projection.linear.load_state_dict({name: weights[f"obj_downsample.1.{name}"] for name in ("weight", "bias")})
     boxes, real = to_unit(inputs["boxes"], size), inputs["box_mask"]
@@ -277,7 +307,11 @@ class Pretraining(nn.Module):
         losses = replace(RELEASES["vlbert"], num_classes=classes)
         self.masked_regions = MaskedRegions(dims, "vlbert", self.encoder.word_embeddings, losses=losses)
         self.matching = Matching(dims, "plain", self.encoder.word_embeddings)
-        self.parts = {"encoder": self.encoder, "vocabulary": self.masked_lm.head, "region_targets": self.masked_regions.head}
+        self.parts = {
+            "encoder": self.encoder,
+            "vocabulary": self.masked_lm.head,
+            "region_targets": self.masked_regions.head,
+        }
         if case == "pretrain_single":
             self.parts["matching"] = self.matching.head
         self.coverage = recording.load(case, self.parts)
@@ -290,10 +324,19 @@ class Pretraining(nn.Module):
     def classes(self, encoded: Encoded) -> Tensor:
         """(B, N, C), the whole image first as recorded."""
         assert encoded.whole is not None
-        scores: Tensor = self.masked_regions.head(torch.cat([encoded.whole[:, None], encoded.regions], dim=1))["classes"]
+        scores: Tensor = self.masked_regions.head(torch.cat([encoded.whole[:, None], encoded.regions], dim=1))[
+            "classes"
+        ]
         return scores
 
-    def step(self, batch: Batch, encoded: Encoded, word_labels: Tensor, region_labels: Tensor | None, matched: Tensor | None = None) -> PretrainStep:
+    def step(
+        self,
+        batch: Batch,
+        encoded: Encoded,
+        word_labels: Tensor,
+        region_labels: Tensor | None,
+        matched: Tensor | None = None,
+    ) -> PretrainStep:
         """What the objectives read; every region with a label is a slot. The whole image, first in the labels, never has one."""
         probs = None if region_labels is None else region_labels[:, 1:]
         targets = Targets(
@@ -322,7 +365,9 @@ def regions_by_rows(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def captions_of(inputs: Mapping[str, Tensor]) -> Batch:
-    return checked(Batch(text=text_of(inputs["text"]), regions=regions_of(inputs["boxes"], inputs["im_info"], inputs["mvrc_ops"])))
+    return checked(
+        Batch(text=text_of(inputs["text"]), regions=regions_of(inputs["boxes"], inputs["im_info"], inputs["mvrc_ops"]))
+    )
 
 
 def compare_single(recording: Recording, model: Pretraining) -> None:
@@ -338,13 +383,17 @@ def compare_single(recording: Recording, model: Pretraining) -> None:
     assert_close(calls[0][3][whole_last(real)], whole_last(on["obj_reps"])[whole_last(real)], **CLOSE)
     assert encoded.states is not None
     for number in range(recording.sizes["num_hidden_layers"]):
-        compare_packed(encoded.states[f"layers.{number}"], on[f"layer_{number}"], batch.text.mask, regions.mask, f"layer {number}")
+        compare_packed(
+            encoded.states[f"layers.{number}"], on[f"layer_{number}"], batch.text.mask, regions.mask, f"layer {number}"
+        )
     words, classes, matching = model.words(encoded.text), model.classes(encoded), model.matching.head(encoded.pooled)
     assert_close(words[batch.text.mask], on["mlm_logits"][batch.text.mask], **CLOSE)
     assert_close(classes[real], on["mvrc_logits"][real], **CLOSE)
     assert_close(matching, on["relationship_logits"], **CLOSE)
     step = model.step(batch, encoded, inputs["mlm_labels"], inputs["mvrc_labels"], inputs["relationship_label"])
-    masked_lm, masked_regions, matched = (objective(step).value for objective in (model.masked_lm, model.masked_regions, model.matching))
+    masked_lm, masked_regions, matched = (
+        objective(step).value for objective in (model.masked_lm, model.masked_regions, model.matching)
+    )
     assert_close(masked_lm, on["mlm_loss"], **LOSSES)
     assert_close(masked_regions, on["mvrc_loss"], **LOSSES)
     assert_close(matched, on["relationship_loss"], **LOSSES)
@@ -369,20 +418,31 @@ def compare_multitask(recording: Recording, model: Pretraining, *, gradients: bo
     rows = len(captions.text.ids)
     with seen(model.encoder) as calls:
         first, second = model.encoder(captions, capture=True), model.encoder(plain, capture=True)
-    given, mask = whole_last(recorded["object_vl_embeddings_multi"][:rows]), whole_last(recorded["box_mask_multi"][:rows])
+    given, mask = (
+        whole_last(recorded["object_vl_embeddings_multi"][:rows]),
+        whole_last(recorded["box_mask_multi"][:rows]),
+    )
     assert_close(torch.cat([calls[0][3], calls[0][2]], dim=-1)[mask], given[mask], **CLOSE)
     assert first.states is not None
     assert second.states is not None
-    names = {"embeddings": "embedding_output", **{f"layers.{i}": f"layer_{i}" for i in range(recording.sizes["num_hidden_layers"])}}
+    names = {
+        "embeddings": "embedding_output",
+        **{f"layers.{i}": f"layer_{i}" for i in range(recording.sizes["num_hidden_layers"])},
+    }
     for ours, theirs in names.items():
         compare_packed(first.states[ours], recorded[theirs][:rows], captions.text.mask, regions.mask, ours)
         compare_packed(second.states[ours], recorded[theirs][rows:], plain.text.mask, None, f"{ours} of plain text")
     words, plain_words, classes = model.words(first.text), model.words(second.text), model.classes(first)
-    assert_close(words[captions.text.mask], recorded["mlm_logits_wvc"][:, : words.shape[1]][captions.text.mask], **CLOSE)
+    assert_close(
+        words[captions.text.mask], recorded["mlm_logits_wvc"][:, : words.shape[1]][captions.text.mask], **CLOSE
+    )
     assert_close(plain_words[plain.text.mask], recorded["mlm_logits_aux"][plain.text.mask], **CLOSE)
     real = inputs["boxes"][..., 0] > -1.5
     assert_close(classes[real], recorded["mvrc_logits"][real], **CLOSE)
-    steps = model.step(captions, first, inputs["mlm_labels"], inputs["mvrc_labels"]), model.step(plain, second, inputs["aux_mlm_labels"], None)
+    steps = (
+        model.step(captions, first, inputs["mlm_labels"], inputs["mvrc_labels"]),
+        model.step(plain, second, inputs["aux_mlm_labels"], None),
+    )
     losses = model.masked_lm(steps[0]).value, model.masked_lm(steps[1]).value, model.masked_regions(steps[0]).value
     assert model.masked_regions(steps[1]).value == 0
     by_rows = (
@@ -390,13 +450,18 @@ def compare_multitask(recording: Recording, model: Pretraining, *, gradients: bo
         words_by_rows(plain_words, inputs["aux_mlm_labels"]),
         regions_by_rows(classes, inputs["mvrc_labels"]),
     )
-    for computed, expected in ((losses, recorded), (by_rows, recording.tensors("pretrain_multitask/outputs_norm_in_batch_first"))):
+    for computed, expected in (
+        (losses, recorded),
+        (by_rows, recording.tensors("pretrain_multitask/outputs_norm_in_batch_first")),
+    ):
         for name, loss in zip(("mlm_loss_wvc", "mlm_loss_aux", "mvrc_loss"), computed, strict=True):
             assert_close(loss, expected[name], **LOSSES, msg=labelled(name))
         assert_close(sum(computed), expected["loss"], **LOSSES)
     if gradients:
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        _compare_gradients(model, {name.removeprefix("grad_norm/"): norm for name, norm in recorded.items() if "grad_norm/" in name})
+        _compare_gradients(
+            model, {name.removeprefix("grad_norm/"): norm for name, norm in recorded.items() if "grad_norm/" in name}
+        )
 
 
 def _compare_gradients(model: Pretraining, recorded: Mapping[str, Tensor]) -> None:
@@ -430,7 +495,9 @@ def laid_out(recording: Recording, questions: Tensor, *ending: str) -> Tensor:
 def test_question_answering(recording: Recording) -> None:
     inputs, recorded = recording.inputs("vqa"), recording.outputs("vqa")
     encoder = recording.encoder("vqa")
-    head = recording.head("vqa", "classifier", encoder, Head(kind="classify", outputs=recording.sizes["vqa_answers"]), "vlbert")
+    head = recording.head(
+        "vqa", "classifier", encoder, Head(kind="classify", outputs=recording.sizes["vqa_answers"]), "vlbert"
+    )
     ids = laid_out(recording, inputs["question"], "[SEP]", "[MASK]", "[SEP]")
     slot = (ids == recording.token("[MASK]")).int().argmax(1)
     segments = ((torch.arange(ids.shape[1]) >= slot[:, None]) & (ids > 0)).long()
@@ -499,7 +566,9 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
     encoder = recording.encoder("vcr")
     head = recording.head("vcr", "classifier", encoder, Head(kind="score", outputs=1), "linear", group=num_choices)
     objects = recording.tensors("vcr/head_state")["cnn_loss_reg.2.bias"].numel()
-    region_head = recording.head("vcr", "objects", encoder, Head(kind="region_targets", outputs=objects, options={"classes": objects}), "vlbert")
+    region_head = recording.head(
+        "vcr", "objects", encoder, Head(kind="region_targets", outputs=objects, options={"classes": objects}), "vlbert"
+    )
     encoder.projection = Given(whole_last(inputs["obj_reps"]))  # type: ignore[assignment]
 
     text, tag = choices_of(recording, inputs["question"], inputs["answer_choices"])
@@ -611,8 +680,12 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     "positions one later": _later_positions,
     "segments of text and regions swapped": _swap("encoder.embeddings.segments.0", "encoder.embeddings.segments.2"),
     "word vectors of shown and hidden regions swapped": _swap("encoder.image_word", "encoder.mask_word"),
-    "visual norms of text and regions swapped": _swap("encoder.embeddings.visual_text.norm.weight", "encoder.embeddings.visual_regions.norm.weight"),
-    "query and value swapped": _swap("encoder.layers.-1.attend.attention.query.weight", "encoder.layers.-1.attend.attention.value.weight"),
+    "visual norms of text and regions swapped": _swap(
+        "encoder.embeddings.visual_text.norm.weight", "encoder.embeddings.visual_regions.norm.weight"
+    ),
+    "query and value swapped": _swap(
+        "encoder.layers.-1.attend.attention.query.weight", "encoder.layers.-1.attend.attention.value.weight"
+    ),
     "dropout on": lambda model: model.train(),
 }
 
@@ -626,7 +699,10 @@ def test_a_broken_model_is_noticed(recording: Recording, mutation: str) -> None:
 
 
 RELATIONSHIP: Mapping[str, Callable[[Pretraining], None]] = {
-    **{name: nudge_first(name) for name in ("encoder.pooler.dense.bias", "matching.head.linear.bias", "encoder.embeddings.norm.weight")},
+    **{
+        name: nudge_first(name)
+        for name in ("encoder.pooler.dense.bias", "matching.head.linear.bias", "encoder.embeddings.norm.weight")
+    },
     "epsilon of the norms": rough_norms,
 }
 
@@ -646,11 +722,19 @@ def test_a_broken_relationship_head_is_noticed(recording: Recording, mutation: s
         ("core_visual_scale", "embeddings.visual_text.scale"),
         ("core_visual_scale", "embeddings.visual_regions.linear.bias"),
         ("core_visual_scale", "embeddings.visual_text.linear.weight"),
-        *((case, name) for case in ("core_visual_ln", "core_visual_scale") for name in ("layers.-1.attend.norm.weight", "epsilon")),
+        *(
+            (case, name)
+            for case in ("core_visual_ln", "core_visual_scale")
+            for name in ("layers.-1.attend.norm.weight", "epsilon")
+        ),
     ],
 )
 def test_a_broken_transformer_is_noticed(recording: Recording, case: str, name: str) -> None:
-    changes = {} if case == "core_visual_ln" else {"visual_norm": False, "visual_size": recording.sizes["visual_size in core_visual_scale"]}
+    changes = (
+        {}
+        if case == "core_visual_ln"
+        else {"visual_norm": False, "visual_size": recording.sizes["visual_size in core_visual_scale"]}
+    )
     model = recording.encoder(case, **changes)
     (rough_norms if name == "epsilon" else nudge_first(name))(model)
     with pytest.raises(AssertionError):
@@ -673,12 +757,16 @@ def test_a_broken_transformer_is_noticed(recording: Recording, case: str, name: 
         (partial(test_projection_of_what_the_trained_extractor_pools, variant="dilated"), "obj_downsample.1.bias"),
     ],
 )
-def test_a_nudged_weight_of_a_task_is_noticed(recording: Recording, compare: Callable[[Recording], None], name: str) -> None:
+def test_a_nudged_weight_of_a_task_is_noticed(
+    recording: Recording, compare: Callable[[Recording], None], name: str
+) -> None:
     with pytest.raises(AssertionError):
         compare(replace(recording, nudged=name))
 
 
-@pytest.mark.parametrize("compare", [test_question_answering, test_referring_expressions, test_choices_with_tagged_words])
+@pytest.mark.parametrize(
+    "compare", [test_question_answering, test_referring_expressions, test_choices_with_tagged_words]
+)
 def test_another_epsilon_in_a_task_is_noticed(recording: Recording, compare: Callable[[Recording], None]) -> None:
     with pytest.raises(AssertionError):
         compare(replace(recording, norm_eps=1e-3))

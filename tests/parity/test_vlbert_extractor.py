@@ -57,7 +57,10 @@ class Recording:
     @property
     def weights(self) -> dict[str, Tensor]:
         """The state dict under the names of a released file."""
-        return {f"image_feature_extractor.{name}": tensor for name, tensor in load_file(self.folder / "fast_rcnn/state_dict.safetensors").items()}
+        return {
+            f"image_feature_extractor.{name}": tensor
+            for name, tensor in load_file(self.folder / "fast_rcnn/state_dict.safetensors").items()
+        }
 
     def extractor(self) -> RegionExtractor:
         sizes = self.described["fast_rcnn_dims"][self.variant]
@@ -74,9 +77,13 @@ class Recording:
         return extractor
 
     def projection(self) -> RegionProjection:
-        weights = {name: self.weights[f"image_feature_extractor.obj_downsample.1.{name}"] for name in ("weight", "bias")}
+        weights = {
+            name: self.weights[f"image_feature_extractor.obj_downsample.1.{name}"] for name in ("weight", "bias")
+        }
         features, (outputs, inputs) = self.outputs["obj_reps_raw"].shape[-1], weights["weight"].shape
-        projection = RegionProjection(feature_size=features, coordinate_size=(inputs - features) // 8, visual_size=outputs, dropout_rate=0.1)
+        projection = RegionProjection(
+            feature_size=features, coordinate_size=(inputs - features) // 8, visual_size=outputs, dropout_rate=0.1
+        )
         projection.linear.load_state_dict(weights)
         return projection.eval()
 
@@ -263,7 +270,9 @@ def test_every_tensor_of_the_file_is_heard(dilated: Recording) -> None:
 
 
 @pytest.mark.parametrize("change", [{"aligned": True}, {"sampling_ratio": 2}, {"scale": 1 / 15}, {"output_size": 7}])
-def test_another_pooling_is_noticed(dilated: Recording, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+def test_another_pooling_is_noticed(
+    dilated: Recording, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
     real = ops.roi_align
     monkeypatch.setattr(ops, "roi_align", lambda *arguments, **options: real(*arguments, **(options | change)))
     with pytest.raises(AssertionError):

@@ -27,8 +27,8 @@ from visling.errors import CheckpointError
 from visling.models import vilbert, visualbert
 from visling.models.vilbert import Vilbert, VilbertConfig
 from visling.models.visualbert import VisualBert, VisualBertConfig
-from visling.nn import heads
 from visling.nn.coattention import CoAttentionLayer
+from visling.nn.heads import build
 from visling.nn.layers import AttentionBlock, FeedForwardBlock
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
@@ -71,7 +71,9 @@ class Recording:
             num_region_heads=sizes["v_num_attention_heads"],
             region_intermediate_size=sizes["v_intermediate_size"],
             co_attention_size=sizes["sublayer2attn_hidden_size"].get(str(bridges[0]), sizes["hidden_size"]),
-            num_co_attention_heads=sizes["sublayer2num_attention_heads"].get(str(bridges[0]), sizes["num_attention_heads"]),
+            num_co_attention_heads=sizes["sublayer2num_attention_heads"].get(
+                str(bridges[0]), sizes["num_attention_heads"]
+            ),
             pooled_size=sizes["pooler_size"],
             text_layers_before=before,
             region_layers_before=tuple(sum(at < bridge for at in sizes["vv_attn_sublayers"]) for bridge in bridges),
@@ -132,7 +134,9 @@ def split_batch(inputs: Mapping[str, Tensor]) -> Batch:
 def joint_batch(inputs: Mapping[str, Tensor]) -> Batch:
     """The recorded inputs with the whole image as an ordinary region."""
     mask = inputs["image_attention_mask"].bool()
-    regions = Regions(features=inputs["image_feat"], boxes=inputs["image_loc"][..., :4], mask=mask, size=torch.ones(len(mask), 2))
+    regions = Regions(
+        features=inputs["image_feat"], boxes=inputs["image_loc"][..., :4], mask=mask, size=torch.ones(len(mask), 2)
+    )
     batch = Batch(text=text_of(inputs), regions=regions)
     batch.validate()
     return batch
@@ -155,9 +159,15 @@ def blocks(model: nn.Module, batch: Batch) -> tuple[Encoded, dict[str, Tensor]]:
     outputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, arguments, output: outputs.__setitem__(name, output[0] if isinstance(output, tuple) else output)
+        return lambda module, arguments, output: outputs.__setitem__(
+            name, output[0] if isinstance(output, tuple) else output
+        )
 
-    hooks = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, (AttentionBlock, FeedForwardBlock))]
+    hooks = [
+        m.register_forward_hook(note(n))
+        for n, m in model.named_modules()
+        if isinstance(m, (AttentionBlock, FeedForwardBlock))
+    ]
     encoded: Encoded = model(batch)
     for hook in hooks:
         hook.remove()
@@ -178,10 +188,17 @@ class TwoStreams(nn.Module):
         hidden = {"hidden_size": recording.sizes["clf_hidden_size"]}
         wanted: dict[str, tuple[Head, int]] = {
             "region_targets": (
-                Head(kind="region_targets", outputs=1, options={"classes": len(source["cls.imagePredictions.decoder_dict.0.bias"])}),
+                Head(
+                    kind="region_targets",
+                    outputs=1,
+                    options={"classes": len(source["cls.imagePredictions.decoder_dict.0.bias"])},
+                ),
                 1,
             ),
-            "classifier": (Head(kind="classify", outputs=len(source["clfs_dict.TASK1.logit_fc.3.bias"]), options=hidden), 1),
+            "classifier": (
+                Head(kind="classify", outputs=len(source["clfs_dict.TASK1.logit_fc.3.bias"]), options=hidden),
+                1,
+            ),
             "score": (Head(kind="score", outputs=1), 1),
             "regions": (Head(kind="regions", outputs=1), 1),
             "regions_refcocog": (Head(kind="regions", outputs=1), 1),
@@ -190,11 +207,21 @@ class TwoStreams(nn.Module):
         }
         self.heads = nn.ModuleDict(
             {
-                part: heads.build(head, dims, style=DEEP.get(part) or STYLES.get(("volta", part)) or STYLES["volta", head.kind], group=group)
+                part: build(
+                    head,
+                    dims,
+                    style=DEEP.get(part) or STYLES.get(("volta", part)) or STYLES["volta", head.kind],
+                    group=group,
+                )
                 for part, (head, group) in wanted.items()
             }
         )
-        parts = {"encoder": self.encoder, "vocabulary": self.masked_lm.head, "matching": self.matching.head, **dict(self.heads.items())}
+        parts = {
+            "encoder": self.encoder,
+            "vocabulary": self.masked_lm.head,
+            "matching": self.matching.head,
+            **dict(self.heads.items()),
+        }
         self.coverage = recording.keys.load(source, parts)
         self.eval()
 
@@ -207,7 +234,10 @@ class TwoStreams(nn.Module):
             found[f"{at + 1}.text"] = outputs[f"text_layers.{number}.feed_forward"]
         for number in range(len(self.encoder.co_attention_layers)):
             at, ours = 2 * first + 4 * number, f"co_attention_layers.{number}"
-            found[f"{at}.text"], found[f"{at}.image"] = outputs[f"{ours}.text_reads"], whole_first(outputs[f"{ours}.regions_read"])
+            found[f"{at}.text"], found[f"{at}.image"] = (
+                outputs[f"{ours}.text_reads"],
+                whole_first(outputs[f"{ours}.regions_read"]),
+            )
             found[f"{at + 1}.text"] = outputs[f"{ours}.text_feed_forward"]
             found[f"{at + 1}.image"] = whole_first(outputs[f"{ours}.region_feed_forward"])
             found[f"{at + 2}.image"] = whole_first(outputs[f"region_layers.{number}.attend"])
@@ -232,7 +262,12 @@ def compare_two_streams(recording: Recording, model: TwoStreams) -> None:
     for number in range(1 + max(int(name.split(".")[1]) for name in recorded if name.startswith("sublayer."))):
         for stream, mask in real.items():
             last[stream] = found.get(f"{number}.{stream}", last[stream])
-            assert_close(last[stream][mask], recorded[f"sublayer.{number}.{stream}"][mask], **CLOSE, msg=labelled(f"{number}.{stream}"))
+            assert_close(
+                last[stream][mask],
+                recorded[f"sublayer.{number}.{stream}"][mask],
+                **CLOSE,
+                msg=labelled(f"{number}.{stream}"),
+            )
 
     assert encoded.whole is not None
     candidates = torch.cat([encoded.regions, encoded.whole[:, None]], dim=1)
@@ -243,7 +278,9 @@ def compare_two_streams(recording: Recording, model: TwoStreams) -> None:
     assert_close(model.matching.head(encoded.pooled).flip(-1), recorded["seq_relationship_score"], **CLOSE)
     for part, task in {"classifier": 1, "score": 8, "entailment": 13}.items():
         assert_close(model.heads[part](encoded.pooled), recorded[f"tasks.TASK{task}"], **CLOSE, msg=labelled(part))
-    assert_close(model.heads["pair"](encoded.pooled[: 2 * len(recorded["tasks.TASK12"])]), recorded["tasks.TASK12"], **CLOSE)
+    assert_close(
+        model.heads["pair"](encoded.pooled[: 2 * len(recorded["tasks.TASK12"])]), recorded["tasks.TASK12"], **CLOSE
+    )
     for part, task in {"regions": 10, "regions_refcocog": 11}.items():
         scores = whole_first(model.heads[part](candidates))
         assert_close(scores[regions], recorded[f"tasks.TASK{task}"].squeeze(-1)[regions], **CLOSE, msg=labelled(part))
@@ -277,7 +314,9 @@ def _other_schedule(model: TwoStreams) -> None:
     config = model.encoder.config
     before, layers = config.region_layers_before, config.num_region_layers
     later = tuple(min(count + 1, layers) for count in before)
-    model.encoder.config = replace(config, region_layers_before=later if later != before else tuple(max(count - 1, 0) for count in before))
+    model.encoder.config = replace(
+        config, region_layers_before=later if later != before else tuple(max(count - 1, 0) for count in before)
+    )
 
 
 def _exchanged_directions(model: TwoStreams) -> None:
@@ -356,10 +395,14 @@ class OneStream(nn.Module):
         source, styles = recording.weights, models.spec("visualbert").head_styles
         dims, words = self.encoder.dims, self.encoder.word_embeddings
         self.masked_lm = MaskedLM(dims, styles["volta", "vocabulary"], words)
-        classes = Head(kind="region_targets", outputs=1, options={"classes": len(source["cls.imagePredictions.decoder_dict.0.bias"])})
-        self.region_targets = heads.build(classes, dims, style=styles["volta", "region_targets"])
-        self.regions = heads.build(Head(kind="regions", outputs=1), dims, style=styles["volta", "regions"])
-        self.deep = heads.build(Head(kind="regions", outputs=1), dims, style=DEEP["regions_refcocog"])
+        classes = Head(
+            kind="region_targets",
+            outputs=1,
+            options={"classes": len(source["cls.imagePredictions.decoder_dict.0.bias"])},
+        )
+        self.region_targets = build(classes, dims, style=styles["volta", "region_targets"])
+        self.regions = build(Head(kind="regions", outputs=1), dims, style=styles["volta", "regions"])
+        self.deep = build(Head(kind="regions", outputs=1), dims, style=DEEP["regions_refcocog"])
         parts = {"encoder": self.encoder, "vocabulary": self.masked_lm.head, "region_targets": self.region_targets}
         self.coverage = recording.keys.load(source, {**parts, "regions": self.regions, "regions_refcocog": self.deep})
         self.eval()
@@ -374,7 +417,11 @@ def compare_one_stream(recording: Recording, model: OneStream) -> None:
     inputs, recorded, weights = recording.tensors("inputs"), recording.tensors("outputs"), recording.weights
     batch = joint_batch(inputs)
     encoded, outputs = blocks(model.encoder, batch)
-    text, regions, tokens = inputs["attention_mask"].bool(), inputs["image_attention_mask"].bool(), inputs["input_ids"].shape[1]
+    text, regions, tokens = (
+        inputs["attention_mask"].bool(),
+        inputs["image_attention_mask"].bool(),
+        inputs["input_ids"].shape[1],
+    )
     states = model.encoder(batch, capture=True).states
     assert states is not None
     found = {"embeddings": states["embeddings"]}
@@ -402,7 +449,10 @@ def compare_one_stream(recording: Recording, model: OneStream) -> None:
     assert_close(match, recorded["seq_relationship_score"], **CLOSE)
     assert_close(linear(weights, "clfs_dict.TASK8", pooled), recorded["tasks.TASK8"], **CLOSE)
     assert_close(linear(weights, "clfs_dict.TASK13", pooled), recorded["tasks.TASK13"], **CLOSE)
-    for task, joined in ((1, pooled), (12, pooled[: 2 * len(recorded["tasks.TASK12"])].reshape(len(recorded["tasks.TASK12"]), -1))):
+    for task, joined in (
+        (1, pooled),
+        (12, pooled[: 2 * len(recorded["tasks.TASK12"])].reshape(len(recorded["tasks.TASK12"]), -1)),
+    ):
         name = f"clfs_dict.TASK{task}.logit_fc"
         wide = F.gelu(linear(weights, f"{name}.0", joined))
         normed = F.layer_norm(wide, wide.shape[-1:], weights[f"{name}.2.weight"], weights[f"{name}.2.bias"], eps=1e-12)

@@ -23,8 +23,8 @@ from visling import models
 from visling.checkpoints.keymap import KeyMap
 from visling.errors import CheckpointError
 from visling.models.lxmert import PRESETS, Lxmert, LxmertConfig, volta_keys
-from visling.nn import heads
 from visling.nn.coattention import CrossModalityLayer
+from visling.nn.heads import build
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import MaskedRegions, RegionLosses
@@ -50,7 +50,8 @@ class Recording:
     def config(self) -> LxmertConfig:
         sizes = self.sizes
         text_layers, region_layers = (
-            len(set(sizes[f"{streams}_attn_sublayers"]) - set(sizes[f"{other}_attn_sublayers"])) for streams, other in (("tt", "vv"), ("vv", "tt"))
+            len(set(sizes[f"{streams}_attn_sublayers"]) - set(sizes[f"{other}_attn_sublayers"]))
+            for streams, other in (("tt", "vv"), ("vv", "tt"))
         )
         cross = len(sizes["shared_sublayers"])
         both = len(set(sizes["tt_attn_sublayers"]) & set(sizes["vv_attn_sublayers"])) - cross
@@ -136,12 +137,20 @@ def blocks(encoder: Lxmert, batch: Batch) -> tuple[Encoded, dict[str, Tensor]]:
     handles = []
     for stream, layers in (("text", encoder.text_layers), ("image", encoder.region_layers)):
         for number, layer in enumerate(layers):
-            handles.append(layer.get_submodule("feed_forward").register_forward_pre_hook(note(f"{2 * number}.{stream}")))
+            handles.append(
+                layer.get_submodule("feed_forward").register_forward_pre_hook(note(f"{2 * number}.{stream}"))
+            )
     start = 2 * max(len(encoder.text_layers), len(encoder.region_layers))
     for number, layer in enumerate(encoder.cross_layers):
         for ours, stream in (("text", "text"), ("region", "image")):
-            handles.append(layer.get_submodule(f"{ours}_attend").register_forward_pre_hook(note(f"{start + 3 * number}.{stream}")))
-            handles.append(layer.get_submodule(f"{ours}_feed_forward").register_forward_pre_hook(note(f"{start + 3 * number + 1}.{stream}")))
+            handles.append(
+                layer.get_submodule(f"{ours}_attend").register_forward_pre_hook(note(f"{start + 3 * number}.{stream}"))
+            )
+            handles.append(
+                layer.get_submodule(f"{ours}_feed_forward").register_forward_pre_hook(
+                    note(f"{start + 3 * number + 1}.{stream}")
+                )
+            )
     encoded = encoder(batch, capture=True)
     for handle in handles:
         handle.remove()
@@ -171,10 +180,17 @@ def compare(model: Pretraining, recording: Recording) -> None:
         assert_close(states, recorded[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
     assert_close(encoded.pooled, recorded["pooled_text"], **CLOSE)
     assert_close(model.masked_lm.head(encoded.text), recorded["prediction_scores_t"], **CLOSE)
-    assert_close(model.matching.head(encoded.pooled).flip(-1), recorded["seq_relationship_score"], **CLOSE)  # class 0 = fits, there
+    assert_close(
+        model.matching.head(encoded.pooled).flip(-1), recorded["seq_relationship_score"], **CLOSE
+    )  # class 0 = fits, there
     regions = model.masked_regions.head(encoded.regions)
     for number, name in ((3, "classes"), (4, "attributes"), (5, "features")):
-        assert_close(regions[name], recorded[f"prediction_scores_v.{number}"], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(
+            regions[name],
+            recorded[f"prediction_scores_v.{number}"],
+            **CLOSE,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
     words, chosen = inputs["masked_lm_labels"], inputs["image_label"] == 1
     slots = Slots(at=torch.arange(chosen.shape[1]).expand_as(chosen), mask=chosen)
     targets = Targets(
@@ -219,8 +235,12 @@ def compare_task(recording: Recording, task: int, change: Callable[[nn.Module], 
     if kind == "pair":
         batch = batch.map(lambda tensor: tensor[: 2 * len(recorded)])
     encoder = Lxmert(recording.config).eval()
-    wanted = Head(kind=kind, outputs=len(extra[f"clfs_dict.TASK{task}.{bias}"]), options={"hidden_size": recording.sizes["clf_hidden_size"]})
-    head = heads.build(wanted, encoder.dims, style=style, group=group).eval()
+    wanted = Head(
+        kind=kind,
+        outputs=len(extra[f"clfs_dict.TASK{task}.{bias}"]),
+        options={"hidden_size": recording.sizes["clf_hidden_size"]},
+    )
+    head = build(wanted, encoder.dims, style=style, group=group).eval()
     own = {name: tensor for name, tensor in extra.items() if name.startswith(f"clfs_dict.TASK{task}.")}
     recording.keys.load({**recording.tensors("state_dict"), **own}, {"encoder": encoder, part: head})
     change(nn.ModuleDict({"encoder": encoder, "head": head}))

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from visling.data.annotations.nlvr import NlvrRecord
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.tasks.base import Report, Score, Task, TaskSource, by_id, load, names
-from visling.tasks.nlvr import NLVR, NlvrRecord
+from visling.tasks.nlvr import NLVR
 from visling.tasks.vqa import VQA
 from visling.types import InputSpec, Prediction, Record
 
@@ -27,7 +28,10 @@ def test_tasks_load_by_name() -> None:
         assert issubclass(load(name), Task)
 
 
-@pytest.mark.parametrize(("name", "message"), [("vqaa", "Did you mean 'vqa'"), ("my_task.vqa", "no task 'my_task.vqa'"), ("base", "offers no task")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("vqaa", "Did you mean 'vqa'"), ("my_task.vqa", "no task 'my_task.vqa'"), ("base", "offers no task")],
+)
 def test_unknown_tasks_are_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(name)
@@ -37,7 +41,9 @@ def test_a_task_of_ones_own_loads_by_path(tmp_path: Path, monkeypatch: pytest.Mo
     package = tmp_path / "own_visling_tasks"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "weather.py").write_text("from visling.tasks.vqa import VQA\nclass Weather(VQA):\n    name = 'weather'\nTASK = Weather\n")
+    (package / "weather.py").write_text(
+        "from visling.tasks.vqa import VQA\nclass Weather(VQA):\n    name = 'weather'\nTASK = Weather\n"
+    )
     (package / "broken.py").write_text("import a_module_that_is_not_installed\n")
     (package / "empty.py").write_text("TASK = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -64,11 +70,15 @@ def _prediction(name: str) -> Prediction:
 
 def test_predictions_meet_their_records_by_id() -> None:
     records = [Record(id=name, images=()) for name in ("a", "b")]
-    assert [(p.value, r.id) for p, r in by_id([_prediction("b"), _prediction("a")], records)] == [("a", "a"), ("b", "b")]
+    assert [(p.value, r.id) for p, r in by_id([_prediction("b"), _prediction("a")], records)] == [
+        ("a", "a"),
+        ("b", "b"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("a", "1 missing, 0 in excess, first 'b'"), ("abc", "1 in excess, first 'c'"), ("abb", "3 predictions .2 diff")]
+    ("given", "message"),
+    [("a", "1 missing, 0 in excess, first 'b'"), ("abc", "1 in excess, first 'c'"), ("abb", "3 predictions .2 diff")],
 )
 def test_predictions_must_cover_the_records(given: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -77,7 +87,15 @@ def test_predictions_must_cover_the_records(given: str, message: str) -> None:
 
 def test_source_can_leave_the_images_out() -> None:
     layout = TextLayout(Tokenizer(), InputSpec())
-    record = NlvrRecord(id="dev-1-0-0", images=("dev-1-0-0",), sentence="a box", label=True, identifier="1-0", presentation="1", official=True)
+    record = NlvrRecord(
+        id="dev-1-0-0",
+        images=("dev-1-0-0",),
+        sentence="a box",
+        label=True,
+        identifier="1-0",
+        presentation="1",
+        official=True,
+    )
     rng = np.random.default_rng(0)
     seen = TaskSource(NLVR(), [record], layout)
     blind = TaskSource(NLVR(), [record], layout, text_only=True)

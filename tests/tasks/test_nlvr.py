@@ -12,29 +12,40 @@ import numpy as np
 import pytest
 import torch
 
-from visling.data.collate import collate
+from visling.data.annotations.nlvr import NlvrRecord, hold_out
+from visling.data.batches.collate import collate
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr_images
 from visling.tasks.base import TaskSource
-from visling.tasks.nlvr import NLVR, NlvrConfig, NlvrRecord, hold_out
+from visling.tasks.nlvr import NLVR, NlvrConfig
 from visling.types import InputSpec, Prediction
 
 ROOT = Path(__file__).parent / "files" / "nlvr"
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "metrics" / "nlvr1.json").read_text(encoding="utf-8"))
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "metrics" / "nlvr1.json").read_text(encoding="utf-8")
+)
 RNG = np.random.default_rng(0)
 SIX = tuple(range(6))
 
 
 def told(record: NlvrRecord, value: str, confidence: float = 0.8) -> Prediction:
     other = "false" if value == "true" else "true"
-    return Prediction(id=record.id, value=value, confidence=confidence, top=((value, confidence), (other, 1 - confidence)))
+    return Prediction(
+        id=record.id, value=value, confidence=confidence, top=((value, confidence), (other, 1 - confidence))
+    )
 
 
 def picture(identifier: str, k: int, *, label: bool | None = True, sentence: str = "there is a box") -> NlvrRecord:
     name = f"dev-{identifier}-{k}"
     return NlvrRecord(
-        id=name, images=(name,), sentence=sentence, label=label, identifier=identifier, presentation=identifier.split("-")[0], official=True
+        id=name,
+        images=(name,),
+        sentence=sentence,
+        label=label,
+        identifier=identifier,
+        presentation=identifier.split("-")[0],
+        official=True,
     )
 
 
@@ -64,7 +75,17 @@ def test_real_records() -> None:
         presentation="1572",
         official=True,
     )
-    assert [record.label for record in records if record.id.endswith("-0")] == [True, True, False, False, True, True, False, True, False]
+    assert [record.label for record in records if record.id.endswith("-0")] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert {record.presentation for record in records} == {"1572", "2538", "1514"}
 
 
@@ -134,8 +155,14 @@ def test_extra_statements_are_read_beside_the_official_file(tmp_path: Path) -> N
     report = NLVR().report(predictions, records)
     assert (report.scores["accuracy"].value, report.scores["accuracy"].count) == (100 * 7 / 8, 8)
     assert (report.scores["precision"].value, report.scores["precision"].count) == (100, 6)
-    assert {name: (score.value, score.count) for name, score in report.by["source"].items()} == {"pictures": (100, 6), "statements": (50, 2)}
-    assert {name: (score.value, score.count) for name, score in report.by["label"].items()} == {"false": (100, 1), "true": (100 * 6 / 7, 7)}
+    assert {name: (score.value, score.count) for name, score in report.by["source"].items()} == {
+        "pictures": (100, 6),
+        "statements": (50, 2),
+    }
+    assert {name: (score.value, score.count) for name, score in report.by["label"].items()} == {
+        "false": (100, 1),
+        "true": (100 * 6 / 7, 7),
+    }
     assert NLVR().submission(predictions).splitlines() == [f"dev-7-0-{k}.png,true" for k in SIX]
 
 
@@ -150,7 +177,10 @@ def test_statements_alone_are_a_data_set(tmp_path: Path) -> None:
 def test_official_numbers_equal_the_scripts() -> None:
     sentences = {example["identifier"]: example for example in GOLDEN["examples"]}
     records = [picture(name, k, label=example["label"] == "true") for name, example in sentences.items() for k in SIX]
-    predictions = [Prediction(id=name.split(".")[0], value=value.lower(), confidence=1.0) for name, value in GOLDEN["predictions_images"]]
+    predictions = [
+        Prediction(id=name.split(".")[0], value=value.lower(), confidence=1.0)
+        for name, value in GOLDEN["predictions_images"]
+    ]
     scores = NLVR().report(predictions, records).scores
     expected = GOLDEN["expected_images"]
     assert scores["precision"].value == 100 * expected["precision"]
@@ -162,7 +192,9 @@ def test_official_numbers_equal_the_scripts() -> None:
         assert scores[f"{name}_low"].value < scores[name].value < scores[f"{name}_high"].value
     # Read back from the submission, the official scorer gives the same.
     rows = [tuple(row.split(",")) for row in NLVR().submission(predictions).splitlines()]
-    again = nlvr_images([(name, value) for name, value in rows], {name: example["label"] for name, example in sentences.items()})
+    again = nlvr_images(
+        [(name, value) for name, value in rows], {name: example["label"] for name, example in sentences.items()}
+    )
     assert 100 * again.precision.value == scores["precision"].value
 
 

@@ -15,21 +15,27 @@ from visling.data.annotations.statements import find_nlvr2, nlvr2_group, read_nl
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
-from visling.recipes.assembly import TaskModel, head_styles
+from visling.models import head_styles
+from visling.models.task_model import TaskModel
 from visling.tasks.base import load
 from visling.tasks.nlvr import NLVR
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config, Nlvr2Record
 from visling.types import InputSpec, Prediction, Targets
 
 ROOT = Path(__file__).parent / "files" / "nlvr2"
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "metrics" / "nlvr2.json").read_text(encoding="utf-8"))
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "metrics" / "nlvr2.json").read_text(encoding="utf-8")
+)
 RNG = np.random.default_rng(0)
 LABELS = {row["identifier"]: row["label"] for row in GOLDEN["examples"]}
 GROUPS = {name: nlvr2_group(name) for name in LABELS}
 
 
 def line(**fields: Any) -> str:
-    return json.dumps({"sentence": "there is a dog", "label": "True", "identifier": "dev-7-0-0", "left_url": "a", "right_url": "b"} | fields)
+    return json.dumps(
+        {"sentence": "there is a dog", "label": "True", "identifier": "dev-7-0-0", "left_url": "a", "right_url": "b"}
+        | fields
+    )
 
 
 def write(root: Path, *lines: str, split: str = "dev") -> Path:
@@ -128,10 +134,17 @@ def test_a_report_in_the_official_numbers() -> None:
     assert report.scores["accuracy"].value == pytest.approx(100 * 14 / 15)
     assert report.scores["consistency"].value == pytest.approx(100 * 5 / 6)
     assert [report.scores[name].count for name in ("accuracy", "consistency")] == [15, 6]
-    assert {name: score.value for name, score in report.by["label"].items()} == {"False": 100, "True": pytest.approx(100 * 6 / 7)}
+    assert {name: score.value for name, score in report.by["label"].items()} == {
+        "False": 100,
+        "True": pytest.approx(100 * 6 / 7),
+    }
     assert task.submission(predictions).splitlines()[:2] == ["dev-951-1-0,False", "dev-951-2-1,True"]
     first, second = task.details(predictions, records)[:2]
-    assert (first["image"], first["images"], first["score"]) == ("dev-951-1-img0", ["dev-951-1-img0", "dev-951-1-img1"], 0.0)
+    assert (first["image"], first["images"], first["score"]) == (
+        "dev-951-1-img0",
+        ["dev-951-1-img0", "dev-951-1-img1"],
+        0.0,
+    )
     assert (second["truth"], second["prediction"], second["score"]) == ("True", "True", 1.0)
 
 
@@ -151,7 +164,7 @@ def test_one_row_or_one_for_each_image(joined: bool) -> None:
 @pytest.mark.parametrize(("model", "joined"), [("visualbert", True), ("lxmert", False), ("vilbert", False)])
 def test_the_head_sees_both_images(model: str, joined: bool) -> None:
     task = NLVR2(Nlvr2Config(joined=joined))
-    built = TaskModel(models.build_tiny(model), task, head_styles(model)).eval()
+    built = TaskModel(models.build_tiny(model), task.heads, head_styles(model), group=task.group).eval()
     pooled = torch.randn(2 * task.group, built.encoder.dims.pooled)
     logits = built.heads["classify"](pooled)
     assert logits.shape == (2, 2)

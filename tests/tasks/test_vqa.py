@@ -14,7 +14,7 @@ from torch import Tensor
 
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
-from visling.data.collate import collate
+from visling.data.batches.collate import collate
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import vqa_accuracy
@@ -22,12 +22,20 @@ from visling.tasks.base import TaskSource
 from visling.tasks.vqa import VQA, VqaConfig, answer_loss, answer_vocabulary, majority_answers
 from visling.types import InputSpec, Prediction, Targets
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "metrics" / "vqa.json").read_text(encoding="utf-8"))
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "metrics" / "vqa.json").read_text(encoding="utf-8")
+)
 TOKENIZER = Tokenizer()
 RNG = np.random.default_rng(0)
 
 
-def asked(number: int, answers: list[str], kind: str = "what color", best: str | None = None, question: str = "what color is it?") -> QuestionRecord:
+def asked(
+    number: int,
+    answers: list[str],
+    kind: str = "what color",
+    best: str | None = None,
+    question: str = "what color is it?",
+) -> QuestionRecord:
     most = best if best is not None else max(answers, key=answers.count)
     return QuestionRecord(
         id=str(number),
@@ -42,7 +50,13 @@ def asked(number: int, answers: list[str], kind: str = "what color", best: str |
 
 def unanswered(number: int) -> QuestionRecord:
     return QuestionRecord(
-        id=str(number), images=("7",), question="what?", question_type="", answer_type="", answers=None, multiple_choice_answer=None
+        id=str(number),
+        images=("7",),
+        question="what?",
+        question_type="",
+        answer_type="",
+        answers=None,
+        multiple_choice_answer=None,
     )
 
 
@@ -168,7 +182,9 @@ def test_losses_are_float32_in_half_precision(kind: Any) -> None:
 
 def test_loss_reads_collated_examples() -> None:
     vqa = task("blue", "red")
-    source = TaskSource(vqa, [asked(1000, ["red"] * 10), asked(2000, ["blue"] * 2 + ["no"] * 8)], TextLayout(TOKENIZER, InputSpec()))
+    source = TaskSource(
+        vqa, [asked(1000, ["red"] * 10), asked(2000, ["blue"] * 2 + ["no"] * 8)], TextLayout(TOKENIZER, InputSpec())
+    )
     examples = [source.example(index, RNG) for index in range(len(source))]
     _, targets = collate(examples, None, InputSpec(), tokenizer=TOKENIZER, masking=None, rngs=[RNG, RNG])
     logits = {"classify": torch.tensor([[0.0, 1.0], [2.0, 0.0]])}
@@ -214,11 +230,16 @@ def test_report_gives_the_official_numbers(version: Any) -> None:
         )
         for case in GOLDEN["cases"]
     ]
-    predictions = [Prediction(id=str(case["question_id"]), value=case["prediction"], confidence=1.0) for case in reversed(GOLDEN["cases"])]
+    predictions = [
+        Prediction(id=str(case["question_id"]), value=case["prediction"], confidence=1.0)
+        for case in reversed(GOLDEN["cases"])
+    ]
     report = task("yes", metric_version=version).report(predictions, records).to_dict("vqa", "val")
     expected = GOLDEN["expected"][version]
     assert report["scores"] == {"accuracy": {"value": expected["overall"], "count": len(records)}}
-    assert {name: score["value"] for name, score in report["by"]["question_type"].items()} == expected["perQuestionType"]
+    assert {name: score["value"] for name, score in report["by"]["question_type"].items()} == expected[
+        "perQuestionType"
+    ]
     assert {name: score["value"] for name, score in report["by"]["answer_type"].items()} == expected["perAnswerType"]
     with pytest.raises(DataError, match="1 missing"):
         task("yes").report(predictions[1:], records)
@@ -228,7 +249,10 @@ def test_submission_and_details() -> None:
     vqa = task("red", "blue")
     records = [asked(5000, ["red"] * 3 + ["blue"] * 7), unanswered(6000)]
     predictions = vqa.decode({"classify": torch.tensor([[2.0, 1.0], [0.0, 1.0]])}, records)
-    assert vqa.submission(predictions) == [{"question_id": 5000, "answer": "red"}, {"question_id": 6000, "answer": "blue"}]
+    assert vqa.submission(predictions) == [
+        {"question_id": 5000, "answer": "red"},
+        {"question_id": 6000, "answer": "blue"},
+    ]
     rows = json.loads(json.dumps(vqa.details(predictions, records)))
     assert list(rows[0]) == ["id", "image", "text", "type", "truth", "prediction", "confidence", "top", "score"]
     assert (rows[0]["truth"], rows[0]["prediction"], rows[0]["score"]) == ("blue", "red", pytest.approx(0.9))
@@ -254,12 +278,23 @@ def test_state_restores_the_task(tmp_path: Path) -> None:
 
 
 def test_majority_answers_by_question_type() -> None:
-    train = [asked(n, [answer] * 10, kind) for n, (answer, kind) in enumerate([("2", "how many"), ("red", "what color"), ("red", "what color")])]
+    train = [
+        asked(n, [answer] * 10, kind)
+        for n, (answer, kind) in enumerate([("2", "how many"), ("red", "what color"), ("red", "what color")])
+    ]
     train += [asked(10 + n, ["yes"] * 10, "is it") for n in range(4)]
     train += [asked(20, ["1"] * 10, "how many")]
-    test = [asked(101, ["2"] * 10, "how many"), asked(102, ["red"] * 10, "what color"), asked(103, ["yes"] * 10, "is that")]
+    test = [
+        asked(101, ["2"] * 10, "how many"),
+        asked(102, ["red"] * 10, "what color"),
+        asked(103, ["yes"] * 10, "is that"),
+    ]
     predictions = majority_answers(train, test)
-    assert [p.value for p in predictions] == ["1", "red", "yes"]  # a tie goes to the first in the alphabet; a new type to the most frequent of all
+    assert [p.value for p in predictions] == [
+        "1",
+        "red",
+        "yes",
+    ]  # a tie goes to the first in the alphabet; a new type to the most frequent of all
     assert [p.confidence for p in predictions] == [0.5, 1.0, 0.5]
     assert VQA().report(predictions, test).scores["accuracy"].value == 66.67
     assert vqa_accuracy({p.id: p.value for p in predictions}, test).overall.total == 2
@@ -269,7 +304,12 @@ def test_majority_answers_by_question_type() -> None:
 
 def test_targets_without_labels_have_no_answer() -> None:
     _, targets = collate(
-        [task("a").example(unanswered(1), TextLayout(TOKENIZER, InputSpec()), RNG)], None, InputSpec(), tokenizer=TOKENIZER, masking=None, rngs=[RNG]
+        [task("a").example(unanswered(1), TextLayout(TOKENIZER, InputSpec()), RNG)],
+        None,
+        InputSpec(),
+        tokenizer=TOKENIZER,
+        masking=None,
+        rngs=[RNG],
     )
     assert isinstance(targets, Targets)
     assert targets.answer is None

@@ -19,8 +19,10 @@ from torch.testing import assert_close
 from visling import config as configs
 from visling.errors import ConfigError, DataError, RunError
 from visling.train import engine
-from visling.train.engine import TrainConfig, fit, predict
+from visling.train.config import TrainConfig
+from visling.train.engine import _examples, fit, predict
 from visling.train.log import Log, read
+from visling.train.meter import Meter
 from visling.train.optim import OptimConfig
 from visling.train.state import RunFolder, State, Sums
 from visling.types import Batch, Loss, Text
@@ -28,13 +30,25 @@ from visling.types import Batch, Loss, Text
 PLAIN = OptimConfig(name="adamw", lr=0.05, schedule="constant", clip="none", weight_decay=0.0)
 
 
-def train(toy: ModuleType, *, dropout: float = 0.0, batch_size: int = 4, step: Any = None, device: str = "cpu", **changes: Any) -> tuple[Any, State]:
+def train(
+    toy: ModuleType, *, dropout: float = 0.0, batch_size: int = 4, step: Any = None, device: str = "cpu", **changes: Any
+) -> tuple[Any, State]:
     """A toy run without a folder."""
-    extra = {name: changes.pop(name) for name in ("validate", "after_update", "run_folder", "save_best", "log") if name in changes}
+    extra = {
+        name: changes.pop(name)
+        for name in ("validate", "after_update", "run_folder", "save_best", "log")
+        if name in changes
+    }
     model, usual = toy.make(dropout)
     model.to(device)
     settings: dict[str, Any] = {"optim": PLAIN, "accumulation": 1, "epochs": 1} | changes
-    state = fit(model, (step or (lambda model: usual))(model), toy.Pairs(batch_size), config=toy.config(**settings), **{"log": Log(), **extra})
+    state = fit(
+        model,
+        (step or (lambda model: usual))(model),
+        toy.Pairs(batch_size),
+        config=toy.config(**settings),
+        **{"log": Log(), **extra},
+    )
     return model, state
 
 
@@ -161,7 +175,15 @@ def test_the_best_is_kept_and_patience_stops(
     at_step: list[Tensor] = []
     model, step = toy.make(0.0)
     folder = RunFolder.create(tmp_path / "run")
-    config = toy.config(max_steps=8, accumulation=1, direction=direction, patience=1, validate_every=1, validate_unit="steps", optim=PLAIN)
+    config = toy.config(
+        max_steps=8,
+        accumulation=1,
+        direction=direction,
+        patience=1,
+        validate_every=1,
+        validate_unit="steps",
+        optim=PLAIN,
+    )
     given = scored(scores)
 
     def validate() -> dict[str, float]:
@@ -173,12 +195,16 @@ def test_the_best_is_kept_and_patience_stops(
     assert (state.best, state.best_step, state.step) == (best, best_step, steps)
     assert state.stopped == ("patience" if steps < 8 else "finished")
     assert torch.equal(load_file(folder.model / "model.safetensors")["out.weight"], at_step[best_step - 1])
-    assert [entry["scores"]["accuracy"] for entry in read(folder.log) if entry["kind"] == "valid"] == pytest.approx(scores[:steps], nan_ok=True)
+    assert [entry["scores"]["accuracy"] for entry in read(folder.log) if entry["kind"] == "valid"] == pytest.approx(
+        scores[:steps], nan_ok=True
+    )
 
 
 def test_the_end_of_a_run_is_validated(toy: ModuleType) -> None:
     calls: list[int] = []
-    _, state = train(toy, max_steps=7, validate_every=3, validate_unit="steps", validate=lambda: calls.append(1) or {"accuracy": 0.0})  # type: ignore[func-returns-value]
+    _, state = train(
+        toy, max_steps=7, validate_every=3, validate_unit="steps", validate=lambda: calls.append(1) or {"accuracy": 0.0}
+    )  # type: ignore[func-returns-value]
     assert len(calls) == 3
     assert state.validated == 7
 
@@ -240,7 +266,9 @@ def test_log_lines_are_exact_means(toy: ModuleType, tmp_path: Path) -> None:
     for entry, (start, end) in zip(found, [(0, 4), (4, 8), (8, 10)], strict=True):
         span = losses[start:end]
         assert entry["loss"] == pytest.approx(sum(value for value, _, _ in span) / len(span), rel=1e-12)
-        assert entry["parts"]["answer"] == pytest.approx(sum(amount for _, amount, _ in span) / sum(count for _, _, count in span), rel=1e-12)
+        assert entry["parts"]["answer"] == pytest.approx(
+            sum(amount for _, amount, _ in span) / sum(count for _, _, count in span), rel=1e-12
+        )
         assert entry["lr"] == PLAIN.lr
         assert entry["examples_per_second"] > 0
 
@@ -268,7 +296,10 @@ def test_a_bad_loss_names_the_step_and_leaves_the_state_before_it(toy: ModuleTyp
     expected, _ = toy.run(tmp_path / "good")
     model, step = spoilt(toy, at=14)
     folder = RunFolder.create(tmp_path / "bad")
-    with pytest.raises(RunError, match=r"step 7 is not finite \(answer .*, size .*lower train.optim.lr"), Log(folder.log) as log:
+    with (
+        pytest.raises(RunError, match=r"step 7 is not finite \(answer .*, size .*lower train.optim.lr"),
+        Log(folder.log) as log,
+    ):
         fit(model, step, toy.Pairs(), config=toy.config(), log=log, validate=toy.accuracy(model), run_folder=folder)
     saved = json.loads((folder.last / "state.json").read_text())
     assert saved["state"]["step"] == 6
@@ -280,7 +311,7 @@ def test_a_bad_loss_names_the_step_and_leaves_the_state_before_it(toy: ModuleTyp
 
 
 def test_a_bad_loss_seen_late_names_its_step(tmp_path: Path) -> None:
-    meter = engine._Meter(Sums())
+    meter = Meter(Sums())
     for step, value in ((4, 1.0), (5, math.inf), (6, math.nan)):
         meter.add(step, Loss(value=torch.tensor(value), parts={"answer": (torch.tensor(value), torch.tensor(1))}), 2)
     with pytest.raises(RunError, match=r"step 5 is not finite \(answer inf\)"):
@@ -358,10 +389,12 @@ def test_predict_neither_learns_nor_leaves_a_trace(toy: ModuleType) -> None:
 def test_examples_are_groups_of_rows() -> None:
     ids = torch.ones(8, 3, dtype=torch.int64)
     batch = Batch(text=Text(ids=ids, mask=ids.bool(), segments=ids), regions=None, group=4)
-    assert engine._examples((batch, None)) == 2
-    shared = Batch(text=Text(ids=ids, mask=ids.bool(), segments=ids, row=torch.zeros(12, dtype=torch.int64)), regions=None, group=4)
-    assert engine._examples((shared, None)) == 3
-    assert engine._examples((torch.zeros(5, 2), None)) == 5
+    assert _examples((batch, None)) == 2
+    shared = Batch(
+        text=Text(ids=ids, mask=ids.bool(), segments=ids, row=torch.zeros(12, dtype=torch.int64)), regions=None, group=4
+    )
+    assert _examples((shared, None)) == 3
+    assert _examples((torch.zeros(5, 2), None)) == 5
 
 
 @pytest.mark.gpu
@@ -369,6 +402,8 @@ def test_examples_are_groups_of_rows() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_run_follows_the_cpu_run(toy: ModuleType, tmp_path: Path, precision: str) -> None:
     here, _ = train(toy, accumulation=2, epochs=2)
-    there, _ = train(toy, accumulation=2, epochs=2, device="cuda", precision=precision, run_folder=RunFolder.create(tmp_path / "run"))
+    there, _ = train(
+        toy, accumulation=2, epochs=2, device="cuda", precision=precision, run_folder=RunFolder.create(tmp_path / "run")
+    )
     tolerance = 1e-4 if precision == "fp32" else 0.1
     assert_close([w.cpu() for w in weights(there)], weights(here), atol=tolerance, rtol=tolerance)

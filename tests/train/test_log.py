@@ -136,6 +136,8 @@ def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
     assert any(file.stat().st_size > 100 for file in (tmp_path / "board").iterdir())
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (3.4 * 3600, "3.4 h"), (2.1 * 86400, "2.1 days")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (720, "12 min"), (3.4 * 3600, "3.4 h"), (2.1 * 86400, "2.1 days")]
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

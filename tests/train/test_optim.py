@@ -43,7 +43,9 @@ def test_groups_by_name() -> None:
     found = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, exclude=("pooler",))))
     assert found == {0.1: ["dense.weight"], 0.0: ["dense.bias", "LayerNorm.weight", "LayerNorm.bias"]}
     everything = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, no_decay=())))
-    assert everything == {0.1: ["dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias", "pooler.weight", "pooler.bias"]}
+    assert everything == {
+        0.1: ["dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias", "pooler.weight", "pooler.bias"]
+    }
 
 
 def test_an_excluded_name_must_exist_and_something_must_be_left() -> None:
@@ -54,14 +56,25 @@ def test_an_excluded_name_must_exist_and_something_must_be_left() -> None:
 
 
 def test_exceptions_and_swapped_decay() -> None:
-    found = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, exclude=("pooler",), no_decay_except=("LayerNorm.weight",))))
+    found = names(
+        parameter_groups(
+            Net(), OptimConfig(weight_decay=0.1, exclude=("pooler",), no_decay_except=("LayerNorm.weight",))
+        )
+    )
     assert found == {0.1: ["dense.weight", "LayerNorm.weight"], 0.0: ["dense.bias", "LayerNorm.bias"]}
-    found = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, exclude=("pooler",), no_decay_except=("LayerNorm.weight",), swap_decay=True)))
+    found = names(
+        parameter_groups(
+            Net(),
+            OptimConfig(weight_decay=0.1, exclude=("pooler",), no_decay_except=("LayerNorm.weight",), swap_decay=True),
+        )
+    )
     assert found == {0.1: ["dense.bias", "LayerNorm.bias"], 0.0: ["dense.weight", "LayerNorm.weight"]}
 
 
 def test_rates_by_name() -> None:
-    config = OptimConfig(lr=0.5, rates={"dense.weight": 0.1, "dense": 0.5, "pooler": 2.0}, weight_decay=0.0, no_decay=())
+    config = OptimConfig(
+        lr=0.5, rates={"dense.weight": 0.1, "dense": 0.5, "pooler": 2.0}, weight_decay=0.0, no_decay=()
+    )
     groups = parameter_groups(Net(), config)
     assert [(group["lr"], group["names"]) for group in groups] == [
         (0.5, ["LayerNorm.weight", "LayerNorm.bias"]),  # the rate that is shown
@@ -77,14 +90,24 @@ def test_rates_by_name() -> None:
 def test_every_optimiser_keeps_the_ratio_of_rates(name: Any) -> None:
     net = Net()
     before = {parameter: value.detach().clone() for parameter, value in net.named_parameters()}
-    config = OptimConfig(name=name, lr=0.01, rates={"dense": 0.1}, weight_decay=0.0, schedule="warmup_linear", warmup_steps=2, clip="none")
+    config = OptimConfig(
+        name=name,
+        lr=0.01,
+        rates={"dense": 0.1},
+        weight_decay=0.0,
+        schedule="warmup_linear",
+        warmup_steps=2,
+        clip="none",
+    )
     optimizer, schedule = build_optimizer(net, config, 8)
     for done in range(3):
         assert apply_schedule(optimizer, schedule, done) == pytest.approx(0.01 * schedule.factor(done))
         for parameter in net.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-    moved = {parameter: float((before[parameter] - value.detach()).mean()) for parameter, value in net.named_parameters()}
+    moved = {
+        parameter: float((before[parameter] - value.detach()).mean()) for parameter, value in net.named_parameters()
+    }
     assert moved["dense.weight"] == pytest.approx(0.1 * moved["pooler.weight"], rel=1e-3)
     assert moved["dense.weight"] > 0
 
@@ -110,7 +133,9 @@ def test_config_survives_plain_values() -> None:
     assert configs.from_dict(OptimConfig, configs.to_dict(config)) == config
 
 
-def reference_bert_adam(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *, lr: float, decay: float, clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def reference_bert_adam(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, *, lr: float, decay: float, clip: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     if clip is not None:
         g = g * min(1.0, clip / (float(g.norm()) + 1e-6))
     m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
@@ -128,7 +153,9 @@ def test_bert_adam_equals_one_parameter_at_a_time(clip: float | None) -> None:
             given = torch.randn_like(parameter) if (at + step) % 3 else None
             parameter.grad = None if given is None else given.clone()
             if given is not None:
-                expected[at] = reference_bert_adam(expected[at][0], given, *expected[at][1:], lr=0.1, decay=0.01, clip=clip)
+                expected[at] = reference_bert_adam(
+                    expected[at][0], given, *expected[at][1:], lr=0.1, decay=0.01, clip=clip
+                )
         optimizer.step()
     for parameter, (value, _, _) in zip(parameters, expected, strict=True):
         assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-6)
@@ -207,14 +234,28 @@ def test_schedule_shapes() -> None:
     assert factors("warmup_linear", warmup_steps=2) == [0.0, 0.5, 1.0, 0.8333, 0.6667, 0.5, 0.3333, 0.1667, 0.0]
     assert factors("triangle", warmup_steps=3, evaluate="after") == [0.3333, 0.6667, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
     assert factors("warmup_cosine", warmup_steps=2) == [0.0, 0.5, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]
-    assert factors("warmup_stable_decay", warmup_steps=2, decay_share=0.5) == [0.0, 0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert factors("warmup_stable_decay", warmup_steps=2, decay_share=0.5) == [
+        0.0,
+        0.5,
+        1.0,
+        1.0,
+        1.0,
+        0.75,
+        0.5,
+        0.25,
+        0.0,
+    ]
     assert factors("warmup_linear", warmup_share=1.0) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.0]
 
 
 def test_rates_are_set_from_the_peak_at_every_update() -> None:
-    optimizer, schedule = build_optimizer(Net(), OptimConfig(name="adamw", lr=0.5, schedule="warmup_linear", warmup_steps=2), 8)
+    optimizer, schedule = build_optimizer(
+        Net(), OptimConfig(name="adamw", lr=0.5, schedule="warmup_linear", warmup_steps=2), 8
+    )
     assert isinstance(optimizer, torch.optim.AdamW)
-    assert [apply_schedule(optimizer, schedule, done) for done in (1, 1, 2, 7)] == pytest.approx([0.25, 0.25, 0.5, 0.5 / 6])
+    assert [apply_schedule(optimizer, schedule, done) for done in (1, 1, 2, 7)] == pytest.approx(
+        [0.25, 0.25, 0.5, 0.5 / 6]
+    )
     assert {group["lr"] for group in optimizer.param_groups} == {0.5 * schedule.factor(7)}
 
 

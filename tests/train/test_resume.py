@@ -47,7 +47,9 @@ def whole(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 @pytest.mark.parametrize("at", [1, 9, 14, 22, 29])
-def test_stop_and_resume_equal_the_uninterrupted_run(toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path, at: int) -> None:
+def test_stop_and_resume_equal_the_uninterrupted_run(
+    toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path, at: int
+) -> None:
     path, model = whole
     with pytest.raises(Stopped):
         toy.run(tmp_path / "run", at=at, how=stop)
@@ -86,7 +88,13 @@ def test_a_resumed_run_that_forgets_its_generators_differs(
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_a_killed_process_resumes_exactly(toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path) -> None:
     path, model = whole
-    killed = subprocess.run([sys.executable, PROGRAM, "kill", tmp_path / "run", "20"], check=False, capture_output=True, text=True, timeout=120)
+    killed = subprocess.run(
+        [sys.executable, PROGRAM, "kill", tmp_path / "run", "20"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert json.loads((tmp_path / "run" / "last" / "state.json").read_text())["state"]["step"] == 9
     resumed, _ = toy.run(tmp_path / "run", resume=True)
@@ -99,7 +107,13 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     started = [
         subprocess.Popen(
             [sys.executable, PROGRAM, "distributed", tmp_path / "two"],

@@ -124,7 +124,9 @@ def test_other_settings_are_refused_on_resume(tmp_path: Path) -> None:
 def test_everything_comes_back(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
     model, optimizer = trained()
-    state = State(step=3, epoch=1, batch=2, best=0.1 + 0.2, sums=Sums(loss=1 / 3, steps=2, parts={"a": [0.1, 3.0]}, examples=7))
+    state = State(
+        step=3, epoch=1, batch=2, best=0.1 + 0.2, sums=Sums(loss=1 / 3, steps=2, parts={"a": [0.1, 3.0]}, examples=7)
+    )
     folder.save_last(model, optimizer, state, {"epoch": 1, "next": 4})
     drawn = random.random(), np.random.rand(), torch.rand(1).item(), np.random.randn()
     other, other_optimizer = trained(seed=1)
@@ -136,7 +138,11 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert other.decoder.weight is other.words.weight
     moments = [entry["exp_avg"] for entry in optimizer.state.values()]
     assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, other_optimizer.state.values(), strict=True))
-    assert sorted(file.name for file in folder.last.iterdir()) == ["model-000001.safetensors", "optimizer-000001.pt", "state.json"]
+    assert sorted(file.name for file in folder.last.iterdir()) == [
+        "model-000001.safetensors",
+        "optimizer-000001.pt",
+        "state.json",
+    ]
     folder.save_last(model, optimizer, state, {})
     assert len(list(folder.last.iterdir())) == 3
 
@@ -183,7 +189,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("survives", [True, False])
 @pytest.mark.parametrize("at", range(1, 10))
-def test_a_kill_at_any_rename_or_flush_leaves_a_whole_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, survives: bool) -> None:
+def test_a_kill_at_any_rename_or_flush_leaves_a_whole_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, survives: bool
+) -> None:
     """`survives`: whether Python still runs its clean-up; a real kill does not."""
     folder = RunFolder.create(tmp_path / "run")
     model, optimizer = trained()
@@ -225,7 +233,9 @@ def test_a_state_that_does_not_fit(tmp_path: Path) -> None:
         folder.load_last(other, torch.optim.SGD(other.parameters()))
 
 
-@pytest.mark.parametrize(("content", "message"), [('{"status": "runn', "It is damaged"), ("[]", "holds list, not a run's settings")])
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"status": "runn', "It is damaged"), ("[]", "holds list, not a run's settings")]
+)
 def test_a_damaged_run_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
     folder = RunFolder.create(tmp_path / "run")
     (folder.path / "run.json").write_text(content)

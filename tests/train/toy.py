@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visling import runtime
-from visling.train.engine import Step, TrainConfig, fit
+from visling.train.config import TrainConfig
+from visling.train.engine import fit
 from visling.train.log import Log, read
 from visling.train.optim import OptimConfig
+from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 from visling.types import Loss
 
@@ -83,7 +85,9 @@ def make(dropout: float = 0.2) -> tuple[Toy, Step]:
 
     def step(x: Tensor, y: Tensor) -> Loss:
         logits = model(x)
-        return Loss.mean("answer", F.cross_entropy(logits.float(), y, reduction="none")) + Loss.mean("size", logits.float().square()).scaled(0.1)
+        return Loss.mean("answer", F.cross_entropy(logits.float(), y, reduction="none")) + Loss.mean(
+            "size", logits.float().square()
+        ).scaled(0.1)
 
     return model, step
 
@@ -95,7 +99,10 @@ def accuracy(model: Toy) -> Callable[[], dict[str, float]]:
     def validate() -> dict[str, float]:
         torch.rand(3)
         with torch.inference_mode():
-            return {"accuracy": float((model(data.x).argmax(1) == data.y).double().mean()), "loss": float(F.cross_entropy(model(data.x), data.y))}
+            return {
+                "accuracy": float((model(data.x).argmax(1) == data.y).double().mean()),
+                "loss": float(F.cross_entropy(model(data.x), data.y)),
+            }
 
     return validate
 
@@ -130,7 +137,9 @@ def interrupted(step: Step, at: int, how: Callable[[], None]) -> Step:
     return wrapped
 
 
-def run(path: Path, *, resume: bool = False, at: int = 0, how: Callable[[], None] | None = None, **changes: Any) -> tuple[Toy, State]:
+def run(
+    path: Path, *, resume: bool = False, at: int = 0, how: Callable[[], None] | None = None, **changes: Any
+) -> tuple[Toy, State]:
     """A run in a folder, stopped by `how` at a call of the step."""
     model, step = make()
     folder = RunFolder.create(path, resume=resume)
@@ -173,7 +182,11 @@ def distributed(path: Path, batch_size: int = 2) -> None:
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
     timed = ("seconds", "examples_per_second")
-    return [{key: value for key, value in entry.items() if key not in timed} for entry in read(path / "log.jsonl") if entry["kind"] != "event"]
+    return [
+        {key: value for key, value in entry.items() if key not in timed}
+        for entry in read(path / "log.jsonl")
+        if entry["kind"] != "event"
+    ]
 
 
 if __name__ == "__main__":

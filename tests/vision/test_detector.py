@@ -51,7 +51,10 @@ def scene(seed: int) -> tuple[np.ndarray, Truth]:
         boxes.append([x, y, x + width, y + height])
         attributes.append([not blue, blue, False])
     return image, Truth(
-        boxes=np.array(boxes, np.float32), classes=np.array([0, 1]), attributes=np.array(attributes), has_attributes=np.array([True, True])
+        boxes=np.array(boxes, np.float32),
+        classes=np.array([0, 1]),
+        attributes=np.array(attributes),
+        has_attributes=np.array([True, True]),
     )
 
 
@@ -83,7 +86,9 @@ def test_the_loss_falls_and_the_toy_set_is_found(trained: tuple[Detector, list[f
             assert regions.classes is not None
             assert regions.attributes is not None
             hit = np.flatnonzero(near & (regions.classes == label))
-            right += bool(len(hit)) and set(regions.attributes[hit[0]][regions.attributes[hit[0]] >= 0]) == set(np.flatnonzero(holds))
+            right += bool(len(hit)) and set(regions.attributes[hit[0]][regions.attributes[hit[0]] >= 0]) == set(
+                np.flatnonzero(holds)
+            )
     assert right >= 29, f"{right} of 32 objects with class, box and attributes"
 
 
@@ -150,7 +155,9 @@ def test_min_and_max_regions_bound_the_count() -> None:
     torch.manual_seed(2)
     image = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
     for least, most in ((0, 8), (3, 8), (3, 3)):
-        detector = Detector(dataclasses.replace(TINY, min_confidence=1.0, min_regions=least, max_regions=most, final_threshold=0.9)).eval()
+        detector = Detector(
+            dataclasses.replace(TINY, min_confidence=1.0, min_regions=least, max_regions=most, final_threshold=0.9)
+        ).eval()
         assert len(detector.detect([image])[0]) == least
     free = Detector(dataclasses.replace(TINY, min_confidence=0.0, max_regions=5, final_threshold=0.95)).eval()
     assert len(free.detect([image])[0]) == 5
@@ -161,13 +168,16 @@ def test_images_without_objects_and_objects_without_attributes_teach() -> None:
     detector = Detector(TINY)
     image, truth = SCENES[0]
     nothing = Truth(
-        boxes=np.zeros((0, 4), np.float32), classes=np.zeros(0, np.int64), attributes=np.zeros((0, 3), bool), has_attributes=np.zeros(0, bool)
+        boxes=np.zeros((0, 4), np.float32),
+        classes=np.zeros(0, np.int64),
+        attributes=np.zeros((0, 3), bool),
+        has_attributes=np.zeros(0, bool),
     )
     loss = detector.losses([image, image], [nothing, nothing])
     assert torch.isfinite(loss.value)
-    assert {name: int(count) for name, (_, count) in loss.parts.items() if name in ("proposal_box", "box", "attribute")} == dict.fromkeys(
-        ("proposal_box", "box", "attribute"), 0
-    )
+    assert {
+        name: int(count) for name, (_, count) in loss.parts.items() if name in ("proposal_box", "box", "attribute")
+    } == dict.fromkeys(("proposal_box", "box", "attribute"), 0)
     untold = dataclasses.replace(truth, has_attributes=np.array([False, False]))
     parts = detector.losses([image], [untold]).parts
     assert int(parts["attribute"][1]) == 0
@@ -180,7 +190,10 @@ def test_crowds_are_neither_objects_nor_background() -> None:
     detector = Detector(dataclasses.replace(TINY, anchor_negative=0.001, anchor_positive=0.001, region_positive=0.001))
     image, _ = SCENES[0]
     crowd = Truth(
-        boxes=np.array([[0, 0, 48, 48]], np.float32), classes=np.array([IGNORE]), attributes=np.zeros((1, 3), bool), has_attributes=np.array([False])
+        boxes=np.array([[0, 0, 48, 48]], np.float32),
+        classes=np.array([IGNORE]),
+        attributes=np.zeros((1, 3), bool),
+        has_attributes=np.array([False]),
     )
     parts = detector.losses([image], [crowd]).parts
     assert int(parts["proposal_box"][1]) <= 1  # the forced best anchor is not an object either
@@ -190,10 +203,19 @@ def test_crowds_are_neither_objects_nor_background() -> None:
 
 def test_every_parameter_learns() -> None:
     torch.manual_seed(0)
-    for settings in (TINY, dataclasses.replace(TINY, class_specific_boxes=True, stem_stride=2, stride=4, channels=(8, 8, 12), blocks=(0, 0, 1))):
+    for settings in (
+        TINY,
+        dataclasses.replace(
+            TINY, class_specific_boxes=True, stem_stride=2, stride=4, channels=(8, 8, 12), blocks=(0, 0, 1)
+        ),
+    ):
         detector = Detector(settings)
         detector.losses([image for image, _ in SCENES[:6]], [truth for _, truth in SCENES[:6]]).value.backward()  # type: ignore[no-untyped-call]
-        still = [name for name, parameter in detector.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0]
+        still = [
+            name
+            for name, parameter in detector.named_parameters()
+            if parameter.grad is None or not parameter.grad.abs().sum() > 0
+        ]
         assert not still
 
 
@@ -217,7 +239,9 @@ def test_saved_and_loaded_detectors_are_equal(trained: tuple[Detector, list[floa
         same(loaded.detect([SCENES[0][0]])[0], detector.detect([SCENES[0][0]])[0])
 
 
-def test_the_fingerprint_tells_weights_and_settings_apart(trained: tuple[Detector, list[float]], tmp_path: Path) -> None:
+def test_the_fingerprint_tells_weights_and_settings_apart(
+    trained: tuple[Detector, list[float]], tmp_path: Path
+) -> None:
     detector, _ = trained
     detector.save(tmp_path)
     other = Detector.load(tmp_path)

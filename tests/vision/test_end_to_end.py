@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from visling import config as configs
 from visling.boxes import to_pixels, to_unit
-from visling.data.masking import hide_pixels
+from visling.data.batches.masking import hide_pixels
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.models import vlbert
 from visling.types import Batch, Regions, Text
@@ -50,7 +50,9 @@ def lively(config: ExtractorConfig = SMALL) -> RegionExtractor:
 
 def scene() -> tuple[Tensor, Tensor, Tensor]:
     """Two images, three and one real regions."""
-    boxes = torch.tensor([[[0.0, 0, 79, 47], [5, 5, 30, 40], [40, 8, 41, 9]], [[3, 3, 60, 44], [0, 0, 0, 0], [0, 0, 0, 0]]])
+    boxes = torch.tensor(
+        [[[0.0, 0, 79, 47], [5, 5, 30, 40], [40, 8, 41, 9]], [[3, 3, 60, 44], [0, 0, 0, 0], [0, 0, 0, 0]]]
+    )
     return torch.randn(2, 3, 48, 80), boxes, torch.tensor([[True, True, True], [True, False, False]])
 
 
@@ -108,7 +110,9 @@ def test_depths(name: str, depth: int) -> None:
     """Convolutions on the longest way through, and the layer of classes that a ResNet is named with."""
     with torch.device("meta"):
         extractor = RegionExtractor(PRESETS[name])
-    on_the_way = [name for name, module in extractor.named_modules() if isinstance(module, nn.Conv2d) and "shortcut" not in name]
+    on_the_way = [
+        name for name, module in extractor.named_modules() if isinstance(module, nn.Conv2d) and "shortcut" not in name
+    ]
     assert len(on_the_way) + 1 == depth
     assert extractor.config.feature_size == 2048
 
@@ -144,8 +148,14 @@ def test_frozen_stages_get_no_gradient(frozen: int) -> None:
     assert features.requires_grad == (frozen < 5)
     if frozen < 5:
         features.sum().backward()
-    trained = {name for name, parameter in extractor.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())}
-    assert trained == {name for name, _ in extractor.named_parameters() if name.startswith(parts[frozen:]) and ".norm." not in name}
+    trained = {
+        name
+        for name, parameter in extractor.named_parameters()
+        if parameter.grad is not None and bool(parameter.grad.any())
+    }
+    assert trained == {
+        name for name, _ in extractor.named_parameters() if name.startswith(parts[frozen:]) and ".norm." not in name
+    }
 
 
 def test_norms_stay_while_the_rest_trains() -> None:
@@ -175,7 +185,9 @@ def test_gradients_are_slopes() -> None:
         features: Tensor = extractor(images.double(), boxes, mask)
         return (features * direction).sum()
 
-    slope = sum(float((gradient * way).sum()) for gradient, way in zip(torch.autograd.grad(value(), trained), ways, strict=True))
+    slope = sum(
+        float((gradient * way).sum()) for gradient, way in zip(torch.autograd.grad(value(), trained), ways, strict=True)
+    )
     ends = []
     for step in (1e-4, -2e-4):
         with torch.no_grad():
@@ -191,10 +203,20 @@ def test_the_encoder_teaches_the_extractor() -> None:
     extractor, (images, boxes, _) = lively().train(), scene()
     images, corners = images[:1], boxes[:1, [1, 2, 0]]
     size = torch.tensor([[80.0, 48.0]])
-    config = replace(vlbert.PRESETS["tiny"], feature_size=SMALL.feature_size, whiten_features=False, masks_features=False, visual_scale_init=1.0)
+    config = replace(
+        vlbert.PRESETS["tiny"],
+        feature_size=SMALL.feature_size,
+        whiten_features=False,
+        masks_features=False,
+        visual_scale_init=1.0,
+    )
     features = extractor(images, corners, torch.ones(1, 3, dtype=torch.bool))
     regions = Regions(
-        features=features[:, :2], whole=features[:, 2], boxes=to_unit(corners[:, :2], size), mask=torch.ones(1, 2, dtype=torch.bool), size=size
+        features=features[:, :2],
+        whole=features[:, 2],
+        boxes=to_unit(corners[:, :2], size),
+        mask=torch.ones(1, 2, dtype=torch.bool),
+        size=size,
     )
     ids = torch.tensor([[2, 7, 3]])
     batch = Batch(text=Text(ids=ids, mask=ids > 0, segments=torch.zeros_like(ids)), regions=regions)
@@ -238,7 +260,10 @@ def test_pictures_are_whitened_and_padded() -> None:
     assert_close(batch[1, :, :30, :20], (255 - torch.tensor(MEAN_BGR))[:, None, None].expand(-1, 30, 20))
     assert bool((batch[0, :, 20:] == 0).all())
     assert bool((batch[1, :, :, 20:] == 0).all())
-    assert_close(to_pixels(torch.tensor([[[0.25, 0.5, 1.0, 1.0]]] * 2), size)[:, 0], torch.tensor([[10.0, 10, 40, 20], [5, 15, 20, 30]]))
+    assert_close(
+        to_pixels(torch.tensor([[[0.25, 0.5, 1.0, 1.0]]] * 2), size)[:, 0],
+        torch.tensor([[10.0, 10, 40, 20], [5, 15, 20, 30]]),
+    )
 
 
 def test_mirrored_pictures_are_the_same_from_the_other_side(tmp_path: Path) -> None:
@@ -283,10 +308,18 @@ def manifest(golden: Path) -> dict[str, dict[str, list[int]]]:
 def full_size(golden: Path, *, task: str = "") -> dict[str, Tensor]:
     """Every tensor of base end to end, without values; fine-tuned if a task is named."""
     described = manifest(golden)
-    network = next(shapes for name, shapes in described.items() if name.startswith("base_e2e_pretrain_multitask__beyond_prec"))
+    network = next(
+        shapes for name, shapes in described.items() if name.startswith("base_e2e_pretrain_multitask__beyond_prec")
+    )
     absent = described["base_e2e_pretrain_multitask__not_present_but_in_prec"]
-    shapes = {name: shape for name, shape in described["base_prec_pretrain_multitask"].items() if name not in absent} | network
-    shapes |= {name.replace("roi_head_feature_extractor", "head.0"): shape for name, shape in network.items() if name.startswith(HEAD)}
+    shapes = {
+        name: shape for name, shape in described["base_prec_pretrain_multitask"].items() if name not in absent
+    } | network
+    shapes |= {
+        name.replace("roi_head_feature_extractor", "head.0"): shape
+        for name, shape in network.items()
+        if name.startswith(HEAD)
+    }
     if task:
         shapes |= next(extra for name, extra in described.items() if name.startswith(f"base_{task}_e2e"))
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -313,14 +346,25 @@ def test_weights_go_out_under_the_names_they_came_in_with(golden: Path) -> None:
     ours = {f"extractor.{name}": tensor for name, tensor in extractor.state_dict().items()}
     theirs = KEYS["official"].invert(ours)
     assert f"{HEAD}.2.bn3.running_var" in theirs
-    assert torch.equal(theirs["image_feature_extractor.head.0.0.downsample.0.weight"], extractor.get_parameter("head.0.shortcut.convolution.weight"))
-    network = {name for name in full_size(golden) if name.startswith("image_feature_extractor.") and "obj_downsample" not in name}
+    assert torch.equal(
+        theirs["image_feature_extractor.head.0.0.downsample.0.weight"],
+        extractor.get_parameter("head.0.shortcut.convolution.weight"),
+    )
+    network = {
+        name
+        for name in full_size(golden)
+        if name.startswith("image_feature_extractor.") and "obj_downsample" not in name
+    }
     assert {name for name in theirs if "layer" not in name} == {name for name in network if "layer" not in name}
-    assert {name for name in theirs if "layer" in name} == {name for name in network if ".layer" in name and name.split(".")[3] == "0"}
+    assert {name for name in theirs if "layer" in name} == {
+        name for name in network if ".layer" in name and name.split(".")[3] == "0"
+    }
     other = lively()
     KEYS["official"].load(theirs, {"extractor": other})
     assert torch.equal(other(*(given := scene())), extractor(*given))
-    theirs["image_feature_extractor.head.0.1.conv2.weight"] = theirs["image_feature_extractor.head.0.1.conv2.weight"] + 1
+    theirs["image_feature_extractor.head.0.1.conv2.weight"] = (
+        theirs["image_feature_extractor.head.0.1.conv2.weight"] + 1
+    )
     with pytest.raises(CheckpointError, match=r"head\.0\.1\.conv2\.weight.* should be a copy"):
         KEYS["official"].load(theirs, {"extractor": other})
 

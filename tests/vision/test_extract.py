@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from visling.data.store import NativeStore, StoreWriter
 from visling.errors import DataError
+from visling.regions.store import NativeStore
+from visling.regions.writer import StoreWriter
 from visling.types import RegionArray
 from visling.vision import extract as extraction
 from visling.vision.detector import Detector, DetectorConfig
@@ -85,7 +86,9 @@ def test_every_image_is_written_once_and_as_if_alone(folder: Path, detector: Det
         alone = Memory()
         extract([path], detector, alone)
         for name in ("features", "boxes"):
-            np.testing.assert_allclose(getattr(alone.regions[path.stem], name), getattr(writer.regions[path.stem], name), atol=1e-4)
+            np.testing.assert_allclose(
+                getattr(alone.regions[path.stem], name), getattr(writer.regions[path.stem], name), atol=1e-4
+            )
         with Image.open(path) as image:
             assert alone.regions[path.stem].size == image.size
 
@@ -124,7 +127,9 @@ def test_bad_files_are_reported_and_the_rest_is_done(folder: Path, detector: Det
     assert all(reason for _, reason in report.unreadable)
 
 
-def test_an_interrupted_extraction_goes_on(folder: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_extraction_goes_on(
+    folder: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(extraction, "_COMMIT_EVERY", 4)
     whole, store = Memory(), tmp_path / "store"
     extract(folder, detector, whole, batch_size=2)
@@ -135,7 +140,13 @@ def test_an_interrupted_extraction_goes_on(folder: Path, detector: Detector, tmp
                 raise KeyboardInterrupt
             super().add(image_id, regions)
 
-    arguments = {"feature_size": 5, "fingerprint": detector.fingerprint, "class_names": ("thing",), "attribute_names": ("red",), "dtype": "float32"}
+    arguments = {
+        "feature_size": 5,
+        "fingerprint": detector.fingerprint,
+        "class_names": ("thing",),
+        "attribute_names": ("red",),
+        "dtype": "float32",
+    }
     with pytest.raises(KeyboardInterrupt), Failing(store, **arguments) as writer:  # type: ignore[arg-type]
         extract(folder, detector, writer, batch_size=2)
     with StoreWriter(store, **arguments, resume=True) as again:  # type: ignore[arg-type]

@@ -87,7 +87,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((1, 1), (64, 64)), ((1000, 3), (64, 1)), ((3, 1000), (1, 64)), ((64, 30), (64, 30)), ((128, 60), (64, 30))]
+    ("size", "expected"),
+    [((1, 1), (64, 64)), ((1000, 3), (64, 1)), ((3, 1000), (1, 64)), ((64, 30), (64, 30)), ((128, 60), (64, 30))],
 )
 def test_the_longer_side_is_fitted(size: tuple[int, int], expected: tuple[int, int]) -> None:
     fitted = fit(np.full((size[1], size[0], 3), 9, np.uint8), 64)

@@ -65,7 +65,12 @@ def test_roi_align_equals_loops(ratio: int, aligned: bool) -> None:
     boxes = torch.tensor(BOXES)
     image = torch.tensor([1, 0, 1, 1, 0, 0])
     found = ops.roi_align(features, boxes, image, output_size=3, scale=0.25, sampling_ratio=ratio, aligned=aligned)
-    expected = torch.stack([naive_roi_align(features[i], box, 3, 0.25, ratio, aligned) for i, box in zip(image.tolist(), BOXES, strict=True)])
+    expected = torch.stack(
+        [
+            naive_roi_align(features[i], box, 3, 0.25, ratio, aligned)
+            for i, box in zip(image.tolist(), BOXES, strict=True)
+        ]
+    )
     assert_close(found, expected, rtol=0, atol=2e-6)
 
 
@@ -74,11 +79,23 @@ def test_roi_align_equals_the_recorded_operator(golden: Path) -> None:
     inputs = load_file(golden / "vlbert/fast_rcnn/inputs.safetensors")
     outputs = load_file(golden / "vlbert/fast_rcnn/outputs_dilated.safetensors")
     found = ops.roi_align(
-        outputs["body4"], inputs["boxes"][0, :2], torch.zeros(2, dtype=torch.long), output_size=14, scale=1 / 16, sampling_ratio=1, aligned=False
+        outputs["body4"],
+        inputs["boxes"][0, :2],
+        torch.zeros(2, dtype=torch.long),
+        output_size=14,
+        scale=1 / 16,
+        sampling_ratio=1,
+        aligned=False,
     )
     assert_close(found, outputs["roi_align"], rtol=1e-5, atol=2e-5)
     other = ops.roi_align(
-        outputs["body4"], inputs["boxes"][0, :2], torch.zeros(2, dtype=torch.long), output_size=14, scale=1 / 16, sampling_ratio=1, aligned=True
+        outputs["body4"],
+        inputs["boxes"][0, :2],
+        torch.zeros(2, dtype=torch.long),
+        output_size=14,
+        scale=1 / 16,
+        sampling_ratio=1,
+        aligned=True,
     )
     assert not torch.allclose(other, outputs["roi_align"], atol=1e-3)
 
@@ -119,7 +136,9 @@ def test_no_regions_give_an_empty_result() -> None:
 def test_roi_pool_equals_recorded_values(golden: Path, size: int) -> None:
     recorded = np.load(golden / "frcnn/ops.npz")
     regions = torch.from_numpy(recorded["rois"])
-    found = ops.roi_pool(torch.from_numpy(recorded["roi_feat"]), regions[:, 1:], regions[:, 0].long(), output_size=size, scale=1 / 16)
+    found = ops.roi_pool(
+        torch.from_numpy(recorded["roi_feat"]), regions[:, 1:], regions[:, 0].long(), output_size=size, scale=1 / 16
+    )
     assert torch.equal(found, torch.from_numpy(recorded[f"roi_pool_{size}_scale_1_16"]))
 
 
@@ -130,7 +149,9 @@ def test_roi_pool_rounds_halves_away_from_zero() -> None:
     assert found[0, 0, 0].tolist() == [1.0, 2.0, 3.0]
 
 
-def naive_nms(boxes: Tensor, scores: Tensor, threshold: float, classes: Tensor | None = None, inclusive: bool = False) -> list[int]:
+def naive_nms(
+    boxes: Tensor, scores: Tensor, threshold: float, classes: Tensor | None = None, inclusive: bool = False
+) -> list[int]:
     left = scores.argsort(descending=True, stable=True).tolist()
     kept = []
     while left:
@@ -148,7 +169,9 @@ def naive_nms(boxes: Tensor, scores: Tensor, threshold: float, classes: Tensor |
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def test_suppression_equals_recorded_values(golden: Path, threshold: float) -> None:
     recorded = np.load(golden / "frcnn/ops.npz")
-    found = ops.nms(torch.from_numpy(recorded["nms_boxes"]), torch.from_numpy(recorded["nms_scores_with_ties"]), threshold)
+    found = ops.nms(
+        torch.from_numpy(recorded["nms_boxes"]), torch.from_numpy(recorded["nms_scores_with_ties"]), threshold
+    )
     assert found.tolist() == recorded[f"nms_keep_{threshold}"].tolist()
 
 

@@ -36,9 +36,13 @@ def write_comparison(folder: Path) -> tuple[Path, Path]:
         found = json.loads(file.read_text(encoding="utf-8"))
         text, page = _markdown(found), _html(found)
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {file}: {error}. Give the folder that visling compare wrote with --out.") from error
+        raise RunError(
+            f"cannot read {file}: {error}. Give the folder that visling compare wrote with --out."
+        ) from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is not a comparison of this version: {error!r}. Make it again with visling compare --resume.") from error
+        raise RunError(
+            f"{file} is not a comparison of this version: {error!r}. Make it again with visling compare --resume."
+        ) from error
     targets = folder / "comparison.md", folder / "comparison.html"
     for target, content in zip(targets, (text, page), strict=True):
         part = target.with_name(f"{target.name}.part")
@@ -60,7 +64,11 @@ def _title(found: Mapping[str, Any]) -> str:
 
 def _missing(found: Mapping[str, Any]) -> str:
     runs = found["runs"]
-    return "" if found["status"] == "finished" else f"Not finished: {runs['ended']} of {runs['planned']} runs have ended. Means are of those."
+    return (
+        ""
+        if found["status"] == "finished"
+        else f"Not finished: {runs['ended']} of {runs['planned']} runs have ended. Means are of those."
+    )
 
 
 def _facts(found: Mapping[str, Any]) -> dict[str, str]:
@@ -70,7 +78,10 @@ def _facts(found: Mapping[str, Any]) -> dict[str, str]:
     first = next(iter(configs.values()))
     facts = {
         "pre-training": f"recipe MODEL-{plan['recipe']}, {plan['updates']:,} updates of {first['pretrain']['batch_size']} examples",
-        **{f"fine-tuning, {task}": f"recipe MODEL-{task}, {_labelled(first[task], plan['examples'][task])}" for task in plan["tasks"]},
+        **{
+            f"fine-tuning, {task}": f"recipe MODEL-{task}, {_labelled(first[task], plan['examples'][task])}"
+            for task in plan["tasks"]
+        },
         "scored": f"once, on split {plan['split']}, with the weights that were best on the validation split",
         "seeds": f"{plan['seeds']}, from 0 on: of fresh weights, of the order and masking of examples, of which of them are used",
         "data": plan["data"],
@@ -101,7 +112,10 @@ def _tables(found: Mapping[str, Any]) -> Iterator[_Table]:
             yield _Table(
                 title=f"Settings of {'pre-training' if phase == 'pretrain' else phase} that differ, besides the encoders",
                 head=("setting", *plan["models"]),
-                rows=[(name, *(json.dumps(values[model]) for model in plan["models"])) for name, values in settings.items()],
+                rows=[
+                    (name, *(json.dumps(values[model]) for model in plan["models"]))
+                    for name, values in settings.items()
+                ],
             )
 
 
@@ -136,7 +150,11 @@ def _seeds(task: str, rows: Sequence[Mapping[str, Any]], seeds: int) -> _Table:
         title=f"{task}: every seed",
         head=("model", "start", *(f"seed {seed}" for seed in range(seeds))),
         rows=[
-            (row["model"], start, *(_number(about["score"]["values"].get(str(seed)), "{:.1f}") for seed in range(seeds)))
+            (
+                row["model"],
+                start,
+                *(_number(about["score"]["values"].get(str(seed)), "{:.1f}") for seed in range(seeds)),
+            )
             for row in rows
             for start, about in row["starts"].items()
         ],
@@ -174,7 +192,10 @@ def _markdown(found: Mapping[str, Any]) -> str:
     for table in _tables(found):
         lines = [_line(table.head), _line(["---"] * len(table.head)), *map(_line, table.rows)]
         parts += [f"## {_cell(table.title)}", "\n".join(lines), *([table.note] if table.note else [])]
-    parts += ["## The same for all models", "\n".join(f"- {name}: {_cell(fact)}" for name, fact in _facts(found).items())]
+    parts += [
+        "## The same for all models",
+        "\n".join(f"- {name}: {_cell(fact)}" for name, fact in _facts(found).items()),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -203,7 +224,10 @@ def _html(found: Mapping[str, Any]) -> str:
 
 def _html_table(table: _Table) -> str:
     head = "".join(f'<th scope="col">{_h(name)}</th>' for name in table.head)
-    body = "".join(f'<tr><th scope="row">{_h(first)}</th>{"".join(f"<td>{_h(cell)}</td>" for cell in rest)}</tr>' for first, *rest in table.rows)
+    body = "".join(
+        f'<tr><th scope="row">{_h(first)}</th>{"".join(f"<td>{_h(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in table.rows
+    )
     note = f"<p><small>{_h(table.note)}</small></p>" if table.note else ""
     return (
         f'<section><h2>{_h(table.title)}</h2><div class="wide" tabindex="0" role="region" aria-label="{_h(table.title)}">'

@@ -159,7 +159,9 @@ def prediction_card(
         factor = _enlargement(picture.size)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     else:
-        picture = draw_regions(image, regions, class_names=class_names, attribute_names=attribute_names, highlight=highlight, top=max_boxes)
+        picture = draw_regions(
+            image, regions, class_names=class_names, attribute_names=attribute_names, highlight=highlight, top=max_boxes
+        )
     margin, column = 24, 380
     wide = picture.width > 1.6 * picture.height
     picture.thumbnail((900, 560) if wide else (640, 640), Image.Resampling.LANCZOS)
@@ -214,30 +216,49 @@ def _inside(box: NDArray[np.float64], width: int, height: int) -> _Rectangle:
     """The part of a box that lies in the picture, at least two pixels wide and high where the picture is."""
     x1, x2 = sorted(float(np.clip(np.nan_to_num(value), 0, width - 1)) for value in (box[0], box[2]))
     y1, y2 = sorted(float(np.clip(np.nan_to_num(value), 0, height - 1)) for value in (box[1], box[3]))
-    return min(x1, max(width - 3, 0)), min(y1, max(height - 3, 0)), min(max(x2, x1 + 2), width - 1), min(max(y2, y1 + 2), height - 1)
+    return (
+        min(x1, max(width - 3, 0)),
+        min(y1, max(height - 3, 0)),
+        min(max(x2, x1 + 2), width - 1),
+        min(max(y2, y1 + 2), height - 1),
+    )
 
 
 def _area(box: _Rectangle) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _outline(canvas: ImageDraw.ImageDraw, box: _Rectangle, colour: Colour, line: int, strength: float, *, filled: bool) -> None:
+def _outline(
+    canvas: ImageDraw.ImageDraw, box: _Rectangle, colour: Colour, line: int, strength: float, *, filled: bool
+) -> None:
     opacity = round(70 + 185 * strength)
     width = max(1, round(line * (0.5 + 0.9 * strength))) if filled else line
     # A light rim outside and a dark one inside keep the line visible on a ground of its own colour.
-    canvas.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=(255, 255, 255, round(opacity * 0.7)), width=1)
+    canvas.rectangle(
+        (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=(255, 255, 255, round(opacity * 0.7)), width=1
+    )
     canvas.rectangle(box, outline=(0, 0, 0, round(opacity * 0.55)), width=width + 1)
     fill = (*colour, round(70 * strength)) if filled else None
     canvas.rectangle(box, outline=(*colour, opacity), width=width, fill=fill)
 
 
-def _describe(regions: RegionArray, index: int, class_names: Sequence[str], attribute_names: Sequence[str], *, confidence: bool) -> str:
+def _describe(
+    regions: RegionArray, index: int, class_names: Sequence[str], attribute_names: Sequence[str], *, confidence: bool
+) -> str:
     """Attributes, class and (if asked for) class confidence of a region in words."""
     words: list[str] = []
     if regions.attributes is not None and attribute_names:
         ids = np.atleast_1d(regions.attributes[index])
-        sure = np.ones(len(ids)) if regions.attribute_confidence is None else np.atleast_1d(regions.attribute_confidence[index])
-        named = [attribute_names[int(i)] for i, p in zip(ids, sure, strict=True) if 0 <= i < len(attribute_names) and p >= _ATTRIBUTE_CONFIDENCE]
+        sure = (
+            np.ones(len(ids))
+            if regions.attribute_confidence is None
+            else np.atleast_1d(regions.attribute_confidence[index])
+        )
+        named = [
+            attribute_names[int(i)]
+            for i, p in zip(ids, sure, strict=True)
+            if 0 <= i < len(attribute_names) and p >= _ATTRIBUTE_CONFIDENCE
+        ]
         words += named[:_NUM_ATTRIBUTES]
     if regions.classes is not None and class_names:
         number = int(regions.classes[index])
@@ -270,7 +291,15 @@ def _label(
     if not text or width > size[0] or height > size[1]:
         return
     (x1, y1, x2, y2), colour = boxes[owner], region_colour(owner)
-    corners = [(x1, y1 - height), (x1, y1), (x2 - width, y1 - height), (x1, y2), (x2 - width, y2), (x1, y2 - height), (x2 - width, y1)]
+    corners = [
+        (x1, y1 - height),
+        (x1, y1),
+        (x2 - width, y1 - height),
+        (x1, y2),
+        (x2 - width, y2),
+        (x1, y2 - height),
+        (x2 - width, y1),
+    ]
     corners += [(x2, y1), (x1 - width, y1), (x2, y2 - height), (x1 - width, y2 - height)]
     corners += [(x1, y1 + step * height) for step in range(1, 6) if y1 + (step + 1) * height <= y2]
     spots = []
@@ -306,7 +335,11 @@ _PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→": ">
 
 def _printable(text: str) -> str:
     """Text in the characters that Pillow's built-in font can draw: accents fall off, other scripts become question marks."""
-    folded = "".join(c for c in unicodedata.normalize("NFKD", " ".join(text.split()).translate(_PLAIN)) if not unicodedata.combining(c))
+    folded = "".join(
+        c
+        for c in unicodedata.normalize("NFKD", " ".join(text.split()).translate(_PLAIN))
+        if not unicodedata.combining(c)
+    )
     return "".join(c if " " <= c <= "~" or c in "·…“”‘’" else "?" for c in folded.replace("...", "…"))
 
 

@@ -22,9 +22,9 @@ from typing import Any
 from PIL import Image
 
 from visling.analysis.drawing import draw_regions
-from visling.data.identity import Aliases, canonical
-from visling.data.store import NativeStore
 from visling.errors import DataError, RunError, StoreError
+from visling.image_ids import Aliases, canonical
+from visling.regions.store import NativeStore
 from visling.types import RegionArray, RegionStore
 from visling.vision.images import SUFFIXES, read_image
 
@@ -67,7 +67,9 @@ def write_report(
     """
     for folder in (run, *compare):
         if not folder.is_dir():
-            raise RunError(f"no run folder {folder}. Give the folder that holds run.json, as printed when the training began.")
+            raise RunError(
+                f"no run folder {folder}. Give the folder that holds run.json, as printed when the training began."
+            )
     target = out if out is not None else run / "report.html"
     if target.is_dir():
         raise RunError(f"{target} is a folder; the report is one file. Name a file with --out, ending in .html.")
@@ -83,13 +85,17 @@ def write_report(
     # The sections come first: what they miss is named at the top of the page.
     body = [_scores(found), _curves(found), _gallery(found, examples, pictures, regions), _configuration(found)]
     title = f"{_say(found.about.get('model'), 'model')} on {_say(found.about.get('task'), 'task')}"
-    page = _PAGE.format(title=_h(title), style=_STYLE, verdict=_verdict(found, title), missing=_missing(found), body="\n".join(body))
+    page = _PAGE.format(
+        title=_h(title), style=_STYLE, verdict=_verdict(found, title), missing=_missing(found), body="\n".join(body)
+    )
     part = target.with_name(f"{target.name}.part")
     try:
         part.write_text(page, encoding="utf-8")
         part.replace(target)
     except OSError as error:
-        raise RunError(f"cannot write the report {target}: {error}. Name another file with --out, in a folder that exists.") from error
+        raise RunError(
+            f"cannot write the report {target}: {error}. Name another file with --out, in a folder that exists."
+        ) from error
     return target
 
 
@@ -282,7 +288,9 @@ def _verdict(run: _Run, title: str) -> str:
         for name, cell in list(_table(evaluation.get("scores")).items())[:1]:
             value, count = _value(cell), _count(cell.get("count") if isinstance(cell, Mapping) else None)
             over = f" over {count} examples" if count else ""
-            lines.append(f'<p class="score"><strong>{_h(_score(name, value))}</strong> {_h(name)} on {_h(split)}{over}</p>')
+            lines.append(
+                f'<p class="score"><strong>{_h(_score(name, value))}</strong> {_h(name)} on {_h(split)}{over}</p>'
+            )
             lines += [f"<p>{_h(line)}</p>" for line in _against_baselines(evaluation, name, value)]
     parameters = run.about.get("parameters")
     size = parameters.get("total", parameters) if isinstance(parameters, Mapping) else parameters
@@ -300,7 +308,10 @@ def _verdict(run: _Run, title: str) -> str:
 
 
 def _against_baselines(evaluation: Mapping[str, Any], name: str, value: float | None) -> Iterator[str]:
-    others = {title: _value(_table(_table(baseline).get("scores")).get(name)) for title, baseline in _table(evaluation.get("baselines")).items()}
+    others = {
+        title: _value(_table(_table(baseline).get("scores")).get(name))
+        for title, baseline in _table(evaluation.get("baselines")).items()
+    }
     known = {title: other for title, other in others.items() if other is not None}
     if value is None or not known or not _is_share(name):
         return
@@ -321,10 +332,20 @@ def _scores(run: _Run) -> str:
     for split, evaluation in run.evaluations.items():
         baselines = _table(evaluation.get("baselines"))
         groups: list[tuple[str, Mapping[str, Any], dict[str, Mapping[str, Any]]]] = [
-            ("score", _table(evaluation.get("scores")), {name: _table(_table(b).get("scores")) for name, b in baselines.items()})
+            (
+                "score",
+                _table(evaluation.get("scores")),
+                {name: _table(_table(b).get("scores")) for name, b in baselines.items()},
+            )
         ]
         for group, rows in _table(evaluation.get("by")).items():
-            groups.append((group, _table(rows), {name: _table(_table(_table(b).get("by")).get(group)) for name, b in baselines.items()}))
+            groups.append(
+                (
+                    group,
+                    _table(rows),
+                    {name: _table(_table(_table(b).get("by")).get(group)) for name, b in baselines.items()},
+                )
+            )
         parts.append(f"<h3>{_h(split)}</h3>")
         parts += [_score_table(split, group, rows, others) for group, rows, others in groups if rows]
     text = "".join(parts) or "<p>This run has not been evaluated. Run <code>visling evaluate</code> on it.</p>"
@@ -339,7 +360,9 @@ def _score_table(split: str, group: str, rows: Mapping[str, Any], others: Mappin
         count = _count(cell.get("count") if isinstance(cell, Mapping) else None)
         # Types of questions are shares whatever they are called; only scores can be ranks or losses.
         kind = name if group == "score" else "share"
-        cells = _score_cell(kind, _value(cell), "") + "".join(_score_cell(kind, _value(o.get(name)), "base") for o in others.values())
+        cells = _score_cell(kind, _value(cell), "") + "".join(
+            _score_cell(kind, _value(o.get(name)), "base") for o in others.values()
+        )
         body.append(f'<tr><th scope="row">{_h(name)}</th>{cells}<td class="count">{count}</td></tr>')
     caption = "Scores" if group == "score" else f"By {plain}"
     return (
@@ -423,7 +446,9 @@ def _chart(title: str, series: Mapping[str, Sequence[Point]]) -> str:
     y0, y1 = (max(y0 - pad, 0.0) if y0 >= 0 else y0 - pad), y1 + pad
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + (x - x0) / (x1 - x0) * (width - left - right), height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom)
+        return left + (x - x0) / (x1 - x0) * (width - left - right), height - bottom - (y - y0) / (y1 - y0) * (
+            height - top - bottom
+        )
 
     marks = []
     for tick in _ticks(y0, y1):
@@ -431,7 +456,9 @@ def _chart(title: str, series: Mapping[str, Sequence[Point]]) -> str:
         marks.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         marks.append(f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
     for tick in _ticks(x0, x1):
-        marks.append(f'<text x="{at(tick, y0)[0]:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_short(tick)}</text>')
+        marks.append(
+            f'<text x="{at(tick, y0)[0]:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_short(tick)}</text>'
+        )
     marks.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 2}" text-anchor="middle">step</text>')
     legend, spoken = [], []
     for number, (name, points) in enumerate(lines.items()):
@@ -469,7 +496,11 @@ def _gallery(run: _Run, examples: int, folder: Path | None, store: RegionStore |
         run.missing.append("no folder of pictures is known: examples are shown without")
     elif not pictures:
         run.missing.append("none of the pictures was found in the folder of images")
-    groups = (("Wrong", wrong, len(marked[False])), ("Right", right, len(marked[True])), ("Without a score", unknown, len(marked[None])))
+    groups = (
+        ("Wrong", wrong, len(marked[False])),
+        ("Right", right, len(marked[True])),
+        ("Without a score", unknown, len(marked[None])),
+    )
     parts = []
     for title, chosen, total in groups:
         if chosen:
@@ -490,7 +521,9 @@ def _spread(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, 
         for number, of_type in enumerate(order):
             if shares[number] < len(of_type) and sum(shares) < count:
                 shares[number] += 1
-    chosen = [[of_type[k * len(of_type) // share] for k in range(share)] for of_type, share in zip(order, shares, strict=True)]
+    chosen = [
+        [of_type[k * len(of_type) // share] for k in range(share)] for of_type, share in zip(order, shares, strict=True)
+    ]
     return [row for turn in zip_longest(*chosen) for row in turn if row is not None]
 
 
@@ -518,7 +551,10 @@ def _card(row: Mapping[str, Any], pictures: Mapping[str, Path], store: RegionSto
     score = _number(row.get("score"))
     look, sign = ("", "") if score is None else ("right", "✓ right") if score >= _RIGHT else ("wrong", "✗ wrong")
     partly = f" ({score:.2g})" if score is not None and 0 < score < 1 else ""
-    shown = "".join(_picture(image, pictures.get(image), store) for image in _image_ids(row)[:2]) or '<p class="none">no picture</p>'
+    shown = (
+        "".join(_picture(image, pictures.get(image), store) for image in _image_ids(row)[:2])
+        or '<p class="none">no picture</p>'
+    )
     kind = f'<span class="kind">{_h(row["type"])}</span>' if row.get("type") else ""
     confidence = _number(row.get("confidence"))
     sure = "" if confidence is None else f" <small>{100 * confidence:.0f} %</small>"
@@ -550,7 +586,14 @@ def _picture(image: str, file: Path | None, store: RegionStore | None) -> str:
     if regions is not None:
         count = min(len(regions), _DRAWN_REGIONS)
         names, attributes = getattr(store, "class_names", ()), getattr(store, "attribute_names", ())
-        picture = draw_regions(picture, regions, class_names=names, attribute_names=attributes, top=count, scale=_PICTURE_SIZE // max(picture.size))
+        picture = draw_regions(
+            picture,
+            regions,
+            class_names=names,
+            attribute_names=attributes,
+            top=count,
+            scale=_PICTURE_SIZE // max(picture.size),
+        )
     alt = f"Image {image}" + (f" with {count} regions drawn" if count else "")
     return f'<img alt="{_h(alt)}" width="{picture.width}" height="{picture.height}" src="{_data_uri(picture)}">'
 
@@ -575,11 +618,16 @@ def _data_uri(picture: Image.Image) -> str:
 
 def _configuration(run: _Run) -> str:
     about = run.about
-    versions = "".join(f'<tr><th scope="row">{_h(name)}</th><td>{_h(value)}</td></tr>' for name, value in _table(about.get("versions")).items())
+    versions = "".join(
+        f'<tr><th scope="row">{_h(name)}</th><td>{_h(value)}</td></tr>'
+        for name, value in _table(about.get("versions")).items()
+    )
     table = f'<table><caption>Versions</caption><thead><tr><th scope="col">package</th><th scope="col">version</th></tr></thead>{versions}</table>'
     command = about.get("command")
     words = " ".join(map(str, command)) if isinstance(command, (list, tuple)) else _say(command, "not recorded")
-    config = json.dumps(about["config"], indent=2, ensure_ascii=False) if about.get("config") is not None else "not recorded"
+    config = (
+        json.dumps(about["config"], indent=2, ensure_ascii=False) if about.get("config") is not None else "not recorded"
+    )
     rest = {name: _say(about.get(name), "") for name in ("recipe", "seed", "started", "finished", "images", "store")}
     facts = "".join(f"<div><dt>{_h(name)}</dt><dd>{_h(value)}</dd></div>" for name, value in rest.items() if value)
     return (

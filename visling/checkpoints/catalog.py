@@ -12,7 +12,7 @@ from visling.types import Head
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release:
+class ReleasedFile:
     """One released file."""
 
     name: str
@@ -53,9 +53,9 @@ _DRIVE = "https://drive.google.com/file/d/{}/view"
 _VCR_NOTE = "Also holds the region CNN (detector.*), which is dropped: extract features with it elsewhere."
 
 
-def _official(name: str, preset: str, drive: str, *, heads: dict[str, Head], note: str = "") -> Release:
+def _official(name: str, preset: str, drive: str, *, heads: dict[str, Head], note: str = "") -> ReleasedFile:
     """A file of the uclanlp/visualbert README; its repository is under the MIT licence, the files themselves state none."""
-    return Release(
+    return ReleasedFile(
         name=name,
         family="visualbert",
         preset=preset,
@@ -67,9 +67,9 @@ def _official(name: str, preset: str, drive: str, *, heads: dict[str, Head], not
     )
 
 
-def _hub(task: str, stage: str, heads: dict[str, Head]) -> Release:
+def _hub(task: str, stage: str, heads: dict[str, Head]) -> ReleasedFile:
     """A conversion of an official file by the authors of the transformers port; the repositories have no model card."""
-    return Release(
+    return ReleasedFile(
         name=f"visualbert-{task}{stage}",
         family="visualbert",
         preset=task,
@@ -77,18 +77,20 @@ def _hub(task: str, stage: str, heads: dict[str, Head]) -> Release:
         heads=heads,
         source=f"{HUB}uclanlp/visualbert-{task}{stage}",
         licence="none stated",
-        note="Features are extracted by the region CNN of the official file, which this one lacks." if task == "vcr" else "",
+        note="Features are extracted by the region CNN of the official file, which this one lacks."
+        if task == "vcr"
+        else "",
     )
 
 
-def _vlbert(name: str, drive: str) -> Release:
+def _vlbert(name: str, drive: str) -> ReleasedFile:
     """A file of jackroos/VL-BERT, `PREPARE_PRETRAINED_MODELS.md`; its repository is under the MIT licence, the files themselves state none."""
     _, _, size, kind = name.split("-")
     if kind == "e2e":
         note = "Also holds the region network that makes its features, which is left out here; `visling pretrain --backbone` reads it."
     else:
         note = "Reads features of bottom-up attention (ResNet-101, 10 to 100 regions)."
-    return Release(
+    return ReleasedFile(
         name=name,
         family="vlbert",
         preset=f"{size}_{kind}",
@@ -105,15 +107,17 @@ def _vlbert(name: str, drive: str) -> Release:
 
 _LXMERT_PRETRAINING = {
     **_PRETRAINING,
-    "region_targets": Head(kind="region_targets", outputs=4048, options={"classes": 1600, "attributes": 400, "features": 2048}),
+    "region_targets": Head(
+        kind="region_targets", outputs=4048, options={"classes": 1600, "attributes": 400, "features": 2048}
+    ),
     "answers": Head(kind="classify", outputs=9500),
 }
 _LXMERT_FEATURES = "Features: bottom-up attention, ResNet-101, 36 regions."
 
 
-def _lxmert(name: str, path: str, *, note: str = "", megabytes: int | None = None) -> Release:
+def _lxmert(name: str, path: str, *, note: str = "", megabytes: int | None = None) -> ReleasedFile:
     """A pre-trained file of airsplay/lxmert; its repository is under the MIT licence, the files themselves state none."""
-    return Release(
+    return ReleasedFile(
         name=name,
         family="lxmert",
         preset="base",
@@ -128,10 +132,10 @@ def _lxmert(name: str, path: str, *, note: str = "", megabytes: int | None = Non
     )
 
 
-def _lxmert_hub(task: str, heads: dict[str, Head], note: str) -> Release:
+def _lxmert_hub(task: str, heads: dict[str, Head], note: str) -> ReleasedFile:
     """A conversion of an official file by the authors of the transformers port."""
     name = f"lxmert-{task}-uncased"
-    return Release(
+    return ReleasedFile(
         name=name,
         family="lxmert",
         preset="base",
@@ -149,9 +153,11 @@ _VILBERT_FOLDER = "https://drive.google.com/drive/folders/{}"
 _VILBERT_UNSEEN = "Nobody has looked into it here: its keys are those that the code writes."
 
 
-def _vilbert_first(name: str, preset: str, folder: str, heads: dict[str, Head], note: str, dead: str = "") -> Release:
+def _vilbert_first(
+    name: str, preset: str, folder: str, heads: dict[str, Head], note: str, dead: str = ""
+) -> ReleasedFile:
     """A folder of the jiasenlu/vilbert_beta README; neither the repository nor the files state a licence."""
-    return Release(
+    return ReleasedFile(
         name=f"vilbert_beta_{name}",
         family="vilbert",
         preset=preset,
@@ -164,9 +170,9 @@ def _vilbert_first(name: str, preset: str, folder: str, heads: dict[str, Head], 
     )
 
 
-def _vilbert_multitask(name: str, preset: str, heads: dict[str, Head], note: str) -> Release:
+def _vilbert_multitask(name: str, preset: str, heads: dict[str, Head], note: str) -> ReleasedFile:
     """A file of facebookresearch/vilbert-multi-task; its repository is under the MIT licence, the files themselves state none."""
-    return Release(
+    return ReleasedFile(
         name=f"vilbert-multi-task_{name}",
         family="vilbert",
         preset=preset,
@@ -181,9 +187,9 @@ def _vilbert_multitask(name: str, preset: str, heads: dict[str, Head], note: str
 _VOLTA_SEEDS = "all ten are at https://sid.erda.dk/sharelink/GWj9Oh5dx4"
 
 
-def _volta(family: str, name: str, preset: str, share: str, heads: dict[str, Head], note: str = "") -> Release:
+def _volta(family: str, name: str, preset: str, share: str, heads: dict[str, Head], note: str = "") -> ReleasedFile:
     """A pre-trained file of e-bug/volta, `MODELS.md`; its repository is under the MIT licence, the files themselves state none."""
-    return Release(
+    return ReleasedFile(
         name=f"volta_{name}",
         family=family,
         preset=preset,
@@ -195,7 +201,7 @@ def _volta(family: str, name: str, preset: str, share: str, heads: dict[str, Hea
     )
 
 
-RELEASES: tuple[Release, ...] = (
+RELEASED_FILES: tuple[ReleasedFile, ...] = (
     _official("nlvr2_coco_pre_trained", "nlvr2", "1QvivVfRsRF518OQSQNaN7aFk6eQ43vP_", heads=_PRETRAINING),
     _official("nlvr2_pre_trained", "nlvr2", "1Z19G_rAuKn0TQ5Cj-KCcavBKSwBhvxGq", heads=_PRETRAINING),
     _official("nlvr2_fine_tuned", "nlvr2", "1GCV6woBnWY09JhjtLOXyKUhuFiQz9L5U", heads=_CLASSIFIERS["nlvr2"]),
@@ -224,15 +230,27 @@ RELEASES: tuple[Release, ...] = (
         note="The default of the release. Object and attribute heads were not trained by the released code: do not judge losses by them.",
     ),
     *(
-        _lxmert(f"lxmert_Epoch{epoch:02d}_LXRT", f"github_pretrain/lxmert/Epoch{epoch:02d}_LXRT.pth", note="Released code, a run of 12 epochs.")
+        _lxmert(
+            f"lxmert_Epoch{epoch:02d}_LXRT",
+            f"github_pretrain/lxmert/Epoch{epoch:02d}_LXRT.pth",
+            note="Released code, a run of 12 epochs.",
+        )
         for epoch in range(1, 13)
     ),
     *(
-        _lxmert(f"lxmert20_Epoch{epoch:02d}_LXRT", f"github_pretrain/lxmert20/Epoch{epoch:02d}_LXRT.pth", note="Released code, a run of 20 epochs.")
+        _lxmert(
+            f"lxmert20_Epoch{epoch:02d}_LXRT",
+            f"github_pretrain/lxmert20/Epoch{epoch:02d}_LXRT.pth",
+            note="Released code, a run of 20 epochs.",
+        )
         for epoch in range(1, 21)
     ),
-    _lxmert_hub("base", _LXMERT_PRETRAINING, "Whether it holds all heads is unknown; without them load the encoder alone."),
-    _lxmert_hub("vqa", {"answers": Head(kind="classify", outputs=3129)}, "A user measured 70.8 on VQA test-dev instead of 72.4."),
+    _lxmert_hub(
+        "base", _LXMERT_PRETRAINING, "Whether it holds all heads is unknown; without them load the encoder alone."
+    ),
+    _lxmert_hub(
+        "vqa", {"answers": Head(kind="classify", outputs=3129)}, "A user measured 70.8 on VQA test-dev instead of 72.4."
+    ),
     _lxmert_hub("gqa", {"answers": Head(kind="classify", outputs=1842)}, "Fine-tuned on GQA."),
     _vilbert_first(
         "conceptual_captions",
@@ -265,7 +283,11 @@ RELEASES: tuple[Release, ...] = (
         "Answers are numbered as in the release's trainval_label2ans.pkl.",
     ),
     _vilbert_first(
-        "vcr", "vcr", "1QJuMzBarTKU_hAWDSZm60rWiDnbAVEVZ", {"score": Head(kind="score", outputs=1)}, "Trained on both sub-tasks together."
+        "vcr",
+        "vcr",
+        "1QJuMzBarTKU_hAWDSZm60rWiDnbAVEVZ",
+        {"score": Head(kind="score", outputs=1)},
+        "Trained on both sub-tasks together.",
     ),
     _vilbert_first(
         "refcoco+",
@@ -275,9 +297,18 @@ RELEASES: tuple[Release, ...] = (
         "Evaluated on MAttNet's detections.",
     ),
     _vilbert_first(
-        "retrieval", "retrieval", "18zUTF3ZyOEuOT1z1aykwtIkBUhfROmJo", {"score": Head(kind="score", outputs=1)}, "Fine-tuned on Flickr30K."
+        "retrieval",
+        "retrieval",
+        "18zUTF3ZyOEuOT1z1aykwtIkBUhfROmJo",
+        {"score": Head(kind="score", outputs=1)},
+        "Fine-tuned on Flickr30K.",
     ),
-    _vilbert_multitask("pretrained_model", "connect6", _VILBERT_PRETRAINING, "Conceptual Captions, no masked losses on mismatched pairs."),
+    _vilbert_multitask(
+        "pretrained_model",
+        "connect6",
+        _VILBERT_PRETRAINING,
+        "Conceptual Captions, no masked losses on mismatched pairs.",
+    ),
     _vilbert_multitask(
         "multi_task_model",
         "multitask",
@@ -292,7 +323,9 @@ RELEASES: tuple[Release, ...] = (
         "Twelve tasks in one; every text must name its task.",
     ),
     _volta("vilbert", "vilbert", "connect6", "AgwrMiOjTv", _VILBERT_PRETRAINING, "Sizes of the release, trained anew."),
-    _volta("vilbert", "ctrl_vilbert", "ctrl", "aQCx8cLWK7", _VILBERT_PRETRAINING, f"The best of ten seeds; {_VOLTA_SEEDS}."),
+    _volta(
+        "vilbert", "ctrl_vilbert", "ctrl", "aQCx8cLWK7", _VILBERT_PRETRAINING, f"The best of ten seeds; {_VOLTA_SEEDS}."
+    ),
     _volta(
         "lxmert",
         "lxmert",
@@ -319,7 +352,7 @@ RELEASES: tuple[Release, ...] = (
         f"The best of ten seeds; {_VOLTA_SEEDS}. The whole image must be the first region. Its two poolers, and the matching head on them, are not "
         "read.",
     ),
-    Release(
+    ReleasedFile(
         name="cvlp_model_LXRT",
         family="cvlp",
         preset="base",
@@ -336,13 +369,15 @@ RELEASES: tuple[Release, ...] = (
 of VisualBERT released none for Flickr30K and none with late fusion, those of LXMERT none that is fine-tuned."""
 
 
-def find(name: str) -> Release:
+def find(name: str) -> ReleasedFile:
     """The entry of a name.
 
     Raises:
         CheckpointError: no such file is known.
     """
-    for release in RELEASES:
+    for release in RELEASED_FILES:
         if release.name == name:
             return release
-    raise CheckpointError(f"no released file {name!r} in the catalogue. {nearest(name, [release.name for release in RELEASES])}")
+    raise CheckpointError(
+        f"no released file {name!r} in the catalogue. {nearest(name, [release.name for release in RELEASED_FILES])}"
+    )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
 import pickletools
+import shutil
 import struct
 import sys
 import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,18 +22,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors_bytes
 from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from visling.errors import CheckpointError
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the weights beside other things."""
+
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that data-parallel and compiled modules put before every name."""
+
 _ZIP = b"PK\x03\x04"
 """First bytes of today's PyTorch files. (A tar archive that holds one ends like a zip file, so the end says nothing.)"""
+
 _LEGACY_PICKLES = 4
 """Before PyTorch 1.6 a file began with so many pickles: a magic number, the protocol, sizes of numbers, and what was saved."""
+
 _WEIGHTS_IN_ARCHIVE = (".bin", ".pth", ".pt", ".th", ".safetensors")
 
 
@@ -79,7 +86,9 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_archive(path: Path) -> dict[str, Tensor]:
     """The single weight file inside a .tar or .tar.gz archive; nothing is written to disk."""
     with tarfile.open(path) as archive:
-        members = [member for member in archive.getmembers() if member.isfile() and member.name.endswith(_WEIGHTS_IN_ARCHIVE)]
+        members = [
+            member for member in archive.getmembers() if member.isfile() and member.name.endswith(_WEIGHTS_IN_ARCHIVE)
+        ]
         if len(members) != 1:
             found = ", ".join(member.name for member in members) or "none"
             raise CheckpointError(f"{path} should hold one weight file; found {found}. Unpack it and name the file.")
@@ -95,7 +104,9 @@ def _load(file: Path | IO[bytes], path: Path) -> Any:
     try:
         stubs = _stubs(file) if isinstance(file, Path) else []
         with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the reader stops at what it does not support
+            warnings.filterwarnings(
+                "ignore", message="Detected pickle protocol"
+            )  # the reader stops at what it does not support
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -123,7 +134,9 @@ def _classes(operations: Sequence[tuple[str, Any]]) -> list[str]:
             module, _, last = argument.partition(" ")
             if module.partition(".")[0] in {*sys.stdlib_module_names, "torch", "numpy"}:
                 continue
-            following = [name for name, _ in operations[number + 1 : number + 4] if "PUT" not in name and name != "MEMOIZE"]
+            following = [
+                name for name, _ in operations[number + 1 : number + 4] if "PUT" not in name and name != "MEMOIZE"
+            ]
             name = f"{module}.{last}"
             made[name] = made.get(name, True) and (last[:1].isupper() or following[:2] == ["EMPTY_TUPLE", "NEWOBJ"])
     return [name for name, is_class in made.items() if is_class]
@@ -135,7 +148,9 @@ def _operations(path: Path) -> list[tuple[str, Any]]:
         with path.open("rb") as file:
             if file.read(len(_ZIP)) == _ZIP:
                 with zipfile.ZipFile(path) as archive:
-                    pickles = [archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+                    pickles = [
+                        archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"
+                    ]
                 return [operation for content in pickles for operation in _pickled(io.BytesIO(content))]
             file.seek(0)
             return [operation for _ in range(_LEGACY_PICKLES) for operation in _pickled(file)]
@@ -169,7 +184,9 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected names and tensors.")
     found = _tensors_in(loaded)
     if not found:
-        raise CheckpointError(f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names and tensors.")
+        raise CheckpointError(
+            f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names and tensors."
+        )
     return found
 
 
@@ -180,3 +197,54 @@ def _tensors_in(loaded: Mapping[Any, Any]) -> dict[str, Tensor]:
         if isinstance(inner, Mapping) and (found := _tensors_in(inner)):
             return found
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def check_absent(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise CheckpointError(f"{out} exists. Name another place, or remove it: nothing is overwritten.")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to that takes its place at the end, or vanishes if anything fails."""
+    fresh = out.with_name(f"{out.name}.part")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        if out.exists():
+            out.rmdir()
+        fresh.rename(out)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error}. Free space or use another place.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a weight file whole or not at all; the suffix says which kind."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(_apart(whole), part, metadata={"format": "pt"})
+        else:
+            torch.save(whole, part)
+        part.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}. Free space or use another place.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from visling.errors import CheckpointError
 
-FOLDER_FILES = ("config.json", "model.safetensors", "vocab.txt", "answers.json", "README.md", "kept.safetensors", "detector/*")
+FOLDER_FILES = (
+    "config.json",
+    "model.safetensors",
+    "vocab.txt",
+    "answers.json",
+    "README.md",
+    "kept.safetensors",
+    "detector/*",
+)
 """What a model folder holds; nothing else is fetched or uploaded, above all no pickles."""
 RELEASE_FILES = ("config.json", "*.safetensors", "*.bin", "*.pth", "*.th", "*.tar", "*.model")
 """What a repository of released weights may hold that a conversion reads."""
@@ -22,7 +30,9 @@ def is_id(source: str | Path) -> bool:
     return _ID.fullmatch(text) is not None and not text.startswith(".") and not Path(text).exists()
 
 
-def fetch(repository: str, *, files: Sequence[str] = FOLDER_FILES, revision: str | None = None, offline: bool | None = None) -> Path:
+def fetch(
+    repository: str, *, files: Sequence[str] = FOLDER_FILES, revision: str | None = None, offline: bool | None = None
+) -> Path:
     """Folder with the files of a repository, in the hub's cache.
 
     Args:
@@ -37,7 +47,11 @@ def fetch(repository: str, *, files: Sequence[str] = FOLDER_FILES, revision: str
 
     alone = constants.HF_HUB_OFFLINE if offline is None else offline
     try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(files), local_files_only=alone))
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=list(files), local_files_only=alone
+            )
+        )
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"there is no folder {repository} here and no such repository on the hub. Check the name; a private one needs `hf auth login`."
@@ -57,7 +71,14 @@ def fetch(repository: str, *, files: Sequence[str] = FOLDER_FILES, revision: str
         raise CheckpointError(f"cannot fetch {repository} from the hub: {_brief(error)}.") from error
 
 
-def upload(folder: Path, repository: str, *, private: bool = True, token: str | None = None, message: str = "Upload a visling model") -> str:
+def upload(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    message: str = "Upload a visling model",
+) -> str:
     """Put a model folder into a repository, which is made if it is not there; returns the address of the change.
 
     Args:
@@ -69,13 +90,19 @@ def upload(folder: Path, repository: str, *, private: bool = True, token: str | 
     from huggingface_hub import constants, errors
 
     if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(f"cannot upload {folder} to {repository} while offline (HF_HUB_OFFLINE). Unset the variable.")
+        raise CheckpointError(
+            f"cannot upload {folder} to {repository} while offline (HF_HUB_OFFLINE). Unset the variable."
+        )
     hub = huggingface_hub.HfApi(token=token)
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
-        change = hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FOLDER_FILES), commit_message=message)
+        change = hub.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=list(FOLDER_FILES), commit_message=message
+        )
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(f"cannot upload {folder} to {repository}: {_brief(error)}. Log in with `hf auth login`; check the name.") from error
+        raise CheckpointError(
+            f"cannot upload {folder} to {repository}: {_brief(error)}. Log in with `hf auth login`; check the name."
+        ) from error
     return str(change)
 
 

@@ -103,9 +103,20 @@ class Coverage:
     def __str__(self) -> str:
         rows = [("mapped", len(self.mapped), ""), ("tied", len(self.tied), "")]
         for name, reasons in (("dropped", self.dropped), ("fresh", self.fresh)):
-            rows += [(name, list(reasons.values()).count(reason), reason) for reason in dict.fromkeys(reasons.values())] or [(name, 0, "")]
-        rows += [(name, len(keys), _listed(keys)) for name, keys in (("missing", self.missing), ("unexpected", self.unexpected))]
-        rows += [("shape differs", len(self.shapes), _listed(f"{key} {theirs} -> {ours}" for key, (theirs, ours) in self.shapes.items()))]
+            rows += [
+                (name, list(reasons.values()).count(reason), reason) for reason in dict.fromkeys(reasons.values())
+            ] or [(name, 0, "")]
+        rows += [
+            (name, len(keys), _listed(keys))
+            for name, keys in (("missing", self.missing), ("unexpected", self.unexpected))
+        ]
+        rows += [
+            (
+                "shape differs",
+                len(self.shapes),
+                _listed(f"{key} {theirs} -> {ours}" for key, (theirs, ours) in self.shapes.items()),
+            )
+        ]
         return "\n".join(f"{name:<14}{count:>6}  {note}".rstrip() for name, count, note in rows)
 
 
@@ -115,7 +126,9 @@ class KeyMap:
 
     rules: tuple[Rule, ...]
 
-    def convert(self, source: Mapping[str, Tensor], parts: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Coverage]:
+    def convert(
+        self, source: Mapping[str, Tensor], parts: Iterable[str] | None = None
+    ) -> tuple[dict[str, Tensor], Coverage]:
         """Their tensors under our names, and what became of their keys.
 
         Args:
@@ -128,7 +141,9 @@ class KeyMap:
         for stored in source:
             name = self.repaired(stored)
             if name in names:
-                raise CheckpointError(f"{stored!r} and {names[name]!r} are two spellings of one key, {name!r}. The file is damaged.")
+                raise CheckpointError(
+                    f"{stored!r} and {names[name]!r} are two spellings of one key, {name!r}. The file is damaged."
+                )
             names[name] = stored
         wanted = None if parts is None else set(parts)
         tensors: dict[str, Tensor] = {}
@@ -142,7 +157,10 @@ class KeyMap:
                 unexpected.append(stored)
                 continue
             rule, wild = found
-            theirs, ours = [_fill(pattern, wild) for pattern in rule.theirs], [_fill(pattern, wild) for pattern in rule.ours]
+            theirs, ours = (
+                [_fill(pattern, wild) for pattern in rule.theirs],
+                [_fill(pattern, wild) for pattern in rule.ours],
+            )
             if rule.kind == "drop":
                 dropped[stored] = rule.reason
             elif rule.kind == "tie":
@@ -156,7 +174,9 @@ class KeyMap:
                 dropped[stored] = f"part {ours[0].split('.')[0]!r} was not asked for"
             elif name == theirs[0]:
                 if absent := [key for key in theirs if key not in names]:
-                    raise CheckpointError(f"{ours[0]!r} is made of {len(theirs)} tensors, but the file lacks {_listed(absent)}.")
+                    raise CheckpointError(
+                        f"{ours[0]!r} is made of {len(theirs)} tensors, but the file lacks {_listed(absent)}."
+                    )
                 pieces = [source[names[key]] for key in theirs]
                 whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
                 whole = whole.t() if rule.transpose else whole
@@ -177,7 +197,11 @@ class KeyMap:
             CheckpointError: `strict` and a key is missing, unexpected or of another shape; nothing has been copied then.
         """
         tensors, coverage = self.convert(source, parts)
-        targets = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict(keep_vars=True).items()}
+        targets = {
+            f"{part}.{name}": tensor
+            for part, module in parts.items()
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
         unfilled = [name for name in targets if name not in tensors]
         reasons = {name: reason for name in unfilled if (reason := self._fresh_reason(name)) is not None}
         coverage = Coverage(
@@ -186,7 +210,10 @@ class KeyMap:
             dropped=coverage.dropped,
             fresh=reasons,
             missing=tuple(name for name in unfilled if name not in reasons),
-            unexpected=(*coverage.unexpected, *(key for name in tensors if name not in targets for key in coverage.mapped[name])),
+            unexpected=(
+                *coverage.unexpected,
+                *(key for name in tensors if name not in targets for key in coverage.mapped[name]),
+            ),
             shapes={
                 name: (tuple(tensor.shape), tuple(targets[name].shape))
                 for name, tensor in tensors.items()
@@ -219,7 +246,9 @@ class KeyMap:
             if name != keys[0]:
                 continue
             if absent := [key for key in keys if key not in ours]:
-                raise CheckpointError(f"{rule.theirs[0]!r} is made of {len(keys)} of our tensors; {_listed(absent)} was not given.")
+                raise CheckpointError(
+                    f"{rule.theirs[0]!r} is made of {len(keys)} of our tensors; {_listed(absent)} was not given."
+                )
             whole = torch.cat([ours[key] for key in keys]) if len(keys) > 1 else tensor
             whole = whole.t() if rule.transpose else whole
             pieces = whole.chunk(len(rule.theirs)) if len(rule.theirs) > 1 else [whole]
@@ -228,7 +257,9 @@ class KeyMap:
         for copy, original in (rule.theirs for rule in self.rules if rule.kind == "tie" and rule.part in written):
             if original in theirs:
                 theirs[copy] = theirs[original]
-            elif self._part_of(original) not in written:  # a part that was given may lack the layer: the smallest networks have fewer
+            elif (
+                self._part_of(original) not in written
+            ):  # a part that was given may lack the layer: the smallest networks have fewer
                 raise CheckpointError(f"{copy!r} is a copy of {original!r}, which was not given.")
         return theirs
 

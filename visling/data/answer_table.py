@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from visling.data.annotations.captions import read_json
+from visling.data.annotations.files import read_json
 from visling.data.answers import AnswerVocabulary
 from visling.errors import DataError
 
@@ -19,7 +19,12 @@ _SPELLINGS: Mapping[str, str] = {
     "the man": "man",
     "a woman": "woman",
     "the woman": "woman",
-    **{word: str(number) for number, word in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1)},
+    **{
+        word: str(number)
+        for number, word in enumerate(
+            ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1
+        )
+    },
     "grey": "gray",
 }
 
@@ -59,9 +64,13 @@ def read_table(path: str | Path, sources: Iterable[str] | None = None) -> Answer
     path = Path(path)
     entries = read_json(path)
     if not isinstance(entries, list) or any(not isinstance(entry, dict) or "ans" not in entry for entry in entries):
-        raise DataError(f"{path} must be a list of objects with 'ans' and 'dsets'; found another layout. Is it LXMERT's all_ans.json?")
+        raise DataError(
+            f"{path} must be a list of objects with 'ans' and 'dsets'; found another layout. Is it LXMERT's all_ans.json?"
+        )
     wanted = None if sources is None else set(sources)
-    return AnswerVocabulary([entry["ans"] for entry in entries if wanted is None or wanted.intersection(entry.get("dsets", ()))])
+    return AnswerVocabulary(
+        [entry["ans"] for entry in entries if wanted is None or wanted.intersection(entry.get("dsets", ()))]
+    )
 
 
 def build_table(labels: Iterable[Mapping[str, float]], minimum: int) -> AnswerVocabulary:

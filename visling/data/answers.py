@@ -39,7 +39,9 @@ class AnswerVocabulary:
             raise DataError(f"an answer vocabulary holds strings; found {wrong!r}.")
         if len(self._index) != len(self.answers):
             twice = [answer for answer, count in Counter(self.answers).items() if count > 1]
-            raise DataError(f"the answer vocabulary lists {len(twice)} answers more than once, first {twice[0]!r}. Every answer has one index.")
+            raise DataError(
+                f"the answer vocabulary lists {len(twice)} answers more than once, first {twice[0]!r}. Every answer has one index."
+            )
         self.unknown = self._index.get(unknown)
         """Index of the unknown entry, or None."""
 
@@ -56,10 +58,13 @@ class AnswerVocabulary:
             hengyuan-hu's VQA preparation, shared by all later systems: at least 9 questions of train + val.
         """
         kept = sorted(
-            (answer for answer, count in counts.items() if count >= minimum and answer != unknown), key=lambda answer: (-counts[answer], answer)
+            (answer for answer, count in counts.items() if count >= minimum and answer != unknown),
+            key=lambda answer: (-counts[answer], answer),
         )
         if not kept:
-            raise DataError(f"no answer occurs {minimum} times among {len(counts)} different ones. Lower the minimum count.")
+            raise DataError(
+                f"no answer occurs {minimum} times among {len(counts)} different ones. Lower the minimum count."
+            )
         return cls(kept) if unknown is None else cls([unknown, *kept], unknown=unknown)
 
     @classmethod
@@ -81,7 +86,9 @@ class AnswerVocabulary:
         except json.JSONDecodeError as error:
             raise DataError(f"answer vocabulary {path} is not JSON: {error}.") from error
         if not isinstance(entries, list):
-            raise DataError(f"answer vocabulary {path} must be a JSON list of answers in the order of their indices; found {type(entries).__name__}.")
+            raise DataError(
+                f"answer vocabulary {path} must be a JSON list of answers in the order of their indices; found {type(entries).__name__}."
+            )
         return cls([entry["ans"] if isinstance(entry, dict) and "ans" in entry else entry for entry in entries])
 
     def save(self, path: str | Path) -> None:
@@ -138,7 +145,9 @@ class SoftScores:
         return full
 
 
-def soft_scores(answers: Sequence[str], vocabulary: AnswerVocabulary, *, formula: Literal["counts", "leave_one_out"] = "counts") -> SoftScores:
+def soft_scores(
+    answers: Sequence[str], vocabulary: AnswerVocabulary, *, formula: Literal["counts", "leave_one_out"] = "counts"
+) -> SoftScores:
     """How right each listed answer is, given what people answered.
 
     Args:
@@ -150,13 +159,19 @@ def soft_scores(answers: Sequence[str], vocabulary: AnswerVocabulary, *, formula
     """
     if formula == "leave_one_out" and 0 < len(answers) < 10:
         answers = [answers[number % len(answers)] for number in range(10)]
-    counts = Counter(number for answer in answers if (number := vocabulary.index(answer)) is not None and number != vocabulary.unknown)
+    counts = Counter(
+        number
+        for answer in answers
+        if (number := vocabulary.index(answer)) is not None and number != vocabulary.unknown
+    )
     indices = sorted(counts)
     if formula == "counts":
         scores = [(0.3, 0.6, 0.9, 1.0)[min(counts[number], 4) - 1] for number in indices]
     else:
         scores = [_leave_one_out(counts[number], len(answers)) for number in indices]
-    return SoftScores(indices=np.array(indices, dtype=np.int64), scores=np.array(scores, dtype=np.float32), size=len(vocabulary))
+    return SoftScores(
+        indices=np.array(indices, dtype=np.int64), scores=np.array(scores, dtype=np.float32), size=len(vocabulary)
+    )
 
 
 def _leave_one_out(given: int, people: int) -> float:

@@ -47,18 +47,29 @@ class Tokenizer:
     def __init__(self, vocabulary: str = "bert-base-uncased") -> None:
         self.vocabulary_file = _find_vocabulary(vocabulary)
         # Split at "\n" only: the vocabulary itself holds characters that `splitlines` takes for line ends.
-        pieces = [line.removesuffix("\r") for line in self.vocabulary_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        pieces = [
+            line.removesuffix("\r")
+            for line in self.vocabulary_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        ]
         ids = {piece: number for number, piece in enumerate(pieces)}
         if len(ids) != len(pieces):
-            raise DataError(f"{self.vocabulary_file} repeats {len(pieces) - len(ids)} of its {len(pieces)} pieces: every line must differ.")
+            raise DataError(
+                f"{self.vocabulary_file} repeats {len(pieces) - len(ids)} of its {len(pieces)} pieces: every line must differ."
+            )
         lacking = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if piece not in ids]
         if lacking:
-            raise DataError(f"{self.vocabulary_file} lacks {', '.join(lacking)}: expected a BERT vocab.txt with its five special tokens.")
+            raise DataError(
+                f"{self.vocabulary_file} lacks {', '.join(lacking)}: expected a BERT vocab.txt with its five special tokens."
+            )
         self.size = len(pieces)
-        self.pad, self.unk, self.cls, self.sep, self.mask = (ids[p] for p in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+        self.pad, self.unk, self.cls, self.sep, self.mask = (
+            ids[p] for p in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        )
         self._pieces, self._ids = pieces, ids
         self._engine = tokenizers.Tokenizer(WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100))
-        self._engine.normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
+        self._engine.normalizer = BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+        )
         self._engine.pre_tokenizer = BertPreTokenizer()
         self._remembered: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
@@ -83,7 +94,9 @@ class Tokenizer:
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Encode many texts at once on all cores, ahead of their use."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._remembered][: _REMEMBERED - len(self._remembered)]
+        new = [text for text in dict.fromkeys(texts) if text not in self._remembered][
+            : _REMEMBERED - len(self._remembered)
+        ]
         for start in range(0, len(new), 10_000):
             chunk = new[start : start + 10_000]
             for text, encoding in zip(chunk, self._engine.encode_batch(chunk, add_special_tokens=False), strict=True):
@@ -141,14 +154,20 @@ class TextLayout:
         """
         if second is not None:
             if answer:
-                raise ConfigError("an answer slot follows one text, not two: join question and context into one text, or leave `answer` out.")
+                raise ConfigError(
+                    "an answer slot follows one text, not two: join question and context into one text, or leave `answer` out."
+                )
             return self._pair(self._pieces(first, "text"), self._pieces(second, "second text"))
         ids, words = self._pieces(first, "question" if answer else "text")
         slot = self.spec.answer_slot if answer else "none"
         if slot == "same_segment" and ids[-1] != self._question_mark:
             ids, words = np.append(ids, self._question_mark), np.append(words, words[-1] + 1)
         tokens = self.tokenizer
-        tail = {"none": (tokens.sep,), "same_segment": (tokens.mask, tokens.sep), "second_segment": (tokens.sep, tokens.mask, tokens.sep)}[slot]
+        tail = {
+            "none": (tokens.sep,),
+            "same_segment": (tokens.mask, tokens.sep),
+            "second_segment": (tokens.sep, tokens.mask, tokens.sep),
+        }[slot]
         room = self.spec.max_tokens - 1 - len(tail)
         if len(ids) > room:
             self.truncated += 1
@@ -180,7 +199,10 @@ class TextLayout:
             # Quirk: the release means to cut the first text too, but takes the length of a pair for that of the text, and leaves it whole.
             from_second = min(excess, len(b[0]))
             from_first = excess - from_second
-            (a, a_owners), (b, b_owners) = _without_front(a, a_owners, from_first), _without_front(b, b_owners, from_second)
+            (a, a_owners), (b, b_owners) = (
+                _without_front(a, a_owners, from_first),
+                _without_front(b, b_owners, from_second),
+            )
         row = self._joined(a, b)
         links = []
         for words, owners, start in ((first, a_owners, 1), (second, b_owners, len(a[0]) + 2)):
@@ -198,10 +220,15 @@ class TextLayout:
         pieces = [self.tokenizer.pieces(word) for word, _ in text]
         owners = np.repeat(np.arange(len(pieces)), [len(ids) for ids, _ in pieces])
         if not len(owners):
-            raise DataError(f"the {what} is empty: found {[word for word, _ in text]}, expected at least one word. Drop the record or fill it in.")
+            raise DataError(
+                f"the {what} is empty: found {[word for word, _ in text]}, expected at least one word. Drop the record or fill it in."
+            )
         # Marks within a word are words of their own for masking.
         before = np.cumsum([0, *(int(words[-1]) + 1 if len(words) else 0 for _, words in pieces[:-1])])
-        return (np.concatenate([ids for ids, _ in pieces]), np.concatenate([words for _, words in pieces]) + before[owners]), owners
+        return (
+            np.concatenate([ids for ids, _ in pieces]),
+            np.concatenate([words for _, words in pieces]) + before[owners],
+        ), owners
 
     def _pair(self, first: _Pieces, second: _Pieces) -> TextRow:
         excess = len(first[0]) + len(second[0]) - (self.spec.max_tokens - 3)
@@ -214,7 +241,13 @@ class TextLayout:
         (a, a_words), (b, b_words) = first, second
         end = 1 + len(a)
         row, numbers, segments = _blank(end + 2 + len(b))
-        row[0], row[1:end], row[end], row[end + 1 : -1], row[-1] = self.tokenizer.cls, a, self.tokenizer.sep, b, self.tokenizer.sep
+        row[0], row[1:end], row[end], row[end + 1 : -1], row[-1] = (
+            self.tokenizer.cls,
+            a,
+            self.tokenizer.sep,
+            b,
+            self.tokenizer.sep,
+        )
         numbers[1:end] = a_words
         numbers[end + 1 : -1] = b_words + (a_words[-1] + 1 if len(a) else 0)
         segments[end + 1 :] = 1
@@ -234,7 +267,9 @@ class TextLayout:
     def _pieces(self, text: str, what: str) -> _Pieces:
         pieces = self.tokenizer.pieces(text)
         if not len(pieces[0]):
-            raise DataError(f"the {what} is empty: found {text!r}, expected at least one word. Drop the record or fill it in.")
+            raise DataError(
+                f"the {what} is empty: found {text!r}, expected at least one word. Drop the record or fill it in."
+            )
         return pieces
 
 
@@ -257,4 +292,6 @@ def _find_vocabulary(vocabulary: str) -> Path:
     if Path(vocabulary).is_file():
         return Path(vocabulary)
     names: Sequence[str] = [file.stem for file in VOCABULARIES.glob("*.txt")]
-    raise ConfigError(f"no vocabulary {vocabulary!r}: expected a shipped name or the path of a vocab.txt. {nearest(vocabulary, names)}")
+    raise ConfigError(
+        f"no vocabulary {vocabulary!r}: expected a shipped name or the path of a vocab.txt. {nearest(vocabulary, names)}"
+    )

@@ -24,7 +24,8 @@ MARKS = ';/[]"{}()=+\\_-><@`,?!'
 """Punctuation that is deleted or becomes a space. Apostrophe, period, colon, $, %, &, # and * stay."""
 
 NUMBERS = {"none": "0"} | {
-    word: str(n) for n, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
+    word: str(n)
+    for n, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
 }
 
 ARTICLES = frozenset({"a", "an", "the"})
@@ -251,29 +252,28 @@ def same_ids(predictions: Mapping[str, object], truths: Mapping[str, object]) ->
     """Raise `DataError` unless there is one prediction for each id, and no other."""
     missing, extra = truths.keys() - predictions.keys(), predictions.keys() - truths.keys()
     if missing or extra:
-        first = ", ".join(f"{word} {min(ids, key=str)!r}" for word, ids in (("lacks", missing), ("has unknown", extra)) if ids)
+        first = ", ".join(
+            f"{word} {min(ids, key=str)!r}" for word, ids in (("lacks", missing), ("has unknown", extra)) if ids
+        )
         raise DataError(
             f"{len(predictions)} predictions for {len(truths)} examples: {len(missing)} missing, {len(extra)} in excess ({first}). "
             "Predict the whole split, and score it with the annotations of the same split."
         )
 
 
-PICTURES = 6
-"""PNGs of one NLVR v1 example: the orders of its three boxes."""
-
-
-def nlvr_images(predictions: Iterable[tuple[str, str]], labels: Mapping[str, str]) -> NlvrScores:
+def nlvr_images(predictions: Iterable[tuple[str, str]], labels: Mapping[str, str], pictures: int = 6) -> NlvrScores:
     """Official scores of predictions per picture.
 
     Args:
         predictions: (file name "split-n-m-k.png", "true" or "false" in any case); the split and the extension are not read, and of two
             predictions for one picture the later counts.
         labels: identifier "n-m" -> "true" or "false".
+        pictures: PNGs of one example: the orders of its three boxes.
     Raises:
-        DataError: not exactly six predictions per example.
+        DataError: not exactly one prediction per picture of every example.
     """
     given = {name.partition(".")[0].partition("-")[2]: value for name, value in predictions}
-    return _nlvr(given, {f"{name}-{picture}": label for name, label in labels.items() for picture in range(PICTURES)})
+    return _nlvr(given, {f"{name}-{picture}": label for name, label in labels.items() for picture in range(pictures)})
 
 
 def nlvr_structured(predictions: Iterable[tuple[str, str]], labels: Mapping[str, str]) -> NlvrScores:
@@ -296,16 +296,21 @@ def nlvr2_scores(predictions: Mapping[str, str], labels: Mapping[str, str], grou
         DataError: an identifier without a prediction.
     """
     if missing := sorted(labels.keys() - predictions.keys()):
-        raise DataError(f"{len(missing)} of {len(labels)} examples have no prediction, first {missing[0]!r}. Predict the whole split.")
+        raise DataError(
+            f"{len(missing)} of {len(labels)} examples have no prediction, first {missing[0]!r}. Predict the whole split."
+        )
     right: dict[str, list[float]] = defaultdict(list)
     for name, label in labels.items():
         right[groups[name]].append(float(predictions[name].lower() == label.lower()))
     return Nlvr2Scores(
-        accuracy=_average(hit for hits in right.values() for hit in hits), consistency=_average(float(all(hits)) for hits in right.values())
+        accuracy=_average(hit for hits in right.values() for hit in hits),
+        consistency=_average(float(all(hits)) for hits in right.values()),
     )
 
 
-def bootstrap(values: Sequence[float], groups: Sequence[str], draws: int = 1000, seed: int = 0, *, level: float = 0.95) -> tuple[float, float]:
+def bootstrap(
+    values: Sequence[float], groups: Sequence[str], draws: int = 1000, seed: int = 0, *, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile interval of a mean when whole groups, not single values, are independent.
 
     Args:
@@ -319,7 +324,9 @@ def bootstrap(values: Sequence[float], groups: Sequence[str], draws: int = 1000,
         DataError: no values, or not one group per value.
     """
     if not len(values) or len(values) != len(groups):
-        raise DataError(f"an interval needs one group per value and at least one value; found {len(values)} values and {len(groups)} groups.")
+        raise DataError(
+            f"an interval needs one group per value and at least one value; found {len(values)} values and {len(groups)} groups."
+        )
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     totals = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(member)

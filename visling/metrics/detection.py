@@ -84,7 +84,9 @@ def match(
     result = np.full(len(boxes), -1, np.int64)
     if not len(truth) or not len(boxes):
         return result
-    overlap = box_ops.iou(torch.from_numpy(np.asarray(boxes, np.float64)), torch.from_numpy(np.asarray(truth, np.float64))).numpy()
+    overlap = box_ops.iou(
+        torch.from_numpy(np.asarray(boxes, np.float64)), torch.from_numpy(np.asarray(truth, np.float64))
+    ).numpy()
     free = np.ones(len(truth), np.bool_) if ignored is None else ~ignored
     for detection in np.argsort(-np.asarray(scores), kind="stable"):
         allowed = np.where(free, overlap[detection], -1.0)
@@ -109,12 +111,17 @@ def average_precision(scores: NDArray[np.floating], correct: NDArray[np.bool_], 
     return float((np.diff(recall) * highest).sum())
 
 
-def score(detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], *, threshold: float = 0.5) -> DetectionScores:
+def score(
+    detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], *, threshold: float = 0.5
+) -> DetectionScores:
     """All scores at one IoU threshold; the two sequences speak of the same images in the same order."""
     ap: dict[int, float] = {}
     found = objects = 0
     for number in sorted({int(c) for truth in truths for c in truth.classes[_counted(truth)]}):
-        pairs = [(_only(d, d.classes == number), _only_true(t, t.classes == number)) for d, t in zip(detections, truths, strict=True)]
+        pairs = [
+            (_only(d, d.classes == number), _only_true(t, t.classes == number))
+            for d, t in zip(detections, truths, strict=True)
+        ]
         ap[number], hits, total = _average_precision_of(pairs, threshold)
         found, objects = found + hits, objects + total
     _, anywhere, _ = _average_precision_of(list(zip(detections, truths, strict=True)), threshold)
@@ -140,18 +147,32 @@ def _average_precision_of(pairs: Sequence[tuple[DetectedBoxes, TrueBoxes]], thre
         scores.append(detected.scores[matched != -2])
         correct.append(matched[matched != -2] >= 0)
     joined = np.concatenate(correct) if correct else np.zeros(0, np.bool_)
-    return average_precision(np.concatenate(scores) if scores else np.zeros(0), joined, objects), int(joined.sum()), objects
+    return (
+        average_precision(np.concatenate(scores) if scores else np.zeros(0), joined, objects),
+        int(joined.sum()),
+        objects,
+    )
 
 
-def _attributes(detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], threshold: float) -> tuple[float | None, float | None]:
+def _attributes(
+    detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], threshold: float
+) -> tuple[float | None, float | None]:
     """Share of exactly right attribute sets, and mean average precision over attributes."""
     right = compared = 0
-    pairs = [(d, t) for d, t in zip(detections, truths, strict=True) if t.attributes is not None and d.attributes is not None]
+    pairs = [
+        (d, t) for d, t in zip(detections, truths, strict=True) if t.attributes is not None and d.attributes is not None
+    ]
     for detected, truth in pairs:
         for number in np.unique(truth.classes):
             named, objects = np.flatnonzero(detected.classes == number), np.flatnonzero(truth.classes == number)
             ignored = None if truth.ignored is None else truth.ignored[objects]
-            matched = match(detected.boxes[named], detected.scores[named], truth.boxes[objects], ignored=ignored, threshold=threshold)
+            matched = match(
+                detected.boxes[named],
+                detected.scores[named],
+                truth.boxes[objects],
+                ignored=ignored,
+                threshold=threshold,
+            )
             for detection, own in zip(named, matched, strict=True):
                 if own >= 0 and detected.attributes is not None and truth.attributes is not None:
                     compared += 1
@@ -160,7 +181,9 @@ def _attributes(detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes]
                     )
     each = []
     for attribute in range(pairs[0][1].attributes.shape[1] if pairs and pairs[0][1].attributes is not None else 0):
-        ap, _, objects_with = _average_precision_of([(_with_attribute(d, attribute), _only_true(t, _has(t, attribute))) for d, t in pairs], threshold)
+        ap, _, objects_with = _average_precision_of(
+            [(_with_attribute(d, attribute), _only_true(t, _has(t, attribute))) for d, t in pairs], threshold
+        )
         if objects_with:
             each.append(ap)
     return (right / compared if compared else None), (float(np.mean(each)) if each else None)

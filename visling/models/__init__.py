@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from visling import config as configs
+from visling import models
 from visling.errors import ConfigError, nearest
 from visling.models.base import Encoder, ModelSpec
 
@@ -44,10 +46,36 @@ def build(name: str, config: Any) -> Encoder:
     """
     family = spec(name)
     if not isinstance(config, family.config):
-        raise ConfigError(f"{name} is configured by {family.config.__name__}; found {type(config).__name__}. Presets: {', '.join(family.presets)}.")
+        raise ConfigError(
+            f"{name} is configured by {family.config.__name__}; found {type(config).__name__}. Presets: {', '.join(family.presets)}."
+        )
     return family.build(config)
 
 
 def build_tiny(name: str) -> Encoder:
     """The family's smallest preset, for tests."""
     return build(name, spec(name).presets["tiny"])
+
+
+def encoder_config(model: str, given: Any) -> Any:
+    """A family's config from what a setting or a run.json gives: itself, its settings as a mapping, or the name of a preset.
+
+    Raises:
+        ConfigError: no such family, preset or setting.
+    """
+    family = models.spec(model)
+    if isinstance(given, family.config):
+        return given
+    if isinstance(given, Mapping):
+        return configs.from_dict(family.config, given, where="encoder")
+    if given not in family.presets:
+        raise ConfigError(
+            f"'encoder' is {given!r}, not a preset of {model}. {nearest(str(given), family.presets)} One setting: encoder.name=value."
+        )
+    return family.presets[given]
+
+
+def head_styles(model: str) -> dict[str, str]:
+    """Head kind -> style of a model's main release layout."""
+    spec = models.spec(model)
+    return {kind: style for (layout, kind), style in spec.head_styles.items() if layout == spec.layout}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from visling.checkpoints.keymap import KeyMap
-from visling.types import Batch, Dims, Encoded, InputSpec, Maps
+from visling.types import Batch, Dims, Encoded, InputSpec
 
 
 class Encoder(nn.Module, ABC):
@@ -39,42 +39,6 @@ class Encoder(nn.Module, ABC):
 
     def after_text_weights(self) -> None:
         """Called once after BERT's text weights are loaded: tables that start as copies of text tables are filled here."""
-
-
-class Trace:
-    """Collects what a caller asked to capture; keeps nothing otherwise, so that states can be freed."""
-
-    def __init__(self, on: bool) -> None:
-        self.on = on
-        self._states: dict[str, Tensor] = {}
-        self._probs: dict[str, Tensor] = {}
-
-    def add(self, name: str, states: Tensor, probs: Tensor | None = None) -> None:
-        """Note the output (B, N, D) and the attention (B, H, N, N) of a layer."""
-        if self.on:
-            self._states[name] = states
-            if probs is not None:
-                self._probs[name] = probs
-
-    def states(self) -> dict[str, Tensor] | None:
-        """Hidden states by layer name."""
-        return self._states if self.on else None
-
-    def joint_maps(self, num_tokens: int) -> Maps | None:
-        """Attention of a single stream (text first, then regions), cut into four quadrants."""
-        if not self.on:
-            return None
-        text, regions = slice(None, num_tokens), slice(num_tokens, None)
-
-        def quadrant(from_: slice, to: slice) -> dict[str, Tensor]:
-            return {name: probs[:, :, from_, to] for name, probs in self._probs.items()}
-
-        return Maps(
-            text_to_text=quadrant(text, text),
-            text_to_regions=quadrant(text, regions),
-            regions_to_text=quadrant(regions, text),
-            regions_to_regions=quadrant(regions, regions),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,9 @@ class CvlpConfig(LxmertConfig):
             raise ConfigError(f"key_drop_rate must lie in [0, 1]; found {self.key_drop_rate}.")
         counts = (self.num_text_layers, self.num_region_layers, self.num_cross_layers)
         if self.key_layers == "replace" and not all(count % 2 for count in counts):
-            raise ConfigError(f"successors stand for pairs of layers before a last one: key_layers = 'replace' needs odd numbers; found {counts}.")
+            raise ConfigError(
+                f"successors stand for pairs of layers before a last one: key_layers = 'replace' needs odd numbers; found {counts}."
+            )
 
 
 def _of(config: LxmertConfig, **changes: Any) -> CvlpConfig:
@@ -74,7 +76,14 @@ class Cvlp(Encoder):
         self.lxmert = Lxmert(config)
         self.dims = self.lxmert.dims
 
-    def forward(self, batch: Batch, *, capture: bool = False, text_states: Tensor | None = None, region_states: Tensor | None = None) -> Encoded:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        capture: bool = False,
+        text_states: Tensor | None = None,
+        region_states: Tensor | None = None,
+    ) -> Encoded:
         """States of text and regions; `pooled` summarises the first token.
 
         Args:
@@ -122,7 +131,11 @@ class KeyNetwork(nn.Module):
         self.lxmert = copy.deepcopy(query.lxmert)
         self.drop_rate = config.key_drop_rate
         self.pairs = tuple((stream, i) for stream in STREAMS for i in range((len(self._layers(stream)) - 1) // 2))
-        self.successors = nn.ModuleDict({stream: self._successors(stream) for stream in STREAMS}) if config.key_layers == "replace" else None
+        self.successors = (
+            nn.ModuleDict({stream: self._successors(stream) for stream in STREAMS})
+            if config.key_layers == "replace"
+            else None
+        )
 
     def forward(self, batch: Batch, *, capture: bool = False, chosen: Sequence[bool] | None = None) -> Encoded:
         """States as the query network has them.
@@ -131,13 +144,17 @@ class KeyNetwork(nn.Module):
             chosen: for each of `pairs` whether it is shortened in this call; None = drawn if training.
         """
         if chosen is None and self.training:
-            chosen = (torch.rand(len(self.pairs)) < self.drop_rate).tolist()  # on the CPU: the choice steers Python, and waits for no device
+            chosen = (
+                torch.rand(len(self.pairs)) < self.drop_rate
+            ).tolist()  # on the CPU: the choice steers Python, and waits for no device
         encoded: Encoded = self.lxmert(batch, capture=capture, replacements=self._replacements(chosen))
         return encoded
 
     def _replacements(self, chosen: Sequence[bool] | None) -> lxmert.Replacements:
         replaced: dict[str, nn.Module | None] = {}
-        for (stream, i), shortened in zip(self.pairs, [self.successors is not None] * len(self.pairs) if chosen is None else chosen, strict=True):
+        for (stream, i), shortened in zip(
+            self.pairs, [self.successors is not None] * len(self.pairs) if chosen is None else chosen, strict=True
+        ):
             if shortened:
                 replaced[f"{stream}.{2 * i + 1}"] = None
                 if self.successors is not None:
@@ -187,7 +204,11 @@ def _inside(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """LXMERT's rules for an encoder that holds an LXMERT."""
     return tuple(
         dataclasses.replace(
-            rule, ours=tuple(f"encoder.lxmert.{name.removeprefix('encoder.')}" if name.startswith("encoder.") else name for name in rule.ours)
+            rule,
+            ours=tuple(
+                f"encoder.lxmert.{name.removeprefix('encoder.')}" if name.startswith("encoder.") else name
+                for name in rule.ours
+            ),
         )
         for rule in rules
     )
@@ -195,9 +216,16 @@ def _inside(rules: Sequence[Rule]) -> tuple[Rule, ...]:
 
 def _successor_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """LXMERT's rules for layers, read for the successors of layers."""
-    names = {"layer": ("scc_layer_l", "text_layers"), "r_layers": ("scc_layer_r", "region_layers"), "x_layers": ("scc_layer_x", "cross_layers")}
+    names = {
+        "layer": ("scc_layer_l", "text_layers"),
+        "r_layers": ("scc_layer_r", "region_layers"),
+        "x_layers": ("scc_layer_x", "cross_layers"),
+    }
     return tuple(
-        rename(rule.theirs[0].replace(f"bert.encoder.{theirs}.", f"bert.encoder.{successor}."), rule.ours[0].replace("encoder.", "successors.", 1))
+        rename(
+            rule.theirs[0].replace(f"bert.encoder.{theirs}.", f"bert.encoder.{successor}."),
+            rule.ours[0].replace("encoder.", "successors.", 1),
+        )
         for theirs, (successor, stream) in names.items()
         for rule in rules
         if rule.kind == "move" and rule.ours[0].startswith(f"encoder.{stream}.")

@@ -25,10 +25,11 @@ from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, repair, tie
 from visling.errors import ConfigError, StoreError, nearest
 from visling.models.base import Encoder, ModelSpec
-from visling.nn.coattention import CrossModalityLayer, TwoStreamTrace
+from visling.nn.coattention import CrossModalityLayer
 from visling.nn.embeddings import TextEmbeddings, Whitening
 from visling.nn.layers import TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler
+from visling.nn.trace import TwoStreamTrace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 
@@ -76,11 +77,15 @@ class LxmertConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ConfigError(f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}.")
+            raise ConfigError(
+                f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}."
+            )
         if self.pooler not in _ACTIVATIONS:
             raise ConfigError(f"pooler must be one of {', '.join(_ACTIVATIONS)}; found {self.pooler!r}.")
         if self.max_tokens > self.max_positions:
-            raise ConfigError(f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too.")
+            raise ConfigError(
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+            )
 
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -198,13 +203,22 @@ class Lxmert(Encoder):
         """
         self._require_layers(replacements)
         trace = TwoStreamTrace(capture)
-        text = self.encode_text(batch.text, trace=trace, replacements=replacements) if text_states is None else text_states  # (S, T, D)
+        text = (
+            self.encode_text(batch.text, trace=trace, replacements=replacements) if text_states is None else text_states
+        )  # (S, T, D)
         text, text_mask = _share(text, batch.text.row), _share(batch.text.mask, batch.text.row)  # (B, T, D), (B, T)
         if batch.regions is None:
             regions, region_mask = text[:, :0], text_mask[:, :0]
         else:
-            regions = self.encode_regions(batch.regions, trace=trace, replacements=replacements) if region_states is None else region_states
-            regions, region_mask = _share(regions, batch.regions.row), _share(batch.regions.mask, batch.regions.row)  # (B, R, D), (B, R)
+            regions = (
+                self.encode_regions(batch.regions, trace=trace, replacements=replacements)
+                if region_states is None
+                else region_states
+            )
+            regions, region_mask = (
+                _share(regions, batch.regions.row),
+                _share(batch.regions.mask, batch.regions.row),
+            )  # (B, R, D), (B, R)
         for name, layer in _layers("cross_layers", self.cross_layers, replacements):
             states = layer(text, regions, text_mask, region_mask, capture=capture)
             text, regions = states.text, states.regions
@@ -216,7 +230,9 @@ class Lxmert(Encoder):
             trace.map("regions_to_regions", f"{name}.self", states.regions_to_regions)
         return Encoded(text=text, regions=regions, pooled=self.pooler(text), maps=trace.maps(), states=trace.states())
 
-    def encode_text(self, text: Text, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE) -> Tensor:
+    def encode_text(
+        self, text: Text, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE
+    ) -> Tensor:
         """States of the text rows before they meet any region, (S, T, D).
 
         Args:
@@ -225,7 +241,9 @@ class Lxmert(Encoder):
         states = self.dropout(self.norm(self.embeddings(text.ids, text.segments)))
         return self._through("text", self.text_layers, states, text.mask, text.row, trace, replacements)
 
-    def encode_regions(self, regions: Regions, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE) -> Tensor:
+    def encode_regions(
+        self, regions: Regions, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE
+    ) -> Tensor:
         """States of the region rows before they meet any text, (S, R, D).
 
         Raises:
@@ -254,7 +272,11 @@ class Lxmert(Encoder):
 
     def _require_layers(self, replacements: Replacements) -> None:
         if replacements:
-            streams = {"text_layers": self.text_layers, "region_layers": self.region_layers, "cross_layers": self.cross_layers}
+            streams = {
+                "text_layers": self.text_layers,
+                "region_layers": self.region_layers,
+                "cross_layers": self.cross_layers,
+            }
             known = [f"{stream}.{number}" for stream, layers in streams.items() for number in range(len(layers))]
             if unknown := [name for name in replacements if name not in known]:
                 raise ConfigError(f"no layer {unknown[0]!r} to replace. {nearest(unknown[0], known)}")
@@ -398,10 +420,16 @@ _BERT = KeyMap(
         *bert.text_embeddings("bert.embeddings", "encoder.embeddings"),
         rename("bert.embeddings.LayerNorm.*", "encoder.norm.*"),
         # the first nine layers, whatever the size of the model; the paper's footnote speaks of the top nine
-        *(rule for number in range(9) for rule in bert.layer(f"bert.encoder.layer.{number}", f"encoder.text_layers.{number}")),
+        *(
+            rule
+            for number in range(9)
+            for rule in bert.layer(f"bert.encoder.layer.{number}", f"encoder.text_layers.{number}")
+        ),
         drop("bert.encoder.layer.**", "the text stream has nine layers"),
         rename("bert.pooler.dense.*", "encoder.pooler.dense.*"),
-        *bert.vocabulary("cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight", second_bias=True),
+        *bert.vocabulary(
+            "cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight", second_bias=True
+        ),
         rename("cls.seq_relationship.*", "matching.linear.*"),
         fresh("encoder.region_embeddings.**", "not in BERT: random"),
         fresh("encoder.region_layers.**", "not in BERT: random"),
@@ -426,7 +454,10 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
 
     def attention(number: int, mark: str, ours: str) -> tuple[Rule, ...]:
         return (
-            *(rename(f"{base}.{number}.attention_self.{mark}{name}.*", f"{ours}.attention.{name}.*") for name in ("query", "key", "value")),
+            *(
+                rename(f"{base}.{number}.attention_self.{mark}{name}.*", f"{ours}.attention.{name}.*")
+                for name in ("query", "key", "value")
+            ),
             rename(f"{base}.{number}.attention_output.{mark}dense.*", f"{ours}.output.*"),
             rename(f"{base}.{number}.attention_output.{mark}LayerNorm.*", f"{ours}.norm.*"),
         )

@@ -27,10 +27,11 @@ from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
 from visling.errors import ConfigError, StoreError
 from visling.models.base import Encoder, ModelSpec
-from visling.nn.coattention import CoAttentionLayer, GatedLayer, TwoStreamTrace
+from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.embeddings import TextEmbeddings, Whitening
 from visling.nn.layers import TransformerLayer, initialise
 from visling.nn.pooling import gather
+from visling.nn.trace import TwoStreamTrace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 
@@ -115,7 +116,9 @@ class VilbertConfig:
                 f"found {len(self.text_layers_before)} and {len(self.region_layers_before)}."
             )
         if self.max_tokens > self.max_positions:
-            raise ConfigError(f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too.")
+            raise ConfigError(
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+            )
 
 
 def _connected(co_attentions: int, text_layers: int = 12, **changes: Any) -> VilbertConfig:
@@ -165,7 +168,13 @@ PRESETS: Mapping[str, VilbertConfig] = {
     "multitask": _connected(6, num_tasks=20, max_tokens=56, max_regions=100),  # 16 to 56 tokens, by task
     # VOLTA: equal widths in both streams
     "ctrl": _connected(
-        6, max_tokens=38, region_hidden_size=768, num_region_heads=12, region_intermediate_size=3072, co_attention_size=768, num_co_attention_heads=12
+        6,
+        max_tokens=38,
+        region_hidden_size=768,
+        num_region_heads=12,
+        region_intermediate_size=3072,
+        co_attention_size=768,
+        num_co_attention_heads=12,
     ),
     # ours: from scratch on drawn scenes
     "scenes": dataclasses.replace(_SMALL, vocabulary="scenes", vocab_size=318),
@@ -200,7 +209,10 @@ class Vilbert(Encoder):
         text_size, region_size = config.hidden_size, config.region_hidden_size
         self.dims = Dims(text=text_size, regions=region_size, pooled=config.pooled_size)
         self.embeddings = TextEmbeddings(
-            vocab_size=config.vocab_size, max_positions=config.max_positions, num_segments=config.num_segments, hidden_size=text_size
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            num_segments=config.num_segments,
+            hidden_size=text_size,
         )
         self.tasks = nn.Embedding(config.num_tasks, text_size) if config.num_tasks else None
         self.text_norm = nn.LayerNorm(text_size, eps=config.norm_eps)
@@ -235,14 +247,18 @@ class Vilbert(Encoder):
         for number, layer in enumerate(self.co_attention_layers):
             text_stop, regions_stop = config.text_layers_before[number], config.region_layers_before[number]
             text = self._through_text(text, text_mask, range(text_done, text_stop), trace)
-            regions = self._through_regions(regions, region_mask, text, text_mask, range(regions_done, regions_stop), trace)
+            regions = self._through_regions(
+                regions, region_mask, text, text_mask, range(regions_done, regions_stop), trace
+            )
             text, regions, text_probs, region_probs = layer(text, regions, text_mask, region_mask, capture=capture)
             trace.state(f"co_attention_layers.{number}.text", text)
             trace.state(f"co_attention_layers.{number}.regions", regions)
             trace.map("text_to_regions", f"co_attention_layers.{number}", text_probs)
             trace.map("regions_to_text", f"co_attention_layers.{number}", region_probs)
             text_done, regions_done = text_stop, regions_stop
-        regions = self._through_regions(regions, region_mask, text, text_mask, range(regions_done, config.num_region_layers), trace)
+        regions = self._through_regions(
+            regions, region_mask, text, text_mask, range(regions_done, config.num_region_layers), trace
+        )
         text = self._through_text(text, text_mask, range(text_done, config.num_layers), trace)
 
         whole = regions[:, -1]
@@ -321,7 +337,13 @@ class Vilbert(Encoder):
         return text
 
     def _through_regions(
-        self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, numbers: Iterable[int], trace: TwoStreamTrace
+        self,
+        regions: Tensor,
+        mask: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        numbers: Iterable[int],
+        trace: TwoStreamTrace,
     ) -> Tensor:
         steering = (text, text_mask) if self.config.gated_regions else ()
         for number in numbers:
@@ -496,7 +518,9 @@ def volta_keys(text_layers_before: tuple[int, ...], num_layers: int) -> KeyMap:
         text_layers_before: one text layer after every co-attention, as in all released depths.
     """
     first = text_layers_before[0]
-    assert text_layers_before == tuple(range(first, num_layers)), f"VOLTA's numbering needs consecutive depths up to {num_layers}"
+    assert text_layers_before == tuple(range(first, num_layers)), (
+        f"VOLTA's numbering needs consecutive depths up to {num_layers}"
+    )
     rules: list[Rule] = []
     for number in range(num_layers):
         at = 2 * number if number < first else 2 * first + 4 * (number - first) + 2
@@ -560,13 +584,21 @@ _BERT = KeyMap(
         *bert.text_embeddings("bert.embeddings", "encoder.embeddings"),
         rename("bert.embeddings.LayerNorm.*", "encoder.text_norm.*"),
         *bert.layer("bert.encoder.layer.*", "encoder.text_layers.*"),
-        *bert.vocabulary("cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight", second_bias=True),
+        *bert.vocabulary(
+            "cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight", second_bias=True
+        ),
         drop("bert.pooler.**", "the release does not start from it: its summary is wider and another function"),
         drop("cls.seq_relationship.**", "the release does not start from it"),
         fresh("encoder.tasks.weight", "not in BERT: random"),
         fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
-        *(fresh(f"encoder.{name}.**", "not in BERT: random") for name in ("projection", "box_projection", "region_norm", "region_layers")),
-        *(fresh(f"encoder.{name}.**", "not in BERT: random") for name in ("co_attention_layers", "text_pooler", "region_pooler")),
+        *(
+            fresh(f"encoder.{name}.**", "not in BERT: random")
+            for name in ("projection", "box_projection", "region_norm", "region_layers")
+        ),
+        *(
+            fresh(f"encoder.{name}.**", "not in BERT: random")
+            for name in ("co_attention_layers", "text_pooler", "region_pooler")
+        ),
         *(fresh(f"{part}.**", "not in BERT: random") for part in ("matching", "region_targets")),
     )
 )

@@ -23,10 +23,11 @@ from visling.boxes import spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError, StoreError
-from visling.models.base import Encoder, ModelSpec, Trace
+from visling.models.base import Encoder, ModelSpec
 from visling.nn.embeddings import TextEmbeddings, Whitening
 from visling.nn.layers import TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
+from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 
@@ -77,11 +78,17 @@ class VisualBertConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ConfigError(f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}.")
+            raise ConfigError(
+                f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}."
+            )
         if not 0 <= self.region_segment < self.num_segments:
-            raise ConfigError(f"region_segment must be one of {self.num_segments} segments, counted from 0; found {self.region_segment}.")
+            raise ConfigError(
+                f"region_segment must be one of {self.num_segments} segments, counted from 0; found {self.region_segment}."
+            )
         if self.max_tokens > self.max_positions:
-            raise ConfigError(f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too.")
+            raise ConfigError(
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+            )
 
 
 _RELEASED: Mapping[str, VisualBertConfig] = {
@@ -114,11 +121,27 @@ PRESETS: Mapping[str, VisualBertConfig] = {
     "ctrl": VisualBertConfig(region_segment=1, max_tokens=38, max_regions=37),
     # ours: from scratch on drawn scenes, where positions matter, so boxes are seen and the pooler is trained
     "scenes": dataclasses.replace(
-        _SMALL, hidden_size=96, num_layers=3, num_heads=6, intermediate_size=384, dropout_rate=0.0, answer_slot="same_segment", **_DRAWN_WORDS
+        _SMALL,
+        hidden_size=96,
+        num_layers=3,
+        num_heads=6,
+        intermediate_size=384,
+        dropout_rate=0.0,
+        answer_slot="same_segment",
+        **_DRAWN_WORDS,
     ),
-    "nlvr": dataclasses.replace(_SMALL, hidden_size=96, num_heads=6, intermediate_size=384, dropout_rate=0.0, **_DRAWN_WORDS),
+    "nlvr": dataclasses.replace(
+        _SMALL, hidden_size=96, num_heads=6, intermediate_size=384, dropout_rate=0.0, **_DRAWN_WORDS
+    ),
     "tiny": dataclasses.replace(
-        _SMALL, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_positions=64, feature_size=16, answer_slot="same_segment"
+        _SMALL,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        max_positions=64,
+        feature_size=16,
+        answer_slot="same_segment",
     ),
 }
 """Released configurations at full size, and ours."""
@@ -133,12 +156,17 @@ class VisualBert(Encoder):
         width = config.hidden_size
         self.dims = Dims(text=width, regions=width, pooled=width)
         self.embeddings = TextEmbeddings(
-            vocab_size=config.vocab_size, max_positions=config.max_positions, num_segments=config.num_segments, hidden_size=width
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            num_segments=config.num_segments,
+            hidden_size=width,
         )
         self.whiten = Whitening(config.feature_size) if config.whiten_features else None
         self.projection = nn.Linear(config.feature_size + (6 if config.append_spatial else 0), width)
         self.visual_segments = nn.Embedding(config.num_segments, width)
-        self.visual_positions = nn.Embedding(config.max_positions, width)  # Quirk: only row 0 is ever read; the files hold the whole table
+        self.visual_positions = nn.Embedding(
+            config.max_positions, width
+        )  # Quirk: only row 0 is ever read; the files hold the whole table
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
@@ -160,7 +188,9 @@ class VisualBert(Encoder):
             states = self._through_layers(states, mask, trace)
         else:
             text = self._through_layers(states[:, :num_tokens], text_mask, trace)
-            states, probs = self.additional_layer(torch.cat([text, states[:, num_tokens:]], dim=1), mask, capture=capture)
+            states, probs = self.additional_layer(
+                torch.cat([text, states[:, num_tokens:]], dim=1), mask, capture=capture
+            )
             trace.add("additional_layer", states, probs)
 
         return Encoded(
@@ -291,7 +321,9 @@ _TRANSFORMERS = KeyMap(
         *bert.layer("visual_bert.encoder.layer.*", "encoder.layers.*"),
         *bert.layer("visual_bert.additional_layer", "encoder.additional_layer"),
         rename("visual_bert.pooler.dense.*", "encoder.pooler.dense.*"),
-        *bert.vocabulary("cls.predictions", "vocabulary", words="visual_bert.embeddings.word_embeddings.weight", second_bias=True),
+        *bert.vocabulary(
+            "cls.predictions", "vocabulary", words="visual_bert.embeddings.word_embeddings.weight", second_bias=True
+        ),
         rename("cls.seq_relationship.*", "matching.linear.*"),
         rename("cls.weight", "classifier.linear.weight"),
         rename("cls.bias", "classifier.linear.bias"),
@@ -306,7 +338,11 @@ def volta_keys(num_layers: int) -> KeyMap:
     """VOLTA's layout: attention and feed-forward of layer n are sub-layers 2n and 2n + 1; the text's and the regions' names hold the same weights."""
     rules: list[Rule] = []
     for number in range(num_layers):
-        ours, attention, forward = f"encoder.layers.{number}", f"bert.encoder.layer.{2 * number}", f"bert.encoder.layer.{2 * number + 1}"
+        ours, attention, forward = (
+            f"encoder.layers.{number}",
+            f"bert.encoder.layer.{2 * number}",
+            f"bert.encoder.layer.{2 * number + 1}",
+        )
         for theirs, name, to in (
             *((f"{attention}.attention_self", name, f"attend.attention.{name}") for name in ("query", "key", "value")),
             (f"{attention}.attention_output", "dense", "attend.output"),
@@ -316,7 +352,9 @@ def volta_keys(num_layers: int) -> KeyMap:
             (f"{forward}.output", "LayerNorm", "feed_forward.norm"),
         ):
             rules.append(rename(f"{theirs}.{name}.*", f"{ours}.{to}.*"))
-            rules += (tie(f"{theirs}.v_{name}.{end}", f"{theirs}.{name}.{end}", part="encoder") for end in ("weight", "bias"))
+            rules += (
+                tie(f"{theirs}.v_{name}.{end}", f"{theirs}.{name}.{end}", part="encoder") for end in ("weight", "bias")
+            )
     joined = "reads the product of VOLTA's two ReLU poolers, of text and of the whole image, which VisualBERT lacks"
     return KeyMap(
         (
@@ -334,7 +372,12 @@ def volta_keys(num_layers: int) -> KeyMap:
             *(
                 rename(f"clfs_dict.TASK{task}.{theirs}", f"{part}.{ours}")
                 for task, part in ((9, "regions_refcoco"), (10, "regions"), (11, "regions_refcocog"))
-                for theirs, ours in (("0.*", "dense.*"), ("3.*", "output.*"), ("weight", "linear.weight"), ("bias", "linear.bias"))
+                for theirs, ours in (
+                    ("0.*", "dense.*"),
+                    ("3.*", "output.*"),
+                    ("weight", "linear.weight"),
+                    ("bias", "linear.bias"),
+                )
             ),
             drop("bert.t_pooler.**", "one of VOLTA's two ReLU poolers, whose product VisualBERT lacks"),
             drop("bert.v_pooler.**", "one of VOLTA's two ReLU poolers, whose product VisualBERT lacks"),

@@ -25,10 +25,11 @@ from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError, StoreError
-from visling.models.base import Encoder, ModelSpec, Trace
+from visling.models.base import Encoder, ModelSpec
 from visling.nn.embeddings import Whitening
 from visling.nn.layers import TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
+from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 SCALE = 100.0
@@ -96,7 +97,9 @@ class VlBertConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ConfigError(f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}.")
+            raise ConfigError(
+                f"hidden_size must be a multiple of num_heads; found {self.hidden_size} and {self.num_heads}."
+            )
         if self.max_tokens + 2 > self.max_positions:
             raise ConfigError(
                 f"max_tokens {self.max_tokens}, the regions and [END] take {self.max_tokens + 2} positions, but max_positions is "
@@ -105,10 +108,18 @@ class VlBertConfig:
 
 
 _BASE = VlBertConfig()
-_LARGE: Mapping[str, Any] = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096, "visual_size": 1024}
+_LARGE: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "num_layers": 24,
+    "num_heads": 16,
+    "intermediate_size": 4096,
+    "visual_size": 1024,
+}
 _BASE_SIZED: Mapping[str, VlBertConfig] = {
     "prec": dataclasses.replace(_BASE, region_order="confidence", joint_limit=64),  # cfgs/pretrain/base_prec_*.yaml
-    "e2e": dataclasses.replace(_BASE, region_order="confidence", joint_limit=64, masks_features=False),  # cfgs/pretrain/base_e2e_*.yaml
+    "e2e": dataclasses.replace(
+        _BASE, region_order="confidence", joint_limit=64, masks_features=False
+    ),  # cfgs/pretrain/base_e2e_*.yaml
     "vqa": dataclasses.replace(_BASE, max_tokens=128, answer_slot="second_segment"),  # cfgs/vqa: no limit on the length
     "refcoco": dataclasses.replace(_BASE, max_tokens=128, masks_features=False),  # cfgs/refcoco: no limit on the length
     "vcr": dataclasses.replace(_BASE, max_tokens=67, masks_features=False),  # cfgs/vcr: 64 pieces, one [CLS], two [SEP]
@@ -222,12 +233,20 @@ class JointEmbeddings(nn.Module):
         # One row each: BERT has the first two only.
         self.segments = nn.ParameterList(torch.empty(1, width) for _ in range(NUM_SEGMENTS))
         self.end = nn.Parameter(torch.empty(1, width))
-        path = partial(VisualPath, visual_size=config.visual_size, hidden_size=width, norm=config.visual_norm, norm_eps=config.norm_eps)
+        path = partial(
+            VisualPath,
+            visual_size=config.visual_size,
+            hidden_size=width,
+            norm=config.visual_norm,
+            norm_eps=config.norm_eps,
+        )
         self.visual_text, self.visual_regions = path(), path()
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def forward(self, text: Text, token_visual: Tensor, region_words: Tensor, region_visual: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Text, token_visual: Tensor, region_words: Tensor, region_visual: Tensor, region_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Embedded sequence and its mask.
 
         Args:
@@ -250,7 +269,12 @@ class JointEmbeddings(nn.Module):
         # All regions share the position after the row's own text; [END] keeps the one after theirs even where there are none.
         length = text.mask.sum(1)  # (B,)
         segments = torch.cat(tuple(self.segments))  # (3, D)
-        tokens = self.words(text.ids) + self.positions.weight[:longest] + F.embedding(text.segments, segments) + self.visual_text(token_visual)
+        tokens = (
+            self.words(text.ids)
+            + self.positions.weight[:longest]
+            + F.embedding(text.segments, segments)
+            + self.visual_text(token_visual)
+        )
         regions = region_words + self.visual_regions(region_visual) + (self.positions(length) + segments[2])[:, None]
         end = (self.end + self.positions(length + 1) + segments[2])[:, None]
         states = self.dropout(self.norm(torch.cat([tokens, regions, end], dim=1)))
@@ -381,7 +405,9 @@ class VlBert(Encoder):
             words = torch.where(regions.hidden[..., None], self.mask_word, words)
             if self.mask_feature is not None:
                 features = torch.where(regions.hidden[..., None], self.mask_feature, features)
-        visual = self.projection(torch.cat([features, whole[:, None]], dim=1), torch.cat([regions.boxes, whole_image(regions.size)], dim=1))
+        visual = self.projection(
+            torch.cat([features, whole[:, None]], dim=1), torch.cat([regions.boxes, whole_image(regions.size)], dim=1)
+        )
         words = torch.cat([words, self.image_word.expand(len(words), 1, -1)], dim=1)
         return visual, words, torch.cat([regions.mask, present[:, None]], dim=1)
 
@@ -468,7 +494,10 @@ def _encoder(prefix: str = "vlbert") -> tuple[Rule, ...]:
         fresh("encoder.pooler.dense.*", "pre-training, VQA and RefCOCO+ have no pooler: BERT's, or random"),
         fresh("encoder.mask_word", "fine-tuned files lack what only pre-training reads"),
         fresh("encoder.mask_feature", "files that were fine-tuned, or pre-trained end to end, hide no features"),
-        fresh("encoder.text_only", "files that were fine-tuned, or pre-trained on captions alone, know no text without an image"),
+        fresh(
+            "encoder.text_only",
+            "files that were fine-tuned, or pre-trained on captions alone, know no text without an image",
+        ),
     )
 
 
@@ -508,7 +537,13 @@ _VQA = KeyMap(
         rename("final_mlp.2.*", "classifier.linear.*"),
     )
 )
-_REFCOCO = KeyMap((*_encoder(), rename("final_mlp.0.dense.*", "regions.transform.dense.*"), rename("final_mlp.2.*", "regions.linear.*")))
+_REFCOCO = KeyMap(
+    (
+        *_encoder(),
+        rename("final_mlp.0.dense.*", "regions.transform.dense.*"),
+        rename("final_mlp.2.*", "regions.linear.*"),
+    )
+)
 _VCR = KeyMap(
     (
         *_encoder("vlbert._module"),
@@ -561,7 +596,9 @@ SPEC = ModelSpec(
             rename("vlbert.mlm_head.predictions.transform.LayerNorm.*", "classifier.transform.norm.*"),
             reason="starts from the word vectors of the answers (`start_from_words`)",
         ),
-        "refcoco_start": _start(rename("vlbert.mvrc_head.transform.dense.*", "regions.transform.dense.*"), reason="random"),
+        "refcoco_start": _start(
+            rename("vlbert.mvrc_head.transform.dense.*", "regions.transform.dense.*"), reason="random"
+        ),
         "vcr_start": _start(rename("vlbert.mvrc_head.transform.dense.*", "objects.transform.dense.*"), reason="random"),
         "bert": _BERT,
     },

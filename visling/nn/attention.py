@@ -14,9 +14,13 @@ from torch.nn import functional as F
 class Attention(nn.Module):
     """Scaled dot-product attention with its three projections; the output projection belongs to the block around it."""
 
-    def __init__(self, *, query_size: int, context_size: int, attention_size: int, num_heads: int, dropout_rate: float) -> None:
+    def __init__(
+        self, *, query_size: int, context_size: int, attention_size: int, num_heads: int, dropout_rate: float
+    ) -> None:
         super().__init__()
-        assert attention_size % num_heads == 0, f"attention width {attention_size} is not a multiple of {num_heads} heads"
+        assert attention_size % num_heads == 0, (
+            f"attention width {attention_size} is not a multiple of {num_heads} heads"
+        )
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         # Three matrices, not one: the releases clip gradients per tensor, and their files store them apart.
@@ -48,7 +52,9 @@ class Attention(nn.Module):
             probs = probabilities(query, key, mask[:, None, None, :])
             context = F.dropout(probs, dropout_rate) @ value
         else:
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :], dropout_p=dropout_rate)
+            context = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask[:, None, None, :], dropout_p=dropout_rate
+            )
         return context.transpose(1, 2).flatten(2), probs
 
     def _split(self, states: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from visling.nn.attention import probabilities
 from visling.nn.layers import AttentionBlock, FeedForwardBlock
-from visling.types import Maps
 
 
 class CoAttentionLayer(nn.Module):
@@ -52,7 +51,9 @@ class CoAttentionLayer(nn.Module):
 
         self.text_reads = reader(text_size, region_size)
         self.regions_read = reader(region_size, text_size)
-        self.text_feed_forward = FeedForwardBlock(text_size, intermediate_size=text_intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps)
+        self.text_feed_forward = FeedForwardBlock(
+            text_size, intermediate_size=text_intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps
+        )
         self.region_feed_forward = FeedForwardBlock(
             region_size, intermediate_size=region_intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps
         )
@@ -63,7 +64,12 @@ class CoAttentionLayer(nn.Module):
         """New text (B, T, Dt) and region states (B, R, Dr); if captured, probabilities text to regions (B, H, T, R) and back (B, H, R, T)."""
         informed_text, text_probs = self.text_reads(text, regions, region_mask, capture=capture)
         informed_regions, region_probs = self.regions_read(regions, text, text_mask, capture=capture)
-        return self.text_feed_forward(informed_text), self.region_feed_forward(informed_regions), text_probs, region_probs
+        return (
+            self.text_feed_forward(informed_text),
+            self.region_feed_forward(informed_regions),
+            text_probs,
+            region_probs,
+        )
 
 
 class GatedLayer(nn.Module):
@@ -85,13 +91,21 @@ class GatedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attend = AttentionBlock(
-            region_size, num_heads=num_heads, dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate, norm_eps=norm_eps
+            region_size,
+            num_heads=num_heads,
+            dropout_rate=dropout_rate,
+            attention_dropout_rate=attention_dropout_rate,
+            norm_eps=norm_eps,
         )
-        self.feed_forward = FeedForwardBlock(region_size, intermediate_size=intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps)
+        self.feed_forward = FeedForwardBlock(
+            region_size, intermediate_size=intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps
+        )
         self.query_gate = nn.Linear(text_size, region_size)
         self.key_gate = nn.Linear(text_size, region_size)
 
-    def forward(self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, *, capture: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """New region states (B, R, Dr) and, if captured, the attention probabilities (B, H, R, R)."""
         attention = self.attend.attention
         shares = text_mask[..., None].to(text.dtype)
@@ -141,7 +155,14 @@ class CrossModalityLayer(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, *, num_heads: int, intermediate_size: int, dropout_rate: float, attention_dropout_rate: float, norm_eps: float
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int,
+        intermediate_size: int,
+        dropout_rate: float,
+        attention_dropout_rate: float,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         attention = partial(
@@ -152,17 +173,27 @@ class CrossModalityLayer(nn.Module):
             attention_dropout_rate=attention_dropout_rate,
             norm_eps=norm_eps,
         )
-        feed_forward = partial(FeedForwardBlock, hidden_size, intermediate_size=intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps)
+        feed_forward = partial(
+            FeedForwardBlock,
+            hidden_size,
+            intermediate_size=intermediate_size,
+            dropout_rate=dropout_rate,
+            norm_eps=norm_eps,
+        )
         self.cross = attention()
         self.text_attend, self.region_attend = attention(), attention()
         self.text_feed_forward, self.region_feed_forward = feed_forward(), feed_forward()
 
-    def forward(self, text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool = False) -> CrossModalityStates:
+    def forward(
+        self, text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool = False
+    ) -> CrossModalityStates:
         """New states of both streams from text (B, T, D) and regions (B, R, D), with masks (B, T) and (B, R)."""
         text_cross, text_to_regions = self.cross(text, regions, region_mask, capture=capture)
         regions_cross, regions_to_text = self.cross(regions, text, text_mask, capture=capture)
         text_self, text_to_text = self.text_attend(text_cross, text_cross, text_mask, capture=capture)
-        regions_self, regions_to_regions = self.region_attend(regions_cross, regions_cross, region_mask, capture=capture)
+        regions_self, regions_to_regions = self.region_attend(
+            regions_cross, regions_cross, region_mask, capture=capture
+        )
         return CrossModalityStates(
             text=self.text_feed_forward(text_self),
             regions=self.region_feed_forward(regions_self),
@@ -171,30 +202,3 @@ class CrossModalityLayer(nn.Module):
             regions_to_text=regions_to_text,
             regions_to_regions=regions_to_regions,
         )
-
-
-class TwoStreamTrace:
-    """Collects what a caller asked to capture in two streams; keeps nothing otherwise, so that states can be freed."""
-
-    def __init__(self, on: bool) -> None:
-        self.on = on
-        self._states: dict[str, Tensor] = {}
-        self._maps: dict[str, dict[str, Tensor]] = {name: {} for name in ("text_to_text", "text_to_regions", "regions_to_text", "regions_to_regions")}
-
-    def state(self, name: str, states: Tensor) -> None:
-        """Note the output (B, N, D) of a layer in one stream."""
-        if self.on:
-            self._states[name] = states
-
-    def map(self, quadrant: str, name: str, probs: Tensor | None) -> None:
-        """Note the attention (B, H, from, to) of a layer; `quadrant` is a field of `Maps`."""
-        if self.on and probs is not None:
-            self._maps[quadrant][name] = probs
-
-    def states(self) -> dict[str, Tensor] | None:
-        """Hidden states by name."""
-        return self._states if self.on else None
-
-    def maps(self) -> Maps | None:
-        """Attention by quadrant and layer."""
-        return Maps(**self._maps) if self.on else None

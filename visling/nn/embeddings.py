@@ -19,7 +19,15 @@ class TextEmbeddings(nn.Module):
             makes its tables with padding_idx=0. The word table may still learn as output matrix.
     """
 
-    def __init__(self, *, vocab_size: int, max_positions: int, num_segments: int, hidden_size: int, fixed_first_rows: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_positions: int,
+        num_segments: int,
+        hidden_size: int,
+        fixed_first_rows: bool = False,
+    ) -> None:
         super().__init__()
         untaught = 0 if fixed_first_rows else None
         self.words = nn.Embedding(vocab_size, hidden_size, padding_idx=untaught)
@@ -34,7 +42,9 @@ class TextEmbeddings(nn.Module):
         """
         length, longest = ids.shape[1], self.positions.num_embeddings
         if length > longest:
-            raise ConfigError(f"a text row has {length} tokens, but the position table holds {longest}. Lower max_tokens or raise max_positions.")
+            raise ConfigError(
+                f"a text row has {length} tokens, but the position table holds {longest}. Lower max_tokens or raise max_positions."
+            )
         positions = self.positions.weight[:length]
         if self.positions.padding_idx is not None:
             positions = torch.cat([positions[:1].detach(), positions[1:]])

@@ -64,13 +64,26 @@ class TransformerLayer(nn.Module):
     """Self-attention block, then feed-forward block."""
 
     def __init__(
-        self, hidden_size: int, *, num_heads: int, intermediate_size: int, dropout_rate: float, attention_dropout_rate: float, norm_eps: float
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int,
+        intermediate_size: int,
+        dropout_rate: float,
+        attention_dropout_rate: float,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.attend = AttentionBlock(
-            hidden_size, num_heads=num_heads, dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate, norm_eps=norm_eps
+            hidden_size,
+            num_heads=num_heads,
+            dropout_rate=dropout_rate,
+            attention_dropout_rate=attention_dropout_rate,
+            norm_eps=norm_eps,
         )
-        self.feed_forward = FeedForwardBlock(hidden_size, intermediate_size=intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps)
+        self.feed_forward = FeedForwardBlock(
+            hidden_size, intermediate_size=intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps
+        )
 
     def forward(self, states: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
         """New states (B, N, D) and, if captured, the attention probabilities (B, H, N, N)."""

@@ -36,7 +36,9 @@ class MomentumCopy(nn.Module):
         """
         super().__init__()
         if not 0 <= momentum <= 1:
-            raise ConfigError(f"momentum must lie in [0, 1]; found {momentum}. 1 never follows, 0 copies at every step.")
+            raise ConfigError(
+                f"momentum must lie in [0, 1]; found {momentum}. 1 never follows, 0 copies at every step."
+            )
         self.momentum = momentum
         self.network = network.requires_grad_(False)
         self._follows = follows
@@ -59,7 +61,7 @@ class MomentumCopy(nn.Module):
 
 
 @runtime_checkable
-class SlowlyCopied(Protocol):
+class HasMomentumCopy(Protocol):
     """A network whose slow copy is not simply a copy, as CVLP's, which skips layers."""
 
     def slow_copy(self, momentum: float) -> MomentumCopy:
@@ -106,7 +108,9 @@ class RingQueue(nn.Module):
             ConfigError: more rows, real or not, than the queue holds.
         """
         if len(rows) > len(self):
-            raise ConfigError(f"{len(rows)} rows are pushed into a queue of {len(self)}. Use a longer queue or smaller batches.")
+            raise ConfigError(
+                f"{len(rows)} rows are pushed into a queue of {len(self)}. Use a longer queue or smaller batches."
+            )
         # Every row gets a place of its own, unreal ones after the real ones; there the old value is written back.
         count = mask.sum()
         place = torch.where(mask, mask.cumsum(0) - 1, count + (~mask).cumsum(0) - 1)

@@ -13,7 +13,7 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visling.nn import heads
+from visling.nn.heads import build
 from visling.nn.pooling import gather, take
 from visling.objectives.base import Objective, Over, PretrainStep, average
 from visling.types import IGNORE, Dims, Head, Loss, Slots
@@ -27,14 +27,16 @@ class MaskedLM(Objective):
     def __init__(self, dims: Dims, style: str, words: nn.Embedding, *, over: Over = "chosen") -> None:
         super().__init__(dims, style, words)
         self.over: Over = over
-        self.head = heads.build(Head(kind="vocabulary", outputs=words.num_embeddings), dims, style=style, words=words)
+        self.head = build(Head(kind="vocabulary", outputs=words.num_embeddings), dims, style=style, words=words)
 
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)
         slots, ids = cast(Slots, step.targets.token_slots), cast(Tensor, step.targets.token_ids)
         if self.over == "rows" or slots.taken is None:
             return masked_lm_loss(self.head(gather(step.encoded.text, slots.at)), ids, slots.mask, over=self.over)
-        states, mask = take(step.encoded.text, slots)  # (K, Dt), (K,): rows have few hidden pieces, and of different number
+        states, mask = take(
+            step.encoded.text, slots
+        )  # (K, Dt), (K,): rows have few hidden pieces, and of different number
         return masked_lm_loss(self.head(states), ids.flatten()[slots.taken], mask)
 
 
@@ -48,7 +50,9 @@ def masked_lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, *, over: Over = "c
         over: "rows" averages each row first and needs (B, P, V) logits.
     """
     labels = ids.masked_fill(~mask, IGNORE)
-    values = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(labels)
+    values = F.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view_as(labels)
     loss = average("masked_lm", values, mask, over=over)
     hits = ((logits.detach().argmax(-1) == labels) & mask).sum()
     return Loss(value=loss.value, parts={**loss.parts, "masked_lm_accuracy": (hits, mask.sum())})

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visling.errors import ConfigError
-from visling.nn import heads
+from visling.nn.heads import build
 from visling.nn.pooling import gather
 from visling.objectives.base import Objective, Over, PretrainStep, average
 from visling.types import IGNORE, Dims, Head, Loss, Regions, Slots, Targets
@@ -65,9 +65,13 @@ class RegionLosses:
 
     def __post_init__(self) -> None:
         if not self.widths:
-            raise ConfigError("region losses: nothing is told. Set classes, attributes or features, or leave the objective out.")
+            raise ConfigError(
+                "region losses: nothing is told. Set classes, attributes or features, or leave the objective out."
+            )
         if self.weighted and self.classes != "hard" and not self.attributes:
-            raise ConfigError("region losses: weighted needs the confidence of a best class or attribute. Set classes='hard' or attributes=true.")
+            raise ConfigError(
+                "region losses: weighted needs the confidence of a best class or attribute. Set classes='hard' or attributes=true."
+            )
 
     @property
     def widths(self) -> dict[str, int]:
@@ -99,7 +103,15 @@ class RegionLosses:
 RELEASES: Mapping[str, RegionLosses] = {
     "vilbert": RegionLosses(classes="kl"),
     "vlbert": RegionLosses(classes="cross_entropy"),
-    "lxmert": RegionLosses(classes="hard", num_classes=1600, attributes=True, features="smooth_l1", weighted=True, over="regions", scale=1 / 0.15),
+    "lxmert": RegionLosses(
+        classes="hard",
+        num_classes=1600,
+        attributes=True,
+        features="smooth_l1",
+        weighted=True,
+        over="regions",
+        scale=1 / 0.15,
+    ),
 }
 """What each release tells about regions in pre-training; VisualBERT's and CVLP's tell nothing of this kind."""
 
@@ -114,11 +126,13 @@ class MaskedRegions(Objective):
     needs: ClassVar[frozenset[str]] = frozenset()
     """Those of its losses: `RegionLosses.needs`."""
 
-    def __init__(self, dims: Dims, style: str, words: nn.Embedding, *, losses: RegionLosses = RELEASES["vilbert"]) -> None:
+    def __init__(
+        self, dims: Dims, style: str, words: nn.Embedding, *, losses: RegionLosses = RELEASES["vilbert"]
+    ) -> None:
         super().__init__(dims, style, words)
         self.losses = losses
         widths = losses.widths
-        self.head = heads.build(Head(kind="region_targets", outputs=sum(widths.values()), options=widths), dims, style=style)
+        self.head = build(Head(kind="region_targets", outputs=sum(widths.values()), options=widths), dims, style=style)
 
     def reads(self) -> frozenset[str]:
         return self.losses.needs
@@ -131,7 +145,10 @@ class MaskedRegions(Objective):
         predicted, real = self._predict(step), _real(step.batch.regions)
         over: Over = "rows" if self.losses.over == "rows" else "chosen"
         count = real.sum() if self.losses.over == "regions" else None
-        terms = [*self._labels(predicted, step.targets, over, count), *self._features(predicted, step.targets, real, over, count)]
+        terms = [
+            *self._labels(predicted, step.targets, over, count),
+            *self._features(predicted, step.targets, real, over, count),
+        ]
         return _joined(terms, self.losses.scale)
 
     def _predict(self, step: PretrainStep) -> Mapping[str, Tensor]:
@@ -146,7 +163,9 @@ class MaskedRegions(Objective):
         each: Mapping[str, Tensor] = self.head(states, {name: cast(Slots, at[name]).at for name in self.losses.widths})
         return each
 
-    def _labels(self, predicted: Mapping[str, Tensor], targets: Targets, over: Over, count: Tensor | None) -> Iterator[Loss]:
+    def _labels(
+        self, predicted: Mapping[str, Tensor], targets: Targets, over: Over, count: Tensor | None
+    ) -> Iterator[Loss]:
         settings, slots = self.losses, targets.class_slots
         if slots is None:
             return
@@ -160,9 +179,13 @@ class MaskedRegions(Objective):
         if settings.attributes:
             weights = targets.attribute_weights if settings.weighted else None
             attributes = cast(Tensor, targets.region_attributes)
-            yield attribute_loss(predicted["attributes"], attributes, slots.mask, weights=weights, over=over, count=count)
+            yield attribute_loss(
+                predicted["attributes"], attributes, slots.mask, weights=weights, over=over, count=count
+            )
 
-    def _features(self, predicted: Mapping[str, Tensor], targets: Targets, real: Tensor, over: Over, count: Tensor | None) -> Iterator[Loss]:
+    def _features(
+        self, predicted: Mapping[str, Tensor], targets: Targets, real: Tensor, over: Over, count: Tensor | None
+    ) -> Iterator[Loss]:
         kind, slots, features = self.losses.features, targets.feature_slots, targets.region_features
         if kind == "none" or slots is None or features is None:
             return
@@ -171,10 +194,14 @@ class MaskedRegions(Objective):
             negatives = draw_negatives(drawn_from, slots.at, self.losses.num_negatives)
             yield region_nce_loss(predicted["features"], features, slots, negatives, over=over, count=count)
         else:
-            yield feature_regression_loss(predicted["features"], gather(features, slots.at), slots.mask, distance=kind, over=over, count=count)
+            yield feature_regression_loss(
+                predicted["features"], gather(features, slots.at), slots.mask, distance=kind, over=over, count=count
+            )
 
 
-def soft_class_kl_loss(logits: Tensor, probs: Tensor, mask: Tensor, *, over: Over = "chosen", count: Tensor | None = None) -> Loss:
+def soft_class_kl_loss(
+    logits: Tensor, probs: Tensor, mask: Tensor, *, over: Over = "chosen", count: Tensor | None = None
+) -> Loss:
     """KL divergence of the predicted from the detector's distribution, summed over classes, averaged over chosen regions.
 
     Args:
@@ -190,7 +217,9 @@ def soft_class_kl_loss(logits: Tensor, probs: Tensor, mask: Tensor, *, over: Ove
     return _with_hits(average("region_classes", values, mask, over=over, count=count), logits, probs.argmax(-1), mask)
 
 
-def soft_class_cross_entropy_loss(logits: Tensor, probs: Tensor, mask: Tensor, *, over: Over = "chosen", count: Tensor | None = None) -> Loss:
+def soft_class_cross_entropy_loss(
+    logits: Tensor, probs: Tensor, mask: Tensor, *, over: Over = "chosen", count: Tensor | None = None
+) -> Loss:
     """Cross-entropy of the detector's distribution, averaged over chosen regions; distributions that do not sum to 1 within 0.1 do not count.
 
     Args:
@@ -208,7 +237,13 @@ def soft_class_cross_entropy_loss(logits: Tensor, probs: Tensor, mask: Tensor, *
 
 
 def hard_class_loss(
-    logits: Tensor, classes: Tensor, mask: Tensor, *, weights: Tensor | None = None, over: Over = "chosen", count: Tensor | None = None
+    logits: Tensor,
+    classes: Tensor,
+    mask: Tensor,
+    *,
+    weights: Tensor | None = None,
+    over: Over = "chosen",
+    count: Tensor | None = None,
 ) -> Loss:
     """Cross-entropy of the detector's best class, times its confidence if `weights` are given.
 
@@ -225,7 +260,13 @@ def hard_class_loss(
 
 
 def attribute_loss(
-    logits: Tensor, attributes: Tensor, mask: Tensor, *, weights: Tensor | None = None, over: Over = "chosen", count: Tensor | None = None
+    logits: Tensor,
+    attributes: Tensor,
+    mask: Tensor,
+    *,
+    weights: Tensor | None = None,
+    over: Over = "chosen",
+    count: Tensor | None = None,
 ) -> Loss:
     """`hard_class_loss` for the detector's best attribute."""
     return _hard_label_loss("region_attributes", logits, attributes, mask, weights, over, count)
@@ -254,7 +295,13 @@ def feature_regression_loss(
 
 
 def region_nce_loss(
-    predicted: Tensor, features: Tensor, slots: Slots, negatives: Tensor, *, over: Over = "chosen", count: Tensor | None = None
+    predicted: Tensor,
+    features: Tensor,
+    slots: Slots,
+    negatives: Tensor,
+    *,
+    over: Over = "chosen",
+    count: Tensor | None = None,
 ) -> Loss:
     """Cross-entropy of a region's own feature among those of other regions, scored by dot products.
 
@@ -269,12 +316,19 @@ def region_nce_loss(
     """
     rows, regions = features.shape[:2]
     own = slots.at + torch.arange(rows, device=slots.at.device)[:, None] * regions  # (B, Q)
-    with torch.autocast(predicted.device.type, enabled=False):  # dot products of raw features are large: half precision would blur them
+    with torch.autocast(
+        predicted.device.type, enabled=False
+    ):  # dot products of raw features are large: half precision would blur them
         scores = predicted.float() @ features.float().flatten(0, 1).T  # (B, Q, B * R)
     others = scores.gather(-1, negatives).masked_fill(negatives == own[..., None], -torch.inf)
     candidates = torch.cat([scores.gather(-1, own[..., None]), others], dim=-1)  # (B, Q, 1 + K), the right one first
     values = -candidates.log_softmax(-1)[..., 0]
-    return _with_hits(average("region_features", values, slots.mask, over=over, count=count), candidates, torch.zeros_like(own), slots.mask)
+    return _with_hits(
+        average("region_features", values, slots.mask, over=over, count=count),
+        candidates,
+        torch.zeros_like(own),
+        slots.mask,
+    )
 
 
 def draw_negatives(mask: Tensor, at: Tensor, count: int) -> Tensor:
@@ -314,10 +368,14 @@ def draw_negatives(mask: Tensor, at: Tensor, count: int) -> Tensor:
     return torch.cat([elsewhere, here[..., :here_count]], dim=-1)
 
 
-def _hard_label_loss(name: str, logits: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | None, over: Over, count: Tensor | None) -> Loss:
+def _hard_label_loss(
+    name: str, logits: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | None, over: Over, count: Tensor | None
+) -> Loss:
     mask = mask & (labels != IGNORE)
     labels = labels.masked_fill(~mask, IGNORE)
-    values = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(labels)
+    values = F.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view_as(labels)
     if weights is not None:
         values = values * weights.float()
     return _with_hits(average(name, values, mask, over=over, count=count), logits, labels, mask)

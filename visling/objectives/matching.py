@@ -13,7 +13,7 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visling.nn import heads
+from visling.nn.heads import build
 from visling.objectives.base import Objective, PretrainStep
 from visling.types import IGNORE, Dims, Head, Loss
 
@@ -25,7 +25,7 @@ class Matching(Objective):
 
     def __init__(self, dims: Dims, style: str, words: nn.Embedding) -> None:
         super().__init__(dims, style, words)
-        self.head = heads.build(Head(kind="classify", outputs=2), dims, style=style)
+        self.head = build(Head(kind="classify", outputs=2), dims, style=style)
 
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from visling.errors import ConfigError
-from visling.nn import heads
-from visling.nn.momentum import MomentumCopy, RingQueue, SlowlyCopied, from_all_processes
+from visling.nn.heads import build
+from visling.nn.momentum import HasMomentumCopy, MomentumCopy, RingQueue, from_all_processes
 from visling.objectives.base import Objective, PretrainStep
 from visling.types import Batch, Dims, Head, Loss, Targets
 
@@ -69,9 +69,15 @@ class RegionContrast(Objective):
         """
         super().__init__(dims, style, words)
         if temperature <= 0 or (clip is not None and clip <= 0):
-            raise ConfigError(f"temperature and clip must be positive; found {temperature} and {clip}. For scores without a bound use clip = None.")
-        self.head = heads.build(Head(kind="projection", outputs=projection_size), dims, style=style)
-        self.key = encoder.slow_copy(momentum) if isinstance(encoder, SlowlyCopied) else MomentumCopy(copy.deepcopy(encoder), momentum=momentum)
+            raise ConfigError(
+                f"temperature and clip must be positive; found {temperature} and {clip}. For scores without a bound use clip = None."
+            )
+        self.head = build(Head(kind="projection", outputs=projection_size), dims, style=style)
+        self.key = (
+            encoder.slow_copy(momentum)
+            if isinstance(encoder, HasMomentumCopy)
+            else MomentumCopy(copy.deepcopy(encoder), momentum=momentum)
+        )
         self.key_head = MomentumCopy(copy.deepcopy(self.head), momentum=momentum)
         self.queue = RingQueue(queue_size, projection_size, dtype=torch.float16 if half_queue else torch.float32)
         self.temperature, self.clip, self.max_regions = temperature, clip, max_regions
@@ -91,7 +97,10 @@ class RegionContrast(Objective):
             embeddings.flatten(0, 1), keys.flatten(0, 1), self.queue.rows, temperature=self.temperature, clip=self.clip
         )  # (N,), (N,)
         loss = Loss.mean("region_contrast", values.view_as(mask), mask)
-        return Loss(value=loss.value, parts={**loss.parts, "region_contrast_accuracy": ((hits.view_as(mask) & mask).sum(), mask.sum())})
+        return Loss(
+            value=loss.value,
+            parts={**loss.parts, "region_contrast_accuracy": ((hits.view_as(mask) & mask).sum(), mask.sum())},
+        )
 
     def after_update(self) -> None:
         """The key network follows the query network; the keys of the update's batches, made before, join the queue."""
@@ -123,13 +132,17 @@ class RegionContrast(Objective):
         spare = self.max_regions - mask.shape[1]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             if spare < 0:
-                raise ConfigError(f"a batch has {mask.shape[1]} regions an image, region contrast was told {self.max_regions}. Raise max_regions.")
+                raise ConfigError(
+                    f"a batch has {mask.shape[1]} regions an image, region contrast was told {self.max_regions}. Raise max_regions."
+                )
             keys, mask = F.pad(keys, (0, 0, 0, spare)), F.pad(mask, (0, spare))
         self.queue.push(from_all_processes(keys.flatten(0, 1)), from_all_processes(mask.flatten()))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def contrast(queries: Tensor, keys: Tensor, negatives: Tensor, *, temperature: float, clip: float | None = None) -> tuple[Tensor, Tensor]:
+def contrast(
+    queries: Tensor, keys: Tensor, negatives: Tensor, *, temperature: float, clip: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each query's own key against all negatives, and whether its key scores above them all.
 
     Args:
@@ -158,7 +171,9 @@ class _Others(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, negatives: Tensor, temperature: float, clip: float | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, queries: Tensor, negatives: Tensor, temperature: float, clip: float | None
+    ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
         best = queries.new_full((len(queries), 1), -torch.inf)
         total = torch.zeros_like(best)

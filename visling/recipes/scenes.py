@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from visling import models
-from visling.data.masking import REGION_RELEASES, TokenMasking
+from visling.data.batches.masking import REGION_RELEASES, TokenMasking
+from visling.data.corpora.base import Corpus
 from visling.objectives.masked_regions import RELEASES as REGION_LOSSES
-from visling.recipes.plans import Corpus, Finetuning, Pretraining
-from visling.train.engine import TrainConfig
+from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 
 _WRONG_CAPTIONS = Corpus(kind="single_captions", weight=0.05)
@@ -28,13 +29,20 @@ _ELSEWHERE: Mapping[str, Any] = {"masking.rate": 0.15, "region_masking.rate": 0.
 """What all releases that hide regions do otherwise."""
 
 
-def visualbert_scenes() -> Pretraining:
+def visualbert_scenes() -> PretrainConfig:
     """VisualBERT's COCO phase on drawn scenes: masked words of captions, and caption pairs."""
     run = _on_captions("visualbert", wrong=Corpus(kind="caption_pairs", weight=_WRONG_CAPTIONS.weight))
-    return replace(run, release={"masking.rate": 0.15, "objectives.matching": 1.0, "data": "caption pairs alone, half of the second captions wrong"})
+    return replace(
+        run,
+        release={
+            "masking.rate": 0.15,
+            "objectives.matching": 1.0,
+            "data": "caption pairs alone, half of the second captions wrong",
+        },
+    )
 
 
-def vlbert_scenes() -> Pretraining:
+def vlbert_scenes() -> PretrainConfig:
     """VL-BERT on drawn scenes: masked words, and the detector's distribution over classes of masked regions, by cross-entropy. It matches nothing.
 
     The release weighs both alike and hides regions three times as often; here words have to be bound to regions first, which regions do not teach.
@@ -45,11 +53,15 @@ def vlbert_scenes() -> Pretraining:
         objectives={**run.objectives, "masked_regions": 0.1},
         region_masking=replace(REGION_RELEASES["vlbert"], rate=_FEW_REGIONS),
         region_losses=REGION_LOSSES["vlbert"],
-        release={**_ELSEWHERE, "objectives.masked_regions": 1.0, "data": "passages of text beside the captions, one to one"},
+        release={
+            **_ELSEWHERE,
+            "objectives.masked_regions": 1.0,
+            "data": "passages of text beside the captions, one to one",
+        },
     )
 
 
-def vilbert_scenes() -> Pretraining:
+def vilbert_scenes() -> PretrainConfig:
     """ViLBERT on drawn scenes: masked words, does the caption fit, and the detector's distribution over classes of masked regions, by KL divergence.
 
     The release weighs all alike, hides regions three times as often and shows a wrong caption half of the time.
@@ -60,11 +72,16 @@ def vilbert_scenes() -> Pretraining:
         objectives={**run.objectives, "masked_regions": 0.1},
         region_masking=replace(REGION_RELEASES["vilbert"], rate=_FEW_REGIONS),
         region_losses=REGION_LOSSES["vilbert"],
-        release={**_ELSEWHERE, "objectives.matching": 1.0, "objectives.masked_regions": 1.0, "data": "half of all captions are wrong"},
+        release={
+            **_ELSEWHERE,
+            "objectives.matching": 1.0,
+            "objectives.masked_regions": 1.0,
+            "data": "half of all captions are wrong",
+        },
     )
 
 
-def lxmert_scenes() -> Pretraining:
+def lxmert_scenes() -> PretrainConfig:
     """LXMERT on drawn scenes: masked words, does the sentence fit, classes, attributes and features of regions, and answers to training questions.
 
     The release weighs all alike, hides regions three times as often and reads captions and questions in full. Here questions are few: half of them
@@ -89,7 +106,7 @@ def lxmert_scenes() -> Pretraining:
     )
 
 
-def cvlp_scenes() -> Pretraining:
+def cvlp_scenes() -> PretrainConfig:
     """CVLP on drawn scenes: masked words, does the caption fit, and contrast of each region with those of earlier batches.
 
     The release weighs all alike and queues 30 batches, as here; its key network follows more slowly, over a hundred times as many updates.
@@ -110,9 +127,9 @@ def cvlp_scenes() -> Pretraining:
     )
 
 
-def _on_captions(model: str, *, wrong: Corpus | None = _WRONG_CAPTIONS) -> Pretraining:
+def _on_captions(model: str, *, wrong: Corpus | None = _WRONG_CAPTIONS) -> PretrainConfig:
     """Masked words of captions, and matching if there are texts that do not fit."""
-    return Pretraining(
+    return PretrainConfig(
         recipe=f"{model}-scenes",
         model=model,
         encoder=models.spec(model).presets["scenes"],
@@ -121,53 +138,20 @@ def _on_captions(model: str, *, wrong: Corpus | None = _WRONG_CAPTIONS) -> Pretr
         objectives={"masked_lm": 1.0} if wrong is None else {"masked_lm": 1.0, "matching": _MATCHING},
         masking=TokenMasking(rate=0.4),
         batch_size=32,
-        train=TrainConfig(epochs=10, precision="auto", log_every=200, validate_every=5, save_every=2000, optim=_small_optimiser(1.5e-3)),
+        train=TrainConfig(
+            epochs=10, precision="auto", log_every=200, validate_every=5, save_every=2000, optim=small_optimiser(1.5e-3)
+        ),
     )
 
 
-def _slower(run: Pretraining) -> Pretraining:
+def _slower(run: PretrainConfig) -> PretrainConfig:
     """The run with the rate high for longer, for families that bind words to regions later than VisualBERT: nothing is bound once it falls."""
     return replace(run, train=replace(run.train, optim=replace(run.train.optim, decay_share=0.15)))
 
 
-def visualbert_panels() -> Pretraining:
-    """Masked words of captions of drawn NLVR panels, best of easy ones in plain words. First step towards visualbert-nlvr: words meet items here."""
-    return Pretraining(
-        recipe="visualbert-panels",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
-        any_features=True,
-        corpora=(Corpus(kind="captions"),),
-        objectives={"masked_lm": 1.0},
-        masking=TokenMasking(rate=0.4),
-        batch_size=32,
-        train=TrainConfig(epochs=3, precision="auto", log_every=200, save_every=2000, optim=_small_optimiser(2e-3)),
-    )
-
-
-def visualbert_nlvr() -> Pretraining:
-    """VisualBERT's task-specific phase for NLVR on drawn panels, then on NLVR sentences too: is the statement true, and masked words of captions.
-
-    The release hides words of the very statement it judges. NLVR shows each sentence with pictures it is true of and as many it is false of, so
-    hidden words cannot be told from the picture and the label is a guess: nothing was learnt that way (docs/log.md). Here words are hidden in
-    captions, and statements are judged with every word shown.
-    """
-    return Pretraining(
-        recipe="visualbert-nlvr",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
-        any_features=True,
-        corpora=(Corpus(kind="captions", weight=0.4), Corpus(kind="unmasked_statements")),
-        objectives={"masked_lm": 1.0, "matching": 1.0},
-        masking=TokenMasking(rate=0.4),
-        batch_size=64,
-        train=TrainConfig(epochs=4, precision="auto", save_every=2000, log_every=200, optim=_small_optimiser(1e-3)),
-    )
-
-
-def vqa_scenes(model: str) -> Finetuning:
+def vqa_scenes(model: str) -> FinetuneConfig:
     """VQA on drawn scenes, small model; loss and read-out as the family's release."""
-    return Finetuning(
+    return FinetuneConfig(
         recipe=f"{model}-vqa-scenes",
         model=model,
         encoder=models.spec(model).presets["scenes"],
@@ -183,42 +167,33 @@ def vqa_scenes(model: str) -> Finetuning:
             log_every=200,
             validate_every=2,
             save_every=2000,
-            optim=_small_optimiser(1e-3),
+            optim=small_optimiser(1e-3),
         ),
     )
 
 
-def visualbert_nlvr_tuned() -> Finetuning:
-    """NLVR v1's development split, from the PNGs; part of its presentations is held out to choose the best epoch."""
-    return Finetuning(
-        recipe="visualbert-nlvr",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
-        any_features=True,
-        task="nlvr",
-        train_split="dev.train",
-        valid_split="dev.held",
-        train=TrainConfig(epochs=6, precision="auto", metric="accuracy", direction="max", optim=_small_optimiser(1e-4)),
-    )
-
-
-def _small_optimiser(lr: float) -> OptimConfig:
+def small_optimiser(lr: float) -> OptimConfig:
     """For models of width 96 to 192, found by trial (docs/log.md): the rate stays high until words are bound to regions, then falls."""
     return OptimConfig(
-        name="adamw", lr=lr, betas=(0.9, 0.98), weight_decay=0.01, schedule="warmup_stable_decay", warmup_share=0.05, decay_share=0.3, clip="global"
+        name="adamw",
+        lr=lr,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        schedule="warmup_stable_decay",
+        warmup_share=0.05,
+        decay_share=0.3,
+        clip="global",
     )
 
 
-PRETRAINING: Mapping[str, Callable[[], Pretraining]] = {
+PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "visualbert-scenes": visualbert_scenes,
     "vlbert-scenes": vlbert_scenes,
     "vilbert-scenes": vilbert_scenes,
     "lxmert-scenes": lxmert_scenes,
     "cvlp-scenes": cvlp_scenes,
-    "visualbert-panels": visualbert_panels,
-    "visualbert-nlvr": visualbert_nlvr,
 }
-FINETUNING: Mapping[str, Callable[[], Finetuning]] = {
+
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **{f"{model}-vqa-scenes": partial(vqa_scenes, model) for model in models.names()},
-    "visualbert-nlvr": visualbert_nlvr_tuned,
 }

@@ -50,7 +50,12 @@ class Report:
         def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
             return {name: asdict(score) for name, score in scores.items()}
 
-        return {"task": task, "split": split, "scores": plain(self.scores), "by": {name: plain(scores) for name, scores in self.by.items()}}
+        return {
+            "task": task,
+            "split": split,
+            "scores": plain(self.scores),
+            "by": {name: plain(scores) for name, scores in self.by.items()},
+        }
 
 
 class Task(ABC, Generic[R, C]):
@@ -182,10 +187,14 @@ def load(name: str) -> type[Task[Any, Any]]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise  # the module is there; something that it imports is not
-        raise ConfigError(f"no task {name!r}. {nearest(name, names())} A task of your own is given as my_package.my_module.") from error
+        raise ConfigError(
+            f"no task {name!r}. {nearest(name, names())} A task of your own is given as my_package.my_module."
+        ) from error
     task = getattr(module, "TASK", None)
     if not (isinstance(task, type) and issubclass(task, Task)):
-        raise ConfigError(f"module {path} offers no task: expected TASK = a subclass of visling.tasks.base.Task. {nearest(name, names())}")
+        raise ConfigError(
+            f"module {path} offers no task: expected TASK = a subclass of visling.tasks.base.Task. {nearest(name, names())}"
+        )
     return task
 
 

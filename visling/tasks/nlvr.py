@@ -11,7 +11,6 @@ Official One prediction per picture. Precision: share of right ones. Consistency
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,35 +21,20 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from visling.data.annotations.statements import json_lines, text_field
+from visling.data.annotations.nlvr import (
+    NLVR_LABELS,
+    PICTURE_NAME,
+    PICTURES,
+    NlvrRecord,
+    read_nlvr,
+)
 from visling.data.text import TextLayout
-from visling.errors import ConfigError, DataError
-from visling.metrics.answers import PICTURES, bootstrap, nlvr_images, nlvr_structured
-from visling.runtime import generator_for
+from visling.errors import DataError
+from visling.metrics.answers import bootstrap, nlvr_images, nlvr_structured
 from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import Example, Head, Loss, Prediction, Record, Targets
+from visling.types import Example, Head, Loss, Prediction, Targets
 
-LABELS = ("false", "true")
-"""By class index: 1 = the sentence is true."""
-
-_IDENTIFIER = re.compile(r"(?P<presentation>\d+)-\d+")
-_PICTURE = re.compile(r"[a-z]\w*-(?P<presentation>\d+)-\d+-[0-5]")
 _LEAST = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class NlvrRecord(Record):
-    """One sentence about one picture."""
-
-    sentence: str
-    label: bool | None
-    """None where the file gives none."""
-    identifier: str
-    """"N-M" of the official files; shared by the six pictures of an example."""
-    presentation: str
-    """Pictures and sentences that were shown together: the first field of the identifier; for other pictures the image id."""
-    official: bool
-    """Whether the record counts in the official numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +52,6 @@ class NlvrConfig:
     """Resampled sets of presentations for the 95 % intervals."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """Two sets of records without a presentation in common."""
-
-    train: list[NlvrRecord]
-    held: list[NlvrRecord]
-    shared: tuple[str, ...]
-    """Sentences that occur in both all the same (writers repeat each other), in alphabetical order."""
-
-
 class NLVR(Task[NlvrRecord, NlvrConfig]):
     """Judge a sentence about a picture."""
 
@@ -88,7 +62,7 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
     @property
     def heads(self) -> Mapping[str, Head]:
         """One classification, class 1 = true."""
-        return {"classify": Head(kind="classify", outputs=len(LABELS))}
+        return {"classify": Head(kind="classify", outputs=len(NLVR_LABELS))}
 
     def records(self, root: Path, split: str) -> list[NlvrRecord]:
         """One record per picture of the official file, then the extra statements.
@@ -99,27 +73,9 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
             DataError: neither kind of file is there, a line is not JSON or lacks a field, a label is not true or false, or an id comes twice.
             ConfigError: a picture number other than 0 to 5.
         """
-        split, _, part = split.partition(".")
-        if part:
-            if part not in ("train", "held"):
-                raise ConfigError(f"a split has the parts train and held; found {split}.{part}.")
-            parts = hold_out(self.records(root, split), self.config.hold_out, seed=0)
-            return parts.train if part == "train" else parts.held
-        pictures = _orders_present(root / split / "images") if self.config.pictures is None else self.config.pictures
-        if not pictures or not set(pictures) <= set(range(PICTURES)):
-            raise ConfigError(f"pictures are numbered 0 to {PICTURES - 1}; found {list(pictures)}.")
-        official = root / split / f"{split}.json"
-        extra = [
-            path for path in (root / split / "statements.json", root / "statements" / f"{split}.json") if self.config.statements and path.exists()
-        ]
-        records = _read_official(official, split, pictures) if official.exists() else []
-        for path in extra:
-            records += _read_statements(path)
-        if not records:
-            below = f" It lies in {root / 'nlvr'}: give that folder." if (root / "nlvr" / split).is_dir() else ""
-            raise DataError(f"no statements of split {split!r} in {root}: expected {official} or {root / 'statements' / f'{split}.json'}.{below}")
-        _unique(records, root)
-        return records
+        return read_nlvr(
+            root, split, pictures=self.config.pictures, statements=self.config.statements, held_out=self.config.hold_out
+        )
 
     def example(self, record: NlvrRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The sentence and its picture."""
@@ -136,8 +92,10 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
     def decode(self, logits: Mapping[str, Tensor], records: Sequence[NlvrRecord]) -> list[Prediction]:
         """The more probable of "true" and "false"; an exact tie is "false"."""
         predictions = []
-        for record, (false, true) in zip(records, logits["classify"].detach().double().softmax(1).tolist(), strict=True):
-            top = sorted(zip(LABELS, (false, true), strict=True), key=lambda pair: -pair[1])
+        for record, (false, true) in zip(
+            records, logits["classify"].detach().double().softmax(1).tolist(), strict=True
+        ):
+            top = sorted(zip(NLVR_LABELS, (false, true), strict=True), key=lambda pair: -pair[1])
             predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=tuple(top)))
         return predictions
 
@@ -153,7 +111,10 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         official = [pair for pair in pairs if pair[1].official]
         if official and _complete(record for _, record in official):
             scores |= self._official(official)
-        kinds = {"label": [LABELS[bool(record.label)] for record in records], "source": [_source(record) for record in records]}
+        kinds = {
+            "label": [NLVR_LABELS[bool(record.label)] for record in records],
+            "source": [_source(record) for record in records],
+        }
         return Report(scores=scores, by={name: _averages(hits, kind) for name, kind in kinds.items()})
 
     def labelled(self, records: Sequence[NlvrRecord]) -> bool:
@@ -162,13 +123,21 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
 
     def submission(self, predictions: Sequence[Prediction]) -> str:
         """Rows `name.png,true` of the official CSV file, which has no header; extra statements are left out."""
-        return "".join(f"{prediction.id}.png,{prediction.value}\n" for prediction in predictions if _PICTURE.fullmatch(prediction.id))
+        return "".join(
+            f"{prediction.id}.png,{prediction.value}\n"
+            for prediction in predictions
+            if PICTURE_NAME.fullmatch(prediction.id)
+        )
 
     def baselines(self, train: Sequence[NlvrRecord], records: Sequence[NlvrRecord]) -> Mapping[str, list[Prediction]]:
         """The more frequent label of the training records, for every picture."""
         share = sum(bool(record.label) for record in train) / max(len(train), 1)
-        top = tuple(sorted(zip(LABELS, (1 - share, share), strict=True), key=lambda pair: -pair[1]))
-        return {"majority class": [Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top) for record in records]}
+        top = tuple(sorted(zip(NLVR_LABELS, (1 - share, share), strict=True), key=lambda pair: -pair[1]))
+        return {
+            "majority class": [
+                Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top) for record in records
+            ]
+        }
 
     def details(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> list[dict[str, Any]]:
         """One row per record; `type` says whether it is a picture of the official file or an extra statement."""
@@ -178,7 +147,7 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
                 "image": record.images[0],
                 "text": record.sentence,
                 "type": _source(record),
-                "truth": None if record.label is None else LABELS[record.label],
+                "truth": None if record.label is None else NLVR_LABELS[record.label],
                 "prediction": prediction.value,
                 "confidence": prediction.confidence,
                 "top": [list(candidate) for candidate in prediction.top],
@@ -188,108 +157,27 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         ]
 
     def _official(self, pairs: Sequence[tuple[Prediction, NlvrRecord]]) -> dict[str, Score]:
-        labels = {record.identifier: LABELS[bool(record.label)] for _, record in pairs}
+        labels = {record.identifier: NLVR_LABELS[bool(record.label)] for _, record in pairs}
         whole = nlvr_images([(f"{record.id}.png", prediction.value) for prediction, record in pairs], labels)
         odds: dict[str, list[float]] = defaultdict(list)
         right: dict[str, bool] = {}
         for prediction, record in pairs:
             odds[record.identifier].append(_log_odds(prediction))
             right[record.presentation] = right.get(record.presentation, True) and bool(_hit(prediction, record))
-        averaged = nlvr_structured([(name, LABELS[sum(values) > 0]) for name, values in odds.items()], labels)
-        hits, groups = [_hit(prediction, record) for prediction, record in pairs], [record.presentation for _, record in pairs]
+        averaged = nlvr_structured([(name, NLVR_LABELS[sum(values) > 0]) for name, values in odds.items()], labels)
+        hits, groups = (
+            [_hit(prediction, record) for prediction, record in pairs],
+            [record.presentation for _, record in pairs],
+        )
         scores = _with_interval("precision", hits, groups, self.config.draws)
-        scores |= _with_interval("consistency", [float(all_right) for all_right in right.values()], list(right), self.config.draws)
+        scores |= _with_interval(
+            "consistency", [float(all_right) for all_right in right.values()], list(right), self.config.draws
+        )
         scores["precision"] = Score(100 * whole.precision.value, whole.precision.count)
         scores["consistency"] = Score(100 * whole.consistency.value, whole.consistency.count)
         scores["example_accuracy"] = Score(100 * averaged.precision.value, averaged.precision.count)
         scores["example_consistency"] = Score(100 * averaged.consistency.value, averaged.consistency.count)
         return scores
-
-
-def hold_out(records: Sequence[NlvrRecord], share: float, seed: int) -> Parts:
-    """Set whole presentations aside: a random split of records would put orders of the same boxes on both sides.
-
-    Args:
-        share: of the presentations, in (0, 1); at least one is held out and at least one is left.
-    Raises:
-        ConfigError: the share is not in (0, 1), or there are fewer than two presentations.
-    """
-    names = sorted({record.presentation for record in records})
-    if not 0 < share < 1 or len(names) < 2:
-        raise ConfigError(f"cannot hold out a share of {share} of {len(names)} presentations: expected a share between 0 and 1 and at least 2.")
-    number = min(max(round(share * len(names)), 1), len(names) - 1)
-    chosen = {names[index] for index in generator_for(seed).permutation(len(names))[:number]}
-    train = [record for record in records if record.presentation not in chosen]
-    held = [record for record in records if record.presentation in chosen]
-    shared = {record.sentence for record in train} & {record.sentence for record in held}
-    return Parts(train=train, held=held, shared=tuple(sorted(shared)))
-
-
-def _orders_present(folder: Path) -> tuple[int, ...]:
-    """Orders K of which the folder holds at least one picture; drawn sets may have fewer than six. All six if it holds none."""
-    stems = (path.stem for path in folder.glob("**/*.png"))
-    return tuple(sorted({int(stem[-1]) for stem in stems if _PICTURE.fullmatch(stem)})) or tuple(range(PICTURES))
-
-
-def _read_official(path: Path, split: str, pictures: Sequence[int]) -> list[NlvrRecord]:
-    records = []
-    for where, row in json_lines(path):
-        identifier = text_field(row, "identifier", where)
-        match = _IDENTIFIER.fullmatch(identifier)
-        if match is None:
-            raise DataError(
-                f"{where}: identifier {identifier!r} is not of the form N-M, as in NLVR v1. Files of NLVR2 have four fields: use the task nlvr2."
-            )
-        for picture in pictures:
-            name = f"{split}-{identifier}-{picture}"
-            records.append(
-                NlvrRecord(
-                    id=name,
-                    images=(name,),
-                    sentence=text_field(row, "sentence", where),
-                    label=_label(row, where),
-                    identifier=identifier,
-                    presentation=match["presentation"],
-                    official=True,
-                )
-            )
-    return records
-
-
-def _read_statements(path: Path) -> list[NlvrRecord]:
-    records = []
-    for where, row in json_lines(path):
-        identifier, image = text_field(row, "identifier", where), text_field(row, "image", where)
-        match = _PICTURE.fullmatch(image)
-        records.append(
-            NlvrRecord(
-                id=f"statement-{identifier}",
-                images=(image,),
-                sentence=text_field(row, "sentence", where),
-                label=_label(row, where),
-                identifier=identifier,
-                presentation=match["presentation"] if match else image,
-                official=False,
-            )
-        )
-    return records
-
-
-def _label(row: Mapping[str, Any], where: str) -> bool | None:
-    value = row.get("label")
-    if value is None:
-        return None
-    if value not in LABELS:
-        raise DataError(f'{where}: label {value!r} is unknown; expected "true" or "false" in lower case, or no label for a hidden split.')
-    return bool(value == "true")
-
-
-def _unique(records: Sequence[NlvrRecord], root: Path) -> None:
-    seen: set[str] = set()
-    for record in records:
-        if record.id in seen:
-            raise DataError(f"identifier {record.identifier!r} comes twice in the statements of {root}. Remove the copy.")
-        seen.add(record.id)
 
 
 def _complete(records: Iterable[NlvrRecord]) -> bool:
@@ -303,7 +191,7 @@ def _complete(records: Iterable[NlvrRecord]) -> bool:
 def _hit(prediction: Prediction, record: NlvrRecord) -> float:
     if record.label is None:
         raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
-    return float(prediction.value == LABELS[record.label])
+    return float(prediction.value == NLVR_LABELS[record.label])
 
 
 def _log_odds(prediction: Prediction) -> float:

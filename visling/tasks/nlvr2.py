@@ -64,7 +64,9 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         """
         file = find_nlvr2(root, split)
         if file is None:
-            raise DataError(f"no statements of split {split!r} in {root}: expected {root / f'{split}.json'} or {root / 'data' / f'{split}.json'}.")
+            raise DataError(
+                f"no statements of split {split!r} in {root}: expected {root / f'{split}.json'} or {root / 'data' / f'{split}.json'}."
+            )
         return read_nlvr2(file)
 
     def example(self, record: Nlvr2Record, layout: TextLayout, rng: np.random.Generator) -> Example:
@@ -79,7 +81,9 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
                 f"task_settings={{joined = {str(layout.spec.pair == 'sequence').lower()}}}."
             )
         labels = {} if record.label is None else {"answer": int(record.label)}
-        return Example(id=record.id, rows=(layout.row(record.sentence),) * self.group, images=record.images, labels=labels)
+        return Example(
+            id=record.id, rows=(layout.row(record.sentence),) * self.group, images=record.images, labels=labels
+        )
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Cross-entropy over (N, 2) logits, averaged over examples, in float32."""
@@ -91,7 +95,9 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
     def decode(self, logits: Mapping[str, Tensor], records: Sequence[Nlvr2Record]) -> list[Prediction]:
         """The more probable of "True" and "False"; an exact tie is "False"."""
         predictions = []
-        for record, (false, true) in zip(records, logits["classify"].detach().double().softmax(1).tolist(), strict=True):
+        for record, (false, true) in zip(
+            records, logits["classify"].detach().double().softmax(1).tolist(), strict=True
+        ):
             top = sorted(zip(LABELS, (false, true), strict=True), key=lambda pair: -pair[1])
             predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=tuple(top)))
         return predictions
@@ -110,7 +116,11 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         scores = {"accuracy": official.accuracy, "consistency": official.consistency}
         return Report(
             scores={name: Score(100 * score.value, score.count) for name, score in scores.items()},
-            by={"label": {label: Score(100 * sum(hits) / len(hits), len(hits)) for label, hits in sorted(by_label.items())}},
+            by={
+                "label": {
+                    label: Score(100 * sum(hits) / len(hits), len(hits)) for label, hits in sorted(by_label.items())
+                }
+            },
         )
 
     def labelled(self, records: Sequence[Nlvr2Record]) -> bool:

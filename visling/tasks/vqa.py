@@ -69,7 +69,9 @@ class VQA(Task[QuestionRecord, VqaConfig]):
             ConfigError: not known yet.
         """
         if self._vocabulary is None:
-            raise ConfigError("the answer vocabulary is not known yet: call setup(training records), or name a file in VqaConfig.answers.")
+            raise ConfigError(
+                "the answer vocabulary is not known yet: call setup(training records), or name a file in VqaConfig.answers."
+            )
         return self._vocabulary
 
     @property
@@ -90,7 +92,9 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def example(self, record: QuestionRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The question with the model's answer slot, if it has one; soft scores as label, if people answered."""
         labels = {} if record.answers is None else {"answer": soft_scores(record.answers, self.vocabulary)}
-        return Example(id=record.id, rows=(layout.row(record.question, answer=True),), images=record.images, labels=labels)
+        return Example(
+            id=record.id, rows=(layout.row(record.question, answer=True),), images=record.images, labels=labels
+        )
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any normalisation."""
@@ -112,7 +116,9 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def report(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> Report:
         """Official VQA accuracy, whole, per question type and per answer type."""
         pairs = by_id(predictions, records)
-        scores = vqa_accuracy({prediction.id: prediction.value for prediction, _ in pairs}, records, self.config.metric_version)
+        scores = vqa_accuracy(
+            {prediction.id: prediction.value for prediction, _ in pairs}, records, self.config.metric_version
+        )
         return Report(
             scores={"accuracy": _score(scores.overall)},
             by={
@@ -129,7 +135,9 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         """The list that the evaluation server takes; it wants every question of the test file."""
         return [{"question_id": int(prediction.id), "answer": prediction.value} for prediction in predictions]
 
-    def baselines(self, train: Sequence[QuestionRecord], records: Sequence[QuestionRecord]) -> Mapping[str, list[Prediction]]:
+    def baselines(
+        self, train: Sequence[QuestionRecord], records: Sequence[QuestionRecord]
+    ) -> Mapping[str, list[Prediction]]:
         """The most frequent training answer of each question's type."""
         return {"majority answer per question type": majority_answers(train, records)}
 
@@ -145,7 +153,9 @@ class VQA(Task[QuestionRecord, VqaConfig]):
                 "prediction": prediction.value,
                 "confidence": prediction.confidence,
                 "top": [list(candidate) for candidate in prediction.top],
-                "score": vqa_score(prediction.value, record.answers, self.config.metric_version) if record.answers else None,
+                "score": vqa_score(prediction.value, record.answers, self.config.metric_version)
+                if record.answers
+                else None,
             }
             for prediction, record in by_id(predictions, records)
         ]
@@ -158,8 +168,12 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The task of a saved model, with its own answers."""
         if not isinstance(state.get("answers"), list):
-            raise ConfigError("the saved state of a VQA task lists its answers under 'answers'; found none. Is answers.json of another task?")
-        settings = {key: value for key, value in state.get("config", {}).items() if key != "answers"}  # the file may be gone; its answers are here
+            raise ConfigError(
+                "the saved state of a VQA task lists its answers under 'answers'; found none. Is answers.json of another task?"
+            )
+        settings = {
+            key: value for key, value in state.get("config", {}).items() if key != "answers"
+        }  # the file may be gone; its answers are here
         return cls(configs.from_dict(VqaConfig, settings), AnswerVocabulary(state["answers"]))
 
 
@@ -187,9 +201,13 @@ def answer_vocabulary(records: Sequence[QuestionRecord], min_count: int) -> Answ
     Raises:
         DataError: no annotations, or no answer that is frequent enough.
     """
-    counts = Counter(normalise(record.multiple_choice_answer) for record in records if record.multiple_choice_answer is not None)
+    counts = Counter(
+        normalise(record.multiple_choice_answer) for record in records if record.multiple_choice_answer is not None
+    )
     if not counts:
-        raise DataError(f"none of the {len(records)} training questions has an answer. Put the annotation file beside the question file.")
+        raise DataError(
+            f"none of the {len(records)} training questions has an answer. Put the annotation file beside the question file."
+        )
     return AnswerVocabulary.build(counts, min_count)
 
 

@@ -24,7 +24,9 @@ class Log:
         ConfigError: TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, path: Path | None = None, *, stream: TextIO | None = None, tensorboard: Path | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, *, stream: TextIO | None = None, tensorboard: Path | None = None
+    ) -> None:
         main = runtime.is_main()
         self.path = path if main else None
         self._stream = stream if main else None
@@ -40,7 +42,9 @@ class Log:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def start(self, step: int, total: int) -> None:
@@ -83,7 +87,14 @@ class Log:
             seconds_per_step: recent mean, for the time left.
         """
         self._write(
-            kind="train", step=step, epoch=epoch, loss=loss, parts=dict(parts), lr=lr, examples_per_second=examples_per_second, seconds=seconds
+            kind="train",
+            step=step,
+            epoch=epoch,
+            loss=loss,
+            parts=dict(parts),
+            lr=lr,
+            examples_per_second=examples_per_second,
+            seconds=seconds,
         )
         inner = "  ".join(f"{name} {value:.4g}" for name, value in parts.items()) if len(parts) > 1 else ""
         left = duration((self._total - step) * seconds_per_step)
@@ -92,12 +103,17 @@ class Log:
             self._bar.update(self._task, completed=step, description=text)
         else:
             self._say(f"step {step}/{self._total}  {text}  {left} left")
-        self._scalars("train", step, {"loss": loss, "lr": lr, **{f"part/{name}": value for name, value in parts.items()}})
+        self._scalars(
+            "train", step, {"loss": loss, "lr": lr, **{f"part/{name}": value for name, value in parts.items()}}
+        )
 
     def valid(self, *, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """One validation line."""
         self._write(kind="valid", step=step, epoch=epoch, scores=dict(scores))
-        self._say(f"step {step}/{self._total}  epoch {epoch}  validation: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        self._say(
+            f"step {step}/{self._total}  epoch {epoch}  validation: "
+            + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )
         self._scalars("valid", step, scores)
 
     def event(self, message: str, *, step: int) -> None:
@@ -126,7 +142,9 @@ class Log:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
         except OSError as error:
-            raise RunError(f"cannot write the log {self.path}: {error}. Free space or fix permissions, then go on with --resume.") from error
+            raise RunError(
+                f"cannot write the log {self.path}: {error}. Free space or fix permissions, then go on with --resume."
+            ) from error
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
@@ -170,7 +188,9 @@ def read(path: Path) -> list[dict[str, Any]]:
             entries.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise DataError(f"{path}, line {number} is not JSON: {error}. Was the file edited? Delete the line.") from error
+                raise DataError(
+                    f"{path}, line {number} is not JSON: {error}. Was the file edited? Delete the line."
+                ) from error
     return entries
 
 

@@ -20,7 +20,9 @@ from torch.optim import Optimizer
 
 from visling.errors import ConfigError
 
-ScheduleName = Literal["constant", "warmup_constant", "warmup_linear", "warmup_cosine", "warmup_stable_decay", "triangle"]
+ScheduleName = Literal[
+    "constant", "warmup_constant", "warmup_linear", "warmup_cosine", "warmup_stable_decay", "triangle"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +69,17 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_share <= 1:
-            raise ConfigError(f"warmup_share must lie in [0, 1]; found {self.warmup_share}. For a number of updates use warmup_steps.")
+            raise ConfigError(
+                f"warmup_share must lie in [0, 1]; found {self.warmup_share}. For a number of updates use warmup_steps."
+            )
         if not 0 < self.decay_share <= 1:
             raise ConfigError(f"decay_share must lie in (0, 1]; found {self.decay_share}.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be 0 or more; found {self.warmup_steps}.")
         if self.lr < 0 or self.eps < 0 or self.weight_decay < 0:
-            raise ConfigError(f"lr, eps and weight_decay must be 0 or more; found {self.lr}, {self.eps}, {self.weight_decay}.")
+            raise ConfigError(
+                f"lr, eps and weight_decay must be 0 or more; found {self.lr}, {self.eps}, {self.weight_decay}."
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas must lie in [0, 1); found {self.betas}.")
         if any(factor < 0 for factor in self.rates.values()):
@@ -227,10 +233,14 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, A
     for what, parts in (("exclude", config.exclude), ("rates", tuple(config.rates))):
         for part in parts:
             if not any(_contains(name, (part,)) for name, _ in module.named_parameters()):
-                raise ConfigError(f"optim.{what} names {part!r}, but no parameter of {type(module).__name__} contains it. Take it out of the list.")
+                raise ConfigError(
+                    f"optim.{what} names {part!r}, but no parameter of {type(module).__name__} contains it. Take it out of the list."
+                )
     named = [(name, parameter) for name, parameter in named if not _contains(name, config.exclude)]
     if not named:
-        raise ConfigError(f"{type(module).__name__} has no parameter left to train. Check optim.exclude and what is frozen.")
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter left to train. Check optim.exclude and what is frozen."
+        )
     members: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         members.setdefault((_rate(name, config), _decays(name, config)), []).append((name, parameter))
@@ -260,7 +270,9 @@ def _decays(name: str, config: OptimConfig) -> bool:
 def build_schedule(config: OptimConfig, total: int) -> Schedule:
     """The schedule of a run of `total` updates."""
     warmup = config.warmup_share if config.warmup_steps is None else config.warmup_steps / total
-    return Schedule(name=config.schedule, total=total, warmup=warmup, evaluate=config.evaluate, decay=config.decay_share)
+    return Schedule(
+        name=config.schedule, total=total, warmup=warmup, evaluate=config.evaluate, decay=config.decay_share
+    )
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, total: int) -> tuple[Optimizer, Schedule]:
@@ -274,9 +286,13 @@ def build_optimizer(module: nn.Module, config: OptimConfig, total: int) -> tuple
         group["initial_lr"] = group["lr"]
     if config.name == "bert_adam":
         own = config.clip_norm if config.clip == "per_tensor" else None
-        return BertAdam(groups, config.lr, betas=config.betas, eps=config.eps, schedule=schedule.factor, max_grad_norm=own), schedule
+        return BertAdam(
+            groups, config.lr, betas=config.betas, eps=config.eps, schedule=schedule.factor, max_grad_norm=own
+        ), schedule
     if config.name == "release_adamw":
-        return ReleaseAdamW(groups, config.lr, betas=config.betas, eps=config.eps, bias_correction=config.bias_correction), schedule
+        return ReleaseAdamW(
+            groups, config.lr, betas=config.betas, eps=config.eps, bias_correction=config.bias_correction
+        ), schedule
     return torch.optim.AdamW(groups, config.lr, betas=config.betas, eps=config.eps, fused=True), schedule
 
 

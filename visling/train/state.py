@@ -131,10 +131,16 @@ class RunFolder:
         known = self.read()
         if "config" in known and "config" in values:
             changed = configs.difference(values["config"], known["config"])
-            changed = {name: pair for name, pair in changed.items() if not any(name == free or name.startswith(f"{free}.") for free in may_differ)}
+            changed = {
+                name: pair
+                for name, pair in changed.items()
+                if not any(name == free or name.startswith(f"{free}.") for free in may_differ)
+            }
             if changed:
                 listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changed.items())[:5])
-                raise RunError(f"{self.path} was begun with other settings: {listed}. Resume with the same settings, or use another --out.")
+                raise RunError(
+                    f"{self.path} was begun with other settings: {listed}. Resume with the same settings, or use another --out."
+                )
         _write_json(self.path / "run.json", {**known, **configs.to_dict(values)})
 
     def finish(self) -> None:
@@ -171,10 +177,20 @@ class RunFolder:
         """Copy another model's folder into model/`name`, without what only its training needs."""
         if runtime.is_main():
             with _explained(self.path):
-                shutil.copytree(source, self.model / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"))
+                shutil.copytree(
+                    source,
+                    self.model / name,
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"),
+                )
 
     def save_last(
-        self, model: nn.Module, optimizer: Optimizer, state: State, position: Mapping[str, Any], generators: Mapping[str, Any] | None = None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        state: State,
+        position: Mapping[str, Any],
+        generators: Mapping[str, Any] | None = None,
     ) -> None:
         """Save everything that `load_last` needs to go on exactly from here. Every process must call it.
 
@@ -197,7 +213,14 @@ class RunFolder:
                     save_file(tensors, part)
                 with _replacing(self.last / names["optimizer"]) as part:
                     torch.save(optimizer.state_dict(), part)
-                about = {"format": FORMAT, "serial": serial, "files": names, "ties": ties, "position": dict(position), "generators": everyone}
+                about = {
+                    "format": FORMAT,
+                    "serial": serial,
+                    "files": names,
+                    "ties": ties,
+                    "position": dict(position),
+                    "generators": everyone,
+                }
                 _write_json(self.last / "state.json", {**about, "state": dataclasses.asdict(state)})
             finally:
                 self._sweep()
@@ -220,12 +243,22 @@ class RunFolder:
             layout, names = about["format"], about["files"]
             tensors = load_file(self.last / names["model"])
             moments = torch.load(self.last / names["optimizer"], map_location="cpu", weights_only=True)
-        except (OSError, KeyError, ValueError, EOFError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            EOFError,
+            SafetensorError,
+            RuntimeError,
+            pickle.UnpicklingError,
+        ) as error:
             raise RunError(
                 f"cannot read the saved state in {self.last}: {error}. Start again with another --out, or from the weights in model/."
             ) from error
         if layout != FORMAT:
-            raise RunError(f"{self.last} has layout {layout}; this version reads {FORMAT}. Finish the run with the version that began it.")
+            raise RunError(
+                f"{self.last} has layout {layout}; this version reads {FORMAT}. Finish the run with the version that began it."
+            )
         if len(about["generators"]) != runtime.world_size():
             raise RunError(
                 f"{self.last} was saved by {len(about['generators'])} processes; this run has {runtime.world_size()}. Resume with the same number."
@@ -297,7 +330,9 @@ def _claim(path: Path, resume: bool) -> None:
     held = sorted(entry.name for entry in path.iterdir() if entry.name != "run.json.part") if path.exists() else []
     if resume:
         if "run.json" not in held:
-            raise RunError(f"nothing to resume in {path}: there is no run.json. Check the path, or start without --resume.")
+            raise RunError(
+                f"nothing to resume in {path}: there is no run.json. Check the path, or start without --resume."
+            )
         _check_writable(path)
         return
     if held:
@@ -322,7 +357,9 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         free = _free(path)
-        raise RunError(f"cannot write to {path}: {error} ({free} free). What was saved before is intact. Free space or fix permissions.") from error
+        raise RunError(
+            f"cannot write to {path}: {error} ({free} free). What was saved before is intact. Free space or fix permissions."
+        ) from error
 
 
 def _free(path: Path) -> str:
@@ -357,7 +394,10 @@ def _flush(path: Path) -> None:
 
 def _write_json(path: Path, values: Any) -> None:
     with _explained(path.parent), _replacing(path) as part:
-        part.write_text(json.dumps(values, indent=None if path.name == "state.json" else 2, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(values, indent=None if path.name == "state.json" else 2, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

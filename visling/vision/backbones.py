@@ -73,7 +73,8 @@ class SmallBackbone(Backbone):
         entries = [Convolution(3, channels[0], kernel=4 if stem_stride == 4 else 3, stride=stem_stride)]
         entries += [Convolution(inputs, outputs, stride=2) for inputs, outputs in itertools.pairwise(channels)]
         self.levels = nn.ModuleList(
-            nn.Sequential(entry, *(Residual(width) for _ in range(count))) for entry, width, count in zip(entries, channels, blocks, strict=True)
+            nn.Sequential(entry, *(Residual(width) for _ in range(count)))
+            for entry, width, count in zip(entries, channels, blocks, strict=True)
         )
         self.lateral = nn.ModuleList(nn.Conv2d(width, self.channels, 1) for width in channels[self.top + 1 :])
         self.merge = Convolution(self.channels, self.channels)
@@ -91,7 +92,9 @@ class SmallBackbone(Backbone):
             return states
         coarse: Tensor | None = None
         for lateral, level in zip(reversed(self.lateral), reversed(levels[self.top + 1 :]), strict=True):
-            coarse = lateral(level) if coarse is None else lateral(level) + functional.interpolate(coarse, scale_factor=2.0)
+            coarse = (
+                lateral(level) if coarse is None else lateral(level) + functional.interpolate(coarse, scale_factor=2.0)
+            )
         assert coarse is not None
         merged: Tensor = self.merge(levels[self.top] + functional.interpolate(coarse, scale_factor=2.0))
         return merged

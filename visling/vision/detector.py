@@ -111,9 +111,13 @@ class DetectorConfig:
         """Refuse combinations that cannot be built."""
         strides = [self.stem_stride * 2**level for level in range(len(self.channels))]
         if len(self.channels) != len(self.blocks):
-            raise ConfigError(f"channels and blocks describe the same levels: found {len(self.channels)} and {len(self.blocks)} values.")
+            raise ConfigError(
+                f"channels and blocks describe the same levels: found {len(self.channels)} and {len(self.blocks)} values."
+            )
         if self.stride not in strides:
-            raise ConfigError(f"stride {self.stride} is not the stride of a level; choose one of {strides} or change channels.")
+            raise ConfigError(
+                f"stride {self.stride} is not the stride of a level; choose one of {strides} or change channels."
+            )
         if not self.class_names:
             raise ConfigError("class_names is empty: a detector needs at least one class.")
         if not self.anchor_sizes or not self.anchor_ratios:
@@ -121,10 +125,14 @@ class DetectorConfig:
         if self.min_regions > self.max_regions:
             raise ConfigError(f"min_regions ({self.min_regions}) exceeds max_regions ({self.max_regions}).")
         if self.max_regions > self.proposals:
-            raise ConfigError(f"max_regions ({self.max_regions}) exceeds proposals ({self.proposals}): raise proposals.")
+            raise ConfigError(
+                f"max_regions ({self.max_regions}) exceeds proposals ({self.proposals}): raise proposals."
+            )
         for names in (self.class_names, self.attribute_names):
             if len(set(names)) != len(names):
-                raise ConfigError(f"names must differ; found {sorted({name for name in names if names.count(name) > 1})} more than once.")
+                raise ConfigError(
+                    f"names must differ; found {sorted({name for name in names if names.count(name) > 1})} more than once."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +179,9 @@ def encode_boxes(boxes: Tensor, base: Tensor) -> Tensor:
     """Centre shift in units of the base box and log growth that turn `base` (..., 4) into `boxes` (..., 4)."""
     target, start = box_ops.corners_to_centre(boxes), box_ops.corners_to_centre(base)
     extent = start[..., 2:].clamp(min=1e-3)
-    return torch.cat([(target[..., :2] - start[..., :2]) / extent, (target[..., 2:].clamp(min=1e-3) / extent).log()], dim=-1)
+    return torch.cat(
+        [(target[..., :2] - start[..., :2]) / extent, (target[..., 2:].clamp(min=1e-3) / extent).log()], dim=-1
+    )
 
 
 def decode_boxes(deltas: Tensor, base: Tensor) -> Tensor:
@@ -179,7 +189,9 @@ def decode_boxes(deltas: Tensor, base: Tensor) -> Tensor:
     start = box_ops.corners_to_centre(base)
     extent = start[..., 2:]
     centre = start[..., :2] + deltas[..., :2] * extent
-    return box_ops.centre_to_corners(torch.cat([centre, extent * deltas[..., 2:].clamp(max=_LARGEST_GROWTH).exp()], dim=-1))
+    return box_ops.centre_to_corners(
+        torch.cat([centre, extent * deltas[..., 2:].clamp(max=_LARGEST_GROWTH).exp()], dim=-1)
+    )
 
 
 class Detector(nn.Module):
@@ -188,7 +200,9 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = SmallBackbone(channels=config.channels, blocks=config.blocks, stem_stride=config.stem_stride, stride=config.stride)
+        self.backbone = SmallBackbone(
+            channels=config.channels, blocks=config.blocks, stem_stride=config.stem_stride, stride=config.stride
+        )
         num_anchors = len(config.anchor_sizes) * len(config.anchor_ratios)
         self.propose = nn.Sequential(
             nn.Conv2d(self.backbone.channels, config.proposal_size, 3, padding=1),
@@ -198,7 +212,9 @@ class Detector(nn.Module):
         pooled = self.backbone.channels * config.pool_size**2
         self.embed = nn.Linear(pooled + 2, config.feature_size)
         self.classify = nn.Linear(config.feature_size, len(config.class_names) + 1)
-        self.regress = nn.Linear(config.feature_size, 4 * (len(config.class_names) if config.class_specific_boxes else 1))
+        self.regress = nn.Linear(
+            config.feature_size, 4 * (len(config.class_names) if config.class_specific_boxes else 1)
+        )
         self.describe = nn.Linear(config.feature_size, len(config.attribute_names)) if config.attribute_names else None
         nn.init.kaiming_normal_(self.embed.weight, nonlinearity="relu")
         for layer in (self.propose[2], self.regress):
@@ -244,7 +260,9 @@ class Detector(nn.Module):
 
         shift = output.deltas[:, 0]
         if self.config.class_specific_boxes:
-            shift = output.deltas[torch.arange(len(label), device=label.device), label.clamp(0, len(self.config.class_names) - 1)]
+            shift = output.deltas[
+                torch.arange(len(label), device=label.device), label.clamp(0, len(self.config.class_names) - 1)
+            ]
         wanted = encode_boxes(boxes[rows, owner], regions).flatten(0, 1) * self._region_scale(regions)
         loss += Loss.mean("box", functional.smooth_l1_loss(shift, wanted, reduction="none").sum(-1), learnt)
         if self.describe is not None:
@@ -271,15 +289,25 @@ class Detector(nn.Module):
             rows = torch.arange(len(images), device=self.device)[:, None].expand_as(real)
             first = self._describe(features, proposals[real], rows[real])
             score, best = first.classes.softmax(-1)[:, :-1].max(-1)
-            shift = first.deltas[torch.arange(len(best), device=self.device), best] if config.class_specific_boxes else first.deltas[:, 0]
+            shift = (
+                first.deltas[torch.arange(len(best), device=self.device), best]
+                if config.class_specific_boxes
+                else first.deltas[:, 0]
+            )
             boxes = _clip(decode_boxes(shift / self._region_scale(proposals[real]), proposals[real]), size[rows[real]])
 
             scores = torch.full(real.shape, -1.0, device=self.device).masked_scatter_(real, score)
             scores, order = scores.sort(dim=1, descending=True, stable=True)
-            corners = torch.zeros_like(proposals).masked_scatter_(real[..., None], boxes).gather(1, order[..., None].expand(-1, -1, 4))
+            corners = (
+                torch.zeros_like(proposals)
+                .masked_scatter_(real[..., None], boxes)
+                .gather(1, order[..., None].expand(-1, -1, 4))
+            )
             named = torch.zeros_like(order).masked_scatter_(real, best).gather(1, order)
             valid = (scores >= 0) & _has_area(corners)
-            keep = ops.suppress(corners, config.final_threshold, real=valid, classes=None if config.suppress_across_classes else named)
+            keep = ops.suppress(
+                corners, config.final_threshold, real=valid, classes=None if config.suppress_across_classes else named
+            )
             rank = keep.cumsum(1)
             keep &= ((scores >= config.min_confidence) | (rank <= config.min_regions)) & (rank <= config.max_regions)
             final = self._describe(features, corners[keep], rows[keep])
@@ -312,12 +340,18 @@ class Detector(nn.Module):
                 "Give the folder that training wrote, with config.json and model.safetensors."
             ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{directory / 'config.json'} is damaged: {error}. Copy or train the detector again.") from error
+            raise CheckpointError(
+                f"{directory / 'config.json'} is damaged: {error}. Copy or train the detector again."
+            ) from error
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{directory / 'model.safetensors'} is damaged: {error}. Copy or train the detector again.") from error
+            raise CheckpointError(
+                f"{directory / 'model.safetensors'} is damaged: {error}. Copy or train the detector again."
+            ) from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise CheckpointError(f"{directory / 'config.json'} does not describe a detector: format is {found!r}, expected {_FORMAT!r}.")
+            raise CheckpointError(
+                f"{directory / 'config.json'} does not describe a detector: format is {found!r}, expected {_FORMAT!r}."
+            )
         try:
             detector = cls(configs.from_dict(DetectorConfig, content["config"]))
         except (ConfigError, KeyError) as error:
@@ -350,7 +384,11 @@ class Detector(nn.Module):
         fitted = [pixels.fit(image, self.config.long_side) for image in images]
         size = torch.tensor([image.shape[1::-1] * 2 for image in fitted], dtype=torch.float32)
         given = torch.tensor([image.shape[1::-1] * 2 for image in images], dtype=torch.float32)
-        return pixels.to_batch(fitted, self.backbone.multiple, self.device), size.to(self.device), (given / size).to(self.device)
+        return (
+            pixels.to_batch(fitted, self.backbone.multiple, self.device),
+            size.to(self.device),
+            (given / size).to(self.device),
+        )
 
     def _collate(self, truths: Sequence[Truth], scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes (B, N, 4) in input pixels, classes (B, N), attributes (B, N, ...) and whether they are known, padded.
@@ -375,7 +413,9 @@ class Detector(nn.Module):
         batch, _, height, width = output.shape
         output = output.permute(0, 2, 3, 1).reshape(batch, -1, 5)  # anchors innermost
         stride = self.config.stride
-        y, x = torch.meshgrid(torch.arange(height, device=output.device), torch.arange(width, device=output.device), indexing="ij")
+        y, x = torch.meshgrid(
+            torch.arange(height, device=output.device), torch.arange(width, device=output.device), indexing="ij"
+        )
         centres = (torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5) * stride  # (cells, 2)
         anchors = (centres.repeat(1, 2)[:, None] + self.base_anchors).flatten(0, 1)
         inside = (centres < size[:, None, :2] + stride / 2).all(-1).repeat_interleave(len(self.base_anchors), dim=1)
@@ -406,11 +446,15 @@ class Detector(nn.Module):
             chosen = chosen_positive | _sample(negative, config.anchor_samples, less=chosen_positive.sum(1))
             row, anchor = chosen_positive.nonzero(as_tuple=True)
             wanted = encode_boxes(boxes[row, owner[row, anchor]], proposals.anchors[anchor])
-        objectness = functional.binary_cross_entropy_with_logits(proposals.logits, chosen_positive.float(), reduction="none")
+        objectness = functional.binary_cross_entropy_with_logits(
+            proposals.logits, chosen_positive.float(), reduction="none"
+        )
         shift = functional.smooth_l1_loss(proposals.deltas[row, anchor], wanted, beta=1 / 9, reduction="none").sum(-1)
         return Loss.mean("objectness", objectness, chosen) + Loss.mean("proposal_box", shift)
 
-    def _sample_regions(self, candidates: Tensor, real: Tensor, boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _sample_regions(
+        self, candidates: Tensor, real: Tensor, boxes: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Training regions of each image: boxes (B, S, 4), best object (B, S), its IoU (B, S), and which are real (B, S).
 
         The objects themselves are among the candidates, so that the region head learns from the first step on.
@@ -424,10 +468,17 @@ class Detector(nn.Module):
         chosen = chosen_positive | _sample(real & ~positive, config.region_samples, less=chosen_positive.sum(1))
         count = min(config.region_samples, chosen.shape[1])
         at = chosen.int().sort(dim=1, descending=True, stable=True).indices[:, :count]
-        return candidates.gather(1, at[..., None].expand(-1, -1, 4)), owner.gather(1, at), overlap.gather(1, at), chosen.gather(1, at)
+        return (
+            candidates.gather(1, at[..., None].expand(-1, -1, 4)),
+            owner.gather(1, at),
+            overlap.gather(1, at),
+            chosen.gather(1, at),
+        )
 
     def _describe(self, features: Tensor, regions: Tensor, image: Tensor) -> _Regions:
-        pooled = ops.roi_align(features, regions, image, output_size=self.config.pool_size, scale=1 / self.config.stride, sampling_ratio=1)
+        pooled = ops.roi_align(
+            features, regions, image, output_size=self.config.pool_size, scale=1 / self.config.stride, sampling_ratio=1
+        )
         # Pooling hides how large a region is, and "large" is an attribute: the head is told.
         extent = ((regions[:, 2:] - regions[:, :2]).clamp(min=1) / self.config.stride).log()
         states = functional.relu(self.embed(torch.cat([pooled.flatten(1), extent], dim=1)))
@@ -439,7 +490,9 @@ class Detector(nn.Module):
         """Factors (10, 10, 5, 5) that bring region refinements to unit size (released detectors' `bbox_reg_weights`)."""
         return regions.new_tensor((10.0, 10.0, 5.0, 5.0))
 
-    def _regions(self, output: _Regions, boxes: Tensor, images: Sequence[NDArray[np.uint8]], counts: list[int]) -> list[RegionArray]:
+    def _regions(
+        self, output: _Regions, boxes: Tensor, images: Sequence[NDArray[np.uint8]], counts: list[int]
+    ) -> list[RegionArray]:
         """Regions of the whole batch, split by image."""
         config = self.config
         probs = output.classes.softmax(-1)
@@ -447,10 +500,20 @@ class Detector(nn.Module):
         kept = min(config.max_attributes, len(config.attribute_names))
         likely, attributes = output.attributes.sigmoid().topk(kept, dim=1)
         sure = likely >= config.min_attribute_confidence
-        values = (output.features, boxes, classes, confidence, torch.where(sure, attributes, -1), torch.where(sure, likely, 0.0), probs)
+        values = (
+            output.features,
+            boxes,
+            classes,
+            confidence,
+            torch.where(sure, attributes, -1),
+            torch.where(sure, likely, 0.0),
+            probs,
+        )
         arrays = [[piece.numpy() for piece in torch.split(value.cpu(), counts)] for value in values]
         results = []
-        for image, (features, corners, named, sureness, described, believed, distributions) in zip(images, zip(*arrays, strict=True), strict=True):
+        for image, (features, corners, named, sureness, described, believed, distributions) in zip(
+            images, zip(*arrays, strict=True), strict=True
+        ):
             order = np.argsort(-sureness, kind="stable")
             results.append(
                 RegionArray(
@@ -469,7 +532,11 @@ class Detector(nn.Module):
 
 def _base_anchors(config: DetectorConfig) -> Tensor:
     """(sizes x ratios, 4) corners around the origin, sizes outermost."""
-    sides = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in config.anchor_sizes for ratio in config.anchor_ratios]
+    sides = [
+        (size / math.sqrt(ratio), size * math.sqrt(ratio))
+        for size in config.anchor_sizes
+        for ratio in config.anchor_ratios
+    ]
     return torch.tensor([[-width / 2, -height / 2, width / 2, height / 2] for width, height in sides])
 
 

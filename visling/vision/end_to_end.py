@@ -70,11 +70,17 @@ class ExtractorConfig:
                 f"and {len(self.widths)} widths, expected 4."
             )
         if min(self.blocks) < 1 or min(self.stem_size, *self.widths) < 1:
-            raise ConfigError(f"blocks {self.blocks}, stem_size {self.stem_size} and widths {self.widths} must be at least 1.")
+            raise ConfigError(
+                f"blocks {self.blocks}, stem_size {self.stem_size} and widths {self.widths} must be at least 1."
+            )
         if not 0 <= self.frozen_stages <= 5:
-            raise ConfigError(f"frozen_stages counts the first convolution and four stages: found {self.frozen_stages}, expected 0 to 5.")
+            raise ConfigError(
+                f"frozen_stages counts the first convolution and four stages: found {self.frozen_stages}, expected 0 to 5."
+            )
         if not 0 < self.shorter_side <= self.longer_side:
-            raise ConfigError(f"shorter_side must be positive and at most longer_side; found {self.shorter_side} and {self.longer_side}.")
+            raise ConfigError(
+                f"shorter_side must be positive and at most longer_side; found {self.shorter_side} and {self.longer_side}."
+            )
 
     @property
     def feature_size(self) -> int:
@@ -109,7 +115,9 @@ class NormedConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
+        self.convolution = nn.Conv2d(
+            inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False
+        )
         self.norm = FrozenNorm(outputs)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -163,7 +171,9 @@ class RegionExtractor(nn.Module):
         for part in (self.stem, *self.stages, self.head)[: config.frozen_stages]:
             part.requires_grad_(False)
 
-    def forward(self, images: Tensor, boxes: Tensor, mask: Tensor, instances: Tensor | None = None, image: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, boxes: Tensor, mask: Tensor, instances: Tensor | None = None, image: Tensor | None = None
+    ) -> Tensor:
         """One feature per region; zeros on padding.
 
         Args:
@@ -180,7 +190,9 @@ class RegionExtractor(nn.Module):
         features = self.look(images)  # (B, C, H / 16, W / 16)
         row = mask.nonzero()[:, 0]
         of = row if image is None else image[row]
-        pooled = ops.roi_align(features, boxes[mask], of, output_size=POOL_SIZE, scale=1 / STRIDE, sampling_ratio=1, aligned=False)
+        pooled = ops.roi_align(
+            features, boxes[mask], of, output_size=POOL_SIZE, scale=1 / STRIDE, sampling_ratio=1, aligned=False
+        )
         maps: Tensor = self.head(pooled.to(features.dtype))  # (K, F, 14, 14), or 7 x 7 if not dilated
         if instances is not None:
             if instances.shape[-2:] != maps.shape[-2:]:
@@ -219,7 +231,9 @@ class RegionExtractor(nn.Module):
         """
         device = self.stem.convolution.weight.device
         scaled = [prepare_picture(image, self.config) for image in images]
-        size = torch.tensor([picture.shape[:0:-1] for picture in scaled], dtype=torch.float32, device=device).view(-1, 2)
+        size = torch.tensor([picture.shape[:0:-1] for picture in scaled], dtype=torch.float32, device=device).view(
+            -1, 2
+        )
         high, wide = (max((picture.shape[side] for picture in scaled), default=0) for side in (1, 2))
         batch = torch.zeros(len(images), 3, high, wide, device=device)
         for row, picture in zip(batch, scaled, strict=True):
@@ -268,10 +282,19 @@ def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int
 
 def _network(backbone: str, head: str) -> tuple[Rule, ...]:
     """Every tensor of the network, whose last stage has a prefix of its own in a file."""
-    rules = [rename(f"{backbone}conv1.weight", "extractor.stem.convolution.weight"), rename(f"{backbone}bn1.*", "extractor.stem.norm.*")]
-    for theirs, ours in (*((f"{backbone}layer{number + 1}", f"stages.{number}") for number in range(3)), (head, "head")):
+    rules = [
+        rename(f"{backbone}conv1.weight", "extractor.stem.convolution.weight"),
+        rename(f"{backbone}bn1.*", "extractor.stem.norm.*"),
+    ]
+    for theirs, ours in (
+        *((f"{backbone}layer{number + 1}", f"stages.{number}") for number in range(3)),
+        (head, "head"),
+    ):
         for convolution, norm, name in (
-            *((f"conv{number}", f"bn{number}", name) for number, name in enumerate(("reduce", "convolve", "expand"), start=1)),
+            *(
+                (f"conv{number}", f"bn{number}", name)
+                for number, name in enumerate(("reduce", "convolve", "expand"), start=1)
+            ),
             ("downsample.0", "downsample.1", "shortcut"),
         ):
             rules += [
@@ -284,11 +307,16 @@ def _network(backbone: str, head: str) -> tuple[Rule, ...]:
 def _twins(copy: str, original: str) -> tuple[Rule, ...]:
     """The release registers its last stage under two names, so that a file holds it twice."""
     convolutions = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
-    pairs = [(f"{block}.{conv}", f"{block}.{norm}") for block in range(HEAD_BLOCKS) for conv, norm in convolutions.items()]
+    pairs = [
+        (f"{block}.{conv}", f"{block}.{norm}") for block in range(HEAD_BLOCKS) for conv, norm in convolutions.items()
+    ]
     names = [
         name
         for conv, norm in (*pairs, ("0.downsample.0", "0.downsample.1"))
-        for name in (f"{conv}.weight", *(f"{norm}.{entry}" for entry in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")))
+        for name in (
+            f"{conv}.weight",
+            *(f"{norm}.{entry}" for entry in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+        )
     ]
     return tuple(tie(f"{copy}.{name}", f"{original}.{name}", part="extractor") for name in names)
 

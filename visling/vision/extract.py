@@ -67,7 +67,12 @@ def find_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"no image folder {folder}. Check the path.")
     # os.walk, unlike Path.rglob in Python 3.11 and 3.12, follows links to folders, as data sets on shared disks are often laid out.
-    found = sorted(Path(base) / name for base, _, names in os.walk(folder, followlinks=True) for name in names if is_image_name(name))
+    found = sorted(
+        Path(base) / name
+        for base, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if is_image_name(name)
+    )
     if not found:
         raise DataError(f"no image in {folder} or below it; image names end in {', '.join(sorted(SUFFIXES))}.")
     return found
@@ -121,7 +126,9 @@ def extract(
     unreadable: list[tuple[Path, str]] = []
     done = regions = uncommitted = 0
     for batch in _batches(waiting, batch_size, unreadable):
-        for (path, _), found in zip(batch, detector.detect([pixels for _, pixels in batch], precision=precision), strict=True):
+        for (path, _), found in zip(
+            batch, detector.detect([pixels for _, pixels in batch], precision=precision), strict=True
+        ):
             writer.add(path.stem, found if keep_probs else dataclasses.replace(found, probs=None))
             regions += len(found)
         done += len(batch)
@@ -134,7 +141,9 @@ def extract(
     writer.commit()
     if progress is not None:
         progress(len(paths), len(paths))
-    return ExtractionReport(done=done, skipped_existing=len(paths) - len(waiting), unreadable=tuple(unreadable), regions=regions)
+    return ExtractionReport(
+        done=done, skipped_existing=len(paths) - len(waiting), unreadable=tuple(unreadable), regions=regions
+    )
 
 
 def _check_stems(paths: list[Path]) -> None:
@@ -149,7 +158,9 @@ def _check_stems(paths: list[Path]) -> None:
         )
 
 
-def _batches(paths: list[Path], batch_size: int, unreadable: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
+def _batches(
+    paths: list[Path], batch_size: int, unreadable: list[tuple[Path, str]]
+) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
     """Batches of images of equal size; unreadable files are appended to the list.
 
     Images of rare sizes wait for others of their size, but never more than a few batches' worth of images wait in all.

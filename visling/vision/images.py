@@ -41,7 +41,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files
         size = path.stat().st_size if path.is_file() else 0
-        raise DataError(f"cannot read image {path} ({size:,} bytes): {error or type(error).__name__}. Replace or remove the file.") from error
+        raise DataError(
+            f"cannot read image {path} ({size:,} bytes): {error or type(error).__name__}. Replace or remove the file."
+        ) from error
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -61,7 +63,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
     """Grey values of 16 bit, 32 bit or float files as 0 to 255; the range is guessed from the largest value where the mode leaves it open."""
     grey = np.nan_to_num(values.astype(np.float64))
-    high = 65535.0 if mode.startswith("I;16") else next((top for top in (1.0, 255.0, 65535.0) if grey.max(initial=0.0) <= top), grey.max())
+    high = (
+        65535.0
+        if mode.startswith("I;16")
+        else next((top for top in (1.0, 255.0, 65535.0) if grey.max(initial=0.0) <= top), grey.max())
+    )
     return np.rint(grey.clip(0.0, high) * (255.0 / high)).astype(np.uint8)
 
 
@@ -91,5 +97,7 @@ def to_batch(images: Sequence[NDArray[np.uint8]], multiple: int, device: torch.d
         return pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(2 / 255).sub_(1)
     batch = torch.zeros(shape, device=device)
     for row, image in zip(batch, images, strict=True):
-        row[: image.shape[0], : image.shape[1]] = torch.from_numpy(np.ascontiguousarray(image)).to(device, torch.float32).mul_(2 / 255).sub_(1)
+        row[: image.shape[0], : image.shape[1]] = (
+            torch.from_numpy(np.ascontiguousarray(image)).to(device, torch.float32).mul_(2 / 255).sub_(1)
+        )
     return batch.permute(0, 3, 1, 2)

@@ -25,7 +25,14 @@ _BLOCK = 512
 
 
 def roi_align(
-    features: Tensor, boxes: Tensor, image: Tensor, *, output_size: int, scale: float, sampling_ratio: int = 0, aligned: bool = True
+    features: Tensor,
+    boxes: Tensor,
+    image: Tensor,
+    *,
+    output_size: int,
+    scale: float,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
 ) -> Tensor:
     """Bilinear average of the feature map in a grid of bins over each box, in float32.
 
@@ -45,7 +52,9 @@ def roi_align(
         return features.new_zeros(0, channels, output_size, output_size, dtype=torch.float32)
     with torch.no_grad():
         corners = boxes.float() * scale - (0.5 if aligned else 0.0)
-        across, across_count = _samples(corners[:, 0], corners[:, 2], width, output_size, sampling_ratio, aligned)  # (N, P * S), (N,)
+        across, across_count = _samples(
+            corners[:, 0], corners[:, 2], width, output_size, sampling_ratio, aligned
+        )  # (N, P * S), (N,)
         down, down_count = _samples(corners[:, 1], corners[:, 3], height, output_size, sampling_ratio, aligned)
         # Every image gets the same number of places, so that one call samples all of them; regions fill the first ones.
         rank, most = _rank_in_image(image, images)
@@ -54,8 +63,12 @@ def roi_align(
             [across[:, None, :].expand(-1, down.shape[1], -1), down[:, :, None].expand(-1, -1, across.shape[1])], dim=-1
         )
     pieces = []
-    for piece in torch.split(points, max(1, _CHUNK_NUMBERS // (images * channels * down.shape[1] * across.shape[1])), dim=1):
-        sampled = functional.grid_sample(features.float(), piece.flatten(1, 2), padding_mode="zeros", align_corners=False)
+    for piece in torch.split(
+        points, max(1, _CHUNK_NUMBERS // (images * channels * down.shape[1] * across.shape[1])), dim=1
+    ):
+        sampled = functional.grid_sample(
+            features.float(), piece.flatten(1, 2), padding_mode="zeros", align_corners=False
+        )
         sampled = torch.unflatten(sampled, 2, (piece.shape[1], -1))  # (B, C, most, P * S, P * S)
         if down.shape[1] > output_size or across.shape[1] > output_size:
             sampled = torch.unflatten(torch.unflatten(sampled, 3, (output_size, -1)), 5, (output_size, -1)).sum((4, 6))
@@ -66,7 +79,9 @@ def roi_align(
     return pooled if sampling_ratio == 1 else pooled / (across_count * down_count)[:, None, None, None]
 
 
-def _samples(low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: int, aligned: bool) -> tuple[Tensor, Tensor]:
+def _samples(
+    low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: int, aligned: bool
+) -> tuple[Tensor, Tensor]:
     """Sample points of each region along one axis in grid_sample's coordinates, (N, bins * S), and how many a bin has, (N,)."""
     extent = high - low
     if not aligned:
@@ -75,7 +90,9 @@ def _samples(low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: i
     count = torch.full_like(low, sampling_ratio) if sampling_ratio else each.ceil().clamp(min=1.0)
     step = torch.arange(sampling_ratio or int(count.max()), device=low.device)
     number = torch.arange(bins, device=low.device)
-    at = low[:, None, None] + (number[:, None] + ((step + 0.5) / count[:, None])[:, None, :]) * each[:, None, None]  # (N, bins, S)
+    at = (
+        low[:, None, None] + (number[:, None] + ((step + 0.5) / count[:, None])[:, None, :]) * each[:, None, None]
+    )  # (N, bins, S)
     # Points more than one cell outside the map count as zero; nearer ones take the border's value.
     real = (at >= -1.0) & (at <= cells) & (step < count[:, None])[:, None, :]
     unit = (2.0 * at.clamp(0.0, cells - 1.0) + 1.0) / cells - 1.0
@@ -150,7 +167,14 @@ def _restore(pieces: list[Tensor], places: list[Tensor], empty: Tensor) -> Tenso
     return joined if bool((place.diff() > 0).all()) else joined[place.argsort()]
 
 
-def suppress(boxes: Tensor, threshold: float, *, real: Tensor | None = None, classes: Tensor | None = None, inclusive: bool = False) -> Tensor:
+def suppress(
+    boxes: Tensor,
+    threshold: float,
+    *,
+    real: Tensor | None = None,
+    classes: Tensor | None = None,
+    inclusive: bool = False,
+) -> Tensor:
     """Which boxes survive greedy non-maximum suppression, for many images at once.
 
     A box is dropped when its IoU with a surviving earlier box exceeds the threshold. Blocks of boxes are decided by iterating that
@@ -184,7 +208,9 @@ def suppress(boxes: Tensor, threshold: float, *, real: Tensor | None = None, cla
     return keep
 
 
-def nms(boxes: Tensor, scores: Tensor, threshold: float, *, classes: Tensor | None = None, inclusive: bool = False) -> Tensor:
+def nms(
+    boxes: Tensor, scores: Tensor, threshold: float, *, classes: Tensor | None = None, inclusive: bool = False
+) -> Tensor:
     """Indices of the boxes that survive non-maximum suppression, best first; equal scores keep their order.
 
     Args:

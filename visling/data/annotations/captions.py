@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from visling.data.identity import canonical, from_file_name
+from visling.data.annotations.files import (
+    entries,
+    has_words,
+    is_split,
+    read_ids,
+    read_json,
+    read_json_lines,
+    read_lines,
+    the_one,
+)
 from visling.errors import DataError
+from visling.image_ids import canonical, from_file_name
 from visling.types import Record
 
 
@@ -56,13 +64,18 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
         for path in map(Path, paths):
             content = read_json(path)
             annotations = entries(content, "annotations", ("id", "image_id", "caption"), path)
-            images = {image["id"]: from_file_name(image["file_name"]) for image in entries(content, "images", ("id", "file_name"), path)}
+            images = {
+                image["id"]: from_file_name(image["file_name"])
+                for image in entries(content, "images", ("id", "file_name"), path)
+            }
             listed.extend(image for image in images.values() if wanted is None or wanted(image))
             for annotation in annotations:
                 image = images.get(annotation["image_id"])
                 if image is None:
                     number, missing = annotation["id"], annotation["image_id"]
-                    raise DataError(f"{path}: caption {number} speaks of image {missing}, which the file's images do not list.")
+                    raise DataError(
+                        f"{path}: caption {number} speaks of image {missing}, which the file's images do not list."
+                    )
                 if wanted is None or wanted(image):
                     yield str(annotation["id"]), image, annotation["caption"]
 
@@ -86,7 +99,11 @@ def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> C
         there = ", ".join(sorted({image["split"] for image in images})) or "none"
         raise DataError(f"{path} has no image of split {split!r}; found {there}.")
     rows = (
-        (str(sentence.get("sentid", f"{image}#{number}")), image, sentence.get("raw") or " ".join(sentence.get("tokens", ())))
+        (
+            str(sentence.get("sentid", f"{image}#{number}")),
+            image,
+            sentence.get("raw") or " ".join(sentence.get("tokens", ())),
+        )
         for image, sentences in chosen
         for number, sentence in enumerate(sentences)
     )
@@ -134,7 +151,9 @@ def read_flickr30k_lines(path: str | Path) -> Captions:
         for number, entry in read_json_lines(path):
             name = entry.get("img_path", entry.get("id"))
             if name is None or not isinstance(entry.get("sentences"), list):
-                raise DataError(f"{path}, line {number}: expected an object with 'sentences' and 'img_path' or 'id'; found {', '.join(entry)}.")
+                raise DataError(
+                    f"{path}, line {number}: expected an object with 'sentences' and 'img_path' or 'id'; found {', '.join(entry)}."
+                )
             image = from_file_name(str(name))
             for at, sentence in enumerate(entry["sentences"]):
                 yield f"{image}#{at}", image, sentence
@@ -155,9 +174,15 @@ def find_flickr30k(root: str | Path, split: str) -> Captions:
     if (root / "dataset_flickr30k.json").is_file():
         return read_karpathy(root / "dataset_flickr30k.json", split)
     name = {"val": "valid"}.get(split, split)
-    lines = [file for file in (root / f"{name}_ann.jsonl", *sorted(root.glob(f"all_data_final_{split}*.jsonline"))) if file.is_file()]
+    lines = [
+        file
+        for file in (root / f"{name}_ann.jsonl", *sorted(root.glob(f"all_data_final_{split}*.jsonline")))
+        if file.is_file()
+    ]
     if lines:
-        return read_flickr30k_lines(the_one(lines, f"{name}_ann.jsonl or all_data_final_{split}*.jsonline", root, lines))
+        return read_flickr30k_lines(
+            the_one(lines, f"{name}_ann.jsonl or all_data_final_{split}*.jsonline", root, lines)
+        )
     tokens = root / "results_20130124.token"
     if not tokens.is_file():
         there = sorted(root.glob("*.json*")) + sorted(root.glob("*.token"))
@@ -166,14 +191,20 @@ def find_flickr30k(root: str | Path, split: str) -> Captions:
             f"all_data_final_{split}*.jsonline or results_20130124.token; found {', '.join(file.name for file in there) or 'none of this kind'}."
         )
     if not (root / f"{split}.txt").is_file():
-        raise DataError(f"{tokens} knows no splits: put the list of the split's image ids beside it as {split}.txt, one a line.")
+        raise DataError(
+            f"{tokens} knows no splits: put the list of the split's image ids beside it as {split}.txt, one a line."
+        )
     return read_flickr30k(tokens, read_ids(root / f"{split}.txt"))
 
 
 def has_flickr30k(root: Path, split: str) -> bool:
     """Whether `find_flickr30k` has something to read for a split."""
     name = {"val": "valid"}.get(split, split)
-    if (root / "dataset_flickr30k.json").is_file() or (root / f"{name}_ann.jsonl").is_file() or any(root.glob(f"all_data_final_{split}*.jsonline")):
+    if (
+        (root / "dataset_flickr30k.json").is_file()
+        or (root / f"{name}_ann.jsonl").is_file()
+        or any(root.glob(f"all_data_final_{split}*.jsonline"))
+    ):
         return True
     return (root / "results_20130124.token").is_file() and (root / f"{split}.txt").is_file()
 
@@ -210,14 +241,6 @@ def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (),
     )
 
 
-def has_words(text: str) -> bool:
-    """Whether anything is left of a text once BERT's tokeniser has taken out blanks, control characters and accents."""
-    return any(
-        character.isprintable() and not character.isspace() and character != "\ufffd" and not unicodedata.category(character).startswith("M")
-        for character in text
-    )
-
-
 def find_coco_captions(root: str | Path, split: str) -> Captions:
     """COCO's captions of a split, from the first of these that a folder or its `annotations` has: the file of this very name
     (`captions_train2014.json` for "train2014"); all caption files together, split by lists of image ids `captions_{split}.txt`; Karpathy's
@@ -251,9 +274,19 @@ def has_coco_captions(root: Path, split: str) -> bool:
 def _coco_files(root: Path) -> tuple[list[Path], dict[str, Path], Path | None]:
     """Caption files of a folder, lists of image ids by split, and Karpathy's file."""
     folders = [root / folder for folder in _ANNOTATIONS]
-    files = _distinct(file for folder in folders for file in sorted(folder.glob("captions_*.json")) if _COCO_FILE.fullmatch(file.name))
-    lists = {file.stem.removeprefix("captions_"): file for folder in folders for file in sorted(folder.glob("captions_*.txt"))}
-    return files, lists, next((folder / "dataset_coco.json" for folder in folders if (folder / "dataset_coco.json").is_file()), None)
+    files = _distinct(
+        file for folder in folders for file in sorted(folder.glob("captions_*.json")) if _COCO_FILE.fullmatch(file.name)
+    )
+    lists = {
+        file.stem.removeprefix("captions_"): file
+        for folder in folders
+        for file in sorted(folder.glob("captions_*.txt"))
+    }
+    return (
+        files,
+        lists,
+        next((folder / "dataset_coco.json" for folder in folders if (folder / "dataset_coco.json").is_file()), None),
+    )
 
 
 def _by_list(files: list[Path], lists: dict[str, Path], split: str, root: Path) -> Captions:
@@ -264,17 +297,22 @@ def _by_list(files: list[Path], lists: dict[str, Path], split: str, root: Path) 
             "List the images of this split too, or name a caption file in full (train2014)."
         )
     if not files:
-        raise DataError(f"{', '.join(map(str, lists.values()))}: no caption file captions_*.json beside them to split. Put them into one folder.")
+        raise DataError(
+            f"{', '.join(map(str, lists.values()))}: no caption file captions_*.json beside them to split. Put them into one folder."
+        )
     own = {split} & lists.keys() or lists.keys()
     # Numbers serve as well as names: COCO's images of all years have numbers of their own.
     listed = frozenset(canonical(image) for name in own for image in read_ids(lists[name]))
     found = read_captions(*files, wanted=lambda image: (canonical(image) in listed) == (split in lists))
     if not found.records:
-        raise DataError(f"{', '.join(str(lists[name]) for name in own)}: no image of split {split!r} has a caption in {files[0].parent}.")
+        raise DataError(
+            f"{', '.join(str(lists[name]) for name in own)}: no image of split {split!r} has a caption in {files[0].parent}."
+        )
     return found
 
 
 _ANNOTATIONS = ("annotations", "Annotations", ".")
+
 _COCO_FILE = re.compile(r"captions_[a-z]+(\d{4})?\.json")
 """Parts of COCO, and no results of captioning."""
 
@@ -287,105 +325,12 @@ def find_captions_file(root: str | Path, split: str) -> Path:
     """
     root = Path(root)
     files = [file for folder in _ANNOTATIONS for file in sorted((root / folder).glob("captions_*.json"))]
-    return the_one(_distinct(file for file in files if is_split(file.stem.removeprefix("captions_"), split)), f"captions_{split}*.json", root, files)
-
-
-def is_split(name: str, split: str) -> bool:
-    """Whether the name of a part of a data set is this split, with or without a year: "train2014" is "train", "trainval2014" is not."""
-    return re.fullmatch(re.escape(split) + r"(\d{4})?", name) is not None
-
-
-def the_one(found: list[Path], pattern: str, root: Path, seen: list[Path]) -> Path:
-    """The single file found.
-
-    Raises:
-        DataError: none (names what is there), or several.
-    """
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(
-            f"several files under {root} match {pattern}: {', '.join(file.name for file in found)}. Name the split in full, with its year."
-        )
-    there = ", ".join(sorted(file.name for file in seen)) or "no file of this kind"
-    raise DataError(f"no file {pattern} under {root} or its annotation folders; found {there}. Check the folder and the split.")
-
-
-def read_json(path: Path) -> Any:
-    """Contents of a JSON annotation file.
-
-    Raises:
-        DataError: the file is missing, truncated or not JSON; names the position.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"no annotation file {path}. Check the path.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f"line {error.lineno}, character {error.pos}" if isinstance(error, json.JSONDecodeError) else f"byte {error.start}"
-        raise DataError(f"{path} is truncated or not JSON: {error} ({where} of {path.stat().st_size} bytes). Download it again.") from error
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file with their numbers from 1. Only line feeds end a line: captions hold other characters that Python takes for ends.
-
-    Raises:
-        DataError: the file is missing, or a line is not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"no annotation file {path}. Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. Convert it, or download it again.") from error
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a file with one JSON object a line, with their line numbers from 1; blank lines are passed over.
-
-    Raises:
-        DataError: the file is missing or truncated, or a line holds something else.
-    """
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} is truncated or not JSON lines: {error.msg} in line {number}. Download it again.") from error
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object; found {type(entry).__name__}.")
-        yield number, entry
-
-
-def read_ids(path: Path) -> frozenset[str]:
-    """Image ids of a list with one a line; names of image files count too.
-
-    Raises:
-        DataError: the file is missing or not UTF-8.
-    """
-    return frozenset(from_file_name(line.strip()) for _, line in read_lines(path) if line.strip())
-
-
-def entries(content: Any, name: str, keys: tuple[str, ...], path: Path) -> list[dict[str, Any]]:
-    """The list `name` of a COCO-style file, each entry with the given keys.
-
-    Raises:
-        DataError: the list or a key is missing.
-    """
-    found = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(found, list):
-        kind = f"an object with {', '.join(content) or 'nothing'}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise DataError(f"{path} must be an object with a list {name!r}; found {kind}.")
-    for number, entry in enumerate(found):
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}: entry {number} of {name!r} must be an object; found a {type(entry).__name__}. Take it out.")
-        if lacking := [key for key in keys if key not in entry]:
-            has = ", ".join(entry) or "nothing"
-            raise DataError(f"{path}: entry {number} of {name!r} lacks {', '.join(map(repr, lacking))}; found {has}. Complete it, or take it out.")
-    return found
+    return the_one(
+        _distinct(file for file in files if is_split(file.stem.removeprefix("captions_"), split)),
+        f"captions_{split}*.json",
+        root,
+        files,
+    )
 
 
 def _distinct(files: Iterable[Path]) -> list[Path]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.captions import Captions, collect, has_words, read_json
+from visling.data.annotations.captions import Captions, collect
+from visling.data.annotations.files import has_words, read_json
 from visling.data.annotations.questions import QuestionRecord
 from visling.errors import DataError
 
@@ -47,7 +48,13 @@ def read_genome_questions(path: str | Path) -> tuple[list[QuestionRecord], int]:
         seen.add(number)
         records.append(
             QuestionRecord(
-                id=number, images=(image,), question=question, question_type="", answer_type="", answers=(answer,), multiple_choice_answer=answer
+                id=number,
+                images=(image,),
+                question=question,
+                question_type="",
+                answer_type="",
+                answers=(answer,),
+                multiple_choice_answer=answer,
             )
         )
     return records, left_out
@@ -56,8 +63,12 @@ def read_genome_questions(path: str | Path) -> tuple[list[QuestionRecord], int]:
 def _entries(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Image id and entry, for the entries of the list `name` of every image."""
     content = read_json(path)
-    if not isinstance(content, list) or any(not isinstance(image, dict) or not isinstance(image.get(name), list) for image in content):
-        raise DataError(f"{path} must be a list of images, each with a list {name!r}; found another layout. Check which file of Visual Genome it is.")
+    if not isinstance(content, list) or any(
+        not isinstance(image, dict) or not isinstance(image.get(name), list) for image in content
+    ):
+        raise DataError(
+            f"{path} must be a list of images, each with a list {name!r}; found another layout. Check which file of Visual Genome it is."
+        )
     for listed in content:
         for entry in listed[name]:
             yield str(entry["image_id"] if "image_id" in entry else _one(listed, ("image_id", "id"), path)), entry

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.data.annotations.captions import entries, read_json
-from visling.data.identity import from_file_name
+from visling.data.annotations.files import entries, read_json
 from visling.errors import DataError
+from visling.image_ids import from_file_name
 from visling.types import Record
 
 _NLVR_COLOURS = {"yellow": "yellow", "#0099ff": "blue", "black": "black"}
@@ -79,10 +79,16 @@ def read_instances(path: str | Path) -> Instances:
     path = Path(path)
     content = read_json(path)
     images = {image["id"]: image for image in entries(content, "images", ("id", "file_name"), path)}
-    categories = {category["id"]: str(category["name"]) for category in entries(content, "categories", ("id", "name"), path)}
-    repeated_names = [name for name, count in Counter(image["file_name"] for image in images.values()).items() if count > 1]
+    categories = {
+        category["id"]: str(category["name"]) for category in entries(content, "categories", ("id", "name"), path)
+    }
+    repeated_names = [
+        name for name, count in Counter(image["file_name"] for image in images.values()).items() if count > 1
+    ]
     if repeated_names:
-        raise DataError(f"{path}: image file {repeated_names[0]!r} is listed under several ids. Every image must be listed once.")
+        raise DataError(
+            f"{path}: image file {repeated_names[0]!r} is listed under several ids. Every image must be listed once."
+        )
     objects: dict[Any, list[_Object]] = {key: [] for key in images}
     left_out: Counter[str] = Counter()
     seen: set[Any] = set()
@@ -90,7 +96,9 @@ def read_instances(path: str | Path) -> Instances:
     for number, annotation in enumerate(entries(content, "annotations", ("image_id", "category_id", "bbox"), path)):
         where = f"{path}: annotation {annotation.get('id', number)}"
         if annotation["category_id"] not in categories:
-            raise DataError(f"{where} is of category {annotation['category_id']}, which the file's categories do not list.")
+            raise DataError(
+                f"{where} is of category {annotation['category_id']}, which the file's categories do not list."
+            )
         attributes = _attributes(annotation.get("attributes"), where)
         box = _corners(annotation["bbox"], images.get(annotation["image_id"], {}), where)
         if annotation["image_id"] not in images:
@@ -100,14 +108,18 @@ def read_instances(path: str | Path) -> Instances:
         elif box[2] <= box[0] or box[3] <= box[1]:
             left_out["empty"] += 1
         else:
-            objects[annotation["image_id"]].append((box, categories[annotation["category_id"]], attributes, bool(annotation.get("iscrowd", 0))))
+            objects[annotation["image_id"]].append(
+                (box, categories[annotation["category_id"]], attributes, bool(annotation.get("iscrowd", 0)))
+            )
             occurring.update(attributes or ())
         seen.add(annotation.get("id", number))
     listed = content.get("attributes")
     if isinstance(listed, list):
         names = tuple(str(name["name"] if isinstance(name, dict) else name) for name in listed)
         if unknown := sorted(occurring - set(names)):
-            raise DataError(f"{path}: attribute {unknown[0]!r} occurs but is not in the file's list of attributes: {', '.join(names)}.")
+            raise DataError(
+                f"{path}: attribute {unknown[0]!r} occurs but is not in the file's list of attributes: {', '.join(names)}."
+            )
     else:
         names = tuple(sorted(occurring))
     return Instances(
@@ -134,7 +146,9 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise DataError(f"no NLVR file {path}. Give the folder that holds {split}/{split}.json and {split}/images.") from error
+        raise DataError(
+            f"no NLVR file {path}. Give the folder that holds {split}/{split}.json and {split}/images."
+        ) from error
     records: dict[str, InstanceRecord] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -144,7 +158,9 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
             boxes = [[_nlvr_item(item) for item in box] for box in row["structured_rep"]]
             stem = f"{row['directory']}/{split}-{row['identifier']}"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}, line {number} of {len(lines)} is truncated or not of NLVR's layout: {error!r}. Download it again.") from error
+            raise DataError(
+                f"{path}, line {number} of {len(lines)} is truncated or not of NLVR's layout: {error!r}. Download it again."
+            ) from error
         width = _NLVR_STEP * (len(boxes) - 1) + _NLVR_SIDE
         for picture, order in enumerate(itertools.permutations(range(len(boxes)))):
             name = f"{stem}-{picture}.png"
@@ -157,7 +173,9 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
             ]
             records[name] = _record(name, (width, _NLVR_SIDE), objects)
     if not records:
-        raise DataError(f"none of the pictures that {path} speaks of is in {folder / 'images'}. Copy the images of the split there.")
+        raise DataError(
+            f"none of the pictures that {path} speaks of is in {folder / 'images'}. Copy the images of the split there."
+        )
     names = (*_NLVR_COLOURS.values(), *_NLVR_SIZES.values())
     return Instances(records=tuple(records.values()), category_names=_NLVR_TYPES, attribute_names=names)
 
@@ -189,7 +207,11 @@ def _size(image: dict[str, Any]) -> tuple[int, int] | None:
 
 def _corners(bbox: Any, image: dict[str, Any], where: str) -> NDArray[np.float32]:
     """Left, top, width, height -> corners, clipped to the image if its size is known."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in bbox):
+    if (
+        not isinstance(bbox, list)
+        or len(bbox) != 4
+        or not all(isinstance(value, int | float) and math.isfinite(value) for value in bbox)
+    ):
         raise DataError(f"{where}: bbox must be four finite numbers [left, top, width, height]; found {bbox!r}.")
     left, top, width, height = (float(value) for value in bbox)
     corners = np.array([left, top, left + max(width, 0.0), top + max(height, 0.0)], np.float32)

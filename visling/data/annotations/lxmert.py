@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from visling.data.annotations.captions import has_words, read_json
+from visling.data.annotations.files import has_words, read_json
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answer_table import table_form
 from visling.errors import DataError
 from visling.types import Record
 
-SPLITS: Mapping[str, tuple[str, ...]] = {"train": ("mscoco_train", "mscoco_nominival", "vgnococo"), "val": ("mscoco_minival",)}
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("mscoco_train", "mscoco_nominival", "vgnococo"),
+    "val": ("mscoco_minival",),
+}
 """Parts that the release trains on and validates with; nominival and minival are COCO's validation images, vgnococo those of Visual Genome only."""
 
 _SCORES = (0.3, 0.6, 0.9, 1.0)
@@ -57,13 +60,19 @@ def read_lxmert(*paths: str | Path) -> LxmertData:
     empty = repeated = 0
     for path in map(Path, paths):
         content = read_json(path)
-        if not isinstance(content, list) or any(not isinstance(image, dict) or not {"img_id", "sentf"} <= image.keys() for image in content):
-            raise DataError(f"{path} must be a list of images with 'img_id' and 'sentf'; found another layout. Is it a merged file of LXMERT?")
+        if not isinstance(content, list) or any(
+            not isinstance(image, dict) or not {"img_id", "sentf"} <= image.keys() for image in content
+        ):
+            raise DataError(
+                f"{path} must be a list of images with 'img_id' and 'sentf'; found another layout. Is it a merged file of LXMERT?"
+            )
         for image in content:
             for source, sentences in image["sentf"].items():
                 labels = (image.get("labelf") or {}).get(source)
                 if labels is not None and len(labels) != len(sentences):
-                    raise DataError(f"{path}: image {image['img_id']} has {len(sentences)} sentences of {source}, but answers to {len(labels)}.")
+                    raise DataError(
+                        f"{path}: image {image['img_id']} has {len(sentences)} sentences of {source}, but answers to {len(labels)}."
+                    )
                 for number, sentence in enumerate(sentences):
                     name = f"{image['img_id']}_{source}_{number:03d}"
                     if name in seen:
@@ -73,7 +82,15 @@ def read_lxmert(*paths: str | Path) -> LxmertData:
                     else:
                         seen.add(name)
                         scores = None if labels is None else labels[number]
-                        records.append(LxmertRecord(id=name, images=(str(image["img_id"]),), sentence=sentence.strip(), source=source, scores=scores))
+                        records.append(
+                            LxmertRecord(
+                                id=name,
+                                images=(str(image["img_id"]),),
+                                sentence=sentence.strip(),
+                                source=source,
+                                scores=scores,
+                            )
+                        )
     return LxmertData(records=tuple(records), empty=empty, repeated=repeated)
 
 
@@ -87,7 +104,9 @@ def find_lxmert(root: str | Path, split: str) -> list[Path]:
     files = [folder / f"{part}.json" for part in SPLITS.get(split, tuple(split.split(",")))]
     if missing := [file.name for file in files if not file.is_file()]:
         there = ", ".join(sorted(file.name for file in folder.glob("*.json"))) or "no JSON file"
-        raise DataError(f"LXMERT's split {split!r} in {folder} lacks {', '.join(missing)}; found {there}. Name the parts to be used as the split.")
+        raise DataError(
+            f"LXMERT's split {split!r} in {folder} lacks {', '.join(missing)}; found {there}. Name the parts to be used as the split."
+        )
     return files
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import overload
 
-from visling.data.annotations.captions import has_words
+from visling.data.annotations.files import has_words
 from visling.errors import DataError
 
 _PLACES = (("text", (".doc", ".txt")), ("en_corpus", (".doc", ".txt")), (".", (".doc",)))
@@ -36,7 +36,9 @@ class Passages(Sequence[str]):
         for path in self.paths:
             self._index(path)
         if not self._starts:
-            raise DataError(f"no passage in {', '.join(map(str, self.paths)) or 'no file'}: expected UTF-8 text, one sentence or document a line.")
+            raise DataError(
+                f"no passage in {', '.join(map(str, self.paths)) or 'no file'}: expected UTF-8 text, one sentence or document a line."
+            )
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -72,7 +74,9 @@ class Passages(Sequence[str]):
         except OSError as error:
             raise DataError(f"cannot read the text {path}: {error.strerror}. Check the path.") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. Convert it.") from error
+            raise DataError(
+                f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. Convert it."
+            ) from error
 
 
 def find_passages(root: str | Path, split: str) -> list[Path]:
@@ -86,7 +90,9 @@ def find_passages(root: str | Path, split: str) -> list[Path]:
     if root.is_file():
         return [root]
     for folder, suffixes in _PLACES:
-        files = [file for file in sorted((root / folder).glob("*")) if file.suffix in suffixes and _split_of(file) == split]
+        files = [
+            file for file in sorted((root / folder).glob("*")) if file.suffix in suffixes and _split_of(file) == split
+        ]
         if files:
             return files
     raise DataError(

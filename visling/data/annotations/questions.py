@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.captions import entries, has_words, is_split, read_json, the_one
+from visling.data.annotations.files import entries, has_words, is_split, read_json, the_one
 from visling.errors import DataError
 from visling.types import Record
 
@@ -38,7 +38,9 @@ _COCO_SPLITS = {"train2014": "train2014", "val2014": "val2014", "test2015": "tes
 _QUESTIONS = re.compile(r"(?P<version>v2_)?OpenEnded_(?P<subset>.+_)?(?P<split>[^_]+)_questions\.json")
 
 
-def read_questions(questions: str | Path, annotations: str | Path | None = None, *, left_out: Counter[str] | None = None) -> list[QuestionRecord]:
+def read_questions(
+    questions: str | Path, annotations: str | Path | None = None, *, left_out: Counter[str] | None = None
+) -> list[QuestionRecord]:
     """Questions of a file in its order, joined with their annotations by question id.
 
     Images of VQA's own files are named as COCO names them, `COCO_train2014_000000000009`: to a store with Visual Genome's images 9 is another one.
@@ -57,7 +59,9 @@ def read_questions(questions: str | Path, annotations: str | Path | None = None,
     if annotations is not None:
         annotations = Path(annotations)
         keys = ("question_id", "image_id", "answers", "multiple_choice_answer")
-        answered = {entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations", keys, annotations)}
+        answered = {
+            entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations", keys, annotations)
+        }
         lacking = [entry["question_id"] for entry in asked if entry["question_id"] not in answered]
         if lacking:
             raise DataError(
@@ -73,7 +77,9 @@ def read_questions(questions: str | Path, annotations: str | Path | None = None,
         seen.add(number)
         known = answered.get(number)
         if known is not None and known["image_id"] != entry["image_id"]:
-            raise DataError(f"question {number} is about image {entry['image_id']} in {questions}, about image {known['image_id']} in {annotations}.")
+            raise DataError(
+                f"question {number} is about image {entry['image_id']} in {questions}, about image {known['image_id']} in {annotations}."
+            )
         question = _text(entry["question"])
         if _is_empty(question, number, questions, left_out):
             continue
@@ -123,7 +129,9 @@ def has_vqa(root: Path, split: str) -> bool:
 
 def _vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]]:
     """JSON files of a folder and its annotation folders, and those of them that hold questions."""
-    files = list({file.resolve(): file for folder in _FOLDERS for file in sorted((root / folder).glob("*.json"))}.values())
+    files = list(
+        {file.resolve(): file for folder in _FOLDERS for file in sorted((root / folder).glob("*.json"))}.values()
+    )
     return files, [(file, match) for file in files if (match := _QUESTIONS.fullmatch(file.name))]
 
 
@@ -147,10 +155,14 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
     for chunk in chunks:
         content = read_json(chunk)
         if not isinstance(content, dict):
-            raise DataError(f"{chunk} must be an object from question id to question; found a {type(content).__name__}.")
+            raise DataError(
+                f"{chunk} must be an object from question id to question; found a {type(content).__name__}."
+            )
         for number, entry in content.items():
             if not isinstance(entry, dict) or not {"question", "imageId"} <= entry.keys():
-                raise DataError(f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?")
+                raise DataError(
+                    f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?"
+                )
             if number in records:
                 raise DataError(f"{chunk}: question {number} comes twice; question ids are unique.")
             question, types, answer = _text(entry["question"]), entry.get("types") or {}, entry.get("answer")
@@ -182,7 +194,9 @@ def _is_empty(question: str, number: Any, path: Path, left_out: Counter[str] | N
     if has_words(question):
         return False
     if left_out is None:
-        raise DataError(f"{path}: question {number} is empty: found {question!r}, expected at least one word. Fill it in, or take it out.")
+        raise DataError(
+            f"{path}: question {number} is empty: found {question!r}, expected at least one word. Fill it in, or take it out."
+        )
     left_out[EMPTY] += 1
     return True
 

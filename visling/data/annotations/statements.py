@@ -7,17 +7,18 @@ NLVR2    {split}.json, also in data/ and its folders balanced/ and unbalanced/ (
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visling.data.annotations.files import json_lines, text_field
 from visling.errors import DataError
 from visling.types import Record
 
 _NLVR2_FOLDERS = (".", "data", "balanced", "data/balanced", "unbalanced", "data/unbalanced")
+
 _IDENTIFIER = re.compile(r"(?P<pair>(?P<split>[a-z]\w*)-(?P<set>\d+)-\d+)-(?P<sentence>\d+)")
 
 
@@ -28,38 +29,6 @@ class Nlvr2Record(Record):
     sentence: str
     label: bool | None
     """None where the file gives none."""
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each JSON object of a file with the place to name in messages; blank lines are skipped.
-
-    Raises:
-        DataError: a line that is not a JSON object.
-    """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where} is not a JSON object: {error}. The file may be truncated: copy or download it again.") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where} is a JSON {type(row).__name__}; expected one object a line, as in the official files.")
-            yield where, row
-
-
-def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
-    """A field that must be a text.
-
-    Raises:
-        DataError: it is missing, empty or something else.
-    """
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: field {name!r} must be a text that is not empty; found {value!r}.")
-    return value
 
 
 def find_nlvr2(root: Path, split: str) -> Path | None:
@@ -85,7 +54,9 @@ def read_nlvr2(path: Path) -> list[Nlvr2Record]:
         if identifier in records:
             raise DataError(f"{where}: identifier {identifier!r} comes twice. Remove the copy.")
         images = (f"{match['pair']}-img0", f"{match['pair']}-img1")
-        records[identifier] = Nlvr2Record(id=identifier, images=images, sentence=text_field(row, "sentence", where), label=_label(row, where))
+        records[identifier] = Nlvr2Record(
+            id=identifier, images=images, sentence=text_field(row, "sentence", where), label=_label(row, where)
+        )
     return list(records.values())
 
 
@@ -100,5 +71,7 @@ def _label(row: Mapping[str, Any], where: str) -> bool | None:
     if value is None:
         return None
     if not isinstance(value, str) or value.lower() not in ("true", "false"):
-        raise DataError(f'{where}: label {value!r} is unknown; expected "True" or "False", or no label for a hidden split.')
+        raise DataError(
+            f'{where}: label {value!r} is unknown; expected "True" or "False", or no label for a hidden split.'
+        )
     return value.lower() == "true"

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.data.annotations.captions import has_words, read_json, read_json_lines
-from visling.data.annotations.statements import text_field
-from visling.data.identity import from_file_name
+from visling.data.annotations.files import has_words, read_json, read_json_lines, text_field
 from visling.errors import DataError
+from visling.image_ids import from_file_name
 from visling.types import Record
 
 IMAGES = "vcr1images"
@@ -98,7 +97,9 @@ def find_vcr(root: str | Path, split: str) -> tuple[Path, Path]:
     root = Path(root)
     file = _annotations(root, split)
     if file is None:
-        raise DataError(f"no {split}.jsonl of VCR in {root} or its folder vcr1annots. Unpack vcr1annots.zip there, or name the folder that has it.")
+        raise DataError(
+            f"no {split}.jsonl of VCR in {root} or its folder vcr1annots. Unpack vcr1annots.zip there, or name the folder that has it."
+        )
     beside = file.parent.parent / IMAGES
     return file, beside if beside.is_dir() and not (file.parent / IMAGES).is_dir() else file.parent / IMAGES
 
@@ -143,7 +144,9 @@ def read_vcr(path: str | Path, images: str | Path) -> VcrData:
             )
         objects = picture[2]
         question = _sentence(_field(row, "question", where), "question", len(objects), where, shared)
-        answers, rationales = (_choices(row, f"{kind}_choices", len(objects), where, shared) for kind in ("answer", "rationale"))
+        answers, rationales = (
+            _choices(row, f"{kind}_choices", len(objects), where, shared) for kind in ("answer", "rationale")
+        )
         if name in records:
             repeated += 1
         elif not all(map(_says_something, (question, *answers, *rationales))):
@@ -173,10 +176,16 @@ def read_metadata(record: VcrRecord) -> VcrMetadata:
     """
     path = record.metadata
     if not path.is_file():
-        raise DataError(f"question {record.id!r} of VCR has no metadata {path}. Unpack the .json files of vcr1images.zip beside the annotations.")
+        raise DataError(
+            f"question {record.id!r} of VCR has no metadata {path}. Unpack the .json files of vcr1images.zip beside the annotations."
+        )
     content = read_json(path)
     if not isinstance(content, dict) or (lacking := {"boxes", "segms", "names", "width", "height"} - content.keys()):
-        found = f"it lacks {', '.join(sorted(lacking))}" if isinstance(content, dict) else f"found a {type(content).__name__}"
+        found = (
+            f"it lacks {', '.join(sorted(lacking))}"
+            if isinstance(content, dict)
+            else f"found a {type(content).__name__}"
+        )
         raise DataError(f"{path} is no metadata of VCR: {found}. Unpack vcr1images.zip again.")
     if list(content["names"]) != list(record.objects):
         raise DataError(
@@ -190,12 +199,16 @@ def read_metadata(record: VcrRecord) -> VcrMetadata:
             f"{path}: boxes must be five numbers for each of {len(record.objects)} objects, x1, y1, x2, y2, confidence: {error}."
         ) from error
     if len(content["segms"]) != len(boxes):
-        raise DataError(f"{path} has outlines of {len(content['segms'])} objects, but boxes of {len(boxes)}. Unpack vcr1images.zip again.")
+        raise DataError(
+            f"{path} has outlines of {len(content['segms'])} objects, but boxes of {len(boxes)}. Unpack vcr1images.zip again."
+        )
     size = (_number(content, "width", str(path)), _number(content, "height", str(path)))
     return VcrMetadata(boxes=boxes[:, :4], confidence=boxes[:, 4], outlines=tuple(content["segms"]), size=size)
 
 
-def with_names(sentence: Sentence, objects: Sequence[str], names: Mapping[int, str]) -> tuple[list[tuple[str, int | None]], dict[int, str]]:
+def with_names(
+    sentence: Sentence, objects: Sequence[str], names: Mapping[int, str]
+) -> tuple[list[tuple[str, int | None]], dict[int, str]]:
     """The words of a sentence with names in place of tags, each with the object that it names, if any; and the names of all objects so far.
 
     A person without a name gets the next of `NEUTRAL_NAMES`, other objects are called by their class; the objects of one tag come one after the
@@ -239,11 +252,15 @@ def _label(row: Mapping[str, Any], name: str, where: str) -> int | None:
         return None
     value = _number(row, name, where)
     if not 0 <= value < NUM_CHOICES:
-        raise DataError(f"{where}: {name} {value} is not the number of a choice; expected 0 to {NUM_CHOICES - 1}, or none for a test split.")
+        raise DataError(
+            f"{where}: {name} {value} is not the number of a choice; expected 0 to {NUM_CHOICES - 1}, or none for a test split."
+        )
     return value
 
 
-def _choices(row: Mapping[str, Any], name: str, objects: int, where: str, shared: dict[Token, Token]) -> tuple[Sentence, ...]:
+def _choices(
+    row: Mapping[str, Any], name: str, objects: int, where: str, shared: dict[Token, Token]
+) -> tuple[Sentence, ...]:
     value = _field(row, name, where)
     if not isinstance(value, list) or len(value) != NUM_CHOICES:
         found = f"{len(value)} of them" if isinstance(value, list) else repr(value)[:80]
@@ -259,12 +276,18 @@ def _sentence(value: Any, name: str, objects: int, where: str, shared: dict[Toke
         token: Token
         if isinstance(entry, str):
             token = entry
-        elif isinstance(entry, list) and all(isinstance(number, int) and not isinstance(number, bool) for number in entry):
+        elif isinstance(entry, list) and all(
+            isinstance(number, int) and not isinstance(number, bool) for number in entry
+        ):
             token = tuple(entry)
             if wrong := [number for number in token if not 0 <= number < objects]:
-                raise DataError(f"{where}: {name} speaks of object {wrong[0]}, but {objects} are listed, counted from 0. Download the file again.")
+                raise DataError(
+                    f"{where}: {name} speaks of object {wrong[0]}, but {objects} are listed, counted from 0. Download the file again."
+                )
         else:
-            raise DataError(f"{where}: {name} holds {entry!r:.80}; expected words, and lists of integers that count objects.")
+            raise DataError(
+                f"{where}: {name} holds {entry!r:.80}; expected words, and lists of integers that count objects."
+            )
         tokens.append(shared.setdefault(token, token))
     return tuple(tokens)
 

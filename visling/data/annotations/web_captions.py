@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from visling.data.annotations.captions import Captions, collect, read_json, read_json_lines, read_lines
-from visling.data.identity import from_file_name
+from visling.data.annotations.captions import Captions, collect
+from visling.data.annotations.files import read_json, read_json_lines, read_lines
 from visling.errors import DataError
+from visling.image_ids import from_file_name
 
 Naming = Literal["crc32", "line"]
 """How images of Conceptual Captions are named: by the CRC-32 of their address in decimal (ViLBERT, VOLTA), or by their line, from 0, in eight digits
@@ -57,7 +58,9 @@ def read_conceptual_captions(path: str | Path, naming: Naming = "crc32") -> Capt
 
     found = collect(rows())
     if malformed and not found.records and not found.empty:
-        raise DataError(f"{path} has no row of Conceptual Captions' layout: expected a caption, a tab and an address, without a header.")
+        raise DataError(
+            f"{path} has no row of Conceptual Captions' layout: expected a caption, a tab and an address, without a header."
+        )
     return replace(found, malformed=malformed)
 
 
@@ -73,7 +76,9 @@ def read_vlbert_captions(path: str | Path) -> Captions:
         for number, entry in read_json_lines(path):
             words = entry.get("caption")
             if "image" not in entry or not isinstance(words, list):
-                raise DataError(f"{path}, line {number}: expected an object with 'image' and a list 'caption'; found {', '.join(entry)}.")
+                raise DataError(
+                    f"{path}, line {number}: expected an object with 'image' and a list 'caption'; found {', '.join(entry)}."
+                )
             # train_image.zip@/00000000.jpg: a member of a zip file
             yield str(number - 1), from_file_name(str(entry["image"]).rpartition("@/")[2]), " ".join(map(str, words))
 
@@ -88,7 +93,9 @@ def read_vilbert_captions(path: str | Path) -> Captions:
     """
     path = Path(path)
     table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(caption, str) or caption is None for caption in table.values()):
+    if not isinstance(table, dict) or not all(
+        isinstance(caption, str) or caption is None for caption in table.values()
+    ):
         raise DataError(f"{path} must be a JSON object from image id to caption; found {_kind(table)}.")
     return collect((str(image), str(image), caption) for image, caption in table.items())
 
@@ -104,7 +111,9 @@ def read_sbu(root: str | Path) -> Captions:
         content = read_json(root / _SBU)
         lists = [content.get(name) if isinstance(content, dict) else None for name in ("image_urls", "captions")]
         if not all(isinstance(entry, list) for entry in lists):
-            raise DataError(f"{root / _SBU} must be an object with the lists 'image_urls' and 'captions'; found {_kind(content)}.")
+            raise DataError(
+                f"{root / _SBU} must be an object with the lists 'image_urls' and 'captions'; found {_kind(content)}."
+            )
         addresses, captions = lists
     elif all((root / name).is_file() for name in _SBU_PARTS):
         addresses, captions = ([line for _, line in read_lines(root / name)] for name in _SBU_PARTS)
@@ -134,7 +143,9 @@ def find_conceptual_captions(root: str | Path, split: str) -> Path:
     Raises:
         DataError: neither.
     """
-    return _first(Path(root), split, [table[split] for table in (_RELEASED, _VLBERT) if split in table], "Conceptual Captions")
+    return _first(
+        Path(root), split, [table[split] for table in (_RELEASED, _VLBERT) if split in table], "Conceptual Captions"
+    )
 
 
 def find_vilbert_captions(root: str | Path, split: str) -> Path:
@@ -156,4 +167,8 @@ def _first(root: Path, split: str, names: list[str] | tuple[str, ...], what: str
 
 
 def _kind(content: Any) -> str:
-    return f"an object with {', '.join(list(content)[:5]) or 'nothing'}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    return (
+        f"an object with {', '.join(list(content)[:5]) or 'nothing'}"
+        if isinstance(content, dict)
+        else f"a {type(content).__name__}"
+    )

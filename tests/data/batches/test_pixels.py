@@ -1,0 +1,156 @@
+"""Pictures of a batch: boxes in their frame, holes, padding, and what is refused. Whole runs: tests/recipes/test_end_to_end.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from visling.data.batches.collate import collate
+from visling.data.batches.masking import RegionMasking
+from visling.data.batches.pixels import BoxesAlone, place, side_by_side
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import ConfigError, DataError
+from visling.runtime import generator_for
+from visling.types import Example, InputSpec, RegionArray
+
+BOXES = np.array([[[0, 0, 20, 10], [5, 2, 9, 6], [0, 0, 0, 0]]], np.float32)
+TOKENIZER = Tokenizer()
+
+
+def placed(
+    boxes: Any, picture: tuple[int, int], *, size: tuple[int, int] = (20, 10), mirrored: bool = False
+) -> list[list[float]]:
+    """Boxes of one image in a picture of height and width `picture`."""
+    pictures = [torch.zeros(3, *picture)]
+    found, frame = place(np.asarray(boxes, np.float32)[None], np.array([size], np.float32), pictures, [mirrored], ["9"])
+    assert frame.tolist() == [[picture[1], picture[0]]]
+    assert found.dtype == np.float32
+    return found[0].tolist()  # type: ignore[no-any-return]
+
+
+def test_boxes_follow_their_picture() -> None:
+    assert placed(BOXES[0, :2], (20, 40)) == [[0, 0, 39, 19], [10, 4, 18, 12]]  # the last pixel ends a box
+    assert placed(BOXES[0, :2], (20, 40), mirrored=True) == [[0, 0, 39, 19], [21, 4, 29, 12]]  # 39 - 18, 39 - 10
+    assert placed([[-3, -3, 50, 50]], (10, 20)) == [[0, 0, 19, 9]]
+
+
+def test_only_mirrored_pictures_are_turned() -> None:
+    boxes, size = np.repeat(BOXES, 3, axis=0), np.array([[20, 10]] * 3, np.float32)
+    found, _ = place(boxes, size, [torch.zeros(3, 10, 20)] * 3, [True, False, True], list("abc"))
+    assert found[:, 1].tolist() == [[10, 2, 14, 6], [5, 2, 9, 6], [10, 2, 14, 6]]
+
+
+@pytest.mark.parametrize("picture", [(20, 10), (10, 30), (10, 10)])
+def test_a_picture_of_another_shape_is_refused(picture: tuple[int, int]) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"the picture of '9' is shaped like \d+ x \d+, but .* image of 200 x 100 pixels .* turned or cut",
+    ):
+        placed(BOXES[0], (picture[0] * 10, picture[1] * 10), size=(200, 100))
+
+
+@pytest.mark.parametrize(
+    ("size", "picture"),
+    [((500, 333), (600, 900)), ((5000, 1), (1, 1000)), ((333, 500), (901, 600)), ((21, 32), (31, 21))],
+)
+def test_scaled_copies_are_the_same_picture(size: tuple[int, int], picture: tuple[int, int]) -> None:
+    placed([[0, 0, 1, 1]], picture, size=size)
+
+
+def test_pictures_stand_side_by_side_with_their_holes() -> None:
+    pictures = [torch.ones(3, 2, 4), torch.ones(3, 3, 2)]
+    boxes = np.array([[[1, 0, 2, 0], [0, 1, 0, 1]], [[0, 0, 0, 0], [0, 0, 0, 0]]], np.float32)
+    pixels = side_by_side(pictures, boxes, np.array([[True, False], [False, False]]))
+    assert pixels.size.tolist() == [[2, 4], [3, 2]]
+    assert pixels.row.tolist() == [0, 1]
+    assert pixels.images[:, 0].tolist() == [
+        [[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]],
+        [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]],
+    ]
+    assert all(bool((picture == 1).all()) for picture in pictures)
+    assert bool((side_by_side(pictures, boxes, None).images[0, :, :2] == 1).all())
+
+
+class Store:
+    """Two images of 20 x 10 pixels, of one and three regions; whoever reads the features fails."""
+
+    feature_size, fingerprint = 7, "test"
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in ("one", "three")
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        boxes = (
+            BOXES[0, :1] if image_id == "one" else np.array([[0, 0, 4, 4], [6, 0, 9, 4], [12, 0, 16, 9]], np.float32)
+        )
+        return RegionArray(features=np.full((len(boxes), 7), np.nan, np.float16), boxes=boxes, size=(20, 10))
+
+
+class Ones:
+    """Pictures of ones."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bool]] = []
+
+    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
+        self.asked += zip(image_ids, mirrored, strict=True)
+        return [torch.ones(3, 10, 20) for _ in image_ids]
+
+
+def collated(*images: str, joint_limit: int | None = None, **settings: Any) -> Any:
+    """A batch of one text about each image."""
+    spec = InputSpec(feature_size=16, joint_limit=joint_limit)
+    layout = TextLayout(TOKENIZER, spec)
+    examples = [Example(id=image, rows=(layout.row("a cat"),), images=(image,)) for image in images]
+    rngs = [generator_for(1, number) for number in range(len(images))]
+    given = {
+        "masking": None,
+        "region_masking": RegionMasking(rate=1.0, hide=1.0, learned=True),
+        "pictures": Ones(),
+        **settings,
+    }
+    return collate(examples, Store(), spec, tokenizer=TOKENIZER, rngs=rngs, **given)[0]
+
+
+def test_a_batch_holds_pixels_and_no_features() -> None:
+    batch = collated("three", "one", region_masking=None)
+    batch.validate()
+    assert batch.regions.features.shape == (2, 3, 0)
+    assert batch.regions.whole is None
+    assert batch.regions.size.tolist() == [[20, 10], [20, 10]]
+    torch.testing.assert_close(batch.regions.boxes[0, 1], torch.tensor([0.3, 0.0, 0.45, 0.4]))
+    assert batch.pixels.images.shape == (2, 3, 10, 20)
+    assert bool((batch.pixels.images == 1).all())
+    assert BoxesAlone(Store())["one"].features.shape == (1, 0)
+
+
+def test_regions_beyond_the_limit_leave_their_hole() -> None:
+    batch = collated("three", joint_limit=4)
+    assert batch.regions.mask.tolist() == [[True]]
+    assert batch.regions.hidden.tolist() == [[True]]
+    holes = [bool((batch.pixels.images[0, :, 0, x] == 0).all()) for x in (0, 5, 6, 12)]
+    assert holes == [True, False, True, True]
+
+
+def test_mirrored_regions_leave_mirrored_holes() -> None:
+    pictures = Ones()
+    batch = collated("three", flip=1.0, pictures=pictures)
+    assert pictures.asked == [("three", True)]
+    seen = "".join("#" if shown else "." for shown in (batch.pixels.images[0, 0, 0] == 1).tolist())
+    assert seen == "###.....##....#....."  # 12 to 16, 6 to 9 and 0 to 4 from the right
+    torch.testing.assert_close(batch.regions.boxes[0, 0], torch.tensor([15 / 20, 0, 19 / 20, 4 / 10]))
+
+
+def test_pictures_of_images_that_share_a_row_are_refused() -> None:
+    spec = InputSpec(feature_size=16, pair="sequence")
+    example = Example(id="1", rows=(TextLayout(TOKENIZER, spec).row("a cat"),), images=("one", "three"))
+    with pytest.raises(ConfigError, match="pictures need one image per row"):
+        collate([example], Store(), spec, tokenizer=TOKENIZER, masking=None, rngs=[generator_for(1)], pictures=Ones())

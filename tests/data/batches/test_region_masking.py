@@ -1,0 +1,567 @@
+"""Which regions are hidden, what the model sees of them, and what is asked: prescribed draws, rates, and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from visling.data.batches.collate import collate
+from visling.data.batches.loader import Loader
+from visling.data.batches.masking import (
+    REGION_RELEASES,
+    TOKEN_RELEASES,
+    RegionMasking,
+    TokenMasking,
+    hide_pixels,
+    mask_regions,
+)
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import ConfigError, StoreError
+from visling.runtime import generator_for
+from visling.types import IGNORE, Batch, Example, InputSpec, RegionArray, Slots, Targets
+
+TOKENIZER = Tokenizer()
+F, C = 3, 5
+SPEC = InputSpec(feature_size=F, max_regions=4)
+LAYOUT = TextLayout(TOKENIZER, SPEC)
+DRAWS = 100_000
+LABELS = {"region_probs", "region_classes", "region_attributes", "region_weights", "attribute_weights"}
+ALL = frozenset({"class_slots", "feature_slots", "region_features", *LABELS})
+
+
+def within(count: int, expected_rate: float, total: int) -> None:
+    """Five standard deviations of a binomial count."""
+    spread = 5 * (total * expected_rate * (1 - expected_rate)) ** 0.5
+    assert abs(count - expected_rate * total) <= spread, f"got {count / total:.4f}, expected {expected_rate:.4f}"
+
+
+def boxes(count: int) -> NDArray[np.float32]:
+    """Boxes that do not touch."""
+    left = np.arange(count, dtype=np.float32) * 10
+    return np.stack([left, 0 * left, left + 5, 0 * left + 5], axis=1)
+
+
+class Script:
+    """A generator that gives prescribed draws and knows which kind is due."""
+
+    def __init__(self, draws: Sequence[Any]) -> None:
+        self.draws = list(draws)
+
+    def random(self, count: int | None = None) -> Any:
+        if count is not None:
+            return np.array([self.random() for _ in range(count)])
+        draw = self.draws.pop(0)
+        assert not isinstance(draw, tuple), f"a number is drawn where {draw} is due"
+        return draw
+
+    def integers(self, bound: int) -> Any:
+        draw = self.draws.pop(0)
+        assert isinstance(draw, tuple), f"an integer is drawn where {draw} is due"
+        assert draw[1] == bound, f"drawn below {bound}, due below {draw[1]}"
+        return draw[0]
+
+
+class Memory:
+    """A store in memory."""
+
+    feature_size, fingerprint = F, "memory"
+
+    def __init__(self, **images: RegionArray) -> None:
+        self.images = images
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self.images
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        return self.images[image_id]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def image(value: float, count: int, **changes: Any) -> RegionArray:
+    numbers = np.arange(count)
+    given: dict[str, Any] = {
+        "features": (np.full((count, F), value) + numbers[:, None]).astype(np.float16),
+        "boxes": boxes(count),
+        "size": (200, 100),
+        "classes": (numbers + 1).astype(np.int16),
+        "class_confidence": ((numbers + 1) / 10).astype(np.float16),
+        "attributes": np.where(numbers[:, None] % 2, -1, numbers[:, None] + 2).astype(np.int16),
+        "attribute_confidence": ((numbers[:, None] + 1) / 20).astype(np.float16),
+        "probs": np.eye(C, dtype=np.float16)[numbers % C],
+    }
+    return RegionArray(**{**given, **changes})
+
+
+STORE = Memory(a=image(10, 2), b=image(20, 3), none=image(0, 0), many=image(30, 6))
+
+
+def example(name: str, text: str = "a red cat", images: tuple[str, ...] = ("a",), **labels: Any) -> Example:
+    return Example(
+        id=name, rows=(LAYOUT.row(text),) * max(len(labels.pop("rows", "x")), 1), images=images, labels=labels
+    )
+
+
+def make(
+    *examples: Example, spec: InputSpec = SPEC, draws: Sequence[Sequence[Any]] | None = None, **settings: Any
+) -> tuple[Batch, Targets]:
+    rngs: Any = (
+        [generator_for(3, number) for number in range(len(examples))]
+        if draws is None
+        else [Script(row) for row in draws]
+    )
+    settings = {"store": STORE, "masking": None, "needs": ALL, **settings}
+    batch, targets = collate(examples, settings.pop("store"), spec, tokenizer=TOKENIZER, rngs=rngs, **settings)
+    batch.validate()
+    if draws is not None:
+        assert not any(rng.draws for rng in rngs), "draws are left over"
+    return batch, targets
+
+
+def chosen(slots: Slots | None) -> list[list[int]]:
+    assert slots is not None
+    return [row[mask].tolist() for row, mask in zip(slots.at, slots.mask, strict=True)]
+
+
+# Draws
+
+
+def test_lxmert_draws_the_example_and_the_region_right_after() -> None:
+    draws: list[Any] = [0.15 * 0.85, (1, 3), (2, 6), 0.2, 0.15 * 0.79, 0.15 * 0.95, 0.0, 0.15 * 0.81, (0, 3), (0, 2)]
+    script: Any = Script(draws)
+    found = mask_regions(
+        boxes(6), REGION_RELEASES["lxmert"], script, pool=("a", "many", "b"), count=lambda name: len(STORE[name])
+    )
+    assert not script.draws
+    assert found.chosen.tolist() == [True, False, True, True, True, True]
+    assert found.hidden.tolist() == [False, False, True, False, True, False]
+    assert found.replaced == ((0, "many", 2), (5, "a", 0))
+
+
+def test_a_random_image_without_regions_hides_the_feature() -> None:
+    script: Any = Script([0.15 * 0.85, (0, 1)])
+    found = mask_regions(boxes(1), REGION_RELEASES["lxmert"], script, pool=("none",), count=lambda name: 0)
+    assert found.hidden.tolist() == [True]
+    assert found.replaced == ()
+
+
+@pytest.mark.parametrize("release", list(REGION_RELEASES))
+def test_rates_over_many_draws(release: str) -> None:
+    masking = dataclasses.replace(REGION_RELEASES[release], whole="model")
+    pool = ("a", "many")
+    found = mask_regions(boxes(DRAWS), masking, generator_for(4), pool=pool, count=lambda name: len(STORE[name]))
+    number = int(found.chosen.sum())
+    within(number, 0.15, DRAWS)
+    within(int(found.hidden.sum()), masking.hide, number)
+    within(len(found.replaced), masking.random, number)
+    assert not (found.hidden & ~found.chosen).any()
+    assert all(found.chosen[region] and not found.hidden[region] for region, _, _ in found.replaced)
+    if release == "lxmert":
+        assert masking.hide == 0.8
+        from_many = [region for _, name, region in found.replaced if name == "many"]
+        within(len(from_many), 0.5, len(found.replaced))
+        for region in range(6):
+            within(from_many.count(region), 1 / 6, len(from_many))
+    else:
+        assert masking.hide == (0.8 if release == "cvlp" else 0.9)
+
+
+@pytest.mark.parametrize("masking", [RegionMasking(rate=0.4), RegionMasking(rate=0.4, hide=0.5, random=0.4)])
+def test_the_same_generator_gives_the_same_regions(masking: RegionMasking) -> None:
+    found = [mask_regions(boxes(50), masking, generator_for(7), pool=("a",), count=lambda name: 2) for _ in range(2)]
+    assert np.array_equal(found[0].chosen, found[1].chosen)
+    assert np.array_equal(found[0].hidden, found[1].hidden)
+    assert found[0].replaced == found[1].replaced
+
+
+def test_overlapping_regions_are_hidden_but_not_asked_for() -> None:
+    corners = np.array(
+        [[0, 0, 99, 99], [0, 0, 99, 79], [0, 0, 99, 38], [50, 0, 149, 99], [300, 300, 310, 310]], np.float32
+    )
+    masking = RegionMasking(hide_overlapping=True)
+    script: Any = Script([0.0, 0.5, 0.5, 0.5, 0.149])
+    found = mask_regions(corners, masking, script)
+    assert found.chosen.tolist() == [True, False, False, False, True]
+    assert found.hidden.tolist() == [True, True, False, False, False], (
+        "IoU 0.8 hides; 0.39 and 1/3 do not; a chosen region that stays visible stays"
+    )
+    visible: Any = Script([0.149, 0.5, 0.5, 0.5, 0.5])
+    assert not mask_regions(corners, masking, visible).hidden.any(), (
+        "an overlap with a region that is not hidden hides nothing"
+    )
+
+
+def test_overlap_counts_both_end_pixels() -> None:
+    corners = np.array(
+        [[0, 0, 9, 9], [0, 0, 9, 3]], np.float32
+    )  # 40 of 100 pixels: 0.4 is not above 0.4; without the ends it is a third
+    at = RegionMasking(hide_overlapping=True, overlap=0.39)
+    for masking, hidden in ((at, True), (RegionMasking(hide_overlapping=True), False)):
+        script: Any = Script([0.0, 0.5])
+        assert mask_regions(corners, masking, script).hidden.tolist() == [True, hidden]
+
+
+def test_rate_zero_and_no_region() -> None:
+    assert not mask_regions(boxes(5), RegionMasking(rate=0.0), generator_for(0)).chosen.any()
+    for release in REGION_RELEASES:
+        found = mask_regions(boxes(0), REGION_RELEASES[release], generator_for(0), pool=("a",), count=lambda name: 2)
+        assert len(found.chosen) == len(found.overlapping) == 0
+
+
+@pytest.mark.parametrize("shares", [{"rate": 1.5}, {"hide": -0.1}, {"hide": 0.9, "random": 0.2}, {"overlap": 2.0}])
+def test_impossible_shares(shares: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"region masking: .* must lie in"):
+        RegionMasking(**shares)  # type: ignore[arg-type]
+
+
+def test_random_features_need_a_pool() -> None:
+    with pytest.raises(ConfigError, match="as `pool`"):
+        mask_regions(boxes(1), RegionMasking(hide=0.8, random=0.1), generator_for(0))
+    with pytest.raises(ConfigError, match="as `pool`"):
+        Loader(
+            cast(Any, [0] * 4), STORE, SPEC, TOKENIZER, batch_size=1, seed=0, region_masking=REGION_RELEASES["lxmert"]
+        )
+
+
+# Batches
+
+
+def test_hidden_regions_are_zeros_and_their_labels_lie_at_the_slots() -> None:
+    masking = REGION_RELEASES["vilbert"]
+    batch, targets = make(
+        example("1", images=("b",)),
+        example("2", images=("none",)),
+        region_masking=masking,
+        draws=[[0.0, 0.5, 0.149], []],
+    )
+    assert batch.regions is not None
+    assert batch.regions.features[0, :, 0].tolist() == [0, 21, 22]
+    assert batch.regions.hidden is None
+    assert batch.regions.whole is None
+    assert chosen(targets.class_slots) == chosen(targets.feature_slots) == [[0, 2], []]
+    assert targets.region_features is not None
+    assert targets.region_features[0, :, 0].tolist() == [20, 21, 22], "clean"
+    assert targets.region_probs is not None
+    assert targets.region_probs.shape == (2, 4, C)
+    assert targets.region_probs[0, :2].argmax(-1).tolist() == [0, 2]
+    assert not targets.region_probs[0, 2:].any()
+    assert targets.region_classes is not None
+    assert targets.region_classes.tolist() == [[1, 3, IGNORE, IGNORE], [IGNORE] * 4]
+    assert targets.region_attributes is not None
+    assert targets.region_attributes.tolist()[0] == [2, 4, IGNORE, IGNORE]
+    assert targets.region_weights is not None
+    torch.testing.assert_close(targets.region_weights[0], torch.tensor([0.1, 0.3, 0, 0]), rtol=1e-3, atol=0)
+    assert targets.attribute_weights is not None
+    torch.testing.assert_close(targets.attribute_weights[0], torch.tensor([0.05, 0.15, 0, 0]), rtol=1e-3, atol=0)
+    assert STORE["b"].features[0, 0] == 20, "the store itself is not changed"
+
+
+def test_lxmert_asks_for_all_labels_and_takes_features_from_other_images() -> None:
+    masking = REGION_RELEASES["lxmert"]
+    batch, targets = make(
+        example("1", images=("b",)), example("2"), region_masking=masking, pool=("a", "many"),
+        draws=[[0.15 * 0.85, (1, 2), (3, 4), 0.5, 0.0], [0.5, 0.15 * 0.95]],
+    )  # fmt: skip
+    assert batch.regions is not None
+    assert batch.regions.features[..., 0].tolist() == [[33, 21, 0], [10, 11, 0]], (
+        "of 6 regions the model reads 4: region 3 is the last to be drawn"
+    )
+    assert chosen(targets.class_slots) == [[0, 1, 2], [0, 1]]
+    assert chosen(targets.feature_slots) == [[0, 2], [1]]
+    assert targets.region_attributes is not None
+    assert targets.region_attributes.tolist()[0] == [2, IGNORE, 4, IGNORE], "-1 in the store means none"
+
+
+def test_vlbert_flags_hidden_regions_and_averages_the_visible_ones() -> None:
+    masking = REGION_RELEASES["vlbert"]
+    batch, _ = make(
+        example("1", images=("b",)), example("2"), example("3", images=("none",)), region_masking=masking,
+        draws=[[0.0, 0.5, 0.149], [0.5, 0.5], []],
+    )  # fmt: skip
+    assert batch.regions is not None
+    assert batch.regions.hidden is not None
+    assert batch.regions.hidden.tolist() == [[True, False, False], [False] * 3, [False] * 3]
+    assert batch.regions.whole is not None
+    expected = torch.tensor([(21 + 22) / (2 + 1e-5), 10.5, 0.0])[:, None].expand(3, F)
+    torch.testing.assert_close(batch.regions.whole, expected, rtol=1e-6, atol=0)
+
+
+def test_an_image_whose_regions_are_all_hidden_has_an_empty_mean() -> None:
+    batch, _ = make(example("1"), region_masking=REGION_RELEASES["vlbert"], draws=[[0.0, 0.0]])
+    assert batch.regions is not None
+    assert batch.regions.whole is not None
+    assert not batch.regions.whole.any()
+
+
+@pytest.mark.parametrize(("release", "told"), [("vilbert", True), ("vilbert-multitask", False), ("lxmert", True)])
+def test_pairs_that_do_not_match(release: str, told: bool) -> None:
+    tokens, masking = (
+        dataclasses.replace(TOKEN_RELEASES[release], rate=1.0),
+        dataclasses.replace(REGION_RELEASES[release], rate=1.0),
+    )
+    batch, targets = make(
+        example("1", matched=0),
+        example("2", matched=1),
+        example("3", matched=IGNORE),
+        masking=tokens,
+        region_masking=masking,
+        pool=("a",),
+    )
+    assert batch.regions is not None
+    for slots in (targets.token_slots, targets.class_slots, targets.feature_slots):
+        assert [bool(row) for row in chosen(slots)] == [told, True, True]
+    assert targets.token_ids is not None
+    assert targets.token_slots is not None
+    rows = [LAYOUT.row("a red cat").ids[at] for at in chosen(targets.token_slots)]
+    assert [row[mask].tolist() for row, mask in zip(targets.token_ids, targets.token_slots.mask, strict=True)] == [
+        row.tolist() for row in rows
+    ]
+    plain, _ = make(example("1"), example("2"), example("3"), masking=tokens, region_masking=masking, pool=("a",))
+    assert plain.regions is not None
+    assert torch.equal(batch.text.ids, plain.text.ids), "they are hidden all the same"
+    assert torch.equal(batch.regions.features, plain.regions.features)
+
+
+def test_a_question_about_another_image_has_no_answer() -> None:
+    _, targets = make(
+        example("1", matched=0, answer=3), example("2", matched=1, answer=4), example("3", matched=1), needs=()
+    )
+    assert targets.answer is not None
+    assert targets.answer.tolist() == [IGNORE, 4, IGNORE]
+
+
+def test_text_is_drawn_before_regions() -> None:
+    tokens = TokenMasking(in_turn=True)
+    batch, targets = make(
+        example("1"), masking=tokens, region_masking=RegionMasking(), draws=[[0.5, 0.0, 0.5, 0.0, 0.5]]
+    )
+    assert chosen(targets.token_slots) == [[2]]
+    assert chosen(targets.class_slots) == [[0]]
+    assert batch.text.ids[0, 2] == TOKENIZER.mask
+
+
+def test_rows_with_images_of_their_own_and_shared_images() -> None:
+    masking = RegionMasking()
+    pair = example("1", images=("a", "b"), rows="xy")
+    _, targets = make(pair, region_masking=masking, draws=[[0.0, 0.5, 0.5, 0.5, 0.0]])
+    assert chosen(targets.class_slots) == [[0], [2]]
+    shared = example("1", images=("b",), rows="xy")
+    batch, targets = make(shared, region_masking=masking, draws=[[0.5, 0.0, 0.5]])
+    assert batch.regions is not None
+    assert batch.regions.features.shape[0] == 1
+    assert chosen(targets.class_slots) == [[1], [1]]
+    assert targets.region_features is not None
+    assert targets.region_features.shape[0] == 2
+
+
+def test_joined_images_and_unmasked_regions_have_no_targets() -> None:
+    joined = dataclasses.replace(SPEC, pair="sequence")
+    with pytest.raises(ConfigError, match="one image per row"):
+        make(example("1", images=("a", "b")), spec=joined, region_masking=RegionMasking())
+    with pytest.raises(ConfigError, match="targets class_slots are asked for, but no region is masked"):
+        make(example("1"), needs={"class_slots"})
+    _, targets = make(example("1"), needs={"region_features"})
+    assert targets.region_features is not None
+    assert targets.class_slots is None
+
+
+def test_only_what_is_asked_for_is_made() -> None:
+    _, targets = make(example("1"), region_masking=RegionMasking(), needs={"class_slots", "region_probs", "matched"})
+    made = {field.name for field in dataclasses.fields(targets) if getattr(targets, field.name) is not None}
+    assert made == {"class_slots", "region_probs"}
+
+
+def test_a_store_without_distributions_says_so() -> None:
+    store = Memory(a=image(1, 2, probs=None))
+    with pytest.raises(StoreError, match="holds no class distributions, of which region_probs is made"):
+        make(example("1"), store=store, region_masking=RegionMasking())
+
+
+def test_text_alone_makes_no_region_targets() -> None:
+    batch, targets = make(example("1", images=()), store=None, region_masking=RegionMasking())
+    assert batch.regions is None
+    assert targets.class_slots is None
+
+
+# Joint limit
+
+
+@pytest.mark.parametrize(
+    ("tokens", "regions", "limit", "kept"),
+    [
+        (5, 4, 64, (5, 4)),
+        (5, 4, 10, (5, 4)),  # the whole image counts: 5 + 5
+        (5, 4, 9, (4, 4)),  # a tie cuts the text
+        (5, 4, 8, (4, 3)),
+        (9, 4, 10, (5, 4)),
+        (4, 4, 6, (3, 2)),
+        (9, 0, 5, (4, 0)),  # the whole image stays
+        (9, 1, 2, (2, 0)),  # two pieces and the whole image stay, whatever the limit
+    ],
+)
+def test_the_longer_of_text_and_regions_loses_its_end(
+    tokens: int, regions: int, limit: int, kept: tuple[int, int]
+) -> None:
+    spec = dataclasses.replace(SPEC, joint_limit=limit)
+    text = " ".join(["cat"] * (tokens - 2))
+    batch, _ = make(example("1", text, images=("x",)), spec=spec, store=Memory(x=image(10, regions)), needs=())
+    assert batch.regions is not None
+    assert (int(batch.text.mask.sum()), int(batch.regions.mask.sum())) == kept
+    assert batch.text.ids[0, kept[0] - 1] == TOKENIZER.sep
+    assert batch.text.ids[0, 0] == TOKENIZER.cls
+    assert batch.regions.whole is not None
+    expected = 10 + (regions - 1) / 2 if regions else 0.0
+    assert batch.regions.whole[0, 0] == expected, "the whole image is averaged before regions are cut"
+
+
+def test_masks_are_drawn_before_the_cut_and_cut_alike() -> None:
+    spec = dataclasses.replace(SPEC, joint_limit=6)
+    masking = REGION_RELEASES["vlbert"]
+    batch, targets = make(
+        example("1", "cats dogs birds", images=("many",)), example("2", "cats", images=("b",)), spec=spec,
+        masking=TOKEN_RELEASES["vlbert"], region_masking=masking,
+        draws=[[0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 0.5], [0.5, 0.5, 0.5, 0.0]],
+    )  # fmt: skip
+    assert batch.regions is not None
+    assert batch.text.mask.sum(1).tolist() == [3, 3]
+    assert batch.text.ids[0].tolist() == [TOKENIZER.cls, TOKENIZER.mask, TOKENIZER.sep]
+    assert chosen(targets.token_slots) == [[1], []], "the third word was chosen, and is gone"
+    assert batch.regions.mask.sum(1).tolist() == [2, 2]
+    assert chosen(targets.class_slots) == [[0], []]
+    assert batch.regions.features.shape[1] == 2
+    assert targets.region_features is not None
+    assert targets.region_features[..., 0].tolist() == [[30, 31], [20, 21]]
+    assert batch.regions.hidden is not None
+    assert batch.regions.hidden.tolist() == [[True, False], [False, False]]
+    assert batch.regions.whole is not None
+    torch.testing.assert_close(batch.regions.whole[:, 0], torch.tensor([(31 + 33) / 2.00001, (20 + 21) / 2.00001]))
+
+
+def test_links_and_phrases_of_cut_pieces_are_left_out() -> None:
+    row = dataclasses.replace(LAYOUT.row("cats dogs birds"), links=((1, 0), (3, 1)), phrases=(1, 3))
+    spec = dataclasses.replace(SPEC, joint_limit=6)
+    batch, _ = make(Example(id="1", rows=(row,), images=("a",)), spec=spec, needs=())
+    assert int(batch.text.mask.sum()) == 3
+    assert batch.links is not None
+    assert batch.links.nonzero().tolist() == [[0, 1, 0]]
+    assert batch.phrases is not None
+    assert chosen(batch.phrases) == [[1]]
+
+
+def test_a_joint_limit_bounds_one_text_and_one_image() -> None:
+    spec = dataclasses.replace(SPEC, joint_limit=6, answer_slot="second_segment")
+    with pytest.raises(ConfigError, match="one text and one image"):
+        make(example("1", rows="xy"), spec=spec, needs=())
+    row = TextLayout(TOKENIZER, spec).row("is it red?", answer=True)
+    with pytest.raises(ConfigError, match="answer slot"):
+        make(Example(id="1", rows=(row,), images=("a",)), spec=spec, needs=())
+
+
+# Examples depend on (seed, epoch, index) alone
+
+
+class Pictures:
+    """One text about every image."""
+
+    def __init__(self, count: int) -> None:
+        self.images = [("a", "b", "many")[number % 3] for number in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        return example(str(index), "a red cat on a mat", images=(self.images[index],), matched=int(rng.integers(2)))
+
+
+@pytest.mark.parametrize("release", list(REGION_RELEASES))
+def test_examples_do_not_depend_on_batch_order_or_processes(release: str) -> None:
+    def by_index(**settings: Any) -> dict[int, Any]:
+        source = Pictures(24)
+        settings = {"batch_size": 4, "bucket": 2, **settings}
+        loader = Loader(
+            source, STORE, SPEC, TOKENIZER, seed=5, masking=dataclasses.replace(TOKEN_RELEASES[release], rate=0.5),
+            region_masking=dataclasses.replace(REGION_RELEASES[release], rate=0.5), needs=ALL, pool=source.images, **settings,
+        )  # fmt: skip
+        found = {}
+        for indices, batch, targets in loader.batches_with_index():
+            assert batch.regions is not None
+            for row, index in enumerate(indices):
+                real = batch.regions.mask[row]
+                found[int(index)] = (
+                    batch.text.ids[row][batch.text.mask[row]].tolist(),
+                    batch.regions.features[row][real].tolist(),
+                    chosen(targets.class_slots)[row],
+                    chosen(targets.feature_slots)[row],
+                )
+        return found
+
+    whole = by_index()
+    assert len(whole) == 24
+    assert by_index(batch_size=6, bucket=1, prefetch=0) == whole
+    assert {**by_index(batch_size=2, rank=0, world_size=2), **by_index(batch_size=2, rank=1, world_size=2)} == whole
+    assert by_index(shuffle=False) == whole
+
+
+# Pixels of hidden regions (VL-BERT end to end)
+
+
+def holes(corners: Sequence[Sequence[float]], hidden: Sequence[bool], *, height: int = 4, width: int = 6) -> list[str]:
+    """Rows of an image of ones with its holes drawn as dots; every channel has the same."""
+    image = torch.ones(3, height, width)
+    cut = hide_pixels(image, np.array(corners, np.float32).reshape(-1, 4), np.array(hidden, bool))
+    assert bool((image == 1).all()), "the image itself stays"
+    assert torch.equal(cut, cut[:1].expand(3, -1, -1))
+    return ["".join("." if value == 0 else "#" for value in row) for row in cut[0].tolist()]
+
+
+def test_hidden_regions_are_cut_out_of_the_picture() -> None:
+    # int(1.9) to int(3.2) and int(0.5) to int(1.99), all four included
+    assert holes([[1.9, 0.5, 3.2, 1.99], [0, 0, 5, 3]], [True, False]) == ["#...##", "#...##", "######", "######"]
+    assert holes([[1, 1, 1, 1], [3, 2, 4, 2]], [True, True]) == ["######", "#.####", "###..#", "######"]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([4.7, 2.2, 6.0, 4.0], ["######", "######", "####..", "####.."]),  # on the right and lower edge
+        ([-2.5, -0.5, 0.5, 0.5], [".#####", "######", "######", "######"]),  # beyond the left and upper edge
+        ([-5, -5, -2, -2], ["######"] * 4),  # outside
+        ([8, 8, 9, 9], ["######"] * 4),
+        ([0, 0, 5, 3], ["......"] * 4),
+    ],
+)
+def test_holes_at_the_edge_of_the_picture(box: list[float], expected: list[str]) -> None:
+    assert holes([box], [True]) == expected
+
+
+def test_no_hidden_region_leaves_the_picture_whole() -> None:
+    assert holes([[0, 0, 5, 3]], [False]) == ["######"] * 4
+    assert holes([], []) == ["######"] * 4
+
+
+def test_what_is_cut_out_is_drawn_as_the_release_draws_it() -> None:
+    corners = boxes(4)
+    script = Script([0.134, 0.136, 0.15, 0.0])  # hidden; told but shown; not chosen; hidden
+    masked = mask_regions(corners, REGION_RELEASES["vlbert"], cast(Any, script))
+    cut = hide_pixels(torch.ones(3, 6, 36), corners, masked.hidden)
+    seen = cut[0].all(0)
+    assert [bool(seen[int(left) : int(left) + 6].all()) for left, *_ in corners] == [False, True, True, False]
+    assert int((cut[0] == 0).sum()) == 2 * 36
+    assert masked.chosen.tolist() == [True, True, False, True]
+
+
+def test_the_share_of_regions_that_are_cut_out() -> None:
+    at = np.arange(1000, dtype=np.float32)
+    corners = np.stack([at, 0 * at, at, 0 * at], axis=1)  # one pixel each
+    count = 0
+    for seed in range(DRAWS // 1000):
+        masked = mask_regions(corners, REGION_RELEASES["vlbert"], generator_for(7, seed))
+        count += int((hide_pixels(torch.ones(3, 1, 1000), corners, masked.hidden)[0] == 0).sum())
+    within(count, 0.15 * 0.9, DRAWS)

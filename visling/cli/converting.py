@@ -1,0 +1,201 @@
+"""visling convert, verify, catalog."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visling import config as configs
+from visling.cli.options import Json, Settings
+from visling.cli.printing import show
+from visling.errors import ConfigError, nearest
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Weight file, folder with one, or owner/name on the hub; with --to-layout a model or run folder of visling."
+        ),
+    ],
+    to: Annotated[
+        Path,
+        typer.Option("--to", help="Model folder to write; with --to-layout a weight file (transformers: a folder)."),
+    ],
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Layout of the file; found by its names if left out.")
+    ] = None,
+    to_layout: Annotated[
+        str | None,
+        typer.Option("--to-layout", help="Write back: official, transformers, or another layout of the family."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Family, for example vilbert; found by the names in the file if left out."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="Preset of the family; found by the shapes in the file if only one fits."),
+    ] = None,
+    set_: Settings = None,
+    release: Annotated[
+        str | None, typer.Option("--release", help="Name in visling catalog: says family, layout and preset.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="Task whose head the file holds; told by the number of answers if left out."),
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--answers", help="Answers in the order of a classifier: .json, .pkl or one a line. May be repeated."
+        ),
+    ] = None,
+    other_answers: Annotated[
+        bool, typer.Option("--other-answers", help="Accept answers that are not the release's list.")
+    ] = False,
+    encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave all heads out.")] = False,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="Region store of the features that the weights were trained on.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of parameters that the file does not hold.")] = 0,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Look into the hub's cache only, as HF_HUB_OFFLINE does.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Turn released weights into a model folder, or a model folder into a released layout.
+
+    Example: visling convert model_LXRT.pth --release model_LXRT --to lxmert
+    """
+    from visling.pretrained import convert as conversion
+    from visling.pretrained.export import export
+
+    if to_layout is not None:
+        if (
+            (from_, model, preset, set_, release, task, answers, features) != (None,) * 8
+            or encoder_only
+            or other_answers
+        ):
+            raise ConfigError(
+                "--to-layout writes a model folder back as it is: give only SOURCE, --to and --to-layout."
+            )
+        done = export(Path(source), to, layout=to_layout)
+        show({"layout": done.layout, "tensors": done.tensors, **done.left_out}, json_, f"Wrote {to}")
+        return
+    made = conversion.convert(
+        source,
+        to,
+        layout=from_,
+        model=model,
+        preset=preset,
+        settings=set_ or (),
+        release=release,
+        task=task,
+        answers=answers or (),
+        other_answers=other_answers,
+        encoder_only=encoder_only,
+        features=features,
+        seed=seed,
+        offline=offline or None,
+    )
+    read_as = {
+        "model": made.model,
+        "preset": made.preset,
+        "layout": made.layout,
+        "release": made.release or None,
+        "task": made.task,
+    }
+    heads = {place: f"{saved.head.kind}, {saved.head.outputs} outputs" for place, saved in made.heads.items()}
+    if json_:
+        print(
+            json.dumps({**read_as, "heads": heads, "path": str(made.path), "coverage": configs.to_dict(made.coverage)})
+        )
+        return
+    show({**read_as, **heads}, json_, f"Read {source} as")
+    print(made.coverage)
+    print(f"Model in {made.path}")
+
+
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="Model or run folder.")],
+    recording: Annotated[
+        Path, typer.Argument(help="Folder of recorded values: of an official set, or written with --record.")
+    ],
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the recording: a made-up batch and what comes out of every layer.")
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest absolute difference that passes; 5e-5 if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the made-up batch.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Compare every layer of a model with recorded values and name the first that differs; status 1 if one does.
+
+    Example: visling verify vqa recording --record
+    """
+    from visling.pretrained import verify as verification
+
+    if record:
+        layers = verification.record(checkpoint, recording, seed=seed)
+        show({"layers": len(layers)}, json_, f"Recorded in {recording}")
+        return
+    found = verification.verify(checkpoint, recording, atol=verification.ATOL if tolerance is None else tolerance)
+    if json_:
+        layers_ = {
+            layer.name: {"largest": layer.largest if math.isfinite(layer.largest) else None, "agrees": layer.agrees}
+            for layer in found.layers
+        }
+        print(
+            json.dumps(
+                {"first": found.first, "tolerance": {"absolute": found.atol, "relative": found.rtol}, "layers": layers_}
+            )
+        )
+    else:
+        print(found)
+    if found.first is not None:
+        raise typer.Exit(1)
+
+
+def catalog(
+    model: Annotated[str | None, typer.Option("--model", help="One family only.")] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help="One layout only.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the released weight files that convert knows: what each holds, where it is, under which terms.
+
+    Example: visling catalog --model lxmert
+    """
+    from visling.checkpoints import catalog
+
+    chosen = [
+        entry for entry in catalog.RELEASED_FILES if model in (None, entry.family) and layout in (None, entry.layout)
+    ]
+    if not chosen:
+        pairs = {f"--model {entry.family} --layout {entry.layout}" for entry in catalog.RELEASED_FILES}
+        raise ConfigError(f"the catalogue has no such file. {nearest(f'--model {model} --layout {layout}', pairs)}")
+    if json_:
+        print(json.dumps([configs.to_dict(entry) for entry in chosen]))
+        return
+    for entry in chosen:
+        heads = ", ".join(f"{part} {head.outputs}" for part, head in entry.heads.items()) or "none"
+        rounded = "unknown" if entry.megabytes is None else f"about {entry.megabytes} MB"
+        size = rounded if entry.size is None else f"{entry.size / 1e6:.0f} MB"
+        facts = {
+            "model": f"{entry.family}, preset {entry.preset}, layout {entry.layout}",
+            "heads": heads,
+            "at": entry.source,
+        }
+        facts |= {
+            "licence": entry.licence,
+            "size": size,
+            "SHA-256": entry.sha256 or "unknown",
+            "known dead": entry.dead or "nothing known",
+        }
+        facts |= {"note": entry.note} if entry.note else {}
+        show(facts, False, entry.name)

@@ -1,0 +1,53 @@
+"""visling doctor."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from typing import Any
+
+from visling import runtime
+from visling.cli.options import Json
+from visling.cli.printing import show
+
+
+def doctor(json_: Json = False) -> None:
+    """Show versions, threads, devices, optional extras, the data folder and free space.
+
+    Example: visling doctor
+    """
+    import torch
+
+    home = runtime.home()
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    extras = {
+        "lmdb": "lmdb",
+        "h5": "h5py",
+        "plot": "matplotlib",
+        "serve": "fastapi",
+        "log": "tensorboard",
+        "hf": "transformers",
+    }
+    found: dict[str, Any] = {
+        "visling": metadata.version("visling"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(runtime.pick_device()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "bf16 matrix units (AMX)": torch.cpu._is_amx_tile_supported(),
+        "data folder (VISLING_HOME)": str(home),
+        "free space there, GB": round(shutil.disk_usage(place).free / 1e9, 1),
+        **{f"extra {extra}": _version(package) for extra, package in extras.items()},
+    }
+    show(found, json_)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,219 @@
+"""visling evaluate, predict, report, compare."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visling import runtime
+from visling.cli.options import Device, Json, OtherFeatures, Out, parse_precision
+from visling.cli.printing import free_name, save_picture
+
+
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(help="Run folder that finetune wrote; or a model folder, with --data and --store.")
+    ],
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's if left out.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Region store; the training run's if left out.")] = None,
+    other_features: OtherFeatures = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
+    ] = False,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    json_: Json = False,
+) -> None:
+    """Score a run by the official metric and write the official submission file.
+
+    Example: visling evaluate vqa --split test
+    """
+    from visling.runs import evaluate as evaluate_module
+
+    found = evaluate_module.evaluate(
+        run,
+        split=split,
+        data=data,
+        store=store,
+        device=device,
+        precision=parse_precision(precision),
+        other_features=other_features,
+        overwrite=overwrite,
+    )
+    if json_:
+        print(json.dumps(found))
+        return
+    for name, score in found["scores"].items():
+        print(f"{name:<24}{score['value']:>8.2f}   ({score['count']})")
+    for category, rows in found["by"].items():
+        print(f"by {category.replace('_', ' ')}")
+        for name, score in sorted(rows.items()):
+            print(f"  {name:<22}{score['value']:>8.2f}   ({score['count']})")
+    if found["truncated"]:
+        print(f"{found['truncated']} texts were longer than the model reads and were cut")
+
+
+def predict(
+    words: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... TEXT", help="Image files, then the question or sentence.")
+    ],
+    run: Annotated[Path, typer.Option(help="Run or model folder, or owner/name on the hub.")],
+    detector: Annotated[
+        Path | None, typer.Option(help="Detector folder; the one kept beside the model if left out.")
+    ] = None,
+    other_features: OtherFeatures = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pictures; RUN/answers if left out, ./answers for a model on the hub."),
+    ] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Answer a question about raw images, and draw what the model saw.
+
+    Example: visling predict --run vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
+    """
+    from visling.analysis.drawing import prediction_card
+    from visling.api import load
+
+    *images, text = words
+    if not images:
+        raise typer.BadParameter(
+            'give one or more images and then the text: visling predict --run RUN picture.png "how many stars are there?"'
+        )
+    model = load(run, detector=detector, other_features=other_features, device=device)
+    folder = (
+        out if out is not None else (run / "answers" if run.exists() else Path("answers"))
+    )  # a name on the hub is no folder here
+    for image in images:
+        answer = model.answer(image, text)
+        target = free_name(folder, Path(image).stem)
+        card = prediction_card(
+            answer.image,
+            answer.regions,
+            text,
+            answer.top,
+            class_names=model.class_names,
+            attribute_names=model.attribute_names,
+        )
+        save_picture(card, target)
+        if json_:
+            found = {
+                "image": image,
+                "text": text,
+                "answer": answer.text,
+                "top": answer.top,
+                "regions": len(answer.regions),
+            }
+            print(json.dumps({**found, "truncated": answer.truncated, "picture": str(target)}))
+            continue
+        print(f"{image}: {', '.join(f'{name} {share:.0%}' for name, share in answer.top)}")
+        print(f"  {len(answer.regions)} regions, drawn in {target}")
+        if answer.truncated:
+            print(f"  the text was cut to {model.spec.max_tokens} word pieces")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Another run whose scores stand beside; may be given several times.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Answers shown.")] = 24,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures, if they are no longer where the run read them.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Region store to draw from; the run's own if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; RUN/report.html if left out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
+) -> None:
+    """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact configuration.
+
+    Example: visling report vqa --compare question-only
+    """
+    from visling.analysis.report import write_report
+    from visling.regions.store import NativeStore
+
+    regions = None if store is None else NativeStore.open(store)
+    page = write_report(
+        run, out=out, examples=examples, images=images, store=regions, compare=compare or [], overwrite=overwrite
+    )
+    print(f"Wrote {page}")
+
+
+def compare_models(
+    families: Annotated[str, typer.Option("--models", metavar="NAME,NAME", help="Families, separated by commas.")],
+    phase: Annotated[str, typer.Option("--recipe", help="Pre-training: every model's recipe MODEL-RECIPE.")],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks", metavar="TASK,TASK", help="Fine-tuning: every model's recipes MODEL-TASK, separated by commas."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of annotations.")],
+    store: Annotated[Path, typer.Option(help="Region store of every image.")],
+    out: Out,
+    seeds: Annotated[int, typer.Option(min=1, help="How often everything is repeated, from seed 0 on.")] = 3,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    without_pretraining: Annotated[
+        bool, typer.Option("--without-pretraining", help="Fine-tune from fresh weights, too.")
+    ] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Fine-tune without any region, too: what the words alone give away.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one setting of every fine-tuning: a.b=value. May be repeated."),
+    ] = None,
+    pretrain_set: Annotated[
+        list[str] | None, typer.Option(help="Change one setting of every pre-training: a.b=value. May be repeated.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, each on one thread.")] = 1,
+    device: Device = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where a comparison into --out stopped, or add seeds or starts to it."),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Pre-train and fine-tune models on the same data, budget and features, and write one table as Markdown, JSON and HTML.
+
+    Example: visling compare --models visualbert,lxmert --recipe scenes --tasks vqa-scenes --data scenes --store regions --out comparison
+    """
+    from visling.analysis.comparison import write_comparison
+    from visling.runs import compare as comparison
+
+    asked = comparison.Comparison(
+        models=_names(families),
+        recipe=phase,
+        tasks=_names(tasks),
+        seeds=seeds,
+        split=split,
+        pretrain_settings=tuple(pretrain_set or ()),
+        finetune_settings=tuple(set_ or ()),
+        without_pretraining=without_pretraining,
+        text_only=text_only,
+    )
+    runtime.limit_threads(1)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        write_comparison(out)
+
+    found = comparison.compare(
+        asked, out, data=data, store=store, device=device, jobs=jobs, resume=resume, stream=sys.stderr, progress=say
+    )
+    table, page = write_comparison(out)
+    print(
+        json.dumps(found)
+        if json_
+        else f"{table.read_text(encoding='utf-8')}\nWrote {table}, {page} and {out / comparison.FILE}"
+    )
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())

@@ -1,0 +1,96 @@
+"""Printing for people and programs, progress bars, and file names that are not overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from visling.errors import RunError
+
+
+def rounded(score: float | None) -> float | None:
+    """A score as it is shown; None where nothing could be scored (JSON knows no NaN)."""
+    return None if score is None or math.isnan(score) else round(score, 4)
+
+
+def show(values: dict[str, Any], json_: bool, title: str = "") -> None:
+    if json_:
+        print(json.dumps(values))
+        return
+    if title:
+        print(title)
+    width = max((len(name) for name in values), default=0)
+    for name, value in values.items():
+        print(f"  {name:<{width}}  {'-' if value is None else value}")
+
+
+def show_with_unreadable(
+    values: dict[str, Any], unreadable: Sequence[tuple[Path, str]], json_: bool, title: str = ""
+) -> None:
+    """`_show`, with the number of images left out; every one is named on stderr, for programs in the object."""
+    values = {**values, "unreadable": len(unreadable)}
+    if json_:
+        values["unreadable_images"] = [{"image": str(image), "reason": reason} for image, reason in unreadable]
+    show(values, json_, title)
+    for _, reason in unreadable:
+        print(f"left out: {reason}", file=sys.stderr)
+
+
+def say_where(what: str, out: Path, stopped: str) -> None:
+    """Where a run's model is, or how to go on with a run that its time limit stopped."""
+    if stopped == "max_seconds":
+        print(
+            f"Stopped by train.max_seconds. The best model so far is in {out / 'model'}; the same command with --resume goes on."
+        )
+    else:
+        print(f"{what} model in {out / 'model'}")
+
+
+def save_picture(picture: Image.Image, target: Path) -> None:
+    try:
+        picture.save(target)
+    except (OSError, ValueError) as error:  # ValueError: no picture format is called like the file
+        raise RunError(
+            f"cannot write the picture {target}: {error}. Name another file with --out, in a folder that exists, ending in .png."
+        ) from error
+
+
+def refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise RunError(f"{target} exists. Name another file with --out, or remove it.")
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """A picture's name in the folder that is not taken yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error}. Name another folder with --out.") from error
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(path for path in (folder / f"{name}.png" for name in names) if not path.exists())
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing otherwise; called with (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,116 @@
+"""visling pretrain and finetune."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visling import runtime
+from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Threads
+from visling.cli.printing import say_where
+from visling.cli.recipes import find_recipe
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Folder of annotations; may be given several times. DIR@SPLIT reads that split for training only."
+        ),
+    ],
+    store: Annotated[Path, typer.Option(help="Region store of every image.")],
+    out: Out,
+    init: Annotated[Path | None, typer.Option(help="Model or run folder to start from.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the pictures, for recipes that train their region extractor along (e2e)."),
+    ] = None,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weight file of a ResNet, or of a VL-BERT end to end, that the region extractor starts from."
+        ),
+    ] = None,
+    other_features: OtherFeatures = False,
+    set_: Settings = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    processes: Processes = 1,
+    resume: Resume = False,
+) -> None:
+    """Pre-train an encoder on sentences about images.
+
+    Example: visling pretrain --recipe visualbert-scenes --data scenes --store regions --out pretrained
+    """
+    from visling.recipes.tables import PRETRAINING
+    from visling.runs import pretrain as pretraining
+
+    run = find_recipe(PRETRAINING, recipe, set_, seed)
+    runtime.limit_threads(threads)
+    with runtime.process_group(processes):
+        state = pretraining.pretrain(
+            run,
+            out,
+            data=data,
+            store=store,
+            init=init,
+            device=device,
+            resume=resume,
+            other_features=other_features,
+            images=images,
+            backbone=backbone,
+            stream=sys.stderr,
+            command=["visling", *sys.argv[1:]],
+        )
+    say_where("Pre-trained", out, state.stopped)
+
+
+def finetune(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
+    data: Annotated[Path, typer.Option(help="Folder of annotations.")],
+    out: Out,
+    store: Annotated[
+        Path | None, typer.Option(help="Region store of every image; not needed with --text-only.")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Pre-trained model or run folder; from scratch if left out.")
+    ] = None,
+    other_features: OtherFeatures = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Hide every region: what the words alone give away.")
+    ] = False,
+    set_: Settings = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    processes: Processes = 1,
+    resume: Resume = False,
+) -> None:
+    """Fine-tune a model on a task.
+
+    Example: visling finetune --recipe visualbert-vqa-scenes --data scenes --store regions --init pretrained --out vqa
+    """
+    from visling.recipes.tables import FINETUNING
+    from visling.runs import finetune as finetuning
+
+    run = find_recipe(FINETUNING, recipe, [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
+    runtime.limit_threads(threads)
+    with runtime.process_group(processes):
+        state = finetuning.finetune(
+            run,
+            out,
+            data=data,
+            store=store,
+            init=init,
+            device=device,
+            resume=resume,
+            other_features=other_features,
+            stream=sys.stderr,
+            command=["visling", *sys.argv[1:]],
+        )
+    say_where("Fine-tuned", out, state.stopped)

@@ -1,0 +1,181 @@
+"""Reading JSON, JSON lines and lists of annotation files, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from visling.errors import DataError
+from visling.image_ids import from_file_name
+
+
+def has_words(text: str) -> bool:
+    """Whether anything is left of a text once BERT's tokeniser has taken out blanks, control characters and accents."""
+    return any(
+        character.isprintable()
+        and not character.isspace()
+        and character != "\ufffd"
+        and not unicodedata.category(character).startswith("M")
+        for character in text
+    )
+
+
+def is_split(name: str, split: str) -> bool:
+    """Whether the name of a part of a data set is this split, with or without a year: "train2014" is "train", "trainval2014" is not."""
+    return re.fullmatch(re.escape(split) + r"(\d{4})?", name) is not None
+
+
+def the_one(found: list[Path], pattern: str, root: Path, seen: list[Path]) -> Path:
+    """The single file found.
+
+    Raises:
+        DataError: none (names what is there), or several.
+    """
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"several files under {root} match {pattern}: {', '.join(file.name for file in found)}. Name the split in full, with its year."
+        )
+    there = ", ".join(sorted(file.name for file in seen)) or "no file of this kind"
+    raise DataError(
+        f"no file {pattern} under {root} or its annotation folders; found {there}. Check the folder and the split."
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Contents of a JSON annotation file.
+
+    Raises:
+        DataError: the file is missing, truncated or not JSON; names the position.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"no annotation file {path}. Check the path.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        where = (
+            f"line {error.lineno}, character {error.pos}"
+            if isinstance(error, json.JSONDecodeError)
+            else f"byte {error.start}"
+        )
+        raise DataError(
+            f"{path} is truncated or not JSON: {error} ({where} of {path.stat().st_size} bytes). Download it again."
+        ) from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file with their numbers from 1. Only line feeds end a line: captions hold other characters that Python takes for ends.
+
+    Raises:
+        DataError: the file is missing, or a line is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield (
+                    number,
+                    line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8"),
+                )
+    except FileNotFoundError as error:
+        raise DataError(f"no annotation file {path}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. Convert it, or download it again."
+        ) from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of a file with one JSON object a line, with their line numbers from 1; blank lines are passed over.
+
+    Raises:
+        DataError: the file is missing or truncated, or a line holds something else.
+    """
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path} is truncated or not JSON lines: {error.msg} in line {number}. Download it again."
+            ) from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object; found {type(entry).__name__}.")
+        yield number, entry
+
+
+def read_ids(path: Path) -> frozenset[str]:
+    """Image ids of a list with one a line; names of image files count too.
+
+    Raises:
+        DataError: the file is missing or not UTF-8.
+    """
+    return frozenset(from_file_name(line.strip()) for _, line in read_lines(path) if line.strip())
+
+
+def entries(content: Any, name: str, keys: tuple[str, ...], path: Path) -> list[dict[str, Any]]:
+    """The list `name` of a COCO-style file, each entry with the given keys.
+
+    Raises:
+        DataError: the list or a key is missing.
+    """
+    found = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(found, list):
+        kind = (
+            f"an object with {', '.join(content) or 'nothing'}"
+            if isinstance(content, dict)
+            else f"a {type(content).__name__}"
+        )
+        raise DataError(f"{path} must be an object with a list {name!r}; found {kind}.")
+    for number, entry in enumerate(found):
+        if not isinstance(entry, dict):
+            raise DataError(
+                f"{path}: entry {number} of {name!r} must be an object; found a {type(entry).__name__}. Take it out."
+            )
+        if lacking := [key for key in keys if key not in entry]:
+            has = ", ".join(entry) or "nothing"
+            raise DataError(
+                f"{path}: entry {number} of {name!r} lacks {', '.join(map(repr, lacking))}; found {has}. Complete it, or take it out."
+            )
+    return found
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each JSON object of a file with the place to name in messages; blank lines are skipped.
+
+    Raises:
+        DataError: a line that is not a JSON object.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{where} is not a JSON object: {error}. The file may be truncated: copy or download it again."
+                ) from error
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{where} is a JSON {type(row).__name__}; expected one object a line, as in the official files."
+                )
+            yield where, row
+
+
+def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
+    """A field that must be a text.
+
+    Raises:
+        DataError: it is missing, empty or something else.
+    """
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: field {name!r} must be a text that is not empty; found {value!r}.")
+    return value

@@ -1,0 +1,304 @@
+"""Batches of an epoch in an order that depends on (seed, epoch) alone, prepared ahead by one thread.
+
+A chunk is a few global batches' worth of examples. Its examples are made, sorted by text length and cut into batches, which are then shuffled:
+rows of a batch have similar lengths, and nothing is padded for long. Every process walks the same chunks and takes its share of each global batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visling import runtime
+from visling.data.batches.collate import collate
+from visling.data.batches.masking import RegionMasking, TokenMasking
+from visling.data.batches.pixels import Pictures
+from visling.data.text import Tokenizer
+from visling.errors import ConfigError, DataError
+from visling.types import Batch, Example, InputSpec, RegionStore, Targets
+
+_ORDER, _CHUNK = 0x6F72646572, 0x6368756E6B
+"""Keys that keep the streams of order and chunk shuffling apart from those of examples."""
+
+
+class Source(Protocol):
+    """Examples by number; randomness comes only from the generator passed in."""
+
+    def __len__(self) -> int: ...
+    def example(self, index: int, rng: np.random.Generator) -> Example: ...
+
+
+Indexed = tuple[NDArray[np.int64], Batch, Targets]
+
+
+class Loader:
+    """Iterates over one epoch's `(Batch, Targets)`; restart it anywhere with `state_dict` and `load_state_dict`.
+
+    Set `epoch` before each pass: order and examples follow from (seed, epoch). A generator for (seed, epoch, index) makes and masks each example,
+    so neither process count nor restarts change it.
+
+    Args:
+        masking, region_masking: which word pieces and regions are hidden; None shows all.
+        needs: `Targets` fields that the objectives read, for those that are made of regions.
+        pool: image of every training example, where `region_masking.random` takes features from.
+        pictures, flip: what models that make features of pixels read, and the share of it that is mirrored; see `collate`.
+        batch_size: examples per batch and process.
+        drop_last: leave out the examples that do not fill a global batch; False hands them on as a smaller batch.
+        bucket: global batches that are sorted by length together; 1 keeps the order. None: 16 when shuffling, else 1.
+        text_multiple: text is padded to a multiple of this.
+        prefetch: batches prepared ahead by a background thread; 0 works in the caller's thread.
+        pin: page-lock batches for asynchronous transfer to a GPU.
+        rank, world_size: this process's share; None asks the process group.
+    Raises:
+        ConfigError: a size that is not positive, fewer examples than one global batch with `drop_last`, or random features without a pool.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        store: RegionStore | None,
+        spec: InputSpec,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        seed: int,
+        masking: TokenMasking | None = None,
+        region_masking: RegionMasking | None = None,
+        needs: Collection[str] = (),
+        pool: Sequence[str] = (),
+        pictures: Pictures | None = None,
+        flip: float = 0.0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        bucket: int | None = None,
+        text_multiple: int = 1,
+        prefetch: int = 4,
+        pin: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.source, self.store, self.spec, self.tokenizer, self.masking = source, store, spec, tokenizer, masking
+        self.region_masking, self.needs, self.pool = region_masking, frozenset(needs), pool
+        self.pictures, self.flip = pictures, flip
+        self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
+        self.bucket = (16 if shuffle else 1) if bucket is None else bucket
+        self.text_multiple, self.prefetch, self.pin = text_multiple, prefetch, pin
+        self.rank = runtime.rank() if rank is None else rank
+        self.world_size = runtime.world_size() if world_size is None else world_size
+        for name, value in (
+            ("batch_size", batch_size),
+            ("bucket", self.bucket),
+            ("text_multiple", text_multiple),
+            ("world_size", self.world_size),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1; found {value}.")
+        if drop_last and len(source) < self._global_size:
+            raise ConfigError(
+                f"{len(source)} examples do not fill one batch of {self._global_size} ({self.world_size} processes): no step would be taken. "
+                "Lower batch_size, or give more examples."
+            )
+        if store is not None and region_masking is not None and region_masking.random and not pool:
+            raise ConfigError(
+                "region masking takes random features from the images of other examples: give their ids as `pool`, or set random=0."
+            )
+        self._checked = False
+        self._epoch = 0
+        self._start = 0
+        self._given = 0
+
+    @property
+    def epoch(self) -> int:
+        """The pass that the next iteration makes; setting another one forgets the position within the old."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        if value != self._epoch:
+            self._epoch, self._start, self._given = value, 0, 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch in this process."""
+        full, rest = divmod(len(self.source), self._global_size)
+        return full + (0 if self.drop_last else int(rest > self.rank))
+
+    def __iter__(self) -> Iterator[tuple[Batch, Targets]]:
+        for _, batch, targets in self.batches_with_index():
+            yield batch, targets
+
+    def batches_with_index(self) -> Iterator[Indexed]:
+        """The same batches, each with the numbers (N,) of its examples in the source."""
+        start, self._start = self._start, 0
+        self._given = start
+        stop = threading.Event()
+        made = self._made(start, stop)
+        batches = _ahead(made, self.prefetch, stop) if self.prefetch else made
+        try:
+            for item in batches:
+                self._given += 1
+                yield item
+        finally:
+            batches.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position: how many batches of which epoch were handed out, and what the order depends on."""
+        return {"epoch": self._epoch, "batches": self._given, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: the next iteration begins with the batch that would have come next.
+
+        Raises:
+            ConfigError: the state belongs to another seed, number of examples or batch size.
+        """
+        for key, here in self._identity().items():
+            if state.get(key) != here:
+                raise ConfigError(
+                    f"cannot resume the loader: {key} was {state.get(key)!r}, now it is {here!r}. "
+                    "Resume with the same data and settings, or begin a new run."
+                )
+        self._epoch, self._start = int(state["epoch"]), int(state["batches"])
+        self._given = self._start
+
+    @property
+    def _global_size(self) -> int:
+        return self.batch_size * self.world_size
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "examples": len(self.source),
+            "global_batch": self._global_size,
+            "bucket": self.bucket,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+        }
+
+    def _order(self) -> NDArray[np.int64]:
+        count = len(self.source)
+        order = (
+            runtime.generator_for(self.seed, self._epoch, _ORDER).permutation(count)
+            if self.shuffle
+            else np.arange(count)
+        )
+        return order[: count - count % self._global_size] if self.drop_last else order
+
+    def _made(self, start: int, stop: threading.Event) -> Generator[Indexed, None, None]:
+        """Batches of this process from number `start` on; `stop` cuts a long chunk short."""
+        order, size, epoch = self._order(), self._global_size, self._epoch
+        chunk_size = size * self.bucket
+        for chunk in range(start // self.bucket, -(-len(order) // chunk_size)):
+            indices = order[chunk * chunk_size : (chunk + 1) * chunk_size]
+            if self.bucket == 1:
+                batches = [indices]
+                ready: dict[int, tuple[Example, np.random.Generator]] = {}
+            else:
+                ready = {}
+                for index in indices:
+                    if stop.is_set():
+                        return
+                    ready[int(index)] = self._example(int(index), epoch)
+                batches = self._bucketed(indices, ready, epoch, chunk)
+            for number, members in enumerate(batches, start=chunk * self.bucket):
+                share = members[self.rank :: self.world_size]
+                if number < start or not len(share):
+                    continue
+                pairs = [ready.pop(int(index)) if ready else self._example(int(index), epoch) for index in share]
+                batch, targets = collate(
+                    [example for example, _ in pairs],
+                    self.store,
+                    self.spec,
+                    tokenizer=self.tokenizer,
+                    masking=self.masking,
+                    rngs=[rng for _, rng in pairs],
+                    text_multiple=self.text_multiple,
+                    region_masking=self.region_masking,
+                    needs=self.needs,
+                    pool=self.pool,
+                    pictures=self.pictures,
+                    flip=self.flip,
+                )
+                self._check_once(batch)
+                yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))
+
+    def _check_once(self, batch: Batch) -> None:
+        """Validate the first batch of a run; what is wrong with a store is wrong from the start."""
+        if self._checked:
+            return
+        self._checked = True
+        try:
+            batch.validate()
+        except ValueError as error:
+            raise DataError(
+                f"the first batch cannot be read by a model: {error}. Look at the store with `visling regions inspect`."
+            ) from error
+
+    def _example(self, index: int, epoch: int) -> tuple[Example, np.random.Generator]:
+        rng = runtime.generator_for(self.seed, epoch, index)
+        return self.source.example(index, rng), rng
+
+    def _bucketed(
+        self,
+        indices: NDArray[np.int64],
+        ready: Mapping[int, tuple[Example, np.random.Generator]],
+        epoch: int,
+        chunk: int,
+    ) -> list[NDArray[np.int64]]:
+        """Global batches of a chunk: sorted by longest row, cut, and shuffled if the loader shuffles; a smaller batch stays last."""
+        lengths = np.array([max(len(row.ids) for row in ready[int(index)][0].rows) for index in indices])
+        ordered = indices[np.argsort(lengths, kind="stable")]
+        size = self._global_size
+        rest = len(ordered) % size
+        if rest:
+            # The smaller batch is drawn from all lengths, not from the longest texts.
+            late = np.zeros(len(ordered), bool)
+            late[np.linspace(0, len(ordered) - 1, rest).astype(int)] = True
+            ordered = np.concatenate([ordered[~late], ordered[late]])
+        batches = [ordered[first : first + size] for first in range(0, len(ordered), size)]
+        if self.shuffle:
+            full = len(ordered) // size
+            batches = [
+                batches[number] for number in runtime.generator_for(self.seed, epoch, _CHUNK, chunk).permutation(full)
+            ] + batches[full:]
+        return batches
+
+
+def _ahead(items: Iterator[Indexed], depth: int, stop: threading.Event) -> Generator[Indexed, None, None]:
+    """The items, made by a background thread at most `depth` ahead; its exceptions are raised here, and closing ends it."""
+    waiting: queue.Queue[tuple[Indexed | None, BaseException | None]] = queue.Queue(maxsize=depth)
+
+    def offer(entry: tuple[Indexed | None, BaseException | None]) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put(entry, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                offer((item, None))
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            offer((None, error))
+        else:
+            offer((None, None))
+
+    thread = threading.Thread(target=work, name="visling-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

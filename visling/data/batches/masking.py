@@ -1,0 +1,319 @@
+"""Which word pieces and which regions are hidden from the model in pre-training.
+
+Letters  T word pieces of a row, P chosen ones, R regions of an image, H and W its height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visling import boxes as geometry
+from visling.data.text import Tokenizer
+from visling.errors import ConfigError
+from visling.types import TextRow
+
+
+def _check_shares(what: str, shares: Mapping[str, float]) -> None:
+    for name, value in shares.items():
+        if not 0 <= value <= 1 + 1e-9:
+            raise ConfigError(f"{what}: {name} must lie in [0, 1]; found {value:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMasking:
+    """How word pieces are chosen and what stands in their place (BERT; the five systems share the numbers)."""
+
+    rate: float = 0.15
+    """Probability that a piece (a word, if `whole_word`) is chosen."""
+    mask: float = 0.8
+    """Share of the chosen that become [MASK]."""
+    random: float = 0.1
+    """Share of the chosen that become an entry drawn evenly from the whole vocabulary; the rest stay as they are."""
+    whole_word: bool = False
+    """Choose words and treat all their pieces alike (VL-BERT); VisualBERT, ViLBERT and LXMERT choose pieces."""
+    in_turn: bool = False
+    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random each piece draws its entry
+    right after it. False draws for all at once, which is faster; the rates are the same."""
+    mismatched: bool = True
+    """Whether hidden words of a text that does not belong to its image are to be told. All releases ask for them but ViLBERT's multi-task one,
+    whose `objective` 1 hides them all the same and asks for none."""
+
+    def __post_init__(self) -> None:
+        _check_shares(
+            "token masking",
+            {"rate": self.rate, "mask": self.mask, "random": self.random, "mask + random": self.mask + self.random},
+        )
+
+
+def mask_tokens(
+    row: TextRow, masking: TokenMasking, tokenizer: Tokenizer, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Hide some pieces of a row; special tokens and the answer slot are never chosen.
+
+    Returns:
+        ids: (T,) what the model reads.
+        at: (P,) chosen positions, ascending; possibly none.
+        original_ids: (P,) what stood there.
+    Source:
+        All releases: one uniform draw decides whether a piece is chosen and what becomes of it; random entries include special and unused ones.
+    """
+    ids, chosen = mask_rows([row], masking, tokenizer, [rng])
+    at = np.flatnonzero(chosen)
+    return ids, at, row.ids[at]
+
+
+def mask_rows(
+    rows: Sequence[TextRow], masking: TokenMasking, tokenizer: Tokenizer, rngs: Sequence[np.random.Generator]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """`mask_tokens` for many rows at once, each with its own generator.
+
+    Returns:
+        ids: the pieces of all rows, one after the other, as the model reads them.
+        chosen: as long, True = chosen.
+    """
+    original = np.concatenate([row.ids for row in rows])
+    if masking.in_turn:
+        return _mask_in_turn(rows, original, masking, tokenizer, rngs)
+    if masking.whole_word:
+        drawn = [_draw_words(row, rng) for row, rng in zip(rows, rngs, strict=True)]
+        draws, spare = np.concatenate([pair[0] for pair in drawn]), np.concatenate([pair[1] for pair in drawn])
+    else:
+        draws = np.concatenate([rng.random(len(row.ids)) for row, rng in zip(rows, rngs, strict=True)])
+        spare = None
+    chosen = (draws < masking.rate) & _maskable(rows, original, tokenizer)
+    share = draws[chosen] / masking.rate if masking.rate else draws[chosen]
+    # Given that a draw means "random", where it lies in that interval is uniform again and picks the entry; pieces of one word need numbers of
+    # their own.
+    within = (share - masking.mask) / max(masking.random, 1e-9) if spare is None else spare[chosen]
+    entries = (within * tokenizer.size).astype(np.int64).clip(0, tokenizer.size - 1)
+    ids = original.copy()
+    ids[chosen] = np.where(
+        share < masking.mask, tokenizer.mask, np.where(share < masking.mask + masking.random, entries, original[chosen])
+    )
+    return ids, chosen
+
+
+def _draw_words(row: TextRow, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One number per word, spread over its pieces, and one number per piece."""
+    words = _words(row)
+    # Special tokens (word -1) read the additional last number.
+    draws = rng.random(int(words.max(initial=-1)) + 2)
+    return draws[words], rng.random(len(row.ids))
+
+
+def _words(row: TextRow) -> NDArray[np.int64]:
+    if row.words is None:
+        raise ConfigError(
+            "whole-word masking needs rows that know their words: make them with TextLayout, or set whole_word=false."
+        )
+    return row.words
+
+
+def _mask_in_turn(
+    rows: Sequence[TextRow],
+    original: NDArray[np.int64],
+    masking: TokenMasking,
+    tokenizer: Tokenizer,
+    rngs: Sequence[np.random.Generator],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), VisualBERT, ViLBERT and LXMERT (`random_word`)."""
+    maskable = _maskable(rows, original, tokenizer)
+    ids, chosen = original.copy(), np.zeros(len(original), bool)
+    start = 0
+    for row, rng in zip(rows, rngs, strict=True):
+        at = np.flatnonzero(maskable[start : start + len(row.ids)])
+        # Pieces of one word are neighbours.
+        units = (
+            np.split(at, np.flatnonzero(np.diff(_words(row)[at])) + 1)
+            if masking.whole_word and len(at)
+            else at[:, None]
+        )
+        for unit in units:
+            draw = rng.random()
+            if draw >= masking.rate:
+                continue
+            share, places = draw / masking.rate, start + unit
+            chosen[places] = True
+            if share < masking.mask:
+                ids[places] = tokenizer.mask
+            elif share < masking.mask + masking.random:
+                for place in places:
+                    ids[place] = rng.integers(tokenizer.size)
+        start += len(row.ids)
+    return ids, chosen
+
+
+def _maskable(rows: Sequence[TextRow], ids: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    numbers = [row.words for row in rows if row.words is not None]
+    if len(numbers) == len(rows):
+        maskable: NDArray[np.bool_] = np.concatenate(numbers) >= 0
+    else:
+        maskable = ~np.isin(ids, (tokenizer.pad, tokenizer.cls, tokenizer.sep))
+    start = 0
+    for row in rows:
+        if row.slot is not None:
+            maskable[start + row.slot] = False
+        start += len(row.ids)
+    return maskable
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionMasking:
+    """Which regions are chosen to be told, and what becomes of their features. Boxes always stay."""
+
+    rate: float = 0.15
+    """Probability that a region is chosen."""
+    hide: float = 0.9
+    """Share of the chosen whose feature becomes zeros."""
+    random: float = 0.0
+    """Share of the chosen that get the feature of a random region of the image of a random example (LXMERT); the rest stay as they are."""
+    learned: bool = False
+    """Say in `regions.hidden` which features are hidden, for models that put a learned vector in their place (VL-BERT)."""
+    hide_overlapping: bool = False
+    """Hide also every region that overlaps a hidden one by more than `overlap`; nothing is asked about it unless it was chosen (12-in-1 paper)."""
+    overlap: float = 0.4
+    """Intersection over union, with both end pixels counted, above which two regions overlap."""
+    whole: Literal["model", "visible", "unflagged"] = "model"
+    """The whole-image feature. model: left to the model, which averages the features as they come (first ViLBERT release). visible: mean of those
+    that are not hidden (VL-BERT). unflagged: their sum over the number of `whole_slots` that overlap no chosen region (multi-task ViLBERT)."""
+    whole_slots: int = 36
+    """Region slots of the multi-task ViLBERT release, padding included."""
+    labels: Literal["chosen", "all"] = "chosen"
+    """Regions whose class and attribute are asked for: LXMERT's release asks for all. Features are asked for the chosen ones only."""
+    mismatched: bool = True
+    """Whether anything is asked about the regions of a pair that does not match; see `TokenMasking.mismatched`."""
+
+    def __post_init__(self) -> None:
+        shares = {
+            "rate": self.rate,
+            "hide": self.hide,
+            "random": self.random,
+            "hide + random": self.hide + self.random,
+            "overlap": self.overlap,
+        }
+        _check_shares("region masking", shares)
+
+
+TOKEN_RELEASES: Mapping[str, TokenMasking] = {
+    "visualbert": TokenMasking(in_turn=True),
+    "vlbert": TokenMasking(whole_word=True, in_turn=True),
+    "vilbert": TokenMasking(in_turn=True),
+    "vilbert-multitask": TokenMasking(in_turn=True, mismatched=False),
+    "lxmert": TokenMasking(in_turn=True),
+    "cvlp": TokenMasking(in_turn=True),
+}
+"""Token masking of each release."""
+
+REGION_RELEASES: Mapping[str, RegionMasking] = {
+    "vlbert": RegionMasking(learned=True, whole="visible"),
+    "vilbert": RegionMasking(),
+    "vilbert-multitask": RegionMasking(whole="unflagged", mismatched=False),
+    "lxmert": RegionMasking(hide=0.8, random=0.1, labels="all"),
+    "cvlp": RegionMasking(hide=0.8, random=0.1),
+}
+"""Region masking of each release; VisualBERT hides none. "vilbert-multitask" is its `objective` 1, the setting of 12-in-1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedImage:
+    """What masking does to the regions of one image."""
+
+    chosen: NDArray[np.bool_]
+    """(R,) to be told."""
+    hidden: NDArray[np.bool_]
+    """(R,) feature hidden."""
+    replaced: tuple[tuple[int, str, int], ...]
+    """Region, and the image and region whose feature it gets."""
+    overlapping: NDArray[np.bool_]
+    """(R,) overlaps a chosen region, as every chosen one overlaps itself; all False where nobody asks."""
+
+
+def mask_regions(
+    boxes: NDArray[np.float32],
+    masking: RegionMasking,
+    rng: np.random.Generator,
+    *,
+    pool: Sequence[str] = (),
+    count: Callable[[str], int] | None = None,
+) -> MaskedImage:
+    """Choose regions of one image.
+
+    One number per region decides whether it is chosen and what becomes of it; where it says random, the example and the region are drawn right after
+    it. A drawn image without any region hides the feature instead.
+
+    Args:
+        boxes: (R, 4) pixel corners.
+        pool: image of every training example; read if `masking.random` is not 0.
+        count: number of regions of an image of the pool.
+    Raises:
+        ConfigError: random features are asked for without a pool.
+    Source:
+        ViLBERT, VL-BERT and LXMERT releases (`random_region`, `random_mask_region`, `random_feat`).
+    """
+    if masking.random and (not pool or count is None):
+        raise ConfigError(
+            "region masking: random features are taken from the images of other examples. Give their ids as `pool`, or set random=0."
+        )
+    number = len(boxes)
+    if masking.random:
+        assert count is not None
+        chosen, hidden, replaced = _choose_in_turn(number, masking, rng, pool, count)
+    else:
+        draws = rng.random(number)  # the same numbers as one by one
+        chosen = draws < masking.rate
+        hidden, replaced = chosen & (draws / max(masking.rate, 1e-9) < masking.hide), ()
+    overlapping = np.zeros(number, bool)
+    if (masking.hide_overlapping or masking.whole == "unflagged") and chosen.any():
+        corners = torch.from_numpy(np.asarray(boxes, np.float64))
+        close = (geometry.iou(corners, corners, inclusive=True) > masking.overlap).numpy()
+        overlapping = np.logical_or.reduce(close[chosen])
+        if masking.hide_overlapping and hidden.any():
+            hidden = hidden | np.logical_or.reduce(close[hidden])
+            replaced = tuple(entry for entry in replaced if not hidden[entry[0]])
+    return MaskedImage(chosen=chosen, hidden=hidden, replaced=replaced, overlapping=overlapping)
+
+
+def _choose_in_turn(
+    number: int, masking: RegionMasking, rng: np.random.Generator, pool: Sequence[str], count: Callable[[str], int]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[tuple[int, str, int], ...]]:
+    chosen, hidden = np.zeros(number, bool), np.zeros(number, bool)
+    replaced: list[tuple[int, str, int]] = []
+    for region in range(number):
+        draw = rng.random()
+        if draw >= masking.rate:
+            continue
+        share = draw / masking.rate
+        chosen[region], hidden[region] = True, share < masking.hide
+        if masking.hide <= share < masking.hide + masking.random:
+            image = pool[int(rng.integers(len(pool)))]
+            there = count(image)
+            if there:
+                replaced.append((region, image, int(rng.integers(there))))
+            else:
+                hidden[region] = True
+    return chosen, hidden, tuple(replaced)
+
+
+def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bool_]) -> Tensor:
+    """A copy of an image in which the hidden regions are cut out, before any feature is made of it.
+
+    Zero is the mean colour once an image is normalised. Regions that overlap a hidden one, the whole image among them, see the hole too.
+
+    Args:
+        image: (3, H, W) normalised.
+        boxes: (R, 4) corners in pixels of this image, after it was resized and flipped; the pixels of both corners belong to a box.
+        hidden: (R,) `MaskedImage.hidden`; the whole image is never a hidden region.
+    Source:
+        VL-BERT release, end to end (`MASK_RAW_PIXELS`).
+    """
+    cut = image.clone()
+    for x1, y1, x2, y2 in np.asarray(boxes, np.float64)[hidden].astype(np.int64):  # towards zero, as int() does
+        cut[:, max(y1, 0) : max(y2 + 1, 0), max(x1, 0) : max(x2 + 1, 0)] = 0
+    return cut

@@ -1,0 +1,95 @@
+"""Pictures of a batch for a region extractor that is trained along: boxes in their frame, hidden regions cut out, one padded block.
+
+Letters  S region rows, one picture each, R regions, H and W height and width of a picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visling.data.batches.masking import hide_pixels
+from visling.errors import DataError
+from visling.types import Pixels, RegionArray, RegionStore
+
+MAX_DISTORTION = 0.05
+"""Share by which width over height of a picture may differ from that of the image whose regions are stored; scaled copies round theirs."""
+
+
+class Pictures(Protocol):
+    """Pictures by image id as a region extractor reads them."""
+
+    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> Sequence[Tensor]:
+        """Each picture, (3, H, W) float32 of its own size: scaled, mirrored where asked, normalised so that 0 is the mean colour."""
+        ...
+
+
+class BoxesAlone:
+    """A view of a region store whose features are 0 wide, for models that make their own: the stored ones are not read."""
+
+    feature_size = 0
+
+    def __init__(self, store: RegionStore) -> None:
+        self.store, self.fingerprint = store, store.fingerprint
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self.store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        image = self.store[image_id]
+        return dataclasses.replace(image, features=image.features[:, :0])
+
+
+def place(
+    boxes: NDArray[np.float32],
+    size: NDArray[np.float32],
+    pictures: Sequence[Tensor],
+    mirrored: Sequence[bool],
+    image_ids: Sequence[str],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes in pixels of the pictures, and width and height (S, 2) of these.
+
+    Args:
+        boxes: (S, R, 4) pixel corners in the images as they were stored, of `size` (S, 2).
+    Raises:
+        DataError: a picture has another shape than the image whose regions are stored.
+    Source:
+        VL-BERT release, `data/transforms` and `conceptual_captions.py`: scaled, mirrored to w - 1 - x, cut to the last pixel.
+    """
+    frame = np.array([(picture.shape[2], picture.shape[1]) for picture in pictures], np.float32)
+    for image_id, (wide, high), stored in zip(image_ids, frame, size, strict=True):
+        if abs(wide * stored[1] - high * stored[0]) > MAX_DISTORTION * high * stored[0] + max(stored):
+            raise DataError(
+                f"the picture of {image_id!r} is shaped like {wide:.0f} x {high:.0f}, but the regions stored for it are of an image of "
+                f"{stored[0]:.0f} x {stored[1]:.0f} pixels (width x height). It was turned or cut, or is another one: "
+                "give the pictures that the regions were made of."
+            )
+    placed = boxes * np.tile(frame / size, 2)[:, None]
+    turned = np.array(mirrored, bool)
+    placed[turned, :, 0::2] = frame[turned, None, :1] - 1 - placed[turned, :, 2::-2]
+    return np.clip(placed, 0, np.tile(frame, 2)[:, None] - 1), frame
+
+
+def side_by_side(pictures: Sequence[Tensor], boxes: NDArray[np.float32], hidden: NDArray[np.bool_] | None) -> Pixels:
+    """The pictures, hidden regions cut out, in one block padded with 0 on the right and below.
+
+    Args:
+        boxes: (S, R, 4) of `place`.
+        hidden: (S, R).
+    """
+    size = torch.tensor([picture.shape[1:] for picture in pictures])
+    high, wide = size.amax(0).tolist()
+    images = torch.zeros(len(pictures), 3, high, wide)
+    for row, picture in enumerate(pictures):
+        shown = picture if hidden is None else hide_pixels(picture, boxes[row], hidden[row])
+        images[row, :, : picture.shape[1], : picture.shape[2]] = shown
+    return Pixels(images=images, size=size, row=torch.arange(len(pictures)))

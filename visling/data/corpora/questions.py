@@ -1,0 +1,179 @@
+"""Questions with their answers as pre-training examples: VQA, GQA, LXMERT's merged file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from visling.data.annotations.lxmert import LxmertRecord, find_lxmert, from_question, read_lxmert
+from visling.data.annotations.questions import QuestionRecord, find_gqa, find_vqa_files, read_gqa, read_questions
+from visling.data.answer_table import listed
+from visling.data.answers import AnswerVocabulary
+from visling.data.corpora.base import (
+    CorpusContext,
+    RecordSource,
+    draw_of_another_image,
+    group_by_image,
+    with_all_regions,
+    with_regions,
+)
+from visling.data.text import TextLayout
+from visling.errors import ConfigError, DataError
+from visling.types import IGNORE, Example
+
+
+class QuestionAnswer:
+    """`question ? answer` as one text, the answer drawn from those people gave.
+
+    Args:
+        spelled: whether the answer enters letter by letter, as it does in the release by mistake; else it stays whole.
+    Source:
+        VisualBERT's task-specific pre-training on VQA.
+    Raises:
+        DataError: a question without answers.
+    """
+
+    def __init__(self, records: Sequence[QuestionRecord], layout: TextLayout, *, spelled: bool = False) -> None:
+        if bare := next((record for record in records if not record.answers), None):
+            raise DataError(
+                f"question {bare.id!r} has no answers: pre-training on questions needs an annotated split (train or val)."
+            )
+        self.records, self.layout, self.spelled = records, layout, spelled
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Question `index` with a drawn answer; nothing to match."""
+        record = self.records[index]
+        assert record.answers
+        drawn = record.answers[int(rng.integers(len(record.answers)))]
+        answer = " ".join(drawn) if self.spelled else drawn
+        question = record.question.rstrip()
+        row = self.layout.row(f"{question if question.endswith('?') else question + ' ?'} {answer}")
+        return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": IGNORE})
+
+
+class LxmertSentences:
+    """A caption or question, replaced by one of another image with a given probability; questions that stay are asked for a drawn answer.
+
+    Draws are made in this order: whether the sentence is wrong, which one stands in its place (again while it is of the same image), and, for a
+    question in its place with several answers in the table, the answer, in proportion to its score.
+
+    Args:
+        answers: table whose entries `answer` counts; IGNORE where nothing is asked, no answer is in the table or the sentence was replaced. None
+            gives no such label.
+        false_sentence_ratio: probability of a wrong sentence (matched 0); None replaces none and gives no label, for runs without matching.
+    Source:
+        LXMERT release, `lxmert_pretrain.py` and `lxmert_data.py` (0.5).
+    Raises:
+        DataError: sentences of a single image, where another image's are needed.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[LxmertRecord],
+        layout: TextLayout,
+        *,
+        answers: AnswerVocabulary | None = None,
+        false_sentence_ratio: float | None = 0.5,
+    ) -> None:
+        if false_sentence_ratio is not None and not 0 <= false_sentence_ratio <= 1:
+            raise ConfigError(f"false_sentence_ratio must lie in [0, 1]; found {false_sentence_ratio:g}.")
+        self.records, self.layout, self.answers, self.false_sentence_ratio = (
+            records,
+            layout,
+            answers,
+            false_sentence_ratio,
+        )
+        if false_sentence_ratio:
+            group_by_image(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """The image of sentence `index` with that sentence or a wrong one."""
+        record = shown = self.records[index]
+        labels = {"matched": IGNORE}
+        if self.false_sentence_ratio is not None:
+            wrong = rng.random() < self.false_sentence_ratio
+            shown = draw_of_another_image(self.records, record, rng) if wrong else record
+            labels["matched"] = int(not wrong)
+        if self.answers is not None:
+            labels["answer"] = _answer(record, self.answers, rng) if shown is record else IGNORE
+        return Example(id=record.id, rows=(self.layout.row(shown.sentence),), images=record.images, labels=labels)
+
+
+def _answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random.Generator) -> int:
+    """A drawn answer of a question, as its number in the table."""
+    scores = {answer: score for answer, score in listed(record.scores or {}, answers).items() if score > 0}
+    if not scores:
+        return IGNORE
+    drawn = 0
+    if len(scores) > 1:
+        shares = np.array(list(scores.values()), np.float64)
+        drawn = int(rng.multinomial(1, shares / shares.sum()).argmax())
+    number = answers.index(list(scores)[drawn])
+    assert number is not None
+    return number
+
+
+def read_question_answers(root: Path, split: str, reading: CorpusContext, *, spelled: bool = False) -> RecordSource:
+    questions, annotations = find_vqa_files(root, split)
+    if annotations is None:
+        raise DataError(
+            f"{root} has questions for {split!r} but no annotations: pre-training on questions needs their answers."
+        )
+    left_out = Counter[str]()
+    records = read_questions(questions, annotations, left_out=left_out)
+    reading.note(root, left_out)
+    return QuestionAnswer(with_all_regions(records, root, reading), reading.layout, spelled=spelled)
+
+
+# Sentences as LXMERT reads them.
+
+
+def question_reader(
+    questions: Callable[[Path, str, CorpusContext | None], Sequence[LxmertRecord]],
+    *,
+    numbered: Callable[[str], bool] = lambda image: False,
+) -> Callable[[Path, str, CorpusContext], RecordSource]:
+    def source(root: Path, split: str, reading: CorpusContext) -> RecordSource:
+        records = with_regions(questions(root, split, reading), root, reading, numbered=numbered)
+        return LxmertSentences(
+            records, reading.layout, answers=reading.answers, false_sentence_ratio=0.5 if reading.matching else None
+        )
+
+    return source
+
+
+def lxmert_sentences(root: Path, split: str, reading: CorpusContext | None) -> Sequence[LxmertRecord]:
+    found = read_lxmert(*find_lxmert(root, split))
+    if reading is not None:
+        reading.note(root, {"empty sentences": found.empty, "repeated sentences": found.repeated})
+    return found.records
+
+
+def vqa_questions(root: Path, split: str, reading: CorpusContext | None) -> Sequence[LxmertRecord]:
+    questions, annotations = find_vqa_files(root, split)
+    if annotations is None:
+        raise DataError(
+            f"{root} has questions for {split!r} but no annotations: learning to answer needs their answers."
+        )
+    left_out = Counter[str]()
+    records = read_questions(questions, annotations, left_out=left_out)
+    if reading is not None:
+        reading.note(root, left_out)
+    return [from_question(record, "vqa") for record in records]
+
+
+def gqa_questions(root: Path, split: str, reading: CorpusContext | None) -> Sequence[LxmertRecord]:
+    left_out = Counter[str]()
+    records = read_gqa(find_gqa(root, split), left_out=left_out)
+    if reading is not None:
+        reading.note(root, left_out)
+    return [from_question(record, "gqa") for record in records]

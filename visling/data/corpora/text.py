@@ -1,0 +1,79 @@
+"""Text without images as pre-training examples (VL-BERT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visling.data.annotations.passages import Passages, find_passages, has_passages
+from visling.data.corpora.base import Corpus, CorpusContext
+from visling.data.text import TextLayout
+from visling.errors import ConfigError, DataError
+from visling.types import Example, TextRow
+
+
+class PlainText:
+    """Text without an image: a passage, the passages that follow it while it is short, cut to the longest row; no special tokens.
+
+    Cutting comes before masking here and after it in the release, which shows the model the same: words are drawn for in turn, the cut ones last.
+
+    Args:
+        min_words: words, punctuation counted, below which the next passage is appended; behind the last comes the first.
+        max_tokens: word pieces kept; None = as many as the model reads.
+    Source:
+        VL-BERT release, `general_corpus.py` (64 and 64).
+    """
+
+    def __init__(
+        self, passages: Sequence[str], layout: TextLayout, *, min_words: int = 64, max_tokens: int | None = None
+    ) -> None:
+        self.passages, self.layout, self.min_words = passages, layout, min_words
+        self.max_tokens = layout.spec.max_tokens if max_tokens is None else max_tokens
+        if not passages:
+            raise DataError("a text corpus needs a passage; found none.")
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Passage `index` and what follows it; nothing is drawn."""
+        ids: list[NDArray[np.int64]] = []
+        numbers: list[NDArray[np.int64]] = []
+        words, at = 0, index
+        while not ids or words < self.min_words:
+            pieces, word_numbers = self.layout.tokenizer.pieces(self.passages[at])
+            ids.append(pieces)
+            numbers.append(word_numbers + words)
+            words += int(word_numbers[-1]) + 1 if len(pieces) else 0
+            at = (at + 1) % len(self.passages)
+            if at == index and not words:
+                raise DataError(
+                    "the text corpus has no word that the tokenizer knows how to read: every passage is empty after cleaning."
+                )
+        row = np.concatenate(ids)[: self.max_tokens]
+        return Example(
+            id=str(index),
+            rows=(TextRow(ids=row, segments=np.zeros_like(row), words=np.concatenate(numbers)[: self.max_tokens]),),
+            images=(),
+        )
+
+
+def read_text(
+    corpora: Sequence[Corpus], places: Sequence[tuple[Path, str]], reading: CorpusContext, *, valid: bool
+) -> tuple[PlainText | None, float]:
+    """The text corpus, all its files one after the other, and its rows per row with an image."""
+    parts = [part for part in corpora if part.kind == "text"]
+    if not parts:
+        return None, 0.0
+    if len(parts) > 1:
+        raise ConfigError(f"a run has one text corpus, read from all folders that have text; found {len(parts)}.")
+    there = [place for place in places if has_passages(*place)]
+    if valid and not there:
+        return None, 0.0
+    passages = Passages([file for place in there or places[:1] for file in find_passages(*place)])
+    replace(reading, corpus=parts[0]).note(passages.paths[0].parent, {"lines without a word": passages.empty})
+    return PlainText(passages, reading.layout), parts[0].weight

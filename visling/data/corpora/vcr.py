@@ -1,0 +1,118 @@
+"""VCR's questions with one of their choices as pre-training examples (VisualBERT)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from visling.data.annotations.vcr import NUM_CHOICES, VcrRecord, find_vcr, read_metadata, read_vcr, with_names
+from visling.data.corpora.base import CorpusContext, RecordSource, with_all_regions
+from visling.data.text import NamedWord, TextLayout
+from visling.errors import DataError
+from visling.regions.store import NativeStore
+from visling.types import Example
+
+
+class VcrChoices:
+    """A question of VCR and one of its answers, or question with right answer and one of its rationales: is the choice right (matched 1)?
+
+    Eight examples of each question, its answers first. Objects are called by names (`with_names`), which answers and rationales take over from what
+    comes before them. Regions are all that the store has of the image, whose id is the stem of `img_fn`; the release shows the whole image, as a
+    region of its own, and those detections alone that question, answers or rationales of either kind name, all persons where "everyone" is
+    mentioned or nothing is named (`add_all_features`).
+
+    Args:
+        objects_from: image -> number of the region that is its object 0, the others following it: names are linked to these regions. Of images that
+            are not in it nothing is linked.
+        same_choice: whether question number i is shown with choice i modulo 8 only, eight times an epoch, as in the release by mistake
+            (`complete_shuffle` overwrites the number that the choice is made of); else with each choice once.
+        word_links: whether links count words where they should count pieces, as in the release by mistake; see `TextLayout.named`.
+    Source:
+        VisualBERT's task-specific pre-training on VCR, `vcr.py` with `pretraining_include_qa_and_qar`.
+    Raises:
+        DataError: a question without labels.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[VcrRecord],
+        layout: TextLayout,
+        *,
+        objects_from: Mapping[str, int],
+        same_choice: bool = False,
+        word_links: bool = False,
+    ) -> None:
+        if bare := next(
+            (record for record in records if record.answer_label is None or record.rationale_label is None), None
+        ):
+            raise DataError(
+                f"question {bare.id!r} has no labels: pre-training on VCR needs a split that tells the right choices (train or val)."
+            )
+        self.records = [record for record in records for _ in range(2 * NUM_CHOICES)]
+        """The annotation of each example."""
+        self.layout, self.objects_from, self.same_choice, self.word_links = (
+            layout,
+            objects_from,
+            same_choice,
+            word_links,
+        )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Choice `index` modulo 8 of question `index` // 8; nothing is drawn."""
+        record = self.records[index]
+        number, which = divmod(index, 2 * NUM_CHOICES)
+        if self.same_choice:
+            which = number % (2 * NUM_CHOICES)
+        assert record.answer_label is not None
+        context, choices, label = record.question, record.answer_choices, record.answer_label
+        if which >= NUM_CHOICES:
+            assert record.rationale_label is not None
+            context, choices, label = context + choices[label], record.rationale_choices, record.rationale_label
+        choice = which % NUM_CHOICES
+        first, names = with_names(context, record.objects, {})
+        second, _ = with_names(choices[choice], record.objects, names)
+        first, second = (self._regions(words, record.images[0]) for words in (first, second))
+        row = self.layout.named(first, second, by_word=self.word_links)
+        return Example(
+            id=f"{record.id}:{which}", rows=(row,), images=record.images, labels={"matched": int(choice == label)}
+        )
+
+    def _regions(self, words: Sequence[NamedWord], image: str) -> list[NamedWord]:
+        """The words with regions of the store in place of objects."""
+        start = self.objects_from.get(image)
+        return [(word, None if number is None or start is None else start + number) for word, number in words]
+
+
+_SAME_BOX = 1.0
+"""Pixels by which each coordinate of a stored box may be off an object of VCR and is still that object's: stores may hold rounded boxes."""
+
+
+def read_vcr_choices(root: Path, split: str, reading: CorpusContext) -> RecordSource:
+    found = read_vcr(*find_vcr(root, split))
+    reading.note(root, {"questions with a sentence without a word": found.empty, "repeated questions": found.repeated})
+    records = with_all_regions(found.records, root, reading)
+    images = {record.images[0]: record for record in records}
+    objects_from = {
+        image: start for image, record in images.items() if (start := _objects_from(record, reading.store)) is not None
+    }
+    if unlike := len(images) - len(objects_from):
+        reading.notes.append(
+            f"vcr of {root}: names are not linked to regions in {unlike} of {len(images)} images, whose regions are not the objects of VCR's metadata"
+        )
+    part = reading.corpus
+    return VcrChoices(
+        records, reading.layout, objects_from=objects_from, same_choice=part.same_choice, word_links=part.word_links
+    )
+
+
+def _objects_from(record: VcrRecord, store: NativeStore) -> int | None:
+    """Number of the region that is object 0 of a picture: 0, or 1 behind the whole image; None if the store holds others than its objects in their
+    order."""
+    objects, regions = read_metadata(record).boxes, store[record.images[0]].boxes
+    start = len(regions) - len(objects)
+    return start if start in (0, 1) and bool((np.abs(regions[start:] - objects) <= _SAME_BOX).all()) else None

@@ -1,8 +1,0 @@
-"""The embedded data set: drawn scenes and panels, written in the official annotation formats of the data sets that they stand for."""
-
-from __future__ import annotations
-
-from visling.data.scenes.settings import ScenesConfig
-from visling.data.scenes.write import write_scenes
-
-__all__ = ["ScenesConfig", "write_scenes"]

@@ -1,0 +1,70 @@
+"""An encoder with the heads of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from visling.models.base import Encoder
+from visling.nn import heads as heads_module
+from visling.types import Batch, Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedHead:
+    """A head as a converted model folder describes it."""
+
+    part: str
+    """Its name in the key maps of the family."""
+    head: Head
+    style: str
+    group: int = 1
+    """Rows per example."""
+
+    def build(self, encoder: Encoder) -> nn.Module:
+        """The head on an encoder, with fresh weights."""
+        return heads_module.build(
+            self.head, encoder.dims, style=self.style, words=encoder.word_embeddings, group=self.group
+        )
+
+
+class TaskModel(nn.Module):
+    """An encoder with the heads that one task asks for.
+
+    Args:
+        heads: heads of the task by name.
+        group: rows of an example, which its heads see together.
+        styles: head kind -> style of the family.
+        saved: heads that are of another style or size, by name.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        heads: Mapping[str, Head],
+        styles: Mapping[str, str],
+        *,
+        group: int = 1,
+        saved: Mapping[str, SavedHead] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.kinds = {name: head.kind for name, head in heads.items()}
+        known = saved or {}
+        self.heads = nn.ModuleDict(
+            {
+                name: known[name].build(encoder)
+                if name in known
+                else heads_module.build(
+                    head, encoder.dims, style=styles[head.kind], words=encoder.word_embeddings, group=group
+                )
+                for name, head in heads.items()
+            }
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits by head name; shapes in `nn.heads`."""
+        encoded = self.encoder(batch)
+        return {name: head(encoded.pooled) for name, head in self.heads.items()}

@@ -1,0 +1,87 @@
+"""The region features that a model knows: their fingerprint, statistics measured on a sample, and the extractor's backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from visling.checkpoints import files
+from visling.errors import CheckpointError
+from visling.models.base import Encoder
+from visling.pretrained.folder import ModelFolder
+from visling.regions.store import NativeStore
+from visling.vision import end_to_end
+from visling.vision.end_to_end import RegionExtractor
+
+
+def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, extracts: bool = False) -> None:
+    """Refuse region features other than those a model was trained on.
+
+    Args:
+        extracts: whether the run makes features with a region extractor of its own, and takes boxes and classes alone from the store.
+    Raises:
+        CheckpointError: the fingerprints differ, or one side makes its own features and the other does not, and `override` is off.
+    """
+    if saved.text_only or override:
+        return
+    if saved.extractor is not None and not extracts:
+        raise CheckpointError(
+            f"{saved.path} was trained along with a region extractor of its own and knows no other features; this run reads those of a store, which "
+            "give wrong answers without any error. Go on with a recipe that has an extractor, start from a model that was trained on stored "
+            "features, or pass --other-features to take the encoder alone and teach it these."
+        )
+    if saved.extractor is None and extracts:
+        raise CheckpointError(
+            f"{saved.path} knows region features but comes without the network that made them, and this run makes its own. If a file has that "
+            "network (a VL-BERT end to end), name it with --backbone and pass --other-features, too. Else start from text weights or a model with "
+            "an extractor, or teach the encoder the features of this one with --other-features alone."
+        )
+    if saved.fingerprint == fingerprint:
+        return
+    if not saved.fingerprint:
+        raise CheckpointError(
+            f"{saved.path} holds converted weights, and which region features they were trained on is not recorded. {saved.source.get('note', '')} "
+            "If these regions are of that kind, pass --other-features, or say so once and for all with visling convert --features STORE."
+        )
+    raise CheckpointError(
+        f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. Features of another detector "
+        "give wrong answers without any error. Extract regions with the same detector, or pass --other-features to go on all the same."
+    )
+
+
+def load_backbone(extractor: RegionExtractor, path: Path) -> str:
+    """Start a region extractor from a file: a plain ResNet (a detector that was converted to one, in the release), or a VL-BERT that was trained end
+    to end, from which its network is taken.
+
+    Returns:
+        What was read, for the log.
+    Raises:
+        CheckpointError: no such file, or not a network of this size.
+    """
+    tensors = files.read(path)
+    layout = "official" if any(name.startswith("image_feature_extractor.") for name in tensors) else "resnet"
+    try:
+        end_to_end.KEYS[layout].load(tensors, {"extractor": extractor})
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} does not fill the region extractor, read as {'a VL-BERT end to end' if layout == 'official' else 'a plain ResNet'}: {error} "
+            "Give a file of the recipe's depth, or change extractor.blocks."
+        ) from error
+    return f"the region extractor starts from {path} ({layout})"
+
+
+SAMPLED_IMAGES = 2000
+"""Images, evenly spread over those of training, whose regions a fresh encoder measures."""
+
+
+def measure_features(encoder: Encoder, store: NativeStore | None, images: Iterable[str]) -> Encoder:
+    """The encoder with its statistics of region features measured on a sample of these images, if it keeps any."""
+    ids = [] if store is None else sorted({image_id for image_id in images if image_id in store})
+    if store is not None and ids:
+        ids = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
+        encoder.fit_features(
+            torch.cat([torch.from_numpy(store[image_id].features.astype("float32")) for image_id in ids])
+        )
+    return encoder

@@ -1,0 +1,333 @@
+"""pretrained.folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from visling import config as configs
+from visling import models
+from visling.checkpoints import hub
+from visling.data.text import Tokenizer
+from visling.errors import CheckpointError
+from visling.models import head_styles
+from visling.models.base import Encoder
+from visling.models.task_model import SavedHead, TaskModel
+from visling.objectives.base import Objective
+from visling.objectives.pretrain_model import PretrainModel
+from visling.pretrained.card import write_card
+from visling.regions.store import NativeStore
+from visling.tasks.base import Task
+from visling.tasks.base import load as load_task
+from visling.train.state import save_weights
+from visling.vision.end_to_end import ExtractorConfig, RegionExtractor
+
+FORMAT = 1
+"""Version of the model folder's layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model folder that has been read."""
+
+    path: Path
+    model: str
+    """Family, for example visualbert."""
+    config: Any
+    """The family's config."""
+    task: str | None
+    """Task name; None for a pre-trained encoder."""
+    text_only: bool
+    """Whether it was trained without seeing any region."""
+    fingerprint: str
+    """Of the region features it was trained on."""
+    weights: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    """What the task needs to be restored (its answer vocabulary)."""
+    heads: Mapping[str, SavedHead] = field(default_factory=dict)
+    """Heads of converted weights by the prefix of their weights (`objectives.masked_lm.head`, `heads.classify`)."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where converted weights come from: file, its SHA-256, layout, and release if it is a known one."""
+    extractor: ExtractorConfig | None = None
+    """The region extractor that was trained along, whose features it knows; the fingerprint is then that of its boxes and classes."""
+
+    def encoder(self) -> Encoder:
+        """The encoder alone, weights loaded."""
+        encoder = models.build(self.model, self.config)
+        load_part(encoder, self.weights, "encoder.", self.path)
+        return encoder
+
+    def task_model(self) -> tuple[TaskModel, Task[Any, Any]]:
+        """The fine-tuned model and its task, restored.
+
+        Raises:
+            CheckpointError: the folder holds a pre-trained encoder without a task head.
+        """
+        if self.task is None:
+            raise CheckpointError(
+                f"{self.path} holds a pre-trained encoder without a task head. Fine-tune it first: visling finetune --init {self.path}."
+            )
+        task = load_task(self.task).from_state(self.state)
+        own = {name: self.heads[f"heads.{name}"] for name in task.heads if f"heads.{name}" in self.heads}
+        model = TaskModel(
+            models.build(self.model, self.config), task.heads, head_styles(self.model), group=task.group, saved=own
+        )
+        beside = tuple(f"{place}." for place in self.heads if place.removeprefix("heads.") not in own)
+        load_part(
+            model, {name: tensor for name, tensor in self.weights.items() if not name.startswith(beside)}, "", self.path
+        )
+        return model, task
+
+    def head(self, place: str, encoder: Encoder) -> nn.Module:
+        """One of `heads` on an encoder, weights loaded."""
+        module = self.heads[place].build(encoder)
+        load_part(module, self.weights, f"{place}.", self.path)
+        return module
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the model folder.
+
+        Raises:
+            CheckpointError: the folder holds something, or cannot be written.
+        """
+        target = claim_folder(Path(folder))
+        try:
+            for file in self.path.rglob("*"):
+                name = file.relative_to(self.path)
+                if file.is_file() and any(fnmatch.fnmatch(name.as_posix(), pattern) for pattern in hub.FOLDER_FILES):
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target / name)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write the model to {folder}: {error}. Free space or use another folder."
+            ) from error
+
+    def push_to_hub(self, repository: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload the model folder to owner/name on the Hugging Face hub; returns the address of the change.
+
+        Raises:
+            CheckpointError: offline, refused, or not reachable.
+        """
+        return hub.upload(self.path, repository, private=private, token=token)
+
+
+def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> ModelFolder:
+    """A model from a folder here, or by owner/name from the Hugging Face hub.
+
+    Args:
+        revision: branch, tag or commit on the hub.
+        offline: look into the hub's cache only; None = as the variable HF_HUB_OFFLINE says.
+    Raises:
+        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
+    """
+    return read_model_folder(
+        hub.fetch(str(source), revision=revision, offline=offline) if hub.is_id(source) else Path(source)
+    )
+
+
+def claim_folder(path: Path) -> Path:
+    """A new or empty folder to write to.
+
+    Raises:
+        CheckpointError: it holds something, is a file, or cannot be made.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise CheckpointError(
+            f"{path} exists and is not empty. Name another folder, or remove it: nothing is overwritten."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {path}: {error}. Use another one.") from error
+    return path
+
+
+def save_model_folder(
+    path: Path,
+    module: TaskModel | PretrainModel,
+    *,
+    run: Any,
+    task: Task[Any, Any] | None,
+    text_only: bool,
+    store: NativeStore | None,
+    tokenizer: Tokenizer,
+) -> None:
+    """Write a model folder.
+
+    Args:
+        run: the `Pretraining` or `Finetuning` it came from.
+        store: regions it was trained on.
+    """
+    describe_model_folder(
+        path,
+        model=run.model,
+        config=module.encoder.config,
+        task=task,
+        text_only=text_only,
+        fingerprint="" if store is None else store.fingerprint,
+        tokenizer=tokenizer,
+        trained=f"by the recipe {run.recipe}",
+        extractor=cast(RegionExtractor, module.extractor).config
+        if isinstance(module, PretrainModel) and module.extractor is not None
+        else None,
+    )
+    save_weights(path, module)
+
+
+def describe_model_folder(
+    path: Path,
+    *,
+    model: str,
+    config: Any,
+    task: Task[Any, Any] | None,
+    text_only: bool,
+    fingerprint: str,
+    tokenizer: Tokenizer,
+    trained: str,
+    heads: Mapping[str, SavedHead] | None = None,
+    source: Mapping[str, Any] | None = None,
+    extractor: ExtractorConfig | None = None,
+) -> None:
+    """Write all of a model folder but its weights.
+
+    Args:
+        trained: for the model card: by what, or where the weights come from.
+        heads: of converted weights, by place.
+        source: of converted weights.
+        extractor: settings of the region extractor that was trained along.
+    """
+    described = {
+        "format": FORMAT,
+        "model": model,
+        "config": configs.to_dict(config),
+        "task": None if task is None else task.name,
+        "text_only": text_only,
+        "fingerprint": fingerprint,
+        **({"extractor": configs.to_dict(extractor)} if extractor is not None else {}),
+        **({"heads": configs.to_dict(heads)} if heads else {}),
+        **({"source": dict(source)} if source else {}),
+    }
+    (path / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(tokenizer.vocabulary_file, path / "vocab.txt")
+    if task is not None:
+        (path / "answers.json").write_text(json.dumps(task.state()) + "\n", encoding="utf-8")
+    (path / "README.md").write_text(
+        write_card(described, trained, [] if task is None else task.state().get("answers", [])), encoding="utf-8"
+    )
+
+
+def read_model_folder(path: Path) -> ModelFolder:
+    """Read a model folder, or the `model` folder inside a run folder.
+
+    Raises:
+        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
+    """
+    folder = path if (path / "config.json").exists() else path / "model"
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the run finished its first epoch?"
+        )
+    answers = folder / "answers.json"
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        layout = described.get("format") if isinstance(described, dict) else type(described).__name__
+        if not isinstance(layout, int):
+            raise CheckpointError(
+                f"{folder} holds no model that pretrain or finetune wrote: its config.json says {layout!r}. "
+                "Check the path; weights of another library are read by visling convert."
+            )
+        if layout != FORMAT:
+            raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
+        return ModelFolder(
+            path=folder,
+            model=described["model"],
+            config=configs.from_dict(models.spec(described["model"]).config, described["config"]),
+            task=described["task"],
+            text_only=described["text_only"],
+            fingerprint=described["fingerprint"],
+            weights=load_file(folder / "model.safetensors"),
+            state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
+            heads={place: configs.from_dict(SavedHead, head) for place, head in described.get("heads", {}).items()},
+            source=described.get("source", {}),
+            extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,
+        )
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again."
+        ) from error
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} lacks {error}: it was edited or is damaged. Train or copy the model again."
+        ) from error
+
+
+def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, source: Path) -> None:
+    """Load the weights under a prefix into a module; all of them, and nothing else.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    part = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    wanted = module.state_dict()
+    missing, foreign = sorted(wanted.keys() - part.keys()), sorted(part.keys() - wanted.keys())
+    shapes = [name for name in wanted.keys() & part.keys() if wanted[name].shape != part[name].shape]
+    if missing or foreign or shapes:
+        first = (missing + foreign + sorted(shapes))[0]
+        sizes = f" ({tuple(part[first].shape)} instead of {tuple(wanted[first].shape)})" if first in shapes else ""
+        raise CheckpointError(
+            f"weights in {source} do not fit: {len(missing)} missing, {len(foreign)} unknown, {len(shapes)} of another shape, "
+            f"first {first!r}{sizes}. Use the settings it was trained with (config.json beside it)."
+        )
+    module.load_state_dict(part)
+
+
+def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[str]:
+    """Load the heads of objectives that a model was pre-trained with, where they have the same weights in the same shapes.
+
+    Returns:
+        Objectives that a model was not trained with, or whose head differs (another answer table): they keep fresh heads.
+    """
+    fresh = []
+    for name, objective in objectives.items():
+        head = getattr(objective, "head", None)
+        if head is None:
+            continue
+        prefix = f"objectives.{name}.head."
+        shapes = {
+            key.removeprefix(prefix): tensor.shape for key, tensor in saved.weights.items() if key.startswith(prefix)
+        }
+        if shapes == {key: tensor.shape for key, tensor in head.state_dict().items()}:
+            load_part(head, saved.weights, prefix, saved.path)
+        else:
+            fresh.append(name)
+    return fresh
+
+
+def check_family(saved: ModelFolder, model: str) -> None:
+    """Refuse to start a model from weights of another family.
+
+    Raises:
+        CheckpointError: the families differ.
+    """
+    if saved.model == model:
+        return
+    mend = f"Name a model of {model} with --init."
+    if {saved.model, model} == {"lxmert", "cvlp"}:  # CVLP's query network is an LXMERT
+        mend = (
+            f"They share their released layout: visling convert {saved.path} --to-layout official --to FILE.pth, then "
+            f"visling convert FILE.pth --model {model} --from official --to START, and --init START."
+        )
+    raise CheckpointError(f"{saved.path} holds {saved.model}, but the recipe trains {model}. {mend}")
+
+
+KEPT = "kept.safetensors"
+"""File of a model folder with the tensors that a release holds and never reads; no loader asks for it, `export` writes them back."""

@@ -1,0 +1,177 @@
+"""What a recipe returns: everything a pre-training or fine-tuning run depends on, apart from where its files are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from visling import config as configs
+from visling.data.batches.masking import RegionMasking, TokenMasking
+from visling.data.corpora.base import Corpus
+from visling.errors import ConfigError
+from visling.models import encoder_config
+from visling.objectives.masked_regions import RegionLosses
+from visling.train.config import TrainConfig
+from visling.vision.end_to_end import ExtractorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One pre-training run; saved in run.json."""
+
+    recipe: str
+    model: str
+    """Family."""
+    encoder: Any
+    """The family's config."""
+    any_features: bool = False
+    """Whether the encoder's feature width follows the region store; a published run reads features of one width."""
+    corpora: tuple[Corpus, ...]
+    objectives: Mapping[str, float]
+    """Objective -> weight in the loss: masked_lm, matching, masked_regions, image_qa, region_contrast."""
+    from_epoch: Mapping[str, int] = field(default_factory=dict)
+    """Objective -> epochs that pass before it counts; until then its weight is 0 (LXMERT's paper: image_qa 10)."""
+    objective_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Objective -> settings that are not its defaults (region_contrast: temperature, clip, momentum, queue_size; image_qa: num_answers)."""
+    min_answer_count: int = 9
+    """Training questions whose best answer it must be for an answer to be asked by image_qa, where no file lists the answers."""
+    masking: TokenMasking = field(default_factory=TokenMasking)
+    """Which word pieces are hidden."""
+    region_masking: RegionMasking | None = None
+    """Which regions are hidden; None = none."""
+    region_losses: RegionLosses | None = None
+    """What the objective masked_regions tells about them."""
+    extractor: ExtractorConfig | None = None
+    """Network that makes regions' features of pictures, hidden ones cut out, and is trained along (VL-BERT end to end); None = stored features."""
+    flip: float = 0.0
+    """Share of the pictures that are mirrored in training, boxes and all, texts as they are."""
+    batch_size: int = 128
+    """Examples per step and process."""
+    train_split: str = "train"
+    valid_split: str = "val"
+    start: str = "fresh"
+    """What the weights start from: fresh, released text weights (bert-base-uncased), or the recipe whose model `--init` names."""
+    train: TrainConfig
+    """How long and how."""
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the paper has instead, where it is known."""
+    release: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the released code has instead."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
+        for what, named in (("from_epoch", self.from_epoch), ("objective_settings", self.objective_settings)):
+            if unknown := sorted(named.keys() - self.objectives.keys()):
+                raise ConfigError(
+                    f"{what} names {', '.join(unknown)}, which the objectives {', '.join(self.objectives)} lack. Take it out, or add it."
+                )
+
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip is a share of the pictures, from 0 to 1; found {self.flip:g}.")
+        if self.extractor is not None:
+            self._check_extractor(self.extractor)
+        elif self.flip:
+            raise ConfigError("flip mirrors the pictures that an extractor reads; the recipe has none. Set flip=0.")
+
+    def _check_extractor(self, extractor: ExtractorConfig) -> None:
+        """Refuse what cannot be asked about, or done to, features that are made while training."""
+        if self.encoder.feature_size != extractor.feature_size:
+            raise ConfigError(
+                f"the extractor makes features of width {extractor.feature_size}, four times the last of extractor.widths, but encoder.feature_size "
+                f"is {self.encoder.feature_size}. Use --set encoder.feature_size={extractor.feature_size}."
+            )
+        for name, why in (
+            ("whiten_features", "measures stored features"),
+            ("masks_features", "hides features, but here pixels are hidden"),
+        ):
+            if getattr(self.encoder, name, False):
+                raise ConfigError(
+                    f"encoder.{name} {why}; the recipe's extractor makes features while it trains. Use --set encoder.{name}=false."
+                )
+        if self.region_masking is not None and self.region_masking.random:
+            raise ConfigError(
+                "region_masking.random takes stored features of other images, which an extractor does not read. Set it to 0."
+            )
+        if "region_contrast" in self.objectives or (
+            self.region_losses is not None and self.region_losses.features != "none"
+        ):
+            raise ConfigError(
+                "region_contrast and region_losses.features compare with stored features, but the recipe's extractor makes others while it trains. "
+                "Leave them out, or set extractor=none."
+            )
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """Weight of every objective in an epoch, counted from 0."""
+        return {
+            name: weight if epoch >= self.from_epoch.get(name, 0) else 0.0 for name, weight in self.objectives.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """One fine-tuning run; saved in run.json."""
+
+    recipe: str
+    model: str
+    """Family."""
+    encoder: Any
+    """The family's config."""
+    any_features: bool = False
+    """Whether the encoder's feature width follows the region store; a published run reads features of one width."""
+    task: str
+    """A module of `visling.tasks`, or a dotted path."""
+    task_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task that differ from its defaults."""
+    batch_size: int = 128
+    """Examples per step and process."""
+    train_split: str = "train"
+    valid_split: str = "val"
+    """Split by which the best weights are chosen."""
+    train_limit: int | None = None
+    """Use only the first so many training examples (in a random order of the run's seed)."""
+    text_only: bool = False
+    """Train without any region: what the words alone give away."""
+    carry_answers: bool = True
+    """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT, CVLP)."""
+    train: TrainConfig
+    """How long and how."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
+
+
+BERT_BASE, BERT_LARGE = "bert-base-uncased", "bert-large-uncased"
+
+
+def differences(
+    run: PretrainConfig | FinetuneConfig, recipe: PretrainConfig | FinetuneConfig
+) -> dict[str, dict[str, Any]]:
+    """Where a run differs from its recipe, from the paper and from the released code, as far as that is known.
+
+    Args:
+        run: the recipe after changes of settings.
+        recipe: as it was made.
+    Returns:
+        "changed" (only if anything is), "paper" and "release": setting (dotted) or topic -> its value `here`, unless it is a topic, and in the
+        `recipe`, `paper` or `release`.
+    """
+    plain = configs.to_dict(run)
+    changed = {name: {"here": new, "recipe": old} for name, (old, new) in configs.difference(run, recipe).items()}
+    found: dict[str, dict[str, Any]] = {"changed": changed} if changed else {}
+    for source in ("paper", "release"):
+        told = plain.get(source, {})
+        here = {name: value_at(plain, name) for name in told}
+        found[source] = {
+            name: {**here[name], source: value} for name, value in told.items() if here[name] != {"here": value}
+        }
+    return found
+
+
+def value_at(plain: Any, name: str) -> dict[str, Any]:
+    """The value of a dotted setting under `here`; nothing if it is not one."""
+    for part in name.split("."):
+        if not isinstance(plain, Mapping) or part not in plain:
+            return {}
+        plain = plain[part]
+    return {"here": plain}

@@ -1,0 +1,90 @@
+"""CVLP's published pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from visling import models
+from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
+from visling.data.corpora.base import Corpus
+from visling.recipes.configs import PretrainConfig
+from visling.recipes.lxmert import lxmert_optimiser
+from visling.train.config import TrainConfig
+
+_CONTRAST: Mapping[str, Any] = {
+    "projection_size": 128,
+    "momentum": 0.99995,
+    "temperature": 0.07,
+    "clip": 10.0,
+    "queue_size": 30 * 256 * 36,  # 30 batches of 256 images of 36 regions
+    "max_regions": 36,
+}
+
+
+def cvlp_release() -> PretrainConfig:
+    """CVLP as last released: from scratch, region contrast in the place of region labels and question answering, batch 256, 1e-4, 40 epochs.
+
+    Source:
+        run/lxmert_pretrain.bash at 7c7331b and later, src/pretrain/lxmert_pretrain.py at e2a363e (deleted in 13de5fe).
+    """
+    return PretrainConfig(
+        recipe="cvlp-release",
+        model="cvlp",
+        encoder=models.spec("cvlp").presets["base_replace"],
+        corpora=(Corpus(kind="lxmert"),),
+        objectives={"masked_lm": 1.0, "matching": 1.0, "region_contrast": 1.0},
+        objective_settings={"region_contrast": _CONTRAST},
+        masking=TOKEN_RELEASES["cvlp"],
+        region_masking=REGION_RELEASES["cvlp"],
+        batch_size=256,
+        train=TrainConfig(epochs=40, seed=9595, optim=lxmert_optimiser()),
+        paper={"encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None},
+        release={
+            "start": "both networks from scratch, each by itself",
+            "queue": "dealt out to the devices: each sees its part of the 30 batches",
+            "momentum": "the word table follows twice per update",
+            "warm-up": "the 30 batches that fill the queue count as updates of the schedule",
+        },
+    )
+
+
+def cvlp_from_lxmert() -> PretrainConfig:
+    """CVLP as first released: as cvlp-release, but 20 epochs from the weights of LXMERT, its answer head left out.
+
+    Source:
+        run/lxmert_pretrain.bash at 5851373 (`--loadLXMERT`).
+    """
+    run = cvlp_release()
+    return replace(
+        run,
+        recipe="cvlp-from-lxmert",
+        start="lxmert-20epochs-qa",
+        train=replace(run.train, epochs=20),
+        release={name: value for name, value in run.release.items() if name != "start"},
+    )
+
+
+def cvlp_paper() -> PretrainConfig:
+    """CVLP as the paper describes it: layers of the key network dropped, scores without a bound; schedule as released.
+
+    Source:
+        Method section; batch, rate, epochs, temperature and queue size could not be read there and are those of the release.
+    """
+    run = cvlp_release()
+    return replace(
+        run,
+        recipe="cvlp-paper",
+        encoder=models.spec("cvlp").presets["base"],
+        objective_settings={"region_contrast": {**_CONTRAST, "clip": None}},
+        paper={},
+        release={**run.release, "encoder.key_layers": "replace", "objective_settings.region_contrast.clip": 10.0},
+    )
+
+
+PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
+    "cvlp-release": cvlp_release,
+    "cvlp-from-lxmert": cvlp_from_lxmert,
+    "cvlp-paper": cvlp_paper,
+}

@@ -1,0 +1,236 @@
+"""VisualBERT's published pre-training and fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from visling import models
+from visling.data.batches.masking import TOKEN_RELEASES
+from visling.data.corpora.base import Corpus
+from visling.recipes.configs import BERT_BASE, FinetuneConfig, PretrainConfig
+from visling.train.config import TrainConfig
+from visling.train.optim import OptimConfig
+
+
+def visualbert_coco() -> PretrainConfig:
+    """VisualBERT's COCO phase for VQA as released: caption pairs, 100 regions of width 2048, batch 48, 5e-5, 10 epochs.
+
+    Source:
+        configs/vqa/coco-pre-train.json; paper section 3.2, task-agnostic pre-training.
+    """
+    return _visualbert_coco("visualbert-coco", "vqa", batch_size=48)
+
+
+def visualbert_nlvr2_coco() -> PretrainConfig:
+    """VisualBERT's COCO phase for NLVR2 as released: caption pairs, 144 regions of width 1024, batch 64, 5e-5, 10 epochs.
+
+    Source:
+        configs/nlvr2/coco-pre-train.json.
+    """
+    return _visualbert_coco("visualbert-nlvr2-coco", "nlvr2", batch_size=64)
+
+
+def visualbert_flickr30k_coco() -> PretrainConfig:
+    """VisualBERT's COCO phase for Flickr30K as released: caption pairs, 10 to 100 regions of width 2048 and their place, batch 32, 5e-5, 10 epochs.
+
+    Source:
+        configs/flickr/coco-pre-train.json.
+    """
+    return _visualbert_coco("visualbert-flickr30k-coco", "flickr30k", batch_size=32)
+
+
+def visualbert_vcr_coco() -> PretrainConfig:
+    """VisualBERT's COCO phase for VCR, on fixed features: caption pairs, regions of width 512, batch 128, 1e-4, 10 epochs.
+
+    Source:
+        configs/vcr/coco-pre-train.json. There the network that makes the features is trained along, but for its first stages.
+    """
+    run = _visualbert_coco("visualbert-vcr-coco", "vcr", batch_size=128, lr=1e-4)
+    return replace(
+        run,
+        release={
+            **run.release,
+            "features": "made by a ResNet-50 that is trained along, but for its first three stages",
+        },
+    )
+
+
+def visualbert_vqa_pretraining() -> PretrainConfig:
+    """VisualBERT's task-specific phase for VQA as released: masked words over question and answer, batch 64, 5e-5, 10 epochs.
+
+    Source:
+        configs/vqa/pre-train.json; paper section 3.2, task-specific pre-training.
+    """
+    return PretrainConfig(
+        recipe="visualbert-vqa",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["vqa"],
+        corpora=(Corpus(kind="questions"),),
+        objectives={"masked_lm": 1.0},
+        masking=TOKEN_RELEASES["visualbert"],
+        batch_size=64,
+        start="visualbert-coco",
+        train=_visualbert_training(5e-5),
+        release={
+            "answers": "spelt letter by letter, by mistake (the corpus spelled_questions)",
+            "data": "training and validation questions",
+        },
+    )
+
+
+def visualbert_nlvr2_pretraining() -> PretrainConfig:
+    """VisualBERT's task-specific phase for NLVR2 as released: masked words, and is the sentence true; two images, batch 64, 5e-5, 10 epochs.
+
+    Source:
+        configs/nlvr2/pre-train.json, 144 regions of each image; its comment asks for 8 V100.
+    """
+    return PretrainConfig(
+        recipe="visualbert-nlvr2",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["nlvr2"],
+        corpora=(Corpus(kind="statements"),),
+        objectives={"masked_lm": 1.0, "matching": 1.0},
+        masking=TOKEN_RELEASES["visualbert"],
+        batch_size=64,
+        valid_split="dev",
+        start="visualbert-nlvr2-coco",
+        train=_visualbert_training(5e-5),
+    )
+
+
+def visualbert_flickr30k_pretraining() -> PretrainConfig:
+    """VisualBERT's task-specific phase for Flickr30K as released: masked words of single captions, batch 32, 5e-5, 10 epochs.
+
+    Source:
+        configs/flickr/pre-train.json.
+    """
+    return PretrainConfig(
+        recipe="visualbert-flickr30k",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["flickr30k"],
+        corpora=(Corpus(kind="flickr30k"),),
+        objectives={"masked_lm": 1.0},
+        masking=TOKEN_RELEASES["visualbert"],
+        batch_size=32,
+        start="visualbert-flickr30k-coco",
+        train=_visualbert_training(5e-5),
+    )
+
+
+def visualbert_vcr_pretraining() -> PretrainConfig:
+    """VisualBERT's task-specific phase for VCR, on fixed features: masked words, and is the choice right; batch 32, 5e-5, one epoch.
+
+    A text is a question and one of its answers, or question and right answer and one of the rationales: eight of each question. Names are linked to
+    regions where the store holds the objects of VCR's metadata.
+
+    Source:
+        configs/vcr/pre-train.json.
+    """
+    train = _visualbert_training(5e-5)
+    return PretrainConfig(
+        recipe="visualbert-vcr",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["vcr"],
+        corpora=(Corpus(kind="vcr"),),
+        objectives={"masked_lm": 1.0, "matching": 1.0},
+        masking=TOKEN_RELEASES["visualbert"],
+        batch_size=32,
+        start="visualbert-vcr-coco",
+        train=replace(train, epochs=1, optim=replace(train.optim, warmup_share=0.1879)),
+        release={
+            "features": "made by a ResNet-50 that is trained along, but for its first three stages",
+            "regions": "the whole image and the objects that question, answers or rationales name; all persons where none is named",
+            "choices": "an item is shown with the same one of its eight choices, eight times an epoch, by mistake (same_choice of the corpus)",
+            "links": "count words where they should count word pieces, by mistake (word_links of the corpus)",
+        },
+    )
+
+
+def visualbert_vqa_finetuning() -> FinetuneConfig:
+    """VisualBERT on VQA v2 as released: 100 regions of width 2048, KL loss, BertAdam 2e-5, batch 64, 10 epochs.
+
+    Source:
+        configs/vqa/fine-tune.json.
+    """
+    return FinetuneConfig(
+        recipe="visualbert-vqa",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["vqa"],
+        task="vqa",
+        batch_size=64,
+        train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
+    )
+
+
+def visualbert_nlvr2_finetuning() -> FinetuneConfig:
+    """VisualBERT on NLVR2 as released: both images in one row, 144 regions of width 1024 each, BertAdam 2e-5, batch 64, 10 epochs.
+
+    Source:
+        configs/nlvr2/fine-tune.json; the paper says 5e-5. The head reads BERT's pooler, which nothing trains.
+    """
+    return FinetuneConfig(
+        recipe="visualbert-nlvr2",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["nlvr2"],
+        task="nlvr2",
+        task_settings={"joined": True},
+        batch_size=64,
+        valid_split="dev",
+        train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
+    )
+
+
+def _visualbert_coco(name: str, preset: str, *, batch_size: int, lr: float = 5e-5) -> PretrainConfig:
+    return PretrainConfig(
+        recipe=name,
+        model="visualbert",
+        encoder=models.spec("visualbert").presets[preset],
+        corpora=(Corpus(kind="caption_pairs"),),
+        objectives={"masked_lm": 1.0, "matching": 1.0},
+        masking=TOKEN_RELEASES["visualbert"],
+        batch_size=batch_size,
+        start=BERT_BASE,
+        train=_visualbert_training(lr),
+        paper={"data": "the training part of Karpathy's split, about 100,000 images"},
+        release={"data": "train2014 and val2014 but for the 5,000 images of minival, which validate"},
+    )
+
+
+def _visualbert_training(lr: float) -> TrainConfig:
+    """Ten epochs of BertAdam; each tensor is clipped by itself, the pooler left out; ends when the best epoch is more than three old.
+
+    The releases' configurations also hold a `grad_norm` that nothing reads.
+    """
+    optim = OptimConfig(
+        name="bert_adam",
+        lr=lr,
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=0.01,
+        no_decay=("bias", "norm"),
+        exclude=("pooler",),
+        clip="per_tensor",
+        clip_norm=1.0,
+        schedule="warmup_linear",
+        warmup_share=0.1,
+        evaluate="before",
+    )
+    return TrainConfig(epochs=10, patience=3, optim=optim)
+
+
+PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
+    "visualbert-coco": visualbert_coco,
+    "visualbert-nlvr2-coco": visualbert_nlvr2_coco,
+    "visualbert-flickr30k-coco": visualbert_flickr30k_coco,
+    "visualbert-vcr-coco": visualbert_vcr_coco,
+    "visualbert-vqa": visualbert_vqa_pretraining,
+    "visualbert-nlvr2": visualbert_nlvr2_pretraining,
+    "visualbert-flickr30k": visualbert_flickr30k_pretraining,
+    "visualbert-vcr": visualbert_vcr_pretraining,
+}
+
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
+    "visualbert-vqa": visualbert_vqa_finetuning,
+    "visualbert-nlvr2": visualbert_nlvr2_finetuning,
+}

@@ -1,0 +1,123 @@
+"""VL-BERT's published pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from visling import models
+from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
+from visling.data.corpora.base import Corpus
+from visling.objectives.masked_regions import RELEASES as REGION_LOSSES
+from visling.recipes.configs import BERT_BASE, BERT_LARGE, PretrainConfig
+from visling.train.config import TrainConfig
+from visling.train.optim import OptimConfig
+from visling.vision.end_to_end import PRESETS as EXTRACTORS
+
+
+def vlbert_base_prec() -> PretrainConfig:
+    """VL-BERT base on features made beforehand, as released: captions and plain text one to one, 2.56e-5, 10 epochs.
+
+    Source:
+        cfgs/pretrain/base_prec_4x16G_fp32.yaml: 4 GPUs x (32 captions + 32 passages), LR 1e-7 x 256.
+    """
+    return _vlbert("vlbert-base-prec", "base_prec", BERT_BASE)
+
+
+def vlbert_base_prec_without_text() -> PretrainConfig:
+    """VL-BERT base on features made beforehand, captions alone: batch 256, 2.56e-5, half the warm-up, 10 epochs.
+
+    Source:
+        cfgs/pretrain/base_prec_withouttextonly_4x16G_fp32.yaml: 4 GPUs x 64 captions; paper, ablation without the text corpus.
+    """
+    run = _vlbert("vlbert-base-prec-without-text", "base_prec", BERT_BASE)
+    train = replace(run.train, optim=replace(run.train.optim, warmup_steps=8000))
+    return replace(run, corpora=(Corpus(kind="conceptual_captions"),), batch_size=256, train=train)
+
+
+def vlbert_large_prec() -> PretrainConfig:
+    """VL-BERT large on features made beforehand, as released: as vlbert-base-prec, in half precision.
+
+    Source:
+        cfgs/pretrain/large_prec_4x16G_fp16.yaml.
+    """
+    run = _vlbert("vlbert-large-prec", "large_prec", BERT_LARGE)
+    return replace(run, train=replace(run.train, precision="bf16"), release={**run.release, "train.precision": "fp16"})
+
+
+def vlbert_base_e2e() -> PretrainConfig:
+    """VL-BERT base end to end, as released: the network that makes the features is trained along, hidden regions are cut out of the picture.
+
+    It starts from a detector of Visual Genome as a plain ResNet (`--backbone`), the Transformer from BERT (`--init`).
+
+    Source:
+        cfgs/pretrain/base_e2e_16x16G_fp16.yaml: 16 GPUs x (8 captions + 8 passages), LR 1e-7 x 256; paper, section 4.1.
+    """
+    return _end_to_end(_vlbert("vlbert-base-e2e", "base_e2e", BERT_BASE))
+
+
+def vlbert_large_e2e() -> PretrainConfig:
+    """VL-BERT large end to end, as released: as vlbert-base-e2e, in two micro-batches.
+
+    Source:
+        cfgs/pretrain/large_e2e_16x16G_fp16.yaml: 16 GPUs x (4 captions + 4 passages) x 2.
+    """
+    run = _end_to_end(_vlbert("vlbert-large-e2e", "large_e2e", BERT_LARGE))
+    return replace(run, batch_size=64, train=replace(run.train, accumulation=2))
+
+
+def _end_to_end(run: PretrainConfig) -> PretrainConfig:
+    """A run whose features are made by a network that is trained along, in half precision."""
+    return replace(
+        run,
+        extractor=EXTRACTORS["resnet101"],
+        flip=0.5,
+        train=replace(run.train, precision="bf16"),
+        paper={name: value for name, value in run.paper.items() if name != "features"},
+        release={"pictures": "one that cannot be read is shown in the mean colour", "train.precision": "fp16"},
+    )
+
+
+def _vlbert(name: str, preset: str, start: str) -> PretrainConfig:
+    optim = OptimConfig(
+        name="release_adamw",
+        lr=1e-7 * 256,  # LR times all examples of a step, captions and passages
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        bias_correction=True,
+        weight_decay=1e-4,
+        no_decay=(),
+        clip="global",
+        clip_norm=10.0,
+        schedule="triangle",
+        warmup_steps=16_000,
+        evaluate="after",
+    )
+    return PretrainConfig(
+        recipe=name,
+        model="vlbert",
+        encoder=models.spec("vlbert").presets[preset],
+        corpora=(Corpus(kind="conceptual_captions"), Corpus(kind="text")),
+        objectives={"masked_lm": 1.0, "masked_regions": 1.0},
+        masking=TOKEN_RELEASES["vlbert"],
+        region_masking=REGION_RELEASES["vlbert"],
+        region_losses=REGION_LOSSES["vlbert"],
+        batch_size=128,
+        start=start,
+        train=TrainConfig(epochs=10, seed=12345, metric="masked_lm_accuracy", direction="max", optim=optim),
+        paper={
+            "region_losses.classes": "hard",  # the detector's best class
+            "features": "made by a Fast R-CNN that is trained along, hidden regions cut out of the image",
+            "devices": "16 V100, 250,000 updates",
+        },
+        release={"flip": "half of the images: boxes mirrored, features and captions as they are"},
+    )
+
+
+PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
+    "vlbert-base-prec": vlbert_base_prec,
+    "vlbert-base-prec-without-text": vlbert_base_prec_without_text,
+    "vlbert-large-prec": vlbert_large_prec,
+    "vlbert-base-e2e": vlbert_base_e2e,
+    "vlbert-large-e2e": vlbert_large_e2e,
+}

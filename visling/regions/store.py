@@ -1,0 +1,219 @@
+"""The native region store: detector features of many images in a few memory-mapped files.
+
+A store is a folder:
+
+    manifest.json               schema, detector fingerprint, widths, names, settings, counts, size and SHA-256 of every file
+    index.safetensors           image ids (sorted), first global row and row count of each image, image sizes
+    shard-00000.safetensors     features (rows, F), boxes (rows, 4) in pixels, optional classes, attributes, confidences, distributions
+
+While it is written it holds `shard-N.<field>.part` files, which only grow, and `journal.jsonl`, one line for each committed batch: whatever an
+interruption leaves behind the last commit is cut off when writing resumes.
+
+Letters  R regions of an image, F feature width, K attributes kept per region, C detector classes, S images asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visling.errors import StoreError
+from visling.image_ids import Aliases
+from visling.regions.files import Field, read_manifest, read_tensors, sha256_of
+from visling.types import RegionArray, RegionStore
+
+
+class NativeStore:
+    """A finished store, memory-mapped; opening reads the manifest and the index only. Made by `open` or `StoreWriter.close`."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.feature_size = int(manifest["feature_size"])
+        self.fingerprint = str(manifest["fingerprint"])
+        self.class_names = tuple(manifest["class_names"])
+        self.attribute_names = tuple(manifest["attribute_names"])
+        self.settings: Mapping[str, Any] = manifest["settings"]
+        self.fields = {name: Field(**field) for name, field in manifest["fields"].items()}
+        index = read_tensors(path / manifest["index"]["file"])
+        joined = index["ids"].tobytes().decode("utf-8")
+        self.ids: list[str] = joined.split("\n") if joined else []
+        """Sorted image ids."""
+        self._starts, self._counts, self._sizes = index["starts"], index["counts"], index["sizes"]
+        self._position = {image_id: number for number, image_id in enumerate(self.ids)}
+        self._aliases = Aliases(self.ids)
+        self._first_rows = np.array([shard["first_row"] for shard in manifest["shards"]], dtype=np.int64)
+        self._shards = [read_tensors(path / shard["file"]) for shard in manifest["shards"]]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The store in a folder.
+
+        Raises:
+            StoreError: no store there, an unfinished or damaged one, or one written by a newer version.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        for entry in (manifest["index"], *manifest["shards"]):
+            file = path / entry["file"]
+            if not file.is_file():
+                raise StoreError(
+                    f"region store {path} lacks {entry['file']}, which its manifest lists. Copy the folder again or extract anew."
+                )
+            if (found := file.stat().st_size) != entry["bytes"]:
+                raise StoreError(
+                    f"{file} is {'truncated' if found < entry['bytes'] else 'too long'}: found {found} bytes, expected {entry['bytes']}. "
+                    "Copy the file again or extract anew."
+                )
+        try:
+            return cls(path, manifest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"region store {path} is damaged: {error}. Copy the folder again or extract anew."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._position or (
+            isinstance(image_id, (str, int)) and self._aliases.find(image_id) is not None
+        )
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        """Regions of one image as views of the files, found by its exact id or by an alias that is unique here.
+
+        Raises:
+            StoreError: no such image, or an alias of several.
+        """
+        number = self._locate(image_id)
+        start, count = int(self._starts[number]), int(self._counts[number])
+        width, height = self._sizes[number]
+        fields = {name: self._rows(name, start, count) for name in self.fields}
+        return RegionArray(size=(int(width), int(height)), **fields)
+
+    def count(self, image_id: str) -> int:
+        """Number of regions of one image."""
+        return int(self._counts[self._locate(image_id)])
+
+    def gather(
+        self, image_ids: Sequence[str], max_regions: int | None = None, *, buffer: NDArray[Any] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """First regions of several images, padded with zeros, by one copy out of the mapped files.
+
+        Args:
+            max_regions: most regions per image; None for all.
+            buffer: flat array of the store's feature type to lay the features in, if it is large enough; the caller must be done with it.
+        Returns:
+            features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height; R is the longest
+            count, at least 1.
+        Raises:
+            StoreError: an image is not in the store.
+        """
+        numbers = np.array([self._locate(image_id) for image_id in image_ids], dtype=np.int64)
+        counts = self._counts[numbers]
+        if max_regions is not None:
+            counts = np.minimum(counts, max_regions)
+        most = max(int(counts.max(initial=0)), 1)
+        mask = np.arange(most) < counts[:, None]
+        rows = np.where(mask, self._starts[numbers][:, None] + np.arange(most), 0)
+        shape = (len(numbers), most, self.feature_size)
+        size = int(np.prod(shape))
+        kind = self.fields["features"].dtype
+        if buffer is not None and buffer.dtype == kind and buffer.size >= size:
+            features = buffer.reshape(-1)[:size].reshape(shape)
+        else:
+            features = np.empty(shape, kind)
+        boxes = np.empty((len(numbers), most, 4), np.float32)
+        self._take("features", rows, mask, features)
+        self._take("boxes", rows, mask, boxes)
+        return {"features": features, "boxes": boxes, "mask": mask, "size": self._sizes[numbers].astype(np.float32)}
+
+    def highest(self, field: str) -> tuple[str, int] | None:
+        """Image with the highest number of a field of labels, of several per region the first, and that number; None without regions."""
+        best: tuple[int, int] | None = None
+        for first, shard in zip(self._first_rows, self._shards, strict=True):
+            values = shard[field] if shard[field].ndim == 1 else shard[field][:, 0]
+            if len(values) and (best is None or int(values.max()) > best[1]):
+                best = int(first) + int(values.argmax()), int(values.max())
+        if best is None:
+            return None
+        owner = np.flatnonzero((self._starts <= best[0]) & (best[0] < self._starts + self._counts))[0]
+        return self.ids[int(owner)], best[1]
+
+    def check(self) -> None:
+        """Read every file and compare its SHA-256 with the manifest.
+
+        Raises:
+            StoreError: a file differs; names it.
+        """
+        for entry in (self.manifest["index"], *self.manifest["shards"]):
+            found = sha256_of(self.path / entry["file"])
+            if found != entry["sha256"]:
+                raise StoreError(
+                    f"{self.path / entry['file']} is damaged: SHA-256 {found[:16]}..., expected {entry['sha256'][:16]}.... "
+                    "Copy the file again or extract anew."
+                )
+
+    def _locate(self, image_id: str) -> int:
+        number = self._position.get(image_id)
+        if number is None:
+            known = self._aliases.find(image_id)
+            if known is None:
+                raise StoreError(self._missing(image_id))
+            number = self._position[known]
+        return number
+
+    def _missing(self, image_id: str) -> str:
+        several = self._aliases.candidates(image_id)
+        if several:
+            return f"image {image_id!r} is ambiguous in region store {self.path}: it may be {', '.join(map(repr, several))}. Give the full id."
+        at = bisect_left(self.ids, str(image_id))
+        near = ", ".join(repr(known) for known in self.ids[max(at - 1, 0) : at + 1])
+        return (
+            f"image {image_id!r} is not in region store {self.path} ({len(self)} images; nearest ids: {near or 'none'}). "
+            "Extract its regions, or check that annotations and store belong to the same data set."
+        )
+
+    def _rows(self, name: str, start: int, count: int) -> NDArray[Any]:
+        if not count:
+            return np.empty(self.fields[name].shape(0), self.fields[name].dtype)
+        shard = int(np.searchsorted(self._first_rows, start, side="right")) - 1
+        first = start - int(self._first_rows[shard])
+        return self._shards[shard][name][first : first + count]
+
+    def _take(self, name: str, rows: NDArray[np.int64], mask: NDArray[np.bool_], out: NDArray[Any]) -> None:
+        """Copy global rows of one field to `out`; zeros where the mask is False."""
+        if len(self._shards) == 1 and len(self._shards[0][name]):
+            np.take(self._shards[0][name], rows.reshape(-1), axis=0, out=out.reshape(rows.size, -1), mode="clip")
+        else:
+            shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+            for shard in np.unique(shard_of[mask]):
+                chosen = mask & (shard_of == shard)
+                out[chosen] = self._shards[shard][name][rows[chosen] - self._first_rows[shard]]
+        out[~mask] = 0
+
+
+def gather(store: RegionStore, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
+    """`NativeStore.gather` for any store: by its own method if it has one, else image by image."""
+    own = getattr(store, "gather", None)
+    if own is not None:
+        found: dict[str, NDArray[Any]] = own(image_ids, max_regions)
+        return found
+    images = [store[image_id] for image_id in image_ids]
+    counts = np.array(
+        [len(image) if max_regions is None else min(len(image), max_regions) for image in images], dtype=np.int64
+    )
+    most = max(int(counts.max(initial=0)), 1)
+    kind = images[0].features.dtype if images else np.dtype(np.float16)
+    features = np.zeros((len(images), most, store.feature_size), kind)
+    boxes = np.zeros((len(images), most, 4), np.float32)
+    for row, (image, count) in enumerate(zip(images, counts, strict=True)):
+        features[row, :count], boxes[row, :count] = image.features[:count], image.boxes[:count]
+    size = np.array([image.size for image in images], dtype=np.float32).reshape(len(images), 2)
+    return {"features": features, "boxes": boxes, "mask": np.arange(most) < counts[:, None], "size": size}

@@ -1,0 +1,205 @@
+"""Runs of a comparison in a pool of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from visling import config as configs
+from visling import runtime
+from visling.errors import RunError, VislingError
+from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.runs import finetune as finetuning_module
+from visling.runs import pretrain as pretraining_module
+from visling.runs.evaluate import evaluate
+from visling.train.state import RunFolder
+
+Start = Literal["pre-trained", "from scratch", "text only"]
+
+FOLDER_SUFFIX: Mapping[Start, str] = {"pre-trained": "", "from scratch": "-scratch", "text only": "-text-only"}
+"""What a fine-tuned run starts from and sees -> end of its folder's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What all runs read and where they compute."""
+
+    data: Path
+    store: Path
+    device: str
+    split: str
+
+
+# Its runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a comparison."""
+
+    model: str
+    seed: int
+    task: str = ""
+    """Empty: pre-training."""
+    start: Start = "pre-trained"
+    recipe: str
+    settings: tuple[str, ...]
+    folder: Path
+    init: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}, seed {self.seed}, {f'{self.task}, {self.start}' if self.task else 'pre-training'}"
+
+    @property
+    def status(self) -> str:
+        """Of its folder; empty if there is none."""
+        folder = RunFolder(self.folder)
+        return str(folder.read().get("status")) if (folder.path / "run.json").exists() else ""
+
+    def ended(self, split: str) -> bool:
+        """Whether it is trained and, if it has a task, scored."""
+        return self.status == "finished" and (not self.task or self.evaluation(split) is not None)
+
+    def evaluation(self, split: str) -> dict[str, Any] | None:
+        """Its scores; None if there are none or a kill cut them short."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / f"evaluation_{split}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+
+def work(run: Job, place: Places, stream: TextIO | None = None) -> None:
+    """Bring one run to its end: begin it, or go on with it, and score it."""
+    if not run.status:
+        for torn in run.folder.glob("*.part"):  # of a kill before run.json was in its place
+            torn.unlink()
+    if run.status != "finished":
+        train = _finetune if run.task else _pretrain
+        train(run, place, resume=run.status != "", stream=stream)
+    if run.task and run.evaluation(place.split) is None:
+        evaluate(run.folder, split=place.split, data=place.data, store=place.store, device=place.device, overwrite=True)
+
+
+def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
+    pretraining_module.pretrain(
+        configs.override(PRETRAINING[run.recipe](), run.settings),
+        run.folder,
+        data=[str(place.data)],
+        store=place.store,
+        device=place.device,
+        resume=resume,
+        stream=stream,
+        command=_command("pretrain", run, place),
+    )
+
+
+def _finetune(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
+    finetuning_module.finetune(
+        configs.override(FINETUNING[run.recipe](), run.settings),
+        run.folder,
+        data=place.data,
+        store=place.store,
+        init=run.init,
+        device=place.device,
+        resume=resume,
+        stream=stream,
+        command=_command("finetune", run, place),
+    )
+
+
+def _command(verb: str, run: Job, place: Places) -> list[str]:
+    """The command that makes the same run alone."""
+    settings = [word for setting in run.settings for word in ("--set", setting)]
+    init = [] if run.init is None else ["--init", str(run.init)]
+    data = ["--data", str(place.data), "--store", str(place.store), "--device", place.device]
+    return [
+        "visling",
+        verb,
+        "--recipe",
+        run.recipe,
+        *data,
+        *init,
+        *settings,
+        "--threads",
+        "1",
+        "--out",
+        str(run.folder),
+    ]
+
+
+def carry_out(
+    runs: Sequence[Job], place: Places, jobs: int, stream: TextIO | None, note: Callable[[Job], None]
+) -> None:
+    """Make all runs, the earlier ones first, and none before the one that it starts from."""
+    if jobs == 1 or not runs:
+        for run in runs:
+            with _named(run):
+                work(run, place, stream)
+            note(run)
+        return
+    left, running = list(runs), dict[Future[None], Job]()
+    with _workers(jobs) as pool:
+        while left or running:
+            needed = {run.folder for run in (*left, *running.values())}
+            for run in [run for run in left if run.init not in needed][: jobs - len(running)]:
+                left.remove(run)
+                running[pool.submit(work, run, place)] = run
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run = running.pop(future)
+                with _named(run):
+                    future.result()
+                note(run)
+
+
+@contextlib.contextmanager
+def _named(run: Job) -> Iterator[None]:
+    """Say which run an error is of."""
+    try:
+        yield
+    except VislingError as error:
+        raise RunError(f"{run}: {error}") from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"{run}: a process ended without a word (killed, or no memory left). What was saved is kept: go on with --resume, or fewer --jobs."
+        ) from error
+
+
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, whatever ends it: two that train into one folder would spoil it."""
+    # spawn: a fork of a process with threads (torch starts some) may hang.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(ours,))
+    try:
+        yield pool
+    except BaseException:
+        theirs.close()  # they stop in the middle of a step; a run folder bears that
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        theirs.close()
+        ours.close()
+
+
+def _begin(parent: Connection) -> None:
+    """What a worker does first: one thread, and an eye on the parent."""
+    runtime.limit_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv()  # nothing is ever sent: this returns when the parent's end is closed
+    os._exit(1)

@@ -1,0 +1,89 @@
+"""How often a model in pre-training answers the questions of its validation corpora correctly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from visling import runtime
+from visling.data.annotations.lxmert import LxmertRecord
+from visling.data.answer_table import listed
+from visling.data.answers import AnswerVocabulary
+from visling.data.batches.loader import Loader, Source
+from visling.data.corpora.mixture import Mixture
+from visling.errors import RunError
+from visling.metrics.answers import source_scores
+from visling.objectives.base import Objective
+from visling.objectives.image_qa import ImageQA
+from visling.train.state import RunFolder
+from visling.types import Batch, Targets
+
+
+def record_answers(folder: RunFolder, answers: AnswerVocabulary) -> None:
+    """Write the table's digest into run.json.
+
+    Raises:
+        RunError: the run was begun with another table.
+    """
+    known = folder.read().get("answers") if runtime.is_main() else None
+    if known not in (None, answers.fingerprint):
+        raise RunError(
+            f"{folder.path} was begun with another answer table: the answers of the data, or their order, have changed since then. "
+            "Resume with the same data, or use another --out."
+        )
+    folder.record({"answers": answers.fingerprint})
+
+
+class AnsweredQuestions:
+    """The batches of a validation; what the model answers while they go through it is scored data set by data set.
+
+    Used as a context manager around the passes of the model. A question that is shown with the sentence of another image is not scored; the release
+    scores its answer as if it had been asked.
+
+    Args:
+        objective: image_qa.
+        batches: examples of `source`, a mixture of annotated sources.
+        table: answers in the order of the head's outputs.
+    """
+
+    def __init__(self, objective: Objective, batches: Loader, source: Source, table: AnswerVocabulary) -> None:
+        assert isinstance(objective, ImageQA)
+        assert isinstance(source, Mixture)
+        self._head, self._batches, self._source, self._table = objective.head, batches, source, table
+        self._asked: list[LxmertRecord | None] = []
+        self._answers: list[Tensor] = []
+
+    def __enter__(self) -> Self:
+        self._handle = self._head.register_forward_hook(self._answered)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def __iter__(self) -> Iterator[tuple[Batch, Targets]]:
+        for numbers, batch, targets in self._batches.batches_with_index():
+            replaced = [False] * len(numbers) if targets.matched is None else (targets.matched == 0).tolist()
+            for number, wrong in zip(numbers, replaced, strict=True):
+                record = self._source.record(
+                    int(number), runtime.generator_for(self._batches.seed, self._batches.epoch, int(number))
+                )
+                self._asked.append(record if isinstance(record, LxmertRecord) and not wrong else None)
+            yield batch, targets
+
+    def scores(self) -> dict[str, float]:
+        """Mean score of the answers, and that of each data set; nothing if no question was asked."""
+        answers = torch.cat(self._answers).tolist() if self._answers else []
+        found = source_scores(
+            (self._table[answer], replace(record, scores=listed(record.scores, self._table)))
+            for answer, record in zip(answers, self._asked, strict=True)
+            if record is not None and record.scores is not None
+        )
+        by_source = {f"image_qa_score_{source}": score.value for source, score in found.sources.items()}
+        return {"image_qa_score": found.overall.value, **by_source} if by_source else {}
+
+    def _answered(self, head: nn.Module, states: Any, logits: Tensor) -> None:
+        self._answers.append(logits.argmax(-1))

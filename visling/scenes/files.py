@@ -1,0 +1,72 @@
+"""What writing scenes and writing panels share: blocks of annotation files, and work spread over processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+SCHEMA = 2
+"""Raised when the same settings and seed give other files."""
+
+_DATE = "2024-01-01 00:00:00"
+"""Fixed, so that two runs are equal byte for byte."""
+
+
+def license_entry() -> dict[str, Any]:
+    """The one licence of everything drawn."""
+    return {"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+
+
+def info(description: str) -> dict[str, Any]:
+    """COCO's and VQA's info block."""
+    return {
+        "description": f"visling {description}",
+        "version": str(SCHEMA),
+        "year": 2024,
+        "contributor": "visling",
+        "url": "",
+        "date_created": _DATE,
+    }
+
+
+def image_entry(image_id: int, file_name: str, width: int, height: int) -> dict[str, Any]:
+    """One entry of COCO's images block."""
+    return {
+        "id": image_id,
+        "file_name": file_name,
+        "width": width,
+        "height": height,
+        "license": 1,
+        "flickr_url": "",
+        "coco_url": "",
+        "date_captured": _DATE,
+    }
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """One JSON file with keys in their given order."""
+    path.write_text(json.dumps(content, indent=indent), encoding="utf-8")
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """JSON lines."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def in_order(work: Callable[[J], R], jobs: Sequence[J], processes: int) -> Iterator[R]:
+    """Results of all jobs in their order, made by this process or by several."""
+    if processes == 1 or len(jobs) < 2:
+        yield from map(work, jobs)
+        return
+    # spawn: a fork of a process with threads (torch starts some) may hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield from pool.map(work, jobs, chunksize=max(1, min(64, len(jobs) // (4 * processes))))

@@ -1,0 +1,87 @@
+"""English for descriptions and relations. Every word is one piece of BERT's uncased vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
+
+import numpy as np
+
+from visling.scenes.world import VALUES, Item, Scene, Traits, pick, shuffled
+
+NOUNS = ("thing", "object")
+"""Words for an object whose shape is not named."""
+PLURALS = {"cross": "crosses"}
+"""Plurals that do not just add an s."""
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+"""Number words by value."""
+RELATIONS = ("left", "right", "above", "below")
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+RELATION_WORDS = {
+    "left": ("left of", "to the left of"),
+    "right": ("right of", "to the right of"),
+    "above": ("above",),
+    "below": ("below",),
+}
+
+
+def plural(noun: str) -> str:
+    """More than one of it."""
+    return PLURALS.get(noun, noun + "s")
+
+
+def noun_phrase(traits: Traits, rng: np.random.Generator, *, many: bool = False) -> str:
+    """Adjectives and a noun, without an article: "large red star", "striped things"."""
+    noun = traits.get("shape") or pick(rng, NOUNS)
+    words = [traits[name] for name in VALUES if name in traits and name != "shape"]
+    return " ".join([*words, plural(noun) if many else noun])
+
+
+def indefinite(phrase: str) -> str:
+    """The phrase after "a" or "an"."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def counted(number: int, traits: Traits, rng: np.random.Generator) -> str:
+    """A number word and a noun phrase: "one red star", "three striped things"."""
+    return f"{NUMBERS[number]} {noun_phrase(traits, rng, many=number != 1)}"
+
+
+def relation_words(relation: str, rng: np.random.Generator) -> str:
+    """One way to say a relation."""
+    return pick(rng, RELATION_WORDS[relation])
+
+
+def holds(relation: str, first: Item, second: Item, margin: float) -> bool | None:
+    """Whether the first object stands in a relation to the second; None where their centres are nearly level."""
+    dx, dy = first.centre[0] - second.centre[0], first.centre[1] - second.centre[1]
+    ahead = {"left": -dx, "right": dx, "above": -dy, "below": dy}[relation]
+    return None if abs(ahead) < margin else ahead > 0
+
+
+def traits_of(item: Item, names: Sequence[str]) -> dict[str, str]:
+    """Values of the named traits, in the order of `VALUES`."""
+    return {name: item.trait(name) for name in VALUES if name in names}
+
+
+def unique_traits(
+    scene: Scene, item: Item, rng: np.random.Generator, *, without: Sequence[str] = (), most: int = 3
+) -> dict[str, str] | None:
+    """A shortest description that only this object fits, or None when there is none of at most `most` traits.
+
+    Args:
+        without: traits the description may not use.
+    """
+    names = [name for name in VALUES if name not in without]
+    for length in range(1, min(most, len(names)) + 1):
+        for chosen in shuffled(rng, list(combinations(names, length))):
+            traits = traits_of(item, chosen)
+            if scene.count(traits) == 1:
+                return traits
+    return None
+
+
+def every_traits(names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Every description that gives exactly the named traits."""
+    for values in product(*(VALUES[name] for name in names)):
+        yield dict(zip(names, values, strict=True))

@@ -1,0 +1,65 @@
+"""How long to train, how, and what to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from visling import runtime
+from visling.errors import ConfigError
+from visling.train.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train, how, and what to keep."""
+
+    epochs: int = 10
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Optimiser updates in all; replaces `epochs` when given."""
+    accumulation: int = 1
+    """Micro-batches per update. Those that do not fill an update at the end of an epoch are dropped."""
+    normalise: Literal["micro_steps", "counts"] = "micro_steps"
+    """Mean over the accumulated micro-batches (and processes): each counts the same (equals one big batch when their counts are equal),
+    or by the count of its loss (always equals one big batch; needs a loss with a single part)."""
+    precision: runtime.Precision = "fp32"
+    """bf16: matrix products in bfloat16; weights, optimiser and losses stay in float32."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    compile: bool = False
+    """Compile the step with torch.compile."""
+    seed: int = 0
+    """Of dropout and everything else drawn in training; process k uses seed + k."""
+    log_every: int = 50
+    """Updates between training lines."""
+    validate_every: int = 1
+    """Epochs or updates between validations; the end of a run is always validated."""
+    validate_unit: Literal["epochs", "steps"] = "epochs"
+    """Unit of `validate_every`."""
+    metric: str = "loss"
+    """Validation score by which the best weights are kept."""
+    direction: Literal["max", "min"] = "min"
+    """Whether more or less of `metric` is better."""
+    patience: int | None = None
+    """Stop when the best score is more than this many validations old (VisualBERT: 3); None = never."""
+    save_every: int = 500
+    """Updates between saves of last/, besides those at each validation and at the end."""
+    max_seconds: float | None = None
+    """Save and return after this time; --resume goes on. None = no limit."""
+    unused_parameters: bool = True
+    """Several GPUs only: some parameters get no gradient in some steps. False saves a walk over the graph."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulation", "log_every", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be 1 or more; found {getattr(self, name)}.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(
+                f"train.max_steps must be 1 or more; found {self.max_steps}. To train by epochs leave it out."
+            )
+        if self.seed < 0:
+            raise ConfigError(f"train.seed must be 0 or more; found {self.seed}.")
+        if self.patience is not None and self.patience < 0:
+            raise ConfigError(
+                f"train.patience must be 0 or more; found {self.patience}. To never stop early leave it out."
+            )

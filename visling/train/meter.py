@@ -1,0 +1,111 @@
+"""Loss parts between log lines, summed on the device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+
+from visling.errors import RunError
+from visling.train.log import Log
+from visling.train.state import State, Sums, gather
+from visling.types import Loss
+
+
+class Meter:
+    """Losses since the last log line; they stay on the device until read."""
+
+    def __init__(self, sums: Sums) -> None:
+        self._sums = sums
+        self._waiting: list[tuple[int, Loss, int]] = []
+        self._clock = time.monotonic()
+
+    def add(self, step: int, loss: Loss, examples: int) -> None:
+        """Take in one micro-step of update `step`."""
+        self._waiting.append((step, loss, examples))
+
+    def skip(self) -> None:
+        """Do not count the time since the last read as training."""
+        self._clock = time.monotonic()
+
+    def read(self, step: int) -> None:
+        """Add up what waits, up to update `step`.
+
+        Raises:
+            RunError: a loss was not finite.
+        """
+        waiting = [entry for entry in self._waiting if entry[0] <= step]
+        self._waiting = []
+        tensors = [
+            t
+            for _, loss, _ in waiting
+            for t in (loss.value, *(value for part in loss.parts.values() for value in part))
+        ]
+        numbers = iter(
+            torch.stack([t.detach().to(tensors[0].device, torch.float64) for t in tensors]).tolist() if tensors else []
+        )
+        bad: tuple[int, dict[str, float]] | None = None
+        for at, loss, examples in waiting:
+            value = next(numbers)
+            parts = {name: (next(numbers), next(numbers)) for name in loss.parts}
+            if not math.isfinite(value) and bad is None:
+                bad = at, {name: _ratio(*part) for name, part in parts.items()}
+            self._sums.loss += value
+            self._sums.steps += 1
+            self._sums.examples += examples
+            for name, (amount, count) in parts.items():
+                known = self._sums.parts.setdefault(name, [0.0, 0.0])
+                known[0] += amount
+                known[1] += count
+        self._sums.seconds += time.monotonic() - self._clock
+        self._clock = time.monotonic()
+        found = [entry for entry in gather(bad) if entry is not None]
+        if found:
+            raise not_finite(
+                *found[0], "The weights are spoilt since then; the saved state, if any, is an earlier one."
+            )
+
+    def report(self, log: Log, state: State, *, epoch: int, lr: float, seconds: float) -> None:
+        """Write a training line about everything read, over all processes, and begin anew."""
+        everyone = gather(self._sums)
+        steps = sum(sums.steps for sums in everyone)
+        parts: dict[str, list[float]] = {}
+        for sums in everyone:
+            for name, (amount, count) in sums.parts.items():
+                known = parts.setdefault(name, [0.0, 0.0])
+                known[0] += amount
+                known[1] += count
+        spent = max(self._sums.seconds, 1e-9)
+        updates = state.step - state.logged
+        log.train(
+            step=state.step,
+            epoch=epoch,
+            loss=sum(sums.loss for sums in everyone) / steps,
+            parts={
+                name: _ratio(*part) for name, part in parts.items() if part[1]
+            },  # nothing to say of what nobody was asked
+            lr=lr,
+            examples_per_second=sum(sums.examples for sums in everyone) / spent,
+            seconds=seconds,
+            seconds_per_step=spent / updates,
+        )
+        state.logged, state.sums = state.step, Sums()
+        self._sums = state.sums
+
+
+def mean_parts(loss: Loss) -> dict[str, float]:
+    return {name: _ratio(float(amount), float(count)) for name, (amount, count) in loss.parts.items()}
+
+
+def _ratio(amount: float, count: float) -> float:
+    return amount / max(count, 1.0)
+
+
+def not_finite(step: int, parts: Mapping[str, float], after: str) -> RunError:
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+    return RunError(
+        f"the loss of step {step} is not finite ({listed}). {after} Look for NaN in the features or empty targets; "
+        'otherwise lower train.optim.lr, warm up longer, clip gradients, or use train.precision = "fp32".'
+    )

@@ -1,0 +1,106 @@
+"""Forward and backward of a micro-batch; gradients averaged over processes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from visling import runtime
+from visling.errors import ConfigError
+from visling.train.config import TrainConfig
+from visling.types import Loss
+
+Step = Callable[[Any, Any], Loss]
+"""Forward and loss of one micro-batch: `step(batch, targets)`."""
+
+
+class _Stepped(nn.Module):
+    """A step as a module, so that DistributedDataParallel sees the whole of it, loss and heads included."""
+
+    def __init__(self, model: nn.Module, step: Step) -> None:
+        super().__init__()
+        self.model = model
+        self._step = step
+
+    def forward(self, *item: Any) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        loss = self._step(*item)
+        return loss.value, dict(loss.parts)
+
+
+_BUFFERS_STAY = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+"""The switch that spares sending buffers at every step, as it is called in the PyTorch at hand."""
+
+
+class Backward:
+    """Forward and backward of a micro-batch, scaled so that the gradients of an update are those of its mean loss."""
+
+    def __init__(self, model: nn.Module, step: Step, config: TrainConfig, device: torch.device) -> None:
+        run: Step = torch.compile(step) if config.compile else step
+        self._config, self._device = config, device
+        self._module = _Stepped(model, run)
+        self._parallel: DistributedDataParallel | None = None
+        if runtime.world_size() > 1 and device.type == "cuda":
+            still: dict[str, Any] = {_BUFFERS_STAY: False}
+            self._parallel = DistributedDataParallel(
+                self._module, find_unused_parameters=config.unused_parameters, **still
+            )
+        self._counts: list[Tensor] = []
+
+    def __call__(self, item: tuple[Any, Any], *, last: bool) -> Loss:
+        with self._parallel.no_sync() if self._parallel is not None and not last else contextlib.nullcontext():
+            with runtime.autocast(self._device, self._config.precision):
+                value, parts = (self._module if self._parallel is None else self._parallel)(*item)
+            if self._config.normalise == "counts":
+                self._counts.append(_only_count(parts))
+                (value * self._counts[-1]).backward()
+            else:
+                (value / self._config.accumulation).backward()
+        return Loss(value=value.detach(), parts=parts)
+
+    def finish(self) -> None:
+        """Gradients of the update: their means over processes, divided by the counts of the update where they are what it is normalised by."""
+        if runtime.world_size() > 1 and self._parallel is None:
+            average_gradients(list(self._module.parameters()))
+        if self._counts:
+            grads = [p.grad for p in self._module.parameters() if p.grad is not None]
+            count = runtime.sum_over_processes(torch.stack(self._counts).sum())
+            torch._foreach_mul_(grads, (runtime.world_size() / count.clamp(min=1)).to(torch.float32))
+            self._counts = []
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their means over processes; those that a process lacks count as zero, those that all lack stay away.
+
+    On a CPU nothing is gained by sending early, as DistributedDataParallel does, and one message an update beats one for every few layers. It also
+    keeps clear of a rare failure there: with several threads in a process, DistributedDataParallel was seen to lose its own state in backward.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    there = torch.tensor([float(parameter.grad is not None) for parameter in trained])
+    parts = [
+        torch.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.float().flatten()
+        for parameter in trained
+    ]
+    together = torch.cat([there, *parts])
+    torch.distributed.all_reduce(together)
+    there, *means = torch.split(together, [len(trained), *(parameter.numel() for parameter in trained)])
+    for parameter, mean, present in zip(trained, means, there.tolist(), strict=True):
+        if present:
+            parameter.grad = (mean / runtime.world_size()).view_as(parameter).to(parameter.dtype)
+
+
+def _only_count(parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    if len(parts) != 1:
+        raise ConfigError(
+            f'train.normalise = "counts" needs a loss with one part; found {sorted(parts)}. Use "micro_steps".'
+        )
+    return next(iter(parts.values()))[1]
