@@ -1,11 +1,13 @@
-"""CVLP's region contrast against its whole queue: in blocks as the library computes it, and with the whole matrix of scores at once.
+"""CVLP's region contrast against its whole queue: in blocks as the library computes it, and with the whole matrix of
+scores at once.
 
     python benchmarks/region_contrast.py --out benchmarks/results               # the release's queue, batches of 8 and 256 images of 36 regions
     python benchmarks/region_contrast.py --out benchmarks/results --images 8    # a quick look
 
-Measured: the loss and the gradient of the queries (forward and backward), and one push of a batch's keys into the queue. Beside the push stands what
-the release does, a new queue stacked out of the old rows and the new ones. The whole matrix is computed only where it fits into --most-memory; both
-ways must agree in loss and gradient before anything is timed. They take turns, A B A B. Peak memory is taken in a process of its own for each.
+Measured: the loss and the gradient of the queries (forward and backward), and one push of a batch's keys into the
+queue. Beside the push stands what the release does, a new queue stacked out of the old rows and the new ones. The whole
+matrix is computed only where it fits into --most-memory; both ways must agree in loss and gradient before anything is
+timed. They take turns, A B A B. Peak memory is taken in a process of its own for each.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from visling.objectives.region_contrast import contrast
 TEMPERATURE, CLIP = 0.07, 10.0
 """As released."""
 MATRICES = 4
-"""Arrays as large as the matrix of scores that the direct way holds at its peak, about: scores, bent scores, and what backward makes of them."""
+"""Arrays as large as the matrix of scores that the direct way holds at its peak, about: scores, bent scores, and what
+backward makes of them."""
 
 Way = Literal["blocks", "whole"]
 

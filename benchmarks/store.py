@@ -3,8 +3,9 @@
     python benchmarks/store.py --out benchmarks/results                # 2000 images of 36 x 2048, 0.3 GB in a temporary folder
     python benchmarks/store.py --out benchmarks/results --images 20000   # larger than many a machine's cache
 
-The store is drawn at random, written by StoreWriter, opened, and read once before anything is timed, so that its pages lie in the system's cache
-as far as they fit. Measured in turn, one pass over all images (gather) or one epoch (loader) each time:
+The store is drawn at random, written by StoreWriter, opened, and read once before anything is timed, so that its pages
+lie in the system's cache as far as they fit. Measured in turn, one pass over all images (gather) or one epoch (loader)
+each time:
 
     copy                  as many bytes copied from one array to another, batch by batch: what no reading can beat
     gather                NativeStore.gather of random batches into fresh memory
@@ -97,7 +98,8 @@ def gatherer(store: NativeStore, options: argparse.Namespace, *, buffered: bool)
 
 
 def copier(options: argparse.Namespace) -> Callable[[int], int]:
-    """Copies of as many bytes as a pass reads, from an array larger than a processor's caches; returns the number of images."""
+    """Copies of as many bytes as a pass reads, from an array larger than a processor's caches; returns the number of
+    images."""
     rows = options.batch_size * options.regions
     source = np.ones((8 * rows, options.feature_size), np.float16)
     target = np.empty((rows, options.feature_size), np.float16)

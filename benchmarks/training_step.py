@@ -3,13 +3,14 @@
     python benchmarks/training_step.py --out benchmarks/results              # two configurations, about two minutes on two cores
     python benchmarks/training_step.py --out benchmarks/results --case release   # the released size; a long run
 
-A step is forward, loss, backward and AdamW update. Both sides get the same weights (copied through the key map), the same batches and labels, the
-same optimiser settings, precision and threads, and run as A B A B ..., each pair on a batch of its own. Before anything is timed both losses must
-agree, and agree again after one update.
+A step is forward, loss, backward and AdamW update. Both sides get the same weights (copied through the key map), the
+same batches and labels, the same optimiser settings, precision and threads, and run as A B A B ..., each pair on a
+batch of its own. Before anything is timed both losses must agree, and agree again after one update.
 
-What is compared: transformers' `VisualBertForPreTraining` predicts the vocabulary at every text and region position, as the release does; visling
-predicts it at the masked positions only, with the same loss. That is the claimed difference. So that readers see where the time goes, everything
-is also timed without the vocabulary head (encoder only) and without dropout.
+What is compared: transformers' `VisualBertForPreTraining` predicts the vocabulary at every text and region position, as
+the release does; visling predicts it at the masked positions only, with the same loss. That is the claimed difference.
+So that readers see where the time goes, everything is also timed without the vocabulary head (encoder only) and without
+dropout.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ CASES: Mapping[str, Case] = {
         ),
     )
 }
-"""small: the width of the scenes preset. base2: BERT-base width, two layers. release: VisualBERT's COCO phase in its VQA configuration."""
+"""small: the width of the scenes preset. base2: BERT-base width, two layers. release: VisualBERT's COCO phase in its
+VQA configuration."""
 
 
 class Side(Protocol):
@@ -345,7 +347,8 @@ def draw_captions(num_images: int, tokenizer: Tokenizer, *, pieces: int | None =
 
 
 def draw_batches(case: Case, lengths: Lengths, number: int, device: torch.device) -> list[tuple[Batch, Targets]]:
-    """Batches as pre-training sees them, through our own loader: caption pairs of similar length, 15 % masked, features in float32."""
+    """Batches as pre-training sees them, through our own loader: caption pairs of similar length, 15 % masked, features
+    in float32."""
     num_images = max(-(-max(number, 16) * case.batch_size // CAPTIONS_PER_IMAGE), 2)
     spec, tokenizer = inputs(config_of(case)), Tokenizer()
     records = draw_captions(num_images, tokenizer, pieces=None if lengths == "varied" else (case.tokens - 3) // 2)
@@ -512,7 +515,8 @@ def in_new_process(label: Sides, case: Case, options: argparse.Namespace) -> flo
 
 
 def peak_memory(label: Sides, case: Case, options: argparse.Namespace) -> float | None:
-    """MiB that model, optimiser and three whole steps with dropout take at most, beyond libraries and batches; None where it cannot be told.
+    """MiB that model, optimiser and three whole steps with dropout take at most, beyond libraries and batches; None
+    where it cannot be told.
 
     CPU: resident memory (Linux only). CUDA: what PyTorch allocated.
     """
@@ -596,7 +600,8 @@ def load_averages() -> list[float]:
 
 
 def write_result(folder: Path, stem: str, result: Mapping[str, Any], markdown: str) -> Path:
-    """Write `stem.json` and `stem.md`, or stem-2, stem-3, ...: a result is never overwritten. Returns the Markdown file."""
+    """Write `stem.json` and `stem.md`, or stem-2, stem-3, ...: a result is never overwritten. Returns the Markdown
+    file."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         name = stem if number == 1 else f"{stem}-{number}"

@@ -1,7 +1,7 @@
 """From drawn pictures to answered questions, by the same commands that a user types.
 
-Run by `make demo`. Every stage prints its command, writes one folder under --out, and is skipped when that folder is finished, so a
-second run is quick and a stopped run goes on where it was.
+Run by `make demo`. Every stage prints its command, writes one folder under --out, and is skipped when that folder is
+finished, so a second run is quick and a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ SIZES = {
 }
 MODELS = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
 SHARE_OF_EPOCHS = {"visualbert": 2 / 3, "lxmert": 0.72}
-"""Of pre-training, beside the others: VisualBERT binds words to regions soonest; LXMERT reads questions, too, and takes as many updates in fewer."""
+"""Of pre-training, beside the others: VisualBERT binds words to regions soonest; LXMERT reads questions, too, and takes
+as many updates in fewer."""
 
 
 def main() -> None:
@@ -84,7 +85,8 @@ def main() -> None:
     stage("Pre-train on the captions, two processes with half a batch each", finished(pretrained),
           "pretrain", "--recipe", f"{model}-scenes", *data, "--processes", 2, "--set", "batch_size=16", "--set", f"train.epochs={epochs}",
           "--out", pretrained)
-    with ThreadPoolExecutor() as pool:  # two processes of one thread each: small models do not gain from a second thread
+    # Two processes of one thread each: small models do not gain from a second thread
+    with ThreadPoolExecutor() as pool:
         for one in (
             pool.submit(stage, "Fine-tune on questions", finished(full), *tuning, "--out", full),
             pool.submit(stage, "Beside it, as long, a model that never sees the image", finished(blind), *tuning, "--text-only", "--out", blind),
@@ -142,7 +144,8 @@ def stage(title: str, done: bool, *words: object) -> None:
 
 
 def print_table(full_run: Path, blind_run: Path) -> float:
-    """Print majority answer, question-only model and full model by question family on the test split; returns the full model's gain in points."""
+    """Print majority answer, question-only model and full model by question family on the test split; returns the full
+    model's gain in points."""
     full = json.loads((full_run / "evaluation_test.json").read_text())
     blind = json.loads((blind_run / "evaluation_test.json").read_text())
     majority = full["baselines"]["majority answer per question type"]

@@ -104,7 +104,8 @@ _TINY_RUN = (
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Scenes, a detector, regions, a pre-trained and a fine-tuned run: everything that recipes, api and command line work on."""
+    """Scenes, a detector, regions, a pre-trained and a fine-tuned run: everything that recipes, api and command line
+    work on."""
     folder = tmp_path_factory.mktemp("world")
     world = World(
         folder=folder,

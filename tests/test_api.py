@@ -211,7 +211,8 @@ def test_a_sentence_is_judged(world: Any, tmp_path: Path) -> None:
     assert sum(share for _, share in answer.top) == pytest.approx(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- folders and the hub
+# ----------------------------------------------------------------------------------------------------------------
+# folders and the hub
 
 
 def test_a_model_folder_is_read_copied_and_used_elsewhere(world: Any, model: Predictor, tmp_path: Path) -> None:

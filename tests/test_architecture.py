@@ -53,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The root resolves its public names lazily; nobody inside imports it.
     "__init__": BELOW_RUNS | {"runs", "analysis", "api"},
 }
-"""Part of the package -> other parts that it may import; its own files are always open to it, but see STRANGERS and ORDER."""
+"""Part of the package -> other parts that it may import; its own files are always open to it, but see STRANGERS and
+ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
@@ -74,10 +75,12 @@ STRANGERS: dict[str, set[str]] = {
     "tasks": {"base", "answers"},
     "objectives": {"base"},
 }
-"""Packages whose files are strangers to one another, but for these. `__init__`, the table of contents, may name them all."""
+"""Packages whose files are strangers to one another, but for these. `__init__`, the table of contents, may name them
+all."""
 
 COMPOSED: dict[str, set[str]] = {"models/cvlp.py": {"lxmert"}}
-"""File -> neighbours that it is made of: CVLP's networks are LXMERT's. What is not here has blocks in common only, and those live in `nn`."""
+"""File -> neighbours that it is made of: CVLP's networks are LXMERT's. What is not here has blocks in common only, and
+those live in `nn`."""
 
 CORE = {"torch", "numpy", "visling"}
 OUTSIDE: dict[str, tuple[str, ...]] = {
@@ -95,14 +98,16 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "starlette": ("serve/",),
     "uvicorn": ("serve/", "cli/serve.py"),
 }
-"""Third-party package -> files or folders that may import it; `CORE` and the standard library are free, anything else is banned."""
+"""Third-party package -> files or folders that may import it; `CORE` and the standard library are free, anything else
+is banned."""
 
 INSIDE_FUNCTIONS: dict[str, tuple[str, ...]] = {"transformers": ("checkpoints/", "models/")}
 """Optional packages that may only be imported inside a function, by an export."""
 
 
 def imports(tree: ast.AST, package: Path) -> Iterator[tuple[str, bool]]:
-    """(dotted module, inside a function) of every import; `from visling import boxes` is one of `visling.boxes` if that is a module."""
+    """(dotted module, inside a function) of every import; `from visling import boxes` is one of `visling.boxes` if that
+    is a module."""
     inner = {
         id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
     }

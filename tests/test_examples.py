@@ -35,7 +35,8 @@ def fenced(text: str) -> list[tuple[str, str]]:
 
 
 def typed(text: str, program: str) -> list[list[str]]:
-    """Words after the program of every command in a page's fenced blocks; continued lines are joined, comments dropped."""
+    """Words after the program of every command in a page's fenced blocks; continued lines are joined, comments
+    dropped."""
     lines = [line for _, block in fenced(text) for line in block.replace("\\\n", " ").splitlines()]
     words = [
         shlex.split(line.removeprefix("$ "), comments=True)

@@ -9,7 +9,8 @@ def main() -> None:
     """Run the command line."""
     # Waiting OpenMP threads that spin make a second busy process crawl; torch reads this once, when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # With several processes PyTorch warns, in every run, that no parameter was without a gradient; in other steps some are.
+    # With several processes PyTorch warns, in every run, that no parameter was without a gradient; in other steps some
+    # are.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from visling.cli.app import run
 

@@ -1,6 +1,7 @@
 """The only place where boxes change form.
 
-Corners are x1, y1, x2, y2; pixels have their origin at the top left corner of the image; unit corners are divided by width and height.
+Corners are x1, y1, x2, y2; pixels have their origin at the top left corner of the image; unit corners are divided by
+width and height.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def to_pixels(boxes: Tensor, size: Tensor) -> Tensor:
 
 
 def whole_image(size: Tensor) -> Tensor:
-    """Unit corners (S, 1, 4) of the box that ends at the last pixel, 0, 0, w - 1, h - 1, in images of width and height `size` (S, 2).
+    """Unit corners (S, 1, 4) of the box that ends at the last pixel, 0, 0, w - 1, h - 1, in images of width and height
+    `size` (S, 2).
 
     Source:
         VL-BERT release, the box that stands for the whole image.

@@ -53,11 +53,13 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "") -> T
 
 
 def override(config: T, settings: Iterable[str]) -> T:
-    """A copy of `config` with dotted settings replaced, all at once: settings that check each other may come in any order.
+    """A copy of `config` with dotted settings replaced, all at once: settings that check each other may come in any
+    order.
 
     Args:
-        settings: `a.b=value` strings; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`), else as a plain string; `none` is None
-            where the setting allows that. The last one of a name wins. In a mapping, a name that it lacks is added.
+        settings: `a.b=value` strings; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`), else as a plain string;
+            `none` is None where the setting allows that. The last one of a name wins. In a mapping, a name that it
+            lacks is added.
     Raises:
         ConfigError: no `=`, an unknown key (names the nearest valid one) or a value of the wrong type.
     """
@@ -100,7 +102,8 @@ def _differences(new: Any, old: Any, where: str) -> Iterable[tuple[str, tuple[An
 
 
 def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]]) -> Any:
-    """A config, or a mapping in one, with each change (path from here, text of the value, whole name for messages) made in one step.
+    """A config, or a mapping in one, with each change (path from here, text of the value, whole name for messages) made
+    in one step.
 
     Args:
         hint: annotation of the place where `value` stands.
@@ -129,7 +132,8 @@ def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]
 
 
 def _hint(value: Any, hint: Any, name: str, whole: str) -> Any:
-    """Annotation of a setting of a config, which must have it, or of an entry of a mapping, which may come to have it."""
+    """Annotation of a setting of a config, which must have it, or of an entry of a mapping, which may come to have
+    it."""
     if isinstance(value, Mapping):
         arguments = typing.get_args(hint)
         return arguments[1] if len(arguments) == 2 else Any

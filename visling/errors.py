@@ -1,4 +1,5 @@
-"""What can go wrong for a user, one class per kind. All are `ValueError`s; each message says what, found, expected, how to mend."""
+"""What can go wrong for a user, one class per kind. All are `ValueError`s; each message says what, found, expected, how
+to mend."""
 
 from __future__ import annotations
 

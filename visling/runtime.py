@@ -32,7 +32,8 @@ def versions() -> dict[str, str]:
 
 
 Precision = Literal["auto", "fp32", "bf16"]
-"""Of matrix products. auto: bf16 where the device has units for it, fp32 elsewhere (bf16 by software is ten times slower than fp32)."""
+"""Of matrix products. auto: bf16 where the device has units for it, fp32 elsewhere (bf16 by software is ten times
+slower than fp32)."""
 
 
 def home() -> Path:
@@ -102,7 +103,8 @@ def seed_everything(seed: int) -> None:
 def generator_for(*key: int) -> np.random.Generator:
     """A NumPy generator that depends on the given numbers only: (seed, epoch, index) for an example.
 
-    Keys of one length, of numbers below 2**32, have streams of their own; NumPy fills short keys with zeros, so (7,) and (7, 0) share one.
+    Keys of one length, of numbers below 2**32, have streams of their own; NumPy fills short keys with zeros, so (7,)
+    and (7, 0) share one.
     """
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
@@ -129,7 +131,8 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def process_group(processes: int = 1) -> Iterator[None]:
-    """Join the other processes if torchrun started this one, or start `processes` - 1 more of this very command; a no-op alone."""
+    """Join the other processes if torchrun started this one, or start `processes` - 1 more of this very command; a
+    no-op alone."""
     with contextlib.ExitStack() as stack:
         if processes > 1 and "RANK" not in os.environ:
             stack.enter_context(_others(processes))
@@ -180,7 +183,8 @@ def _others(processes: int) -> Iterator[None]:
 
 
 def _watch(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]], over: threading.Event) -> None:
-    """End this process if another one of its group failed: it would wait in vain. It gets some seconds to report the same error by itself."""
+    """End this process if another one of its group failed: it would wait in vain. It gets some seconds to report the
+    same error by itself."""
     while not over.wait(0.5):
         for member, said in members:
             if member.poll() and not over.wait(5):

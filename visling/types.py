@@ -1,7 +1,8 @@
 """The contracts: what data hands to a model, what a model hands back, what a loss is.
 
-Letters  B batch rows, T tokens, R regions, S region rows, F region feature width, P and Q slots, G rows per example, N = B/G examples,
-         Dt Dr Dp widths of text, region and pooled states, C detector classes, A answers, V vocabulary, I images, H heads.
+Letters  B batch rows, T tokens, R regions, S region rows, F region feature width, P and Q slots, G rows per example, N
+         = B/G examples, Dt Dr Dp widths of text, region and pooled states, C detector classes, A answers, V vocabulary,
+         I images, H heads.
 Masks    Boolean, True = real. Labels to skip are IGNORE.
 Boxes    x1, y1, x2, y2; unit corners inside `Batch`, pixels in `RegionArray`.
 """
@@ -78,7 +79,8 @@ class Slots(_Movable):
     mask: Tensor
     """(B, P) bool, True = a chosen position."""
     taken: Tensor | None = None
-    """(K,) int64: the slots with a chosen position, counted row by row (row * P + slot), then free ones up to a rounded K; None = all are read."""
+    """(K,) int64: the slots with a chosen position, counted row by row (row * P + slot), then free ones up to a rounded
+    K; None = all are read."""
 
 
 @contract
@@ -155,7 +157,8 @@ class Batch(_Movable):
     """G: consecutive rows that belong to one example."""
 
     def validate(self) -> None:
-        """Raise `ValueError` naming the first broken invariant. Reads values back to the host: for tests and the first batch of a run."""
+        """Raise `ValueError` naming the first broken invariant. Reads values back to the host: for tests and the first
+        batch of a run."""
         text, rows = self.text, self.text.ids.shape[0] if self.text.row is None else self.text.row.shape[0]
         _require(
             text.ids.shape == text.mask.shape == text.segments.shape, "text ids, mask and segments differ in shape"
@@ -215,7 +218,8 @@ def _require(true: bool, message: str) -> None:
 @contract
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maps(_Movable):
-    """Attention probabilities, (B, H, from, to) per layer name; single-stream maps are sliced into the same four quadrants."""
+    """Attention probabilities, (B, H, from, to) per layer name; single-stream maps are sliced into the same four
+    quadrants."""
 
     text_to_text: dict[str, Tensor]
     text_to_regions: dict[str, Tensor]

@@ -1,4 +1,5 @@
-"""The pages of a comparison: every number is there, an unfinished one says so, and nothing in the file can break the page."""
+"""The pages of a comparison: every number is there, an unfinished one says so, and nothing in the file can break the
+page."""
 
 from __future__ import annotations
 

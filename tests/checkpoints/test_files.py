@@ -91,7 +91,8 @@ def test_settings_of_foreign_classes_do_not_hinder(
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_training_state_with_a_logger_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
-    """VOLTA's pytorch_ckpt_latest.tar: no archive, and with an object of a class of its own, which is written in small letters."""
+    """VOLTA's pytorch_ckpt_latest.tar: no archive, and with an object of a class of its own, which is written in small
+    letters."""
     called: list[str] = []
     module = types.ModuleType("volta.utils")
 

@@ -1,4 +1,5 @@
-"""Answers in the spelling of LXMERT's table; values recorded from the release are compared in `tests/parity/test_lxmert_io.py`."""
+"""Answers in the spelling of LXMERT's table; values recorded from the release are compared in
+`tests/parity/test_lxmert_io.py`."""
 
 from __future__ import annotations
 

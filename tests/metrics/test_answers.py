@@ -1,4 +1,5 @@
-"""VQA accuracy and NLVR v1 scores against the official scripts' results, rule by rule; scores by data set; the bootstrap against its definition."""
+"""VQA accuracy and NLVR v1 scores against the official scripts' results, rule by rule; scores by data set; the
+bootstrap against its definition."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ def test_mean_over_classes_that_occur() -> None:
 
 
 def test_attributes_by_hand() -> None:
-    """Of two objects found one has exactly its attributes; a third is missed and does not enter the accuracy, but the average precision."""
+    """Of two objects found one has exactly its attributes; a third is missed and does not enter the accuracy, but the
+    average precision."""
     a, b, c = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10)
     truth = TrueBoxes(
         boxes=boxes(a, b, c), classes=np.zeros(3, int), attributes=np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0]], bool)
@@ -101,7 +102,8 @@ def test_attributes_by_hand() -> None:
     )
     scores = score([found], [truth])
     assert scores.attribute_accuracy == pytest.approx(0.5)
-    # attribute 0: one right detection of three objects, 1/3; attribute 1: a false alarm (0.9) before the right one (0.7), 1/2; 2 never occurs
+    # attribute 0: one right detection of three objects, 1/3; attribute 1: a false alarm (0.9) before the right one
+    # (0.7), 1/2; 2 never occurs
     assert scores.attribute_mean_ap == pytest.approx((1 / 3 + 1 / 2) / 2)
 
 

@@ -1,4 +1,5 @@
-"""What every model family promises, on its tiny preset: head kinds, objectives, gradients, padding, order, counts, maps, saving, compiling."""
+"""What every model family promises, on its tiny preset: head kinds, objectives, gradients, padding, order, counts,
+maps, saving, compiling."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ ONE_WITHOUT = (REGIONS, 3, 4, 0)
 VOCABULARY, FEATURES = 1000, 16
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 
-# ------------------------------------------------------------------------------------------------------------------ what is asked of every family
+# ------------------------------------------------------------------------------------------------------------------
+# what is asked of every family
 
 KINDS: Mapping[str, Head] = {
     "classify": Head(kind="classify", outputs=6),
@@ -103,7 +105,8 @@ FEEDS: Mapping[str, Mapping[str, set[str]]] = {
         "co_attention_layers.1.region": {"regions", "pooled"},
     },
 }
-"""Family -> parameters, by the start of their names, that not everything it returns depends on -> the fields that do."""
+"""Family -> parameters, by the start of their names, that not everything it returns depends on -> the fields that
+do."""
 READS_A_RAW_SLOT = {"visualbert", "vlbert"}
 """Families whose summary is the slot's own state, where a slot is given; their pooler is at rest then."""
 FIXED_FIRST_ROWS = {"lxmert", "cvlp"}
@@ -523,7 +526,8 @@ def test_rows_of_tables_learn_if_they_are_read(name: str, model: Encoder) -> Non
     assert found >= 2
 
 
-# -------------------------------------------------------------------------------------------------------------------- padding, order and counts
+# --------------------------------------------------------------------------------------------------------------------
+# padding, order and counts
 
 
 @pytest.mark.parametrize("slot", [False, True])
@@ -695,7 +699,8 @@ def test_capture_changes_nothing_and_costs_nothing_if_off(model: Encoder, monkey
         model(batch, capture=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- saving, compiling, precision, presets
+# ------------------------------------------------------------------------------------------------------------- saving,
+# compiling, precision, presets
 
 
 def test_weights_saved_and_loaded_give_equal_outputs(name: str, model: Encoder) -> None:

@@ -1,4 +1,5 @@
-"""CVLP's own promises: the query network is LXMERT, what the key network leaves out and follows, released key layouts."""
+"""CVLP's own promises: the query network is LXMERT, what the key network leaves out and follows, released key
+layouts."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def contrast_of(encoder: Cvlp, **changes: Any) -> RegionContrast:
 
 
 def dropping(network: nn.Module, batch: Batch, **given: Any) -> Any:
-    """What a network returns with the dropout of one seed: two networks agree if their sites are the same, in the same order."""
+    """What a network returns with the dropout of one seed: two networks agree if their sites are the same, in the same
+    order."""
     torch.manual_seed(5)
     return network(batch, **given)
 

@@ -1,4 +1,5 @@
-"""LXMERT's own promises: dropout sites, initialisation, shared and replaced layers, answer heads, start from BERT, released key layouts."""
+"""LXMERT's own promises: dropout sites, initialisation, shared and replaced layers, answer heads, start from BERT,
+released key layouts."""
 
 from __future__ import annotations
 
@@ -74,8 +75,9 @@ SITES: Sites = {"text": 0.5, "regions": 0.5, "probs": 0.7, "attention": 0.5, "fe
 def reference(model: Lxmert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass written out from the paper and the release, with a fixed factor at every dropout site.
 
-    Text and region states and the pooled state. Sites: after the norm of the text embedding, after the mean of the region embedding, on attention
-    probabilities, after the output projection of an attention block and after the second matrix of a feed-forward block, both before the residual.
+    Text and region states and the pooled state. Sites: after the norm of the text embedding, after the mean of the
+    region embedding, on attention probabilities, after the output projection of an attention block and after the second
+    matrix of a feed-forward block, both before the residual.
     """
     weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
     text, regions = batch.text, regions_of(batch)
@@ -135,7 +137,8 @@ def reference(model: Lxmert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor
 
 @pytest.fixture
 def dropped(monkeypatch: pytest.MonkeyPatch) -> tuple[Lxmert, Batch]:
-    """A model in double precision in training mode, whose dropout is a fixed factor: 0.5 for hidden states, 0.7 for probabilities."""
+    """A model in double precision in training mode, whose dropout is a fixed factor: 0.5 for hidden states, 0.7 for
+    probabilities."""
     model = tiny(dropout_rate=0.1, attention_dropout_rate=0.2, whiten_features=False).double().train()
     factors = {0.1: 0.5, 0.2: 0.7}
     monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, inplace=False: x * factors[p] if training else x)

@@ -1,4 +1,5 @@
-"""ViLBERT's own promises: embeddings, schedules, task tokens, shared texts, dropout sites, initialisation, start from BERT, released key layouts."""
+"""ViLBERT's own promises: embeddings, schedules, task tokens, shared texts, dropout sites, initialisation, start from
+BERT, released key layouts."""
 
 from __future__ import annotations
 
@@ -328,11 +329,13 @@ def test_rows_without_a_label_cost_nothing() -> None:
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
-# Dropout sites: every dropout becomes a fixed factor, and the model must equal a reference written from the release's description.
+# Dropout sites: every dropout becomes a fixed factor, and the model must equal a reference written from the release's
+# description.
 
 
 class Reference:
-    """ViLBERT's forward in float64, `kept` after dense layers and embeddings, `seen` on attention probabilities; tokens in the release's order."""
+    """ViLBERT's forward in float64, `kept` after dense layers and embeddings, `seen` on attention probabilities; tokens
+    in the release's order."""
 
     def __init__(self, model: Vilbert, *, kept: float, seen: float) -> None:
         self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
@@ -506,7 +509,8 @@ def test_dropout_sites_of_the_heads() -> None:
 
 @pytest.mark.parametrize("std", [0.02, 0.06])
 def test_initialisation_by_group(std: float) -> None:
-    """Matrices and tables normal with one deviation in both streams (`v_initializer_range` is never read), biases 0, norms 1 and 0."""
+    """Matrices and tables normal with one deviation in both streams (`v_initializer_range` is never read), biases 0,
+    norms 1 and 0."""
     model = Vilbert(dataclasses.replace(PRESETS["scenes"], init_std=std, num_tasks=20, gated_regions=True))
     seen = set()
     for name, parameter in model.named_parameters():

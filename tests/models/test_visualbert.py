@@ -1,5 +1,5 @@
-"""VisualBERT's own promises: dropout sites, initialisation, configuration errors, region segments, alignment, spatial values, late fusion, start from
-BERT, released key layouts."""
+"""VisualBERT's own promises: dropout sites, initialisation, configuration errors, region segments, alignment, spatial
+values, late fusion, start from BERT, released key layouts."""
 
 from __future__ import annotations
 
@@ -121,8 +121,9 @@ SITES: Sites = {"embeddings": 0.5, "probs": 0.7, "attention": 0.5, "feed_forward
 def reference(model: VisualBert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass written out from the paper and the release, with a fixed factor at every dropout site.
 
-    Text and region states and the pooled state. Sites: once after the norm that text and regions share, on attention probabilities, after the output
-    projection of an attention block and after the second matrix of a feed-forward block, both before the residual. None after the pooler.
+    Text and region states and the pooled state. Sites: once after the norm that text and regions share, on attention
+    probabilities, after the output projection of an attention block and after the second matrix of a feed-forward
+    block, both before the residual. None after the pooler.
     """
     weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
     text, regions = batch.text, batch.regions
@@ -181,7 +182,8 @@ def reference(model: VisualBert, batch: Batch, sites: Sites) -> tuple[Tensor, Te
 
 
 def double_precision(*, bypass: bool, **changes: Any) -> tuple[VisualBert, Batch]:
-    """A model with weights away from their symmetric start, and a batch in which everything that regions may have is told."""
+    """A model with weights away from their symmetric start, and a batch in which everything that regions may have is
+    told."""
     model = tiny(bypass=bypass, whiten_features=False, append_spatial=True, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -288,7 +290,8 @@ def test_fresh_weights_by_group() -> None:
         "additional_layer": 6,
         "pooler": 1,
     }
-    # Each table has values of its own until weights from elsewhere make copies of the text tables (`after_text_weights`).
+    # Each table has values of its own until weights from elsewhere make copies of the text tables
+    # (`after_text_weights`).
     assert not torch.equal(model.visual_segments.weight, model.embeddings.segments.weight)
     assert not torch.equal(model.visual_positions.weight, model.embeddings.positions.weight)
     assert PRESETS["vqa"].init_std == 0.02

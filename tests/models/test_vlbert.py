@@ -1,4 +1,5 @@
-"""VL-BERT's own promises: what each element is made of, rows without images, dropout sites, initialisation, start from BERT, released key layouts."""
+"""VL-BERT's own promises: what each element is made of, rows without images, dropout sites, initialisation, start from
+BERT, released key layouts."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def heads_of(model: VlBert, keys: Mapping[str, Tensor], layout: str) -> dict[str
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ what each element is made of
+# ------------------------------------------------------------------------------------------------------------ what each
+# element is made of
 
 
 def test_what_tokens_see() -> None:
@@ -172,7 +174,8 @@ def test_whitened_features_are_what_is_read() -> None:
     assert_close(seen, given_to_the_embeddings(model, whitened)[3])
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows with and without images
+# ------------------------------------------------------------------------------------------------------------------
+# rows with and without images
 
 
 def test_rows_without_regions_are_plain_text() -> None:
@@ -273,7 +276,8 @@ def test_slot_reads_the_raw_state_and_none_the_pooler() -> None:
     assert_close(model(batch).pooled, torch.tanh(model.pooler.dense(at_slot.text[:, 0])))
 
 
-# ------------------------------------------------------------------------------------------------- an independent reference, with its dropout sites
+# ------------------------------------------------------------------------------------------------- an independent
+# reference, with its dropout sites
 
 
 def factor(rate: float) -> float:

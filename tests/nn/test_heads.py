@@ -95,7 +95,8 @@ def stirred(kind: str, style: str, outputs: int = 1, group: int = 1, **options: 
 
 @pytest.fixture
 def fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout in training multiplies by what it keeps: where it stands, and how much it drops, can be read off the result."""
+    """Dropout in training multiplies by what it keeps: where it stands, and how much it drops, can be read off the
+    result."""
     monkeypatch.setattr(
         nn.Dropout, "forward", lambda module, states: states * (1 - module.p) if module.training else states
     )

@@ -1,4 +1,5 @@
-"""The slow copy and the ring queue: arithmetic, what is trained and saved, wrapping, exact restoring, several processes."""
+"""The slow copy and the ring queue: arithmetic, what is trained and saved, wrapping, exact restoring, several
+processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Losses over regions: recorded losses of the releases, plain arithmetic, what must not count, empty batches, and the objective over a head."""
+"""Losses over regions: recorded losses of the releases, plain arithmetic, what must not count, empty batches, and the
+objective over a head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Masked language modelling and image-text matching: values against plain arithmetic, labels that must not count, empty batches."""
+"""Masked language modelling and image-text matching: values against plain arithmetic, labels that must not count, empty
+batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Region contrast: the streamed loss against the plain one, what is queued and when, what follows, what is saved, what does not count."""
+"""Region contrast: the streamed loss against the plain one, what is queued and when, what follows, what is saved, what
+does not count."""
 
 from __future__ import annotations
 
@@ -170,7 +171,8 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_the_release_s_sizes_fit_in_two_gigabytes() -> None:
-    """256 images of 36 regions against 276480 keys, forward and backward, torch itself included; one array of the plain loss takes 10 GB."""
+    """256 images of 36 regions against 276480 keys, forward and backward, torch itself included; one array of the plain
+    loss takes 10 GB."""
     done = subprocess.run([sys.executable, "-c", _FULL_SIZE], capture_output=True, text=True, check=True)
     before, peak = (int(kilobytes) * (1 if sys.platform != "darwin" else 1 / 1024) for kilobytes in done.stdout.split())
     assert peak < 2e6, f"peak {peak / 1e6:.2f} GB, of which {before / 1e6:.2f} GB before the loss"

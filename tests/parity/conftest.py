@@ -12,7 +12,8 @@ OURS = Path(__file__).parents[1] / "golden"
 
 
 def stated(config: str) -> list[float]:
-    """Absolute tolerance of states and tolerance of losses that a set's config.json states in words, in this order; empty if it states none."""
+    """Absolute tolerance of states and tolerance of losses that a set's config.json states in words, in this order;
+    empty if it states none."""
     for name, told in _named(json.loads(config)):
         if name.endswith("tolerance") and isinstance(told, str):
             return [float(number) for number in re.findall(r"\d+(?:\.\d+)?e-\d+", told)][:2]

@@ -1,4 +1,5 @@
-"""What parity tests share: names in messages, and ways to break a model by one live weight or rule, each of which must be noticed."""
+"""What parity tests share: names in messages, and ways to break a model by one live weight or rule, each of which must
+be noticed."""
 
 from __future__ import annotations
 

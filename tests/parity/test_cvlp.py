@@ -1,8 +1,9 @@
 """CVLP against values recorded from the official release (`golden/cvlp`; its config.json describes every tensor).
 
-Sizes and tolerance come from the recorded config.json: 5e-5 on states, embeddings and logits (14 layers deep), 1e-4 relative on losses and gradients.
-Text states are compared at real positions only. Exempt, and checked for our definition instead: the word table after the momentum update (the
-release moves it twice, because it is tied to the vocabulary head).
+Sizes and tolerance come from the recorded config.json: 5e-5 on states, embeddings and logits (14 layers deep), 1e-4
+relative on losses and gradients. Text states are compared at real positions only. Exempt, and checked for our
+definition instead: the word table after the momentum update (the release moves it twice, because it is tied to the
+vocabulary head).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""LXMERT against values recorded from the official release and from transformers (`golden/lxmert`; its config.json describes every tensor), and
-against the transformers package that is installed.
+"""LXMERT against values recorded from the official release and from transformers (`golden/lxmert`; its config.json
+describes every tensor), and against the transformers package that is installed.
 
-Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b| (gradients 1e-6 + 1e-4 |b|), tighter than the set asks for; on another folder what
-that folder's config.json states, if it is more. Nothing is exempt:
+Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b| (gradients 1e-6 + 1e-4 |b|), tighter than the set
+asks for; on another folder what that folder's config.json states, if it is more. Nothing is exempt:
 both references keep all states of a row with one real key, so states on padding are compared too.
 """
 

@@ -1,7 +1,8 @@
-"""LXMERT's files and what its own code makes of them (`golden/lxmert_io`; its expected.json describes every file): region features, merged sentences,
-answer table, answer head of a task, score of the pre-training questions.
+"""LXMERT's files and what its own code makes of them (`golden/lxmert_io`; its expected.json describes every file):
+region features, merged sentences, answer table, answer head of a task, score of the pre-training questions.
 
-Sizes, answers and images come from the files. Everything is equal to the last bit but unit boxes and scores, which are divided in another order.
+Sizes, answers and images come from the files. Everything is equal to the last bit but unit boxes and scores, which are
+divided in another order.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def spoilt(line: bytes, column: str, change: Callable[[bytes], bytes]) -> bytes:
 
 
 def nudged(content: bytes) -> bytes:
-    """Base64 of the same bytes but for the third of the first number: a small change in a float, a large one in an integer."""
+    """Base64 of the same bytes but for the third of the first number: a small change in a float, a large one in an
+    integer."""
     found = bytearray(base64.b64decode(content))
     found[2] ^= 0x10
     return base64.b64encode(bytes(found))

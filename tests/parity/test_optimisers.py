@@ -28,7 +28,8 @@ def schedule_of(given: dict[str, Any]) -> Schedule:
 def compare_bert_adam(
     golden: Path, scenario: str, *, evaluate: Literal["before", "after"] = "before", moved: str = "", **factors: float
 ) -> None:
-    """Everything recorded of a scenario; settings may be multiplied by factors, and one parameter may start elsewhere."""
+    """Everything recorded of a scenario; settings may be multiplied by factors, and one parameter may start
+    elsewhere."""
     described = json.loads((golden / "bert_adam" / "config.json").read_text())
     given = {**described["defaults"], **described["scenarios"][scenario]}
     given |= {name: given[name] * factor for name, factor in factors.items()}
@@ -129,7 +130,8 @@ def test_schedules_equal_the_recorded_factors(golden: Path) -> None:
 
 
 def replay(module: nn.Module, config: OptimConfig, gradients: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Values after each step and learning rate at each, with prescribed gradients, through the same calls as the engine."""
+    """Values after each step and learning rate at each, with prescribed gradients, through the same calls as the
+    engine."""
     steps = len(next(iter(gradients.values())))
     optimizer, schedule = build_optimizer(module, config, steps)
     values: dict[str, list[Tensor]] = {name: [] for name in gradients}
@@ -146,7 +148,8 @@ def replay(module: nn.Module, config: OptimConfig, gradients: dict[str, Tensor])
 
 
 def read(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
-    """A module with the recorded first values under the recorded names, gradients, and what the release made of them."""
+    """A module with the recorded first values under the recorded names, gradients, and what the release made of
+    them."""
     inputs, outputs = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
     module = nn.Module()
     for key, value in inputs.items():

@@ -1,10 +1,13 @@
-"""ViLBERT against values recorded from the official multi-task release (`golden/vilbert`; its config.json describes every tensor).
+"""ViLBERT against values recorded from the official multi-task release (`golden/vilbert`; its config.json describes
+every tensor).
 
-Sizes come from the recorded config.json. The set allows 1e-4 for states and logits and 1e-5 for losses; here 1e-5 + 1e-5 |b| holds for all of them
-(gradient norms 1e-6 + 1e-4 |b|), on another folder what that folder's config.json states, if it is more. States are compared at real positions only.
-The recorded rows begin with the whole image, ours end with it; the recorded task token is second, ours last. Exempt, and checked for our definition
-instead: `quirk_all_layers` (another state is pooled when all layers are asked for), `tasks_odd_batch` (another head's logits in the place of
-NLVR2's), logits of padded regions (-10000 more in the release). `data.*` is recorded for readers and masking and is no business of the model.
+Sizes come from the recorded config.json. The set allows 1e-4 for states and logits and 1e-5 for losses; here 1e-5 +
+1e-5 |b| holds for all of them (gradient norms 1e-6 + 1e-4 |b|), on another folder what that folder's config.json
+states, if it is more. States are compared at real positions only. The recorded rows begin with the whole image, ours
+end with it; the recorded task token is second, ours last. Exempt, and checked for our definition instead:
+`quirk_all_layers` (another state is pooled when all layers are asked for), `tasks_odd_batch` (another head's logits in
+the place of NLVR2's), logits of padded regions (-10000 more in the release). `data.*` is recorded for readers and
+masking and is no business of the model.
 """
 
 from __future__ import annotations
@@ -640,7 +643,8 @@ def test_first_releases_classifier(recording: Recording) -> None:
 
 
 def test_quirk_of_all_layers_is_not_ours(recording: Recording) -> None:
-    """Asked for all layers, the release pools the state right after the last co-attention. Ours pools the last state, captured or not."""
+    """Asked for all layers, the release pools the state right after the last co-attention. Ours pools the last state,
+    captured or not."""
     quirk, right = recording.outputs("quirk_all_layers"), recording.outputs("pretrain")
     encoder, batch = Pretraining(recording).encoder, batch_of(recording.inputs("pretrain"))
     for capture in (False, True):

@@ -1,5 +1,5 @@
-"""What ViLBERT's code makes of region features before its model reads them (`data.*` in `golden/vilbert`; its config.json describes every tensor):
-masking, the whole image, locations, overlaps.
+"""What ViLBERT's code makes of region features before its model reads them (`data.*` in `golden/vilbert`; its
+config.json describes every tensor): masking, the whole image, locations, overlaps.
 
 Counts and sizes come from the recorded tensors. `data.refer.train_target` belongs to a task and is not compared here.
 """

@@ -1,9 +1,11 @@
-"""VisualBERT against values recorded from the official release and from transformers (`golden/visualbert`; its config.json describes every tensor).
+"""VisualBERT against values recorded from the official release and from transformers (`golden/visualbert`; its
+config.json describes every tensor).
 
-Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b| (gradient norms 1e-6 + 1e-4 |b|): the two references differ by up to 6e-6; on
-another folder what that folder's config.json states, if it is more.
-States are compared at real positions only: what stands on padding is nobody's business. Exempt, and checked for our definition instead: scores of
-padded regions (-10000 more in the release, the lowest number in transformers) and logits that transformers turns into log-softmax values.
+Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b| (gradient norms 1e-6 + 1e-4 |b|): the two references
+differ by up to 6e-6; on another folder what that folder's config.json states, if it is more.
+States are compared at real positions only: what stands on padding is nobody's business. Exempt, and checked for our
+definition instead: scores of padded regions (-10000 more in the release, the lowest number in transformers) and logits
+that transformers turns into log-softmax values.
 """
 
 from __future__ import annotations
@@ -123,7 +125,8 @@ def recording(golden: Path) -> Recording:
 def batch_of(
     inputs: Mapping[str, Tensor], *, aligned: bool = False, text_only: bool = False, slot: bool = False, group: int = 1
 ) -> Batch:
-    """Recorded inputs as our batch; examples of several rows are flattened, boxes (which the model does not read) cover the image."""
+    """Recorded inputs as our batch; examples of several rows are flattened, boxes (which the model does not read) cover
+    the image."""
     rows = inputs["bert_input_ids"].shape[:-1].numel()
     ids, mask, segments = (inputs[f"bert_input_{name}"].reshape(rows, -1) for name in ("ids", "mask", "type_ids"))
     text = Text(ids=ids, mask=mask.bool(), segments=segments, slot=mask.sum(1) - 2 if slot else None)

@@ -1,4 +1,5 @@
-"""Questions of VCR and the rows that VisualBERT's own code makes of them (`golden/vcr_io`; its expected.json says how): pieces, labels, links.
+"""Questions of VCR and the rows that VisualBERT's own code makes of them (`golden/vcr_io`; its expected.json says how):
+pieces, labels, links.
 
 Everything is equal, the release's mistakes included.
 """
@@ -92,7 +93,8 @@ FIRST_PIECES = {
 
 
 def test_links_to_pieces_stand_at_the_names(data: VcrData, recorded: tuple[int, list[dict[str, Any]]]) -> None:
-    """As many links as the release has, but each at the first piece of its name, where the release's have drifted to the left."""
+    """As many links as the release has, but each at the first piece of its name, where the release's have drifted to
+    the left."""
     most, expected = recorded
     objects = {record.images: record.objects for record in data.records}
     drifted = 0

@@ -1,10 +1,12 @@
 """VL-BERT against values recorded from the official release (`golden/vlbert`; its config.json describes every tensor).
 
-Sizes and token ids come from the recorded config.json, and so does the tolerance of states and logits, 2e-5: a rounding of a unit corner is magnified
-a hundredfold before its sine is taken. Losses 1e-5 + 1e-5 |b| (on another folder what its config.json states), gradient norms 1e-6 + 1e-4 |b|.
-The release packs text, whole image, regions and [END] of a row without a gap; ours are brought into that order before they are compared. Exempt:
-what stands on padding, in `text_out_last` and the logits past a row's text too (states of regions there), zeros or a constant on padded regions.
-`fast_rcnn` is compared from `obj_reps_raw` on; what comes before, and `obj_reps_with_segms`, is in test_vlbert_extractor.py.
+Sizes and token ids come from the recorded config.json, and so does the tolerance of states and logits, 2e-5: a rounding
+of a unit corner is magnified a hundredfold before its sine is taken. Losses 1e-5 + 1e-5 |b| (on another folder what its
+config.json states), gradient norms 1e-6 + 1e-4 |b|. The release packs text, whole image, regions and [END] of a row
+without a gap; ours are brought into that order before they are compared. Exempt: what stands on padding, in
+`text_out_last` and the logits past a row's text too (states of regions there), zeros or a constant on padded regions.
+`fast_rcnn` is compared from `obj_reps_raw` on; what comes before, and `obj_reps_with_segms`, is in
+test_vlbert_extractor.py.
 """
 
 from __future__ import annotations
@@ -182,7 +184,8 @@ def checked(batch: Batch) -> Batch:
 
 
 def packed(states: Tensor, text_mask: Tensor, region_mask: Tensor | None) -> list[Tensor]:
-    """States (B, T + N + 1, ...) of ours, row by row in the order of the release: text, whole image, regions, [END]; nothing else."""
+    """States (B, T + N + 1, ...) of ours, row by row in the order of the release: text, whole image, regions, [END];
+    nothing else."""
     rows, tokens = text_mask.shape
     regions = 0 if region_mask is None else region_mask.shape[1]
     return [
@@ -219,7 +222,8 @@ def seen(model: VlBert) -> Iterator[list[tuple[Any, ...]]]:
     hook.remove()
 
 
-# --------------------------------------------------------------------------------------------------------------------- the Transformer by itself
+# ---------------------------------------------------------------------------------------------------------------------
+# the Transformer by itself
 
 
 def compare_core(recording: Recording, case: str, model: VlBert) -> None:
@@ -337,7 +341,8 @@ class Pretraining(nn.Module):
         region_labels: Tensor | None,
         matched: Tensor | None = None,
     ) -> PretrainStep:
-        """What the objectives read; every region with a label is a slot. The whole image, first in the labels, never has one."""
+        """What the objectives read; every region with a label is a slot. The whole image, first in the labels, never
+        has one."""
         probs = None if region_labels is None else region_labels[:, 1:]
         targets = Targets(
             token_slots=slots_of(word_labels >= 0),
@@ -546,7 +551,8 @@ class Given(nn.Module):
 
 
 def choices_of(recording: Recording, question: Tensor, answers: Tensor) -> tuple[Text, Tensor]:
-    """Rows [CLS] question [SEP] answer [SEP] of every choice, and the tag (0 = whole image) of each piece; padding -2."""
+    """Rows [CLS] question [SEP] answer [SEP] of every choice, and the tag (0 = whole image) of each piece; padding
+    -2."""
     cls, sep = recording.token("[CLS]"), recording.token("[SEP]")
     rows, tags, segments = [], [], []
     for asked, choices in zip(question, answers, strict=True):

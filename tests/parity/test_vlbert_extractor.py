@@ -1,9 +1,11 @@
 """VL-BERT's trainable region extractor against values recorded from the official release (`golden/vlbert/fast_rcnn`).
 
-The recorded network is narrow; its sizes are in the set's config.json. Features, plain and projected, within 1e-5 + 1e-5 |b| at real regions (the set
-allows 2e-5) and zero on padding. Feature map and pooled map within 1e-5 |b| and a ten-millionth of the largest value, about 2000: the small values in
-them are differences of large ones. Recorded are both forms of the last stage, dilated and halving: the map at stride 16, what RoIAlign makes of the
-first two regions, the mean features, and the projected ones: plain, with features masked, and under instance masks. No gradients were recorded.
+The recorded network is narrow; its sizes are in the set's config.json. Features, plain and projected, within 1e-5 +
+1e-5 |b| at real regions (the set allows 2e-5) and zero on padding. Feature map and pooled map within 1e-5 |b| and a
+ten-millionth of the largest value, about 2000: the small values in them are differences of large ones. Recorded are
+both forms of the last stage, dilated and halving: the map at stride 16, what RoIAlign makes of the first two regions,
+the mean features, and the projected ones: plain, with features masked, and under instance masks. No gradients were
+recorded.
 """
 
 from __future__ import annotations
@@ -148,7 +150,8 @@ def test_projected_features_shown_masked_and_under_instance_masks(recording: Rec
 
 
 def test_what_is_frozen(recording: Recording) -> None:
-    """As many parameters as recorded, the two of the projection among them, and none but those of the norms, the stem and the first stage."""
+    """As many parameters as recorded, the two of the projection among them, and none but those of the norms, the stem
+    and the first stage."""
     told = next(text for name, text in recording.described.items() if name.startswith("fast_rcnn_frozen_parameters"))
     frozen, total = map(int, re.findall(r"\d+", told)[:2])
     extractor = recording.extractor().train()
@@ -166,7 +169,8 @@ def test_what_is_frozen(recording: Recording) -> None:
         assert float(gradient.abs().max()) > 0, name
 
 
-# ------------------------------------------------------------------------------------------------------------------ broken extractors are noticed
+# ------------------------------------------------------------------------------------------------------------------
+# broken extractors are noticed
 
 
 def _nudge(name: str) -> Callable[[RegionExtractor], None]:

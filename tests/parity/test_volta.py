@@ -1,8 +1,10 @@
-"""ViLBERT and VisualBERT against values recorded from VOLTA (`golden/volta_vilbert`, `volta_ctrl_vilbert`, `volta_visualbert`), a second opinion.
+"""ViLBERT and VisualBERT against values recorded from VOLTA (`golden/volta_vilbert`, `volta_ctrl_vilbert`,
+`volta_visualbert`), a second opinion.
 
-Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b|, at real positions. VOLTA reads the whole image as the first region; ViLBERT here
-takes it as `whole`, VisualBERT as an ordinary region of segment 1. VOLTA's VisualBERT has two ReLU poolers that ours lacks: what reads them is
-computed in this file from our states and the recorded weights. Scores of padded regions, -10000 more in VOLTA, are not compared.
+Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b|, at real positions. VOLTA reads the whole image as
+the first region; ViLBERT here takes it as `whole`, VisualBERT as an ordinary region of segment 1. VOLTA's VisualBERT
+has two ReLU poolers that ours lacks: what reads them is computed in this file from our states and the recorded weights.
+Scores of padded regions, -10000 more in VOLTA, are not compared.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """LXMERT in its original configuration against values recorded from VOLTA (`golden/volta_lxmert_orig`).
 
-Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b|. VOLTA regresses the masked input features by mistake: its region loss is
-reproduced here by handing those in as the target. Its region scores are -10000 at padded regions, ours are not masked: compared at real regions.
+Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b|. VOLTA regresses the masked input features by
+mistake: its region loss is reproduced here by handing those in as the target. Its region scores are -10000 at padded
+regions, ours are not masked: compared at real regions.
 """
 
 from __future__ import annotations
@@ -223,7 +224,8 @@ TASKS: Mapping[int, tuple[str, HeadKind, str, str]] = {
     12: ("pair", "pair", STYLES["pair"], "logit_fc.3.bias"),
     13: ("entailment", "classify", "linear", "bias"),
 }
-"""VOLTA's task number -> part, kind and style of head, and the recorded weight that is as long as its outputs are many."""
+"""VOLTA's task number -> part, kind and style of head, and the recorded weight that is as long as its outputs are
+many."""
 
 
 def compare_task(recording: Recording, task: int, change: Callable[[nn.Module], Any] = lambda model: None) -> None:

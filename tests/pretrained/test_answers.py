@@ -1,4 +1,5 @@
-"""Scores of the questions of a validation: which are scored, by which data set, whatever the order and weight of the corpora."""
+"""Scores of the questions of a validation: which are scored, by which data set, whatever the order and weight of the
+corpora."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Released weights in and out: every family, BERT's weights, transformers, answers, and what is refused with the way out."""
+"""Released weights in and out: every family, BERT's weights, transformers, answers, and what is refused with the way
+out."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def same_tensors(found: Path, expected: dict[str, Tensor]) -> None:
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
-# ---------------------------------------------------------------------------------------------------------------- in and out
+# ---------------------------------------------------------------------------------------------------------------- in
+# and out
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *TUNED, "vilbert multitask"])
@@ -255,7 +257,8 @@ def test_our_own_run_is_written_in_a_released_layout(world: Any, tmp_path: Path)
     assert not list(tmp_path.glob("*.part"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- what a source is
+# ---------------------------------------------------------------------------------------------------------------- what
+# a source is
 
 
 def test_family_and_layout_are_found_by_the_names(recorded: Any, tmp_path: Path) -> None:
@@ -364,7 +367,8 @@ def test_a_repository_is_a_source(recorded: Any, tmp_path: Path, monkeypatch: py
     same_tensors(tmp_path / "official.pth", dict(source.weights))
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------------------------------------------- what
+# is refused
 
 
 @pytest.mark.parametrize(
@@ -650,7 +654,8 @@ def test_a_pickled_list_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "touched").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------- features
+# ----------------------------------------------------------------------------------------------------------------
+# features
 
 
 def test_the_features_are_told_or_asked_for(recorded: Any, world: Any, tmp_path: Path) -> None:
@@ -753,7 +758,8 @@ def test_pretraining_starts_from_bert(world: Any, tmp_path: Path) -> None:
     assert state.stopped == "finished"
 
 
-# ---------------------------------------------------------------------------------------------------------------- transformers
+# ----------------------------------------------------------------------------------------------------------------
+# transformers
 
 
 def batch_of(feature_size: int, vocabulary: int) -> Batch:
@@ -776,7 +782,8 @@ def from_transformers(folder: Path) -> Any:
     transformers = pytest.importorskip("transformers")
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     model, about = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
-    # position_ids is a constant; the value projection of phrase grounding is never read, and no release's key map keeps it
+    # position_ids is a constant; the value projection of phrase grounding is never read, and no release's key map keeps
+    # it
     missing = {name for name in about["missing_keys"] if "position_ids" not in name and "attention.value" not in name}
     assert not missing
     assert not about["unexpected_keys"]
@@ -930,7 +937,8 @@ def test_transformers_question_answering_comes_back_as_a_task(recorded: Any, tmp
     same_tensors(tmp_path / "back.safetensors", dict(source.weights))
 
 
-# ---------------------------------------------------------------------------------------------------------------- full size
+# ---------------------------------------------------------------------------------------------------------------- full
+# size
 
 CATALOGUED = {
     (entry.family, entry.layout, entry.preset, *sorted(entry.heads)): entry for entry in catalog.RELEASED_FILES
@@ -1049,7 +1057,8 @@ def test_full_size_files_run_and_are_written_back_bit_for_bit(
 
 
 def test_every_name_of_a_full_size_key_file_is_known_and_written_back(full_size: Any) -> None:
-    """CVLP's key network, which training alone reads: LXMERT's layers, a successor for every pair of layers and for the last, and the projections."""
+    """CVLP's key network, which training alone reads: LXMERT's layers, a successor for every pair of layers and for the
+    last, and the projections."""
     shapes = dict(full_size("cvlp")["official"].shapes)
     for layers, successor, count in (
         ("layer", "scc_layer_l", 5),

@@ -240,7 +240,8 @@ STATED: Mapping[str, Mapping[str, Any]] = {
     "cvlp-from-lxmert": {**_CVLP, "train.epochs": 20, "start": "lxmert-20epochs-qa"},
     "cvlp-paper": {**_CVLP, "encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None},
 }  # fmt: skip
-"""Recipe -> setting -> what the configuration file or script of the release says (cvlp-paper, lxmert-paper: the paper)."""
+"""Recipe -> setting -> what the configuration file or script of the release says (cvlp-paper, lxmert-paper: the
+paper)."""
 
 
 def plain(name: str) -> dict[str, Any]:
@@ -403,7 +404,8 @@ PARAMETERS = {
     "lxmert-two-phase-qa": 228_051_752,
     "lxmert-paper": 228_051_752,
     # 250,044,029 in the release's file, of which 11,020,800 are never read
-    # ResNet-101 with 44,549,160 weights, less its layer of 1000 classes, less its norms, its first convolution and res2, which are frozen
+    # ResNet-101 with 44,549,160 weights, less its layer of 1000 classes, less its norms, its first convolution and
+    # res2, which are frozen
     "vlbert-base-e2e": 115_080_059 + 44_549_160 - 2_049_000 - 327_744,
     "vilbert-conceptual": 250_044_029 - 11_020_800,
     "vilbert-multitask": 250_044_029 - 11_020_800,
@@ -504,7 +506,8 @@ def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
     record_property("seconds", round(time.monotonic() - began, 1))
 
 
-# ------------------------------------------------------------------------------------------------------------- what releases ask of a run at large
+# ------------------------------------------------------------------------------------------------------------- what
+# releases ask of a run at large
 
 
 def lines(out: Path, kind: str) -> list[dict[str, Any]]:
@@ -626,7 +629,9 @@ def test_answers_may_be_spelt_as_in_the_release(world: Any, kind: str) -> None:
     run = configs.override(PRETRAINING["visualbert-scenes"](), [*world.settings, f'corpora=[{{kind = "{kind}"}}]'])
     tokenizer = build_tokenizer(run)
     layout = TextLayout(tokenizer, models.spec("visualbert").inputs(run.encoder))
-    source = read_corpora(run, [str(world.scenes)], layout, NativeStore.open(world.regions), valid=False, answers=None).images
+    source = read_corpora(
+        run, [str(world.scenes)], layout, NativeStore.open(world.regions), valid=False, answers=None
+    ).images
     texts = [
         tokenizer.decode(source.example(index, np.random.default_rng(index)).rows[0].ids)
         for index in range(len(source))

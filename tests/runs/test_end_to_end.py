@@ -1,4 +1,5 @@
-"""Pre-training end to end: pictures in the batch, a region extractor that is trained along, what is kept of it and what is refused."""
+"""Pre-training end to end: pictures in the batch, a region extractor that is trained along, what is kept of it and what
+is refused."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def loader(world: Any, run: PretrainConfig, *, valid: bool = True, **settings: A
 def as_the_release(
     picture: NDArray[np.uint8], corners: NDArray[np.float32], mirrored: bool, hidden: NDArray[np.bool_]
 ) -> tuple[Tensor, Tensor]:
-    """Pixels and boxes by the steps of the release's description: resize, flip, whiten, keep boxes inside, cut hidden ones out."""
+    """Pixels and boxes by the steps of the release's description: resize, flip, whiten, keep boxes inside, cut hidden
+    ones out."""
     high, wide = picture.shape[:2]
     scale = SMALL.shorter_side / min(high, wide)
     width, height = (int(wide * scale), SMALL.shorter_side) if high <= wide else (SMALL.shorter_side, int(high * scale))
@@ -504,7 +506,8 @@ def test_damaged_and_other_pictures_are_named_when_they_are_read(world: Any, pic
 
 
 def test_pictures_are_found_as_the_store_names_them(world: Any, tmp_path: Path) -> None:
-    """As annotations call them, as the store does, or by another spelling; a number of Visual Genome by itself alone."""
+    """As annotations call them, as the store does, or by another spelling; a number of Visual Genome by itself
+    alone."""
     run = end_to_end()
     store, made = NativeStore.open(world.regions), loader(world, run).source
     names = sorted({record.images[0] for record in made.records})  # type: ignore[attr-defined]

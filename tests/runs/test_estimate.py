@@ -1,4 +1,5 @@
-"""Estimates: counted products against torch's own counter and by hand, memory against what autograd really keeps, hours by arithmetic."""
+"""Estimates: counted products against torch's own counter and by hand, memory against what autograd really keeps, hours
+by arithmetic."""
 
 from __future__ import annotations
 
@@ -158,7 +159,8 @@ def forward_multiplications(name: str, preset: str, tokens: int, regions: int) -
 
 
 def test_lxmert_costs_what_its_layers_cost() -> None:
-    # 20 tokens, 36 regions: language 1.28, relationship 1.28, cross-modality 2.67, visual encoder 0.057; the pooler is small
+    # 20 tokens, 36 regions: language 1.28, relationship 1.28, cross-modality 2.67, visual encoder 0.057; the pooler is
+    # small
     assert forward_multiplications("lxmert", "base", 20, 36) == pytest.approx(1.28 + 1.28 + 2.67 + 0.057, rel=3e-3)
 
 

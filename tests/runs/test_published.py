@@ -1,4 +1,5 @@
-"""Every published pre-training recipe, its encoder small, on files of the official layouts and regions with all that its losses tell."""
+"""Every published pre-training recipe, its encoder small, on files of the official layouts and regions with all that
+its losses tell."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def small(name: str, **train: Any) -> PretrainConfig:
 
 
 def store_of(path: Path, width: int, *, label: int = 0) -> Path:
-    """A store of all images with distributions, classes and attributes of Visual Genome's detector; `label` is the class of the last region."""
+    """A store of all images with distributions, classes and attributes of Visual Genome's detector; `label` is the
+    class of the last region."""
     rng = np.random.default_rng(0)
     with StoreWriter(path, feature_size=width, fingerprint="test") as writer:
         for image in IMAGES:
@@ -164,7 +166,8 @@ def test_the_loss_falls(tmp_path: Path, data: Path, regions: Callable[[int], Pat
     lines = train(run, tmp_path / "run", data, regions(run.encoder.feature_size))
 
     def mean(part: str, lines: list[dict[str, Any]]) -> float:
-        """Over the updates that tell it: two short captions often have no word to be told, or no wrong one among them."""
+        """Over the updates that tell it: two short captions often have no word to be told, or no wrong one among
+        them."""
         return float(np.mean([line["parts"][part] for line in lines if part in line["parts"]]))
 
     first, last = ({part: mean(part, third) for part in run.objectives} for third in (lines[:20], lines[-20:]))

@@ -1,4 +1,5 @@
-"""Every recipe builds, survives run.json and takes a step; model folders and stores that do not fit are refused with the way out."""
+"""Every recipe builds, survives run.json and takes a step; model folders and stores that do not fit are refused with
+the way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""VisualBERT's phase on VCR from files of its true layout: which regions names are linked to, what a run shows and tells, what it refuses."""
+"""VisualBERT's phase on VCR from files of its true layout: which regions names are linked to, what a run shows and
+tells, what it refuses."""
 
 from __future__ import annotations
 

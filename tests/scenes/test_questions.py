@@ -1,4 +1,5 @@
-"""Every question, statement and caption is read back from its English and checked against the instances file by an evaluator of its own."""
+"""Every question, statement and caption is read back from its English and checked against the instances file by an
+evaluator of its own."""
 
 from __future__ import annotations
 
@@ -242,7 +243,8 @@ def read_without_looking(fit: list[Candidate], score: list[Candidate]) -> Iterat
 
 
 def above_chance(rows: list[Candidate]) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """Group -> share that the reader gets right, and the most that is allowed: chance, 3 points, and 3 standard deviations."""
+    """Group -> share that the reader gets right, and the most that is allowed: chance, 3 points, and 3 standard
+    deviations."""
     half = len(rows) // 2
     right: dict[tuple[str, str, int], list[bool]] = defaultdict(list)
     for fit, score in ((rows[:half], rows[half:]), (rows[half:], rows[:half])):

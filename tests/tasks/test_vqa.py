@@ -1,4 +1,5 @@
-"""VQA: files to examples, both losses against plain arithmetic, decoding, the official numbers, a state that survives JSON."""
+"""VQA: files to examples, both losses against plain arithmetic, decoding, the official numbers, a state that survives
+JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A model, a loader and a run small enough for tests; as a program, a run that kills itself or one of several processes."""
+"""A model, a loader and a run small enough for tests; as a program, a run that kills itself or one of several
+processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""VL-BERT's trainable extractor: shapes, what is frozen, pictures, names in files. Parity: tests/parity/test_vlbert_extractor.py."""
+"""VL-BERT's trainable extractor: shapes, what is frozen, pictures, names in files. Parity:
+tests/parity/test_vlbert_extractor.py."""
 
 from __future__ import annotations
 
@@ -175,7 +176,8 @@ def test_training_and_evaluation_see_the_same() -> None:
 
 
 def test_gradients_are_slopes() -> None:
-    """The change of a number along one direction of all trained weights, in double precision but for RoIAlign, which is single."""
+    """The change of a number along one direction of all trained weights, in double precision but for RoIAlign, which is
+    single."""
     extractor, (images, boxes, mask) = lively().double(), scene()
     direction = torch.randn(2, 3, 28, dtype=torch.float64)
     trained = [parameter for parameter in extractor.parameters() if parameter.requires_grad]
@@ -291,7 +293,8 @@ def test_hidden_pixels_change_what_is_seen_of_them_and_of_nothing_far_away() -> 
     cut = hide_pixels(batch[0], corners, np.array([False, True, False, False]))[None]
     before, after = extractor(batch, boxes, mask)[0], extractor(cut, boxes, mask)[0]
     change = (after - before).abs().amax(1)
-    # The whole image, the hidden region and the one that overlaps it see the hole; the last one is 140 pixels away, the network sees 67 wide.
+    # The whole image, the hidden region and the one that overlaps it see the hole; the last one is 140 pixels away, the
+    # network sees 67 wide.
     assert bool((change[:3] > 1e-3 * before[:3].abs().amax(1)).all())
     assert torch.equal(after[3], before[3])
     assert torch.equal(extractor(hide_pixels(batch[0], corners, np.zeros(4, bool))[None], boxes, mask)[0], before)

@@ -1,6 +1,7 @@
 """A comparison of models as one table, in Markdown and as a page.
 
-Both are made of `comparison.json` alone, finished or not. The page is one HTML file that loads nothing and needs no script.
+Both are made of `comparison.json` alone, finished or not. The page is one HTML file that loads nothing and needs no
+script.
 """
 
 from __future__ import annotations

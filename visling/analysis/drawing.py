@@ -284,7 +284,8 @@ def _label(
     size: tuple[int, int],
     placed: list[_Rectangle],
 ) -> None:
-    """Write a label beside or in the box it belongs to, inside the picture, where it hides the least of labels and small regions."""
+    """Write a label beside or in the box it belongs to, inside the picture, where it hides the least of labels and
+    small regions."""
     text = _fit(text, font, size[0] - 8)
     left, up, right, down = canvas.textbbox((0, 0), text, font=font)
     width, height = right - left + 8, down - up + 6
@@ -334,7 +335,8 @@ _PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→": ">
 
 
 def _printable(text: str) -> str:
-    """Text in the characters that Pillow's built-in font can draw: accents fall off, other scripts become question marks."""
+    """Text in the characters that Pillow's built-in font can draw: accents fall off, other scripts become question
+    marks."""
     folded = "".join(
         c
         for c in unicodedata.normalize("NFKD", " ".join(text.split()).translate(_PLAIN))

@@ -1,6 +1,7 @@
 """A run folder as one page: verdict, scores, curves, examples with their pictures, exact configuration.
 
-The page is one HTML file that loads nothing and needs no script. Whatever a run does not have yet is named in the page, not an error.
+The page is one HTML file that loads nothing and needs no script. Whatever a run does not have yet is named in the page,
+not an error.
 """
 
 from __future__ import annotations
@@ -533,7 +534,8 @@ def _image_ids(row: Mapping[str, Any]) -> list[str]:
 
 
 def _find_pictures(folder: Path | None, wanted: set[str]) -> dict[str, Path]:
-    """Image id -> file whose stem it is or means (VQA says 9 for COCO_val2014_000000000009), the first in order of path where several are."""
+    """Image id -> file whose stem it is or means (VQA says 9 for COCO_val2014_000000000009), the first in order of path
+    where several are."""
     found: dict[str, Path] = {}
     meant = {canonical(image) for image in wanted}
     if folder is not None:

@@ -1,6 +1,7 @@
 """Rules for the layers, embeddings and heads that every release inherited from BERT, and for BERT's own text weights.
 
-Our side of the rules are the names of the blocks in `nn`: TransformerLayer, TextEmbeddings, FirstTokenPooler, the "bert" vocabulary head.
+Our side of the rules are the names of the blocks in `nn`: TransformerLayer, TextEmbeddings, FirstTokenPooler, the
+"bert" vocabulary head.
 Source: google-research/bert as converted by pytorch-pretrained-bert and transformers (`bert-base-uncased`).
 """
 
@@ -62,7 +63,8 @@ RELEASE: tuple[Rule, ...] = (
     *layer("bert.encoder.layer.*", "encoder.layers.*"),
     rename("bert.pooler.dense.*", "encoder.pooler.dense.*"),
     *vocabulary("cls.predictions", "vocabulary", words="bert.embeddings.word_embeddings.weight", second_bias=True),
-    # The next-sentence head keeps its two outputs although class 1, "random" in BERT, then learns to mean "matches" (VisualBERT release).
+    # The next-sentence head keeps its two outputs although class 1, "random" in BERT, then learns to mean "matches"
+    # (VisualBERT release).
     rename("cls.seq_relationship.*", "matching.linear.*"),
 )
 """BERT's pre-trained text weights -> a single-stream encoder, word prediction and matching head."""

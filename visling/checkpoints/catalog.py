@@ -1,6 +1,7 @@
 """Released weight files: what they hold, where they are, under which terms.
 
-Nothing here has been downloaded by this project: sizes and digests are None until somebody has; a None is shown as "unknown", never skipped silently.
+Nothing here has been downloaded by this project: sizes and digests are None until somebody has; a None is shown as
+"unknown", never skipped silently.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class ReleasedFile:
     note: str = ""
     """What a user should know before fetching it."""
     dead: str = ""
-    """What of its addresses is known to be gone, or was once out of reach, and who said so; empty = nothing is known, nobody has tried here."""
+    """What of its addresses is known to be gone, or was once out of reach, and who said so; empty = nothing is known,
+    nobody has tried here."""
 
 
 _PRETRAINING = {"vocabulary": Head(kind="vocabulary", outputs=30522), "matching": Head(kind="classify", outputs=2)}
@@ -54,7 +56,8 @@ _VCR_NOTE = "Also holds the region CNN (detector.*), which is dropped: extract f
 
 
 def _official(name: str, preset: str, drive: str, *, heads: dict[str, Head], note: str = "") -> ReleasedFile:
-    """A file of the uclanlp/visualbert README; its repository is under the MIT licence, the files themselves state none."""
+    """A file of the uclanlp/visualbert README; its repository is under the MIT licence, the files themselves state
+    none."""
     return ReleasedFile(
         name=name,
         family="visualbert",
@@ -84,7 +87,8 @@ def _hub(task: str, stage: str, heads: dict[str, Head]) -> ReleasedFile:
 
 
 def _vlbert(name: str, drive: str) -> ReleasedFile:
-    """A file of jackroos/VL-BERT, `PREPARE_PRETRAINED_MODELS.md`; its repository is under the MIT licence, the files themselves state none."""
+    """A file of jackroos/VL-BERT, `PREPARE_PRETRAINED_MODELS.md`; its repository is under the MIT licence, the files
+    themselves state none."""
     _, _, size, kind = name.split("-")
     if kind == "e2e":
         note = "Also holds the region network that makes its features, which is left out here; `visling pretrain --backbone` reads it."
@@ -116,7 +120,8 @@ _LXMERT_FEATURES = "Features: bottom-up attention, ResNet-101, 36 regions."
 
 
 def _lxmert(name: str, path: str, *, note: str = "", megabytes: int | None = None) -> ReleasedFile:
-    """A pre-trained file of airsplay/lxmert; its repository is under the MIT licence, the files themselves state none."""
+    """A pre-trained file of airsplay/lxmert; its repository is under the MIT licence, the files themselves state
+    none."""
     return ReleasedFile(
         name=name,
         family="lxmert",
@@ -171,7 +176,8 @@ def _vilbert_first(
 
 
 def _vilbert_multitask(name: str, preset: str, heads: dict[str, Head], note: str) -> ReleasedFile:
-    """A file of facebookresearch/vilbert-multi-task; its repository is under the MIT licence, the files themselves state none."""
+    """A file of facebookresearch/vilbert-multi-task; its repository is under the MIT licence, the files themselves
+    state none."""
     return ReleasedFile(
         name=f"vilbert-multi-task_{name}",
         family="vilbert",
@@ -188,7 +194,8 @@ _VOLTA_SEEDS = "all ten are at https://sid.erda.dk/sharelink/GWj9Oh5dx4"
 
 
 def _volta(family: str, name: str, preset: str, share: str, heads: dict[str, Head], note: str = "") -> ReleasedFile:
-    """A pre-trained file of e-bug/volta, `MODELS.md`; its repository is under the MIT licence, the files themselves state none."""
+    """A pre-trained file of e-bug/volta, `MODELS.md`; its repository is under the MIT licence, the files themselves
+    state none."""
     return ReleasedFile(
         name=f"volta_{name}",
         family=family,
@@ -365,8 +372,9 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
         "projection is never read.",
     ),
 )
-"""All known files that can be read here. VOLTA's VL-BERT, UNITER and equal-width LXMERT are other architectures, and so are MMF's files. The authors
-of VisualBERT released none for Flickr30K and none with late fusion, those of LXMERT none that is fine-tuned."""
+"""All known files that can be read here. VOLTA's VL-BERT, UNITER and equal-width LXMERT are other architectures, and so
+are MMF's files. The authors of VisualBERT released none for Flickr30K and none with late fusion, those of LXMERT none
+that is fine-tuned."""
 
 
 def find(name: str) -> ReleasedFile:

@@ -34,10 +34,12 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that data-parallel and compiled modules put before every name."""
 
 _ZIP = b"PK\x03\x04"
-"""First bytes of today's PyTorch files. (A tar archive that holds one ends like a zip file, so the end says nothing.)"""
+"""First bytes of today's PyTorch files. (A tar archive that holds one ends like a zip file, so the end says
+nothing.)"""
 
 _LEGACY_PICKLES = 4
-"""Before PyTorch 1.6 a file began with so many pickles: a magic number, the protocol, sizes of numbers, and what was saved."""
+"""Before PyTorch 1.6 a file began with so many pickles: a magic number, the protocol, sizes of numbers, and what was
+saved."""
 
 _WEIGHTS_IN_ARCHIVE = (".bin", ".pth", ".pt", ".th", ".safetensors")
 
@@ -46,7 +48,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """All tensors of a released weight file, on the CPU, wrapper prefixes removed.
 
     Args:
-        path: a .safetensors file, or a PyTorch file under any name (.bin, .pth, .model, .th, .tar), or a .tar archive that holds one of these.
+        path: a .safetensors file, or a PyTorch file under any name (.bin, .pth, .model, .th, .tar), or a .tar archive
+            that holds one of these.
     Raises:
         CheckpointError: no such file, truncated, holds no weights, or asks for code to be run.
     """
@@ -118,10 +121,12 @@ def _load(file: Path | IO[bytes], path: Path) -> Any:
 
 
 def _stubs(path: Path) -> list[Any]:
-    """Empty stand-ins for classes that the file names, so that settings and loggers saved beside weights do not hinder reading.
+    """Empty stand-ins for classes that the file names, so that settings and loggers saved beside weights do not hinder
+    reading.
 
-    Names outside the standard library, torch and numpy qualify if they are capitalised, or if all that the file does with them is to make an object
-    without arguments (`tbLogger` in VOLTA's training states); functions (`os.system`, ...) stay refused.
+    Names outside the standard library, torch and numpy qualify if they are capitalised, or if all that the file does
+    with them is to make an object without arguments (`tbLogger` in VOLTA's training states); functions (`os.system`,
+    ...) stay refused.
     """
     return [(type(name.rpartition(".")[2], (_Stub,), {}), name) for name in _classes(_operations(path))]
 
@@ -143,7 +148,8 @@ def _classes(operations: Sequence[tuple[str, Any]]) -> list[str]:
 
 
 def _operations(path: Path) -> list[tuple[str, Any]]:
-    """Name and argument of every operation of the pickle inside a PyTorch file of any age; nothing is carried out; empty if it is damaged."""
+    """Name and argument of every operation of the pickle inside a PyTorch file of any age; nothing is carried out;
+    empty if it is damaged."""
     try:
         with path.open("rb") as file:
             if file.read(len(_ZIP)) == _ZIP:
@@ -191,7 +197,8 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _tensors_in(loaded: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Tensors of the first container that holds any, else those beside it: a training state may keep its loss or its step as a tensor."""
+    """Tensors of the first container that holds any, else those beside it: a training state may keep its loss or its
+    step as a tensor."""
     for key in _CONTAINERS:
         inner = loaded.get(key)
         if isinstance(inner, Mapping) and (found := _tensors_in(inner)):

@@ -1,8 +1,9 @@
 """Key maps: how the tensors of a released file become the parameters of our modules, as rules.
 
-A key is a dotted name. Our keys start with the name of a part ("encoder.layers.0...", "vocabulary.bias"); a caller says which module is which part.
-In a rule `*` stands for one dotted component and `**` for any number of them; both sides of a rule use the same wildcards in the same order.
-Rules are tried in order, the first that matches a key takes it. The way back (`invert`) is derived from the same rules.
+A key is a dotted name. Our keys start with the name of a part ("encoder.layers.0...", "vocabulary.bias"); a caller says
+which module is which part. In a rule `*` stands for one dotted component and `**` for any number of them; both sides of
+a rule use the same wildcards in the same order. Rules are tried in order, the first that matches a key takes it. The
+way back (`invert`) is derived from the same rules.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def transpose(theirs: str, ours: str) -> Rule:
 
 
 def tie(copy: str, original: str, *, part: str) -> Rule:
-    """A second copy, inside their file, of another of their tensors; must be equal to it. Written back whenever `part` is."""
+    """A second copy, inside their file, of another of their tensors; must be equal to it. Written back whenever `part`
+    is."""
     return Rule(kind="tie", theirs=(copy, original), part=part)
 
 
@@ -135,7 +137,8 @@ class KeyMap:
             source: a released state dict.
             parts: names of the parts wanted; tensors of others are dropped with a reason. None = all.
         Raises:
-            CheckpointError: some but not all tensors of a `fuse` rule are there, or a tied copy differs from its original.
+            CheckpointError: some but not all tensors of a `fuse` rule are there, or a tied copy differs from its
+                original.
         """
         names: dict[str, str] = {}
         for stored in source:
@@ -194,7 +197,8 @@ class KeyMap:
             parts: part name ("encoder", "vocabulary", "matching", "classifier", ...) -> module.
             strict: raise unless every key on both sides is accounted for.
         Raises:
-            CheckpointError: `strict` and a key is missing, unexpected or of another shape; nothing has been copied then.
+            CheckpointError: `strict` and a key is missing, unexpected or of another shape; nothing has been copied
+                then.
         """
         tensors, coverage = self.convert(source, parts)
         targets = {
@@ -264,7 +268,8 @@ class KeyMap:
         return theirs
 
     def modules(self, source: Iterable[str]) -> dict[str, str]:
-        """Their module name -> ours, for every module of a released file that holds parameters under one name on both sides.
+        """Their module name -> ours, for every module of a released file that holds parameters under one name on both
+        sides.
 
         Args:
             source: keys of the released file.

@@ -38,7 +38,8 @@ def detect_train(
 ) -> None:
     """Train a small Faster R-CNN on any folder with boxes.
 
-    Example: visling detect train scenes/images/train --annotations scenes/annotations/instances_train.json --preset scenes --out detector
+    Example: visling detect train scenes/images/train --annotations scenes/annotations/instances_train.json --preset
+    scenes --out detector
     """
     from visling.recipes.detectors import detect_config
     from visling.runs import detect as detection
@@ -83,7 +84,8 @@ def detect_eval(
 ) -> None:
     """Score a detector: mean average precision at IoU 0.5, recall, attributes.
 
-    Example: visling detect eval scenes/images/val --annotations scenes/annotations/instances_val.json --detector detector
+    Example: visling detect eval scenes/images/val --annotations scenes/annotations/instances_val.json --detector
+    detector
     """
     from visling.runs import detect as detection
 

@@ -131,7 +131,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="File to write; RUN/report.html if left out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
 ) -> None:
-    """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact configuration.
+    """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact
+    configuration.
 
     Example: visling report vqa --compare question-only
     """
@@ -180,9 +181,11 @@ def compare_models(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Pre-train and fine-tune models on the same data, budget and features, and write one table as Markdown, JSON and HTML.
+    """Pre-train and fine-tune models on the same data, budget and features, and write one table as Markdown, JSON and
+    HTML.
 
-    Example: visling compare --models visualbert,lxmert --recipe scenes --tasks vqa-scenes --data scenes --store regions --out comparison
+    Example: visling compare --models visualbert,lxmert --recipe scenes --tasks vqa-scenes --data scenes --store regions
+    --out comparison
     """
     from visling.analysis.comparison import write_comparison
     from visling.runs import compare as comparison

@@ -60,7 +60,8 @@ def recipes_show(
         typer.Option("--gpu", help="Estimate for this GPU; may be given several times. A100 if left out."),
     ] = None,
 ) -> None:
-    """Print every setting of a recipe, after changes, where it differs from the paper, and what it costs, as JSON by verb.
+    """Print every setting of a recipe, after changes, where it differs from the paper, and what it costs, as JSON by
+    verb.
 
     A verb whose recipe of this name lacks a changed setting is left out.
 

@@ -94,7 +94,8 @@ def regions_import(
 ) -> None:
     """Turn released files of region features into a store. Of an image that comes twice the first line counts.
 
-    Example: visling regions import train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --attributes attributes_vocab.txt --out regions
+    Example: visling regions import train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --attributes
+    attributes_vocab.txt --out regions
     """
     from visling.regions.formats.tsv import import_regions, read_names
 

@@ -1,4 +1,5 @@
-"""LXMERT's answer table: the spelling under which answers of several data sets meet, and where the answers of a task stand in it.
+"""LXMERT's answer table: the spelling under which answers of several data sets meet, and where the answers of a task
+stand in it.
 
 Source   LXMERT release, `AnswerTable` and `load_lxmert_qa`.
 """
@@ -30,10 +31,11 @@ _SPELLINGS: Mapping[str, str] = {
 
 
 def table_form(answer: str) -> str:
-    """An answer as the table spells it: lower case, without one final full stop and leading articles, numbers up to ten as digits.
+    """An answer as the table spells it: lower case, without one final full stop and leading articles, numbers up to ten
+    as digits.
 
-    Each article is taken off at most once, "a" before "an" before "the", so "a an x" becomes "x" and "the a x" stays "a x". White space is
-    stripped only where something was taken off.
+    Each article is taken off at most once, "a" before "an" before "the", so "a an x" becomes "x" and "the a x" stays "a
+    x". White space is stripped only where something was taken off.
     """
     answer = answer.lower()
     if answer.endswith("."):
@@ -47,7 +49,8 @@ def table_form(answer: str) -> str:
 def table_rows(answers: Sequence[str], table: Sequence[str]) -> tuple[int | None, ...]:
     """Entry of the table for each answer of a task; None where it has none.
 
-    For `nn.heads.NormedClassifier.start_from`. Of VQA's 3,129 answers 3,124 are in the table of 9,500, of GQA's 1,842 there are 1,736.
+    For `nn.heads.NormedClassifier.start_from`. Of VQA's 3,129 answers 3,124 are in the table of 9,500, of GQA's 1,842
+    there are 1,736.
     """
     number = {entry: row for row, entry in enumerate(table)}
     return tuple(number.get(table_form(answer)) for answer in answers)
@@ -89,8 +92,8 @@ def build_table(labels: Iterable[Mapping[str, float]], minimum: int) -> AnswerVo
 def listed(label: Mapping[str, float], table: Container[str]) -> dict[str, float]:
     """Those answers of a question that the table has, as it spells them, in the order of the release.
 
-    Where two answers have one spelling, the score of the one that had to be respelt counts, of several the last: the release takes a respelt answer
-    out and puts it back under its new name.
+    Where two answers have one spelling, the score of the one that had to be respelt counts, of several the last: the
+    release takes a respelt answer out and puts it back under its new name.
     """
     kept = dict(label)
     for answer in label:

@@ -152,10 +152,12 @@ def soft_scores(
 
     Args:
         answers: usually 10; compared with the vocabulary exactly as written. None at all gives no scores.
-        formula: "counts" is the table 1, 2, 3, 4 or more people -> 0.3, 0.6, 0.9, 1; "leave_one_out" averages min(1, n / 3) over the subsets
-            without one person, after repeating fewer than 10 answers in a circle up to 10. With 10 answers both give the same.
+        formula: "counts" is the table 1, 2, 3, 4 or more people -> 0.3, 0.6, 0.9, 1; "leave_one_out" averages min(1, n
+            / 3) over the subsets without one person, after repeating fewer than 10 answers in a circle up to 10. With
+            10 answers both give the same.
     Source:
-        counts: hengyuan-hu, LXMERT, ViLBERT. leave_one_out: Pythia, VisualBERT, VL-BERT. The unknown entry has no score in either.
+        counts: hengyuan-hu, LXMERT, ViLBERT. leave_one_out: Pythia, VisualBERT, VL-BERT. The unknown entry has no score
+            in either.
     """
     if formula == "leave_one_out" and 0 < len(answers) < 10:
         answers = [answers[number % len(answers)] for number in range(10)]

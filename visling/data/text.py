@@ -35,7 +35,8 @@ _FRONT_KEPT = 32
 class Tokenizer:
     """BERT's lower-casing WordPiece tokeniser; remembers the pieces of each distinct sentence.
 
-    Special tokens written out in a text ("[MASK]") are ordinary characters, so that no sentence can forge them; layouts add them by id.
+    Special tokens written out in a text ("[MASK]") are ordinary characters, so that no sentence can forge them; layouts
+    add them by id.
 
     Args:
         vocabulary: a name shipped with the package, or a path to a vocab.txt (one piece a line, line number = id).
@@ -128,8 +129,8 @@ class TextLayout:
     """Lays texts out with special tokens, as a model preset wants them, and cuts rows that are too long.
 
     Args:
-        cut: how a pair over `spec.max_tokens` is shortened from its front: "release" removes more than needed, as VisualBERT's released code
-            does; "exact" removes just the excess.
+        cut: how a pair over `spec.max_tokens` is shortened from its front: "release" removes more than needed, as
+            VisualBERT's released code does; "exact" removes just the excess.
     """
 
     def __init__(self, tokenizer: Tokenizer, spec: InputSpec, *, cut: Literal["release", "exact"] = "release") -> None:
@@ -143,8 +144,9 @@ class TextLayout:
     def row(self, first: str, second: str | None = None, *, answer: bool = False) -> TextRow:
         """`[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]` with segment 1 from `second` on.
 
-        With `answer`, presets that read the answer from a [MASK] get `[CLS] first ? [MASK] [SEP]` ("same_segment"; the question mark is added where
-        the question lacks one, as the tokens of the release have it) or `[CLS] first [SEP] [MASK] [SEP]` ("second_segment"); others a plain row.
+        With `answer`, presets that read the answer from a [MASK] get `[CLS] first ? [MASK] [SEP]` ("same_segment"; the
+        question mark is added where the question lacks one, as the tokens of the release have it) or
+        `[CLS] first [SEP] [MASK] [SEP]` ("second_segment"); others a plain row.
 
         Raises:
             DataError: a text without any word piece.
@@ -180,13 +182,14 @@ class TextLayout:
         return TextRow(ids=row, segments=segments, words=numbers, slot=None if slot == "none" else len(row) - 2)
 
     def named(self, first: Sequence[NamedWord], second: Sequence[NamedWord], *, by_word: bool = False) -> TextRow:
-        """`row(first, second)` of texts given word by word, each with the region that it names, if any: its first piece is linked to that region.
+        """`row(first, second)` of texts given word by word, each with the region that it names, if any: its first piece
+        is linked to that region.
 
         A row that is too long loses the front of the second text; the first gives what the second lacks.
 
         Args:
-            by_word: link the piece whose number in its text is that of the word, as the release does by mistake: from the first word on that has
-                several pieces, links stand too far to the left.
+            by_word: link the piece whose number in its text is that of the word, as the release does by mistake: from
+                the first word on that has several pieces, links stand too far to the left.
         Raises:
             DataError: a text without any word piece.
         Source:
@@ -196,7 +199,8 @@ class TextLayout:
         excess = len(a[0]) + len(b[0]) - (self.spec.max_tokens - 3)
         if excess > 0:
             self.truncated += 1
-            # Quirk: the release means to cut the first text too, but takes the length of a pair for that of the text, and leaves it whole.
+            # Quirk: the release means to cut the first text too, but takes the length of a pair for that of the text,
+            # and leaves it whole.
             from_second = min(excess, len(b[0]))
             from_first = excess - from_second
             (a, a_owners), (b, b_owners) = (
@@ -256,11 +260,13 @@ class TextLayout:
     def _shorten(self, first: _Pieces, second: _Pieces, excess: int) -> tuple[_Pieces, _Pieces]:
         from_first = min(-(-excess // 2), max(len(first[0]) - _FRONT_KEPT, 0))
         if self.cut == "release":
-            # Quirk: the release adds what the first text has given up where it should subtract it, so a pair loses more than its excess.
+            # Quirk: the release adds what the first text has given up where it should subtract it, so a pair loses more
+            # than its excess.
             from_second = min(excess + from_first, len(second[0]))
         else:
             from_second = min(excess - from_first, len(second[0]))
-        # A second text too short to give its part leaves the row too long (the release fails there): the first gives the rest.
+        # A second text too short to give its part leaves the row too long (the release fails there): the first gives
+        # the rest.
         from_first = max(from_first, excess - from_second)
         return (first[0][from_first:], first[1][from_first:]), (second[0][from_second:], second[1][from_second:])
 

@@ -1,6 +1,8 @@
-"""Scores of answers: VQA accuracy, NLVR v1 and NLVR2 consistency, equal to the official scripts; LXMERT's by data set; an interval by bootstrap.
+"""Scores of answers: VQA accuracy, NLVR v1 and NLVR2 consistency, equal to the official scripts; LXMERT's by data set;
+       an interval by bootstrap.
 
-Sources  VQA: GT-Vision-Lab/VQA, PythonEvaluationTools, in the two versions that were in force. NLVR v1: lil-lab/nlvr, `metrics_images.py` and
+Sources  VQA: GT-Vision-Lab/VQA, PythonEvaluationTools, in the two versions that were in force. NLVR v1: lil-lab/nlvr,
+`metrics_images.py` and
          `metrics_structured_rep.py`; NLVR2: the same, `metrics.py`. By data set: LXMERT's release, `LXMERTEvaluator`.
 Units    Scores of single questions are fractions. `Average.percent` is what the official scripts print.
 """
@@ -50,7 +52,8 @@ you'dve you'd've, youll you'll, youre you're, youve you've
 """
 
 CONTRACTIONS: Mapping[str, str] = dict(pair.split() for pair in _CONTRACTION_PAIRS.split(","))
-"""Word without apostrophe -> word. Official entries, quirks kept: those with a capital never match, somebody'd loses its apostrophe."""
+"""Word without apostrophe -> word. Official entries, quirks kept: those with a capital never match, somebody'd loses
+its apostrophe."""
 
 _DIGIT_COMMA = re.compile(r"[0-9],[0-9]")
 _PERIOD = re.compile(r"\.(?![0-9])")
@@ -145,10 +148,11 @@ class Nlvr2Scores:
 
 
 def strip_marks(text: str) -> str:
-    """First step of the official normalisation: punctuation deleted, or replaced by a space when it stood between two words.
+    """First step of the official normalisation: punctuation deleted, or replaced by a space when it stood between two
+    words.
 
-    Quirks, kept: one comma between digits anywhere makes *all* marks be deleted; every period that no digit follows goes, whatever precedes it
-    (a typo in the look-behind), but at most 32 of them (a flag passed as the count).
+    Quirks, kept: one comma between digits anywhere makes *all* marks be deleted; every period that no digit follows
+    goes, whatever precedes it (a typo in the look-behind), but at most 32 of them (a flag passed as the count).
     """
     deletes = _DIGIT_COMMA.search(text) is not None
     result = text
@@ -161,7 +165,8 @@ def strip_marks(text: str) -> str:
 
 
 def strip_articles(text: str) -> str:
-    """Second step: lower case, number words to digits, no articles, apostrophes restored, single spaces. May be the empty string."""
+    """Second step: lower case, number words to digits, no articles, apostrophes restored, single spaces. May be the
+    empty string."""
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
@@ -181,8 +186,9 @@ def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version =
 
     Args:
         answers: of the (usually ten) persons.
-        version: "2021" normalises both sides, or neither when the persons agree. "2017" always normalises the prediction, takes agreeing persons
-            as they are, and only strips the punctuation of others; published numbers of 2019 come from it.
+        version: "2021" normalises both sides, or neither when the persons agree. "2017" always normalises the
+            prediction, takes agreeing persons as they are, and only strips the punctuation of others; published numbers
+            of 2019 come from it.
     Raises:
         DataError: no answers.
     """
@@ -229,7 +235,8 @@ def vqa_accuracy(predictions: Mapping[str, str], questions: Iterable[Question], 
 
 
 def source_scores(answered: Iterable[tuple[str, ScoredQuestion]]) -> SourceScores:
-    """Mean score of the answers given, overall and by data set: what an answer scores by its question, 0 if the question does not list it.
+    """Mean score of the answers given, overall and by data set: what an answer scores by its question, 0 if the
+    question does not list it.
 
     Questions of which no answer is listed (an empty mapping) count with 0; what is no question (None) does not count.
 
@@ -265,8 +272,8 @@ def nlvr_images(predictions: Iterable[tuple[str, str]], labels: Mapping[str, str
     """Official scores of predictions per picture.
 
     Args:
-        predictions: (file name "split-n-m-k.png", "true" or "false" in any case); the split and the extension are not read, and of two
-            predictions for one picture the later counts.
+        predictions: (file name "split-n-m-k.png", "true" or "false" in any case); the split and the extension are not
+            read, and of two predictions for one picture the later counts.
         labels: identifier "n-m" -> "true" or "false".
         pictures: PNGs of one example: the orders of its three boxes.
     Raises:
@@ -289,7 +296,8 @@ def nlvr2_scores(predictions: Mapping[str, str], labels: Mapping[str, str], grou
     """Official scores of predictions for NLVR2.
 
     Args:
-        predictions: identifier -> value, compared without regard to case; another word than true and false is wrong, further ones are not read.
+        predictions: identifier -> value, compared without regard to case; another word than true and false is wrong,
+            further ones are not read.
         labels: identifier -> "True" or "False".
         groups: identifier -> what must be right together.
     Raises:

@@ -1,6 +1,7 @@
 """Scores of detected boxes: mean average precision, recall, attributes.
 
-Source   Everingham et al. 2010 (PASCAL VOC), all-point interpolation as since 2010; crowds as in COCO: they neither count nor cost.
+Source   Everingham et al. 2010 (PASCAL VOC), all-point interpolation as since 2010; crowds as in COCO: they neither
+         count nor cost.
 Shapes   D detections and N objects of one image; boxes are pixel corners.
 """
 
@@ -59,7 +60,8 @@ class DetectionScores:
     recall_any_class: float
     """Share of objects found, whatever the class."""
     attribute_accuracy: float | None
-    """Of the objects found with the right class, share whose set of attributes is exactly right; None without attributes."""
+    """Of the objects found with the right class, share whose set of attributes is exactly right; None without
+    attributes."""
     attribute_mean_ap: float | None
     """Mean over attributes of the average precision of boxes carrying the attribute; None without attributes."""
     objects: int
@@ -78,8 +80,8 @@ def match(
 ) -> NDArray[np.int64]:
     """Object of each detection (D,): the number of the object, -1 = a false alarm, -2 = on an ignored object.
 
-    Detections choose in order of their score; each takes the free object of largest IoU, at least `threshold`. A detection without one
-    that overlaps an ignored object as much is not counted.
+    Detections choose in order of their score; each takes the free object of largest IoU, at least `threshold`. A
+    detection without one that overlaps an ignored object as much is not counted.
     """
     result = np.full(len(boxes), -1, np.int64)
     if not len(truth) or not len(boxes):
@@ -100,7 +102,8 @@ def match(
 
 
 def average_precision(scores: NDArray[np.floating], correct: NDArray[np.bool_], objects: int) -> float:
-    """Area under the precision-recall curve, precision made non-increasing from the right; NaN when there is nothing to find."""
+    """Area under the precision-recall curve, precision made non-increasing from the right; NaN when there is nothing to
+    find."""
     if objects == 0:
         return float("nan")
     order = np.argsort(-np.asarray(scores), kind="stable")

@@ -58,7 +58,8 @@ def build_tiny(name: str) -> Encoder:
 
 
 def encoder_config(model: str, given: Any) -> Any:
-    """A family's config from what a setting or a run.json gives: itself, its settings as a mapping, or the name of a preset.
+    """A family's config from what a setting or a run.json gives: itself, its settings as a mapping, or the name of a
+    preset.
 
     Raises:
         ConfigError: no such family, preset or setting.

@@ -1,4 +1,5 @@
-"""What every model family offers: an encoder from `Batch` to `Encoded`, and a description of its presets, inputs, heads and released layouts."""
+"""What every model family offers: an encoder from `Batch` to `Encoded`, and a description of its presets, inputs, heads
+and released layouts."""
 
 from __future__ import annotations
 
@@ -35,10 +36,12 @@ class Encoder(nn.Module, ABC):
         """
 
     def fit_features(self, features: Tensor) -> None:
-        """Called once with a sample of region features (N, F) when training starts from fresh weights: statistics are measured here."""
+        """Called once with a sample of region features (N, F) when training starts from fresh weights: statistics are
+        measured here."""
 
     def after_text_weights(self) -> None:
-        """Called once after BERT's text weights are loaded: tables that start as copies of text tables are filled here."""
+        """Called once after BERT's text weights are loaded: tables that start as copies of text tables are filled
+        here."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,16 @@
-"""CVLP: LXMERT trained by contrast. A key network, which follows it slowly and leaves layers out at random, says what each region should look like.
+"""CVLP: LXMERT trained by contrast. A key network, which follows it slowly and leaves layers out at random, says what
+each region should look like.
 
 Paper    Shi, Shuang, Geng et al. 2020 (arXiv 2007.13135).
 Release  gao-peng-cuhk/CVLP-, `lxrt/modeling`; its pre-training script is in earlier commits only.
-Differs  The paper drops layers of the key network with probability 0.5. The release (`LXRTEncoderSeus`) puts one successor in the place of two
-         layers; the successor follows the first of them, so this comes to dropping the second, but for its start as a copy of another layer,
-         which fades. Default: dropping; the release's way is `key_layers = "replace"`. A rate that grows is computed in the release and never
-         read. The paper starts both networks alike, the release by accident each by itself; here they start alike. The query network is the
-         release's and the paper's LXMERT; its loss, temperature, queue and momentum are in `objectives.region_contrast`.
+Differs  The paper drops layers of the key network with probability 0.5. The release (`LXRTEncoderSeus`) puts one
+         successor in the place of two layers; the successor follows the first of them, so this comes to dropping the
+         second, but for its start as a copy of another layer,
+         which fades. Default: dropping; the release's way is `key_layers = "replace"`. A rate that grows is computed in
+             the release and never
+         read. The paper starts both networks alike, the release by accident each by itself; here they start alike. The
+         query network is the release's and the paper's LXMERT; its loss, temperature, queue and momentum are in
+         `objectives.region_contrast`.
 Shapes   As in `lxmert`.
 """
 
@@ -35,7 +39,8 @@ class CvlpConfig(LxmertConfig):
     """LXMERT's settings, and how the key network leaves out layers. Defaults: the release's sizes, the paper's way."""
 
     key_layers: Literal["drop", "replace"] = "drop"
-    """Leave out every second layer of a stream at random but never its last (paper), or let a successor replace two (release)."""
+    """Leave out every second layer of a stream at random but never its last (paper), or let a successor replace two
+    (release)."""
     key_drop_rate: float = 0.5
     """Probability for each such layer, drawn for the whole batch in each forward of training."""
 
@@ -121,8 +126,9 @@ STREAMS = ("region_layers", "text_layers", "cross_layers")
 class KeyNetwork(nn.Module):
     """A copy of the query network that leaves out layers at random in training.
 
-    Layers 2i and 2i + 1 of a stream, its last layer excepted, are pair i. Drop: a chosen pair runs its first layer only. Replace: a chosen pair is
-    replaced by successor i. Without training: all layers run; with successors, as the release has it, nothing but these.
+    Layers 2i and 2i + 1 of a stream, its last layer excepted, are pair i. Drop: a chosen pair runs its first layer
+    only. Replace: a chosen pair is replaced by successor i. Without training: all layers run; with successors, as the
+    release has it, nothing but these.
     """
 
     def __init__(self, query: Cvlp) -> None:
@@ -178,7 +184,8 @@ class KeyNetwork(nn.Module):
 
 
 def followed(name: str) -> str:
-    """Name in the query network of what a parameter of the key network follows: its namesake; successor i follows layer 2i."""
+    """Name in the query network of what a parameter of the key network follows: its namesake; successor i follows layer
+    2i."""
     part, _, rest = name.partition(".")
     if part != "successors":
         return name
@@ -191,8 +198,9 @@ def inputs(config: CvlpConfig) -> InputSpec:
     return lxmert.inputs(config)
 
 
-# Parts: LXMERT's, and projection (regions) and text_projection, which the release computes and never reads. A key file fills `KeyNetwork.lxmert`
-# as encoder, `KeyNetwork.successors` as successors if there are any, and the key's projection.
+# Parts: LXMERT's, and projection (regions) and text_projection, which the release computes and never reads. A key file
+# fills `KeyNetwork.lxmert` as encoder, `KeyNetwork.successors` as successors if there are any, and the key's
+# projection.
 _PROJECTIONS = tuple(
     rename(f"{theirs}.logit_fc.{number}.*", f"{ours}.{name}.*")
     for theirs, ours in (("visual_embed_head", "projection"), ("lang_embed_head", "text_projection"))

@@ -2,12 +2,14 @@
 
 Paper    Tan & Bansal 2019 (arXiv 1908.07490), section 2.
 Release  airsplay/lxmert, `lxrt/modeling` (also transformers, `lxmert`).
-Differs  The paper draws two cross-attention blocks in a layer; the release shares one set of weights between the directions. The paper sends what the
-         cross-attention returns into the feed-forward block; in the release it goes through self-attention first. The paper's text embedding has no
-         segments; the release adds them, and no look-up of row 0 of its three text tables is ever taught. We follow the release, so its checkpoints
-         load. Boxes are the unit corners as they are; regions carry no other position. Region masks, which the release has but never uses, are
-         always used. VOLTA's reproduction ends its pooler in ReLU (preset "volta").
-Shapes   B rows, T tokens, R regions, S text or region rows before they are shared out, D hidden width; feature_size is the region features' width.
+Differs  The paper draws two cross-attention blocks in a layer; the release shares one set of weights between the
+         directions. The paper sends what the cross-attention returns into the feed-forward block; in the release it
+         goes through self-attention first. The paper's text embedding has no segments; the release adds them, and no
+         look-up of row 0 of its three text tables is ever taught. We follow the release, so its checkpoints load. Boxes
+         are the unit corners as they are; regions carry no other position. Region masks, which the release has but
+         never uses, are always used. VOLTA's reproduction ends its pooler in ReLU (preset "volta").
+Shapes   B rows, T tokens, R regions, S text or region rows before they are shared out, D hidden width; feature_size is
+         the region features' width.
 """
 
 from __future__ import annotations
@@ -61,11 +63,13 @@ class LxmertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables; narrow models need more for their attention to be more than an average."""
+    """Standard deviation of fresh matrices and tables; narrow models need more for their attention to be more than an
+    average."""
     feature_size: int = 2048
     """Width of the region features in the store."""
     whiten_features: bool = False
-    """Whiten region features by statistics of the training store before they are projected (`nn.embeddings.Whitening`)."""
+    """Whiten region features by statistics of the training store before they are projected
+    (`nn.embeddings.Whitening`)."""
     pooler: Literal["tanh", "relu"] = "tanh"
     """Activation of the pooler: tanh in the release, ReLU in VOLTA."""
     vocabulary: str = "bert-base-uncased"
@@ -90,7 +94,8 @@ class LxmertConfig:
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 _SMALL = LxmertConfig(
-    init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    # Keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    init_std=0.06,
     attention_dropout_rate=0.0,  # the fused CPU kernel knows none; dropping it saves about a tenth of a step
     whiten_features=True,
     max_tokens=64,
@@ -128,7 +133,8 @@ PRESETS: Mapping[str, LxmertConfig] = {
 """Released configurations at full size, and ours. Fine-tuned files have the size of "base"."""
 
 Replacements = Mapping[str, nn.Module | None]
-"""Layer name ("text_layers.0", "region_layers.0", "cross_layers.0") -> the module to run in its place, or None to skip it."""
+"""Layer name ("text_layers.0", "region_layers.0", "cross_layers.0") -> the module to run in its place, or None to skip
+it."""
 _NONE: Replacements = {}
 
 
@@ -151,7 +157,8 @@ class RegionEmbeddings(nn.Module):
 class Lxmert(Encoder):
     """Text layers and region layers side by side, then cross-modality layers.
 
-    The streams can be run apart (`encode_text`, `encode_regions`) and handed to `forward`, and single layers replaced or skipped.
+    The streams can be run apart (`encode_text`, `encode_regions`) and handed to `forward`, and single layers replaced
+    or skipped.
     """
 
     def __init__(self, config: LxmertConfig) -> None:
@@ -329,8 +336,8 @@ def inputs(config: LxmertConfig) -> InputSpec:
     )
 
 
-# Parts: encoder; in pre-training vocabulary (masked language modelling), matching, region_targets (classes, attributes, features) and answers (the
-# table of 9,500); in tasks classifier (what reads one pooled state, or the two of a pair).
+# Parts: encoder; in pre-training vocabulary (masked language modelling), matching, region_targets (classes, attributes,
+# features) and answers (the table of 9,500); in tasks classifier (what reads one pooled state, or the two of a pair).
 def _attention(theirs: str, ours: str, inner: str) -> tuple[Rule, ...]:
     """An attention block whose projections lie under `inner`."""
     return (
@@ -443,12 +450,13 @@ _BERT = KeyMap(
 
 
 def volta_keys(config: LxmertConfig) -> KeyMap:
-    """The layout of VOLTA's reproduction, which numbers attention and feed-forward blocks ("sub-layers") of all streams in one list.
+    """The layout of VOLTA's reproduction, which numbers attention and feed-forward blocks ("sub-layers") of all streams
+    in one list.
 
-    First come pairs (attention, feed-forward), which text and regions go through side by side as long as each has layers, then triples
-    (cross-attention, self-attention, feed-forward). What both streams share is stored twice. Its matching head says "fits" by class 0; the style
-    "match_first" swaps. Parts of tasks: classifier (VQA), classifier_gqa, pair (NLVR2), score (retrieval), entailment, regions and regions_deep
-    (referring expressions).
+    First come pairs (attention, feed-forward), which text and regions go through side by side as long as each has
+    layers, then triples (cross-attention, self-attention, feed-forward). What both streams share is stored twice. Its
+    matching head says "fits" by class 0; the style "match_first" swaps. Parts of tasks: classifier (VQA),
+    classifier_gqa, pair (NLVR2), score (retrieval), entailment, regions and regions_deep (referring expressions).
     """
     base = "bert.encoder.layer"
 

@@ -1,13 +1,19 @@
-"""ViLBERT: a text stream and a region stream, each a BERT of its own, that attend to one another in a few co-attention layers.
+"""ViLBERT: a text stream and a region stream, each a BERT of its own, that attend to one another in a few co-attention
+layers.
 
-Paper    Lu, Batra, Parikh & Lee 2019 (arXiv 1908.02265), section 2; multi-task: Lu, Goswami, Rohrbach, Parikh & Lee 2020 (arXiv 1912.02315).
-Release  jiasenlu/vilbert_beta (first) and facebookresearch/vilbert-multi-task; VOLTA's `ctrl_vilbert` has the same form with equal widths.
-Differs  The paper's figure draws a block as co-attention followed by self-attention in both streams; in the release the visual layer of a block has
-         a number of its own and runs with the text layer that starts the next block, which is the same order written otherwise. The feed-forward
-         width of the region stream is its hidden width, not four times it. The image token is an ordinary region here: mean feature, whole box.
+Paper    Lu, Batra, Parikh & Lee 2019 (arXiv 1908.02265), section 2; multi-task: Lu, Goswami, Rohrbach, Parikh & Lee
+         2020 (arXiv 1912.02315).
+Release  jiasenlu/vilbert_beta (first) and facebookresearch/vilbert-multi-task; VOLTA's `ctrl_vilbert` has the same form
+         with equal widths.
+Differs  The paper's figure draws a block as co-attention followed by self-attention in both streams; in the release the
+         visual layer of a block has a number of its own and runs with the text layer that starts the next block, which
+         is the same order written otherwise. The feed-forward
+         width of the region stream is its hidden width, not four times it. The image token is an ordinary region here:
+             mean feature, whole box.
          We follow the release, so its checkpoints load.
-Shapes   B rows, T tokens, R regions, U text rows, S region rows, Dt and Dr widths of the streams, Dp of the summary. Inside, a task token stands
-         behind the tokens and the whole image behind the regions; attention does not care, and neither has a position.
+Shapes   B rows, T tokens, R regions, U text rows, S region rows, Dt and Dr widths of the streams, Dp of the summary.
+         Inside, a task token stands behind the tokens and the whole image behind the regions; attention does not care,
+         and neither has a position.
 """
 
 from __future__ import annotations
@@ -37,7 +43,8 @@ from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 @dataclass(frozen=True, kw_only=True)
 class VilbertConfig:
-    """Sizes of the encoder and what it expects of its input. Defaults: six co-attention layers on BERT base, as pre-trained."""
+    """Sizes of the encoder and what it expects of its input. Defaults: six co-attention layers on BERT base, as
+    pre-trained."""
 
     vocab_size: int = 30522
     """Word pieces of bert-base-uncased."""
@@ -68,7 +75,8 @@ class VilbertConfig:
     pooled_size: int = 1024
     """Dp, width of each stream's summary."""
     text_layers_before: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
-    """Text layers that have run when each co-attention layer comes; its length is the number of those (release: `t_biattention_id`)."""
+    """Text layers that have run when each co-attention layer comes; its length is the number of those (release:
+    `t_biattention_id`)."""
     region_layers_before: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     """Region layers that have run by then (release: `v_biattention_id`)."""
     num_tasks: int = 0
@@ -84,11 +92,13 @@ class VilbertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities, both streams and co-attention."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables in both streams; the release's `v_initializer_range` is never read."""
+    """Standard deviation of fresh matrices and tables in both streams; the release's `v_initializer_range` is never
+    read."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
-    """Whiten region features by statistics of the training store before they are projected (`nn.embeddings.Whitening`)."""
+    """Whiten region features by statistics of the training store before they are projected
+    (`nn.embeddings.Whitening`)."""
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary."""
     max_tokens: int = 36
@@ -148,7 +158,8 @@ _SMALL = VilbertConfig(
     pooled_size=96,
     text_layers_before=(1, 2),
     region_layers_before=(0, 1),
-    init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    # Keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    init_std=0.06,
     dropout_rate=0.0,
     attention_dropout_rate=0.0,
     feature_size=256,
@@ -229,14 +240,16 @@ class Vilbert(Encoder):
         self.apply(partial(initialise, std=config.init_std))
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
-        """States of text, regions and the whole image; `pooled` joins the summaries of the whole image and of `text.slot`, or the first token.
+        """States of text, regions and the whole image; `pooled` joins the summaries of the whole image and of
+        `text.slot`, or the first token.
 
         Captured states and maps have the task token, if any, behind the tokens and the whole image behind the regions.
         """
         config, trace = self.config, TwoStreamTrace(capture)
         text, text_mask = self._embed_text(batch.text)  # (U, T + task, Dt)
         regions, region_mask = self._embed_regions(batch)  # (B, R + 1, Dr)
-        # A text that meets many images goes through the layers before the first co-attention once (release: `fast_mode`).
+        # A text that meets many images goes through the layers before the first co-attention once (release:
+        # `fast_mode`).
         shared = config.text_layers_before[0] if config.text_layers_before and not capture else 0
         text = self._through_text(text, text_mask, range(shared), trace)
         text, text_mask, slot = self._rows_of(batch.text, text, text_mask)  # (B, T + task, Dt)
@@ -281,7 +294,8 @@ class Vilbert(Encoder):
             self.whiten.fit(features)
 
     def _embed_text(self, text: Text) -> tuple[Tensor, Tensor]:
-        """Normed sums of the word, position and segment vectors, the task's own vector behind them; (U, T + task, Dt) and mask."""
+        """Normed sums of the word, position and segment vectors, the task's own vector behind them; (U, T + task, Dt)
+        and mask."""
         states, mask = self.embeddings(text.ids, text.segments), text.mask
         if (self.tasks is None) != (text.task is None):
             raise ConfigError(
@@ -300,7 +314,8 @@ class Vilbert(Encoder):
         return states[text.row], mask[text.row], None if text.slot is None else text.slot[text.row]
 
     def _embed_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normed sums of the projected features and locations, the whole image behind the regions; (B, R + 1, Dr) and mask."""
+        """Normed sums of the projected features and locations, the whole image behind the regions; (B, R + 1, Dr) and
+        mask."""
         regions = batch.regions if batch.regions is not None else self._no_regions(batch.text)
         features, mask = self._features(regions.features), F.pad(regions.mask, (0, 1), value=True)
         whole = _mean(features, regions.mask) if regions.whole is None else self._features(regions.whole)
@@ -413,8 +428,8 @@ def inputs(config: VilbertConfig) -> InputSpec:
     )
 
 
-# Parts: encoder, vocabulary (masked language modelling), region_targets (masked regions), matching (alignment), classifier (VQA), classifier_gqa,
-# pair (NLVR2), score (VCR, retrieval), entailment, regions (referring expressions).
+# Parts: encoder, vocabulary (masked language modelling), region_targets (masked regions), matching (alignment),
+# classifier (VQA), classifier_gqa, pair (NLVR2), score (VCR, retrieval), entailment, regions (referring expressions).
 _EMBEDDINGS = (
     *bert.REPAIRS,
     *bert.text_embeddings("bert.embeddings", "encoder.embeddings"),
@@ -505,14 +520,17 @@ VOLTA_TASKS: Mapping[str, int] = {
     "entailment": 13,
     "classifier_gqa": 15,
 }
-"""Part -> number of the task in VOLTA's files: VQA, COCO and Flickr30K retrieval, RefCOCO, RefCOCO+, RefCOCOg, NLVR2, entailment, GQA."""
+"""Part -> number of the task in VOLTA's files: VQA, COCO and Flickr30K retrieval, RefCOCO, RefCOCO+, RefCOCOg, NLVR2,
+entailment, GQA."""
 
 
 def volta_keys(text_layers_before: tuple[int, ...], num_layers: int) -> KeyMap:
-    """VOLTA's layout of a schedule: every attention and every feed-forward block is a sub-layer with a number of its own.
+    """VOLTA's layout of a schedule: every attention and every feed-forward block is a sub-layer with a number of its
+    own.
 
-    Text layers before the first co-attention take two numbers each; then each co-attention two, and two the text and the region layer after it.
-    Of a layer the attention has the even number, the feed-forward the odd one; the region stream's weights are called `v_...`.
+    Text layers before the first co-attention take two numbers each; then each co-attention two, and two the text and
+    the region layer after it. Of a layer the attention has the even number, the feed-forward the odd one; the region
+    stream's weights are called `v_...`.
 
     Args:
         text_layers_before: one text layer after every co-attention, as in all released depths.
@@ -567,7 +585,8 @@ def _volta_feed_forward(at: int, stream: str, ours: str) -> tuple[Rule, ...]:
 
 
 def _volta_head(theirs: str, part: str) -> tuple[Rule, ...]:
-    """A task's head: classifiers as in the multi-task release but for their width; regions by one linear layer or two."""
+    """A task's head: classifiers as in the multi-task release but for their width; regions by one linear layer or
+    two."""
     if part.startswith(("classifier", "pair")):
         return _gelu_norm(theirs, part)
     return (

@@ -2,9 +2,10 @@
 
 Paper    Li, Yatskar, Yin, Hsieh & Chang 2019 (arXiv 1908.03557), section 3.1.
 Release  uclanlp/visualbert, `bert_modeling` (also transformers, `visual_bert`).
-Differs  The paper sums the position vectors of the words linked to a region; the release averages them and adds the visual position vector as well.
-         The release never trains the pooler (its optimiser skips it), not even where a task reads it. We follow the release, so its checkpoints
-         load; presets that start from scratch train the pooler. A Flickr30K option appends the box to the feature; regions carry no other position.
+Differs  The paper sums the position vectors of the words linked to a region; the release averages them and adds the
+         visual position vector as well. The release never trains the pooler (its optimiser skips it), not even where a
+         task reads it. We follow the release, so its checkpoints load; presets that start from scratch train the
+         pooler. A Flickr30K option appends the box to the feature; regions carry no other position.
 Shapes   B rows, T tokens, R regions, S region rows, D hidden width; feature_size is the width of the region features.
 """
 
@@ -54,11 +55,13 @@ class VisualBertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more than an average."""
+    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more
+    than an average."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
-    """Whiten region features by statistics of the training store before they are projected (`nn.embeddings.Whitening`)."""
+    """Whiten region features by statistics of the training store before they are projected
+    (`nn.embeddings.Whitening`)."""
     append_spatial: bool = False
     """Append unit corners, width and height of the box to each feature (Flickr30K release: 2048 + 6)."""
     region_segment: int = 0
@@ -102,7 +105,8 @@ _SMALL = VisualBertConfig(
     num_layers=4,
     num_heads=8,
     intermediate_size=512,
-    init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    # Keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    init_std=0.06,
     attention_dropout_rate=0.0,  # the fused CPU kernel knows none; dropping it saves about a tenth of a step
     max_positions=128,
     feature_size=256,
@@ -112,7 +116,8 @@ _SMALL = VisualBertConfig(
     max_regions=36,
 )
 _DRAWN_WORDS: Mapping[str, Any] = {"vocabulary": "scenes", "vocab_size": 318}
-"""The part of BERT's vocabulary that drawn scenes and NLVR's development sentences use, and single letters for all other words."""
+"""The part of BERT's vocabulary that drawn scenes and NLVR's development sentences use, and single letters for all
+other words."""
 PRESETS: Mapping[str, VisualBertConfig] = {
     **_RELEASED,
     # paper, section 4: the rows "w/o early fusion"
@@ -175,7 +180,8 @@ class VisualBert(Encoder):
         self.apply(partial(initialise, std=config.init_std))
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
-        """States of text and regions; `pooled` is the raw state at `text.slot` where given, else the pooled first token."""
+        """States of text and regions; `pooled` is the raw state at `text.slot` where given, else the pooled first
+        token."""
         text, text_mask, slot = self._embed_text(batch.text)  # (B, T, D)
         regions, region_mask = self._embed_regions(batch, like=text)  # (B, R, D)
         num_tokens = text.shape[1]
@@ -289,7 +295,8 @@ def inputs(config: VisualBertConfig) -> InputSpec:
     )
 
 
-# Parts: encoder, vocabulary (masked language modelling), matching (sentence-image), classifier (whatever reads the pooled state), slots_regions.
+# Parts: encoder, vocabulary (masked language modelling), matching (sentence-image), classifier (whatever reads the
+# pooled state), slots_regions.
 _OFFICIAL = KeyMap(
     (
         *bert.REPAIRS,
@@ -335,7 +342,8 @@ _TRANSFORMERS = KeyMap(
 
 
 def volta_keys(num_layers: int) -> KeyMap:
-    """VOLTA's layout: attention and feed-forward of layer n are sub-layers 2n and 2n + 1; the text's and the regions' names hold the same weights."""
+    """VOLTA's layout: attention and feed-forward of layer n are sub-layers 2n and 2n + 1; the text's and the regions'
+    names hold the same weights."""
     rules: list[Rule] = []
     for number in range(num_layers):
         ours, attention, forward = (

@@ -1,12 +1,15 @@
-"""VL-BERT: one BERT in which every element of the sequence, word or region, carries a visual feature beside its word-like embedding.
+"""VL-BERT: one BERT in which every element of the sequence, word or region, carries a visual feature beside its
+word-like embedding.
 
 Paper    Su, Zhu, Cao, Li, Lu, Wei & Dai 2020 (arXiv 1908.08530), section 3.
 Release  jackroos/VL-BERT, `common/visual_linguistic_bert.py`, `common/fast_rcnn.py` and the modules of each task.
-Differs  The paper encodes the corners of a box, the release its centre and size; the release's base for the wavelengths is 1000. The release packs
-         text and regions without a gap; here padding stays where it is and positions are counted from the real length of the text, with equal
-         results. A row without any region and without a whole-image feature is read as text alone. We follow the release, so its checkpoints load.
-Shapes   B rows, T tokens, R regions, S region rows, N = R + 1 regions and the whole image (0 without images), D hidden width, Dv width of the visual
-         embeddings; feature_size is the width of the region features. The sequence is text, regions, whole image, [END].
+Differs  The paper encodes the corners of a box, the release its centre and size; the release's base for the wavelengths
+         is 1000. The release packs text and regions without a gap; here padding stays where it is and positions are
+         counted from the real length of the text, with equal results. A row without any region and without a
+         whole-image feature is read as text alone. We follow the release, so its checkpoints load.
+Shapes   B rows, T tokens, R regions, S region rows, N = R + 1 regions and the whole image (0 without images), D hidden
+         width, Dv width of the visual embeddings; feature_size is the width of the region features. The sequence is
+         text, regions, whole image, [END].
 """
 
 from __future__ import annotations
@@ -37,14 +40,16 @@ SCALE = 100.0
 BASE = 1000.0
 """Ratio of the longest to the shortest wavelength; 10000 in Transformers."""
 COUNT_EPS = 1e-5
-"""Added to the number of regions that make the whole-image feature once any is hidden (release, `conceptual_captions.py`)."""
+"""Added to the number of regions that make the whole-image feature once any is hidden (release,
+`conceptual_captions.py`)."""
 NUM_SEGMENTS = 3
 """A and B for text, C for regions and [END]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VlBertConfig:
-    """Sizes of the encoder and what it expects of its input. Defaults: the release, base, on features extracted beforehand."""
+    """Sizes of the encoder and what it expects of its input. Defaults: the release, base, on features extracted
+    beforehand."""
 
     vocab_size: int = 30522
     """Word pieces of bert-base-uncased."""
@@ -65,23 +70,29 @@ class VlBertConfig:
     feature_dropout_rate: float = 0.1
     """On geometry and feature of a region, before they are projected."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more than an average."""
+    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more
+    than an average."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
-    """Whiten region features by statistics of the training store before they are projected (`nn.embeddings.Whitening`)."""
+    """Whiten region features by statistics of the training store before they are projected
+    (`nn.embeddings.Whitening`)."""
     coordinate_size: int = 256
     """Wavelengths per coordinate of a box; the geometry of a region has eight times as many numbers."""
     visual_size: int = 768
-    """Dv, width of a projected region; another one than D is brought to D by a further linear layer (in no released file)."""
+    """Dv, width of a projected region; another one than D is brought to D by a further linear layer (in no released
+    file)."""
     visual_norm: bool = True
-    """Normalise visual embeddings before they are added (all released configurations), or multiply them by a learned number."""
+    """Normalise visual embeddings before they are added (all released configurations), or multiply them by a learned
+    number."""
     visual_scale_init: float = 0.0
-    """First weights of those norms, or first value of those numbers: 0 silences the visual path at the start (release)."""
+    """First weights of those norms, or first value of those numbers: 0 silences the visual path at the start
+    (release)."""
     text_visual_scale_init: float = 0.0
     """The same for the visual vector that every word carries: the whole image, unless the word names a region."""
     masks_features: bool = True
-    """Put a learned vector in the place of hidden features; False where pixels were hidden before features were extracted (end to end)."""
+    """Put a learned vector in the place of hidden features; False where pixels were hidden before features were
+    extracted (end to end)."""
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary."""
     max_tokens: int = 64
@@ -89,7 +100,8 @@ class VlBertConfig:
     max_regions: int = 100
     """Regions used per image, the whole image not counted."""
     region_order: Literal["store", "confidence"] = "store"
-    """As the store has them, or the most confident first (release, pre-training), so that `joint_limit` leaves out the least confident."""
+    """As the store has them, or the most confident first (release, pre-training), so that `joint_limit` leaves out the
+    least confident."""
     joint_limit: int | None = None
     """Most text pieces and regions together, the whole image counted."""
     answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
@@ -133,13 +145,16 @@ _SMALL = VlBertConfig(
     dropout_rate=0.0,
     attention_dropout_rate=0.0,  # the fused CPU kernel knows none
     feature_dropout_rate=0.0,
-    init_std=0.06,  # keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    # Keeps attention scores at the size they have in BERT base, 0.02 times the root of the ratio of widths
+    init_std=0.06,
     feature_size=256,
     whiten_features=True,
     coordinate_size=4,
     visual_size=96,
-    visual_scale_init=0.3,  # heard from the first step on: there is no text model here that a silent start would protect
-    text_visual_scale_init=0.01,  # but hardly beside the words: what the image holds as a whole keeps them from asking single regions
+    # Heard from the first step on: there is no text model here that a silent start would protect
+    visual_scale_init=0.3,
+    # But hardly beside the words: what the image holds as a whole keeps them from asking single regions
+    text_visual_scale_init=0.01,
     max_regions=36,
     answer_slot="second_segment",
 )
@@ -182,7 +197,8 @@ def geometry(boxes: Tensor, size: int) -> Tensor:
 
 
 class RegionProjection(nn.Module):
-    """The visual feature embedding of a region: geometry and appearance, side by side, through one linear layer and ReLU."""
+    """The visual feature embedding of a region: geometry and appearance, side by side, through one linear layer and
+    ReLU."""
 
     def __init__(self, *, feature_size: int, coordinate_size: int, visual_size: int, dropout_rate: float) -> None:
         super().__init__()
@@ -266,7 +282,8 @@ class JointEmbeddings(nn.Module):
                 f"a text row has {longest} tokens, and regions and [END] need one position each, but the position table holds {rows}. "
                 "Lower max_tokens or raise max_positions."
             )
-        # All regions share the position after the row's own text; [END] keeps the one after theirs even where there are none.
+        # All regions share the position after the row's own text; [END] keeps the one after theirs even where there are
+        # none.
         length = text.mask.sum(1)  # (B,)
         segments = torch.cat(tuple(self.segments))  # (3, D)
         tokens = (
@@ -329,7 +346,8 @@ class VlBert(Encoder):
         self._initialise()
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
-        """States of text, regions and whole image; `pooled` is the raw state at `text.slot` where given, else the pooled first token.
+        """States of text, regions and whole image; `pooled` is the raw state at `text.slot` where given, else the
+        pooled first token.
 
         Captured states and maps have the whole image, if there are images, and [END] behind the regions.
         """
@@ -361,7 +379,8 @@ class VlBert(Encoder):
             self.whiten.fit(features)
 
     def restart_second_segment(self) -> None:
-        """Make segment B a copy of A, as VCR starts: pre-training never used B (release, `PARTIAL_PRETRAIN_SEGMB_INIT`)."""
+        """Make segment B a copy of A, as VCR starts: pre-training never used B (release,
+        `PARTIAL_PRETRAIN_SEGMB_INIT`)."""
         with torch.no_grad():
             self.embeddings.segments[1].copy_(self.embeddings.segments[0])
 
@@ -394,7 +413,8 @@ class VlBert(Encoder):
         return _Seen(token_visual=token_visual.expand(-1, text.ids.shape[1], -1), words=words, visual=visual, mask=mask)
 
     def _look(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
-        """Visual embeddings (S, N, Dv), vectors in the place of words (S, N, D) and mask (S, N) of the regions and, last, the whole image."""
+        """Visual embeddings (S, N, Dv), vectors in the place of words (S, N, D) and mask (S, N) of the regions and,
+        last, the whole image."""
         features, whole = self._read(regions.features), regions.whole
         if whole is None:
             whole, present = _whole_image(features, regions.mask, regions.hidden), regions.mask.any(1)
@@ -422,7 +442,8 @@ class VlBert(Encoder):
 
 
 def _rows_of(text: Text) -> Text:
-    """The text of every batch row; words are joined with what their own row sees, so shared texts are repeated before they are embedded."""
+    """The text of every batch row; words are joined with what their own row sees, so shared texts are repeated before
+    they are embedded."""
     if text.row is None:
         return text
     slot = None if text.slot is None else text.slot[text.row]
@@ -440,7 +461,8 @@ def _whole_image(features: Tensor, mask: Tensor, hidden: Tensor | None) -> Tenso
 
 
 def _linked(links: Tensor, visual: Tensor, *, otherwise: Tensor) -> Tensor:
-    """Mean visual embedding of the regions that each token names, (B, T, Dv); `otherwise` where it names none. The release allows one region."""
+    """Mean visual embedding of the regions that each token names, (B, T, Dv); `otherwise` where it names none. The
+    release allows one region."""
     weights = links.to(visual.dtype)
     count = weights.sum(-1, keepdim=True)
     return torch.where(count > 0, weights @ visual / count.clamp(min=1), otherwise)
@@ -511,7 +533,8 @@ _OBJECTIVES = (
 
 
 def _start(*rules: Rule, reason: str) -> KeyMap:
-    """A pre-trained file as the start of a task: a head's transform moves, output layers stay behind (release, `PARTIAL_PRETRAIN_PREFIX_CHANGES`)."""
+    """A pre-trained file as the start of a task: a head's transform moves, output layers stay behind (release,
+    `PARTIAL_PRETRAIN_PREFIX_CHANGES`)."""
     return KeyMap(
         (
             *_encoder(),
@@ -526,8 +549,9 @@ def _start(*rules: Rule, reason: str) -> KeyMap:
     )
 
 
-# Parts: encoder; in pre-training vocabulary (masked words), region_targets (masked regions), matching (relationship, in no released file);
-# in tasks classifier (VQA's answers, VCR's scores), regions (referring expressions), objects (VCR's classes of all regions).
+# Parts: encoder; in pre-training vocabulary (masked words), region_targets (masked regions), matching (relationship, in
+# no released file); in tasks classifier (VQA's answers, VCR's scores), regions (referring expressions), objects (VCR's
+# classes of all regions).
 _OFFICIAL = KeyMap((*_encoder(), *_OBJECTIVES))
 _VQA = KeyMap(
     (

@@ -1,6 +1,7 @@
 """Multi-head attention: queries from one sequence, keys and values from the same or another one.
 
-Letters  B rows, M query positions, N key positions, H heads, A attention width (all heads together), Dx and Dy widths of the two sequences.
+Letters  B rows, M query positions, N key positions, H heads, A attention width (all heads together), Dx and Dy widths
+         of the two sequences.
 Masks    (B, N) boolean over keys, True = real; a row without any real key attends to nothing and gets zeros.
 """
 
@@ -33,7 +34,8 @@ class Attention(nn.Module):
 
         Args:
             x: (B, M, Dx) states that ask.
-            y: (B, N, Dy) states that are asked; `x` itself for self-attention, which then projects in one matrix product.
+            y: (B, N, Dy) states that are asked; `x` itself for self-attention, which then projects in one matrix
+                product.
             mask: (B, N) bool.
             capture: also return the probabilities (before dropout), at the cost of the slow path.
         Returns:

@@ -18,9 +18,11 @@ from visling.nn.layers import AttentionBlock, FeedForwardBlock
 
 
 class CoAttentionLayer(nn.Module):
-    """ViLBERT's connection: text attends to regions while regions attend to text, then a feed-forward block in each stream.
+    """ViLBERT's connection: text attends to regions while regions attend to text, then a feed-forward block in each
+    stream.
 
-    Both directions read the states that enter the layer, and there is no self-attention in it. Each direction has its own projections.
+    Both directions read the states that enter the layer, and there is no self-attention in it. Each direction has its
+    own projections.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class CoAttentionLayer(nn.Module):
     def forward(
         self, text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """New text (B, T, Dt) and region states (B, R, Dr); if captured, probabilities text to regions (B, H, T, R) and back (B, H, R, T)."""
+        """New text (B, T, Dt) and region states (B, R, Dr); if captured, probabilities text to regions (B, H, T, R) and
+        back (B, H, R, T)."""
         informed_text, text_probs = self.text_reads(text, regions, region_mask, capture=capture)
         informed_regions, region_probs = self.regions_read(regions, text, text_mask, capture=capture)
         return (
@@ -73,7 +76,8 @@ class CoAttentionLayer(nn.Module):
 
 
 class GatedLayer(nn.Module):
-    """A Transformer layer over regions whose attention the text steers: the dynamic attention of ViLBERT's release, off in its known models.
+    """A Transformer layer over regions whose attention the text steers: the dynamic attention of ViLBERT's release, off
+    in its known models.
 
     Queries and keys are scaled, channel by channel, by 1 + sigmoid(linear(mean text state)).
     """

@@ -12,11 +12,13 @@ from visling.errors import ConfigError
 
 
 class TextEmbeddings(nn.Module):
-    """Word, absolute position and segment tables. The norm and dropout that follow belong to the model: some add visual vectors first.
+    """Word, absolute position and segment tables. The norm and dropout that follow belong to the model: some add visual
+    vectors first.
 
     Args:
-        fixed_first_rows: looking up row 0 of a table (padding, the first position, the first segment) teaches it nothing, as in a release that
-            makes its tables with padding_idx=0. The word table may still learn as output matrix.
+        fixed_first_rows: looking up row 0 of a table (padding, the first position, the first segment) teaches it
+            nothing, as in a release that makes its tables with padding_idx=0. The word table may still learn as output
+            matrix.
     """
 
     def __init__(
@@ -53,14 +55,17 @@ class TextEmbeddings(nn.Module):
 
 
 class Whitening(nn.Module):
-    """Features with their mean taken off and turned so that their directions are uncorrelated and equally wide; the identity until `fit`.
+    """Features with their mean taken off and turned so that their directions are uncorrelated and equally wide; the
+    identity until `fit`.
 
-    A small detector spreads its features over a few wide directions and leaves colours and textures in narrow ones, where a projection finds them
-    late (docs/log.md). Mean and matrix are buffers: measured once, saved with the weights, never trained.
+    A small detector spreads its features over a few wide directions and leaves colours and textures in narrow ones,
+    where a projection finds them late (docs/log.md). Mean and matrix are buffers: measured once, saved with the
+    weights, never trained.
     """
 
     FLOOR = 1e-3
-    """Variance, as a share of the widest direction's, that is added to all: narrower directions are noise and stay narrow."""
+    """Variance, as a share of the widest direction's, that is added to all: narrower directions are noise and stay
+    narrow."""
 
     mean: Tensor
     matrix: Tensor

@@ -21,7 +21,8 @@ WEIGHT_NORM_DROPOUT_RATE = 0.5
 """Between the two layers of the first ViLBERT release's classifier."""
 
 HEAD_SIZE = 64
-"""Width of the VisualBERT release's phrase-to-region attention (hidden size 768 over 12 heads); another one by `options["head_size"]`."""
+"""Width of the VisualBERT release's phrase-to-region attention (hidden size 768 over 12 heads); another one by
+`options["head_size"]`."""
 
 
 class Classifier(nn.Module):
@@ -69,7 +70,8 @@ class JoinedClassifier(nn.Module):
 
 
 class BertVocabulary(nn.Module):
-    """BERT's word prediction: linear, GELU, norm, then the word table itself as output matrix, with a bias of its own."""
+    """BERT's word prediction: linear, GELU, norm, then the word table itself as output matrix, with a bias of its
+    own."""
 
     def __init__(self, size: int, words: nn.Embedding) -> None:
         super().__init__()
@@ -88,7 +90,8 @@ class BertVocabulary(nn.Module):
 class FlickrAttention(nn.Module):
     """Scaled dot products of one head between phrase states and region states.
 
-    Source: VisualBERT release, `flickr_attention`: one head of 64 although the paper speaks of several; its value projection is never used.
+    Source: VisualBERT release, `flickr_attention`: one head of 64 although the paper speaks of several; its value
+    projection is never used.
     """
 
     def __init__(self, text_size: int, region_size: int, head_size: int) -> None:
@@ -133,7 +136,8 @@ class TransformClassifier(nn.Module):
 
     @torch.no_grad()
     def start_from_words(self, words: nn.Embedding, pieces: Sequence[Sequence[int]]) -> None:
-        """Set the output weights of each answer to the mean vector of its word pieces (VL-BERT release, `answer_vocab_file`).
+        """Set the output weights of each answer to the mean vector of its word pieces (VL-BERT release,
+        `answer_vocab_file`).
 
         Args:
             words: a table as wide as the pooled state.
@@ -147,7 +151,8 @@ class TransformClassifier(nn.Module):
 class NormedClassifier(nn.Module):
     """Dropout if the rate is not zero, linear, GELU, norm, linear, over the joined rows of an example.
 
-    Source: LXMERT release, `BertVisualAnswerHead` and `logit_fc` of its tasks; multi-task ViLBERT and VOLTA, `SimpleClassifier`, with dropout.
+    Source: LXMERT release, `BertVisualAnswerHead` and `logit_fc` of its tasks; multi-task ViLBERT and VOLTA,
+    `SimpleClassifier`, with dropout.
     """
 
     def __init__(self, size: int, hidden_size: int, outputs: int, group: int = 1, dropout_rate: float = 0.0) -> None:
@@ -166,11 +171,13 @@ class NormedClassifier(nn.Module):
 
     @torch.no_grad()
     def start_from(self, trained: NormedClassifier, rows: Sequence[int | None]) -> None:
-        """Take over a classifier of the same width and, for each answer, the output that stands for the same answer there (LXMERT release).
+        """Take over a classifier of the same width and, for each answer, the output that stands for the same answer
+        there (LXMERT release).
 
         Args:
             trained: a head over the answers of pre-training.
-            rows: (A) its output for each answer of this head; None = it has none, and this head starts from zeros there.
+            rows: (A) its output for each answer of this head; None = it has none, and this head starts from zeros
+                there.
         Raises:
             ConfigError: another width, or not one row per output.
         """
@@ -237,7 +244,8 @@ class GainedLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        # The release's normal initialisation misses matrices in this form: they stay as PyTorch makes them, only the bias becomes 0.
+        # The release's normal initialisation misses matrices in this form: they stay as PyTorch makes them, only the
+        # bias becomes 0.
         self.direction = nn.Parameter(nn.Linear(inputs, outputs, bias=False).weight.detach())
         self.gain = nn.Parameter(self.direction.detach().norm())
         self.bias = nn.Parameter(torch.zeros(outputs))
@@ -248,7 +256,8 @@ class GainedLinear(nn.Module):
 
 
 class WeightNormClassifier(nn.Module):
-    """Dropout, linear, ReLU, much dropout, linear; both matrices weight-normalised (first ViLBERT release, `SimpleClassifier`)."""
+    """Dropout, linear, ReLU, much dropout, linear; both matrices weight-normalised (first ViLBERT release,
+    `SimpleClassifier`)."""
 
     def __init__(
         self, size: int, hidden_size: int, outputs: int, dropout_rate: float, inner_dropout_rate: float
@@ -266,7 +275,8 @@ class WeightNormClassifier(nn.Module):
 
 
 class MatchFirst(nn.Module):
-    """Dropout, linear, and the two logits swapped: class 0 means "fits" in ViLBERT's release and in VOLTA, class 1 here and everywhere else."""
+    """Dropout, linear, and the two logits swapped: class 0 means "fits" in ViLBERT's release and in VOLTA, class 1 here
+    and everywhere else."""
 
     def __init__(self, size: int, dropout_rate: float) -> None:
         super().__init__()

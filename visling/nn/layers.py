@@ -1,4 +1,5 @@
-"""The post-norm Transformer layer of BERT: attention block, feed-forward block (Devlin et al. 2019; Vaswani et al. 2017, section 3).
+"""The post-norm Transformer layer of BERT: attention block, feed-forward block (Devlin et al. 2019; Vaswani et al.
+2017, section 3).
 
 Letters  B rows, M query positions, N key positions, D width of the stream, H heads.
 """
@@ -39,7 +40,8 @@ class AttentionBlock(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
-        """New states of `x` (B, M, D) after reading `y` (B, N, .) where `mask` (B, N) holds; probabilities (B, H, M, N) if captured."""
+        """New states of `x` (B, M, D) after reading `y` (B, N, .) where `mask` (B, N) holds; probabilities (B, H, M, N)
+        if captured."""
         context, probs = self.attention(x, y, mask, capture=capture)
         return self.norm(x + self.dropout(self.output(context))), probs
 
@@ -92,7 +94,8 @@ class TransformerLayer(nn.Module):
 
 
 def initialise(module: nn.Module, *, std: float = 0.02) -> None:
-    """BERT's initialisation of one module: matrices and tables N(0, std), biases 0, norms 1 and 0. For `nn.Module.apply`."""
+    """BERT's initialisation of one module: matrices and tables N(0, std), biases 0, norms 1 and 0. For
+    `nn.Module.apply`."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,4 +1,5 @@
-"""What contrast over many batches needs: a network that follows another one slowly, and a queue of the features it made (He et al. 2020, MoCo).
+"""What contrast over many batches needs: a network that follows another one slowly, and a queue of the features it made
+(He et al. 2020, MoCo).
 
 Letters  N new rows, K capacity of the queue, E feature width.
 """
@@ -21,10 +22,12 @@ def _same(name: str) -> str:
 
 
 class MomentumCopy(nn.Module):
-    """A network that is never trained: after each update of its source it takes a small step towards it. Runs without gradients.
+    """A network that is never trained: after each update of its source it takes a small step towards it. Runs without
+    gradients.
 
-    Its parameters need no gradient, which keeps them out of optimisers; they are saved with the module that owns the copy. A tensor that the source
-    uses in two places is one parameter and moves once (CVLP's release moves its tied word table twice).
+    Its parameters need no gradient, which keeps them out of optimisers; they are saved with the module that owns the
+    copy. A tensor that the source uses in two places is one parameter and moves once (CVLP's release moves its tied
+    word table twice).
     """
 
     def __init__(self, network: nn.Module, *, momentum: float, follows: Callable[[str], str] = _same) -> None:
@@ -70,7 +73,8 @@ class HasMomentumCopy(Protocol):
 
 
 class RingQueue(nn.Module):
-    """The last K feature rows, first in, first out, written in place on the device; rows, position and fill are saved with the weights."""
+    """The last K feature rows, first in, first out, written in place on the device; rows, position and fill are saved
+    with the weights."""
 
     rows: Tensor
     """(K, E); in no particular order of age."""
@@ -102,7 +106,8 @@ class RingQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor, mask: Tensor) -> None:
-        """Replace the oldest rows by the new ones (N, E) where `mask` (N,) holds, in their order. Does not wait for the device.
+        """Replace the oldest rows by the new ones (N, E) where `mask` (N,) holds, in their order. Does not wait for the
+        device.
 
         Raises:
             ConfigError: more rows, real or not, than the queue holds.
@@ -127,7 +132,8 @@ def _forget(queue: nn.Module, _: Any) -> None:
 
 
 def from_all_processes(rows: Tensor) -> Tensor:
-    """The rows (N, ...) of all processes by rank, (processes x N, ...); the same N everywhere. Alone: the tensor itself."""
+    """The rows (N, ...) of all processes by rank, (processes x N, ...); the same N everywhere. Alone: the tensor
+    itself."""
     if runtime.world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(runtime.world_size())]

@@ -14,7 +14,8 @@ from visling.types import Slots
 
 
 class FirstTokenPooler(nn.Module):
-    """BERT's summary of a row: the first state through a linear layer and tanh; other releases use another activation."""
+    """BERT's summary of a row: the first state through a linear layer and tanh; other releases use another
+    activation."""
 
     def __init__(self, hidden_size: int, *, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()

@@ -27,7 +27,8 @@ class PretrainStep:
 class Objective(nn.Module, ABC):
     """A loss over encoder states. Pre-training is an encoder plus a list of weighted objectives.
 
-    A subclass builds its own head in `__init__(dims, style, words)`: widths of the encoder, style name of the head, word embeddings to tie to.
+    A subclass builds its own head in `__init__(dims, style, words)`: widths of the encoder, style name of the head,
+    word embeddings to tie to.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -59,7 +60,8 @@ class Objective(nn.Module, ABC):
 
 
 Over = Literal["chosen", "rows"]
-"""What a loss is averaged over. chosen: all chosen positions of the batch alike. rows: those of each row first, then the rows that have any."""
+"""What a loss is averaged over. chosen: all chosen positions of the batch alike. rows: those of each row first, then
+the rows that have any."""
 
 ROW_SHARE = 1e-4
 """Added to both counts of an average over rows (VL-BERT release, its NORM_IN_BATCH_FIRST switches)."""
@@ -71,7 +73,8 @@ def average(name: str, values: Tensor, mask: Tensor, *, over: Over = "chosen", c
     Args:
         values: (B, P).
         mask: (B, P) bool.
-        count: scalar to divide the sum by instead of the number of chosen positions; 0 counts as 1. Only with `over` chosen.
+        count: scalar to divide the sum by instead of the number of chosen positions; 0 counts as 1. Only with `over`
+            chosen.
     """
     if over == "chosen" and count is None:
         return Loss.mean(name, values, mask)

@@ -1,9 +1,11 @@
 """Question answering as pre-training: which of many answers, told from the pooled state.
 
 Shapes   N examples, A answers of the table, Dp pooled width.
-Source   LXMERT section 3.1 and release: 9,500 answers of VQA, GQA and Visual7W; one answer is drawn for every visit of a question, in proportion to
-         its score. Captions, questions whose answers are not in the table and questions shown with another image have no label.
-Differs  The paper trains half of the epochs without this loss, then half with it; the release trains all of them with weight 1.
+Source   LXMERT section 3.1 and release: 9,500 answers of VQA, GQA and Visual7W; one answer is drawn for every visit of
+         a question, in proportion to its score. Captions, questions whose answers are not in the table and questions
+         shown with another image have no label.
+Differs  The paper trains half of the epochs without this loss, then half with it; the release trains all of them with
+         weight 1.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Masked language modelling: tell the hidden word pieces from the rest of the text and from the image (BERT; all five models use it).
+"""Masked language modelling: tell the hidden word pieces from the rest of the text and from the image (BERT; all five
+models use it).
 
 Shapes   B rows, P token slots, V vocabulary, Dt text width.
-Source   VisualBERT section 3.2 and release: cross-entropy, mean over the labelled positions of the whole batch. The release runs its head at every
-         position; here it runs at the slots only, with equal results. ViLBERT, LXMERT and CVLP take the same mean; so does VL-BERT, whose switch
-         MLM_LOSS_NORM_IN_BATCH_FIRST (off in all its configs) averages each row first.
+Source   VisualBERT section 3.2 and release: cross-entropy, mean over the labelled positions of the whole batch. The
+         release runs its head at every position; here it runs at the slots only, with equal results. ViLBERT, LXMERT
+         and CVLP take the same mean; so does VL-BERT, whose switch MLM_LOSS_NORM_IN_BATCH_FIRST (off in all its
+         configs) averages each row first.
 """
 
 from __future__ import annotations

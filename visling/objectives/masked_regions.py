@@ -5,11 +5,12 @@ Targets  soft classes    the detector's distribution: KL divergence (ViLBERT), c
          features        the region's own feature: smooth L1 (LXMERT), squared error (ViLBERT, `visual_target` 1), or picked out among the features of
                          other regions (ViLBERT, `visual_target` 2)
 Shapes   B rows, Q region slots, R regions, C classes, F feature width, K negatives, Dr region width.
-Source   ViLBERT section 3.1 and release (`BertForMultiModalPreTraining`), VL-BERT section 3.3 and release (`ResNetVLBERTForPretraining`), LXMERT
-         section 3.1 and release (`LXRTPretraining`).
-Differs  LXMERT's paper predicts the labels of hidden regions only and knows no confidence; its release predicts them for every region, visible ones
-         included, and so does the default here. ViLBERT's release may draw padding as a negative; here only real regions are drawn. Where a release
-         has no chosen region in a batch it gives NaN; here the loss is zero.
+Source   ViLBERT section 3.1 and release (`BertForMultiModalPreTraining`), VL-BERT section 3.3 and release
+         (`ResNetVLBERTForPretraining`), LXMERT section 3.1 and release (`LXRTPretraining`).
+Differs  LXMERT's paper predicts the labels of hidden regions only and knows no confidence; its release predicts them
+         for every region, visible ones included, and so does the default here. ViLBERT's release may draw padding as a
+         negative; here only real regions are drawn. Where a release has no chosen region in a batch it gives NaN; here
+         the loss is zero.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ SUM_TOLERANCE = 0.1
 """How far from 1 a detector distribution may sum up and still count (VL-BERT release)."""
 
 ELSEWHERE_SHARE, HERE_SHARE = 0.7, 0.3
-"""Shares of the negatives that are regions of other images and other regions of the same image, each rounded down (ViLBERT release)."""
+"""Shares of the negatives that are regions of other images and other regions of the same image, each rounded down
+(ViLBERT release)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class RegionLosses:
     """What is told about regions, and how its losses are averaged."""
 
     classes: Literal["none", "kl", "cross_entropy", "hard"] = "none"
-    """none; the detector's distribution by KL divergence (ViLBERT) or by cross-entropy (VL-BERT); its best class (LXMERT)."""
+    """none; the detector's distribution by KL divergence (ViLBERT) or by cross-entropy (VL-BERT); its best class
+    (LXMERT)."""
     num_classes: int = 1601
     """C: 1600 of Visual Genome, and background where the distribution has it (ViLBERT, VL-BERT)."""
     attributes: bool = False
@@ -48,20 +51,22 @@ class RegionLosses:
     num_attributes: int = 400
     """Attributes of Visual Genome."""
     features: Literal["none", "smooth_l1", "l2", "nce"] = "none"
-    """none; the region's feature by smooth L1 (LXMERT) or squared error (ViLBERT, `visual_target` 1), or picked out among others (2)."""
+    """none; the region's feature by smooth L1 (LXMERT) or squared error (ViLBERT, `visual_target` 1), or picked out
+    among others (2)."""
     feature_size: int = 2048
     """F."""
     weighted: bool = False
     """Multiply the losses of best class and attribute by the detector's confidence (LXMERT)."""
     over: Literal["chosen", "rows", "regions"] = "chosen"
-    """What a sum is divided by: the chosen regions of the batch; those of each row, then the rows (a switch of VL-BERT, off in its configs); all
-    real regions of the batch, chosen or not (LXMERT)."""
+    """What a sum is divided by: the chosen regions of the batch; those of each row, then the rows (a switch of VL-BERT,
+    off in its configs); all real regions of the batch, chosen or not (LXMERT)."""
     scale: float = 1.0
     """Factor of every loss: 1/0.15 in LXMERT."""
     num_negatives: int = 128
     """K of nce. ViLBERT's command line offers 255, but its model reads 128 from its config."""
     padded_negatives: bool = False
-    """Let the padding of the batch's images stand among the negatives of nce, as ViLBERT's release does; False draws real regions alone."""
+    """Let the padding of the batch's images stand among the negatives of nce, as ViLBERT's release does; False draws
+    real regions alone."""
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -202,7 +207,8 @@ class MaskedRegions(Objective):
 def soft_class_kl_loss(
     logits: Tensor, probs: Tensor, mask: Tensor, *, over: Over = "chosen", count: Tensor | None = None
 ) -> Loss:
-    """KL divergence of the predicted from the detector's distribution, summed over classes, averaged over chosen regions.
+    """KL divergence of the predicted from the detector's distribution, summed over classes, averaged over chosen
+    regions.
 
     Args:
         logits: (B, Q, C), any floating type; the loss is computed in float32.
@@ -220,7 +226,8 @@ def soft_class_kl_loss(
 def soft_class_cross_entropy_loss(
     logits: Tensor, probs: Tensor, mask: Tensor, *, over: Over = "chosen", count: Tensor | None = None
 ) -> Loss:
-    """Cross-entropy of the detector's distribution, averaged over chosen regions; distributions that do not sum to 1 within 0.1 do not count.
+    """Cross-entropy of the detector's distribution, averaged over chosen regions; distributions that do not sum to 1
+    within 0.1 do not count.
 
     Args:
         logits: (B, Q, C), any floating type; the loss is computed in float32.
@@ -254,7 +261,8 @@ def hard_class_loss(
         weights: (B, Q) confidence.
         over, count: see `objectives.base.average`.
     Source:
-        LXMERT release; its mean divides by all regions of the batch, those labelled IGNORE included (`count`), and is multiplied by 1/0.15.
+        LXMERT release; its mean divides by all regions of the batch, those labelled IGNORE included (`count`), and is
+        multiplied by 1/0.15.
     """
     return _hard_label_loss("region_classes", logits, classes, mask, weights, over, count)
 
@@ -287,7 +295,8 @@ def feature_regression_loss(
         predicted, features: (B, Q, F), any floating type; the loss is computed in float32.
         mask: (B, Q) bool, True = chosen.
         distance: smooth_l1 with its bend at 1 (LXMERT), or the squared difference (ViLBERT, `visual_target` 1).
-        over, count: see `objectives.base.average`; LXMERT's release divides by all regions of the batch, then multiplies by 1/0.15.
+        over, count: see `objectives.base.average`; LXMERT's release divides by all regions of the batch, then
+            multiplies by 1/0.15.
     """
     measure = F.smooth_l1_loss if distance == "smooth_l1" else F.mse_loss
     values = measure(predicted.float(), features.float(), reduction="none").mean(-1)
@@ -309,7 +318,8 @@ def region_nce_loss(
         predicted: (B, Q, F) at the slots, any floating type; the loss is computed in float32.
         features: (B, R, F) clean features of the batch.
         slots: (B, Q) chosen regions.
-        negatives: (B, Q, K) int64 regions of the batch, counted row by row (row * R + region); one that is the region itself does not compete.
+        negatives: (B, Q, K) int64 regions of the batch, counted row by row (row * R + region); one that is the region
+            itself does not compete.
         over, count: see `objectives.base.average`.
     Source:
         ViLBERT release, `visual_target` 2.
@@ -332,10 +342,11 @@ def region_nce_loss(
 
 
 def draw_negatives(mask: Tensor, at: Tensor, count: int) -> Tensor:
-    """Negatives for `region_nce_loss`: `int(0.7 n)` regions of other images, then `int(0.3 n)` other regions of the same image, with repetition.
+    """Negatives for `region_nce_loss`: `int(0.7 n)` regions of other images, then `int(0.3 n)` other regions of the
+    same image, with repetition.
 
-    Where no other image of the batch has a region, those of the same image stand in; where an image has one region, the region itself is named,
-    which does not compete. Draws from the generator of the device, as dropout does.
+    Where no other image of the batch has a region, those of the same image stand in; where an image has one region, the
+    region itself is named, which does not compete. Draws from the generator of the device, as dropout does.
 
     Args:
         mask: (B, R) bool regions to draw from, which come first in every row; each is equally likely.
@@ -344,8 +355,8 @@ def draw_negatives(mask: Tensor, at: Tensor, count: int) -> Tensor:
     Returns:
         (B, Q, K) int64, counted row by row (row * R + region).
     Source:
-        ViLBERT release; it draws the image first and then one of its positions, padding included, which comes to the same as a mask that is True
-        everywhere.
+        ViLBERT release; it draws the image first and then one of its positions, padding included, which comes to the
+        same as a mask that is True everywhere.
     """
     rows, regions = mask.shape
     numbers = mask.sum(1)  # (B,)
@@ -394,7 +405,8 @@ def _real(regions: Regions) -> Tensor:
 
 
 def _joined(terms: Sequence[Loss], scale: float) -> Loss:
-    """Sum of the terms, each times `scale`, with the part `masked_regions` for the whole; its count is that of the first term."""
+    """Sum of the terms, each times `scale`, with the part `masked_regions` for the whole; its count is that of the
+    first term."""
     value = torch.stack([term.value for term in terms]).sum() * scale
     parts: dict[str, tuple[Tensor, Tensor]] = {}
     for term in terms:

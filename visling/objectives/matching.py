@@ -1,9 +1,9 @@
 """Image-text matching: does the text belong to the image? Class 1 = it does.
 
 Shapes   B rows, Dp pooled width.
-Source   VisualBERT section 3.2 (sentence-image prediction): the second of two captions fits the image or comes from another one. The release names
-         its label `is_random_next` but uses 1 for a match, the opposite of BERT's next-sentence head from which it starts; its checkpoints follow
-         the code, and so do we.
+Source   VisualBERT section 3.2 (sentence-image prediction): the second of two captions fits the image or comes from
+         another one. The release names its label `is_random_next` but uses 1 for a match, the opposite of BERT's
+         next-sentence head from which it starts; its checkpoints follow the code, and so do we.
 """
 
 from __future__ import annotations

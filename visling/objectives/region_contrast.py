@@ -1,12 +1,15 @@
-"""Region contrast: recognise, among the regions of earlier batches, what a slowly following network says of the same region unmasked (CVLP).
+"""Region contrast: recognise, among the regions of earlier batches, what a slowly following network says of the same
+region unmasked (CVLP).
 
 Letters  B rows, R regions, N = B x R, Dr region width, E embedding width, K queued embeddings.
-Source   CVLP (arXiv 2007.13135) and its release, whose pre-training script an earlier commit holds. The query network reads masked regions, the key
-         network the same text and the clean regions; every region counts, hidden or not, of a fitting caption or not. Embeddings are normalised;
-         cosines over 0.07 are bent by 10 tanh(x / 10) (release only; the paper has the plain softmax); cross-entropy against the queue, mean over
-         all regions. The negatives are earlier batches alone; nothing is learnt here until the queue is full.
-Differs  With several processes every one sees the whole queue, of all processes; the release deals the queue out to its devices. The word table,
-         tied to the vocabulary head, follows once per update; the release moves it twice. Heads that the key network never uses do not follow.
+Source   CVLP (arXiv 2007.13135) and its release, whose pre-training script an earlier commit holds. The query network
+         reads masked regions, the key network the same text and the clean regions; every region counts, hidden or not,
+         of a fitting caption or not. Embeddings are normalised; cosines over 0.07 are bent by 10 tanh(x / 10) (release
+         only; the paper has the plain softmax); cross-entropy against the queue, mean over all regions. The negatives
+         are earlier batches alone; nothing is learnt here until the queue is full.
+Differs  With several processes every one sees the whole queue, of all processes; the release deals the queue out to its
+         devices. The word table, tied to the vocabulary head, follows once per update; the release moves it twice.
+         Heads that the key network never uses do not follow.
 Cost     The scores against the queue (9216 x 276480 at the release's sizes, 10 GB) never exist: they are made, used and forgotten in blocks.
 """
 
@@ -34,8 +37,8 @@ BLOCK = 2**24
 class RegionContrast(Objective):
     """Cross-entropy of each region's own key among the keys of earlier batches.
 
-    Forward in training keeps the batch's keys; `after_update` lets the key network follow and then puts them into the queue. In evaluation the
-    queue is read and left as it is.
+    Forward in training keeps the batch's keys; `after_update` lets the key network follow and then puts them into the
+    queue. In evaluation the queue is read and left as it is.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"region_features"})
@@ -111,11 +114,13 @@ class RegionContrast(Objective):
             self._push(keys, mask)
 
     def follow_head(self) -> None:
-        """Make the key head equal to the head, after weights were loaded into that; at the release's momentum it would take 20,000 updates."""
+        """Make the key head equal to the head, after weights were loaded into that; at the release's momentum it would
+        take 20,000 updates."""
         self.key_head.network.load_state_dict(self.head.state_dict())
 
     def fill(self, batch: Batch, targets: Targets) -> None:
-        """Put a batch's keys into the queue and do nothing else. The release spends its first 30 batches so, before anything is optimised."""
+        """Put a batch's keys into the queue and do nothing else. The release spends its first 30 batches so, before
+        anything is optimised."""
         self.check(targets)
         keys = self.keys(batch, targets)
         self._push(keys, _region_mask(batch, keys))
@@ -164,10 +169,12 @@ def contrast(
 
 
 class _Others(torch.autograd.Function):
-    """Log of the summed exponentials of a query's scores against all negatives, and the highest of them, in blocks of negatives.
+    """Log of the summed exponentials of a query's scores against all negatives, and the highest of them, in blocks of
+    negatives.
 
-    One pass: the gradient of a query, the mean of the negatives under the softmax, is gathered beside the sum, both relative to the highest score so
-    far (Milakov & Gimelshein 2018, as in fused attention), so that backward multiplies and nothing else.
+    One pass: the gradient of a query, the mean of the negatives under the softmax, is gathered beside the sum, both
+    relative to the highest score so far (Milakov & Gimelshein 2018, as in fused attention), so that backward multiplies
+    and nothing else.
     """
 
     @staticmethod

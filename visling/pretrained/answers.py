@@ -1,5 +1,5 @@
-"""The answer table of a pre-trained model: what it answers by it is scored in validation; kept beside the weights, it lets the head of a task start
-from the head of pre-training."""
+"""The answer table of a pre-trained model: what it answers by it is scored in validation; kept beside the weights, it
+lets the head of a task start from the head of pre-training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _HEAD = "objectives.image_qa.head"
 """Where the weights of the head lie in a model folder."""
 
 _CARRIED_BY = frozenset({"lxmert", "cvlp"})
-"""Families whose release starts the answer head of a task from that of pre-training (LXMERT, `load_lxmert_qa`; CVLP uses the same)."""
+"""Families whose release starts the answer head of a task from that of pre-training (LXMERT, `load_lxmert_qa`; CVLP
+uses the same)."""
 
 
 def save_answers(path: Path, answers: AnswerVocabulary, place: str = _HEAD) -> None:
@@ -69,16 +70,19 @@ def table_of(saved: ModelFolder) -> AnswerVocabulary:
 
 
 def _listed(saved: ModelFolder) -> Sequence[str] | None:
-    """The answers of the head as answers.json has them; beside a task's answers they stand under the name of the head."""
+    """The answers of the head as answers.json has them; beside a task's answers they stand under the name of the
+    head."""
     own = saved.state.get("answers") if saved.task is None else None
     found: Sequence[str] | None = saved.state.get("others", {}).get(_HEAD, own)
     return found
 
 
 def carry_over(model: TaskModel, saved: ModelFolder, answers: Sequence[str]) -> str:
-    """Start a task's answer head from that of pre-training, in the families whose release does so; what was done, empty if nothing.
+    """Start a task's answer head from that of pre-training, in the families whose release does so; what was done, empty
+    if nothing.
 
-    Hidden layer and norm are taken over; each answer takes the output of the same answer, or zeros if pre-training did not know it (LXMERT release).
+    Hidden layer and norm are taken over; each answer takes the output of the same answer, or zeros if pre-training did
+    not know it (LXMERT release).
 
     Args:
         saved: the pre-trained model.
@@ -92,9 +96,11 @@ def carry_over(model: TaskModel, saved: ModelFolder, answers: Sequence[str]) -> 
 
 
 def continue_head(objective: Objective, dims: Dims, saved: ModelFolder, answers: Sequence[str]) -> str:
-    """Start the answer head of a pre-training from that of an earlier one, answer by answer; what was done, empty if there was none.
+    """Start the answer head of a pre-training from that of an earlier one, answer by answer; what was done, empty if
+    there was none.
 
-    Two tables of one size may hold other answers, or the same in another order: weights that fit by shape alone would answer by the wrong table.
+    Two tables of one size may hold other answers, or the same in another order: weights that fit by shape alone would
+    answer by the wrong table.
 
     Args:
         answers: the table of this pre-training.
@@ -121,7 +127,8 @@ def _start(head: NormedClassifier, dims: Dims, saved: ModelFolder, answers: Sequ
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerList:
-    """The answers of a release's classifiers, in the order of their outputs: which file holds them, and how it is told from others."""
+    """The answers of a release's classifiers, in the order of their outputs: which file holds them, and how it is told
+    from others."""
 
     file: str
     unknown: Literal["first", "listed", "absent"]
@@ -173,7 +180,8 @@ VQA_ELSEWHERE: Mapping[str, Any] = {"loss": "bce"}
 
 
 def read_answers(path: Path) -> AnswerVocabulary:
-    """A list of answers: JSON, one a line, or a pickled list of strings (ViLBERT), of which nothing but the strings is read.
+    """A list of answers: JSON, one a line, or a pickled list of strings (ViLBERT), of which nothing but the strings is
+    read.
 
     Raises:
         DataError: missing, or not such a list.

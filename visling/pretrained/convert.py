@@ -1,8 +1,10 @@
 """Released weight files -> model folders, and back.
 
-    file -> tensors -> key map -> encoder + heads -> model folder -> key map, backwards -> file, or a folder for transformers
+    file -> tensors -> key map -> encoder + heads -> model folder -> key map, backwards -> file, or a folder for
+    transformers
 
-What a file holds is read from its names and shapes; what they cannot tell (the preset, the order of the answers) is asked for.
+What a file holds is read from its names and shapes; what they cannot tell (the preset, the order of the answers) is
+asked for.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def convert(
     seed: int = 0,
     offline: bool | None = None,
 ) -> Converted:
-    """Write a model folder from a released weight file. Every key of the file and every parameter must be accounted for.
+    """Write a model folder from a released weight file. Every key of the file and every parameter must be accounted
+    for.
 
     Args:
         source: weight file, folder that holds one, name in the catalogue, or owner/name on the hub.
@@ -102,16 +105,20 @@ def convert(
         preset: None = of the release, else the only one that the shapes fit.
         config: the family's config, instead of a preset.
         settings: changes of the preset, `name=value`.
-        release: name in the catalogue; None = the entry that the file is called like, if `layout` and `model` are not given either.
-        task: the task that the model is to be used for; None = question answering if there is a classifier over as many answers as a released one.
-        answers: files with the answers in the order of a classifier, each for that of its length; of pre-training on questions the answer table.
+        release: name in the catalogue; None = the entry that the file is called like, if `layout` and `model` are not
+            given either.
+        task: the task that the model is to be used for; None = question answering if there is a classifier over as many
+            answers as a released one.
+        answers: files with the answers in the order of a classifier, each for that of its length; of pre-training on
+            questions the answer table.
         other_answers: accept lists that are not those of the release.
         encoder_only: leave all heads out.
         features: region store whose features the weights were trained on; its fingerprint is recorded.
         seed: of parameters that the file does not hold.
         offline: whether to ask the hub; None = as HF_HUB_OFFLINE says.
     Raises:
-        CheckpointError: unreadable or unsafe file, another layout, weights that do not fit, answers that are missing or wrong, or `out` is taken.
+        CheckpointError: unreadable or unsafe file, another layout, weights that do not fit, answers that are missing or
+            wrong, or `out` is taken.
         ConfigError: no such family, layout, preset, setting or task.
     """
     check_absent(out)
@@ -197,7 +204,8 @@ def _answer_lists(
     *,
     any_list: bool,
 ) -> dict[str, AnswerVocabulary]:
-    """Part -> answers in the order of its outputs, for the classifiers whose lists were given; each list goes to the classifier of its length."""
+    """Part -> answers in the order of its outputs, for the classifiers whose lists were given; each list goes to the
+    classifier of its length."""
     if paths and task is not None and not hasattr(tasks.load(task), "vocabulary"):
         raise ConfigError(f"the task {task} has no list of answers: --answers is not for it.")
     sizes = {

@@ -39,8 +39,10 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
     """Write the weights of a model folder, or of a run folder, in a released layout.
 
     Args:
-        out: weight file (.safetensors, else a PyTorch file); for `layout` "transformers" a folder that its classes load by from_pretrained.
-        layout: "official" = the one that the weights came in, else the first of the family that has names for all of them; or any by name.
+        out: weight file (.safetensors, else a PyTorch file); for `layout` "transformers" a folder that its classes load
+            by from_pretrained.
+        layout: "official" = the one that the weights came in, else the first of the family that has names for all of
+            them; or any by name.
     Raises:
         CheckpointError: the layout has no name for a tensor, or `out` is taken.
         ConfigError: the family has no such layout.
@@ -71,7 +73,8 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
 
 
 def _as_it_came(saved: ModelFolder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the layout that a model came in, with those that were kept for the way back, in the file's own precision."""
+    """Tensors of the layout that a model came in, with those that were kept for the way back, in the file's own
+    precision."""
     precision = saved.source.get("precision", {})
     found = {
         name: tensor.to(getattr(torch, precision[name])) if name in precision else tensor

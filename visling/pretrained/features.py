@@ -1,4 +1,5 @@
-"""The region features that a model knows: their fingerprint, statistics measured on a sample, and the extractor's backbone."""
+"""The region features that a model knows: their fingerprint, statistics measured on a sample, and the extractor's
+backbone."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
     """Refuse region features other than those a model was trained on.
 
     Args:
-        extracts: whether the run makes features with a region extractor of its own, and takes boxes and classes alone from the store.
+        extracts: whether the run makes features with a region extractor of its own, and takes boxes and classes alone
+            from the store.
     Raises:
-        CheckpointError: the fingerprints differ, or one side makes its own features and the other does not, and `override` is off.
+        CheckpointError: the fingerprints differ, or one side makes its own features and the other does not, and
+            `override` is off.
     """
     if saved.text_only or override:
         return
@@ -52,8 +55,8 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
 
 
 def load_backbone(extractor: RegionExtractor, path: Path) -> str:
-    """Start a region extractor from a file: a plain ResNet (a detector that was converted to one, in the release), or a VL-BERT that was trained end
-    to end, from which its network is taken.
+    """Start a region extractor from a file: a plain ResNet (a detector that was converted to one, in the release), or a
+    VL-BERT that was trained end to end, from which its network is taken.
 
     Returns:
         What was read, for the log.

@@ -58,7 +58,8 @@ class ModelFolder:
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where converted weights come from: file, its SHA-256, layout, and release if it is a known one."""
     extractor: ExtractorConfig | None = None
-    """The region extractor that was trained along, whose features it knows; the fingerprint is then that of its boxes and classes."""
+    """The region extractor that was trained along, whose features it knows; the fingerprint is then that of its boxes
+    and classes."""
 
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
@@ -291,10 +292,12 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
 
 
 def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[str]:
-    """Load the heads of objectives that a model was pre-trained with, where they have the same weights in the same shapes.
+    """Load the heads of objectives that a model was pre-trained with, where they have the same weights in the same
+    shapes.
 
     Returns:
-        Objectives that a model was not trained with, or whose head differs (another answer table): they keep fresh heads.
+        Objectives that a model was not trained with, or whose head differs (another answer table): they keep fresh
+        heads.
     """
     fresh = []
     for name, objective in objectives.items():
@@ -330,4 +333,5 @@ def check_family(saved: ModelFolder, model: str) -> None:
 
 
 KEPT = "kept.safetensors"
-"""File of a model folder with the tensors that a release holds and never reads; no loader asks for it, `export` writes them back."""
+"""File of a model folder with the tensors that a release holds and never reads; no loader asks for it, `export` writes
+them back."""

@@ -115,7 +115,8 @@ def _vlbert(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Reco
 
 
 def _unpacked(states: Tensor, text: Tensor, regions: Tensor) -> Tensor:
-    """VL-BERT's rows without gaps (text, whole image, regions, [END]) -> (B, T + R + 2, D): text, regions, whole image, [END], each in its place."""
+    """VL-BERT's rows without gaps (text, whole image, regions, [END]) -> (B, T + R + 2, D): text, regions, whole image,
+    [END], each in its place."""
     spread = states.new_zeros(len(states), text.shape[1] + regions.shape[1] + 2, states.shape[-1])
     for row, packed in enumerate(states):
         words, count = int(text[row].sum()), int(regions[row].sum())

@@ -1,10 +1,11 @@
 """Does a checkpoint compute what was recorded? Names the first layer that does not.
 
-A recording is either native (`record` writes one: a batch and what came out of every layer) or one of the sets recorded from the official releases
-under their own names (`tests/golden` holds small ones); `_OFFICIAL` translates these.
+A recording is either native (`record` writes one: a batch and what came out of every layer) or one of the sets recorded
+from the official releases under their own names (`tests/golden` holds small ones); `_OFFICIAL` translates these.
 
 Letters  B rows, T tokens, R regions.
-Order    Native names and order: text, then regions, then what a model adds behind them (whole image, task token, [END]).
+Order    Native names and order: text, then regions, then what a model adds behind them (whole image, task token,
+         [END]).
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def _values(saved: ModelFolder, batch: Batch) -> dict[str, Tensor]:
 
 
 def _logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-    """What a head makes of a batch: words and phrases at every token; rows of an example as they follow one another, a rest left out."""
+    """What a head makes of a batch: words and phrases at every token; rows of an example as they follow one another, a
+    rest left out."""
     part, kind = saved.part, saved.head.kind
     if kind == "vocabulary":
         return {part: head(encoded.text)}
@@ -166,7 +168,8 @@ def _compare(name: str, ours: Tensor | None, recorded: Tensor, batch: Batch, ato
 
 
 def _real(name: str, length: int, batch: Batch) -> Tensor | None:
-    """Real positions (B, N) of a layer's states, with those that a model adds behind; None where a layer has no positions."""
+    """Real positions (B, N) of a layer's states, with those that a model adds behind; None where a layer has no
+    positions."""
     text = batch.text.mask
     regions = text[:, :0] if batch.regions is None else batch.regions.mask
     mask = {"text": text, "regions": regions, "both": torch.cat([text, regions], dim=1)}.get(_stream(name))
@@ -174,7 +177,8 @@ def _real(name: str, length: int, batch: Batch) -> Tensor | None:
 
 
 def _stream(name: str) -> str:
-    """Whose positions the second axis of a layer has: "text", "regions", "both" one after the other, or none, where it is a summary."""
+    """Whose positions the second axis of a layer has: "text", "regions", "both" one after the other, or none, where it
+    is a summary."""
     first, last = name.partition(".")[0], name.rpartition(".")[2]
     if last == "text" or first.startswith(("text", "vocabulary", "slots_regions")):
         return "text"

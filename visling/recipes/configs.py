@@ -33,9 +33,11 @@ class PretrainConfig:
     from_epoch: Mapping[str, int] = field(default_factory=dict)
     """Objective -> epochs that pass before it counts; until then its weight is 0 (LXMERT's paper: image_qa 10)."""
     objective_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Objective -> settings that are not its defaults (region_contrast: temperature, clip, momentum, queue_size; image_qa: num_answers)."""
+    """Objective -> settings that are not its defaults (region_contrast: temperature, clip, momentum, queue_size;
+    image_qa: num_answers)."""
     min_answer_count: int = 9
-    """Training questions whose best answer it must be for an answer to be asked by image_qa, where no file lists the answers."""
+    """Training questions whose best answer it must be for an answer to be asked by image_qa, where no file lists the
+    answers."""
     masking: TokenMasking = field(default_factory=TokenMasking)
     """Which word pieces are hidden."""
     region_masking: RegionMasking | None = None
@@ -43,7 +45,8 @@ class PretrainConfig:
     region_losses: RegionLosses | None = None
     """What the objective masked_regions tells about them."""
     extractor: ExtractorConfig | None = None
-    """Network that makes regions' features of pictures, hidden ones cut out, and is trained along (VL-BERT end to end); None = stored features."""
+    """Network that makes regions' features of pictures, hidden ones cut out, and is trained along (VL-BERT end to end);
+    None = stored features."""
     flip: float = 0.0
     """Share of the pictures that are mirrored in training, boxes and all, texts as they are."""
     batch_size: int = 128
@@ -51,7 +54,8 @@ class PretrainConfig:
     train_split: str = "train"
     valid_split: str = "val"
     start: str = "fresh"
-    """What the weights start from: fresh, released text weights (bert-base-uncased), or the recipe whose model `--init` names."""
+    """What the weights start from: fresh, released text weights (bert-base-uncased), or the recipe whose model `--init`
+    names."""
     train: TrainConfig
     """How long and how."""
     paper: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +137,8 @@ class FinetuneConfig:
     text_only: bool = False
     """Train without any region: what the words alone give away."""
     carry_answers: bool = True
-    """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT, CVLP)."""
+    """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
+    CVLP)."""
     train: TrainConfig
     """How long and how."""
 
@@ -153,8 +158,8 @@ def differences(
         run: the recipe after changes of settings.
         recipe: as it was made.
     Returns:
-        "changed" (only if anything is), "paper" and "release": setting (dotted) or topic -> its value `here`, unless it is a topic, and in the
-        `recipe`, `paper` or `release`.
+        "changed" (only if anything is), "paper" and "release": setting (dotted) or topic -> its value `here`, unless it
+        is a topic, and in the `recipe`, `paper` or `release`.
     """
     plain = configs.to_dict(run)
     changed = {name: {"here": new, "recipe": old} for name, (old, new) in configs.difference(run, recipe).items()}

@@ -24,7 +24,8 @@ _CONTRAST: Mapping[str, Any] = {
 
 
 def cvlp_release() -> PretrainConfig:
-    """CVLP as last released: from scratch, region contrast in the place of region labels and question answering, batch 256, 1e-4, 40 epochs.
+    """CVLP as last released: from scratch, region contrast in the place of region labels and question answering, batch
+    256, 1e-4, 40 epochs.
 
     Source:
         run/lxmert_pretrain.bash at 7c7331b and later, src/pretrain/lxmert_pretrain.py at e2a363e (deleted in 13de5fe).
@@ -70,7 +71,8 @@ def cvlp_paper() -> PretrainConfig:
     """CVLP as the paper describes it: layers of the key network dropped, scores without a bound; schedule as released.
 
     Source:
-        Method section; batch, rate, epochs, temperature and queue size could not be read there and are those of the release.
+        Method section; batch, rate, epochs, temperature and queue size could not be read there and are those of the
+        release.
     """
     run = cvlp_release()
     return replace(

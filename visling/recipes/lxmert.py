@@ -47,7 +47,8 @@ def lxmert_20epochs_qa() -> PretrainConfig:
 
 
 def lxmert_two_phase_qa() -> PretrainConfig:
-    """LXMERT in two phases, as a comment in the release describes an earlier run: ten epochs without question answering, ten with it at weight 2.
+    """LXMERT in two phases, as a comment in the release describes an earlier run: ten epochs without question
+    answering, ten with it at weight 2.
 
     Source:
         lxmert_pretrain.py. Its author found it about as good as lxmert-20epochs-qa.
@@ -67,7 +68,8 @@ def lxmert_two_phase_qa() -> PretrainConfig:
 
 
 def lxmert_paper() -> PretrainConfig:
-    """LXMERT as the paper describes it: ten epochs without question answering, ten with it; hidden regions become zeros, only they are told.
+    """LXMERT as the paper describes it: ten epochs without question answering, ten with it; hidden regions become
+    zeros, only they are told.
 
     The learning rate falls in one line over both, so question answering is learnt at the smaller rates that it needs.
 

@@ -13,7 +13,8 @@ from visling.train.config import TrainConfig
 
 
 def visualbert_panels() -> PretrainConfig:
-    """Masked words of captions of drawn NLVR panels, best of easy ones in plain words. First step towards visualbert-nlvr: words meet items here."""
+    """Masked words of captions of drawn NLVR panels, best of easy ones in plain words. First step towards
+    visualbert-nlvr: words meet items here."""
     return PretrainConfig(
         recipe="visualbert-panels",
         model="visualbert",
@@ -28,11 +29,12 @@ def visualbert_panels() -> PretrainConfig:
 
 
 def visualbert_nlvr() -> PretrainConfig:
-    """VisualBERT's task-specific phase for NLVR on drawn panels, then on NLVR sentences too: is the statement true, and masked words of captions.
+    """VisualBERT's task-specific phase for NLVR on drawn panels, then on NLVR sentences too: is the statement true, and
+    masked words of captions.
 
-    The release hides words of the very statement it judges. NLVR shows each sentence with pictures it is true of and as many it is false of, so
-    hidden words cannot be told from the picture and the label is a guess: nothing was learnt that way (docs/log.md). Here words are hidden in
-    captions, and statements are judged with every word shown.
+    The release hides words of the very statement it judges. NLVR shows each sentence with pictures it is true of and as
+    many it is false of, so hidden words cannot be told from the picture and the label is a guess: nothing was learnt
+    that way (docs/log.md). Here words are hidden in captions, and statements are judged with every word shown.
     """
     return PretrainConfig(
         recipe="visualbert-nlvr",

@@ -16,14 +16,17 @@ from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 
 _WRONG_CAPTIONS = Corpus(kind="single_captions", weight=0.05)
-"""To learn matching from. Half of them are of another image and teach no word of this one, so they are few: a small model has no time to spare."""
+"""To learn matching from. Half of them are of another image and teach no word of this one, so they are few: a small
+model has no time to spare."""
 
 
 _MATCHING = 0.1
-"""Weight of matching, 1 in the releases: a batch has one or two examples to match, and so loud a guess kept ViLBERT from ever using its poolers."""
+"""Weight of matching, 1 in the releases: a batch has one or two examples to match, and so loud a guess kept ViLBERT
+from ever using its poolers."""
 
 _FEW_REGIONS = 0.05
-"""Share of regions that are chosen, 0.15 in the releases: a word whose region is hidden cannot be told, and with six regions an image many are."""
+"""Share of regions that are chosen, 0.15 in the releases: a word whose region is hidden cannot be told, and with six
+regions an image many are."""
 
 _ELSEWHERE: Mapping[str, Any] = {"masking.rate": 0.15, "region_masking.rate": 0.15}
 """What all releases that hide regions do otherwise."""
@@ -43,9 +46,11 @@ def visualbert_scenes() -> PretrainConfig:
 
 
 def vlbert_scenes() -> PretrainConfig:
-    """VL-BERT on drawn scenes: masked words, and the detector's distribution over classes of masked regions, by cross-entropy. It matches nothing.
+    """VL-BERT on drawn scenes: masked words, and the detector's distribution over classes of masked regions, by
+    cross-entropy. It matches nothing.
 
-    The release weighs both alike and hides regions three times as often; here words have to be bound to regions first, which regions do not teach.
+    The release weighs both alike and hides regions three times as often; here words have to be bound to regions first,
+    which regions do not teach.
     """
     run = _slower(_on_captions("vlbert", wrong=None))
     return replace(
@@ -62,7 +67,8 @@ def vlbert_scenes() -> PretrainConfig:
 
 
 def vilbert_scenes() -> PretrainConfig:
-    """ViLBERT on drawn scenes: masked words, does the caption fit, and the detector's distribution over classes of masked regions, by KL divergence.
+    """ViLBERT on drawn scenes: masked words, does the caption fit, and the detector's distribution over classes of
+    masked regions, by KL divergence.
 
     The release weighs all alike, hides regions three times as often and shows a wrong caption half of the time.
     """
@@ -82,10 +88,11 @@ def vilbert_scenes() -> PretrainConfig:
 
 
 def lxmert_scenes() -> PretrainConfig:
-    """LXMERT on drawn scenes: masked words, does the sentence fit, classes, attributes and features of regions, and answers to training questions.
+    """LXMERT on drawn scenes: masked words, does the sentence fit, classes, attributes and features of regions, and
+    answers to training questions.
 
-    The release weighs all alike, hides regions three times as often and reads captions and questions in full. Here questions are few: half of them
-    are shown with another image, and those teach no word.
+    The release weighs all alike, hides regions three times as often and reads captions and questions in full. Here
+    questions are few: half of them are shown with another image, and those teach no word.
     """
     run = _slower(_on_captions("lxmert"))
     return replace(
@@ -107,9 +114,11 @@ def lxmert_scenes() -> PretrainConfig:
 
 
 def cvlp_scenes() -> PretrainConfig:
-    """CVLP on drawn scenes: masked words, does the caption fit, and contrast of each region with those of earlier batches.
+    """CVLP on drawn scenes: masked words, does the caption fit, and contrast of each region with those of earlier
+    batches.
 
-    The release weighs all alike and queues 30 batches, as here; its key network follows more slowly, over a hundred times as many updates.
+    The release weighs all alike and queues 30 batches, as here; its key network follows more slowly, over a hundred
+    times as many updates.
     """
     run = _slower(_on_captions("cvlp"))
     return replace(
@@ -145,7 +154,8 @@ def _on_captions(model: str, *, wrong: Corpus | None = _WRONG_CAPTIONS) -> Pretr
 
 
 def _slower(run: PretrainConfig) -> PretrainConfig:
-    """The run with the rate high for longer, for families that bind words to regions later than VisualBERT: nothing is bound once it falls."""
+    """The run with the rate high for longer, for families that bind words to regions later than VisualBERT: nothing is
+    bound once it falls."""
     return replace(run, train=replace(run.train, optim=replace(run.train.optim, decay_share=0.15)))
 
 
@@ -173,7 +183,8 @@ def vqa_scenes(model: str) -> FinetuneConfig:
 
 
 def small_optimiser(lr: float) -> OptimConfig:
-    """For models of width 96 to 192, found by trial (docs/log.md): the rate stays high until words are bound to regions, then falls."""
+    """For models of width 96 to 192, found by trial (docs/log.md): the rate stays high until words are bound to
+    regions, then falls."""
     return OptimConfig(
         name="adamw",
         lr=lr,

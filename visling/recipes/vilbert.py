@@ -23,7 +23,8 @@ _VILBERT_NO_DECAY: Mapping[str, Any] = {
 
 
 def vilbert_conceptual() -> PretrainConfig:
-    """ViLBERT on Conceptual Captions as first released: batch 512, 1e-4 and a tenth of it for what starts from BERT, 10 epochs.
+    """ViLBERT on Conceptual Captions as first released: batch 512, 1e-4 and a tenth of it for what starts from BERT, 10
+    epochs.
 
     Source:
         vilbert_beta, train_concap.py and the README's command with bert_base_6layer_6conect.json.
@@ -56,9 +57,11 @@ def vilbert_conceptual() -> PretrainConfig:
 
 
 def vilbert_multitask() -> PretrainConfig:
-    """ViLBERT on Conceptual Captions as the multi-task release runs it for 12-in-1: batch 512, AdamW 1e-4 for everything, 10 epochs.
+    """ViLBERT on Conceptual Captions as the multi-task release runs it for 12-in-1: batch 512, AdamW 1e-4 for
+    everything, 10 epochs.
 
-    Pairs that do not match teach no words and no regions (`--objective 1`). The training on twelve tasks that follows is no pre-training.
+    Pairs that do not match teach no words and no regions (`--objective 1`). The training on twelve tasks that follows
+    is no pre-training.
 
     Source:
         vilbert-multi-task, train_concap.py and the README's command.

@@ -23,7 +23,8 @@ def visualbert_coco() -> PretrainConfig:
 
 
 def visualbert_nlvr2_coco() -> PretrainConfig:
-    """VisualBERT's COCO phase for NLVR2 as released: caption pairs, 144 regions of width 1024, batch 64, 5e-5, 10 epochs.
+    """VisualBERT's COCO phase for NLVR2 as released: caption pairs, 144 regions of width 1024, batch 64, 5e-5, 10
+    epochs.
 
     Source:
         configs/nlvr2/coco-pre-train.json.
@@ -32,7 +33,8 @@ def visualbert_nlvr2_coco() -> PretrainConfig:
 
 
 def visualbert_flickr30k_coco() -> PretrainConfig:
-    """VisualBERT's COCO phase for Flickr30K as released: caption pairs, 10 to 100 regions of width 2048 and their place, batch 32, 5e-5, 10 epochs.
+    """VisualBERT's COCO phase for Flickr30K as released: caption pairs, 10 to 100 regions of width 2048 and their
+    place, batch 32, 5e-5, 10 epochs.
 
     Source:
         configs/flickr/coco-pre-train.json.
@@ -41,10 +43,12 @@ def visualbert_flickr30k_coco() -> PretrainConfig:
 
 
 def visualbert_vcr_coco() -> PretrainConfig:
-    """VisualBERT's COCO phase for VCR, on fixed features: caption pairs, regions of width 512, batch 128, 1e-4, 10 epochs.
+    """VisualBERT's COCO phase for VCR, on fixed features: caption pairs, regions of width 512, batch 128, 1e-4, 10
+    epochs.
 
     Source:
-        configs/vcr/coco-pre-train.json. There the network that makes the features is trained along, but for its first stages.
+        configs/vcr/coco-pre-train.json. There the network that makes the features is trained along, but for its first
+        stages.
     """
     run = _visualbert_coco("visualbert-vcr-coco", "vcr", batch_size=128, lr=1e-4)
     return replace(
@@ -57,7 +61,8 @@ def visualbert_vcr_coco() -> PretrainConfig:
 
 
 def visualbert_vqa_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for VQA as released: masked words over question and answer, batch 64, 5e-5, 10 epochs.
+    """VisualBERT's task-specific phase for VQA as released: masked words over question and answer, batch 64, 5e-5, 10
+    epochs.
 
     Source:
         configs/vqa/pre-train.json; paper section 3.2, task-specific pre-training.
@@ -80,7 +85,8 @@ def visualbert_vqa_pretraining() -> PretrainConfig:
 
 
 def visualbert_nlvr2_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for NLVR2 as released: masked words, and is the sentence true; two images, batch 64, 5e-5, 10 epochs.
+    """VisualBERT's task-specific phase for NLVR2 as released: masked words, and is the sentence true; two images, batch
+    64, 5e-5, 10 epochs.
 
     Source:
         configs/nlvr2/pre-train.json, 144 regions of each image; its comment asks for 8 V100.
@@ -100,7 +106,8 @@ def visualbert_nlvr2_pretraining() -> PretrainConfig:
 
 
 def visualbert_flickr30k_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for Flickr30K as released: masked words of single captions, batch 32, 5e-5, 10 epochs.
+    """VisualBERT's task-specific phase for Flickr30K as released: masked words of single captions, batch 32, 5e-5, 10
+    epochs.
 
     Source:
         configs/flickr/pre-train.json.
@@ -119,10 +126,11 @@ def visualbert_flickr30k_pretraining() -> PretrainConfig:
 
 
 def visualbert_vcr_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for VCR, on fixed features: masked words, and is the choice right; batch 32, 5e-5, one epoch.
+    """VisualBERT's task-specific phase for VCR, on fixed features: masked words, and is the choice right; batch 32,
+    5e-5, one epoch.
 
-    A text is a question and one of its answers, or question and right answer and one of the rationales: eight of each question. Names are linked to
-    regions where the store holds the objects of VCR's metadata.
+    A text is a question and one of its answers, or question and right answer and one of the rationales: eight of each
+    question. Names are linked to regions where the store holds the objects of VCR's metadata.
 
     Source:
         configs/vcr/pre-train.json.
@@ -164,7 +172,8 @@ def visualbert_vqa_finetuning() -> FinetuneConfig:
 
 
 def visualbert_nlvr2_finetuning() -> FinetuneConfig:
-    """VisualBERT on NLVR2 as released: both images in one row, 144 regions of width 1024 each, BertAdam 2e-5, batch 64, 10 epochs.
+    """VisualBERT on NLVR2 as released: both images in one row, 144 regions of width 1024 each, BertAdam 2e-5, batch 64,
+    10 epochs.
 
     Source:
         configs/nlvr2/fine-tune.json; the paper says 5e-5. The head reads BERT's pooler, which nothing trains.
@@ -198,7 +207,8 @@ def _visualbert_coco(name: str, preset: str, *, batch_size: int, lr: float = 5e-
 
 
 def _visualbert_training(lr: float) -> TrainConfig:
-    """Ten epochs of BertAdam; each tensor is clipped by itself, the pooler left out; ends when the best epoch is more than three old.
+    """Ten epochs of BertAdam; each tensor is clipped by itself, the pooler left out; ends when the best epoch is more
+    than three old.
 
     The releases' configurations also hold a `grad_norm` that nothing reads.
     """

@@ -28,7 +28,8 @@ def vlbert_base_prec_without_text() -> PretrainConfig:
     """VL-BERT base on features made beforehand, captions alone: batch 256, 2.56e-5, half the warm-up, 10 epochs.
 
     Source:
-        cfgs/pretrain/base_prec_withouttextonly_4x16G_fp32.yaml: 4 GPUs x 64 captions; paper, ablation without the text corpus.
+        cfgs/pretrain/base_prec_withouttextonly_4x16G_fp32.yaml: 4 GPUs x 64 captions; paper, ablation without the text
+            corpus.
     """
     run = _vlbert("vlbert-base-prec-without-text", "base_prec", BERT_BASE)
     train = replace(run.train, optim=replace(run.train.optim, warmup_steps=8000))
@@ -46,7 +47,8 @@ def vlbert_large_prec() -> PretrainConfig:
 
 
 def vlbert_base_e2e() -> PretrainConfig:
-    """VL-BERT base end to end, as released: the network that makes the features is trained along, hidden regions are cut out of the picture.
+    """VL-BERT base end to end, as released: the network that makes the features is trained along, hidden regions are
+    cut out of the picture.
 
     It starts from a detector of Visual Genome as a plain ResNet (`--backbone`), the Transformer from BERT (`--init`).
 

@@ -23,7 +23,8 @@ FORMAT = "visling regions"
 BOXES = "pixel corners x1 y1 x2 y2 of the original image"
 
 HEADER = 4096
-"""Bytes kept free for the safetensors header at the front of a shard, so that closing a shard does not copy its features."""
+"""Bytes kept free for the safetensors header at the front of a shard, so that closing a shard does not copy its
+features."""
 
 CHUNK = 1 << 24
 

@@ -6,8 +6,8 @@ A store is a folder:
     index.safetensors           image ids (sorted), first global row and row count of each image, image sizes
     shard-00000.safetensors     features (rows, F), boxes (rows, 4) in pixels, optional classes, attributes, confidences, distributions
 
-While it is written it holds `shard-N.<field>.part` files, which only grow, and `journal.jsonl`, one line for each committed batch: whatever an
-interruption leaves behind the last commit is cut off when writing resumes.
+While it is written it holds `shard-N.<field>.part` files, which only grow, and `journal.jsonl`, one line for each
+committed batch: whatever an interruption leaves behind the last commit is cut off when writing resumes.
 
 Letters  R regions of an image, F feature width, K attributes kept per region, C detector classes, S images asked for.
 """
@@ -29,7 +29,8 @@ from visling.types import RegionArray, RegionStore
 
 
 class NativeStore:
-    """A finished store, memory-mapped; opening reads the manifest and the index only. Made by `open` or `StoreWriter.close`."""
+    """A finished store, memory-mapped; opening reads the manifest and the index only. Made by `open` or
+    `StoreWriter.close`."""
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
@@ -108,10 +109,11 @@ class NativeStore:
 
         Args:
             max_regions: most regions per image; None for all.
-            buffer: flat array of the store's feature type to lay the features in, if it is large enough; the caller must be done with it.
+            buffer: flat array of the store's feature type to lay the features in, if it is large enough; the caller
+                must be done with it.
         Returns:
-            features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height; R is the longest
-            count, at least 1.
+            features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height;
+            R is the longest count, at least 1.
         Raises:
             StoreError: an image is not in the store.
         """
@@ -135,7 +137,8 @@ class NativeStore:
         return {"features": features, "boxes": boxes, "mask": mask, "size": self._sizes[numbers].astype(np.float32)}
 
     def highest(self, field: str) -> tuple[str, int] | None:
-        """Image with the highest number of a field of labels, of several per region the first, and that number; None without regions."""
+        """Image with the highest number of a field of labels, of several per region the first, and that number; None
+        without regions."""
         best: tuple[int, int] | None = None
         for first, shard in zip(self._first_rows, self._shards, strict=True):
             values = shard[field] if shard[field].ndim == 1 else shard[field][:, 0]

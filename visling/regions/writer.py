@@ -46,13 +46,14 @@ _OPTIONAL = {
 class StoreWriter:
     """Writes a store image by image; survives interruption.
 
-    Used as a context manager it closes the store on success and leaves a resumable folder on an exception. Until an image is added nothing is
-    written: a finished store stays finished, an empty folder stays empty.
+    Used as a context manager it closes the store on success and leaves a resumable folder on an exception. Until an
+    image is added nothing is written: a finished store stays finished, an empty folder stays empty.
 
     Args:
         fingerprint: identity of the detector that makes the features.
         dtype: how features are stored.
-        settings: how the features were made, for a reader of the manifest; plain JSON values. They must be the same on resuming.
+        settings: how the features were made, for a reader of the manifest; plain JSON values. They must be the same on
+            resuming.
         may_differ: names of settings that may be others on resuming; those of the first run stay.
         resume: go on after the last committed batch of an unfinished store, or add images to a finished one.
         shard_bytes: size at which a new shard is begun.
@@ -122,7 +123,8 @@ class StoreWriter:
         """Append the regions of one image; durable after the next `commit`.
 
         Raises:
-            StoreError: the image is there already, or its arrays differ in width, length or fields from what the store holds.
+            StoreError: the image is there already, or its arrays differ in width, length or fields from what the store
+                holds.
             BoxError: a box that is not pixel corners, or an image without size.
         """
         if image_id in self._images:
@@ -385,7 +387,8 @@ class StoreWriter:
             part.unlink()
 
     def _close_shard(self) -> None:
-        """Turn the parts of the current shard into one safetensors file: append the small ones to the features, write the header in front."""
+        """Turn the parts of the current shard into one safetensors file: append the small ones to the features, write
+        the header in front."""
         assert self._fields is not None
         self._close_files()
         rows, main = self._rows - self._shard_start, self._part_file("features")

@@ -1,4 +1,5 @@
-"""Controlled comparison: several models on the same data, budget and features, over several seeds, with and without pre-training.
+"""Controlled comparison: several models on the same data, budget and features, over several seeds, with and without
+pre-training.
 
 Every run is an ordinary run folder, made by what stands behind the verbs pretrain, finetune and evaluate:
 
@@ -8,7 +9,8 @@ Every run is an ordinary run folder, made by what stands behind the verbs pretra
     OUT/MODEL/seed-0/TASK-scratch/    the same from fresh weights
     OUT/MODEL/seed-0/TASK-text-only/  as TASK, but without any region
 
-Seed k is `train.seed` of both phases: of fresh weights, of the order and masking of examples, of the choice by `train_limit`.
+Seed k is `train.seed` of both phases: of fresh weights, of the order and masking of examples, of the choice by
+`train_limit`.
 """
 
 from __future__ import annotations
@@ -148,8 +150,10 @@ def compare(
     Returns:
         Contents of `comparison.json`.
     Raises:
-        ConfigError, DataError, StoreError: see their messages; nothing is trained before all models have been looked at.
-        RunError: the folder holds something else or a comparison of other things, or a run failed; what was saved is kept.
+        ConfigError, DataError, StoreError: see their messages; nothing is trained before all models have been looked
+            at.
+        RunError: the folder holds something else or a comparison of other things, or a run failed; what was saved is
+            kept.
     """
     place = Places(data=data, store=store, device=str(runtime.pick_device(device)), split=comparison.split)
     comparison, plan = _prepared(comparison, place)
@@ -306,7 +310,8 @@ def _check_encoder(first: PretrainConfig, then: FinetuneConfig) -> None:
 
 
 def _claim(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]:
-    """Take a new or empty folder, or with `resume` one of the same comparison; returns how many jobs it has been made with."""
+    """Take a new or empty folder, or with `resume` one of the same comparison; returns how many jobs it has been made
+    with."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a comparison needs a folder. Use another --out.")
     held = sorted(entry.name for entry in out.iterdir() if entry.name != f"{FILE}.part") if out.exists() else []

@@ -30,7 +30,8 @@ from visling.types import IGNORE, Loss
 from visling.vision.detector import Detector, Truth
 
 _LONGEST_LINE = 1 << 20
-"""Characters that are read of a file's first line; NLVR's lines have some thousands, COCO files of one line many millions."""
+"""Characters that are read of a file's first line; NLVR's lines have some thousands, COCO files of one line many
+millions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +183,8 @@ def evaluate_detector(
         progress: called with (images done, images in all).
     Raises:
         CheckpointError: the folder is no detector.
-        DataError: annotations or images cannot be used, or speak of classes or attributes that the detector does not know.
+        DataError: annotations or images cannot be used, or speak of classes or attributes that the detector does not
+            know.
     """
     where = runtime.pick_device(device)
     detector = (Detector.load(detector) if isinstance(detector, Path) else detector).to(where).eval()

@@ -96,7 +96,8 @@ class Samples:
         return loaded
 
     def batches(self, seed: int, state: State, training: DetectConfig) -> Iterator[Batch]:
-        """Batches without end, from where the state stands; images of similar shape come together, so that little is padded."""
+        """Batches without end, from where the state stands; images of similar shape come together, so that little is
+        padded."""
         count = min(training.batch_size, len(self))
         shapes = np.array([1.0 if record.size is None else record.size[1] / record.size[0] for record in self.records])
         epoch, skip = state.epoch, state.batch

@@ -1,12 +1,14 @@
-"""What a recipe costs: parameters, floating-point operations, memory, hours on a GPU. Estimates, made without computing anything.
+"""What a recipe costs: parameters, floating-point operations, memory, hours on a GPU. Estimates, made without computing
+anything.
 
 How      One step of the recipe's own model is traced on tensors without memory, of the sizes that its data typically has (`TYPICAL`). Every matrix
-         product that is called is counted, with two operations for each multiplication and addition; everything else is left out. What autograd
-         keeps for the backward pass is added up. Attention is counted as the fused kernels do it, which keep no probabilities; the products that
-         they make again in the backward pass do not count.
+         product that is called is counted, with two operations for each multiplication and addition; everything else is
+         left out. What autograd keeps for the backward pass is added up. Attention is counted as the fused kernels do
+         it, which keep no probabilities; the products that they make again in the backward pass do not count.
          A region extractor sees pictures of 4:3 and as many regions, each image's whole among them.
 Limits   Hours take a share of the GPU's peak rate (`UTILISATION`) as given; reading data, validation and saving are left out. Memory leaves out what
-         the allocator loses and what kernels need for a moment. Images with fewer regions than the preset reads cost less than is said here.
+         the allocator loses and what kernels need for a moment. Images with fewer regions than the preset reads cost
+         less than is said here.
 Letters  B rows, T tokens, R regions, F feature width, P slots, C classes, H and W height and width of a picture.
 """
 
@@ -47,7 +49,8 @@ WEIGHT, MOMENTS = 4, 8
 SLOT_MULTIPLE = 4
 """Slots of a batch are padded to a multiple of this."""
 PICTURE = (640, 480)
-"""Width and height of a typical picture before it is scaled; batches are padded to their largest, which is not counted."""
+"""Width and height of a typical picture before it is scaled; batches are padded to their largest, which is not
+counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,8 @@ TYPICAL: Mapping[CorpusKind, Typical] = {
     "vcr": Typical(tokens=35, examples=212_923 * 8),  # four answers and four rationales of each question
     "text": Typical(tokens=64, images=0),
 }
-"""Kind of corpus -> its examples in the published runs. Lengths are rough means of captions and questions of about ten words."""
+"""Kind of corpus -> its examples in the published runs. Lengths are rough means of captions and questions of about ten
+words."""
 UNKNOWN = Typical(tokens=16)
 """Of corpora that no published run reads."""
 TASKS: Mapping[str, Typical] = {
@@ -156,7 +160,8 @@ class Estimate:
         return None if self.updates is None else self.updates * self.flops_per_update
 
     def hours(self, gpu: str) -> dict[str, float]:
-        """Hours of the whole run on one GPU by precision of its matrix products; empty where the amount of data is not known.
+        """Hours of the whole run on one GPU by precision of its matrix products; empty where the amount of data is not
+        known.
 
         Raises:
             ConfigError: no such GPU.
@@ -508,14 +513,16 @@ def loss_of(model: PretrainModel, batch: Batch, targets: Targets) -> Tensor:
 
 
 def choose_half(network: nn.Module) -> None:
-    """Let CVLP's key network leave out every other layer that it may leave out, as many as it does on average, without drawing."""
+    """Let CVLP's key network leave out every other layer that it may leave out, as many as it does on average, without
+    drawing."""
     if isinstance(network, KeyNetwork):
         chosen = [bool(number % 2) for number in range(len(network.pairs))]
         setattr(network, "forward", functools.partial(network.forward, chosen=chosen))  # noqa: B010  (mypy knows methods as fixed)
 
 
 def pool_everything(extractor: RegionExtractor) -> None:
-    """Let an extractor take every region for real and lay the same grid over each, which needs no values; the products are the same."""
+    """Let an extractor take every region for real and lay the same grid over each, which needs no values; the products
+    are the same."""
 
     def forward(images: Tensor, boxes: Tensor, mask: Tensor, *, image: Tensor) -> Tensor:
         features = extractor.look(images)

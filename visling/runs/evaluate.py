@@ -35,7 +35,8 @@ def evaluate(
     other_features: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission file into the run folder.
+    """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission
+    file into the run folder.
 
     Args:
         run: run folder, or a model folder, which needs `data` and `store`.
@@ -47,7 +48,8 @@ def evaluate(
         Contents of evaluation_SPLIT.json.
     Raises:
         CheckpointError, DataError, StoreError: see their messages.
-        RunError: the split was evaluated before, a model folder without `data` or `store`, or the results cannot be written.
+        RunError: the split was evaluated before, a model folder without `data` or `store`, or the results cannot be
+            written.
     """
     result = run / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
@@ -135,7 +137,8 @@ def predict_records(
 
 
 def _baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:
-    """Scores of predictors that look at nothing, on the same records by the same metric; none where the training data is unknown or gone."""
+    """Scores of predictors that look at nothing, on the same records by the same metric; none where the training data
+    is unknown or gone."""
     data = Path(known["data"][0]) if known else None
     if data is None or not data.is_dir():
         return {}

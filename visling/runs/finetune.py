@@ -52,7 +52,8 @@ def finetune(
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
-        ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been looked at.
+        ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
+            looked at.
     """
     if store is None and not run.text_only:
         raise ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")

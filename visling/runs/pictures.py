@@ -16,7 +16,8 @@ from visling.vision.extract import find_images
 
 
 def find_pictures(run: PretrainConfig, folder: Path, sources: Iterable[Source], store: NativeStore) -> dict[str, Path]:
-    """File of every image that the examples speak of: named as the image, as the store names it, or by another spelling of it.
+    """File of every image that the examples speak of: named as the image, as the store names it, or by another spelling
+    of it.
 
     Raises:
         DataError: the folder is missing or empty, lacks a picture, or has several of one name.

@@ -74,9 +74,11 @@ def pretrain(
     """Train an encoder from scratch or from another model folder; leaves a run folder.
 
     Args:
-        data: folders of annotations (a text corpus may be a file); every corpus is read from every folder that has it. `DIR@SPLIT` reads that split
-            instead of the recipe's training split and takes nothing from it for validation (NLVR: dev.train leaves out what fine-tuning holds out).
-        store: region store of the images of the corpora; boxes and classes alone are read of it if the recipe has an extractor.
+        data: folders of annotations (a text corpus may be a file); every corpus is read from every folder that has it.
+            `DIR@SPLIT` reads that split instead of the recipe's training split and takes nothing from it for validation
+            (NLVR: dev.train leaves out what fine-tuning holds out).
+        store: region store of the images of the corpora; boxes and classes alone are read of it if the recipe has an
+            extractor.
         other_features: accept that `init` was trained on features of another detector.
         images: folder of the pictures, for a recipe with an extractor.
         backbone: weight file that the extractor starts from; fresh weights without it, or those of `init`.
@@ -84,7 +86,8 @@ def pretrain(
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
-        ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been looked at.
+        ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
+            looked at.
     """
     check_names(run)
     _check_pictures(run, images, backbone)
@@ -272,7 +275,8 @@ def _extractor(
 def _fill(
     contrast: RegionContrast, batches: Loader, *, epoch: int, device: torch.device, precision: runtime.Precision
 ) -> None:
-    """Fill the queue before anything is optimised, with batches of epochs that training does not reach (CVLP's release: its first 30).
+    """Fill the queue before anything is optimised, with batches of epochs that training does not reach (CVLP's release:
+    its first 30).
 
     Raises:
         DataError: no image has a region.

@@ -41,8 +41,8 @@ def record_answers(folder: RunFolder, answers: AnswerVocabulary) -> None:
 class AnsweredQuestions:
     """The batches of a validation; what the model answers while they go through it is scored data set by data set.
 
-    Used as a context manager around the passes of the model. A question that is shown with the sentence of another image is not scored; the release
-    scores its answer as if it had been asked.
+    Used as a context manager around the passes of the model. A question that is shown with the sentence of another
+    image is not scored; the release scores its answer as if it had been asked.
 
     Args:
         objective: image_qa.

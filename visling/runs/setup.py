@@ -46,7 +46,8 @@ R = TypeVar("R", bound=TrainingConfig)
 
 
 def fit_to_store(run: R, store: NativeStore) -> R:
-    """The run with feature width and the widths of region losses set to those of the store, if its plan leaves them open.
+    """The run with feature width and the widths of region losses set to those of the store, if its plan leaves them
+    open.
 
     Raises:
         StoreError: the plan asks for other numbers, or for region losses that the store cannot answer.
@@ -106,7 +107,8 @@ def _fit_losses(run: R, losses: RegionLosses, store: NativeStore) -> R:
 
 
 def build_encoder(run: TrainingConfig, store: NativeStore | None, images: Iterable[str]) -> Encoder:
-    """The run's encoder with fresh weights, fitted to the features of its training images: a store may hold those of a test, too."""
+    """The run's encoder with fresh weights, fitted to the features of its training images: a store may hold those of a
+    test, too."""
     encoder = models.build(run.model, run.encoder)
     return encoder if getattr(run, "extractor", None) is not None else measure_features(encoder, store, images)
 
@@ -200,7 +202,8 @@ def record_size(folder: RunFolder, model: nn.Module, spec: InputSpec, store: Nat
 
 
 def mean_over_batches(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str, float]:
-    """Exact mean of each part that has one over batches, and as "loss" the weighted sum of those that are objectives."""
+    """Exact mean of each part that has one over batches, and as "loss" the weighted sum of those that are
+    objectives."""
     sums: dict[str, list[float]] = {}
     for loss in losses:
         for name, (amount, count) in loss.parts.items():
@@ -212,7 +215,8 @@ def mean_over_batches(losses: Iterable[Loss], weights: Mapping[str, float]) -> d
 
 
 def conclude_run(folder: RunFolder, state: State, log: Log, *, layout: TextLayout, store: NativeStore | None) -> None:
-    """What follows the last update: cut texts are reported, the detector is kept, and only then is the run marked as finished.
+    """What follows the last update: cut texts are reported, the detector is kept, and only then is the run marked as
+    finished.
 
     A run killed before the mark does all of this again when it is resumed; one that `max_seconds` stopped stays open.
     """

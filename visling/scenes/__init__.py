@@ -1,4 +1,5 @@
-"""The embedded data set: drawn scenes and panels, written in the official annotation formats of the data sets that they stand for."""
+"""The embedded data set: drawn scenes and panels, written in the official annotation formats of the data sets that they
+stand for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Five captions of a scene: three name every trait of one object, one those of several objects, the others count, relate, compare or deny.
+"""Five captions of a scene: three name every trait of one object, one those of several objects, the others count,
+relate, compare or deny.
 
 Descriptions of one object come first because a model learns from them which word belongs to which region (docs/log.md).
 """

@@ -1,7 +1,7 @@
 """Questions about a scene with their answers.
 
-For every family each answer is sought on its own and from descriptions drawn alike, and `Quotas` evens out what is left,
-so that the words of a question say little about its answer.
+For every family each answer is sought on its own and from descriptions drawn alike, and `Quotas` evens out what is
+left, so that the words of a question say little about its answer.
 """
 
 from __future__ import annotations
@@ -392,7 +392,8 @@ class Quotas:
         self.seen: defaultdict[str, set[str]] = defaultdict(set)
 
     def choose(self, options: Sequence[Candidate], number: int, rng: np.random.Generator) -> list[Candidate]:
-        """At most `number` of the candidates, rarest families first; fewer when the rest would unbalance the answers."""
+        """At most `number` of the candidates, rarest families first; fewer when the rest would unbalance the
+        answers."""
         ties = rng.random(len(options))
         left = dict(enumerate(options))
         chosen: list[Candidate] = []

@@ -50,11 +50,11 @@ class ScenesConfig:
     panel_towers: float = 0.65
     """Share of presentations that show towers; 0.68 in NLVR's development split."""
     panel_language: Literal["plain", "people"] = "people"
-    """What is said about panels. plain: one item, one number or one condition at a time, to begin with; people: as NLVR's writers put it, with
-    captions that name every attribute."""
+    """What is said about panels. plain: one item, one number or one condition at a time, to begin with; people: as
+    NLVR's writers put it, with captions that name every attribute."""
     panel_first: int = 100_000
-    """Number of the first presentation: above every official one (below 5,000), so that drawn and official pictures can share a region store;
-    another one keeps two drawn sets apart."""
+    """Number of the first presentation: above every official one (below 5,000), so that drawn and official pictures can
+    share a region store; another one keeps two drawn sets apart."""
     permutations: int = 1
     """Pictures written per panel, each another order of its boxes, up to 6 (2 for two boxes); NLVR has 6."""
     statements_per_panel: int = 1

@@ -1,4 +1,5 @@
-"""True and false sentences about one scene, for binary judgement. Both labels are sought for every form and evened out by `questions.Quotas`."""
+"""True and false sentences about one scene, for binary judgement. Both labels are sought for every form and evened out
+by `questions.Quotas`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Maker = Callable[[Scene, np.random.Generator, bool], Iterator[tuple[str, str]]]
 
 
 def statements(scene: Scene, rng: np.random.Generator) -> list[Candidate]:
-    """Sentences about a scene with answer "true" or "false", both labels of every family where the scene allows; no two alike."""
+    """Sentences about a scene with answer "true" or "false", both labels of every family where the scene allows; no two
+    alike."""
     found: dict[str, Candidate] = {}
     for family, make in _FAMILIES.items():
         for truth in (True, False):

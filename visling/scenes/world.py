@@ -1,4 +1,5 @@
-"""What a scene holds: objects with a shape, a colour, a size and a texture, and how their traits are drawn at random."""
+"""What a scene holds: objects with a shape, a colour, a size and a texture, and how their traits are drawn at
+random."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def shuffled(rng: np.random.Generator, values: Sequence[T]) -> list[T]:
 
 
 CROWDING = {"small": 0.04, "medium": 0.09, "large": 0.17}
-"""Share of the room in a picture that an object takes up; objects of more than 1 in all could not be placed at random without touching."""
+"""Share of the room in a picture that an object takes up; objects of more than 1 in all could not be placed at random
+without touching."""
 
 
 def sample_items(rng: np.random.Generator, fewest: int, most: int) -> list[Item]:

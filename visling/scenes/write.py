@@ -1,4 +1,5 @@
-"""Writes the embedded data set: pictures, annotation files of COCO instances, COCO captions, VQA v2 and NLVR, and text without pictures."""
+"""Writes the embedded data set: pictures, annotation files of COCO instances, COCO captions, VQA v2 and NLVR, and text
+without pictures."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class _Drawn:
 def write_scenes(out: Path, config: ScenesConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Draw the data set into the folder `out` and return its summary (also written as scenes.json).
 
-    Everything is written next to `out` under a temporary name and renamed at the end: a run that is killed leaves nothing that looks complete.
+    Everything is written next to `out` under a temporary name and renamed at the end: a run that is killed leaves
+    nothing that looks complete.
 
     Args:
         out: folder, made here; it must be new or empty unless `config.overwrite`.
@@ -136,7 +138,8 @@ def _draw_all(folder: Path, config: ScenesConfig) -> Iterator[_Drawn]:
 
 def _draw_one(job: tuple[str, ScenesConfig, int]) -> _Drawn:
     folder, config, image_id = job
-    # One generator per purpose, so that the world is the same in both styles and a new caption does not change a question.
+    # One generator per purpose, so that the world is the same in both styles and a new caption does not change a
+    # question.
     world, pencil, voice, asker, judge = (generator_for(config.seed, image_id, purpose) for purpose in range(5))
     items = sample_items(world, config.min_objects, config.max_objects)
     picture, placed = draw_scene(items, config.size, config.style, pencil)

@@ -59,7 +59,8 @@ class Report:
 
 
 class Task(ABC, Generic[R, C]):
-    """Interface of a task over records `R` with settings `C`. A module in `visling.tasks`, or anyone's module, offers its task as `TASK`."""
+    """Interface of a task over records `R` with settings `C`. A module in `visling.tasks`, or anyone's module, offers
+    its task as `TASK`."""
 
     name: ClassVar[str]
     metric: ClassVar[str]
@@ -120,14 +121,17 @@ class Task(ABC, Generic[R, C]):
 
     @abstractmethod
     def details(self, predictions: Sequence[Prediction], records: Sequence[R]) -> list[dict[str, Any]]:
-        """One row per example for `details_{split}.jsonl`: id, image, text, type, truth, prediction, confidence, top, score (a fraction, or None)."""
+        """One row per example for `details_{split}.jsonl`: id, image, text, type, truth, prediction, confidence, top,
+        score (a fraction, or None)."""
 
     def baselines(self, train: Sequence[R], records: Sequence[R]) -> Mapping[str, list[Prediction]]:
-        """Predictions for the records by name of a predictor that looks at nothing but the labels of the training records."""
+        """Predictions for the records by name of a predictor that looks at nothing but the labels of the training
+        records."""
         return {}
 
     def setup(self, records: Sequence[R]) -> None:
-        """Derive what the heads need (an answer vocabulary) from the training records; called once, before the heads are built."""
+        """Derive what the heads need (an answer vocabulary) from the training records; called once, before the heads
+        are built."""
 
     def state(self) -> dict[str, Any]:
         """What `from_state` needs to rebuild this task beside its weights; JSON-able."""

@@ -1,11 +1,14 @@
 """NLVR v1: is the sentence true of the drawn picture? (Suhr et al. 2017)
 
-Files    {split}/{split}.json, one JSON object a line, and pictures {split}/images/<directory>/{split}-N-M-K.png: presentation N, position M of the
-         example in it, and six orders K of the three boxes of one example. Pictures are found by file stem, so `directory` is not read and the hidden
-         split, which lacks it, needs no rule of its own.
-More     {split}/statements.json or statements/{split}.json, in the same fields with the picture's file stem as "image": further true and false
-         sentences, as `visling scenes` writes them. They count in the accuracy, never in the official numbers.
-Official One prediction per picture. Precision: share of right ones. Consistency: share of presentations without any error.
+Files    {split}/{split}.json, one JSON object a line, and pictures {split}/images/<directory>/{split}-N-M-K.png:
+         presentation N, position M of the example in it, and six orders K of the three boxes of one example. Pictures
+         are found by file stem, so `directory` is not read and the hidden split, which lacks it, needs no rule of its
+         own.
+More     {split}/statements.json or statements/{split}.json, in the same fields with the picture's file stem as "image":
+         further true and false sentences, as `visling scenes` writes them. They count in the accuracy, never in the
+         official numbers.
+Official One prediction per picture. Precision: share of right ones. Consistency: share of presentations without any
+         error.
 """
 
 from __future__ import annotations
@@ -42,12 +45,13 @@ class NlvrConfig:
     """Which records are read and how certain the report is to be."""
 
     pictures: tuple[int, ...] | None = None
-    """Orders K of the boxes to use, 0 to 5; None = those that the picture folder of the split holds, or all six without it. The official
-    numbers need all six."""
+    """Orders K of the boxes to use, 0 to 5; None = those that the picture folder of the split holds, or all six without
+    it. The official numbers need all six."""
     statements: bool = True
     """Also read the extra statements beside the official file."""
     hold_out: float = 0.2
-    """Share of the presentations of a split that are in its part ".held"; the others are in ".train" (always the same ones)."""
+    """Share of the presentations of a split that are in its part ".held"; the others are in ".train" (always the same
+    ones)."""
     draws: int = 1000
     """Resampled sets of presentations for the 95 % intervals."""
 
@@ -70,7 +74,8 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         Args:
             split: name of the folder and file; with ".train" or ".held" at its end, that part of it by presentations.
         Raises:
-            DataError: neither kind of file is there, a line is not JSON or lacks a field, a label is not true or false, or an id comes twice.
+            DataError: neither kind of file is there, a line is not JSON or lacks a field, a label is not true or false,
+                or an id comes twice.
             ConfigError: a picture number other than 0 to 5.
         """
         return read_nlvr(
@@ -100,10 +105,12 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         return predictions
 
     def report(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> Report:
-        """Accuracy over all records; over the official ones, if each example has its six pictures, precision and consistency.
+        """Accuracy over all records; over the official ones, if each example has its six pictures, precision and
+        consistency.
 
-        `accuracy_low` and `accuracy_high` bound the 95 % interval over presentations, and so for precision and consistency. `example_accuracy` and
-        `example_consistency` judge each example once, by the mean log-odds of its six pictures; they are ours, not the official numbers.
+        `accuracy_low` and `accuracy_high` bound the 95 % interval over presentations, and so for precision and
+        consistency. `example_accuracy` and `example_consistency` judge each example once, by the mean log-odds of its
+        six pictures; they are ours, not the official numbers.
         """
         pairs = by_id(predictions, records)
         hits = [_hit(prediction, record) for prediction, record in pairs]

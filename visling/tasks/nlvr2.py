@@ -1,8 +1,9 @@
 """NLVR2: is the sentence true of the two pictures? (Suhr, Zhou et al. 2019)
 
-Files    {split}.json, one JSON object a line (`data/annotations/statements.py`); regions of both images under their names, `dev-850-0-img0`.
-Official One prediction per sentence and pair. Accuracy: share of right ones. Consistency: share of sentences of a set of images that are judged
-         rightly of each of their pairs.
+Files    {split}.json, one JSON object a line (`data/annotations/statements.py`); regions of both images under their
+         names, `dev-850-0-img0`.
+Official One prediction per sentence and pair. Accuracy: share of right ones. Consistency: share of sentences of a set
+         of images that are judged rightly of each of their pairs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Nlvr2Config:
     """How the two images are shown; it must be the preset's `pair`."""
 
     joined: bool = True
-    """True: one row with the regions of both images (VisualBERT). False: a row for each image, joined by the head (LXMERT, ViLBERT)."""
+    """True: one row with the regions of both images (VisualBERT). False: a row for each image, joined by the head
+    (LXMERT, ViLBERT)."""
 
 
 class NLVR2(Task[Nlvr2Record, Nlvr2Config]):

@@ -1,9 +1,11 @@
 """Visual question answering, VQA v2: one question, one image, one of a few thousand short answers (Goyal et al. 2017).
 
 Shapes   N examples, A answers of the vocabulary.
-Releases VisualBERT compares a softmax with soft scores that do not sum to one (KL divergence, averaged over examples). LXMERT, ViLBERT and VL-BERT
-         take each answer as a yes-no question (binary cross-entropy, averaged over all, times A).
-Targets  1, 2, 3, 4 or more people gave the answer -> 0.3, 0.6, 0.9, 1; compared as written, while the metric compares normalised answers.
+Releases VisualBERT compares a softmax with soft scores that do not sum to one (KL divergence, averaged over examples).
+         LXMERT, ViLBERT and VL-BERT take each answer as a yes-no question (binary cross-entropy, averaged over all,
+         times A).
+Targets  1, 2, 3, 4 or more people gave the answer -> 0.3, 0.6, 0.9, 1; compared as written, while the metric compares
+         normalised answers.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ class VqaConfig:
     """How answers are listed, learned and scored."""
 
     loss: Literal["kl", "bce"] = "kl"
-    """"kl": KL divergence from log-softmax to the soft scores (VisualBERT); "bce": binary cross-entropy times A (the others)."""
+    """"kl": KL divergence from log-softmax to the soft scores (VisualBERT); "bce": binary cross-entropy times A (the
+    others)."""
     answers: Path | None = None
     """File with the answer vocabulary of a released checkpoint; None builds one from the training questions."""
     min_count: int = 9
-    """Training questions whose most frequent answer it must be for an answer to be listed (hengyuan-hu's preparation, all releases)."""
+    """Training questions whose most frequent answer it must be for an answer to be listed (hengyuan-hu's preparation,
+    all releases)."""
     mask_unknown: bool = True
     """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not)."""
     metric_version: Version = "2021"
@@ -97,7 +101,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         )
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
-        """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any normalisation."""
+        """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any
+        normalisation."""
         return answer_loss(logits["classify"], cast(Tensor, targets.answer), self.config.loss)
 
     def decode(self, logits: Mapping[str, Tensor], records: Sequence[QuestionRecord]) -> list[Prediction]:
@@ -183,7 +188,8 @@ def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce"]) -> L
     Args:
         logits: (N, A).
         scores: (N, A) in [0, 1]; rows need not sum to one.
-        kind: "kl": sum of s (log s - log softmax), as `kl_div(reduction="batchmean")`; "bce": binary cross-entropy summed over the answers.
+        kind: "kl": sum of s (log s - log softmax), as `kl_div(reduction="batchmean")`; "bce": binary cross-entropy
+            summed over the answers.
     """
     logits, scores = logits.float(), scores.float()
     if kind == "kl":
@@ -212,7 +218,8 @@ def answer_vocabulary(records: Sequence[QuestionRecord], min_count: int) -> Answ
 
 
 def majority_answers(train: Sequence[QuestionRecord], records: Sequence[QuestionRecord]) -> list[Prediction]:
-    """Baseline that sees neither image nor question: the most frequent training answer of the question's type (of all, for a new type).
+    """Baseline that sees neither image nor question: the most frequent training answer of the question's type (of all,
+    for a new type).
 
     Raises:
         DataError: no training question has an answer.

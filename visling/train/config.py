@@ -21,8 +21,8 @@ class TrainConfig:
     accumulation: int = 1
     """Micro-batches per update. Those that do not fill an update at the end of an epoch are dropped."""
     normalise: Literal["micro_steps", "counts"] = "micro_steps"
-    """Mean over the accumulated micro-batches (and processes): each counts the same (equals one big batch when their counts are equal),
-    or by the count of its loss (always equals one big batch; needs a loss with a single part)."""
+    """Mean over the accumulated micro-batches (and processes): each counts the same (equals one big batch when their
+    counts are equal), or by the count of its loss (always equals one big batch; needs a loss with a single part)."""
     precision: runtime.Precision = "fp32"
     """bf16: matrix products in bfloat16; weights, optimiser and losses stay in float32."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,8 +1,9 @@
 """The loop, top to bottom: next batch, forward, backward, clip, update, log, validate, save.
 
-The engine knows a model as an nn.Module and a step as a function from a batch and its targets to a loss. It works alone and, when a process
-group exists, with others (on GPUs through DistributedDataParallel): gradients are means over processes, loss parts in the log exact sums over them.
-Scalars stay on the device between log lines; nothing in a step waits for it.
+The engine knows a model as an nn.Module and a step as a function from a batch and its targets to a loss. It works alone
+and, when a process group exists, with others (on GPUs through DistributedDataParallel): gradients are means over
+processes, loss parts in the log exact sums over them. Scalars stay on the device between log lines; nothing in a step
+waits for it.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def fit(
     meter = Meter(state.sums)
     began, before, saved = time.monotonic(), state.elapsed, state.step if state.step else -1
     alone = runtime.world_size() == 1
-    # On a CPU nothing runs ahead, so a bad loss can be caught before it spoils the weights; on a GPU it is seen when the meter is read.
+    # On a CPU nothing runs ahead, so a bad loss can be caught before it spoils the weights; on a GPU it is seen when
+    # the meter is read.
     watched = device.type == "cpu" and alone
 
     def save() -> None:
@@ -229,7 +231,8 @@ def predict(
     model: nn.Module,
     precision: runtime.Precision = "fp32",
 ) -> Iterator[_T]:
-    """What `step(batch, targets)` returns for each batch, in evaluation mode and without gradients; the model's mode is put back at the end."""
+    """What `step(batch, targets)` returns for each batch, in evaluation mode and without gradients; the model's mode is
+    put back at the end."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
@@ -253,7 +256,8 @@ def _positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], 
             ) from None
         position = batches.state_dict()
         if number == limit - 1 and isinstance(iterator, Generator):
-            iterator.close()  # batches may be dropped at the end; the loader must have let go before the next epoch is set
+            # Batches may be dropped at the end; the loader must have let go before the next epoch is set
+            iterator.close()
         yield item, position
 
 
@@ -295,7 +299,8 @@ def _examples(item: tuple[Any, Any]) -> int:
 
 
 def _space(model: nn.Module) -> int:
-    """Bytes a run's folder needs at most: two states (the old one goes when the new one is complete) and two copies of the best weights."""
+    """Bytes a run's folder needs at most: two states (the old one goes when the new one is complete) and two copies of
+    the best weights."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return int(2 * (weights + moments) + 2 * weights)

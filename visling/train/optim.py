@@ -1,6 +1,7 @@
 """The releases' optimisers and schedules, with exactly their arithmetic, and torch's AdamW.
 
-Sources  BertAdam: VisualBERT, LXMERT, CVLP and the first ViLBERT release. ReleaseAdamW: VL-BERT (bias correction) and ViLBERT's multi-task
+Sources  BertAdam: VisualBERT, LXMERT, CVLP and the first ViLBERT release. ReleaseAdamW: VL-BERT (bias correction) and
+ViLBERT's multi-task
          release (no bias correction). Recorded trajectories: tests/parity/test_optimisers.py.
 Speed    Both are written as calls of torch's fused AdamW kernel, one for all parameters, which is five times faster on a CPU than list operations
          (`torch._foreach_*`). No host synchronisation.
@@ -42,16 +43,19 @@ class OptimConfig:
     weight_decay: float = 0.01
     """Decoupled decay per update, times the learning rate."""
     no_decay: tuple[str, ...] = ("bias", "norm")
-    """Parameters whose name contains one of these, in any case, are not decayed (VisualBERT: bias, LayerNorm; LXMERT and VL-BERT: none)."""
+    """Parameters whose name contains one of these, in any case, are not decayed (VisualBERT: bias, LayerNorm; LXMERT
+    and VL-BERT: none)."""
     no_decay_except: tuple[str, ...] = ()
-    """Parts of names that `no_decay` does not cover after all (ViLBERT: its pattern misses the norms behind co-attention)."""
+    """Parts of names that `no_decay` does not cover after all (ViLBERT: its pattern misses the norms behind
+    co-attention)."""
     swap_decay: bool = False
     """Decay what `no_decay` names, and nothing else (first ViLBERT release, by mistake)."""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """Part of a name -> factor of `lr` for the parameters whose name contains it, the first that fits; 1 for all others (first ViLBERT release:
-    0.1 for what starts from BERT). Each must match something."""
+    """Part of a name -> factor of `lr` for the parameters whose name contains it, the first that fits; 1 for all others
+    (first ViLBERT release: 0.1 for what starts from BERT). Each must match something."""
     exclude: tuple[str, ...] = ()
-    """Parameters whose name contains one of these stay out of the optimiser (VisualBERT: pooler). Each must match something."""
+    """Parameters whose name contains one of these stay out of the optimiser (VisualBERT: pooler). Each must match
+    something."""
     clip: Literal["global", "per_tensor", "none"] = "global"
     """Gradient clipping: one norm over all parameters, or one per parameter (VisualBERT, ViLBERT's first release)."""
     clip_norm: float = 1.0
@@ -65,7 +69,8 @@ class OptimConfig:
     decay_share: float = 0.3
     """Share of all updates in which warmup_stable_decay falls to 0."""
     evaluate: Literal["before", "after"] = "before"
-    """Whether the schedule reads the number of updates before the increment (BertAdam: the first update has lr 0) or after (VL-BERT)."""
+    """Whether the schedule reads the number of updates before the increment (BertAdam: the first update has lr 0) or
+    after (VL-BERT)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_share <= 1:
@@ -105,7 +110,8 @@ class Schedule:
         """Factor of the next update when `done` updates have been made.
 
         Source:
-            warmup_linear, warmup_constant: BertAdam, x / w, then (1 - x) / (1 - w) or 1. VL-BERT's triangle is the same line read one update later.
+            warmup_linear, warmup_constant: BertAdam, x / w, then (1 - x) / (1 - w) or 1. VL-BERT's triangle is the same
+                line read one update later.
             warmup_cosine: ours, half a cosine from the end of the warm-up (BertAdam's own jumps there).
             warmup_stable_decay: the peak rate until the last part of the run, then a line to 0.
         """
@@ -126,11 +132,13 @@ class Schedule:
 
 
 class BertAdam(Optimizer):
-    """Adam as the BERT family's releases have it: no bias correction, decay added to the update before the learning rate.
+    """Adam as the BERT family's releases have it: no bias correction, decay added to the update before the learning
+    rate.
 
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g g;  p = p - lr factor(n) (m / (sqrt(v) + eps) + decay p)
 
-    n counts the updates of each parameter by itself: one whose gradient is None is skipped, decay included, and its schedule lags.
+    n counts the updates of each parameter by itself: one whose gradient is None is skipped, decay included, and its
+    schedule lags.
 
     Args:
         schedule: factor of `lr` by number of updates already made; None = 1.
@@ -168,7 +176,8 @@ class BertAdam(Optimizer):
 class ReleaseAdamW(Optimizer):
     """AdamW as VL-BERT and ViLBERT's multi-task release have it.
 
-    It differs from torch's: eps joins the root before the bias correction, and decay (lr times decay) is applied after the step, to the moved value.
+    It differs from torch's: eps joins the root before the bias correction, and decay (lr times decay) is applied after
+    the step, to the moved value.
 
     Args:
         bias_correction: scale the step by sqrt(1 - b2^n) / (1 - b1^n).
@@ -224,7 +233,8 @@ def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> None:
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters of a module in a decayed and an undecayed group for each learning rate; the names of each are under `names`.
+    """Trainable parameters of a module in a decayed and an undecayed group for each learning rate; the names of each
+    are under `names`.
 
     Raises:
         ConfigError: an excluded name or one with a rate of its own matches nothing, or nothing is left to train.
@@ -317,7 +327,8 @@ def _evaluate(closure: Callable[[], float] | None) -> float | None:
 
 
 def _buckets(optimizer: Optimizer, group: dict[str, Any]) -> list[tuple[int, list[Tensor]]]:
-    """Parameters that have a gradient, in lists of one kind, each with the number of updates already made; counts them as made."""
+    """Parameters that have a gradient, in lists of one kind, each with the number of updates already made; counts them
+    as made."""
     buckets: defaultdict[tuple[int, torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for parameter in group["params"]:
         if parameter.grad is None:

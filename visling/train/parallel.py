@@ -68,7 +68,8 @@ class Backward:
         return Loss(value=value.detach(), parts=parts)
 
     def finish(self) -> None:
-        """Gradients of the update: their means over processes, divided by the counts of the update where they are what it is normalised by."""
+        """Gradients of the update: their means over processes, divided by the counts of the update where they are what
+        it is normalised by."""
         if runtime.world_size() > 1 and self._parallel is None:
             average_gradients(list(self._module.parameters()))
         if self._counts:
@@ -79,10 +80,12 @@ class Backward:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their means over processes; those that a process lacks count as zero, those that all lack stay away.
+    """Replace gradients by their means over processes; those that a process lacks count as zero, those that all lack
+    stay away.
 
-    On a CPU nothing is gained by sending early, as DistributedDataParallel does, and one message an update beats one for every few layers. It also
-    keeps clear of a rare failure there: with several threads in a process, DistributedDataParallel was seen to lose its own state in backward.
+    On a CPU nothing is gained by sending early, as DistributedDataParallel does, and one message an update beats one
+    for every few layers. It also keeps clear of a rare failure there: with several threads in a process,
+    DistributedDataParallel was seen to lose its own state in backward.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     there = torch.tensor([float(parameter.grad is not None) for parameter in trained])

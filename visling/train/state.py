@@ -1,7 +1,8 @@
 """A run's folder: what is kept, how it is written so that a kill loses nothing, and exact resume.
 
 Layout  run.json (what the run is); log.jsonl; model/ (best weights); last/ (everything needed to go on).
-Atomic  Every file is written beside its place, flushed to the disk and renamed. last/state.json names the files that belong to it and is
+Atomic  Every file is written beside its place, flushed to the disk and renamed. last/state.json names the files that
+belong to it and is
         renamed last, so that at any moment it names one complete, consistent set.
 Safe    Weights are safetensors, the optimiser is a weights-only torch file, the rest is JSON. Nothing is unpickled blindly.
 """
@@ -236,7 +237,8 @@ class RunFolder:
         """Put weights, optimiser and generators back; return progress and the loader's position.
 
         Raises:
-            RunError: the state is damaged, of another layout, of another number of processes, or does not fit the model.
+            RunError: the state is damaged, of another layout, of another number of processes, or does not fit the
+                model.
         """
         try:
             about = _read_json(self.last / "state.json")
@@ -326,7 +328,8 @@ def _claim(path: Path, resume: bool) -> None:
         raise RunError(f"{path} is a file; a run needs a folder. Use another --out.")
     if file := next((parent for parent in path.parents if parent.is_file()), None):
         raise RunError(f"cannot write to {path}: {file} is a file, not a folder. Use another --out.")
-    # A kill during the very first write leaves run.json.part alone: nothing was trained, and the next write replaces it.
+    # A kill during the very first write leaves run.json.part alone: nothing was trained, and the next write replaces
+    # it.
     held = sorted(entry.name for entry in path.iterdir() if entry.name != "run.json.part") if path.exists() else []
     if resume:
         if "run.json" not in held:
@@ -352,7 +355,8 @@ def _check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what writing raises into a RunError that says what to do; torch and safetensors have their own classes for a full disk."""
+    """Turn what writing raises into a RunError that says what to do; torch and safetensors have their own classes for a
+    full disk."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -54,7 +54,8 @@ class Residual(nn.Module):
 
 
 class SmallBackbone(Backbone):
-    """A few convolutions per halving of the resolution; coarser levels are then added back onto the level of the wanted stride.
+    """A few convolutions per halving of the resolution; coarser levels are then added back onto the level of the wanted
+    stride.
 
     The coarse levels give each cell a wide view at little cost, the fine one keeps small and touching objects apart.
 

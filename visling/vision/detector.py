@@ -1,10 +1,12 @@
 """Faster R-CNN with classes and attributes, small enough to be trained from scratch in minutes.
 
 Paper    Ren et al. 2015 (arXiv 1506.01497); attributes as in Anderson et al. 2018 (arXiv 1707.07998), section 3.1.
-Differs  One feature map without a pyramid; attributes are independent (sigmoid), because a drawn or photographed object has several;
-         the final boxes are pooled a second time, so that feature, class and attributes describe the box that is reported.
-Shapes   B images, A anchors of an image, N truth boxes of an image (padded), R regions of an image, C classes, K attributes kept per region,
-         F region feature width. Boxes are pixel corners of the network's input unless a name says otherwise.
+Differs  One feature map without a pyramid; attributes are independent (sigmoid), because a drawn or photographed object
+         has several; the final boxes are pooled a second time, so that feature, class and attributes describe the box
+         that is reported.
+Shapes   B images, A anchors of an image, N truth boxes of an image (padded), R regions of an image, C classes, K
+         attributes kept per region, F region feature width. Boxes are pixel corners of the network's input unless a
+         name says otherwise.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class DetectorConfig:
     final_threshold: float = 0.5
     """IoU above which the weaker of two detections is dropped."""
     suppress_across_classes: bool = True
-    """Whether detections of different classes suppress one another: one region per object, as region features want it."""
+    """Whether detections of different classes suppress one another: one region per object, as region features want
+    it."""
     min_confidence: float = 0.3
     """Detections below this class probability are dropped, unless `min_regions` asks for them."""
     min_regions: int = 0
@@ -239,7 +242,8 @@ class Detector(nn.Module):
         return digest.hexdigest()
 
     def losses(self, images: Sequence[NDArray[np.uint8]], truths: Sequence[Truth]) -> Loss:
-        """Sum of the proposal, class, box and attribute losses of a batch of RGB images (H, W, 3) with their objects."""
+        """Sum of the proposal, class, box and attribute losses of a batch of RGB images (H, W, 3) with their
+        objects."""
         batch, size, scale = self._prepare(images)
         boxes, classes, attributes, has_attributes = self._collate(truths, scale)
         features = self.backbone(batch)
@@ -276,8 +280,9 @@ class Detector(nn.Module):
     def detect(self, images: Sequence[NDArray[np.uint8]], *, precision: Precision = "fp32") -> list[RegionArray]:
         """Regions of each RGB image (H, W, 3), most confident first, boxes in the pixels of the image as given.
 
-        Images of different sizes are padded to one another, which changes the features near a padded border a little; group equal sizes
-        where results must not depend on the grouping. The module should be in evaluation mode. Class distributions end with the background.
+        Images of different sizes are padded to one another, which changes the features near a padded border a little;
+        group equal sizes where results must not depend on the grouping. The module should be in evaluation mode. Class
+        distributions end with the background.
         """
         if not images:
             return []
@@ -380,7 +385,8 @@ class Detector(nn.Module):
         self.load_state_dict(weights)
 
     def _prepare(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Padded batch; (B, 4) width, height, width, height of each scaled image; (B, 4) factors from scaled to given pixels."""
+        """Padded batch; (B, 4) width, height, width, height of each scaled image; (B, 4) factors from scaled to given
+        pixels."""
         fitted = [pixels.fit(image, self.config.long_side) for image in images]
         size = torch.tensor([image.shape[1::-1] * 2 for image in fitted], dtype=torch.float32)
         given = torch.tensor([image.shape[1::-1] * 2 for image in images], dtype=torch.float32)
@@ -455,7 +461,8 @@ class Detector(nn.Module):
     def _sample_regions(
         self, candidates: Tensor, real: Tensor, boxes: Tensor, classes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Training regions of each image: boxes (B, S, 4), best object (B, S), its IoU (B, S), and which are real (B, S).
+        """Training regions of each image: boxes (B, S, 4), best object (B, S), its IoU (B, S), and which are real (B,
+        S).
 
         The objects themselves are among the candidates, so that the region head learns from the first step on.
         """
@@ -487,7 +494,8 @@ class Detector(nn.Module):
         return _Regions(states.float(), self.classify(states).float(), deltas, attributes.float())
 
     def _region_scale(self, regions: Tensor) -> Tensor:
-        """Factors (10, 10, 5, 5) that bring region refinements to unit size (released detectors' `bbox_reg_weights`)."""
+        """Factors (10, 10, 5, 5) that bring region refinements to unit size (released detectors'
+        `bbox_reg_weights`)."""
         return regions.new_tensor((10.0, 10.0, 5.0, 5.0))
 
     def _regions(

@@ -1,10 +1,13 @@
 """VL-BERT's own region extractor, trained along with the Transformer: pixels and boxes in, one feature per region out.
 
-Paper    Su et al. 2020 (arXiv 1908.08530), section 3.2: Fast R-CNN (Girshick 2015, arXiv 1504.08083) on a ResNet (He et al. 2016, arXiv 1512.03385).
+Paper    Su et al. 2020 (arXiv 1908.08530), section 3.2: Fast R-CNN (Girshick 2015, arXiv 1504.08083) on a ResNet (He et
+         al. 2016, arXiv 1512.03385).
 Release  jackroos/VL-BERT, `common/fast_rcnn.py` and `common/backbone/resnet/resnet.py`.
-Differs  Batch normalisation is always frozen, as in every released configuration (`IMAGE_FROZEN_BN`). Networks of depth 18 and 34, and the class of a
-         region as a further input, are in no released configuration and left out. Geometry and projection are the encoder's (`models/vlbert.py`).
-Shapes   B images, H x W pixels, C channels, S rows of regions, N regions of a row (padded), K real regions of the batch, F region feature width.
+Differs  Batch normalisation is always frozen, as in every released configuration (`IMAGE_FROZEN_BN`). Networks of depth
+         18 and 34, and the class of a region as a further input, are in no released configuration and left out.
+         Geometry and projection are the encoder's (`models/vlbert.py`).
+Shapes   B images, H x W pixels, C channels, S rows of regions, N regions of a row (padded), K real regions of the
+         batch, F region feature width.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ class ExtractorConfig:
     """Size of the network and of the pictures it sees. Defaults: the release, ResNet-101."""
 
     blocks: tuple[int, ...] = (3, 4, 23)
-    """Bottlenecks of the first three stages, which see the whole image; the last one, which sees regions, has always three."""
+    """Bottlenecks of the first three stages, which see the whole image; the last one, which sees regions, has always
+    three."""
     stem_size: int = 64
     """Channels of the first convolution."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -153,7 +157,8 @@ def _stage(inputs: int, width: int, *, blocks: int, stride: int, dilation: int =
 
 
 class RegionExtractor(nn.Module):
-    """A ResNet up to stride 16 over the image, RoIAlign, its last stage over every region, and the mean of what comes out."""
+    """A ResNet up to stride 16 over the image, RoIAlign, its last stage over every region, and the mean of what comes
+    out."""
 
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
@@ -177,10 +182,12 @@ class RegionExtractor(nn.Module):
         """One feature per region; zeros on padding.
 
         Args:
-            images: (B, 3, H, W) of `prepare`, with the pixels of hidden regions cut out if any are (`data.masking.hide_pixels`).
+            images: (B, 3, H, W) of `prepare`, with the pixels of hidden regions cut out if any are
+                (`data.masking.hide_pixels`).
             boxes: (S, N, 4) pixel corners in these images.
             mask: (S, N) bool.
-            instances: (S, N, 14, 14) shape of the object within its box, which is laid over the last maps; ones where there is none (VCR).
+            instances: (S, N, 14, 14) shape of the object within its box, which is laid over the last maps; ones where
+                there is none (VCR).
             image: (S,) int64 which image each row of boxes lies in; None = one to one.
         Returns:
             (S, N, F).
@@ -224,8 +231,8 @@ class RegionExtractor(nn.Module):
         """Normalised batch of RGB images, (H, W, 3) each.
 
         Returns:
-            (B, 3, H, W), blue first, mean colour 0, padded with 0 on the right and below; and (B, 2) width and height of each image in it,
-            to which unit corners are multiplied.
+            (B, 3, H, W), blue first, mean colour 0, padded with 0 on the right and below; and (B, 2) width and height
+            of each image in it, to which unit corners are multiplied.
         Source:
             Release, `data/transforms`.
         """
@@ -261,7 +268,8 @@ class PictureFiles:
 
 
 def prepare_picture(image: NDArray[np.uint8], config: ExtractorConfig, *, mirrored: bool = False) -> Tensor:
-    """(3, H, W) of an RGB image (H', W', 3) as the network reads it: scaled, mirrored if asked, blue first, mean colour 0.
+    """(3, H, W) of an RGB image (H', W', 3) as the network reads it: scaled, mirrored if asked, blue first, mean colour
+    0.
 
     Source:
         Release, `data/transforms`, in this order.
@@ -273,7 +281,8 @@ def prepare_picture(image: NDArray[np.uint8], config: ExtractorConfig, *, mirror
 
 
 def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int, int]:
-    """Width and height after the shorter side is scaled to `shorter`, or to less where the longer one would exceed `longer`; cut to whole pixels."""
+    """Width and height after the shorter side is scaled to `shorter`, or to less where the longer one would exceed
+    `longer`; cut to whole pixels."""
     low, high = min(width, height), max(width, height)
     side = max(1, int(longer * low / high)) if high / low * shorter > longer else shorter
     other = min(longer, int(side * high / low))
@@ -346,4 +355,5 @@ KEYS: Mapping[str, KeyMap] = {
         )
     ),
 }
-"""Rules for part "extractor" of a file that was trained end to end ("official"), and of a plain ResNet, with which its training starts ("resnet")."""
+"""Rules for part "extractor" of a file that was trained end to end ("official"), and of a plain ResNet, with which its
+training starts ("resnet")."""

@@ -24,7 +24,8 @@ Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 FEW_CLASSES = 100
-"""Classes of a detector up to which distributions over them are small beside the features, and are kept unless told otherwise."""
+"""Classes of a detector up to which distributions over them are small beside the features, and are kept unless told
+otherwise."""
 
 _READERS = 2
 """Decoding threads; Pillow releases the interpreter lock while it decodes."""
@@ -66,7 +67,8 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"no image folder {folder}. Check the path.")
-    # os.walk, unlike Path.rglob in Python 3.11 and 3.12, follows links to folders, as data sets on shared disks are often laid out.
+    # os.walk, unlike Path.rglob in Python 3.11 and 3.12, follows links to folders, as data sets on shared disks are
+    # often laid out.
     found = sorted(
         Path(base) / name
         for base, _, names in os.walk(folder, followlinks=True)
@@ -107,12 +109,13 @@ def extract(
 ) -> ExtractionReport:
     """Write the regions of every image under its file stem; images that the writer holds are skipped.
 
-    Only images of equal size share a batch, so that the features of an image do not depend on its company. The detector is put into
-    evaluation mode and runs where its weights lie.
+    Only images of equal size share a batch, so that the features of an image do not depend on its company. The detector
+    is put into evaluation mode and runs where its weights lie.
 
     Args:
         images: files, or a folder that is searched with all its subfolders.
-        probs: whether to keep the class distribution of every region, background last; None = if the detector knows at most 100 classes.
+        probs: whether to keep the class distribution of every region, background last; None = if the detector knows at
+            most 100 classes.
         limit: stop after this many images, existing and unreadable ones included.
     Raises:
         DataError: two files share a stem, the folder holds no image, or the list is empty.

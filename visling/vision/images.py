@@ -29,7 +29,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings():
-            # Metadata oddities and merely large images do not make the pixels unusable; a decompression bomb still raises.
+            # Metadata oddities and merely large images do not make the pixels unusable; a decompression bomb still
+            # raises.
             warnings.simplefilter("ignore")
             with Image.open(path) as file:
                 return to_pixels(file)
@@ -39,7 +40,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise DataError(f"{path} is a folder, not an image. Name the images in it.") from error
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files
+    except Exception as error:
         size = path.stat().st_size if path.is_file() else 0
         raise DataError(
             f"cannot read image {path} ({size:,} bytes): {error or type(error).__name__}. Replace or remove the file."
@@ -61,7 +63,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
-    """Grey values of 16 bit, 32 bit or float files as 0 to 255; the range is guessed from the largest value where the mode leaves it open."""
+    """Grey values of 16 bit, 32 bit or float files as 0 to 255; the range is guessed from the largest value where the
+    mode leaves it open."""
     grey = np.nan_to_num(values.astype(np.float64))
     high = (
         65535.0
@@ -78,7 +81,8 @@ def fitted_size(width: int, height: int, long_side: int) -> tuple[int, int]:
 
 
 def fit(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
-    """The image scaled (bilinear with antialiasing) so that its longer side has `long_side` pixels; itself if it has already."""
+    """The image scaled (bilinear with antialiasing) so that its longer side has `long_side` pixels; itself if it has
+    already."""
     height, width = image.shape[:2]
     size = fitted_size(width, height, long_side)
     if size == (width, height):

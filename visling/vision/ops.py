@@ -42,8 +42,8 @@ def roi_align(
         image: (N,) int64 index of each box's feature map.
         scale: feature cells per pixel (1 / stride).
         sampling_ratio: sample points per bin and axis; 0 = as many as cells in a bin, rounded up.
-        aligned: shift by half a cell, so that a cell's value lies at its centre; without it, as in the first release of the
-            operator, regions are at least one cell wide and high.
+        aligned: shift by half a cell, so that a cell's value lies at its centre; without it, as in the first release of
+            the operator, regions are at least one cell wide and high.
     Returns:
         (N, C, P, P).
     """
@@ -82,7 +82,8 @@ def roi_align(
 def _samples(
     low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sample points of each region along one axis in grid_sample's coordinates, (N, bins * S), and how many a bin has, (N,)."""
+    """Sample points of each region along one axis in grid_sample's coordinates, (N, bins * S), and how many a bin has,
+    (N,)."""
     extent = high - low
     if not aligned:
         extent = extent.clamp(min=1.0)
@@ -177,8 +178,8 @@ def suppress(
 ) -> Tensor:
     """Which boxes survive greedy non-maximum suppression, for many images at once.
 
-    A box is dropped when its IoU with a surviving earlier box exceeds the threshold. Blocks of boxes are decided by iterating that
-    definition to its fixed point, which is the greedy result.
+    A box is dropped when its IoU with a surviving earlier box exceeds the threshold. Blocks of boxes are decided by
+    iterating that definition to its fixed point, which is the greedy result.
 
     Args:
         boxes: (B, N, 4) corners, best first.

@@ -1,4 +1,5 @@
-"""LXMERT's merged files: their dirt and where they lie; what its own loader made of them is compared in `tests/parity/test_lxmert_io.py`."""
+"""LXMERT's merged files: their dirt and where they lie; what its own loader made of them is compared in
+`tests/parity/test_lxmert_io.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""VCR's files: what is read, their dirt, what is refused; the rows made of them are compared in `tests/parity/test_visualbert_vcr.py`."""
+"""VCR's files: what is read, their dirt, what is refused; the rows made of them are compared in
+`tests/parity/test_visualbert_vcr.py`."""
 
 from __future__ import annotations
 

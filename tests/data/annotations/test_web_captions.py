@@ -22,7 +22,8 @@ from visling.data.annotations.web_captions import (
 )
 from visling.errors import DataError
 
-# No header; blanks around words; a quote that opens and never closes; a line separator within a caption; no caption; no address; cut short.
+# No header; blanks around words; a quote that opens and never closes; a line separator within a caption; no caption; no
+# address; cut short.
 TABLE = (
     "a very typical bus station\thttp://lh6.ggpht.com/-IvRtNLNcG8o/TpFyrudaT6I/AAAAAAAAM6o/_11MuAAKalQ/IMG_3422.JPG?imgmax=800\n"
     'sierra looked stunning in this top and this skirt while performing with person at their former university " \thttp://i.dailymail.co.uk/a.jpg\r\n'

@@ -136,7 +136,8 @@ def test_impossible_shares(shares: dict[str, float]) -> None:
 
 
 class Script:
-    """A generator that gives prescribed draws and knows which kind is due: a number in [0, 1), or an integer below a bound."""
+    """A generator that gives prescribed draws and knows which kind is due: a number in [0, 1), or an integer below a
+    bound."""
 
     def __init__(self, draws: Sequence[Any]) -> None:
         self.draws = list(draws)

@@ -1,4 +1,5 @@
-"""Every corpus of a run from small files of its true layout: what is read, what is left out and told, what is refused."""
+"""Every corpus of a run from small files of its true layout: what is read, what is left out and told, what is
+refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One example of each release, built from prescribed draws: which are made, in which order, and what the model and the losses get to see."""
+"""One example of each release, built from prescribed draws: which are made, in which order, and what the model and the
+losses get to see."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ F = 2
 
 
 class Script:
-    """A generator that gives prescribed draws and knows which kind is due: a number, (integer, bound) or {"shares": ..., "drawn": ...}."""
+    """A generator that gives prescribed draws and knows which kind is due: a number, (integer, bound) or {"shares":
+    ..., "drawn": ...}."""
 
     def __init__(self, draws: Sequence[Any]) -> None:
         self.draws = list(draws)
@@ -122,7 +124,9 @@ def test_visualbert_pairs_a_caption_with_another_of_its_image() -> None:
     batch, targets = build(
         "visualbert", CaptionPairs(records, TextLayout(TOKENIZER, VISUALBERT)), 2, VISUALBERT,
         [
-            0.5, (1, 2),  # not above one half: another caption of the image, of which there are two; this one's place is the last one's
+            # Not above one half: another caption of the image, of which there are two; this one's place is the last
+            # one's
+            0.5, (1, 2),
             0.119, 0.15,  # cats: [MASK]; play: not chosen
             0.121, (9, SIZE), 0.136, 0.0,  # una: entry 9, drawn right after it; ##ffa: told but shown; ##ble: [MASK]
         ],
@@ -203,7 +207,8 @@ def test_lxmert_keeps_a_question_and_draws_its_answer(release: str) -> None:
         release, source, 0, LXMERT,
         [
             0.5,  # not below one half: it stays
-            {"shares": [0.6 / 1.9, 1.0 / 1.9, 0.3 / 1.9], "drawn": 1},  # yes, gray, blue: what is respelt goes to the end; silver is not listed
+            # Yes, gray, blue: what is respelt goes to the end; silver is not listed
+            {"shares": [0.6 / 1.9, 1.0 / 1.9, 0.3 / 1.9], "drawn": 1},
             0.119, 0.15, 0.121, (7, SIZE), 0.14,  # [MASK]; not chosen; entry 7; itself
             0.119, 0.121, (2, 3), (1, 3), 0.15,  # zeros; region 1 of the image of example 2 of the pool; not chosen
         ],
@@ -277,11 +282,13 @@ def test_vlbert_masks_whole_words_of_a_caption_and_then_cuts_it() -> None:
     batch, targets = build(
         "vlbert", source, 0, spec,
         [
-            0.121, (3, SIZE), (4, SIZE), 0.15, 0.119,  # every piece of the first word draws an entry; not chosen; both pieces hidden
+            # Every piece of the first word draws an entry; not chosen; both pieces hidden
+            0.121, (3, SIZE), (4, SIZE), 0.15, 0.119,
             0.15, 0.134, 0.15,
         ],
     )  # fmt: skip
-    # Seven pieces, three regions and the whole image are two too many: the text, being longer, gives them, and keeps its [SEP].
+    # Seven pieces, three regions and the whole image are two too many: the text, being longer, gives them, and keeps
+    # its [SEP].
     assert batch.text.ids[0].tolist() == [CLS, 3, 4, TOKENIZER.id("watch"), SEP]
     assert chosen(targets.token_slots) == [1, 2]
     assert targets.token_ids is not None

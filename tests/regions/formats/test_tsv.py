@@ -1,4 +1,5 @@
-"""Files of region features as text: both layouts, their dirt, what is refused; the released sample is in `tests/parity/test_lxmert_io.py`."""
+"""Files of region features as text: both layouts, their dirt, what is refused; the released sample is in
+`tests/parity/test_lxmert_io.py`."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def test_both_layouts(tmp_path: Path, lxmert: bool) -> None:
 
 
 def test_dirt(tmp_path: Path) -> None:
-    """Line ends of Python 2's csv module, blank lines, images without a region (the first ones, too), images that come again, boxes on the edge."""
+    """Line ends of Python 2's csv module, blank lines, images without a region (the first ones, too), images that come
+    again, boxes on the edge."""
     edge = code([[-0.5, 0, 40.4, 20.9]], "<f4")
     one = write(
         tmp_path / "one.tsv", line("empty", 0), line("a"), "", line("a", 3), line("edge", 1, boxes=edge), end="\r\n"

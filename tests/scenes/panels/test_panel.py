@@ -177,7 +177,8 @@ def test_truth_of_frequent_constructions_by_another_reader() -> None:
     assert read[False] > 100, read
 
 
-# Sentences of NLVR's development split with label and boxes (each block's color from the base up); CC BY 4.0, Suhr et al. 2017.
+# Sentences of NLVR's development split with label and boxes (each block's color from the base up); CC BY 4.0, Suhr et
+# al. 2017.
 REAL = [
     ("There are at least two towers with the same height", True, ("bb", "by", "yb")),
     ("There are at least two towers with the same height", False, ("bbb", "by", "y")),

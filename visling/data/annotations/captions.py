@@ -56,7 +56,8 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
         most: most captions per image, the first ones; retrieval uses 5. None keeps all.
         wanted: whether captions of an image are taken; None takes all.
     Raises:
-        DataError: a file is missing, truncated or of another layout, or a caption names an image that its file does not list.
+        DataError: a file is missing, truncated or of another layout, or a caption names an image that its file does not
+            list.
     """
     listed: list[str] = []
 
@@ -140,7 +141,8 @@ def read_flickr30k(path: str | Path, images: Collection[str] | None = None) -> C
 
 
 def read_flickr30k_lines(path: str | Path) -> Captions:
-    """Captions of ViLBERT's and VOLTA's Flickr30K files: a JSON object a line with `sentences` and `img_path` (or `id`).
+    """Captions of ViLBERT's and VOLTA's Flickr30K files: a JSON object a line with `sentences` and `img_path` (or
+    `id`).
 
     Raises:
         DataError: the file is missing or truncated, or a line is of another layout.
@@ -162,10 +164,12 @@ def read_flickr30k_lines(path: str | Path) -> Captions:
 
 
 def find_flickr30k(root: str | Path, split: str) -> Captions:
-    """Flickr30K's captions of a split, from the first of these that a folder has: Karpathy's `dataset_flickr30k.json`; the line files
-    `{split}_ann.jsonl` (VOLTA) or `all_data_final_{split}*.jsonline` (ViLBERT); `results_20130124.token` with the list `{split}.txt` of image ids.
+    """Flickr30K's captions of a split, from the first of these that a folder has: Karpathy's `dataset_flickr30k.json`;
+    the line files `{split}_ann.jsonl` (VOLTA) or `all_data_final_{split}*.jsonline` (ViLBERT); `results_20130124.token`
+    with the list `{split}.txt` of image ids.
 
-    The splits of Karpathy and of Flickr30K Entities (the lists) differ: most test images of one are training images of the other.
+    The splits of Karpathy and of Flickr30K Entities (the lists) differ: most test images of one are training images of
+    the other.
 
     Raises:
         DataError: none of them, or a `.token` file without a list for the split.
@@ -242,15 +246,17 @@ def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (),
 
 
 def find_coco_captions(root: str | Path, split: str) -> Captions:
-    """COCO's captions of a split, from the first of these that a folder or its `annotations` has: the file of this very name
-    (`captions_train2014.json` for "train2014"); all caption files together, split by lists of image ids `captions_{split}.txt`; Karpathy's
-    `dataset_coco.json`; the file of the split of whatever year (`captions_train2014.json` for "train").
+    """COCO's captions of a split, from the first of these that a folder or its `annotations` has: the file of this very
+    name (`captions_train2014.json` for "train2014"); all caption files together, split by lists of image ids
+    `captions_{split}.txt`; Karpathy's `dataset_coco.json`; the file of the split of whatever year
+    (`captions_train2014.json` for "train").
 
-    With lists, "train" without one of its own is every image that no list has: VisualBERT's release trains on both parts without the images of
-    minival, which `captions_val.txt` lists then.
+    With lists, "train" without one of its own is every image that no list has: VisualBERT's release trains on both
+    parts without the images of minival, which `captions_val.txt` lists then.
 
     Raises:
-        DataError: none or several of them, one that cannot be read, or lists without one of the split or without an image of the files.
+        DataError: none or several of them, one that cannot be read, or lists without one of the split or without an
+            image of the files.
     """
     root = Path(root)
     files, lists, karpathy = _coco_files(root)

@@ -25,7 +25,8 @@ def has_words(text: str) -> bool:
 
 
 def is_split(name: str, split: str) -> bool:
-    """Whether the name of a part of a data set is this split, with or without a year: "train2014" is "train", "trainval2014" is not."""
+    """Whether the name of a part of a data set is this split, with or without a year: "train2014" is "train",
+    "trainval2014" is not."""
     return re.fullmatch(re.escape(split) + r"(\d{4})?", name) is not None
 
 
@@ -69,7 +70,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file with their numbers from 1. Only line feeds end a line: captions hold other characters that Python takes for ends.
+    """Lines of a text file with their numbers from 1. Only line feeds end a line: captions hold other characters that
+    Python takes for ends.
 
     Raises:
         DataError: the file is missing, or a line is not UTF-8.

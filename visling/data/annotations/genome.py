@@ -1,4 +1,5 @@
-"""Visual Genome: descriptions of regions, and questions with one answer each. Field names changed between its releases; both are read."""
+"""Visual Genome: descriptions of regions, and questions with one answer each. Field names changed between its releases;
+both are read."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def read_region_descriptions(path: str | Path) -> Captions:
 
 
 def read_genome_questions(path: str | Path) -> tuple[list[QuestionRecord], int]:
-    """Questions of `question_answers.json`, and how many were left out for want of words or because their id had come before.
+    """Questions of `question_answers.json`, and how many were left out for want of words or because their id had come
+    before.
 
     Raises:
         DataError: the file is missing, truncated or of another layout.

@@ -1,4 +1,5 @@
-"""Annotated objects: COCO instances JSON (with attributes, if the file has them), and NLVR's structured representation read as such.
+"""Annotated objects: COCO instances JSON (with attributes, if the file has them), and NLVR's structured representation
+read as such.
 
 Source   COCO object detection format, cocodataset.org/#format-data; NLVR version 1, Suhr et al. 2017.
 Letters  N objects of an image.
@@ -73,8 +74,8 @@ def read_instances(path: str | Path) -> Instances:
     """Objects of a COCO instances file; annotations may carry `"attributes": ["red", ...]`.
 
     Raises:
-        DataError: the file is missing, truncated or of another layout, names a category it does not list, lists a file name twice,
-            or holds a box that is not four finite numbers.
+        DataError: the file is missing, truncated or of another layout, names a category it does not list, lists a file
+            name twice, or holds a box that is not four finite numbers.
     """
     path = Path(path)
     content = read_json(path)
@@ -135,8 +136,9 @@ def read_instances(path: str | Path) -> Instances:
 def nlvr_instances(root: str | Path, split: str) -> Instances:
     """Objects of NLVR (version 1) pictures, from the structured representation in `{split}/{split}.json`.
 
-    Every statement has up to six pictures, K = 0 to 5, in which its three boxes stand in the K-th order of `itertools.permutations`;
-    those in the folder are read. File names are relative to `{split}/images`. Categories are the shapes, attributes colour and size.
+    Every statement has up to six pictures, K = 0 to 5, in which its three boxes stand in the K-th order of
+    `itertools.permutations`; those in the folder are read. File names are relative to `{split}/images`. Categories are
+    the shapes, attributes colour and size.
 
     Raises:
         DataError: the file is missing, truncated or of another layout, or its pictures are not there.

@@ -1,4 +1,5 @@
-"""LXMERT's merged pre-training data: for every image its captions and questions from five data sets, questions with their answers.
+"""LXMERT's merged pre-training data: for every image its captions and questions from five data sets, questions with
+their answers.
 
 Source   LXMERT release, `data/lxmert/*.json` and `lxmert_data.py`.
 """
@@ -20,7 +21,8 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("mscoco_train", "mscoco_nominival", "vgnococo"),
     "val": ("mscoco_minival",),
 }
-"""Parts that the release trains on and validates with; nominival and minival are COCO's validation images, vgnococo those of Visual Genome only."""
+"""Parts that the release trains on and validates with; nominival and minival are COCO's validation images, vgnococo
+those of Visual Genome only."""
 
 _SCORES = (0.3, 0.6, 0.9, 1.0)
 """Of an answer that 1, 2, 3, 4 or more people gave."""
@@ -53,7 +55,8 @@ def read_lxmert(*paths: str | Path) -> LxmertData:
     """Sentences of merged files; ids are `{image}_{source}_{number:03d}`, as in the release.
 
     Raises:
-        DataError: a file is missing, truncated or of another layout, or sentences and answers of an image differ in number.
+        DataError: a file is missing, truncated or of another layout, or sentences and answers of an image differ in
+            number.
     """
     records: list[LxmertRecord] = []
     seen: set[str] = set()
@@ -95,7 +98,8 @@ def read_lxmert(*paths: str | Path) -> LxmertData:
 
 
 def find_lxmert(root: str | Path, split: str) -> list[Path]:
-    """The merged files of a split in a folder or its `lxmert`: "train", "val", or names of files joined by commas (`mscoco_train,vgnococo`).
+    """The merged files of a split in a folder or its `lxmert`: "train", "val", or names of files joined by commas
+    (`mscoco_train,vgnococo`).
 
     Raises:
         DataError: one of them is not there.
@@ -122,7 +126,8 @@ def find_answer_table(root: str | Path) -> Path | None:
 
 
 def from_question(record: QuestionRecord, source: str) -> LxmertRecord:
-    """A question of another data set as a merged file holds it: one answer has score 1, answers of many people 0.3 to 1 by how many gave them."""
+    """A question of another data set as a merged file holds it: one answer has score 1, answers of many people 0.3 to 1
+    by how many gave them."""
     scores: Mapping[str, float] | None = None
     if record.answers is not None:
         counts = Counter(table_form(answer) for answer in record.answers)

@@ -34,7 +34,8 @@ class NlvrRecord(Record):
     identifier: str
     """"N-M" of the official files; shared by the six pictures of an example."""
     presentation: str
-    """Pictures and sentences that were shown together: the first field of the identifier; for other pictures the image id."""
+    """Pictures and sentences that were shown together: the first field of the identifier; for other pictures the image
+    id."""
     official: bool
     """Whether the record counts in the official numbers."""
 
@@ -60,7 +61,8 @@ def read_nlvr(
         statements: whether the extra statements beside the official file are read.
         held_out: share of the presentations in the part ".held".
     Raises:
-        DataError: neither kind of file is present, a line is not JSON or lacks a field, a label is not true or false, or an id comes twice.
+        DataError: neither kind of file is present, a line is not JSON or lacks a field, a label is not true or false,
+            or an id comes twice.
         ConfigError: a picture number other than 0 to 5.
     """
     split, _, part = split.partition(".")
@@ -114,7 +116,8 @@ def hold_out(records: Sequence[NlvrRecord], share: float, seed: int) -> Parts:
 
 
 def orders_present(folder: Path) -> tuple[int, ...]:
-    """Orders K of which the folder holds at least one picture; drawn sets may have fewer than six. All six if it holds none."""
+    """Orders K of which the folder holds at least one picture; drawn sets may have fewer than six. All six if it holds
+    none."""
     stems = (path.stem for path in folder.glob("**/*.png"))
     return tuple(sorted({int(stem[-1]) for stem in stems if PICTURE_NAME.fullmatch(stem)})) or tuple(range(PICTURES))
 

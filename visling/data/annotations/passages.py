@@ -1,4 +1,5 @@
-"""Plain text without images: one sentence or document a line, as VL-BERT reads BooksCorpus and Wikipedia (`wiki.doc`, `bc1g.doc`)."""
+"""Plain text without images: one sentence or document a line, as VL-BERT reads BooksCorpus and Wikipedia (`wiki.doc`,
+`bc1g.doc`)."""
 
 from __future__ import annotations
 
@@ -80,8 +81,9 @@ class Passages(Sequence[str]):
 
 
 def find_passages(root: str | Path, split: str) -> list[Path]:
-    """Text files of a split: the path itself if it is a file; else the `.doc` and `.txt` files in a folder's `text` or `en_corpus`, or its own `.doc`
-    files. `wiki_val.doc` and `val.doc` are validation text; a name without a split is training text.
+    """Text files of a split: the path itself if it is a file; else the `.doc` and `.txt` files in a folder's `text` or
+    `en_corpus`, or its own `.doc` files. `wiki_val.doc` and `val.doc` are validation text; a name without a split is
+    training text.
 
     Raises:
         DataError: none.

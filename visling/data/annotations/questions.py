@@ -43,13 +43,15 @@ def read_questions(
 ) -> list[QuestionRecord]:
     """Questions of a file in its order, joined with their annotations by question id.
 
-    Images of VQA's own files are named as COCO names them, `COCO_train2014_000000000009`: to a store with Visual Genome's images 9 is another one.
+    Images of VQA's own files are named as COCO names them, `COCO_train2014_000000000009`: to a store with Visual
+    Genome's images 9 is another one.
 
     Args:
         annotations: may hold more questions than asked for; None for a split without answers.
         left_out: counts questions without a word, which are left out then; None refuses them.
     Raises:
-        DataError: a file is missing, truncated or of another layout, a question id comes twice, or a question has no annotation or no word.
+        DataError: a file is missing, truncated or of another layout, a question id comes twice, or a question has no
+            annotation or no word.
     """
     questions = Path(questions)
     content = read_json(questions)
@@ -104,8 +106,8 @@ def _image(number: str, coco_split: str) -> str:
 def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
     """The question file of a split and its annotation file, if there is one.
 
-    Looks in a folder and in its `Questions` and `Annotations`, for `v2_OpenEnded_*{split}*_questions.json` or the names without `v2_`; "train" finds
-    train2014, not trainval2014.
+    Looks in a folder and in its `Questions` and `Annotations`, for `v2_OpenEnded_*{split}*_questions.json` or the names
+    without `v2_`; "train" finds train2014, not trainval2014.
 
     Raises:
         DataError: no question file, or several (name the split with its year, or move one).
@@ -136,14 +138,17 @@ def _vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]
 
 
 def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[QuestionRecord]:
-    """GQA's questions of a file or of a folder of chunks (`train_all_questions/train_all_questions_0.json`), by question id.
+    """GQA's questions of a file or of a folder of chunks (`train_all_questions/train_all_questions_0.json`), by
+    question id.
 
-    Ids stay strings, for some begin with a zero. `question_type` is GQA's structural type, `answer_type` its semantic one.
+    Ids stay strings, for some begin with a zero. `question_type` is GQA's structural type, `answer_type` its semantic
+    one.
 
     Args:
         left_out: counts questions without a word, which are left out then; None refuses them.
     Raises:
-        DataError: a file is missing, truncated or of another layout, the folder has no chunk, chunks repeat a question, or one has no word.
+        DataError: a file is missing, truncated or of another layout, the folder has no chunk, chunks repeat a question,
+            or one has no word.
     """
     path = Path(path)
     chunks = [path]

@@ -1,8 +1,8 @@
 """Statements about images: files of one JSON object a line, and NLVR2 (Suhr, Zhou et al. 2019).
 
 NLVR2    {split}.json, also in data/ and its folders balanced/ and unbalanced/ ("balanced_dev"). Fields that are read: identifier, sentence, label
-         ("True" or "False"; none for hidden splits). An identifier has four fields, split-set-pair-sentence ("dev-850-0-1"); the first three and
-         "-img0" or "-img1" name the left and the right image.
+         ("True" or "False"; none for hidden splits). An identifier has four fields, split-set-pair-sentence
+         ("dev-850-0-1"); the first three and "-img0" or "-img1" name the left and the right image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def read_nlvr2(path: Path) -> list[Nlvr2Record]:
     """Statements of a file in its order.
 
     Raises:
-        DataError: a line is not JSON or lacks a field, a label is not True or False, or an identifier is of another form or comes twice.
+        DataError: a line is not JSON or lacks a field, a label is not True or False, or an identifier is of another
+            form or comes twice.
     """
     records: dict[str, Nlvr2Record] = {}
     for where, row in json_lines(path):
@@ -61,7 +62,8 @@ def read_nlvr2(path: Path) -> list[Nlvr2Record]:
 
 
 def nlvr2_group(identifier: str) -> str:
-    """What the official consistency groups by: the identifier without its pair, so the pairs of one sentence of one set."""
+    """What the official consistency groups by: the identifier without its pair, so the pairs of one sentence of one
+    set."""
     split, image_set, _, sentence = identifier.rsplit("-", 3)
     return f"{split}-{image_set}--{sentence}"
 

@@ -1,8 +1,11 @@
-"""Visual commonsense reasoning (VCR; Zellers et al. 2019): questions about pictures, four answers to each, four rationales of the right one.
+"""Visual commonsense reasoning (VCR; Zellers et al. 2019): questions about pictures, four answers to each, four
+rationales of the right one.
 
-Files    {split}.jsonl for train, val and test, also in vcr1annots/: one question a line. Fields that are read: annot_id, movie, question_number,
-         img_fn, metadata_fn, objects, question, answer_choices, rationale_choices, answer_label, rationale_label (test has no labels).
-         vcr1images/: pictures in folders of movies, and beside each picture its objects (`metadata_fn`): boxes, segms, names, width, height.
+Files    {split}.jsonl for train, val and test, also in vcr1annots/: one question a line. Fields that are read:
+         annot_id, movie, question_number, img_fn, metadata_fn, objects, question, answer_choices, rationale_choices,
+         answer_label, rationale_label (test has no labels).
+         vcr1images/: pictures in folders of movies, and beside each picture its objects (`metadata_fn`): boxes, segms,
+             names, width, height.
 Tokens   A sentence is a list of words and tags; a tag is a list of integers, the objects that it stands for, counted from 0 as in `objects`.
 """
 
@@ -40,7 +43,8 @@ Sentence = tuple[Token, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class VcrRecord(Record):
-    """One question with its answers and rationales; the id is `annot_id`, the image that of `img_fn` without folder and suffix.
+    """One question with its answers and rationales; the id is `annot_id`, the image that of `img_fn` without folder and
+    suffix.
 
     So `visling regions extract` names the pictures too. Stems are unique in VCR.
     """
@@ -89,7 +93,8 @@ class VcrMetadata:
 
 
 def find_vcr(root: str | Path, split: str) -> tuple[Path, Path]:
-    """The annotations of a split in a folder or its `vcr1annots`, and the folder of images that lies there or beside it.
+    """The annotations of a split in a folder or its `vcr1annots`, and the folder of images that lies there or beside
+    it.
 
     Raises:
         DataError: there are no annotations of the split.
@@ -119,8 +124,8 @@ def read_vcr(path: str | Path, images: str | Path) -> VcrData:
     Args:
         images: folder that `img_fn` and `metadata_fn` start from.
     Raises:
-        DataError: the file is missing or truncated, a field is missing or of another form, a tag names an object that is not listed, a label is not
-            that of a choice, or a picture is described in two ways.
+        DataError: the file is missing or truncated, a field is missing or of another form, a tag names an object that
+            is not listed, a label is not that of a choice, or a picture is described in two ways.
     """
     path, images = Path(path), Path(images)
     records: dict[str, VcrRecord] = {}
@@ -209,11 +214,12 @@ def read_metadata(record: VcrRecord) -> VcrMetadata:
 def with_names(
     sentence: Sentence, objects: Sequence[str], names: Mapping[int, str]
 ) -> tuple[list[tuple[str, int | None]], dict[int, str]]:
-    """The words of a sentence with names in place of tags, each with the object that it names, if any; and the names of all objects so far.
+    """The words of a sentence with names in place of tags, each with the object that it names, if any; and the names of
+    all objects so far.
 
-    A person without a name gets the next of `NEUTRAL_NAMES`, other objects are called by their class; the objects of one tag come one after the
-    other. Names are counted anew in every sentence: a person whom only an answer mentions gets the first one, which may be that of a person in the
-    question too.
+    A person without a name gets the next of `NEUTRAL_NAMES`, other objects are called by their class; the objects of
+    one tag come one after the other. Names are counted anew in every sentence: a person whom only an answer mentions
+    gets the first one, which may be that of a person in the question too.
 
     Args:
         names: of objects that were named before, in the question.

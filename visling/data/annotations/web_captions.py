@@ -1,6 +1,7 @@
 """Captions found on the web: Conceptual Captions, as released and as ViLBERT and VL-BERT keep it, and SBU.
 
-Most images of the lists have vanished since they were published: whoever mixes them into a run leaves out those that its store lacks.
+Most images of the lists have vanished since they were published: whoever mixes them into a run leaves out those that
+its store lacks.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from visling.errors import DataError
 from visling.image_ids import from_file_name
 
 Naming = Literal["crc32", "line"]
-"""How images of Conceptual Captions are named: by the CRC-32 of their address in decimal (ViLBERT, VOLTA), or by their line, from 0, in eight digits
-(VL-BERT)."""
+"""How images of Conceptual Captions are named: by the CRC-32 of their address in decimal (ViLBERT, VOLTA), or by their
+line, from 0, in eight digits (VL-BERT)."""
 
 _RELEASED = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
 _VLBERT = {"train": "train_frcnn.json", "val": "val_frcnn.json"}
@@ -65,7 +66,8 @@ def read_conceptual_captions(path: str | Path, naming: Naming = "crc32") -> Capt
 
 
 def read_vlbert_captions(path: str | Path) -> Captions:
-    """VL-BERT's rows of Conceptual Captions (`train_frcnn.json`): a JSON object a line with `image` and the words of `caption`.
+    """VL-BERT's rows of Conceptual Captions (`train_frcnn.json`): a JSON object a line with `image` and the words of
+    `caption`.
 
     Raises:
         DataError: the file is missing or truncated, or a row is of another layout.
@@ -101,7 +103,8 @@ def read_vilbert_captions(path: str | Path) -> Captions:
 
 
 def read_sbu(root: str | Path) -> Captions:
-    """SBU's captioned photos: `sbu-captions-all.json`, or the two lists of addresses and captions. Images are named as in their address.
+    """SBU's captioned photos: `sbu-captions-all.json`, or the two lists of addresses and captions. Images are named as
+    in their address.
 
     Raises:
         DataError: neither is there, one is truncated, or addresses and captions differ in number.

@@ -26,7 +26,8 @@ from visling.regions.store import gather
 from visling.types import IGNORE, Batch, Example, InputSpec, Pixels, Regions, RegionStore, Slots, Targets, Text, TextRow
 
 MIN_EXTENT = 1e-5
-"""Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the image."""
+"""Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the
+image."""
 
 SLOT_MULTIPLE = 4
 """Slots per row are padded to a multiple of this, so that batches come in few shapes."""
@@ -64,28 +65,32 @@ def collate(
 ) -> tuple[Batch, Targets]:
     """One batch and its labels, on the CPU.
 
-    Text is padded to the longest row, rounded up to `text_multiple` (never beyond `spec.max_tokens`); regions to the most of any image. An image
-    shared by the G rows of an example is given once, with `regions.row`; several images of a single row are joined (`spec.pair` "sequence").
-    Regions come in the order that `spec.region_order` names, and so do targets about them.
-    Where text and regions together are longer than `spec.joint_limit`, the longer of them loses its end, after masking, as VL-BERT's release does it.
-    A question that was paired with another image (label `matched` 0) loses its answer.
+    Text is padded to the longest row, rounded up to `text_multiple` (never beyond `spec.max_tokens`); regions to the
+    most of any image. An image shared by the G rows of an example is given once, with `regions.row`; several images of
+    a single row are joined (`spec.pair` "sequence"). Regions come in the order that `spec.region_order` names, and so
+    do targets about them. Where text and regions together are longer than `spec.joint_limit`, the longer of them loses
+    its end, after masking, as VL-BERT's release does it. A question that was paired with another image (label `matched`
+    0) loses its answer.
 
     Args:
         store: None gives a text-only batch.
         masking: None leaves the text as it is.
-        rngs: one generator per example; drawn from first for its pictures, if they are read, then for its text rows and its images, if they are
-            masked.
+        rngs: one generator per example; drawn from first for its pictures, if they are read, then for its text rows and
+            its images, if they are masked.
         region_masking: None leaves the regions as they are.
         needs: `Targets` fields that objectives read; those about regions are made only if they are named here.
         pool: image of every training example, for `region_masking.random`.
-        pictures: of these images, for models that make features of pixels: hidden regions are cut out of them, stored features are not read.
+        pictures: of these images, for models that make features of pixels: hidden regions are cut out of them, stored
+            features are not read.
         flip: share of the pictures that are mirrored, boxes and all, texts as they are.
     Raises:
-        StoreError: an image is missing (names the example), the store's features have another width than `spec` says, or it lacks what a target is
-            made of.
-        DataError: examples that do not fit together, a row longer than `spec.max_tokens`, or a picture that is missing, damaged or another one.
-        ConfigError: a label that `Targets` does not know, region targets or pictures of images that are joined in one row, region targets that are
-            not masked, or examples that name regions by number under a preset that sorts them.
+        StoreError: an image is missing (names the example), the store's features have another width than `spec` says,
+            or it lacks what a target is made of.
+        DataError: examples that do not fit together, a row longer than `spec.max_tokens`, or a picture that is missing,
+            damaged or another one.
+        ConfigError: a label that `Targets` does not know, region targets or pictures of images that are joined in one
+            row, region targets that are not masked, or examples that name regions by number under a preset that sorts
+            them.
     """
     if not examples:
         raise DataError("cannot collate zero examples.")
@@ -199,8 +204,8 @@ def _within(
     """Pieces and regions that each row keeps so that both, with the whole image, are at most `limit`.
 
     Source:
-        VL-BERT release, `conceptual_captions.py`: the longer of the two loses its last element (the text if they are equal), text its last but one;
-        at least two pieces and the whole image stay.
+        VL-BERT release, `conceptual_captions.py`: the longer of the two loses its last element (the text if they are
+        equal), text its last but one; at least two pieces and the whole image stay.
     """
     if len(regions) != len(rows):
         raise ConfigError(
@@ -376,7 +381,8 @@ def _whole(
     *,
     limited: bool,
 ) -> NDArray[np.float32] | None:
-    """Whole-image features (S, F), unless they are left to the model. A limit cuts regions that the average counts, so it is made here."""
+    """Whole-image features (S, F), unless they are left to the model. A limit cuts regions that the average counts, so
+    it is made here."""
     kind = "model" if masking is None else masking.whole
     if kind == "model" and not limited:
         return None
@@ -439,7 +445,8 @@ def _unit(boxes: NDArray[np.float32], size: NDArray[np.float32], real: NDArray[n
 def _join(
     boxes: NDArray[Any], features: NDArray[Any], real: NDArray[np.bool_], images: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]:
-    """Regions of `images` consecutive region rows laid one after the other in one row, real ones first; and which image each belongs to."""
+    """Regions of `images` consecutive region rows laid one after the other in one row, real ones first; and which image
+    each belongs to."""
     counts = real.sum(1).reshape(-1, images)
     most = max(int(counts.sum(1).max()), 1)
     joined_mask = np.arange(most) < counts.sum(1)[:, None]

@@ -1,7 +1,8 @@
 """Batches of an epoch in an order that depends on (seed, epoch) alone, prepared ahead by one thread.
 
-A chunk is a few global batches' worth of examples. Its examples are made, sorted by text length and cut into batches, which are then shuffled:
-rows of a batch have similar lengths, and nothing is padded for long. Every process walks the same chunks and takes its share of each global batch.
+A chunk is a few global batches' worth of examples. Its examples are made, sorted by text length and cut into batches,
+which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process walks the
+same chunks and takes its share of each global batch.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ Indexed = tuple[NDArray[np.int64], Batch, Targets]
 class Loader:
     """Iterates over one epoch's `(Batch, Targets)`; restart it anywhere with `state_dict` and `load_state_dict`.
 
-    Set `epoch` before each pass: order and examples follow from (seed, epoch). A generator for (seed, epoch, index) makes and masks each example,
-    so neither process count nor restarts change it.
+    Set `epoch` before each pass: order and examples follow from (seed, epoch). A generator for (seed, epoch, index)
+    makes and masks each example, so neither process count nor restarts change it.
 
     Args:
         masking, region_masking: which word pieces and regions are hidden; None shows all.
         needs: `Targets` fields that the objectives read, for those that are made of regions.
         pool: image of every training example, where `region_masking.random` takes features from.
-        pictures, flip: what models that make features of pixels read, and the share of it that is mirrored; see `collate`.
+        pictures, flip: what models that make features of pixels read, and the share of it that is mirrored; see
+            `collate`.
         batch_size: examples per batch and process.
         drop_last: leave out the examples that do not fill a global batch; False hands them on as a smaller batch.
         bucket: global batches that are sorted by length together; 1 keeps the order. None: 16 when shuffling, else 1.
@@ -56,7 +58,8 @@ class Loader:
         pin: page-lock batches for asynchronous transfer to a GPU.
         rank, world_size: this process's share; None asks the process group.
     Raises:
-        ConfigError: a size that is not positive, fewer examples than one global batch with `drop_last`, or random features without a pool.
+        ConfigError: a size that is not positive, fewer examples than one global batch with `drop_last`, or random
+            features without a pool.
     """
 
     def __init__(
@@ -249,7 +252,8 @@ class Loader:
         epoch: int,
         chunk: int,
     ) -> list[NDArray[np.int64]]:
-        """Global batches of a chunk: sorted by longest row, cut, and shuffled if the loader shuffles; a smaller batch stays last."""
+        """Global batches of a chunk: sorted by longest row, cut, and shuffled if the loader shuffles; a smaller batch
+        stays last."""
         lengths = np.array([max(len(row.ids) for row in ready[int(index)][0].rows) for index in indices])
         ordered = indices[np.argsort(lengths, kind="stable")]
         size = self._global_size
@@ -269,7 +273,8 @@ class Loader:
 
 
 def _ahead(items: Iterator[Indexed], depth: int, stop: threading.Event) -> Generator[Indexed, None, None]:
-    """The items, made by a background thread at most `depth` ahead; its exceptions are raised here, and closing ends it."""
+    """The items, made by a background thread at most `depth` ahead; its exceptions are raised here, and closing ends
+    it."""
     waiting: queue.Queue[tuple[Indexed | None, BaseException | None]] = queue.Queue(maxsize=depth)
 
     def offer(entry: tuple[Indexed | None, BaseException | None]) -> None:

@@ -39,11 +39,11 @@ class TokenMasking:
     whole_word: bool = False
     """Choose words and treat all their pieces alike (VL-BERT); VisualBERT, ViLBERT and LXMERT choose pieces."""
     in_turn: bool = False
-    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random each piece draws its entry
-    right after it. False draws for all at once, which is faster; the rates are the same."""
+    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random
+    each piece draws its entry right after it. False draws for all at once, which is faster; the rates are the same."""
     mismatched: bool = True
-    """Whether hidden words of a text that does not belong to its image are to be told. All releases ask for them but ViLBERT's multi-task one,
-    whose `objective` 1 hides them all the same and asks for none."""
+    """Whether hidden words of a text that does not belong to its image are to be told. All releases ask for them but
+    ViLBERT's multi-task one, whose `objective` 1 hides them all the same and asks for none."""
 
     def __post_init__(self) -> None:
         _check_shares(
@@ -62,7 +62,8 @@ def mask_tokens(
         at: (P,) chosen positions, ascending; possibly none.
         original_ids: (P,) what stood there.
     Source:
-        All releases: one uniform draw decides whether a piece is chosen and what becomes of it; random entries include special and unused ones.
+        All releases: one uniform draw decides whether a piece is chosen and what becomes of it; random entries include
+            special and unused ones.
     """
     ids, chosen = mask_rows([row], masking, tokenizer, [rng])
     at = np.flatnonzero(chosen)
@@ -89,8 +90,8 @@ def mask_rows(
         spare = None
     chosen = (draws < masking.rate) & _maskable(rows, original, tokenizer)
     share = draws[chosen] / masking.rate if masking.rate else draws[chosen]
-    # Given that a draw means "random", where it lies in that interval is uniform again and picks the entry; pieces of one word need numbers of
-    # their own.
+    # Given that a draw means "random", where it lies in that interval is uniform again and picks the entry; pieces of
+    # one word need numbers of their own.
     within = (share - masking.mask) / max(masking.random, 1e-9) if spare is None else spare[chosen]
     entries = (within * tokenizer.size).astype(np.int64).clip(0, tokenizer.size - 1)
     ids = original.copy()
@@ -123,7 +124,8 @@ def _mask_in_turn(
     tokenizer: Tokenizer,
     rngs: Sequence[np.random.Generator],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), VisualBERT, ViLBERT and LXMERT (`random_word`)."""
+    """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), VisualBERT, ViLBERT and LXMERT
+    (`random_word`)."""
     maskable = _maskable(rows, original, tokenizer)
     ids, chosen = original.copy(), np.zeros(len(original), bool)
     start = 0
@@ -173,20 +175,25 @@ class RegionMasking:
     hide: float = 0.9
     """Share of the chosen whose feature becomes zeros."""
     random: float = 0.0
-    """Share of the chosen that get the feature of a random region of the image of a random example (LXMERT); the rest stay as they are."""
+    """Share of the chosen that get the feature of a random region of the image of a random example (LXMERT); the rest
+    stay as they are."""
     learned: bool = False
-    """Say in `regions.hidden` which features are hidden, for models that put a learned vector in their place (VL-BERT)."""
+    """Say in `regions.hidden` which features are hidden, for models that put a learned vector in their place
+    (VL-BERT)."""
     hide_overlapping: bool = False
-    """Hide also every region that overlaps a hidden one by more than `overlap`; nothing is asked about it unless it was chosen (12-in-1 paper)."""
+    """Hide also every region that overlaps a hidden one by more than `overlap`; nothing is asked about it unless it was
+    chosen (12-in-1 paper)."""
     overlap: float = 0.4
     """Intersection over union, with both end pixels counted, above which two regions overlap."""
     whole: Literal["model", "visible", "unflagged"] = "model"
-    """The whole-image feature. model: left to the model, which averages the features as they come (first ViLBERT release). visible: mean of those
-    that are not hidden (VL-BERT). unflagged: their sum over the number of `whole_slots` that overlap no chosen region (multi-task ViLBERT)."""
+    """The whole-image feature. model: left to the model, which averages the features as they come (first ViLBERT
+    release). visible: mean of those that are not hidden (VL-BERT). unflagged: their sum over the number of
+    `whole_slots` that overlap no chosen region (multi-task ViLBERT)."""
     whole_slots: int = 36
     """Region slots of the multi-task ViLBERT release, padding included."""
     labels: Literal["chosen", "all"] = "chosen"
-    """Regions whose class and attribute are asked for: LXMERT's release asks for all. Features are asked for the chosen ones only."""
+    """Regions whose class and attribute are asked for: LXMERT's release asks for all. Features are asked for the chosen
+    ones only."""
     mismatched: bool = True
     """Whether anything is asked about the regions of a pair that does not match; see `TokenMasking.mismatched`."""
 
@@ -218,7 +225,8 @@ REGION_RELEASES: Mapping[str, RegionMasking] = {
     "lxmert": RegionMasking(hide=0.8, random=0.1, labels="all"),
     "cvlp": RegionMasking(hide=0.8, random=0.1),
 }
-"""Region masking of each release; VisualBERT hides none. "vilbert-multitask" is its `objective` 1, the setting of 12-in-1."""
+"""Region masking of each release; VisualBERT hides none. "vilbert-multitask" is its `objective` 1, the setting of
+12-in-1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,8 +253,8 @@ def mask_regions(
 ) -> MaskedImage:
     """Choose regions of one image.
 
-    One number per region decides whether it is chosen and what becomes of it; where it says random, the example and the region are drawn right after
-    it. A drawn image without any region hides the feature instead.
+    One number per region decides whether it is chosen and what becomes of it; where it says random, the example and the
+    region are drawn right after it. A drawn image without any region hides the feature instead.
 
     Args:
         boxes: (R, 4) pixel corners.
@@ -304,11 +312,13 @@ def _choose_in_turn(
 def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bool_]) -> Tensor:
     """A copy of an image in which the hidden regions are cut out, before any feature is made of it.
 
-    Zero is the mean colour once an image is normalised. Regions that overlap a hidden one, the whole image among them, see the hole too.
+    Zero is the mean colour once an image is normalised. Regions that overlap a hidden one, the whole image among them,
+    see the hole too.
 
     Args:
         image: (3, H, W) normalised.
-        boxes: (R, 4) corners in pixels of this image, after it was resized and flipped; the pixels of both corners belong to a box.
+        boxes: (R, 4) corners in pixels of this image, after it was resized and flipped; the pixels of both corners
+            belong to a box.
         hidden: (R,) `MaskedImage.hidden`; the whole image is never a hidden region.
     Source:
         VL-BERT release, end to end (`MASK_RAW_PIXELS`).

@@ -14,8 +14,9 @@ Pair = tuple[Batch, Targets]
 class PairedLoader:
     """Iterates over one epoch's pairs of pairs: batch and targets with images, batch and targets of text alone.
 
-    The images make the epoch. Text goes on from epoch to epoch and begins anew, in another order, whenever it is exhausted; which of it meets a batch
-    of images follows from the number of batches before, so that a restart meets the same.
+    The images make the epoch. Text goes on from epoch to epoch and begins anew, in another order, whenever it is
+    exhausted; which of it meets a batch of images follows from the number of batches before, so that a restart meets
+    the same.
 
     Source:
         VL-BERT release, `MultiTaskDataLoader`.

@@ -1,4 +1,5 @@
-"""Pictures of a batch for a region extractor that is trained along: boxes in their frame, hidden regions cut out, one padded block.
+"""Pictures of a batch for a region extractor that is trained along: boxes in their frame, hidden regions cut out, one
+padded block.
 
 Letters  S region rows, one picture each, R regions, H and W height and width of a picture.
 """
@@ -19,19 +20,22 @@ from visling.errors import DataError
 from visling.types import Pixels, RegionArray, RegionStore
 
 MAX_DISTORTION = 0.05
-"""Share by which width over height of a picture may differ from that of the image whose regions are stored; scaled copies round theirs."""
+"""Share by which width over height of a picture may differ from that of the image whose regions are stored; scaled
+copies round theirs."""
 
 
 class Pictures(Protocol):
     """Pictures by image id as a region extractor reads them."""
 
     def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> Sequence[Tensor]:
-        """Each picture, (3, H, W) float32 of its own size: scaled, mirrored where asked, normalised so that 0 is the mean colour."""
+        """Each picture, (3, H, W) float32 of its own size: scaled, mirrored where asked, normalised so that 0 is the
+        mean colour."""
         ...
 
 
 class BoxesAlone:
-    """A view of a region store whose features are 0 wide, for models that make their own: the stored ones are not read."""
+    """A view of a region store whose features are 0 wide, for models that make their own: the stored ones are not
+    read."""
 
     feature_size = 0
 
@@ -63,7 +67,8 @@ def place(
     Raises:
         DataError: a picture has another shape than the image whose regions are stored.
     Source:
-        VL-BERT release, `data/transforms` and `conceptual_captions.py`: scaled, mirrored to w - 1 - x, cut to the last pixel.
+        VL-BERT release, `data/transforms` and `conceptual_captions.py`: scaled, mirrored to w - 1 - x, cut to the last
+        pixel.
     """
     frame = np.array([(picture.shape[2], picture.shape[1]) for picture in pictures], np.float32)
     for image_id, (wide, high), stored in zip(image_ids, frame, size, strict=True):

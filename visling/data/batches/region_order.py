@@ -17,8 +17,8 @@ from visling.types import RegionArray, RegionStore
 class ByConfidence:
     """A view of a region store in which the most confident regions of every image come first.
 
-    A region is as confident as the highest share of its class distribution, or, in a store without distributions, as its class; equals keep the
-    store's order. Orders are remembered, so a view is made for a batch and let go.
+    A region is as confident as the highest share of its class distribution, or, in a store without distributions, as
+    its class; equals keep the store's order. Orders are remembered, so a view is made for a batch and let go.
 
     Source:
         VL-BERT release, `conceptual_captions.py`: by the maximum class score, background included.

@@ -123,7 +123,8 @@ def check_labels(store: NativeStore, target: str, number: int) -> None:
 
 
 def detected(name: str, images: Sequence[RegionArray], slots: Slots) -> Tensor:
-    """What the detector said of the regions at the slots, as the `Targets` field `name`; labels of free slots are IGNORE, numbers 0.
+    """What the detector said of the regions at the slots, as the `Targets` field `name`; labels of free slots are
+    IGNORE, numbers 0.
 
     Of several attributes per region the first counts, which is the most confident one.
 

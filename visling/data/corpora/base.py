@@ -127,8 +127,8 @@ def with_regions(
     """The records whose images have regions.
 
     Args:
-        numbered: whether an image id is a number of Visual Genome. Its 9 and COCO's 9 are two images: it is looked for by its exact id, and never
-            found under a name of COCO.
+        numbered: whether an image id is a number of Visual Genome. Its 9 and COCO's 9 are two images: it is looked for
+            by its exact id, and never found under a name of COCO.
     Raises:
         StoreError: none has.
     """
@@ -154,7 +154,8 @@ def with_regions(
     return kept
 
 
-# Sentences as COCO, NLVR, VQA and VCR hold them; the store must know every image, though its detector may have found nothing in it.
+# Sentences as COCO, NLVR, VQA and VCR hold them; the store must know every image, though its detector may have found
+# nothing in it.
 
 
 def with_all_regions(records: Sequence[_T], root: Path, reading: CorpusContext) -> list[_T]:
@@ -207,20 +208,22 @@ class Corpus:
     """One body of sentences about images; which folders it is read from comes from the command line."""
 
     kind: CorpusKind
-    """COCO captions, as VisualBERT shows them: captions: one, always right, nothing to match. caption_pairs: two, does the second fit.
-    single_captions: one, half of the time a wrong one.
-    NLVR: statements: true or false. unmasked_statements: the same with every word shown. true_statements: the true ones as captions.
-    VQA: questions: question and answer as one text (VisualBERT). spelled_questions: the same, the answer letter by letter, as its release has it.
-    answered_questions: questions whose answer is asked for (LXMERT).
-    One caption each, half of the time a wrong one if the run learns matching: conceptual_captions (released table, or VL-BERT's rows), sbu,
-    flickr30k, vg_regions (phrases of Visual Genome's regions), vilbert_captions (ViLBERT's table of Conceptual Captions; a "wrong" one may fit).
-    As answered_questions: vg_qa, gqa. lxmert: its merged file, captions and questions of five data sets.
-    vcr: question and one of its answers, or both and a rationale: is the choice right (VisualBERT); each of the eight choices once per pass.
-    text: sentences or documents without images, in a batch of their own (VL-BERT)."""
+    """COCO captions, as VisualBERT shows them: captions: one, always right, nothing to match. caption_pairs: two, does
+    the second fit. single_captions: one, half of the time a wrong one.
+    NLVR: statements: true or false. unmasked_statements: the same with every word shown. true_statements: the true ones
+    as captions. VQA: questions: question and answer as one text (VisualBERT). spelled_questions: the same, the answer
+    letter by letter, as its release has it. answered_questions: questions whose answer is asked for (LXMERT).
+    One caption each, half of the time a wrong one if the run learns matching: conceptual_captions (released table, or
+    VL-BERT's rows), sbu, flickr30k, vg_regions (phrases of Visual Genome's regions), vilbert_captions (ViLBERT's table
+    of Conceptual Captions; a "wrong" one may fit). As answered_questions: vg_qa, gqa. lxmert: its merged file, captions
+    and questions of five data sets. vcr: question and one of its answers, or both and a rationale: is the choice right
+    (VisualBERT); each of the eight choices once per pass. text: sentences or documents without images, in a batch of
+    their own (VL-BERT)."""
     weight: float = 1.0
     """Passes over it per epoch; of text: rows per row with an image."""
     keep_above: bool = True
-    """Of vilbert_captions: a draw above one half keeps the caption (first release) or replaces it (False, multi-task release)."""
+    """Of vilbert_captions: a draw above one half keeps the caption (first release) or replaces it (False, multi-task
+    release)."""
     same_choice: bool = False
     """Of vcr: question i is shown with choice i modulo 8, eight times, as in VisualBERT's release by mistake."""
     word_links: bool = False

@@ -37,8 +37,8 @@ from visling.types import IGNORE, Example
 class CaptionPairs:
     """Two captions; does the second fit the image of the first?
 
-    Half of the time (a draw u > 0.5) the second is a random caption of another image (matched 0), else another caption of the same image
-    (matched 1). An image with a single caption always gets a random second one.
+    Half of the time (a draw u > 0.5) the second is a random caption of another image (matched 0), else another caption
+    of the same image (matched 1). An image with a single caption always gets a random second one.
 
     Source:
         VisualBERT release, `two_sentence`. Its label field is called `is_random_next`, yet 1 means "fits", as here.
@@ -70,7 +70,8 @@ class SingleCaption:
     """One caption, replaced by a random one of another image with a given probability.
 
     Args:
-        false_caption_ratio: probability of a wrong caption (matched 0); None gives no label, for masked language modelling alone.
+        false_caption_ratio: probability of a wrong caption (matched 0); None gives no label, for masked language
+            modelling alone.
     Source:
         VisualBERT release without `two_sentence` (0.5).
     """
@@ -105,10 +106,12 @@ class SingleCaption:
 
 
 class VilbertCaptions:
-    """A caption, or half of the time one drawn from all captions, its own included: then it fits and is labelled as if it did not.
+    """A caption, or half of the time one drawn from all captions, its own included: then it fits and is labelled as if
+    it did not.
 
     Args:
-        pool: captions in the order of the file, from which the first `len(records)` are drawn, whether their image has regions or not.
+        pool: captions in the order of the file, from which the first `len(records)` are drawn, whether their image has
+            regions or not.
         keep_above: draws above one half keep the caption (first release); False keeps below (multi-task release).
         matching: False replaces none and gives no label (the multi-task release's `objective` 2).
     Source:

@@ -19,8 +19,8 @@ _T = TypeVar("_T", bound=Record)
 
 
 def _of_split(records: Sequence[_T], root: Path, split: str) -> list[_T]:
-    """Records of a split of Visual Genome, which has none of its own: of the images that `{split}_images.txt` lists; without such a list, for
-    training, of those that no other list has."""
+    """Records of a split of Visual Genome, which has none of its own: of the images that `{split}_images.txt` lists;
+    without such a list, for training, of those that no other list has."""
     own = root / f"{split}_images.txt"
     if own.is_file():
         wanted = read_ids(own)
@@ -57,5 +57,6 @@ def genome_questions(root: Path, split: str, reading: CorpusContext | None) -> S
 
 
 def is_genome_number(image: str) -> bool:
-    """Whether an image id of Visual Genome, GQA or LXMERT's merged files is a number of Visual Genome; their other ids are COCO's names."""
+    """Whether an image id of Visual Genome, GQA or LXMERT's merged files is a number of Visual Genome; their other ids
+    are COCO's names."""
     return image.isdecimal()

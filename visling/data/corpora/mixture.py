@@ -15,7 +15,8 @@ from visling.types import IGNORE, Example, Record
 
 
 class Labelled:
-    """A source whose examples have all of some labels, IGNORE where they lack one: a batch of captions alone has them too."""
+    """A source whose examples have all of some labels, IGNORE where they lack one: a batch of captions alone has them
+    too."""
 
     def __init__(self, source: RecordSource, names: Sequence[str]) -> None:
         self.source, self.names = source, names
@@ -56,12 +57,14 @@ class Mixture:
         return int(self._ends[-1])
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """Example `index`: numbers run through the sources in order; the part of a pass that is not whole is drawn at random."""
+        """Example `index`: numbers run through the sources in order; the part of a pass that is not whole is drawn at
+        random."""
         source, number = self._place(index, rng)
         return source.example(number, rng)
 
     def record(self, index: int, rng: np.random.Generator) -> Record:
-        """The annotation of which `example` makes example `index` with the same generator; only of sources that have annotations."""
+        """The annotation of which `example` makes example `index` with the same generator; only of sources that have
+        annotations."""
         source, number = self._place(index, rng)
         return cast(RecordSource, source).records[number]
 

@@ -58,15 +58,18 @@ class QuestionAnswer:
 
 
 class LxmertSentences:
-    """A caption or question, replaced by one of another image with a given probability; questions that stay are asked for a drawn answer.
+    """A caption or question, replaced by one of another image with a given probability; questions that stay are asked
+    for a drawn answer.
 
-    Draws are made in this order: whether the sentence is wrong, which one stands in its place (again while it is of the same image), and, for a
-    question in its place with several answers in the table, the answer, in proportion to its score.
+    Draws are made in this order: whether the sentence is wrong, which one stands in its place (again while it is of the
+    same image), and, for a question in its place with several answers in the table, the answer, in proportion to its
+    score.
 
     Args:
-        answers: table whose entries `answer` counts; IGNORE where nothing is asked, no answer is in the table or the sentence was replaced. None
-            gives no such label.
-        false_sentence_ratio: probability of a wrong sentence (matched 0); None replaces none and gives no label, for runs without matching.
+        answers: table whose entries `answer` counts; IGNORE where nothing is asked, no answer is in the table or the
+            sentence was replaced. None gives no such label.
+        false_sentence_ratio: probability of a wrong sentence (matched 0); None replaces none and gives no label, for
+            runs without matching.
     Source:
         LXMERT release, `lxmert_pretrain.py` and `lxmert_data.py` (0.5).
     Raises:

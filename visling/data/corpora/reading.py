@@ -1,4 +1,5 @@
-"""What a pre-training run reads: which files make a corpus, how it is shown, how corpora are mixed, and the answers that are asked for."""
+"""What a pre-training run reads: which files make a corpus, how it is shown, how corpora are mixed, and the answers
+that are asked for."""
 
 from __future__ import annotations
 
@@ -130,8 +131,8 @@ def read(
 def answer_table(corpora: Sequence[Corpus], data: Sequence[str], *, split: str, min_count: int) -> AnswerVocabulary:
     """The answers of a run that learns to answer questions.
 
-    The table beside LXMERT's merged files (`all_ans.json`) if a folder has one; else the best answers of the training questions that occur
-    `min_count` times.
+    The table beside LXMERT's merged files (`all_ans.json`) if a folder has one; else the best answers of the training
+    questions that occur `min_count` times.
 
     Raises:
         ConfigError: no corpus of the run has answers.

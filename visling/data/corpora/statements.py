@@ -19,8 +19,9 @@ class LabelledSentences:
     """A sentence that is true of its images (matched 1) or not (matched 0); no label where it is unknown.
 
     Args:
-        masked: whether masked language modelling hides words of these sentences too, as the release does. Hiding the word on which a sentence turns
-            makes its label a guess, and where true and false sentences are balanced the words say nothing about the image.
+        masked: whether masked language modelling hides words of these sentences too, as the release does. Hiding the
+            word on which a sentence turns makes its label a guess, and where true and false sentences are balanced the
+            words say nothing about the image.
     Source:
         VisualBERT's task-specific pre-training on NLVR2.
     """

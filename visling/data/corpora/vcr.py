@@ -16,19 +16,23 @@ from visling.types import Example
 
 
 class VcrChoices:
-    """A question of VCR and one of its answers, or question with right answer and one of its rationales: is the choice right (matched 1)?
+    """A question of VCR and one of its answers, or question with right answer and one of its rationales: is the choice
+    right (matched 1)?
 
-    Eight examples of each question, its answers first. Objects are called by names (`with_names`), which answers and rationales take over from what
-    comes before them. Regions are all that the store has of the image, whose id is the stem of `img_fn`; the release shows the whole image, as a
-    region of its own, and those detections alone that question, answers or rationales of either kind name, all persons where "everyone" is
-    mentioned or nothing is named (`add_all_features`).
+    Eight examples of each question, its answers first. Objects are called by names (`with_names`), which answers and
+    rationales take over from what comes before them. Regions are all that the store has of the image, whose id is the
+    stem of `img_fn`; the release shows the whole image, as a region of its own, and those detections alone that
+    question, answers or rationales of either kind name, all persons where "everyone" is mentioned or nothing is named
+    (`add_all_features`).
 
     Args:
-        objects_from: image -> number of the region that is its object 0, the others following it: names are linked to these regions. Of images that
-            are not in it nothing is linked.
-        same_choice: whether question number i is shown with choice i modulo 8 only, eight times an epoch, as in the release by mistake
-            (`complete_shuffle` overwrites the number that the choice is made of); else with each choice once.
-        word_links: whether links count words where they should count pieces, as in the release by mistake; see `TextLayout.named`.
+        objects_from: image -> number of the region that is its object 0, the others following it: names are linked to
+            these regions. Of images that are not in it nothing is linked.
+        same_choice: whether question number i is shown with choice i modulo 8 only, eight times an epoch, as in the
+            release by mistake (`complete_shuffle` overwrites the number that the choice is made of); else with each
+            choice once.
+        word_links: whether links count words where they should count pieces, as in the release by mistake; see
+            `TextLayout.named`.
     Source:
         VisualBERT's task-specific pre-training on VCR, `vcr.py` with `pretraining_include_qa_and_qar`.
     Raises:
@@ -89,7 +93,8 @@ class VcrChoices:
 
 
 _SAME_BOX = 1.0
-"""Pixels by which each coordinate of a stored box may be off an object of VCR and is still that object's: stores may hold rounded boxes."""
+"""Pixels by which each coordinate of a stored box may be off an object of VCR and is still that object's: stores may
+hold rounded boxes."""
 
 
 def read_vcr_choices(root: Path, split: str, reading: CorpusContext) -> RecordSource:
@@ -111,8 +116,8 @@ def read_vcr_choices(root: Path, split: str, reading: CorpusContext) -> RecordSo
 
 
 def _objects_from(record: VcrRecord, store: NativeStore) -> int | None:
-    """Number of the region that is object 0 of a picture: 0, or 1 behind the whole image; None if the store holds others than its objects in their
-    order."""
+    """Number of the region that is object 0 of a picture: 0, or 1 behind the whole image; None if the store holds
+    others than its objects in their order."""
     objects, regions = read_metadata(record).boxes, store[record.images[0]].boxes
     start = len(regions) - len(objects)
     return start if start in (0, 1) and bool((np.abs(regions[start:] - objects) <= _SAME_BOX).all()) else None

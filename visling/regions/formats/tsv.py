@@ -25,7 +25,8 @@ from visling.regions.writer import StoreWriter
 from visling.types import RegionArray
 
 OUTSIDE = 1.0
-"""Pixels by which a box may leave its image: it is cut to the image. A box further out belongs to another image, or to another layout."""
+"""Pixels by which a box may leave its image: it is cut to the image. A box further out belongs to another image, or to
+another layout."""
 
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "bottom-up-attention": ("id", "width", "height", "number", "boxes", "features"),
@@ -218,7 +219,8 @@ def import_regions(
         resume: go on with an interrupted import, or add images to a store.
         progress: called with the bytes read so far and in all.
     Raises:
-        DataError: a file is missing, of another layout or width than the first, a line is damaged, or a label has no name.
+        DataError: a file is missing, of another layout or width than the first, a line is damaged, or a label has no
+            name.
         BoxError: a box outside its image.
         StoreError: the folder holds a store already, or one of other features.
     """
@@ -281,7 +283,8 @@ def _check_labels(path: Path, image: str, regions: RegionArray, names: Mapping[s
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
-    """Names of classes or attributes in the order of their ids, one a line; of synonyms with commas between them the first.
+    """Names of classes or attributes in the order of their ids, one a line; of synonyms with commas between them the
+    first.
 
     Raises:
         DataError: the file is missing or not text.

@@ -161,7 +161,8 @@ def _distinct(kinds: Sequence[Kind], box: Box) -> bool:
 
 
 def _is_above(first: Piece, second: Piece) -> Truth:
-    """Plainly above: ends before the other begins and they share some columns; plainly not: its middle is not higher."""
+    """Plainly above: ends before the other begins and they share some columns; plainly not: its middle is not
+    higher."""
     if first.y + first.size / 2 >= second.y + second.size / 2:
         return False
     columns = min(first.x + first.size, second.x + second.size) - max(first.x, second.x)
@@ -223,7 +224,9 @@ def every_box(rng: np.random.Generator) -> Sentence:
     )
 
     def truth(panel: Panel) -> Truth:
-        found = [quantity.over([conjoin(kind.test(p), place(p) if place else True) for p in box_]) for box_ in panel.boxes]
+        found = [
+            quantity.over([conjoin(kind.test(p), place(p) if place else True) for p in box_]) for box_ in panel.boxes
+        ]
         return False if False in found else None if None in found else True
 
     return Sentence(form="every box", text=text, truth=truth)

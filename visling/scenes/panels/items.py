@@ -138,7 +138,9 @@ def not_coloured(rng: np.random.Generator) -> Sentence:
     return Sentence(
         form="not coloured",
         text=f"There is a {shape} {words} that is not {color}",
-        truth=lambda panel: exists([conjoin(p.shape == shape and p.color != color, place(p)) for p in all_pieces(panel)]),
+        truth=lambda panel: exists(
+            [conjoin(p.shape == shape and p.color != color, place(p)) for p in all_pieces(panel)]
+        ),
     )
 
 

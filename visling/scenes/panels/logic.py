@@ -17,7 +17,8 @@ OnPiece = Callable[[Piece], Truth]
 OnBox = Callable[[Box], Truth]
 
 APART = 2
-"""An item touches a side when no pixel lies between, and does not from this many on; with one pixel between nothing is said."""
+"""An item touches a side when no pixel lies between, and does not from this many on; with one pixel between nothing is
+said."""
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven")
 

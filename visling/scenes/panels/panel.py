@@ -1,6 +1,7 @@
 """Panels: three grey boxes of scattered shapes or of one tower each, drawn as NLVR (version 1) draws them.
 
-Colours, sizes, gaps, the share of items at an edge and the coverage of edge pixels were measured on NLVR's development pictures.
+Colours, sizes, gaps, the share of items at an edge and the coverage of edge pixels were measured on NLVR's development
+pictures.
 """
 
 from __future__ import annotations

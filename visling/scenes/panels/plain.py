@@ -1,4 +1,5 @@
-"""Plain words about panels, one condition at a time: captions of one item or one number, and statements. What a small model learns first."""
+"""Plain words about panels, one condition at a time: captions of one item or one number, and statements. What a small
+model learns first."""
 
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
 def plain_statements(panel: Panel, rng: np.random.Generator, count: int) -> list[tuple[Sentence, bool]]:
     """Different statements with their truth, true and false in turn, at most `count`.
 
-    Words alone tell a little about the truth (a tower of four is rare): a model that begins gets a hold there, and none of statements that are as
-    often true as false (docs/log.md).
+    Words alone tell a little about the truth (a tower of four is rare): a model that begins gets a hold there, and none
+    of statements that are as often true as false (docs/log.md).
     """
     found: dict[str, tuple[Sentence, bool]] = {}
     for k in range(count):

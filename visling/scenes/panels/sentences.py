@@ -1,9 +1,10 @@
-"""Sentences about panels, built from conditions and quantifiers, each with the function that says whether it is true of a panel.
+"""Sentences about panels, built from conditions and quantifiers, each with the function that says whether it is true of
+a panel.
 
 The constructions and words are those that occur in NLVR's development sentences, and so are the readings:
 "two towers" are exactly two, "over" is directly over.
-A condition is true, false or, where readers would disagree (an item one pixel from the edge, a block above another with one between), None;
-a sentence is only used for panels on which it is plainly true or false.
+A condition is true, false or, where readers would disagree (an item one pixel from the edge, a block above another with
+one between), None; a sentence is only used for panels on which it is plainly true or false.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from visling.scenes.world import pick
 def sample_sentences(rng: np.random.Generator, towers: bool, num_boxes: int, tries: int = 60) -> Iterator[Sentence]:
     """Random sentences of one random form for panels of towers or of scattered items, with the slips of human writers.
 
-    The caller takes the first that suits its panels; as all have one form, forms that seldom suit are not crowded out by others.
+    The caller takes the first that suits its panels; as all have one form, forms that seldom suit are not crowded out
+    by others.
     """
     maker = pick(rng, _TOWER_FORMS if towers else _SCATTER_FORMS)
     form = ""
@@ -128,7 +130,8 @@ _SLIPS: Sequence[tuple[float, str, str]] = (
 
 
 def _as_people_write(text: str, rng: np.random.Generator) -> str:
-    """The sentence with or without capital and period, and now and then with a slip of a human writer that leaves the meaning alone."""
+    """The sentence with or without capital and period, and now and then with a slip of a human writer that leaves the
+    meaning alone."""
     for rate, pattern, other in _SLIPS:
         if rng.random() < rate:
             text = re.sub(pattern, other, text, count=1)

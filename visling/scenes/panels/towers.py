@@ -25,7 +25,8 @@ def _base_word(end: str, rng: np.random.Generator) -> str:
 
 
 def _stacked(tower: Box, upper: str, lower: str, words: str) -> Truth:
-    """Whether a block of one colour stands over one of another: directly, except that "above" is open to dispute with others between."""
+    """Whether a block of one colour stands over one of another: directly, except that "above" is open to dispute with
+    others between."""
     colours = [block.color for block in tower]
     direct = any(a == lower and b == upper for a, b in itertools.pairwise(colours))
     anywhere = any(
@@ -114,7 +115,9 @@ def _tower_condition(rng: np.random.Generator) -> tuple[str, str, OnBox]:
         return (
             form,
             words,
-            lambda tower: conjoin(any(b.color == first for b in tower), more.holds(sum(b.color == second for b in tower))),
+            lambda tower: conjoin(
+                any(b.color == first for b in tower), more.holds(sum(b.color == second for b in tower))
+            ),
         )
     if form == "only":
         colours = shuffled(rng, tuple(COLOURS))[: int(rng.integers(1, 3))]

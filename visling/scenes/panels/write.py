@@ -38,7 +38,8 @@ class _Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class _Presented:
-    """One presentation: panels and the sentences judged of them; the first of each panel is written in NLVR's layout."""
+    """One presentation: panels and the sentences judged of them; the first of each panel is written in NLVR's
+    layout."""
 
     number: int
     panels: list[Panel]
@@ -48,7 +49,8 @@ class _Presented:
 
 
 def write_panels(folder: Path, config: ScenesConfig, progress: Callable[[int], None]) -> dict[str, Any]:
-    """Draw all panels into folder/nlvr and return counts per split; `progress` is called with the number of panels done."""
+    """Draw all panels into folder/nlvr and return counts per split; `progress` is called with the number of panels
+    done."""
     counts: dict[str, Any] = {}
     presentations = -(-config.panels // 4)
     splits = config.bounds(presentations)
@@ -164,7 +166,8 @@ def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Genera
 
 
 def _halves(truths: Sequence[bool | None], number: int, rng: np.random.Generator) -> list[int] | None:
-    """Positions of as many true as false, neighbours (variations of one panel) first; None when there are not enough."""
+    """Positions of as many true as false, neighbours (variations of one panel) first; None when there are not
+    enough."""
     true = [i for i, truth in enumerate(truths) if truth is True]
     false = [i for i, truth in enumerate(truths) if truth is False]
     want_true = number // 2 + (number % 2 and int(rng.integers(2)))
