@@ -20,18 +20,23 @@ from PIL import Image
 from visling import models, runtime
 from visling.data.batches.collate import collate
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import CheckpointError
+from visling.errors import CheckpointError, DataError
 from visling.pretrained import folder as folder_module
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import ModelFolder
-from visling.types import Example, Prediction, Record, RegionArray
+from visling.tasks.base import TaskSource, TextOnly
+from visling.types import RegionArray
 from visling.vision.detector import Detector
 from visling.vision.images import read_image, to_pixels
 
 
+ImageLike = str | Path | Image.Image
+"""An image file, or an image that has been read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model says about one image, and what it looked at."""
+    """What a model predicts about one image, or about the few that its task reads together, and what it looked at."""
 
     text: str
     """The top answer."""
@@ -40,43 +45,49 @@ class Answer:
     top: tuple[tuple[str, float], ...]
     """Best answers with probabilities, best first."""
     question: str
-    image: Image.Image
-    """As the detector saw it: upright RGB, on white."""
-    regions: RegionArray
+    images: tuple[Image.Image, ...]
+    """As the detector saw them: upright RGB, on white."""
+    regions_by_image: tuple[RegionArray, ...]
     truncated: bool
     """Whether the question was longer than the model reads and was cut."""
 
+    @property
+    def image(self) -> Image.Image:
+        """The first image."""
+        return self.images[0]
 
-class _OneImage:
-    """A region store of the image at hand."""
+    @property
+    def regions(self) -> RegionArray:
+        """Regions of the first image."""
+        return self.regions_by_image[0]
 
-    def __init__(self, regions: RegionArray, fingerprint: str) -> None:
-        self.regions, self.fingerprint, self.feature_size = regions, fingerprint, int(regions.features.shape[1])
+
+class _GivenRegions:
+    """A region store of the images at hand, numbered from 0."""
+
+    def __init__(self, regions: Sequence[RegionArray], fingerprint: str) -> None:
+        self.regions, self.fingerprint = regions, fingerprint
+        self.feature_size = int(regions[0].features.shape[1])
 
     def __contains__(self, image_id: str) -> bool:
         return True
 
     def __getitem__(self, image_id: str) -> RegionArray:
-        return self.regions
+        return self.regions[int(image_id)]
 
     def __len__(self) -> int:
-        return 1
+        return len(self.regions)
 
 
 class Predictor:
     """A fine-tuned model with its detector."""
 
-    def __init__(self, saved: ModelFolder, detector: Detector | None, device: torch.device) -> None:
-        self.saved, self.detector, self.device = saved, detector, device
-        self.model, self.task = saved.task_model()
-        if self.task.images != 1:
-            raise CheckpointError(
-                f"{saved.path} judges {self.task.images} images together (task {self.task.name}), and raw images are answered about one by one. "
-                "Score it on a data set: visling evaluate."
-            )
+    def __init__(self, folder: ModelFolder, detector: Detector | None, device: torch.device) -> None:
+        self.folder, self.detector, self.device = folder, detector, device
+        self.model, self.task = folder.task_model()
         self.model.to(device).eval()
-        self.spec = models.spec(saved.model).inputs(saved.config)
-        self.tokenizer = Tokenizer(str(saved.path / "vocab.txt"))
+        self.spec = models.spec(folder.model).inputs(folder.config)
+        self.tokenizer = Tokenizer(str(folder.path / "vocab.txt"))
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -88,44 +99,47 @@ class Predictor:
         """Names of the detector's attributes."""
         return () if self.detector is None else self.detector.config.attribute_names
 
-    def answer(self, image: str | Path | Image.Image, text: str) -> Answer:
-        """Answer a question about, or judge a sentence of, one raw image.
+    def answer(self, image: ImageLike | Sequence[ImageLike], text: str) -> Answer:
+        """Answer a question about, or judge a sentence of, one raw image, or of as many as the task reads together.
 
         Raises:
-            DataError: the image cannot be read, or the text is empty.
+            DataError: an image cannot be read, the text is empty, or there are more or fewer images than the task reads.
         """
-        pixels = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
-        regions = self._regions(pixels)
+        given = [image] if isinstance(image, (str, Path, Image.Image)) else list(image)
+        if len(given) != self.task.images:
+            raise DataError(
+                f"the task {self.task.name} reads {self.task.images} image{'s' if self.task.images > 1 else ''} at a "
+                f"time; found {len(given)}."
+            )
+        pixels = [to_pixels(one) if isinstance(one, Image.Image) else read_image(Path(one)) for one in given]
+        regions = tuple(self._detect(one) for one in pixels)
         layout = TextLayout(self.tokenizer, self.spec)
-        example = Example(
-            id="0",
-            rows=(layout.row(text, answer=self.task.name == "vqa"),),
-            images=() if self.saved.text_only else ("0",),
-        )
-        store = None if self.saved.text_only else _OneImage(regions, self.saved.fingerprint)
-        batch, _ = collate(
-            [example], store, self.spec, tokenizer=self.tokenizer, masking=None, rngs=[runtime.generator_for(0)]
-        )
+        record = self.task.query([text], [str(number) for number in range(len(given))])
+        source = TaskSource(self.task, [record], layout)
+        rng = runtime.generator_for(0)
+        example = (TextOnly(source) if self.folder.text_only else source).example(0, rng)
+        store = None if self.folder.text_only else _GivenRegions(regions, self.folder.fingerprint)
+        batch, _ = collate([example], store, self.spec, tokenizer=self.tokenizer, masking=None, rngs=[rng])
+        batch = batch.to(self.device)
         with torch.inference_mode():
-            logits = self.model(batch.to(self.device))
-        prediction: Prediction = self.task.decode(logits, [Record(id="0", images=("0",))])[0]
+            prediction = self.task.decode(self.model(batch), batch, [record])[0]
         return Answer(
             text=str(prediction.value),
             confidence=prediction.confidence,
             top=prediction.top,
             question=text,
-            image=Image.fromarray(pixels),
-            regions=regions,
+            images=tuple(Image.fromarray(one) for one in pixels),
+            regions_by_image=regions,
             truncated=layout.truncated > 0,
         )
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""
-        return self._regions(to_pixels(image))
+        return self._detect(to_pixels(image))
 
-    def _regions(self, pixels: NDArray[np.uint8]) -> RegionArray:
+    def _detect(self, pixels: NDArray[np.uint8]) -> RegionArray:
         if self.detector is None:
-            assert self.saved.text_only
+            assert self.folder.text_only
             size = (pixels.shape[1], pixels.shape[0])
             return RegionArray(
                 features=np.zeros((0, self.spec.feature_size), np.float32),

@@ -70,7 +70,7 @@ def recipes_show(
     from visling.recipes.configs import differences
     from visling.recipes.tables import FINETUNING, PRETRAINING
     from visling.runs import estimate as estimates
-    from visling.runs import pretrain as pretraining
+    from visling.runs.objectives import check_objectives
 
     tables: dict[str, Mapping[str, Callable[[], Any]]] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
     having = {verb: table for verb, table in tables.items() if name in table}
@@ -83,7 +83,7 @@ def recipes_show(
         try:
             run = find_recipe(table, name, set_, None)
             if verb == "pretrain":
-                pretraining.check_names(run)
+                check_objectives(run)
             found[verb] = run
         except ConfigError as error:
             refused.append(error)

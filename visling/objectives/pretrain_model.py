@@ -40,10 +40,15 @@ class PretrainModel(nn.Module):
         self.objectives = nn.ModuleDict(dict(objectives))
         self.weights = dict(weights)
 
-    def after_update(self) -> None:
-        """Tell every objective that the optimiser has moved the weights."""
+    def all_objectives(self) -> Iterator[Objective]:
+        """The objectives, in their order."""
         for objective in self.objectives.children():
             assert isinstance(objective, Objective)
+            yield objective
+
+    def after_update(self) -> None:
+        """Tell every objective that the optimiser has moved the weights."""
+        for objective in self.all_objectives():
             objective.after_update()
 
     def forward(self, batch: Batch, targets: Targets) -> Loss:

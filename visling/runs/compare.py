@@ -29,14 +29,13 @@ import torch
 from visling import config as configs
 from visling import models, runtime
 from visling.data.corpora.base import check_images
-from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError, RunError, nearest
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.tables import FINETUNING, PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs.jobs import FOLDER_SUFFIX, Job, Places, Start, carry_out
 from visling.runs.pretrain import read_corpora, run_answers
-from visling.runs.setup import build_tokenizer, fit_to_store
+from visling.runs.setup import Inputs, fit_to_store
 from visling.runtime import versions
 from visling.tasks.base import load as load_task
 from visling.train import log
@@ -228,7 +227,7 @@ def _prepared(comparison: Comparison, place: Places) -> tuple[Comparison, dict[s
 
 def _updates(run: PretrainConfig, place: Places, store: NativeStore) -> int:
     """Updates of a pre-training run, after a look at what it reads."""
-    layout = TextLayout(build_tokenizer(run), models.spec(run.model).inputs(run.encoder))
+    layout = Inputs(run.model, run.encoder, store, place.device).layout
     data = [str(place.data)]
     training = read_corpora(run, data, layout, store, valid=False, answers=run_answers(run, data))
     return run.train.max_steps or run.train.epochs * (len(training.images) // run.batch_size // run.train.accumulation)

@@ -491,7 +491,7 @@ def _encoder_alone(run: FinetuneConfig) -> tuple[nn.Module, Callable[[Batch, Tar
 
 
 def _pretraining(run: PretrainConfig) -> tuple[nn.Module, Callable[[Batch, Targets], Tensor]]:
-    model = pretraining.fresh_model(dataclasses.replace(run, encoder=_without_attention_dropout(run.encoder)))
+    model = pretraining.untrained_model(dataclasses.replace(run, encoder=_without_attention_dropout(run.encoder)))
     for objective in model.objectives.children():
         if isinstance(objective, RegionContrast):
             objective.queue._full = True  # asking it would need a value

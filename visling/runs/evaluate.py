@@ -1,26 +1,35 @@
-"""Evaluation: predictions of a fine-tuned model for a split, official scores, details and the submission file."""
+"""Evaluation: predictions of a fine-tuned model for a split, official scores, details and the submission file.
+
+Every process scores whole batches, the same ones that one process alone would make, and all hear of all predictions:
+neither predictions nor scores depend on the number of processes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from visling import models, runtime
+from visling import runtime
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.data.text import TextLayout, Tokenizer
 from visling.errors import DataError, RunError
 from visling.models.task_model import TaskModel
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
-from visling.tasks.base import Report, Task, TaskSource
-from visling.train.engine import predict
-from visling.types import Batch, InputSpec, Prediction, Record, Targets
+from visling.runs.setup import Inputs
+from visling.tasks.base import Report, Task, TaskSource, TextOnly
+from visling.train import engine
+from visling.train.state import gather
+from visling.types import Batch, Prediction, Record, Targets
+
+_T = TypeVar("_T")
 
 
 def evaluate(
@@ -75,19 +84,18 @@ def evaluate(
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
         check_images(records, regions)
-    spec = models.spec(saved.model).inputs(saved.config)
-    tokenizer = Tokenizer(str(saved.path / "vocab.txt"))
-    layout = TextLayout(tokenizer, spec)
-    model.to(runtime.pick_device(device))
-    loader = _evaluation_loader(task, records, layout, regions, spec, tokenizer, batch_size, text_only=saved.text_only)
-    predictions = predict_records(model, task, loader, records, precision)
+    inputs = Inputs(saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt")
+    predictions = predict_records(
+        model.to(inputs.device), task, inputs, records, batch_size=batch_size, precision=precision
+    )
+    truncated = sum(gather(inputs.layout.truncated))
     found: dict[str, Any] = {"task": saved.task, "split": split, "scores": {}, "by": {}, "baselines": {}}
     if task.labelled(records):
         found |= task.report(predictions, records).to_dict(task.name, split)
         found["baselines"] = {
             name: part.to_dict(task.name, split) for name, part in _baselines(task, known, records).items()
         }
-    found |= {"text_only": saved.text_only, "truncated": layout.truncated}
+    found |= {"text_only": saved.text_only, "truncated": truncated}
     details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
     submission = task.submission(predictions)
     name, text = (
@@ -95,45 +103,80 @@ def evaluate(
         if isinstance(submission, str)
         else (f"predictions_{split}.json", json.dumps(submission))
     )
+    if runtime.is_main():
+        _write(run, split, details=details, submission=(name, text), scores=found)
+    return found
+
+
+def predict_records(
+    model: TaskModel,
+    task: Task[Any, Any],
+    inputs: Inputs,
+    records: Sequence[Record],
+    *,
+    batch_size: int,
+    precision: runtime.Precision,
+) -> list[Prediction]:
+    """Predictions for all records, in their order, on every process.
+
+    Args:
+        inputs: without regions the examples lose their images.
+    """
+    evaluator = task.evaluator()
+    source = (
+        TaskSource(task, records, inputs.layout) if evaluator is None else evaluator.examples(records, inputs.layout)
+    )
+    loader = inputs.loader(
+        source if inputs.regions is not None else TextOnly(source), batch_size=batch_size, training=False
+    )
+    if evaluator is not None:
+        scored = _gathered(_scores(numbers, logits) for numbers, _, logits in _logits(model, loader, precision))
+        return evaluator.predictions(scored, records)
+    return [
+        prediction
+        for _, prediction in _gathered(
+            zip(numbers.tolist(), task.decode(logits, batch, [records[number] for number in numbers]), strict=True)
+            for numbers, batch, logits in _logits(model, loader, precision)
+        )
+    ]
+
+
+def _logits(
+    model: TaskModel, loader: Loader, precision: runtime.Precision
+) -> Iterator[tuple[NDArray[np.int64], Batch, Mapping[str, Tensor]]]:
+    """This process's batches: the numbers of their examples, what was read, and the logits."""
+
+    def step(
+        numbers: NDArray[np.int64], batch: Batch, targets: Targets
+    ) -> tuple[NDArray[np.int64], Batch, Mapping[str, Tensor]]:
+        return numbers, batch, model(batch)
+
+    return engine.predict(step, loader.batches_with_index(), model=model, precision=precision)
+
+
+def _scores(numbers: NDArray[np.int64], logits: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The logits of each example of a batch, by its number, on the CPU."""
+    rows = {name: scores.cpu() for name, scores in logits.items()}
+    for at, number in enumerate(numbers.tolist()):
+        yield number, {name: scores[at] for name, scores in rows.items()}
+
+
+def _gathered(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[int, _T]]:
+    """What all processes have made, by the number of the example."""
+    own = [item for batch in batches for item in batch]
+    return sorted((item for process in gather(own) for item in process), key=lambda item: item[0])
+
+
+def _write(run: Path, split: str, *, details: str, submission: tuple[str, str], scores: Mapping[str, Any]) -> None:
+    name, text = submission
     try:
         (run / f"details_{split}.jsonl").write_text(details, encoding="utf-8")
         (run / name).write_text(text, encoding="utf-8")
-        result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (run / f"evaluation_{split}.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(
             f"cannot write the results to {run}: {error}. Free space or fix permissions, then repeat with --overwrite."
         ) from error
-    return found
-
-
-def _evaluation_loader(
-    task: Task[Any, Any],
-    records: Sequence[Record],
-    layout: TextLayout,
-    store: NativeStore | None,
-    spec: InputSpec,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    *,
-    text_only: bool,
-) -> Loader:
-    source = TaskSource(task, records, layout, text_only=text_only)
-    return Loader(source, store, spec, tokenizer, batch_size=batch_size, seed=0, shuffle=False, drop_last=False)
-
-
-def predict_records(
-    model: TaskModel, task: Task[Any, Any], loader: Loader, records: Sequence[Record], precision: runtime.Precision
-) -> list[Prediction]:
-    """Decoded predictions for every record; the loader must go through them in order."""
-
-    def step(batch: Batch, targets: Targets) -> dict[str, Tensor]:
-        return model(batch)  # type: ignore[no-any-return]
-
-    predictions: list[Prediction] = []
-    for logits in predict(step, loader, model=model, precision=precision):
-        rows = next(iter(logits.values())).shape[0]
-        predictions += task.decode(logits, records[len(predictions) : len(predictions) + rows])
-    return predictions
 
 
 def _baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:

@@ -19,7 +19,7 @@ from visling.errors import RunError
 from visling.metrics.answers import source_scores
 from visling.objectives.base import Objective
 from visling.objectives.image_qa import ImageQA
-from visling.train.state import RunFolder
+from visling.train.state import RunFolder, gather
 from visling.types import Batch, Targets
 
 
@@ -54,11 +54,12 @@ class AnsweredQuestions:
         assert isinstance(objective, ImageQA)
         assert isinstance(source, Mixture)
         self._head, self._batches, self._source, self._table = objective.head, batches, source, table
-        self._asked: list[LxmertRecord | None] = []
+        self._numbers: list[tuple[int, bool]] = []
         self._answers: list[Tensor] = []
 
     def __enter__(self) -> Self:
-        self._handle = self._head.register_forward_hook(self._answered)
+        self._numbers, self._answers = [], []
+        self._handle = self._head.register_forward_hook(self._note_answers)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,23 +68,26 @@ class AnsweredQuestions:
     def __iter__(self) -> Iterator[tuple[Batch, Targets]]:
         for numbers, batch, targets in self._batches.batches_with_index():
             replaced = [False] * len(numbers) if targets.matched is None else (targets.matched == 0).tolist()
-            for number, wrong in zip(numbers, replaced, strict=True):
-                record = self._source.record(
-                    int(number), runtime.generator_for(self._batches.seed, self._batches.epoch, int(number))
-                )
-                self._asked.append(record if isinstance(record, LxmertRecord) and not wrong else None)
+            self._numbers += zip(numbers.tolist(), replaced, strict=True)
             yield batch, targets
 
     def scores(self) -> dict[str, float]:
-        """Mean score of the answers, and that of each data set; nothing if no question was asked."""
+        """Mean score of the answers of all processes, and that of each data set; nothing if no question was asked."""
         answers = torch.cat(self._answers).tolist() if self._answers else []
-        found = source_scores(
+        own = [(number, answer) for (number, wrong), answer in zip(self._numbers, answers, strict=True) if not wrong]
+        scores = source_scores(
             (self._table[answer], replace(record, scores=listed(record.scores, self._table)))
-            for answer, record in zip(answers, self._asked, strict=True)
-            if record is not None and record.scores is not None
+            for number, answer in sorted(item for process in gather(own) for item in process)
+            if (record := self._question(number)) is not None and record.scores is not None
         )
-        by_source = {f"image_qa_score_{source}": score.value for source, score in found.sources.items()}
-        return {"image_qa_score": found.overall.value, **by_source} if by_source else {}
+        by_source = {f"image_qa_score_{source}": score.value for source, score in scores.sources.items()}
+        return {"image_qa_score": scores.overall.value, **by_source} if by_source else {}
 
-    def _answered(self, head: nn.Module, states: Any, logits: Tensor) -> None:
+    def _question(self, number: int) -> LxmertRecord | None:
+        """The annotation that example `number` was made from, if it is a question with answers."""
+        rng = runtime.generator_for(self._batches.seed, self._batches.epoch, number)
+        record = self._source.record(number, rng)
+        return record if isinstance(record, LxmertRecord) else None
+
+    def _note_answers(self, head: nn.Module, states: Any, logits: Tensor) -> None:
         self._answers.append(logits.argmax(-1))

@@ -4,48 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from torch import nn
 
 from visling import config as configs
 from visling import models, runtime
+from visling.data.batches.loader import Loader, Source
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.corpora.base import split_root
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, StoreError, VislingError
-from visling.models.base import Encoder
 from visling.objectives.masked_regions import RegionLosses
-from visling.pretrained.features import measure_features
+from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.regions.store import NativeStore
 from visling.runtime import versions
-from visling.train.config import TrainConfig
 from visling.train.log import Log
 from visling.train.state import RunFolder, State
-from visling.types import InputSpec, Loss
+from visling.types import InputSpec, RegionStore
+
+TrainingConfig = PretrainConfig | FinetuneConfig
+
+C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
 
-class TrainingConfig(Protocol):
-    """What pre-training and fine-tuning runs have in common."""
-
-    @property
-    def recipe(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def encoder(self) -> Any: ...
-    @property
-    def any_features(self) -> bool: ...
-    @property
-    def train(self) -> TrainConfig: ...
-
-
-R = TypeVar("R", bound=TrainingConfig)
-
-
-def fit_to_store(run: R, store: NativeStore) -> R:
+def fit_to_store(config: C, store: NativeStore) -> C:
     """The run with feature width and the widths of region losses set to those of the store, if its plan leaves them
     open.
 
@@ -57,19 +42,19 @@ def fit_to_store(run: R, store: NativeStore) -> R:
             f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. The detector found nothing; score it with "
             "`visling detect eval`, train it longer, and extract again."
         )
-    extracts = getattr(run, "extractor", None) is not None  # of pre-training alone; stored features are not read then
-    if not extracts and run.encoder.feature_size != store.feature_size:
-        if not run.any_features:
+    extracts = isinstance(config, PretrainConfig) and config.extractor is not None  # stored features are not read then
+    if not extracts and config.encoder.feature_size != store.feature_size:
+        if not config.any_features:
             raise StoreError(
-                f"{store.path} holds features of width {store.feature_size}; recipe {run.recipe} reads {run.encoder.feature_size}, as its release "
+                f"{store.path} holds features of width {store.feature_size}; recipe {config.recipe} reads {config.encoder.feature_size}, as its release "
                 f"does. Use features of that width, or --set any_features=true to train another model."
             )
-        run = configs.override(run, [f"encoder.feature_size={store.feature_size}"])
-    losses: RegionLosses | None = getattr(run, "region_losses", None)  # of pre-training alone
-    return run if losses is None else _fit_losses(run, losses, store)
+        config = configs.override(config, [f"encoder.feature_size={store.feature_size}"])
+    losses = config.region_losses if isinstance(config, PretrainConfig) else None
+    return config if losses is None else _fit_losses(config, losses, store)
 
 
-def _fit_losses(run: R, losses: RegionLosses, store: NativeStore) -> R:
+def _fit_losses(config: C, losses: RegionLosses, store: NativeStore) -> C:
     lacking = [
         DETECTED[name] for name in sorted(losses.needs & DETECTED.keys()) if DETECTED[name][0] not in store.fields
     ]
@@ -77,9 +62,9 @@ def _fit_losses(run: R, losses: RegionLosses, store: NativeStore) -> R:
         field, what = lacking[0]
         mend = "with a detector that names them"
         if field == "probs":
-            mend = "again with --probs, or tell the best class alone: --set region_losses.classes=hard"
+            mend = "again with --probs, or predict the best class alone: --set region_losses.classes=hard"
         raise StoreError(
-            f"{store.path} holds no {what} of regions, which recipe {run.recipe} tells. Extract regions {mend}."
+            f"{store.path} holds no {what} of regions, which recipe {config.recipe} predicts. Extract regions {mend}."
         )
     soft = losses.classes in ("kl", "cross_entropy")
     # A store without names does not say how many there are: it is taken at the recipe's word.
@@ -94,43 +79,71 @@ def _fit_losses(run: R, losses: RegionLosses, store: NativeStore) -> R:
     differing = {
         setting: (name, width) for setting, (name, width) in found.items() if losses.widths.get(name, width) != width
     }
-    if differing and not run.any_features:
+    if differing and not config.any_features:
         told = "; ".join(f"{width} {name}, not {losses.widths[name]}" for name, width in differing.values())
         raise StoreError(
-            f"the regions of {store.path} have {told} as recipe {run.recipe} and its release. Use regions of that detector, or "
+            f"the regions of {store.path} have {told} as recipe {config.recipe} and its release. Use regions of that detector, or "
             "--set any_features=true to train another model."
         )
     for target, setting in (("region_classes", "num_classes"), ("region_attributes", "num_attributes")):
         if target in losses.needs:
             check_labels(store, target, found[setting][1])
-    return configs.override(run, [f"region_losses.{setting}={width}" for setting, (_, width) in differing.items()])
+    return configs.override(config, [f"region_losses.{setting}={width}" for setting, (_, width) in differing.items()])
 
 
-def build_encoder(run: TrainingConfig, store: NativeStore | None, images: Iterable[str]) -> Encoder:
-    """The run's encoder with fresh weights, fitted to the features of its training images: a store may hold those of a
-    test, too."""
-    encoder = models.build(run.model, run.encoder)
-    return encoder if getattr(run, "extractor", None) is not None else measure_features(encoder, store, images)
+class Inputs:
+    """How a model reads: what a batch must deliver, the words it knows, the regions it sees, the device it is on.
 
-
-def build_tokenizer(run: TrainingConfig) -> Tokenizer:
-    """The tokenizer of a run's model.
-
+    Args:
+        model: family.
+        config: the family's config.
+        regions: where the features of regions are read; None for a model of the words alone.
+        device: auto, cpu, cuda or cuda:N.
+        vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
     Raises:
-        ConfigError: the vocabulary has more entries than the model's word table.
+        ConfigError: the vocabulary has more entries than the model's word table, or no such device.
     """
-    found = Tokenizer(models.spec(run.model).inputs(run.encoder).vocabulary)
-    if found.size > run.encoder.vocab_size:
-        raise ConfigError(
-            f"vocabulary {run.encoder.vocabulary!r} has {found.size} entries, but encoder.vocab_size is {run.encoder.vocab_size}. "
-            f"Use --set encoder.vocab_size={found.size}."
-        )
-    return found
+
+    def __init__(
+        self, model: str, config: Any, regions: RegionStore | None, device: str, vocabulary: str | Path | None = None
+    ) -> None:
+        self.spec: InputSpec = models.spec(model).inputs(config)
+        self.tokenizer = Tokenizer(self.spec.vocabulary if vocabulary is None else str(vocabulary))
+        if vocabulary is None and self.tokenizer.size > config.vocab_size:
+            raise ConfigError(
+                f"vocabulary {self.spec.vocabulary!r} has {self.tokenizer.size} entries, but encoder.vocab_size is "
+                f"{config.vocab_size}. Use --set encoder.vocab_size={self.tokenizer.size}."
+            )
+        self.layout = TextLayout(self.tokenizer, self.spec)
+        self.regions = regions
+        self.device = runtime.pick_device(device)
+
+    def loader(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        training: bool,
+        text_only: bool = False,
+        **shown: Any,
+    ) -> Loader:
+        """Batches of examples: in training shuffled and whole; else in order, every example once over all processes.
+
+        Args:
+            text_only: the examples have no images.
+            shown: what else `Collator` takes: masking and the like.
+        """
+        regions = None if text_only else self.regions
+        return Loader(
+            source, regions, self.spec, self.tokenizer, batch_size=batch_size, seed=seed, shuffle=training,
+            drop_last=training, deal="examples" if training else "batches", pin=self.device.type == "cuda", **shown,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
 def open_run(
-    run: TrainingConfig,
+    config: TrainingConfig,
     out: Path,
     *,
     data: Sequence[str | Path],
@@ -151,7 +164,7 @@ def open_run(
     existed = out.exists()
     folder = RunFolder.create(out, resume=resume)
     try:
-        _record_start(folder, run, data=data, store=store, task=task, command=command, images=images)
+        _record_start(folder, config, data=data, store=store, task=task, command=command, images=images)
         with Log(folder.log, stream=stream) as log:
             yield folder, log
     except VislingError:
@@ -165,7 +178,7 @@ def open_run(
 
 def _record_start(
     folder: RunFolder,
-    run: TrainingConfig,
+    config: TrainingConfig,
     *,
     data: Sequence[str | Path],
     store: NativeStore | None,
@@ -176,12 +189,12 @@ def _record_start(
     folder.record(
         {
             "command": list(command),
-            "recipe": run.recipe,
+            "recipe": config.recipe,
             "task": task,
-            "model": run.model,
-            "config": configs.to_dict(run),
+            "model": config.model,
+            "config": configs.to_dict(config),
             "versions": versions(),
-            "seed": run.train.seed,
+            "seed": config.train.seed,
             "data": [os.path.abspath(root) for root in data],  # found again from another working folder
             "images": os.path.abspath(split_root(str(data[0]))[0] if images is None else images),
             "store": None if store is None else os.path.abspath(store.path),
@@ -199,19 +212,6 @@ def record_size(folder: RunFolder, model: nn.Module, spec: InputSpec, store: Nat
             "fingerprint": "" if store is None else store.fingerprint,
         }
     )
-
-
-def mean_over_batches(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str, float]:
-    """Exact mean of each part that has one over batches, and as "loss" the weighted sum of those that are
-    objectives."""
-    sums: dict[str, list[float]] = {}
-    for loss in losses:
-        for name, (amount, count) in loss.parts.items():
-            known = sums.setdefault(name, [0.0, 0.0])
-            known[0] += float(amount)
-            known[1] += float(count)
-    means = {name: amount / max(count, 1.0) for name, (amount, count) in sums.items() if count}
-    return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}
 
 
 def conclude_run(folder: RunFolder, state: State, log: Log, *, layout: TextLayout, store: NativeStore | None) -> None:

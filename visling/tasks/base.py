@@ -9,21 +9,25 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from visling import config as configs
+from visling.data.answers import AnswerVocabulary
+from visling.data.batches.loader import Source
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError, nearest
-from visling.types import Example, Head, Loss, Prediction, Record, Targets
+from visling.types import Batch, Example, Head, Loss, Prediction, Record, RegionArray, Targets
 
 R = TypeVar("R", bound=Record)
 C = TypeVar("C")
+S = TypeVar("S", bound=Record, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,22 @@ class Report:
         }
 
 
+class Evaluator(Protocol[S]):
+    """Predictions of a task that scores other examples than one per record: retrieval scores all pairs."""
+
+    def examples(self, records: Sequence[S], layout: TextLayout) -> Source:
+        """What the model is to score."""
+        ...
+
+    def predictions(self, scored: Iterable[tuple[int, Mapping[str, Tensor]]], records: Sequence[S]) -> list[Prediction]:
+        """Predictions for the records, in their order.
+
+        Args:
+            scored: the logits of each example, by its number, in the order of the numbers and on the CPU.
+        """
+        ...
+
+
 class Task(ABC, Generic[R, C]):
     """Interface of a task over records `R` with settings `C`. A module in `visling.tasks`, or anyone's module, offers
     its task as `TASK`."""
@@ -83,6 +103,15 @@ class Task(ABC, Generic[R, C]):
         """Rows of one example, which its heads see together."""
         return 1
 
+    @property
+    def answers(self) -> AnswerVocabulary | None:
+        """The answers that a classifier's outputs stand for, in their order; None if the task lists none.
+
+        Raises:
+            ConfigError: they are derived from training records that have not been seen yet.
+        """
+        return None
+
     @abstractmethod
     def records(self, root: Path, split: str) -> Sequence[R]:
         """Annotations of a split; no image is opened.
@@ -92,16 +121,41 @@ class Task(ABC, Generic[R, C]):
         """
 
     @abstractmethod
+    def query(self, texts: Sequence[str], images: Sequence[str]) -> R:
+        """A record without labels that asks the task about raw input.
+
+        Args:
+            texts: as many as the task reads, most often one.
+            images: `images` image ids.
+        """
+
+    @abstractmethod
     def example(self, record: R, layout: TextLayout, rng: np.random.Generator) -> Example:
         """One record as rows of word pieces, image ids and, if it has any, labels."""
+
+    def region_targets(self, record: R, regions: Sequence[RegionArray]) -> Mapping[str, Any]:
+        """Labels that depend on the regions of the record's images, such as overlaps with a box that is asked for.
+
+        Args:
+            regions: of each image, as they are shown: in the order of the batch, cut to the regions that the model reads.
+        """
+        return {}
+
+    def evaluator(self) -> Evaluator[R] | None:
+        """How predictions are made where a record's do not follow from one example; None = `decode`, record by record."""
+        return None
 
     @abstractmethod
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss of a labelled batch, in float32."""
 
     @abstractmethod
-    def decode(self, logits: Mapping[str, Tensor], records: Sequence[R]) -> list[Prediction]:
-        """Predictions for the records of a batch, in their order."""
+    def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[R]) -> list[Prediction]:
+        """Predictions for the records of a batch, in their order.
+
+        Args:
+            batch: what the model read, with the boxes, masks and sizes of the regions.
+        """
 
     @abstractmethod
     def report(self, predictions: Sequence[Prediction], records: Sequence[R]) -> Report:
@@ -154,8 +208,6 @@ class TaskSource(Generic[R]):
     task: Task[R, Any]
     records: Sequence[R]
     layout: TextLayout
-    text_only: bool = False
-    """Leave the images out, for a model that must answer from the words alone."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -171,12 +223,34 @@ class TaskSource(Generic[R]):
             example = self.task.example(record, self.layout, rng)
         except DataError as error:
             raise DataError(f"example {record.id!r}: {error}") from error
-        return replace(example, images=()) if self.text_only else example
+        if type(self.task).region_targets is Task.region_targets:
+            return example
+        return replace(example, region_labels=partial(self.task.region_targets, record))
+
+
+@dataclass(frozen=True)
+class TextOnly:
+    """Examples without their images, for a model that must answer from the words alone."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Example number `index`."""
+        return replace(self.source.example(index, rng), images=(), region_labels=None)
+
+
+_SHARED = ("base", "answers")
+"""Modules of this package that are no task."""
 
 
 def names() -> list[str]:
     """Tasks of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name != "base")
+    return sorted(
+        module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name not in _SHARED
+    )
 
 
 def load(name: str) -> type[Task[Any, Any]]:

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
 from visling.data.annotations.nlvr import (
     NLVR_LABELS,
@@ -32,10 +31,10 @@ from visling.data.annotations.nlvr import (
     read_nlvr,
 )
 from visling.data.text import TextLayout
-from visling.errors import DataError
 from visling.metrics.answers import bootstrap, nlvr_images, nlvr_structured
+from visling.tasks.answers import classification_loss, detail_row, label_of, majority_label, mean_scores, true_or_false
 from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import Example, Head, Loss, Prediction, Targets
+from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
 _LEAST = 1e-12
 
@@ -82,6 +81,13 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
             root, split, pictures=self.config.pictures, statements=self.config.statements, held_out=self.config.hold_out
         )
 
+    def query(self, texts: Sequence[str], images: Sequence[str]) -> NlvrRecord:
+        """A sentence about one image, of unknown truth."""
+        (text,), (image,) = texts, images
+        return NlvrRecord(
+            id=image, images=(image,), sentence=text, label=None, identifier=image, presentation=image, official=False
+        )
+
     def example(self, record: NlvrRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The sentence and its picture."""
         labels = {} if record.label is None else {"answer": int(record.label)}
@@ -89,20 +95,11 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Cross-entropy over (N, 2) logits, averaged over examples, in float32."""
-        scores, labels = logits["classify"].float(), cast(Tensor, targets.answer)
-        loss = Loss.mean("answer", F.cross_entropy(scores, labels, reduction="none"))
-        hits = (scores.detach().argmax(1) == labels).sum()
-        return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (hits, loss.parts["answer"][1])})
+        return classification_loss(logits["classify"], cast(Tensor, targets.answer))
 
-    def decode(self, logits: Mapping[str, Tensor], records: Sequence[NlvrRecord]) -> list[Prediction]:
+    def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[NlvrRecord]) -> list[Prediction]:
         """The more probable of "true" and "false"; an exact tie is "false"."""
-        predictions = []
-        for record, (false, true) in zip(
-            records, logits["classify"].detach().double().softmax(1).tolist(), strict=True
-        ):
-            top = sorted(zip(NLVR_LABELS, (false, true), strict=True), key=lambda pair: -pair[1])
-            predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=tuple(top)))
-        return predictions
+        return true_or_false(logits["classify"], records, NLVR_LABELS)
 
     def report(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> Report:
         """Accuracy over all records; over the official ones, if each example has its six pictures, precision and
@@ -122,7 +119,7 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
             "label": [NLVR_LABELS[bool(record.label)] for record in records],
             "source": [_source(record) for record in records],
         }
-        return Report(scores=scores, by={name: _averages(hits, kind) for name, kind in kinds.items()})
+        return Report(scores=scores, by={name: mean_scores(hits, kind) for name, kind in kinds.items()})
 
     def labelled(self, records: Sequence[NlvrRecord]) -> bool:
         """Whether every sentence is known to be true or false."""
@@ -138,28 +135,19 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
 
     def baselines(self, train: Sequence[NlvrRecord], records: Sequence[NlvrRecord]) -> Mapping[str, list[Prediction]]:
         """The more frequent label of the training records, for every picture."""
-        share = sum(bool(record.label) for record in train) / max(len(train), 1)
-        top = tuple(sorted(zip(NLVR_LABELS, (1 - share, share), strict=True), key=lambda pair: -pair[1]))
-        return {
-            "majority class": [
-                Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top) for record in records
-            ]
-        }
+        return {"majority class": majority_label([record.label for record in train], records, NLVR_LABELS)}
 
     def details(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> list[dict[str, Any]]:
         """One row per record; `type` says whether it is a picture of the official file or an extra statement."""
         return [
-            {
-                "id": record.id,
-                "image": record.images[0],
-                "text": record.sentence,
-                "type": _source(record),
-                "truth": None if record.label is None else NLVR_LABELS[record.label],
-                "prediction": prediction.value,
-                "confidence": prediction.confidence,
-                "top": [list(candidate) for candidate in prediction.top],
-                "score": None if record.label is None else _hit(prediction, record),
-            }
+            detail_row(
+                prediction,
+                record,
+                text=record.sentence,
+                kind=_source(record),
+                truth=None if record.label is None else NLVR_LABELS[record.label],
+                score=None if record.label is None else _hit(prediction, record),
+            )
             for prediction, record in by_id(predictions, records)
         ]
 
@@ -196,9 +184,7 @@ def _complete(records: Iterable[NlvrRecord]) -> bool:
 
 
 def _hit(prediction: Prediction, record: NlvrRecord) -> float:
-    if record.label is None:
-        raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
-    return float(prediction.value == NLVR_LABELS[record.label])
+    return float(prediction.value == label_of(record, record.label, NLVR_LABELS))
 
 
 def _log_odds(prediction: Prediction) -> float:
@@ -217,13 +203,6 @@ def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], dr
     mean = sum(values) / len(values)
     numbers = {name: mean, f"{name}_low": low, f"{name}_high": high}
     return {key: Score(100 * value, len(values)) for key, value in numbers.items()}
-
-
-def _averages(hits: Sequence[float], kinds: Sequence[str]) -> dict[str, Score]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for hit, kind in zip(hits, kinds, strict=True):
-        groups[kind].append(hit)
-    return {kind: Score(100 * sum(values) / len(values), len(values)) for kind, values in sorted(groups.items())}
 
 
 TASK = NLVR

@@ -8,7 +8,6 @@ Official One prediction per sentence and pair. Accuracy: share of right ones. Co
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,14 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
 from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, nlvr2_group, read_nlvr2
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
+from visling.tasks.answers import classification_loss, detail_row, label_of, mean_scores, true_or_false
 from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import Example, Head, Loss, Prediction, Targets
+from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
 LABELS = ("False", "True")
 """By class index: 1 = the sentence is true."""
@@ -71,6 +70,11 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
             )
         return read_nlvr2(file)
 
+    def query(self, texts: Sequence[str], images: Sequence[str]) -> Nlvr2Record:
+        """A sentence about two images, of unknown truth."""
+        (text,), (left, right) = texts, images
+        return Nlvr2Record(id=f"{left}-{right}", images=(left, right), sentence=text, label=None)
+
     def example(self, record: Nlvr2Record, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The sentence and its two images.
 
@@ -89,27 +93,17 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Cross-entropy over (N, 2) logits, averaged over examples, in float32."""
-        scores, labels = logits["classify"].float(), cast(Tensor, targets.answer)
-        loss = Loss.mean("answer", F.cross_entropy(scores, labels, reduction="none"))
-        hits = (scores.detach().argmax(1) == labels).sum()
-        return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (hits, loss.parts["answer"][1])})
+        return classification_loss(logits["classify"], cast(Tensor, targets.answer))
 
-    def decode(self, logits: Mapping[str, Tensor], records: Sequence[Nlvr2Record]) -> list[Prediction]:
+    def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[Nlvr2Record]) -> list[Prediction]:
         """The more probable of "True" and "False"; an exact tie is "False"."""
-        predictions = []
-        for record, (false, true) in zip(
-            records, logits["classify"].detach().double().softmax(1).tolist(), strict=True
-        ):
-            top = sorted(zip(LABELS, (false, true), strict=True), key=lambda pair: -pair[1])
-            predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=tuple(top)))
-        return predictions
+        return true_or_false(logits["classify"], records, LABELS)
 
     def report(self, predictions: Sequence[Prediction], records: Sequence[Nlvr2Record]) -> Report:
         """Accuracy and consistency; accuracy by label."""
         pairs = by_id(predictions, records)
-        by_label: dict[str, list[float]] = defaultdict(list)
-        for prediction, record in pairs:
-            by_label[_truth(record)].append(float(prediction.value == _truth(record)))
+        truths = [_truth(record) for _, record in pairs]
+        hits = [float(prediction.value == truth) for (prediction, _), truth in zip(pairs, truths, strict=True)]
         official = nlvr2_scores(
             {prediction.id: prediction.value for prediction, _ in pairs},
             {record.id: _truth(record) for record in records},
@@ -118,11 +112,7 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         scores = {"accuracy": official.accuracy, "consistency": official.consistency}
         return Report(
             scores={name: Score(100 * score.value, score.count) for name, score in scores.items()},
-            by={
-                "label": {
-                    label: Score(100 * sum(hits) / len(hits), len(hits)) for label, hits in sorted(by_label.items())
-                }
-            },
+            by={"label": mean_scores(hits, truths)},
         )
 
     def labelled(self, records: Sequence[Nlvr2Record]) -> bool:
@@ -136,26 +126,20 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
     def details(self, predictions: Sequence[Prediction], records: Sequence[Nlvr2Record]) -> list[dict[str, Any]]:
         """One row per sentence and pair; `image` is the left one, `images` has both."""
         return [
-            {
-                "id": record.id,
-                "image": record.images[0],
-                "images": list(record.images),
-                "text": record.sentence,
-                "type": "pair",
-                "truth": None if record.label is None else _truth(record),
-                "prediction": prediction.value,
-                "confidence": prediction.confidence,
-                "top": [list(candidate) for candidate in prediction.top],
-                "score": None if record.label is None else float(prediction.value == _truth(record)),
-            }
+            detail_row(
+                prediction,
+                record,
+                text=record.sentence,
+                kind="pair",
+                truth=None if record.label is None else _truth(record),
+                score=None if record.label is None else float(prediction.value == _truth(record)),
+            )
             for prediction, record in by_id(predictions, records)
         ]
 
 
 def _truth(record: Nlvr2Record) -> str:
-    if record.label is None:
-        raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
-    return LABELS[record.label]
+    return label_of(record, record.label, LABELS)
 
 
 TASK = NLVR2

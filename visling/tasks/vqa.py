@@ -27,8 +27,9 @@ from visling.data.answers import AnswerVocabulary, soft_scores
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import Average, Version, normalise, vqa_accuracy, vqa_score
+from visling.tasks.answers import detail_row, top_answers
 from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import Example, Head, Loss, Prediction, Targets
+from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
 TOP = 5
 """Candidates kept per prediction."""
@@ -59,43 +60,56 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     metric: ClassVar[str] = "accuracy"
     settings: ClassVar[type[VqaConfig]] = VqaConfig
 
-    def __init__(self, config: VqaConfig | None = None, vocabulary: AnswerVocabulary | None = None) -> None:
+    def __init__(self, config: VqaConfig | None = None, answers: AnswerVocabulary | None = None) -> None:
         super().__init__(config)
-        if vocabulary is None and self.config.answers is not None:
-            vocabulary = AnswerVocabulary.load(self.config.answers)
-        self._vocabulary = vocabulary
+        if answers is None and self.config.answers is not None:
+            answers = AnswerVocabulary.load(self.config.answers)
+        self._answers = answers
 
     @property
-    def vocabulary(self) -> AnswerVocabulary:
+    def answers(self) -> AnswerVocabulary:
         """The answers, by index.
 
         Raises:
             ConfigError: not known yet.
         """
-        if self._vocabulary is None:
+        if self._answers is None:
             raise ConfigError(
                 "the answer vocabulary is not known yet: call setup(training records), or name a file in VqaConfig.answers."
             )
-        return self._vocabulary
+        return self._answers
 
     @property
     def heads(self) -> Mapping[str, Head]:
         """One classification over the answers."""
-        return {"classify": Head(kind="classify", outputs=len(self.vocabulary))}
+        return {"classify": Head(kind="classify", outputs=len(self.answers))}
 
     def setup(self, records: Sequence[QuestionRecord]) -> None:
         """List the frequent answers of the training questions, unless a vocabulary is given."""
-        if self._vocabulary is None:
-            self._vocabulary = answer_vocabulary(records, self.config.min_count)
+        if self._answers is None:
+            self._answers = answer_vocabulary(records, self.config.min_count)
 
     def records(self, root: Path, split: str) -> list[QuestionRecord]:
         """Questions of a split in VQA v2's files, with answers where there is an annotation file."""
         questions, annotations = find_vqa_files(root, split)
         return read_questions(questions, annotations)
 
+    def query(self, texts: Sequence[str], images: Sequence[str]) -> QuestionRecord:
+        """A question about one image that nobody has answered."""
+        (text,), (image,) = texts, images
+        return QuestionRecord(
+            id=image,
+            images=(image,),
+            question=text,
+            question_type="",
+            answer_type="",
+            answers=None,
+            multiple_choice_answer=None,
+        )
+
     def example(self, record: QuestionRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The question with the model's answer slot, if it has one; soft scores as label, if people answered."""
-        labels = {} if record.answers is None else {"answer": soft_scores(record.answers, self.vocabulary)}
+        labels = {} if record.answers is None else {"answer": soft_scores(record.answers, self.answers)}
         return Example(
             id=record.id, rows=(layout.row(record.question, answer=True),), images=record.images, labels=labels
         )
@@ -105,18 +119,13 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         normalisation."""
         return answer_loss(logits["classify"], cast(Tensor, targets.answer), self.config.loss)
 
-    def decode(self, logits: Mapping[str, Tensor], records: Sequence[QuestionRecord]) -> list[Prediction]:
+    def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[QuestionRecord]) -> list[Prediction]:
         """The most probable answers; probabilities are a softmax, or with loss "bce" one sigmoid each."""
         scores = logits["classify"].detach().float().cpu()
-        if self.config.mask_unknown and self.vocabulary.unknown is not None:
-            scores = scores.index_fill(1, torch.tensor([self.vocabulary.unknown]), -torch.inf)
+        if self.config.mask_unknown and self.answers.unknown is not None:
+            scores = scores.index_fill(1, torch.tensor([self.answers.unknown]), -torch.inf)
         probabilities = scores.softmax(1) if self.config.loss == "kl" else scores.sigmoid()
-        best = probabilities.topk(min(TOP, len(self.vocabulary)), dim=1)
-        predictions = []
-        for record, indices, values in zip(records, best.indices.tolist(), best.values.tolist(), strict=True):
-            top = tuple((self.vocabulary[index], value) for index, value in zip(indices, values, strict=True))
-            predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top))
-        return predictions
+        return top_answers(probabilities, records, list(self.answers), most=TOP)
 
     def report(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> Report:
         """Official VQA accuracy, whole, per question type and per answer type."""
@@ -149,25 +158,22 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def details(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> list[dict[str, Any]]:
         """One row per question; `score` is its accuracy as a fraction, None where nobody answered."""
         return [
-            {
-                "id": record.id,
-                "image": record.images[0],
-                "text": record.question,
-                "type": record.question_type,
-                "truth": record.multiple_choice_answer,
-                "prediction": prediction.value,
-                "confidence": prediction.confidence,
-                "top": [list(candidate) for candidate in prediction.top],
-                "score": vqa_score(prediction.value, record.answers, self.config.metric_version)
+            detail_row(
+                prediction,
+                record,
+                text=record.question,
+                kind=record.question_type,
+                truth=record.multiple_choice_answer,
+                score=vqa_score(prediction.value, record.answers, self.config.metric_version)
                 if record.answers
                 else None,
-            }
+            )
             for prediction, record in by_id(predictions, records)
         ]
 
     def state(self) -> dict[str, Any]:
         """Settings and answers in the order of the head's outputs."""
-        return {**super().state(), "answers": list(self.vocabulary)}
+        return {**super().state(), "answers": list(self.answers)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:

@@ -1,0 +1,91 @@
+"""Validation in pre-training: exact means of the objectives' losses, and how questions are answered.
+
+Every process validates whole batches, the same ones that one process alone would make, and the sums are added up in
+the order of the batches: scores do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+
+from visling import runtime
+from visling.data.answers import AnswerVocabulary
+from visling.data.batches.loader import Loader, Source
+from visling.objectives.base import PretrainStep
+from visling.objectives.pretrain_model import PretrainModel
+from visling.runs.question_scores import AnsweredQuestions
+from visling.train.engine import predict
+from visling.train.state import gather
+from visling.types import Batch, Loss, Targets
+
+
+class Validation:
+    """Scores of a model in pre-training, by name.
+
+    Args:
+        batches: validation examples of `source`.
+        weights: of the objectives' means in "loss".
+        text: text without images; None where there is none.
+        answers: table that image_qa is asked for; None where it is not learnt.
+    """
+
+    def __init__(
+        self,
+        model: PretrainModel,
+        batches: Loader,
+        source: Source,
+        *,
+        weights: Mapping[str, float],
+        text: Loader | None,
+        answers: AnswerVocabulary | None,
+        precision: runtime.Precision,
+    ) -> None:
+        self._model, self._batches, self._text = model, batches, text
+        self._weights, self._precision = weights, precision
+        self._questions = (
+            None if answers is None else AnsweredQuestions(model.objectives["image_qa"], batches, source, answers)
+        )
+
+    def __call__(self) -> Mapping[str, float]:
+        """Losses and accuracies of one pass; "loss" is the weighted sum of the objectives'."""
+        with self._questions or contextlib.nullcontext():
+            losses = predict(
+                self._model, self._questions or self._batches, model=self._model, precision=self._precision
+            )
+            scores = mean_over_batches(losses, self._weights)
+        if self._questions is not None:
+            scores |= self._questions.scores()
+        if self._text is not None:
+            losses = predict(self._text_loss, self._text, model=self._model, precision=self._precision)
+            scores = {**mean_over_batches(losses, {}), **scores}
+        return scores
+
+    def _text_loss(self, batch: Batch, targets: Targets) -> Loss:
+        return text_loss(self._model, batch, targets)
+
+
+def text_loss(model: PretrainModel, batch: Batch, targets: Targets) -> Loss:
+    """Loss of the masked words of text without images; its parts are named after it."""
+    step = PretrainStep(model=model.encoder, batch=batch, encoded=model.encoder(batch), targets=targets)
+    loss: Loss = model.objectives["masked_lm"](step)
+    parts = {f"text_{name}": part for name, part in loss.parts.items()}
+    return Loss(value=loss.value * model.weights["masked_lm"], parts=parts)
+
+
+def mean_over_batches(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str, float]:
+    """Mean of each part over the batches of all processes, and as "loss" the weighted sum of the objectives' means.
+
+    Args:
+        losses: of this process's batches; batch k of all is batch k // n of process k mod n.
+    """
+    own = [{name: (float(amount), float(count)) for name, (amount, count) in loss.parts.items()} for loss in losses]
+    shares = gather(own)
+    sums: dict[str, list[float]] = {}
+    for number in range(sum(map(len, shares))):
+        for name, (amount, count) in shares[number % len(shares)][number // len(shares)].items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += amount
+            total[1] += count
+    means = {name: amount / max(count, 1.0) for name, (amount, count) in sums.items() if count}
+    return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}

@@ -1,0 +1,109 @@
+"""What tasks that choose among listed answers share: the loss, decoding and rows of details.
+
+Shapes   N examples, A answers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from visling.errors import DataError
+from visling.tasks.base import Score
+from visling.types import Loss, Prediction, Record
+
+
+def classification_loss(logits: Tensor, labels: Tensor, name: str = "answer") -> Loss:
+    """Cross-entropy averaged over examples, in float32; part "{name}_accuracy" is the share of correct answers.
+
+    Args:
+        logits: (N, A).
+        labels: (N,) int64.
+    """
+    scores = logits.float()
+    loss = Loss.mean(name, F.cross_entropy(scores, labels, reduction="none"))
+    hits = (scores.detach().argmax(1) == labels).sum()
+    return Loss(value=loss.value, parts={**loss.parts, f"{name}_accuracy": (hits, loss.parts[name][1])})
+
+
+def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:
+    """The more probable of two labels, the second of which means true; an exact tie is the first.
+
+    Args:
+        logits: (N, 2).
+        labels: what the benchmark writes for false and true.
+    """
+    predictions = []
+    for record, (false, true) in zip(records, logits.detach().double().softmax(1).tolist(), strict=True):
+        top = sorted(zip(labels, (false, true), strict=True), key=lambda pair: -pair[1])
+        predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=tuple(top)))
+    return predictions
+
+
+def top_answers(
+    probabilities: Tensor, records: Sequence[Record], answers: Sequence[str], *, most: int
+) -> list[Prediction]:
+    """The most probable answers, best first.
+
+    Args:
+        probabilities: (N, A) on the CPU.
+        most: candidates kept per prediction.
+    """
+    best = probabilities.topk(min(most, len(answers)), dim=1)
+    predictions = []
+    for record, indices, values in zip(records, best.indices.tolist(), best.values.tolist(), strict=True):
+        top = tuple((answers[index], value) for index, value in zip(indices, values, strict=True))
+        predictions.append(Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top))
+    return predictions
+
+
+def majority_label(
+    train: Sequence[bool | None], records: Sequence[Record], labels: tuple[str, str]
+) -> list[Prediction]:
+    """Baseline that looks at nothing: the more frequent of two labels of the training records, for every record."""
+    share = sum(bool(label) for label in train) / max(len(train), 1)
+    top = tuple(sorted(zip(labels, (1 - share, share), strict=True), key=lambda pair: -pair[1]))
+    return [Prediction(id=record.id, value=top[0][0], confidence=top[0][1], top=top) for record in records]
+
+
+def label_of(record: Record, label: bool | None, labels: tuple[str, str]) -> str:
+    """The label of a record as the benchmark writes it.
+
+    Raises:
+        DataError: the record has none.
+    """
+    if label is None:
+        raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
+    return labels[label]
+
+
+def detail_row(
+    prediction: Prediction, record: Record, *, text: str, kind: str, truth: str | None, score: float | None
+) -> dict[str, Any]:
+    """A row of `details_{split}.jsonl`; `images` is there where an example has several."""
+    return {
+        "id": record.id,
+        "image": record.images[0],
+        **({"images": list(record.images)} if len(record.images) > 1 else {}),
+        "text": text,
+        "type": kind,
+        "truth": truth,
+        "prediction": prediction.value,
+        "confidence": prediction.confidence,
+        "top": [list(candidate) for candidate in prediction.top],
+        "score": score,
+    }
+
+
+def mean_scores(values: Sequence[float], groups: Sequence[str]) -> Mapping[str, Score]:
+    """Mean of fractions per group, in percent, in alphabetical order."""
+    by_group: dict[str, list[float]] = defaultdict(list)
+    for value, group in zip(values, groups, strict=True):
+        by_group[group].append(value)
+    return {
+        group: Score(100 * sum(members) / len(members), len(members)) for group, members in sorted(by_group.items())
+    }
