@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError
 from visling.pretrained import folder as folder_module
@@ -103,9 +103,7 @@ class Predictor:
             images=() if self.saved.text_only else ("0",),
         )
         store = None if self.saved.text_only else _OneImage(regions, self.saved.fingerprint)
-        batch, _ = collate(
-            [example], store, self.spec, tokenizer=self.tokenizer, masking=None, rngs=[runtime.generator_for(0)]
-        )
+        batch, _ = Collator(store, self.spec, self.tokenizer)([example], [runtime.generator_for(0)])
         with torch.inference_mode():
             logits = self.model(batch.to(self.device))
         prediction: Prediction = self.task.decode(logits, [Record(id="0", images=("0",))])[0]

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from visling import config as configs
 from visling import models, runtime
 from visling.cli.app import app
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.text import TextLayout
 from visling.errors import CheckpointError, ConfigError, DataError
@@ -73,16 +74,11 @@ def loader(world: Any, run: PretrainConfig, *, valid: bool = True, **settings: A
     ).images
     assert run.extractor is not None
     pictures = PictureFiles(find_pictures(run, world.scenes, [source], store), run.extractor)
-    given = {
-        "batch_size": 4,
-        "seed": 3,
-        "masking": run.masking,
-        "region_masking": run.region_masking,
-        "needs": ("region_probs", "class_slots"),
-    }
-    return Loader(
-        source, store, spec, tokenizer, **{**given, "pictures": pictures, "flip": run.flip, "prefetch": 0, **settings}
-    )
+    collator = Collator(
+        store, spec, tokenizer, masking=run.masking, region_masking=run.region_masking,
+        needs=("region_probs", "class_slots"), pictures=pictures, flip=settings.pop("flip", run.flip),
+    )  # fmt: skip
+    return Loader(source, collator, **{"batch_size": 4, "seed": 3, "prefetch": 0, **settings})
 
 
 # ------------------------------------------------------------------------------------------------------------------------- what the encoder reads

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from visling.data.annotations.nlvr import NlvrRecord, hold_out
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr_images
@@ -247,7 +247,7 @@ def test_loss_reads_collated_examples() -> None:
     source = TaskSource(NLVR(), [picture("7-0", 0), picture("8-0", 0, label=False)], TextLayout(tokenizer, spec))
     examples = [source.example(index, RNG) for index in range(2)]
     assert examples[0].rows[0].slot is None  # statements are judged by the pooled state
-    _, targets = collate(examples, None, spec, tokenizer=tokenizer, masking=None, rngs=[RNG, RNG])
+    _, targets = Collator(None, spec, tokenizer)(examples, [RNG, RNG])
     logits = torch.tensor([[0.0, 1.0], [0.0, 3.0]], dtype=torch.bfloat16)
     loss = NLVR().loss({"classify": logits}, targets)
     first, second = math.log(1 + math.exp(-1)), math.log(1 + math.exp(3))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import vqa_accuracy
@@ -187,7 +187,7 @@ def test_loss_reads_collated_examples() -> None:
         vqa, [asked(1000, ["red"] * 10), asked(2000, ["blue"] * 2 + ["no"] * 8)], TextLayout(TOKENIZER, InputSpec())
     )
     examples = [source.example(index, RNG) for index in range(len(source))]
-    _, targets = collate(examples, None, InputSpec(), tokenizer=TOKENIZER, masking=None, rngs=[RNG, RNG])
+    _, targets = Collator(None, InputSpec(), TOKENIZER)(examples, [RNG, RNG])
     logits = {"classify": torch.tensor([[0.0, 1.0], [2.0, 0.0]])}
     expected = answer_loss(logits["classify"], torch.tensor([[0.0, 1.0], [0.6, 0.0]]), "kl")
     torch.testing.assert_close(vqa.loss(logits, targets).value, expected.value)
@@ -304,13 +304,7 @@ def test_majority_answers_by_question_type() -> None:
 
 
 def test_targets_without_labels_have_no_answer() -> None:
-    _, targets = collate(
-        [task("a").example(unanswered(1), TextLayout(TOKENIZER, InputSpec()), RNG)],
-        None,
-        InputSpec(),
-        tokenizer=TOKENIZER,
-        masking=None,
-        rngs=[RNG],
-    )
+    example = task("a").example(unanswered(1), TextLayout(TOKENIZER, InputSpec()), RNG)
+    _, targets = Collator(None, InputSpec(), TOKENIZER)([example], [RNG])
     assert isinstance(targets, Targets)
     assert targets.answer is None

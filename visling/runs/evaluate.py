@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from visling import models, runtime
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
 from visling.data.text import TextLayout, Tokenizer
@@ -118,7 +119,8 @@ def _evaluation_loader(
     text_only: bool,
 ) -> Loader:
     source = TaskSource(task, records, layout, text_only=text_only)
-    return Loader(source, store, spec, tokenizer, batch_size=batch_size, seed=0, shuffle=False, drop_last=False)
+    collator = Collator(store, spec, tokenizer)
+    return Loader(source, collator, batch_size=batch_size, seed=0, shuffle=False, drop_last=False)
 
 
 def predict_records(

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from visling import config as configs
 from visling import models, runtime
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
 from visling.data.text import TextLayout
@@ -92,8 +93,8 @@ def finetune(
         def loader(records: Sequence[Record], *, training: bool) -> Loader:
             source = TaskSource(task, records, layout, text_only=run.text_only)
             return Loader(
-                source, None if run.text_only else regions, spec, tokenizer, batch_size=run.batch_size, seed=run.train.seed,
-                shuffle=training, drop_last=training, pin=target.type == "cuda",
+                source, Collator(None if run.text_only else regions, spec, tokenizer), batch_size=run.batch_size,
+                seed=run.train.seed, shuffle=training, drop_last=training, pin=target.type == "cuda",
             )  # fmt: skip
 
         train, valid = loader(train_records, training=True), loader(valid_records, training=False)

@@ -13,6 +13,7 @@ import torch
 
 from visling import models, runtime
 from visling.data.answers import AnswerVocabulary
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader, Source
 from visling.data.batches.paired import PairedLoader
 from visling.data.corpora.reading import Corpora, answer_table, images_of, read
@@ -131,10 +132,13 @@ def pretrain(
         pool = images_of(training.images) if run.region_masking is not None and run.region_masking.random else []
 
         def loader(source: Source, *, shuffle: bool) -> Loader:
+            collator = Collator(
+                regions, spec, tokenizer, masking=run.masking, region_masking=run.region_masking, needs=needs, pool=pool,
+                pictures=pictures, flip=run.flip if shuffle else 0.0,
+            )  # fmt: skip
             return Loader(
-                source, regions, spec, tokenizer, batch_size=run.batch_size, seed=run.train.seed, masking=run.masking,
-                region_masking=run.region_masking, needs=needs, pool=pool, pictures=pictures, flip=run.flip if shuffle else 0.0, shuffle=shuffle,
-                drop_last=shuffle, pin=target.type == "cuda",
+                source, collator, batch_size=run.batch_size, seed=run.train.seed, shuffle=shuffle, drop_last=shuffle,
+                pin=target.type == "cuda",
             )  # fmt: skip
 
         captioned, valid = loader(training.images, shuffle=True), loader(validation.images, shuffle=False)
@@ -313,8 +317,8 @@ def _text_loader(
             "text without images teaches masked_lm alone, which the recipe's objectives lack. Add it, or leave the text corpus out."
         )
     return Loader(
-        source, None, spec, tokenizer, batch_size=max(1, round(share * run.batch_size)), seed=run.train.seed + _TEXT_SEED, masking=run.masking,
-        shuffle=shuffle, drop_last=shuffle, pin=pin,
+        source, Collator(None, spec, tokenizer, masking=run.masking), batch_size=max(1, round(share * run.batch_size)),
+        seed=run.train.seed + _TEXT_SEED, shuffle=shuffle, drop_last=shuffle, pin=pin,
     )  # fmt: skip
 
 
