@@ -45,6 +45,7 @@ from training_step import (
 )
 
 from visling import runtime
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.batches.masking import TokenMasking
 from visling.data.corpora.captions import CaptionPairs
@@ -122,12 +123,9 @@ def epochs(
     source = CaptionPairs(draw_captions(options.images, tokenizer), TextLayout(tokenizer, spec))
     loader = Loader(
         source,
-        store,
-        spec,
-        tokenizer,
+        Collator(store, spec, tokenizer, masking=TokenMasking()),
         batch_size=options.batch_size,
         seed=SEED,
-        masking=TokenMasking(),
         drop_last=False,
         prefetch=prefetch,
     )

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from visling import runtime
 from visling.data.annotations.captions import CaptionRecord
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.batches.masking import TokenMasking
 from visling.data.corpora.captions import CaptionPairs
@@ -354,12 +355,9 @@ def draw_batches(case: Case, lengths: Lengths, number: int, device: torch.device
     records = draw_captions(num_images, tokenizer, pieces=None if lengths == "varied" else (case.tokens - 3) // 2)
     loader = Loader(
         CaptionPairs(records, TextLayout(tokenizer, spec)),
-        DrawnStore(num_images, case, lengths),
-        spec,
-        tokenizer,
+        Collator(DrawnStore(num_images, case, lengths), spec, tokenizer, masking=TokenMasking()),
         batch_size=case.batch_size,
         seed=SEED,
-        masking=TokenMasking(),
         prefetch=0,
     )
     with contextlib.closing(loader.batches_with_index()) as made:  # type: ignore[type-var]

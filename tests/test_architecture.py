@@ -64,7 +64,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "configs", "detectors", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "scenes", "nlvr", "tables",
     ),
     "runs": (
-        "setup", "pictures", "detection_data", "detect", "question_scores", "pretrain", "evaluate", "finetune", "estimate",
+        "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "evaluate", "finetune", "estimate",
         "jobs", "compare",
     ),
 }  # fmt: skip

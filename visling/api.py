@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, DataError
 from visling.pretrained import folder as folder_module
@@ -28,7 +28,6 @@ from visling.tasks.base import TaskSource, TextOnly
 from visling.types import RegionArray
 from visling.vision.detector import Detector
 from visling.vision.images import read_image, to_pixels
-
 
 ImageLike = str | Path | Image.Image
 """An image file, or an image that has been read."""
@@ -119,7 +118,7 @@ class Predictor:
         rng = runtime.generator_for(0)
         example = (TextOnly(source) if self.folder.text_only else source).example(0, rng)
         store = None if self.folder.text_only else _GivenRegions(regions, self.folder.fingerprint)
-        batch, _ = collate([example], store, self.spec, tokenizer=self.tokenizer, masking=None, rngs=[rng])
+        batch, _ = Collator(store, self.spec, self.tokenizer)([example], [rng])
         batch = batch.to(self.device)
         with torch.inference_mode():
             prediction = self.task.decode(self.model(batch), batch, [record])[0]

@@ -390,6 +390,10 @@ class Example:
     """One id shared by all rows, or one per row, or (pair = "sequence") the images joined in the single row."""
     labels: Mapping[str, Any] = field(default_factory=dict)
     """`Targets` field name -> int, float or array: `matched`, `answer`, `choice`, ..."""
+    region_labels: Callable[[Sequence[RegionArray]], Mapping[str, Any]] | None = None
+    """Further labels, computed from the regions: called with those of each of `images` that the model sees, in the
+    order in which it sees them and with boxes in pixels of the stored image; a batch without regions leaves it out.
+    Labels of rows (`region_scores`, ...) are of one row, or G values where an example has G rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

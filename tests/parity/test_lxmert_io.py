@@ -26,7 +26,7 @@ from visling import models
 from visling.data.annotations.lxmert import LxmertRecord, read_lxmert
 from visling.data.answer_table import listed, read_table, table_form, table_rows
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import VislingError
 from visling.metrics.answers import source_scores
@@ -126,9 +126,7 @@ def test_a_store_made_of_them_gives_the_model_what_the_release_gives_it(recordin
     spec = InputSpec(feature_size=store.feature_size, max_regions=36, max_tokens=20)
     row = TextLayout(Tokenizer(), spec).row("a cat")
     examples = [Example(id=image, rows=(row,), images=(image,)) for image in expected]
-    batch, _ = collate(
-        examples, store, spec, tokenizer=Tokenizer(), masking=None, rngs=[generator_for(0)] * len(examples)
-    )
+    batch, _ = Collator(store, spec, Tokenizer())(examples, [generator_for(0)] * len(examples))
     batch.validate()
     assert batch.regions is not None
     for number, arrays in enumerate(expected.values()):

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from visling import boxes, models
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.batches.masking import REGION_RELEASES, RegionMasking
 from visling.data.batches.region_targets import Shown, hide_regions, whole_image
 from visling.data.text import TextLayout, Tokenizer
@@ -171,9 +171,7 @@ def compare_reading(recording: Recording, folder: Path, **changes: Any) -> None:
     model, spec = models.build("vilbert", config).eval(), family.inputs(config)
     assert isinstance(model, Vilbert)
     example = Example(id="1", rows=(TextLayout(Tokenizer(), spec).row("a cat"),), images=("image",))
-    batch, _ = collate(
-        [example], NativeStore.open(folder), spec, tokenizer=Tokenizer(), masking=None, rngs=[generator_for(0)]
-    )
+    batch, _ = Collator(NativeStore.open(folder), spec, Tokenizer())([example], [generator_for(0)])
     given: list[Tensor] = []
 
     def keep(module: nn.Module, entering: tuple[Tensor, ...]) -> None:

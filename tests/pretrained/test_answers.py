@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from visling.data.annotations.captions import CaptionRecord
 from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.answers import AnswerVocabulary
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.corpora.captions import SingleCaption
 from visling.data.corpora.mixture import Labelled, Mixture
@@ -81,7 +82,7 @@ def score(
     store: NativeStore, answer: str, source: Mixture, *, size: int = 3, shuffle: bool = False
 ) -> dict[str, float]:
     model = Model(answer)
-    loader = Loader(source, store, SPEC, TOKENIZER, batch_size=size, seed=1, shuffle=shuffle, drop_last=False)
+    loader = Loader(source, Collator(store, SPEC, TOKENIZER), batch_size=size, seed=1, shuffle=shuffle, drop_last=False)
     with AnsweredQuestions(model.objective, loader, source, TABLE) as asked:
         for batch, _ in asked:
             model(len(batch.text.ids))
@@ -118,7 +119,7 @@ def test_weights_count(store: NativeStore) -> None:
 
 def test_questions_with_the_sentence_of_another_image_are_left_out(store: NativeStore) -> None:
     source = mixture(wrong=0.5)
-    loader = Loader(source, store, SPEC, TOKENIZER, batch_size=1, seed=1, shuffle=False, drop_last=False)
+    loader = Loader(source, Collator(store, SPEC, TOKENIZER), batch_size=1, seed=1, shuffle=False, drop_last=False)
     own = [int(targets.matched) == 1 for _, targets in loader if targets.matched is not None]
     kept = [
         scores.get("yes", 0.0)

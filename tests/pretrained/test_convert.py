@@ -171,7 +171,7 @@ def test_a_classifier_becomes_a_task_model(recorded: Any, tmp_path: Path, name: 
     convert(source, tmp_path)
     model, task = read_model_folder(tmp_path / "model").task_model()
     assert isinstance(task, VQA)
-    assert list(task.vocabulary) == [f"a{number}" for number in range(source.answers)]
+    assert list(task.answers) == [f"a{number}" for number in range(source.answers)]
     assert (task.config.loss, task.config.mask_unknown) == {"visualbert": ("kl", True), "vlbert": ("bce", False)}.get(
         source.model, ("bce", True)
     )

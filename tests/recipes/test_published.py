@@ -8,18 +8,19 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from visling import config as configs
 from visling import models
 from visling.api import Predictor
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import CheckpointError, ConfigError
+from visling.errors import ConfigError, DataError
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.folder import read_model_folder
@@ -32,10 +33,11 @@ from visling.runs import finetune as finetuning
 from visling.runs import pretrain as pretraining
 from visling.runs.evaluate import evaluate
 from visling.runs.pretrain import read_corpora
-from visling.runs.setup import build_tokenizer
+from visling.runs.setup import Inputs
 from visling.tasks.nlvr2 import NLVR2
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients, parameter_groups
 from visling.types import RegionArray
+from visling.vision.detector import Detector
 
 NAMES = sorted(PUBLISHED_PRETRAINING)
 
@@ -392,7 +394,7 @@ def built(request: pytest.FixtureRequest) -> tuple[str, PretrainConfig, Pretrain
     """A recipe and its model at full size, without memory."""
     run = PUBLISHED_PRETRAINING[request.param]()
     with torch.device("meta"):
-        return request.param, run, pretraining.fresh_model(run)
+        return request.param, run, pretraining.untrained_model(run)
 
 
 PARAMETERS = {
@@ -469,7 +471,7 @@ def fill(objective: RegionContrast) -> None:
 def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
     began = time.monotonic()
     run = PUBLISHED_PRETRAINING[name]()
-    model = pretraining.fresh_model(run).train()
+    model = pretraining.untrained_model(run).train()
     contrast = model.objectives["region_contrast"] if "region_contrast" in run.objectives else None
     if isinstance(contrast, RegionContrast):
         fill(contrast)
@@ -612,8 +614,24 @@ def test_fine_tuning_judges_sentences_about_two_images(nlvr2: tuple[Path, Path],
     submitted = (tmp_path / "run" / "predictions_dev.csv").read_text().splitlines()
     assert len(submitted) == 15
     assert submitted[0] in ("dev-951-1-0,True", "dev-951-1-0,False")
-    with pytest.raises(CheckpointError, match="judges 2 images together"):
-        Predictor(read_model_folder(tmp_path / "run"), None, torch.device("cpu"))
+    regions = NativeStore.open(store)
+
+    class Stored:
+        """A detector that finds in the two images what the store has of the first pair."""
+
+        def __init__(self) -> None:
+            self.left = iter(regions.ids[:2])
+
+        def detect(self, images: Any) -> list[Any]:
+            return [regions[next(self.left)] for _ in images]
+
+    predictor = Predictor(read_model_folder(tmp_path / "run"), cast(Detector, Stored()), torch.device("cpu"))
+    images = [Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64))]
+    answer = predictor.answer(images, "one cat is left of two dogs")
+    assert answer.text in ("True", "False")
+    assert len(answer.images) == len(answer.regions_by_image) == 2
+    with pytest.raises(DataError, match="task nlvr2 reads 2 images at a time; found 1"):
+        predictor.answer(images[0], "one cat is left of two dogs")
 
 
 def test_rows_of_their_own_for_each_image(nlvr2: tuple[Path, Path], tmp_path: Path) -> None:
@@ -627,7 +645,7 @@ def test_rows_of_their_own_for_each_image(nlvr2: tuple[Path, Path], tmp_path: Pa
 @pytest.mark.parametrize("kind", ["questions", "spelled_questions"])
 def test_answers_may_be_spelt_as_in_the_release(world: Any, kind: str) -> None:
     run = configs.override(PRETRAINING["visualbert-scenes"](), [*world.settings, f'corpora=[{{kind = "{kind}"}}]'])
-    tokenizer = build_tokenizer(run)
+    tokenizer = Inputs(run.model, run.encoder, None, "cpu").tokenizer
     layout = TextLayout(tokenizer, models.spec("visualbert").inputs(run.encoder))
     source = read_corpora(
         run, [str(world.scenes)], layout, NativeStore.open(world.regions), valid=False, answers=None

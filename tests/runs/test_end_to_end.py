@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from visling import config as configs
 from visling import models, runtime
 from visling.cli.app import app
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.text import TextLayout
 from visling.errors import CheckpointError, ConfigError, DataError
@@ -36,8 +37,8 @@ from visling.regions.store import NativeStore
 from visling.runs import estimate as estimates
 from visling.runs import finetune as finetuning
 from visling.runs.pictures import find_pictures
-from visling.runs.pretrain import fresh_model, pretrain, read_corpora
-from visling.runs.setup import build_tokenizer, fit_to_store
+from visling.runs.pretrain import pretrain, read_corpora, untrained_model
+from visling.runs.setup import Inputs, fit_to_store
 from visling.train.optim import build_optimizer
 from visling.types import Batch
 from visling.vision.end_to_end import KEYS, MEAN_BGR, ExtractorConfig, PictureFiles, RegionExtractor
@@ -67,22 +68,17 @@ def train(world: Any, out: Path, *settings: str, **options: Any) -> list[dict[st
 def loader(world: Any, run: PretrainConfig, *, valid: bool = True, **settings: Any) -> Loader:
     """Examples as a run reads them; 15 of validation, or 120 of training."""
     store = NativeStore.open(world.regions)
-    spec, tokenizer = models.spec(run.model).inputs(run.encoder), build_tokenizer(run)
+    spec, tokenizer = models.spec(run.model).inputs(run.encoder), Inputs(run.model, run.encoder, None, "cpu").tokenizer
     source = read_corpora(
         run, [str(world.scenes)], TextLayout(tokenizer, spec), store, valid=valid, answers=None
     ).images
     assert run.extractor is not None
     pictures = PictureFiles(find_pictures(run, world.scenes, [source], store), run.extractor)
-    given = {
-        "batch_size": 4,
-        "seed": 3,
-        "masking": run.masking,
-        "region_masking": run.region_masking,
-        "needs": ("region_probs", "class_slots"),
-    }
-    return Loader(
-        source, store, spec, tokenizer, **{**given, "pictures": pictures, "flip": run.flip, "prefetch": 0, **settings}
-    )
+    collator = Collator(
+        store, spec, tokenizer, masking=run.masking, region_masking=run.region_masking,
+        needs=("region_probs", "class_slots"), pictures=pictures, flip=settings.pop("flip", run.flip),
+    )  # fmt: skip
+    return Loader(source, collator, **{"batch_size": 4, "seed": 3, "prefetch": 0, **settings})
 
 
 # ------------------------------------------------------------------------------------------------------------------------- what the encoder reads
@@ -111,7 +107,7 @@ def as_the_release(
 def test_the_encoder_reads_what_the_extractor_makes_of_the_pictures(world: Any) -> None:
     run = end_to_end()
     store, made = NativeStore.open(world.regions), loader(world, run, valid=False)
-    model = fresh_model(fit_to_store(run, store)).eval()
+    model = untrained_model(fit_to_store(run, store)).eval()
     assert model.extractor is not None
     read: list[Batch] = []
     model.encoder.register_forward_pre_hook(lambda _, given: read.append(given[0]))
@@ -212,7 +208,7 @@ def test_nothing_is_mirrored_unless_asked(world: Any) -> None:
 def test_losses_teach_the_later_stages_alone(world: Any) -> None:
     run = end_to_end("encoder.visual_scale_init=1.0")
     run = fit_to_store(run, NativeStore.open(world.regions))
-    model = fresh_model(run).train()
+    model = untrained_model(run).train()
     assert model.extractor is not None
     batch, targets = next(iter(loader(world, run)))
     model(batch, targets).value.backward()
@@ -236,7 +232,7 @@ def test_losses_teach_the_later_stages_alone(world: Any) -> None:
 def test_any_batch_can_be_learnt_from(world: Any, rows: int, precision: Any) -> None:
     """Of one example, and of an image without regions, whose picture is seen as a whole all the same."""
     run = fit_to_store(end_to_end("encoder.text_visual_scale_init=1.0"), NativeStore.open(world.regions))
-    model = fresh_model(run).train()
+    model = untrained_model(run).train()
     batch, targets = estimates.typical_batch(run, estimates.UNKNOWN, rows)
     assert batch.regions is not None
     assert batch.pixels is not None
@@ -291,7 +287,7 @@ def test_the_loss_falls_and_the_extractor_moves(world: Any, tmp_path: Path) -> N
     assert losses[-1] < 0.8 * losses[0], losses
     run = end_to_end()
     runtime.seed_everything(run.train.seed)
-    fresh = fresh_model(fit_to_store(run, NativeStore.open(world.regions))).state_dict()
+    fresh = untrained_model(fit_to_store(run, NativeStore.open(world.regions))).state_dict()
     weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     changed = {
         name for name in weights if name.startswith("extractor.") and not torch.equal(weights[name], fresh[name])
@@ -324,7 +320,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(world: Any, tmp_path: Path) -> None:
         )
         assert whole.keys() == parts.keys()
         assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
-    assert "fresh weights" in (tmp_path / "parts" / "log.jsonl").read_text()
+    assert "randomly initialised" in (tmp_path / "parts" / "log.jsonl").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +372,7 @@ def test_it_does_not_go_on_with_stored_features_unasked(world: Any, trained: Pat
     ):
         train(world, tmp_path / "back", init=tmp_path / "run")
     lines = train(world, tmp_path / "back", *STILL, init=tmp_path / "run", other_features=True)
-    assert any("the region extractor starts from fresh weights" in line.get("message", "") for line in lines)
+    assert any("the region extractor is randomly initialised" in line.get("message", "") for line in lines)
 
 
 def test_boxes_of_another_detector_need_consent(world: Any, trained: Path, tmp_path: Path) -> None:
@@ -447,7 +443,7 @@ def test_what_does_not_go_together(settings: list[str], reason: str) -> None:
 def test_pictures_and_extractors_come_together(world: Any, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"recipe vlbert-scenes makes the features of regions of pictures: name their folder with --images",
+        match=r"recipe vlbert-scenes computes region features from pixels: name the folder of the images with --images",
     ):
         train(world, tmp_path / "run", images=None)
     for given in ({"images": world.scenes}, {"backbone": tmp_path, "images": None}):
@@ -455,7 +451,7 @@ def test_pictures_and_extractors_come_together(world: Any, tmp_path: Path) -> No
             ConfigError, match=rf"reads the features of the store and no picture: leave --{next(iter(given))} out"
         ):
             train(world, tmp_path / "run", "extractor=none", "flip=0.0", **given)
-    with pytest.raises(ConfigError, match="recipe vlbert-base-e2e makes the features of regions of pictures"):
+    with pytest.raises(ConfigError, match="recipe vlbert-base-e2e computes region features from pixels"):
         pretrain(
             PUBLISHED_PRETRAINING["vlbert-base-e2e"](),
             tmp_path / "run",
@@ -571,7 +567,7 @@ def test_two_processes_train_one_extractor(world: Any, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     weights, run = read_model_folder(tmp_path / "two").weights, end_to_end()
     runtime.seed_everything(run.train.seed)
-    fresh = fresh_model(fit_to_store(run, NativeStore.open(world.regions))).state_dict()
+    fresh = untrained_model(fit_to_store(run, NativeStore.open(world.regions))).state_dict()
     still = {name for name in fresh if name.startswith("extractor.") and torch.equal(fresh[name], weights[name])}
     assert still == {
         name

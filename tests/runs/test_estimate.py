@@ -72,7 +72,7 @@ def tiny(name: str) -> PretrainConfig:
 
 def real(run: PretrainConfig) -> tuple[PretrainModel, list[Any]]:
     """The model of a run and typical batches, with values."""
-    model = pretraining.fresh_model(run)
+    model = pretraining.untrained_model(run)
     for objective in model.objectives.children():
         if isinstance(objective, RegionContrast):
             size = objective.queue.rows.shape

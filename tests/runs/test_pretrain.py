@@ -28,7 +28,7 @@ from visling.recipes.tables import PRETRAINING
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, subset
 from visling.runs.pretrain import pretrain, read_corpora
-from visling.runs.setup import build_tokenizer, fit_to_store
+from visling.runs.setup import Inputs, fit_to_store
 from visling.types import Head, RegionArray
 
 
@@ -114,13 +114,15 @@ def test_objectives_that_come_in_later_start_with_fresh_heads(world: Any, tmp_pa
         init=tmp_path / "words",
         device="cpu",
     )
-    assert "brings no head for matching: fresh ones" in (tmp_path / "run" / "log.jsonl").read_text()
+    assert "brings no head for matching: randomly initialised" in (tmp_path / "run" / "log.jsonl").read_text()
 
 
 def test_every_corpus_of_every_folder_is_read_by_weight(world: Any) -> None:
     run = tiny(world, 'corpora=[{kind = "captions"}, {kind = "single_captions", weight = 0.5}]')
     store = NativeStore.open(world.regions)
-    layout = TextLayout(build_tokenizer(run), models.spec(run.model).inputs(run.encoder))
+    layout = TextLayout(
+        Inputs(run.model, run.encoder, None, "cpu").tokenizer, models.spec(run.model).inputs(run.encoder)
+    )
     captions = {
         split: len(json.loads((world.scenes / "annotations" / f"captions_{split}.json").read_text())["annotations"])
         for split in ("train", "val")
@@ -332,7 +334,7 @@ def test_a_run_does_not_go_on_with_another_answer_table(world: Any, tmp_path: Pa
         (
             ["objective_settings={image_qa = {num_answers = 9500}}"],
             ConfigError,
-            r"tells 9500 answers apart, but the data's answer table has \d+",
+            r"distinguishes 9500 answers, but the data's answer table has \d+",
         ),
         (['corpora=[{kind = "captions"}]'], ConfigError, "image_qa needs a corpus with answers"),
         (["min_answer_count=5000"], DataError, "no answer occurs 5000 times"),
@@ -489,7 +491,7 @@ def test_text_needs_masked_words(world: Any, tmp_path: Path) -> None:
     (data / "train.doc").write_text("a text\n")
     run = configs.override(texted(), ['corpora=[{kind = "single_captions"}, {kind = "text"}]'])
     run = dataclasses.replace(run, model="lxmert", encoder="tiny", any_features=True, objectives={"matching": 1.0})
-    with pytest.raises(ConfigError, match="text without images teaches masked_lm alone"):
+    with pytest.raises(ConfigError, match="text without images trains masked_lm alone"):
         pretrain(run, tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
     assert not (tmp_path / "run").exists()
 

@@ -22,7 +22,8 @@ from visling.recipes.tables import FINETUNING, PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import finetune as finetuning
 from visling.runs import pretrain as pretraining
-from visling.runs.setup import build_tokenizer, fit_to_store, mean_over_batches
+from visling.runs.setup import Inputs, fit_to_store
+from visling.runs.validate import mean_over_batches
 from visling.types import Loss, Record
 
 TABLES: Mapping[str, Mapping[str, Callable[[], Any]]] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
@@ -90,7 +91,7 @@ def test_released_recipes_have_the_size_of_the_release(verb: str, name: str) -> 
         parameters
         == 109_482_240 + (run.encoder.feature_size + 6 * run.encoder.append_spatial + 1) * 768 + (2 + 512) * 768
     )
-    assert build_tokenizer(run).size == 30522
+    assert Inputs(run.model, run.encoder, None, "cpu").tokenizer.size == 30522
     exclude = run.train.optim.exclude
     assert run.train.optim.name == "bert_adam"
     assert exclude == ("pooler",)
@@ -126,7 +127,7 @@ def test_a_vocabulary_larger_than_the_word_table_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"318 entries, but encoder.vocab_size is 10. Use --set encoder.vocab_size=318"
     ):
-        build_tokenizer(run)
+        Inputs(run.model, run.encoder, None, "cpu")
 
 
 def test_a_released_preset_keeps_its_feature_width(world: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from visling import config as configs
 from visling import models
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.corpora.base import Corpus
 from visling.data.corpora.reading import Corpora
 from visling.data.corpora.vcr import VcrChoices
@@ -106,7 +106,7 @@ def test_links_reach_the_model(files: Files, tmp_path: Path) -> None:
     examples = [source.example(index, generator_for(0)) for index in (1, 5)]
     tokenizer, store = Tokenizer(), NativeStore.open(tmp_path / "store")
     spec = replace(source.layout.spec, feature_size=16)
-    batch, targets = collate(examples, store, spec, tokenizer=tokenizer, masking=None, rngs=[generator_for(0)] * 2)
+    batch, targets = Collator(store, spec, tokenizer)(examples, [generator_for(0)] * 2)
     batch.validate()
     assert batch.links is not None
     assert batch.links[0].nonzero().tolist() == [[3, 0], [7, 0], [9, 1]]

@@ -11,7 +11,7 @@ import pytest
 from visling.data.annotations.nlvr import NlvrRecord
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
-from visling.tasks.base import Report, Score, Task, TaskSource, by_id, load, names
+from visling.tasks.base import Report, Score, Task, TaskSource, TextOnly, by_id, load, names
 from visling.tasks.nlvr import NLVR
 from visling.tasks.vqa import VQA
 from visling.types import InputSpec, Prediction, Record
@@ -98,7 +98,7 @@ def test_source_can_leave_the_images_out() -> None:
     )
     rng = np.random.default_rng(0)
     seen = TaskSource(NLVR(), [record], layout)
-    blind = TaskSource(NLVR(), [record], layout, text_only=True)
+    blind = TextOnly(TaskSource(NLVR(), [record], layout))
     assert len(seen) == len(blind) == 1
     assert seen.example(0, rng).images == ("dev-1-0-0",)
     assert blind.example(0, rng).images == ()

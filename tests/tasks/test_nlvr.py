@@ -6,20 +6,20 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from visling.data.annotations.nlvr import NlvrRecord, hold_out
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr_images
 from visling.tasks.base import TaskSource
 from visling.tasks.nlvr import NLVR, NlvrConfig
-from visling.types import InputSpec, Prediction
+from visling.types import Batch, InputSpec, Prediction
 
 ROOT = Path(__file__).parent / "files" / "nlvr"
 GOLDEN: dict[str, Any] = json.loads(
@@ -27,6 +27,9 @@ GOLDEN: dict[str, Any] = json.loads(
 )
 RNG = np.random.default_rng(0)
 SIX = tuple(range(6))
+
+UNREAD = cast(Batch, None)
+"""The batch of a decoding that does not look at it."""
 
 
 def told(record: NlvrRecord, value: str, confidence: float = 0.8) -> Prediction:
@@ -217,24 +220,29 @@ def test_an_example_is_judged_by_its_mean_log_odds() -> None:
     logits = torch.zeros(12, 2)
     logits[:6, 1] = torch.tensor([-1.0, -1, -1, -1, -1, 6])  # five weak errors, one strong hit: right on average
     logits[6:, 1] = torch.tensor([-1.0, -1, -1, -1, -1, 4])
-    scores = task.report(task.decode({"classify": logits}, records), records).scores
+    scores = task.report(task.decode({"classify": logits}, UNREAD, records), records).scores
     assert scores["precision"].value == pytest.approx(100 * 6 / 12)
     assert scores["consistency"].value == 0
     assert scores["example_accuracy"].value == 100
     assert scores["example_consistency"].value == 100
     logits[11, 1] = 6
-    assert task.report(task.decode({"classify": logits}, records), records).scores["example_accuracy"].value == 50
+    assert (
+        task.report(task.decode({"classify": logits}, UNREAD, records), records).scores["example_accuracy"].value == 50
+    )
 
 
 def test_certain_predictions_have_finite_odds() -> None:
     records = [picture("7-0", k) for k in SIX]
     logits = torch.tensor([[0.0, 500.0]] * 6)
-    assert NLVR().report(NLVR().decode({"classify": logits}, records), records).scores["example_accuracy"].value == 100
+    assert (
+        NLVR().report(NLVR().decode({"classify": logits}, UNREAD, records), records).scores["example_accuracy"].value
+        == 100
+    )
 
 
 def test_class_one_is_true() -> None:
     records = [picture("7-0", 0), picture("7-0", 1)]
-    predictions = NLVR().decode({"classify": torch.tensor([[0.0, 2.0], [2.0, 0.0]])}, records)
+    predictions = NLVR().decode({"classify": torch.tensor([[0.0, 2.0], [2.0, 0.0]])}, UNREAD, records)
     assert [p.value for p in predictions] == ["true", "false"]
     assert predictions[0].confidence == pytest.approx(1 / (1 + math.exp(-2)))
     assert [name for name, _ in predictions[1].top] == ["false", "true"]
@@ -247,7 +255,7 @@ def test_loss_reads_collated_examples() -> None:
     source = TaskSource(NLVR(), [picture("7-0", 0), picture("8-0", 0, label=False)], TextLayout(tokenizer, spec))
     examples = [source.example(index, RNG) for index in range(2)]
     assert examples[0].rows[0].slot is None  # statements are judged by the pooled state
-    _, targets = collate(examples, None, spec, tokenizer=tokenizer, masking=None, rngs=[RNG, RNG])
+    _, targets = Collator(None, spec, tokenizer)(examples, [RNG, RNG])
     logits = torch.tensor([[0.0, 1.0], [0.0, 3.0]], dtype=torch.bfloat16)
     loss = NLVR().loss({"classify": logits}, targets)
     first, second = math.log(1 + math.exp(-1)), math.log(1 + math.exp(3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from visling.models.task_model import TaskModel
 from visling.tasks.base import load
 from visling.tasks.nlvr import NLVR
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config, Nlvr2Record
-from visling.types import InputSpec, Prediction, Targets
+from visling.types import Batch, InputSpec, Prediction, Targets
 
 ROOT = Path(__file__).parent / "files" / "nlvr2"
 GOLDEN: dict[str, Any] = json.loads(
@@ -29,6 +29,9 @@ GOLDEN: dict[str, Any] = json.loads(
 RNG = np.random.default_rng(0)
 LABELS = {row["identifier"]: row["label"] for row in GOLDEN["examples"]}
 GROUPS = {name: nlvr2_group(name) for name in LABELS}
+
+UNREAD = cast(Batch, None)
+"""The batch of a decoding that does not look at it."""
 
 
 def line(**fields: Any) -> str:
@@ -129,7 +132,7 @@ def test_a_report_in_the_official_numbers() -> None:
     task, records = NLVR2(), NLVR2().records(ROOT, "dev")
     logits = {"classify": torch.tensor([[-1.0, 1.0] if record.label else [1.0, -1.0] for record in records])}
     logits["classify"][0] = 0  # a tie is False, which is wrong
-    predictions = task.decode(logits, records)
+    predictions = task.decode(logits, UNREAD, records)
     report = task.report(predictions, records)
     assert report.scores["accuracy"].value == pytest.approx(100 * 14 / 15)
     assert report.scores["consistency"].value == pytest.approx(100 * 5 / 6)

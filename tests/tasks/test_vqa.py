@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,19 +15,22 @@ from torch import Tensor
 
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import vqa_accuracy
 from visling.tasks.base import TaskSource
 from visling.tasks.vqa import VQA, VqaConfig, answer_loss, answer_vocabulary, majority_answers
-from visling.types import InputSpec, Prediction, Targets
+from visling.types import Batch, InputSpec, Prediction, Targets
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "metrics" / "vqa.json").read_text(encoding="utf-8")
 )
 TOKENIZER = Tokenizer()
 RNG = np.random.default_rng(0)
+
+UNREAD = cast(Batch, None)
+"""The batch of a decoding that does not look at it."""
 
 
 def asked(
@@ -88,7 +91,7 @@ def test_records_come_from_the_official_files(tmp_path: Path) -> None:
         ("42001", ("42",), "is it 42001?", "yes"),
     ]
     vqa.setup(train)
-    assert list(vqa.vocabulary) == ["yes"]
+    assert list(vqa.answers) == ["yes"]
     assert [r.answers for r in vqa.records(tmp_path, "test2015")] == [None, None]
 
 
@@ -107,7 +110,7 @@ def test_setup_keeps_a_given_vocabulary(tmp_path: Path) -> None:
     path.write_text("<unk>\n\nyes\n")
     vqa = VQA(VqaConfig(answers=path, min_count=1))
     vqa.setup([asked(1, ["red"] * 10)])
-    assert list(vqa.vocabulary) == ["<unk>", "", "yes"]
+    assert list(vqa.answers) == ["<unk>", "", "yes"]
     assert vqa.heads["classify"].outputs == 3
 
 
@@ -187,7 +190,7 @@ def test_loss_reads_collated_examples() -> None:
         vqa, [asked(1000, ["red"] * 10), asked(2000, ["blue"] * 2 + ["no"] * 8)], TextLayout(TOKENIZER, InputSpec())
     )
     examples = [source.example(index, RNG) for index in range(len(source))]
-    _, targets = collate(examples, None, InputSpec(), tokenizer=TOKENIZER, masking=None, rngs=[RNG, RNG])
+    _, targets = Collator(None, InputSpec(), TOKENIZER)(examples, [RNG, RNG])
     logits = {"classify": torch.tensor([[0.0, 1.0], [2.0, 0.0]])}
     expected = answer_loss(logits["classify"], torch.tensor([[0.0, 1.0], [0.6, 0.0]]), "kl")
     torch.testing.assert_close(vqa.loss(logits, targets).value, expected.value)
@@ -197,24 +200,24 @@ def test_loss_reads_collated_examples() -> None:
 def test_decode_gives_five_answers_with_probabilities() -> None:
     names = [f"answer {n}" for n in range(7)]
     logits = torch.arange(7.0)[None] + torch.tensor([[0.0], [10.0]])
-    predictions = task(*names).decode({"classify": logits}, [unanswered(1), unanswered(2)])
+    predictions = task(*names).decode({"classify": logits}, UNREAD, [unanswered(1), unanswered(2)])
     assert [p.id for p in predictions] == ["1", "2"]
     first = predictions[0]
     assert [name for name, _ in first.top] == [f"answer {n}" for n in (6, 5, 4, 3, 2)]
     assert (first.value, first.confidence) == first.top[0]
     assert first.confidence == pytest.approx(math.exp(6) / sum(math.exp(n) for n in range(7)), rel=1e-5)
     assert predictions[1].confidence == pytest.approx(first.confidence, rel=1e-5)
-    binary = task(*names, loss="bce").decode({"classify": logits}, [unanswered(1), unanswered(2)])
+    binary = task(*names, loss="bce").decode({"classify": logits}, UNREAD, [unanswered(1), unanswered(2)])
     assert binary[0].confidence == pytest.approx(1 / (1 + math.exp(-6)), rel=1e-5)
 
 
 def test_the_unknown_answer_is_never_given() -> None:
     logits = {"classify": torch.tensor([[9.0, 1.0, 2.0]])}
-    given = task("<unk>", "no", "yes").decode(logits, [unanswered(1)])[0]
+    given = task("<unk>", "no", "yes").decode(logits, UNREAD, [unanswered(1)])[0]
     assert given.value == "yes"
     assert given.confidence == pytest.approx(math.exp(2) / (math.exp(1) + math.exp(2)), rel=1e-5)
-    assert task("<unk>", "no", "yes", mask_unknown=False).decode(logits, [unanswered(1)])[0].value == "<unk>"
-    assert task("maybe", "no", "yes").decode(logits, [unanswered(1)])[0].value == "maybe"
+    assert task("<unk>", "no", "yes", mask_unknown=False).decode(logits, UNREAD, [unanswered(1)])[0].value == "<unk>"
+    assert task("maybe", "no", "yes").decode(logits, UNREAD, [unanswered(1)])[0].value == "maybe"
 
 
 @pytest.mark.parametrize("version", ["2017", "2021"])
@@ -249,7 +252,7 @@ def test_report_gives_the_official_numbers(version: Any) -> None:
 def test_submission_and_details() -> None:
     vqa = task("red", "blue")
     records = [asked(5000, ["red"] * 3 + ["blue"] * 7), unanswered(6000)]
-    predictions = vqa.decode({"classify": torch.tensor([[2.0, 1.0], [0.0, 1.0]])}, records)
+    predictions = vqa.decode({"classify": torch.tensor([[2.0, 1.0], [0.0, 1.0]])}, UNREAD, records)
     assert vqa.submission(predictions) == [
         {"question_id": 5000, "answer": "red"},
         {"question_id": 6000, "answer": "blue"},
@@ -270,7 +273,7 @@ def test_state_restores_the_task(tmp_path: Path) -> None:
     state = json.loads(json.dumps(vqa.state()))
     path.unlink()  # the run folder alone is enough
     again = VQA.from_state(state)
-    assert list(again.vocabulary) == ["no", "yes", ""]
+    assert list(again.answers) == ["no", "yes", ""]
     assert (again.config.loss, again.config.metric_version) == ("bce", "2017")
     with pytest.raises(ConfigError, match="lists its answers"):
         VQA.from_state({"config": {}})
@@ -304,13 +307,7 @@ def test_majority_answers_by_question_type() -> None:
 
 
 def test_targets_without_labels_have_no_answer() -> None:
-    _, targets = collate(
-        [task("a").example(unanswered(1), TextLayout(TOKENIZER, InputSpec()), RNG)],
-        None,
-        InputSpec(),
-        tokenizer=TOKENIZER,
-        masking=None,
-        rngs=[RNG],
-    )
+    example = task("a").example(unanswered(1), TextLayout(TOKENIZER, InputSpec()), RNG)
+    _, targets = Collator(None, InputSpec(), TOKENIZER)([example], [RNG])
     assert isinstance(targets, Targets)
     assert targets.answer is None

@@ -17,7 +17,6 @@ from visling.data.batches.loader import Loader, Source
 from visling.data.corpora.mixture import Mixture
 from visling.errors import RunError
 from visling.metrics.answers import source_scores
-from visling.objectives.base import Objective
 from visling.objectives.image_qa import ImageQA
 from visling.train.state import RunFolder, gather
 from visling.types import Batch, Targets
@@ -50,7 +49,7 @@ class AnsweredQuestions:
         table: answers in the order of the head's outputs.
     """
 
-    def __init__(self, objective: Objective, batches: Loader, source: Source, table: AnswerVocabulary) -> None:
+    def __init__(self, objective: nn.Module, batches: Loader, source: Source, table: AnswerVocabulary) -> None:
         assert isinstance(objective, ImageQA)
         assert isinstance(source, Mixture)
         self._head, self._batches, self._source, self._table = objective.head, batches, source, table

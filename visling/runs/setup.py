@@ -12,6 +12,7 @@ from torch import nn
 
 from visling import config as configs
 from visling import models, runtime
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader, Source
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.corpora.base import split_root
@@ -134,11 +135,17 @@ class Inputs:
             text_only: the examples have no images.
             shown: what else `Collator` takes: masking and the like.
         """
-        regions = None if text_only else self.regions
+        collator = Collator(None if text_only else self.regions, self.spec, self.tokenizer, **shown)
         return Loader(
-            source, regions, self.spec, self.tokenizer, batch_size=batch_size, seed=seed, shuffle=training,
-            drop_last=training, deal="examples" if training else "batches", pin=self.device.type == "cuda", **shown,
-        )  # fmt: skip
+            source,
+            collator,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=training,
+            drop_last=training,
+            deal="examples" if training else "batches",
+            pin=self.device.type == "cuda",
+        )
 
 
 @contextlib.contextmanager

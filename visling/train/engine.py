@@ -225,8 +225,8 @@ def fit(
 
 
 def predict(
-    step: Callable[[Any, Any], _T],
-    batches: Iterable[tuple[Any, Any]],
+    step: Callable[..., _T],
+    batches: Iterable[tuple[Any, ...]],
     *,
     model: nn.Module,
     precision: runtime.Precision = "fp32",

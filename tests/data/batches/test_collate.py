@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visling.data.answers import AnswerVocabulary, soft_scores
-from visling.data.batches.collate import MIN_EXTENT, TAKEN_MULTIPLE, collate
+from visling.data.batches.collate import Collator
+from visling.data.batches.collate_regions import MIN_EXTENT
 from visling.data.batches.masking import TokenMasking, mask_tokens
+from visling.data.batches.slots import TAKEN_MULTIPLE
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError, StoreError
 from visling.runtime import generator_for
@@ -73,9 +76,7 @@ def make(
     text_multiple: int = 1,
 ) -> tuple[Batch, Targets]:
     rngs = [generator_for(3, number) for number in range(len(examples))]
-    batch, targets = collate(
-        examples, store, spec, tokenizer=TOKENIZER, masking=masking, rngs=rngs, text_multiple=text_multiple
-    )
+    batch, targets = Collator(store, spec, TOKENIZER, masking=masking, text_multiple=text_multiple)(examples, rngs)
     batch.validate()
     return batch, targets
 
@@ -355,3 +356,80 @@ def test_unknown_label() -> None:
 def test_array_labels_must_not_be_missing() -> None:
     with pytest.raises(DataError, match="example '2' lacks the label 'region_scores'"):
         make(example("1", "x", region_scores=np.ones(2)), example("2", "x"))
+
+
+def test_every_row_needs_its_label() -> None:
+    with pytest.raises(DataError, match=r"example '1' has 3 values of the label 'matched' for 2 rows"):
+        make(example("1", "x", "y", matched=[1, 0, 1]))
+
+
+# Labels that are computed from the regions
+
+
+def score_boxes(images: Sequence[RegionArray]) -> dict[str, Any]:
+    """The first feature of every region, and how many regions there are."""
+    values = np.concatenate([image.features[:, 0] for image in images])
+    return {"region_scores": values, "choice": len(values)}
+
+
+def test_labels_of_regions_are_padded_to_the_regions_that_are_shown() -> None:
+    asked = [
+        dataclasses.replace(example(name, "x", images=(name,), matched=1), region_labels=score_boxes)
+        for name in ("a", "many", "none")
+    ]
+    batch, targets = make(*asked)
+    assert batch.regions is not None
+    assert targets.region_scores is not None
+    assert targets.choice is not None
+    assert targets.region_scores.tolist() == [[10, 11, 0, 0], [30, 31, 32, 33], [0] * 4]
+    assert targets.region_scores.tolist() == batch.regions.features[:, :, 0].tolist()
+    assert targets.choice.tolist() == [2, 4, 0]
+    assert targets.matched is not None
+    _, alone = make(dataclasses.replace(asked[0], images=("none",)))
+    assert alone.region_scores is not None
+    assert alone.region_scores.tolist() == [[0.0]], "one padded region, as the batch has"
+
+
+def test_labels_of_regions_follow_their_order_and_the_joint_limit() -> None:
+    confident = dataclasses.replace(regions(10, 3), class_confidence=np.array([0.1, 0.9, 0.5], np.float16))
+    asked = dataclasses.replace(example("1", "x", images=("c",)), region_labels=score_boxes)
+    spec = dataclasses.replace(SPEC, region_order="confidence")
+    _, targets = make(asked, store=Memory(c=confident), spec=spec)
+    assert targets.region_scores is not None
+    assert targets.region_scores.tolist() == [[11, 12, 10]]
+    _, targets = make(asked, store=Memory(c=confident), spec=dataclasses.replace(spec, joint_limit=5))
+    assert targets.region_scores is not None
+    assert targets.region_scores.tolist() == [[11, 12]]
+
+
+def test_labels_of_regions_run_over_joined_images() -> None:
+    asked = dataclasses.replace(example("1", "x", images=("a", "b")), region_labels=score_boxes)
+    batch, targets = make(asked, spec=dataclasses.replace(SPEC, pair="sequence"))
+    assert batch.regions is not None
+    assert targets.region_scores is not None
+    assert targets.region_scores.tolist() == batch.regions.features[:, :, 0].tolist() == [[10, 11, 20, 21, 22]]
+
+
+def test_labels_of_regions_are_given_for_every_row() -> None:
+    def label(images: Sequence[RegionArray]) -> dict[str, Any]:
+        return {"region_scores": np.eye(2, len(images[0]))}
+
+    _, targets = make(dataclasses.replace(example("1", "x", "y"), region_labels=label))
+    assert targets.region_scores is not None
+    assert targets.region_scores.tolist() == [[1, 0], [0, 1]]
+
+
+def test_labels_of_regions_are_left_out_without_regions() -> None:
+    _, targets = make(dataclasses.replace(example("1", "x", images=()), region_labels=score_boxes), store=None)
+    assert targets.region_scores is None
+
+
+def test_a_label_is_given_once() -> None:
+    asked = dataclasses.replace(example("1", "x", choice=3), region_labels=score_boxes)
+    with pytest.raises(ConfigError, match=r"example '1' and its region_labels both give the label 'choice'"):
+        make(asked)
+
+
+def test_an_empty_store_is_a_store() -> None:
+    with pytest.raises(StoreError, match="example '1' needs image 'a'"):
+        make(example("1", "x"), store=Memory())

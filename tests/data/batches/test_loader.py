@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.batches.masking import TokenMasking
 from visling.data.text import TextLayout, Tokenizer
@@ -46,13 +47,14 @@ class Sentences:
 
 def loader(count: int = 50, **settings: Any) -> Loader:
     source = settings.pop("source", None) or Sentences(count)
-    return Loader(
-        source,
+    collator = Collator(
         None,
         SPEC,
         TOKENIZER,
-        **{"batch_size": 4, "seed": 1, "masking": TokenMasking(), "bucket": 3, **settings},
+        masking=settings.pop("masking", TokenMasking()),
+        text_multiple=settings.pop("text_multiple", 1),
     )
+    return Loader(source, collator, **{"batch_size": 4, "seed": 1, "bucket": 3, **settings})
 
 
 def contents(batch: Batch, targets: Targets) -> tuple[Any, ...]:
@@ -80,7 +82,7 @@ def test_every_example_once(prefetch: int) -> None:
 
 
 def test_evaluation_keeps_order_and_the_last_batch() -> None:
-    made = Loader(Sentences(10), None, SPEC, TOKENIZER, batch_size=4, seed=1, shuffle=False, drop_last=False)
+    made = Loader(Sentences(10), Collator(None, SPEC, TOKENIZER), batch_size=4, seed=1, shuffle=False, drop_last=False)
     assert indices(made) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert len(made) == 3
 
@@ -274,7 +276,12 @@ def test_the_first_batch_of_a_run_is_validated(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"batch_size": 0}, "batch_size"), ({"bucket": 0}, "bucket"), ({"count": 3}, "do not fill one batch of 4")],
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"bucket": 0}, "bucket"),
+        ({"text_multiple": 0}, "text_multiple"),
+        ({"count": 3}, "do not fill one batch of 4"),
+    ],
 )
 def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

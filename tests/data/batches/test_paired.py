@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.batches.paired import PairedLoader
 from visling.data.corpora.text import PlainText
@@ -34,7 +35,16 @@ class Captions:
 def paired(prefetch: int = 0, passages: int = 6) -> PairedLoader:
     text = PlainText([f"passage {number}" for number in range(passages)], LAYOUT, min_words=2)
     images, words = (
-        Loader(source, None, SPEC, TOKENIZER, batch_size=2, seed=3, bucket=1, prefetch=prefetch, rank=0, world_size=1)
+        Loader(
+            source,
+            Collator(None, SPEC, TOKENIZER),
+            batch_size=2,
+            seed=3,
+            bucket=1,
+            prefetch=prefetch,
+            rank=0,
+            world_size=1,
+        )
         for source in (Captions(), text)
     )
     return PairedLoader(images, words)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.batches.masking import RegionMasking
 from visling.data.batches.pixels import BoxesAlone, place, side_by_side
 from visling.data.text import TextLayout, Tokenizer
@@ -118,7 +118,7 @@ def collated(*images: str, joint_limit: int | None = None, **settings: Any) -> A
         "pictures": Ones(),
         **settings,
     }
-    return collate(examples, Store(), spec, tokenizer=TOKENIZER, rngs=rngs, **given)[0]
+    return Collator(Store(), spec, TOKENIZER, **given)(examples, rngs)[0]
 
 
 def test_a_batch_holds_pixels_and_no_features() -> None:
@@ -154,4 +154,4 @@ def test_pictures_of_images_that_share_a_row_are_refused() -> None:
     spec = InputSpec(feature_size=16, pair="sequence")
     example = Example(id="1", rows=(TextLayout(TOKENIZER, spec).row("a cat"),), images=("one", "three"))
     with pytest.raises(ConfigError, match="pictures need one image per row"):
-        collate([example], Store(), spec, tokenizer=TOKENIZER, masking=None, rngs=[generator_for(1)], pictures=Ones())
+        Collator(Store(), spec, TOKENIZER, pictures=Ones())([example], [generator_for(1)])

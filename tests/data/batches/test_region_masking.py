@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.batches.masking import (
     REGION_RELEASES,
@@ -118,7 +118,7 @@ def make(
         else [Script(row) for row in draws]
     )
     settings = {"store": STORE, "masking": None, "needs": ALL, **settings}
-    batch, targets = collate(examples, settings.pop("store"), spec, tokenizer=TOKENIZER, rngs=rngs, **settings)
+    batch, targets = Collator(settings.pop("store"), spec, TOKENIZER, **settings)(examples, rngs)
     batch.validate()
     if draws is not None:
         assert not any(rng.draws for rng in rngs), "draws are left over"
@@ -225,9 +225,7 @@ def test_random_features_need_a_pool() -> None:
     with pytest.raises(ConfigError, match="as `pool`"):
         mask_regions(boxes(1), RegionMasking(hide=0.8, random=0.1), generator_for(0))
     with pytest.raises(ConfigError, match="as `pool`"):
-        Loader(
-            cast(Any, [0] * 4), STORE, SPEC, TOKENIZER, batch_size=1, seed=0, region_masking=REGION_RELEASES["lxmert"]
-        )
+        Collator(STORE, SPEC, TOKENIZER, region_masking=REGION_RELEASES["lxmert"])
 
 
 # Batches
@@ -485,10 +483,11 @@ def test_examples_do_not_depend_on_batch_order_or_processes(release: str) -> Non
     def by_index(**settings: Any) -> dict[int, Any]:
         source = Pictures(24)
         settings = {"batch_size": 4, "bucket": 2, **settings}
-        loader = Loader(
-            source, STORE, SPEC, TOKENIZER, seed=5, masking=dataclasses.replace(TOKEN_RELEASES[release], rate=0.5),
-            region_masking=dataclasses.replace(REGION_RELEASES[release], rate=0.5), needs=ALL, pool=source.images, **settings,
+        collator = Collator(
+            STORE, SPEC, TOKENIZER, masking=dataclasses.replace(TOKEN_RELEASES[release], rate=0.5),
+            region_masking=dataclasses.replace(REGION_RELEASES[release], rate=0.5), needs=ALL, pool=source.images,
         )  # fmt: skip
+        loader = Loader(source, collator, seed=5, **settings)
         found = {}
         for indices, batch, targets in loader.batches_with_index():
             assert batch.regions is not None

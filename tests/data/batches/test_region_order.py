@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.batches.masking import RegionMasking
 from visling.data.batches.region_order import ByConfidence
 from visling.data.text import TextLayout, Tokenizer
@@ -115,7 +115,7 @@ def make(spec: InputSpec, *images: str, text: str = "cats", **settings: Any) -> 
     row = TextLayout(TOKENIZER, spec).row(text)
     examples = [Example(id=name, rows=(row,), images=(name,)) for name in images]
     rngs = [generator_for(0, number) for number in range(len(images))]
-    batch, targets = collate(examples, Memory(), spec, tokenizer=TOKENIZER, masking=None, rngs=rngs, **settings)
+    batch, targets = Collator(Memory(), spec, TOKENIZER, **settings)(examples, rngs)
     batch.validate()
     return batch, targets
 
@@ -160,12 +160,6 @@ def test_examples_that_count_regions_as_the_store_does_are_refused() -> None:
     scored = Example(id="scored", rows=(row,), images=("a",), labels={"region_scores": np.zeros(5)})
     for example in (linked, scored):
         with pytest.raises(ConfigError, match=rf"{example.id}.*region_order='store'"):
-            collate([example], Memory(), SPEC, tokenizer=TOKENIZER, masking=None, rngs=[generator_for(0)])
-        collate(
-            [example],
-            Memory(),
-            dataclasses.replace(SPEC, region_order="store"),
-            tokenizer=TOKENIZER,
-            masking=None,
-            rngs=[generator_for(0)],
-        )
+            Collator(Memory(), SPEC, TOKENIZER)([example], [generator_for(0)])
+        unsorted = dataclasses.replace(SPEC, region_order="store")
+        Collator(Memory(), unsorted, TOKENIZER)([example], [generator_for(0)])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from visling import models
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Source
 from visling.data.corpora.base import Corpus, CorpusKind
 from visling.data.corpora.captions import SingleCaption, VilbertCaptions
@@ -214,7 +214,7 @@ def marked_features(source: Source, store: NativeStore) -> list[float]:
     spec = replace(LAYOUT.spec, feature_size=4)
     rngs = [generator_for(0, index) for index in range(len(source))]
     examples = [source.example(index, rng) for index, rng in enumerate(rngs)]
-    regions = collate(examples, store, spec, tokenizer=LAYOUT.tokenizer, masking=None, rngs=rngs)[0].regions
+    regions = Collator(store, spec, LAYOUT.tokenizer)(examples, rngs)[0].regions
     assert regions is not None
     return regions.features[:, 0, 0].tolist()
 

@@ -14,7 +14,7 @@ from visling.data.annotations.captions import CaptionRecord
 from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.collate import collate
+from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Source
 from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
 from visling.data.corpora.captions import CaptionPairs, SingleCaption, VilbertCaptions
@@ -82,17 +82,16 @@ def build(
     """A batch of one example; every draw is used. VisualBERT hides no region."""
     script = cast(Any, Script(draws))
     region_masking = REGION_RELEASES.get(release)
-    batch, targets = collate(
-        [source.example(index, script)],
+    collator = Collator(
         None if text_only else Memory(),
         spec,
-        tokenizer=TOKENIZER,
+        TOKENIZER,
         masking=TOKEN_RELEASES[release],
-        rngs=[script],
         region_masking=region_masking,
         needs={"feature_slots", "region_features"} if region_masking else (),
         pool=["a", "a", "b"],
     )
+    batch, targets = collator([source.example(index, script)], [script])
     batch.validate()
     assert not script.draws, f"left over: {script.draws}"
     return batch, targets

@@ -10,19 +10,16 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visling import runtime
-from visling.data.batches.collate import collate
-from visling.data.batches.masking import RegionMasking, TokenMasking
-from visling.data.batches.pixels import Pictures
-from visling.data.text import Tokenizer
+from visling.data.batches.collate import Collator
 from visling.errors import ConfigError, DataError
-from visling.types import Batch, Example, InputSpec, RegionStore, Targets
+from visling.types import Batch, Example, Targets
 
 _ORDER, _CHUNK = 0x6F72646572, 0x6368756E6B
 """Keys that keep the streams of order and chunk shuffling apart from those of examples."""
@@ -45,59 +42,45 @@ class Loader:
     makes and masks each example, so neither process count nor restarts change it.
 
     Args:
-        masking, region_masking: which word pieces and regions are hidden; None shows all.
-        needs: `Targets` fields that the objectives read, for those that are made of regions.
-        pool: image of every training example, where `region_masking.random` takes features from.
-        pictures, flip: what models that make features of pixels read, and the share of it that is mirrored; see
-            `collate`.
+        collator: makes the batches of the examples.
         batch_size: examples per batch and process.
         drop_last: leave out the examples that do not fill a global batch; False hands them on as a smaller batch.
         bucket: global batches that are sorted by length together; 1 keeps the order. None: 16 when shuffling, else 1.
-        text_multiple: text is padded to a multiple of this.
+        deal: what processes share out. "examples": each global batch has batch_size examples for each of them
+            (training). "batches": whole batches of batch_size examples in turn, the same ones that one process alone
+            would make, so that results do not depend on the number of processes (evaluation).
         prefetch: batches prepared ahead by a background thread; 0 works in the caller's thread.
         pin: page-lock batches for asynchronous transfer to a GPU.
         rank, world_size: this process's share; None asks the process group.
     Raises:
-        ConfigError: a size that is not positive, fewer examples than one global batch with `drop_last`, or random
-            features without a pool.
+        ConfigError: a size that is not positive, or fewer examples than one global batch with `drop_last`.
     """
 
     def __init__(
         self,
         source: Source,
-        store: RegionStore | None,
-        spec: InputSpec,
-        tokenizer: Tokenizer,
+        collator: Collator,
         *,
         batch_size: int,
         seed: int,
-        masking: TokenMasking | None = None,
-        region_masking: RegionMasking | None = None,
-        needs: Collection[str] = (),
-        pool: Sequence[str] = (),
-        pictures: Pictures | None = None,
-        flip: float = 0.0,
         shuffle: bool = True,
         drop_last: bool = True,
         bucket: int | None = None,
-        text_multiple: int = 1,
+        deal: Literal["examples", "batches"] = "examples",
         prefetch: int = 4,
         pin: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self.source, self.store, self.spec, self.tokenizer, self.masking = source, store, spec, tokenizer, masking
-        self.region_masking, self.needs, self.pool = region_masking, frozenset(needs), pool
-        self.pictures, self.flip = pictures, flip
+        self.source, self.collator = source, collator
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
-        self.text_multiple, self.prefetch, self.pin = text_multiple, prefetch, pin
+        self.deal, self.prefetch, self.pin = deal, prefetch, pin
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
         for name, value in (
             ("batch_size", batch_size),
             ("bucket", self.bucket),
-            ("text_multiple", text_multiple),
             ("world_size", self.world_size),
         ):
             if value < 1:
@@ -106,10 +89,6 @@ class Loader:
             raise ConfigError(
                 f"{len(source)} examples do not fill one batch of {self._global_size} ({self.world_size} processes): no step would be taken. "
                 "Lower batch_size, or give more examples."
-            )
-        if store is not None and region_masking is not None and region_masking.random and not pool:
-            raise ConfigError(
-                "region masking takes random features from the images of other examples: give their ids as `pool`, or set random=0."
             )
         self._checked = False
         self._epoch = 0
@@ -129,7 +108,10 @@ class Loader:
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
         full, rest = divmod(len(self.source), self._global_size)
-        return full + (0 if self.drop_last else int(rest > self.rank))
+        if self.deal == "examples":
+            return full + (0 if self.drop_last else int(rest > self.rank))
+        every = full + (0 if self.drop_last else int(rest > 0))
+        return len(range(self.rank, every, self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Batch, Targets]]:
         for _, batch, targets in self.batches_with_index():
@@ -170,7 +152,7 @@ class Loader:
 
     @property
     def _global_size(self) -> int:
-        return self.batch_size * self.world_size
+        return self.batch_size * (self.world_size if self.deal == "examples" else 1)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -194,8 +176,10 @@ class Loader:
     def _made(self, start: int, stop: threading.Event) -> Generator[Indexed, None, None]:
         """Batches of this process from number `start` on; `stop` cuts a long chunk short."""
         order, size, epoch = self._order(), self._global_size, self._epoch
+        # Whole batches are dealt in turn: this process's batch k is batch rank + k * world_size of all.
+        first = start if self.deal == "examples" else self.rank + start * self.world_size
         chunk_size = size * self.bucket
-        for chunk in range(start // self.bucket, -(-len(order) // chunk_size)):
+        for chunk in range(first // self.bucket, -(-len(order) // chunk_size)):
             indices = order[chunk * chunk_size : (chunk + 1) * chunk_size]
             if self.bucket == 1:
                 batches = [indices]
@@ -208,24 +192,13 @@ class Loader:
                     ready[int(index)] = self._example(int(index), epoch)
                 batches = self._bucketed(indices, ready, epoch, chunk)
             for number, members in enumerate(batches, start=chunk * self.bucket):
-                share = members[self.rank :: self.world_size]
-                if number < start or not len(share):
+                if number < first or (self.deal == "batches" and (number - first) % self.world_size):
+                    continue
+                share = members[self.rank :: self.world_size] if self.deal == "examples" else members
+                if not len(share):
                     continue
                 pairs = [ready.pop(int(index)) if ready else self._example(int(index), epoch) for index in share]
-                batch, targets = collate(
-                    [example for example, _ in pairs],
-                    self.store,
-                    self.spec,
-                    tokenizer=self.tokenizer,
-                    masking=self.masking,
-                    rngs=[rng for _, rng in pairs],
-                    text_multiple=self.text_multiple,
-                    region_masking=self.region_masking,
-                    needs=self.needs,
-                    pool=self.pool,
-                    pictures=self.pictures,
-                    flip=self.flip,
-                )
+                batch, targets = self.collator([example for example, _ in pairs], [rng for _, rng in pairs])
                 self._check_once(batch)
                 yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))
 

@@ -14,6 +14,12 @@ from visling.regions.store import gather
 from visling.types import RegionArray, RegionStore
 
 
+def take_regions(image: RegionArray, chosen: NDArray[np.int64] | slice) -> RegionArray:
+    """The chosen regions of an image, every field in their order."""
+    fields = {name: getattr(image, name) for name in _PER_REGION}
+    return dataclasses.replace(image, **{name: values[chosen] for name, values in fields.items() if values is not None})
+
+
 class ByConfidence:
     """A view of a region store in which the most confident regions of every image come first.
 
@@ -41,12 +47,7 @@ class ByConfidence:
         Raises:
             StoreError: no such image, or the store holds no confidence.
         """
-        image = self.store[image_id]
-        order = self._order(image_id)
-        fields = {name: getattr(image, name) for name in _PER_REGION}
-        return dataclasses.replace(
-            image, **{name: values[order] for name, values in fields.items() if values is not None}
-        )
+        return take_regions(self.store[image_id], self._order(image_id))
 
     def gather(self, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
         """As `store.gather`: the `max_regions` most confident regions of each image."""

@@ -1,0 +1,326 @@
+"""The region side of a batch: gathered from the store, hidden, cut and put into unit corners, with what is predicted
+about them.
+
+Letters  B batch rows, R regions, S region rows, F feature width, G rows per example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visling.data.batches.labels import REGION_LABELS, stack_labels
+from visling.data.batches.masking import RegionMasking
+from visling.data.batches.pixels import BoxesAlone, Pictures, place, side_by_side
+from visling.data.batches.region_order import ByConfidence, take_regions
+from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
+from visling.data.batches.slots import slots_of_grid
+from visling.errors import ConfigError, DataError, StoreError
+from visling.regions.store import gather
+from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore
+
+MIN_EXTENT = 1e-5
+"""Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the
+image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredRegions:
+    """Regions of a batch as the store holds them, before any is hidden or cut."""
+
+    store: RegionStore
+    """In the order that the preset reads."""
+    image_ids: Sequence[str]
+    mirrored: Sequence[bool]
+    """Whether the picture of each image is mirrored."""
+    features: NDArray[Any]
+    """(S, R, F)."""
+    boxes: NDArray[np.float32]
+    """(S, R, 4) pixel corners."""
+    mask: NDArray[np.bool_]
+    """(S, R) True = real."""
+    size: NDArray[np.float32]
+    """(S, 2) image width and height."""
+    images: int
+    """Images per example."""
+    group: int
+    """Rows per example."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether several images are joined in one row."""
+        return self.group == 1 and self.images > 1
+
+    @property
+    def shared_by(self) -> NDArray[np.int64] | None:
+        """(B,) region row of each text row, where the rows of an example share an image."""
+        shared = self.group > 1 and self.images == 1
+        return np.arange(len(self.image_ids)).repeat(self.group) if shared else None
+
+
+class RegionCollator:
+    """Regions of many examples as tensors; see `Collator` for its settings."""
+
+    def __init__(
+        self,
+        store: RegionStore,
+        spec: InputSpec,
+        *,
+        masking: RegionMasking | None,
+        needs: Collection[str],
+        pool: Sequence[str],
+        pictures: Pictures | None,
+        flip: float,
+    ) -> None:
+        if pictures is None and store.feature_size != spec.feature_size:
+            raise StoreError(
+                f"the region store holds features of width {store.feature_size}, the model takes {spec.feature_size}. "
+                "Use the store of the detector it was trained with, or a preset of this width."
+            )
+        if masking is not None and masking.random and not pool:
+            raise ConfigError(
+                "region masking takes random features from the images of other examples: "
+                "give their ids as `pool`, or set random=0."
+            )
+        self.needs = REGION_TARGETS.intersection(needs)
+        if masking is None and (unmasked := sorted(self.needs - {"region_features"})):
+            raise ConfigError(
+                f"targets {', '.join(unmasked)} are asked for, but no region is masked: give a RegionMasking."
+            )
+        self.store = store if pictures is None else BoxesAlone(store)
+        self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
+
+    def gather(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> GatheredRegions:
+        """Regions of all images; whether pictures are mirrored is drawn here.
+
+        Raises:
+            StoreError: an image is missing.
+            DataError: examples whose numbers of images do not fit together.
+            ConfigError: what needs one image per row is asked of joined images, or examples name regions by number
+                under a preset that sorts them.
+        """
+        store = _sort_by_confidence(self.store, examples) if self.spec.region_order == "confidence" else self.store
+        mirrored = [
+            self.pictures is not None and rng.random() < self.flip
+            for example, rng in zip(examples, rngs, strict=True)
+            for _ in example.images
+        ]
+        _check_images(examples, self.spec)
+        gathered = GatheredRegions(
+            store=store,
+            image_ids=[image for example in examples for image in example.images],
+            mirrored=mirrored,
+            **_gather_images(examples, store, self.spec.max_regions),
+            images=len(examples[0].images),
+            group=len(examples[0].rows),
+        )
+        if gathered.joined and (self.masking is not None or self.needs or self.pictures is not None):
+            raise ConfigError(
+                "region masking, region targets and pictures need one image per row; here several are joined in one. "
+                "Use a preset with pair='rows'."
+            )
+        return gathered
+
+    def __call__(
+        self,
+        gathered: GatheredRegions,
+        rngs: Sequence[np.random.Generator],
+        mismatched: NDArray[np.bool_],
+        kept: NDArray[np.int64] | None,
+    ) -> tuple[Regions, Pixels | None, dict[str, Any]]:
+        """Regions, the pictures they are cut out of where such are read, and their targets, cut to `kept` (S,) regions.
+
+        Changes the gathered features.
+        """
+        features, boxes, real, size = gathered.features, gathered.boxes, gathered.mask, gathered.size
+        clean = features.copy() if "region_features" in self.needs else None
+        shown = self._hide_features(gathered, rngs)
+        whole = pixels = None
+        if self.pictures is None:
+            whole = self._average_image(features, real, shown, limited=kept is not None)
+            frame = size
+        else:
+            read = self.pictures.read(gathered.image_ids, gathered.mirrored)
+            boxes, frame = place(boxes, size, read, gathered.mirrored, gathered.image_ids)
+            # Regions that are left out below leave their hole (release).
+            pixels = side_by_side(read, boxes, None if shown is None else shown.hidden)
+        # Padded rows hold zeros and stay zeros; only real boxes are widened.
+        unit = _to_unit(boxes, frame, real)
+        image = None
+        if gathered.joined:
+            unit, features, real, image = _join_images(unit, features, real, gathered.images)
+            size = size[:: gathered.images]
+        if kept is not None:
+            most = max(int(kept.max()), 1)
+            real = (np.arange(real.shape[1]) < kept[:, None])[:, :most]
+            features, unit = (_cut_regions(array, real) for array in (features, unit))
+            clean = None if clean is None else _cut_regions(clean, real)
+        row = gathered.shared_by
+        regions = Regions(
+            features=torch.from_numpy(features),
+            boxes=torch.from_numpy(unit),
+            mask=torch.from_numpy(real),
+            size=torch.from_numpy(np.ascontiguousarray(size)),
+            row=None if row is None else torch.from_numpy(row),
+            whole=None if whole is None else torch.from_numpy(whole),
+            hidden=torch.from_numpy(shown.hidden[:, : real.shape[1]] & real)
+            if self.masking and self.masking.learned and shown
+            else None,
+            image=None if image is None else torch.from_numpy(image),
+        )
+        targets: dict[str, Any] = {}
+        if clean is not None:
+            targets["region_features"] = torch.from_numpy(clean if row is None else clean[row])
+        if shown is not None:
+            targets |= self._region_targets(gathered, real, shown.chosen[:, : real.shape[1]] & real, mismatched)
+        return regions, pixels, targets
+
+    def labels(
+        self, examples: Sequence[Example], gathered: GatheredRegions, regions: Regions, kept: NDArray[np.int64] | None
+    ) -> dict[str, Tensor]:
+        """What the examples' `region_labels` say of the regions, as the model sees them."""
+        if all(example.region_labels is None for example in examples):
+            return {}
+        images = iter(gathered.image_ids)
+        counts = iter(gathered.mask.sum(1) if kept is None else kept)
+        labels = []
+        for example in examples:
+            shown = [take_regions(gathered.store[next(images)], slice(int(next(counts)))) for _ in example.images]
+            named = {} if example.region_labels is None else example.region_labels(shown)
+            if twice := sorted(named.keys() & example.labels.keys()):
+                raise ConfigError(f"example {example.id!r} and its region_labels both give the label {twice[0]!r}.")
+            labels.append(named)
+        return stack_labels(examples, labels, gathered.group, regions=regions.mask.shape[1])
+
+    def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:
+        """What masking does to the gathered regions; their features are changed."""
+        if self.masking is None:
+            return None
+        return hide_regions(
+            gathered.features,
+            gathered.boxes,
+            gathered.mask,
+            self.masking,
+            [rng for rng in rngs for _ in range(gathered.images)],
+            store=gathered.store,
+            pool=self.pool,
+            max_regions=self.spec.max_regions,
+        )
+
+    def _average_image(
+        self, features: NDArray[Any], real: NDArray[np.bool_], shown: Shown | None, *, limited: bool
+    ) -> NDArray[np.float32] | None:
+        """Whole-image features (S, F), unless they are left to the model. A limit cuts regions that the average counts,
+        so it is computed here."""
+        kind = "model" if self.masking is None else self.masking.whole
+        if kind == "model" and not limited:
+            return None
+        slots = 0 if self.masking is None else self.masking.whole_slots
+        return whole_image(features, real, shown, "unflagged" if kind == "unflagged" else "visible", slots)
+
+    def _region_targets(
+        self,
+        gathered: GatheredRegions,
+        real: NDArray[np.bool_],
+        chosen: NDArray[np.bool_],
+        mismatched: NDArray[np.bool_],
+    ) -> dict[str, Any]:
+        """Region targets by name, except the features.
+
+        Args:
+            real, chosen: (S, R) regions as the model sees them, and those that masking chose.
+            mismatched: (B,) rows whose text belongs to another image.
+        """
+        assert self.masking is not None
+        labelled, images = real if self.masking.labels == "all" else chosen, gathered.image_ids
+        if (row := gathered.shared_by) is not None:
+            labelled, chosen, images = labelled[row], chosen[row], [images[number] for number in row]
+        if not self.masking.mismatched:
+            labelled, chosen = labelled & ~mismatched[:, None], chosen & ~mismatched[:, None]
+        targets: dict[str, Any] = {}
+        if "feature_slots" in self.needs:
+            targets["feature_slots"] = slots_of_grid(chosen)
+        if names := sorted(self.needs - {"feature_slots", "region_features"}):
+            slots = targets["class_slots"] = slots_of_grid(labelled)
+            arrays: list[RegionArray] = [gathered.store[image] for image in images]
+            targets |= {name: detected(name, arrays, slots) for name in names if name != "class_slots"}
+        return targets
+
+
+def _sort_by_confidence(store: RegionStore, examples: Sequence[Example]) -> RegionStore:
+    """The store with the most confident regions first."""
+    for example in examples:
+        if any(row.links for row in example.rows) or not REGION_LABELS.isdisjoint(example.labels):
+            raise ConfigError(
+                f"example {example.id!r} names regions by their number in the store, "
+                "but the preset sorts them (region_order='confidence'). Use a preset with region_order='store'."
+            )
+    return ByConfidence(store)
+
+
+def _check_images(examples: Sequence[Example], spec: InputSpec) -> None:
+    """Refuse examples whose images and rows do not fit together."""
+    first, images, group = examples[0], len(examples[0].images), len(examples[0].rows)
+    joined = group == 1 and images > 1
+    if joined and spec.pair != "sequence":
+        raise DataError(
+            f"example {first.id!r} has {images} images for one row: give one row per image, "
+            "or use a preset with pair='sequence'."
+        )
+    if images not in (1, group) and not joined:
+        raise DataError(
+            f"example {first.id!r} has {images} images for {group} rows; expected one image in all, or one per row."
+        )
+    if odd := next((example for example in examples if len(example.images) != images), None):
+        raise DataError(
+            f"example {odd.id!r} has {len(odd.images)} images where others have {images}: "
+            "one batch holds one kind of example."
+        )
+
+
+def _gather_images(examples: Sequence[Example], store: RegionStore, most: int) -> dict[str, NDArray[Any]]:
+    try:
+        return gather(store, [image for example in examples for image in example.images], most)
+    except StoreError as error:
+        for example in examples:
+            for image in example.images:
+                if image not in store:
+                    raise StoreError(f"example {example.id!r} needs image {image!r}: {error}") from error
+        raise
+
+
+def _to_unit(boxes: NDArray[np.float32], size: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Pixel corners (S, R, 4) of images of `size` (S, 2) as unit corners of positive area; zeros where not real."""
+    unit = np.clip(boxes / np.concatenate([size, size], axis=1)[:, None], 0.0, 1.0)
+    low = np.minimum(unit[..., :2], np.float32(1 - MIN_EXTENT))
+    high = np.maximum(unit[..., 2:], low + np.float32(MIN_EXTENT))
+    result: NDArray[np.float32] = np.where(real[..., None], np.concatenate([low, high], axis=-1), np.float32(0))
+    return result
+
+
+def _cut_regions(array: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
+    """The first regions of (S, R, F), as many as `real` has; zeros where not real."""
+    return np.where(real[..., None], array[:, : real.shape[1]], array.dtype.type(0))
+
+
+def _join_images(
+    boxes: NDArray[Any], features: NDArray[Any], real: NDArray[np.bool_], images: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]:
+    """Regions of `images` consecutive region rows laid one after the other in one row, real ones first; and which image
+    each belongs to."""
+    counts = real.sum(1).reshape(-1, images)
+    most = max(int(counts.sum(1).max()), 1)
+    joined_mask = np.arange(most) < counts.sum(1)[:, None]
+    joined = []
+    for array in (boxes, features, np.broadcast_to((np.arange(len(real)) % images)[:, None], real.shape)):
+        # Boolean indexing reads row by row, so the regions of an example arrive in the order of its images.
+        target = np.zeros((*joined_mask.shape, *array.shape[2:]), array.dtype)
+        target[joined_mask] = array[real]
+        joined.append(target)
+    return joined[0], joined[1], joined_mask, joined[2].astype(np.int64)
