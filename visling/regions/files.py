@@ -1,14 +1,15 @@
-"""Files of a region store: manifest, journal and shards of tensors."""
+"""Files of a region store: their names, manifest, journal, and arrays in safetensors layout."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +20,19 @@ SCHEMA = 1
 """Version of the folder's layout; raised when older code could no longer read it."""
 
 FORMAT = "visling regions"
+"""What a manifest says it describes."""
+
+MANIFEST, JOURNAL, INDEX = "manifest.json", "journal.jsonl", "index.safetensors"
+"""File names: a finished store has a manifest, an unfinished one a journal."""
 
 BOXES = "pixel corners x1 y1 x2 y2 of the original image"
+"""What a manifest says about the boxes."""
 
-HEADER = 4096
-"""Bytes kept free for the safetensors header at the front of a shard, so that closing a shard does not copy its
-features."""
-
-CHUNK = 1 << 24
+HEADER_BYTES = 4096
+"""Reserved for the safetensors header at the front of a shard, so that closing a shard does not copy its features."""
 
 _DTYPES = {"float32": "F32", "float16": "F16", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8"}
+"""NumPy's name of a type -> that of safetensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,76 +44,104 @@ class Field:
 
     @property
     def row_bytes(self) -> int:
+        """Size of one region's entry."""
         return int(np.dtype(self.dtype).itemsize) * max(self.width, 1)
 
     def shape(self, rows: int) -> tuple[int, ...]:
+        """Shape of the array for a number of regions."""
         return (rows, self.width) if self.width else (rows,)
 
 
+class Placement(NamedTuple):
+    """Where the regions of an image lie in a store."""
+
+    first_row: int
+    """Counted over all shards."""
+    regions: int
+    """How many the image has."""
+    width: int
+    """Of the image, in pixels."""
+    height: int
+
+
+def shard_name(number: int) -> str:
+    """File name of a finished shard."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def part_name(number: int, field: str) -> str:
+    """File name of one field of a shard that is still growing; `*` for those of all fields."""
+    return f"shard-{number:05d}.{field}.part"
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
+    """Manifest of the store in a folder.
+
+    Raises:
+        StoreError: no store there, an unfinished or damaged one, or one of another schema.
+    """
+    file = path / MANIFEST
     if not file.is_file():
-        if (path / "journal.jsonl").exists():
+        if (path / JOURNAL).exists():
             raise StoreError(
-                f"region store {path} is unfinished: its writing was interrupted. Run the same command again with --resume."
+                f"region store {path} is unfinished: writing it was interrupted. "
+                "Run the same command again with --resume."
             )
         raise StoreError(
-            f"no region store at {path}: expected a folder with manifest.json. Check the path, or extract regions first."
+            f"no region store at {path}: expected a folder with {MANIFEST}. Check the path, or extract regions first."
         )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{file} is damaged or truncated ({error}). Copy the folder again or extract anew.") from error
+        raise StoreError(
+            f"{file} is damaged or truncated ({error}). Copy the folder again or repeat the extraction."
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"{file} does not describe a region store: expected format {FORMAT!r}. Check the path.")
     if manifest.get("schema") != SCHEMA:
         raise StoreError(
-            f"region store {path} has schema {manifest.get('schema')}; this version reads schema {SCHEMA}. Update visling or extract anew."
+            f"region store {path} has schema {manifest.get('schema')}; this version reads schema {SCHEMA}. "
+            "Update visling or repeat the extraction."
         )
     return manifest
 
 
-def read_journal(file: Path) -> list[dict[str, Any]]:
-    """Complete entries; a torn last line is what the interruption cut, and is removed from the file."""
+def recover_journal(file: Path) -> list[dict[str, Any]]:
+    """Complete entries of a journal; a last line that an interruption cut short is removed from the file.
+
+    Raises:
+        StoreError: an entry is damaged.
+    """
     content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) != len(content):
-        os.truncate(file, len(whole))
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) != len(content):
+        os.truncate(file, len(complete))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in complete.splitlines()]
     except json.JSONDecodeError as error:
         raise StoreError(
             f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
         ) from error
 
 
-def journal_line(entry: Mapping[str, Any]) -> bytes:
+def encode_entry(entry: Mapping[str, Any]) -> bytes:
+    """One line of a journal."""
     return json.dumps(entry, separators=(",", ":")).encode("utf-8") + b"\n"
 
 
-def plain_field(field: Field) -> dict[str, Any]:
-    return {"dtype": field.dtype, "width": field.width}
-
-
-def tensor_entry(field: Field, rows: int, start: int) -> dict[str, Any]:
-    return {
-        "dtype": _DTYPES[field.dtype],
-        "shape": list(field.shape(rows)),
-        "data_offsets": [start, start + field.row_bytes * rows],
-    }
-
-
 def describe_file(file: Path) -> dict[str, Any]:
-    return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    """Name, size and SHA-256 of a file, as the manifest lists them."""
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
 
 
-def sha256_of(file: Path) -> str:
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
     with file.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all."""
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file so that it is either complete or absent, whatever interrupts the writing."""
     temporary = file.with_name(file.name + ".tmp")
     with temporary.open("wb") as target:
         target.write(content)
@@ -118,37 +150,44 @@ def write_whole(file: Path, content: bytes) -> None:
     temporary.replace(file)
 
 
-def write_tensor_file(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """A safetensors file of arrays, widest types first."""
-    header, parts, length = {}, [], 0
+# Arrays in safetensors layout: the length of a header in eight bytes, the header as JSON, then the numbers. The store
+# maps them itself: a shard grows by rows and is larger than memory.
+
+
+def describe_tensor(dtype: str, shape: tuple[int, ...], start: int) -> dict[str, Any]:
+    """Entry of the header for an array of contiguous numbers that begins at byte `start` behind the header."""
+    length = int(np.dtype(dtype).itemsize) * math.prod(shape)
+    return {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, start + length]}
+
+
+def encode_header(entries: Mapping[str, Any], size: int | None = None) -> bytes:
+    """Length and header, padded with spaces to `size` bytes in all, else to a multiple of eight."""
+    text = json.dumps(entries, separators=(",", ":")).encode("utf-8")
+    length = -(-len(text) // 8) * 8 if size is None else size - 8
+    assert len(text) <= length, "the header outgrew the space reserved for it"
+    return length.to_bytes(8, "little") + text.ljust(length)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays atomically, in the order given; widest types first keep all of them aligned."""
+    header, parts, start = {}, [], 0
     for name, array in tensors.items():
-        content = np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": _DTYPES[str(array.dtype)],
-            "shape": list(array.shape),
-            "data_offsets": [length, length + len(content)],
-        }
-        parts.append(content)
-        length += len(content)
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text = text.ljust(-(-len(text) // 8) * 8)
-    write_whole(file, len(text).to_bytes(8, "little") + text + b"".join(parts))
+        header[name] = describe_tensor(str(array.dtype), array.shape, start)
+        parts.append(np.ascontiguousarray(array).tobytes())
+        start += len(parts[-1])
+    write_atomically(file, encode_header(header) + b"".join(parts))
 
 
-def tensor_header(file: Path) -> tuple[dict[str, Any], int]:
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Header of a file of arrays, and the byte at which the numbers begin."""
     with file.open("rb") as source:
         length = int.from_bytes(source.read(8), "little")
         return json.loads(source.read(length)), 8 + length
 
 
-def tensor_metadata(file: Path) -> dict[str, str]:
-    metadata: dict[str, str] = tensor_header(file)[0].get("__metadata__", {})
-    return metadata
-
-
 def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of a safetensors file as read-only views of the mapped file."""
-    header, start = tensor_header(file)
+    """Arrays of a file as read-only views of the mapped file."""
+    header, start = read_header(file)
     types = {code: dtype for dtype, code in _DTYPES.items()}
     mapped = np.memmap(file, dtype=np.uint8, mode="r")
     arrays = {}
@@ -156,7 +195,6 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
         if name != "__metadata__":
             low, high = entry["data_offsets"]
             # A plain array over the mapping: indexing a memmap subclass costs several microseconds more.
-            arrays[name] = (
-                np.asarray(mapped[start + low : start + high]).view(types[entry["dtype"]]).reshape(entry["shape"])
-            )
+            numbers = np.asarray(mapped[start + low : start + high])
+            arrays[name] = numbers.view(types[entry["dtype"]]).reshape(entry["shape"])
     return arrays

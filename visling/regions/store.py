@@ -2,12 +2,13 @@
 
 A store is a folder:
 
-    manifest.json               schema, detector fingerprint, widths, names, settings, counts, size and SHA-256 of every file
+    manifest.json               schema, detector fingerprint, widths, names, settings, counts, size and SHA-256 of files
     index.safetensors           image ids (sorted), first global row and row count of each image, image sizes
-    shard-00000.safetensors     features (rows, F), boxes (rows, 4) in pixels, optional classes, attributes, confidences, distributions
+    shard-00000.safetensors     features (rows, F), boxes (rows, 4) in pixels; optional classes, attributes, confidences
+                                and class distributions
 
-While it is written it holds `shard-N.<field>.part` files, which only grow, and `journal.jsonl`, one line for each
-committed batch: whatever an interruption leaves behind the last commit is cut off when writing resumes.
+While it is being written it holds `shard-N.<field>.part` files, which only grow, and `journal.jsonl`, one line per
+commit: whatever an interruption leaves beyond the last commit is cut off when writing resumes.
 
 Letters  R regions of an image, F feature width, K attributes kept per region, C detector classes, S images asked for.
 """
@@ -24,12 +25,12 @@ from numpy.typing import NDArray
 
 from visling.errors import StoreError
 from visling.image_ids import Aliases
-from visling.regions.files import Field, read_manifest, read_tensors, sha256_of
+from visling.regions.files import Field, Placement, hash_file, read_manifest, read_tensors
 from visling.types import RegionArray, RegionStore
 
 
 class NativeStore:
-    """A finished store, memory-mapped; opening reads the manifest and the index only. Made by `open` or
+    """A finished store, memory-mapped; opening it reads the manifest and the index only. Comes from `open` or
     `StoreWriter.close`."""
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -56,7 +57,7 @@ class NativeStore:
         """The store in a folder.
 
         Raises:
-            StoreError: no store there, an unfinished or damaged one, or one written by a newer version.
+            StoreError: no store there, an unfinished or damaged one, or one of another schema.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -64,18 +65,19 @@ class NativeStore:
             file = path / entry["file"]
             if not file.is_file():
                 raise StoreError(
-                    f"region store {path} lacks {entry['file']}, which its manifest lists. Copy the folder again or extract anew."
+                    f"region store {path} lacks {entry['file']}, which its manifest lists. "
+                    "Copy the folder again or repeat the extraction."
                 )
-            if (found := file.stat().st_size) != entry["bytes"]:
+            if (size := file.stat().st_size) != entry["bytes"]:
                 raise StoreError(
-                    f"{file} is {'truncated' if found < entry['bytes'] else 'too long'}: found {found} bytes, expected {entry['bytes']}. "
-                    "Copy the file again or extract anew."
+                    f"{file} is {'truncated' if size < entry['bytes'] else 'too long'}: found {size} bytes, "
+                    f"expected {entry['bytes']}. Copy the file again or repeat the extraction."
                 )
         try:
             return cls(path, manifest)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f"region store {path} is damaged: {error}. Copy the folder again or extract anew."
+                f"region store {path} is damaged: {error}. Copy the folder again or repeat the extraction."
             ) from error
 
     def __len__(self) -> int:
@@ -95,12 +97,34 @@ class NativeStore:
         number = self._locate(image_id)
         start, count = int(self._starts[number]), int(self._counts[number])
         width, height = self._sizes[number]
-        fields = {name: self._rows(name, start, count) for name in self.fields}
+        fields = {name: self._read_rows(name, start, count) for name in self.fields}
         return RegionArray(size=(int(width), int(height)), **fields)
 
     def count(self, image_id: str) -> int:
         """Number of regions of one image."""
         return int(self._counts[self._locate(image_id)])
+
+    def resolve(self, image_id: str) -> str:
+        """The id under which an image is stored, found by its exact id or by an alias that is unique here.
+
+        Raises:
+            StoreError: no such image, or an alias of several.
+        """
+        return self.ids[self._locate(image_id)]
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """Where the regions of every image lie, in the order in which they were written."""
+        table = {
+            image_id: Placement(int(start), int(count), int(size[0]), int(size[1]))
+            for image_id, start, count, size in zip(self.ids, self._starts, self._counts, self._sizes, strict=True)
+        }
+        return dict(sorted(table.items(), key=lambda item: item[1].first_row))
+
+    @property
+    def shard_starts(self) -> list[int]:
+        """First global row of every shard."""
+        return [int(first) for first in self._first_rows]
 
     def gather(
         self, image_ids: Sequence[str], max_regions: int | None = None, *, buffer: NDArray[Any] | None = None
@@ -109,8 +133,8 @@ class NativeStore:
 
         Args:
             max_regions: most regions per image; None for all.
-            buffer: flat array of the store's feature type to lay the features in, if it is large enough; the caller
-                must be done with it.
+            buffer: flat array of the store's feature type that receives the features if it is large enough; its
+                content is overwritten.
         Returns:
             features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height;
             R is the longest count, at least 1.
@@ -126,18 +150,18 @@ class NativeStore:
         rows = np.where(mask, self._starts[numbers][:, None] + np.arange(most), 0)
         shape = (len(numbers), most, self.feature_size)
         size = int(np.prod(shape))
-        kind = self.fields["features"].dtype
-        if buffer is not None and buffer.dtype == kind and buffer.size >= size:
+        dtype = self.fields["features"].dtype
+        if buffer is not None and buffer.dtype == dtype and buffer.size >= size:
             features = buffer.reshape(-1)[:size].reshape(shape)
         else:
-            features = np.empty(shape, kind)
+            features = np.empty(shape, dtype)
         boxes = np.empty((len(numbers), most, 4), np.float32)
-        self._take("features", rows, mask, features)
-        self._take("boxes", rows, mask, boxes)
+        self._copy_rows("features", rows, mask, features)
+        self._copy_rows("boxes", rows, mask, boxes)
         return {"features": features, "boxes": boxes, "mask": mask, "size": self._sizes[numbers].astype(np.float32)}
 
     def highest(self, field: str) -> tuple[str, int] | None:
-        """Image with the highest number of a field of labels, of several per region the first, and that number; None
+        """The highest label in a field of labels (the first one of each region) and the image that has it; None
         without regions."""
         best: tuple[int, int] | None = None
         for first, shard in zip(self._first_rows, self._shards, strict=True):
@@ -156,49 +180,55 @@ class NativeStore:
             StoreError: a file differs; names it.
         """
         for entry in (self.manifest["index"], *self.manifest["shards"]):
-            found = sha256_of(self.path / entry["file"])
-            if found != entry["sha256"]:
+            digest = hash_file(self.path / entry["file"])
+            if digest != entry["sha256"]:
                 raise StoreError(
-                    f"{self.path / entry['file']} is damaged: SHA-256 {found[:16]}..., expected {entry['sha256'][:16]}.... "
-                    "Copy the file again or extract anew."
+                    f"{self.path / entry['file']} is damaged: SHA-256 {digest[:16]}..., expected "
+                    f"{entry['sha256'][:16]}.... Copy the file again or repeat the extraction."
                 )
 
     def _locate(self, image_id: str) -> int:
+        """Position of an image in the index."""
         number = self._position.get(image_id)
         if number is None:
-            known = self._aliases.find(image_id)
-            if known is None:
-                raise StoreError(self._missing(image_id))
-            number = self._position[known]
+            stored_id = self._aliases.find(image_id)
+            if stored_id is None:
+                raise StoreError(self._explain_missing(image_id))
+            number = self._position[stored_id]
         return number
 
-    def _missing(self, image_id: str) -> str:
-        several = self._aliases.candidates(image_id)
-        if several:
-            return f"image {image_id!r} is ambiguous in region store {self.path}: it may be {', '.join(map(repr, several))}. Give the full id."
+    def _explain_missing(self, image_id: str) -> str:
+        candidates = self._aliases.candidates(image_id)
+        if candidates:
+            return (
+                f"image {image_id!r} is ambiguous in region store {self.path}: it may be "
+                f"{', '.join(map(repr, candidates))}. Give the full id."
+            )
         at = bisect_left(self.ids, str(image_id))
-        near = ", ".join(repr(known) for known in self.ids[max(at - 1, 0) : at + 1])
+        near = ", ".join(repr(stored_id) for stored_id in self.ids[max(at - 1, 0) : at + 1])
         return (
-            f"image {image_id!r} is not in region store {self.path} ({len(self)} images; nearest ids: {near or 'none'}). "
-            "Extract its regions, or check that annotations and store belong to the same data set."
+            f"image {image_id!r} is not in region store {self.path} ({len(self)} images; "
+            f"nearest ids: {near or 'none'}). Extract its regions, or check that annotations and store belong to the same "
+            "data set."
         )
 
-    def _rows(self, name: str, start: int, count: int) -> NDArray[Any]:
+    def _read_rows(self, name: str, start: int, count: int) -> NDArray[Any]:
+        """View of the global rows of one field that belong to one image."""
         if not count:
             return np.empty(self.fields[name].shape(0), self.fields[name].dtype)
         shard = int(np.searchsorted(self._first_rows, start, side="right")) - 1
         first = start - int(self._first_rows[shard])
         return self._shards[shard][name][first : first + count]
 
-    def _take(self, name: str, rows: NDArray[np.int64], mask: NDArray[np.bool_], out: NDArray[Any]) -> None:
+    def _copy_rows(self, name: str, rows: NDArray[np.int64], mask: NDArray[np.bool_], out: NDArray[Any]) -> None:
         """Copy global rows of one field to `out`; zeros where the mask is False."""
         if len(self._shards) == 1 and len(self._shards[0][name]):
             np.take(self._shards[0][name], rows.reshape(-1), axis=0, out=out.reshape(rows.size, -1), mode="clip")
         else:
             shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
             for shard in np.unique(shard_of[mask]):
-                chosen = mask & (shard_of == shard)
-                out[chosen] = self._shards[shard][name][rows[chosen] - self._first_rows[shard]]
+                here = mask & (shard_of == shard)
+                out[here] = self._shards[shard][name][rows[here] - self._first_rows[shard]]
         out[~mask] = 0
 
 
@@ -206,15 +236,15 @@ def gather(store: RegionStore, image_ids: Sequence[str], max_regions: int | None
     """`NativeStore.gather` for any store: by its own method if it has one, else image by image."""
     own = getattr(store, "gather", None)
     if own is not None:
-        found: dict[str, NDArray[Any]] = own(image_ids, max_regions)
-        return found
+        gathered: dict[str, NDArray[Any]] = own(image_ids, max_regions)
+        return gathered
     images = [store[image_id] for image_id in image_ids]
     counts = np.array(
         [len(image) if max_regions is None else min(len(image), max_regions) for image in images], dtype=np.int64
     )
     most = max(int(counts.max(initial=0)), 1)
-    kind = images[0].features.dtype if images else np.dtype(np.float16)
-    features = np.zeros((len(images), most, store.feature_size), kind)
+    dtype = images[0].features.dtype if images else np.dtype(np.float16)
+    features = np.zeros((len(images), most, store.feature_size), dtype)
     boxes = np.zeros((len(images), most, 4), np.float32)
     for row, (image, count) in enumerate(zip(images, counts, strict=True)):
         features[row, :count], boxes[row, :count] = image.features[:count], image.boxes[:count]

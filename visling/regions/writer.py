@@ -1,64 +1,69 @@
-"""Writing a region store: journaled, resumable, with a digest per shard; subsets and merged stores."""
+"""Writing a region store: journaled, resumable, with a digest per shard; subsets and merged stores.
+
+What lies on the disk meanwhile is described in `regions/store.py`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.errors import BoxError, StoreError
+from visling.errors import StoreError
 from visling.regions.files import (
     BOXES,
-    CHUNK,
     FORMAT,
-    HEADER,
+    HEADER_BYTES,
+    INDEX,
+    JOURNAL,
+    MANIFEST,
     SCHEMA,
     Field,
+    Placement,
     describe_file,
-    journal_line,
-    plain_field,
-    read_journal,
+    describe_tensor,
+    encode_entry,
+    encode_header,
+    part_name,
+    read_header,
     read_tensors,
-    tensor_entry,
-    tensor_metadata,
-    write_tensor_file,
-    write_whole,
+    recover_journal,
+    shard_name,
+    write_atomically,
+    write_tensors,
 )
+from visling.regions.rows import check_arrays, choose_fields, convert_arrays
 from visling.regions.store import NativeStore
 from visling.types import RegionArray
 
-_OPTIONAL = {
-    "classes": "int16",
-    "class_confidence": "float16",
-    "attributes": "int16",
-    "attribute_confidence": "float16",
-    "probs": "float16",
-}
-"""Optional fields and how they are stored."""
+_COPY_BYTES = 1 << 24
+"""Copied at a time when a shard is closed."""
 
 
 class StoreWriter:
     """Writes a store image by image; survives interruption.
 
-    Used as a context manager it closes the store on success and leaves a resumable folder on an exception. Until an
-    image is added nothing is written: a finished store stays finished, an empty folder stays empty.
+    As a context manager it closes the store on success and leaves a resumable folder on an exception. Nothing is
+    written until an image is added: a finished store stays finished, an empty folder stays empty.
 
     Args:
-        fingerprint: identity of the detector that makes the features.
+        fingerprint: identity of the detector that computed the features.
         dtype: how features are stored.
-        settings: how the features were made, for a reader of the manifest; plain JSON values. They must be the same on
-            resuming.
-        may_differ: names of settings that may be others on resuming; those of the first run stay.
-        resume: go on after the last committed batch of an unfinished store, or add images to a finished one.
+        settings: how the features were computed, kept in the manifest; plain JSON values. They must be the same when
+            writing resumes.
+        may_differ: names of settings that may have changed when writing resumes; the first run's values are kept.
+        resume: continue an unfinished store after its last commit, or add images to a finished one.
         shard_bytes: size at which a new shard is begun.
     Raises:
-        StoreError: the folder holds a store and `resume` is False, or holds one of other features.
+        StoreError: the folder holds a store and `resume` is False, or holds one with other features.
     """
 
     def __init__(
@@ -91,14 +96,19 @@ class StoreWriter:
             "settings": json.loads(json.dumps(dict(settings or {}))),
         }
         self._fields: dict[str, Field] | None = None
-        self._images: dict[str, tuple[int, int, int, int]] = {}
-        """Image id -> first global row, count, width, height, in the order of writing."""
+        """None until an image with regions decides them."""
+        self._images: dict[str, Placement] = {}
+        """By image id, in the order of writing."""
         self._pending: list[str] = []
+        """Images added since the last commit."""
         self._rows = 0
-        self._closed_shards: list[int] = []
+        """Regions of all images."""
+        self._shard_starts: list[int] = []
         """First global row of every closed shard."""
-        self._shard_start = 0
+        self._open_start = 0
+        """First global row of the shard that is still growing."""
         self._files: dict[str, BinaryIO] = {}
+        """Parts of that shard by field, opened for appending."""
         self._finished = False
         """Whether the folder holds a finished store to which nothing has been added yet."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -123,37 +133,37 @@ class StoreWriter:
         """Append the regions of one image; durable after the next `commit`.
 
         Raises:
-            StoreError: the image is there already, or its arrays differ in width, length or fields from what the store
-                holds.
+            StoreError: the image is already stored, or its arrays differ in width, length or fields from what the
+                store holds.
             BoxError: a box that is not pixel corners, or an image without size.
         """
         if image_id in self._images:
             raise StoreError(f"image {image_id!r} is already in region store {self.path}; every image is stored once.")
         if not image_id or "\n" in image_id:
             raise StoreError(f"{image_id!r} cannot be an image id: it must be non-empty and without line breaks.")
-        arrays = self._arrays(image_id, regions)
+        sizes = {"feature_size": self._header["feature_size"], "dtype": self._header["dtype"]}
+        arrays = check_arrays(image_id, regions, **sizes)
         count = len(regions)
-        fields = self._fields or self._layout(arrays)
-        rows = to_stored(image_id, arrays, count, fields) if count else {}
+        fields = self._fields or choose_fields(arrays, **sizes)
+        rows = convert_arrays(image_id, arrays, count, fields) if count else {}
         self._open_journal()
         if count:
             if self._fields is None:
                 self._fields = fields
-                self._append_journal({"fields": {name: plain_field(field) for name, field in fields.items()}})
-            if (
-                self._rows > self._shard_start
-                and (self._rows + count - self._shard_start) * self._bytes_per_row() > self._shard_bytes
-            ):
+                self._append_journal({"fields": {name: asdict(field) for name, field in fields.items()}})
+            row_bytes = sum(field.row_bytes for field in fields.values())
+            in_shard = self._rows - self._open_start
+            if in_shard and (in_shard + count) * row_bytes > self._shard_bytes:
                 self.commit()
                 self._close_shard()
             for name, array in rows.items():
-                self._part(name).write(array.tobytes())
-        self._images[image_id] = (self._rows, count, *regions.size)
+                self._open_part(name).write(array.tobytes())
+        self._images[image_id] = Placement(self._rows, count, *regions.size)
         self._pending.append(image_id)
         self._rows += count
 
     def commit(self) -> None:
-        """Make everything added so far durable: an interruption from here on loses nothing of it."""
+        """Make everything added so far durable: a later interruption loses none of it."""
         if not self._pending:
             return
         for file in self._files.values():
@@ -163,7 +173,7 @@ class StoreWriter:
         self._pending = []
 
     def suspend(self) -> None:
-        """Commit and let go of the files, leaving a folder that `resume` takes up again."""
+        """Commit and close the files, leaving a folder from which `resume` continues."""
         self.commit()
         self._close_files()
 
@@ -173,8 +183,8 @@ class StoreWriter:
             return NativeStore.open(self.path)
         self.commit()
         if self._fields is None:
-            self._fields = self._layout({})
-        if self._rows > self._shard_start:
+            self._fields = choose_fields({}, feature_size=self._header["feature_size"], dtype=self._header["dtype"])
+        if self._rows > self._open_start:
             self._close_shard()
         ids = sorted(self._images)
         table = np.array([self._images[image_id] for image_id in ids], dtype=np.int64).reshape(len(ids), 4)
@@ -184,21 +194,21 @@ class StoreWriter:
             "sizes": table[:, 2:].astype(np.int32),
             "ids": np.frombuffer("\n".join(ids).encode("utf-8"), dtype=np.uint8),
         }
-        write_tensor_file(self.path / "index.safetensors", index)
-        shards = []
-        for number, first in enumerate(self._closed_shards):
-            end = self._closed_shards[number + 1] if number + 1 < len(self._closed_shards) else self._rows
-            shards.append({"first_row": first, "rows": end - first, **describe_file(self._shard_file(number))})
+        write_tensors(self.path / INDEX, index)
+        shards = [
+            {"first_row": first, "rows": end - first, **describe_file(self.path / shard_name(number))}
+            for number, (first, end) in enumerate(itertools.pairwise([*self._shard_starts, self._rows]))
+        ]
         manifest = {
             **self._header,
             "boxes": BOXES,
             "images": len(ids),
             "regions": self._rows,
-            "fields": {name: plain_field(field) for name, field in self._fields.items()},
-            "index": describe_file(self.path / "index.safetensors"),
+            "fields": {name: asdict(field) for name, field in self._fields.items()},
+            "index": describe_file(self.path / INDEX),
             "shards": shards,
         }
-        write_whole(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8"))
+        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8"))
         self._journal.unlink(missing_ok=True)
         return NativeStore.open(self.path)
 
@@ -206,10 +216,10 @@ class StoreWriter:
 
     @property
     def _journal(self) -> Path:
-        return self.path / "journal.jsonl"
+        return self.path / JOURNAL
 
     def _begin(self, resume: bool) -> None:
-        finished, unfinished = (self.path / "manifest.json").exists(), self._journal.exists()
+        finished, unfinished = (self.path / MANIFEST).exists(), self._journal.exists()
         if (finished or unfinished) and not resume:
             state = "a finished region store" if finished else "an unfinished region store"
             raise StoreError(
@@ -221,17 +231,13 @@ class StoreWriter:
             self._recover()
 
     def _reopen(self) -> None:
-        """Take up a finished store, which stays finished until an image is added."""
+        """Continue a finished store, which stays finished until an image is added."""
         store = NativeStore.open(self.path)
-        self._match({key: store.manifest.get(key) for key in self._header})
+        self._check_header({key: store.manifest.get(key) for key in self._header})
         self._fields = store.fields if store.manifest["regions"] else None
-        order = sorted(store.ids, key=lambda image_id: int(store._starts[store._position[image_id]]))
-        for image_id in order:
-            at = store._position[image_id]
-            width, height = store._sizes[at]
-            self._images[image_id] = (int(store._starts[at]), int(store._counts[at]), int(width), int(height))
-        self._rows = self._shard_start = int(store.manifest["regions"])
-        self._closed_shards = [int(first) for first in store._first_rows]
+        self._images = store.placements
+        self._rows = self._open_start = int(store.manifest["regions"])
+        self._shard_starts = store.shard_starts
         self._finished = True
 
     def _open_journal(self) -> None:
@@ -239,142 +245,98 @@ class StoreWriter:
         if self._finished:
             lines: list[dict[str, Any]] = [{"store": self._header}]
             if self._fields is not None:
-                lines.append({"fields": {name: plain_field(field) for name, field in self._fields.items()}})
+                lines.append({"fields": {name: asdict(field) for name, field in self._fields.items()}})
             lines.append({"images": [[image_id, *row] for image_id, row in self._images.items()]})
-            lines.extend({"closed": first} for first in self._closed_shards)
-            write_whole(self._journal, b"".join(journal_line(entry) for entry in lines))
-            (self.path / "manifest.json").unlink()
+            lines.extend({"closed": first} for first in self._shard_starts)
+            write_atomically(self._journal, b"".join(encode_entry(entry) for entry in lines))
+            (self.path / MANIFEST).unlink()
             self._finished = False
         elif not self._journal.exists():
             self._append_journal({"store": self._header})
 
     def _recover(self) -> None:
-        """Read the journal back and cut what lies behind the last commit."""
-        entries = read_journal(self._journal)
+        """Read the journal back and cut off what was written after the last commit."""
+        entries = recover_journal(self._journal)
         if not entries or "store" not in entries[0]:
             raise StoreError(
-                f"{self._journal} does not begin with the store's description: the folder cannot be resumed. Delete it and start again."
+                f"{self._journal} does not begin with the store's description: the folder cannot be resumed. "
+                "Delete it and start again."
             )
-        self._match(entries[0]["store"])
+        self._check_header(entries[0]["store"])
         for entry in entries[1:]:
             if "fields" in entry:
                 self._fields = {name: Field(**field) for name, field in entry["fields"].items()}
             elif "closed" in entry:
-                self._closed_shards.append(int(entry["closed"]))
+                self._shard_starts.append(int(entry["closed"]))
             else:
-                self._images.update(
-                    (image_id, (start, count, width, height))
-                    for image_id, start, count, width, height in entry["images"]
-                )
-        self._rows = sum(count for _, count, _, _ in self._images.values())
-        # A shard may have been renamed before the journal learnt of it.
-        if self._fields is not None and self._shard_file(len(self._closed_shards)).exists():
-            first = int(tensor_metadata(self._shard_file(len(self._closed_shards)))["first_row"])
+                self._images.update((image_id, Placement(*placement)) for image_id, *placement in entry["images"])
+        self._rows = sum(placement.regions for placement in self._images.values())
+        # A shard may have been renamed just before the interruption, without an entry in the journal.
+        renamed = self.path / shard_name(len(self._shard_starts))
+        if self._fields is not None and renamed.exists():
+            first = int(read_header(renamed)[0]["__metadata__"]["first_row"])
             self._append_journal({"closed": first})
-            self._closed_shards.append(first)
-        if self._closed_shards:
-            last = len(self._closed_shards) - 1
-            self._shard_start = self._closed_shards[last] + len(read_tensors(self._shard_file(last))["boxes"])
-        for number in range(len(self._closed_shards)):
+            self._shard_starts.append(first)
+        if self._shard_starts:
+            last = self.path / shard_name(len(self._shard_starts) - 1)
+            self._open_start = self._shard_starts[-1] + len(read_tensors(last)["boxes"])
+        for number in range(len(self._shard_starts)):
             self._remove_parts(number)
-        self._cut_parts()
+        self._truncate_parts()
 
-    def _match(self, found: Mapping[str, Any]) -> None:
+    def _check_header(self, stored: Mapping[str, Any]) -> None:
+        """Refuse to continue a store of other features; its settings are kept."""
         for key, expected in self._header.items():
             if key == "settings":
-                self._match_settings(found.get(key) or {}, expected)
-                self._header[key] = found.get(key)
-            elif found.get(key) != expected:
+                self._check_settings(stored.get(key) or {}, expected)
+                self._header[key] = stored.get(key)
+            elif stored.get(key) != expected:
                 raise StoreError(
-                    f"region store {self.path} cannot be resumed: its {key.replace('_', ' ')} is {shorten(found.get(key))}, this run's is "
-                    f"{shorten(expected)}. Use the detector and settings it was begun with, or another folder."
+                    f"region store {self.path} cannot be resumed: its {key.replace('_', ' ')} is "
+                    f"{_shorten(stored.get(key))}, this run's is {_shorten(expected)}. "
+                    "Use the detector and settings it was begun with, or another folder."
                 )
 
-    def _match_settings(self, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-        for name in sorted((found.keys() | expected.keys()) - self._may_differ):
-            if found.get(name) != expected.get(name):
+    def _check_settings(self, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        for name in sorted((stored.keys() | expected.keys()) - self._may_differ):
+            if stored.get(name) != expected.get(name):
                 raise StoreError(
-                    f"region store {self.path} cannot be resumed: it was made with {name} {shorten(found.get(name))}, this run has "
-                    f"{shorten(expected.get(name))}. Use the settings it was begun with, or another folder."
+                    f"region store {self.path} cannot be resumed: it was made with {name} "
+                    f"{_shorten(stored.get(name))}, this run has {_shorten(expected.get(name))}. "
+                    "Use the settings it was begun with, or another folder."
                 )
 
-    def _cut_parts(self) -> None:
+    def _truncate_parts(self) -> None:
+        """Cut the parts of the growing shard back to the committed rows."""
         if self._fields is None:
-            self._remove_parts(len(self._closed_shards))
+            self._remove_parts(len(self._shard_starts))
             return
-        rows = self._rows - self._shard_start
+        rows = self._rows - self._open_start
         for name, field in self._fields.items():
             part = self._part_file(name)
-            length = rows * field.row_bytes + (HEADER if name == "features" else 0)
-            found = part.stat().st_size if part.exists() else 0
-            if rows and found < length:
+            length = rows * field.row_bytes + (HEADER_BYTES if name == "features" else 0)
+            size = part.stat().st_size if part.exists() else 0
+            if rows and size < length:
                 raise StoreError(
-                    f"{part} is truncated: found {found} bytes, expected {length}. The folder cannot be resumed; delete it."
+                    f"{part} is truncated: found {size} bytes, expected {length}. "
+                    "The folder cannot be resumed; delete it."
                 )
             if rows:
                 os.truncate(part, length)
             else:
                 part.unlink(missing_ok=True)
 
-    # Rows
+    # Shards and their parts
 
-    def _arrays(self, image_id: str, regions: RegionArray) -> dict[str, NDArray[Any]]:
-        """Arrays of one image by field, checked."""
-        count, width = len(regions), self._header["feature_size"]
-        if regions.features.shape != (count, width):
-            raise StoreError(f"features of image {image_id!r} must be (R, {width}); found {regions.features.shape}.")
-        if regions.boxes.shape != (count, 4):
-            raise StoreError(
-                f"boxes of image {image_id!r} must be ({count}, 4), one per feature row; found {regions.boxes.shape}."
-            )
-        _check_boxes(image_id, regions.boxes, regions.size)
-        if not np.isfinite(regions.features).all():
-            raise StoreError(f"features of image {image_id!r} hold numbers that are not finite. Extract them again.")
-        if self._header["dtype"] == "float16" and count and np.abs(regions.features).max() > np.finfo(np.float16).max:
-            raise StoreError(
-                f"features of image {image_id!r} exceed the range of float16 (65504). Store them as float32 (--dtype float32)."
-            )
-        arrays: dict[str, NDArray[Any]] = {"features": regions.features, "boxes": regions.boxes}
-        for name in _OPTIONAL:
-            array = getattr(regions, name)
-            if array is None:
-                continue
-            if len(array) != count:
-                raise StoreError(
-                    f"{name} of image {image_id!r} must have {count} rows, one per region; found {len(array)}."
-                )
-            arrays[name] = array[:, None] if name.startswith("attribute") and array.ndim == 1 else array
-        return arrays
+    def _part_file(self, name: str) -> Path:
+        return self.path / part_name(len(self._shard_starts), name)
 
-    def _layout(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Field]:
-        """Fields of the store, decided by the first image that has regions."""
-        fields = {
-            "features": Field(dtype=self._header["dtype"], width=self._header["feature_size"]),
-            "boxes": Field(dtype="float32", width=4),
-        }
-        for name, dtype in _OPTIONAL.items():
-            if name in arrays:
-                fields[name] = Field(dtype=dtype, width=max(arrays[name].shape[1], 1) if arrays[name].ndim == 2 else 0)
-        return fields
-
-    def _bytes_per_row(self) -> int:
-        assert self._fields is not None
-        return sum(field.row_bytes for field in self._fields.values())
-
-    # Files
-
-    def _shard_file(self, number: int) -> Path:
-        return self.path / f"shard-{number:05d}.safetensors"
-
-    def _part_file(self, name: str, number: int | None = None) -> Path:
-        return self.path / f"shard-{len(self._closed_shards) if number is None else number:05d}.{name}.part"
-
-    def _part(self, name: str) -> BinaryIO:
+    def _open_part(self, name: str) -> BinaryIO:
         file = self._files.get(name)
         if file is None:
             file = self._files[name] = self._part_file(name).open("ab")
             if name == "features" and file.tell() == 0:
-                file.write(bytes(HEADER))
+                file.write(bytes(HEADER_BYTES))
         return file
 
     def _close_files(self) -> None:
@@ -383,61 +345,61 @@ class StoreWriter:
         self._files = {}
 
     def _remove_parts(self, number: int) -> None:
-        for part in self.path.glob(f"shard-{number:05d}.*.part"):
+        for part in self.path.glob(part_name(number, "*")):
             part.unlink()
 
     def _close_shard(self) -> None:
-        """Turn the parts of the current shard into one safetensors file: append the small ones to the features, write
-        the header in front."""
+        """Turn the parts of the growing shard into one safetensors file: append the small ones to the features, then
+        fill in the header in front."""
         assert self._fields is not None
         self._close_files()
-        rows, main = self._rows - self._shard_start, self._part_file("features")
-        header: dict[str, Any] = {"__metadata__": {"first_row": str(self._shard_start)}}
+        rows, main = self._rows - self._open_start, self._part_file("features")
+        header: dict[str, Any] = {"__metadata__": {"first_row": str(self._open_start)}}
         with main.open("r+b") as target:
-            # A closing that failed (a full disk) may have appended already.
-            length = self._fields["features"].row_bytes * rows
-            target.truncate(HEADER + length)
+            # An earlier attempt that failed (a full disk) may have appended something.
+            features = self._fields["features"]
+            length = features.row_bytes * rows
+            target.truncate(HEADER_BYTES + length)
             target.seek(0, os.SEEK_END)
-            header["features"] = tensor_entry(self._fields["features"], rows, 0)
+            header["features"] = describe_tensor(features.dtype, features.shape(rows), 0)
             if gap := -length % 8:
                 # safetensors allows no holes: the gap that keeps the next tensor aligned is a tensor of its own.
                 target.write(bytes(gap))
-                header["padding"] = {"dtype": "U8", "shape": [gap], "data_offsets": [length, length + gap]}
+                header["padding"] = describe_tensor("uint8", (gap,), length)
                 length += gap
             for name, field in self._fields.items():
                 if name != "features":
                     with self._part_file(name).open("rb") as source:
-                        shutil.copyfileobj(source, target, CHUNK)
-                    header[name] = tensor_entry(field, rows, length)
+                        shutil.copyfileobj(source, target, _COPY_BYTES)
+                    header[name] = describe_tensor(field.dtype, field.shape(rows), length)
                     length += field.row_bytes * rows
-            text = json.dumps(header, separators=(",", ":")).encode("utf-8")
             target.seek(0)
-            target.write((HEADER - 8).to_bytes(8, "little") + text.ljust(HEADER - 8))
+            target.write(encode_header(header, HEADER_BYTES))
             target.flush()
             os.fsync(target.fileno())
-        number = len(self._closed_shards)
-        main.rename(self._shard_file(number))
-        self._append_journal({"closed": self._shard_start})
-        self._closed_shards.append(self._shard_start)
+        number = len(self._shard_starts)
+        main.rename(self.path / shard_name(number))
+        self._append_journal({"closed": self._open_start})
+        self._shard_starts.append(self._open_start)
         self._remove_parts(number)
-        self._shard_start = self._rows
+        self._open_start = self._rows
 
     def _append_journal(self, entry: Mapping[str, Any]) -> None:
         with self._journal.open("ab") as file:
-            file.write(journal_line(entry))
+            file.write(encode_entry(entry))
             file.flush()
             os.fsync(file.fileno())
 
 
 def subset(store: NativeStore, image_ids: Iterable[str], path: str | Path) -> NativeStore:
-    """A new store with some images of another, under the ids they have there.
+    """A new store with some images of another, under the same ids.
 
     Raises:
         StoreError: an image is missing, or `path` already holds a store.
     """
-    with _copy_of(store, path) as writer:
-        for number in sorted({store._locate(image_id) for image_id in image_ids}):
-            writer.add(store.ids[number], store[store.ids[number]])
+    with _begin_copy(store, path) as writer:
+        for image_id in sorted({store.resolve(image_id) for image_id in image_ids}):
+            writer.add(image_id, store[image_id])
     return NativeStore.open(path)
 
 
@@ -453,22 +415,24 @@ def merge(stores: Sequence[NativeStore], path: str | Path) -> NativeStore:
         for key in ("fingerprint", "feature_size", "dtype", "class_names", "attribute_names", "fields"):
             if other.manifest[key] != stores[0].manifest[key]:
                 raise StoreError(
-                    f"stores {stores[0].path} and {other.path} cannot be merged: {key.replace('_', ' ')} {shorten(stores[0].manifest[key])} "
-                    f"and {shorten(other.manifest[key])} differ. Extract both with the same detector and settings."
+                    f"stores {stores[0].path} and {other.path} cannot be merged: {key.replace('_', ' ')} "
+                    f"{_shorten(stores[0].manifest[key])} and {_shorten(other.manifest[key])} differ. "
+                    "Extract both with the same detector and settings."
                 )
         if (first := stores[0].settings.get("precision")) != (second := other.settings.get("precision")):
             raise StoreError(
-                f"stores {stores[0].path} and {other.path} cannot be merged: their features were computed in {first} and {second}. "
-                "Extract both with the same --precision."
+                f"stores {stores[0].path} and {other.path} cannot be merged: their features were computed in {first} "
+                f"and {second}. Extract both with the same --precision."
             )
-    with _copy_of(stores[0], path) as writer:
+    with _begin_copy(stores[0], path) as writer:
         for store in stores:
             for image_id in store.ids:
                 writer.add(image_id, store[image_id])
     return NativeStore.open(path)
 
 
-def _copy_of(store: NativeStore, path: str | Path) -> StoreWriter:
+def _begin_copy(store: NativeStore, path: str | Path) -> StoreWriter:
+    """Writer of a new store for features like those of another."""
     return StoreWriter(
         path,
         feature_size=store.feature_size,
@@ -480,46 +444,7 @@ def _copy_of(store: NativeStore, path: str | Path) -> StoreWriter:
     )
 
 
-def to_stored(
-    image_id: str, arrays: Mapping[str, NDArray[Any]], count: int, fields: Mapping[str, Field]
-) -> dict[str, NDArray[Any]]:
-    """The arrays in the store's types and widths."""
-    if arrays.keys() != fields.keys():
-        raise StoreError(
-            f"image {image_id!r} brings the fields {', '.join(sorted(arrays))}; this store holds {', '.join(sorted(fields))}. "
-            "All images of a store have the same fields."
-        )
-    stored = {}
-    for name, field in fields.items():
-        array = arrays[name]
-        if name.startswith("attribute") and array.shape[1] < field.width:
-            missing = np.full((count, field.width - array.shape[1]), -1 if name == "attributes" else 0, array.dtype)
-            array = np.concatenate([array, missing], axis=1)
-        if array.shape != field.shape(count):
-            raise StoreError(f"{name} of image {image_id!r} must be {field.shape(count)}; found {array.shape}.")
-        stored[name] = np.ascontiguousarray(array, dtype=field.dtype)
-    return stored
-
-
-def _check_boxes(image_id: str, boxes: NDArray[Any], size: tuple[int, int]) -> None:
-    if min(size) <= 0:
-        raise BoxError(
-            f"image {image_id!r} must have a positive width and height in pixels; found {size[0]} x {size[1]}."
-        )
-    if not len(boxes):
-        return
-    if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
-        raise BoxError(
-            f"boxes of image {image_id!r} must be finite corners x1, y1, x2, y2 with x2 >= x1 and y2 >= y1. Is the form x, y, width, height?"
-        )
-    # One box within the first pixel may be a poor detection; several are unit corners.
-    if len(boxes) > 1 and boxes.max() <= 1.0 and min(size) > 2:
-        raise BoxError(
-            f"boxes of image {image_id!r} must be pixel corners; found maximum {boxes.max():.3f} in an image of {size[0]} x {size[1]}. "
-            "They look like unit corners: use boxes.to_pixels(boxes, size)."
-        )
-
-
-def shorten(value: Any) -> str:
+def _shorten(value: Any) -> str:
+    """A value as messages show it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
