@@ -23,7 +23,6 @@ from visling import models
 from visling.errors import ConfigError
 from visling.models.base import Encoder
 from visling.nn import attention, coattention, heads
-from visling.nn.pooling import gather
 from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
@@ -268,20 +267,8 @@ SLOTS = Slots(
 
 
 def logits(kind: str, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-    """What a head says of a batch, by name of its output."""
-    if kind == "vocabulary":
-        found = head(gather(encoded.text, SLOTS.at))
-    elif kind == "slots_regions":
-        mask = regions_of(batch).mask if batch.regions is not None else torch.zeros(ROWS, 0, dtype=torch.bool)
-        found = head(gather(encoded.text, SLOTS.at), encoded.regions, mask)
-    elif kind == "regions":
-        found = head(
-            encoded.regions if encoded.whole is None else torch.cat([encoded.regions, encoded.whole[:, None]], dim=1)
-        )
-    elif kind in ("region_targets", "projection"):
-        found = head(encoded.regions)
-    else:
-        found = head(encoded.pooled)
+    """Logits of a head for a batch, by name of its output."""
+    found = heads.read(KINDS[kind].kind, head, encoded, batch, at=SLOTS.at)
     return found if isinstance(found, dict) else {kind: found}
 
 

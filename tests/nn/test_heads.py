@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from visling.errors import ConfigError
 from visling.nn import heads
 from visling.nn.heads import STYLES
-from visling.types import Dims, Head
+from visling.types import Batch, Dims, Encoded, Head, Regions, Slots, Text
 
 DIMS = Dims(text=6, regions=4, pooled=6)
 POOLED = torch.arange(24.0).reshape(4, 6) / 24
@@ -285,3 +286,74 @@ def test_new_heads_start_as_bert_does() -> None:
 def test_errors(kind: str, style: str, outputs: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(kind, style, outputs=outputs)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# reading
+
+
+def encoded_batch(**changes: Any) -> tuple[Encoded, Batch]:
+    """Two rows of five tokens; three regions, of which the second row has one."""
+    text = Text(ids=torch.ones(2, 5).long(), mask=torch.ones(2, 5).bool(), segments=torch.zeros(2, 5).long())
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    regions = Regions(features=torch.zeros(2, 3, 1), boxes=torch.zeros(2, 3, 4), mask=mask, size=torch.ones(2, 2))
+    encoded = Encoded(text=torch.randn(2, 5, 6), regions=torch.randn(2, 3, 4), pooled=torch.randn(2, 6))
+    return encoded, Batch(**{"text": text, "regions": regions, **changes})
+
+
+def read_one(kind: Any, head: nn.Module, encoded: Encoded, batch: Batch, **at: Tensor) -> Tensor:
+    logits = heads.read(kind, head, encoded, batch, **at)
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+def test_words_are_read_at_every_token_or_at_the_given_ones() -> None:
+    encoded, batch = encoded_batch(phrases=Slots(at=torch.tensor([[1], [2]]), mask=torch.ones(2, 1).bool()))
+    head = build("vocabulary", "bert", words=nn.Embedding(11, 6))
+    every = read_one("vocabulary", head, encoded, batch)
+    assert_close(every, head(encoded.text))
+    chosen = read_one("vocabulary", head, encoded, batch, at=torch.tensor([[3, 0], [1, 1]]))
+    assert_close(chosen, torch.stack([every[0, [3, 0]], every[1, [1, 1]]]))
+
+
+def test_phrases_are_read_where_the_batch_has_them() -> None:
+    encoded, batch = encoded_batch()
+    head = build("slots_regions", "flickr", head_size=2)
+    every = read_one("slots_regions", head, encoded, batch)
+    assert every.shape == (2, 5, 3)
+    phrases = Slots(at=torch.tensor([[1, 4], [2, 0]]), mask=torch.tensor([[True, True], [True, False]]))
+    of_phrases = read_one("slots_regions", head, encoded, dataclasses.replace(batch, phrases=phrases))
+    assert_close(of_phrases, torch.stack([every[0, [1, 4]], every[1, [2, 0]]]))
+
+
+def test_padded_regions_are_masked_also_where_rows_share_an_image_or_there_is_none() -> None:
+    encoded, batch = encoded_batch()
+    head = build("slots_regions", "flickr", head_size=2)
+    own = read_one("slots_regions", head, encoded, batch).softmax(-1)
+    assert (own[1, :, 1:] == 0).all()
+    assert batch.regions is not None
+    shared = dataclasses.replace(batch.regions, row=torch.tensor([1, 1]))
+    of_one_image = read_one("slots_regions", head, encoded, dataclasses.replace(batch, regions=shared)).softmax(-1)
+    assert (of_one_image[:, :, 1:] == 0).all()
+    without = dataclasses.replace(encoded, regions=encoded.regions[:, :0])
+    assert read_one("slots_regions", head, without, dataclasses.replace(batch, regions=None)).shape == (2, 5, 0)
+
+
+def test_the_whole_image_is_the_last_candidate() -> None:
+    encoded, batch = encoded_batch()
+    head = build("regions", "linear")
+    assert read_one("regions", head, encoded, batch).shape == (2, 3)
+    whole = torch.randn(2, 4)
+    with_whole = read_one("regions", head, dataclasses.replace(encoded, whole=whole), batch)
+    assert_close(with_whole, head(torch.cat([encoded.regions, whole[:, None]], dim=1)))
+
+
+def test_targets_of_regions_have_a_name_each() -> None:
+    encoded, batch = encoded_batch()
+    head = build("region_targets", "bert", outputs=7, classes=4, features=3)
+    logits = heads.flatten("masked", heads.read("region_targets", head, encoded, batch))
+    assert {name: tuple(values.shape) for name, values in logits.items()} == {
+        "masked.classes": (2, 3, 4),
+        "masked.features": (2, 3, 3),
+    }
+    assert heads.flatten("pair", torch.zeros(1)).keys() == {"pair"}

@@ -65,6 +65,9 @@ class TaskModel(nn.Module):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits by head name; shapes in `nn.heads`."""
+        """Logits by head name, of several targets by head.target; shapes in `nn.heads`."""
         encoded = self.encoder(batch)
-        return {name: head(encoded.pooled) for name, head in self.heads.items()}
+        logits: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            logits |= heads_module.flatten(name, heads_module.read(self.kinds[name], head, encoded, batch))
+        return logits

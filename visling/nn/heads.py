@@ -1,4 +1,4 @@
-"""Heads: a task names a kind, a model family names the style, `build` joins the two.
+"""Heads: a task names a kind, a model family names the style, `build` joins the two, `read` applies the head.
 
 Letters  B rows, N = B/G examples, G rows per example, P slots, R regions, V vocabulary, A outputs, Dt Dr Dp widths.
 
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from visling.errors import ConfigError, nearest
 from visling.nn.head_blocks import (
@@ -40,7 +41,8 @@ from visling.nn.head_blocks import (
     WeightNormClassifier,
 )
 from visling.nn.layers import initialise
-from visling.types import Dims, Head
+from visling.nn.pooling import gather
+from visling.types import Batch, Dims, Encoded, Head, HeadKind
 
 
 def build(head: Head, dims: Dims, *, style: str, words: nn.Embedding | None = None, group: int = 1) -> nn.Module:
@@ -58,6 +60,45 @@ def build(head: Head, dims: Dims, *, style: str, words: nn.Embedding | None = No
     module = styles[style](head, dims, words, group)
     module.apply(initialise)
     return module
+
+
+def read(
+    kind: HeadKind, head: nn.Module, encoded: Encoded, batch: Batch, *, at: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
+    """Logits of a head, shaped as in the table above; it takes what its kind needs from the encoded batch.
+
+    Args:
+        at: (B, P) int64 text positions for vocabulary and slots_regions; None = the batch's phrases for slots_regions,
+            if it has any, else every token.
+    """
+    logits: Tensor | dict[str, Tensor] = head(*_select_inputs(kind, encoded, batch, at))
+    return logits
+
+
+def _select_inputs(kind: HeadKind, encoded: Encoded, batch: Batch, at: Tensor | None) -> tuple[Tensor, ...]:
+    if kind in ("vocabulary", "slots_regions"):
+        if kind == "slots_regions" and at is None and batch.phrases is not None:
+            at = batch.phrases.at
+        states = encoded.text if at is None else gather(encoded.text, at)
+        return (states,) if kind == "vocabulary" else (states, encoded.regions, _mask_regions(encoded, batch))
+    if kind == "regions" and encoded.whole is not None:
+        return (torch.cat([encoded.regions, encoded.whole[:, None]], dim=1),)
+    return (encoded.regions if kind in ("regions", "region_targets", "projection") else encoded.pooled,)
+
+
+def flatten(name: str, logits: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """Logits by name: those of one output as `name`, those of region_targets as `name.target`."""
+    if isinstance(logits, Tensor):
+        return {name: logits}
+    return {f"{name}.{target}": values for target, values in logits.items()}
+
+
+def _mask_regions(encoded: Encoded, batch: Batch) -> Tensor:
+    """(B, R) bool: real regions of each row, also where rows share an image or the batch has text only."""
+    if batch.regions is None:
+        return encoded.regions.new_zeros(encoded.regions.shape[:2], dtype=torch.bool)
+    mask = batch.regions.mask
+    return mask if batch.regions.row is None else mask[batch.regions.row]
 
 
 Builder = Callable[[Head, Dims, nn.Embedding | None, int], nn.Module]

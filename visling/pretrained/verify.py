@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from visling import models
 from visling.errors import CheckpointError, VislingError
 from visling.models.task_model import SavedHead
+from visling.nn import heads
 from visling.pretrained.folder import ModelFolder, claim_folder, read_model_folder
 from visling.pretrained.recordings import Recording, read_official
 from visling.runtime import versions
@@ -119,15 +120,15 @@ def record(checkpoint: Path, folder: Path, *, seed: int = 0) -> tuple[str, ...]:
 def _values(saved: ModelFolder, batch: Batch) -> dict[str, Tensor]:
     """Name -> output of every captured layer, the encoder's results, and the logits of the heads, as they run."""
     encoder = saved.encoder().eval()
-    heads = {place: saved.head(place, encoder).eval() for place in saved.heads}
+    built = {place: saved.head(place, encoder).eval() for place in saved.heads}
     try:
         encoded = encoder(batch, capture=True)
         assert encoded.states is not None
         found = {**encoded.states, "text": encoded.text, "regions": encoded.regions, "pooled": encoded.pooled}
         if encoded.whole is not None:
             found["whole"] = encoded.whole
-        for place, head in heads.items():
-            found |= _logits(saved.heads[place], head, encoded, batch)
+        for place, head in built.items():
+            found |= _head_logits(saved.heads[place], head, encoded, batch)
     except VislingError:
         raise
     except (RuntimeError, IndexError, ValueError) as error:
@@ -137,24 +138,17 @@ def _values(saved: ModelFolder, batch: Batch) -> dict[str, Tensor]:
     return {name: value.float() for name, value in found.items()}
 
 
-def _logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-    """What a head makes of a batch: words and phrases at every token; rows of an example as they follow one another, a
-    rest left out."""
-    part, kind = saved.part, saved.head.kind
-    if kind == "vocabulary":
-        return {part: head(encoded.text)}
-    if kind == "region_targets":
-        return {f"{part}.{name}": logits for name, logits in head(encoded.regions).items()}
-    if kind == "projection":
-        return {part: head(encoded.text if part.startswith("text_") else encoded.regions)}
-    if kind == "regions":  # "scores", since the states of the regions are called "regions"
-        whole = () if encoded.whole is None else (encoded.whole[:, None],)
-        return {f"{part}.scores": head(torch.cat([encoded.regions, *whole], dim=1))}
-    if kind == "slots_regions":
-        assert batch.regions is not None
-        return {part: head(encoded.text, encoded.regions, batch.regions.mask)}
-    rows = len(encoded.pooled) // saved.group * saved.group
-    return {part: head(encoded.pooled[:rows])} if rows else {}
+def _head_logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+    """Logits of a head for a batch, by name: for words and phrases at every token; for heads that see several rows of
+    consecutive rows, without an incomplete rest."""
+    name, kind = saved.part, saved.head.kind
+    if kind == "projection" and saved.part.startswith("text_"):
+        encoded = dataclasses.replace(encoded, regions=encoded.text)
+    elif kind == "regions":
+        name = f"{saved.part}.scores"  # the states of the regions are called "regions"
+    elif incomplete := len(encoded.pooled) % saved.group:
+        encoded = dataclasses.replace(encoded, pooled=encoded.pooled[:-incomplete])
+    return {} if len(encoded.pooled) == 0 else heads.flatten(name, heads.read(kind, head, encoded, batch))
 
 
 def _compare(name: str, ours: Tensor | None, recorded: Tensor, batch: Batch, atol: float, rtol: float) -> Deviation:
