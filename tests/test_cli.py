@@ -664,7 +664,7 @@ def test_weights_go_in_and_out_and_are_verified(call: Call, world: Any, tmp_path
     assert agreed.status == 0
     assert agreed.out.endswith("all agree (tolerance 5e-05 + 1e-05 of the value)\n")
     spoilt = load_file("again/model.safetensors")
-    spoilt["encoder.layers.0.attend.output.bias"][0] += 1  # one entry: a norm takes back what is added to all
+    spoilt["encoder.layers.0.self_attention.output.bias"][0] += 1  # one entry: a norm takes back what is added to all
     save_file(spoilt, "again/model.safetensors")
     differing = call("verify", "again", "recording")
     assert differing.status == 1

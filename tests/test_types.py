@@ -267,7 +267,7 @@ def test_batch_survives_flatten_and_unflatten() -> None:
     assert back.group == 2
     assert back.regions is not None
     assert back.text.ids is given.text.ids
-    assert back.text.slot is None
+    assert back.text.answer_at is None
     assert structure != pytree.tree_structure(batch(group=4))
     assert structure == pytree.tree_structure(batch(group=2))
 

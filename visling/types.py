@@ -94,7 +94,7 @@ class Text(_Movable):
     """(B, T) bool."""
     segments: Tensor
     """(B, T) int64 in {0, 1}."""
-    slot: Tensor | None = None
+    answer_at: Tensor | None = None
     """(B,) int64: token whose state answers; None = the first token."""
     task: Tensor | None = None
     """(B,) int64: ViLBERT's multi-task token."""
@@ -370,7 +370,7 @@ class TextRow:
     """(T,)."""
     segments: NDArray[np.int64]
     """(T,)."""
-    slot: int | None = None
+    answer_at: int | None = None
     """Position of the answer token, if the model reads its answer there."""
     words: NDArray[np.int64] | None = None
     """(T,) word number of each piece, -1 for special tokens; for whole-word masking."""

@@ -157,7 +157,7 @@ def test_single_text() -> None:
     assert row.segments.tolist() == [0] * 6
     assert row.words is not None
     assert row.words.tolist() == [-1, 0, 0, 0, 1, -1]
-    assert row.slot is None
+    assert row.answer_at is None
 
 
 def test_pair_has_segment_one_after_the_first_separator() -> None:
@@ -172,7 +172,7 @@ def test_pair_has_segment_one_after_the_first_separator() -> None:
 def test_answer_slot_in_the_same_segment(question: str) -> None:
     row = layout(answer_slot="same_segment").row(question, answer=True)
     assert tokens(row) == ["[CLS]", "is", "it", "red", "?", "[MASK]", "[SEP]"]
-    assert row.slot == len(row.ids) - 2
+    assert row.answer_at == len(row.ids) - 2
     assert row.segments.tolist() == [0] * 7
     assert row.words is not None
     assert row.words.tolist() == [-1, 0, 1, 2, 3, -1, -1]
@@ -181,13 +181,13 @@ def test_answer_slot_in_the_same_segment(question: str) -> None:
 def test_answer_slot_in_the_second_segment() -> None:
     row = layout(answer_slot="second_segment").row("is it red?", answer=True)
     assert tokens(row) == ["[CLS]", "is", "it", "red", "?", "[SEP]", "[MASK]", "[SEP]"]
-    assert row.slot == 6
+    assert row.answer_at == 6
     assert row.segments.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
 
 
 def test_models_without_a_slot_get_a_plain_row() -> None:
     assert tokens(layout().row("is it red", answer=True)) == ["[CLS]", "is", "it", "red", "[SEP]"]
-    assert layout(answer_slot="same_segment").row("is it red").slot is None
+    assert layout(answer_slot="same_segment").row("is it red").answer_at is None
 
 
 @pytest.mark.parametrize(("slot", "kept"), [("none", 6), ("same_segment", 5), ("second_segment", 4)])
@@ -196,9 +196,9 @@ def test_long_single_text_keeps_its_first_pieces_and_its_slot(slot: str, kept: i
     row = made.row("one two three four five six seven eight nine", answer=True)
     assert len(row.ids) == 8
     assert tokens(row)[1 : 1 + kept] == ["one", "two", "three", "four", "five", "six"][:kept]
-    assert (row.slot is None) == (slot == "none")
-    if row.slot is not None:
-        assert tokens(row)[row.slot] == "[MASK]"
+    assert (row.answer_at is None) == (slot == "none")
+    if row.answer_at is not None:
+        assert tokens(row)[row.answer_at] == "[MASK]"
     assert made.truncated == 1
 
 

@@ -108,7 +108,7 @@ FEEDS: Mapping[str, Mapping[str, set[str]]] = {
 do."""
 READS_A_RAW_SLOT = {"visualbert", "vlbert"}
 """Families whose summary is the slot's own state, where a slot is given; their pooler is at rest then."""
-FIXED_FIRST_ROWS = {"lxmert", "cvlp"}
+FROZEN_FIRST_ROWS = {"lxmert", "cvlp"}
 """Families whose three text tables learn nothing from look-ups of row 0."""
 
 _JOINT = ("layers.0", "layers.1")
@@ -231,7 +231,7 @@ def make_batch(
         ids=torch.randint(1, VOCABULARY, (ROWS, TOKENS)) * text_mask,
         mask=text_mask,
         segments=(torch.arange(TOKENS) > 3).long().expand(ROWS, -1) * text_mask,
-        slot=torch.tensor([5, 2, 4, 3]) if slot else None,
+        answer_at=torch.tensor([5, 2, 4, 3]) if slot else None,
     )
     corners = torch.rand(ROWS, regions, 2) * 0.5
     mask = torch.arange(regions) < torch.tensor(counts)[:, None]
@@ -508,7 +508,7 @@ def test_rows_of_tables_learn_if_they_are_read(name: str, model: Encoder) -> Non
         if table in read and tensor.dim() == 2:
             assert tensor.grad is not None
             taught = set(tensor.grad.any(1).nonzero().flatten().tolist())
-            assert taught == read[table] - ({0} if name in FIXED_FIRST_ROWS else set()), parameter
+            assert taught == read[table] - ({0} if name in FROZEN_FIRST_ROWS else set()), parameter
             found += 1
     assert found >= 2
 

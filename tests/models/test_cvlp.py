@@ -229,7 +229,7 @@ def test_a_successor_runs_in_the_place_of_two_layers(rates: tuple[float, float])
 def test_key_and_query_start_alike_and_everything_follows_something_of_its_shape(key_layers: str) -> None:
     model = Cvlp(config_of(key_layers=key_layers, **dict.fromkeys(THREE, 5)))
     assert isinstance(model, HasMomentumCopy)
-    slow = model.slow_copy(0.0)
+    slow = model.momentum_copy(0.0)
     theirs = model.state_dict()
     successors = [name for name in slow.network.state_dict() if name.startswith("successors.")]
     assert bool(successors) == (key_layers == "replace")
@@ -251,7 +251,7 @@ def test_key_and_query_start_alike_and_everything_follows_something_of_its_shape
 
 def test_the_key_network_keeps_dropout_in_training() -> None:
     model, batch = Cvlp(config_of(dropout_rate=0.1)), batch_of()
-    slow = model.slow_copy(0.5).train()
+    slow = model.momentum_copy(0.5).train()
     assert not torch.equal(slow(batch, chosen=[False] * 3).regions, slow(batch, chosen=[False] * 3).regions)
     assert not slow(batch).regions.requires_grad
     assert torch.equal(slow.eval()(batch).regions, slow(batch).regions)
@@ -515,5 +515,8 @@ def test_wrong_preset_is_refused_with_both_shapes(golden: Path) -> None:
 
 def test_module_names_follow_the_key_map(golden: Path) -> None:
     modules = KEYS["official"].modules(load_file(golden / "cvlp" / "query_state_dict.safetensors"))
-    assert modules["bert.encoder.r_layers.4.attention.output.dense"] == "encoder.lxmert.region_layers.4.attend.output"
+    assert (
+        modules["bert.encoder.r_layers.4.attention.output.dense"]
+        == "encoder.lxmert.region_layers.4.self_attention.output"
+    )
     assert modules["visual_embed_head.logit_fc.3"] == "projection.linear"

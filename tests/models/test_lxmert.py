@@ -102,16 +102,16 @@ def reference(model: Lxmert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor
         return norm(f"{name}.norm", x + linear(f"{name}.output", context) * sites["attention"])
 
     def feed_forward(name: str, x: Tensor) -> Tensor:
-        wide = linear(f"{name}.widen", x)
+        wide = linear(f"{name}.up", x)
         gelu = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
-        return norm(f"{name}.norm", x + linear(f"{name}.narrow", gelu) * sites["feed_forward"])
+        return norm(f"{name}.norm", x + linear(f"{name}.down", gelu) * sites["feed_forward"])
 
     tables = [weights[f"embeddings.{name}.weight"] for name in ("words", "positions", "segments")]
     words = tables[0][text.ids] + tables[1][: text.ids.shape[1]] + tables[2][text.segments]
     words = norm("norm", words) * sites["text"]
     for number in range(model.config.num_text_layers):
         name = f"text_layers.{number}"
-        words = feed_forward(f"{name}.feed_forward", attend(f"{name}.attend", words, words, text.mask))
+        words = feed_forward(f"{name}.feed_forward", attend(f"{name}.self_attention", words, words, text.mask))
     features, boxes = regions.features.double(), regions.boxes.double()
     things = norm("region_embeddings.feature_norm", linear("region_embeddings.features", features))
     things = (
@@ -119,18 +119,19 @@ def reference(model: Lxmert, batch: Batch, sites: Sites) -> tuple[Tensor, Tensor
     )
     for number in range(model.config.num_region_layers):
         name = f"region_layers.{number}"
-        things = feed_forward(f"{name}.feed_forward", attend(f"{name}.attend", things, things, regions.mask))
+        things = feed_forward(f"{name}.feed_forward", attend(f"{name}.self_attention", things, things, regions.mask))
     for number in range(model.config.num_cross_layers):
         name = f"cross_layers.{number}"
         told_words, told_things = (
-            attend(f"{name}.cross", words, things, regions.mask),
-            attend(f"{name}.cross", things, words, text.mask),
+            attend(f"{name}.cross_attention", words, things, regions.mask),
+            attend(f"{name}.cross_attention", things, words, text.mask),
         )
         words = feed_forward(
-            f"{name}.text_feed_forward", attend(f"{name}.text_attend", told_words, told_words, text.mask)
+            f"{name}.text_feed_forward", attend(f"{name}.text_self_attention", told_words, told_words, text.mask)
         )
         things = feed_forward(
-            f"{name}.region_feed_forward", attend(f"{name}.region_attend", told_things, told_things, regions.mask)
+            f"{name}.region_feed_forward",
+            attend(f"{name}.region_self_attention", told_things, told_things, regions.mask),
         )
     return words, things, torch.tanh(linear("pooler.dense", words[:, 0]))
 
@@ -297,7 +298,9 @@ def test_one_block_reads_in_both_directions() -> None:
     model = tiny()
     seen: list[tuple[Tensor, Tensor]] = []
     layer = model.cross_layers[0]
-    layer.get_submodule("cross").register_forward_pre_hook(lambda module, arguments: seen.append(arguments[:2]))
+    layer.get_submodule("cross_attention").register_forward_pre_hook(
+        lambda module, arguments: seen.append(arguments[:2])
+    )
     model(batch_of(model.config))
     (text, regions), (regions_too, text_too) = seen
     assert text is text_too  # both directions start from the states that enter the layer
@@ -307,7 +310,7 @@ def test_one_block_reads_in_both_directions() -> None:
 def test_slot_is_not_read() -> None:
     model = tiny()
     batch = batch_of(model.config)
-    slotted = dataclasses.replace(batch, text=dataclasses.replace(batch.text, slot=torch.tensor([2, 1])))
+    slotted = dataclasses.replace(batch, text=dataclasses.replace(batch.text, answer_at=torch.tensor([2, 1])))
     assert torch.equal(model(batch).pooled, model(slotted).pooled)
 
 
@@ -550,7 +553,8 @@ def test_finetuned_files_are_written_back_bit_for_bit(golden: Path) -> None:
 def test_module_names_follow_the_key_map(golden: Path) -> None:
     modules = SPEC.keys["official"].modules(manifest(golden))
     assert (
-        modules["bert.encoder.x_layers.3.visual_attention.att.query"] == "encoder.cross_layers.3.cross.attention.query"
+        modules["bert.encoder.x_layers.3.visual_attention.att.query"]
+        == "encoder.cross_layers.3.cross_attention.attention.query"
     )
     assert modules["bert.encoder.visn_fc.visn_fc"] == "encoder.region_embeddings.features"
 
@@ -630,7 +634,7 @@ def test_start_from_bert() -> None:
         for name in coverage.fresh
     )
     assert torch.equal(
-        model.get_parameter("text_layers.8.attend.attention.value.bias"),
+        model.get_parameter("text_layers.8.self_attention.attention.value.bias"),
         source["bert.encoder.layer.8.attention.self.value.bias"],
     )
     assert torch.equal(model.norm.weight, source["bert.embeddings.LayerNorm.gamma"])

@@ -176,7 +176,7 @@ def test_task_changes_the_answer_and_must_be_told() -> None:
 def test_summary_reads_the_slot_and_the_whole_image() -> None:
     model = tiny()
     batch = batch_of(model.config)
-    at_slot = model(dataclasses.replace(batch, text=dataclasses.replace(batch.text, slot=torch.tensor([2, 1]))))
+    at_slot = model(dataclasses.replace(batch, text=dataclasses.replace(batch.text, answer_at=torch.tensor([2, 1]))))
     image = model.region_pooler(at_slot.whole).relu()
     assert_close(
         at_slot.pooled, model.text_pooler(torch.stack([at_slot.text[0, 2], at_slot.text[1, 1]])).relu() * image
@@ -228,7 +228,7 @@ def test_released_schedules(preset: str, first: int, last: int) -> None:
 
 def test_a_text_for_many_images_is_encoded_once_up_to_the_first_co_attention() -> None:
     model = tiny(num_layers=3, text_layers_before=(2, 3), num_tasks=3)
-    batch = batch_of(model.config, slot=torch.tensor([1, 2]))
+    batch = batch_of(model.config, answer_at=torch.tensor([1, 2]))
     row = torch.tensor([1, 1, 1, 0, 1])
     repeated = batch.map(lambda tensor: tensor[row])
     shared = dataclasses.replace(repeated, text=dataclasses.replace(batch.text, row=row))
@@ -364,9 +364,9 @@ class Reference:
         return self.norm(f"{name}.norm", self.linear(f"{name}.output", torch.cat(context, dim=-1)) * self.kept + x)
 
     def feed_forward(self, name: str, x: Tensor) -> Tensor:
-        wide = self.linear(f"{name}.widen", x)
+        wide = self.linear(f"{name}.up", x)
         wide = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
-        return self.norm(f"{name}.norm", self.linear(f"{name}.narrow", wide) * self.kept + x)
+        return self.norm(f"{name}.norm", self.linear(f"{name}.down", wide) * self.kept + x)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Text states, region states (whole image first), summary."""
@@ -389,7 +389,7 @@ class Reference:
         region_mask = torch.cat([torch.ones(2, 1, dtype=torch.bool), region_batch.mask], dim=1)
 
         def text_layer(number: int, x: Tensor) -> Tensor:
-            x = self.attend(f"text_layers.{number}.attend", x, x, text_mask, config.num_heads)
+            x = self.attend(f"text_layers.{number}.self_attention", x, x, text_mask, config.num_heads)
             return self.feed_forward(f"text_layers.{number}.feed_forward", x)
 
         def region_layer(number: int, x: Tensor) -> Tensor:
@@ -401,13 +401,13 @@ class Reference:
                     for name in ("query", "key")
                 ]
                 gates = (made[0], made[1])
-            x = self.attend(f"region_layers.{number}.attend", x, x, region_mask, config.num_region_heads, gates)
+            x = self.attend(f"region_layers.{number}.self_attention", x, x, region_mask, config.num_region_heads, gates)
             return self.feed_forward(f"region_layers.{number}.feed_forward", x)
 
         def meet(number: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             name, num_heads = f"co_attention_layers.{number}", config.num_co_attention_heads
-            new_x = self.attend(f"{name}.text_reads", x, y, region_mask, num_heads)
-            new_y = self.attend(f"{name}.regions_read", y, x, text_mask, num_heads)
+            new_x = self.attend(f"{name}.text_attention", x, y, region_mask, num_heads)
+            new_y = self.attend(f"{name}.region_attention", y, x, text_mask, num_heads)
             return self.feed_forward(f"{name}.text_feed_forward", new_x), self.feed_forward(
                 f"{name}.region_feed_forward", new_y
             )
@@ -496,7 +496,7 @@ def test_dropout_sites_of_the_heads() -> None:
     def normed(layer: Any, x: Tensor) -> Tensor:
         return x @ (layer.direction * layer.gain / layer.direction.square().sum().sqrt()).T + layer.bias
 
-    assert_close(first(pooled), normed(first.narrow, normed(first.widen, pooled * 0.9).relu() * 0.5))
+    assert_close(first(pooled), normed(first.output, normed(first.dense, pooled * 0.9).relu() * 0.5))
     regions = made("regions", "linear", 1)
     assert_close(regions(states), regions.linear(states * 0.9)[..., 0])
     deep = made("regions", "deep", 1)
@@ -540,7 +540,7 @@ def test_initialisation_by_group(std: float) -> None:
 
 def test_initialisation_of_weight_normalised_matrices() -> None:
     head: Any = build("classifier", Head(kind="classify", outputs=40), "first", Dims(text=8, regions=8, pooled=64))
-    for layer, width in ((head.widen, 64), (head.narrow, 128)):
+    for layer, width in ((head.dense, 64), (head.output, 128)):
         assert_close(layer.gain, layer.direction.norm())
         assert not layer.bias.any()
         assert layer.direction.abs().max() <= width**-0.5
@@ -644,7 +644,7 @@ def test_start_from_bert() -> None:
         assert torch.equal(tensor, before[name]) != name.startswith(theirs), name
     assert coverage.dropped.keys() == {key for key in source if key.startswith(("bert.pooler", "cls.seq_relationship"))}
     assert torch.equal(
-        model.get_parameter("text_layers.1.attend.attention.value.bias"),
+        model.get_parameter("text_layers.1.self_attention.attention.value.bias"),
         source["bert.encoder.layer.1.attention.self.value.bias"],
     )
     assert torch.equal(parts["vocabulary"].get_parameter("bias"), source["cls.predictions.bias"])
@@ -733,10 +733,11 @@ def test_module_names_follow_the_key_map(golden: Path) -> None:
     modules = KEYS["multitask"].modules(load_file(golden / "vilbert" / "state_dict.safetensors"))
     assert (
         modules["bert.encoder.c_layer.1.biattention.query2"]
-        == "encoder.co_attention_layers.1.text_reads.attention.query"
+        == "encoder.co_attention_layers.1.text_attention.attention.query"
     )
     assert (
-        modules["bert.encoder.c_layer.1.biattention.key2"] == "encoder.co_attention_layers.1.regions_read.attention.key"
+        modules["bert.encoder.c_layer.1.biattention.key2"]
+        == "encoder.co_attention_layers.1.region_attention.attention.key"
     )
     assert modules["bert.v_embeddings.image_embeddings"] == "encoder.projection"
 

@@ -145,15 +145,18 @@ def reference(model: VisualBert, batch: Batch, sites: Sites) -> tuple[Tensor, Te
         probs, attention, feed_forward = (
             sites.get(f"{name}.{site}", sites[site]) for site in ("probs", "attention", "feed_forward")
         )
-        query, key, value = (split(linear(f"{name}.attend.attention.{part}", x)) for part in ("query", "key", "value"))
+        query, key, value = (
+            split(linear(f"{name}.self_attention.attention.{part}", x)) for part in ("query", "key", "value")
+        )
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         read = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1) * probs @ value
         x = norm(
-            f"{name}.attend.norm", x + linear(f"{name}.attend.output", read.transpose(1, 2).flatten(2)) * attention
+            f"{name}.self_attention.norm",
+            x + linear(f"{name}.self_attention.output", read.transpose(1, 2).flatten(2)) * attention,
         )
-        wide = linear(f"{name}.feed_forward.widen", x)
+        wide = linear(f"{name}.feed_forward.up", x)
         gelu = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
-        return norm(f"{name}.feed_forward.norm", x + linear(f"{name}.feed_forward.narrow", gelu) * feed_forward)
+        return norm(f"{name}.feed_forward.norm", x + linear(f"{name}.feed_forward.down", gelu) * feed_forward)
 
     tables = {name: weights[f"embeddings.{name}.weight"] for name in ("words", "positions", "segments")}
     words = tables["words"][text.ids] + tables["positions"][: text.ids.shape[1]] + tables["segments"][text.segments]
@@ -371,7 +374,7 @@ def test_boxes_are_seen_only_if_appended() -> None:
 def test_slot_reads_the_raw_state_and_none_the_pooler() -> None:
     model = tiny()
     batch = batch_of(model.config)
-    at_slot = model(dataclasses.replace(batch, text=dataclasses.replace(batch.text, slot=torch.tensor([2, 1]))))
+    at_slot = model(dataclasses.replace(batch, text=dataclasses.replace(batch.text, answer_at=torch.tensor([2, 1]))))
     assert torch.equal(at_slot.pooled, torch.stack([at_slot.text[0, 2], at_slot.text[1, 1]]))
     assert_close(model(batch).pooled, torch.tanh(model.pooler.dense(at_slot.text[:, 0])))
 
@@ -445,7 +448,7 @@ def test_start_from_bert() -> None:
     assert {name.removeprefix("encoder.") for name in coverage.fresh} == untouched.keys()
     assert all(torch.equal(model.state_dict()[name], before) for name, before in untouched.items())
     assert torch.equal(model.norm.weight, source["bert.embeddings.LayerNorm.gamma"])
-    assert torch.equal(model.get_parameter("layers.0.attend.attention.value.bias"), source[BERT_BIAS])
+    assert torch.equal(model.get_parameter("layers.0.self_attention.attention.value.bias"), source[BERT_BIAS])
     assert torch.equal(model.pooler.dense.weight, source["bert.pooler.dense.weight"])
     assert torch.equal(pretraining["matching"].get_parameter("linear.bias"), source["cls.seq_relationship.bias"])
     model.after_text_weights()
@@ -531,7 +534,7 @@ def test_two_layouts_meet_in_the_same_weights(golden: Path) -> None:
 
 def test_module_names_follow_the_key_map(golden: Path) -> None:
     modules = KEYS["official"].modules(load_file(golden / "visualbert" / "state_dict.safetensors"))
-    assert modules["bert.bert.encoder.layer.1.attention.output.dense"] == "encoder.layers.1.attend.output"
+    assert modules["bert.bert.encoder.layer.1.attention.output.dense"] == "encoder.layers.1.self_attention.output"
     assert modules["bert.bert.embeddings.projection"] == "encoder.projection"
 
 

@@ -271,7 +271,7 @@ def test_captured_maps_have_whole_image_and_end_behind_the_regions() -> None:
 def test_slot_reads_the_raw_state_and_none_the_pooler() -> None:
     model = tiny()
     batch = batch_of(model.config, 3, 2)
-    at_slot = model(dataclasses.replace(batch, text=dataclasses.replace(batch.text, slot=torch.tensor([2, 1]))))
+    at_slot = model(dataclasses.replace(batch, text=dataclasses.replace(batch.text, answer_at=torch.tensor([2, 1]))))
     assert torch.equal(at_slot.pooled, torch.stack([at_slot.text[0, 2], at_slot.text[1, 1]]))
     assert_close(model(batch).pooled, torch.tanh(model.pooler.dense(at_slot.text[:, 0])))
 
@@ -343,20 +343,18 @@ class Reference:
 
     def layer(self, name: str, states: Tensor, dropped: float) -> Tensor:
         parts = [
-            self.linear(f"{name}.attend.attention.{part}", states).chunk(self.config.num_heads, dim=-1)
+            self.linear(f"{name}.self_attention.attention.{part}", states).chunk(self.config.num_heads, dim=-1)
             for part in ("query", "key", "value")
         ]
         contexts = []
         for query, key, value in zip(*parts, strict=True):
             probs = (query @ key.T / query.shape[-1] ** 0.5).softmax(-1) * factor(RATES["attention_dropout_rate"])
             contexts.append(probs @ value)
-        attended = self.linear(f"{name}.attend.output", torch.cat(contexts, dim=-1)) * dropped
-        states = self.norm(f"{name}.attend.norm", states + attended)
-        wide = self.linear(f"{name}.feed_forward.widen", states)
+        attended = self.linear(f"{name}.self_attention.output", torch.cat(contexts, dim=-1)) * dropped
+        states = self.norm(f"{name}.self_attention.norm", states + attended)
+        wide = self.linear(f"{name}.feed_forward.up", states)
         wide = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
-        return self.norm(
-            f"{name}.feed_forward.norm", states + self.linear(f"{name}.feed_forward.narrow", wide) * dropped
-        )
+        return self.norm(f"{name}.feed_forward.norm", states + self.linear(f"{name}.feed_forward.down", wide) * dropped)
 
 
 def compare_with_reference(model: VlBert, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +389,7 @@ def test_every_dropout_stands_where_the_release_has_it(monkeypatch: pytest.Monke
 
 
 def _no_attention_dropout(model: VlBert) -> None:
-    attention = model.get_submodule("layers.0.attend.attention")
+    attention = model.get_submodule("layers.0.self_attention.attention")
     assert isinstance(attention, Attention)
     attention.dropout_rate = 0.0
 
@@ -411,7 +409,7 @@ MOVED: Mapping[str, Callable[[VlBert], None]] = {
         for name in (
             "projection.dropout",
             "embeddings.dropout",
-            "layers.0.attend.dropout",
+            "layers.0.self_attention.dropout",
             "layers.1.feed_forward.dropout",
         )
     },
@@ -756,7 +754,7 @@ def test_recorded_files_are_written_back_bit_for_bit(golden: Path, layout: str) 
 
 def test_module_names_follow_the_key_map(golden: Path) -> None:
     modules = KEYS["official"].modules(recorded(golden, "official"))
-    assert modules["vlbert.encoder.layer.1.attention.output.dense"] == "encoder.layers.1.attend.output"
+    assert modules["vlbert.encoder.layer.1.attention.output.dense"] == "encoder.layers.1.self_attention.output"
     assert modules["image_feature_extractor.obj_downsample.1"] == "encoder.projection.linear"
     assert modules["vlbert.visual_ln_object"] == "encoder.embeddings.visual_regions.norm"
 

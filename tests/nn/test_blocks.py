@@ -111,10 +111,10 @@ def test_layer_is_post_norm_with_exact_gelu() -> None:
         WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12
     )
     x, mask = torch.randn(2, 3, WIDTH) * 3, torch.ones(2, 3, dtype=torch.bool)
-    attended, _ = layer.attend(x, x, mask)
-    wide = layer.feed_forward.widen(attended)
-    narrow = layer.feed_forward.narrow(wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2))))
-    summed = attended + narrow
+    attended, _ = layer.self_attention(x, x, mask)
+    wide = layer.feed_forward.up(attended)
+    down = layer.feed_forward.down(wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2))))
+    summed = attended + down
     centred = summed - summed.mean(-1, keepdim=True)
     assert_close(layer(x, mask)[0], centred / centred.square().mean(-1, keepdim=True).sqrt())
 

@@ -46,8 +46,8 @@ def test_both_directions_read_what_entered_the_layer() -> None:
     new_text, new_regions, text_probs, region_probs = layer(text, regions, TEXT_MASK, REGION_MASK)
     assert text_probs is None
     assert region_probs is None
-    informed_text, _ = layer.text_reads(text, regions, REGION_MASK)
-    informed_regions, _ = layer.regions_read(regions, text, TEXT_MASK)
+    informed_text, _ = layer.text_attention(text, regions, REGION_MASK)
+    informed_regions, _ = layer.region_attention(regions, text, TEXT_MASK)
     assert_close(new_text, layer.text_feed_forward(informed_text))
     assert_close(new_regions, layer.region_feed_forward(informed_regions))
 
@@ -90,8 +90,8 @@ def test_captured_maps_of_co_attention() -> None:
     assert to_text.shape == (2, 3, 3, 4)
     assert_close(to_regions.sum(-1), torch.ones(2, 3, 4))
     assert (to_regions[0, :, :, 2] == 0).all()
-    query = layer.text_reads.attention.query(text)[0, 1, 4:8]  # second head
-    key = layer.text_reads.attention.key(regions)[0, :2, 4:8]
+    query = layer.text_attention.attention.query(text)[0, 1, 4:8]  # second head
+    key = layer.text_attention.attention.key(regions)[0, :2, 4:8]
     assert_close(to_regions[0, 1, 1, :2], (key @ query / 2).softmax(0))
 
 
@@ -100,7 +100,7 @@ def test_co_attention_with_an_empty_stream_is_finite() -> None:
     text, regions = (tensor.requires_grad_() for tensor in states())
     nothing = torch.zeros_like(REGION_MASK)
     new_text, new_regions, _, _ = layer(text, regions, TEXT_MASK, nothing)
-    alone = layer.text_reads.norm(text + layer.text_reads.output.bias)  # attention over nothing gives zeros
+    alone = layer.text_attention.norm(text + layer.text_attention.output.bias)  # attention over nothing gives zeros
     assert_close(new_text, layer.text_feed_forward(alone))
     (new_text.sum() + new_regions.sum()).backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in layer.parameters())
@@ -114,13 +114,13 @@ def test_gates_scale_queries_and_keys(capture: bool) -> None:
     text, regions = states()
     found, probs = layer(regions, REGION_MASK, text, TEXT_MASK, capture=capture)
     assert (probs is None) != capture
-    attention = layer.attend.attention
+    attention = layer.self_attention.attention
     mean = torch.stack([text[0, :3].mean(0), text[1, 0]])[:, None]
     query = attention.query(regions) * (1 + torch.sigmoid(layer.query_gate(mean)))
     key = attention.key(regions) * (1 + torch.sigmoid(layer.key_gate(mean)))
     split = [x.view(2, 3, 2, 3).transpose(1, 2) for x in (query, key, attention.value(regions))]
     context = probabilities(split[0], split[1], REGION_MASK[:, None, None]) @ split[2]
-    informed = layer.attend.norm(regions + layer.attend.output(context.transpose(1, 2).flatten(2)))
+    informed = layer.self_attention.norm(regions + layer.self_attention.output(context.transpose(1, 2).flatten(2)))
     assert_close(found, layer.feed_forward(informed))
 
 

@@ -197,10 +197,10 @@ def test_weight_norm_classify() -> None:
     def gained(layer: Any, states: Tensor) -> Tensor:
         return states @ (layer.direction * layer.gain / layer.direction.square().sum().sqrt()).T + layer.bias
 
-    assert_close(head(POOLED), gained(head.narrow, gained(head.widen, POOLED * 0.9).relu() * 0.5))
+    assert_close(head(POOLED), gained(head.output, gained(head.dense, POOLED * 0.9).relu() * 0.5))
     fresh = build("classify", "weight_norm", outputs=3)
-    assert fresh.widen.direction.shape == (12, 6)
-    for layer in (fresh.widen, fresh.narrow):
+    assert fresh.dense.direction.shape == (12, 6)
+    for layer in (fresh.dense, fresh.output):
         assert_close(layer.gain, layer.direction.norm())  # it starts as the linear layer that it was made of
         assert not layer.bias.any()
 

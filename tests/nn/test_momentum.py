@@ -86,7 +86,7 @@ def test_extreme_momentum(momentum: float, expected: float) -> None:
 def test_a_copy_may_follow_under_other_names() -> None:
     source = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     slow = MomentumCopy(
-        nn.ModuleDict({"c": nn.Linear(2, 2)}), momentum=0.0, follows=lambda name: name.replace("c.", "b.")
+        nn.ModuleDict({"c": nn.Linear(2, 2)}), momentum=0.0, source_name=lambda name: name.replace("c.", "b.")
     )
     slow.update(source)
     assert torch.equal(slow.network.get_parameter("c.weight"), source["b"].get_parameter("weight"))

@@ -394,9 +394,9 @@ def test_saved_and_restored_it_goes_on_exactly() -> None:
 
 def test_a_network_may_say_what_follows_it() -> None:
     class Own(Toy):
-        def slow_copy(self, momentum: float) -> MomentumCopy:
+        def momentum_copy(self, momentum: float) -> MomentumCopy:
             return MomentumCopy(
-                nn.Sequential(copy.deepcopy(self)), momentum=momentum, follows=lambda name: name.removeprefix("0.")
+                nn.Sequential(copy.deepcopy(self)), momentum=momentum, source_name=lambda name: name.removeprefix("0.")
             )
 
     objective, encoder = objective_of(Own()), Own()

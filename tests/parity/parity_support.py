@@ -61,8 +61,8 @@ def one_after_the_other(model: Any) -> None:
         def forward(
             text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool, own: Any = layer
         ) -> Any:
-            text, _ = own.text_reads(text, regions, region_mask, capture=capture)
-            regions, _ = own.regions_read(regions, text, text_mask, capture=capture)
+            text, _ = own.text_attention(text, regions, region_mask, capture=capture)
+            regions, _ = own.region_attention(regions, text, text_mask, capture=capture)
             return own.text_feed_forward(text), own.region_feed_forward(regions), None, None
 
         layer.forward = forward
@@ -85,4 +85,4 @@ class _OneAfterTheOther(nn.Module):
 def sequential(model: Any) -> None:
     """The first cross-attention of an LXMERT, direction after direction."""
     layer = model.encoder.cross_layers[0]
-    layer.cross = _OneAfterTheOther(layer.get_submodule("cross"))
+    layer.cross_attention = _OneAfterTheOther(layer.get_submodule("cross_attention"))

@@ -387,7 +387,7 @@ def _running_successor(recording: Recording, model: Pretraining) -> tuple[nn.Mod
 
 def _other_heads(model: Pretraining) -> None:
     *_, last = model.encoder.lxmert.region_layers.children()
-    attention = last.get_submodule("attend.attention")
+    attention = last.get_submodule("self_attention.attention")
     assert isinstance(attention, Attention)
     attention.num_heads = 2 if attention.num_heads == 1 else 1
 
@@ -414,11 +414,11 @@ LIVE = (
     "lxmert.norm.bias",
     "lxmert.region_embeddings.features.bias",
     "lxmert.region_embeddings.box_norm.weight",
-    "lxmert.text_layers.-1.attend.attention.value.bias",
-    "lxmert.region_layers.-1.feed_forward.widen.bias",
-    "lxmert.cross_layers.-1.cross.attention.value.weight",
-    "lxmert.cross_layers.-1.cross.norm.weight",
-    "lxmert.cross_layers.-1.region_feed_forward.narrow.bias",
+    "lxmert.text_layers.-1.self_attention.attention.value.bias",
+    "lxmert.region_layers.-1.feed_forward.up.bias",
+    "lxmert.cross_layers.-1.cross_attention.attention.value.weight",
+    "lxmert.cross_layers.-1.cross_attention.norm.weight",
+    "lxmert.cross_layers.-1.region_feed_forward.down.bias",
 )
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     **{f"nudge {name}": nudge_first(f"encoder.{name}") for name in (*LIVE, "lxmert.pooler.dense.bias")},
@@ -432,10 +432,10 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     "epsilon of the norms": rough_norms,
     "another number of heads": _other_heads,
     "self-attention of the streams swapped": _swap(
-        "encoder.lxmert.cross_layers.0.text_attend", "encoder.lxmert.cross_layers.0.region_attend"
+        "encoder.lxmert.cross_layers.0.text_self_attention", "encoder.lxmert.cross_layers.0.region_self_attention"
     ),
     "cross- and self-attention swapped": _swap(
-        "encoder.lxmert.cross_layers.0.cross", "encoder.lxmert.cross_layers.0.region_attend"
+        "encoder.lxmert.cross_layers.0.cross_attention", "encoder.lxmert.cross_layers.0.region_self_attention"
     ),
     "layers swapped": _outer_layers,
     "dropout on": _dropout,
@@ -508,7 +508,7 @@ def _successors_follow_their_start(model: Pretraining) -> None:
         part, _, rest = name.partition(".")
         return f"lxmert.{rest}" if part == "successors" else name
 
-    model.contrast.key._follows = follows
+    model.contrast.key._source_name = follows
 
 
 MOMENTUM: Mapping[str, Callable[[Pretraining], None]] = {
@@ -516,9 +516,9 @@ MOMENTUM: Mapping[str, Callable[[Pretraining], None]] = {
         f"nudge {name}": nudge_first(name)
         for name in (
             "encoder.lxmert.norm.bias",
-            "encoder.lxmert.cross_layers.-1.cross.norm.weight",
+            "encoder.lxmert.cross_layers.-1.cross_attention.norm.weight",
             "contrast.head.linear.bias",
-            "contrast.key.network.lxmert.text_layers.0.attend.output.bias",
+            "contrast.key.network.lxmert.text_layers.0.self_attention.output.bias",
             "contrast.key.network.successors.region_layers.0.feed_forward.norm.weight",
             "contrast.key_head.network.norm.weight",
         )

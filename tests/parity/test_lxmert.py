@@ -192,8 +192,8 @@ def sublayers(encoder: Lxmert) -> Iterator[dict[str, Tensor]]:
     for number, layer in enumerate(encoder.cross_layers):
         assert isinstance(layer, CrossModalityLayer)
         for stream, theirs, read in (
-            ("text", "language", layer.text_attend),
-            ("region", "vision", layer.region_attend),
+            ("text", "language", layer.text_self_attention),
+            ("region", "vision", layer.region_self_attention),
         ):
             name = f"hidden.x_layer.{number}.after_{{}}_att.{theirs}"
             feed_forward = layer.get_submodule(f"{stream}_feed_forward")
@@ -493,7 +493,7 @@ def _rough_norms(factor: float = 1) -> Callable[[nn.Module], None]:
 
 def _own_projection_per_direction(model: Pretraining) -> None:
     """The second direction reads through weights of its own, as the paper draws it."""
-    block = model.encoder.cross_layers[0].get_submodule("cross")
+    block = model.encoder.cross_layers[0].get_submodule("cross_attention")
     values = iter([None, torch.randn(model.encoder.config.hidden_size)])
 
     def shift(module: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
@@ -526,15 +526,15 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "encoder.region_embeddings.feature_norm.bias",
             "encoder.region_embeddings.boxes.weight",
             "encoder.region_embeddings.box_norm.weight",
-            "encoder.text_layers.0.attend.attention.query.bias",
+            "encoder.text_layers.0.self_attention.attention.query.bias",
             "encoder.text_layers.-1.feed_forward.norm.weight",
-            "encoder.region_layers.0.attend.attention.value.bias",
-            "encoder.region_layers.-1.feed_forward.widen.bias",
-            "encoder.cross_layers.0.cross.attention.value.weight",
-            "encoder.cross_layers.0.cross.norm.weight",
-            "encoder.cross_layers.0.text_attend.output.bias",
-            "encoder.cross_layers.0.region_attend.norm.bias",
-            "encoder.cross_layers.0.text_feed_forward.narrow.bias",
+            "encoder.region_layers.0.self_attention.attention.value.bias",
+            "encoder.region_layers.-1.feed_forward.up.bias",
+            "encoder.cross_layers.0.cross_attention.attention.value.weight",
+            "encoder.cross_layers.0.cross_attention.norm.weight",
+            "encoder.cross_layers.0.text_self_attention.output.bias",
+            "encoder.cross_layers.0.region_self_attention.norm.bias",
+            "encoder.cross_layers.0.text_feed_forward.down.bias",
             "encoder.cross_layers.0.region_feed_forward.norm.weight",
             "encoder.pooler.dense.bias",
             "masked_lm.head.norm.weight",
@@ -553,11 +553,12 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     "directions with weights of their own": _own_projection_per_direction,
     "boxes around zero": _boxes_around_zero,
     "query and value swapped": _swap(
-        "encoder.cross_layers.0.cross.attention.query.weight", "encoder.cross_layers.0.cross.attention.value.weight"
+        "encoder.cross_layers.0.cross_attention.attention.query.weight",
+        "encoder.cross_layers.0.cross_attention.attention.value.weight",
     ),
     "streams of a cross layer swapped": _swap(
-        "encoder.cross_layers.0.text_attend.attention.value.weight",
-        "encoder.cross_layers.0.region_attend.attention.value.weight",
+        "encoder.cross_layers.0.text_self_attention.attention.value.weight",
+        "encoder.cross_layers.0.region_self_attention.attention.value.weight",
     ),
     "the other loss scale": _other_scale,
     "labels without confidence": lambda model: setattr(
@@ -591,9 +592,9 @@ LOOKS: Mapping[str, Callable[[nn.Module], None]] = {
     **{
         f"nudge {name}": nudge(f"encoder.{name}")
         for name in (
-            "text_layers.0.attend.attention.query.bias",
+            "text_layers.0.self_attention.attention.query.bias",
             "region_embeddings.box_norm.weight",
-            "cross_layers.0.cross.attention.query.weight",
+            "cross_layers.0.cross_attention.attention.query.weight",
         )
     },
     "epsilon of the norms": _rough_norms(100),
@@ -632,7 +633,7 @@ def test_a_swapped_direction_is_noticed_under_a_region_mask(
             for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "linear.weight", "linear.bias")
         ),
         nudge("encoder.pooler.dense.bias"),
-        nudge("encoder.cross_layers.-1.cross.norm.weight"),
+        nudge("encoder.cross_layers.-1.cross_attention.norm.weight"),
         _rough_norms(1000),
         lambda model: model.train(),
     ],

@@ -684,7 +684,7 @@ def _rough_norms(factor: float = 1) -> Change:
 def _swapped_keys_and_values(model: Pretraining) -> None:
     layer = model.encoder.co_attention_layers[0]
     assert isinstance(layer, CoAttentionLayer)
-    for attention in (layer.text_reads.attention, layer.regions_read.attention):
+    for attention in (layer.text_attention.attention, layer.region_attention.attention):
         attention.key, attention.value = attention.value, attention.key
 
 
@@ -727,16 +727,16 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "encoder.projection.weight",
             "encoder.box_projection.weight",
             "encoder.region_norm.weight",
-            "encoder.text_layers.0.attend.attention.query.bias",
+            "encoder.text_layers.0.self_attention.attention.query.bias",
             "encoder.text_layers.-1.feed_forward.norm.bias",
-            "encoder.region_layers.0.attend.attention.value.bias",
-            "encoder.region_layers.-1.feed_forward.widen.bias",
-            "encoder.region_layers.-1.attend.norm.weight",
-            "encoder.co_attention_layers.0.text_reads.attention.query.bias",
-            "encoder.co_attention_layers.0.regions_read.attention.value.bias",
-            "encoder.co_attention_layers.-1.text_reads.output.bias",
-            "encoder.co_attention_layers.-1.regions_read.norm.weight",
-            "encoder.co_attention_layers.0.text_feed_forward.narrow.bias",
+            "encoder.region_layers.0.self_attention.attention.value.bias",
+            "encoder.region_layers.-1.feed_forward.up.bias",
+            "encoder.region_layers.-1.self_attention.norm.weight",
+            "encoder.co_attention_layers.0.text_attention.attention.query.bias",
+            "encoder.co_attention_layers.0.region_attention.attention.value.bias",
+            "encoder.co_attention_layers.-1.text_attention.output.bias",
+            "encoder.co_attention_layers.-1.region_attention.norm.weight",
+            "encoder.co_attention_layers.0.text_feed_forward.down.bias",
             "encoder.co_attention_layers.-1.region_feed_forward.norm.bias",
             "masked_lm.head.bias",
             "masked_lm.head.norm.weight",
@@ -749,9 +749,9 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
     "keys and values swapped": _swapped_keys_and_values,
     "directions one after the other": one_after_the_other,
     "another schedule": _other_schedule,
-    "other text heads": _other_heads("text_layers", "attend"),
-    "other region heads": _other_heads("region_layers", "attend"),
-    "other co-attention heads": _other_heads("co_attention_layers", "text_reads"),
+    "other text heads": _other_heads("text_layers", "self_attention"),
+    "other region heads": _other_heads("region_layers", "self_attention"),
+    "other co-attention heads": _other_heads("co_attention_layers", "text_attention"),
     "summaries of the other sign": _linear_summaries,
     "dropout on": lambda model: model.train(),
 }
@@ -776,7 +776,7 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
                     "region_layers.0.query_gate.weight",
                     "region_layers.0.key_gate.bias",
                     "region_layers.0.key_gate.weight",
-                    "region_layers.-1.attend.norm.weight",
+                    "region_layers.-1.self_attention.norm.weight",
                     "text_norm.weight",
                 )
             },
@@ -807,8 +807,8 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
                     f"nudge {name}": nudge(name)
                     for name in (
                         "encoder.text_norm.weight",
-                        "encoder.text_layers.0.attend.attention.value.bias",
-                        "encoder.co_attention_layers.0.regions_read.norm.weight",
+                        "encoder.text_layers.0.self_attention.attention.value.bias",
+                        "encoder.co_attention_layers.0.region_attention.norm.weight",
                         "encoder.region_pooler.bias",
                         "matching.head.linear.bias",
                     )
@@ -828,12 +828,12 @@ VARIANTS: Mapping[str, tuple[Callable[[Recording, Change], Any], Mapping[str, Ch
         {
             f"nudge {name}": nudge(name)
             for name in (
-                "widen.direction",
-                "widen.gain",
-                "widen.bias",
-                "narrow.direction",
-                "narrow.gain",
-                "narrow.bias",
+                "dense.direction",
+                "dense.gain",
+                "dense.bias",
+                "output.direction",
+                "output.gain",
+                "output.bias",
             )
         }
         | {"dropout on": lambda head: head.train()},

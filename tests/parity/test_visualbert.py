@@ -129,7 +129,7 @@ def batch_of(
     the image."""
     rows = inputs["bert_input_ids"].shape[:-1].numel()
     ids, mask, segments = (inputs[f"bert_input_{name}"].reshape(rows, -1) for name in ("ids", "mask", "type_ids"))
-    text = Text(ids=ids, mask=mask.bool(), segments=segments, slot=mask.sum(1) - 2 if slot else None)
+    text = Text(ids=ids, mask=mask.bool(), segments=segments, answer_at=mask.sum(1) - 2 if slot else None)
     if text_only:
         return Batch(text=text, regions=None, group=group)
     features = inputs["image_feat_variable"].flatten(0, -3)
@@ -416,7 +416,7 @@ def _other_visual_segment(parts: nn.Module) -> None:
 
 
 def _other_heads(parts: nn.Module) -> None:
-    attention = parts.get_submodule("encoder.layers.0.attend.attention")
+    attention = parts.get_submodule("encoder.layers.0.self_attention.attention")
     assert isinstance(attention, Attention)
     attention.num_heads = 2 if attention.num_heads == 1 else 1
 
@@ -429,7 +429,7 @@ ENCODER: Mapping[str, Change] = {
             "projection.bias",
             "visual_positions.weight",  # row 0, the one that is read
             "embeddings.segments.weight",
-            "layers.0.attend.attention.value.bias",
+            "layers.0.self_attention.attention.value.bias",
             "layers.-1.feed_forward.norm.weight",
         )
     },
@@ -460,24 +460,25 @@ MORE: Mapping[str, Change] = {
             "projection.weight",
             "visual_segments.weight",
             "embeddings.positions.weight",
-            "layers.0.attend.attention.query.bias",
-            "layers.0.attend.norm.weight",
-            "layers.-1.feed_forward.widen.bias",
+            "layers.0.self_attention.attention.query.bias",
+            "layers.0.self_attention.norm.weight",
+            "layers.-1.feed_forward.up.bias",
         )
     },
     "position tables swapped": _swap("encoder.embeddings.positions.weight", "encoder.visual_positions.weight"),
     "segment tables swapped": _swap("encoder.embeddings.segments.weight", "encoder.visual_segments.weight"),
     "query and value swapped": _swap(
-        "encoder.layers.-1.attend.attention.query.weight", "encoder.layers.-1.attend.attention.value.weight"
+        "encoder.layers.-1.self_attention.attention.query.weight",
+        "encoder.layers.-1.self_attention.attention.value.weight",
     ),
 }
 """The rest of the encoder, of which one case is enough."""
 ADDITIONAL: Mapping[str, Change] = {
     f"nudge additional {name}": nudge_first(f"encoder.additional_layer.{name}")
     for name in (
-        "attend.attention.value.bias",
-        "attend.norm.weight",
-        "feed_forward.widen.bias",
+        "self_attention.attention.value.bias",
+        "self_attention.norm.weight",
+        "feed_forward.up.bias",
         "feed_forward.norm.bias",
     )
 }

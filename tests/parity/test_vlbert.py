@@ -155,8 +155,10 @@ def recording(golden: Path) -> Recording:
     return Recording(golden / "vlbert")
 
 
-def text_of(ids: Tensor, segments: Tensor | None = None, slot: Tensor | None = None) -> Text:
-    return Text(ids=ids, mask=ids > 0, segments=torch.zeros_like(ids) if segments is None else segments, slot=slot)
+def text_of(ids: Tensor, segments: Tensor | None = None, answer_at: Tensor | None = None) -> Text:
+    return Text(
+        ids=ids, mask=ids > 0, segments=torch.zeros_like(ids) if segments is None else segments, answer_at=answer_at
+    )
 
 
 def whole_last(objects: Tensor) -> Tensor:
@@ -504,12 +506,14 @@ def test_question_answering(recording: Recording) -> None:
         "vqa", "classifier", encoder, Head(kind="classify", outputs=recording.sizes["vqa_answers"]), "vlbert"
     )
     ids = laid_out(recording, inputs["question"], "[SEP]", "[MASK]", "[SEP]")
-    slot = (ids == recording.token("[MASK]")).int().argmax(1)
-    segments = ((torch.arange(ids.shape[1]) >= slot[:, None]) & (ids > 0)).long()
+    answer_at = (ids == recording.token("[MASK]")).int().argmax(1)
+    segments = ((torch.arange(ids.shape[1]) >= answer_at[:, None]) & (ids > 0)).long()
     assert torch.equal(ids, recorded["text_input_ids"])
     assert torch.equal(segments, recorded["text_token_type_ids"])
     assert torch.equal(ids > 0, recorded["text_mask"])
-    batch = checked(Batch(text=text_of(ids, segments, slot), regions=regions_of(inputs["boxes"], inputs["im_info"])))
+    batch = checked(
+        Batch(text=text_of(ids, segments, answer_at), regions=regions_of(inputs["boxes"], inputs["im_info"]))
+    )
     logits = head(encoder(batch).pooled)
     assert_close(logits, recorded["label_logits"], **CLOSE)
     loss = answer_loss(logits, inputs["label"], "bce").value
@@ -628,7 +632,7 @@ def _swap(first: str, second: str) -> Callable[[Pretraining], None]:
 
 
 def _other_heads(model: Pretraining) -> None:
-    attention = model.encoder.get_submodule("layers.0.attend.attention")
+    attention = model.encoder.get_submodule("layers.0.self_attention.attention")
     assert isinstance(attention, Attention)
     attention.num_heads = 2 if attention.num_heads == 1 else 1
 
@@ -668,10 +672,10 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "encoder.embeddings.visual_text.norm.bias",
             "encoder.embeddings.visual_regions.norm.weight",
             "encoder.embeddings.visual_regions.norm.bias",
-            "encoder.layers.0.attend.attention.query.bias",
-            "encoder.layers.0.attend.attention.value.bias",
-            "encoder.layers.0.attend.norm.weight",
-            "encoder.layers.-1.feed_forward.widen.bias",
+            "encoder.layers.0.self_attention.attention.query.bias",
+            "encoder.layers.0.self_attention.attention.value.bias",
+            "encoder.layers.0.self_attention.norm.weight",
+            "encoder.layers.-1.feed_forward.up.bias",
             "encoder.layers.-1.feed_forward.norm.weight",
             "masked_lm.head.bias",
             "masked_lm.head.norm.weight",
@@ -690,7 +694,8 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
         "encoder.embeddings.visual_text.norm.weight", "encoder.embeddings.visual_regions.norm.weight"
     ),
     "query and value swapped": _swap(
-        "encoder.layers.-1.attend.attention.query.weight", "encoder.layers.-1.attend.attention.value.weight"
+        "encoder.layers.-1.self_attention.attention.query.weight",
+        "encoder.layers.-1.self_attention.attention.value.weight",
     ),
     "dropout on": lambda model: model.train(),
 }
@@ -731,7 +736,7 @@ def test_a_broken_relationship_head_is_noticed(recording: Recording, mutation: s
         *(
             (case, name)
             for case in ("core_visual_ln", "core_visual_scale")
-            for name in ("layers.-1.attend.norm.weight", "epsilon")
+            for name in ("layers.-1.self_attention.norm.weight", "epsilon")
         ),
     ],
 )

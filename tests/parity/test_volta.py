@@ -232,17 +232,17 @@ class TwoStreams(nn.Module):
         first, found = self.encoder.config.text_layers_before[0], {}
         for number in range(self.encoder.config.num_layers):
             at = 2 * number if number < first else 2 * first + 4 * (number - first) + 2
-            found[f"{at}.text"] = outputs[f"text_layers.{number}.attend"]
+            found[f"{at}.text"] = outputs[f"text_layers.{number}.self_attention"]
             found[f"{at + 1}.text"] = outputs[f"text_layers.{number}.feed_forward"]
         for number in range(len(self.encoder.co_attention_layers)):
             at, ours = 2 * first + 4 * number, f"co_attention_layers.{number}"
             found[f"{at}.text"], found[f"{at}.image"] = (
-                outputs[f"{ours}.text_reads"],
-                whole_first(outputs[f"{ours}.regions_read"]),
+                outputs[f"{ours}.text_attention"],
+                whole_first(outputs[f"{ours}.region_attention"]),
             )
             found[f"{at + 1}.text"] = outputs[f"{ours}.text_feed_forward"]
             found[f"{at + 1}.image"] = whole_first(outputs[f"{ours}.region_feed_forward"])
-            found[f"{at + 2}.image"] = whole_first(outputs[f"region_layers.{number}.attend"])
+            found[f"{at + 2}.image"] = whole_first(outputs[f"region_layers.{number}.self_attention"])
             found[f"{at + 3}.image"] = whole_first(outputs[f"region_layers.{number}.feed_forward"])
         return found
 
@@ -307,7 +307,7 @@ def test_vilbert(golden: Path, name: str) -> None:
 def _keys_of_the_other_values(model: TwoStreams) -> None:
     layer = model.encoder.co_attention_layers[0]
     assert isinstance(layer, CoAttentionLayer)
-    attention = layer.text_reads.attention
+    attention = layer.text_attention.attention
     attention.key, attention.value = attention.value, attention.key
 
 
@@ -325,7 +325,7 @@ def _exchanged_directions(model: TwoStreams) -> None:
     """Each direction by the weights of the other one; both streams must be equally wide."""
     for layer in model.encoder.co_attention_layers:
         assert isinstance(layer, CoAttentionLayer)
-        layer.text_reads, layer.regions_read = layer.regions_read, layer.text_reads
+        layer.text_attention, layer.region_attention = layer.region_attention, layer.text_attention
 
 
 TWO_STREAM_MUTATIONS: Mapping[str, Callable[[TwoStreams], Any]] = {
@@ -334,12 +334,12 @@ TWO_STREAM_MUTATIONS: Mapping[str, Callable[[TwoStreams], Any]] = {
         for name in (
             "encoder.box_projection.bias",
             "encoder.region_norm.weight",
-            "encoder.text_layers.0.feed_forward.widen.bias",
-            "encoder.text_layers.-1.attend.norm.weight",
-            "encoder.co_attention_layers.0.regions_read.attention.value.bias",
-            "encoder.co_attention_layers.-1.text_reads.output.bias",
-            "encoder.co_attention_layers.-1.text_reads.norm.weight",
-            "encoder.region_layers.-1.attend.attention.query.bias",
+            "encoder.text_layers.0.feed_forward.up.bias",
+            "encoder.text_layers.-1.self_attention.norm.weight",
+            "encoder.co_attention_layers.0.region_attention.attention.value.bias",
+            "encoder.co_attention_layers.-1.text_attention.output.bias",
+            "encoder.co_attention_layers.-1.text_attention.norm.weight",
+            "encoder.region_layers.-1.self_attention.attention.query.bias",
             "encoder.text_pooler.bias",
             "encoder.region_pooler.bias",
             "heads.classifier.norm.weight",
@@ -428,7 +428,7 @@ def compare_one_stream(recording: Recording, model: OneStream) -> None:
     assert states is not None
     found = {"embeddings": states["embeddings"]}
     for number in range(len(model.encoder.layers)):
-        found[f"sublayer.{2 * number}"] = outputs[f"layers.{number}.attend"]
+        found[f"sublayer.{2 * number}"] = outputs[f"layers.{number}.self_attention"]
         found[f"sublayer.{2 * number + 1}"] = outputs[f"layers.{number}.feed_forward"]
     assert {f"{name}.{stream}" for name in found for stream in ("text", "image")} == {
         name for name in recorded if name.startswith(("sublayer", "embeddings"))
@@ -484,10 +484,10 @@ ONE_STREAM_MUTATIONS: Mapping[str, Callable[[OneStream], Any]] = {
         for name in (
             "encoder.norm.weight",
             "encoder.projection.bias",
-            "encoder.layers.0.attend.norm.bias",
-            "encoder.layers.0.attend.norm.weight",
-            "encoder.layers.0.attend.attention.value.bias",
-            "encoder.layers.-1.feed_forward.narrow.bias",
+            "encoder.layers.0.self_attention.norm.bias",
+            "encoder.layers.0.self_attention.norm.weight",
+            "encoder.layers.0.self_attention.attention.value.bias",
+            "encoder.layers.-1.feed_forward.down.bias",
             "encoder.layers.-1.feed_forward.norm.weight",
             "masked_lm.head.norm.weight",
             "region_targets.transform.norm.weight",

@@ -145,7 +145,9 @@ def blocks(encoder: Lxmert, batch: Batch) -> tuple[Encoded, dict[str, Tensor]]:
     for number, layer in enumerate(encoder.cross_layers):
         for ours, stream in (("text", "text"), ("region", "image")):
             handles.append(
-                layer.get_submodule(f"{ours}_attend").register_forward_pre_hook(note(f"{start + 3 * number}.{stream}"))
+                layer.get_submodule(f"{ours}_self_attention").register_forward_pre_hook(
+                    note(f"{start + 3 * number}.{stream}")
+                )
             )
             handles.append(
                 layer.get_submodule(f"{ours}_feed_forward").register_forward_pre_hook(
@@ -293,7 +295,7 @@ def test_a_second_copy_that_differs_is_noticed(recording: Recording) -> None:
 def _exchanged_streams(model: Pretraining) -> None:
     for layer in model.encoder.cross_layers:
         assert isinstance(layer, CrossModalityLayer)
-        layer.text_attend, layer.region_attend = layer.region_attend, layer.text_attend
+        layer.text_self_attention, layer.region_self_attention = layer.region_self_attention, layer.text_self_attention
 
 
 MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
@@ -303,10 +305,10 @@ MUTATIONS: Mapping[str, Callable[[Pretraining], Any]] = {
             "encoder.norm.bias",
             "encoder.region_embeddings.boxes.bias",
             "encoder.region_embeddings.feature_norm.weight",
-            "encoder.text_layers.-1.attend.attention.value.bias",
+            "encoder.text_layers.-1.self_attention.attention.value.bias",
             "encoder.region_layers.-1.feed_forward.norm.weight",
-            "encoder.cross_layers.-1.cross.attention.query.bias",
-            "encoder.cross_layers.0.region_attend.output.bias",
+            "encoder.cross_layers.-1.cross_attention.attention.query.bias",
+            "encoder.cross_layers.0.region_self_attention.output.bias",
             "encoder.pooler.dense.weight",
             "matching.head.linear.bias",
             "masked_lm.head.norm.weight",

@@ -20,24 +20,24 @@ from visling.pretrained.folder import ModelFolder, read_model_folder
 FAMILIES = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
 SPOILT = [
     ("visualbert", "encoder.projection.bias", "embeddings"),
-    ("visualbert", "encoder.layers.0.attend.attention.value.bias", "layers.0"),
-    ("visualbert", "encoder.layers.2.feed_forward.narrow.weight", "layers.2"),
+    ("visualbert", "encoder.layers.0.self_attention.attention.value.bias", "layers.0"),
+    ("visualbert", "encoder.layers.2.feed_forward.down.weight", "layers.2"),
     ("visualbert", "encoder.pooler.dense.bias", "pooled"),
     ("visualbert", "objectives.matching.head.linear.bias", "matching"),
     ("visualbert", "objectives.masked_lm.head.norm.weight", "vocabulary"),
-    ("vlbert", "encoder.layers.1.attend.norm.weight", "layers.1"),
+    ("vlbert", "encoder.layers.1.self_attention.norm.weight", "layers.1"),
     ("vlbert", "objectives.masked_regions.head.outputs.classes.bias", "region_targets.classes"),
     ("vilbert", "encoder.region_norm.bias", "region_embeddings"),
-    ("vilbert", "encoder.text_layers.1.attend.output.bias", "text_layers.1"),
-    ("vilbert", "encoder.region_layers.0.feed_forward.widen.weight", "region_layers.0"),
-    ("vilbert", "encoder.co_attention_layers.1.text_reads.attention.query.weight", "co_attention_layers.1.text"),
-    ("vilbert", "encoder.co_attention_layers.0.regions_read.output.weight", "co_attention_layers.0.regions"),
-    ("lxmert", "encoder.text_layers.1.attend.output.weight", "text_layers.1"),
+    ("vilbert", "encoder.text_layers.1.self_attention.output.bias", "text_layers.1"),
+    ("vilbert", "encoder.region_layers.0.feed_forward.up.weight", "region_layers.0"),
+    ("vilbert", "encoder.co_attention_layers.1.text_attention.attention.query.weight", "co_attention_layers.1.text"),
+    ("vilbert", "encoder.co_attention_layers.0.region_attention.output.weight", "co_attention_layers.0.regions"),
+    ("lxmert", "encoder.text_layers.1.self_attention.output.weight", "text_layers.1"),
     ("lxmert", "encoder.region_embeddings.boxes.weight", "region_embeddings"),
     ("lxmert", "encoder.region_layers.1.feed_forward.norm.bias", "region_layers.1"),
-    ("lxmert", "encoder.cross_layers.0.cross.output.weight", "cross_layers.0.text"),
+    ("lxmert", "encoder.cross_layers.0.cross_attention.output.weight", "cross_layers.0.text"),
     ("lxmert", "encoder.cross_layers.0.region_feed_forward.norm.bias", "cross_layers.0.regions"),
-    ("cvlp", "encoder.lxmert.text_layers.3.attend.output.bias", "text"),  # the set records no layer
+    ("cvlp", "encoder.lxmert.text_layers.3.self_attention.output.bias", "text"),  # the set records no layer
     ("cvlp", "objectives.region_contrast.head.linear.bias", "projection"),
 ]
 

@@ -445,7 +445,7 @@ def test_decay_and_rates_by_name(built: tuple[str, PretrainConfig, PretrainModel
             "encoder.pooler.dense.bias",
         }
     elif run.model == "vilbert":
-        behind = {p for p in found if p.endswith(("text_reads.norm.weight", "regions_read.norm.weight"))}
+        behind = {p for p in found if p.endswith(("text_attention.norm.weight", "region_attention.norm.weight"))}
         assert len(behind) == 12
         assert decayed == (small - behind if name == "vilbert-conceptual" else set(found) - small | behind)
     else:

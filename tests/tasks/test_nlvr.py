@@ -254,7 +254,7 @@ def test_loss_reads_collated_examples() -> None:
     tokenizer, spec = Tokenizer(), InputSpec(answer_slot="same_segment")
     source = TaskSource(NLVR(), [picture("7-0", 0), picture("8-0", 0, label=False)], TextLayout(tokenizer, spec))
     examples = [source.example(index, RNG) for index in range(2)]
-    assert examples[0].rows[0].slot is None  # statements are judged by the pooled state
+    assert examples[0].rows[0].answer_at is None  # statements are judged by the pooled state
     _, targets = Collator(None, spec, tokenizer)(examples, [RNG, RNG])
     logits = torch.tensor([[0.0, 1.0], [0.0, 3.0]], dtype=torch.bfloat16)
     loss = NLVR().loss({"classify": logits}, targets)

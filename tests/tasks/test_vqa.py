@@ -125,9 +125,9 @@ def test_example_asks_for_the_answer_slot_and_scores_softly() -> None:
     slotted = vqa.example(record, TextLayout(TOKENIZER, InputSpec(answer_slot="same_segment")), RNG)
     row = slotted.rows[0]
     assert slotted.images == ("5",)
-    assert row.slot is not None
-    assert row.ids[row.slot] == TOKENIZER.mask
-    assert vqa.example(record, TextLayout(TOKENIZER, InputSpec()), RNG).rows[0].slot is None
+    assert row.answer_at is not None
+    assert row.ids[row.answer_at] == TOKENIZER.mask
+    assert vqa.example(record, TextLayout(TOKENIZER, InputSpec()), RNG).rows[0].answer_at is None
     assert slotted.labels["answer"].dense().tolist() == pytest.approx([0.3, 0.9, 0.0])
     assert vqa.example(unanswered(1), TextLayout(TOKENIZER, InputSpec()), RNG).labels == {}
 

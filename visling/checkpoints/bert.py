@@ -20,13 +20,13 @@ REPAIRS: tuple[Rule, ...] = (
 def layer(theirs: str, ours: str) -> tuple[Rule, ...]:
     """One BERT layer under their prefix -> a TransformerLayer under ours."""
     return (
-        rename(f"{theirs}.attention.self.query.*", f"{ours}.attend.attention.query.*"),
-        rename(f"{theirs}.attention.self.key.*", f"{ours}.attend.attention.key.*"),
-        rename(f"{theirs}.attention.self.value.*", f"{ours}.attend.attention.value.*"),
-        rename(f"{theirs}.attention.output.dense.*", f"{ours}.attend.output.*"),
-        rename(f"{theirs}.attention.output.LayerNorm.*", f"{ours}.attend.norm.*"),
-        rename(f"{theirs}.intermediate.dense.*", f"{ours}.feed_forward.widen.*"),
-        rename(f"{theirs}.output.dense.*", f"{ours}.feed_forward.narrow.*"),
+        rename(f"{theirs}.attention.self.query.*", f"{ours}.self_attention.attention.query.*"),
+        rename(f"{theirs}.attention.self.key.*", f"{ours}.self_attention.attention.key.*"),
+        rename(f"{theirs}.attention.self.value.*", f"{ours}.self_attention.attention.value.*"),
+        rename(f"{theirs}.attention.output.dense.*", f"{ours}.self_attention.output.*"),
+        rename(f"{theirs}.attention.output.LayerNorm.*", f"{ours}.self_attention.norm.*"),
+        rename(f"{theirs}.intermediate.dense.*", f"{ours}.feed_forward.up.*"),
+        rename(f"{theirs}.output.dense.*", f"{ours}.feed_forward.down.*"),
         rename(f"{theirs}.output.LayerNorm.*", f"{ours}.feed_forward.norm.*"),
     )
 

@@ -179,7 +179,7 @@ class TextLayout:
         numbers[1 : 1 + len(ids)] = words
         if slot == "second_segment":
             segments[-2:] = 1
-        return TextRow(ids=row, segments=segments, words=numbers, slot=None if slot == "none" else len(row) - 2)
+        return TextRow(ids=row, segments=segments, words=numbers, answer_at=None if slot == "none" else len(row) - 2)
 
     def named(self, first: Sequence[NamedWord], second: Sequence[NamedWord], *, by_word: bool = False) -> TextRow:
         """`row(first, second)` of texts given word by word, each with the region that it names, if any: its first piece

@@ -114,9 +114,9 @@ class Cvlp(Encoder):
         """Measure the whitening, if this preset whitens."""
         self.lxmert.fit_features(features)
 
-    def slow_copy(self, momentum: float) -> MomentumCopy:
+    def momentum_copy(self, momentum: float) -> MomentumCopy:
         """The key network with this network's weights, which then follows it."""
-        return MomentumCopy(KeyNetwork(self), momentum=momentum, follows=followed)
+        return MomentumCopy(KeyNetwork(self), momentum=momentum, source_name=followed)
 
 
 STREAMS = ("region_layers", "text_layers", "cross_layers")

@@ -178,7 +178,7 @@ class Lxmert(Encoder):
             max_positions=config.max_positions,
             num_segments=config.num_segments,
             hidden_size=width,
-            fixed_first_rows=True,
+            freeze_first_rows=True,
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.whiten = Whitening(config.feature_size) if config.whiten_features else None
@@ -199,7 +199,7 @@ class Lxmert(Encoder):
         region_states: Tensor | None = None,
         replacements: Replacements = _NONE,
     ) -> Encoded:
-        """States of text and regions; `pooled` summarises the first token, whatever `text.slot` says.
+        """States of text and regions; `pooled` summarises the first token, whatever `text.answer_at` says.
 
         Args:
             text_states: what `encode_text` returned for these text rows; they are computed if not given.
@@ -352,8 +352,8 @@ def _attention(theirs: str, ours: str, inner: str) -> tuple[Rule, ...]:
 def _feed_forward(theirs: str, ours: str) -> tuple[Rule, ...]:
     """A feed-forward block of one modality of a cross-modality layer."""
     return (
-        rename(f"{theirs}_inter.dense.*", f"{ours}.widen.*"),
-        rename(f"{theirs}_output.dense.*", f"{ours}.narrow.*"),
+        rename(f"{theirs}_inter.dense.*", f"{ours}.up.*"),
+        rename(f"{theirs}_output.dense.*", f"{ours}.down.*"),
         rename(f"{theirs}_output.LayerNorm.*", f"{ours}.norm.*"),
     )
 
@@ -370,9 +370,11 @@ def _encoder(theirs: str) -> tuple[Rule, ...]:
         rename(f"{theirs}.encoder.visn_fc.box_layer_norm.*", "encoder.region_embeddings.box_norm.*"),
         *bert.layer(f"{theirs}.encoder.layer.*", "encoder.text_layers.*"),
         *bert.layer(f"{theirs}.encoder.r_layers.*", "encoder.region_layers.*"),
-        *_attention(f"{theirs}.encoder.x_layers.*.visual_attention", "encoder.cross_layers.*.cross", "att"),
-        *_attention(f"{theirs}.encoder.x_layers.*.lang_self_att", "encoder.cross_layers.*.text_attend", "self"),
-        *_attention(f"{theirs}.encoder.x_layers.*.visn_self_att", "encoder.cross_layers.*.region_attend", "self"),
+        *_attention(f"{theirs}.encoder.x_layers.*.visual_attention", "encoder.cross_layers.*.cross_attention", "att"),
+        *_attention(f"{theirs}.encoder.x_layers.*.lang_self_att", "encoder.cross_layers.*.text_self_attention", "self"),
+        *_attention(
+            f"{theirs}.encoder.x_layers.*.visn_self_att", "encoder.cross_layers.*.region_self_attention", "self"
+        ),
         *_feed_forward(f"{theirs}.encoder.x_layers.*.lang", "encoder.cross_layers.*.text_feed_forward"),
         *_feed_forward(f"{theirs}.encoder.x_layers.*.visn", "encoder.cross_layers.*.region_feed_forward"),
         rename(f"{theirs}.pooler.dense.*", "encoder.pooler.dense.*"),
@@ -472,8 +474,8 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
 
     def feed_forward(number: int, mark: str, ours: str) -> tuple[Rule, ...]:
         return (
-            rename(f"{base}.{number}.intermediate.{mark}dense.*", f"{ours}.widen.*"),
-            rename(f"{base}.{number}.output.{mark}dense.*", f"{ours}.narrow.*"),
+            rename(f"{base}.{number}.intermediate.{mark}dense.*", f"{ours}.up.*"),
+            rename(f"{base}.{number}.output.{mark}dense.*", f"{ours}.down.*"),
             rename(f"{base}.{number}.output.{mark}LayerNorm.*", f"{ours}.norm.*"),
         )
 
@@ -492,14 +494,14 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
     rules: list[Rule] = []
     for mark, stream, count in (("", "text", config.num_text_layers), ("v_", "region", config.num_region_layers)):
         for number in range(count):
-            rules += attention(2 * number, mark, f"encoder.{stream}_layers.{number}.attend")
+            rules += attention(2 * number, mark, f"encoder.{stream}_layers.{number}.self_attention")
             rules += feed_forward(2 * number + 1, mark, f"encoder.{stream}_layers.{number}.feed_forward")
     start = 2 * max(config.num_text_layers, config.num_region_layers)
     for number in range(config.num_cross_layers):
         cross, ours = start + 3 * number, f"encoder.cross_layers.{number}"
-        rules += (*second_copies(cross), *attention(cross, "", f"{ours}.cross"))
+        rules += (*second_copies(cross), *attention(cross, "", f"{ours}.cross_attention"))
         for mark, stream in (("", "text"), ("v_", "region")):
-            rules += attention(cross + 1, mark, f"{ours}.{stream}_attend")
+            rules += attention(cross + 1, mark, f"{ours}.{stream}_self_attention")
             rules += feed_forward(cross + 2, mark, f"{ours}.{stream}_feed_forward")
     return KeyMap(
         (

@@ -241,7 +241,7 @@ class Vilbert(Encoder):
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
         """States of text, regions and the whole image; `pooled` joins the summaries of the whole image and of
-        `text.slot`, or the first token.
+        `text.answer_at`, or the first token.
 
         Captured states and maps have the task token, if any, behind the tokens and the whole image behind the regions.
         """
@@ -252,7 +252,7 @@ class Vilbert(Encoder):
         # `fast_mode`).
         shared = config.text_layers_before[0] if config.text_layers_before and not capture else 0
         text = self._through_text(text, text_mask, range(shared), trace)
-        text, text_mask, slot = self._rows_of(batch.text, text, text_mask)  # (B, T + task, Dt)
+        text, text_mask, answer_at = self._rows_of(batch.text, text, text_mask)  # (B, T + task, Dt)
         trace.state("text_embeddings", text)
         trace.state("region_embeddings", regions)
 
@@ -279,7 +279,7 @@ class Vilbert(Encoder):
             text=text[:, : batch.text.ids.shape[1]],
             regions=regions[:, :-1],
             whole=whole,
-            pooled=self._pool(text[:, 0] if slot is None else gather(text, slot), whole),
+            pooled=self._pool(text[:, 0] if answer_at is None else gather(text, answer_at), whole),
             maps=trace.maps(),
             states=trace.states(),
         )
@@ -308,10 +308,10 @@ class Vilbert(Encoder):
         return self.dropout(self.text_norm(states)), mask
 
     def _rows_of(self, text: Text, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text states, mask and slot of the batch's rows."""
+        """Text states, mask and answer_at of the batch's rows."""
         if text.row is None:
-            return states, mask, text.slot
-        return states[text.row], mask[text.row], None if text.slot is None else text.slot[text.row]
+            return states, mask, text.answer_at
+        return states[text.row], mask[text.row], None if text.answer_at is None else text.answer_at[text.row]
 
     def _embed_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Normed sums of the projected features and locations, the whole image behind the regions; (B, R + 1, Dr) and
@@ -455,23 +455,23 @@ _ENCODER = (
     rename("bert.encoder.v_layer.*.attention.self.dyLinear_q.*", "encoder.region_layers.*.query_gate.*"),
     rename("bert.encoder.v_layer.*.attention.self.dyLinear_k.*", "encoder.region_layers.*.key_gate.*"),
     # In the release 1 is vision and 2 is text: the text's queries read the keys and values of the regions.
-    rename(f"{_THEIRS}.biattention.query2.*", f"{_OURS}.text_reads.attention.query.*"),
-    rename(f"{_THEIRS}.biattention.key1.*", f"{_OURS}.text_reads.attention.key.*"),
-    rename(f"{_THEIRS}.biattention.value1.*", f"{_OURS}.text_reads.attention.value.*"),
-    rename(f"{_THEIRS}.biOutput.dense2.*", f"{_OURS}.text_reads.output.*"),
-    rename(f"{_THEIRS}.biOutput.LayerNorm2.*", f"{_OURS}.text_reads.norm.*"),
-    rename(f"{_THEIRS}.biattention.query1.*", f"{_OURS}.regions_read.attention.query.*"),
-    rename(f"{_THEIRS}.biattention.key2.*", f"{_OURS}.regions_read.attention.key.*"),
-    rename(f"{_THEIRS}.biattention.value2.*", f"{_OURS}.regions_read.attention.value.*"),
-    rename(f"{_THEIRS}.biOutput.dense1.*", f"{_OURS}.regions_read.output.*"),
-    rename(f"{_THEIRS}.biOutput.LayerNorm1.*", f"{_OURS}.regions_read.norm.*"),
+    rename(f"{_THEIRS}.biattention.query2.*", f"{_OURS}.text_attention.attention.query.*"),
+    rename(f"{_THEIRS}.biattention.key1.*", f"{_OURS}.text_attention.attention.key.*"),
+    rename(f"{_THEIRS}.biattention.value1.*", f"{_OURS}.text_attention.attention.value.*"),
+    rename(f"{_THEIRS}.biOutput.dense2.*", f"{_OURS}.text_attention.output.*"),
+    rename(f"{_THEIRS}.biOutput.LayerNorm2.*", f"{_OURS}.text_attention.norm.*"),
+    rename(f"{_THEIRS}.biattention.query1.*", f"{_OURS}.region_attention.attention.query.*"),
+    rename(f"{_THEIRS}.biattention.key2.*", f"{_OURS}.region_attention.attention.key.*"),
+    rename(f"{_THEIRS}.biattention.value2.*", f"{_OURS}.region_attention.attention.value.*"),
+    rename(f"{_THEIRS}.biOutput.dense1.*", f"{_OURS}.region_attention.output.*"),
+    rename(f"{_THEIRS}.biOutput.LayerNorm1.*", f"{_OURS}.region_attention.norm.*"),
     drop(f"{_THEIRS}.biOutput.q_dense1.*", "the release never applies it"),
     drop(f"{_THEIRS}.biOutput.q_dense2.*", "the release never applies it"),
-    rename(f"{_THEIRS}.t_intermediate.dense.*", f"{_OURS}.text_feed_forward.widen.*"),
-    rename(f"{_THEIRS}.t_output.dense.*", f"{_OURS}.text_feed_forward.narrow.*"),
+    rename(f"{_THEIRS}.t_intermediate.dense.*", f"{_OURS}.text_feed_forward.up.*"),
+    rename(f"{_THEIRS}.t_output.dense.*", f"{_OURS}.text_feed_forward.down.*"),
     rename(f"{_THEIRS}.t_output.LayerNorm.*", f"{_OURS}.text_feed_forward.norm.*"),
-    rename(f"{_THEIRS}.v_intermediate.dense.*", f"{_OURS}.region_feed_forward.widen.*"),
-    rename(f"{_THEIRS}.v_output.dense.*", f"{_OURS}.region_feed_forward.narrow.*"),
+    rename(f"{_THEIRS}.v_intermediate.dense.*", f"{_OURS}.region_feed_forward.up.*"),
+    rename(f"{_THEIRS}.v_output.dense.*", f"{_OURS}.region_feed_forward.down.*"),
     rename(f"{_THEIRS}.v_output.LayerNorm.*", f"{_OURS}.region_feed_forward.norm.*"),
     *_PRETRAINING,
     rename("cls.imagePredictions.decoder.*", "region_targets.outputs.classes.*"),
@@ -484,7 +484,7 @@ _FIRST = KeyMap(
         *_ENCODER,
         *(
             rename(f"vil_prediction.main.{theirs}.{name}", f"classifier.{ours}.{our_name}")
-            for theirs, ours in ((0, "widen"), (3, "narrow"))
+            for theirs, ours in ((0, "dense"), (3, "output"))
             for name, our_name in (("weight_g", "gain"), ("weight_v", "direction"), ("bias", "bias"))
         ),
     )
@@ -542,15 +542,15 @@ def volta_keys(text_layers_before: tuple[int, ...], num_layers: int) -> KeyMap:
     rules: list[Rule] = []
     for number in range(num_layers):
         at = 2 * number if number < first else 2 * first + 4 * (number - first) + 2
-        rules += _volta_attention(at, "", f"encoder.text_layers.{number}.attend", reads="")
+        rules += _volta_attention(at, "", f"encoder.text_layers.{number}.self_attention", reads="")
         rules += _volta_feed_forward(at + 1, "", f"encoder.text_layers.{number}.feed_forward")
     for number in range(num_layers - first):
         at, ours = 2 * first + 4 * number, f"encoder.co_attention_layers.{number}"
-        rules += _volta_attention(at, "", f"{ours}.text_reads", reads="v_")
-        rules += _volta_attention(at, "v_", f"{ours}.regions_read", reads="")
+        rules += _volta_attention(at, "", f"{ours}.text_attention", reads="v_")
+        rules += _volta_attention(at, "v_", f"{ours}.region_attention", reads="")
         rules += _volta_feed_forward(at + 1, "", f"{ours}.text_feed_forward")
         rules += _volta_feed_forward(at + 1, "v_", f"{ours}.region_feed_forward")
-        rules += _volta_attention(at + 2, "v_", f"encoder.region_layers.{number}.attend", reads="v_")
+        rules += _volta_attention(at + 2, "v_", f"encoder.region_layers.{number}.self_attention", reads="v_")
         rules += _volta_feed_forward(at + 3, "v_", f"encoder.region_layers.{number}.feed_forward")
     return KeyMap(
         (
@@ -578,8 +578,8 @@ def _volta_attention(at: int, queries: str, ours: str, *, reads: str) -> tuple[R
 def _volta_feed_forward(at: int, stream: str, ours: str) -> tuple[Rule, ...]:
     theirs = f"bert.encoder.layer.{at}"
     return (
-        rename(f"{theirs}.intermediate.{stream}dense.*", f"{ours}.widen.*"),
-        rename(f"{theirs}.output.{stream}dense.*", f"{ours}.narrow.*"),
+        rename(f"{theirs}.intermediate.{stream}dense.*", f"{ours}.up.*"),
+        rename(f"{theirs}.output.{stream}dense.*", f"{ours}.down.*"),
         rename(f"{theirs}.output.{stream}LayerNorm.*", f"{ours}.norm.*"),
     )
 

@@ -180,9 +180,9 @@ class VisualBert(Encoder):
         self.apply(partial(initialise, std=config.init_std))
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
-        """States of text and regions; `pooled` is the raw state at `text.slot` where given, else the pooled first
+        """States of text and regions; `pooled` is the raw state at `text.answer_at` where given, else the pooled first
         token."""
-        text, text_mask, slot = self._embed_text(batch.text)  # (B, T, D)
+        text, text_mask, answer_at = self._embed_text(batch.text)  # (B, T, D)
         regions, region_mask = self._embed_regions(batch, like=text)  # (B, R, D)
         num_tokens = text.shape[1]
         states = self.dropout(self.norm(torch.cat([text, regions], dim=1)))  # (B, T + R, D)
@@ -202,7 +202,7 @@ class VisualBert(Encoder):
         return Encoded(
             text=states[:, :num_tokens],
             regions=states[:, num_tokens:],
-            pooled=self.pooler(states) if slot is None else gather(states, slot),
+            pooled=self.pooler(states) if answer_at is None else gather(states, answer_at),
             maps=trace.joint_maps(num_tokens),
             states=trace.states(),
         )
@@ -223,11 +223,15 @@ class VisualBert(Encoder):
             self.visual_positions.weight.copy_(self.embeddings.positions.weight)
 
     def _embed_text(self, text: Text) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Summed vectors (B, T, D), mask (B, T) and slot (B,) of the batch's rows."""
-        states, mask, slot = self.embeddings(text.ids, text.segments), text.mask, text.slot
+        """Summed vectors (B, T, D), mask (B, T) and answer_at (B,) of the batch's rows."""
+        states, mask, answer_at = self.embeddings(text.ids, text.segments), text.mask, text.answer_at
         if text.row is not None:
-            states, mask, slot = states[text.row], mask[text.row], None if slot is None else slot[text.row]
-        return states, mask, slot
+            states, mask, answer_at = (
+                states[text.row],
+                mask[text.row],
+                None if answer_at is None else answer_at[text.row],
+            )
+        return states, mask, answer_at
 
     def _embed_regions(self, batch: Batch, *, like: Tensor) -> tuple[Tensor, Tensor]:
         """Summed vectors (B, R, D) and mask (B, R) of the batch's rows; R = 0 without regions."""
@@ -352,11 +356,14 @@ def volta_keys(num_layers: int) -> KeyMap:
             f"bert.encoder.layer.{2 * number + 1}",
         )
         for theirs, name, to in (
-            *((f"{attention}.attention_self", name, f"attend.attention.{name}") for name in ("query", "key", "value")),
-            (f"{attention}.attention_output", "dense", "attend.output"),
-            (f"{attention}.attention_output", "LayerNorm", "attend.norm"),
-            (f"{forward}.intermediate", "dense", "feed_forward.widen"),
-            (f"{forward}.output", "dense", "feed_forward.narrow"),
+            *(
+                (f"{attention}.attention_self", name, f"self_attention.attention.{name}")
+                for name in ("query", "key", "value")
+            ),
+            (f"{attention}.attention_output", "dense", "self_attention.output"),
+            (f"{attention}.attention_output", "LayerNorm", "self_attention.norm"),
+            (f"{forward}.intermediate", "dense", "feed_forward.up"),
+            (f"{forward}.output", "dense", "feed_forward.down"),
             (f"{forward}.output", "LayerNorm", "feed_forward.norm"),
         ):
             rules.append(rename(f"{theirs}.{name}.*", f"{ours}.{to}.*"))

@@ -298,7 +298,7 @@ class JointEmbeddings(nn.Module):
         return states, torch.cat([text.mask, region_mask, region_mask.new_ones(len(region_mask), 1)], dim=1)
 
 
-class _Seen(NamedTuple):
+class VisualInputs(NamedTuple):
     """What the rows of a batch see; N = 0 where the batch has no images."""
 
     token_visual: Tensor
@@ -346,13 +346,17 @@ class VlBert(Encoder):
         self._initialise()
 
     def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
-        """States of text, regions and whole image; `pooled` is the raw state at `text.slot` where given, else the
+        """States of text, regions and whole image; `pooled` is the raw state at `text.answer_at` where given, else the
         pooled first token.
 
         Captured states and maps have the whole image, if there are images, and [END] behind the regions.
         """
         text = _rows_of(batch.text)
-        seen = self._without_images(text) if batch.regions is None else self._see(batch.regions, batch.links, text)
+        seen = (
+            self._without_images(text)
+            if batch.regions is None
+            else self._embed_images(batch.regions, batch.links, text)
+        )
         num_tokens, num_regions = text.ids.shape[1], max(seen.mask.shape[1] - 1, 0)
         states, mask = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.mask)  # (B, T + N + 1, D)
         trace = Trace(capture)
@@ -364,7 +368,7 @@ class VlBert(Encoder):
             text=states[:, :num_tokens],
             regions=states[:, num_tokens : num_tokens + num_regions],
             whole=None if batch.regions is None else states[:, num_tokens + num_regions],
-            pooled=self.pooler(states) if text.slot is None else gather(states, text.slot),
+            pooled=self.pooler(states) if text.answer_at is None else gather(states, text.answer_at),
             maps=trace.joint_maps(num_tokens),
             states=trace.states(),
         )
@@ -393,33 +397,35 @@ class VlBert(Encoder):
         self.embeddings.visual_text.start_at(self.config.text_visual_scale_init)
         self.embeddings.visual_regions.start_at(self.config.visual_scale_init)
 
-    def _without_images(self, text: Text) -> _Seen:
+    def _without_images(self, text: Text) -> VisualInputs:
         rows = len(text.ids)
-        return _Seen(
+        return VisualInputs(
             token_visual=self.text_only.expand(*text.ids.shape, -1),
             words=self.image_word.new_empty(rows, 0, self.config.hidden_size),
             visual=self.image_word.new_empty(rows, 0, self.config.visual_size),
             mask=text.mask[:, :0],
         )
 
-    def _see(self, regions: Regions, links: Tensor | None, text: Text) -> _Seen:
+    def _embed_images(self, regions: Regions, links: Tensor | None, text: Text) -> VisualInputs:
         """Regions and whole image of every row, and which of them each token carries."""
-        visual, words, mask = self._look(regions)
+        visual, words, mask = self._embed_regions(regions)
         if regions.row is not None:
             visual, words, mask = visual[regions.row], words[regions.row], mask[regions.row]
         whole = visual[:, -1:]  # (B, 1, Dv)
         token_visual = whole if links is None else _linked(links, visual[:, :-1], otherwise=whole)
         token_visual = torch.where(mask[:, -1:, None], token_visual, self.text_only)
-        return _Seen(token_visual=token_visual.expand(-1, text.ids.shape[1], -1), words=words, visual=visual, mask=mask)
+        return VisualInputs(
+            token_visual=token_visual.expand(-1, text.ids.shape[1], -1), words=words, visual=visual, mask=mask
+        )
 
-    def _look(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
+    def _embed_regions(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
         """Visual embeddings (S, N, Dv), vectors in the place of words (S, N, D) and mask (S, N) of the regions and,
         last, the whole image."""
-        features, whole = self._read(regions.features), regions.whole
+        features, whole = self._prepare_features(regions.features), regions.whole
         if whole is None:
             whole, present = _whole_image(features, regions.mask, regions.hidden), regions.mask.any(1)
         else:
-            whole, present = self._read(whole), regions.mask.new_ones(len(whole))
+            whole, present = self._prepare_features(whole), regions.mask.new_ones(len(whole))
         words = self.image_word.expand(*regions.mask.shape, -1)
         if regions.hidden is not None:
             words = torch.where(regions.hidden[..., None], self.mask_word, words)
@@ -431,7 +437,7 @@ class VlBert(Encoder):
         words = torch.cat([words, self.image_word.expand(len(words), 1, -1)], dim=1)
         return visual, words, torch.cat([regions.mask, present[:, None]], dim=1)
 
-    def _read(self, features: Tensor) -> Tensor:
+    def _prepare_features(self, features: Tensor) -> Tensor:
         """Features (..., F) in the model's precision, whitened if this preset whitens."""
         if features.shape[-1] != self.config.feature_size:
             raise StoreError(
@@ -446,8 +452,8 @@ def _rows_of(text: Text) -> Text:
     they are embedded."""
     if text.row is None:
         return text
-    slot = None if text.slot is None else text.slot[text.row]
-    return Text(ids=text.ids[text.row], mask=text.mask[text.row], segments=text.segments[text.row], slot=slot)
+    answer_at = None if text.answer_at is None else text.answer_at[text.row]
+    return Text(ids=text.ids[text.row], mask=text.mask[text.row], segments=text.segments[text.row], answer_at=answer_at)
 
 
 def _whole_image(features: Tensor, mask: Tensor, hidden: Tensor | None) -> Tensor:

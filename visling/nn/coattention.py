@@ -51,8 +51,8 @@ class CoAttentionLayer(nn.Module):
                 norm_eps=norm_eps,
             )
 
-        self.text_reads = reader(text_size, region_size)
-        self.regions_read = reader(region_size, text_size)
+        self.text_attention = reader(text_size, region_size)
+        self.region_attention = reader(region_size, text_size)
         self.text_feed_forward = FeedForwardBlock(
             text_size, intermediate_size=text_intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps
         )
@@ -65,8 +65,8 @@ class CoAttentionLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """New text (B, T, Dt) and region states (B, R, Dr); if captured, probabilities text to regions (B, H, T, R) and
         back (B, H, R, T)."""
-        informed_text, text_probs = self.text_reads(text, regions, region_mask, capture=capture)
-        informed_regions, region_probs = self.regions_read(regions, text, text_mask, capture=capture)
+        informed_text, text_probs = self.text_attention(text, regions, region_mask, capture=capture)
+        informed_regions, region_probs = self.region_attention(regions, text, text_mask, capture=capture)
         return (
             self.text_feed_forward(informed_text),
             self.region_feed_forward(informed_regions),
@@ -94,7 +94,7 @@ class GatedLayer(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.attend = AttentionBlock(
+        self.self_attention = AttentionBlock(
             region_size,
             num_heads=num_heads,
             dropout_rate=dropout_rate,
@@ -111,7 +111,7 @@ class GatedLayer(nn.Module):
         self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, *, capture: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """New region states (B, R, Dr) and, if captured, the attention probabilities (B, H, R, R)."""
-        attention = self.attend.attention
+        attention = self.self_attention.attention
         shares = text_mask[..., None].to(text.dtype)
         mean = (text * shares).sum(1, keepdim=True) / shares.sum(1, keepdim=True)  # (B, 1, Dt)
 
@@ -130,7 +130,7 @@ class GatedLayer(nn.Module):
         else:
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_mask, dropout_p=dropout_rate)
         context = context.transpose(1, 2).flatten(2)
-        states = self.attend.norm(regions + self.attend.dropout(self.attend.output(context)))
+        states = self.self_attention.norm(regions + self.self_attention.dropout(self.self_attention.output(context)))
         return self.feed_forward(states), probs
 
 
@@ -184,18 +184,18 @@ class CrossModalityLayer(nn.Module):
             dropout_rate=dropout_rate,
             norm_eps=norm_eps,
         )
-        self.cross = attention()
-        self.text_attend, self.region_attend = attention(), attention()
+        self.cross_attention = attention()
+        self.text_self_attention, self.region_self_attention = attention(), attention()
         self.text_feed_forward, self.region_feed_forward = feed_forward(), feed_forward()
 
     def forward(
         self, text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool = False
     ) -> CrossModalityStates:
         """New states of both streams from text (B, T, D) and regions (B, R, D), with masks (B, T) and (B, R)."""
-        text_cross, text_to_regions = self.cross(text, regions, region_mask, capture=capture)
-        regions_cross, regions_to_text = self.cross(regions, text, text_mask, capture=capture)
-        text_self, text_to_text = self.text_attend(text_cross, text_cross, text_mask, capture=capture)
-        regions_self, regions_to_regions = self.region_attend(
+        text_cross, text_to_regions = self.cross_attention(text, regions, region_mask, capture=capture)
+        regions_cross, regions_to_text = self.cross_attention(regions, text, text_mask, capture=capture)
+        text_self, text_to_text = self.text_self_attention(text_cross, text_cross, text_mask, capture=capture)
+        regions_self, regions_to_regions = self.region_self_attention(
             regions_cross, regions_cross, region_mask, capture=capture
         )
         return CrossModalityStates(

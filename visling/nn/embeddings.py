@@ -16,9 +16,9 @@ class TextEmbeddings(nn.Module):
     vectors first.
 
     Args:
-        fixed_first_rows: looking up row 0 of a table (padding, the first position, the first segment) teaches it
-            nothing, as in a release that makes its tables with padding_idx=0. The word table may still learn as output
-            matrix.
+        freeze_first_rows: row 0 of each table (padding, the first position, the first segment) receives no gradient
+            from look-ups, as in a release that builds its tables with padding_idx=0. The word table may still learn as
+            output matrix.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class TextEmbeddings(nn.Module):
         max_positions: int,
         num_segments: int,
         hidden_size: int,
-        fixed_first_rows: bool = False,
+        freeze_first_rows: bool = False,
     ) -> None:
         super().__init__()
-        untaught = 0 if fixed_first_rows else None
-        self.words = nn.Embedding(vocab_size, hidden_size, padding_idx=untaught)
-        self.positions = nn.Embedding(max_positions, hidden_size, padding_idx=untaught)
-        self.segments = nn.Embedding(num_segments, hidden_size, padding_idx=untaught)
+        frozen_row = 0 if freeze_first_rows else None
+        self.words = nn.Embedding(vocab_size, hidden_size, padding_idx=frozen_row)
+        self.positions = nn.Embedding(max_positions, hidden_size, padding_idx=frozen_row)
+        self.segments = nn.Embedding(num_segments, hidden_size, padding_idx=frozen_row)
 
     def forward(self, ids: Tensor, segments: Tensor) -> Tensor:
         """Sum of the three vectors of each token, (B, T, D), from ids and segments (B, T).

@@ -264,13 +264,13 @@ class WeightNormClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout_rate)
-        self.widen = GainedLinear(size, hidden_size)
+        self.dense = GainedLinear(size, hidden_size)
         self.inner_dropout = nn.Dropout(inner_dropout_rate)
-        self.narrow = GainedLinear(hidden_size, outputs)
+        self.output = GainedLinear(hidden_size, outputs)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, Dp) -> (B, A)."""
-        logits: Tensor = self.narrow(self.inner_dropout(F.relu(self.widen(self.dropout(pooled)))))
+        logits: Tensor = self.output(self.inner_dropout(F.relu(self.dense(self.dropout(pooled)))))
         return logits
 
 

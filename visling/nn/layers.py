@@ -47,18 +47,18 @@ class AttentionBlock(nn.Module):
 
 
 class FeedForwardBlock(nn.Module):
-    """Widen, GELU (exact, by erf), narrow, dropout, residual, norm."""
+    """Linear up, GELU (exact, by erf), linear down, dropout, residual, norm."""
 
     def __init__(self, hidden_size: int, *, intermediate_size: int, dropout_rate: float, norm_eps: float) -> None:
         super().__init__()
-        self.widen = nn.Linear(hidden_size, intermediate_size)
-        self.narrow = nn.Linear(intermediate_size, hidden_size)
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(dropout_rate)
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """New states, (B, M, D)."""
-        output: Tensor = self.norm(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))
+        output: Tensor = self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
         return output
 
 
@@ -76,7 +76,7 @@ class TransformerLayer(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.attend = AttentionBlock(
+        self.self_attention = AttentionBlock(
             hidden_size,
             num_heads=num_heads,
             dropout_rate=dropout_rate,
@@ -89,7 +89,7 @@ class TransformerLayer(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
         """New states (B, N, D) and, if captured, the attention probabilities (B, H, N, N)."""
-        states, probs = self.attend(states, states, mask, capture=capture)
+        states, probs = self.self_attention(states, states, mask, capture=capture)
         return self.feed_forward(states), probs
 
 

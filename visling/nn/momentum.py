@@ -30,12 +30,12 @@ class MomentumCopy(nn.Module):
     word table twice).
     """
 
-    def __init__(self, network: nn.Module, *, momentum: float, follows: Callable[[str], str] = _same) -> None:
+    def __init__(self, network: nn.Module, *, momentum: float, source_name: Callable[[str], str] = _same) -> None:
         """Freeze `network`, which this module then owns.
 
         Args:
             momentum: share of the old value that stays at each step.
-            follows: name of a parameter or buffer of `network` -> name in the source of the one that it follows.
+            source_name: name of a parameter or buffer of `network` -> name in the source of the one that it follows.
         """
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -44,7 +44,7 @@ class MomentumCopy(nn.Module):
             )
         self.momentum = momentum
         self.network = network.requires_grad_(False)
-        self._follows = follows
+        self._source_name = source_name
 
     @torch.no_grad()
     def forward(self, *given: Any, **named: Any) -> Any:
@@ -55,19 +55,19 @@ class MomentumCopy(nn.Module):
     def update(self, source: nn.Module) -> None:
         """Copy = momentum x copy + (1 - momentum) x source, in one fused call; buffers become those of the source."""
         theirs = dict(source.named_parameters())
-        pairs = [(own, theirs[self._follows(name)]) for name, own in self.network.named_parameters()]
+        pairs = [(own, theirs[self._source_name(name)]) for name, own in self.network.named_parameters()]
         if pairs:
             torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], 1 - self.momentum)
         buffers = dict(source.named_buffers())
         for name, own in self.network.named_buffers():
-            own.copy_(buffers[self._follows(name)])
+            own.copy_(buffers[self._source_name(name)])
 
 
 @runtime_checkable
 class HasMomentumCopy(Protocol):
-    """A network whose slow copy is not simply a copy, as CVLP's, which skips layers."""
+    """A network whose momentum copy is not simply a copy, as CVLP's, which skips layers."""
 
-    def slow_copy(self, momentum: float) -> MomentumCopy:
+    def momentum_copy(self, momentum: float) -> MomentumCopy:
         """A copy with the weights as they are now, that follows this network."""
         ...
 

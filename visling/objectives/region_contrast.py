@@ -77,7 +77,7 @@ class RegionContrast(Objective):
             )
         self.head = build(Head(kind="projection", outputs=projection_size), dims, style=style)
         self.key = (
-            encoder.slow_copy(momentum)
+            encoder.momentum_copy(momentum)
             if isinstance(encoder, HasMomentumCopy)
             else MomentumCopy(copy.deepcopy(encoder), momentum=momentum)
         )

@@ -206,7 +206,7 @@ def _answer_lists(
 ) -> dict[str, AnswerVocabulary]:
     """Part -> answers in the order of its outputs, for the classifiers whose lists were given; each list goes to the
     classifier of its length."""
-    if paths and task is not None and not hasattr(tasks.load(task), "vocabulary"):
+    if paths and task is not None and tasks.load(task).answers is tasks.Task.answers:
         raise ConfigError(f"the task {task} has no list of answers: --answers is not for it.")
     sizes = {
         part: saved.head.outputs
@@ -245,7 +245,7 @@ def _task(
     """The task of the model with its answers; None for a pre-trained encoder."""
     classifiers = {part: saved.head.outputs for part, (saved, _) in heads.items() if _answers(part, saved, heads)}
     kind = None if name is None else tasks.load(name)
-    if kind is not None and not hasattr(kind, "vocabulary"):
+    if kind is not None and kind.answers is tasks.Task.answers:
         return kind()
     if kind is not None and not classifiers:
         raise CheckpointError(

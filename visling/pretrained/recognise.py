@@ -269,9 +269,7 @@ def _shapes(head: Head, dims: Dims, style: str, words: nn.Embedding, group: int)
 
 def _outputs(tensors: Mapping[str, Tensor]) -> int:
     """Number of outputs of a head: the length of its last bias."""
-    return next(
-        (len(tensors[name]) for name in ("linear.bias", "narrow.bias", "output.bias", "bias") if name in tensors), 1
-    )
+    return next((len(tensors[name]) for name in ("linear.bias", "output.bias", "bias") if name in tensors), 1)
 
 
 def _kinds(part: str, outputs: int) -> tuple[HeadKind, ...]:

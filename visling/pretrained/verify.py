@@ -200,7 +200,7 @@ def _sample(saved: ModelFolder, seed: int) -> Batch:
             ids=torch.randint(1, saved.config.vocab_size, (_ROWS, tokens), generator=generator) * text_mask,
             mask=text_mask,
             segments=((torch.arange(tokens) >= tokens // 2) & text_mask).long(),
-            slot=None if spec.answer_slot == "none" else lengths - 2,
+            answer_at=None if spec.answer_slot == "none" else lengths - 2,
             task=task,
         ),
         regions=Regions(

@@ -18,7 +18,7 @@ _VILBERT_NO_DECAY: Mapping[str, Any] = {
     "weight_decay": 0.01,
     "no_decay": ("bias", "norm"),
     # bias, LayerNorm.bias, LayerNorm.weight: biOutput.LayerNorm1.weight and LayerNorm2.weight are none of these
-    "no_decay_except": ("text_reads.norm.weight", "regions_read.norm.weight"),
+    "no_decay_except": ("text_attention.norm.weight", "region_attention.norm.weight"),
 }
 
 

@@ -379,7 +379,7 @@ def typical_batch(run: PretrainConfig | FinetuneConfig, size: Typical, rows: int
         ids=torch.randint(1, run.encoder.vocab_size, (rows, tokens)),
         mask=torch.ones(rows, tokens, dtype=torch.bool),
         segments=torch.zeros(rows, tokens, dtype=torch.int64),
-        slot=torch.full((rows,), tokens - 2)
+        answer_at=torch.full((rows,), tokens - 2)
         if spec.answer_slot != "none" and isinstance(run, FinetuneConfig)
         else None,
         task=torch.zeros(rows, dtype=torch.int64) if getattr(run.encoder, "num_tasks", 0) else None,

@@ -88,7 +88,7 @@ def test_padding() -> None:
     assert batch.text.ids.tolist()[1] == [TOKENIZER.cls, TOKENIZER.id("dog"), TOKENIZER.sep, 0, 0]
     assert batch.text.mask.tolist()[1] == [True, True, True, False, False]
     assert batch.text.segments.dtype == torch.int64
-    assert batch.text.slot is None
+    assert batch.text.answer_at is None
     found = batch.regions
     assert found is not None
     assert found.features.dtype == torch.float16
@@ -217,9 +217,9 @@ def test_answer_slot_positions() -> None:
     batch, _ = make(
         example("1", "is it red?", answer=True, layout=layout), example("2", "why?", answer=True, layout=layout)
     )
-    assert batch.text.slot is not None
-    assert batch.text.slot.tolist() == [5, 3]
-    assert batch.text.ids.gather(1, batch.text.slot[:, None]).flatten().tolist() == [TOKENIZER.mask] * 2
+    assert batch.text.answer_at is not None
+    assert batch.text.answer_at.tolist() == [5, 3]
+    assert batch.text.ids.gather(1, batch.text.answer_at[:, None]).flatten().tolist() == [TOKENIZER.mask] * 2
     with pytest.raises(DataError, match="1 of 2 rows have an answer slot"):
         make(example("1", "is it red?", answer=True, layout=layout), example("2", "why?"))
 

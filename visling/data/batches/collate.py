@@ -140,7 +140,7 @@ def _fit_joint_limit(
             f"joint_limit={limit} bounds one text and one image; "
             f"found {len(rows)} text rows for {len(regions)} images in a batch."
         )
-    if any(row.slot is not None for row in rows):
+    if any(row.answer_at is not None for row in rows):
         raise ConfigError(
             f"joint_limit={limit} would cut texts that end in an answer slot. "
             "Use a preset without a limit to answer questions."

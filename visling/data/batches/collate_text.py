@@ -55,17 +55,17 @@ class TextCollator:
         ids[mask] = pieces
         segments = np.zeros(mask.shape, np.int64)
         segments[mask] = np.concatenate([row.segments for row in rows])
-        slot_at = [row.slot for row in rows if row.slot is not None]
-        if slot_at and len(slot_at) != len(rows):
+        answer_at = [row.answer_at for row in rows if row.answer_at is not None]
+        if answer_at and len(answer_at) != len(rows):
             raise DataError(
-                f"{len(slot_at)} of {len(rows)} rows have an answer slot: "
+                f"{len(answer_at)} of {len(rows)} rows have an answer slot: "
                 "one batch holds rows with a slot or rows without."
             )
         text = Text(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             segments=torch.from_numpy(segments),
-            slot=torch.tensor(slot_at, dtype=torch.int64) if slot_at else None,
+            answer_at=torch.tensor(answer_at, dtype=torch.int64) if answer_at else None,
         )
         return text, {} if self.masking is None else _token_targets(rows, mask, chosen), rows
 

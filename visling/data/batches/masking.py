@@ -160,8 +160,8 @@ def _maskable(rows: Sequence[TextRow], ids: NDArray[np.int64], tokenizer: Tokeni
         maskable = ~np.isin(ids, (tokenizer.pad, tokenizer.cls, tokenizer.sep))
     start = 0
     for row in rows:
-        if row.slot is not None:
-            maskable[start + row.slot] = False
+        if row.answer_at is not None:
+            maskable[start + row.answer_at] = False
         start += len(row.ids)
     return maskable
 
