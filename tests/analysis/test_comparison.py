@@ -147,12 +147,12 @@ def test_every_number_is_in_both(tmp_path: Path) -> None:
     assert page.rows == expected
     for words in (text, "".join(page.words)):
         for fact in (
-            "accuracy in per cent on 2,500 examples",
-            "majority answer per question type: 29.7",
+            "accuracy in percent on 2,500 examples",
+            "Baselines without a model: majority answer per question type: 29.7.",
             "900 updates of 32 examples",
             "500 of 9,000 labelled examples, batches of 16",
             "fingerprint 0123456789ab, width 256",
-            "runs side by side: 1 or 2",
+            "runs in parallel: 1 or 2",
             "torch 2.13",
         ):
             assert fact in words

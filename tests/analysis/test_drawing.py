@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from visling.analysis.drawing import _font, _label, answer_bars, draw_regions, prediction_card, region_colour
+from visling.analysis.drawing import _load_font, _draw_label, answer_bars, draw_regions, prediction_card, region_colour
 from visling.errors import BoxError
 from visling.types import RegionArray
 
@@ -32,7 +32,7 @@ def describe(regions: RegionArray, monkeypatch: pytest.MonkeyPatch, **options: o
     from visling.analysis import drawing
 
     written: list[str] = []
-    monkeypatch.setattr(drawing, "_label", lambda canvas, text, *rest: written.append(text))
+    monkeypatch.setattr(drawing, "_draw_label", lambda canvas, text, *rest: written.append(text))
     draw_regions(Image.new("RGB", regions.size, GREY), regions, **options)  # type: ignore[arg-type]
     return written
 
@@ -127,7 +127,7 @@ def test_labels_stay_inside_and_do_not_hide_one_another() -> None:
     boxes = [(float(x), float(y), x + 9.0, y + 9.0) for x, y in corners]
     placed: list[tuple[float, float, float, float]] = []
     for owner in range(len(boxes)):
-        _label(canvas, f"large red square {owner}", owner, boxes, _font(12), (width, height), placed)
+        _draw_label(canvas, f"large red square {owner}", owner, boxes, _load_font(12), (width, height), placed)
     assert len(placed) > 10
     for number, (x1, y1, x2, y2) in enumerate(placed):
         assert x1 >= 0

@@ -172,7 +172,7 @@ def test_finished_run_tells_everything(tmp_path: Path) -> None:
         "Truth: red, blue",
     ):
         assert words in page.text, words
-    assert "median_rank 1 – 8,192" in page.text, "a rank is not per cent"
+    assert "median_rank 1 – 8,192" in page.text, "a rank is not in percent"
     assert "What is missing" not in page.text
     assert len(page.all("img")) == 40
     assert sum("with 2 regions drawn" in (image["alt"] or "") for image in page.all("img")) == 1
@@ -309,8 +309,8 @@ def test_files_of_wrong_shape_are_named_not_fatal(tmp_path: Path) -> None:
         "5,000",
         "60 s",
         "Truth: blue, red",
-        "picture 7 was not found",
-        "no picture",
+        "image 7 was not found",
+        "no image",
     ):
         assert words in page.text, words
 
@@ -323,9 +323,9 @@ def test_pictures_that_are_absent_or_damaged(tmp_path: Path) -> None:
     (images / "deep" / "scene_000000000030.txt").write_text("not a picture")
     page = read(write_report(run, images=images, examples=40))
     assert len(page.all("img")) == 19
-    assert "picture scene_000000000003 cannot be read" in page.text
-    assert "picture scene_000000000030 was not found" in page.text
-    assert "none of the pictures" not in page.text
+    assert "image scene_000000000003 cannot be read" in page.text
+    assert "image scene_000000000030 was not found" in page.text
+    assert "none of the images" not in page.text
 
 
 def test_gallery_is_balanced_over_scores_and_types(tmp_path: Path) -> None:
@@ -336,14 +336,14 @@ def test_gallery_is_balanced_over_scores_and_types(tmp_path: Path) -> None:
     # Wrong rows are even numbers, half of them of type "count" (multiples of four).
     assert page.words.count("count") >= 3
     rows = [{"type": "a", "n": n} for n in range(10)] + [{"type": "b", "n": 0}]
-    assert [(row["type"], row["n"]) for row in report._spread(rows, 5)] == [
+    assert [(row["type"], row["n"]) for row in report._sample_evenly(rows, 5)] == [
         ("a", 0),
         ("b", 0),
         ("a", 2),
         ("a", 5),
         ("a", 7),
     ]
-    assert len(report._spread(rows, 99)) == 11
+    assert len(report._sample_evenly(rows, 99)) == 11
     assert not read(write_report(run, examples=0, overwrite=True)).all("article")
 
 
@@ -364,7 +364,7 @@ def test_test_split_speaks_before_the_others(tmp_path: Path) -> None:
         (run / f"evaluation_{split}.json").write_text(json.dumps({"scores": {"accuracy": {"value": 0.9, "count": 3}}}))
     page = read(write_report(run))
     assert "61.2 % accuracy on test" in page.text
-    assert "0.9 %" in page.text, "scores are per cent, small ones too"
+    assert "0.9 %" in page.text, "scores are in percent, small ones too"
     titles = [page.text.index(f" {split} Scores") for split in ("test", "val", "train")]
     assert titles == sorted(titles)
 

@@ -448,7 +448,7 @@ def test_pictures_and_extractors_come_together(world: Any, tmp_path: Path) -> No
         train(world, tmp_path / "run", images=None)
     for given in ({"images": world.scenes}, {"backbone": tmp_path, "images": None}):
         with pytest.raises(
-            ConfigError, match=rf"reads the features of the store and no picture: leave --{next(iter(given))} out"
+            ConfigError, match=rf"reads the features of the store and no image: leave --{next(iter(given))} out"
         ):
             train(world, tmp_path / "run", "extractor=none", "flip=0.0", **given)
     with pytest.raises(ConfigError, match="recipe vlbert-base-e2e computes region features from pixels"):

@@ -22,13 +22,13 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _Rectangle = tuple[float, float, float, float]
 
 _LONG_SIDE, _SHORT_SIDE, _LARGEST = 512, 160, 2048
-"""A picture is enlarged until it has these sides, but never beyond the largest."""
+"""A picture is enlarged until its sides reach the first two, but never beyond the third."""
 _ATTRIBUTE_CONFIDENCE, _NUM_ATTRIBUTES = 0.3, 3
-"""Attributes below this confidence are not written; at most so many are."""
+"""Least confidence of a written attribute, and most attributes written per region."""
 _CROWDED = 0.4
-"""A label that could only be placed with this share of it over other labels is left out."""
+"""A label is left out if more than this share of it would cover other labels."""
 
-# Ten hues that stay apart for most colour-blind readers at this lightness; further ones walk round the circle.
+# Ten hues that most colour-blind readers can tell apart at this lightness; further ones walk round the circle.
 _PALETTE: tuple[Colour, ...] = (
     (230, 57, 70),
     (29, 120, 200),
@@ -70,50 +70,50 @@ def draw_regions(
         class_names: names by class id; without them the region's number is written.
         attribute_names: names by attribute id; without them attributes are left out.
         highlight: one weight per region (attention, say), at least 0. The heavier, the stronger a region is drawn.
-        top: draw only the first so many regions, or the heaviest when `highlight` is given; None draws all.
+        top: number of regions drawn: the first, or the heaviest if there is a `highlight`; None draws all.
         scale: whole factor by which the picture is enlarged; None enlarges small pictures until labels are readable.
     Raises:
         BoxError: `highlight` has another length than `regions`, or `scale` is below 1.
     """
     if scale is not None and scale < 1:
         raise BoxError(f"scale must be a whole number of at least 1; found {scale}.")
-    picture = _opaque(image)
-    factor = scale if scale is not None else _enlargement(picture.size)
+    picture = _flatten(image)
+    factor = scale if scale is not None else _choose_enlargement(picture.size)
     width, height = picture.width * factor, picture.height * factor
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    weights = _weights(highlight, len(regions))
+    weights = _scale_weights(highlight, len(regions))
     order = list(range(len(regions)) if weights is None else np.argsort(-weights, kind="stable"))[:top]
     if not order:
         return picture
 
     stretch = np.array([width / max(regions.size[0], 1), height / max(regions.size[1], 1)] * 2, dtype=np.float64)
-    boxes = [_inside(np.asarray(regions.boxes[index], dtype=np.float64) * stretch, width, height) for index in order]
+    boxes = [_clip_box(np.asarray(regions.boxes[index], dtype=np.float64) * stretch, width, height) for index in order]
     strength = [1.0 if weights is None else float(weights[index]) for index in order]
     line = max(2, round(min(width, height) / 220))
     canvas = ImageDraw.Draw(picture, "RGBA")
     # Large boxes first, so that small ones stay visible on top of them.
-    for rank in sorted(range(len(order)), key=lambda r: -_area(boxes[r])):
-        _outline(canvas, boxes[rank], region_colour(rank), line, strength[rank], filled=weights is not None)
-    font = _font(max(11, min(16, round(math.sqrt(width * height) / 38))))
+    for rank in sorted(range(len(order)), key=lambda r: -_measure_area(boxes[r])):
+        _draw_outline(canvas, boxes[rank], region_colour(rank), line, strength[rank], filled=weights is not None)
+    font = _load_font(max(11, min(16, round(math.sqrt(width * height) / 38))))
     placed: list[_Rectangle] = []
     for rank, index in enumerate(order):
         if strength[rank] < 0.05:
             continue
-        text = _describe(regions, int(index), class_names, attribute_names, confidence=highlight is None)
+        text = _describe_region(regions, int(index), class_names, attribute_names, confidence=highlight is None)
         if highlight is not None:
             text += f" · {float(highlight[index]):.2f}"
-        _label(canvas, text, rank, boxes, font, (width, height), placed)
+        _draw_label(canvas, text, rank, boxes, font, (width, height), placed)
     return picture
 
 
 def answer_bars(top: Sequence[tuple[str, float]], *, width: int = 380) -> Image.Image:
-    """Answers with their probabilities as horizontal bars, best first as given.
+    """Answers with their probabilities as horizontal bars, in the order of the list.
 
     Args:
         top: (answer, probability in [0, 1]) pairs; an empty list gives a picture that says so.
         width: pixels.
     """
-    font, bold = _font(16), _font(16)
+    font, bold = _load_font(16), _load_font(16)
     row, margin, number = 44, 12, 64
     picture = Image.new("RGB", (width, max(1, len(top)) * row + margin), _PAPER)
     canvas = ImageDraw.Draw(picture)
@@ -125,7 +125,9 @@ def answer_bars(top: Sequence[tuple[str, float]], *, width: int = 380) -> Image.
         y = margin // 2 + place * row
         share = min(max(probability, 0.0), 1.0) if math.isfinite(probability) else 0.0
         colour = _ACCENT if place == 0 else (150, 178, 206)
-        canvas.text((margin, y), _fit(answer, font, width - 2 * margin), font=font, fill=_INK if place == 0 else _SOFT)
+        canvas.text(
+            (margin, y), _shorten(answer, font, width - 2 * margin), font=font, fill=_INK if place == 0 else _SOFT
+        )
         bar = (margin, y + 24, margin + track, y + 34)
         canvas.rounded_rectangle(bar, radius=5, fill=_TRACK)
         if share > 0:
@@ -155,8 +157,8 @@ def prediction_card(
         max_boxes: most regions drawn; None draws all.
     """
     if regions is None:
-        picture = _opaque(image)
-        factor = _enlargement(picture.size)
+        picture = _flatten(image)
+        factor = _choose_enlargement(picture.size)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     else:
         picture = draw_regions(
@@ -166,8 +168,8 @@ def prediction_card(
     wide = picture.width > 1.6 * picture.height
     picture.thumbnail((900, 560) if wide else (640, 640), Image.Resampling.LANCZOS)
     side = max(picture.width, column) if wide else column
-    font = _font(22)
-    lines = _wrap(question, font, side)
+    font = _load_font(22)
+    lines = _wrap_words(question, font, side)
     bars = answer_bars(top, width=side + 24)
     text_height = len(lines) * 29 + 16
     if wide:
@@ -186,7 +188,7 @@ def prediction_card(
     return card
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image) -> Image.Image:
     """An RGB copy; transparent parts become white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -195,13 +197,13 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _enlargement(size: tuple[int, int]) -> int:
+def _choose_enlargement(size: tuple[int, int]) -> int:
     long, short = max(size), min(size)
     wanted = max(math.ceil(_LONG_SIDE / long), math.ceil(_SHORT_SIDE / short))
     return max(1, min(wanted, _LARGEST // long))
 
 
-def _weights(highlight: Sequence[float] | None, count: int) -> NDArray[np.float64] | None:
+def _scale_weights(highlight: Sequence[float] | None, count: int) -> NDArray[np.float64] | None:
     """Weights divided by the largest; negative or undefined ones count as 0."""
     if highlight is None:
         return None
@@ -212,7 +214,7 @@ def _weights(highlight: Sequence[float] | None, count: int) -> NDArray[np.float6
     return weights / max(float(weights.max(initial=0.0)), 1e-12)
 
 
-def _inside(box: NDArray[np.float64], width: int, height: int) -> _Rectangle:
+def _clip_box(box: NDArray[np.float64], width: int, height: int) -> _Rectangle:
     """The part of a box that lies in the picture, at least two pixels wide and high where the picture is."""
     x1, x2 = sorted(float(np.clip(np.nan_to_num(value), 0, width - 1)) for value in (box[0], box[2]))
     y1, y2 = sorted(float(np.clip(np.nan_to_num(value), 0, height - 1)) for value in (box[1], box[3]))
@@ -224,11 +226,11 @@ def _inside(box: NDArray[np.float64], width: int, height: int) -> _Rectangle:
     )
 
 
-def _area(box: _Rectangle) -> float:
+def _measure_area(box: _Rectangle) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _outline(
+def _draw_outline(
     canvas: ImageDraw.ImageDraw, box: _Rectangle, colour: Colour, line: int, strength: float, *, filled: bool
 ) -> None:
     opacity = round(70 + 185 * strength)
@@ -242,7 +244,7 @@ def _outline(
     canvas.rectangle(box, outline=(*colour, opacity), width=width, fill=fill)
 
 
-def _describe(
+def _describe_region(
     regions: RegionArray, index: int, class_names: Sequence[str], attribute_names: Sequence[str], *, confidence: bool
 ) -> str:
     """Attributes, class and (if asked for) class confidence of a region in words."""
@@ -275,7 +277,7 @@ class _Spot(NamedTuple):
     covered: float
 
 
-def _label(
+def _draw_label(
     canvas: ImageDraw.ImageDraw,
     text: str,
     owner: int,
@@ -284,9 +286,9 @@ def _label(
     size: tuple[int, int],
     placed: list[_Rectangle],
 ) -> None:
-    """Write a label beside or in the box it belongs to, inside the picture, where it hides the least of labels and
+    """Write a label next to or in the box it belongs to, inside the picture, where it hides the least of labels and
     small regions."""
-    text = _fit(text, font, size[0] - 8)
+    text = _shorten(text, font, size[0] - 8)
     left, up, right, down = canvas.textbbox((0, 0), text, font=font)
     width, height = right - left + 8, down - up + 6
     if not text or width > size[0] or height > size[1]:
@@ -307,8 +309,8 @@ def _label(
     for rank, (x, y) in enumerate(corners):
         x, y = min(max(x, 0), size[0] - width), min(max(y, 0), size[1] - height)
         place = (x, y, x + width, y + height)
-        covered = sum(_overlap(place, other) for other in placed) / (width * height)
-        hidden = max(_overlap(place, other) / max(_area(other), 1.0) for other in boxes)
+        covered = sum(_measure_overlap(place, other) for other in placed) / (width * height)
+        hidden = max(_measure_overlap(place, other) / max(_measure_area(other), 1.0) for other in boxes)
         spots.append(_Spot(covered + 0.5 * hidden, rank, place, covered))
     best = min(spots)
     if best.covered > _CROWDED:
@@ -320,21 +322,21 @@ def _label(
     canvas.text((x + 4 - left, y + 3 - up), text, font=font, fill=(20, 20, 20, 255) if bright else (255, 255, 255, 255))
 
 
-def _overlap(first: _Rectangle, second: _Rectangle) -> float:
+def _measure_overlap(first: _Rectangle, second: _Rectangle) -> float:
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     return max(width, 0.0) * max(height, 0.0)
 
 
 @lru_cache(maxsize=16)
-def _font(size: int) -> _Font:
+def _load_font(size: int) -> _Font:
     return ImageFont.load_default(size)
 
 
 _PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→": ">", "ß": "ss", "æ": "ae", "ø": "o"})
 
 
-def _printable(text: str) -> str:
+def _make_printable(text: str) -> str:
     """Text in the characters that Pillow's built-in font can draw: accents fall off, other scripts become question
     marks."""
     folded = "".join(
@@ -345,23 +347,23 @@ def _printable(text: str) -> str:
     return "".join(c if " " <= c <= "~" or c in "·…“”‘’" else "?" for c in folded.replace("...", "…"))
 
 
-def _fit(text: str, font: _Font, width: float) -> str:
-    """The text, cut with an ellipsis if it is wider than so many pixels; empty if nothing fits."""
-    text = _printable(text)
+def _shorten(text: str, font: _Font, width: float) -> str:
+    """The text, cut with an ellipsis if it is wider than `width` pixels; empty if nothing fits."""
+    text = _make_printable(text)
     if font.getlength(text) <= width:
         return text
     kept = bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(text[:count] + "…"))
     return text[:kept].rstrip() + "…" if kept else ""
 
 
-def _wrap(text: str, font: _Font, width: float, *, most: int = 6) -> list[str]:
-    """Lines no wider than so many pixels; the last of at most `most` ends in an ellipsis if more would follow."""
+def _wrap_words(text: str, font: _Font, width: float, *, most: int = 6) -> list[str]:
+    """Lines no wider than `width` pixels; the last of at most `most` ends in an ellipsis if more would follow."""
     lines: list[str] = []
-    for word in _printable(text).split():
+    for word in _make_printable(text).split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] = f"{lines[-1]} {word}"
         else:
             lines.append(word)
     if len(lines) > most:
         lines = [*lines[: most - 1], " ".join(lines[most - 1 : most + 1])]  # two lines are too wide for one
-    return [_fit(line, font, width) for line in lines]
+    return [_shorten(line, font, width) for line in lines]

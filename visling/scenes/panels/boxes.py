@@ -1,4 +1,4 @@
-"""Sentences about boxes of a panel."""
+"""Sentences about the boxes of a panel of scattered items, and what a box may hold."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from visling.scenes.panels.items import Kind, draw_kind, draw_place, in_box, there_is, two_kinds
+from visling.scenes.panels.items import Kind, count_in_box, sample_contact, sample_kind, sample_two_kinds
 from visling.scenes.panels.logic import (
-    OnBox,
+    BoxTest,
     Quantity,
     Sentence,
     Truth,
-    agreed,
-    conjoin,
-    draw_quantity,
-    exists,
-    inflect,
-    numeral,
+    all_true,
+    any_true,
+    both_true,
+    common_truth,
+    inflect_noun,
+    sample_quantity,
+    say_there_is,
+    write_number,
 )
 from visling.scenes.panels.panel import COLOURS, SHAPES, Box, Panel, Piece
 from visling.scenes.world import pick, shuffled
 
-# --- boxes ---
 
-
-def box_condition(rng: np.random.Generator) -> tuple[str, str, OnBox]:
-    """What a box holds: form, words after "with" and test."""
+def sample_box_condition(rng: np.random.Generator) -> tuple[str, str, BoxTest]:
+    """What a box holds: form, words that follow "with", and the test."""
     form = pick(
         rng,
         (
@@ -51,44 +51,44 @@ def box_condition(rng: np.random.Generator) -> tuple[str, str, OnBox]:
     )
     if form == "holds":
         kind, quantity = (
-            draw_kind(rng, plain_rate=0.0),
-            draw_quantity(rng, 3, ("a", "bare", "exactly", "at least", "only")),
+            sample_kind(rng, plain_rate=0.0),
+            sample_quantity(rng, 3, ("a", "bare", "exactly", "at least", "only")),
         )
-        return form, f"{quantity.words} {kind.said(quantity.single)}", in_box(quantity, kind.test)
+        return form, f"{quantity.words} {kind.words(quantity.singular)}", count_in_box(quantity, kind.test)
     if form in ("two kinds", "without"):
-        first, second = two_kinds(rng)
-        one = draw_quantity(rng, 2, ("a", "a", "bare", "exactly", "at least"))
-        two = draw_quantity(rng, 3, ("no",) if form == "without" else ("a", "bare", "exactly", "at least"))
-        words = f"{one.words} {first.said(one.single)} and {two.words} {second.said(two.single)}"
+        first, second = sample_two_kinds(rng)
+        one = sample_quantity(rng, 2, ("a", "a", "bare", "exactly", "at least"))
+        two = sample_quantity(rng, 3, ("no",) if form == "without" else ("a", "bare", "exactly", "at least"))
+        words = f"{one.words} {first.words(one.singular)} and {two.words} {second.words(two.singular)}"
         return (
             form,
             words,
-            lambda box: conjoin(one.over([first.test(p) for p in box]), two.over([second.test(p) for p in box])),
+            lambda box: both_true(one.judge([first.test(p) for p in box]), two.judge([second.test(p) for p in box])),
         )
     if form == "number":
-        quantity = draw_quantity(rng, 7, ("bare", "exactly", "exactly", "at least", "at most", "more than"))
+        quantity = sample_quantity(rng, 7, ("bare", "exactly", "exactly", "at least", "at most", "more than"))
         return (
             form,
-            f"{quantity.words} {inflect(pick(rng, ('item', 'object')), quantity.single)}",
+            f"{quantity.words} {inflect_noun(pick(rng, ('item', 'object')), quantity.singular)}",
             lambda box: quantity.holds(len(box)),
         )
     if form == "number and one":
-        quantity, kind = draw_quantity(rng, 6, ("bare", "exactly", "exactly")), draw_kind(rng, plain_rate=0.0)
-        noun = inflect(pick(rng, ("item", "object")), quantity.single)
-        link = "which is" if quantity.single else "one of which is"
+        quantity, kind = sample_quantity(rng, 6, ("bare", "exactly", "exactly")), sample_kind(rng, plain_rate=0.0)
+        noun = inflect_noun(pick(rng, ("item", "object")), quantity.singular)
+        link = "which is" if quantity.singular else "one of which is"
         return (
             form,
-            f"{quantity.words} {noun} {link} a {kind.said(True)}",
-            lambda box: conjoin(quantity.holds(len(box)), any(kind.test(p) for p in box)),
+            f"{quantity.words} {noun} {link} a {kind.words(True)}",
+            lambda box: both_true(quantity.holds(len(box)), any(kind.test(p) for p in box)),
         )
     if form == "touching":
-        kind, quantity = draw_kind(rng), draw_quantity(rng, 2, ("a", "a", "bare", "at least", "exactly"))
-        words, place = draw_place(rng)
+        kind, quantity = sample_kind(rng), sample_quantity(rng, 2, ("a", "a", "bare", "at least", "exactly"))
+        words, touches = sample_contact(rng)
         words = re.sub(r" of a box|box ", "", words)
         return (
             form,
-            f"{quantity.words} {kind.said(quantity.single)} {words}",
-            lambda box: quantity.over([conjoin(kind.test(p), place(p)) for p in box]),
+            f"{quantity.words} {kind.words(quantity.singular)} {words}",
+            lambda box: quantity.judge([both_true(kind.test(p), touches(p)) for p in box]),
         )
     if form == "only":
         colours = shuffled(rng, tuple(COLOURS))[: int(rng.integers(1, 3))]
@@ -98,7 +98,7 @@ def box_condition(rng: np.random.Generator) -> tuple[str, str, OnBox]:
         return (
             form,
             words,
-            lambda box: agreed({p.color for p in box} == set(colours), {p.color for p in box} <= set(colours)),
+            lambda box: common_truth({p.color for p in box} == set(colours), {p.color for p in box} <= set(colours)),
         )
     if form == "colours":
         n = int(rng.integers(1, 4))
@@ -120,70 +120,81 @@ def box_condition(rng: np.random.Generator) -> tuple[str, str, OnBox]:
         if rng.random() < 0.4 and n >= 3:
             return (
                 form,
-                f"{numeral(n, rng)} items of all 3 different colors",
+                f"{write_number(n, rng)} items of all 3 different colors",
                 lambda box: len(box) == n and len({p.color for p in box}) == 3,
             )
         words = pick(
-            rng, (f"{numeral(n, rng)} items of only {both} color", f"only {numeral(n, rng)} items of {both} color")
+            rng,
+            (
+                f"{write_number(n, rng)} items of only {both} color",
+                f"only {write_number(n, rng)} items of {both} color",
+            ),
         )
         return form, words, lambda box: len(box) == n and {p.color for p in box} == set(colours)
     if form == "colours and one":
-        n, kind = int(rng.integers(2, 4)), draw_kind(rng, plain_rate=0.0)
+        n, kind = int(rng.integers(2, 4)), sample_kind(rng, plain_rate=0.0)
         words = pick(
             rng,
             (
-                f"items of {numeral(n, rng)} different colors and a {kind.said(True)}",
-                f"{numeral(n, rng)} colors and a {kind.said(True)}",
+                f"items of {write_number(n, rng)} different colors and a {kind.words(True)}",
+                f"{write_number(n, rng)} colors and a {kind.words(True)}",
             ),
         )
         return form, words, lambda box: len({p.color for p in box}) == n and any(kind.test(p) for p in box)
     if form == "three kinds":
-        kinds = [draw_kind(rng, plain_rate=0.0) for _ in range(3)]
-        words = f"a {kinds[0].said(True)}, a {kinds[1].said(True)} and a {kinds[2].said(True)}"
-        return form, words, lambda box: _distinct(kinds, box)
-    upper, lower = two_kinds(rng)
+        kinds = [sample_kind(rng, plain_rate=0.0) for _ in range(3)]
+        words = f"a {kinds[0].words(True)}, a {kinds[1].words(True)} and a {kinds[2].words(True)}"
+        return form, words, lambda box: _match_distinct(kinds, box)
+    upper, lower = sample_two_kinds(rng)
     up = rng.random() < 0.6
-    words = f"a {upper.said(True)} {pick(rng, ('above', 'over')) if up else pick(rng, ('below', 'under'))} a {lower.said(True)}"
+    relation = pick(rng, ("above", "over")) if up else pick(rng, ("below", "under"))
+    words = f"a {upper.words(True)} {relation} a {lower.words(True)}"
 
     def above(box: Box) -> Truth:
         high, low = (upper, lower) if up else (lower, upper)
-        pairs = [_is_above(a, b) for a in box for b in box if a is not b and high.test(a) and low.test(b)]
-        return exists(pairs)
+        pairs = [_judge_above(a, b) for a in box for b in box if a is not b and high.test(a) and low.test(b)]
+        return any_true(pairs)
 
     return form, words, above
 
 
-def _distinct(kinds: Sequence[Kind], box: Box) -> bool:
-    """Whether different items can be found for all kinds."""
+def _match_distinct(kinds: Sequence[Kind], box: Box) -> bool:
+    """Whether the box holds a different item for each kind."""
     if not kinds:
         return True
-    return any(kinds[0].test(p) and _distinct(kinds[1:], tuple(q for q in box if q is not p)) for p in box)
+    return any(kinds[0].test(p) and _match_distinct(kinds[1:], tuple(q for q in box if q is not p)) for p in box)
 
 
-def _is_above(first: Piece, second: Piece) -> Truth:
-    """Plainly above: ends before the other begins and they share some columns; plainly not: its middle is not
-    higher."""
+def _judge_above(first: Piece, second: Piece) -> Truth:
+    """Whether one item is above another: true if it ends before the other begins and they share a column, false if its
+    middle is not higher."""
     if first.y + first.size / 2 >= second.y + second.size / 2:
         return False
     columns = min(first.x + first.size, second.x + second.size) - max(first.x, second.x)
     return True if first.y + first.size <= second.y and columns > 0 else None
 
 
-def box_with(rng: np.random.Generator) -> Sentence:
-    form, words, test = box_condition(rng)
-    quantity = draw_quantity(rng, 2, ("a", "a", "a", "a", "a", "bare", "exactly", "at least", "no"))
+def say_box_with(rng: np.random.Generator) -> Sentence:
+    """How many boxes hold something."""
+    form, words, test = sample_box_condition(rng)
+    quantity = sample_quantity(rng, 2, ("a", "a", "a", "a", "a", "bare", "exactly", "at least", "no"))
     noun = pick(rng, ("box", "box", "box", "box", "grey box", "grey square"))
-    noun = noun.replace("box", inflect("box", quantity.single)) if "box" in noun else inflect(noun, quantity.single)
+    noun = (
+        noun.replace("box", inflect_noun("box", quantity.singular))
+        if "box" in noun
+        else inflect_noun(noun, quantity.singular)
+    )
     return Sentence(
         form=f"box {form}",
-        text=there_is(quantity, f"{noun} with {words}"),
-        truth=lambda panel: quantity.over([test(box) for box in panel.boxes]),
+        text=say_there_is(quantity, f"{noun} with {words}"),
+        truth=lambda panel: quantity.judge([test(box) for box in panel.boxes]),
     )
 
 
-def one_box_has(rng: np.random.Generator) -> Sentence:
-    form, words, test = box_condition(rng)
-    lead, quantity = pick(
+def say_one_box_has(rng: np.random.Generator) -> Sentence:
+    """That exactly one box, or two, hold something."""
+    form, words, test = sample_box_condition(rng)
+    lead, number = pick(
         rng,
         (
             ("One of the grey box has", 1),
@@ -198,18 +209,19 @@ def one_box_has(rng: np.random.Generator) -> Sentence:
     )
 
     def truth(panel: Panel) -> Truth:
-        bare = Quantity(words="", single=True, holds=lambda n: n == quantity)
-        return bare.over([test(box) for box in panel.boxes])
+        exactly = Quantity(words="", singular=True, holds=lambda n: n == number)
+        return exactly.judge([test(box) for box in panel.boxes])
 
     return Sentence(form=f"box {form}", text=f"{lead} {words}", truth=truth)
 
 
-def every_box(rng: np.random.Generator) -> Sentence:
-    kind = draw_kind(rng, plain_rate=0.0, size_rate=0.05)
-    quantity = draw_quantity(rng, 2, ("a", "exactly", "at least", "at least", "bare"))
-    words, place = draw_place(rng) if rng.random() < 0.35 else ("", None)
+def say_every_box(rng: np.random.Generator) -> Sentence:
+    """That every box holds items of a sort."""
+    kind = sample_kind(rng, plain_rate=0.0, size_rate=0.05)
+    quantity = sample_quantity(rng, 2, ("a", "exactly", "at least", "at least", "bare"))
+    words, touches = sample_contact(rng) if rng.random() < 0.35 else ("", None)
     words = re.sub(r" of a box|box ", "", words)
-    said = f"{quantity.words} {kind.said(quantity.single)} {words}".strip()
+    said = f"{quantity.words} {kind.words(quantity.singular)} {words}".strip()
     box = pick(rng, ("box", "box", "grey box", "grey square"))
     verb = pick(rng, ("contains", "has", "has"))
     text = pick(
@@ -218,15 +230,14 @@ def every_box(rng: np.random.Generator) -> Sentence:
             f"Each {box} {verb} {said}",
             f"Every {box} {verb} {said}",
             f"All boxes have {said}",
-            f"There {'is' if quantity.single else 'are'} {said} in each {box}",
-            f"There {'is' if quantity.single else 'are'} {said} in every {box}",
+            f"There {'is' if quantity.singular else 'are'} {said} in each {box}",
+            f"There {'is' if quantity.singular else 'are'} {said} in every {box}",
         ),
     )
 
     def truth(panel: Panel) -> Truth:
-        found = [
-            quantity.over([conjoin(kind.test(p), place(p) if place else True) for p in box_]) for box_ in panel.boxes
-        ]
-        return False if False in found else None if None in found else True
+        return all_true(
+            [quantity.judge([both_true(kind.test(p), touches(p) if touches else True) for p in b]) for b in panel.boxes]
+        )
 
     return Sentence(form="every box", text=text, truth=truth)

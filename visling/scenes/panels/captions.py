@@ -1,4 +1,4 @@
-"""Captions of panels that name every attribute of what they speak of, to learn from before statements are judged."""
+"""Captions of panels that name every attribute of the items in them: pre-training for the judgement of statements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _APART = 8
 
 def panel_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[str]:
     """Different true captions of a panel, at most `count`."""
-    forms = (_tower_blocks, _tower_height, _tower_pair) if panel.towers else (_items, _items, _relation, _totals, _edge)
+    forms = (
+        (_list_blocks, _describe_tower, _relate_blocks)
+        if panel.towers
+        else (_name_items, _name_items, _relate_items, _count_kinds, _name_edge)
+    )
     captions: list[str] = []
     for _ in range(8 * count):
         where = int(rng.integers(len(panel.boxes)))
@@ -31,26 +35,28 @@ def panel_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
     return captions
 
 
-def _centre(piece: Piece) -> tuple[float, float]:
+def _find_centre(piece: Piece) -> tuple[float, float]:
+    """Middle of an item, pixels."""
     return piece.x + piece.size / 2, piece.y + piece.size / 2
 
 
-def _joined(parts: list[str]) -> str:
+def _join_parts(parts: list[str]) -> str:
+    """Parts with commas and "and" between them."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _items(box: Box, place: str, rng: np.random.Generator) -> str:
-    """Some or all items with everything that can be said of them."""
+def _name_items(box: Box, place: str, rng: np.random.Generator) -> str:
+    """Some or all items, each with all its attributes."""
     named = shuffled(rng, list(box))[: int(rng.integers(1, _MOST_NAMED + 1))]
-    return f"{_joined([indefinite(piece_name(piece)) for piece in named])} in the {place} box"
+    return f"{_join_parts([indefinite(piece_name(piece)) for piece in named])} in the {place} box"
 
 
-def _relation(box: Box, place: str, rng: np.random.Generator) -> str:
-    """Where one item is from another."""
+def _relate_items(box: Box, place: str, rng: np.random.Generator) -> str:
+    """Where one item is relative to another."""
     if len(box) < 2:
         return ""
     first, second = shuffled(rng, list(box))[:2]
-    dx, dy = _centre(first)[0] - _centre(second)[0], _centre(first)[1] - _centre(second)[1]
+    dx, dy = _find_centre(first)[0] - _find_centre(second)[0], _find_centre(first)[1] - _find_centre(second)[1]
     words = [("above" if dy < 0 else "below", abs(dy)), ("left of" if dx < 0 else "right of", abs(dx))]
     clear = [word for word, distance in words if distance >= _APART]
     return (
@@ -60,7 +66,7 @@ def _relation(box: Box, place: str, rng: np.random.Generator) -> str:
     )
 
 
-def _totals(box: Box, place: str, rng: np.random.Generator) -> str:
+def _count_kinds(box: Box, place: str, rng: np.random.Generator) -> str:
     """How many items there are of each colour, or of each shape."""
     by_color = bool(rng.integers(2))
     counts = Counter(piece.color if by_color else piece.shape for piece in box)
@@ -68,10 +74,10 @@ def _totals(box: Box, place: str, rng: np.random.Generator) -> str:
     for kind, number in shuffled(rng, sorted(counts.items())):
         noun = f"{kind} item" if by_color else kind
         parts.append(f"{NUMBERS[number]} {noun if number == 1 else plural(noun)}")
-    return f"the {place} box has {_joined(parts)}"
+    return f"the {place} box has {_join_parts(parts)}"
 
 
-def _edge(box: Box, place: str, rng: np.random.Generator) -> str:
+def _name_edge(box: Box, place: str, rng: np.random.Generator) -> str:
     """An item and the edge it touches, or that it touches none."""
     piece = box[int(rng.integers(len(box)))]
     touched = [edge for edge, distance in piece.edges.items() if distance <= 0]
@@ -79,7 +85,7 @@ def _edge(box: Box, place: str, rng: np.random.Generator) -> str:
     return f"{indefinite(piece_name(piece))} touching {what} of the {place} box"
 
 
-def _tower_blocks(box: Box, place: str, rng: np.random.Generator) -> str:
+def _list_blocks(box: Box, place: str, rng: np.random.Generator) -> str:
     """Every block of a tower, from the base up or from the top down."""
     colors = [piece.color for piece in box]
     if rng.integers(2):
@@ -87,14 +93,15 @@ def _tower_blocks(box: Box, place: str, rng: np.random.Generator) -> str:
     return f"the {place} tower has blocks from top to base : {', '.join(reversed(colors))}"
 
 
-def _tower_height(box: Box, place: str, rng: np.random.Generator) -> str:
+def _describe_tower(box: Box, place: str, rng: np.random.Generator) -> str:
     """Height, base and top of a tower."""
     number = NUMBERS[len(box)] if rng.integers(2) else str(len(box))
     blocks = "block" if len(box) == 1 else "blocks"
-    return f"the {place} tower has {number} {blocks} with {indefinite(box[0].color)} base and {indefinite(box[-1].color)} block at the top"
+    base, top = indefinite(box[0].color), indefinite(box[-1].color)
+    return f"the {place} tower has {number} {blocks} with {base} base and {top} block at the top"
 
 
-def _tower_pair(box: Box, place: str, rng: np.random.Generator) -> str:
+def _relate_blocks(box: Box, place: str, rng: np.random.Generator) -> str:
     """Two neighbouring blocks."""
     if len(box) < 2:
         return ""

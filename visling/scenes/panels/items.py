@@ -1,4 +1,4 @@
-"""Sentences about the items of a panel."""
+"""Sentences about the scattered items of a panel, whatever box they are in."""
 
 from __future__ import annotations
 
@@ -8,39 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 
 from visling.scenes.panels.logic import (
-    APART,
-    OnBox,
-    OnPiece,
+    BoxTest,
+    PieceTest,
     Quantity,
     Sentence,
     Truth,
-    conjoin,
-    draw_quantity,
-    exists,
-    inflect,
-    negated,
-    numeral,
+    all_true,
+    any_true,
+    both_true,
+    inflect_noun,
+    negate,
+    sample_quantity,
+    say_there_is,
+    write_number,
 )
 from visling.scenes.panels.panel import COLOURS, SHAPES, SIZES, Panel, Piece
 from visling.scenes.world import pick, shuffled
 
-# --- items ---
+_APART = 2
+"""An item touches a side if no pixel lies between them, and does not from this many pixels on; one pixel is open to
+dispute."""
+_SIDES = ("left", "right", "top", "bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A sort of item: adjectives, noun, test."""
+    """A sort of item: its words, and the test for it."""
 
     adjectives: str
     noun: str
     test: Callable[[Piece], bool]
 
-    def said(self, single: bool) -> str:
-        """Its words."""
-        return f"{self.adjectives} {inflect(self.noun, single)}".strip()
+    def words(self, singular: bool) -> str:
+        """Adjectives and noun."""
+        return f"{self.adjectives} {inflect_noun(self.noun, singular)}".strip()
 
 
-def draw_kind(rng: np.random.Generator, *, plain_rate: float = 0.1, size_rate: float = 0.12, noun: str = "") -> Kind:
+def sample_kind(rng: np.random.Generator, *, plain_rate: float = 0.1, size_rate: float = 0.12, noun: str = "") -> Kind:
     """A random sort of item: mostly a colour, a shape or both."""
     draw = rng.random()
     color = pick(rng, tuple(COLOURS)) if draw > plain_rate else ""
@@ -62,137 +66,136 @@ def draw_kind(rng: np.random.Generator, *, plain_rate: float = 0.1, size_rate: f
     )
 
 
-def two_kinds(rng: np.random.Generator) -> tuple[Kind, Kind]:
+def sample_two_kinds(rng: np.random.Generator) -> tuple[Kind, Kind]:
     """Two sorts of items with different words."""
-    first, second = draw_kind(rng, plain_rate=0.0), draw_kind(rng, plain_rate=0.0)
-    while second.said(True) == first.said(True):
-        second = draw_kind(rng, plain_rate=0.0)
+    first, second = sample_kind(rng, plain_rate=0.0), sample_kind(rng, plain_rate=0.0)
+    while second.words(True) == first.words(True):
+        second = sample_kind(rng, plain_rate=0.0)
     return first, second
 
 
-def _touches(piece: Piece, sides: Sequence[str]) -> Truth:
+def _judge_contact(piece: Piece, sides: Sequence[str] = _SIDES) -> Truth:
+    """Whether an item touches one of these sides of its box."""
     gap = min(piece.edges[side] for side in sides)
-    return True if gap == 0 else False if gap >= APART else None
+    return True if gap == 0 else False if gap >= _APART else None
 
 
-def _in_corner(piece: Piece) -> Truth:
-    return conjoin(_touches(piece, ("left", "right")), _touches(piece, ("top", "bottom")))
+def _judge_corner(piece: Piece) -> Truth:
+    """Whether an item lies in a corner of its box."""
+    return both_true(_judge_contact(piece, ("left", "right")), _judge_contact(piece, ("top", "bottom")))
 
 
-def draw_place(rng: np.random.Generator) -> tuple[str, OnPiece]:
-    """Where an item touches its box: words after the noun, test."""
+def sample_contact(rng: np.random.Generator) -> tuple[str, PieceTest]:
+    """What an item touches: words that follow its noun, and the test."""
     draw = rng.random()
     closely = "closely " if rng.random() < 0.25 else ""
     if draw < 0.42:
         wall = pick(rng, ("the wall", "the edge", "the edge", "an edge", "the side", "a wall"))
-        return f"{closely}touching {wall}", lambda piece: _touches(piece, ("left", "right", "top", "bottom"))
+        return f"{closely}touching {wall}", _judge_contact
     if draw < 0.62:
-        return f"not touching {pick(rng, ('any edge', 'any edge', 'the edge', 'the wall'))}", lambda piece: negated(
-            _touches(piece, ("left", "right", "top", "bottom"))
-        )
+        wall = pick(rng, ("any edge", "any edge", "the edge", "the wall"))
+        return f"not touching {wall}", lambda piece: negate(_judge_contact(piece))
     if draw < 0.78:
         base = pick(rng, ("the base", "the bottom", "the bottom of a box", "the bottom edge"))
-        return f"{closely}touching {base}", lambda piece: _touches(piece, ("bottom",))
+        return f"{closely}touching {base}", lambda piece: _judge_contact(piece, ("bottom",))
     if draw < 0.9:
         corner = pick(rng, ("a corner", "the corner", "a box corner", "a corner of a box"))
-        return f"{closely}touching {corner}", _in_corner
+        return f"{closely}touching {corner}", _judge_corner
     side = pick(rng, ("right", "right", "left", "top"))
     wall = pick(rng, (f"{side} wall of a box", f"the {side} wall", f"the {side} edge"))
-    return f"{closely}touching {wall}", lambda piece: _touches(piece, (side,))
+    return f"{closely}touching {wall}", lambda piece: _judge_contact(piece, (side,))
 
 
-def in_box(quantity: Quantity, test: OnPiece) -> OnBox:
-    return lambda box: quantity.over([test(piece) for piece in box])
+def count_in_box(quantity: Quantity, test: PieceTest) -> BoxTest:
+    """Test of a box: whether the quantity holds of its items that pass a test."""
+    return lambda box: quantity.judge([test(piece) for piece in box])
 
 
-def all_pieces(panel: Panel) -> list[Piece]:
-    return [piece for box in panel.boxes for piece in box]
-
-
-def there_is(quantity: Quantity, rest: str) -> str:
-    return f"There {'is' if quantity.single else 'are'} {quantity.words} {rest}"
-
-
-def items_sentence(rng: np.random.Generator) -> Sentence:
-    kind, quantity = draw_kind(rng, plain_rate=0.0), draw_quantity(rng, 5)
+def say_items(rng: np.random.Generator) -> Sentence:
+    """How many items of a sort there are."""
+    kind, quantity = sample_kind(rng, plain_rate=0.0), sample_quantity(rng, 5)
     return Sentence(
         form="items",
-        text=there_is(quantity, kind.said(quantity.single)),
-        truth=lambda panel: quantity.over([kind.test(p) for p in all_pieces(panel)]),
+        text=say_there_is(quantity, kind.words(quantity.singular)),
+        truth=lambda panel: quantity.judge([kind.test(p) for p in panel.pieces]),
     )
 
 
-def items_touching(rng: np.random.Generator) -> Sentence:
-    kind, quantity = draw_kind(rng), draw_quantity(rng, 3)
-    words, place = draw_place(rng)
+def say_items_touching(rng: np.random.Generator) -> Sentence:
+    """How many items of a sort touch a side or none."""
+    kind, quantity = sample_kind(rng), sample_quantity(rng, 3)
+    words, touches = sample_contact(rng)
     return Sentence(
         form="items touching",
-        text=there_is(quantity, f"{kind.said(quantity.single)} {words}"),
-        truth=lambda panel: quantity.over([conjoin(kind.test(p), place(p)) for p in all_pieces(panel)]),
+        text=say_there_is(quantity, f"{kind.words(quantity.singular)} {words}"),
+        truth=lambda panel: quantity.judge([both_true(kind.test(p), touches(p)) for p in panel.pieces]),
     )
 
 
-def not_coloured(rng: np.random.Generator) -> Sentence:
+def say_not_coloured(rng: np.random.Generator) -> Sentence:
+    """That an item touches a side and is not of a colour."""
     color, shape = pick(rng, tuple(COLOURS)), pick(rng, SHAPES)
-    words, place = draw_place(rng)
+    words, touches = sample_contact(rng)
     return Sentence(
         form="not coloured",
         text=f"There is a {shape} {words} that is not {color}",
-        truth=lambda panel: exists(
-            [conjoin(p.shape == shape and p.color != color, place(p)) for p in all_pieces(panel)]
+        truth=lambda panel: any_true(
+            [both_true(p.shape == shape and p.color != color, touches(p)) for p in panel.pieces]
         ),
     )
 
 
-def two_touching(rng: np.random.Generator) -> Sentence:
+def say_two_touching(rng: np.random.Generator) -> Sentence:
+    """How many items of two colours touch a side, and that no others do."""
     colours, n, m = shuffled(rng, tuple(COLOURS)), int(rng.integers(1, 4)), int(rng.integers(1, 4))
     wall = pick(rng, ("the wall", "the edge"))
 
     def truth(panel: Panel) -> Truth:
-        touching = [(p.color, _touches(p, ("left", "right", "top", "bottom"))) for p in all_pieces(panel)]
-        if any(touches is None for _, touches in touching):
+        touching = [(p.color, _judge_contact(p)) for p in panel.pieces]
+        if any(truth is None for _, truth in touching):
             return None
-        return [sum(bool(touches) for color, touches in touching if color == c) for c in colours] == [n, m, 0]
+        return [sum(bool(truth) for color, truth in touching if color == c) for c in colours] == [n, m, 0]
 
-    text = f"Only {numeral(n, rng)} {colours[0]} and {numeral(m, rng)} {colours[1]} {inflect('item', m == 1)} are touching {wall}"
+    first, second = f"{write_number(n, rng)} {colours[0]}", f"{write_number(m, rng)} {colours[1]}"
+    text = f"Only {first} and {second} {inflect_noun('item', m == 1)} are touching {wall}"
     return Sentence(form="two touching", text=text, truth=truth)
 
 
-def all_touching(rng: np.random.Generator) -> Sentence:
-    kind = draw_kind(rng, plain_rate=0.0)
-    words, place = draw_place(rng)
+def say_all_touching(rng: np.random.Generator) -> Sentence:
+    """That all items of a sort, or none, touch a side."""
+    kind = sample_kind(rng, plain_rate=0.0)
+    words, touches = sample_contact(rng)
     lead, wanted = pick(rng, (("All the ", True), ("All ", True), ("", True), ("None of the ", False)))
 
     def truth(panel: Panel) -> Truth:
-        found = [place(p) if wanted else negated(place(p)) for p in all_pieces(panel) if kind.test(p)]
-        if len(found) < 2:
-            return None
-        return False if False in found else None if None in found else True
+        truths = [touches(p) if wanted else negate(touches(p)) for p in panel.pieces if kind.test(p)]
+        return None if len(truths) < 2 else all_true(truths)
 
-    return Sentence(form="all touching", text=f"{lead}{kind.said(False)} are {words}", truth=truth)
+    return Sentence(form="all touching", text=f"{lead}{kind.words(False)} are {words}", truth=truth)
 
 
-def same_box(rng: np.random.Generator) -> Sentence:
-    kind = draw_kind(rng, plain_rate=0.0)
+def say_same_box(rng: np.random.Generator) -> Sentence:
+    """That all items of a sort are in one box."""
+    kind = sample_kind(rng, plain_rate=0.0)
 
     def truth(panel: Panel) -> Truth:
-        number = [sum(kind.test(p) for p in box) for box in panel.boxes]
-        return None if sum(number) < 2 else sum(n > 0 for n in number) == 1
+        counts = [sum(kind.test(p) for p in box) for box in panel.boxes]
+        return None if sum(counts) < 2 else sum(n > 0 for n in counts) == 1
 
     return Sentence(
         form="same box",
-        text=f"{pick(rng, ('All', 'All the'))} {kind.said(False)} are in {pick(rng, ('the same', 'one'))} box",
+        text=f"{pick(rng, ('All', 'All the'))} {kind.words(False)} are in {pick(rng, ('the same', 'one'))} box",
         truth=truth,
     )
 
 
-def colours_touching(rng: np.random.Generator) -> Sentence:
+def say_colours_touching(rng: np.random.Generator) -> Sentence:
+    """How many colours touch a side."""
     n = int(rng.integers(1, 4))
 
     def truth(panel: Panel) -> Truth:
-        sides = ("left", "right", "top", "bottom")
-        sure = {p.color for p in all_pieces(panel) if _touches(p, sides)}
-        most = {p.color for p in all_pieces(panel) if _touches(p, sides) is not False}
+        sure = {p.color for p in panel.pieces if _judge_contact(p)}
+        most = {p.color for p in panel.pieces if _judge_contact(p) is not False}
         return (len(sure) == n) if sure == most else None
 
     wall = pick(rng, ("the wall", "the edge"))

@@ -1,4 +1,7 @@
-"""Three-valued truth, quantities and sentences of panels."""
+"""What sentences about panels are built of: truth with a third value, quantities, and the words for numbers.
+
+A condition is true, false or, where readers would disagree, None (open to dispute).
+"""
 
 from __future__ import annotations
 
@@ -11,51 +14,50 @@ from visling.scenes.panels.panel import Box, Panel, Piece
 from visling.scenes.world import pick
 
 Truth = bool | None
+"""None: open to dispute."""
+PieceTest = Callable[[Piece], Truth]
+BoxTest = Callable[[Box], Truth]
 
-OnPiece = Callable[[Piece], Truth]
-
-OnBox = Callable[[Box], Truth]
-
-APART = 2
-"""An item touches a side when no pixel lies between, and does not from this many on; with one pixel between nothing is
-said."""
-
-_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven")
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """A sentence and its truth on a panel (None: open to dispute)."""
+    """A sentence and its truth on a panel."""
 
     form: str
+    """Construction that it belongs to; forms are counted in the summary."""
     text: str
     truth: Callable[[Panel], Truth]
 
 
 Maker = Callable[[np.random.Generator], Sentence]
+"""Makes a random sentence of one form."""
 
 
-# --- three-valued logic ---
-
-
-def conjoin(first: Truth, second: Truth) -> Truth:
-    if first is False or second is False:
-        return False
-    return None if first is None or second is None else True
-
-
-def negated(truth: Truth) -> Truth:
+def negate(truth: Truth) -> Truth:
+    """Whether it is false."""
     return None if truth is None else not truth
 
 
-def agreed(*truths: Truth) -> Truth:
-    """The common truth of several readings."""
-    return truths[0] if all(truth is truths[0] for truth in truths) else None
+def both_true(first: Truth, second: Truth) -> Truth:
+    """Whether both are true."""
+    return all_true((first, second))
 
 
-def exists(truths: Sequence[Truth]) -> Truth:
+def all_true(truths: Sequence[Truth]) -> Truth:
+    """Whether all are true."""
+    return False if False in truths else None if None in truths else True
+
+
+def any_true(truths: Sequence[Truth]) -> Truth:
     """Whether any is true."""
     return True if True in truths else None if None in truths else False
+
+
+def common_truth(*truths: Truth) -> Truth:
+    """The truth that several readings share; None where they differ."""
+    return truths[0] if all(truth is truths[0] for truth in truths) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +65,22 @@ class Quantity:
     """How many: its words before a noun, whether that noun is singular, and whether a number satisfies it."""
 
     words: str
-    single: bool
+    singular: bool
     holds: Callable[[int], Truth]
 
-    def over(self, truths: Sequence[Truth]) -> Truth:
-        """Truth over things of which some are open to dispute."""
+    def judge(self, truths: Sequence[Truth]) -> Truth:
+        """Whether this many things are true, of which some may be open to dispute."""
         sure = sum(truth is True for truth in truths)
         open_ones = sum(truth is None for truth in truths)
-        return agreed(*(self.holds(sure + k) for k in range(open_ones + 1)))
+        return common_truth(*(self.holds(sure + k) for k in range(open_ones + 1)))
 
 
-def numeral(number: int, rng: np.random.Generator) -> str:
-    return str(number) if rng.random() < 0.4 else _WORDS[number]
+def write_number(number: int, rng: np.random.Generator) -> str:
+    """A number as a word or, less often, as digits."""
+    return str(number) if rng.random() < 0.4 else _NUMBERS[number]
 
 
-def draw_quantity(
+def sample_quantity(
     rng: np.random.Generator,
     most: int,
     kinds: Sequence[str] = ("a", "bare", "exactly", "at least", "at most", "only", "more than", "no"),
@@ -85,32 +88,42 @@ def draw_quantity(
     """A random quantity of at most `most`."""
     kind = pick(rng, kinds)
     n = int(rng.integers(1, most + 1))
-    word = numeral(n, rng)
+    word = write_number(n, rng)
     if kind == "a":
-        return Quantity(words="a", single=True, holds=lambda found: found >= 1)
+        return Quantity(words="a", singular=True, holds=lambda number: number >= 1)
     if kind == "no":
-        return Quantity(words="no", single=True, holds=lambda found: found == 0)
+        return Quantity(words="no", singular=True, holds=lambda number: number == 0)
     if kind == "bare":
-        # "there are two towers" is false of three: all of the twelve development labels that tell.
-        return Quantity(words=word, single=n == 1, holds=lambda found: found == n)
+        # "there are two towers" is false of three: all twelve development labels that decide it say so.
+        return Quantity(words=word, singular=n == 1, holds=lambda number: number == n)
     if kind == "exactly":
         return Quantity(
-            words=f"{pick(rng, ('exactly', 'exactly', 'only'))} {word}", single=n == 1, holds=lambda found: found == n
+            words=f"{pick(rng, ('exactly', 'exactly', 'only'))} {word}",
+            singular=n == 1,
+            holds=lambda number: number == n,
         )
     if kind == "at least":
         return Quantity(
             words=f"{pick(rng, ('at least', 'at least', 'atleast'))} {word}",
-            single=n == 1,
-            holds=lambda found: found >= n,
+            singular=n == 1,
+            holds=lambda number: number >= n,
         )
     if kind == "at most":
-        return Quantity(words=f"at most {word}", single=n == 1, holds=lambda found: found <= n)
+        return Quantity(words=f"at most {word}", singular=n == 1, holds=lambda number: number <= n)
     if kind == "more than":
         return Quantity(
-            words=f"more than {numeral(max(1, n - 1), rng)}", single=n <= 2, holds=lambda found: found > max(1, n - 1)
+            words=f"more than {write_number(max(1, n - 1), rng)}",
+            singular=n <= 2,
+            holds=lambda number: number > max(1, n - 1),
         )
-    return Quantity(words=f"only {word}", single=n == 1, holds=lambda found: found == n)
+    return Quantity(words=f"only {word}", singular=n == 1, holds=lambda number: number == n)
 
 
-def inflect(word: str, single: bool) -> str:
-    return word if single else "boxes" if word == "box" else word + "s"
+def inflect_noun(noun: str, singular: bool) -> str:
+    """A noun, in the plural unless `singular`."""
+    return noun if singular else "boxes" if noun == "box" else noun + "s"
+
+
+def say_there_is(quantity: Quantity, noun_phrase: str) -> str:
+    """ "There is" or "There are", the quantity, and what is counted."""
+    return f"There {'is' if quantity.singular else 'are'} {quantity.words} {noun_phrase}"

@@ -39,7 +39,9 @@ MOST_ITEMS = 7
 _EDGE_RATE = 0.18
 """Share of scattered items set against the right edge, and against the bottom."""
 _BLOCK, _BLOCK_STEP, _TOWER_X = 20, 21, 40
+"""Width of a block, distance from one to the next, and left edge of a tower, pixels."""
 _FINE = 8
+"""Supersampling factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,46 +74,52 @@ class Panel:
     boxes: tuple[Box, ...]
     towers: bool
 
+    @property
+    def pieces(self) -> list[Piece]:
+        """The items of all boxes."""
+        return [piece for box in self.boxes for piece in box]
+
     def permuted(self, order: Sequence[int]) -> Panel:
         """The same boxes in another order."""
         return Panel(boxes=tuple(self.boxes[i] for i in order), towers=self.towers)
 
 
 def sample_panel(rng: np.random.Generator, num_boxes: int, towers: bool, most_items: int = MOST_ITEMS) -> Panel:
-    """A random panel of towers, or with at most so many scattered items in each box."""
+    """A random panel of towers, or with at most `most_items` scattered items in each box."""
     if towers:
         boxes = tuple(
-            _tower([pick(rng, tuple(COLOURS)) for _ in range(int(rng.integers(1, TALLEST + 1)))])
+            _stack_blocks([pick(rng, tuple(COLOURS)) for _ in range(int(rng.integers(1, TALLEST + 1)))])
             for _ in range(num_boxes)
         )
     else:
         boxes = tuple(
-            _scatter([_loose(rng) for _ in range(int(rng.integers(1, most_items + 1)))], rng) for _ in range(num_boxes)
+            _scatter_pieces([_sample_piece(rng) for _ in range(int(rng.integers(1, most_items + 1)))], rng)
+            for _ in range(num_boxes)
         )
     return Panel(boxes=boxes, towers=towers)
 
 
 def vary_panel(panel: Panel, rng: np.random.Generator, most_items: int = MOST_ITEMS) -> Panel:
-    """A panel that differs little: its items dealt anew to its boxes, or a few of them changed."""
+    """A panel that differs little: its items dealt anew to its boxes, or one of them changed."""
     sizes = [len(box) for box in panel.boxes]
     if panel.towers:
-        blocks = [piece.color for box in panel.boxes for piece in box]
+        blocks = [piece.color for piece in panel.pieces]
         if rng.random() < 0.6:
             blocks = shuffled(rng, blocks)
-            sizes = _redealt(sizes, TALLEST, rng) if rng.random() < 0.5 else sizes
+            sizes = _redeal_sizes(sizes, TALLEST, rng) if rng.random() < 0.5 else sizes
         else:
             blocks[int(rng.integers(len(blocks)))] = pick(rng, tuple(COLOURS))
         starts = np.cumsum([0, *sizes])
-        return Panel(boxes=tuple(_tower(blocks[a:b]) for a, b in itertools.pairwise(starts)), towers=True)
-    kinds = [dataclasses.replace(piece) for box in panel.boxes for piece in box]
+        return Panel(boxes=tuple(_stack_blocks(blocks[a:b]) for a, b in itertools.pairwise(starts)), towers=True)
+    kinds = panel.pieces
     if rng.random() < 0.6:
         kinds = shuffled(rng, kinds)
-        sizes = _redealt(sizes, most_items, rng) if rng.random() < 0.5 else sizes
+        sizes = _redeal_sizes(sizes, most_items, rng) if rng.random() < 0.5 else sizes
     else:
-        k = int(rng.integers(len(kinds)))
-        kinds[k] = _loose(rng)
+        changed = int(rng.integers(len(kinds)))  # drawn before the new item
+        kinds[changed] = _sample_piece(rng)
     starts = np.cumsum([0, *sizes])
-    return Panel(boxes=tuple(_scatter(kinds[a:b], rng) for a, b in itertools.pairwise(starts)), towers=False)
+    return Panel(boxes=tuple(_scatter_pieces(kinds[a:b], rng) for a, b in itertools.pairwise(starts)), towers=False)
 
 
 def draw_panel(panel: Panel) -> Image.Image:
@@ -122,21 +130,21 @@ def draw_panel(panel: Panel) -> Image.Image:
     for k, box in enumerate(panel.boxes):
         canvas[:, k * STEP : k * STEP + BOX, :3] = _PAPER
         for piece in box:
-            stamp = _stamp(piece.shape, piece.color, piece.size)
+            stamp = _render_piece(piece.shape, piece.color, piece.size)
             left = k * STEP + piece.x
             canvas[piece.y : piece.y + piece.size, left : left + piece.size, :3] = stamp
     return Image.fromarray(canvas)
 
 
 def piece_box(place: int, piece: Piece) -> tuple[int, int, int, int]:
-    """Pixel corners of an item of the box at a place, in the whole picture."""
+    """Pixel corners, in the whole picture, of an item of box number `place`."""
     left = place * STEP + piece.x
     return left, piece.y, left + piece.size, piece.y + piece.size
 
 
 @cache
-def _stamp(shape: str, color: str, size: int) -> NDArray[np.uint8]:
-    """(size, size, 3) item on the paper colour; items never overlap, so one stamp serves every place."""
+def _render_piece(shape: str, color: str, size: int) -> NDArray[np.uint8]:
+    """(size, size, 3): an item on the colour of its box; items never overlap, so it can be pasted anywhere."""
     at = (np.arange(size * _FINE) + 0.5) / _FINE
     x, y = at[None, :], at[:, None]
     if shape == "square":
@@ -151,7 +159,8 @@ def _stamp(shape: str, color: str, size: int) -> NDArray[np.uint8]:
     return stamp
 
 
-def _tower(colours: Sequence[str]) -> Box:
+def _stack_blocks(colours: Sequence[str]) -> Box:
+    """Blocks of these colours, from the base up."""
     top = BOX - _BLOCK
     return tuple(
         Piece(x=_TOWER_X, y=top - k * _BLOCK_STEP, shape="square", color=color, size=_BLOCK)
@@ -159,15 +168,15 @@ def _tower(colours: Sequence[str]) -> Box:
     )
 
 
-def _loose(rng: np.random.Generator) -> Piece:
-    """An item without a place."""
+def _sample_piece(rng: np.random.Generator) -> Piece:
+    """A random item that has no place yet."""
     return Piece(
         x=0, y=0, shape=pick(rng, SHAPES), color=pick(rng, tuple(COLOURS)), size=pick(rng, tuple(SIZES.values()))
     )
 
 
-def _scatter(pieces: Sequence[Piece], rng: np.random.Generator) -> Box:
-    """Places for the items, one pixel apart at least, some against the right edge or the bottom."""
+def _scatter_pieces(pieces: Sequence[Piece], rng: np.random.Generator) -> Box:
+    """The items at random places, at least one pixel apart, some against the right edge or the bottom."""
     while True:
         placed: list[Piece] = []
         for piece in sorted(pieces, key=lambda one: -one.size):
@@ -191,7 +200,7 @@ def _scatter(pieces: Sequence[Piece], rng: np.random.Generator) -> Box:
             return tuple(shuffled(rng, placed))
 
 
-def _redealt(sizes: Sequence[int], most: int, rng: np.random.Generator) -> list[int]:
+def _redeal_sizes(sizes: Sequence[int], most: int, rng: np.random.Generator) -> list[int]:
     """Other numbers of items per box with the same sum, from 1 to `most` each."""
     total = sum(sizes)
     for _ in range(20):

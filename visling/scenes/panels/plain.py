@@ -1,5 +1,5 @@
-"""Plain words about panels, one condition at a time: captions of one item or one number, and statements. What a small
-model learns first."""
+"""Plain sentences about panels, one condition at a time: captions of one item or one number, and statements. A small
+model learns from these first."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from visling.scenes.panels.panel import COLOURS, SHAPES, SIZES, TALLEST, Panel, 
 from visling.scenes.world import pick
 
 PLACES = {2: ("left", "right"), 3: ("left", "middle", "right")}
-"""Words for the boxes of a panel, by their number."""
+"""Number of boxes -> words for them, from left to right."""
 _SIZE_WORDS = {width: word for word, width in SIZES.items()}
 _ITEM_RATE = 0.8
-"""Share of captions that name one item; the others count. Words are bound to items by those that name one alone."""
+"""Share of captions that name one item; the others count. A model learns which word belongs to which item from captions
+of one item (docs/log.md)."""
 _PLACE_RATE = 0.3
 """Share of named items whose box is named too."""
 _TRIES = 30
 
 
 def piece_name(piece: Piece) -> str:
-    """Everything that can be said of an item: "small black square"."""
+    """All three attributes of an item: "small black square"."""
     return f"{_SIZE_WORDS[piece.size]} {piece.color} {piece.shape}"
 
 
@@ -31,7 +32,7 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
     """Different true captions of a panel, at most `count`."""
     captions: list[str] = []
     for _ in range(8 * count):
-        text = (_one_item if rng.random() < _ITEM_RATE else _one_number)(panel, rng)
+        text = (_describe_item if rng.random() < _ITEM_RATE else _describe_number)(panel, rng)
         if text not in captions:
             captions.append(text)
         if len(captions) == count:
@@ -42,20 +43,20 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
 def plain_statements(panel: Panel, rng: np.random.Generator, count: int) -> list[tuple[Sentence, bool]]:
     """Different statements with their truth, true and false in turn, at most `count`.
 
-    Words alone tell a little about the truth (a tower of four is rare): a model that begins gets a hold there, and none
-    of statements that are as often true as false (docs/log.md).
+    The words alone hint at the truth (a tower of four is rare). An untrained model starts from that hint; from statements
+    that are true as often as false it learned nothing (docs/log.md).
     """
-    found: dict[str, tuple[Sentence, bool]] = {}
+    chosen: dict[str, tuple[Sentence, bool]] = {}
     for k in range(count):
         for _ in range(_TRIES):
             sentence = pick(rng, _TOWER_FORMS if panel.towers else _SCATTER_FORMS)(panel, rng)
-            if sentence.truth(panel) is (k % 2 == 0) and sentence.text not in found:
-                found[sentence.text] = (sentence, k % 2 == 0)
+            if sentence.truth(panel) is (k % 2 == 0) and sentence.text not in chosen:
+                chosen[sentence.text] = (sentence, k % 2 == 0)
                 break
-    return list(found.values())
+    return list(chosen.values())
 
 
-def _one_item(panel: Panel, rng: np.random.Generator) -> str:
+def _describe_item(panel: Panel, rng: np.random.Generator) -> str:
     """One item, and sometimes in which box it is."""
     where, piece = pick(rng, [(where, piece) for where, box in enumerate(panel.boxes) for piece in box])
     place = PLACES[len(panel.boxes)][where]
@@ -64,7 +65,7 @@ def _one_item(panel: Panel, rng: np.random.Generator) -> str:
     return indefinite(piece_name(piece)) + (f" in the {place} box" if rng.random() < _PLACE_RATE else "")
 
 
-def _one_number(panel: Panel, rng: np.random.Generator) -> str:
+def _describe_number(panel: Panel, rng: np.random.Generator) -> str:
     """How many items of a colour or shape a box or the panel holds."""
     piece = pick(rng, [piece for box in panel.boxes for piece in box])
     kind = piece.color if panel.towers or rng.integers(2) else piece.shape
@@ -72,82 +73,94 @@ def _one_number(panel: Panel, rng: np.random.Generator) -> str:
     where = int(rng.integers(len(panel.boxes) + 2))
     if where < len(panel.boxes):
         place = f"{PLACES[len(panel.boxes)][where]} {'tower' if panel.towers else 'box'}"
-        return f"the {place} has {_counted(_number(panel, {kind}, where), noun)}"
-    number = _number(panel, {kind})
-    return f"there {'is' if number == 1 else 'are'} {_counted(number, noun) if number < len(NUMBERS) else f'many {plural(noun)}'}"
+        return f"the {place} has {_write_count(_count_items(panel, {kind}, where), noun)}"
+    number = _count_items(panel, {kind})
+    many = _write_count(number, noun) if number < len(NUMBERS) else f"many {plural(noun)}"
+    return f"there {'is' if number == 1 else 'are'} {many}"
 
 
-# Statements. Numbers asked for lie near the true ones, as people's do.
+# Statements. The numbers in them lie near the true ones, as in people's statements.
 
 Maker = Callable[[Panel, np.random.Generator], Sentence]
 
 
-def _end(panel: Panel, rng: np.random.Generator) -> Sentence:
-    (where, place), color = _place(panel, rng), pick(rng, tuple(COLOURS))
+def _say_end(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """The colour at an end of a tower."""
+    (where, place), color = _pick_box(panel, rng), pick(rng, tuple(COLOURS))
     end, words = pick(rng, ((0, "base"), (-1, "block at the top")))
     text = f"the {place} tower has {indefinite(color)} {words}"
     return Sentence(form="plain end", text=text, truth=lambda panel: panel.boxes[where][end].color == color)
 
 
-def _height(panel: Panel, rng: np.random.Generator) -> Sentence:
-    (where, place), number = _place(panel, rng), int(rng.integers(1, TALLEST + 1))
-    text = f"the {place} tower has {_counted(number, 'block')}"
+def _say_height(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """How many blocks a tower has."""
+    (where, place), number = _pick_box(panel, rng), int(rng.integers(1, TALLEST + 1))
+    text = f"the {place} tower has {_write_count(number, 'block')}"
     return Sentence(form="plain height", text=text, truth=lambda panel: len(panel.boxes[where]) == number)
 
 
-def _some_height(panel: Panel, rng: np.random.Generator) -> Sentence:
+def _say_some_height(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """That some tower has so many blocks."""
     number = int(rng.integers(1, TALLEST + 1))
-    text = f"there is a tower with {_counted(number, 'block')}"
+    text = f"there is a tower with {_write_count(number, 'block')}"
     return Sentence(form="plain some height", text=text, truth=lambda panel: number in map(len, panel.boxes))
 
 
-def _blocks(panel: Panel, rng: np.random.Generator) -> Sentence:
+def _say_blocks(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """How many blocks of a colour there are."""
     color = pick(rng, tuple(COLOURS))
-    return _in_all(f"{color} block", {color}, panel, rng)
+    return _say_number(f"{color} block", {color}, panel, rng)
 
 
-def _items(panel: Panel, rng: np.random.Generator) -> Sentence:
-    return _in_all(*_kind(rng), panel, rng)
+def _say_items(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """How many items of a sort there are."""
+    return _say_number(*_sample_kind(rng), panel, rng)
 
 
-def _some_item(panel: Panel, rng: np.random.Generator) -> Sentence:
-    name, words = _kind(rng)
+def _say_some_item(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """That there is an item of a sort."""
+    name, words = _sample_kind(rng)
     return Sentence(
-        form="plain some item", text=f"there is {indefinite(name)}", truth=lambda panel: _number(panel, words) > 0
+        form="plain some item", text=f"there is {indefinite(name)}", truth=lambda panel: _count_items(panel, words) > 0
     )
 
 
-def _item_in_box(panel: Panel, rng: np.random.Generator) -> Sentence:
-    (where, place), (name, words) = _place(panel, rng), _kind(rng)
+def _say_item_in_box(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """That a box holds an item of a sort."""
+    (where, place), (name, words) = _pick_box(panel, rng), _sample_kind(rng)
     text = f"the {place} box has {indefinite(name)}"
-    return Sentence(form="plain item in box", text=text, truth=lambda panel: _number(panel, words, where) > 0)
+    return Sentence(form="plain item in box", text=text, truth=lambda panel: _count_items(panel, words, where) > 0)
 
 
-def _number_in_box(panel: Panel, rng: np.random.Generator) -> Sentence:
-    (where, place), (name, words) = _place(panel, rng), _kind(rng)
-    number = _near(_number(panel, words, where), rng)
-    text = f"the {place} box has exactly {_counted(number, name)}"
-    return Sentence(form="plain number in box", text=text, truth=lambda panel: _number(panel, words, where) == number)
+def _say_number_in_box(panel: Panel, rng: np.random.Generator) -> Sentence:
+    """How many items of a sort a box holds."""
+    (where, place), (name, words) = _pick_box(panel, rng), _sample_kind(rng)
+    number = _vary_number(_count_items(panel, words, where), rng)
+    text = f"the {place} box has exactly {_write_count(number, name)}"
+    return Sentence(
+        form="plain number in box", text=text, truth=lambda panel: _count_items(panel, words, where) == number
+    )
 
 
-_TOWER_FORMS: tuple[Maker, ...] = (_end, _end, _height, _some_height, _blocks)
-_SCATTER_FORMS: tuple[Maker, ...] = (_some_item, _item_in_box, _number_in_box, _items)
+_TOWER_FORMS: tuple[Maker, ...] = (_say_end, _say_end, _say_height, _say_some_height, _say_blocks)
+_SCATTER_FORMS: tuple[Maker, ...] = (_say_some_item, _say_item_in_box, _say_number_in_box, _say_items)
 
 
-def _in_all(name: str, words: set[str], panel: Panel, rng: np.random.Generator) -> Sentence:
-    number = _near(_number(panel, words), rng)
-    text = f"there {'is' if number == 1 else 'are'} exactly {_counted(number, name)}"
-    return Sentence(form="plain number", text=text, truth=lambda panel: _number(panel, words) == number)
+def _say_number(name: str, words: set[str], panel: Panel, rng: np.random.Generator) -> Sentence:
+    """How many items of the panel all words apply to."""
+    number = _vary_number(_count_items(panel, words), rng)
+    text = f"there {'is' if number == 1 else 'are'} exactly {_write_count(number, name)}"
+    return Sentence(form="plain number", text=text, truth=lambda panel: _count_items(panel, words) == number)
 
 
-def _place(panel: Panel, rng: np.random.Generator) -> tuple[int, str]:
-    """A box: its place, and the word for it."""
+def _pick_box(panel: Panel, rng: np.random.Generator) -> tuple[int, str]:
+    """A random box: its place, and the word for it."""
     where = int(rng.integers(len(panel.boxes)))
     return where, PLACES[len(panel.boxes)][where]
 
 
-def _kind(rng: np.random.Generator) -> tuple[str, set[str]]:
-    """A sort of item: its name, and the words that must hold of an item."""
+def _sample_kind(rng: np.random.Generator) -> tuple[str, set[str]]:
+    """A random sort of item: its name, and the words that must apply to an item."""
     named = pick(
         rng,
         (("color", "shape"), ("color", "shape"), ("size", "color", "shape"), ("size", "shape"), ("color",), ("shape",)),
@@ -157,16 +170,17 @@ def _kind(rng: np.random.Generator) -> tuple[str, set[str]]:
     return " ".join(words if "shape" in named else [*words, "item"]), set(words)
 
 
-def _number(panel: Panel, words: set[str], where: int | None = None) -> int:
-    """Items of a box or of the panel of which all words hold."""
+def _count_items(panel: Panel, words: set[str], where: int | None = None) -> int:
+    """Number of items, of box `where` or of the panel, that all words apply to."""
     boxes = panel.boxes if where is None else (panel.boxes[where],)
     return sum(words <= {_SIZE_WORDS[piece.size], piece.color, piece.shape} for box in boxes for piece in box)
 
 
-def _near(number: int, rng: np.random.Generator) -> int:
-    """The number or a neighbour, within what there are words for."""
+def _vary_number(number: int, rng: np.random.Generator) -> int:
+    """The number or a neighbour of it, as far as there are words for it."""
     return min(max(number + pick(rng, (-1, 0, 0, 1)), 0), len(NUMBERS) - 1)
 
 
-def _counted(number: int, noun: str) -> str:
+def _write_count(number: int, noun: str) -> str:
+    """A number word and a noun."""
     return f"{NUMBERS[number]} {noun if number == 1 else plural(noun)}"

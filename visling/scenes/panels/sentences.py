@@ -1,10 +1,9 @@
-"""Sentences about panels, built from conditions and quantifiers, each with the function that says whether it is true of
-a panel.
+"""Random sentences about panels, each with the function that says whether it is true of a panel.
 
-The constructions and words are those that occur in NLVR's development sentences, and so are the readings:
-"two towers" are exactly two, "over" is directly over.
-A condition is true, false or, where readers would disagree (an item one pixel from the edge, a block above another with
-one between), None; a sentence is only used for panels on which it is plainly true or false.
+Constructions, words and readings are those of NLVR's development sentences: "two towers" are exactly two, "over" is
+directly over. Where readers would disagree (an item one pixel from the edge, a block above another with one between)
+the truth is open to dispute (`logic.Truth`); a sentence is used only for panels on which it is plainly true or false.
+`items`, `boxes` and `towers` hold the constructions; this file chooses among them and adds the slips of human writers.
 """
 
 from __future__ import annotations
@@ -14,41 +13,41 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from visling.scenes.panels.boxes import box_with, every_box, one_box_has
+from visling.scenes.panels.boxes import say_box_with, say_every_box, say_one_box_has
 from visling.scenes.panels.items import (
-    all_touching,
-    colours_touching,
-    items_sentence,
-    items_touching,
-    not_coloured,
-    same_box,
-    two_touching,
+    say_all_touching,
+    say_colours_touching,
+    say_items,
+    say_items_touching,
+    say_not_coloured,
+    say_same_box,
+    say_two_touching,
 )
 from visling.scenes.panels.logic import Maker, Sentence
 from visling.scenes.panels.towers import (
-    block_at,
-    block_over,
-    blocks_sentence,
-    every_tower,
-    high_tower,
-    one_colour_tower,
-    same_end,
-    same_height,
-    second,
-    some_end,
-    the_tower,
-    touching_stack,
-    tower_as_box,
-    tower_with,
+    say_block_at,
+    say_block_over,
+    say_blocks,
+    say_every_tower,
+    say_high_tower,
+    say_one_colour_tower,
+    say_same_end,
+    say_same_height,
+    say_second_block,
+    say_some_end,
+    say_the_tower,
+    say_touching_stack,
+    say_tower_as_box,
+    say_tower_with,
 )
 from visling.scenes.world import pick
 
 
 def sample_sentences(rng: np.random.Generator, towers: bool, num_boxes: int, tries: int = 60) -> Iterator[Sentence]:
-    """Random sentences of one random form for panels of towers or of scattered items, with the slips of human writers.
+    """Random sentences of one random form for panels of towers or of scattered items.
 
-    The caller takes the first that suits its panels; as all have one form, forms that seldom suit are not crowded out
-    by others.
+    The caller takes the first that suits its panels. As all are of one form, forms that seldom suit are not crowded out
+    by the others.
     """
     maker = pick(rng, _TOWER_FORMS if towers else _SCATTER_FORMS)
     form = ""
@@ -57,56 +56,57 @@ def sample_sentences(rng: np.random.Generator, towers: bool, num_boxes: int, tri
         form = form or sentence.form
         if sentence.form == form:
             yield Sentence(
-                form=form, text=_as_people_write(_for_boxes(sentence.text, num_boxes), rng), truth=sentence.truth
+                form=form, text=_add_slips(_fit_to_boxes(sentence.text, num_boxes), rng), truth=sentence.truth
             )
 
 
 _SCATTER_FORMS: Sequence[Maker] = (
-    items_sentence,
-    items_touching,
-    items_touching,
-    items_touching,
-    all_touching,
-    not_coloured,
-    two_touching,
-    same_box,
-    colours_touching,
-    box_with,
-    box_with,
-    box_with,
-    box_with,
-    one_box_has,
-    every_box,
+    say_items,
+    say_items_touching,
+    say_items_touching,
+    say_items_touching,
+    say_all_touching,
+    say_not_coloured,
+    say_two_touching,
+    say_same_box,
+    say_colours_touching,
+    say_box_with,
+    say_box_with,
+    say_box_with,
+    say_box_with,
+    say_one_box_has,
+    say_every_box,
 )
 
 _TOWER_FORMS: Sequence[Maker] = (
-    tower_with,
-    tower_with,
-    tower_with,
-    tower_with,
-    tower_with,
-    tower_with,
-    block_at,
-    block_at,
-    block_over,
-    block_over,
-    blocks_sentence,
-    every_tower,
-    the_tower,
-    same_height,
-    same_end,
-    some_end,
-    second,
-    tower_as_box,
-    tower_as_box,
-    one_colour_tower,
-    high_tower,
-    touching_stack,
+    say_tower_with,
+    say_tower_with,
+    say_tower_with,
+    say_tower_with,
+    say_tower_with,
+    say_tower_with,
+    say_block_at,
+    say_block_at,
+    say_block_over,
+    say_block_over,
+    say_blocks,
+    say_every_tower,
+    say_the_tower,
+    say_same_height,
+    say_same_end,
+    say_some_end,
+    say_second_block,
+    say_tower_as_box,
+    say_tower_as_box,
+    say_one_colour_tower,
+    say_high_tower,
+    say_touching_stack,
 )
-"""Repeated entries are more frequent, roughly as in the development sentences."""
+"""A maker that is listed n times is n times as frequent, roughly as in the development sentences."""
 
 
-def _for_boxes(text: str, num_boxes: int) -> str:
+def _fit_to_boxes(text: str, num_boxes: int) -> str:
+    """The sentence without the number three, for panels of two boxes."""
     return (
         text
         if num_boxes == 3
@@ -114,7 +114,7 @@ def _for_boxes(text: str, num_boxes: int) -> str:
     )
 
 
-_SLIPS: Sequence[tuple[float, str, str]] = (
+_SLIPS: Sequence[tuple[float, str, str]] = (  # rate, pattern, what is written in its place
     (0.3, r"\bgrey\b", "gray"),
     (0.12, r"\bcolor", "colour"),
     (0.08, r"\bat least\b", "atleast"),
@@ -129,9 +129,9 @@ _SLIPS: Sequence[tuple[float, str, str]] = (
 )
 
 
-def _as_people_write(text: str, rng: np.random.Generator) -> str:
-    """The sentence with or without capital and period, and now and then with a slip of a human writer that leaves the
-    meaning alone."""
+def _add_slips(text: str, rng: np.random.Generator) -> str:
+    """The sentence with or without capital and full stop, and now and then with a human writer's slip that does not
+    change the meaning."""
     for rate, pattern, other in _SLIPS:
         if rng.random() < rate:
             text = re.sub(pattern, other, text, count=1)

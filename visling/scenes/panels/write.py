@@ -1,4 +1,4 @@
-"""Writes panels in NLVR's layout: presentations of one sentence with four pictures, two of which it is true of."""
+"""Writes panels in NLVR's layout: presentations of one sentence with four pictures; it is true of two of them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from visling.scenes.settings import ScenesConfig
 from visling.scenes.world import shuffled
 
 _POOL = 12
-"""Panels drawn up per presentation, of which the first sentence picks four."""
+"""Candidate panels per presentation; four of them are chosen to suit the first sentence."""
 _PER_DIRECTORY = 500
 """Presentations per picture directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judged:
-    """A sentence with (place of a panel, whether it is true of it) for as many true as false ones."""
+class _JudgedSentence:
+    """A sentence and the panels it is judged on: (place, whether it is true), as many true as false ones."""
 
     form: str
     text: str
@@ -37,15 +37,15 @@ class _Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Presented:
-    """One presentation: panels and the sentences judged of them; the first of each panel is written in NLVR's
+class _Presentation:
+    """One presentation: panels and the sentences judged on them; the first sentence of each panel is written in NLVR's
     layout."""
 
     number: int
     panels: list[Panel]
     captions: list[list[str]]
-    """Of each panel."""
-    judged: list[_Judged]
+    """Captions of each panel."""
+    judged: list[_JudgedSentence]
 
 
 def write_panels(folder: Path, config: ScenesConfig, progress: Callable[[int], None]) -> dict[str, Any]:
@@ -54,7 +54,9 @@ def write_panels(folder: Path, config: ScenesConfig, progress: Callable[[int], N
     counts: dict[str, Any] = {}
     presentations = -(-config.panels // 4)
     splits = config.bounds(presentations)
-    presented = _present_all(config, presentations, {split: folder / "nlvr" / split / "images" for split in splits})
+    presented = _make_presentations(
+        config, presentations, {split: folder / "nlvr" / split / "images" for split in splits}
+    )
     done = 0
     for split, places in splits.items():
         files = _SplitFiles(split, config)
@@ -83,8 +85,8 @@ def directory(number: int) -> str:
     return str(number // _PER_DIRECTORY)
 
 
-def _present_all(config: ScenesConfig, presentations: int, folders: dict[str, Path]) -> Iterator[_Presented]:
-    """Every presentation in order; its pictures are on disk when it comes out."""
+def _make_presentations(config: ScenesConfig, presentations: int, folders: dict[str, Path]) -> Iterator[_Presentation]:
+    """Every presentation in order; its pictures are on disk by the time it is yielded."""
     jobs = []
     for split, places in config.bounds(presentations).items():
         for number in places:
@@ -93,63 +95,67 @@ def _present_all(config: ScenesConfig, presentations: int, folders: dict[str, Pa
             jobs.append(
                 (str(folders[split] / directory(name)), split, config, name, min(4, config.panels - 4 * number))
             )
-    return in_order(_present, jobs, config.processes)
+    return in_order(_make_presentation, jobs, config.processes)
 
 
-def _present(job: tuple[str, str, ScenesConfig, int, int]) -> _Presented:
+def _make_presentation(job: tuple[str, str, ScenesConfig, int, int]) -> _Presentation:
+    """Panels and sentences of one presentation; draws its pictures."""
     folder, split, config, number, num_panels = job
     rng = generator_for(config.seed, number - config.panel_first, 20)
-    panels, judged = (_plainly_judged if config.panel_language == "plain" else _judged_as_people_do)(
+    panels, judged = (_judge_plain_sentences if config.panel_language == "plain" else _judge_people_sentences)(
         config, num_panels, rng
     )
     for place, panel in enumerate(panels):
-        for k, order in enumerate(_orders(config)):
+        for k, order in enumerate(_list_orders(config)):
             draw_panel(panel.permuted(order)).save(
                 Path(folder) / f"{stem(split, number, place, k)}.png", compress_level=4
             )
     voices = [generator_for(config.seed, number - config.panel_first, 21, place) for place in range(len(panels))]
     describe = plain_captions if config.panel_language == "plain" else panel_captions
     captions = [describe(panel, voice, config.captions_per_image) for panel, voice in zip(panels, voices, strict=True)]
-    return _Presented(number=number, panels=panels, captions=captions, judged=judged)
+    return _Presentation(number=number, panels=panels, captions=captions, judged=judged)
 
 
-def _judged_as_people_do(
+def _judge_people_sentences(
     config: ScenesConfig, num_panels: int, rng: np.random.Generator
-) -> tuple[list[Panel], list[_Judged]]:
-    """Panels and sentences, each sentence true of some of them and false of as many: words alone tell nothing."""
-    panels, first = _first_sentence(config, num_panels, rng)
+) -> tuple[list[Panel], list[_JudgedSentence]]:
+    """Panels and sentences, each true of some panels and false of as many, so that its words alone give nothing away."""
+    panels, first = _find_first_sentence(config, num_panels, rng)
     judged, said = [first], {first.text}
     for _ in range(20 * config.statements_per_panel):
         if sum(len(one.labels) for one in judged) >= num_panels * config.statements_per_panel:
             break
         for sentence in sample_sentences(rng, panels[0].towers, config.panel_boxes):
-            labels = _judge(sentence, panels, rng)
+            labels = _judge_sentence(sentence, panels, rng)
             if labels and sentence.text not in said:
                 said.add(sentence.text)
-                judged.append(_Judged(form=sentence.form, text=sentence.text, labels=labels))
+                judged.append(_JudgedSentence(form=sentence.form, text=sentence.text, labels=labels))
                 break
     return panels, judged
 
 
-def _plainly_judged(
+def _judge_plain_sentences(
     config: ScenesConfig, num_panels: int, rng: np.random.Generator
-) -> tuple[list[Panel], list[_Judged]]:
-    """Panels, and plain sentences about each by itself."""
+) -> tuple[list[Panel], list[_JudgedSentence]]:
+    """Panels, and plain sentences about each panel on its own."""
     towers = bool(rng.random() < config.panel_towers)
     panels = [sample_panel(rng, config.panel_boxes, towers, config.panel_items) for _ in range(num_panels)]
     judged = [
-        _Judged(form=sentence.form, text=sentence.text, labels=[(place, truth)])
+        _JudgedSentence(form=sentence.form, text=sentence.text, labels=[(place, truth)])
         for place, panel in enumerate(panels)
         for sentence, truth in plain_statements(panel, rng, config.statements_per_panel)
     ]
     return panels, judged
 
 
-def _orders(config: ScenesConfig) -> list[tuple[int, ...]]:
+def _list_orders(config: ScenesConfig) -> list[tuple[int, ...]]:
+    """Orders of the boxes in which each panel is drawn."""
     return list(itertools.permutations(range(config.panel_boxes)))[: config.permutations]
 
 
-def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Generator) -> tuple[list[Panel], _Judged]:
+def _find_first_sentence(
+    config: ScenesConfig, num_panels: int, rng: np.random.Generator
+) -> tuple[list[Panel], _JudgedSentence]:
     """Panels in which small differences decide, and a sentence true of half of them."""
     towers = bool(rng.random() < config.panel_towers)
     while True:
@@ -159,15 +165,14 @@ def _first_sentence(config: ScenesConfig, num_panels: int, rng: np.random.Genera
             pool += [vary_panel(pool[-1], rng, config.panel_items) for _ in range(2)]
         for sentence in sample_sentences(rng, towers, config.panel_boxes):
             truths = [sentence.truth(panel) for panel in pool]
-            chosen = _halves(truths, num_panels, rng)
+            chosen = _choose_halves(truths, num_panels, rng)
             if chosen is not None:
                 labels = [(place, bool(truths[i])) for place, i in enumerate(chosen)]
-                return [pool[i] for i in chosen], _Judged(form=sentence.form, text=sentence.text, labels=labels)
+                return [pool[i] for i in chosen], _JudgedSentence(form=sentence.form, text=sentence.text, labels=labels)
 
 
-def _halves(truths: Sequence[bool | None], number: int, rng: np.random.Generator) -> list[int] | None:
-    """Positions of as many true as false, neighbours (variations of one panel) first; None when there are not
-    enough."""
+def _choose_halves(truths: Sequence[bool | None], number: int, rng: np.random.Generator) -> list[int] | None:
+    """Positions of as many true as false panels, variations of one panel first; None if there are not enough."""
     true = [i for i, truth in enumerate(truths) if truth is True]
     false = [i for i, truth in enumerate(truths) if truth is False]
     want_true = number // 2 + (number % 2 and int(rng.integers(2)))
@@ -180,7 +185,7 @@ def _halves(truths: Sequence[bool | None], number: int, rng: np.random.Generator
     return shuffled(rng, [*kept, *false[: number - want_true]])
 
 
-def _judge(sentence: Sentence, panels: Sequence[Panel], rng: np.random.Generator) -> list[tuple[int, bool]]:
+def _judge_sentence(sentence: Sentence, panels: Sequence[Panel], rng: np.random.Generator) -> list[tuple[int, bool]]:
     """(place, truth) of as many true as false panels; empty unless there is one of each."""
     truths = [sentence.truth(panel) for panel in panels]
     true = shuffled(rng, [i for i, truth in enumerate(truths) if truth is True])
@@ -201,16 +206,16 @@ class _SplitFiles:
         self.captions: list[dict[str, Any]] = []
         self.forms: Counter[str] = Counter()
 
-    def add(self, presented: _Presented) -> None:
-        """Take one presentation in."""
+    def add(self, presented: _Presentation) -> None:
+        """Collect the annotations of one presentation."""
         number = presented.number
-        told: set[int] = set()
+        described: set[int] = set()
         for j, judged in enumerate(presented.judged):
             self.forms[judged.form] += len(judged.labels)
             for place, truth in judged.labels:
                 label = "true" if truth else "false"
-                if place not in told:
-                    told.add(place)
+                if place not in described:
+                    described.add(place)
                     self.examples.append(
                         {
                             "sentence": judged.text,
@@ -234,7 +239,7 @@ class _SplitFiles:
                         }
                     )
         for place, panel in enumerate(presented.panels):
-            for k, order in enumerate(_orders(self.config)):
+            for k, order in enumerate(_list_orders(self.config)):
                 self._add_picture(number, place, k, panel.permuted(order))
             for k, text in enumerate(presented.captions[place]):
                 image_id = _image_id(number, place, 0)
