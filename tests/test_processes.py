@@ -1,12 +1,16 @@
-"""Several processes by one command: they train one model, speak with one voice, and end together."""
+"""Several processes by one command: they train one model, predict what one predicts, speak with one voice, and end
+together."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def train_by_two(world: Any, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -68,3 +72,77 @@ def test_gradients_are_means_over_processes(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "means\n"
+
+
+STILL = ("train.optim.lr=0.0", "train.optim.weight_decay=0.0", "train.max_steps=1", "train.validate_every=1")
+"""Settings under which training changes no weight: what is validated does not depend on how it was trained."""
+
+
+def run_by(processes: int, verb: str, *words: str) -> None:
+    """A command of the tiny world with so many processes, on one thread each."""
+    command = [sys.executable, "-m", "visling", verb, *words, "--device", "cpu", "--threads", "1"]
+    command += ["--processes", str(processes)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def validated(run: Path) -> list[dict[str, float]]:
+    """The validation scores in a run's log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["scores"] for line in lines if line["kind"] == "valid"]
+
+
+def settings_of(world: Any, recipe: str) -> list[str]:
+    changes = [*world.settings, *STILL, "batch_size=5"]
+    if recipe.startswith(("lxmert", "cvlp")):
+        changes.remove("encoder.num_layers=1")
+        changes += [f"encoder.num_{stream}_layers=1" for stream in ("text", "region", "cross")]
+    return [part for change in changes for part in ("--set", change)]
+
+
+@pytest.mark.parametrize("recipe", ["visualbert-scenes", "vlbert-scenes", "lxmert-scenes", "cvlp-scenes"])
+def test_any_number_of_processes_validates_pretraining_alike(world: Any, tmp_path: Path, recipe: str) -> None:
+    """Among them text without images (VL-BERT), questions scored one by one (LXMERT) and a queue (CVLP), which holds the
+    regions that training has met: other ones for another number of processes."""
+    scores = []
+    for processes in (1, 2, 3):
+        out = tmp_path / f"{processes}"
+        run_by(
+            processes, "pretrain", "--recipe", recipe, "--data", str(world.scenes), "--store", str(world.regions),
+            "--out", str(out), *settings_of(world, recipe),
+        )  # fmt: skip
+        scores.append(validated(out))
+    for (only,) in scores:
+        for name in [name for name in only if recipe == "cvlp-scenes" and (name == "loss" or "contrast" in name)]:
+            del only[name]
+    assert scores[0][0]
+    assert scores[1] == scores[0]
+    assert scores[2] == scores[0]
+
+
+def test_any_number_of_processes_validates_fine_tuning_alike(world: Any, tmp_path: Path) -> None:
+    scores = []
+    for processes in (1, 2, 3):
+        out = tmp_path / f"{processes}"
+        run_by(
+            processes, "finetune", "--recipe", "visualbert-vqa-scenes", "--data", str(world.scenes), "--store",
+            str(world.regions), "--init", str(world.vqa), "--out", str(out), *settings_of(world, "visualbert"),
+        )  # fmt: skip
+        scores.append(validated(out))
+    assert scores[0]
+    assert scores[1] == scores[0]
+    assert scores[2] == scores[0]
+
+
+def test_any_number_of_processes_predicts_what_one_predicts(world: Any, tmp_path: Path) -> None:
+    """Scores, details with confidences, and the submission file, byte for byte; no example is left out or doubled."""
+    written = []
+    for processes in (1, 2, 3):
+        run = shutil.copytree(world.vqa, tmp_path / f"{processes}")
+        run_by(processes, "evaluate", str(run), "--split", "train", "--batch-size", "7")
+        names = ("evaluation_train.json", "details_train.jsonl", "predictions_train.json")
+        written.append({name: (run / name).read_bytes() for name in names})
+    rows = [json.loads(line)["id"] for line in written[0]["details_train.jsonl"].splitlines()]
+    assert len(rows) == len(set(rows)) > 2 * 7
+    assert written[1] == written[0]
+    assert written[2] == written[0]

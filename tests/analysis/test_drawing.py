@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from visling.analysis.drawing import _load_font, _draw_label, answer_bars, draw_regions, prediction_card, region_colour
+from visling.analysis.drawing import _draw_label, _load_font, answer_bars, draw_regions, prediction_card, region_colour
 from visling.errors import BoxError
 from visling.types import RegionArray
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from visling import runtime
-from visling.cli.options import Device, Json, OtherFeatures, Out, parse_precision
+from visling.cli.options import Device, Json, OtherFeatures, Out, Threads, parse_precision
 from visling.cli.printing import free_name, save_picture
 
 
@@ -25,8 +25,13 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
     ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 256,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    threads: Threads = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that share the batches; the results do not change.")
+    ] = 1,
     json_: Json = False,
 ) -> None:
     """Score a run by the official metric and write the official submission file.
@@ -35,16 +40,19 @@ def evaluate(
     """
     from visling.runs import evaluate as evaluate_module
 
-    found = evaluate_module.evaluate(
-        run,
-        split=split,
-        data=data,
-        store=store,
-        device=device,
-        precision=parse_precision(precision),
-        other_features=other_features,
-        overwrite=overwrite,
-    )
+    runtime.limit_threads(threads)
+    with runtime.process_group(processes):
+        found = evaluate_module.evaluate(
+            run,
+            split=split,
+            data=data,
+            store=store,
+            device=device,
+            precision=parse_precision(precision),
+            batch_size=batch_size,
+            other_features=other_features,
+            overwrite=overwrite,
+        )
     if json_:
         print(json.dumps(found))
         return
