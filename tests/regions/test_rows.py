@@ -69,7 +69,7 @@ def test_fewer_attributes_are_padded(tmp_path: Path) -> None:
     assert one.attribute_confidence.tolist() == [[1, 0]]
 
 
-def test_float32_features(tmp_path: Path) -> None:
+def test_features_beyond_float16_are_kept_in_float32(tmp_path: Path) -> None:
     array = RegionArray(
         features=np.full((1, F), 1e6, np.float32), boxes=np.array([[0, 0, 9, 9]], np.float32), size=(10, 10)
     )

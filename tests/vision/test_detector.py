@@ -162,7 +162,7 @@ def test_min_and_max_regions_bound_the_count() -> None:
     assert len(free.detect([image])[0]) == 5
 
 
-def test_images_without_objects_and_objects_without_attributes_teach() -> None:
+def test_images_without_objects_and_objects_without_attributes_are_trained_on() -> None:
     torch.manual_seed(0)
     detector = Detector(TINY)
     image, truth = SCENES[0]
@@ -229,7 +229,7 @@ def test_saved_and_loaded_detectors_are_equal(trained: tuple[Detector, list[floa
         same(loaded.detect([SCENES[0][0]])[0], detector.detect([SCENES[0][0]])[0])
 
 
-def test_the_fingerprint_tells_weights_and_settings_apart(
+def test_the_fingerprint_distinguishes_weights_and_settings(
     trained: tuple[Detector, list[float]], tmp_path: Path
 ) -> None:
     detector, _ = trained

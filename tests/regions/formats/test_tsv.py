@@ -46,7 +46,7 @@ def write(path: Path, *lines: str, end: str = "\n") -> Path:
 
 
 @pytest.mark.parametrize("lxmert", [True, False])
-def test_both_layouts(tmp_path: Path, lxmert: bool) -> None:
+def test_both_layouts_are_decoded(tmp_path: Path, lxmert: bool) -> None:
     file = RegionTsv(write(tmp_path / "x.tsv", line("a", lxmert=lxmert), line("9", 3, lxmert=lxmert)))
     assert (file.layout, file.feature_size) == ("lxmert-obj36" if lxmert else "bottom-up-attention", F)
     (first, regions, _, where), (second, more, end, _) = file.images()
@@ -71,7 +71,7 @@ def test_both_layouts(tmp_path: Path, lxmert: bool) -> None:
         assert more.classes is more.class_confidence is more.attributes is more.attribute_confidence is None
 
 
-def test_dirt(tmp_path: Path) -> None:
+def test_dirty_files_are_imported(tmp_path: Path) -> None:
     """Line ends of Python 2's csv module, blank lines, images without a region (the first ones, too), images that come
     again, boxes on the edge."""
     edge = encode([[-0.5, 0, 40.4, 20.9]], "<f4")
@@ -151,12 +151,12 @@ def text_file(content: str) -> Callable[[Path], Path]:
         (text_file(line("a", features="AAAA")), "holds 3 bytes of features for 2 boxes, which is not a whole width"),
     ],
 )
-def test_files_of_another_kind(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+def test_files_of_another_kind_are_refused(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(DataError, match=message):
         RegionTsv(make(tmp_path / "x.tsv"))
 
 
-def test_text_that_is_no_text(tmp_path: Path) -> None:
+def test_a_column_that_is_not_text_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.tsv"
     file.write_bytes(line("a").encode() + b"\n" + line("b").encode().replace(b"b", b"\xff", 1))
     with pytest.raises(DataError, match="line 2, has a column id that is not text"):
@@ -184,7 +184,7 @@ def test_files_of_two_kinds_do_not_mix(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-def test_labels_have_names(tmp_path: Path) -> None:
+def test_labels_without_a_name_are_refused(tmp_path: Path) -> None:
     file, names = write(tmp_path / "x.tsv", line("a")), ["sky", *map(str, range(6))]
     with pytest.raises(DataError, match="'a' has attributes up to 8, but there are only 7 names"):
         import_regions([RegionTsv(file)], tmp_path / "store", class_names=names, attribute_names=names)
