@@ -16,6 +16,7 @@ import huggingface_hub
 import pytest
 import torch
 import typer
+from fixtures.toy_features import write_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -514,7 +515,7 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     Path("objects.txt").write_text("".join(f"thing {number},object\n" for number in range(1600)))
     asked = ("regions", "import", file, "--out", "regions", "--json")
     found = call(*asked, "--classes", "objects.txt", "--dtype", "float32").json()
-    assert found == {"images": 3, "regions": 11, "found already": 0, "repeated lines": 0}
+    assert found == {"images": 3, "regions": 11, "found already": 0, "repeated entries": 0}
     store = NativeStore.open(Path("regions"))
     assert (store.fingerprint, store.class_names[1599], store.fields["features"].dtype) == (
         "lxmert-obj36",
@@ -527,6 +528,15 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     Path("cut.tsv").write_bytes(file.read_bytes()[:-40])
     refused(call("regions", "import", "cut.tsv", "--out", "other"), "cut.tsv, line 3", "truncated")
     refused(call("regions", "import", "gone.tsv", "--out", "other", "--resume"), "no file gone.tsv")
+    refused(call("regions", "import", "objects.txt", "--out", "other"), "not a known file", "lxmert-obj36", "--layout")
+
+
+def test_region_files_of_ones_own_layout_become_a_store(call: Call, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "toy", 2)
+    asked = ("regions", "import", folder, "--layout", "fixtures.toy_features", "--out", "regions", "--json")
+    assert call(*asked).json()["images"] == 2
+    store = NativeStore.open(Path("regions"))
+    assert (store.ids, store.fingerprint, store.class_names) == (["0", "1"], "toy", ("cat", "dog"))
 
 
 def test_images_of_one_name_leave_the_store_as_it_was(call: Call, world: Any) -> None:

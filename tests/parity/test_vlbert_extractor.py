@@ -113,7 +113,7 @@ def compare(recording: Recording, extractor: RegionExtractor) -> None:
     boxes, real = inputs["boxes"], inputs["box_mask"]
     calls: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad(), passing(extractor.head, calls):
-        compare_maps(extractor.look(inputs["images"]), recorded["body4"])
+        compare_maps(extractor.feature_map(inputs["images"]), recorded["body4"])
         features = extractor(inputs["images"], boxes, real)
     pooled, maps = calls[0]
     compare_maps(pooled[:2], recorded["roi_align"])

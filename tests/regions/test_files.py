@@ -26,7 +26,7 @@ def test_shards_are_safetensors(tmp_path: Path, rows: int) -> None:
     assert set(load_file(tmp_path / "index.safetensors")) == {"starts", "counts", "sizes", "ids"}
 
 
-def test_no_store(tmp_path: Path) -> None:
+def test_other_folders_are_not_stores(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no region store"):
         NativeStore.open(tmp_path / "absent")
     (tmp_path / "manifest.json").write_text('{"format": "something else"}')
@@ -34,7 +34,7 @@ def test_no_store(tmp_path: Path) -> None:
         NativeStore.open(tmp_path)
 
 
-def test_newer_schema_and_damaged_manifest(tmp_path: Path) -> None:
+def test_a_newer_schema_and_a_damaged_manifest_are_named(tmp_path: Path) -> None:
     write(tmp_path)
     file = tmp_path / "manifest.json"
     text = file.read_text(encoding="utf-8")

@@ -69,7 +69,7 @@ def test_fewer_attributes_are_padded(tmp_path: Path) -> None:
     assert one.attribute_confidence.tolist() == [[1, 0]]
 
 
-def test_float32_features(tmp_path: Path) -> None:
+def test_features_beyond_float16_are_kept_in_float32(tmp_path: Path) -> None:
     array = RegionArray(
         features=np.full((1, F), 1e6, np.float32), boxes=np.array([[0, 0, 9, 9]], np.float32), size=(10, 10)
     )
@@ -81,3 +81,11 @@ def test_float32_features(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "full", feature_size=F, fingerprint="x", dtype="float32") as writer:
         writer.add("a", array)
     assert NativeStore.open(tmp_path / "full")["a"].features.dtype == np.float32
+
+
+def test_features_without_boxes_or_size_are_those_of_a_whole_image(tmp_path: Path) -> None:
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (3, 1))
+    array = RegionArray(features=np.ones((3, F), np.float16), boxes=boxes, size=(1, 1))
+    with StoreWriter(tmp_path, feature_size=F, fingerprint="x") as writer:
+        writer.add("a", array)
+    assert_same(NativeStore.open(tmp_path)["a"], array)

@@ -13,7 +13,7 @@ from visling.regions.store import NativeStore, gather
 from visling.types import RegionArray
 
 
-def test_store_without_any_region(tmp_path: Path) -> None:
+def test_a_store_may_have_no_region(tmp_path: Path) -> None:
     store = write(tmp_path, {"a": 0, "b": 0})
     assert len(store["a"]) == 0
     found = store.gather(["a", "b"])
@@ -42,7 +42,7 @@ def test_gather_equals_the_images_one_by_one(tmp_path: Path, shard_bytes: int) -
             assert found["size"][row].tolist() == list(alone.size)
 
 
-def test_gather_into_a_buffer(tmp_path: Path) -> None:
+def test_gather_fills_a_buffer_that_is_large_enough(tmp_path: Path) -> None:
     store = write(tmp_path)
     buffer = np.full(1000, 7, np.float16)
     found = store.gather(["z", "a"], buffer=buffer)
@@ -72,7 +72,7 @@ def test_gather_of_any_store_equals_the_native_one(tmp_path: Path) -> None:
             assert np.array_equal(plain[name], native[name]), name
 
 
-def test_aliases(tmp_path: Path) -> None:
+def test_images_are_found_by_unique_aliases(tmp_path: Path) -> None:
     store = write(tmp_path)
     assert "42" in store
     assert 9 in store
@@ -91,7 +91,7 @@ def test_missing_image_names_the_nearest(tmp_path: Path) -> None:
         both["5"]
 
 
-def test_truncated_missing_and_damaged_shards(tmp_path: Path) -> None:
+def test_truncated_missing_and_damaged_shards_are_named(tmp_path: Path) -> None:
     store = write(tmp_path)
     shard = tmp_path / "shard-00000.safetensors"
     content = shard.read_bytes()

@@ -22,7 +22,7 @@ from visling.types import RegionStore
 
 @pytest.mark.parametrize("details", [False, True])
 @pytest.mark.parametrize("shard_bytes", [2_000_000_000, 100])
-def test_round_trip(tmp_path: Path, details: bool, shard_bytes: int) -> None:
+def test_what_is_written_is_read_back(tmp_path: Path, details: bool, shard_bytes: int) -> None:
     store = write(
         tmp_path,
         details=details,
@@ -51,7 +51,7 @@ def test_round_trip(tmp_path: Path, details: bool, shard_bytes: int) -> None:
     store.check()
 
 
-def test_manifest_counts(tmp_path: Path) -> None:
+def test_the_manifest_has_the_counts(tmp_path: Path) -> None:
     write(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["images"], manifest["regions"], manifest["schema"]) == (6, 17, 1)
@@ -226,7 +226,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, where: str) -> 
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_closing_again_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_is_closed_again_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = StoreWriter(tmp_path, feature_size=F, fingerprint="det-1")
     writer.add("a", regions(0, 2, details=True))
 
@@ -251,7 +251,7 @@ def test_a_part_shorter_than_its_journal_is_an_error(tmp_path: Path) -> None:
         StoreWriter(tmp_path, feature_size=F, fingerprint="det-1", resume=True)
 
 
-def test_subset(tmp_path: Path) -> None:
+def test_a_subset_keeps_the_ids_of_its_store(tmp_path: Path) -> None:
     store = write(tmp_path / "all", details=True)
     part = subset(store, ["z", "9", "z"], tmp_path / "part")
     assert part.ids == ["COCO_train2014_000000000009", "z"]
@@ -261,7 +261,7 @@ def test_subset(tmp_path: Path) -> None:
         subset(store, ["absent"], tmp_path / "other")
 
 
-def test_merge(tmp_path: Path) -> None:
+def test_only_stores_of_the_same_features_are_merged(tmp_path: Path) -> None:
     first = write(tmp_path / "1", {"a": 2, "c": 1})
     second = write(tmp_path / "2", {"b": 3})
     merged = merge([first, second], tmp_path / "both")

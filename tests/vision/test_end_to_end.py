@@ -29,7 +29,7 @@ from visling.vision.end_to_end import (
     PictureFiles,
     RegionExtractor,
     fitted_size,
-    prepare_picture,
+    prepare_image,
 )
 
 SMALL = ExtractorConfig(blocks=(1, 1, 1), stem_size=6, widths=(4, 5, 6, 7))
@@ -57,7 +57,7 @@ def scene() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(2, 3, 48, 80), boxes, torch.tensor([[True, True, True], [True, False, False]])
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------ shapes
+# Shapes
 
 
 @pytest.mark.parametrize("dilated", [True, False])
@@ -65,7 +65,7 @@ def test_one_feature_per_region_and_zeros_on_padding(dilated: bool) -> None:
     config = replace(SMALL, dilated=dilated)
     images, boxes, mask = scene()
     extractor = lively(config)
-    assert extractor.look(images).shape == (2, 24, 3, 5)
+    assert extractor.feature_map(images).shape == (2, 24, 3, 5)
     features = extractor(images, boxes, mask)
     assert features.shape == (2, 3, config.feature_size) == (2, 3, 28)
     assert bool((features[~mask] == 0).all())
@@ -82,7 +82,7 @@ def test_padding_and_neighbours_do_not_reach_a_region() -> None:
     assert torch.equal(extractor(images, moved, mask), whole)
 
 
-def test_images_without_regions() -> None:
+def test_images_without_regions_have_no_features() -> None:
     images, boxes, mask = scene()
     features = lively()(images, boxes, torch.zeros_like(mask))
     assert features.shape == (2, 3, 28)
@@ -99,7 +99,7 @@ def test_instance_masks_cover_the_last_maps() -> None:
     halves = [extractor(images, boxes, mask, part) for part in (left, 1 - left)]
     assert not torch.allclose(halves[0], halves[1])
     assert_close(halves[0] + halves[1], plain)
-    with pytest.raises(DataError, match="instance masks are 28 x 28, but the maps that they cover are 14 x 14"):
+    with pytest.raises(DataError, match="instance masks are 28 x 28, but the maps that they multiply are 14 x 14"):
         extractor(images, boxes, mask, torch.ones(2, 3, 28, 28))
     strided = RegionExtractor(replace(SMALL, dilated=False))
     with pytest.raises(DataError, match="7 x 7"):
@@ -107,7 +107,7 @@ def test_instance_masks_cover_the_last_maps() -> None:
 
 
 @pytest.mark.parametrize(("name", "depth"), [("resnet50", 50), ("resnet101", 101), ("resnet152", 152)])
-def test_depths(name: str, depth: int) -> None:
+def test_presets_have_the_depths_of_their_names(name: str, depth: int) -> None:
     """Convolutions on the longest way through, and the layer of classes that a ResNet is named with."""
     with torch.device("meta"):
         extractor = RegionExtractor(PRESETS[name])
@@ -138,7 +138,7 @@ def test_settings_survive_as_plain_values() -> None:
     assert configs.from_dict(ExtractorConfig, json.loads(json.dumps(configs.to_dict(SMALL)))) == SMALL
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- what trains
+# What trains
 
 
 @pytest.mark.parametrize("frozen", range(6))
@@ -200,7 +200,7 @@ def test_gradients_are_slopes() -> None:
     assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(slope, rel=1e-2)
 
 
-def test_the_encoder_teaches_the_extractor() -> None:
+def test_gradients_of_the_encoder_reach_the_extractor() -> None:
     """Pixels to the pooled state and all the way back; the whole-image feature is that of the last box."""
     extractor, (images, boxes, _) = lively().train(), scene()
     images, corners = images[:1], boxes[:1, [1, 2, 0]]
@@ -228,7 +228,7 @@ def test_the_encoder_teaches_the_extractor() -> None:
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------- pictures
+# Pictures
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_the_encoder_teaches_the_extractor() -> None:
         ((5000, 1), (1000, 1)),
     ],
 )
-def test_sizes_of_scaled_pictures(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+def test_images_are_scaled_to_the_sizes_of_the_release(size: tuple[int, int], fitted: tuple[int, int]) -> None:
     assert fitted_size(*size, 600, 1000) == fitted
 
 
@@ -273,15 +273,15 @@ def test_mirrored_pictures_are_the_same_from_the_other_side(tmp_path: Path) -> N
     pictures = [np.random.default_rng(side).integers(0, 255, (side, 40, 3)).astype(np.uint8) for side in (13, 90)]
     batch, _ = RegionExtractor(config).prepare(pictures)
     for row, picture in zip(batch, pictures, strict=True):
-        alone = prepare_picture(picture, config)
+        alone = prepare_image(picture, config)
         assert torch.equal(row[:, : alone.shape[1], : alone.shape[2]], alone)
-        assert torch.equal(prepare_picture(picture, config, mirrored=True), alone.flip(2))
+        assert torch.equal(prepare_image(picture, config, mirrored=True), alone.flip(2))
     for number, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     files = PictureFiles({str(number): tmp_path / f"{number}.png" for number in range(2)}, config)
     first, second = files.read(["1", "0"], [True, False])
-    assert torch.equal(first, prepare_picture(pictures[1], config, mirrored=True))
-    assert torch.equal(second, prepare_picture(pictures[0], config))
+    assert torch.equal(first, prepare_image(pictures[1], config, mirrored=True))
+    assert torch.equal(second, prepare_image(pictures[0], config))
 
 
 def test_hidden_pixels_change_what_is_seen_of_them_and_of_nothing_far_away() -> None:
@@ -300,7 +300,7 @@ def test_hidden_pixels_change_what_is_seen_of_them_and_of_nothing_far_away() -> 
     assert torch.equal(extractor(hide_pixels(batch[0], corners, np.zeros(4, bool))[None], boxes, mask)[0], before)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- names in files
+# Names in files
 
 
 def manifest(golden: Path) -> dict[str, dict[str, list[int]]]:

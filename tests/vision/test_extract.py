@@ -36,7 +36,7 @@ CONFIG = DetectorConfig(
 
 
 class Memory:
-    """A writer that can be told to fail."""
+    """A writer that can be made to fail."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.regions: dict[str, RegionArray] = {}
@@ -127,7 +127,7 @@ def test_bad_files_are_reported_and_the_rest_is_done(folder: Path, detector: Det
     assert all(reason for _, reason in report.unreadable)
 
 
-def test_an_interrupted_extraction_goes_on(
+def test_an_interrupted_extraction_resumes(
     folder: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extraction, "_COMMIT_EVERY", 4)
@@ -191,13 +191,13 @@ def test_nothing_to_extract_is_an_error(tmp_path: Path, detector: Detector) -> N
         extract([], detector, Memory())
 
 
-def test_few_images_wait_for_company(detector: Detector, tmp_path: Path) -> None:
+def test_few_images_wait_for_others_of_their_size(detector: Detector, tmp_path: Path) -> None:
     """Forty sizes and batches of ten: rare sizes are released early instead of piling up."""
     for number in range(60):
         Image.new("RGB", (4 + number % 40, 8)).save(tmp_path / f"{number}.png")
     unreadable: list[tuple[Path, str]] = []
     taken = most = 0
-    for batch in extraction._batches(find_images(tmp_path), 5, unreadable):
+    for batch in extraction._group_by_size(find_images(tmp_path), 5, unreadable):
         assert len({pixels.shape for _, pixels in batch}) == 1
         taken += len(batch)
         most = max(most, len(batch))

@@ -13,7 +13,9 @@ from visling.cli.options import Device, Json, Out, Resume, parse_dtype, parse_pr
 from visling.cli.printing import progress_bar, refuse_existing, save_picture, show, show_with_unreadable
 from visling.errors import RunError
 
-regions_app = typer.Typer(no_args_is_help=True, help="Make and look at stores of region features.")
+regions_app = typer.Typer(no_args_is_help=True, help="Create and inspect stores of region features.")
+
+StoreDtype = Annotated[str, typer.Option(help="How features are stored: float16, or float32 in twice the space.")]
 
 
 @regions_app.command("extract")
@@ -26,9 +28,7 @@ def regions_extract(
     precision: Annotated[
         str, typer.Option(help="Of the detector: fp32 or bf16; fp32 features do not depend on the device.")
     ] = "fp32",
-    dtype: Annotated[
-        str, typer.Option(help="How features are stored: float16, or float32 in twice the space.")
-    ] = "float16",
+    dtype: StoreDtype = "float16",
     probs: Annotated[
         bool | None,
         typer.Option(
@@ -39,7 +39,7 @@ def regions_extract(
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
-    """Turn images into a store of region features. Unreadable images are listed at the end, never a crash.
+    """Turn images into a store of region features. Unreadable images are listed at the end; they stop nothing.
 
     Example: visling regions extract scenes/images --detector detector --out regions
     """
@@ -47,10 +47,10 @@ def regions_extract(
     from visling.vision.detector import Detector
     from visling.vision.extract import extract, list_images
 
-    where = runtime.pick_device(device)
-    model = Detector.load(detector, device=where)
+    on = runtime.pick_device(device)
+    model = Detector.load(detector, device=on)
     files = list_images(images)
-    in_ = runtime.resolve(parse_precision(precision), where)
+    resolved = runtime.resolve(parse_precision(precision), on)
     claim_store(out, resume)
     with (
         StoreWriter(
@@ -60,13 +60,13 @@ def regions_extract(
             class_names=model.config.class_names,
             attribute_names=model.config.attribute_names,
             dtype=parse_dtype(dtype),
-            settings={"detector": str(detector.resolve()), "precision": in_},
+            settings={"detector": str(detector.resolve()), "precision": resolved},
             may_differ=("detector",),  # the fingerprint says whether a detector that moved is the same
             resume=resume,
         ) as writer,
         progress_bar("Extracting") as step,
     ):
-        report = extract(files, model, writer, batch_size=batch_size, precision=in_, probs=probs, progress=step)
+        report = extract(files, model, writer, batch_size=batch_size, precision=resolved, probs=probs, progress=step)
     counts = {"images": report.done, "regions": report.regions, "found already": report.skipped_existing}
     show_with_unreadable(counts, report.unreadable, json_, f"Wrote {out}")
 
@@ -75,48 +75,56 @@ def regions_extract(
 def regions_import(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="TSV...", help="Files of LXMERT (obj36) or of bottom-up attention, unpacked."),
+        typer.Argument(metavar="FILE...", help="Released files, such as LXMERT's obj36 TSV files, unpacked."),
     ],
     out: Out,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Layout of the files, or a module of your own that reads them (my_package.my_module); "
+            "recognised by their content if left out."
+        ),
+    ] = None,
     fingerprint: Annotated[
         str | None,
         typer.Option(
-            help="Name of the detector that made the features, if not the layout's own: models tell the features they know by it."
+            help="Name of the detector that computed the features, by which models recognise features they were "
+            "trained on; the layout's name if left out."
         ),
     ] = None,
-    classes: Annotated[Path | None, typer.Option(help="Names of the object classes, one a line.")] = None,
-    attributes: Annotated[Path | None, typer.Option(help="Names of the attributes, one a line.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="How features are stored: float16, or float32 in twice the space.")
-    ] = "float16",
+    classes: Annotated[Path | None, typer.Option(help="Names of the object classes, one per line.")] = None,
+    attributes: Annotated[Path | None, typer.Option(help="Names of the attributes, one per line.")] = None,
+    dtype: StoreDtype = "float16",
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
-    """Turn released files of region features into a store. Of an image that comes twice the first line counts.
+    """Turn released files of region features into a store. If an image occurs twice, its first entry counts.
 
-    Example: visling regions import train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --attributes
-    attributes_vocab.txt --out regions
+    Example: visling regions import train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --out regions
     """
-    from visling.regions.formats.tsv import import_regions, read_names
+    from visling.regions.formats import open_reader
+    from visling.regions.formats.base import import_regions, read_names
 
     class_names, attribute_names = (() if names is None else read_names(names) for names in (classes, attributes))
+    readers = [open_reader(file, layout) for file in files]
     claim_store(out, resume)
-    with progress_bar("Importing, MB") as step:
-        found = import_regions(
-            files,
+    unit, shown = (10**6, "MB") if readers[0].unit == "bytes" else (1, readers[0].unit)
+    with progress_bar(f"Importing, {shown}") as step:
+        report = import_regions(
+            readers,
             out,
             fingerprint=fingerprint,
             class_names=class_names,
             attribute_names=attribute_names,
             dtype=parse_dtype(dtype),
             resume=resume,
-            progress=lambda done, total: step(done // 10**6, total // 10**6),
+            progress=lambda done, total: step(done // unit, total // unit),
         )
     counts = {
-        "images": found.images,
-        "regions": found.regions,
-        "found already": found.existing,
-        "repeated lines": found.repeated,
+        "images": report.images,
+        "regions": report.regions,
+        "found already": report.existing,
+        "repeated entries": report.repeated,
     }
     show(counts, json_, f"Wrote {out}")
 
@@ -126,14 +134,14 @@ def regions_inspect(
     store: Annotated[Path, typer.Argument(help="Region store.")],
     image: Annotated[Path | None, typer.Option(help="Draw this image with its boxes.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where to draw it; beside the command's working folder if left out.")
+        Path | None, typer.Option(help="File to draw it to; NAME-regions.png in the working folder if left out.")
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Read everything and compare the SHA-256 of every shard.")
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Show what a region store holds, and draw an image with its boxes.
+    """Show what a region store holds; draw an image with its boxes.
 
     Example: visling regions inspect regions --image scenes/images/test/scene_000000002251.png
     """
@@ -141,21 +149,22 @@ def regions_inspect(
     from visling.regions.store import NativeStore
     from visling.vision.images import read_image
 
-    found = NativeStore.open(store)
+    regions = NativeStore.open(store)
     if check:
-        found.check()
-    counts = [found.count(image_id) for image_id in found.ids]
+        regions.check()
+    counts = [regions.count(image_id) for image_id in regions.ids]
+    mean = sum(counts) / max(len(counts), 1)
     described = {
-        "images": len(found),
+        "images": len(regions),
         "regions": sum(counts),
-        "regions per image": f"{min(counts, default=0)} to {max(counts, default=0)}, mean {sum(counts) / max(len(counts), 1):.1f}",
+        "regions per image": f"{min(counts, default=0)} to {max(counts, default=0)}, mean {mean:.1f}",
         "images without regions": counts.count(0),
-        "feature width": found.feature_size,
-        "fingerprint": found.fingerprint,
-        "classes": len(found.class_names),
-        "attributes": len(found.attribute_names),
-        "first ids": ", ".join(found.ids[:3]),
-        **{f"setting {name}": value for name, value in found.settings.items()},
+        "feature width": regions.feature_size,
+        "fingerprint": regions.fingerprint,
+        "classes": len(regions.class_names),
+        "attributes": len(regions.attribute_names),
+        "first ids": ", ".join(regions.ids[:3]),
+        **{f"setting {name}": value for name, value in regions.settings.items()},
         **({"digests": "all match"} if check else {}),
     }
     if image is not None:
@@ -163,9 +172,9 @@ def regions_inspect(
         refuse_existing(target)
         drawn = draw_regions(
             Image.fromarray(read_image(image)),
-            found[image.stem],
-            class_names=found.class_names,
-            attribute_names=found.attribute_names,
+            regions[image.stem],
+            class_names=regions.class_names,
+            attribute_names=regions.attribute_names,
         )
         save_picture(drawn, target)
         described["drawing"] = str(target)
@@ -173,15 +182,17 @@ def regions_inspect(
 
 
 def claim_store(out: Path, resume: bool) -> None:
-    """Refuse a place that is taken, or where no folder can be made, before regions are extracted into it."""
+    """Refuse a folder that is taken or cannot be created, before regions are written into it."""
+    from visling.regions.files import JOURNAL, MANIFEST
+
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
     held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
-    is_store = "manifest.json" in held or "journal.jsonl" in held
+    is_store = MANIFEST in held or JOURNAL in held
     if held and not (resume and is_store):
-        mend = "add to it with --resume, " if is_store else ""
+        resuming = "add to it with --resume, " if is_store else ""
         raise RunError(
-            f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, {mend}or delete the folder."
+            f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, {resuming}or delete the folder."
         )
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -208,8 +208,8 @@ class NativeStore:
         near = ", ".join(repr(stored_id) for stored_id in self.ids[max(at - 1, 0) : at + 1])
         return (
             f"image {image_id!r} is not in region store {self.path} ({len(self)} images; "
-            f"nearest ids: {near or 'none'}). Extract its regions, or check that annotations and store belong to the same "
-            "data set."
+            f"nearest ids: {near or 'none'}). "
+            "Extract its regions, or check that annotations and store belong to the same data set."
         )
 
     def _read_rows(self, name: str, start: int, count: int) -> NDArray[Any]:

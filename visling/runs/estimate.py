@@ -525,7 +525,7 @@ def pool_everything(extractor: RegionExtractor) -> None:
     are the same."""
 
     def forward(images: Tensor, boxes: Tensor, mask: Tensor, *, image: Tensor) -> Tensor:
-        features = extractor.look(images)
+        features = extractor.feature_map(images)
         rows, regions = mask.shape
         grid = features.new_zeros(rows, regions * POOL_SIZE, POOL_SIZE, 2, dtype=torch.float32)
         places = functional.grid_sample(features.float(), grid, align_corners=False)  # (B, C, N * 14, 14)

@@ -41,7 +41,7 @@ class Convolution(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Two convolutions around which the input is carried."""
+    """Two convolutions with a shortcut around them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class Residual(nn.Module):
 
 
 class SmallBackbone(Backbone):
-    """A few convolutions per halving of the resolution; coarser levels are then added back onto the level of the wanted
+    """A few convolutions per halving of the resolution; coarser levels are then added to the level of the requested
     stride.
 
-    The coarse levels give each cell a wide view at little cost, the fine one keeps small and touching objects apart.
+    The coarse levels give each cell a wide view at little cost; the fine one keeps small and touching objects apart.
 
     Args:
         channels: width of each level; the first has the stem's stride, each further one halves the resolution.

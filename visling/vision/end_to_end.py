@@ -1,10 +1,10 @@
-"""VL-BERT's own region extractor, trained along with the Transformer: pixels and boxes in, one feature per region out.
+"""VL-BERT's own region extractor, trained jointly with the Transformer: pixels and boxes in, a feature per region out.
 
 Paper    Su et al. 2020 (arXiv 1908.08530), section 3.2: Fast R-CNN (Girshick 2015, arXiv 1504.08083) on a ResNet (He et
          al. 2016, arXiv 1512.03385).
 Release  jackroos/VL-BERT, `common/fast_rcnn.py` and `common/backbone/resnet/resnet.py`.
 Differs  Batch normalisation is always frozen, as in every released configuration (`IMAGE_FROZEN_BN`). Networks of depth
-         18 and 34, and the class of a region as a further input, are in no released configuration and left out.
+         18 and 34, and the class of a region as a further input, are in no released configuration and are omitted.
          Geometry and projection are the encoder's (`models/vlbert.py`).
 Shapes   B images, H x W pixels, C channels, S rows of regions, N regions of a row (padded), K real regions of the
          batch, F region feature width.
@@ -37,30 +37,31 @@ STRIDE = 16
 POOL_SIZE = 14
 """Side of the grid that each region is pooled to."""
 EXPANSION = 4
-"""Channels that leave a bottleneck, over its width."""
+"""Output channels of a bottleneck as a multiple of its width."""
 HEAD_BLOCKS = 3
 """Bottlenecks of the last stage, at every depth."""
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
-"""Mean colour that is taken off, blue first, as the Caffe networks were trained (release, `NETWORK.PIXEL_MEANS`)."""
+"""Mean colour that is subtracted, blue first, as the Caffe networks expect (release, `NETWORK.PIXEL_MEANS`)."""
 _READERS = 4
-"""Threads that decode the pictures of a batch; Pillow releases the interpreter lock while it decodes and scales."""
+"""Threads that decode the images of a batch; Pillow releases the interpreter lock while it decodes and scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorConfig:
-    """Size of the network and of the pictures it sees. Defaults: the release, ResNet-101."""
+    """Size of the network and of its input images. Defaults: the release, ResNet-101."""
 
     blocks: tuple[int, ...] = (3, 4, 23)
-    """Bottlenecks of the first three stages, which see the whole image; the last one, which sees regions, has always
-    three."""
+    """Bottlenecks of the first three stages, which run over the whole image; the last one, which runs over regions,
+    always has three."""
     stem_size: int = 64
     """Channels of the first convolution."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Width inside the bottlenecks of each of the four stages."""
     dilated: bool = True
-    """The last stage keeps the grid and dilates its windows (release, `IMAGE_C5_DILATED`), or halves the grid."""
+    """Whether the last stage keeps the grid and dilates its windows (release, `IMAGE_C5_DILATED`) or halves the
+    grid."""
     frozen_stages: int = 2
-    """How many parts from the front stay as they were loaded: the first convolution, then the four stages (release,
+    """How many parts from the front are frozen: the first convolution, then the four stages (release,
     `IMAGE_FROZEN_BACKBONE_STAGES`: its numbers 1 and 2)."""
     shorter_side: int = 600
     """Pixels of the shorter side of an image, unless the longer one becomes too long."""
@@ -70,8 +71,8 @@ class ExtractorConfig:
     def __post_init__(self) -> None:
         if len(self.blocks) != 3 or len(self.widths) != 4:
             raise ConfigError(
-                f"an extractor has 3 stages before regions are pooled and 1 after: found {len(self.blocks)} numbers of blocks, expected 3, "
-                f"and {len(self.widths)} widths, expected 4."
+                f"an extractor has 3 stages before regions are pooled and 1 after: found {len(self.blocks)} numbers of "
+                f"blocks, expected 3, and {len(self.widths)} widths, expected 4."
             )
         if min(self.blocks) < 1 or min(self.stem_size, *self.widths) < 1:
             raise ConfigError(
@@ -79,11 +80,13 @@ class ExtractorConfig:
             )
         if not 0 <= self.frozen_stages <= 5:
             raise ConfigError(
-                f"frozen_stages counts the first convolution and four stages: found {self.frozen_stages}, expected 0 to 5."
+                f"frozen_stages counts the first convolution and four stages: found {self.frozen_stages}, "
+                "expected 0 to 5."
             )
         if not 0 < self.shorter_side <= self.longer_side:
             raise ConfigError(
-                f"shorter_side must be positive and at most longer_side; found {self.shorter_side} and {self.longer_side}."
+                f"shorter_side must be positive and at most longer_side; found {self.shorter_side} and "
+                f"{self.longer_side}."
             )
 
     @property
@@ -102,7 +105,7 @@ PRESETS: Mapping[str, ExtractorConfig] = {
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """Batch normalisation whose weights and statistics stay as they were loaded, in training too."""
+    """Batch normalisation whose weights and statistics never change, not even in training."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -115,7 +118,7 @@ class FrozenNorm(nn.BatchNorm2d):
 
 
 class NormedConvolution(nn.Module):
-    """A convolution and the frozen norm behind it."""
+    """A convolution followed by a frozen norm."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -131,7 +134,7 @@ class NormedConvolution(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions, narrow in the middle, around which the input is carried."""
+    """Three convolutions, narrow in the middle, with a shortcut around them."""
 
     def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -150,26 +153,26 @@ class Bottleneck(nn.Module):
         return functional.relu(self.expand(states) + carried)
 
 
-def _stage(inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1) -> nn.Sequential:
+def _build_stage(inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1) -> nn.Sequential:
     """Bottlenecks of one width; the first one has the stride."""
     first = Bottleneck(inputs, width, stride=stride, dilation=dilation)
     return nn.Sequential(first, *(Bottleneck(EXPANSION * width, width, dilation=dilation) for _ in range(blocks - 1)))
 
 
 class RegionExtractor(nn.Module):
-    """A ResNet up to stride 16 over the image, RoIAlign, its last stage over every region, and the mean of what comes
-    out."""
+    """A ResNet up to stride 16 over the image, RoIAlign, its last stage over every region, and the mean over the
+    grid."""
 
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
         self.config = config
         first, *later, last = config.widths
         self.stem = NormedConvolution(3, config.stem_size, kernel=7, stride=2)
-        self.stages = nn.ModuleList([_stage(config.stem_size, first, blocks=config.blocks[0], stride=1)])
+        self.stages = nn.ModuleList([_build_stage(config.stem_size, first, blocks=config.blocks[0], stride=1)])
         for before, width, blocks in zip(config.widths, later, config.blocks[1:], strict=False):
-            self.stages.append(_stage(EXPANSION * before, width, blocks=blocks, stride=2))
+            self.stages.append(_build_stage(EXPANSION * before, width, blocks=blocks, stride=2))
         stride, dilation = (1, 2) if config.dilated else (2, 1)
-        self.head = _stage(EXPANSION * later[-1], last, blocks=HEAD_BLOCKS, stride=stride, dilation=dilation)
+        self.head = _build_stage(EXPANSION * later[-1], last, blocks=HEAD_BLOCKS, stride=stride, dilation=dilation)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -182,30 +185,30 @@ class RegionExtractor(nn.Module):
         """One feature per region; zeros on padding.
 
         Args:
-            images: (B, 3, H, W) of `prepare`, with the pixels of hidden regions cut out if any are
-                (`data.masking.hide_pixels`).
+            images: (B, 3, H, W) of `prepare`, with the pixels of masked regions cut out if there are any
+                (`data.batches.masking.hide_pixels`).
             boxes: (S, N, 4) pixel corners in these images.
             mask: (S, N) bool.
-            instances: (S, N, 14, 14) shape of the object within its box, which is laid over the last maps; ones where
-                there is none (VCR).
+            instances: (S, N, 14, 14) shape of the object within its box, which multiplies the last maps; ones where an
+                object has none (VCR).
             image: (S,) int64 which image each row of boxes lies in; None = one to one.
         Returns:
             (S, N, F).
         Raises:
-            DataError: `instances` are not of the size of the last maps.
+            DataError: `instances` differ in size from the last maps.
         """
-        features = self.look(images)  # (B, C, H / 16, W / 16)
+        features = self.feature_map(images)  # (B, C, H / 16, W / 16)
         row = mask.nonzero()[:, 0]
-        of = row if image is None else image[row]
+        owner = row if image is None else image[row]  # (K,)
         pooled = ops.roi_align(
-            features, boxes[mask], of, output_size=POOL_SIZE, scale=1 / STRIDE, sampling_ratio=1, aligned=False
+            features, boxes[mask], owner, output_size=POOL_SIZE, scale=1 / STRIDE, sampling_ratio=1, aligned=False
         )
         maps: Tensor = self.head(pooled.to(features.dtype))  # (K, F, 14, 14), or 7 x 7 if not dilated
         if instances is not None:
             if instances.shape[-2:] != maps.shape[-2:]:
                 raise DataError(
-                    f"instance masks are {instances.shape[-2]} x {instances.shape[-1]}, but the maps that they cover are "
-                    f"{maps.shape[-2]} x {maps.shape[-1]}. Draw them at that size, and leave `dilated` on."
+                    f"instance masks are {instances.shape[-2]} x {instances.shape[-1]}, but the maps that they "
+                    f"multiply are {maps.shape[-2]} x {maps.shape[-1]}. Draw them at that size, and leave `dilated` on."
                 )
             maps = maps * instances[mask][:, None].to(maps.dtype)
         described = maps.new_zeros(*mask.shape, maps.shape[1])
@@ -213,14 +216,14 @@ class RegionExtractor(nn.Module):
         return described
 
     def describe(self, regions: Regions, pixels: Pixels) -> Regions:
-        """The regions of a batch with features made of its pixels, that of the whole image among them."""
+        """The regions of a batch with features computed from its pixels, that of the whole image among them."""
         boxes = torch.cat([regions.boxes, whole_image(regions.size)], dim=1)  # (S, R + 1, 4)
         mask = torch.cat([regions.mask, regions.mask.new_ones(len(regions.mask), 1)], dim=1)
-        size = pixels.size[pixels.row].flip(-1)  # width and height of the scaled picture
+        size = pixels.size[pixels.row].flip(-1)  # width and height of the scaled image
         features = self(pixels.images, to_pixels(boxes, size), mask, image=pixels.row)
         return replace(regions, features=features[:, :-1], whole=features[:, -1])
 
-    def look(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
         states = functional.max_pool2d(functional.relu(self.stem(images)), kernel_size=3, stride=2, padding=1)
         for stage in self.stages:
@@ -232,42 +235,41 @@ class RegionExtractor(nn.Module):
 
         Returns:
             (B, 3, H, W), blue first, mean colour 0, padded with 0 on the right and below; and (B, 2) width and height
-            of each image in it, to which unit corners are multiplied.
+            of each image in it, by which unit corners are multiplied.
         Source:
             Release, `data/transforms`.
         """
         device = self.stem.convolution.weight.device
-        scaled = [prepare_picture(image, self.config) for image in images]
-        size = torch.tensor([picture.shape[:0:-1] for picture in scaled], dtype=torch.float32, device=device).view(
-            -1, 2
-        )
-        high, wide = (max((picture.shape[side] for picture in scaled), default=0) for side in (1, 2))
-        batch = torch.zeros(len(images), 3, high, wide, device=device)
-        for row, picture in zip(batch, scaled, strict=True):
-            row[:, : picture.shape[1], : picture.shape[2]] = picture
+        prepared = [prepare_image(image, self.config) for image in images]
+        sizes = [image.shape[:0:-1] for image in prepared]
+        size = torch.tensor(sizes, dtype=torch.float32, device=device).view(-1, 2)
+        height, width = (max((image.shape[side] for image in prepared), default=0) for side in (1, 2))
+        batch = torch.zeros(len(images), 3, height, width, device=device)
+        for row, image in zip(batch, prepared, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
         return batch, size
 
 
 class PictureFiles:
-    """Pictures by image id as the network reads them; what `data.pixels.Pictures` asks for."""
+    """Images by id as the network reads them, in the form that `data.batches.pixels.Pictures` asks for."""
 
     def __init__(self, files: Mapping[str, Path], config: ExtractorConfig) -> None:
         self.files, self.config = files, config
 
     def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
-        """Each picture, (3, H, W) of its own size; several are decoded at a time.
+        """Each image, (3, H, W) of its own size; several are decoded at a time.
 
         Raises:
             DataError: a file is missing or damaged.
         """
         with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self._read, image_ids, mirrored))
+            return list(pool.map(self._read_one, image_ids, mirrored))
 
-    def _read(self, image_id: str, mirrored: bool) -> Tensor:
-        return prepare_picture(read_image(self.files[image_id]), self.config, mirrored=mirrored)
+    def _read_one(self, image_id: str, mirrored: bool) -> Tensor:
+        return prepare_image(read_image(self.files[image_id]), self.config, mirrored=mirrored)
 
 
-def prepare_picture(image: NDArray[np.uint8], config: ExtractorConfig, *, mirrored: bool = False) -> Tensor:
+def prepare_image(image: NDArray[np.uint8], config: ExtractorConfig, *, mirrored: bool = False) -> Tensor:
     """(3, H, W) of an RGB image (H', W', 3) as the network reads it: scaled, mirrored if asked, blue first, mean colour
     0.
 
@@ -276,8 +278,8 @@ def prepare_picture(image: NDArray[np.uint8], config: ExtractorConfig, *, mirror
     """
     size = fitted_size(image.shape[1], image.shape[0], config.shorter_side, config.longer_side)
     scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    turned = scaled[:, ::-1, ::-1] if mirrored else scaled[..., ::-1]
-    return torch.from_numpy(turned.copy()).permute(2, 0, 1).float() - torch.tensor(MEAN_BGR)[:, None, None]
+    blue_first = scaled[:, ::-1, ::-1] if mirrored else scaled[..., ::-1]
+    return torch.from_numpy(blue_first.copy()).permute(2, 0, 1).float() - torch.tensor(MEAN_BGR)[:, None, None]
 
 
 def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int, int]:
@@ -289,8 +291,8 @@ def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int
     return (side, other) if width < height else (other, side)
 
 
-def _network(backbone: str, head: str) -> tuple[Rule, ...]:
-    """Every tensor of the network, whose last stage has a prefix of its own in a file."""
+def _map_network(backbone: str, head: str) -> tuple[Rule, ...]:
+    """Rules for every tensor of the network; in a file its last stage has a prefix of its own."""
     rules = [
         rename(f"{backbone}conv1.weight", "extractor.stem.convolution.weight"),
         rename(f"{backbone}bn1.*", "extractor.stem.norm.*"),
@@ -313,8 +315,8 @@ def _network(backbone: str, head: str) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _twins(copy: str, original: str) -> tuple[Rule, ...]:
-    """The release registers its last stage under two names, so that a file holds it twice."""
+def _tie_copies(copy: str, original: str) -> tuple[Rule, ...]:
+    """Rules for the last stage's second copy: the release registers it under two names, so files hold it twice."""
     convolutions = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
     pairs = [
         (f"{block}.{conv}", f"{block}.{norm}") for block in range(HEAD_BLOCKS) for conv, norm in convolutions.items()
@@ -330,15 +332,15 @@ def _twins(copy: str, original: str) -> tuple[Rule, ...]:
     return tuple(tie(f"{copy}.{name}", f"{original}.{name}", part="extractor") for name in names)
 
 
-_IN = "image_feature_extractor."
+_PREFIX = "image_feature_extractor."
 _ENCODER, _TASK = "the encoder's: models/vlbert.py", "a task's"
 
 KEYS: Mapping[str, KeyMap] = {
     "official": KeyMap(
         (
-            *_network(f"{_IN}backbone.", f"{_IN}roi_head_feature_extractor"),
-            *_twins(f"{_IN}head.0", f"{_IN}roi_head_feature_extractor"),
-            drop(f"{_IN}obj_downsample.**", _ENCODER),
+            *_map_network(f"{_PREFIX}backbone.", f"{_PREFIX}roi_head_feature_extractor"),
+            *_tie_copies(f"{_PREFIX}head.0", f"{_PREFIX}roi_head_feature_extractor"),
+            drop(f"{_PREFIX}obj_downsample.**", _ENCODER),
             drop("vlbert.**", _ENCODER),
             drop("object_linguistic_embeddings.weight", _ENCODER),
             drop("object_mask_word_embedding.weight", _ENCODER),
@@ -349,11 +351,11 @@ KEYS: Mapping[str, KeyMap] = {
     ),
     "resnet": KeyMap(
         (
-            *_network("", "layer4"),
-            drop("fc.**", "names the class of a whole image"),
-            fresh("extractor.**.num_batches_tracked", "files older than this counter lack it; nothing reads it"),
+            *_map_network("", "layer4"),
+            drop("fc.**", "classifies the whole image"),
+            fresh("extractor.**.num_batches_tracked", "older files lack this counter; nothing reads it"),
         )
     ),
 }
-"""Rules for part "extractor" of a file that was trained end to end ("official"), and of a plain ResNet, with which its
+"""Rules for part "extractor": of files trained end to end ("official"), and of the plain ResNet from which such
 training starts ("resnet")."""

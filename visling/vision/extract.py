@@ -1,4 +1,4 @@
-"""Images -> regions -> store: resumable, and not stopped by a damaged file."""
+"""Images -> regions -> store: resumable, and not stopped by damaged files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 FEW_CLASSES = 100
-"""Classes of a detector up to which distributions over them are small beside the features, and are kept unless told
-otherwise."""
+"""Up to this many classes, class distributions are small compared with the features and are kept by default."""
 
 _READERS = 2
 """Decoding threads; Pillow releases the interpreter lock while it decodes."""
@@ -34,11 +33,11 @@ _COMMIT_EVERY = 512
 """Images between two commits: the most that an interruption costs."""
 
 _AHEAD = 4
-"""Batches' worth of images decoded ahead and held for images of equal size to join them."""
+"""Batches' worth of images that are decoded ahead, and that wait for others of their size."""
 
 
 class RegionWriter(Protocol):
-    """Where regions go; `data.store.StoreWriter` is one."""
+    """Where regions go, such as `regions.writer.StoreWriter`."""
 
     def __contains__(self, image_id: str, /) -> bool: ...
     def add(self, image_id: str, regions: RegionArray) -> None: ...
@@ -54,7 +53,7 @@ class ExtractionReport:
     skipped_existing: int
     """Images that the store already held."""
     unreadable: tuple[tuple[Path, str], ...]
-    """Files that are no image or a damaged one, with the reason."""
+    """Files that are not images, or damaged ones, with the reason."""
     regions: int
     """Regions written."""
 
@@ -67,17 +66,17 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"no image folder {folder}. Check the path.")
-    # os.walk, unlike Path.rglob in Python 3.11 and 3.12, follows links to folders, as data sets on shared disks are
-    # often laid out.
-    found = sorted(
+    # os.walk, unlike Path.rglob in Python 3.11 and 3.12, follows links to folders; data sets on shared disks often have
+    # them.
+    files = sorted(
         Path(base) / name
         for base, _, names in os.walk(folder, followlinks=True)
         for name in names
         if is_image_name(name)
     )
-    if not found:
+    if not files:
         raise DataError(f"no image in {folder} or below it; image names end in {', '.join(sorted(SUFFIXES))}.")
-    return found
+    return files
 
 
 def list_images(places: Iterable[Path]) -> list[Path]:
@@ -109,12 +108,12 @@ def extract(
 ) -> ExtractionReport:
     """Write the regions of every image under its file stem; images that the writer holds are skipped.
 
-    Only images of equal size share a batch, so that the features of an image do not depend on its company. The detector
-    is put into evaluation mode and runs where its weights lie.
+    Only images of equal size share a batch, so that the features of an image do not depend on the others in it. The
+    detector is put into evaluation mode and runs where its weights are.
 
     Args:
         images: files, or a folder that is searched with all its subfolders.
-        probs: whether to keep the class distribution of every region, background last; None = if the detector knows at
+        probs: whether to keep the class distribution of every region, background last; None = if the detector has at
             most 100 classes.
         limit: stop after this many images, existing and unreadable ones included.
     Raises:
@@ -128,12 +127,11 @@ def extract(
     detector.eval()
     unreadable: list[tuple[Path, str]] = []
     done = regions = uncommitted = 0
-    for batch in _batches(waiting, batch_size, unreadable):
-        for (path, _), found in zip(
-            batch, detector.detect([pixels for _, pixels in batch], precision=precision), strict=True
-        ):
-            writer.add(path.stem, found if keep_probs else dataclasses.replace(found, probs=None))
-            regions += len(found)
+    for batch in _group_by_size(waiting, batch_size, unreadable):
+        detections = detector.detect([pixels for _, pixels in batch], precision=precision)
+        for (path, _), detected in zip(batch, detections, strict=True):
+            writer.add(path.stem, detected if keep_probs else dataclasses.replace(detected, probs=None))
+            regions += len(detected)
         done += len(batch)
         uncommitted += len(batch)
         if uncommitted >= _COMMIT_EVERY:
@@ -156,12 +154,13 @@ def _check_stems(paths: list[Path]) -> None:
     if repeated:
         first, second = [path for path in paths if path.stem == repeated[0]][:2]
         raise DataError(
-            f"{len(repeated)} image names occur more than once, for example {first} and {second}. Regions are stored under the file name "
-            "without folder and suffix: rename the files, or extract the folders into separate stores."
+            f"{len(repeated)} image names occur more than once, for example {first} and {second}. Regions are stored "
+            "under the file name without folder and suffix: rename the files, or extract the folders into separate "
+            "stores."
         )
 
 
-def _batches(
+def _group_by_size(
     paths: list[Path], batch_size: int, unreadable: list[tuple[Path, str]]
 ) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
     """Batches of images of equal size; unreadable files are appended to the list.
@@ -169,7 +168,7 @@ def _batches(
     Images of rare sizes wait for others of their size, but never more than a few batches' worth of images wait in all.
     """
     groups: dict[tuple[int, ...], list[tuple[Path, NDArray[np.uint8]]]] = {}
-    for path, pixels in _decoded(paths, _AHEAD * batch_size):
+    for path, pixels in _decode_ahead(paths, _AHEAD * batch_size):
         if isinstance(pixels, str):
             unreadable.append((path, pixels))
             continue
@@ -182,15 +181,15 @@ def _batches(
     yield from groups.values()
 
 
-def _decoded(paths: list[Path], ahead: int) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
-    """Each file with its pixels, or with the reason why it has none, in order; background threads work ahead."""
+def _decode_ahead(paths: list[Path], ahead: int) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
+    """Each file in order with its pixels, or with the reason why it has none; background threads decode ahead."""
     with ThreadPoolExecutor(_READERS) as pool:
         rest = iter(paths)
         running: deque[tuple[Path, Future[NDArray[np.uint8] | str]]] = deque()
         try:
             while True:
                 while len(running) < ahead and (path := next(rest, None)) is not None:
-                    running.append((path, pool.submit(_read, path)))
+                    running.append((path, pool.submit(_try_read, path)))
                 if not running:
                     return
                 path, future = running.popleft()
@@ -200,7 +199,7 @@ def _decoded(paths: list[Path], ahead: int) -> Iterator[tuple[Path, NDArray[np.u
                 future.cancel()
 
 
-def _read(path: Path) -> NDArray[np.uint8] | str:
+def _try_read(path: Path) -> NDArray[np.uint8] | str:
     try:
         return read_image(path)
     except DataError as error:

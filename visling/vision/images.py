@@ -18,7 +18,7 @@ from torch import Tensor
 from visling.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""File name endings, lower case, that are taken for images when a folder is listed."""
+"""File name endings, lower case, that count as images when a folder is listed."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -29,8 +29,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings():
-            # Metadata oddities and merely large images do not make the pixels unusable; a decompression bomb still
-            # raises.
+            # Odd metadata and merely large images do not make the pixels unusable; a decompression bomb still raises.
             warnings.simplefilter("ignore")
             with Image.open(path) as file:
                 return to_pixels(file)
@@ -49,20 +48,20 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """What `read_image` makes of an image that is open already."""
-    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    """Pixels of an image that is already open, as `read_image` returns them."""
+    return np.array(_convert_to_rgb(ImageOps.exif_transpose(image)))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(_to_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+        return Image.fromarray(_reduce_to_eight_bits(np.asarray(image), image.mode)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _to_eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
+def _reduce_to_eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
     """Grey values of 16 bit, 32 bit or float files as 0 to 255; the range is guessed from the largest value where the
     mode leaves it open."""
     grey = np.nan_to_num(values.astype(np.float64))
@@ -81,8 +80,8 @@ def fitted_size(width: int, height: int, long_side: int) -> tuple[int, int]:
 
 
 def fit(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
-    """The image scaled (bilinear with antialiasing) so that its longer side has `long_side` pixels; itself if it has
-    already."""
+    """The image scaled (bilinear with antialiasing) so that its longer side has `long_side` pixels; unchanged if it
+    already has."""
     height, width = image.shape[:2]
     size = fitted_size(width, height, long_side)
     if size == (width, height):

@@ -18,10 +18,10 @@ _CHUNK_NUMBERS = 2**24
 """Most numbers in one intermediate tensor (64 MiB in float32)."""
 
 _OUTSIDE = -4.0
-"""Coordinate of grid_sample's unit square at which every map reads zero."""
+"""Coordinate outside grid_sample's unit square, where every map reads zero."""
 
 _BLOCK = 512
-"""Boxes decided together in suppression; bounds the IoU matrix at _BLOCK x N."""
+"""Boxes decided together in non-maximum suppression; bounds the IoU matrix at _BLOCK x N."""
 
 
 def roi_align(
@@ -52,10 +52,10 @@ def roi_align(
         return features.new_zeros(0, channels, output_size, output_size, dtype=torch.float32)
     with torch.no_grad():
         corners = boxes.float() * scale - (0.5 if aligned else 0.0)
-        across, across_count = _samples(
+        across, across_count = _sample_axis(
             corners[:, 0], corners[:, 2], width, output_size, sampling_ratio, aligned
         )  # (N, P * S), (N,)
-        down, down_count = _samples(corners[:, 1], corners[:, 3], height, output_size, sampling_ratio, aligned)
+        down, down_count = _sample_axis(corners[:, 1], corners[:, 3], height, output_size, sampling_ratio, aligned)
         # Every image gets the same number of places, so that one call samples all of them; regions fill the first ones.
         rank, most = _rank_in_image(image, images)
         points = across.new_full((images, most, down.shape[1], across.shape[1], 2), _OUTSIDE)
@@ -79,11 +79,11 @@ def roi_align(
     return pooled if sampling_ratio == 1 else pooled / (across_count * down_count)[:, None, None, None]
 
 
-def _samples(
+def _sample_axis(
     low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sample points of each region along one axis in grid_sample's coordinates, (N, bins * S), and how many a bin has,
-    (N,)."""
+    """Sample points of each region along one axis in grid_sample's coordinates, (N, bins * S), and their number per
+    bin, (N,)."""
     extent = high - low
     if not aligned:
         extent = extent.clamp(min=1.0)
@@ -101,7 +101,7 @@ def _samples(
 
 
 def _rank_in_image(image: Tensor, images: int) -> tuple[Tensor, int]:
-    """Number of each region among those of its image, and the largest count."""
+    """Number of each region among those of its image, and the most regions of an image."""
     counts = torch.bincount(image, minlength=images)
     order = image.argsort(stable=True)
     starts = counts.cumsum(0) - counts
@@ -124,21 +124,23 @@ def roi_pool(features: Tensor, boxes: Tensor, image: Tensor, *, output_size: int
     channels, height, width = features.shape[1:]
     scaled = boxes.float() * scale
     corners = torch.where(scaled < 0, (scaled - 0.5).ceil(), (scaled + 0.5).floor()).long()  # half away from zero
-    across, across_real = _bins(corners[:, 0], corners[:, 2], width, output_size)  # (N, P, K)
-    down, down_real = _bins(corners[:, 1], corners[:, 3], height, output_size)
+    across, across_real = _divide_axis(corners[:, 0], corners[:, 2], width, output_size)  # (N, P, K)
+    down, down_real = _divide_axis(corners[:, 1], corners[:, 3], height, output_size)
     pooled = features.new_zeros(len(boxes), channels, output_size, output_size)
     pieces, places = [], []
-    for index, rows in _by_image(image, features.shape[0], per_region=output_size * channels * down.shape[2] * width):
+    for index, rows in _split_by_image(
+        image, features.shape[0], per_region=output_size * channels * down.shape[2] * width
+    ):
         strips = features[index][:, down[rows]].amax(3)  # (C, n, P, W)
         columns = across[rows].flatten(1)[None, :, None].expand(channels, -1, output_size, -1)
         cells = torch.unflatten(strips.gather(3, columns), 3, across.shape[1:]).amax(4)  # (C, n, P, P)
         real = down_real[rows][:, :, None] & across_real[rows][:, None, :]
         pieces.append(torch.where(real, cells, torch.zeros((), dtype=cells.dtype, device=cells.device)).transpose(0, 1))
         places.append(rows)
-    return _restore(pieces, places, pooled)
+    return _join_in_order(pieces, places, pooled)
 
 
-def _bins(low: Tensor, high: Tensor, cells: int, bins: int) -> tuple[Tensor, Tensor]:
+def _divide_axis(low: Tensor, high: Tensor, cells: int, bins: int) -> tuple[Tensor, Tensor]:
     """Cells of each bin, (N, bins, K) with the last one repeated, and whether the bin has any, (N, bins)."""
     each = (high - low + 1).clamp(min=1).float() / bins
     number = torch.arange(bins, device=low.device)
@@ -149,7 +151,7 @@ def _bins(low: Tensor, high: Tensor, cells: int, bins: int) -> tuple[Tensor, Ten
     return inside.clamp(0, cells - 1), stop > start
 
 
-def _by_image(image: Tensor, images: int, *, per_region: int) -> Iterator[tuple[int, Tensor]]:
+def _split_by_image(image: Tensor, images: int, *, per_region: int) -> Iterator[tuple[int, Tensor]]:
     """(image, indices of its regions) in pieces small enough for memory."""
     chunk = max(1, _CHUNK_NUMBERS // per_region)
     order = image.argsort(stable=True)
@@ -159,7 +161,7 @@ def _by_image(image: Tensor, images: int, *, per_region: int) -> Iterator[tuple[
                 yield index, piece
 
 
-def _restore(pieces: list[Tensor], places: list[Tensor], empty: Tensor) -> Tensor:
+def _join_in_order(pieces: list[Tensor], places: list[Tensor], empty: Tensor) -> Tensor:
     """Pieces joined in the order of the regions; `empty` when there is none."""
     if not pieces:
         return empty

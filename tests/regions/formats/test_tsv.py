@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from visling.errors import BoxError, DataError, StoreError
-from visling.regions.formats.tsv import RegionTsv, TsvReport, import_regions, read_names
+from visling.regions.formats.base import ImportReport, import_regions
+from visling.regions.formats.tsv import RegionTsv
 from visling.regions.store import NativeStore
 
 F = 3
 
 
-def code(values: Any, kind: str) -> str:
+def encode(values: Any, kind: str) -> str:
     return base64.b64encode(np.asarray(values, kind).tobytes()).decode()
 
 
@@ -28,12 +29,12 @@ def line(name: str, count: int = 2, *, lxmert: bool = True, **changes: str) -> s
     boxes = np.stack([numbers, numbers, numbers + 20, numbers + 10], axis=1)
     fields = {"id": name, "height": "20", "width": "40"} if lxmert else {"id": name, "width": "40", "height": "20"}
     if lxmert:
-        fields |= {"classes": code(numbers + 5, "<i8"), "class_confidence": code(numbers / 4, "<f4")}
-        fields |= {"attributes": code(numbers + 7, "<i8"), "attribute_confidence": code(numbers / 8, "<f4")}
+        fields |= {"classes": encode(numbers + 5, "<i8"), "class_confidence": encode(numbers / 4, "<f4")}
+        fields |= {"attributes": encode(numbers + 7, "<i8"), "attribute_confidence": encode(numbers / 8, "<f4")}
     fields |= {
         "number": str(count),
-        "boxes": code(boxes, "<f4"),
-        "features": code(numbers[:, None] + np.arange(F) / 10, "<f4"),
+        "boxes": encode(boxes, "<f4"),
+        "features": encode(numbers[:, None] + np.arange(F) / 10, "<f4"),
     }
     assert changes.keys() <= fields.keys()
     return "\t".join({**fields, **changes}.values())
@@ -45,10 +46,11 @@ def write(path: Path, *lines: str, end: str = "\n") -> Path:
 
 
 @pytest.mark.parametrize("lxmert", [True, False])
-def test_both_layouts(tmp_path: Path, lxmert: bool) -> None:
+def test_both_layouts_are_decoded(tmp_path: Path, lxmert: bool) -> None:
     file = RegionTsv(write(tmp_path / "x.tsv", line("a", lxmert=lxmert), line("9", 3, lxmert=lxmert)))
     assert (file.layout, file.feature_size) == ("lxmert-obj36" if lxmert else "bottom-up-attention", F)
-    (first, regions, _), (second, more, end) = file.images()
+    (first, regions, _, where), (second, more, end, _) = file.images()
+    assert where == "line 1"
     assert (first, second, end) == ("a", "9", file.path.stat().st_size)
     assert regions is not None
     assert more is not None
@@ -69,38 +71,40 @@ def test_both_layouts(tmp_path: Path, lxmert: bool) -> None:
         assert more.classes is more.class_confidence is more.attributes is more.attribute_confidence is None
 
 
-def test_dirt(tmp_path: Path) -> None:
+def test_dirty_files_are_imported(tmp_path: Path) -> None:
     """Line ends of Python 2's csv module, blank lines, images without a region (the first ones, too), images that come
     again, boxes on the edge."""
-    edge = code([[-0.5, 0, 40.4, 20.9]], "<f4")
+    edge = encode([[-0.5, 0, 40.4, 20.9]], "<f4")
     one = write(
         tmp_path / "one.tsv", line("empty", 0), line("a"), "", line("a", 3), line("edge", 1, boxes=edge), end="\r\n"
     )
     two = write(tmp_path / "two.tsv", line("b", 1), line("a", 1))
     two.write_bytes(two.read_bytes().rstrip(b"\n"))
-    told: list[tuple[int, int]] = []
-    found = import_regions([one, two], tmp_path / "store", progress=lambda done, total: told.append((done, total)))
-    assert found == TsvReport(images=4, regions=4, existing=0, repeated=2)
+    shown: list[tuple[int, int]] = []
+    found = import_regions(
+        [RegionTsv(one), RegionTsv(two)], tmp_path / "store", progress=lambda done, total: shown.append((done, total))
+    )
+    assert found == ImportReport(images=4, regions=4, existing=0, repeated=2)
     size = one.stat().st_size + two.stat().st_size
-    assert told[-1] == (size, size)
-    assert told == sorted(told)
+    assert shown[-1] == (size, size)
+    assert shown == sorted(shown)
     store = NativeStore.open(tmp_path / "store")
     assert [(name, store.count(name)) for name in store.ids] == [("a", 2), ("b", 1), ("edge", 1), ("empty", 0)]
     assert store["edge"].boxes.tolist() == [[0, 0, 40, 20]]
     assert store.fingerprint == store.settings["layout"] == "lxmert-obj36"
 
 
-def test_an_interrupted_import_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_import_resumes(tmp_path: Path) -> None:
     whole = [line(name) for name in "abc"]
     file = write(tmp_path / "x.tsv", *whole[:2], whole[2][:-8])
     with pytest.raises(DataError, match="line 3, holds"):
-        import_regions([file], tmp_path / "store")
+        import_regions([RegionTsv(file)], tmp_path / "store")
     write(file, *whole, line("a"))
-    found = import_regions([file], tmp_path / "store", resume=True)
-    assert found == TsvReport(images=1, regions=2, existing=2, repeated=1)
+    found = import_regions([RegionTsv(file)], tmp_path / "store", resume=True)
+    assert found == ImportReport(images=1, regions=2, existing=2, repeated=1)
     assert NativeStore.open(tmp_path / "store").ids == ["a", "b", "c"]
     with pytest.raises(StoreError, match="fingerprint is 'lxmert-obj36', this run's is 'other'"):
-        import_regions([file], tmp_path / "store", resume=True, fingerprint="other")
+        import_regions([RegionTsv(file)], tmp_path / "store", resume=True, fingerprint="other")
 
 
 @pytest.mark.parametrize(
@@ -112,24 +116,24 @@ def test_an_interrupted_import_goes_on(tmp_path: Path) -> None:
         (line("", 2), "empty column id"),
         (line("b", features="A" * 31), "column features that is not base64"),
         (
-            line("b", features=code(np.zeros((2, F - 1)), "<f4")),
+            line("b", features=encode(np.zeros((2, F - 1)), "<f4")),
             "holds 16 bytes of features; expected 24 .2 x 3 of float32.",
         ),
-        (line("b", boxes=code(np.zeros((3, 4)), "<f4")), "holds 48 bytes of boxes; expected 32"),
-        (line("b", boxes=code(np.zeros((2, 4)), "<f8")), "holds 64 bytes of boxes; expected 32"),
-        (line("b", classes=code([1, 2], "<i4")), "holds 8 bytes of classes; expected 16"),
-        (line("b", classes=code([1, -1], "<i8")), "classes from -1 to 1"),
-        (line("b", attributes=code([1, 70000], "<i8")), "attributes from 1 to 70000"),
+        (line("b", boxes=encode(np.zeros((3, 4)), "<f4")), "holds 48 bytes of boxes; expected 32"),
+        (line("b", boxes=encode(np.zeros((2, 4)), "<f8")), "holds 64 bytes of boxes; expected 32"),
+        (line("b", classes=encode([1, 2], "<i4")), "holds 8 bytes of classes; expected 16"),
+        (line("b", classes=encode([1, -1], "<i8")), "classes from -1 to 1"),
+        (line("b", attributes=encode([1, 70000], "<i8")), "attributes from 1 to 70000"),
         (line("b", number="3"), "holds 32 bytes of boxes; expected 48"),
     ],
 )
 def test_damaged_lines_are_named(tmp_path: Path, broken: str, message: str) -> None:
     file = write(tmp_path / "x.tsv", line("a"), broken)
-    with pytest.raises(DataError, match=rf"x\.tsv, line 2, .*{message.removeprefix('line 2, ')}.*fetch it again"):
-        import_regions([file], tmp_path / "store")
+    with pytest.raises(DataError, match=rf"x\.tsv, line 2, .*{message.removeprefix('line 2, ')}.*download it again"):
+        import_regions([RegionTsv(file)], tmp_path / "store")
 
 
-def text(content: str) -> Callable[[Path], Path]:
+def text_file(content: str) -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         path.write_text(content)
         return path
@@ -141,18 +145,18 @@ def text(content: str) -> Callable[[Path], Path]:
     ("make", "message"),
     [
         (lambda path: path, "no file .* of region features"),
-        (text("\n\n"), "is empty; expected one image a line"),
-        (text("a,b,c\n"), r"has 1 tab-separated columns; expected 6 \(bottom-up-attention\), 10 \(lxmert-obj36\)"),
-        (text(line("a", 0)), "holds no region"),
-        (text(line("a", features="AAAA")), "holds 3 bytes of features for 2 boxes, which is no whole width"),
+        (text_file("\n\n"), "is empty; expected one image per line"),
+        (text_file("a,b,c\n"), r"has 1 tab-separated columns; expected 6 \(bottom-up-attention\), 10 \(lxmert-obj36\)"),
+        (text_file(line("a", 0)), "holds no region"),
+        (text_file(line("a", features="AAAA")), "holds 3 bytes of features for 2 boxes, which is not a whole width"),
     ],
 )
-def test_files_of_another_kind(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+def test_files_of_another_kind_are_refused(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(DataError, match=message):
         RegionTsv(make(tmp_path / "x.tsv"))
 
 
-def test_text_that_is_no_text(tmp_path: Path) -> None:
+def test_a_column_that_is_not_text_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.tsv"
     file.write_bytes(line("a").encode() + b"\n" + line("b").encode().replace(b"b", b"\xff", 1))
     with pytest.raises(DataError, match="line 2, has a column id that is not text"):
@@ -165,31 +169,25 @@ def test_width_and_height_the_other_way_round_are_noticed(tmp_path: Path) -> Non
         BoxError,
         match=r"line 1: a box of image 'a' leaves the image of 20 x 40 by 2\.0 pixels.* has height before width",
     ):
-        import_regions([write(file, line("a", 3, height="40", width="20"))], tmp_path / "store")
+        import_regions([RegionTsv(write(file, line("a", 3, height="40", width="20")))], tmp_path / "store")
 
 
 def test_files_of_two_kinds_do_not_mix(tmp_path: Path) -> None:
     first, second = write(tmp_path / "x.tsv", line("a")), write(tmp_path / "y.tsv", line("b", lxmert=False))
     with pytest.raises(DataError, match=r"x\.tsv has the layout lxmert-obj36, .*y\.tsv bottom-up-attention"):
-        import_regions([first, second], tmp_path / "store")
-    write(second, line("b", features=code(np.zeros((2, 5)), "<f4")))
+        import_regions([RegionTsv(first), RegionTsv(second)], tmp_path / "store")
+    write(second, line("b", features=encode(np.zeros((2, 5)), "<f4")))
     with pytest.raises(DataError, match=r"features of width 3, .*y\.tsv 5"):
-        import_regions([first, second], tmp_path / "store")
+        import_regions([RegionTsv(first), RegionTsv(second)], tmp_path / "store")
     with pytest.raises(DataError, match="no file of region features was given"):
         import_regions([], tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
-def test_labels_have_names(tmp_path: Path) -> None:
-    file, names = (
-        write(tmp_path / "x.tsv", line("a")),
-        write(tmp_path / "names.txt", "sky,blue sky", *map(str, range(6))),
-    )
-    assert read_names(names) == ("sky", "0", "1", "2", "3", "4", "5")
-    with pytest.raises(DataError, match="'a' has attributes up to 8, but 7 names were given"):
-        import_regions([file], tmp_path / "store", class_names=read_names(names), attribute_names=read_names(names))
-    import_regions([file], tmp_path / "other", class_names=read_names(names), fingerprint="mine", dtype="float32")
+def test_labels_without_a_name_are_refused(tmp_path: Path) -> None:
+    file, names = write(tmp_path / "x.tsv", line("a")), ["sky", *map(str, range(6))]
+    with pytest.raises(DataError, match="'a' has attributes up to 8, but there are only 7 names"):
+        import_regions([RegionTsv(file)], tmp_path / "store", class_names=names, attribute_names=names)
+    import_regions([RegionTsv(file)], tmp_path / "other", class_names=names, fingerprint="mine", dtype="float32")
     store = NativeStore.open(tmp_path / "other")
     assert (store.fingerprint, store.class_names[0], store.fields["features"].dtype) == ("mine", "sky", "float32")
-    with pytest.raises(DataError, match="cannot read the names"):
-        read_names(tmp_path / "gone.txt")
