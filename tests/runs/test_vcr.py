@@ -15,7 +15,6 @@ import pytest
 from visling import config as configs
 from visling import models
 from visling.data.batches.collate import Collator
-from visling.data.corpora.base import Corpus
 from visling.data.corpora.reading import Corpora
 from visling.data.corpora.vcr import VcrChoices
 from visling.data.text import TextLayout, Tokenizer
@@ -130,7 +129,7 @@ def test_the_mistakes_of_the_release_are_settings(files: Files, tmp_path: Path) 
     assert released.word_links
     for setting in ("same_choice", "word_links"):
         with pytest.raises(ConfigError, match=f"{setting} is a setting of vcr; found it with captions"):
-            Corpus(kind="captions", **{setting: True})  # type: ignore[arg-type]
+            tiny(f'corpora=[{{kind = "captions", {setting} = true}}]')
 
 
 def lines(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
