@@ -126,7 +126,7 @@ def test_what_is_not_of_the_layout_is_refused(tmp_path: Path, changed: dict[str,
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     file = save(tmp_path / "train.jsonl", row(0), row(1))
     file.write_text(file.read_text()[:-50])
-    with pytest.raises(DataError, match=r"train\.jsonl is truncated or not JSON lines: .* in line 2"):
+    with pytest.raises(DataError, match=r"train\.jsonl, line 2 is not a JSON object: .*truncated"):
         read_vcr(file, tmp_path)
     with pytest.raises(DataError, match="gone"):
         read_vcr(tmp_path / "gone.jsonl", tmp_path)

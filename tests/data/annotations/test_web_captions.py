@@ -90,7 +90,7 @@ def test_vlbert_rows(tmp_path: Path) -> None:
     assert found.records == (CaptionRecord(id="0", images=("00000000",), caption="a bus station"),)
     assert found.empty == 1
     file.write_text(file.read_text()[:-60])
-    with pytest.raises(DataError, match=r"truncated or not JSON lines: .* in line 2"):
+    with pytest.raises(DataError, match=r"line 2 is not a JSON object: .*truncated"):
         read_vlbert_captions(file)
     with pytest.raises(DataError, match="line 1: expected an object with 'image' and a list 'caption'; found caption"):
         read_vlbert_captions(save(file, '{"caption": "a"}'))

@@ -92,7 +92,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a file with one JSON object a line, with their line numbers from 1; blank lines are passed over.
+    """Objects of a file with one JSON object per line, with their line numbers from 1; blank lines are skipped.
 
     Raises:
         DataError: the file is missing or truncated, or a line holds something else.
@@ -101,14 +101,18 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path} is truncated or not JSON lines: {error.msg} in line {number}. Download it again."
+                f"{path}, line {number} is not a JSON object: {error}. "
+                "The file may be truncated: copy or download it again."
             ) from error
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object; found {type(entry).__name__}.")
-        yield number, entry
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number} is a JSON {type(row).__name__}; "
+                "expected one object per line, as in the official files."
+            )
+        yield number, row
 
 
 def read_ids(path: Path) -> frozenset[str]:
@@ -145,30 +149,6 @@ def entries(content: Any, name: str, keys: tuple[str, ...], path: Path) -> list[
                 f"{path}: entry {number} of {name!r} lacks {', '.join(map(repr, lacking))}; found {has}. Complete it, or take it out."
             )
     return found
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each JSON object of a file with the place to name in messages; blank lines are skipped.
-
-    Raises:
-        DataError: a line that is not a JSON object.
-    """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{where} is not a JSON object: {error}. The file may be truncated: copy or download it again."
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{where} is a JSON {type(row).__name__}; expected one object a line, as in the official files."
-                )
-            yield where, row
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:

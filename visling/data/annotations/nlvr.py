@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import json_lines, text_field
+from visling.data.annotations.files import read_json_lines, text_field
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
 from visling.types import Record
@@ -124,7 +124,8 @@ def orders_present(folder: Path) -> tuple[int, ...]:
 
 def read_nlvr_pictures(path: Path, split: str, pictures: Sequence[int]) -> list[NlvrRecord]:
     records = []
-    for where, row in json_lines(path):
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
         identifier = text_field(row, "identifier", where)
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
@@ -149,7 +150,8 @@ def read_nlvr_pictures(path: Path, split: str, pictures: Sequence[int]) -> list[
 
 def read_nlvr_statements(path: Path) -> list[NlvrRecord]:
     records = []
-    for where, row in json_lines(path):
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
         identifier, image = text_field(row, "identifier", where), text_field(row, "image", where)
         match = PICTURE_NAME.fullmatch(image)
         records.append(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import json_lines, text_field
+from visling.data.annotations.files import read_json_lines, text_field
 from visling.errors import DataError
 from visling.types import Record
 
@@ -44,7 +44,8 @@ def read_nlvr2(path: Path) -> list[Nlvr2Record]:
             form or comes twice.
     """
     records: dict[str, Nlvr2Record] = {}
-    for where, row in json_lines(path):
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
         identifier = text_field(row, "identifier", where)
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
