@@ -146,7 +146,7 @@ def test_what_a_run_refuses(files: Files, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'train-0' has no labels"):
         read(tiny(), data, store)
     lines(files(data, "vcr") / "train.jsonl", lambda row: row.update(question=[[3]]))
-    with pytest.raises(DataError, match=r"line 1: question speaks of object 3"):
+    with pytest.raises(DataError, match=r"line 1: question names object 3"):
         read(tiny(), data, store)
     (files(data, "vcr") / "vcr1images" / "movie_2" / "2.json").unlink()
     with pytest.raises(DataError, match=r"question 'train-1' of VCR has no metadata .*movie_2/2\.json"):

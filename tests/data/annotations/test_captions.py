@@ -85,7 +85,7 @@ def test_truncated_file_names_file_and_position(tmp_path: Path) -> None:
         ({"annotations": []}, "list 'images'"),
         ({"images": [], "annotations": [{"id": 1, "image_id": 5}]}, "entry 0 of 'annotations' lacks 'caption'"),
         ({"images": [], "annotations": [7]}, "entry 0 of 'annotations' must be an object; found a int"),
-        ({"images": [], "annotations": [{"id": 1, "image_id": 5, "caption": "x"}]}, "caption 1 speaks of image 5"),
+        ({"images": [], "annotations": [{"id": 1, "image_id": 5, "caption": "x"}]}, "caption 1 is about image 5"),
     ],
 )
 def test_other_layouts(tmp_path: Path, content: Any, message: str) -> None:
@@ -206,7 +206,7 @@ def test_flickr30k_lines(tmp_path: Path) -> None:
 
 def test_find_flickr30k(tmp_path: Path) -> None:
     (tmp_path / "results_20130124.token").write_text(TOKENS, encoding="utf-8")
-    with pytest.raises(DataError, match=r"knows no splits: put the list .* as train\.txt"):
+    with pytest.raises(DataError, match=r"has no splits: put the list .* as train\.txt"):
         find_flickr30k(tmp_path, "train")
     assert not has_flickr30k(tmp_path, "train")
     (tmp_path / "train.txt").write_text("1000092795\n7162685234\n", encoding="utf-8")
@@ -224,7 +224,7 @@ def test_find_flickr30k(tmp_path: Path) -> None:
 
 
 def coco(folder: Path) -> Path:
-    """COCO's two parts, two images each, and what may lie beside them."""
+    """COCO's two parts, two images each, and what may lie next to them."""
     for split, number in (("train", 1), ("val", 3)):
         images = [{"id": image, "file_name": f"COCO_{split}2014_{image:012d}.jpg"} for image in (number, number + 1)]
         told = [
@@ -270,7 +270,7 @@ def test_coco_by_lists(tmp_path: Path, listed: str) -> None:
     for file in lists.glob("*.json"):
         file.unlink()
     assert not has_coco_captions(tmp_path, "train")
-    with pytest.raises(DataError, match=r"no caption file captions_\*\.json beside them"):
+    with pytest.raises(DataError, match=r"no caption file captions_\*\.json next to them"):
         find_coco_captions(tmp_path, "train")
 
 

@@ -119,7 +119,8 @@ def test_find(tmp_path: Path) -> None:
         assert find_vilbert_captions(save(tmp_path / name / name, {}).parent, "val").name == name
     with pytest.raises(
         DataError,
-        match=r"no Conceptual Captions of split 'val'.*expected Validation_GCC-1\.1\.0-Validation\.tsv or val_frcnn\.json",
+        match=r"no Conceptual Captions of split 'val'.*"
+        r"expected Validation_GCC-1\.1\.0-Validation\.tsv or val_frcnn\.json",
     ):
         find_conceptual_captions(tmp_path / "a", "val")
     with pytest.raises(DataError, match="expected a split train or val"):

@@ -19,9 +19,9 @@ DOCS = Path(__file__).parents[3] / "docs" / "corpora.md"
 
 def test_the_kinds_of_all_modules_are_offered() -> None:
     assert names() == sorted([
-        "captions", "caption_pairs", "single_captions", "statements", "unmasked_statements", "true_statements", "questions",
-        "spelled_questions", "answered_questions", "conceptual_captions", "sbu", "flickr30k", "vilbert_captions",
-        "vg_regions", "vg_qa", "gqa", "lxmert", "vcr", "text",
+        "captions", "caption_pairs", "single_captions", "statements", "unmasked_statements", "true_statements",
+        "questions", "spelled_questions", "answered_questions", "conceptual_captions", "sbu", "flickr30k",
+        "vilbert_captions", "vg_regions", "vg_qa", "gqa", "lxmert", "vcr", "text",
     ])  # fmt: skip
     assert all(find_reader(name) is reader for name, reader in readers().items())
 

@@ -84,7 +84,8 @@ def sentences(found: Corpora) -> list[str]:
 
 
 LENIENT: tuple[str, ...] = (
-    "conceptual_captions", "vilbert_captions", "sbu", "flickr30k", "vg_regions", "vg_qa", "gqa", "answered_questions", "lxmert"
+    "conceptual_captions", "vilbert_captions", "sbu", "flickr30k", "vg_regions", "vg_qa", "gqa",
+    "answered_questions", "lxmert",
 )  # fmt: skip
 EMPTY = {
     "conceptual_captions": "1 empty captions, 1 lines of another layout",

@@ -56,5 +56,7 @@ def test_quirk_a_question_of_vcr_is_shown_with_one_choice_in_the_release() -> No
 
 @pytest.mark.parametrize("label", ["answer_label", "rationale_label"])
 def test_choices_of_vcr_without_labels(label: str) -> None:
-    with pytest.raises(DataError, match="'val-1' has no labels: pre-training on VCR needs a split that tells"):
+    with pytest.raises(
+        DataError, match="'val-1' has no labels: pre-training on VCR needs a split with the right choices"
+    ):
         VcrChoices([vcr(0), vcr(1, **{label: None})], LAYOUT, objects_from={})

@@ -70,7 +70,7 @@ class CaptionPairs:
             second = draw_of_another_image(self.records, record, rng)
         else:
             drawn = siblings[int(rng.integers(len(siblings) - 1))]
-            # The last sibling stands in for the caption itself, so that each of the others is equally likely.
+            # The last sibling takes the place of the caption itself, so that each of the others is equally likely.
             second = self.records[siblings[-1] if drawn == index else drawn]
         row = self.layout.row(record.caption, second.caption)
         return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": int(not foreign)})
@@ -116,8 +116,8 @@ class SingleCaption:
 
 
 class VilbertCaptions:
-    """A caption, or half of the time one drawn from all captions, its own included: then it fits and is labelled as if
-    it did not.
+    """A caption, or half of the time one drawn from all captions, its own included, which then fits but is labelled as
+    if it did not.
 
     Args:
         pool: captions in the order of the file, from which the first `len(records)` are drawn, whether their image has
@@ -125,7 +125,7 @@ class VilbertCaptions:
         keep_above: draws above one half keep the caption (first release); False keeps below (multi-task release).
         matching: False replaces none and gives no label (the multi-task release's `objective` 2).
     Source:
-        ViLBERT, `concept_cap_dataset.py` of both releases. Their labels are turned round: here 1 means "fits".
+        ViLBERT, `concept_cap_dataset.py` of both releases. Their labels are inverted: here 1 means "fits".
     """
 
     def __init__(
@@ -141,7 +141,8 @@ class VilbertCaptions:
         self.pool = [record.caption for record in records] if pool is None else pool
         if len(self.pool) < len(records):
             raise DataError(
-                f"{len(self.pool)} captions to draw from for {len(records)} images: the pool holds the captions of all of them."
+                f"{len(self.pool)} captions to draw from for {len(records)} images: "
+                "the pool holds the captions of all of them."
             )
 
     def __len__(self) -> int:

@@ -61,7 +61,8 @@ def _read_questions(root: Path, split: str, context: CorpusContext | None) -> Se
 
 READERS: Mapping[str, CorpusReader] = {
     "vg_regions": CorpusReader(
-        shows="a phrase of one of Visual Genome's regions, half of the time of another image if the run learns matching",
+        shows="a phrase of one of Visual Genome's regions, half of the time of another image if the run learns "
+        "matching",
         read=read_with(_read_phrases),
         present=_has_file(REGIONS),
         validates=False,

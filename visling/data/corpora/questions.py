@@ -70,16 +70,16 @@ class QuestionAnswer:
 
 
 class LxmertSentences:
-    """A caption or question, replaced by one of another image with a given probability; questions that stay are asked
-    for a drawn answer.
+    """A caption or question, replaced by one of another image with a given probability; for questions that stay,
+    a drawn answer is to be predicted.
 
-    Draws are made in this order: whether the sentence is wrong, which one stands in its place (again while it is of the
-    same image), and, for a question in its place with several answers in the table, the answer, in proportion to its
+    Draws are made in this order: whether the sentence is wrong, which one replaces it (drawn again while it is of the
+    same image), and, for a question that stays and has several answers in the table, the answer, in proportion to its
     score.
 
     Args:
-        answers: table whose entries `answer` counts; IGNORE where nothing is asked, no answer is in the table or the
-            sentence was replaced. None gives no such label.
+        answers: table of which the label `answer` is an index; IGNORE for captions, for questions without an answer in
+            the table and for replaced sentences. None gives no such label.
         false_sentence_ratio: probability of a wrong sentence (matched 0); None replaces none and gives no label, for
             runs without matching.
     Source:

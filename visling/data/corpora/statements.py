@@ -27,7 +27,7 @@ class LabelledSentences:
 
     Args:
         masked: whether masked language modelling hides words of these sentences too, as the release does. Hiding the
-            word on which a sentence turns makes its label a guess, and where true and false sentences are balanced the
+            word that decides a sentence makes its label a guess, and where true and false sentences are balanced, the
             words say nothing about the image.
     Source:
         VisualBERT's task-specific pre-training on NLVR2.

@@ -16,15 +16,15 @@ from visling.types import Example, TextRow
 
 
 class PlainText:
-    """Text without an image: a passage, the passages that follow it while it is short, cut to the longest row; no
-    special tokens.
+    """Text without an image: a passage, with those that follow while it is short, cut to the longest row; no special
+    tokens.
 
-    Cutting comes before masking here and after it in the release, which shows the model the same: words are drawn for
-    in turn, the cut ones last.
+    Cutting comes before masking here and after it in the release, which shows the model the same: draws are
+    made word by word, for the cut ones last.
 
     Args:
-        min_words: words, punctuation counted, below which the next passage is appended; behind the last comes the
-            first.
+        min_words: words, punctuation counted, below which the next passage is appended; the first follows
+            the last.
         max_tokens: word pieces kept; None = as many as the model reads.
     Source:
         VL-BERT release, `general_corpus.py` (64 and 64).

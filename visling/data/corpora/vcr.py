@@ -24,21 +24,21 @@ from visling.types import Example
 
 
 class VcrChoices:
-    """A question of VCR and one of its answers, or question with right answer and one of its rationales: is the choice
-    right (matched 1)?
+    """A question of VCR and one of its answers, or a question with its right answer and one of its rationales: is the
+    choice right (matched 1)?
 
     Eight examples of each question, its answers first. Objects are called by names (`with_names`), which answers and
-    rationales take over from what comes before them. Regions are all that the store has of the image, whose id is the
-    stem of `img_fn`; the release shows the whole image, as a region of its own, and those detections alone that
+    rationales inherit from the text before them. Regions are all that the store has of the image, whose id is the
+    stem of `img_fn`; the release shows the whole image, as a region of its own, and only those detections that
     question, answers or rationales of either kind name, all persons where "everyone" is mentioned or nothing is named
     (`add_all_features`).
 
     Args:
         objects_from: image -> number of the region that is its object 0, the others following it: names are linked to
-            these regions. Of images that are not in it nothing is linked.
+            these regions. In images that are not in it nothing is linked.
         same_choice: whether question number i is shown with choice i modulo 8 only, eight times an epoch, as in the
-            release by mistake (`complete_shuffle` overwrites the number that the choice is made of); else with each
-            choice once.
+            release by mistake (`complete_shuffle` overwrites the number from which the choice is computed); else with
+            each choice once.
         word_links: whether links count words where they should count pieces, as in the release by mistake; see
             `TextLayout.named`.
     Source:
@@ -60,7 +60,8 @@ class VcrChoices:
             (record for record in records if record.answer_label is None or record.rationale_label is None), None
         ):
             raise DataError(
-                f"question {bare.id!r} has no labels: pre-training on VCR needs a split that tells the right choices (train or val)."
+                f"question {bare.id!r} has no labels: "
+                "pre-training on VCR needs a split with the right choices (train or val)."
             )
         self.records = [record for record in records for _ in range(2 * NUM_CHOICES)]
         """The annotation of each example."""
@@ -101,7 +102,7 @@ class VcrChoices:
 
 
 _SAME_BOX = 1.0
-"""Pixels by which each coordinate of a stored box may be off an object of VCR and is still that object's: stores may
+"""Pixels by which each coordinate of a stored box may differ from an object of VCR and still belong to it: stores may
 hold rounded boxes."""
 
 
@@ -132,7 +133,7 @@ def _read_choices(root: Path, split: str, context: CorpusContext) -> RecordSourc
 
 
 def _find_first_object(record: VcrRecord, store: NativeStore) -> int | None:
-    """Number of the region that is object 0 of a picture: 0, or 1 behind the whole image; None if the store holds
+    """Number of the region that is object 0 of an image: 0, or 1 after the whole image; None if the store holds
     others than its objects in their order."""
     objects, regions = read_metadata(record).boxes, store[record.images[0]].boxes
     start = len(regions) - len(objects)
