@@ -134,10 +134,10 @@ def read_flickr30k(path: str | Path, images: Collection[str] | None = None) -> C
             if images is None or image in images:
                 yield f"{image}#{name.rpartition('#')[2]}", image, caption
 
-    found = collect(rows())
-    if malformed and not found.records and not found.empty:
+    captions = collect(rows())
+    if malformed and not captions.records and not captions.empty:
         raise DataError(f"{path} has no line of Flickr30K's layout: expected NAME.jpg#NUMBER, a tab and a caption.")
-    return replace(found, malformed=malformed)
+    return replace(captions, malformed=malformed)
 
 
 def read_flickr30k_lines(path: str | Path) -> Captions:
@@ -313,13 +313,13 @@ def _read_by_list(files: list[Path], lists: dict[str, Path], split: str, root: P
     own = {split} & lists.keys() or lists.keys()
     # Numbers identify images as well as names do: COCO's images of all years have numbers of their own.
     listed = frozenset(canonical(image) for name in own for image in read_ids(lists[name]))
-    found = read_captions(*files, wanted=lambda image: (canonical(image) in listed) == (split in lists))
-    if not found.records:
+    captions = read_captions(*files, wanted=lambda image: (canonical(image) in listed) == (split in lists))
+    if not captions.records:
         raise DataError(
             f"{', '.join(str(lists[name]) for name in own)}: no image of split {split!r} has a caption in "
             f"{files[0].parent}."
         )
-    return found
+    return captions
 
 
 _ANNOTATIONS = ("annotations", "Annotations", ".")

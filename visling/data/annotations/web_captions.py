@@ -56,13 +56,13 @@ def read_conceptual_captions(path: str | Path, naming: Naming = "crc32") -> Capt
             else:
                 malformed += 1
 
-    found = collect(rows())
-    if malformed and not found.records and not found.empty:
+    captions = collect(rows())
+    if malformed and not captions.records and not captions.empty:
         raise DataError(
             f"{path} has no row of Conceptual Captions' layout: expected a caption, a tab and an address, "
             "without a header."
         )
-    return replace(found, malformed=malformed)
+    return replace(captions, malformed=malformed)
 
 
 def read_vlbert_captions(path: str | Path) -> Captions:

@@ -51,18 +51,18 @@ class ByConfidence:
 
     def gather(self, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
         """As `store.gather`: the `max_regions` most confident regions of each image."""
-        found = gather(self.store, image_ids)
-        counts = found["mask"].sum(1)
+        gathered = gather(self.store, image_ids)
+        counts = gathered["mask"].sum(1)
         most = max(
             int(counts.max(initial=0)) if max_regions is None else min(int(counts.max(initial=0)), max_regions), 1
         )
-        order = np.broadcast_to(np.arange(found["mask"].shape[1]), found["mask"].shape).copy()
+        order = np.broadcast_to(np.arange(gathered["mask"].shape[1]), gathered["mask"].shape).copy()
         for row, (image_id, count) in enumerate(zip(image_ids, counts, strict=True)):
             order[row, :count] = self._sort_image(image_id)
         sorted_fields = {
-            name: np.take_along_axis(found[name], order[:, :most, None], axis=1) for name in ("features", "boxes")
+            name: np.take_along_axis(gathered[name], order[:, :most, None], axis=1) for name in ("features", "boxes")
         }
-        return {**found, **sorted_fields, "mask": found["mask"][:, :most]}
+        return {**gathered, **sorted_fields, "mask": gathered["mask"][:, :most]}
 
     def _sort_image(self, image_id: str) -> NDArray[np.int64]:
         if image_id not in self._orders:

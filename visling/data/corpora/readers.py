@@ -57,10 +57,10 @@ def find_reader(kind: str) -> Reader:
         ) from error
     offered = getattr(module, "READERS", None)
     if not isinstance(offered, Mapping) or not isinstance(offered.get(name), Reader):
-        known = offered if isinstance(offered, Mapping) else ()
+        valid = offered if isinstance(offered, Mapping) else ()
         raise ConfigError(
             f"module {path} offers no corpus {name!r}: expected READERS = a mapping from {name!r} to a "
-            f"visling.data.corpora.base.CorpusReader or TextReader. {nearest(name, known)}"
+            f"visling.data.corpora.base.CorpusReader or TextReader. {nearest(name, valid)}"
         )
     reader: Reader = offered[name]
     return reader

@@ -107,10 +107,10 @@ hold rounded boxes."""
 
 
 def _read_choices(root: Path, split: str, context: CorpusContext) -> RecordSource:
-    found = read_vcr(*find_vcr(root, split))
-    left_out = {"questions with a sentence without a word": found.empty, "repeated questions": found.repeated}
+    questions = read_vcr(*find_vcr(root, split))
+    left_out = {"questions with a sentence without a word": questions.empty, "repeated questions": questions.repeated}
     context.note(root, left_out)
-    records = keep_with_regions_of_all(found.records, root, context)
+    records = keep_with_regions_of_all(questions.records, root, context)
     images = {record.images[0]: record for record in records}
     objects_from = {
         image: start
