@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from visling import config as configs
 from visling import models
 from visling.api import Predictor
+from visling.data.corpora.readers import find_reader
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.objectives.pretrain_model import PretrainModel
@@ -489,7 +490,7 @@ def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
     for done in range(2):
         loss = torch.zeros(())
         for corpus in run.corpora:
-            batch, targets = estimates.typical_batch(run, estimates.TYPICAL[corpus.kind], 2)
+            batch, targets = estimates.typical_batch(run, find_reader(corpus.kind).typical, 2)
             batch.validate()
             loss = loss + estimates.loss_of(model, batch, targets)
         loss.backward()

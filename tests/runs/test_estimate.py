@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from visling import config as configs
 from visling import models
 from visling.cli.app import app
+from visling.data.corpora.base import Typical
+from visling.data.corpora.readers import find_reader
 from visling.errors import ConfigError
 from visling.models.cvlp import Cvlp, KeyNetwork
 from visling.objectives.pretrain_model import PretrainModel
@@ -77,7 +79,7 @@ def real(run: PretrainConfig) -> tuple[PretrainModel, list[Any]]:
         if isinstance(objective, RegionContrast):
             size = objective.queue.rows.shape
             objective.queue.push(F.normalize(torch.randn(size), dim=-1), torch.ones(size[0], dtype=torch.bool))
-    batches = [estimates.typical_batch(run, estimates.TYPICAL[corpus.kind], ROWS) for corpus in run.corpora]
+    batches = [estimates.typical_batch(run, find_reader(corpus.kind).typical, ROWS) for corpus in run.corpora]
     for batch, _ in batches:
         batch.validate()
     return model, batches
@@ -152,7 +154,7 @@ def forward_multiplications(name: str, preset: str, tokens: int, regions: int) -
     )  # fmt: skip
     with torch.device("meta"):
         model = models.build(name, config)
-        batch, _ = estimates.typical_batch(run, estimates.Typical(tokens=tokens), 1)
+        batch, _ = estimates.typical_batch(run, Typical(tokens=tokens), 1)
         with torch.no_grad(), estimates.MatrixProducts() as products:
             model(batch)
     return products.flops / 2 / 1e9

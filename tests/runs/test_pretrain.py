@@ -16,6 +16,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.answer_table import table_rows
 from visling.data.answers import AnswerVocabulary
+from visling.data.corpora.reading import images_of
 from visling.data.text import TextLayout
 from visling.errors import CheckpointError, ConfigError, DataError, RunError, StoreError
 from visling.models import head_styles
@@ -27,6 +28,7 @@ from visling.recipes.configs import PretrainConfig
 from visling.recipes.tables import PRETRAINING
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, subset
+from visling.runs.estimate import estimate
 from visling.runs.pretrain import pretrain, read_corpora
 from visling.runs.setup import Inputs, fit_to_store
 from visling.types import Head, RegionArray
@@ -117,6 +119,31 @@ def test_objectives_that_come_in_later_start_with_fresh_heads(world: Any, tmp_pa
     assert "brings no head for matching: randomly initialised" in (tmp_path / "run" / "log.jsonl").read_text()
 
 
+def test_a_corpus_of_ones_own_is_mixed_in_and_trained_on(world: Any, tmp_path: Path) -> None:
+    """One module outside the package (`fixtures/toy_corpus.py`), named by its path."""
+    (tmp_path / "own").mkdir()
+    images = [picture.stem for picture in sorted((world.scenes / "images" / "train").glob("*.png"))[:3]]
+    lines = [f"{image}\ta caption of {image}" for image in (*images, "gone")]
+    (tmp_path / "own" / "shouted.txt").write_text("\n".join(lines), encoding="utf-8")
+    run = tiny(
+        world,
+        'corpora=[{kind = "captions"}, {kind = "fixtures.toy_corpus.shouted", weight = 2.0}]',
+        "train.max_steps=2",
+    )
+    data = [str(world.scenes), str(tmp_path / "own")]
+    store = NativeStore.open(world.regions)
+    layout = TextLayout(build_tokenizer(run), models.spec(run.model).inputs(run.encoder))
+    examples = read_corpora(run, data, layout, store, valid=False, answers=None)
+    assert images_of(examples.images)[-3:] == images
+    assert len(examples.images) == 120 + 2 * 3
+    note = f"fixtures.toy_corpus.shouted of {tmp_path / 'own'}: left out 1 sentences of 1 images without regions"
+    assert list(examples.notes) == [note]
+    state = pretrain(run, tmp_path / "run", data=data, store=world.regions, device="cpu")
+    assert state.step == 2
+    assert note in (tmp_path / "run" / "log.jsonl").read_text()
+    assert estimate(run).assumed["tokens"] == {"captions": 16, "fixtures.toy_corpus.shouted": 9}
+
+
 def test_every_corpus_of_every_folder_is_read_by_weight(world: Any) -> None:
     run = tiny(world, 'corpora=[{kind = "captions"}, {kind = "single_captions", weight = 0.5}]')
     store = NativeStore.open(world.regions)
@@ -151,7 +178,11 @@ def test_resuming_with_other_settings_is_refused(world: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (['corpora=[{kind = "pictures"}]'], ConfigError, r"'corpora\[0\].kind' is 'pictures'"),
+        (
+            ['corpora=[{kind = "pictures"}]'],
+            ConfigError,
+            r"no corpus 'pictures'\. Valid: answered_questions, caption_pairs",
+        ),
         (["objectives={masked_lmm = 1.0}"], ConfigError, r"unknown objective 'masked_lmm'. Did you mean 'masked_lm'"),
         (["objective_settings.matching.foo=1"], ConfigError, r"objective matching has no setting 'foo'. It has none"),
         (

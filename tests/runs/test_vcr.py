@@ -15,7 +15,6 @@ import pytest
 from visling import config as configs
 from visling import models
 from visling.data.batches.collate import Collator
-from visling.data.corpora.base import Corpus
 from visling.data.corpora.reading import Corpora
 from visling.data.corpora.vcr import VcrChoices
 from visling.data.text import TextLayout, Tokenizer
@@ -130,7 +129,7 @@ def test_the_mistakes_of_the_release_are_settings(files: Files, tmp_path: Path) 
     assert released.word_links
     for setting in ("same_choice", "word_links"):
         with pytest.raises(ConfigError, match=f"{setting} is a setting of vcr; found it with captions"):
-            Corpus(kind="captions", **{setting: True})  # type: ignore[arg-type]
+            tiny(f'corpora=[{{kind = "captions", {setting} = true}}]')
 
 
 def lines(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -147,7 +146,7 @@ def test_what_a_run_refuses(files: Files, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'train-0' has no labels"):
         read(tiny(), data, store)
     lines(files(data, "vcr") / "train.jsonl", lambda row: row.update(question=[[3]]))
-    with pytest.raises(DataError, match=r"line 1: question speaks of object 3"):
+    with pytest.raises(DataError, match=r"line 1: question names object 3"):
         read(tiny(), data, store)
     (files(data, "vcr") / "vcr1images" / "movie_2" / "2.json").unlink()
     with pytest.raises(DataError, match=r"question 'train-1' of VCR has no metadata .*movie_2/2\.json"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from visling.data.annotations.nlvr import NlvrRecord, hold_out
+from visling.data.annotations.nlvr import NlvrRecord
 from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
@@ -102,10 +101,6 @@ def test_pictures_are_those_that_the_folder_holds() -> None:
             NLVR(NlvrConfig(pictures=pictures)).records(ROOT, "dev")
 
 
-def test_without_pictures_all_six_are_listed(tmp_path: Path) -> None:
-    assert [record.id for record in NLVR().records(write(tmp_path, [line()]), "dev")] == [f"dev-7-0-{k}" for k in SIX]
-
-
 def test_a_hidden_split_has_no_directory_and_no_label(tmp_path: Path) -> None:
     bare = json.dumps({"sentence": "there is a box", "identifier": "7-0"})
     records = NLVR().records(write(tmp_path, ["", bare, ""], "hidden"), "hidden")
@@ -115,32 +110,6 @@ def test_a_hidden_split_has_no_directory_and_no_label(tmp_path: Path) -> None:
         NLVR().report([told(record, "true") for record in records], records)
     details = NLVR().details([told(record, "true") for record in records], records)
     assert (details[0]["truth"], details[0]["score"]) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (line()[:40], "line 2 is not a JSON object.*truncated"),
-        ("[1, 2]", "line 2 is a JSON list"),
-        (line(label="True"), "line 2: label 'True' is unknown"),
-        (line(label=[1]), "line 2: label .* is unknown"),
-        (line(identifier="dev-850-0-1"), "NLVR2 have four fields"),
-        (line(sentence=" "), "line 2: field 'sentence'"),
-        (line(identifier=70), "line 2: field 'identifier'"),
-        (line(identifier="6-0"), "identifier '6-0' comes twice"),
-    ],
-)
-def test_messy_files_are_refused(tmp_path: Path, wrong: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        NLVR().records(write(tmp_path, [line(identifier="6-0"), wrong]), "dev")
-
-
-def test_a_missing_split_names_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no statements of split 'train'"):
-        NLVR().records(ROOT, "train")
-    shutil.copytree(ROOT, tmp_path / "nlvr")
-    with pytest.raises(DataError, match="give that folder"):
-        NLVR().records(tmp_path, "dev")
 
 
 def test_extra_statements_are_read_beside_the_official_file(tmp_path: Path) -> None:
@@ -262,26 +231,6 @@ def test_loss_reads_collated_examples() -> None:
     assert loss.value.dtype == torch.float32
     assert loss.value.item() == pytest.approx((first + second) / 2, rel=1e-5)
     assert [float(n) for n in loss.parts["answer_accuracy"]] == [1, 2]
-
-
-def test_hold_out_keeps_presentations_together() -> None:
-    records = [picture(f"{n}-{m}", k, sentence=f"sentence {n % 19}") for n in range(20) for m in range(4) for k in SIX]
-    parts = hold_out(records, 0.25, seed=1)
-    train, held = ({record.presentation for record in part} for part in (parts.train, parts.held))
-    assert not train & held
-    assert len(held) == 5
-    assert len(parts.train) + len(parts.held) == len(records)
-    assert hold_out(records, 0.25, seed=1) == parts
-    assert hold_out(records, 0.25, seed=2).held != parts.held
-    seeds = [hold_out(records, 0.5, seed=seed) for seed in range(10)]
-    for split in seeds:  # presentations 0 and 19 have the same sentence
-        apart = ("0" in {r.presentation for r in split.train}) != ("19" in {r.presentation for r in split.train})
-        assert split.shared == (("sentence 0",) if apart else ())
-    assert any(split.shared for split in seeds)
-    assert {r.presentation for r in hold_out([picture("1-0", 0), picture("2-0", 0)], 0.01, 0).held} <= {"1", "2"}
-    for share, some in ((0.0, records), (1.0, records), (0.5, records[:6])):
-        with pytest.raises(ConfigError, match="cannot hold out"):
-            hold_out(some, share, 0)
 
 
 def test_the_majority_class_is_that_of_the_training_records() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from visling import models
-from visling.data.annotations.statements import find_nlvr2, nlvr2_group, read_nlvr2
+from visling.data.annotations.statements import find_nlvr2, nlvr2_group
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
@@ -65,25 +65,6 @@ def test_where_the_file_may_lie(tmp_path: Path, folder: str) -> None:
     assert find_nlvr2(tmp_path, "balanced_dev") == tmp_path / folder / "balanced_dev.json"
     assert find_nlvr2(tmp_path, "dev") is None
     with pytest.raises(DataError, match=r"no statements of split 'dev'.*data/dev\.json"):
-        NLVR2().records(tmp_path, "dev")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (line()[:40], r"line 2 is not a JSON object"),
-        ("[1]", r"line 2 is a JSON list"),
-        (line(identifier="7-0"), r"not of the form SPLIT-SET-PAIR-SENTENCE.*NLVR v1"),
-        (line(identifier=None), r"'identifier' must be a text"),
-        (line(sentence=" "), r"'sentence' must be a text"),
-        (line(label="yes"), r"label 'yes' is unknown"),
-        (line(label=1), r"label 1 is unknown"),
-        (line(identifier="dev-1-0-0"), r"'dev-1-0-0' comes twice"),
-    ],
-)
-def test_lines_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
-    write(tmp_path, line(identifier="dev-1-0-0"), text)
-    with pytest.raises(DataError, match=message):
         NLVR2().records(tmp_path, "dev")
 
 
@@ -174,8 +155,3 @@ def test_the_head_sees_both_images(model: str, joined: bool) -> None:
     loss = task.loss({"classify": logits}, Targets(answer=torch.tensor([0, 1])))
     assert loss.value.isfinite()
     assert int(loss.parts["answer_accuracy"][1]) == 2
-
-
-def test_records_of_a_file_keep_its_order(tmp_path: Path) -> None:
-    write(tmp_path, line(identifier="train-10-0-1"), line(identifier="train-2-0-0"), split="train")
-    assert [record.id for record in read_nlvr2(tmp_path / "train.json")] == ["train-10-0-1", "train-2-0-0"]

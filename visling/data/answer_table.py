@@ -1,5 +1,5 @@
-"""LXMERT's answer table: the spelling under which answers of several data sets meet, and where the answers of a task
-stand in it.
+"""LXMERT's answer table: the spelling shared by answers of several data sets, and the entries of a task's
+answers.
 
 Source   LXMERT release, `AnswerTable` and `load_lxmert_qa`.
 """
@@ -34,8 +34,8 @@ def table_form(answer: str) -> str:
     """An answer as the table spells it: lower case, without one final full stop and leading articles, numbers up to ten
     as digits.
 
-    Each article is taken off at most once, "a" before "an" before "the", so "a an x" becomes "x" and "the a x" stays "a
-    x". White space is stripped only where something was taken off.
+    Each article is removed at most once, "a" before "an" before "the", so "a an x" becomes "x" and "the a x" stays "a
+    x". White space is stripped only where something was removed.
     """
     answer = answer.lower()
     if answer.endswith("."):
@@ -50,7 +50,7 @@ def table_rows(answers: Sequence[str], table: Sequence[str]) -> tuple[int | None
     """Entry of the table for each answer of a task; None where it has none.
 
     For `nn.heads.NormedClassifier.start_from`. Of VQA's 3,129 answers 3,124 are in the table of 9,500, of GQA's 1,842
-    there are 1,736.
+    1,736.
     """
     number = {entry: row for row, entry in enumerate(table)}
     return tuple(number.get(table_form(answer)) for answer in answers)
@@ -60,15 +60,16 @@ def read_table(path: str | Path, sources: Iterable[str] | None = None) -> Answer
     """The table of a file (`all_ans.json`): a list of `{"ans", "dsets"}` in the order of the outputs.
 
     Args:
-        sources: keep only answers of these data sets (vqa, gqa, visual7w); the order stays, the numbers close up.
+        sources: keep only answers of these data sets (vqa, gqa, visual7w); the order stays, the numbers are contiguous.
     Raises:
-        DataError: the file is missing, truncated or of another layout, or an answer comes twice.
+        DataError: the file is missing, truncated or of another layout, or an answer occurs twice.
     """
     path = Path(path)
     entries = read_json(path)
     if not isinstance(entries, list) or any(not isinstance(entry, dict) or "ans" not in entry for entry in entries):
         raise DataError(
-            f"{path} must be a list of objects with 'ans' and 'dsets'; found another layout. Is it LXMERT's all_ans.json?"
+            f"{path} must be a list of objects with 'ans' and 'dsets'; found another layout. "
+            "Is it LXMERT's all_ans.json?"
         )
     wanted = None if sources is None else set(sources)
     return AnswerVocabulary(
@@ -77,7 +78,7 @@ def read_table(path: str | Path, sources: Iterable[str] | None = None) -> Answer
 
 
 def build_table(labels: Iterable[Mapping[str, float]], minimum: int) -> AnswerVocabulary:
-    """A table of the answers that are the best of at least so many questions, sorted as the release's is.
+    """A table of the answers that are the best one of at least `minimum` questions, sorted as in the release.
 
     Args:
         labels: answer -> score, for every question.
@@ -90,10 +91,10 @@ def build_table(labels: Iterable[Mapping[str, float]], minimum: int) -> AnswerVo
 
 
 def listed(label: Mapping[str, float], table: Container[str]) -> dict[str, float]:
-    """Those answers of a question that the table has, as it spells them, in the order of the release.
+    """The answers of a question that are in the table, in its spelling, in the order of the release.
 
-    Where two answers have one spelling, the score of the one that had to be respelt counts, of several the last: the
-    release takes a respelt answer out and puts it back under its new name.
+    Where two answers share a spelling, the score of the one that had to be respelt counts, and of several such the
+    last: the release removes a respelt answer and puts it back under its new name.
     """
     kept = dict(label)
     for answer in label:

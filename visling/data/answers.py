@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from visling.errors import DataError
 
 UNKNOWN = "<unk>"
-"""How vocabularies of the Pythia line write "any other answer"."""
+"""Entry for "any other answer" in vocabularies derived from Pythia."""
 
 
 class AnswerVocabulary:
@@ -40,7 +40,8 @@ class AnswerVocabulary:
         if len(self._index) != len(self.answers):
             twice = [answer for answer, count in Counter(self.answers).items() if count > 1]
             raise DataError(
-                f"the answer vocabulary lists {len(twice)} answers more than once, first {twice[0]!r}. Every answer has one index."
+                f"the answer vocabulary lists {len(twice)} answers more than once, first {twice[0]!r}. "
+                "Every answer has one index."
             )
         self.unknown = self._index.get(unknown)
         """Index of the unknown entry, or None."""
@@ -69,7 +70,7 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a JSON list (of strings, or of LXMERT's `{"ans": ...}`) or a text file with one answer a line.
+        """Read a JSON list (of strings, or of LXMERT's `{"ans": ...}`) or a text file with one answer per line.
 
         Raises:
             DataError: the file is missing, or a `.json` file is not such a list.
@@ -87,12 +88,13 @@ class AnswerVocabulary:
             raise DataError(f"answer vocabulary {path} is not JSON: {error}.") from error
         if not isinstance(entries, list):
             raise DataError(
-                f"answer vocabulary {path} must be a JSON list of answers in the order of their indices; found {type(entries).__name__}."
+                f"answer vocabulary {path} must be a JSON list of answers in the order of their indices; "
+                f"found {type(entries).__name__}."
             )
         return cls([entry["ans"] if isinstance(entry, dict) and "ans" in entry else entry for entry in entries])
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON list, or, unless the name ends in `.json`, one answer a line."""
+        """Write a JSON list, or, unless the name ends in `.json`, one answer per line."""
         path = Path(path)
         if path.suffix == ".json":
             path.write_text(json.dumps(self.answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
@@ -129,7 +131,7 @@ class AnswerVocabulary:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SoftScores:
-    """Scores of a few answers; collate lays them out in full."""
+    """Scores of a few answers; the collator makes them dense."""
 
     indices: NDArray[np.int64]
     """(k,) ascending."""
@@ -148,13 +150,13 @@ class SoftScores:
 def soft_scores(
     answers: Sequence[str], vocabulary: AnswerVocabulary, *, formula: Literal["counts", "leave_one_out"] = "counts"
 ) -> SoftScores:
-    """How right each listed answer is, given what people answered.
+    """Score of each listed answer, given what people answered.
 
     Args:
-        answers: usually 10; compared with the vocabulary exactly as written. None at all gives no scores.
+        answers: usually 10; compared with the vocabulary exactly as written. No answers give no scores.
         formula: "counts" is the table 1, 2, 3, 4 or more people -> 0.3, 0.6, 0.9, 1; "leave_one_out" averages min(1, n
-            / 3) over the subsets without one person, after repeating fewer than 10 answers in a circle up to 10. With
-            10 answers both give the same.
+            / 3) over the subsets without one person, after repeating fewer than 10 answers cyclically up to 10. With 10
+            answers both agree.
     Source:
         counts: hengyuan-hu, LXMERT, ViLBERT. leave_one_out: Pythia, VisualBERT, VL-BERT. The unknown entry has no score
             in either.
@@ -176,6 +178,6 @@ def soft_scores(
     )
 
 
-def _leave_one_out(given: int, people: int) -> float:
+def _leave_one_out(count: int, people: int) -> float:
     """Mean over people of min(1, how many of the others gave the answer / 3)."""
-    return (given * min(1.0, (given - 1) / 3) + (people - given) * min(1.0, given / 3)) / people
+    return (count * min(1.0, (count - 1) / 3) + (people - count) * min(1.0, count / 3)) / people

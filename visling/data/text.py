@@ -33,13 +33,13 @@ _FRONT_KEPT = 32
 
 
 class Tokenizer:
-    """BERT's lower-casing WordPiece tokeniser; remembers the pieces of each distinct sentence.
+    """BERT's lower-casing WordPiece tokeniser; caches the pieces of each distinct sentence.
 
     Special tokens written out in a text ("[MASK]") are ordinary characters, so that no sentence can forge them; layouts
     add them by id.
 
     Args:
-        vocabulary: a name shipped with the package, or a path to a vocab.txt (one piece a line, line number = id).
+        vocabulary: a name shipped with the package, or a path to a vocab.txt (one piece per line, line number = id).
     Raises:
         ConfigError: no such vocabulary.
         DataError: the file repeats a piece or lacks a special token.
@@ -47,7 +47,7 @@ class Tokenizer:
 
     def __init__(self, vocabulary: str = "bert-base-uncased") -> None:
         self.vocabulary_file = _find_vocabulary(vocabulary)
-        # Split at "\n" only: the vocabulary itself holds characters that `splitlines` takes for line ends.
+        # Split at "\n" only: the vocabulary itself holds characters that `splitlines` treats as line ends.
         pieces = [
             line.removesuffix("\r")
             for line in self.vocabulary_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -55,12 +55,14 @@ class Tokenizer:
         ids = {piece: number for number, piece in enumerate(pieces)}
         if len(ids) != len(pieces):
             raise DataError(
-                f"{self.vocabulary_file} repeats {len(pieces) - len(ids)} of its {len(pieces)} pieces: every line must differ."
+                f"{self.vocabulary_file} repeats {len(pieces) - len(ids)} of its {len(pieces)} pieces: "
+                "every line must differ."
             )
         lacking = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if piece not in ids]
         if lacking:
             raise DataError(
-                f"{self.vocabulary_file} lacks {', '.join(lacking)}: expected a BERT vocab.txt with its five special tokens."
+                f"{self.vocabulary_file} lacks {', '.join(lacking)}: "
+                "expected a BERT vocab.txt with its five special tokens."
             )
         self.size = len(pieces)
         self.pad, self.unk, self.cls, self.sep, self.mask = (
@@ -88,10 +90,10 @@ class Tokenizer:
 
     def pieces(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and word numbers (T,) of a text, both read-only."""
-        found = self._remembered.get(text)
-        if found is None:
-            found = self._remember(text, self._engine.encode(text, add_special_tokens=False))
-        return found
+        pieces = self._remembered.get(text)
+        if pieces is None:
+            pieces = self._remember(text, self._engine.encode(text, add_special_tokens=False))
+        return pieces
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Encode many texts at once on all cores, ahead of their use."""
@@ -112,17 +114,17 @@ class Tokenizer:
         return self._ids.get(token, self.unk)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The pieces joined to words by single spaces; padding, [CLS] and [SEP] are left out, [MASK] and [UNK] stay."""
+        """The pieces as text, words separated by spaces; without padding, [CLS] and [SEP], with [MASK] and [UNK]."""
         silent = {self.pad, self.cls, self.sep}
         return " ".join(self.tokens(number for number in ids if int(number) not in silent)).replace(" ##", "")
 
     def _remember(self, text: str, encoding: tokenizers.Encoding) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        found = np.array(encoding.ids, dtype=np.int64), np.array(encoding.word_ids, dtype=np.int64)
-        for array in found:
+        pieces = np.array(encoding.ids, dtype=np.int64), np.array(encoding.word_ids, dtype=np.int64)
+        for array in pieces:
             array.flags.writeable = False
         if len(self._remembered) < _REMEMBERED:
-            self._remembered[text] = found
-        return found
+            self._remembered[text] = pieces
+        return pieces
 
 
 class TextLayout:
@@ -145,22 +147,23 @@ class TextLayout:
         """`[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]` with segment 1 from `second` on.
 
         With `answer`, presets that read the answer from a [MASK] get `[CLS] first ? [MASK] [SEP]` ("same_segment"; the
-        question mark is added where the question lacks one, as the tokens of the release have it) or
+        question mark is added where the question lacks one, as in the tokens of the release) or
         `[CLS] first [SEP] [MASK] [SEP]` ("second_segment"); others a plain row.
 
         Raises:
             DataError: a text without any word piece.
-            ConfigError: an answer slot is asked for after two texts.
+            ConfigError: an answer slot is requested after two texts.
         Source:
             VisualBERT release (pre-training pairs, VQA), VL-BERT release (VQA).
         """
         if second is not None:
             if answer:
                 raise ConfigError(
-                    "an answer slot follows one text, not two: join question and context into one text, or leave `answer` out."
+                    "an answer slot follows one text, not two: join question and context into one text, "
+                    "or leave `answer` out."
                 )
-            return self._pair(self._pieces(first, "text"), self._pieces(second, "second text"))
-        ids, words = self._pieces(first, "question" if answer else "text")
+            return self._join_shortened(self._split_text(first, "text"), self._split_text(second, "second text"))
+        ids, words = self._split_text(first, "question" if answer else "text")
         slot = self.spec.answer_slot if answer else "none"
         if slot == "same_segment" and ids[-1] != self._question_mark:
             ids, words = np.append(ids, self._question_mark), np.append(words, words[-1] + 1)
@@ -174,7 +177,7 @@ class TextLayout:
         if len(ids) > room:
             self.truncated += 1
             ids, words = ids[:room], words[:room]
-        row, numbers, segments = _blank(1 + len(ids) + len(tail))
+        row, numbers, segments = _blank_row(1 + len(ids) + len(tail))
         row[0], row[1 : 1 + len(ids)], row[1 + len(ids) :] = tokens.cls, ids, tail
         numbers[1 : 1 + len(ids)] = words
         if slot == "second_segment":
@@ -185,66 +188,67 @@ class TextLayout:
         """`row(first, second)` of texts given word by word, each with the region that it names, if any: its first piece
         is linked to that region.
 
-        A row that is too long loses the front of the second text; the first gives what the second lacks.
+        A row that is too long loses the front of the second text, and then that of the first.
 
         Args:
-            by_word: link the piece whose number in its text is that of the word, as the release does by mistake: from
-                the first word on that has several pieces, links stand too far to the left.
+            by_word: link the piece whose number in its text is that of the word, as the release does by mistake: after
+                the first word of several pieces, links are too far to the left.
         Raises:
             DataError: a text without any word piece.
         Source:
             VisualBERT release, VCR: `process_ctx_ans_for_bert` (cut), `get_alignment_original` (links).
         """
-        (a, a_owners), (b, b_owners) = self._named(first, "text"), self._named(second, "second text")
+        (a, a_owners), (b, b_owners) = self._split_named(first, "text"), self._split_named(second, "second text")
         excess = len(a[0]) + len(b[0]) - (self.spec.max_tokens - 3)
         if excess > 0:
             self.truncated += 1
-            # Quirk: the release means to cut the first text too, but takes the length of a pair for that of the text,
+            # Quirk: the release means to cut the first text too, but mistakes the length of a pair for that of the text
             # and leaves it whole.
             from_second = min(excess, len(b[0]))
             from_first = excess - from_second
             (a, a_owners), (b, b_owners) = (
-                _without_front(a, a_owners, from_first),
-                _without_front(b, b_owners, from_second),
+                _drop_front(a, a_owners, from_first),
+                _drop_front(b, b_owners, from_second),
             )
-        row = self._joined(a, b)
+        row = self._join(a, b)
         links = []
         for words, owners, start in ((first, a_owners, 1), (second, b_owners, len(a[0]) + 2)):
             naming = [(number, region) for number, (_, region) in enumerate(words) if region is not None]
-            # Owners rise, and a word without a piece, or cut away, has no place among them.
+            # Owners ascend; a word without a piece, or one that was cut, is not among them.
             places = np.searchsorted(owners, [number for number, _ in naming]).tolist()
             for (number, region), place in zip(naming, places, strict=True):
                 if place < len(owners) and owners[place] == number:
                     links.append((start + (number if by_word else place), region))
-        # Of a text that lost its front, the number of a word may lie behind the end of the row.
+        # Where a text lost its front, the number of a word may lie beyond the end of the row.
         return replace(row, links=tuple(link for link in links if link[0] < len(row.ids)))
 
-    def _named(self, text: Sequence[NamedWord], what: str) -> tuple[_Pieces, NDArray[np.int64]]:
-        """Pieces of a text given word by word, and the number of the given word that each is of."""
+    def _split_named(self, text: Sequence[NamedWord], what: str) -> tuple[_Pieces, NDArray[np.int64]]:
+        """Pieces of a text given word by word, and for each the number of its word."""
         pieces = [self.tokenizer.pieces(word) for word, _ in text]
         owners = np.repeat(np.arange(len(pieces)), [len(ids) for ids, _ in pieces])
         if not len(owners):
             raise DataError(
-                f"the {what} is empty: found {[word for word, _ in text]}, expected at least one word. Drop the record or fill it in."
+                f"the {what} is empty: found {[word for word, _ in text]}, expected at least one word. "
+                "Drop the record or fill it in."
             )
-        # Marks within a word are words of their own for masking.
+        # Punctuation within a word counts as words of its own for masking.
         before = np.cumsum([0, *(int(words[-1]) + 1 if len(words) else 0 for _, words in pieces[:-1])])
         return (
             np.concatenate([ids for ids, _ in pieces]),
             np.concatenate([words for _, words in pieces]) + before[owners],
         ), owners
 
-    def _pair(self, first: _Pieces, second: _Pieces) -> TextRow:
+    def _join_shortened(self, first: _Pieces, second: _Pieces) -> TextRow:
         excess = len(first[0]) + len(second[0]) - (self.spec.max_tokens - 3)
         if excess > 0:
             self.truncated += 1
             first, second = self._shorten(first, second, excess)
-        return self._joined(first, second)
+        return self._join(first, second)
 
-    def _joined(self, first: _Pieces, second: _Pieces) -> TextRow:
+    def _join(self, first: _Pieces, second: _Pieces) -> TextRow:
         (a, a_words), (b, b_words) = first, second
         end = 1 + len(a)
-        row, numbers, segments = _blank(end + 2 + len(b))
+        row, numbers, segments = _blank_row(end + 2 + len(b))
         row[0], row[1:end], row[end], row[end + 1 : -1], row[-1] = (
             self.tokenizer.cls,
             a,
@@ -260,17 +264,17 @@ class TextLayout:
     def _shorten(self, first: _Pieces, second: _Pieces, excess: int) -> tuple[_Pieces, _Pieces]:
         from_first = min(-(-excess // 2), max(len(first[0]) - _FRONT_KEPT, 0))
         if self.cut == "release":
-            # Quirk: the release adds what the first text has given up where it should subtract it, so a pair loses more
-            # than its excess.
+            # Quirk: the release adds what the first text lost where it should subtract it, so a pair loses more than
+            # its excess.
             from_second = min(excess + from_first, len(second[0]))
         else:
             from_second = min(excess - from_first, len(second[0]))
-        # A second text too short to give its part leaves the row too long (the release fails there): the first gives
+        # A second text too short for its part would leave the row too long (the release fails there): the first loses
         # the rest.
         from_first = max(from_first, excess - from_second)
         return (first[0][from_first:], first[1][from_first:]), (second[0][from_second:], second[1][from_second:])
 
-    def _pieces(self, text: str, what: str) -> _Pieces:
+    def _split_text(self, text: str, what: str) -> _Pieces:
         pieces = self.tokenizer.pieces(text)
         if not len(pieces[0]):
             raise DataError(
@@ -282,11 +286,11 @@ class TextLayout:
 _Pieces = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def _without_front(pieces: _Pieces, owners: NDArray[np.int64], count: int) -> tuple[_Pieces, NDArray[np.int64]]:
+def _drop_front(pieces: _Pieces, owners: NDArray[np.int64], count: int) -> tuple[_Pieces, NDArray[np.int64]]:
     return (pieces[0][count:], pieces[1][count:]), owners[count:]
 
 
-def _blank(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _blank_row(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Ids, word numbers (-1: special token) and segments of a row to be filled."""
     return np.empty(length, np.int64), np.full(length, -1, np.int64), np.zeros(length, np.int64)
 
@@ -299,5 +303,6 @@ def _find_vocabulary(vocabulary: str) -> Path:
         return Path(vocabulary)
     names: Sequence[str] = [file.stem for file in VOCABULARIES.glob("*.txt")]
     raise ConfigError(
-        f"no vocabulary {vocabulary!r}: expected a shipped name or the path of a vocab.txt. {nearest(vocabulary, names)}"
+        f"no vocabulary {vocabulary!r}: expected a shipped name or the path of a vocab.txt. "
+        f"{nearest(vocabulary, names)}"
     )

@@ -9,6 +9,7 @@ from typing import Any
 from visling import config as configs
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
+from visling.data.corpora.readers import check_corpora
 from visling.errors import ConfigError
 from visling.models import encoder_config
 from visling.objectives.masked_regions import RegionLosses
@@ -65,6 +66,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
+        check_corpora(self.corpora)
         for what, named in (("from_epoch", self.from_epoch), ("objective_settings", self.objective_settings)):
             if unknown := sorted(named.keys() - self.objectives.keys()):
                 raise ConfigError(

@@ -1,8 +1,8 @@
 """What a recipe costs: parameters, floating-point operations, memory, hours on a GPU. Estimates, made without computing
 anything.
 
-How      One step of the recipe's own model is traced on tensors without memory, of the sizes that its data typically has (`TYPICAL`). Every matrix
-         product that is called is counted, with two operations for each multiplication and addition; everything else is
+How      One step of the recipe's own model is traced on tensors without memory, of the sizes that its data typically
+         has (`typical` of its corpora's readers, `TASKS`). Every matrix product that is called is counted, with two operations for each multiplication and addition; everything else is
          left out. What autograd keeps for the backward pass is added up. Attention is counted as the fused kernels do
          it, which keep no probabilities; the products that they make again in the backward pass do not count.
          A region extractor sees pictures of 4:3 and as many regions, each image's whole among them.
@@ -28,7 +28,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visling import models
-from visling.data.corpora.base import CorpusKind
+from visling.data.batches.slots import SLOT_MULTIPLE
+from visling.data.corpora.base import Typical
+from visling.data.corpora.readers import find_reader
 from visling.errors import ConfigError, nearest
 from visling.models.cvlp import KeyNetwork
 from visling.objectives.base import PretrainStep
@@ -46,8 +48,6 @@ UTILISATION = 0.4
 """Share of a GPU's peak rate that training reaches; assumed, not measured. Small batches and short texts reach less."""
 WEIGHT, MOMENTS = 4, 8
 """Bytes of a weight or a gradient, and of both moments of Adam: float32."""
-SLOT_MULTIPLE = 4
-"""Slots of a batch are padded to a multiple of this."""
 PICTURE = (640, 480)
 """Width and height of a typical picture before it is scaled; batches are padded to their largest, which is not
 counted."""
@@ -81,38 +81,8 @@ DEFAULT_GPU = "A100"
 """For which hours are told unless another one is named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Typical:
-    """Size of an example of a corpus."""
-
-    tokens: int
-    """Word pieces of a row, special tokens included: a mean, as batches hold texts of like lengths."""
-    examples: int | None = None
-    """In an epoch of the published run."""
-    images: int = 1
-    """Per example; 0 for text alone."""
-
-
-TYPICAL: Mapping[CorpusKind, Typical] = {
-    "caption_pairs": Typical(
-        tokens=25, examples=591_757
-    ),  # COCO: 414,113 + 202,654 captions but for about five of each of 5,000 images
-    "questions": Typical(tokens=12, examples=658_111),  # VQA v2: 443,757 + 214,354
-    "spelled_questions": Typical(tokens=16, examples=658_111),  # about five letters where a word stood
-    "statements": Typical(tokens=22, examples=86_373, images=2),  # NLVR2, training
-    "flickr30k": Typical(tokens=17, examples=148_915),  # 29,783 images of the Entities split, five captions each
-    "conceptual_captions": Typical(tokens=14, examples=3_318_333),
-    "vilbert_captions": Typical(tokens=14, examples=3_136_161),  # what ViLBERT could still download
-    "lxmert": Typical(
-        tokens=12, examples=35_027 * 256
-    ),  # iterations of an epoch of the release, table 1 of the paper: 9.18 million
-    "vcr": Typical(tokens=35, examples=212_923 * 8),  # four answers and four rationales of each question
-    "text": Typical(tokens=64, images=0),
-}
-"""Kind of corpus -> its examples in the published runs. Lengths are rough means of captions and questions of about ten
-words."""
-UNKNOWN = Typical(tokens=16)
-"""Of corpora that no published run reads."""
+UNKNOWN = Typical()
+"""Of tasks that no published run learns."""
 TASKS: Mapping[str, Typical] = {
     "vqa": Typical(tokens=10, examples=658_111),
     "nlvr2": Typical(tokens=22, examples=86_373, images=2),
@@ -469,7 +439,7 @@ def _random_slots(rows: int, length: int, rate: float) -> Slots:
 def _sizes(run: PretrainConfig | FinetuneConfig) -> dict[str, Typical]:
     if isinstance(run, FinetuneConfig):
         return {run.task: TASKS.get(run.task, UNKNOWN)}
-    return {corpus.kind: TYPICAL.get(corpus.kind, UNKNOWN) for corpus in run.corpora}
+    return {corpus.kind: find_reader(corpus.kind).typical for corpus in run.corpora}
 
 
 def _regions(run: PretrainConfig | FinetuneConfig, size: Typical) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from visling.data.batches.loader import Source
-from visling.data.corpora.genome import is_genome_number
-from visling.data.corpora.reading import NUMBERED, record_sources
+from visling.data.corpora.base import CorpusReader, is_genome_number
+from visling.data.corpora.readers import find_reader
+from visling.data.corpora.reading import record_sources
 from visling.errors import DataError
 from visling.image_ids import Aliases
 from visling.recipes.configs import PretrainConfig
@@ -26,7 +27,8 @@ def find_pictures(run: PretrainConfig, folder: Path, sources: Iterable[Source], 
     for path in find_images(folder):
         found.setdefault(path.stem, []).append(path)
     files, stored = Aliases(found), Aliases(store.ids)
-    exact = any(part.kind in NUMBERED for part in run.corpora)
+    readers = [find_reader(corpus.kind) for corpus in run.corpora]
+    exact = any(isinstance(reader, CorpusReader) and reader.numbered for reader in readers)
     images = dict.fromkeys(
         image
         for source in sources

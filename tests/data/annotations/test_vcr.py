@@ -104,8 +104,8 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"question": ["Is", [3], "?"]}, "line 1: question speaks of object 3, but 3 are listed"),
-        ({"answer_choices": [["a"], ["b"], [[-1]], ["c"]]}, "answer_choices speaks of object -1, but 3 are listed"),
+        ({"question": ["Is", [3], "?"]}, "line 1: question names object 3, but 3 are listed"),
+        ({"answer_choices": [["a"], ["b"], [[-1]], ["c"]]}, "answer_choices names object -1, but 3 are listed"),
         ({"question": "Is it ?"}, "question must be lists of words and tags; found 'Is it"),
         ({"question": ["Is", [True], "?"]}, r"question holds \[True\]; expected words, and lists of integers"),
         ({"question": ["Is", 1, "?"]}, "question holds 1; expected words"),
@@ -126,7 +126,7 @@ def test_what_is_not_of_the_layout_is_refused(tmp_path: Path, changed: dict[str,
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     file = save(tmp_path / "train.jsonl", row(0), row(1))
     file.write_text(file.read_text()[:-50])
-    with pytest.raises(DataError, match=r"train\.jsonl is truncated or not JSON lines: .* in line 2"):
+    with pytest.raises(DataError, match=r"train\.jsonl, line 2 is not a JSON object: .*truncated"):
         read_vcr(file, tmp_path)
     with pytest.raises(DataError, match="gone"):
         read_vcr(tmp_path / "gone.jsonl", tmp_path)
@@ -160,7 +160,7 @@ def test_images_may_lie_beside_the_folder_of_annotations(tmp_path: Path) -> None
     assert find_vcr(tmp_path / "vcr1annots", "val") == (file, tmp_path / "vcr1images")
 
 
-# ------------------------------------------------------------------------------------------------------------------------- objects of a picture
+# Objects of a picture
 
 METADATA = {
     "boxes": [[1.5, 2, 30, 40, 0.9], [0, 0, 9, 9, 0.8], [5, 5, 60, 64, 0.7]],
@@ -201,7 +201,7 @@ def test_a_picture_without_metadata_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"boxes": None}, "is no metadata of VCR: it lacks boxes"),
+        ({"boxes": None}, "is not metadata of VCR: it lacks boxes"),
         ({"width": None, "segms": None}, "it lacks segms, width"),
         (
             {"names": ["person", "person", "cat"]},
@@ -226,7 +226,7 @@ def test_truncated_metadata_is_refused(described: Callable[..., VcrRecord]) -> N
     with pytest.raises(DataError, match=r"@0\.json is truncated or not JSON"):
         read_metadata(record)
     record.metadata.write_text("[]")
-    with pytest.raises(DataError, match="is no metadata of VCR: found a list"):
+    with pytest.raises(DataError, match="is not metadata of VCR: found a list"):
         read_metadata(record)
 
 
@@ -238,7 +238,7 @@ def test_a_picture_without_objects_has_no_boxes(tmp_path: Path) -> None:
     assert read_metadata(record).boxes.shape == (0, 4)
 
 
-# -------------------------------------------------------------------------------------------------------------------------------------- names
+# Names
 
 
 def test_people_get_neutral_names_in_turn_and_things_their_class() -> None:

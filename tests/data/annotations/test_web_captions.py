@@ -90,7 +90,7 @@ def test_vlbert_rows(tmp_path: Path) -> None:
     assert found.records == (CaptionRecord(id="0", images=("00000000",), caption="a bus station"),)
     assert found.empty == 1
     file.write_text(file.read_text()[:-60])
-    with pytest.raises(DataError, match=r"truncated or not JSON lines: .* in line 2"):
+    with pytest.raises(DataError, match=r"line 2 is not a JSON object: .*truncated"):
         read_vlbert_captions(file)
     with pytest.raises(DataError, match="line 1: expected an object with 'image' and a list 'caption'; found caption"):
         read_vlbert_captions(save(file, '{"caption": "a"}'))
@@ -119,7 +119,8 @@ def test_find(tmp_path: Path) -> None:
         assert find_vilbert_captions(save(tmp_path / name / name, {}).parent, "val").name == name
     with pytest.raises(
         DataError,
-        match=r"no Conceptual Captions of split 'val'.*expected Validation_GCC-1\.1\.0-Validation\.tsv or val_frcnn\.json",
+        match=r"no Conceptual Captions of split 'val'.*"
+        r"expected Validation_GCC-1\.1\.0-Validation\.tsv or val_frcnn\.json",
     ):
         find_conceptual_captions(tmp_path / "a", "val")
     with pytest.raises(DataError, match="expected a split train or val"):

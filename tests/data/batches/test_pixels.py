@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visling.data.batches.collate import Collator
 from visling.data.batches.masking import RegionMasking
-from visling.data.batches.pixels import BoxesAlone, place, side_by_side
+from visling.data.batches.pixels import BoxesAlone, pad_pictures, place_boxes
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
@@ -28,7 +28,9 @@ def placed(
 ) -> list[list[float]]:
     """Boxes of one image in a picture of height and width `picture`."""
     pictures = [torch.zeros(3, *picture)]
-    found, frame = place(np.asarray(boxes, np.float32)[None], np.array([size], np.float32), pictures, [mirrored], ["9"])
+    found, frame = place_boxes(
+        np.asarray(boxes, np.float32)[None], np.array([size], np.float32), pictures, [mirrored], ["9"]
+    )
     assert frame.tolist() == [[picture[1], picture[0]]]
     assert found.dtype == np.float32
     return found[0].tolist()  # type: ignore[no-any-return]
@@ -42,7 +44,7 @@ def test_boxes_follow_their_picture() -> None:
 
 def test_only_mirrored_pictures_are_turned() -> None:
     boxes, size = np.repeat(BOXES, 3, axis=0), np.array([[20, 10]] * 3, np.float32)
-    found, _ = place(boxes, size, [torch.zeros(3, 10, 20)] * 3, [True, False, True], list("abc"))
+    found, _ = place_boxes(boxes, size, [torch.zeros(3, 10, 20)] * 3, [True, False, True], list("abc"))
     assert found[:, 1].tolist() == [[10, 2, 14, 6], [5, 2, 9, 6], [10, 2, 14, 6]]
 
 
@@ -50,7 +52,7 @@ def test_only_mirrored_pictures_are_turned() -> None:
 def test_a_picture_of_another_shape_is_refused(picture: tuple[int, int]) -> None:
     with pytest.raises(
         DataError,
-        match=r"the picture of '9' is shaped like \d+ x \d+, but .* image of 200 x 100 pixels .* turned or cut",
+        match=r"the picture of '9' is shaped like \d+ x \d+, but .* image of 200 x 100 pixels .* rotated or cropped",
     ):
         placed(BOXES[0], (picture[0] * 10, picture[1] * 10), size=(200, 100))
 
@@ -66,7 +68,7 @@ def test_scaled_copies_are_the_same_picture(size: tuple[int, int], picture: tupl
 def test_pictures_stand_side_by_side_with_their_holes() -> None:
     pictures = [torch.ones(3, 2, 4), torch.ones(3, 3, 2)]
     boxes = np.array([[[1, 0, 2, 0], [0, 1, 0, 1]], [[0, 0, 0, 0], [0, 0, 0, 0]]], np.float32)
-    pixels = side_by_side(pictures, boxes, np.array([[True, False], [False, False]]))
+    pixels = pad_pictures(pictures, boxes, np.array([[True, False], [False, False]]))
     assert pixels.size.tolist() == [[2, 4], [3, 2]]
     assert pixels.row.tolist() == [0, 1]
     assert pixels.images[:, 0].tolist() == [
@@ -74,7 +76,7 @@ def test_pictures_stand_side_by_side_with_their_holes() -> None:
         [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]],
     ]
     assert all(bool((picture == 1).all()) for picture in pictures)
-    assert bool((side_by_side(pictures, boxes, None).images[0, :, :2] == 1).all())
+    assert bool((pad_pictures(pictures, boxes, None).images[0, :, :2] == 1).all())
 
 
 class Store:

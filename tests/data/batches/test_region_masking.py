@@ -378,7 +378,7 @@ def test_only_what_is_asked_for_is_made() -> None:
 
 def test_a_store_without_distributions_says_so() -> None:
     store = Memory(a=image(1, 2, probs=None))
-    with pytest.raises(StoreError, match="holds no class distributions, of which region_probs is made"):
+    with pytest.raises(StoreError, match="holds no class distributions, from which region_probs is computed"):
         make(example("1"), store=store, region_masking=RegionMasking())
 
 

@@ -40,11 +40,11 @@ class Captions:
     empty: int
     """Captions without a word, left out."""
     repeated: int
-    """Annotations whose id had come before, left out."""
+    """Annotations whose id had occurred before, left out."""
     surplus: int
     """Captions beyond the most per image, left out."""
     bare_images: tuple[str, ...] = ()
-    """Listed images without any caption left."""
+    """Listed images for which no caption is left."""
     malformed: int = 0
     """Lines that are not of the file's layout, left out."""
 
@@ -54,7 +54,7 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
 
     Args:
         most: most captions per image, the first ones; retrieval uses 5. None keeps all.
-        wanted: whether captions of an image are taken; None takes all.
+        wanted: whether captions of an image are kept; None keeps all.
     Raises:
         DataError: a file is missing, truncated or of another layout, or a caption names an image that its file does not
             list.
@@ -75,7 +75,7 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
                 if image is None:
                     number, missing = annotation["id"], annotation["image_id"]
                     raise DataError(
-                        f"{path}: caption {number} speaks of image {missing}, which the file's images do not list."
+                        f"{path}: caption {number} is about image {missing}, which the file's images do not list."
                     )
                 if wanted is None or wanted(image):
                     yield str(annotation["id"]), image, annotation["caption"]
@@ -87,7 +87,7 @@ def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> C
     """Captions of one of Karpathy's files (`dataset_coco.json`, `dataset_flickr30k.json`), as people wrote them.
 
     Args:
-        split: "train" takes COCO's "restval" in, as all retrieval work does.
+        split: "train" includes COCO's "restval", as all retrieval work does.
         most: most captions per image, the first ones; retrieval uses 5.
     Raises:
         DataError: the file is missing, truncated or of another layout, or has no such split.
@@ -97,8 +97,8 @@ def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> C
     wanted = {"train", "restval"} if split == "train" else {split}
     chosen = [(from_file_name(image["filename"]), image["sentences"]) for image in images if image["split"] in wanted]
     if not chosen:
-        there = ", ".join(sorted({image["split"] for image in images})) or "none"
-        raise DataError(f"{path} has no image of split {split!r}; found {there}.")
+        present = ", ".join(sorted({image["split"] for image in images})) or "none"
+        raise DataError(f"{path} has no image of split {split!r}; found {present}.")
     rows = (
         (
             str(sentence.get("sentid", f"{image}#{number}")),
@@ -112,12 +112,12 @@ def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> C
 
 
 def read_flickr30k(path: str | Path, images: Collection[str] | None = None) -> Captions:
-    """Captions of Flickr30K's `results_20130124.token`, one a line: `1000092795.jpg#0`, a tab, the caption.
+    """Captions of Flickr30K's `results_20130124.token`, one per line: `1000092795.jpg#0`, a tab, the caption.
 
     Args:
-        images: ids that are wanted, since the file knows no splits; None takes all.
+        images: ids to keep, since the file has no splits; None keeps all.
     Raises:
-        DataError: the file is missing, not text, or no line is of this layout.
+        DataError: the file is missing, not text, or no line has this layout.
     """
     path = Path(path)
     malformed = 0
@@ -134,14 +134,14 @@ def read_flickr30k(path: str | Path, images: Collection[str] | None = None) -> C
             if images is None or image in images:
                 yield f"{image}#{name.rpartition('#')[2]}", image, caption
 
-    found = collect(rows())
-    if malformed and not found.records and not found.empty:
+    captions = collect(rows())
+    if malformed and not captions.records and not captions.empty:
         raise DataError(f"{path} has no line of Flickr30K's layout: expected NAME.jpg#NUMBER, a tab and a caption.")
-    return replace(found, malformed=malformed)
+    return replace(captions, malformed=malformed)
 
 
 def read_flickr30k_lines(path: str | Path) -> Captions:
-    """Captions of ViLBERT's and VOLTA's Flickr30K files: a JSON object a line with `sentences` and `img_path` (or
+    """Captions of ViLBERT's and VOLTA's Flickr30K files: one JSON object per line with `sentences` and `img_path` (or
     `id`).
 
     Raises:
@@ -154,7 +154,8 @@ def read_flickr30k_lines(path: str | Path) -> Captions:
             name = entry.get("img_path", entry.get("id"))
             if name is None or not isinstance(entry.get("sentences"), list):
                 raise DataError(
-                    f"{path}, line {number}: expected an object with 'sentences' and 'img_path' or 'id'; found {', '.join(entry)}."
+                    f"{path}, line {number}: expected an object with 'sentences' and 'img_path' or 'id'; "
+                    f"found {', '.join(entry)}."
                 )
             image = from_file_name(str(name))
             for at, sentence in enumerate(entry["sentences"]):
@@ -189,14 +190,15 @@ def find_flickr30k(root: str | Path, split: str) -> Captions:
         )
     tokens = root / "results_20130124.token"
     if not tokens.is_file():
-        there = sorted(root.glob("*.json*")) + sorted(root.glob("*.token"))
+        present = sorted(root.glob("*.json*")) + sorted(root.glob("*.token"))
         raise DataError(
             f"no captions of Flickr30K's split {split!r} in {root}: expected dataset_flickr30k.json, {name}_ann.jsonl, "
-            f"all_data_final_{split}*.jsonline or results_20130124.token; found {', '.join(file.name for file in there) or 'none of this kind'}."
+            f"all_data_final_{split}*.jsonline or results_20130124.token; "
+            f"found {', '.join(file.name for file in present) or 'none of this kind'}."
         )
     if not (root / f"{split}.txt").is_file():
         raise DataError(
-            f"{tokens} knows no splits: put the list of the split's image ids beside it as {split}.txt, one a line."
+            f"{tokens} has no splits: put the list of the split's image ids next to it as {split}.txt, one per line."
         )
     return read_flickr30k(tokens, read_ids(root / f"{split}.txt"))
 
@@ -214,7 +216,7 @@ def has_flickr30k(root: Path, split: str) -> bool:
 
 
 def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (), most: int | None = None) -> Captions:
-    """Rows of id, image and caption as records; without those that say nothing, come again or are too many.
+    """Rows of id, image and caption as records, without those that are empty, repeated or too many.
 
     Args:
         images: ids of all images that the file lists.
@@ -246,22 +248,22 @@ def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (),
 
 
 def find_coco_captions(root: str | Path, split: str) -> Captions:
-    """COCO's captions of a split, from the first of these that a folder or its `annotations` has: the file of this very
-    name (`captions_train2014.json` for "train2014"); all caption files together, split by lists of image ids
-    `captions_{split}.txt`; Karpathy's `dataset_coco.json`; the file of the split of whatever year
+    """COCO's captions of a split, from the first of these that a folder or its `annotations` has: the file of exactly
+    this name (`captions_train2014.json` for "train2014"); all caption files together, split by lists of image ids
+    `captions_{split}.txt`; Karpathy's `dataset_coco.json`; the file of the split from any year
     (`captions_train2014.json` for "train").
 
-    With lists, "train" without one of its own is every image that no list has: VisualBERT's release trains on both
-    parts without the images of minival, which `captions_val.txt` lists then.
+    With lists, "train" without one of its own is every image in no list: VisualBERT's release trains on both parts
+    except the images of minival, which `captions_val.txt` then lists.
 
     Raises:
         DataError: none or several of them, one that cannot be read, or lists without one of the split or without an
             image of the files.
     """
     root = Path(root)
-    files, lists, karpathy = _coco_files(root)
+    files, lists, karpathy = _list_coco_files(root)
     if lists and not any(file.stem == f"captions_{split}" for file in files):
-        return _by_list(files, lists, split, root)
+        return _read_by_list(files, lists, split, root)
     if karpathy is not None and not any(file.stem == f"captions_{split}" for file in files):
         return read_karpathy(karpathy, split)
     return read_captions(find_captions_file(root, split))
@@ -269,7 +271,7 @@ def find_coco_captions(root: str | Path, split: str) -> Captions:
 
 def has_coco_captions(root: Path, split: str) -> bool:
     """Whether `find_coco_captions` has something to read for a split."""
-    files, lists, karpathy = _coco_files(root)
+    files, lists, karpathy = _list_coco_files(root)
     if any(file.stem == f"captions_{split}" for file in files):
         return True
     if lists:
@@ -277,10 +279,10 @@ def has_coco_captions(root: Path, split: str) -> bool:
     return karpathy is not None or any(is_split(file.stem.removeprefix("captions_"), split) for file in files)
 
 
-def _coco_files(root: Path) -> tuple[list[Path], dict[str, Path], Path | None]:
+def _list_coco_files(root: Path) -> tuple[list[Path], dict[str, Path], Path | None]:
     """Caption files of a folder, lists of image ids by split, and Karpathy's file."""
     folders = [root / folder for folder in _ANNOTATIONS]
-    files = _distinct(
+    files = _drop_aliases(
         file for folder in folders for file in sorted(folder.glob("captions_*.json")) if _COCO_FILE.fullmatch(file.name)
     )
     lists = {
@@ -295,32 +297,35 @@ def _coco_files(root: Path) -> tuple[list[Path], dict[str, Path], Path | None]:
     )
 
 
-def _by_list(files: list[Path], lists: dict[str, Path], split: str, root: Path) -> Captions:
-    """Captions of all files that are of the images of a split."""
+def _read_by_list(files: list[Path], lists: dict[str, Path], split: str, root: Path) -> Captions:
+    """Captions of all files, of the images of a split."""
     if split != "train" and split not in lists:
         raise DataError(
-            f"captions of {root} are split by {', '.join(file.name for file in lists.values())}, none of which is captions_{split}.txt. "
+            f"captions of {root} are split by {', '.join(file.name for file in lists.values())}, "
+            f"none of which is captions_{split}.txt. "
             "List the images of this split too, or name a caption file in full (train2014)."
         )
     if not files:
         raise DataError(
-            f"{', '.join(map(str, lists.values()))}: no caption file captions_*.json beside them to split. Put them into one folder."
+            f"{', '.join(map(str, lists.values()))}: no caption file captions_*.json next to them to split. "
+            "Put them into one folder."
         )
     own = {split} & lists.keys() or lists.keys()
-    # Numbers serve as well as names: COCO's images of all years have numbers of their own.
+    # Numbers identify images as well as names do: COCO's images of all years have numbers of their own.
     listed = frozenset(canonical(image) for name in own for image in read_ids(lists[name]))
-    found = read_captions(*files, wanted=lambda image: (canonical(image) in listed) == (split in lists))
-    if not found.records:
+    captions = read_captions(*files, wanted=lambda image: (canonical(image) in listed) == (split in lists))
+    if not captions.records:
         raise DataError(
-            f"{', '.join(str(lists[name]) for name in own)}: no image of split {split!r} has a caption in {files[0].parent}."
+            f"{', '.join(str(lists[name]) for name in own)}: no image of split {split!r} has a caption in "
+            f"{files[0].parent}."
         )
-    return found
+    return captions
 
 
 _ANNOTATIONS = ("annotations", "Annotations", ".")
 
 _COCO_FILE = re.compile(r"captions_[a-z]+(\d{4})?\.json")
-"""Parts of COCO, and no results of captioning."""
+"""Matches parts of COCO, but no results of captioning."""
 
 
 def find_captions_file(root: str | Path, split: str) -> Path:
@@ -332,13 +337,13 @@ def find_captions_file(root: str | Path, split: str) -> Path:
     root = Path(root)
     files = [file for folder in _ANNOTATIONS for file in sorted((root / folder).glob("captions_*.json"))]
     return the_one(
-        _distinct(file for file in files if is_split(file.stem.removeprefix("captions_"), split)),
+        _drop_aliases(file for file in files if is_split(file.stem.removeprefix("captions_"), split)),
         f"captions_{split}*.json",
         root,
         files,
     )
 
 
-def _distinct(files: Iterable[Path]) -> list[Path]:
-    """Each file once, though a file system that ignores case shows it under two names."""
+def _drop_aliases(files: Iterable[Path]) -> list[Path]:
+    """Each file once, although a file system that ignores case shows it under two names."""
     return list({file.resolve(): file for file in files}.values())

@@ -14,7 +14,7 @@ from visling.image_ids import from_file_name
 
 
 def has_words(text: str) -> bool:
-    """Whether anything is left of a text once BERT's tokeniser has taken out blanks, control characters and accents."""
+    """Whether anything is left of a text once BERT's tokeniser has removed blanks, control characters and accents."""
     return any(
         character.isprintable()
         and not character.isspace()
@@ -30,21 +30,22 @@ def is_split(name: str, split: str) -> bool:
     return re.fullmatch(re.escape(split) + r"(\d{4})?", name) is not None
 
 
-def the_one(found: list[Path], pattern: str, root: Path, seen: list[Path]) -> Path:
-    """The single file found.
+def the_one(matching: list[Path], pattern: str, root: Path, seen: list[Path]) -> Path:
+    """The single file among those that match.
 
     Raises:
-        DataError: none (names what is there), or several.
+        DataError: none matches (names the files that are present), or several do.
     """
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
         raise DataError(
-            f"several files under {root} match {pattern}: {', '.join(file.name for file in found)}. Name the split in full, with its year."
+            f"several files under {root} match {pattern}: {', '.join(file.name for file in matching)}. "
+            "Name the split in full, with its year."
         )
-    there = ", ".join(sorted(file.name for file in seen)) or "no file of this kind"
+    present = ", ".join(sorted(file.name for file in seen)) or "no file of this kind"
     raise DataError(
-        f"no file {pattern} under {root} or its annotation folders; found {there}. Check the folder and the split."
+        f"no file {pattern} under {root} or its annotation folders; found {present}. Check the folder and the split."
     )
 
 
@@ -71,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a text file with their numbers from 1. Only line feeds end a line: captions hold other characters that
-    Python takes for ends.
+    Python treats as line ends.
 
     Raises:
         DataError: the file is missing, or a line is not UTF-8.
@@ -87,12 +88,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"no annotation file {path}. Check the path.") from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. Convert it, or download it again."
+            f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. "
+            "Convert it, or download it again."
         ) from error
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a file with one JSON object a line, with their line numbers from 1; blank lines are passed over.
+    """Objects of a file with one JSON object per line, with their line numbers from 1; blank lines are skipped.
 
     Raises:
         DataError: the file is missing or truncated, or a line holds something else.
@@ -101,18 +103,22 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path} is truncated or not JSON lines: {error.msg} in line {number}. Download it again."
+                f"{path}, line {number} is not a JSON object: {error}. "
+                "The file may be truncated: copy or download it again."
             ) from error
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object; found {type(entry).__name__}.")
-        yield number, entry
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number} is a JSON {type(row).__name__}; "
+                "expected one object per line, as in the official files."
+            )
+        yield number, row
 
 
 def read_ids(path: Path) -> frozenset[str]:
-    """Image ids of a list with one a line; names of image files count too.
+    """Image ids of a list with one per line; names of image files are accepted too.
 
     Raises:
         DataError: the file is missing or not UTF-8.
@@ -126,49 +132,26 @@ def entries(content: Any, name: str, keys: tuple[str, ...], path: Path) -> list[
     Raises:
         DataError: the list or a key is missing.
     """
-    found = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(found, list):
+    listed = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(listed, list):
         kind = (
             f"an object with {', '.join(content) or 'nothing'}"
             if isinstance(content, dict)
             else f"a {type(content).__name__}"
         )
         raise DataError(f"{path} must be an object with a list {name!r}; found {kind}.")
-    for number, entry in enumerate(found):
+    for number, entry in enumerate(listed):
         if not isinstance(entry, dict):
             raise DataError(
-                f"{path}: entry {number} of {name!r} must be an object; found a {type(entry).__name__}. Take it out."
+                f"{path}: entry {number} of {name!r} must be an object; found a {type(entry).__name__}. Remove it."
             )
         if lacking := [key for key in keys if key not in entry]:
             has = ", ".join(entry) or "nothing"
             raise DataError(
-                f"{path}: entry {number} of {name!r} lacks {', '.join(map(repr, lacking))}; found {has}. Complete it, or take it out."
+                f"{path}: entry {number} of {name!r} lacks {', '.join(map(repr, lacking))}; found {has}. "
+                "Complete it, or remove it."
             )
-    return found
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each JSON object of a file with the place to name in messages; blank lines are skipped.
-
-    Raises:
-        DataError: a line that is not a JSON object.
-    """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{where} is not a JSON object: {error}. The file may be truncated: copy or download it again."
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{where} is a JSON {type(row).__name__}; expected one object a line, as in the official files."
-                )
-            yield where, row
+    return listed
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:

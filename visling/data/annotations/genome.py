@@ -24,15 +24,14 @@ def read_region_descriptions(path: str | Path) -> Captions:
     """
 
     def rows() -> Iterator[tuple[str, str, Any]]:
-        for image, region in _entries(Path(path), "regions"):
-            yield str(_one(region, ("region_id", "id"), Path(path))), image, region.get("phrase")
+        for image, region in _iterate_entries(Path(path), "regions"):
+            yield str(_first_field(region, ("region_id", "id"), Path(path))), image, region.get("phrase")
 
     return collect(rows())
 
 
 def read_genome_questions(path: str | Path) -> tuple[list[QuestionRecord], int]:
-    """Questions of `question_answers.json`, and how many were left out for want of words or because their id had come
-    before.
+    """Questions of `question_answers.json`, and how many were left out because they have no words or a repeated id.
 
     Raises:
         DataError: the file is missing, truncated or of another layout.
@@ -41,8 +40,8 @@ def read_genome_questions(path: str | Path) -> tuple[list[QuestionRecord], int]:
     records: list[QuestionRecord] = []
     seen: set[str] = set()
     left_out = 0
-    for image, pair in _entries(path, "qas"):
-        number = str(_one(pair, ("qa_id", "id"), path))
+    for image, pair in _iterate_entries(path, "qas"):
+        number = str(_first_field(pair, ("qa_id", "id"), path))
         question, answer = (" ".join(str(pair.get(name) or "").split()) for name in ("question", "answer"))
         if number in seen or not has_words(question) or not has_words(answer):
             left_out += 1
@@ -62,21 +61,25 @@ def read_genome_questions(path: str | Path) -> tuple[list[QuestionRecord], int]:
     return records, left_out
 
 
-def _entries(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _iterate_entries(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Image id and entry, for the entries of the list `name` of every image."""
     content = read_json(path)
     if not isinstance(content, list) or any(
         not isinstance(image, dict) or not isinstance(image.get(name), list) for image in content
     ):
         raise DataError(
-            f"{path} must be a list of images, each with a list {name!r}; found another layout. Check which file of Visual Genome it is."
+            f"{path} must be a list of images, each with a list {name!r}; found another layout. "
+            "Check which file of Visual Genome it is."
         )
     for listed in content:
         for entry in listed[name]:
-            yield str(entry["image_id"] if "image_id" in entry else _one(listed, ("image_id", "id"), path)), entry
+            yield (
+                str(entry["image_id"] if "image_id" in entry else _first_field(listed, ("image_id", "id"), path)),
+                entry,
+            )
 
 
-def _one(entry: dict[str, Any], names: tuple[str, ...], path: Path) -> Any:
+def _first_field(entry: dict[str, Any], names: tuple[str, ...], path: Path) -> Any:
     for name in names:
         if name in entry:
             return entry[name]

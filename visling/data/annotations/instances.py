@@ -41,13 +41,13 @@ class InstanceRecord(Record):
     file_name: str
     """Path below the image folder."""
     size: tuple[int, int] | None
-    """Width and height in pixels; None = the file does not say."""
+    """Width and height in pixels; None = not given in the file."""
     boxes: NDArray[np.float32]
     """(N, 4) pixel corners, inside the image where its size is known."""
     categories: tuple[str, ...]
     """(N,)."""
     attributes: tuple[tuple[str, ...] | None, ...]
-    """(N,): names of all attributes that hold; None = not annotated."""
+    """(N,): names of all attributes that apply; None = not annotated."""
     crowd: tuple[bool, ...]
     """(N,): the box surrounds a group rather than one object."""
 
@@ -67,7 +67,7 @@ class Instances:
     unlisted_images: int = 0
     """Objects of images that the file does not list, left out."""
     repeated: int = 0
-    """Objects whose id had come before, left out."""
+    """Objects whose id had occurred before, left out."""
 
 
 def read_instances(path: str | Path) -> Instances:
@@ -100,8 +100,8 @@ def read_instances(path: str | Path) -> Instances:
             raise DataError(
                 f"{where} is of category {annotation['category_id']}, which the file's categories do not list."
             )
-        attributes = _attributes(annotation.get("attributes"), where)
-        box = _corners(annotation["bbox"], images.get(annotation["image_id"], {}), where)
+        attributes = _read_attributes(annotation.get("attributes"), where)
+        box = _read_corners(annotation["bbox"], images.get(annotation["image_id"], {}), where)
         if annotation["image_id"] not in images:
             left_out["unlisted"] += 1
         elif annotation.get("id", number) in seen:
@@ -119,12 +119,15 @@ def read_instances(path: str | Path) -> Instances:
         names = tuple(str(name["name"] if isinstance(name, dict) else name) for name in listed)
         if unknown := sorted(occurring - set(names)):
             raise DataError(
-                f"{path}: attribute {unknown[0]!r} occurs but is not in the file's list of attributes: {', '.join(names)}."
+                f"{path}: attribute {unknown[0]!r} occurs but is not in the file's list of attributes: "
+                f"{', '.join(names)}."
             )
     else:
         names = tuple(sorted(occurring))
     return Instances(
-        records=tuple(_record(image["file_name"], _size(image), objects[key]) for key, image in images.items()),
+        records=tuple(
+            _make_record(image["file_name"], _read_size(image), objects[key]) for key, image in images.items()
+        ),
         category_names=tuple(dict.fromkeys(categories.values())),
         attribute_names=names,
         empty_boxes=left_out["empty"],
@@ -136,12 +139,12 @@ def read_instances(path: str | Path) -> Instances:
 def nlvr_instances(root: str | Path, split: str) -> Instances:
     """Objects of NLVR (version 1) pictures, from the structured representation in `{split}/{split}.json`.
 
-    Every statement has up to six pictures, K = 0 to 5, in which its three boxes stand in the K-th order of
+    Every statement has up to six pictures, K = 0 to 5, in which its three boxes are in the K-th order of
     `itertools.permutations`; those in the folder are read. File names are relative to `{split}/images`. Categories are
     the shapes, attributes colour and size.
 
     Raises:
-        DataError: the file is missing, truncated or of another layout, or its pictures are not there.
+        DataError: the file is missing, truncated or of another layout, or its pictures are missing.
     """
     folder = Path(root) / split
     path = folder / f"{split}.json"
@@ -157,11 +160,12 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
             continue
         try:
             row = json.loads(line)
-            boxes = [[_nlvr_item(item) for item in box] for box in row["structured_rep"]]
+            boxes = [[_read_nlvr_item(item) for item in box] for box in row["structured_rep"]]
             stem = f"{row['directory']}/{split}-{row['identifier']}"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{path}, line {number} of {len(lines)} is truncated or not of NLVR's layout: {error!r}. Download it again."
+                f"{path}, line {number} of {len(lines)} is truncated or not of NLVR's layout: {error!r}. "
+                "Download it again."
             ) from error
         width = _NLVR_STEP * (len(boxes) - 1) + _NLVR_SIDE
         for picture, order in enumerate(itertools.permutations(range(len(boxes)))):
@@ -173,22 +177,22 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
                 for slot, source in enumerate(order)
                 for box, category, attributes in boxes[source]
             ]
-            records[name] = _record(name, (width, _NLVR_SIDE), objects)
+            records[name] = _make_record(name, (width, _NLVR_SIDE), objects)
     if not records:
         raise DataError(
-            f"none of the pictures that {path} speaks of is in {folder / 'images'}. Copy the images of the split there."
+            f"none of the pictures that {path} names is in {folder / 'images'}. Copy the images of the split there."
         )
     names = (*_NLVR_COLOURS.values(), *_NLVR_SIZES.values())
     return Instances(records=tuple(records.values()), category_names=_NLVR_TYPES, attribute_names=names)
 
 
-def _nlvr_item(item: dict[str, Any]) -> tuple[NDArray[np.float32], str, tuple[str, ...]]:
+def _read_nlvr_item(item: dict[str, Any]) -> tuple[NDArray[np.float32], str, tuple[str, ...]]:
     x, y, size = item["x_loc"], item["y_loc"], item["size"]
     attributes = (_NLVR_COLOURS[item["color"].lower()], _NLVR_SIZES[size])
     return np.array([x, y, x + size, y + size], np.float32), _NLVR_TYPES[_NLVR_TYPES.index(item["type"])], attributes
 
 
-def _record(file_name: str, size: tuple[int, int] | None, objects: Sequence[_Object]) -> InstanceRecord:
+def _make_record(file_name: str, size: tuple[int, int] | None, objects: Sequence[_Object]) -> InstanceRecord:
     stem = from_file_name(file_name)
     return InstanceRecord(
         id=stem,
@@ -202,12 +206,12 @@ def _record(file_name: str, size: tuple[int, int] | None, objects: Sequence[_Obj
     )
 
 
-def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+def _read_size(image: dict[str, Any]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
     return (int(width), int(height)) if width and height else None
 
 
-def _corners(bbox: Any, image: dict[str, Any], where: str) -> NDArray[np.float32]:
+def _read_corners(bbox: Any, image: dict[str, Any], where: str) -> NDArray[np.float32]:
     """Left, top, width, height -> corners, clipped to the image if its size is known."""
     if (
         not isinstance(bbox, list)
@@ -217,13 +221,13 @@ def _corners(bbox: Any, image: dict[str, Any], where: str) -> NDArray[np.float32
         raise DataError(f"{where}: bbox must be four finite numbers [left, top, width, height]; found {bbox!r}.")
     left, top, width, height = (float(value) for value in bbox)
     corners = np.array([left, top, left + max(width, 0.0), top + max(height, 0.0)], np.float32)
-    size = _size(image)
+    size = _read_size(image)
     return corners if size is None else corners.clip(0.0, np.array([*size, *size], np.float32))
 
 
-def _attributes(given: Any, where: str) -> tuple[str, ...] | None:
-    if given is None:
+def _read_attributes(value: Any, where: str) -> tuple[str, ...] | None:
+    if value is None:
         return None
-    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise DataError(f"{where}: attributes must be a list of names; found {given!r}.")
-    return tuple(dict.fromkeys(given))
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise DataError(f"{where}: attributes must be a list of names; found {value!r}.")
+    return tuple(dict.fromkeys(value))

@@ -21,7 +21,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("mscoco_train", "mscoco_nominival", "vgnococo"),
     "val": ("mscoco_minival",),
 }
-"""Parts that the release trains on and validates with; nominival and minival are COCO's validation images, vgnococo
+"""Parts that the release trains on and validates on; nominival and minival are COCO's validation images, vgnococo
 those of Visual Genome only."""
 
 _SCORES = (0.3, 0.6, 0.9, 1.0)
@@ -30,13 +30,13 @@ _SCORES = (0.3, 0.6, 0.9, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class LxmertRecord(Record):
-    """A sentence about an image, and what is answered to it if it is a question."""
+    """A sentence about an image, with its answers if it is a question."""
 
     sentence: str
     source: str
-    """Data set it was taken from: mscoco, vg, vqa, gqa, visual7w."""
+    """Data set that it comes from: mscoco, vg, vqa, gqa, visual7w."""
     scores: Mapping[str, float] | None
-    """Answer as written -> score; None = nothing is asked."""
+    """Answer as written -> score; None = not a question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class LxmertData:
     empty: int
     """Sentences without a word, left out."""
     repeated: int
-    """Sentences whose id had come before, left out."""
+    """Sentences whose id had occurred before, left out."""
 
 
 def read_lxmert(*paths: str | Path) -> LxmertData:
@@ -67,14 +67,16 @@ def read_lxmert(*paths: str | Path) -> LxmertData:
             not isinstance(image, dict) or not {"img_id", "sentf"} <= image.keys() for image in content
         ):
             raise DataError(
-                f"{path} must be a list of images with 'img_id' and 'sentf'; found another layout. Is it a merged file of LXMERT?"
+                f"{path} must be a list of images with 'img_id' and 'sentf'; found another layout. "
+                "Is it a merged file of LXMERT?"
             )
         for image in content:
             for source, sentences in image["sentf"].items():
                 labels = (image.get("labelf") or {}).get(source)
                 if labels is not None and len(labels) != len(sentences):
                     raise DataError(
-                        f"{path}: image {image['img_id']} has {len(sentences)} sentences of {source}, but answers to {len(labels)}."
+                        f"{path}: image {image['img_id']} has {len(sentences)} sentences of {source}, "
+                        f"but answers to {len(labels)}."
                     )
                 for number, sentence in enumerate(sentences):
                     name = f"{image['img_id']}_{source}_{number:03d}"
@@ -102,32 +104,33 @@ def find_lxmert(root: str | Path, split: str) -> list[Path]:
     (`mscoco_train,vgnococo`).
 
     Raises:
-        DataError: one of them is not there.
+        DataError: one of them is missing.
     """
-    folder = _folder(Path(root))
+    folder = _find_folder(Path(root))
     files = [folder / f"{part}.json" for part in SPLITS.get(split, tuple(split.split(",")))]
     if missing := [file.name for file in files if not file.is_file()]:
-        there = ", ".join(sorted(file.name for file in folder.glob("*.json"))) or "no JSON file"
+        present = ", ".join(sorted(file.name for file in folder.glob("*.json"))) or "no JSON file"
         raise DataError(
-            f"LXMERT's split {split!r} in {folder} lacks {', '.join(missing)}; found {there}. Name the parts to be used as the split."
+            f"LXMERT's split {split!r} in {folder} lacks {', '.join(missing)}; found {present}. "
+            "Name the parts to be used as the split."
         )
     return files
 
 
 def has_lxmert(root: Path, split: str) -> bool:
     """Whether a folder has a merged file of a split."""
-    return any((_folder(root) / f"{part}.json").is_file() for part in SPLITS.get(split, tuple(split.split(","))))
+    return any((_find_folder(root) / f"{part}.json").is_file() for part in SPLITS.get(split, tuple(split.split(","))))
 
 
 def find_answer_table(root: str | Path) -> Path | None:
-    """The answer table beside the merged files (`all_ans.json`), if there is one."""
-    file = _folder(Path(root)) / "all_ans.json"
+    """The answer table next to the merged files (`all_ans.json`), if there is one."""
+    file = _find_folder(Path(root)) / "all_ans.json"
     return file if file.is_file() else None
 
 
 def from_question(record: QuestionRecord, source: str) -> LxmertRecord:
-    """A question of another data set as a merged file holds it: one answer has score 1, answers of many people 0.3 to 1
-    by how many gave them."""
+    """A question of another data set as a merged file holds it: a single answer has score 1, answers of many people
+    have 0.3 to 1 depending on how many gave them."""
     scores: Mapping[str, float] | None = None
     if record.answers is not None:
         counts = Counter(table_form(answer) for answer in record.answers)
@@ -136,5 +139,5 @@ def from_question(record: QuestionRecord, source: str) -> LxmertRecord:
     return LxmertRecord(id=record.id, images=record.images, sentence=record.question, source=source, scores=scores)
 
 
-def _folder(root: Path) -> Path:
+def _find_folder(root: Path) -> Path:
     return root / "lxmert" if (root / "lxmert").is_dir() else root

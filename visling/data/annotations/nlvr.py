@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import json_lines, text_field
+from visling.data.annotations.files import read_json_lines, text_field
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
 from visling.types import Record
@@ -30,7 +30,7 @@ class NlvrRecord(Record):
 
     sentence: str
     label: bool | None
-    """None where the file gives none."""
+    """None where the file has none."""
     identifier: str
     """"N-M" of the official files; shared by the six pictures of an example."""
     presentation: str
@@ -47,7 +47,7 @@ class Parts:
     train: list[NlvrRecord]
     held: list[NlvrRecord]
     shared: tuple[str, ...]
-    """Sentences that occur in both all the same (writers repeat each other), in alphabetical order."""
+    """Sentences that occur in both nevertheless (writers repeat each other), in alphabetical order."""
 
 
 def read_nlvr(
@@ -56,9 +56,9 @@ def read_nlvr(
     """One record per picture of the official file, then the extra statements.
 
     Args:
-        split: name of the folder and file; with ".train" or ".held" at its end, that part of it by presentations.
+        split: name of the folder and file; with ".train" or ".held" at its end, that part of its presentations.
         pictures: orders K of the boxes; None = those that the split's picture folder holds, or all six without it.
-        statements: whether the extra statements beside the official file are read.
+        statements: whether the extra statements next to the official file are read.
         held_out: share of the presentations in the part ".held".
     Raises:
         DataError: neither kind of file is present, a line is not JSON or lacks a field, a label is not true or false,
@@ -88,24 +88,26 @@ def read_nlvr(
     if not records:
         below = f" It lies in {root / 'nlvr'}: give that folder." if (root / "nlvr" / split).is_dir() else ""
         raise DataError(
-            f"no statements of split {split!r} in {root}: expected {official} or {root / 'statements' / f'{split}.json'}.{below}"
+            f"no statements of split {split!r} in {root}: expected {official} or "
+            f"{root / 'statements' / f'{split}.json'}.{below}"
         )
     check_unique(records, root)
     return records
 
 
 def hold_out(records: Sequence[NlvrRecord], share: float, seed: int) -> Parts:
-    """Set whole presentations aside: a random split of records would put orders of the same boxes on both sides.
+    """Hold out whole presentations: a random split of records would put orders of the same boxes on both sides.
 
     Args:
-        share: of the presentations, in (0, 1); at least one is held out and at least one is left.
+        share: of the presentations, in (0, 1); at least one is held out and at least one remains.
     Raises:
         ConfigError: the share is not in (0, 1), or there are fewer than two presentations.
     """
     names = sorted({record.presentation for record in records})
     if not 0 < share < 1 or len(names) < 2:
         raise ConfigError(
-            f"cannot hold out a share of {share} of {len(names)} presentations: expected a share between 0 and 1 and at least 2."
+            f"cannot hold out a share of {share} of {len(names)} presentations: "
+            "expected a share between 0 and 1 and at least 2."
         )
     number = min(max(round(share * len(names)), 1), len(names) - 1)
     chosen = {names[index] for index in generator_for(seed).permutation(len(names))[:number]}
@@ -124,12 +126,14 @@ def orders_present(folder: Path) -> tuple[int, ...]:
 
 def read_nlvr_pictures(path: Path, split: str, pictures: Sequence[int]) -> list[NlvrRecord]:
     records = []
-    for where, row in json_lines(path):
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
         identifier = text_field(row, "identifier", where)
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
             raise DataError(
-                f"{where}: identifier {identifier!r} is not of the form N-M, as in NLVR v1. Files of NLVR2 have four fields: use the task nlvr2."
+                f"{where}: identifier {identifier!r} is not of the form N-M, as in NLVR v1. "
+                "Files of NLVR2 have four fields: use the task nlvr2."
             )
         for picture in pictures:
             name = f"{split}-{identifier}-{picture}"
@@ -138,7 +142,7 @@ def read_nlvr_pictures(path: Path, split: str, pictures: Sequence[int]) -> list[
                     id=name,
                     images=(name,),
                     sentence=text_field(row, "sentence", where),
-                    label=_label(row, where),
+                    label=_read_label(row, where),
                     identifier=identifier,
                     presentation=match["presentation"],
                     official=True,
@@ -149,7 +153,8 @@ def read_nlvr_pictures(path: Path, split: str, pictures: Sequence[int]) -> list[
 
 def read_nlvr_statements(path: Path) -> list[NlvrRecord]:
     records = []
-    for where, row in json_lines(path):
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
         identifier, image = text_field(row, "identifier", where), text_field(row, "image", where)
         match = PICTURE_NAME.fullmatch(image)
         records.append(
@@ -157,7 +162,7 @@ def read_nlvr_statements(path: Path) -> list[NlvrRecord]:
                 id=f"statement-{identifier}",
                 images=(image,),
                 sentence=text_field(row, "sentence", where),
-                label=_label(row, where),
+                label=_read_label(row, where),
                 identifier=identifier,
                 presentation=match["presentation"] if match else image,
                 official=False,
@@ -166,13 +171,14 @@ def read_nlvr_statements(path: Path) -> list[NlvrRecord]:
     return records
 
 
-def _label(row: Mapping[str, Any], where: str) -> bool | None:
+def _read_label(row: Mapping[str, Any], where: str) -> bool | None:
     value = row.get("label")
     if value is None:
         return None
     if value not in NLVR_LABELS:
         raise DataError(
-            f'{where}: label {value!r} is unknown; expected "true" or "false" in lower case, or no label for a hidden split.'
+            f"{where}: label {value!r} is unknown; "
+            'expected "true" or "false" in lower case, or no label for a hidden split.'
         )
     return bool(value == "true")
 

@@ -1,4 +1,4 @@
-"""Plain text without images: one sentence or document a line, as VL-BERT reads BooksCorpus and Wikipedia (`wiki.doc`,
+"""Plain text without images: one sentence or document per line, as VL-BERT reads BooksCorpus and Wikipedia (`wiki.doc`,
 `bc1g.doc`)."""
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import overload
 from visling.data.annotations.files import has_words
 from visling.errors import DataError
 
-_PLACES = (("text", (".doc", ".txt")), ("en_corpus", (".doc", ".txt")), (".", (".doc",)))
-"""Where texts are looked for, and their suffixes; .txt files beside annotations are lists of ids."""
+_FOLDERS = (("text", (".doc", ".txt")), ("en_corpus", (".doc", ".txt")), (".", (".doc",)))
+"""Where texts are looked for, and their suffixes; .txt files next to annotations are lists of ids."""
 _SPLITS = ("train", "val", "valid", "dev", "test")
 
 
 class Passages(Sequence[str]):
-    """The lines of one or several files that hold words, read from the files as they are asked for.
+    """The lines of one or several files that hold words, read from the files on demand.
 
     Args:
-        paths: UTF-8 files; several are one after the other.
+        paths: UTF-8 files, concatenated.
     Raises:
         DataError: a file is missing or not UTF-8 (names the line), or no line holds a word.
     """
@@ -35,10 +35,11 @@ class Passages(Sequence[str]):
         self._ends = array("q")  # number of the first passage behind each file
         self._starts, self._lengths = array("q"), array("q")
         for path in self.paths:
-            self._index(path)
+            self._index_lines(path)
         if not self._starts:
             raise DataError(
-                f"no passage in {', '.join(map(str, self.paths)) or 'no file'}: expected UTF-8 text, one sentence or document a line."
+                f"no passage in {', '.join(map(str, self.paths)) or 'no file'}: "
+                "expected UTF-8 text, one sentence or document per line."
             )
 
     def __len__(self) -> int:
@@ -56,7 +57,7 @@ class Passages(Sequence[str]):
         start = self._starts[index]
         return file[start : start + self._lengths[index]].decode("utf-8")
 
-    def _index(self, path: Path) -> None:
+    def _index_lines(self, path: Path) -> None:
         at = number = 0
         try:
             with path.open("rb") as file:
@@ -86,32 +87,35 @@ def find_passages(root: str | Path, split: str) -> list[Path]:
     training text.
 
     Raises:
-        DataError: none.
+        DataError: there are none.
     """
     root = Path(root)
     if root.is_file():
         return [root]
-    for folder, suffixes in _PLACES:
+    for folder, suffixes in _FOLDERS:
         files = [
-            file for file in sorted((root / folder).glob("*")) if file.suffix in suffixes and _split_of(file) == split
+            file
+            for file in sorted((root / folder).glob("*"))
+            if file.suffix in suffixes and _infer_split(file) == split
         ]
         if files:
             return files
     raise DataError(
-        f"no text of split {split!r} in {root}: expected .doc or .txt files in its folder text or en_corpus, or .doc files, one passage a line. "
+        f"no text of split {split!r} in {root}: expected .doc or .txt files in its folder text or en_corpus, "
+        "or .doc files, one passage per line. "
         "A file of another name is given by its own path."
     )
 
 
 def has_passages(root: Path, split: str) -> bool:
-    """Whether there is text of a split; a file is of the split that its name says."""
+    """Whether there is text of a split; a file belongs to the split in its name."""
     if root.is_file():
-        return _split_of(root) == split
+        return _infer_split(root) == split
     with suppress(DataError):
         return bool(find_passages(root, split))
     return False
 
 
-def _split_of(file: Path) -> str:
+def _infer_split(file: Path) -> str:
     last = file.stem.replace(".", "_").rpartition("_")[2]
     return last if last in _SPLITS else "train"

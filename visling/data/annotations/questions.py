@@ -29,7 +29,7 @@ class QuestionRecord(Record):
 
 
 EMPTY = "questions without a word"
-"""Under which readers count the questions that they leave out."""
+"""Name under which readers count the questions that they leave out."""
 
 _FOLDERS = (".", "Questions", "questions", "Annotations", "annotations")
 _GQA_FOLDERS = (".", "questions", "questions1.2")
@@ -43,12 +43,12 @@ def read_questions(
 ) -> list[QuestionRecord]:
     """Questions of a file in its order, joined with their annotations by question id.
 
-    Images of VQA's own files are named as COCO names them, `COCO_train2014_000000000009`: to a store with Visual
-    Genome's images 9 is another one.
+    Images of VQA's own files are named as COCO names them, `COCO_train2014_000000000009`: in a store with Visual
+    Genome's images, 9 is another image.
 
     Args:
-        annotations: may hold more questions than asked for; None for a split without answers.
-        left_out: counts questions without a word, which are left out then; None refuses them.
+        annotations: may cover more questions than the file holds; None for a split without answers.
+        left_out: counts questions without a word, which are then left out; None refuses them.
     Raises:
         DataError: a file is missing, truncated or of another layout, a question id comes twice, or a question has no
             annotation or no word.
@@ -67,7 +67,8 @@ def read_questions(
         lacking = [entry["question_id"] for entry in asked if entry["question_id"] not in answered]
         if lacking:
             raise DataError(
-                f"{annotations} has no annotation for {len(lacking)} of the {len(asked)} questions of {questions.name}, first {lacking[0]}. "
+                f"{annotations} has no annotation for {len(lacking)} of the {len(asked)} questions of "
+                f"{questions.name}, first {lacking[0]}. "
                 "Questions and annotations must be of the same split."
             )
     records = []
@@ -77,29 +78,30 @@ def read_questions(
         if number in seen:
             raise DataError(f"{questions}: question {number} comes twice; question ids are unique.")
         seen.add(number)
-        known = answered.get(number)
-        if known is not None and known["image_id"] != entry["image_id"]:
+        annotation = answered.get(number)
+        if annotation is not None and annotation["image_id"] != entry["image_id"]:
             raise DataError(
-                f"question {number} is about image {entry['image_id']} in {questions}, about image {known['image_id']} in {annotations}."
+                f"question {number} is about image {entry['image_id']} in {questions}, "
+                f"about image {annotation['image_id']} in {annotations}."
             )
-        question = _text(entry["question"])
+        question = _to_text(entry["question"])
         if _is_empty(question, number, questions, left_out):
             continue
         records.append(
             QuestionRecord(
                 id=str(number),
-                images=(_image(str(entry["image_id"]), coco),),
+                images=(_image_id(str(entry["image_id"]), coco),),
                 question=question,
-                question_type=known.get("question_type", "") if known else "",
-                answer_type=known.get("answer_type", "") if known else "",
-                answers=tuple(_text(answer["answer"]) for answer in known["answers"]) if known else None,
-                multiple_choice_answer=known["multiple_choice_answer"] if known else None,
+                question_type=annotation.get("question_type", "") if annotation else "",
+                answer_type=annotation.get("answer_type", "") if annotation else "",
+                answers=tuple(_to_text(answer["answer"]) for answer in annotation["answers"]) if annotation else None,
+                multiple_choice_answer=annotation["multiple_choice_answer"] if annotation else None,
             )
         )
     return records
 
 
-def _image(number: str, coco_split: str) -> str:
+def _image_id(number: str, coco_split: str) -> str:
     return f"COCO_{coco_split}_{int(number):012d}" if coco_split and number.isdecimal() else number
 
 
@@ -113,7 +115,7 @@ def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
         DataError: no question file, or several (name the split with its year, or move one).
     """
     root = Path(root)
-    files, named = _vqa_files(root)
+    files, named = _list_vqa_files(root)
     fitting = [(file, match) for file, match in named if is_split(match["split"], split)]
     if any(match["version"] for _, match in fitting):
         fitting = [(file, match) for file, match in fitting if match["version"]]
@@ -126,10 +128,10 @@ def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
 
 def has_vqa(root: Path, split: str) -> bool:
     """Whether a folder has question files of a split in VQA's naming."""
-    return any(is_split(match["split"], split) for _, match in _vqa_files(root)[1])
+    return any(is_split(match["split"], split) for _, match in _list_vqa_files(root)[1])
 
 
-def _vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]]:
+def _list_vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]]:
     """JSON files of a folder and its annotation folders, and those of them that hold questions."""
     files = list(
         {file.resolve(): file for folder in _FOLDERS for file in sorted((root / folder).glob("*.json"))}.values()
@@ -141,11 +143,11 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
     """GQA's questions of a file or of a folder of chunks (`train_all_questions/train_all_questions_0.json`), by
     question id.
 
-    Ids stay strings, for some begin with a zero. `question_type` is GQA's structural type, `answer_type` its semantic
-    one.
+    Ids stay strings, because some begin with a zero. `question_type` is GQA's structural type, `answer_type` its
+    semantic one.
 
     Args:
-        left_out: counts questions without a word, which are left out then; None refuses them.
+        left_out: counts questions without a word, which are then left out; None refuses them.
     Raises:
         DataError: a file is missing, truncated or of another layout, the folder has no chunk, chunks repeat a question,
             or one has no word.
@@ -170,7 +172,7 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
                 )
             if number in records:
                 raise DataError(f"{chunk}: question {number} comes twice; question ids are unique.")
-            question, types, answer = _text(entry["question"]), entry.get("types") or {}, entry.get("answer")
+            question, types, answer = _to_text(entry["question"]), entry.get("types") or {}, entry.get("answer")
             if _is_empty(question, number, chunk, left_out):
                 continue
             records[number] = QuestionRecord(
@@ -185,22 +187,23 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
     return list(records.values())
 
 
-def _text(value: Any) -> str:
-    """A value of a file as text; null is none."""
+def _to_text(value: Any) -> str:
+    """A value of a file as text; null is empty."""
     return "" if value is None else str(value)
 
 
 def _is_empty(question: str, number: Any, path: Path, left_out: Counter[str] | None) -> bool:
-    """Whether a question has no word, counted.
+    """Whether a question has no word; if so, it is counted in `left_out`.
 
     Raises:
-        DataError: it has none, and nobody counts.
+        DataError: it has none, and `left_out` is None.
     """
     if has_words(question):
         return False
     if left_out is None:
         raise DataError(
-            f"{path}: question {number} is empty: found {question!r}, expected at least one word. Fill it in, or take it out."
+            f"{path}: question {number} is empty: found {question!r}, expected at least one word. "
+            "Fill it in, or remove it."
         )
     left_out[EMPTY] += 1
     return True
@@ -209,34 +212,35 @@ def _is_empty(question: str, number: Any, path: Path, left_out: Counter[str] | N
 def find_gqa(root: str | Path, split: str) -> Path:
     """GQA's question file, or folder of chunks, of a split in a folder or its `questions`.
 
-    "train" is the balanced set, as everybody trains on it; "train_all" is the whole one.
+    "train" is the balanced set, on which all published systems train; "train_all" is the whole one.
 
     Raises:
         DataError: neither file nor folder.
     """
     root = Path(root)
-    name = _gqa_name(split)
-    found = _gqa(root, name)
-    if found is None:
-        there = sorted(file.name for folder in _GQA_FOLDERS for file in (root / folder).glob("*_questions*"))
+    name = _gqa_file_name(split)
+    file = _find_gqa(root, name)
+    if file is None:
+        present = sorted(file.name for folder in _GQA_FOLDERS for file in (root / folder).glob("*_questions*"))
         raise DataError(
-            f"no {name}.json or folder {name} under {root}; found {', '.join(there) or 'no GQA questions'}. Check the folder and the split."
+            f"no {name}.json or folder {name} under {root}; found {', '.join(present) or 'no GQA questions'}. "
+            "Check the folder and the split."
         )
-    return found
+    return file
 
 
 def has_gqa(root: Path, split: str) -> bool:
     """Whether a folder has GQA's questions of a split."""
-    return _gqa(root, _gqa_name(split)) is not None
+    return _find_gqa(root, _gqa_file_name(split)) is not None
 
 
-def _gqa_name(split: str) -> str:
+def _gqa_file_name(split: str) -> str:
     return f"{split if split.endswith(('_balanced', '_all')) else f'{split}_balanced'}_questions"
 
 
-def _gqa(root: Path, name: str) -> Path | None:
+def _find_gqa(root: Path, name: str) -> Path | None:
     for folder in _GQA_FOLDERS:
-        for place in (root / folder / f"{name}.json", root / folder / name):
-            if place.exists():
-                return place
+        for path in (root / folder / f"{name}.json", root / folder / name):
+            if path.exists():
+                return path
     return None

@@ -1,8 +1,9 @@
-"""Statements about images: files of one JSON object a line, and NLVR2 (Suhr, Zhou et al. 2019).
+"""Statements about images: files of one JSON object per line, and NLVR2 (Suhr, Zhou et al. 2019).
 
-NLVR2    {split}.json, also in data/ and its folders balanced/ and unbalanced/ ("balanced_dev"). Fields that are read: identifier, sentence, label
-         ("True" or "False"; none for hidden splits). An identifier has four fields, split-set-pair-sentence
-         ("dev-850-0-1"); the first three and "-img0" or "-img1" name the left and the right image.
+NLVR2    {split}.json, also in data/ and its folders balanced/ and unbalanced/ ("balanced_dev"). Fields that are read:
+         identifier, sentence, label ("True" or "False"; none for hidden splits). An identifier has four fields,
+         split-set-pair-sentence ("dev-850-0-1"); the first three and "-img0" or "-img1" name the left and the right
+         image.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import json_lines, text_field
+from visling.data.annotations.files import read_json_lines, text_field
 from visling.errors import DataError
 from visling.types import Record
 
@@ -28,7 +29,7 @@ class Nlvr2Record(Record):
 
     sentence: str
     label: bool | None
-    """None where the file gives none."""
+    """None where the file has none."""
 
 
 def find_nlvr2(root: Path, split: str) -> Path | None:
@@ -40,11 +41,12 @@ def read_nlvr2(path: Path) -> list[Nlvr2Record]:
     """Statements of a file in its order.
 
     Raises:
-        DataError: a line is not JSON or lacks a field, a label is not True or False, or an identifier is of another
-            form or comes twice.
+        DataError: a line is not JSON or lacks a field, a label is not True or False, or an identifier has another
+            form or occurs twice.
     """
     records: dict[str, Nlvr2Record] = {}
-    for where, row in json_lines(path):
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
         identifier = text_field(row, "identifier", where)
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
@@ -56,19 +58,19 @@ def read_nlvr2(path: Path) -> list[Nlvr2Record]:
             raise DataError(f"{where}: identifier {identifier!r} comes twice. Remove the copy.")
         images = (f"{match['pair']}-img0", f"{match['pair']}-img1")
         records[identifier] = Nlvr2Record(
-            id=identifier, images=images, sentence=text_field(row, "sentence", where), label=_label(row, where)
+            id=identifier, images=images, sentence=text_field(row, "sentence", where), label=_read_label(row, where)
         )
     return list(records.values())
 
 
 def nlvr2_group(identifier: str) -> str:
-    """What the official consistency groups by: the identifier without its pair, so the pairs of one sentence of one
-    set."""
+    """The group of the official consistency score: the identifier without its pair, so all pairs of one sentence of
+    one set."""
     split, image_set, _, sentence = identifier.rsplit("-", 3)
     return f"{split}-{image_set}--{sentence}"
 
 
-def _label(row: Mapping[str, Any], where: str) -> bool | None:
+def _read_label(row: Mapping[str, Any], where: str) -> bool | None:
     value = row.get("label")
     if value is None:
         return None

@@ -1,7 +1,6 @@
 """Captions found on the web: Conceptual Captions, as released and as ViLBERT and VL-BERT keep it, and SBU.
 
-Most images of the lists have vanished since they were published: whoever mixes them into a run leaves out those that
-its store lacks.
+Most of the listed images have vanished from the web since: a run leaves out those that its store lacks.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from visling.image_ids import from_file_name
 
 Naming = Literal["crc32", "line"]
 """How images of Conceptual Captions are named: by the CRC-32 of their address in decimal (ViLBERT, VOLTA), or by their
-line, from 0, in eight digits (VL-BERT)."""
+line number, from 0, in eight digits (VL-BERT)."""
 
 _RELEASED = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
 _VLBERT = {"train": "train_frcnn.json", "val": "val_frcnn.json"}
@@ -33,7 +32,7 @@ def image_name(address: str, line: int, naming: Naming) -> str:
     """Image id under which a row of Conceptual Captions is stored.
 
     Args:
-        line: of the file, from 0.
+        line: number in the file, from 0.
     """
     return str(zlib.crc32(address.encode("utf-8"))) if naming == "crc32" else f"{line:08d}"
 
@@ -42,7 +41,7 @@ def read_conceptual_captions(path: str | Path, naming: Naming = "crc32") -> Capt
     """Rows of the released table: caption, a tab, address; no header. Rows without an address are left out and counted.
 
     Raises:
-        DataError: the file is missing, not UTF-8, or no row is of this layout.
+        DataError: the file is missing, not UTF-8, or no row has this layout.
     """
     path = Path(path)
     malformed = 0
@@ -57,17 +56,18 @@ def read_conceptual_captions(path: str | Path, naming: Naming = "crc32") -> Capt
             else:
                 malformed += 1
 
-    found = collect(rows())
-    if malformed and not found.records and not found.empty:
+    captions = collect(rows())
+    if malformed and not captions.records and not captions.empty:
         raise DataError(
-            f"{path} has no row of Conceptual Captions' layout: expected a caption, a tab and an address, without a header."
+            f"{path} has no row of Conceptual Captions' layout: expected a caption, a tab and an address, "
+            "without a header."
         )
-    return replace(found, malformed=malformed)
+    return replace(captions, malformed=malformed)
 
 
 def read_vlbert_captions(path: str | Path) -> Captions:
-    """VL-BERT's rows of Conceptual Captions (`train_frcnn.json`): a JSON object a line with `image` and the words of
-    `caption`.
+    """VL-BERT's rows of Conceptual Captions (`train_frcnn.json`): one JSON object per line with `image` and the words
+    of `caption`.
 
     Raises:
         DataError: the file is missing or truncated, or a row is of another layout.
@@ -79,7 +79,8 @@ def read_vlbert_captions(path: str | Path) -> Captions:
             words = entry.get("caption")
             if "image" not in entry or not isinstance(words, list):
                 raise DataError(
-                    f"{path}, line {number}: expected an object with 'image' and a list 'caption'; found {', '.join(entry)}."
+                    f"{path}, line {number}: expected an object with 'image' and a list 'caption'; "
+                    f"found {', '.join(entry)}."
                 )
             # train_image.zip@/00000000.jpg: a member of a zip file
             yield str(number - 1), from_file_name(str(entry["image"]).rpartition("@/")[2]), " ".join(map(str, words))
@@ -98,7 +99,7 @@ def read_vilbert_captions(path: str | Path) -> Captions:
     if not isinstance(table, dict) or not all(
         isinstance(caption, str) or caption is None for caption in table.values()
     ):
-        raise DataError(f"{path} must be a JSON object from image id to caption; found {_kind(table)}.")
+        raise DataError(f"{path} must be a JSON object from image id to caption; found {_describe(table)}.")
     return collect((str(image), str(image), caption) for image, caption in table.items())
 
 
@@ -107,7 +108,7 @@ def read_sbu(root: str | Path) -> Captions:
     in their address.
 
     Raises:
-        DataError: neither is there, one is truncated, or addresses and captions differ in number.
+        DataError: neither is present, one is truncated, or addresses and captions differ in number.
     """
     root = Path(root)
     if (root / _SBU).is_file():
@@ -115,7 +116,8 @@ def read_sbu(root: str | Path) -> Captions:
         lists = [content.get(name) if isinstance(content, dict) else None for name in ("image_urls", "captions")]
         if not all(isinstance(entry, list) for entry in lists):
             raise DataError(
-                f"{root / _SBU} must be an object with the lists 'image_urls' and 'captions'; found {_kind(content)}."
+                f"{root / _SBU} must be an object with the lists 'image_urls' and 'captions'; "
+                f"found {_describe(content)}."
             )
         addresses, captions = lists
     elif all((root / name).is_file() for name in _SBU_PARTS):
@@ -126,9 +128,10 @@ def read_sbu(root: str | Path) -> Captions:
     assert captions is not None
     if len(addresses) != len(captions):
         raise DataError(
-            f"SBU captions in {root}: {len(addresses)} addresses, {len(captions)} captions. The files are truncated; download them again."
+            f"SBU captions in {root}: {len(addresses)} addresses, {len(captions)} captions. "
+            "The files are truncated; download them again."
         )
-    # Captions are kept as web pages write them: "33&quot; truck tires".
+    # Captions are stored as web pages write them: "33&quot; truck tires".
     return collect(
         (str(number), from_file_name(str(address).strip()), html.unescape(str(caption or "")))
         for number, (address, caption) in enumerate(zip(addresses, captions, strict=True))
@@ -146,7 +149,7 @@ def find_conceptual_captions(root: str | Path, split: str) -> Path:
     Raises:
         DataError: neither.
     """
-    return _first(
+    return _find_first(
         Path(root), split, [table[split] for table in (_RELEASED, _VLBERT) if split in table], "Conceptual Captions"
     )
 
@@ -157,19 +160,20 @@ def find_vilbert_captions(root: str | Path, split: str) -> Path:
     Raises:
         DataError: none.
     """
-    return _first(Path(root), split, _VILBERT.get(split, (f"caption_{split}.json",)), "ViLBERT's captions")
+    return _find_first(Path(root), split, _VILBERT.get(split, (f"caption_{split}.json",)), "ViLBERT's captions")
 
 
-def _first(root: Path, split: str, names: list[str] | tuple[str, ...], what: str) -> Path:
+def _find_first(root: Path, split: str, names: list[str] | tuple[str, ...], what: str) -> Path:
     for name in names:
         if (root / name).is_file():
             return root / name
     raise DataError(
-        f"no {what} of split {split!r} in {root}: expected {' or '.join(names) or 'a split train or val'}. Check the folder and the split."
+        f"no {what} of split {split!r} in {root}: expected {' or '.join(names) or 'a split train or val'}. "
+        "Check the folder and the split."
     )
 
 
-def _kind(content: Any) -> str:
+def _describe(content: Any) -> str:
     return (
         f"an object with {', '.join(list(content)[:5]) or 'nothing'}"
         if isinstance(content, dict)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visling.data.batches.labels import REGION_LABELS, stack_labels
 from visling.data.batches.masking import RegionMasking
-from visling.data.batches.pixels import BoxesAlone, Pictures, place, side_by_side
+from visling.data.batches.pixels import BoxesAlone, Pictures, pad_pictures, place_boxes
 from visling.data.batches.region_order import ByConfidence, take_regions
 from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.batches.slots import slots_of_grid
@@ -147,9 +147,9 @@ class RegionCollator:
             frame = size
         else:
             read = self.pictures.read(gathered.image_ids, gathered.mirrored)
-            boxes, frame = place(boxes, size, read, gathered.mirrored, gathered.image_ids)
+            boxes, frame = place_boxes(boxes, size, read, gathered.mirrored, gathered.image_ids)
             # Regions that are left out below leave their hole (release).
-            pixels = side_by_side(read, boxes, None if shown is None else shown.hidden)
+            pixels = pad_pictures(read, boxes, None if shown is None else shown.hidden)
         # Padded rows hold zeros and stay zeros; only real boxes are widened.
         unit = _to_unit(boxes, frame, real)
         image = None

@@ -1,8 +1,8 @@
 """Batches of an epoch in an order that depends on (seed, epoch) alone, prepared ahead by one thread.
 
-A chunk is a few global batches' worth of examples. Its examples are made, sorted by text length and cut into batches,
-which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process walks the
-same chunks and takes its share of each global batch.
+A chunk is a few global batches' worth of examples. Its examples are built, sorted by text length and cut into batches,
+which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process goes
+through the same chunks and takes its share of each global batch.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Loader:
     Args:
         collator: makes the batches of the examples.
         batch_size: examples per batch and process.
-        drop_last: leave out the examples that do not fill a global batch; False hands them on as a smaller batch.
+        drop_last: leave out the examples that do not fill a global batch; False yields them as a smaller batch.
         bucket: global batches that are sorted by length together; 1 keeps the order. None: 16 when shuffling, else 1.
         deal: what processes share out. "examples": each global batch has batch_size examples for each of them
             (training). "batches": whole batches of batch_size examples in turn, the same ones that one process alone
             would make, so that results do not depend on the number of processes (evaluation).
         prefetch: batches prepared ahead by a background thread; 0 works in the caller's thread.
         pin: page-lock batches for asynchronous transfer to a GPU.
-        rank, world_size: this process's share; None asks the process group.
+        rank, world_size: this process's share; None = those of the process group.
     Raises:
         ConfigError: a size that is not positive, or fewer examples than one global batch with `drop_last`.
     """
@@ -87,23 +87,24 @@ class Loader:
                 raise ConfigError(f"{name} must be at least 1; found {value}.")
         if drop_last and len(source) < self._global_size:
             raise ConfigError(
-                f"{len(source)} examples do not fill one batch of {self._global_size} ({self.world_size} processes): no step would be taken. "
+                f"{len(source)} examples do not fill one batch of {self._global_size} ({self.world_size} processes): "
+                "no step would be taken. "
                 "Lower batch_size, or give more examples."
             )
         self._checked = False
         self._epoch = 0
         self._start = 0
-        self._given = 0
+        self._yielded = 0
 
     @property
     def epoch(self) -> int:
-        """The pass that the next iteration makes; setting another one forgets the position within the old."""
+        """The pass that the next iteration makes; setting another one resets the position within the old."""
         return self._epoch
 
     @epoch.setter
     def epoch(self, value: int) -> None:
         if value != self._epoch:
-            self._epoch, self._start, self._given = value, 0, 0
+            self._epoch, self._start, self._yielded = value, 0, 0
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
@@ -120,23 +121,23 @@ class Loader:
     def batches_with_index(self) -> Iterator[Indexed]:
         """The same batches, each with the numbers (N,) of its examples in the source."""
         start, self._start = self._start, 0
-        self._given = start
+        self._yielded = start
         stop = threading.Event()
-        made = self._made(start, stop)
-        batches = _ahead(made, self.prefetch, stop) if self.prefetch else made
+        made = self._make_batches(start, stop)
+        batches = _prefetch(made, self.prefetch, stop) if self.prefetch else made
         try:
             for item in batches:
-                self._given += 1
+                self._yielded += 1
                 yield item
         finally:
             batches.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Position: how many batches of which epoch were handed out, and what the order depends on."""
-        return {"epoch": self._epoch, "batches": self._given, **self._identity()}
+        """Position: how many batches of which epoch were yielded, and what the order depends on."""
+        return {"epoch": self._epoch, "batches": self._yielded, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: the next iteration begins with the batch that would have come next.
+        """Resume where `state_dict` was taken: the next iteration begins with the batch that would have come next.
 
         Raises:
             ConfigError: the state belongs to another seed, number of examples or batch size.
@@ -148,7 +149,7 @@ class Loader:
                     "Resume with the same data and settings, or begin a new run."
                 )
         self._epoch, self._start = int(state["epoch"]), int(state["batches"])
-        self._given = self._start
+        self._yielded = self._start
 
     @property
     def _global_size(self) -> int:
@@ -164,7 +165,7 @@ class Loader:
             "drop_last": self.drop_last,
         }
 
-    def _order(self) -> NDArray[np.int64]:
+    def _draw_order(self) -> NDArray[np.int64]:
         count = len(self.source)
         order = (
             runtime.generator_for(self.seed, self._epoch, _ORDER).permutation(count)
@@ -173,9 +174,9 @@ class Loader:
         )
         return order[: count - count % self._global_size] if self.drop_last else order
 
-    def _made(self, start: int, stop: threading.Event) -> Generator[Indexed, None, None]:
-        """Batches of this process from number `start` on; `stop` cuts a long chunk short."""
-        order, size, epoch = self._order(), self._global_size, self._epoch
+    def _make_batches(self, start: int, stop: threading.Event) -> Generator[Indexed, None, None]:
+        """Batches of this process from number `start` on; `stop` interrupts a long chunk."""
+        order, size, epoch = self._draw_order(), self._global_size, self._epoch
         # Whole batches are dealt in turn: this process's batch k is batch rank + k * world_size of all.
         first = start if self.deal == "examples" else self.rank + start * self.world_size
         chunk_size = size * self.bucket
@@ -189,21 +190,21 @@ class Loader:
                 for index in indices:
                     if stop.is_set():
                         return
-                    ready[int(index)] = self._example(int(index), epoch)
-                batches = self._bucketed(indices, ready, epoch, chunk)
+                    ready[int(index)] = self._make_example(int(index), epoch)
+                batches = self._sort_into_batches(indices, ready, epoch, chunk)
             for number, members in enumerate(batches, start=chunk * self.bucket):
                 if number < first or (self.deal == "batches" and (number - first) % self.world_size):
                     continue
                 share = members[self.rank :: self.world_size] if self.deal == "examples" else members
                 if not len(share):
                     continue
-                pairs = [ready.pop(int(index)) if ready else self._example(int(index), epoch) for index in share]
+                pairs = [ready.pop(int(index)) if ready else self._make_example(int(index), epoch) for index in share]
                 batch, targets = self.collator([example for example, _ in pairs], [rng for _, rng in pairs])
-                self._check_once(batch)
+                self._validate_first(batch)
                 yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))
 
-    def _check_once(self, batch: Batch) -> None:
-        """Validate the first batch of a run; what is wrong with a store is wrong from the start."""
+    def _validate_first(self, batch: Batch) -> None:
+        """Validate the first batch of a run; a fault of the store shows from the start."""
         if self._checked:
             return
         self._checked = True
@@ -214,11 +215,11 @@ class Loader:
                 f"the first batch cannot be read by a model: {error}. Look at the store with `visling regions inspect`."
             ) from error
 
-    def _example(self, index: int, epoch: int) -> tuple[Example, np.random.Generator]:
+    def _make_example(self, index: int, epoch: int) -> tuple[Example, np.random.Generator]:
         rng = runtime.generator_for(self.seed, epoch, index)
         return self.source.example(index, rng), rng
 
-    def _bucketed(
+    def _sort_into_batches(
         self,
         indices: NDArray[np.int64],
         ready: Mapping[int, tuple[Example, np.random.Generator]],
@@ -245,7 +246,7 @@ class Loader:
         return batches
 
 
-def _ahead(items: Iterator[Indexed], depth: int, stop: threading.Event) -> Generator[Indexed, None, None]:
+def _prefetch(items: Iterator[Indexed], depth: int, stop: threading.Event) -> Generator[Indexed, None, None]:
     """The items, made by a background thread at most `depth` ahead; its exceptions are raised here, and closing ends
     it."""
     waiting: queue.Queue[tuple[Indexed | None, BaseException | None]] = queue.Queue(maxsize=depth)

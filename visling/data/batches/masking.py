@@ -28,7 +28,7 @@ def _check_shares(what: str, shares: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenMasking:
-    """How word pieces are chosen and what stands in their place (BERT; the five systems share the numbers)."""
+    """How word pieces are chosen and what replaces them (BERT; the five systems share the numbers)."""
 
     rate: float = 0.15
     """Probability that a piece (a word, if `whole_word`) is chosen."""
@@ -39,11 +39,11 @@ class TokenMasking:
     whole_word: bool = False
     """Choose words and treat all their pieces alike (VL-BERT); VisualBERT, ViLBERT and LXMERT choose pieces."""
     in_turn: bool = False
-    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random
-    each piece draws its entry right after it. False draws for all at once, which is faster; the rates are the same."""
+    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random,
+    each piece draws its entry right after it. False draws all at once, which is faster; the rates are the same."""
     mismatched: bool = True
-    """Whether hidden words of a text that does not belong to its image are to be told. All releases ask for them but
-    ViLBERT's multi-task one, whose `objective` 1 hides them all the same and asks for none."""
+    """Whether hidden words of a text that does not belong to its image are predicted. All releases predict them except
+    ViLBERT's multi-task one, whose `objective` 1 hides them all the same and predicts none."""
 
     def __post_init__(self) -> None:
         _check_shares(
@@ -60,9 +60,9 @@ def mask_tokens(
     Returns:
         ids: (T,) what the model reads.
         at: (P,) chosen positions, ascending; possibly none.
-        original_ids: (P,) what stood there.
+        original_ids: (P,) the original ids there.
     Source:
-        All releases: one uniform draw decides whether a piece is chosen and what becomes of it; random entries include
+        All releases: one uniform draw decides whether a piece is chosen and what replaces it; random entries include
             special and unused ones.
     """
     ids, chosen = mask_rows([row], masking, tokenizer, [rng])
@@ -88,10 +88,10 @@ def mask_rows(
     else:
         draws = np.concatenate([rng.random(len(row.ids)) for row, rng in zip(rows, rngs, strict=True)])
         spare = None
-    chosen = (draws < masking.rate) & _maskable(rows, original, tokenizer)
+    chosen = (draws < masking.rate) & _find_maskable(rows, original, tokenizer)
     share = draws[chosen] / masking.rate if masking.rate else draws[chosen]
-    # Given that a draw means "random", where it lies in that interval is uniform again and picks the entry; pieces of
-    # one word need numbers of their own.
+    # Given that a draw means "random", its position within that interval is again uniform and picks the entry; pieces
+    # of one word need numbers of their own.
     within = (share - masking.mask) / max(masking.random, 1e-9) if spare is None else spare[chosen]
     entries = (within * tokenizer.size).astype(np.int64).clip(0, tokenizer.size - 1)
     ids = original.copy()
@@ -103,13 +103,13 @@ def mask_rows(
 
 def _draw_words(row: TextRow, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One number per word, spread over its pieces, and one number per piece."""
-    words = _words(row)
+    words = _word_numbers(row)
     # Special tokens (word -1) read the additional last number.
     draws = rng.random(int(words.max(initial=-1)) + 2)
     return draws[words], rng.random(len(row.ids))
 
 
-def _words(row: TextRow) -> NDArray[np.int64]:
+def _word_numbers(row: TextRow) -> NDArray[np.int64]:
     if row.words is None:
         raise ConfigError(
             "whole-word masking needs rows that know their words: make them with TextLayout, or set whole_word=false."
@@ -126,14 +126,14 @@ def _mask_in_turn(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), VisualBERT, ViLBERT and LXMERT
     (`random_word`)."""
-    maskable = _maskable(rows, original, tokenizer)
+    maskable = _find_maskable(rows, original, tokenizer)
     ids, chosen = original.copy(), np.zeros(len(original), bool)
     start = 0
     for row, rng in zip(rows, rngs, strict=True):
         at = np.flatnonzero(maskable[start : start + len(row.ids)])
         # Pieces of one word are neighbours.
         units = (
-            np.split(at, np.flatnonzero(np.diff(_words(row)[at])) + 1)
+            np.split(at, np.flatnonzero(np.diff(_word_numbers(row)[at])) + 1)
             if masking.whole_word and len(at)
             else at[:, None]
         )
@@ -152,7 +152,7 @@ def _mask_in_turn(
     return ids, chosen
 
 
-def _maskable(rows: Sequence[TextRow], ids: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.bool_]:
+def _find_maskable(rows: Sequence[TextRow], ids: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.bool_]:
     numbers = [row.words for row in rows if row.words is not None]
     if len(numbers) == len(rows):
         maskable: NDArray[np.bool_] = np.concatenate(numbers) >= 0
@@ -168,7 +168,7 @@ def _maskable(rows: Sequence[TextRow], ids: NDArray[np.int64], tokenizer: Tokeni
 
 @dataclass(frozen=True, kw_only=True)
 class RegionMasking:
-    """Which regions are chosen to be told, and what becomes of their features. Boxes always stay."""
+    """Which regions are chosen to be predicted, and what replaces their features. Boxes always stay."""
 
     rate: float = 0.15
     """Probability that a region is chosen."""
@@ -181,21 +181,21 @@ class RegionMasking:
     """Say in `regions.hidden` which features are hidden, for models that put a learned vector in their place
     (VL-BERT)."""
     hide_overlapping: bool = False
-    """Hide also every region that overlaps a hidden one by more than `overlap`; nothing is asked about it unless it was
-    chosen (12-in-1 paper)."""
+    """Hide also every region that overlaps a hidden one by more than `overlap`; nothing is predicted about it unless it
+    was chosen (12-in-1 paper)."""
     overlap: float = 0.4
     """Intersection over union, with both end pixels counted, above which two regions overlap."""
     whole: Literal["model", "visible", "unflagged"] = "model"
-    """The whole-image feature. model: left to the model, which averages the features as they come (first ViLBERT
+    """The whole-image feature. model: left to the model, which averages the features as they are (first ViLBERT
     release). visible: mean of those that are not hidden (VL-BERT). unflagged: their sum over the number of
     `whole_slots` that overlap no chosen region (multi-task ViLBERT)."""
     whole_slots: int = 36
     """Region slots of the multi-task ViLBERT release, padding included."""
     labels: Literal["chosen", "all"] = "chosen"
-    """Regions whose class and attribute are asked for: LXMERT's release asks for all. Features are asked for the chosen
+    """Regions whose class and attribute are predicted: all in LXMERT's release. Features are predicted for the chosen
     ones only."""
     mismatched: bool = True
-    """Whether anything is asked about the regions of a pair that does not match; see `TokenMasking.mismatched`."""
+    """Whether anything is predicted about the regions of a pair that does not match; see `TokenMasking.mismatched`."""
 
     def __post_init__(self) -> None:
         shares = {
@@ -234,13 +234,13 @@ class MaskedImage:
     """What masking does to the regions of one image."""
 
     chosen: NDArray[np.bool_]
-    """(R,) to be told."""
+    """(R,) regions to predict."""
     hidden: NDArray[np.bool_]
     """(R,) feature hidden."""
     replaced: tuple[tuple[int, str, int], ...]
     """Region, and the image and region whose feature it gets."""
     overlapping: NDArray[np.bool_]
-    """(R,) overlaps a chosen region, as every chosen one overlaps itself; all False where nobody asks."""
+    """(R,) overlaps a chosen region, as every chosen one overlaps itself; all False where nothing reads it."""
 
 
 def mask_regions(
@@ -261,20 +261,21 @@ def mask_regions(
         pool: image of every training example; read if `masking.random` is not 0.
         count: number of regions of an image of the pool.
     Raises:
-        ConfigError: random features are asked for without a pool.
+        ConfigError: random features without a pool.
     Source:
         ViLBERT, VL-BERT and LXMERT releases (`random_region`, `random_mask_region`, `random_feat`).
     """
     if masking.random and (not pool or count is None):
         raise ConfigError(
-            "region masking: random features are taken from the images of other examples. Give their ids as `pool`, or set random=0."
+            "region masking: random features are taken from the images of other examples. "
+            "Give their ids as `pool`, or set random=0."
         )
     number = len(boxes)
     if masking.random:
         assert count is not None
         chosen, hidden, replaced = _choose_in_turn(number, masking, rng, pool, count)
     else:
-        draws = rng.random(number)  # the same numbers as one by one
+        draws = rng.random(number)  # the same numbers as if drawn one by one
         chosen = draws < masking.rate
         hidden, replaced = chosen & (draws / max(masking.rate, 1e-9) < masking.hide), ()
     overlapping = np.zeros(number, bool)
@@ -301,16 +302,16 @@ def _choose_in_turn(
         chosen[region], hidden[region] = True, share < masking.hide
         if masking.hide <= share < masking.hide + masking.random:
             image = pool[int(rng.integers(len(pool)))]
-            there = count(image)
-            if there:
-                replaced.append((region, image, int(rng.integers(there))))
+            regions = count(image)
+            if regions:
+                replaced.append((region, image, int(rng.integers(regions))))
             else:
                 hidden[region] = True
     return chosen, hidden, tuple(replaced)
 
 
 def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bool_]) -> Tensor:
-    """A copy of an image in which the hidden regions are cut out, before any feature is made of it.
+    """A copy of an image in which the hidden regions are cut out, before any feature is computed from it.
 
     Zero is the mean colour once an image is normalised. Regions that overlap a hidden one, the whole image among them,
     see the hole too.

@@ -14,9 +14,9 @@ Pair = tuple[Batch, Targets]
 class PairedLoader:
     """Iterates over one epoch's pairs of pairs: batch and targets with images, batch and targets of text alone.
 
-    The images make the epoch. Text goes on from epoch to epoch and begins anew, in another order, whenever it is
-    exhausted; which of it meets a batch of images follows from the number of batches before, so that a restart meets
-    the same.
+    The images define the epoch. Text continues across epochs and starts over, in another order, whenever it is
+    exhausted; which text meets a batch of images follows from the number of batches before, so that a restart sees the
+    same.
 
     Source:
         VL-BERT release, `MultiTaskDataLoader`.
@@ -56,7 +56,7 @@ class PairedLoader:
         return {"images": self.images.state_dict(), "text": self.text.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Resume where `state_dict` was taken.
 
         Raises:
             ConfigError: the state belongs to another seed, number of examples or batch size.

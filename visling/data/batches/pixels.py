@@ -1,5 +1,5 @@
-"""Pictures of a batch for a region extractor that is trained along: boxes in their frame, hidden regions cut out, one
-padded block.
+"""Pictures of a batch for a region extractor that is trained jointly: boxes in their frame, hidden regions cut out,
+one padded block.
 
 Letters  S region rows, one picture each, R regions, H and W height and width of a picture.
 """
@@ -21,7 +21,7 @@ from visling.types import Pixels, RegionArray, RegionStore
 
 MAX_DISTORTION = 0.05
 """Share by which width over height of a picture may differ from that of the image whose regions are stored; scaled
-copies round theirs."""
+copies are rounded."""
 
 
 class Pictures(Protocol):
@@ -34,7 +34,7 @@ class Pictures(Protocol):
 
 
 class BoxesAlone:
-    """A view of a region store whose features are 0 wide, for models that make their own: the stored ones are not
+    """A view of a region store whose features are 0 wide, for models that compute their own: the stored ones are not
     read."""
 
     feature_size = 0
@@ -53,7 +53,7 @@ class BoxesAlone:
         return dataclasses.replace(image, features=image.features[:, :0])
 
 
-def place(
+def place_boxes(
     boxes: NDArray[np.float32],
     size: NDArray[np.float32],
     pictures: Sequence[Tensor],
@@ -65,7 +65,7 @@ def place(
     Args:
         boxes: (S, R, 4) pixel corners in the images as they were stored, of `size` (S, 2).
     Raises:
-        DataError: a picture has another shape than the image whose regions are stored.
+        DataError: a picture differs in shape from the image whose regions are stored.
     Source:
         VL-BERT release, `data/transforms` and `conceptual_captions.py`: scaled, mirrored to w - 1 - x, cut to the last
         pixel.
@@ -74,21 +74,22 @@ def place(
     for image_id, (wide, high), stored in zip(image_ids, frame, size, strict=True):
         if abs(wide * stored[1] - high * stored[0]) > MAX_DISTORTION * high * stored[0] + max(stored):
             raise DataError(
-                f"the picture of {image_id!r} is shaped like {wide:.0f} x {high:.0f}, but the regions stored for it are of an image of "
-                f"{stored[0]:.0f} x {stored[1]:.0f} pixels (width x height). It was turned or cut, or is another one: "
-                "give the pictures that the regions were made of."
+                f"the picture of {image_id!r} is shaped like {wide:.0f} x {high:.0f}, "
+                f"but the regions stored for it are of an image of {stored[0]:.0f} x {stored[1]:.0f} pixels "
+                "(width x height). It was rotated or cropped, or is another one: "
+                "give the pictures from which the regions were extracted."
             )
     placed = boxes * np.tile(frame / size, 2)[:, None]
-    turned = np.array(mirrored, bool)
-    placed[turned, :, 0::2] = frame[turned, None, :1] - 1 - placed[turned, :, 2::-2]
+    flipped = np.array(mirrored, bool)
+    placed[flipped, :, 0::2] = frame[flipped, None, :1] - 1 - placed[flipped, :, 2::-2]
     return np.clip(placed, 0, np.tile(frame, 2)[:, None] - 1), frame
 
 
-def side_by_side(pictures: Sequence[Tensor], boxes: NDArray[np.float32], hidden: NDArray[np.bool_] | None) -> Pixels:
+def pad_pictures(pictures: Sequence[Tensor], boxes: NDArray[np.float32], hidden: NDArray[np.bool_] | None) -> Pixels:
     """The pictures, hidden regions cut out, in one block padded with 0 on the right and below.
 
     Args:
-        boxes: (S, R, 4) of `place`.
+        boxes: (S, R, 4) of `place_boxes`.
         hidden: (S, R).
     """
     size = torch.tensor([picture.shape[1:] for picture in pictures])

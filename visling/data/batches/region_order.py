@@ -24,7 +24,7 @@ class ByConfidence:
     """A view of a region store in which the most confident regions of every image come first.
 
     A region is as confident as the highest share of its class distribution, or, in a store without distributions, as
-    its class; equals keep the store's order. Orders are remembered, so a view is made for a batch and let go.
+    its class; ties keep the store's order. Orders are cached, so a view is made for one batch and discarded.
 
     Source:
         VL-BERT release, `conceptual_captions.py`: by the maximum class score, background included.
@@ -47,31 +47,32 @@ class ByConfidence:
         Raises:
             StoreError: no such image, or the store holds no confidence.
         """
-        return take_regions(self.store[image_id], self._order(image_id))
+        return take_regions(self.store[image_id], self._sort_image(image_id))
 
     def gather(self, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
         """As `store.gather`: the `max_regions` most confident regions of each image."""
-        found = gather(self.store, image_ids)
-        counts = found["mask"].sum(1)
+        gathered = gather(self.store, image_ids)
+        counts = gathered["mask"].sum(1)
         most = max(
             int(counts.max(initial=0)) if max_regions is None else min(int(counts.max(initial=0)), max_regions), 1
         )
-        order = np.broadcast_to(np.arange(found["mask"].shape[1]), found["mask"].shape).copy()
+        order = np.broadcast_to(np.arange(gathered["mask"].shape[1]), gathered["mask"].shape).copy()
         for row, (image_id, count) in enumerate(zip(image_ids, counts, strict=True)):
-            order[row, :count] = self._order(image_id)
+            order[row, :count] = self._sort_image(image_id)
         sorted_fields = {
-            name: np.take_along_axis(found[name], order[:, :most, None], axis=1) for name in ("features", "boxes")
+            name: np.take_along_axis(gathered[name], order[:, :most, None], axis=1) for name in ("features", "boxes")
         }
-        return {**found, **sorted_fields, "mask": found["mask"][:, :most]}
+        return {**gathered, **sorted_fields, "mask": gathered["mask"][:, :most]}
 
-    def _order(self, image_id: str) -> NDArray[np.int64]:
+    def _sort_image(self, image_id: str) -> NDArray[np.int64]:
         if image_id not in self._orders:
             image = self.store[image_id]
             scores = image.class_confidence if image.probs is None else image.probs.max(axis=1)
             if scores is None:
                 raise StoreError(
-                    f"the preset reads the most confident regions first, but the region store holds neither class distributions nor confidences "
-                    f"(image {image_id!r}). Extract regions with them, or keep the store's order with --set encoder.region_order=store."
+                    "the preset reads the most confident regions first, but the region store holds neither class "
+                    f"distributions nor confidences (image {image_id!r}). Extract regions with them, "
+                    "or keep the store's order with --set encoder.region_order=store."
                 )
             self._orders[image_id] = np.argsort(-scores.astype(np.float32), kind="stable")
         return self._orders[image_id]

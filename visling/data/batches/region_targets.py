@@ -1,4 +1,4 @@
-"""Regions of a batch as pre-training shows them, and what is asked about them.
+"""Regions of a batch as pre-training shows them, and the targets about them.
 
 Letters  B batch rows, S region rows, R regions, Q region slots, F feature width, C detector classes.
 """
@@ -32,7 +32,7 @@ DETECTED = {
 """Region target -> field of the store, and what it holds."""
 
 REGION_TARGETS = frozenset({"class_slots", "feature_slots", "region_features", *DETECTED})
-"""`Targets` fields that are made of regions."""
+"""`Targets` fields that are computed from regions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class Shown:
     """What masking did to the regions of a batch."""
 
     chosen: NDArray[np.bool_]
-    """(S, R) to be told."""
+    """(S, R) regions to predict."""
     hidden: NDArray[np.bool_]
     """(S, R) feature hidden."""
     overlapping: NDArray[np.bool_]
-    """(S, R) overlaps a chosen region, itself included; all False where nobody asks."""
+    """(S, R) overlaps a chosen region, itself included; all False where nothing reads it."""
 
 
 def hide_regions(
@@ -105,7 +105,7 @@ def whole_image(
 
 
 def check_labels(store: NativeStore, target: str, number: int) -> None:
-    """Refuse a store whose labels a table of so many entries does not have, before they reach a loss.
+    """Refuse a store with labels beyond a table of `number` entries, before they reach a loss.
 
     Args:
         target: a target that is a label, `region_classes` or `region_attributes`.
@@ -117,13 +117,14 @@ def check_labels(store: NativeStore, target: str, number: int) -> None:
     if highest is not None and highest[1] >= number:
         image, label = highest
         raise StoreError(
-            f"region store {store.path}: image {image!r} has a region with label {label} among its {what}, but there are {number} of them, "
-            f"counted from 0. Extract its regions again, or give region_losses the number of {what} that the detector knows."
+            f"region store {store.path}: image {image!r} has a region with label {label} among its {what}, "
+            f"but there are {number} of them, counted from 0. "
+            f"Extract its regions again, or give region_losses the number of {what} that the detector knows."
         )
 
 
 def detected(name: str, images: Sequence[RegionArray], slots: Slots) -> Tensor:
-    """What the detector said of the regions at the slots, as the `Targets` field `name`; labels of free slots are
+    """What the detector predicted for the regions at the slots, as the `Targets` field `name`; labels of free slots are
     IGNORE, numbers 0.
 
     Of several attributes per region the first counts, which is the most confident one.
@@ -141,7 +142,7 @@ def detected(name: str, images: Sequence[RegionArray], slots: Slots) -> Tensor:
     arrays = [getattr(image, field) for image in images]
     if any(array is None for array in arrays):
         raise StoreError(
-            f"the region store holds no {what}, of which {name} is made. Extract or convert regions with them, "
+            f"the region store holds no {what}, from which {name} is computed. Extract or convert regions with them, "
             "or choose region losses that the store can answer."
         )
     if field.startswith("attribute"):

@@ -1,13 +1,20 @@
-"""Captions as pre-training examples: COCO, Conceptual Captions, SBU, Flickr30K."""
+"""Captions as pre-training examples: COCO, Conceptual Captions, SBU, Flickr30K, and ViLBERT's table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from visling.data.annotations.captions import CaptionRecord, Captions, find_coco_captions
+from visling.data.annotations.captions import (
+    CaptionRecord,
+    Captions,
+    find_coco_captions,
+    find_flickr30k,
+    has_coco_captions,
+    has_flickr30k,
+)
 from visling.data.annotations.web_captions import (
     Naming,
     find_conceptual_captions,
@@ -15,18 +22,21 @@ from visling.data.annotations.web_captions import (
     has_sbu,
     image_name,
     read_conceptual_captions,
+    read_sbu,
     read_vilbert_captions,
     read_vlbert_captions,
 )
 from visling.data.corpora.base import (
     CorpusContext,
+    CorpusReader,
     RecordSource,
+    Typical,
     can_find,
     draw_of_another_image,
     group_by_image,
+    keep_with_regions,
+    keep_with_regions_of_all,
     note_left_out_captions,
-    with_all_regions,
-    with_regions,
 )
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
@@ -60,7 +70,7 @@ class CaptionPairs:
             second = draw_of_another_image(self.records, record, rng)
         else:
             drawn = siblings[int(rng.integers(len(siblings) - 1))]
-            # The last sibling stands in for the caption itself, so that each of the others is equally likely.
+            # The last sibling takes the place of the caption itself, so that each of the others is equally likely.
             second = self.records[siblings[-1] if drawn == index else drawn]
         row = self.layout.row(record.caption, second.caption)
         return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": int(not foreign)})
@@ -106,8 +116,8 @@ class SingleCaption:
 
 
 class VilbertCaptions:
-    """A caption, or half of the time one drawn from all captions, its own included: then it fits and is labelled as if
-    it did not.
+    """A caption, or half of the time one drawn from all captions, its own included, which then fits but is labelled as
+    if it did not.
 
     Args:
         pool: captions in the order of the file, from which the first `len(records)` are drawn, whether their image has
@@ -115,7 +125,7 @@ class VilbertCaptions:
         keep_above: draws above one half keep the caption (first release); False keeps below (multi-task release).
         matching: False replaces none and gives no label (the multi-task release's `objective` 2).
     Source:
-        ViLBERT, `concept_cap_dataset.py` of both releases. Their labels are turned round: here 1 means "fits".
+        ViLBERT, `concept_cap_dataset.py` of both releases. Their labels are inverted: here 1 means "fits".
     """
 
     def __init__(
@@ -131,7 +141,8 @@ class VilbertCaptions:
         self.pool = [record.caption for record in records] if pool is None else pool
         if len(self.pool) < len(records):
             raise DataError(
-                f"{len(self.pool)} captions to draw from for {len(records)} images: the pool holds the captions of all of them."
+                f"{len(self.pool)} captions to draw from for {len(records)} images: "
+                "the pool holds the captions of all of them."
             )
 
     def __len__(self) -> int:
@@ -151,82 +162,116 @@ class VilbertCaptions:
 
 
 _NAMING_SAMPLE = 2000
-"""Rows of Conceptual Captions by which the naming of a store's images is found out."""
+"""Rows of Conceptual Captions from which the naming of a store's images is inferred."""
 
 
-def _read_coco(root: Path, split: str, reading: CorpusContext) -> Sequence[CaptionRecord]:
-    found = find_coco_captions(root, split)
-    note_left_out_captions(found, root, reading)
-    return with_all_regions(found.records, root, reading)
+def _read_coco(root: Path, split: str, context: CorpusContext) -> Sequence[CaptionRecord]:
+    captions = find_coco_captions(root, split)
+    note_left_out_captions(captions, root, context)
+    return keep_with_regions_of_all(captions.records, root, context)
 
 
-def read_only_captions(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-    return SingleCaption(_read_coco(root, split, reading), reading.layout, false_caption_ratio=None)
+def _read_true_captions(root: Path, split: str, context: CorpusContext) -> RecordSource:
+    return SingleCaption(_read_coco(root, split, context), context.layout, false_caption_ratio=None)
 
 
-def read_caption_pairs(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-    return CaptionPairs(_read_coco(root, split, reading), reading.layout)
+def _read_caption_pairs(root: Path, split: str, context: CorpusContext) -> RecordSource:
+    return CaptionPairs(_read_coco(root, split, context), context.layout)
 
 
-def read_single_captions(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-    return SingleCaption(_read_coco(root, split, reading), reading.layout)
+def _read_single_captions(root: Path, split: str, context: CorpusContext) -> RecordSource:
+    return SingleCaption(_read_coco(root, split, context), context.layout)
 
 
-# Captions of data sets whose images may be gone: wrong ones are mixed in where the run learns matching.
-
-
-def caption_reader(
-    find: Callable[[Path, str, CorpusContext], Captions], *, numbered: Callable[[str], bool] = lambda image: False
+def read_with(
+    find: Callable[[Path, str, CorpusContext], Captions],
 ) -> Callable[[Path, str, CorpusContext], RecordSource]:
-    def source(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-        found = find(root, split, reading)
-        note_left_out_captions(found, root, reading)
-        records = with_regions(found.records, root, reading, numbered=numbered)
-        return SingleCaption(records, reading.layout, false_caption_ratio=0.5 if reading.matching else None)
+    """How captions of a data set whose images may have vanished are read: wrong ones are mixed in if the run learns
+    matching."""
 
-    return source
+    def read(root: Path, split: str, context: CorpusContext) -> RecordSource:
+        captions = find(root, split, context)
+        note_left_out_captions(captions, root, context)
+        records = keep_with_regions(captions.records, root, context)
+        return SingleCaption(records, context.layout, false_caption_ratio=0.5 if context.matching else None)
+
+    return read
 
 
-def conceptual_captions(root: Path, split: str, reading: CorpusContext) -> Captions:
+def _find_conceptual_captions(root: Path, split: str, context: CorpusContext) -> Captions:
     file = find_conceptual_captions(root, split)
-    return (
-        read_vlbert_captions(file)
-        if file.suffix == ".json"
-        else read_conceptual_captions(file, _naming(file, reading.store))
-    )
+    if file.suffix == ".json":
+        return read_vlbert_captions(file)
+    return read_conceptual_captions(file, _infer_naming(file, context.store))
 
 
-def _naming(file: Path, store: NativeStore) -> Naming:
-    """How the store names the images of Conceptual Captions: as more of the first rows are found."""
+def _infer_naming(file: Path, store: NativeStore) -> Naming:
+    """How the store names the images of Conceptual Captions: in the way that finds more of the first rows."""
     with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         addresses = [
             (number, line.rpartition("\t")[2].strip())
             for number, line in zip(range(_NAMING_SAMPLE), lines, strict=False)
         ]
-    found: dict[Naming, int] = {
+    hits: dict[Naming, int] = {
         naming: sum(image_name(address, number, naming) in store for number, address in addresses)
         for naming in ("crc32", "line")
     }
-    return "line" if found["line"] > found["crc32"] else "crc32"
+    return "line" if hits["line"] > hits["crc32"] else "crc32"
 
 
-def read_captions_of_vilbert(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-    found = read_vilbert_captions(find_vilbert_captions(root, split))
-    note_left_out_captions(found, root, reading)
-    records = with_regions(found.records, root, reading)
-    pool = [record.caption for record in found.records[: len(records)]]
+def _read_vilbert(root: Path, split: str, context: CorpusContext) -> RecordSource:
+    captions = read_vilbert_captions(find_vilbert_captions(root, split))
+    note_left_out_captions(captions, root, context)
+    records = keep_with_regions(captions.records, root, context)
+    pool = [record.caption for record in captions.records[: len(records)]]
     return VilbertCaptions(
-        records, reading.layout, pool=pool, keep_above=reading.corpus.keep_above, matching=reading.matching
+        records, context.layout, pool=pool, keep_above=context.corpus.keep_above, matching=context.matching
     )
 
 
-def sbu_present(root: Path, split: str) -> bool:
-    return split == "train" and has_sbu(root)
-
-
-def has_conceptual_captions(root: Path, split: str) -> bool:
-    return can_find(find_conceptual_captions, root, split)
-
-
-def has_vilbert_captions(root: Path, split: str) -> bool:
-    return can_find(find_vilbert_captions, root, split)
+READERS: Mapping[str, CorpusReader] = {
+    "captions": CorpusReader(
+        shows="a caption of COCO, always of its image: nothing to match (VisualBERT)",
+        read=_read_true_captions,
+        present=has_coco_captions,
+    ),
+    "caption_pairs": CorpusReader(
+        shows="two captions of COCO, half of the time the second of another image (VisualBERT)",
+        read=_read_caption_pairs,
+        present=has_coco_captions,
+        # 414,113 + 202,654 captions, except about five of each of 5,000 images
+        typical=Typical(tokens=25, examples=591_757),
+    ),
+    "single_captions": CorpusReader(
+        shows="a caption of COCO, half of the time of another image (VisualBERT)",
+        read=_read_single_captions,
+        present=has_coco_captions,
+    ),
+    "conceptual_captions": CorpusReader(
+        shows="a caption of Conceptual Captions (released table or VL-BERT's rows), half of the time of another image "
+        "if the run learns matching",
+        read=read_with(_find_conceptual_captions),
+        present=lambda root, split: can_find(find_conceptual_captions, root, split),
+        typical=Typical(tokens=14, examples=3_318_333),
+    ),
+    "vilbert_captions": CorpusReader(
+        shows="a caption of Conceptual Captions from ViLBERT's table, half of the time one drawn from all captions, "
+        "which may fit, if the run learns matching",
+        read=_read_vilbert,
+        present=lambda root, split: can_find(find_vilbert_captions, root, split),
+        settings=frozenset({"keep_above"}),
+        typical=Typical(tokens=14, examples=3_136_161),  # what ViLBERT could still download
+    ),
+    "sbu": CorpusReader(
+        shows="a caption of SBU, half of the time of another image if the run learns matching",
+        read=read_with(lambda root, split, context: read_sbu(root)),
+        present=lambda root, split: split == "train" and has_sbu(root),
+        validates=False,
+    ),
+    "flickr30k": CorpusReader(
+        shows="a caption of Flickr30K, half of the time of another image if the run learns matching",
+        read=read_with(lambda root, split, context: find_flickr30k(root, split)),
+        present=has_flickr30k,
+        typical=Typical(tokens=17, examples=148_915),  # 29,783 images of the Entities split, five captions each
+    ),
+}

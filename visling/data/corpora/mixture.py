@@ -30,7 +30,7 @@ class Labelled:
         return len(self.source)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """Example `index` with its labels filled up."""
+        """Example `index` with all of the labels."""
         example = self.source.example(index, rng)
         return replace(example, labels={**dict.fromkeys(self.names, IGNORE), **example.labels})
 
@@ -39,7 +39,7 @@ class Mixture:
     """Several sources as one.
 
     Args:
-        weights: passes over each source per epoch, 1 by default: 2 shows every example twice, 0.5 a fresh random half.
+        weights: passes over each source per epoch, 1 by default: 2 shows every example twice, 0.5 a new random half.
     Raises:
         ConfigError: no source, a weight that is not positive, or not one weight per source.
     """
@@ -48,7 +48,8 @@ class Mixture:
         weights = [1.0] * len(sources) if weights is None else weights
         if not sources or len(weights) != len(sources) or min(weights) <= 0:
             raise ConfigError(
-                f"a mixture needs sources and one positive weight for each; found {len(sources)} sources, weights {list(weights)}."
+                "a mixture needs sources and one positive weight for each; "
+                f"found {len(sources)} sources, weights {list(weights)}."
             )
         self.sources = tuple(sources)
         self._ends = np.cumsum([round(weight * len(source)) for source, weight in zip(sources, weights, strict=True)])
@@ -59,16 +60,16 @@ class Mixture:
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """Example `index`: numbers run through the sources in order; the part of a pass that is not whole is drawn at
         random."""
-        source, number = self._place(index, rng)
+        source, number = self._find_source(index, rng)
         return source.example(number, rng)
 
     def record(self, index: int, rng: np.random.Generator) -> Record:
         """The annotation of which `example` makes example `index` with the same generator; only of sources that have
         annotations."""
-        source, number = self._place(index, rng)
+        source, number = self._find_source(index, rng)
         return cast(RecordSource, source).records[number]
 
-    def _place(self, index: int, rng: np.random.Generator) -> tuple[Source, int]:
+    def _find_source(self, index: int, rng: np.random.Generator) -> tuple[Source, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))
         begin, end = (int(self._ends[which - 1]) if which else 0), int(self._ends[which])
         source = self.sources[which]

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from visling.data.annotations.lxmert import LxmertRecord, find_lxmert, from_question, read_lxmert
-from visling.data.annotations.questions import QuestionRecord, find_gqa, find_vqa_files, read_gqa, read_questions
+from visling.data.annotations.lxmert import LxmertRecord, find_lxmert, from_question, has_lxmert, read_lxmert
+from visling.data.annotations.questions import (
+    QuestionRecord,
+    find_gqa,
+    find_vqa_files,
+    has_gqa,
+    has_vqa,
+    read_gqa,
+    read_questions,
+)
 from visling.data.answer_table import listed
 from visling.data.answers import AnswerVocabulary
 from visling.data.corpora.base import (
     CorpusContext,
+    CorpusReader,
     RecordSource,
+    Typical,
     draw_of_another_image,
     group_by_image,
-    with_all_regions,
-    with_regions,
+    keep_with_regions,
+    keep_with_regions_of_all,
 )
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
@@ -39,7 +50,8 @@ class QuestionAnswer:
     def __init__(self, records: Sequence[QuestionRecord], layout: TextLayout, *, spelled: bool = False) -> None:
         if bare := next((record for record in records if not record.answers), None):
             raise DataError(
-                f"question {bare.id!r} has no answers: pre-training on questions needs an annotated split (train or val)."
+                f"question {bare.id!r} has no answers: "
+                "pre-training on questions needs an annotated split (train or val)."
             )
         self.records, self.layout, self.spelled = records, layout, spelled
 
@@ -58,16 +70,16 @@ class QuestionAnswer:
 
 
 class LxmertSentences:
-    """A caption or question, replaced by one of another image with a given probability; questions that stay are asked
-    for a drawn answer.
+    """A caption or question, replaced by one of another image with a given probability; for questions that stay,
+    a drawn answer is to be predicted.
 
-    Draws are made in this order: whether the sentence is wrong, which one stands in its place (again while it is of the
-    same image), and, for a question in its place with several answers in the table, the answer, in proportion to its
+    Draws are made in this order: whether the sentence is wrong, which one replaces it (drawn again while it is of the
+    same image), and, for a question that stays and has several answers in the table, the answer, in proportion to its
     score.
 
     Args:
-        answers: table whose entries `answer` counts; IGNORE where nothing is asked, no answer is in the table or the
-            sentence was replaced. None gives no such label.
+        answers: table of which the label `answer` is an index; IGNORE for captions, for questions without an answer in
+            the table and for replaced sentences. None gives no such label.
         false_sentence_ratio: probability of a wrong sentence (matched 0); None replaces none and gives no label, for
             runs without matching.
     Source:
@@ -107,11 +119,11 @@ class LxmertSentences:
             shown = draw_of_another_image(self.records, record, rng) if wrong else record
             labels["matched"] = int(not wrong)
         if self.answers is not None:
-            labels["answer"] = _answer(record, self.answers, rng) if shown is record else IGNORE
+            labels["answer"] = _draw_answer(record, self.answers, rng) if shown is record else IGNORE
         return Example(id=record.id, rows=(self.layout.row(shown.sentence),), images=record.images, labels=labels)
 
 
-def _answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random.Generator) -> int:
+def _draw_answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random.Generator) -> int:
     """A drawn answer of a question, as its number in the table."""
     scores = {answer: score for answer, score in listed(record.scores or {}, answers).items() if score > 0}
     if not scores:
@@ -125,7 +137,7 @@ def _answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random.Gene
     return number
 
 
-def read_question_answers(root: Path, split: str, reading: CorpusContext, *, spelled: bool = False) -> RecordSource:
+def _read_question_answers(root: Path, split: str, context: CorpusContext, *, spelled: bool = False) -> RecordSource:
     questions, annotations = find_vqa_files(root, split)
     if annotations is None:
         raise DataError(
@@ -133,35 +145,34 @@ def read_question_answers(root: Path, split: str, reading: CorpusContext, *, spe
         )
     left_out = Counter[str]()
     records = read_questions(questions, annotations, left_out=left_out)
-    reading.note(root, left_out)
-    return QuestionAnswer(with_all_regions(records, root, reading), reading.layout, spelled=spelled)
+    context.note(root, left_out)
+    return QuestionAnswer(keep_with_regions_of_all(records, root, context), context.layout, spelled=spelled)
 
 
 # Sentences as LXMERT reads them.
 
 
-def question_reader(
+def ask_with(
     questions: Callable[[Path, str, CorpusContext | None], Sequence[LxmertRecord]],
-    *,
-    numbered: Callable[[str], bool] = lambda image: False,
 ) -> Callable[[Path, str, CorpusContext], RecordSource]:
-    def source(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-        records = with_regions(questions(root, split, reading), root, reading, numbered=numbered)
-        return LxmertSentences(
-            records, reading.layout, answers=reading.answers, false_sentence_ratio=0.5 if reading.matching else None
-        )
+    """How questions are read whose answers are predicted: wrong sentences are mixed in if the run learns matching."""
 
-    return source
+    def read(root: Path, split: str, context: CorpusContext) -> RecordSource:
+        records = keep_with_regions(questions(root, split, context), root, context)
+        ratio = 0.5 if context.matching else None
+        return LxmertSentences(records, context.layout, answers=context.answers, false_sentence_ratio=ratio)
 
-
-def lxmert_sentences(root: Path, split: str, reading: CorpusContext | None) -> Sequence[LxmertRecord]:
-    found = read_lxmert(*find_lxmert(root, split))
-    if reading is not None:
-        reading.note(root, {"empty sentences": found.empty, "repeated sentences": found.repeated})
-    return found.records
+    return read
 
 
-def vqa_questions(root: Path, split: str, reading: CorpusContext | None) -> Sequence[LxmertRecord]:
+def _read_merged(root: Path, split: str, context: CorpusContext | None) -> Sequence[LxmertRecord]:
+    merged = read_lxmert(*find_lxmert(root, split))
+    if context is not None:
+        context.note(root, {"empty sentences": merged.empty, "repeated sentences": merged.repeated})
+    return merged.records
+
+
+def _read_vqa(root: Path, split: str, context: CorpusContext | None) -> Sequence[LxmertRecord]:
     questions, annotations = find_vqa_files(root, split)
     if annotations is None:
         raise DataError(
@@ -169,14 +180,55 @@ def vqa_questions(root: Path, split: str, reading: CorpusContext | None) -> Sequ
         )
     left_out = Counter[str]()
     records = read_questions(questions, annotations, left_out=left_out)
-    if reading is not None:
-        reading.note(root, left_out)
+    if context is not None:
+        context.note(root, left_out)
     return [from_question(record, "vqa") for record in records]
 
 
-def gqa_questions(root: Path, split: str, reading: CorpusContext | None) -> Sequence[LxmertRecord]:
+def _read_gqa(root: Path, split: str, context: CorpusContext | None) -> Sequence[LxmertRecord]:
     left_out = Counter[str]()
     records = read_gqa(find_gqa(root, split), left_out=left_out)
-    if reading is not None:
-        reading.note(root, left_out)
+    if context is not None:
+        context.note(root, left_out)
     return [from_question(record, "gqa") for record in records]
+
+
+READERS: Mapping[str, CorpusReader] = {
+    "questions": CorpusReader(
+        shows="`question ? answer` of VQA as one text, the answer drawn from those people gave (VisualBERT)",
+        read=_read_question_answers,
+        present=has_vqa,
+        typical=Typical(tokens=12, examples=658_111),  # VQA v2: 443,757 + 214,354
+    ),
+    "spelled_questions": CorpusReader(
+        shows="the same with the answer spelled letter by letter, a mistake in VisualBERT's release",
+        read=partial(_read_question_answers, spelled=True),
+        present=has_vqa,
+        typical=Typical(tokens=16, examples=658_111),  # about five letters in place of a word
+    ),
+    "answered_questions": CorpusReader(
+        shows="a question of VQA and the answer to predict, half of the time of another image if the run learns "
+        "matching (LXMERT)",
+        read=ask_with(_read_vqa),
+        present=has_vqa,
+        questions=_read_vqa,
+    ),
+    "gqa": CorpusReader(
+        shows="a question of GQA and the answer to predict, half of the time of another image if the run learns "
+        "matching (LXMERT)",
+        read=ask_with(_read_gqa),
+        present=has_gqa,
+        numbered=True,
+        questions=_read_gqa,
+    ),
+    "lxmert": CorpusReader(
+        shows="a caption or question of LXMERT's merged files and the answer to predict, half of the time of another "
+        "image if the run learns matching",
+        read=ask_with(_read_merged),
+        present=has_lxmert,
+        numbered=True,
+        questions=_read_merged,
+        # steps of an epoch of the release (paper, table 1: 9.18 million)
+        typical=Typical(tokens=12, examples=35_027 * 256),
+    ),
+}

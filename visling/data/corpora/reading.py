@@ -1,56 +1,32 @@
-"""What a pre-training run reads: which files make a corpus, how it is shown, how corpora are mixed, and the answers
-that are asked for."""
+"""What a pre-training run reads: every corpus from every folder that has it, mixed by weight, and the answers to
+choose from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
-from visling.data.annotations.captions import find_flickr30k, has_coco_captions, has_flickr30k
-from visling.data.annotations.genome import QUESTIONS, REGIONS
-from visling.data.annotations.lxmert import find_answer_table, has_lxmert
-from visling.data.annotations.questions import has_gqa, has_vqa
-from visling.data.annotations.vcr import has_vcr
-from visling.data.annotations.web_captions import (
-    read_sbu,
-)
+from visling.data.annotations.lxmert import find_answer_table
 from visling.data.answer_table import build_table, read_table
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.loader import Source
-from visling.data.corpora.base import Corpus, CorpusContext, CorpusKind, CorpusReader, RecordSource, split_root
-from visling.data.corpora.captions import (
-    caption_reader,
-    conceptual_captions,
-    has_conceptual_captions,
-    has_vilbert_captions,
-    read_caption_pairs,
-    read_captions_of_vilbert,
-    read_only_captions,
-    read_single_captions,
-    sbu_present,
+from visling.data.corpora.base import (
+    Corpus,
+    CorpusContext,
+    CorpusReader,
+    RecordSource,
+    TextReader,
+    split_root,
 )
-from visling.data.corpora.genome import genome_phrases, genome_questions, has_genome, is_genome_number
 from visling.data.corpora.mixture import Labelled, Mixture
-from visling.data.corpora.questions import (
-    gqa_questions,
-    lxmert_sentences,
-    question_reader,
-    read_question_answers,
-    vqa_questions,
-)
-from visling.data.corpora.statements import (
-    has_statements,
-    read_statements,
-    read_true_statements,
-    read_unmasked_statements,
-)
-from visling.data.corpora.text import PlainText, read_text
-from visling.data.corpora.vcr import read_vcr_choices
+from visling.data.corpora.readers import check_corpora, find_reader, readers
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.regions.store import NativeStore
+
+Root = tuple[Path, str]
+"""A folder and the split to read of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +35,7 @@ class Corpora:
 
     images: Source
     """Sentences about images."""
-    text: PlainText | None
+    text: Source | None
     """Text without images."""
     text_share: float
     """Rows of text per row with an image."""
@@ -85,47 +61,53 @@ def read(
     Args:
         split: read from the folders that do not name their own.
         matching: whether the run learns which text fits an image.
-        answers: the table that `answer_table` gives.
+        answers: the table that `answer_table` returns.
     Raises:
         DataError: no folder has a corpus, or no folder is left to validate on.
         StoreError: the store lacks an image of a data set that ought to be complete, or every image of another.
-        ConfigError: all corpora are text without images.
+        ConfigError: an unknown kind, a setting of another kind, several corpora of text, or text alone.
     """
-    if all(part.kind == "text" for part in corpora):
+    check_corpora(corpora)
+    notes: list[str] = []
+    contexts = [
+        CorpusContext(
+            corpus=corpus,
+            reader=find_reader(corpus.kind),
+            layout=layout,
+            store=store,
+            matching=matching,
+            answers=answers,
+            notes=notes,
+        )
+        for corpus in corpora
+    ]
+    if all(isinstance(context.reader, TextReader) for context in contexts):
         raise ConfigError(
             "a run needs a corpus of sentences about images; found text alone. Add one, for example captions."
         )
-    first = CorpusContext(corpus=corpora[0], layout=layout, store=store, matching=matching, answers=answers)
+    roots = _find_roots(data, split, valid=valid)
     sources: list[RecordSource] = []
     weights: list[float] = []
-    places = _roots(data, split, valid=valid)
-    for part in corpora:
-        kind = READERS.get(part.kind)
-        if kind is None:
-            continue
-        there = [place for place in places if kind.there(*place)]
-        if valid and not there and not kind.validates:
-            continue
-        reading = replace(first, corpus=part)  # the notes are those of all
-        # A corpus that no folder has is read all the same: its reader says what it looked for.
-        for folder, own in there or places[:1]:
-            sources.append(kind.read(folder, own, reading))
-            weights.append(part.weight)
-    if not places:
+    for context in contexts:
+        for source in _read_images(context, roots, valid=valid):
+            sources.append(source)
+            weights.append(context.corpus.weight)
+    if not roots:
         raise DataError(
             "every --data folder names its own split, so none is left to validate on: give one without @SPLIT."
         )
     if not sources:
         raise DataError(
-            f"none of {', '.join(data)} holds a split {split!r}: validate on a corpus that has one, or give --set valid_split=NAME."
+            f"none of {', '.join(data)} holds a split {split!r}: "
+            "validate on a corpus that has one, or give --set valid_split=NAME."
         )
     images: Source
     if answers is None:
         images = sources[0] if len(sources) == 1 and weights == [1.0] else Mixture(sources, weights)
     else:
         images = Mixture([Labelled(source, ("matched", "answer")) for source in sources], weights)
-    text, share = read_text(corpora, places, first, valid=valid)
-    return Corpora(images=images, text=text, text_share=share, notes=tuple(first.notes))
+    text, share = _read_text(contexts, roots, valid=valid)
+    return Corpora(images=images, text=text, text_share=share, notes=tuple(notes))
 
 
 def answer_table(corpora: Sequence[Corpus], data: Sequence[str], *, split: str, min_count: int) -> AnswerVocabulary:
@@ -138,23 +120,26 @@ def answer_table(corpora: Sequence[Corpus], data: Sequence[str], *, split: str, 
         ConfigError: no corpus of the run has answers.
         DataError: a file is not of its layout, folders have different tables, or no answer is frequent enough.
     """
-    asking = [kind for part in corpora if (kind := READERS.get(part.kind)) is not None and kind.questions is not None]
-    if not asking:
-        with_answers = ", ".join(name for name, kind in READERS.items() if kind.questions is not None)
+    check_corpora(corpora)
+    answered = [reader for corpus in corpora if _has_answers(reader := find_reader(corpus.kind))]
+    if not answered:
+        with_answers = ", ".join(kind for kind, reader in sorted(readers().items()) if _has_answers(reader))
         raise ConfigError(f"the objective image_qa needs a corpus with answers ({with_answers}); the recipe has none.")
-    places = _roots(data, split, valid=False)
-    tables = {file: read_table(file) for folder, _ in places if (file := find_answer_table(folder)) is not None}
+    roots = _find_roots(data, split, valid=False)
+    tables = {file: read_table(file) for folder, _ in roots if (file := find_answer_table(folder)) is not None}
     if len(set(tables.values())) > 1:
         raise DataError(
-            f"the answer tables {', '.join(map(str, tables))} differ: one run has one. Leave out the folder whose table is not wanted."
+            f"the answer tables {', '.join(map(str, tables))} differ, and a run has one: "
+            "leave out the folder whose table is not wanted."
         )
     if tables:
         return next(iter(tables.values()))
     labels: list[Mapping[str, float]] = []
-    for kind in asking:
-        assert kind.questions is not None
-        for folder, own in [place for place in places if kind.there(*place)] or places[:1]:
-            labels += [record.scores for record in kind.questions(folder, own, None) if record.scores]
+    for reader in answered:
+        assert isinstance(reader, CorpusReader)
+        assert reader.questions is not None
+        for folder, own in [root for root in roots if reader.present(*root)] or roots[:1]:
+            labels += [record.scores for record in reader.questions(folder, own, None) if record.scores]
     return build_table(labels, min_count)
 
 
@@ -164,50 +149,41 @@ def images_of(source: Source) -> list[str]:
 
 
 def record_sources(source: Source) -> Sequence[RecordSource]:
+    """The sources that a mixture holds, or the one that it is."""
     return source.sources if isinstance(source, Mixture) else (source,)  # type: ignore[return-value]
 
 
-def _roots(data: Sequence[str], own: str, *, valid: bool) -> list[tuple[Path, str]]:
-    """Folders and the split that each is read for."""
+def _has_answers(reader: CorpusReader | TextReader) -> bool:
+    return isinstance(reader, CorpusReader) and reader.questions is not None
+
+
+def _find_roots(data: Sequence[str], own: str, *, valid: bool) -> list[Root]:
+    """Folders, each with the split to read of it."""
     return [(folder, split or own) for folder, split in map(split_root, data) if not (valid and split)]
 
 
-READERS: Mapping[CorpusKind, CorpusReader] = {
-    "captions": CorpusReader(read=read_only_captions, there=has_coco_captions),
-    "caption_pairs": CorpusReader(read=read_caption_pairs, there=has_coco_captions),
-    "single_captions": CorpusReader(read=read_single_captions, there=has_coco_captions),
-    "statements": CorpusReader(read=read_statements, there=has_statements),
-    "unmasked_statements": CorpusReader(read=read_unmasked_statements, there=has_statements),
-    "true_statements": CorpusReader(read=read_true_statements, there=has_statements),
-    "questions": CorpusReader(read=read_question_answers, there=has_vqa),
-    "spelled_questions": CorpusReader(read=partial(read_question_answers, spelled=True), there=has_vqa),
-    "vcr": CorpusReader(read=read_vcr_choices, there=has_vcr),
-    "conceptual_captions": CorpusReader(read=caption_reader(conceptual_captions), there=has_conceptual_captions),
-    "vilbert_captions": CorpusReader(read=read_captions_of_vilbert, there=has_vilbert_captions),
-    "sbu": CorpusReader(
-        read=caption_reader(lambda root, split, reading: read_sbu(root)), there=sbu_present, validates=False
-    ),
-    "flickr30k": CorpusReader(
-        read=caption_reader(lambda root, split, reading: find_flickr30k(root, split)), there=has_flickr30k
-    ),
-    "vg_regions": CorpusReader(
-        read=caption_reader(genome_phrases, numbered=is_genome_number), there=has_genome(REGIONS), validates=False
-    ),
-    "vg_qa": CorpusReader(
-        read=question_reader(genome_questions, numbered=is_genome_number),
-        there=has_genome(QUESTIONS),
-        validates=False,
-        questions=genome_questions,
-    ),
-    "gqa": CorpusReader(
-        read=question_reader(gqa_questions, numbered=is_genome_number), there=has_gqa, questions=gqa_questions
-    ),
-    "answered_questions": CorpusReader(read=question_reader(vqa_questions), there=has_vqa, questions=vqa_questions),
-    "lxmert": CorpusReader(
-        read=question_reader(lxmert_sentences, numbered=is_genome_number), there=has_lxmert, questions=lxmert_sentences
-    ),
-}
-"""Every kind of corpus about images."""
+def _read_images(context: CorpusContext, roots: Sequence[Root], *, valid: bool) -> list[RecordSource]:
+    """The examples of a corpus about images, from every folder that has it."""
+    reader = context.reader
+    if not isinstance(reader, CorpusReader):
+        return []
+    present = [root for root in roots if reader.present(*root)]
+    if valid and not present and not reader.validates:
+        return []
+    # A corpus that no folder has is read all the same: its reader says what it looked for.
+    return [reader.read(folder, split, context) for folder, split in present or roots[:1]]
 
-NUMBERED = frozenset({"vg_regions", "vg_qa", "gqa", "lxmert"})
-"""Those whose images may be numbers of Visual Genome."""
+
+def _read_text(contexts: Sequence[CorpusContext], roots: Sequence[Root], *, valid: bool) -> tuple[Source | None, float]:
+    """The corpus of text, and its rows per row with an image."""
+    texts = [context for context in contexts if isinstance(context.reader, TextReader)]
+    if not texts:
+        return None, 0.0
+    if len(texts) > 1:
+        raise ConfigError(f"a run has one text corpus, read from all folders that have text; found {len(texts)}.")
+    context, reader = texts[0], texts[0].reader
+    assert isinstance(reader, TextReader)
+    present = [root for root in roots if reader.present(*root)]
+    if valid and not present:
+        return None, 0.0
+    return reader.read(present or roots[:1], context), context.corpus.weight

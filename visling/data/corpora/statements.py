@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,14 @@ import numpy as np
 
 from visling.data.annotations.nlvr import NlvrRecord, read_nlvr
 from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, read_nlvr2
-from visling.data.corpora.base import CorpusContext, RecordSource, SentenceRecord, with_all_regions
+from visling.data.corpora.base import (
+    CorpusContext,
+    CorpusReader,
+    RecordSource,
+    SentenceRecord,
+    Typical,
+    keep_with_regions_of_all,
+)
 from visling.data.text import TextLayout
 from visling.types import IGNORE, Example, TextRow
 
@@ -20,7 +27,7 @@ class LabelledSentences:
 
     Args:
         masked: whether masked language modelling hides words of these sentences too, as the release does. Hiding the
-            word on which a sentence turns makes its label a guess, and where true and false sentences are balanced the
+            word that decides a sentence makes its label a guess, and where true and false sentences are balanced, the
             words say nothing about the image.
     Source:
         VisualBERT's task-specific pre-training on NLVR2.
@@ -49,32 +56,50 @@ class LabelledSentences:
         )
 
 
-def _read_sentences(root: Path, split: str, reading: CorpusContext) -> list[SentenceRecord]:
+def _read_sentences(root: Path, split: str, context: CorpusContext) -> list[SentenceRecord]:
     nlvr2 = find_nlvr2(root, split)
     records: Sequence[NlvrRecord | Nlvr2Record] = read_nlvr(root, split) if nlvr2 is None else read_nlvr2(nlvr2)
     sentences = [
         SentenceRecord(id=record.id, images=record.images, sentence=record.sentence, label=record.label)
         for record in records
     ]
-    return with_all_regions(sentences, root, reading)
+    return keep_with_regions_of_all(sentences, root, context)
 
 
-def read_statements(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-    return LabelledSentences(_read_sentences(root, split, reading), reading.layout)
+def _read_statements(root: Path, split: str, context: CorpusContext) -> RecordSource:
+    return LabelledSentences(_read_sentences(root, split, context), context.layout)
 
 
-def read_unmasked_statements(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-    return LabelledSentences(_read_sentences(root, split, reading), reading.layout, masked=False)
+def _read_unmasked_statements(root: Path, split: str, context: CorpusContext) -> RecordSource:
+    return LabelledSentences(_read_sentences(root, split, context), context.layout, masked=False)
 
 
-def read_true_statements(root: Path, split: str, reading: CorpusContext) -> RecordSource:
+def _read_true_statements(root: Path, split: str, context: CorpusContext) -> RecordSource:
     return LabelledSentences(
-        [replace(record, label=None) for record in _read_sentences(root, split, reading) if record.label],
-        reading.layout,
+        [replace(record, label=None) for record in _read_sentences(root, split, context) if record.label],
+        context.layout,
     )
 
 
-def has_statements(root: Path, split: str) -> bool:
+def _has_statements(root: Path, split: str) -> bool:
     name = split.partition(".")[0]
     nlvr = (root / name / f"{name}.json", root / name / "statements.json", root / "statements" / f"{name}.json")
     return find_nlvr2(root, split) is not None or any(path.exists() for path in nlvr)
+
+
+_TYPICAL = Typical(tokens=22, examples=86_373, images=2)  # NLVR2, training
+
+READERS: Mapping[str, CorpusReader] = {
+    "statements": CorpusReader(
+        shows="a sentence of NLVR or NLVR2 that is true or false of its images, some words masked (VisualBERT)",
+        read=_read_statements,
+        present=_has_statements,
+        typical=_TYPICAL,
+    ),
+    "unmasked_statements": CorpusReader(
+        shows="the same with every word visible", read=_read_unmasked_statements, present=_has_statements
+    ),
+    "true_statements": CorpusReader(
+        shows="true sentences of NLVR or NLVR2, read as captions", read=_read_true_statements, present=_has_statements
+    ),
+}

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visling.data.annotations.passages import Passages, find_passages, has_passages
-from visling.data.corpora.base import Corpus, CorpusContext
+from visling.data.corpora.base import CorpusContext, TextReader, Typical
 from visling.data.text import TextLayout
-from visling.errors import ConfigError, DataError
+from visling.errors import DataError
 from visling.types import Example, TextRow
 
 
 class PlainText:
-    """Text without an image: a passage, the passages that follow it while it is short, cut to the longest row; no
-    special tokens.
+    """Text without an image: a passage, with those that follow while it is short, cut to the longest row; no special
+    tokens.
 
-    Cutting comes before masking here and after it in the release, which shows the model the same: words are drawn for
-    in turn, the cut ones last.
+    Cutting comes before masking here and after it in the release, which shows the model the same: draws are
+    made word by word, for the cut ones last.
 
     Args:
-        min_words: words, punctuation counted, below which the next passage is appended; behind the last comes the
-            first.
+        min_words: words, punctuation counted, below which the next passage is appended; the first follows
+            the last.
         max_tokens: word pieces kept; None = as many as the model reads.
     Source:
         VL-BERT release, `general_corpus.py` (64 and 64).
@@ -55,7 +54,7 @@ class PlainText:
             at = (at + 1) % len(self.passages)
             if at == index and not words:
                 raise DataError(
-                    "the text corpus has no word that the tokenizer knows how to read: every passage is empty after cleaning."
+                    "the text corpus has no word that the tokenizer can read: every passage is empty after cleaning."
                 )
         row = np.concatenate(ids)[: self.max_tokens]
         return Example(
@@ -65,18 +64,18 @@ class PlainText:
         )
 
 
-def read_text(
-    corpora: Sequence[Corpus], places: Sequence[tuple[Path, str]], reading: CorpusContext, *, valid: bool
-) -> tuple[PlainText | None, float]:
-    """The text corpus, all its files one after the other, and its rows per row with an image."""
-    parts = [part for part in corpora if part.kind == "text"]
-    if not parts:
-        return None, 0.0
-    if len(parts) > 1:
-        raise ConfigError(f"a run has one text corpus, read from all folders that have text; found {len(parts)}.")
-    there = [place for place in places if has_passages(*place)]
-    if valid and not there:
-        return None, 0.0
-    passages = Passages([file for place in there or places[:1] for file in find_passages(*place)])
-    replace(reading, corpus=parts[0]).note(passages.paths[0].parent, {"lines without a word": passages.empty})
-    return PlainText(passages, reading.layout), parts[0].weight
+def _read_passages(roots: Sequence[tuple[Path, str]], context: CorpusContext) -> PlainText:
+    """All files of the corpus, one after the other."""
+    passages = Passages([file for root in roots for file in find_passages(*root)])
+    context.note(passages.paths[0].parent, {"lines without a word": passages.empty})
+    return PlainText(passages, context.layout)
+
+
+READERS: Mapping[str, TextReader] = {
+    "text": TextReader(
+        shows="sentences or documents without images, in a batch of their own (VL-BERT)",
+        read=_read_passages,
+        present=has_passages,
+        typical=Typical(tokens=64, images=0),
+    ),
+}

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from visling.data.annotations.vcr import NUM_CHOICES, VcrRecord, find_vcr, read_metadata, read_vcr, with_names
-from visling.data.corpora.base import CorpusContext, RecordSource, with_all_regions
+from visling.data.annotations.vcr import (
+    NUM_CHOICES,
+    VcrRecord,
+    find_vcr,
+    has_vcr,
+    read_metadata,
+    read_vcr,
+    with_names,
+)
+from visling.data.corpora.base import CorpusContext, CorpusReader, RecordSource, Typical, keep_with_regions_of_all
 from visling.data.text import NamedWord, TextLayout
 from visling.errors import DataError
 from visling.regions.store import NativeStore
@@ -16,21 +24,21 @@ from visling.types import Example
 
 
 class VcrChoices:
-    """A question of VCR and one of its answers, or question with right answer and one of its rationales: is the choice
-    right (matched 1)?
+    """A question of VCR and one of its answers, or a question with its right answer and one of its rationales: is the
+    choice right (matched 1)?
 
     Eight examples of each question, its answers first. Objects are called by names (`with_names`), which answers and
-    rationales take over from what comes before them. Regions are all that the store has of the image, whose id is the
-    stem of `img_fn`; the release shows the whole image, as a region of its own, and those detections alone that
+    rationales inherit from the text before them. Regions are all that the store has of the image, whose id is the
+    stem of `img_fn`; the release shows the whole image, as a region of its own, and only those detections that
     question, answers or rationales of either kind name, all persons where "everyone" is mentioned or nothing is named
     (`add_all_features`).
 
     Args:
         objects_from: image -> number of the region that is its object 0, the others following it: names are linked to
-            these regions. Of images that are not in it nothing is linked.
+            these regions. In images that are not in it nothing is linked.
         same_choice: whether question number i is shown with choice i modulo 8 only, eight times an epoch, as in the
-            release by mistake (`complete_shuffle` overwrites the number that the choice is made of); else with each
-            choice once.
+            release by mistake (`complete_shuffle` overwrites the number from which the choice is computed); else with
+            each choice once.
         word_links: whether links count words where they should count pieces, as in the release by mistake; see
             `TextLayout.named`.
     Source:
@@ -52,7 +60,8 @@ class VcrChoices:
             (record for record in records if record.answer_label is None or record.rationale_label is None), None
         ):
             raise DataError(
-                f"question {bare.id!r} has no labels: pre-training on VCR needs a split that tells the right choices (train or val)."
+                f"question {bare.id!r} has no labels: "
+                "pre-training on VCR needs a split with the right choices (train or val)."
             )
         self.records = [record for record in records for _ in range(2 * NUM_CHOICES)]
         """The annotation of each example."""
@@ -80,44 +89,64 @@ class VcrChoices:
         choice = which % NUM_CHOICES
         first, names = with_names(context, record.objects, {})
         second, _ = with_names(choices[choice], record.objects, names)
-        first, second = (self._regions(words, record.images[0]) for words in (first, second))
+        first, second = (self._link_regions(words, record.images[0]) for words in (first, second))
         row = self.layout.named(first, second, by_word=self.word_links)
         return Example(
             id=f"{record.id}:{which}", rows=(row,), images=record.images, labels={"matched": int(choice == label)}
         )
 
-    def _regions(self, words: Sequence[NamedWord], image: str) -> list[NamedWord]:
+    def _link_regions(self, words: Sequence[NamedWord], image: str) -> list[NamedWord]:
         """The words with regions of the store in place of objects."""
         start = self.objects_from.get(image)
         return [(word, None if number is None or start is None else start + number) for word, number in words]
 
 
 _SAME_BOX = 1.0
-"""Pixels by which each coordinate of a stored box may be off an object of VCR and is still that object's: stores may
+"""Pixels by which each coordinate of a stored box may differ from an object of VCR and still belong to it: stores may
 hold rounded boxes."""
 
 
-def read_vcr_choices(root: Path, split: str, reading: CorpusContext) -> RecordSource:
-    found = read_vcr(*find_vcr(root, split))
-    reading.note(root, {"questions with a sentence without a word": found.empty, "repeated questions": found.repeated})
-    records = with_all_regions(found.records, root, reading)
+def _read_choices(root: Path, split: str, context: CorpusContext) -> RecordSource:
+    questions = read_vcr(*find_vcr(root, split))
+    left_out = {"questions with a sentence without a word": questions.empty, "repeated questions": questions.repeated}
+    context.note(root, left_out)
+    records = keep_with_regions_of_all(questions.records, root, context)
     images = {record.images[0]: record for record in records}
     objects_from = {
-        image: start for image, record in images.items() if (start := _objects_from(record, reading.store)) is not None
+        image: start
+        for image, record in images.items()
+        if (start := _find_first_object(record, context.store)) is not None
     }
     if unlike := len(images) - len(objects_from):
-        reading.notes.append(
-            f"vcr of {root}: names are not linked to regions in {unlike} of {len(images)} images, whose regions are not the objects of VCR's metadata"
+        context.notes.append(
+            f"{context.corpus.kind} of {root}: names are not linked to regions in {unlike} of {len(images)} images, "
+            "whose regions are not the objects of VCR's metadata"
         )
-    part = reading.corpus
+    corpus = context.corpus
     return VcrChoices(
-        records, reading.layout, objects_from=objects_from, same_choice=part.same_choice, word_links=part.word_links
+        records,
+        context.layout,
+        objects_from=objects_from,
+        same_choice=corpus.same_choice,
+        word_links=corpus.word_links,
     )
 
 
-def _objects_from(record: VcrRecord, store: NativeStore) -> int | None:
-    """Number of the region that is object 0 of a picture: 0, or 1 behind the whole image; None if the store holds
+def _find_first_object(record: VcrRecord, store: NativeStore) -> int | None:
+    """Number of the region that is object 0 of an image: 0, or 1 after the whole image; None if the store holds
     others than its objects in their order."""
     objects, regions = read_metadata(record).boxes, store[record.images[0]].boxes
     start = len(regions) - len(objects)
     return start if start in (0, 1) and bool((np.abs(regions[start:] - objects) <= _SAME_BOX).all()) else None
+
+
+READERS: Mapping[str, CorpusReader] = {
+    "vcr": CorpusReader(
+        shows="a question of VCR with one of its answers, or with its right answer and one of its rationales: is the "
+        "choice right; each of the eight choices once per pass (VisualBERT)",
+        read=_read_choices,
+        present=has_vcr,
+        settings=frozenset({"same_choice", "word_links"}),
+        typical=Typical(tokens=35, examples=212_923 * 8),  # four answers and four rationales of each question
+    ),
+}
