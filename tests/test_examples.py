@@ -101,7 +101,9 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
     for family in models.names():
         assert f"](docs/models/{family}.md)" in text
     blocks = [block for language, block in fenced(text) if language == "python"]
-    assert blocks
+    assert len(blocks) >= 2
+    order = ("## Install", "## First steps", "## Two commands", "## Results", "## Read next")
+    assert sorted(order, key=text.index) == list(order)
     for block in blocks:
         # the paths that `make demo` leaves, made of the tiny world
         for path in re.findall(r'"(demo/[^"]+)"', block):
@@ -109,12 +111,52 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
-        program = "import torch; torch.set_num_threads(1)\n" + block
-        ended = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.strip()
+        assert run_python(block, tmp_path).strip()
+
+
+def run_python(program: str, folder: Path) -> str:
+    """Output of a program on one thread, in a folder."""
+    program = "import torch; torch.set_num_threads(1)\n" + program
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_first_snippet_needs_no_file_and_prints_what_the_page_says(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## First steps")[2].partition("\n## ")[0]
+    (_, program), (_, shown) = fenced(section)
+    assert run_python(program, tmp_path) == shown
+    assert list(tmp_path.iterdir()) == []
+    for family in models.names():
+        assert run_python(program.replace('"lxmert"', f'"{family}"'), tmp_path).count("torch.Size([2, ") == 3
+
+
+def test_the_snippets_of_the_tour_run_one_after_another(world: Any, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    blocks = [block for language, block in fenced(text) if language == "python"]
+    assert len(blocks) > 9
+    (tmp_path / "vqa").symlink_to(world.vqa)  # the run of the commands between the snippets
+    shown = run_python("\n".join(blocks), tmp_path)
+    assert "torch.Size([4, 5, 16])" in shown
+    assert "masked_lm_accuracy" in shown
+
+
+def test_the_snippet_about_the_store_runs(world: Any, tmp_path: Path) -> None:
+    ((_, program),) = (
+        block
+        for block in fenced((ROOT / "docs" / "formats" / "store.md").read_text(encoding="utf-8"))
+        if block[0] == "python"
+    )
+    (tmp_path / "regions").symlink_to(world.regions)
+    assert run_python(program, tmp_path).startswith("30 16 ")
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links {target}, which does not exist"
 
 
 def test_a_source_archive_holds_what_the_makefile_and_the_tests_use() -> None:

@@ -23,11 +23,17 @@ __all__ = [
     "Example",
     "Loss",
     "ModelFolder",
+    "NativeStore",
+    "Objective",
     "Predictor",
     "Record",
     "Regions",
+    "StoreWriter",
     "Targets",
+    "Task",
     "Text",
+    "TextLayout",
+    "Tokenizer",
     "VislingError",
     "__version__",
     "api",
@@ -37,26 +43,45 @@ __all__ = [
     "from_pretrained",
     "load",
     "models",
-    "objectives",
-    "tasks",
     "types",
 ]
 
 if TYPE_CHECKING:
-    from visling import api, boxes, config, models, objectives, tasks, types
+    from visling import api, boxes, config, models, types
     from visling.api import Answer, Predictor, from_pretrained, load
+    from visling.data.text import TextLayout, Tokenizer
     from visling.errors import VislingError
     from visling.models import build
+    from visling.objectives.base import Objective
     from visling.pretrained.folder import ModelFolder
+    from visling.regions.store import NativeStore
+    from visling.regions.writer import StoreWriter
+    from visling.tasks.base import Task
     from visling.types import Batch, Encoded, Example, Loss, Record, Regions, Targets, Text
 
-_MODULES = ("api", "boxes", "config", "models", "objectives", "tasks", "types")
+_MODULES = ("api", "boxes", "config", "models", "types")
 _NAMES = {
-    **dict.fromkeys(("Answer", "Predictor", "from_pretrained", "load"), "visling.api"),
-    **dict.fromkeys(("VislingError",), "visling.errors"),
-    **dict.fromkeys(("build",), "visling.models"),
-    **dict.fromkeys(("ModelFolder",), "visling.pretrained.folder"),
-    **dict.fromkeys(("Batch", "Encoded", "Example", "Loss", "Record", "Regions", "Targets", "Text"), "visling.types"),
+    "Answer": "visling.api",
+    "Predictor": "visling.api",
+    "from_pretrained": "visling.api",
+    "load": "visling.api",
+    "TextLayout": "visling.data.text",
+    "Tokenizer": "visling.data.text",
+    "VislingError": "visling.errors",
+    "build": "visling.models",
+    "Objective": "visling.objectives.base",
+    "ModelFolder": "visling.pretrained.folder",
+    "NativeStore": "visling.regions.store",
+    "StoreWriter": "visling.regions.writer",
+    "Task": "visling.tasks.base",
+    "Batch": "visling.types",
+    "Encoded": "visling.types",
+    "Example": "visling.types",
+    "Loss": "visling.types",
+    "Record": "visling.types",
+    "Regions": "visling.types",
+    "Targets": "visling.types",
+    "Text": "visling.types",
 }
 """Public name -> the module that defines it."""
 
