@@ -150,7 +150,7 @@ def test_the_snippet_about_the_store_runs(world: Any, tmp_path: Path) -> None:
         if block[0] == "python"
     )
     (tmp_path / "regions").symlink_to(world.regions)
-    assert run_python(program, tmp_path).startswith("30 16 ")
+    assert run_python(program, tmp_path).startswith("70 16 ")
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
