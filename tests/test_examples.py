@@ -79,7 +79,8 @@ def test_commands_in_pages_are_true(page: Path) -> None:
 
 
 def test_the_check_can_fail() -> None:
-    text = "```\nvisling scenes --out scenes \\\n  --imags 3\n$ visling evaluat vqa  # scores\n```\nvisling outside of a block\n"
+    block = "visling scenes --out scenes \\\n  --imags 3\n$ visling evaluat vqa  # scores\n"
+    text = f"```\n{block}```\nvisling outside of a block\n"
     assert typed(text, "visling") == [["scenes", "--out", "scenes", "--imags", "3"], ["evaluat", "vqa"]]
     for words in typed(text, "visling"):
         with pytest.raises((AssertionError, Exception), match=r"imags|evaluat"):
@@ -96,7 +97,8 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     verbs = {words[0] for words in typed(text, "visling")}
     assert {
-        "scenes", "detect", "regions", "pretrain", "finetune", "evaluate", "predict", "compare", "recipes", "catalog", "convert", "verify",
+        "scenes", "detect", "regions", "pretrain", "finetune", "evaluate", "predict", "compare", "recipes", "catalog",
+        "convert", "verify",
     } <= verbs  # fmt: skip
     for family in models.names():
         assert f"](docs/models/{family}.md)" in text
@@ -105,7 +107,7 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
     order = ("## Install", "## First steps", "## Two commands", "## Results", "## Read next")
     assert sorted(order, key=text.index) == list(order)
     for block in blocks:
-        # the paths that `make demo` leaves, made of the tiny world
+        # the paths that `make demo` leaves, with the tiny world behind them
         for path in re.findall(r'"(demo/[^"]+)"', block):
             target = tmp_path / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -246,9 +248,7 @@ def test_every_stage_of_the_demo_parses(
             assert Path(words[words.index("--out") + 1]).parts[:2] == ("demo", size)
 
 
-def test_a_stage_that_was_interrupted_goes_on(
-    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_stage_is_resumed(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[list[str]] = []
     monkeypatch.setattr(demo.subprocess, "call", lambda command: run.append(command[3:]) or 0)
     out = tmp_path / "run"
