@@ -813,7 +813,8 @@ def test_help_lists_the_commands_in_groups(call: Call) -> None:
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect", "recipes list",
-        "recipes show", "pretrain", "finetune", "evaluate", "predict", "report", "doctor", "convert", "verify", "catalog", "compare",
+        "recipes show", "pretrain", "finetune", "evaluate", "predict", "report", "doctor", "convert", "verify",
+        "catalog", "compare",
     }  # fmt: skip
 
 
