@@ -1,7 +1,7 @@
-"""From drawn pictures to answered questions, by the same commands that a user types.
+"""From drawn pictures to answered questions, by the commands that a user would type.
 
 Run by `make demo`. Every stage prints its command, writes one folder under --out, and is skipped when that folder is
-finished, so a second run is quick and a stopped run goes on where it was.
+finished: a second run is quick, and a stopped run resumes where it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much of everything; times are of two quiet cores."""
+    """How much is drawn and how long is trained."""
 
     images: int
     detector_steps: int
@@ -33,8 +33,8 @@ SIZES = {
 }
 MODELS = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
 SHARE_OF_EPOCHS = {"visualbert": 2 / 3, "lxmert": 0.72}
-"""Of pre-training, beside the others: VisualBERT binds words to regions soonest; LXMERT reads questions, too, and takes
-as many updates in fewer."""
+"""Share of `pretrain_epochs`, 1 if not listed: VisualBERT learns soonest which word belongs to which region, and
+LXMERT, which also reads questions, makes as many updates in fewer epochs."""
 
 
 def main() -> None:
@@ -44,14 +44,14 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder to write; demo/SIZE if left out. Every model reads the same pictures and regions there",
+        help="folder to write, demo/SIZE by default; all models share its pictures and regions",
     )
     parser.add_argument("--model", choices=MODELS, default="visualbert")
     parser.add_argument(
         "--at-least",
         type=float,
         metavar="POINTS",
-        help="fail if the full model is not so far above the question-only model",
+        help="fail unless the full model is this far above the question-only model",
     )
     options = parser.parse_args()
     size, out, model = SIZES[options.size], options.out or Path("demo") / options.size, options.model
@@ -76,24 +76,27 @@ def main() -> None:
     stage("Draw scenes with boxes, captions, questions and answers", (scenes / "scenes.json").exists(),
           "scenes", "--out", scenes, "--images", size.images, "--seed", 0)
     stage("Train a detector on the boxes", finished(detector),
-          "detect", "train", scenes / "images" / "train", "--annotations", instances / "instances_train.json", "--preset", "scenes",
-          "--steps", size.detector_steps, "--out", detector)
+          "detect", "train", scenes / "images" / "train", "--annotations", instances / "instances_train.json",
+          "--preset", "scenes", "--steps", size.detector_steps, "--out", detector)
     stage("Score the detector on images it has not seen", (regions / "manifest.json").exists(),
-          "detect", "eval", scenes / "images" / "val", "--annotations", instances / "instances_val.json", "--detector", detector)
+          "detect", "eval", scenes / "images" / "val", "--annotations", instances / "instances_val.json",
+          "--detector", detector)
     stage("Turn every picture into regions", (regions / "manifest.json").exists(),
           "regions", "extract", scenes / "images", "--detector", detector, "--out", regions)
     stage("Pre-train on the captions, two processes with half a batch each", finished(pretrained),
-          "pretrain", "--recipe", f"{model}-scenes", *data, "--processes", 2, "--set", "batch_size=16", "--set", f"train.epochs={epochs}",
-          "--out", pretrained)
-    # Two processes of one thread each: small models do not gain from a second thread
+          "pretrain", "--recipe", f"{model}-scenes", *data, "--processes", 2, "--set", "batch_size=16",
+          "--set", f"train.epochs={epochs}", "--out", pretrained)
+    # Two processes of one thread each: small models gain nothing from a second thread.
     with ThreadPoolExecutor() as pool:
         for one in (
             pool.submit(stage, "Fine-tune on questions", finished(full), *tuning, "--out", full),
-            pool.submit(stage, "Beside it, as long, a model that never sees the image", finished(blind), *tuning, "--text-only", "--out", blind),
+            pool.submit(stage, "At the same time, for as long: a model that never sees the image", finished(blind),
+                        *tuning, "--text-only", "--out", blind),
         ):
             one.result()
         for one in [
-            pool.submit(stage, f"Score {run.name} on the test split", (run / "evaluation_test.json").exists(), "evaluate", run, "--split", "test")
+            pool.submit(stage, f"Score {run.name} on the test split", (run / "evaluation_test.json").exists(),
+                        "evaluate", run, "--split", "test")
             for run in (blind, full)
         ]:
             one.result()
@@ -104,9 +107,8 @@ def main() -> None:
     # fmt: on
 
     gain = print_table(full, blind)
-    print(
-        f"\nThis run took {(time.monotonic() - started) / 60:.1f} minutes. Everything is in {out}; open {full / 'report.html'}."
-    )
+    minutes = (time.monotonic() - started) / 60
+    print(f"\nThis run took {minutes:.1f} minutes. Everything is in {out}; open {full / 'report.html'}.")
     if options.at_least is not None and gain < options.at_least:
         sys.exit(
             f"The full model should be {options.at_least:g} points above the question-only model; it is {gain:.1f}."
@@ -124,7 +126,7 @@ def _status(run: Path) -> str:
 
 
 def stage(title: str, done: bool, *words: object) -> None:
-    """Print a command and run it, unless its result is already there; a run that was interrupted goes on."""
+    """Print a command and run it, unless its result exists; an interrupted run is resumed."""
     command = [str(word) for word in words]
     if "--out" in command:
         out = Path(command[command.index("--out") + 1])
@@ -138,7 +140,8 @@ def stage(title: str, done: bool, *words: object) -> None:
     status = subprocess.call([sys.executable, "-m", "visling", *command])
     if status:
         sys.exit(
-            f"The demo stopped: `visling {command[0]}` ended with status {status}; its message stands above. The same command goes on from here."
+            f"The demo stopped: `visling {command[0]}` ended with status {status}; see its message above. "
+            "Run the same command to continue from here."
         )
     print(f"({time.monotonic() - started:.0f} s)")
 

@@ -183,7 +183,7 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     assert reported.out == f"Wrote {Path('vqa/report.html')}\n"
     page = Path("vqa/report.html").read_text()
     assert "blind" in page
-    assert page.count("<img") == 12, "every question of the test split stands beside its picture"
+    assert page.count("<img") == 12, "every question of the test split is shown with its image"
     assert "regions drawn" in page
     refused(call("report", "vqa"), "vqa/report.html exists", "--overwrite")
     elsewhere = call("report", "vqa", "--out", "page.html", "--images", "scenes/images/train", "--store", "regions")
@@ -191,7 +191,7 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     assert Path("page.html").read_text().count("<img") == 0, "those pictures are of another split"
     assert Path("vqa/report.html").read_text() == page
     assert call("report", "vqa", "--overwrite").status == 0
-    assert Path("vqa/report.html").read_text() != page, "the other run no longer stands beside"
+    assert Path("vqa/report.html").read_text() != page, "the other run is no longer shown next to it"
 
 
 def test_the_way_without_attributes(call: Call, world: Any) -> None:
@@ -440,7 +440,7 @@ def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypa
         call("evaluate", world.vqa)
 
 
-def test_ctrl_c_says_how_to_go_on(call: Call, training: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_how_to_resume(call: Call, training: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -501,7 +501,7 @@ def test_check_finds_a_flipped_bit(call: Call, world: Any, tmp_path: Path) -> No
     refused(call("regions", "inspect", store, "--check"), "is damaged", shard.name)
 
 
-def test_extraction_goes_on_and_adds(call: Call, world: Any) -> None:
+def test_extraction_resumes_and_adds(call: Call, world: Any) -> None:
     extract = ("regions", "extract", "--detector", world.detector, "--out", "regions", "--json")
     first, second = sorted((world.scenes / "images" / "train").glob("*.png"))[:2]
     assert call(*extract, first).json()["images"] == 1
@@ -779,7 +779,7 @@ def test_models_are_compared(call: Call, world: Any) -> None:
 def test_the_comparisons_in_help_and_pages_are_true() -> None:
     files = [Path(__file__).parents[1] / name for name in ("README.md", "docs/results/pretraining.md")]
     for page in (VERBS["compare",].help, *(file.read_text(encoding="utf-8") for file in files)):
-        (line,) = re.findall(r"visling compare (--models .+)", page.replace("\\\n", " "))
+        (line,) = re.findall(r"visling compare (--models [^`\n]+(?:\n--[^`\n]+)*)", page.replace("\\\n", " "))
         given = VERBS["compare",].make_context("visling", shlex.split(line)).params
         asked = Comparison(
             models=tuple(given["families"].split(",")),
@@ -809,10 +809,22 @@ def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[
 VERBS = dict(commands())
 
 
+def test_help_lists_the_commands_in_groups(call: Call) -> None:
+    shown = call("--help").out
+    headings = ("Data", "Training", "Results", "Weights", "This machine")
+    places = [re.search(rf"─ {heading} ─", shown) for heading in headings]
+    assert all(places)
+    assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
+    names = re.findall(r"^│ ([a-z]+) ", shown, flags=re.MULTILINE)
+    assert sorted(names) == sorted({path[0] for path in VERBS})
+    assert names[:6] == ["scenes", "detect", "regions", "recipes", "pretrain", "finetune"]
+
+
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
-        "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect", "recipes list", "recipes show", "pretrain",
-        "finetune", "evaluate", "predict", "report", "doctor", "convert", "verify", "catalog", "compare",
+        "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect", "recipes list",
+        "recipes show", "pretrain", "finetune", "evaluate", "predict", "report", "doctor", "convert", "verify",
+        "catalog", "compare",
     }  # fmt: skip
 
 
@@ -821,7 +833,7 @@ def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) ->
     shown = call(*path, "--help")
     assert shown.status == 0
     assert "Example: visling" in shown.out
-    (example,) = re.findall(r"Example: visling (.+)", VERBS[path].help)
+    (example,) = re.findall(r"Example: visling ((?:.+\n?)+)", VERBS[path].help)
     words = shlex.split(example)
     assert tuple(words[: len(path)]) == path, "the example is of another verb"
     context = VERBS[path].make_context("visling", words[len(path) :])  # raises on an unknown option or a missing value
@@ -831,9 +843,8 @@ def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) ->
 
 def test_the_commands_of_the_checkpoints_page_parse() -> None:
     page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    commands_ = [
-        shlex.split(line.removeprefix("visling ")) for line in page.splitlines() if line.startswith("visling ")
-    ]
+    lines = page.replace("\\\n", " ").splitlines()
+    commands_ = [shlex.split(line.removeprefix("visling ")) for line in lines if line.startswith("visling ")]
     assert len(commands_) > 25
     for words in commands_:
         (path,) = (path for path in VERBS if tuple(words[: len(path)]) == path)

@@ -79,7 +79,8 @@ def test_commands_in_pages_are_true(page: Path) -> None:
 
 
 def test_the_check_can_fail() -> None:
-    text = "```\nvisling scenes --out scenes \\\n  --imags 3\n$ visling evaluat vqa  # scores\n```\nvisling outside of a block\n"
+    block = "visling scenes --out scenes \\\n  --imags 3\n$ visling evaluat vqa  # scores\n"
+    text = f"```\n{block}```\nvisling outside of a block\n"
     assert typed(text, "visling") == [["scenes", "--out", "scenes", "--imags", "3"], ["evaluat", "vqa"]]
     for words in typed(text, "visling"):
         with pytest.raises((AssertionError, Exception), match=r"imags|evaluat"):
@@ -96,25 +97,68 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     verbs = {words[0] for words in typed(text, "visling")}
     assert {
-        "scenes", "detect", "regions", "pretrain", "finetune", "evaluate", "predict", "compare", "recipes", "catalog", "convert", "verify",
+        "scenes", "detect", "regions", "pretrain", "finetune", "evaluate", "predict", "compare", "recipes", "catalog",
+        "convert", "verify",
     } <= verbs  # fmt: skip
     for family in models.names():
         assert f"](docs/models/{family}.md)" in text
     blocks = [block for language, block in fenced(text) if language == "python"]
-    assert blocks
+    assert len(blocks) >= 2
+    order = ("## Install", "## First steps", "## Two commands", "## Results", "## Read next")
+    assert sorted(order, key=text.index) == list(order)
     for block in blocks:
-        # the paths that `make demo` leaves, made of the tiny world
+        # the paths that `make demo` leaves, with the tiny world behind them
         for path in re.findall(r'"(demo/[^"]+)"', block):
             target = tmp_path / path
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
-        program = "import torch; torch.set_num_threads(1)\n" + block
-        ended = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.strip()
+        assert run_python(block, tmp_path).strip()
+
+
+def run_python(program: str, folder: Path) -> str:
+    """Output of a program on one thread, in a folder."""
+    program = "import torch; torch.set_num_threads(1)\n" + program
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_first_snippet_needs_no_file_and_prints_what_the_page_says(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## First steps")[2].partition("\n## ")[0]
+    (_, program), (_, shown) = fenced(section)
+    assert run_python(program, tmp_path) == shown
+    assert list(tmp_path.iterdir()) == []
+    for family in models.names():
+        assert run_python(program.replace('"lxmert"', f'"{family}"'), tmp_path).count("torch.Size([2, ") == 3
+
+
+def test_the_snippets_of_the_tour_run_one_after_another(world: Any, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    blocks = [block for language, block in fenced(text) if language == "python"]
+    assert len(blocks) > 9
+    (tmp_path / "vqa").symlink_to(world.vqa)  # the run of the commands between the snippets
+    shown = run_python("\n".join(blocks), tmp_path)
+    assert "torch.Size([4, 5, 16])" in shown
+    assert "masked_lm_accuracy" in shown
+
+
+def test_the_snippet_about_the_store_runs(world: Any, tmp_path: Path) -> None:
+    ((_, program),) = (
+        block
+        for block in fenced((ROOT / "docs" / "formats" / "store.md").read_text(encoding="utf-8"))
+        if block[0] == "python"
+    )
+    (tmp_path / "regions").symlink_to(world.regions)
+    assert run_python(program, tmp_path).startswith("70 16 ")
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links {target}, which does not exist"
 
 
 def test_a_source_archive_holds_what_the_makefile_and_the_tests_use() -> None:
@@ -204,9 +248,7 @@ def test_every_stage_of_the_demo_parses(
             assert Path(words[words.index("--out") + 1]).parts[:2] == ("demo", size)
 
 
-def test_a_stage_that_was_interrupted_goes_on(
-    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_stage_is_resumed(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[list[str]] = []
     monkeypatch.setattr(demo.subprocess, "call", lambda command: run.append(command[3:]) or 0)
     out = tmp_path / "run"

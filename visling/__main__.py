@@ -1,4 +1,4 @@
-"""Entry of the command line: settles the threads before torch is imported, then hands over to `visling.cli`."""
+"""Entry point of the command line: sets variables that torch reads on import, then runs `visling.cli`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 
 def main() -> None:
     """Run the command line."""
-    # Waiting OpenMP threads that spin make a second busy process crawl; torch reads this once, when it is loaded.
+    # Idle OpenMP threads that spin slow every other process down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # With several processes PyTorch warns, in every run, that no parameter was without a gradient; in other steps some
-    # are.
+    # With several processes PyTorch warns, after the first step, that every parameter had a gradient; in later steps
+    # some have none.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from visling.cli.app import run
 

@@ -137,7 +137,7 @@ def test_labels_stay_inside_and_do_not_hide_one_another() -> None:
         for a1, b1, a2, b2 in placed[:number]:
             shared = max(min(x2, a2) - max(x1, a1), 0) * max(min(y2, b2) - max(y1, b1), 0)
             assert shared <= 0.4 * (x2 - x1) * (y2 - y1)
-    # A label in a corner stands beside its small box, not on it.
+    # A label in a corner is placed next to its small box, not on it.
     for box, label in zip(boxes[:4], placed[:4], strict=True):
         assert min(box[2], label[2]) <= max(box[0], label[0]) or min(box[3], label[3]) <= max(box[1], label[1])
 

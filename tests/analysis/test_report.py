@@ -155,7 +155,7 @@ def read(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_finished_run_tells_everything(tmp_path: Path) -> None:
+def test_a_finished_run_is_reported_in_full(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     images = make_pictures(tmp_path / "images", range(40))
     path = write_report(run, images=images, store=Store(), examples=40)

@@ -132,7 +132,7 @@ def test_a_corpus_of_ones_own_is_mixed_in_and_trained_on(world: Any, tmp_path: P
     )
     data = [str(world.scenes), str(tmp_path / "own")]
     store = NativeStore.open(world.regions)
-    layout = TextLayout(build_tokenizer(run), models.spec(run.model).inputs(run.encoder))
+    layout = Inputs(run.model, run.encoder, None, "cpu").layout
     examples = read_corpora(run, data, layout, store, valid=False, answers=None)
     assert images_of(examples.images)[-3:] == images
     assert len(examples.images) == 120 + 2 * 3

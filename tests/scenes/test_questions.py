@@ -14,7 +14,8 @@ import pytest
 
 from visling.runtime import generator_for
 from visling.scenes.drawing import draw_scene
-from visling.scenes.questions import FAMILIES, Candidate, Quotas, candidates
+from visling.scenes.questions import FAMILIES, candidates
+from visling.scenes.quotas import Candidate, Quotas
 from visling.scenes.world import Scene, sample_items
 
 WORDS = {

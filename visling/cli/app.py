@@ -1,12 +1,13 @@
 """The command line: it parses, calls and prints. Plain text for people, `--json` for programs.
 
-One file per noun or group of verbs; this one assembles them, in the order in which `visling --help` lists them.
+One file per noun or group of verbs; this one assembles them, in the groups and the order of `visling --help`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -21,36 +22,43 @@ from visling.cli.training import finetune, pretrain
 from visling.errors import VislingError
 
 _INTERRUPTED = 130
-"""Status with which typer ends a command that was stopped with Ctrl-C."""
+"""Exit status of a command that was stopped with Ctrl-C."""
+
+_GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
+    "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune},
+    "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
+    "Weights": {"catalog": catalog, "convert": convert, "verify": verify},
+    "This machine": {"doctor": doctor},
+}
+"""Heading in `visling --help` -> its commands."""
+
+
+class _GroupedCommands(typer.core.TyperGroup):
+    """Lists commands in the order of `_GROUPS`; typer by itself puts those with sub-commands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands."""
+        return [name for commands in _GROUPS.values() for name in commands]
+
 
 app = typer.Typer(
+    cls=_GroupedCommands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Region-based vision-and-language Transformers.",
+    help="Region-based vision-and-language Transformers, from pixels to answers. Each command's --help has an example.",
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "scenes": scenes,
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "evaluate": evaluate,
-    "predict": predict,
-    "report": report,
-    "compare": compare_models,
-    "convert": convert,
-    "verify": verify,
-    "catalog": catalog,
-    "doctor": doctor,
-}
-for name, command in _COMMANDS.items():
-    app.command(name)(command)
-app.add_typer(detect_app, name="detect")
-app.add_typer(regions_app, name="regions")
-app.add_typer(recipes_app, name="recipes")
+for heading, commands in _GROUPS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=heading)
+        else:
+            app.command(name, rich_help_panel=heading)(command)
 
 
 def run() -> None:
-    """Run the command line; an error that the user can mend is printed without a trace and ends with status 2."""
+    """Run the command line; an error that the user can fix is printed without a traceback and ends with status 2."""
     try:
         app()
     except VislingError as error:

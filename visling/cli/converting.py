@@ -19,56 +19,58 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="Weight file, folder with one, or owner/name on the hub; with --to-layout a model or run folder of visling."
+            help="Weight file, folder with one, or owner/name on the hub; with --to-layout a model or run folder."
         ),
     ],
     to: Annotated[
         Path,
-        typer.Option("--to", help="Model folder to write; with --to-layout a weight file (transformers: a folder)."),
+        typer.Option("--to", help="Model folder to write; with --to-layout a weight file (a folder for transformers)."),
     ],
     from_: Annotated[
-        str | None, typer.Option("--from", help="Layout of the file; found by its names if left out.")
+        str | None, typer.Option("--from", help="Layout of the file; recognised by its tensor names by default.")
     ] = None,
     to_layout: Annotated[
         str | None,
-        typer.Option("--to-layout", help="Write back: official, transformers, or another layout of the family."),
+        typer.Option(
+            "--to-layout", help="Export a model folder: official, transformers, or another layout of the family."
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Family, for example vilbert; found by the names in the file if left out."),
+        typer.Option("--model", help="Model family, for example vilbert; recognised by the tensor names by default."),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Preset of the family; found by the shapes in the file if only one fits."),
+        typer.Option("--preset", help="Preset of the family; recognised by the tensor shapes if only one fits."),
     ] = None,
     set_: Settings = None,
     release: Annotated[
-        str | None, typer.Option("--release", help="Name in visling catalog: says family, layout and preset.")
+        str | None, typer.Option("--release", help="Name in `visling catalog`; implies family, layout and preset.")
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="Task whose head the file holds; told by the number of answers if left out."),
+        typer.Option("--task", help="Task whose head the file holds; recognised by the number of answers by default."),
     ] = None,
     answers: Annotated[
         list[Path] | None,
         typer.Option(
-            "--answers", help="Answers in the order of a classifier: .json, .pkl or one a line. May be repeated."
+            "--answers", help="Answers in the order of a classifier: .json, .pkl or one a line; may be repeated."
         ),
     ] = None,
     other_answers: Annotated[
-        bool, typer.Option("--other-answers", help="Accept answers that are not the release's list.")
+        bool, typer.Option("--other-answers", help="Accept an answer list other than the release's.")
     ] = False,
     encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave all heads out.")] = False,
     features: Annotated[
-        Path | None, typer.Option("--features", help="Region store of the features that the weights were trained on.")
+        Path | None, typer.Option("--features", help="Region store with the features that the weights were trained on.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of parameters that the file does not hold.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of parameters that the file does not hold.")] = 0,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Look into the hub's cache only, as HF_HUB_OFFLINE does.")
+        bool, typer.Option("--offline", help="Use the hub's cache only, as with HF_HUB_OFFLINE.")
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Turn released weights into a model folder, or a model folder into a released layout.
+    """Convert released weights to a model folder, or a model folder to a released layout.
 
     Example: visling convert model_LXRT.pth --release model_LXRT --to lxmert
     """
@@ -122,17 +124,17 @@ def convert(
 
 
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="Model or run folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Model folder or run folder.")],
     recording: Annotated[
-        Path, typer.Argument(help="Folder of recorded values: of an official set, or written with --record.")
+        Path, typer.Argument(help="Folder of recorded values: an official set, or one written with --record.")
     ],
     record: Annotated[
-        bool, typer.Option("--record", help="Write the recording: a made-up batch and what comes out of every layer.")
+        bool, typer.Option("--record", help="Write the recording: a made-up batch and the output of every layer.")
     ] = False,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Largest absolute difference that passes; 5e-5 if left out.")
+        float | None, typer.Option(min=0, help="Largest absolute difference that passes; 5e-5 by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the made-up batch.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the made-up batch.")] = 0,
     json_: Json = False,
 ) -> None:
     """Compare every layer of a model with recorded values and name the first that differs; status 1 if one does.
@@ -147,13 +149,17 @@ def verify(
         return
     found = verification.verify(checkpoint, recording, atol=verification.ATOL if tolerance is None else tolerance)
     if json_:
-        layers_ = {
+        by_layer = {
             layer.name: {"largest": layer.largest if math.isfinite(layer.largest) else None, "agrees": layer.agrees}
             for layer in found.layers
         }
         print(
             json.dumps(
-                {"first": found.first, "tolerance": {"absolute": found.atol, "relative": found.rtol}, "layers": layers_}
+                {
+                    "first": found.first,
+                    "tolerance": {"absolute": found.atol, "relative": found.rtol},
+                    "layers": by_layer,
+                }
             )
         )
     else:
@@ -163,11 +169,11 @@ def verify(
 
 
 def catalog(
-    model: Annotated[str | None, typer.Option("--model", help="One family only.")] = None,
-    layout: Annotated[str | None, typer.Option("--layout", help="One layout only.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="List one model family only.")] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help="List one layout only.")] = None,
     json_: Json = False,
 ) -> None:
-    """List the released weight files that convert knows: what each holds, where it is, under which terms.
+    """List the released weight files that `convert` knows: contents, location, licence.
 
     Example: visling catalog --model lxmert
     """

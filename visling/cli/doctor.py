@@ -1,4 +1,4 @@
-"""visling doctor."""
+"""visling doctor: what this machine offers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def doctor(json_: Json = False) -> None:
     import torch
 
     home = runtime.home()
-    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
     extras = {
         "lmdb": "lmdb",
         "h5": "h5py",
@@ -30,7 +30,7 @@ def doctor(json_: Json = False) -> None:
         "log": "tensorboard",
         "hf": "transformers",
     }
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "visling": metadata.version("visling"),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -40,13 +40,14 @@ def doctor(json_: Json = False) -> None:
         "threads": torch.get_num_threads(),
         "bf16 matrix units (AMX)": torch.cpu._is_amx_tile_supported(),
         "data folder (VISLING_HOME)": str(home),
-        "free space there, GB": round(shutil.disk_usage(place).free / 1e9, 1),
-        **{f"extra {extra}": _version(package) for extra, package in extras.items()},
+        "free space there, GB": round(shutil.disk_usage(existing).free / 1e9, 1),
+        **{f"extra {extra}": _find_version(package) for extra, package in extras.items()},
     }
-    show(found, json_)
+    show(facts, json_)
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
+    """Installed version of a package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

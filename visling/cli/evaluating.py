@@ -11,30 +11,28 @@ import typer
 
 from visling import runtime
 from visling.cli.options import Device, Json, OtherFeatures, Out, Threads, parse_precision
-from visling.cli.printing import free_name, save_picture
+from visling.cli.printing import find_free_name, save_picture
 
 
 def evaluate(
-    run: Annotated[
-        Path, typer.Argument(help="Run folder that finetune wrote; or a model folder, with --data and --store.")
-    ],
+    run: Annotated[Path, typer.Argument(help="Run folder of finetune; or a model folder, with --data and --store.")],
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
-    data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's if left out.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Region store; the training run's if left out.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's by default.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Region store; the training run's by default.")] = None,
     other_features: OtherFeatures = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 256,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Precision: fp32, bf16 or auto.")] = "fp32",
     threads: Threads = None,
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that share the batches; the results do not change.")
     ] = 1,
     json_: Json = False,
 ) -> None:
-    """Score a run by the official metric and write the official submission file.
+    """Score a model by the official metric and write the official submission file.
 
     Example: visling evaluate vqa --split test
     """
@@ -70,19 +68,19 @@ def predict(
     words: Annotated[
         list[str], typer.Argument(metavar="IMAGE... TEXT", help="Image files, then the question or sentence.")
     ],
-    run: Annotated[Path, typer.Option(help="Run or model folder, or owner/name on the hub.")],
+    run: Annotated[Path, typer.Option(help="Run folder, model folder, or owner/name on the hub.")],
     detector: Annotated[
-        Path | None, typer.Option(help="Detector folder; the one kept beside the model if left out.")
+        Path | None, typer.Option(help="Detector folder; the one in the model folder by default.")
     ] = None,
     other_features: OtherFeatures = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the pictures; RUN/answers if left out, ./answers for a model on the hub."),
+        typer.Option(help="Folder for the drawings; RUN/answers by default, ./answers for a model on the hub."),
     ] = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Answer a question about raw images, and draw what the model saw.
+    """Answer a question about raw images and draw what the model saw.
 
     Example: visling predict --run vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
     """
@@ -92,15 +90,14 @@ def predict(
     *images, text = words
     if not images:
         raise typer.BadParameter(
-            'give one or more images and then the text: visling predict --run RUN picture.png "how many stars are there?"'
+            'give one or more images, then the text: visling predict --run RUN image.png "how many stars are there?"'
         )
     model = load(run, detector=detector, other_features=other_features, device=device)
-    folder = (
-        out if out is not None else (run / "answers" if run.exists() else Path("answers"))
-    )  # a name on the hub is no folder here
+    # A model's name on the hub is no folder here.
+    folder = out if out is not None else run / "answers" if run.exists() else Path("answers")
     for image in images:
         answer = model.answer(image, text)
-        target = free_name(folder, Path(image).stem)
+        target = find_free_name(folder, Path(image).stem)
         card = prediction_card(
             answer.image,
             answer.regions,
@@ -129,14 +126,14 @@ def predict(
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     compare: Annotated[
-        list[Path] | None, typer.Option(help="Another run whose scores stand beside; may be given several times.")
+        list[Path] | None, typer.Option(help="Another run whose scores are shown next to it; may be repeated.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Answers shown.")] = 24,
+    examples: Annotated[int, typer.Option(min=0, help="Number of examples shown.")] = 24,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures, if they are no longer where the run read them.")
+        Path | None, typer.Option(help="Folder of the images; the one that the run names by default.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Region store to draw from; the run's own if left out.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write; RUN/report.html if left out.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Region store to draw from; the run's by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; RUN/report.html by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
 ) -> None:
     """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact
@@ -155,37 +152,44 @@ def report(
 
 
 def compare_models(
-    families: Annotated[str, typer.Option("--models", metavar="NAME,NAME", help="Families, separated by commas.")],
-    phase: Annotated[str, typer.Option("--recipe", help="Pre-training: every model's recipe MODEL-RECIPE.")],
+    families: Annotated[
+        str, typer.Option("--models", metavar="NAME,NAME", help="Model families, separated by commas.")
+    ],
+    phase: Annotated[str, typer.Option("--recipe", help="Pre-training: the recipe MODEL-RECIPE of each model.")],
     tasks: Annotated[
         str,
         typer.Option(
-            "--tasks", metavar="TASK,TASK", help="Fine-tuning: every model's recipes MODEL-TASK, separated by commas."
+            "--tasks",
+            metavar="TASK,TASK",
+            help="Fine-tuning: the recipes MODEL-TASK of each model, separated by commas.",
         ),
     ],
-    data: Annotated[Path, typer.Option(help="Folder of annotations.")],
-    store: Annotated[Path, typer.Option(help="Region store of every image.")],
+    data: Annotated[Path, typer.Option(help="Folder of annotations, the same for all.")],
+    store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
     out: Out,
-    seeds: Annotated[int, typer.Option(min=1, help="How often everything is repeated, from seed 0 on.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions, with seeds from 0.")] = 3,
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     without_pretraining: Annotated[
-        bool, typer.Option("--without-pretraining", help="Fine-tune from fresh weights, too.")
+        bool, typer.Option("--without-pretraining", help="Also fine-tune from random weights.")
     ] = False,
     text_only: Annotated[
-        bool, typer.Option("--text-only", help="Fine-tune without any region, too: what the words alone give away.")
+        bool,
+        typer.Option(
+            "--text-only", help="Also fine-tune without any region, to measure what the words alone give away."
+        ),
     ] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change one setting of every fine-tuning: a.b=value. May be repeated."),
+        typer.Option("--set", help="Change one setting of every fine-tuning, as a.b=value; may be repeated."),
     ] = None,
     pretrain_set: Annotated[
-        list[str] | None, typer.Option(help="Change one setting of every pre-training: a.b=value. May be repeated.")
+        list[str] | None, typer.Option(help="Change one setting of every pre-training, as a.b=value; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, each on one thread.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs in parallel, each on one thread.")] = 1,
     device: Device = "auto",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on where a comparison into --out stopped, or add seeds or starts to it."),
+        typer.Option("--resume", help="Resume the comparison in --out, or add seeds or starts to it."),
     ] = False,
     json_: Json = False,
 ) -> None:
@@ -198,10 +202,10 @@ def compare_models(
     from visling.analysis.comparison import write_comparison
     from visling.runs import compare as comparison
 
-    asked = comparison.Comparison(
-        models=_names(families),
+    plan = comparison.Comparison(
+        models=_split_names(families),
         recipe=phase,
-        tasks=_names(tasks),
+        tasks=_split_names(tasks),
         seeds=seeds,
         split=split,
         pretrain_settings=tuple(pretrain_set or ()),
@@ -211,20 +215,28 @@ def compare_models(
     )
     runtime.limit_threads(1)
 
-    def say(line: str) -> None:
+    def report_progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
         write_comparison(out)
 
     found = comparison.compare(
-        asked, out, data=data, store=store, device=device, jobs=jobs, resume=resume, stream=sys.stderr, progress=say
+        plan,
+        out,
+        data=data,
+        store=store,
+        device=device,
+        jobs=jobs,
+        resume=resume,
+        stream=sys.stderr,
+        progress=report_progress,
     )
     table, page = write_comparison(out)
-    print(
-        json.dumps(found)
-        if json_
-        else f"{table.read_text(encoding='utf-8')}\nWrote {table}, {page} and {out / comparison.FILE}"
-    )
+    if json_:
+        print(json.dumps(found))
+    else:
+        print(f"{table.read_text(encoding='utf-8')}\nWrote {table}, {page} and {out / comparison.FILE}")
 
 
-def _names(listed: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in listed.split(",") if name.strip())
+def _split_names(joined: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in joined.split(",") if name.strip())

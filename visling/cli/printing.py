@@ -19,11 +19,12 @@ from visling.errors import RunError
 
 
 def rounded(score: float | None) -> float | None:
-    """A score as it is shown; None where nothing could be scored (JSON knows no NaN)."""
+    """A score as it is printed; None where nothing could be scored (JSON has no NaN)."""
     return None if score is None or math.isnan(score) else round(score, 4)
 
 
 def show(values: dict[str, Any], json_: bool, title: str = "") -> None:
+    """Values by name: one JSON object, or a title and one line each."""
     if json_:
         print(json.dumps(values))
         return
@@ -37,7 +38,7 @@ def show(values: dict[str, Any], json_: bool, title: str = "") -> None:
 def show_with_unreadable(
     values: dict[str, Any], unreadable: Sequence[tuple[Path, str]], json_: bool, title: str = ""
 ) -> None:
-    """`_show`, with the number of images left out; every one is named on stderr, for programs in the object."""
+    """`show`, with the number of unreadable images; each is named on stderr, and in the JSON object."""
     values = {**values, "unreadable": len(unreadable)}
     if json_:
         values["unreadable_images"] = [{"image": str(image), "reason": reason} for image, reason in unreadable]
@@ -46,32 +47,44 @@ def show_with_unreadable(
         print(f"left out: {reason}", file=sys.stderr)
 
 
-def say_where(what: str, out: Path, stopped: str) -> None:
-    """Where a run's model is, or how to go on with a run that its time limit stopped."""
+def print_model_folder(what: str, out: Path, stopped: str) -> None:
+    """Say where a run's model is, and how to resume a run that its time limit stopped."""
     if stopped == "max_seconds":
         print(
-            f"Stopped by train.max_seconds. The best model so far is in {out / 'model'}; the same command with --resume goes on."
+            f"Stopped by train.max_seconds. The best model so far is in {out / 'model'}; the same command with "
+            "--resume continues."
         )
     else:
         print(f"{what} model in {out / 'model'}")
 
 
 def save_picture(picture: Image.Image, target: Path) -> None:
+    """Write a picture in the format of its file name.
+
+    Raises:
+        RunError: it cannot be written, or no format has this name.
+    """
     try:
         picture.save(target)
-    except (OSError, ValueError) as error:  # ValueError: no picture format is called like the file
+    except (OSError, ValueError) as error:  # ValueError: no image format has this suffix
         raise RunError(
-            f"cannot write the picture {target}: {error}. Name another file with --out, in a folder that exists, ending in .png."
+            f"cannot write the picture {target}: {error}. Name another file with --out, in a folder that exists, "
+            "ending in .png."
         ) from error
 
 
 def refuse_existing(target: Path) -> None:
+    """Raise a `RunError` if a file exists."""
     if target.exists():
         raise RunError(f"{target} exists. Name another file with --out, or remove it.")
 
 
-def free_name(folder: Path, stem: str) -> Path:
-    """A picture's name in the folder that is not taken yet."""
+def find_free_name(folder: Path, stem: str) -> Path:
+    """A name for a picture in the folder that no file has yet: STEM.png, STEM-2.png, ...
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +95,7 @@ def free_name(folder: Path, stem: str) -> Path:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing otherwise; called with (done, total)."""
+    """A progress bar on a terminal, nothing elsewhere; the context's value is called with (done, total)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

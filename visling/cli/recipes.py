@@ -15,12 +15,12 @@ from visling.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
-recipes_app = typer.Typer(help="What can be trained, with every setting.")
+recipes_app = typer.Typer(help="List the recipes, and show what one sets and costs.")
 
 
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """What can be trained, with every setting; without a further word, the list.
+    """List the recipes, and show what one sets and costs. Without a sub-command: the list.
 
     Example: visling recipes
     """
@@ -36,12 +36,14 @@ def recipes_list(json_: Json = False) -> None:
     """
     from visling.recipes.tables import FINETUNING, PRETRAINING
 
-    def about(recipe: Callable[[], Any]) -> str:
-        # recipes shared by several models are partial functions
-        return (getattr(recipe, "func", recipe).__doc__ or "").splitlines()[0]
+    def describe(recipe: Callable[[], Any]) -> str:
+        # Recipes shared by several models are partial functions.
+        return " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
 
     tables = {"pretrain": PRETRAINING, "finetune": FINETUNING}
-    show({f"{verb} {name}": about(recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_)
+    show(
+        {f"{verb} {name}": describe(recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_
+    )
 
 
 @recipes_app.command("show")
@@ -52,18 +54,17 @@ def recipes_show(
         bool,
         typer.Option(
             "--estimate/--no-estimate",
-            help="Add parameters, operations, memory and hours; an estimate that takes seconds.",
+            help="Estimate parameters, operations, memory and hours; takes seconds.",
         ),
     ] = True,
     gpu: Annotated[
         list[str] | None,
-        typer.Option("--gpu", help="Estimate for this GPU; may be given several times. A100 if left out."),
+        typer.Option("--gpu", help="GPU to estimate for, A100 by default; may be repeated."),
     ] = None,
 ) -> None:
-    """Print every setting of a recipe, after changes, where it differs from the paper, and what it costs, as JSON by
-    verb.
+    """Print every setting of a recipe as JSON: the changes, the differences from paper and release, the estimated cost.
 
-    A verb whose recipe of this name lacks a changed setting is left out.
+    A name may have a recipe for pretrain and one for finetune; one that lacks a changed setting is left out.
 
     Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu H100
     """
@@ -73,34 +74,41 @@ def recipes_show(
     from visling.runs.objectives import check_objectives
 
     tables: dict[str, Mapping[str, Callable[[], Any]]] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
-    having = {verb: table for verb, table in tables.items() if name in table}
-    if not having:
+    offering = {verb: table for verb, table in tables.items() if name in table}
+    if not offering:
         raise ConfigError(
             f"no recipe {name!r}. {nearest(name, {known for table in tables.values() for known in table})}"
         )
-    found, refused = {}, []
-    for verb, table in having.items():
+    chosen, refused = {}, []
+    for verb, table in offering.items():
         try:
-            run = find_recipe(table, name, set_, None)
+            config = find_recipe(table, name, set_, None)
             if verb == "pretrain":
-                check_objectives(run)
-            found[verb] = run
+                check_objectives(config)
+            chosen[verb] = config
         except ConfigError as error:
             refused.append(error)
-    if not found:
+    if not chosen:
         raise refused[0]
-    shown = {verb: configs.to_dict(run) | differences(run, having[verb][name]()) for verb, run in found.items()}
+    shown = {
+        verb: configs.to_dict(config) | differences(config, offering[verb][name]()) for verb, config in chosen.items()
+    }
     if estimate:
         gpus = tuple(gpu or (estimates.DEFAULT_GPU,))
         for one in gpus:
             estimates.find_gpu(one)  # before anything is traced
-        for verb, run in found.items():
-            shown[verb]["estimate"] = estimates.estimate(run).described(gpus)
+        for verb, config in chosen.items():
+            shown[verb]["estimate"] = estimates.estimate(config).described(gpus)
     print(json.dumps(shown, indent=2))
 
 
 def find_recipe(table: Mapping[str, Callable[[], T]], name: str, settings: Sequence[str] | None, seed: int | None) -> T:
+    """The config of a recipe, with changed settings and, if given, another seed.
+
+    Raises:
+        ConfigError: no such recipe or setting.
+    """
     if name not in table:
         raise ConfigError(f"no recipe {name!r}. {nearest(name, table)}")
-    chosen = configs.override(table[name](), settings or ())
-    return chosen if seed is None else configs.override(chosen, [f"train.seed={seed}"])
+    config = configs.override(table[name](), settings or ())
+    return config if seed is None else configs.override(config, [f"train.seed={seed}"])

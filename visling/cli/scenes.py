@@ -1,4 +1,4 @@
-"""visling scenes."""
+"""visling scenes: the embedded data set."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from visling.cli.printing import progress_bar, show
 
 def scenes(
     out: Out,
-    images: Annotated[int, typer.Option(help="Number of pictures over all splits.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same files, byte for byte.")] = 0,
-    style: Annotated[str, typer.Option(help="plain or sketch.")] = "plain",
+    images: Annotated[int, typer.Option(help="Number of scenes over all splits.")] = 1000,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of every random choice; the same seed writes the same files, byte for byte."),
+    ] = 0,
+    style: Annotated[str, typer.Option(help="Style of the pictures: plain or sketch.")] = "plain",
     panels: Annotated[
-        int, typer.Option(help="Pictures of two or three boxes with true and false statements, as in NLVR.")
+        int, typer.Option(help="Number of NLVR-like pictures: boxes of items with true and false statements.")
     ] = 0,
     answer_noise: Annotated[
         float,
-        typer.Option(help="Share of the ten answers to each question that are replaced by another plausible one."),
+        typer.Option(help="Share of the ten answers to each question that are replaced by another plausible answer."),
     ] = 0.0,
     set_: Settings = None,
     json_: Json = False,

@@ -10,7 +10,7 @@ import typer
 
 from visling import runtime
 from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Threads
-from visling.cli.printing import say_where
+from visling.cli.printing import print_model_folder
 from visling.cli.recipes import find_recipe
 
 
@@ -18,21 +18,21 @@ def pretrain(
     recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
     data: Annotated[
         list[str],
-        typer.Option(
-            help="Folder of annotations; may be given several times. DIR@SPLIT reads that split for training only."
-        ),
+        typer.Option(help="Folder of annotations; may be repeated. DIR@SPLIT reads one split, for training only."),
     ],
-    store: Annotated[Path, typer.Option(help="Region store of every image.")],
+    store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
     out: Out,
-    init: Annotated[Path | None, typer.Option(help="Model or run folder to start from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Model folder or run folder to start from; random weights by default.")
+    ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of the pictures, for recipes that train their region extractor along (e2e)."),
+        typer.Option(help="Folder of the images, for recipes that train their region extractor end to end (e2e)."),
     ] = None,
     backbone: Annotated[
         Path | None,
         typer.Option(
-            help="Weight file of a ResNet, or of a VL-BERT end to end, that the region extractor starts from."
+            help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end."
         ),
     ] = None,
     other_features: OtherFeatures = False,
@@ -67,22 +67,22 @@ def pretrain(
             stream=sys.stderr,
             command=["visling", *sys.argv[1:]],
         )
-    say_where("Pre-trained", out, state.stopped)
+    print_model_folder("Pre-trained", out, state.stopped)
 
 
 def finetune(
     recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
-    data: Annotated[Path, typer.Option(help="Folder of annotations.")],
+    data: Annotated[Path, typer.Option(help="Folder of annotations of the task.")],
     out: Out,
     store: Annotated[
-        Path | None, typer.Option(help="Region store of every image; not needed with --text-only.")
+        Path | None, typer.Option(help="Region store that holds every image; not needed with --text-only.")
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Pre-trained model or run folder; from scratch if left out.")
+        Path | None, typer.Option(help="Model folder or run folder to start from; random weights by default.")
     ] = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
-        bool, typer.Option("--text-only", help="Hide every region: what the words alone give away.")
+        bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
     ] = False,
     set_: Settings = None,
     seed: Seed = None,
@@ -113,4 +113,4 @@ def finetune(
             stream=sys.stderr,
             command=["visling", *sys.argv[1:]],
         )
-    say_where("Fine-tuned", out, state.stopped)
+    print_model_folder("Fine-tuned", out, state.stopped)

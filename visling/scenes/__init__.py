@@ -1,5 +1,4 @@
-"""The embedded data set: drawn scenes and panels, written in the official annotation formats of the data sets that they
-stand for."""
+"""The embedded data set: drawn scenes and panels, written in the official formats of the data sets they imitate."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Draws the objects of a scene in one of two styles and reports the tight box of each.
 
-Every object is drawn alone at four times the resolution, reduced, and pasted where its pixels meet no other object's,
-so a box is exact and nothing is hidden.
+Every object is drawn alone at four times the resolution, reduced, and pasted where its pixels meet no other object's:
+boxes are exact and nothing is hidden.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RGB = {
 _FINE = 4
 """Supersampling factor."""
 _FAINT = 24
-"""Reduced alpha below this (of 255) is dropped, so that the drawn pixels are those one can see."""
+"""After reduction, alpha below this (of 255) becomes 0, so that the drawn pixels are those one can see."""
 _SHARED_BOX = 0.12
 """Largest overlap of two boxes, as a share of the smaller one."""
 
@@ -54,9 +54,9 @@ def draw_scene(
     for item in items:
         low, high = WIDTHS[item.size]
         width = max(6, round(float(rng.uniform(low, high)) * scale))
-        sprites.append(_sprite(item, width, style, scale, rng))
-    places = _places([sprite[..., 3] > 0 for sprite in sprites], size, rng)
-    canvas = _background(size, style, rng)
+        sprites.append(_render_sprite(item, width, style, scale, rng))
+    places = _place_masks([sprite[..., 3] > 0 for sprite in sprites], size, rng)
+    canvas = _paint_background(size, style, rng)
     placed = []
     for item, sprite, (x, y) in zip(items, sprites, places, strict=True):
         height, width = sprite.shape[:2]
@@ -67,7 +67,7 @@ def draw_scene(
     return Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8)), placed
 
 
-def _background(size: int, style: str, rng: np.random.Generator) -> Points:
+def _paint_background(size: int, style: str, rng: np.random.Generator) -> Points:
     """(size, size, 3) empty sheet."""
     if style == "plain":
         return np.full((size, size, 3), float(rng.integers(236, 253)))
@@ -78,7 +78,7 @@ def _background(size: int, style: str, rng: np.random.Generator) -> Points:
     return np.asarray(paper[None, None] + (blotches + grain)[..., None])
 
 
-def _places(masks: list[NDArray[np.bool_]], size: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _place_masks(masks: list[NDArray[np.bool_]], size: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Left top corner of each mask such that no pixels meet and boxes hardly overlap. Large ones are placed first."""
     order = sorted(range(len(masks)), key=lambda i: -masks[i].size)
     if masks[order[0]].shape[0] >= size:
@@ -90,7 +90,7 @@ def _places(masks: list[NDArray[np.bool_]], size: int, rng: np.random.Generator)
         boxes = np.zeros((0, 4))
         places = [(0, 0)] * len(masks)
         for i in order:
-            spot = _spot(masks[i], taken, boxes, rng)
+            spot = _find_spot(masks[i], taken, boxes, rng)
             if spot is None:
                 break
             (x, y), (height, width) = spot, masks[i].shape
@@ -102,7 +102,7 @@ def _places(masks: list[NDArray[np.bool_]], size: int, rng: np.random.Generator)
     raise ConfigError(f"{len(masks)} objects do not fit into a picture of {size} x {size} pixels. Lower `max_objects`.")
 
 
-def _spot(
+def _find_spot(
     mask: NDArray[np.bool_], taken: NDArray[np.bool_], boxes: Points, rng: np.random.Generator
 ) -> tuple[int, int] | None:
     """A free left top corner, or None after many tries."""
@@ -125,9 +125,9 @@ def _spot(
     return None
 
 
-def _sprite(item: Item, width: int, style: str, scale: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _render_sprite(item: Item, width: int, style: str, scale: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """(h, w, 4) RGBA of one object, cut to its drawn pixels."""
-    paint = _plain if style == "plain" else _sketch
+    paint = _paint_plain if style == "plain" else _paint_sketch
     large = paint(item, width, scale, rng)
     small = np.asarray(large.resize((large.width // _FINE, large.height // _FINE), Image.Resampling.BOX)).copy()
     small[small[..., 3] < _FAINT] = 0
@@ -135,7 +135,7 @@ def _sprite(item: Item, width: int, style: str, scale: float, rng: np.random.Gen
     return small[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _plain(item: Item, width: int, scale: float, rng: np.random.Generator) -> Image.Image:
+def _paint_plain(item: Item, width: int, scale: float, rng: np.random.Generator) -> Image.Image:
     """Flat colour with an outline; textures are colour on a pale tint."""
     side = width * _FINE
     outline = [tuple(p) for p in (_OUTLINES[item.shape] * (side - 1)).tolist()]
@@ -156,7 +156,7 @@ def _plain(item: Item, width: int, scale: float, rng: np.random.Generator) -> Im
             pen.rectangle((0, at, side, at + 0.5 * step), fill=colour)
             at += step
     elif item.texture == "dotted":
-        _dots(pen, side, step, 0.29 * step, colour, rng, 0.0)
+        _draw_dots(pen, side, step, 0.29 * step, colour, rng, 0.0)
     if item.texture != "solid":
         line = round(1.1 * _FINE * math.sqrt(scale))
         pen.line([*outline, outline[0], outline[1]], fill=colour, width=2 * line)
@@ -164,10 +164,10 @@ def _plain(item: Item, width: int, scale: float, rng: np.random.Generator) -> Im
             pen.line([*hole, hole[0], hole[1]], fill=colour, width=2 * line)
     fill.putalpha(mask)
     # The colour outside the mask must not bleed into reduced edge pixels: reduce with premultiplied alpha.
-    return _premultiplied(fill, colour)
+    return _fill_outside(fill, colour)
 
 
-def _premultiplied(picture: Image.Image, outside: tuple[int, int, int]) -> Image.Image:
+def _fill_outside(picture: Image.Image, outside: tuple[int, int, int]) -> Image.Image:
     """The picture with one colour wherever it is transparent."""
     flat = Image.new("RGB", picture.size, outside)
     alpha = picture.getchannel("A")
@@ -176,15 +176,15 @@ def _premultiplied(picture: Image.Image, outside: tuple[int, int, int]) -> Image
     return flat
 
 
-def _sketch(item: Item, width: int, scale: float, rng: np.random.Generator) -> Image.Image:
+def _paint_sketch(item: Item, width: int, scale: float, rng: np.random.Generator) -> Image.Image:
     """Pencil: a wobbly outline drawn twice, hatching instead of a fill, everything a little turned."""
     border = 2 * _FINE
     side = width * _FINE
     full = side + 2 * border
     angle = math.radians(float(rng.uniform(-9, 9)))
-    outline = [tuple(p) for p in _wobbly(_OUTLINES[item.shape], side, border, angle, rng).tolist()]
+    outline = [tuple(p) for p in _wobble_outline(_OUTLINES[item.shape], side, border, angle, rng).tolist()]
     hole = (
-        [tuple(p) for p in _wobbly(_HOLES[item.shape], side, border, angle, rng).tolist()]
+        [tuple(p) for p in _wobble_outline(_HOLES[item.shape], side, border, angle, rng).tolist()]
         if item.shape in _HOLES
         else None
     )
@@ -197,11 +197,11 @@ def _sketch(item: Item, width: int, scale: float, rng: np.random.Generator) -> I
     pen = ImageDraw.Draw(strokes)
     root = math.sqrt(scale)
     if item.texture == "solid":
-        _hatch(pen, full, 2.1 * _FINE * root, 1.45 * _FINE * root, math.radians(50) + angle, rng)
+        _draw_hatch(pen, full, 2.1 * _FINE * root, 1.45 * _FINE * root, math.radians(50) + angle, rng)
     elif item.texture == "striped":
-        _hatch(pen, full, 4.6 * _FINE * root, 1.7 * _FINE * root, angle, rng)
+        _draw_hatch(pen, full, 4.6 * _FINE * root, 1.7 * _FINE * root, angle, rng)
     else:
-        _dots(pen, full, 4.4 * _FINE * root, 1.25 * _FINE * root, 255, rng, 0.12)
+        _draw_dots(pen, full, 4.4 * _FINE * root, 1.25 * _FINE * root, 255, rng, 0.12)
     ink = Image.new("L", (full, full), 0)
     ink.paste(strokes, mask=inside)
     pen = ImageDraw.Draw(ink)
@@ -218,7 +218,7 @@ def _sketch(item: Item, width: int, scale: float, rng: np.random.Generator) -> I
     return picture
 
 
-def _wobbly(unit: Points, side: int, border: int, angle: float, rng: np.random.Generator) -> Points:
+def _wobble_outline(unit: Points, side: int, border: int, angle: float, rng: np.random.Generator) -> Points:
     """Unit outline -> fine pixels: finer steps, a slow wave along the path, a small turn about the middle."""
     closed = np.concatenate([unit, unit[:1]])
     steps = [np.linspace(a, b, 5)[:4] for a, b in itertools.pairwise(closed)] if len(unit) < 20 else [unit]
@@ -233,7 +233,7 @@ def _wobbly(unit: Points, side: int, border: int, angle: float, rng: np.random.G
     return np.asarray((centred @ rotation.T) * (0.94 * side) + side / 2 + border)
 
 
-def _hatch(
+def _draw_hatch(
     pen: ImageDraw.ImageDraw, full: int, step: float, line: float, angle: float, rng: np.random.Generator
 ) -> None:
     """Parallel hand-drawn lines over the whole square."""
@@ -252,7 +252,7 @@ def _hatch(
         at += step
 
 
-def _dots(
+def _draw_dots(
     pen: ImageDraw.ImageDraw,
     full: int,
     step: float,
@@ -274,56 +274,62 @@ def _dots(
         row += 1
 
 
-def _arc(radius: float, start: float, end: float, steps: int, middle: tuple[float, float] = (0.5, 0.5)) -> Points:
+def _trace_arc(radius: float, start: float, end: float, steps: int, middle: tuple[float, float] = (0.5, 0.5)) -> Points:
     """Points on a circle between two angles in degrees."""
     turn = np.radians(np.linspace(start, end, steps))
     return np.stack([middle[0] + radius * np.cos(turn), middle[1] + radius * np.sin(turn)], axis=1)
 
 
-def _star() -> Points:
+def _trace_star() -> Points:
+    """Five-pointed star."""
     turn = np.radians(np.arange(10) * 36 - 90)
     radius = np.where(np.arange(10) % 2 == 0, 0.5, 0.21)
     return np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
 
 
-def _cross() -> Points:
+def _trace_cross() -> Points:
+    """Upright cross of equal arms."""
     a, b = 0.33, 0.67
     return np.array([(a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)])
 
 
-def _heart() -> Points:
+def _trace_heart() -> Points:
+    """Heart."""
     turn = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     x = 16 * np.sin(turn) ** 3
     y = -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
     return np.stack([x, y], axis=1)
 
 
-def _moon() -> Points:
-    outer = _arc(0.5, 50, 310, 36)
-    inner = _arc(0.42, -70, 70, 24, (0.5 + 0.5 * math.cos(math.radians(50)) - 0.42 * math.cos(math.radians(70)), 0.5))
+def _trace_moon() -> Points:
+    """Crescent: an outer arc and the mirrored inner one."""
+    outer = _trace_arc(0.5, 50, 310, 36)
+    inner = _trace_arc(
+        0.42, -70, 70, 24, (0.5 + 0.5 * math.cos(math.radians(50)) - 0.42 * math.cos(math.radians(70)), 0.5)
+    )
     left_half = inner[::-1].copy()
     left_half[:, 0] = 2 * inner[0, 0] - left_half[:, 0]
     return np.concatenate([outer, left_half[::-1]])
 
 
-def _fitted(points: Points) -> Points:
+def _fit_unit_square(points: Points) -> Points:
     """Stretched to fill the unit square."""
     low, high = points.min(axis=0), points.max(axis=0)
     return np.asarray((points - low) / (high - low))
 
 
-_MAKERS: dict[str, Callable[[], Points]] = {
-    "circle": lambda: _arc(0.5, 0, 352, 44),
+_TRACERS: dict[str, Callable[[], Points]] = {
+    "circle": lambda: _trace_arc(0.5, 0, 352, 44),
     "square": lambda: np.array([(0.0, 0.0), (1, 0), (1, 1), (0, 1)]),
     "triangle": lambda: np.array([(0.5, 0.0), (1, 1), (0, 1)]),
-    "star": _star,
-    "cross": _cross,
+    "star": _trace_star,
+    "cross": _trace_cross,
     "diamond": lambda: np.array([(0.5, 0.0), (1, 0.5), (0.5, 1), (0, 0.5)]),
-    "heart": _heart,
-    "moon": _moon,
-    "ring": lambda: _arc(0.5, 0, 352, 44),
+    "heart": _trace_heart,
+    "moon": _trace_moon,
+    "ring": lambda: _trace_arc(0.5, 0, 352, 44),
 }
-_OUTLINES = {shape: _fitted(_MAKERS[shape]()) for shape in SHAPES}
+_OUTLINES = {shape: _fit_unit_square(_TRACERS[shape]()) for shape in SHAPES}
 """Shape -> closed outline in the unit square."""
-_HOLES = {"ring": _arc(0.22, 0, 350, 36)}
+_HOLES = {"ring": _trace_arc(0.22, 0, 350, 36)}
 """Shape -> outline of its hole."""

@@ -1,4 +1,4 @@
-"""What writing scenes and writing panels share: blocks of annotation files, and work spread over processes."""
+"""Shared by the writers of scenes and panels: blocks of annotation files, and work spread over processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 SCHEMA = 2
-"""Raised when the same settings and seed give other files."""
+"""Version of what is written; raised when the same settings and seed give other files."""
 
 _DATE = "2024-01-01 00:00:00"
 """Fixed, so that two runs are equal byte for byte."""
@@ -51,18 +51,18 @@ def image_entry(image_id: int, file_name: str, width: int, height: int) -> dict[
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """One JSON file with keys in their given order."""
+    """Write one JSON file, its keys in the order of the content."""
     path.write_text(json.dumps(content, indent=indent), encoding="utf-8")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """JSON lines."""
+    """Write one JSON value a line."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def in_order(work: Callable[[J], R], jobs: Sequence[J], processes: int) -> Iterator[R]:
-    """Results of all jobs in their order, made by this process or by several."""
+    """Results of all jobs in their order, computed by this process or by several."""
     if processes == 1 or len(jobs) < 2:
         yield from map(work, jobs)
         return

@@ -26,7 +26,7 @@ RELATION_WORDS = {
 
 
 def plural(noun: str) -> str:
-    """More than one of it."""
+    """The plural of a noun."""
     return PLURALS.get(noun, noun + "s")
 
 
@@ -38,7 +38,7 @@ def noun_phrase(traits: Traits, rng: np.random.Generator, *, many: bool = False)
 
 
 def indefinite(phrase: str) -> str:
-    """The phrase after "a" or "an"."""
+    """The phrase with "a" or "an" before it."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -67,7 +67,7 @@ def traits_of(item: Item, names: Sequence[str]) -> dict[str, str]:
 def unique_traits(
     scene: Scene, item: Item, rng: np.random.Generator, *, without: Sequence[str] = (), most: int = 3
 ) -> dict[str, str] | None:
-    """A shortest description that only this object fits, or None when there is none of at most `most` traits.
+    """A shortest description that fits this object alone; None if no description of at most `most` traits does.
 
     Args:
         without: traits the description may not use.
@@ -82,6 +82,6 @@ def unique_traits(
 
 
 def every_traits(names: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Every description that gives exactly the named traits."""
+    """Every description by exactly the named traits."""
     for values in product(*(VALUES[name] for name in names)):
         yield dict(zip(names, values, strict=True))

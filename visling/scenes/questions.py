@@ -1,14 +1,13 @@
 """Questions about a scene with their answers.
 
-For every family each answer is sought on its own and from descriptions drawn alike, and `Quotas` evens out what is
-left, so that the words of a question say little about its answer.
+Every family looks for each of its answers separately, with descriptions drawn in the same way, and `quotas.Quotas`
+balances the rest, so that the words of a question say little about its answer.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,22 +22,8 @@ from visling.scenes.language import (
     traits_of,
     unique_traits,
 )
+from visling.scenes.quotas import Candidate
 from visling.scenes.world import VALUES, Item, Scene, Traits, pick, shuffled
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A question that could be asked of a scene."""
-
-    family: str
-    """Written as `question_type`."""
-    form: str
-    """What answers are evened out over: family and traits asked about."""
-    text: str
-    answer: str
-    choices: int
-    """Number of answers over which this form is spread evenly."""
-
 
 Maker = Callable[[Scene, np.random.Generator], Iterator[Candidate]]
 
@@ -68,7 +53,7 @@ def existence(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     """Is there an object of a description?"""
     for names in (pick(rng, _SINGLE), pick(rng, _PAIRS), pick(rng, _TRIPLES)):
         for truth in (True, False):
-            traits = traits_of(pick(rng, scene.items), names) if truth else _absent(scene, names, rng)
+            traits = traits_of(pick(rng, scene.items), names) if truth else _find_absent(scene, names, rng)
             if traits is not None:
                 phrase = noun_phrase(traits, rng)
                 text = pick(
@@ -80,52 +65,52 @@ def existence(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                         f"are there any {noun_phrase(traits, rng, many=True)}?",
                     ),
                 )
-                yield _candidate("existence", names, text, yes(truth), 2)
+                yield _make_candidate("existence", names, text, yes(truth), 2)
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     """How many objects fit a description?"""
-    everything = _how_many({}, rng)
-    yield _candidate("count", ("all",), everything, str(len(scene.items)), 8)
+    everything = _ask_how_many({}, rng)
+    yield _make_candidate("count", ("all",), everything, str(len(scene.items)), 8)
     for names in (*shuffled(rng, _SINGLE)[:2], pick(rng, _PAIRS)):
         by_count: dict[int, list[Traits]] = {}
         for traits in every_traits(names):
             by_count.setdefault(scene.count(traits), []).append(traits)
         for number, options in by_count.items():
-            yield _candidate(
-                "count", names, _how_many(pick(rng, options), rng), str(number), 5 if len(names) == 1 else 4
+            yield _make_candidate(
+                "count", names, _ask_how_many(pick(rng, options), rng), str(number), 5 if len(names) == 1 else 4
             )
 
 
 def color(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """What colour has the object of a unique description?"""
-    return _query("color", scene, rng)
+    """What colour is the object of a unique description?"""
+    return _ask_trait("color", scene, rng)
 
 
 def shape(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """What shape has the object of a unique description?"""
-    return _query("shape", scene, rng)
+    """What shape is the object of a unique description?"""
+    return _ask_trait("shape", scene, rng)
 
 
 def size(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """What size has the object of a unique description?"""
-    return _query("size", scene, rng)
+    """What size is the object of a unique description?"""
+    return _ask_trait("size", scene, rng)
 
 
 def texture(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """What texture has the object of a unique description?"""
-    return _query("texture", scene, rng)
+    """What texture does the object of a unique description have?"""
+    return _ask_trait("texture", scene, rng)
 
 
 def verify(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Has the object of a unique description this trait?"""
+    """Does the object of a unique description have this trait?"""
     for truth in (True, False):
         for name in shuffled(rng, ("color", "size", "texture"))[:2]:
             item = pick(rng, scene.items)
             traits = unique_traits(scene, item, rng, without=(name,))
             if traits is None:
                 continue
-            value = item.trait(name) if truth else _other_value(scene, name, item.trait(name), rng)
+            value = item.trait(name) if truth else _pick_other_value(scene, name, item.trait(name), rng)
             subject = noun_phrase(traits, rng)
             text = pick(
                 rng,
@@ -135,20 +120,20 @@ def verify(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                     f"is {value} the {name} of the {subject}?",
                 ),
             )
-            yield _candidate("verify", (name,), text, yes(truth), 2)
+            yield _make_candidate("verify", (name,), text, yes(truth), 2)
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Does an object stand in a relation to another?"""
+    """Does this relation hold between two objects?"""
     for truth in (True, False):
         for _ in range(2):
             first, second = shuffled(rng, scene.items)[:2]
             named, named_second = unique_traits(scene, first, rng), unique_traits(scene, second, rng)
             asked = pick(rng, RELATIONS)
-            found = holds(asked, first, second, scene.margin)
-            if named is None or named_second is None or found is None:
+            related = holds(asked, first, second, scene.margin)
+            if named is None or named_second is None or related is None:
                 continue
-            asked = asked if found is truth else OPPOSITE[asked]
+            asked = asked if related is truth else OPPOSITE[asked]
             where, one, two = relation_words(asked, rng), noun_phrase(named, rng), noun_phrase(named_second, rng)
             text = pick(
                 rng,
@@ -158,12 +143,12 @@ def relation(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                     f"does the {one} stand {where} the {two}?",
                 ),
             )
-            yield _candidate("relation", (asked,), text, yes(truth), 2)
-    yield from _relation_existence(scene, rng)
+            yield _make_candidate("relation", (asked,), text, yes(truth), 2)
+    yield from _ask_relation_existence(scene, rng)
 
 
 def relation_query(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Which trait has the only object that stands in a relation to another?"""
+    """Which trait does the only object on one side of another have?"""
     for item in shuffled(rng, scene.items)[:4]:
         anchor = unique_traits(scene, item, rng, most=2)
         asked = pick(rng, RELATIONS)
@@ -172,9 +157,9 @@ def relation_query(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate
         others = [other for other in scene.items if other is not item]
         if any(holds(asked, other, item, scene.margin) is None for other in others):
             continue
-        there = [other for other in others if holds(asked, other, item, scene.margin)]
+        related = [other for other in others if holds(asked, other, item, scene.margin)]
         for names in shuffled(rng, ((), *_SINGLE)):
-            only = [other for other in there if sum(o.fits(traits_of(other, names)) for o in there) == 1]
+            only = [other for other in related if sum(o.fits(traits_of(other, names)) for o in related) == 1]
             free = [name for name in VALUES if name not in names]
             if not only:
                 continue
@@ -188,15 +173,15 @@ def relation_query(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate
                     f"what is the {name} of the {subject} {where} the {landmark}?",
                 ),
             )
-            yield _candidate("relation query", (name,), text, target.trait(name), len(VALUES[name]))
+            yield _make_candidate("relation query", (name,), text, target.trait(name), len(VALUES[name]))
             break
 
 
 def nearest(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Which trait has the object closest to another?"""
+    """Which trait does the object closest to another have?"""
     for item in shuffled(rng, scene.items)[:3]:
         anchor = unique_traits(scene, item, rng, most=2)
-        others = sorted((_distance(item, other), i) for i, other in enumerate(scene.items) if other is not item)
+        others = sorted((_measure_distance(item, other), i) for i, other in enumerate(scene.items) if other is not item)
         if anchor is None or (len(others) > 1 and others[1][0] < others[0][0] + scene.margin):
             continue
         target, name = scene.items[others[0][1]], pick(rng, tuple(VALUES))
@@ -208,7 +193,7 @@ def nearest(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                 f"what is the {name} of the object nearest to the {landmark}?",
             ),
         )
-        yield _candidate("nearest", (name,), text, target.trait(name), len(VALUES[name]))
+        yield _make_candidate("nearest", (name,), text, target.trait(name), len(VALUES[name]))
 
 
 def compare(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -224,7 +209,7 @@ def compare(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                 fitting = [
                     (a, b)
                     for a, b in pairs
-                    if _compares(wording, scene.count({names[0]: a}), scene.count({names[0]: b})) is truth
+                    if _holds_comparison(wording, scene.count({names[0]: a}), scene.count({names[0]: b})) is truth
                 ]
                 if not fitting:
                     continue
@@ -238,7 +223,7 @@ def compare(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                     text = pick(
                         rng, (f"are there {wording} {one} than {two}?", f"can you see {wording} {one} than {two}?")
                     )
-                yield _candidate("compare", (wording, names[0]), text, yes(truth), 2)
+                yield _make_candidate("compare", (wording, names[0]), text, yes(truth), 2)
 
 
 def same(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -260,7 +245,7 @@ def same(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                         f"are the {a} and the {b} equal in {name}?",
                     ),
                 )
-                yield _candidate("same", (name, "pair"), text, yes(truth), 2)
+                yield _make_candidate("same", (name, "pair"), text, yes(truth), 2)
         name = pick(rng, tuple(VALUES))
         item = pick(rng, scene.items)
         traits = unique_traits(scene, item, rng, without=(name,))
@@ -273,7 +258,7 @@ def same(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                     f"does anything else have the {name} of the {subject}?",
                 ),
             )
-            yield _candidate("same", (name, "another"), text, yes(truth), 2)
+            yield _make_candidate("same", (name, "another"), text, yes(truth), 2)
 
 
 def odd(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -283,7 +268,7 @@ def odd(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
         single = [value for value, number in counts.items() if number == 1]
         if len(single) != 1 or len(counts) < 2:
             continue
-        yield _candidate(
+        yield _make_candidate(
             "odd",
             (name, "once"),
             pick(rng, (f"which {name} occurs only once?", f"what {name} can you see only once?")),
@@ -298,7 +283,7 @@ def odd(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                     f"what {name} has the odd one out?",
                 ),
             )
-            yield _candidate("odd", (name, "odd"), text, single[0], len(VALUES[name]))
+            yield _make_candidate("odd", (name, "odd"), text, single[0], len(VALUES[name]))
             odd_one = next(item for item in scene.items if item.trait(name) == single[0])
             asked = pick(rng, [other for other in VALUES if other != name])
             text = pick(
@@ -308,17 +293,17 @@ def odd(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
                     f"what is the {asked} of the thing of the odd {name}?",
                 ),
             )
-            yield _candidate("odd", (name, asked), text, odd_one.trait(asked), len(VALUES[asked]))
+            yield _make_candidate("odd", (name, asked), text, odd_one.trait(asked), len(VALUES[asked]))
 
 
 def negation(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """What is not there, or not so?"""
+    """What is absent, or does not have a trait?"""
     for truth in (True, False):
         names = pick(rng, (*_SINGLE, *_PAIRS))
-        traits = traits_of(pick(rng, scene.items), names) if not truth else _absent(scene, names, rng)
+        traits = traits_of(pick(rng, scene.items), names) if not truth else _find_absent(scene, names, rng)
         if traits is not None:
             phrase = noun_phrase(traits, rng, many=True)
-            yield _candidate(
+            yield _make_candidate(
                 "negation",
                 ("absent", *names),
                 pick(rng, (f"are there no {phrase}?", f"is the picture without {phrase}?")),
@@ -335,7 +320,7 @@ def negation(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
         ]
         if options:
             form, value = pick(rng, options)
-            yield _candidate(
+            yield _make_candidate(
                 "negation",
                 ("other", name),
                 pick(rng, (f"is there a {form} that is not {value}?", f"can you see a {form} that is not {value}?")),
@@ -346,7 +331,7 @@ def negation(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     for value in shuffled(rng, VALUES[name])[:3]:
         number = len(scene.items) - scene.count({name: value})
         text = pick(rng, (f"how many things are not {value}?", f"how many objects here are not {value}?"))
-        yield _candidate("negation", ("number", name), text, str(number), 8)
+        yield _make_candidate("negation", ("number", name), text, str(number), 8)
 
 
 FAMILIES: Mapping[str, Maker] = {
@@ -365,79 +350,33 @@ FAMILIES: Mapping[str, Maker] = {
     "odd": odd,
     "negation": negation,
 }
-"""Question type -> what makes its candidates."""
+"""Question type -> the function that makes its candidates."""
 
 
 def candidates(scene: Scene, rng: np.random.Generator) -> list[Candidate]:
     """Questions that could be asked of a scene, several of every family, each with its answer; no two alike."""
-    found: dict[str, Candidate] = {}
+    by_text: dict[str, Candidate] = {}
     for make in FAMILIES.values():
         for candidate in make(scene, rng):
-            found.setdefault(candidate.text, candidate)
-    return list(found.values())
+            by_text.setdefault(candidate.text, candidate)
+    return list(by_text.values())
 
 
-class Quotas:
-    """Chooses among candidates so that families, forms and answers of a split come out even."""
-
-    def __init__(self, *, slack: float = 0.06) -> None:
-        """
-        Args:
-            slack: share by which an answer may be more frequent than its even part.
-        """
-        self.slack = slack
-        self.families: Counter[str] = Counter()
-        self.forms: Counter[str] = Counter()
-        self.answers: Counter[tuple[str, str]] = Counter()
-        self.seen: defaultdict[str, set[str]] = defaultdict(set)
-
-    def choose(self, options: Sequence[Candidate], number: int, rng: np.random.Generator) -> list[Candidate]:
-        """At most `number` of the candidates, rarest families first; fewer when the rest would unbalance the
-        answers."""
-        ties = rng.random(len(options))
-        left = dict(enumerate(options))
-        chosen: list[Candidate] = []
-        used: Counter[str] = Counter()
-        while left and len(chosen) < number:
-            best = min(
-                left,
-                key=lambda i: (
-                    used[left[i].family],
-                    self.families[left[i].family],
-                    self.answers[left[i].form, left[i].answer] * left[i].choices,
-                    self.forms[left[i].form],
-                    ties[i],
-                ),
-            )
-            candidate = left.pop(best)
-            if not self._fits(candidate):
-                continue
-            used[candidate.family] += 1
-            self.families[candidate.family] += 1
-            self.forms[candidate.form] += 1
-            self.answers[candidate.form, candidate.answer] += 1
-            self.seen[candidate.form].add(candidate.answer)
-            chosen.append(candidate)
-        return chosen
-
-    def _fits(self, candidate: Candidate) -> bool:
-        seen = self.seen[candidate.form] | {candidate.answer}
-        even = (self.forms[candidate.form] + 1) / min(candidate.choices, max(2, len(seen)))
-        return self.answers[candidate.form, candidate.answer] + 1 <= 2 + (1 + self.slack) * even
-
-
-def _candidate(family: str, form: Sequence[str], text: str, answer: str, choices: int) -> Candidate:
+def _make_candidate(family: str, form: Sequence[str], text: str, answer: str, choices: int) -> Candidate:
+    """A candidate whose form is its family and what is asked about."""
     return Candidate(family=family, form=" ".join((family, *form)), text=text, answer=answer, choices=choices)
 
 
-def _how_many(traits: Traits, rng: np.random.Generator) -> str:
+def _ask_how_many(traits: Traits, rng: np.random.Generator) -> str:
+    """A question for a number."""
     phrase = noun_phrase(traits, rng, many=True)
     return pick(
         rng, (f"how many {phrase} are there?", f"how many {phrase} can you see?", f"what is the number of {phrase}?")
     )
 
 
-def _query(name: str, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+def _ask_trait(name: str, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Questions for one trait of objects with a unique description."""
     for item in shuffled(rng, scene.items)[:4]:
         traits = unique_traits(scene, item, rng, without=(name,))
         if traits is not None:
@@ -450,11 +389,11 @@ def _query(name: str, scene: Scene, rng: np.random.Generator) -> Iterator[Candid
                     f"which {name} does the {subject} have?",
                 ),
             )
-            yield _candidate(name, (), text, item.trait(name), len(VALUES[name]))
+            yield _make_candidate(name, (), text, item.trait(name), len(VALUES[name]))
 
 
-def _absent(scene: Scene, names: Sequence[str], rng: np.random.Generator) -> dict[str, str] | None:
-    """A description that no object fits, mixed from values that occur where possible; None if all of these exist."""
+def _find_absent(scene: Scene, names: Sequence[str], rng: np.random.Generator) -> dict[str, str] | None:
+    """A description that no object fits, mixed from values that occur where possible; None if there is none."""
     for _ in range(8):
         traits = {name: pick(rng, scene.items).trait(name) for name in names}
         if not scene.count(traits):
@@ -463,13 +402,13 @@ def _absent(scene: Scene, names: Sequence[str], rng: np.random.Generator) -> dic
     return pick(rng, free) if free else None
 
 
-def _other_value(scene: Scene, name: str, value: str, rng: np.random.Generator) -> str:
+def _pick_other_value(scene: Scene, name: str, value: str, rng: np.random.Generator) -> str:
     """Another value of a trait, one that occurs where possible."""
-    here = [other for other in VALUES[name] if other != value and scene.count({name: other})]
-    return pick(rng, here or [other for other in VALUES[name] if other != value])
+    present = [other for other in VALUES[name] if other != value and scene.count({name: other})]
+    return pick(rng, present or [other for other in VALUES[name] if other != value])
 
 
-def _relation_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+def _ask_relation_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     """Is there an object of a description on one side of another?"""
     for truth in (True, False):
         item, asked, names = pick(rng, scene.items), pick(rng, RELATIONS), pick(rng, (*_SINGLE, ("color", "shape")))
@@ -489,13 +428,15 @@ def _relation_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Cand
                 f"can you see {indefinite(thing)} {where} the {landmark}?",
             ),
         )
-        yield _candidate("relation", ("existence", asked), text, yes(truth), 2)
+        yield _make_candidate("relation", ("existence", asked), text, yes(truth), 2)
 
 
-def _compares(wording: str, first: int, second: int) -> bool:
+def _holds_comparison(wording: str, first: int, second: int) -> bool:
+    """Whether two numbers compare as the wording says."""
     return first > second if wording == "more" else first < second if wording == "fewer" else first == second
 
 
-def _distance(first: Item, second: Item) -> float:
+def _measure_distance(first: Item, second: Item) -> float:
+    """Pixels between the centres of two objects."""
     (ax, ay), (bx, by) = first.centre, second.centre
     return float(np.hypot(ax - bx, ay - by))

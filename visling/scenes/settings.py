@@ -10,7 +10,7 @@ from visling.scenes.drawing import STYLES
 from visling.scenes.panels.panel import MOST_ITEMS
 
 LANGUAGES = ("plain", "people")
-"""In which panels can be spoken of."""
+"""How panels can be described."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class ScenesConfig:
     images: int = 10_000
     """Number of scenes over all splits."""
     seed: int = 0
-    """Everything written depends on this and the settings below, never on the number of processes."""
+    """What is written depends on this and the settings below, never on the number of processes."""
     style: Literal["plain", "sketch"] = "plain"
     """plain: flat colours on a plain sheet; sketch: pencil on paper."""
     size: int = 128
@@ -34,7 +34,7 @@ class ScenesConfig:
     val: float = 0.1
     """Share of the images in split val; the rest is test."""
     questions_per_image: int = 10
-    """Most questions per scene; a scene gets fewer where more would unbalance the answers."""
+    """Most questions per scene; fewer where more would unbalance the answers."""
     captions_per_image: int = 5
     """Captions per scene."""
     statements_per_image: int = 4
@@ -46,21 +46,21 @@ class ScenesConfig:
     panel_boxes: int = 3
     """Grey boxes in a panel, 2 or 3; NLVR has 3."""
     panel_items: int = MOST_ITEMS
-    """Most scattered items in a box of a panel; few make an easier picture to begin with."""
+    """Most scattered items in a box of a panel; few make an easier picture."""
     panel_towers: float = 0.65
     """Share of presentations that show towers; 0.68 in NLVR's development split."""
     panel_language: Literal["plain", "people"] = "people"
-    """What is said about panels. plain: one item, one number or one condition at a time, to begin with; people: as
-    NLVR's writers put it, with captions that name every attribute."""
+    """What is said about panels. plain: one item, one number or one condition at a time; people: sentences as NLVR's
+    writers put them, and captions that name every attribute."""
     panel_first: int = 100_000
-    """Number of the first presentation: above every official one (below 5,000), so that drawn and official pictures can
-    share a region store; another one keeps two drawn sets apart."""
+    """Number of the first presentation. Official numbers are below 5,000, so drawn and official pictures can share a
+    region store; give two drawn sets different ones."""
     permutations: int = 1
-    """Pictures written per panel, each another order of its boxes, up to 6 (2 for two boxes); NLVR has 6."""
+    """Pictures written per panel, each with its boxes in another order: up to 6 (2 for two boxes); NLVR has 6."""
     statements_per_panel: int = 1
     """Sentences per panel; the first is written in NLVR's layout, the others in statements.json."""
     processes: int = 1
-    """Worker processes; above 1 the calling script needs the usual main guard."""
+    """Worker processes; with more than 1 the calling script needs `if __name__ == "__main__"`."""
     overwrite: bool = False
     """Replace an output folder that is not empty."""
 
@@ -109,7 +109,8 @@ class ScenesConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1.")
         if self.train < 0 or self.val < 0 or self.train + self.val > 1 + 1e-9:
             raise ConfigError(
-                f"train ({self.train}) and val ({self.val}) are shares of the images and may add up to 1 at most; the rest is test."
+                f"train ({self.train}) and val ({self.val}) are shares of the images and may add up to 1 at most; the "
+                "rest is test."
             )
         if not 1 <= self.panel_items <= MOST_ITEMS:
             raise ConfigError(f"panel_items is {self.panel_items}; it must lie between 1 and {MOST_ITEMS}.")

@@ -1,5 +1,4 @@
-"""What a scene holds: objects with a shape, a colour, a size and a texture, and how their traits are drawn at
-random."""
+"""What a scene holds: objects with a shape, a colour, a size and a texture, and how their traits are sampled."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ class Item:
     size: str
     texture: str
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Tight pixel corners x1, y1, x2, y2 of what was drawn."""
+    """Tight pixel corners x1, y1, x2, y2 of the drawn object."""
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -71,7 +70,7 @@ class Scene:
 
     @property
     def margin(self) -> float:
-        """Pixels by which two centres must differ before left/right or above/below is said of them."""
+        """Pixels by which two centres must differ for a sentence to call one left of or above the other."""
         return 0.08 * self.size
 
     def fitting(self, traits: Traits) -> tuple[Item, ...]:
@@ -94,14 +93,14 @@ def shuffled(rng: np.random.Generator, values: Sequence[T]) -> list[T]:
 
 
 CROWDING = {"small": 0.04, "medium": 0.09, "large": 0.17}
-"""Share of the room in a picture that an object takes up; objects of more than 1 in all could not be placed at random
+"""Share of a picture's room that an object takes up; objects that sum to more than 1 could not be placed at random
 without touching."""
 
 
 def sample_items(rng: np.random.Generator, fewest: int, most: int) -> list[Item]:
-    """Objects without a place.
+    """Random objects that have no place yet.
 
-    Every trait is exchangeable over its values, so a question's words alone say nothing about its answer.
+    The values of every trait are exchangeable, so the words of a question alone say nothing about its answer.
     """
     number = int(rng.integers(fewest, most + 1))
     values = {name: list(all_values) for name, all_values in VALUES.items()}
@@ -118,7 +117,7 @@ def sample_items(rng: np.random.Generator, fewest: int, most: int) -> list[Item]
         chosen = pick(rng, items)
         chosen[name] = odd
         items.remove(chosen)
-        items.insert(0, chosen)  # the last to be left out of a crowd
+        items.insert(0, chosen)  # never left out when there are too many
     while sum(CROWDING[item["size"]] for item in items) > 1 and len(items) > fewest:
         largest = max(CROWDING[item["size"]] for item in items[1:])
         items.pop(max(k for k, item in enumerate(items) if k and CROWDING[item["size"]] == largest))

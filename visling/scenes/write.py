@@ -1,5 +1,5 @@
-"""Writes the embedded data set: pictures, annotation files of COCO instances, COCO captions, VQA v2 and NLVR, and text
-without pictures."""
+"""Writes the embedded data set: pictures, annotations in the formats of COCO, VQA v2 and NLVR, and text without
+pictures."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from visling.scenes.captions import captions
 from visling.scenes.drawing import draw_scene
 from visling.scenes.files import SCHEMA, image_entry, in_order, info, license_entry, write_json, write_lines
 from visling.scenes.panels.write import write_panels
-from visling.scenes.questions import FAMILIES, Candidate, Quotas, answer_type, candidates
+from visling.scenes.questions import FAMILIES, answer_type, candidates
+from visling.scenes.quotas import Candidate, Quotas
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.statements import statements
 from visling.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, pick, sample_items
 
 Progress = Callable[[int, int], None]
 
-_UNCHANGING = ("processes", "overwrite")
+_WITHOUT_EFFECT = ("processes", "overwrite")
 """Settings that do not change what is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Drawn:
+class _DrawnScene:
     """One scene and what could be said about it."""
 
     scene: Scene
@@ -49,10 +50,10 @@ def write_scenes(out: Path, config: ScenesConfig, progress: Progress | None = No
     nothing that looks complete.
 
     Args:
-        out: folder, made here; it must be new or empty unless `config.overwrite`.
+        out: folder to write; new or empty unless `config.overwrite`.
         progress: called with (pictures done, pictures in all).
     Raises:
-        RunError: the folder is taken or cannot be written.
+        RunError: the folder is not empty or cannot be written.
         ConfigError: the objects do not fit into the pictures.
     """
     out = Path(out).resolve()
@@ -70,18 +71,19 @@ def write_scenes(out: Path, config: ScenesConfig, progress: Progress | None = No
             f"cannot write to {out.parent}: {error.strerror or error}. Choose a folder that you may write to."
         ) from error
     try:
-        summary = _write(part, config, progress or (lambda done, total: None))
-        _replace(part, out)
+        summary = _write_all(part, config, progress or (lambda done, total: None))
+        _replace_folder(part, out)
     except OSError as error:
         raise RunError(
-            f"writing {out} failed: {error.strerror or error}. Nothing was left behind; free some space or choose another folder."
+            f"writing {out} failed: {error.strerror or error}. Nothing was left behind; free some space or choose "
+            "another folder."
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return summary
 
 
-def _replace(part: Path, out: Path) -> None:
+def _replace_folder(part: Path, out: Path) -> None:
     """Put the finished folder in place; an older one is moved aside first and deleted last."""
     old = out.with_name(f".{out.name}.old")
     if old.exists():
@@ -93,7 +95,8 @@ def _replace(part: Path, out: Path) -> None:
         shutil.rmtree(old)
 
 
-def _write(folder: Path, config: ScenesConfig, progress: Progress) -> dict[str, Any]:
+def _write_all(folder: Path, config: ScenesConfig, progress: Progress) -> dict[str, Any]:
+    """Write every file into the folder; returns the summary."""
     total = config.images + config.panels
     counts: dict[str, Any] = {}
     (folder / "annotations").mkdir()
@@ -113,7 +116,7 @@ def _write(folder: Path, config: ScenesConfig, progress: Progress) -> dict[str, 
             counts[split] = files.write(folder)
     if config.panels:
         counts["nlvr"] = write_panels(folder, config, lambda done: progress(config.images + done, total))
-    settings = {name: value for name, value in to_dict(config).items() if name not in _UNCHANGING}
+    settings = {name: value for name, value in to_dict(config).items() if name not in _WITHOUT_EFFECT}
     summary = {
         "schema": SCHEMA,
         "config": settings,
@@ -126,8 +129,8 @@ def _write(folder: Path, config: ScenesConfig, progress: Progress) -> dict[str, 
     return summary
 
 
-def _draw_all(folder: Path, config: ScenesConfig) -> Iterator[_Drawn]:
-    """Every scene in order; its picture is on disk when it comes out."""
+def _draw_all(folder: Path, config: ScenesConfig) -> Iterator[_DrawnScene]:
+    """Every scene in order; its picture is on disk by the time it is yielded."""
     jobs = [
         (str(folder / "images" / split), config, place + 1)
         for split, places in config.bounds(config.images).items()
@@ -136,7 +139,8 @@ def _draw_all(folder: Path, config: ScenesConfig) -> Iterator[_Drawn]:
     return in_order(_draw_one, jobs, config.processes)
 
 
-def _draw_one(job: tuple[str, ScenesConfig, int]) -> _Drawn:
+def _draw_one(job: tuple[str, ScenesConfig, int]) -> _DrawnScene:
+    """Draw one scene and collect all that could be said about it."""
     folder, config, image_id = job
     # One generator per purpose, so that the world is the same in both styles and a new caption does not change a
     # question.
@@ -145,7 +149,7 @@ def _draw_one(job: tuple[str, ScenesConfig, int]) -> _Drawn:
     picture, placed = draw_scene(items, config.size, config.style, pencil)
     picture.save(Path(folder) / f"{stem(image_id)}.png", compress_level=4)
     scene = Scene(image_id=image_id, size=config.size, items=tuple(placed))
-    return _Drawn(
+    return _DrawnScene(
         scene=scene,
         captions=captions(scene, voice, config.captions_per_image),
         questions=candidates(scene, asker) if config.questions_per_image else [],
@@ -174,8 +178,8 @@ class _SplitFiles:
         self.asked, self.stated = Quotas(), Quotas()
         self.given: Counter[str] = Counter()
 
-    def add(self, drawn: _Drawn) -> None:
-        """Take one scene in."""
+    def add(self, drawn: _DrawnScene) -> None:
+        """Collect the annotations of one scene."""
         scene, config = drawn.scene, self.config
         self.images.append(image_entry(scene.image_id, f"{stem(scene.image_id)}.png", scene.size, scene.size))
         for k, item in enumerate(scene.items):
@@ -198,7 +202,7 @@ class _SplitFiles:
             self.passages.append(". ".join(drawn.captions) + ".")
         rng = generator_for(config.seed, scene.image_id, 10)
         for k, question in enumerate(self.asked.choose(drawn.questions, config.questions_per_image, rng)):
-            self._ask(scene.image_id, scene.image_id * 1000 + k, question, rng)
+            self._add_question(scene.image_id, scene.image_id * 1000 + k, question, rng)
         for k, statement in enumerate(self.stated.choose(drawn.statements, config.statements_per_image, rng)):
             self.statements.append(
                 {
@@ -209,8 +213,9 @@ class _SplitFiles:
                 }
             )
 
-    def _ask(self, image_id: int, question_id: int, question: Candidate, rng: np.random.Generator) -> None:
-        answers = [_noisy(question, self.config.answer_noise, rng) for _ in range(10)]
+    def _add_question(self, image_id: int, question_id: int, question: Candidate, rng: np.random.Generator) -> None:
+        """Write a question with its ten answers."""
+        answers = [_add_noise(question, self.config.answer_noise, rng) for _ in range(10)]
         most = max(Counter(answers).items(), key=lambda pair: (pair[1], pair[0] == question.answer, pair[0]))[0]
         self.given[f"{question.family}: {question.answer}"] += 1
         self.questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
@@ -274,14 +279,15 @@ def attribute_names() -> list[str]:
     return [*COLOURS, *SIZES, *TEXTURES]
 
 
-def _noisy(question: Candidate, noise: float, rng: np.random.Generator) -> str:
-    """The answer, or with probability `noise` another one of its kind."""
+def _add_noise(question: Candidate, noise: float, rng: np.random.Generator) -> str:
+    """The answer or, with probability `noise`, another one of its kind."""
     if noise == 0 or rng.random() >= noise:
         return question.answer
-    return pick(rng, _others(question))
+    return pick(rng, _list_other_answers(question))
 
 
-def _others(question: Candidate) -> list[str]:
+def _list_other_answers(question: Candidate) -> list[str]:
+    """The other answers of the same kind."""
     answer = question.answer
     if answer in ("yes", "no"):
         return ["no" if answer == "yes" else "yes"]

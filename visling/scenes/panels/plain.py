@@ -43,8 +43,8 @@ def plain_captions(panel: Panel, rng: np.random.Generator, count: int) -> list[s
 def plain_statements(panel: Panel, rng: np.random.Generator, count: int) -> list[tuple[Sentence, bool]]:
     """Different statements with their truth, true and false in turn, at most `count`.
 
-    The words alone hint at the truth (a tower of four is rare). An untrained model starts from that hint; from statements
-    that are true as often as false it learned nothing (docs/log.md).
+    The words alone hint at the truth (a tower of four is rare), and an untrained model starts from that hint; from
+    statements that are true as often as false it learned nothing (docs/log.md).
     """
     chosen: dict[str, tuple[Sentence, bool]] = {}
     for k in range(count):

@@ -119,7 +119,7 @@ def _make_presentation(job: tuple[str, str, ScenesConfig, int, int]) -> _Present
 def _judge_people_sentences(
     config: ScenesConfig, num_panels: int, rng: np.random.Generator
 ) -> tuple[list[Panel], list[_JudgedSentence]]:
-    """Panels and sentences, each true of some panels and false of as many, so that its words alone give nothing away."""
+    """Panels and sentences, each true of some panels and false of as many: its words alone give nothing away."""
     panels, first = _find_first_sentence(config, num_panels, rng)
     judged, said = [first], {first.text}
     for _ in range(20 * config.statements_per_panel):
