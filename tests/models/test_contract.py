@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.releases import REGION_LOSSES
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from visling.nn import attention, coattention, heads
 from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
-from visling.objectives.masked_regions import RELEASES, MaskedRegions, RegionLosses
+from visling.objectives.masked_regions import MaskedRegions, RegionLosses
 from visling.objectives.matching import Matching
 from visling.objectives.region_contrast import RegionContrast
 from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
@@ -64,7 +65,7 @@ ALSO_NAMED: Mapping[str, Head] = {"entailment": Head(kind="classify", outputs=3)
 """Parts of released files that have a style of their own besides the kinds."""
 
 _REGION_LOSSES: Mapping[str, RegionLosses] = {
-    **RELEASES,
+    **REGION_LOSSES,
     "vilbert_l2": RegionLosses(features="l2"),
     "vilbert_nce": RegionLosses(features="nce", num_negatives=10),
 }

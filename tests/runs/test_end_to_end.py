@@ -435,8 +435,8 @@ def test_a_whole_model_goes_out_and_its_network_comes_back(world: Any, trained: 
         (["region_masking.hide=0.8", "region_masking.random=0.1"], "region_masking.random takes stored features"),
         (["region_losses.features=l2"], "compare with stored features"),
         (["objectives.region_contrast=1.0"], "compare with stored features"),
-        (["flip=1.5"], "flip is a share of the pictures, from 0 to 1; found 1.5"),
-        (["extractor=none"], "flip mirrors the pictures that an extractor reads"),
+        (["flip=1.5"], "flip is a share of the images, from 0 to 1; found 1.5"),
+        (["extractor=none"], "flip mirrors the images that an extractor reads"),
     ],
 )
 def test_what_does_not_go_together(settings: list[str], reason: str) -> None:

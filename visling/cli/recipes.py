@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -68,20 +68,25 @@ def recipes_show(
     Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu H100
     """
     from visling.recipes.configs import differences
-    from visling.recipes.tables import FINETUNING, PRETRAINING
+    from visling.recipes.tables import FINETUNING, PRETRAINING, find_finetuning, find_pretraining
     from visling.runs import estimate as estimates
     from visling.runs import pretrain as pretraining
 
-    tables: dict[str, Mapping[str, Callable[[], Any]]] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
-    having = {verb: table for verb, table in tables.items() if name in table}
-    if not having:
-        raise ConfigError(
-            f"no recipe {name!r}. {nearest(name, {known for table in tables.values() for known in table})}"
-        )
-    found, refused = {}, []
-    for verb, table in having.items():
+    finders: dict[str, Callable[[str], Callable[[], Any]]] = {"pretrain": find_pretraining, "finetune": find_finetuning}
+    having, unknown = {}, []
+    for verb, find in finders.items():
         try:
-            run = find_recipe(table, name, set_, None)
+            having[verb] = find(name)
+        except ConfigError as error:
+            unknown.append(error)
+    if not having and ":" in name:
+        raise unknown[0]
+    if not having:
+        raise ConfigError(f"no recipe {name!r}. {nearest(name, {*PRETRAINING, *FINETUNING})}")
+    found, refused = {}, []
+    for verb, recipe in having.items():
+        try:
+            run = find_recipe(recipe, set_, None)
             if verb == "pretrain":
                 pretraining.check_names(run)
             found[verb] = run
@@ -89,7 +94,7 @@ def recipes_show(
             refused.append(error)
     if not found:
         raise refused[0]
-    shown = {verb: configs.to_dict(run) | differences(run, having[verb][name]()) for verb, run in found.items()}
+    shown = {verb: configs.to_dict(run) | differences(run, having[verb]()) for verb, run in found.items()}
     if estimate:
         gpus = tuple(gpu or (estimates.DEFAULT_GPU,))
         for one in gpus:
@@ -99,8 +104,6 @@ def recipes_show(
     print(json.dumps(shown, indent=2))
 
 
-def find_recipe(table: Mapping[str, Callable[[], T]], name: str, settings: Sequence[str] | None, seed: int | None) -> T:
-    if name not in table:
-        raise ConfigError(f"no recipe {name!r}. {nearest(name, table)}")
-    chosen = configs.override(table[name](), settings or ())
+def find_recipe(recipe: Callable[[], T], settings: Sequence[str] | None, seed: int | None) -> T:
+    chosen = configs.override(recipe(), settings or ())
     return chosen if seed is None else configs.override(chosen, [f"train.seed={seed}"])

@@ -26,15 +26,7 @@ from visling.data.text import Tokenizer
 from visling.errors import CheckpointError, ConfigError
 from visling.models.base import Encoder
 from visling.models.task_model import SavedHead
-from visling.pretrained.answers import (
-    ANSWER_LISTS,
-    ANSWER_TASKS,
-    VQA_ELSEWHERE,
-    VQA_SETTINGS,
-    read_answers,
-    save_answers,
-    why_not_of,
-)
+from visling.pretrained.answers import ANSWER_TASKS, read_answers, save_answers, why_not_of
 from visling.pretrained.features import measure_features
 from visling.pretrained.folder import KEPT, describe_model_folder
 from visling.pretrained.recognise import (
@@ -217,7 +209,7 @@ def _answer_lists(
         raise CheckpointError(
             f"--answers needs a classifier over answers; the file has none, only: {', '.join(heads) or 'no head'}."
         )
-    known = ANSWER_LISTS.get(choice.layout) or ANSWER_LISTS[choice.model]
+    known = models.spec(choice.model).answer_list(choice.layout)
     found: dict[str, AnswerVocabulary] = {}
     for path in paths:
         listed = read_answers(path)
@@ -257,7 +249,7 @@ def _task(
     )
     for lacking, outputs in classifiers.items():
         if lacking not in lists and (outputs in ANSWER_TASKS or (kind is not None and lacking == part)):
-            listed = ANSWER_LISTS.get(choice.layout) or ANSWER_LISTS[choice.model]
+            listed = models.spec(choice.model).answer_list(choice.layout)
             raise CheckpointError(
                 f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with --answers FILE, once for each "
                 f"classifier. For {choice.model} it is {listed.file}. Other lists of the same length have another order and give wrong answers "
@@ -267,7 +259,7 @@ def _task(
         return None
     own = ANSWER_TASKS.get(classifiers[part], "")
     name = name or (own if own in tasks.names() else "vqa")
-    settings = VQA_SETTINGS.get(choice.model, VQA_ELSEWHERE) if name == "vqa" else {}
+    settings = models.spec(choice.model).vqa if name == "vqa" else {}
     return tasks.load(name).from_state({"config": dict(settings), "answers": list(lists[part])})
 
 

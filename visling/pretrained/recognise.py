@@ -160,7 +160,7 @@ def _only_fit(tensors: Mapping[str, Tensor], model: str | None, layout: str | No
     raise CheckpointError(f"the names in the file fit {listed(found)}. Say which with --model and --from.")
 
 
-def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec, model: str, layout: str) -> str:
+def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec[Any], model: str, layout: str) -> str:
     """The preset whose shapes a file has."""
     shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     shapes = with_bert_prefix(shapes) if layout == "bert" else shapes
@@ -206,7 +206,7 @@ def with_bert_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_heads(
-    ours: Mapping[str, Tensor], spec: ModelSpec, layout: str, encoder: Encoder
+    ours: Mapping[str, Tensor], spec: ModelSpec[Any], layout: str, encoder: Encoder
 ) -> dict[str, tuple[SavedHead, nn.Module]]:
     """Every head that a file holds, by part, as its tensors say."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -221,7 +221,7 @@ def find_heads(
     return heads
 
 
-def _head(part: str, tensors: Mapping[str, Tensor], spec: ModelSpec, layout: str, encoder: Encoder) -> SavedHead:
+def _head(part: str, tensors: Mapping[str, Tensor], spec: ModelSpec[Any], layout: str, encoder: Encoder) -> SavedHead:
     """The head with the names and shapes of a part: of the kinds that it may be, in the styles of the family first.
 
     Raises:
