@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from visling import models
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
@@ -31,7 +33,6 @@ SIZES = {
     "small": Size(images=2500, detector_steps=450, pretrain_epochs=12, finetune_epochs=5),
     "large": Size(images=6000, detector_steps=900, pretrain_epochs=9, finetune_epochs=5),
 }
-MODELS = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
 SHARE_OF_EPOCHS = {"visualbert": 2 / 3, "lxmert": 0.72}
 """Of pre-training, beside the others: VisualBERT binds words to regions soonest; LXMERT reads questions, too, and takes
 as many updates in fewer."""
@@ -46,7 +47,7 @@ def main() -> None:
         type=Path,
         help="folder to write; demo/SIZE if left out. Every model reads the same pictures and regions there",
     )
-    parser.add_argument("--model", choices=MODELS, default="visualbert")
+    parser.add_argument("--model", choices=models.names(), default="visualbert")
     parser.add_argument(
         "--at-least",
         type=float,

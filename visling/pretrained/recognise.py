@@ -40,13 +40,17 @@ class Choice:
     release: ReleasedFile | None
 
 
-def fitting_layouts(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Families and layouts that know every name of a state dict, by the names and shapes alone."""
+def fitting_layouts(tensors: Mapping[str, Tensor], model: str | None = None) -> list[tuple[str, str]]:
+    """Families and layouts that know every name of a state dict, by the names and shapes alone.
+
+    Args:
+        model: the only family to look at; None = all of this package.
+    """
     shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     prefixed = with_bert_prefix(shapes)
     found = []
-    for model in models.names():
-        for layout, keys in models.spec(model).keys.items():
+    for family in models.names() if model is None else (model,):
+        for layout, keys in models.spec(family).keys.items():
             if layout in BY_PRODUCTS:
                 continue
             try:
@@ -54,7 +58,7 @@ def fitting_layouts(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
             except CheckpointError:
                 continue
             if not coverage.unexpected and any(name.startswith("encoder.") for name in ours):
-                found.append((model, layout))
+                found.append((family, layout))
     return found
 
 
@@ -142,11 +146,7 @@ def choose(
 
 
 def _only_fit(tensors: Mapping[str, Tensor], model: str | None, layout: str | None) -> tuple[str, str]:
-    found = [
-        (family, name)
-        for family, name in fitting_layouts(tensors)
-        if model in (None, family) and layout in (None, name)
-    ]
+    found = [(family, name) for family, name in fitting_layouts(tensors, model) if layout in (None, name)]
     if len(found) == 1:
         return found[0]
     given = " and ".join(
