@@ -1,5 +1,8 @@
-"""A family that the package does not know (`sixth_family`: UNITER in two files) does all that a family does, with nothing
-of the package edited: contract, pre-training, fine-tuning, conversion, verification, comparison, use."""
+"""A family that the package does not know does all that a family does, with nothing of the package edited.
+
+`sixth_family` holds it: UNITER in two files. Contract, pre-training, fine-tuning, conversion, verification, comparison,
+use.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What every model family offers: an encoder from `Batch` to `Encoded`, and `SPEC`, which holds all that the rest of the
-package knows about the family: presets, inputs, heads, released layouts and their answers."""
+"""What every model family offers: an encoder from `Batch` to `Encoded`, and `SPEC`.
+
+`SPEC` holds all that the rest of the package knows about the family: presets, inputs, heads, released layouts.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,10 @@ class Encoder(nn.Module, ABC):
         """
 
     def fit_features(self, features: Tensor) -> None:
-        """Called once with a sample of region features (N, F) when training starts from scratch: statistics are measured
-        here."""
+        """Measure statistics of region features on a sample (N, F); called once when training starts from scratch."""
 
     def after_text_weights(self) -> None:
-        """Called once after BERT's text weights are loaded: tables that start as copies of text tables are filled
-        here."""
+        """Fill tables that start as copies of text tables; called once after BERT's text weights are loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
-"""The answer table of a pre-trained model: what it answers by it is scored in validation; kept beside the weights, it
-lets the head of a task start from the head of pre-training."""
+"""Lists of answers: of released classifiers, and of the head that pre-training on questions learns.
+
+A list kept with the weights lets the answer head of a task start from the one learnt in pre-training.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _HEAD = "objectives.image_qa.head"
 
 
 def save_answers(path: Path, answers: AnswerVocabulary, place: str = _HEAD) -> None:
-    """Write the answers of a head that is no task's into a model folder, beside those of its task if it has one.
+    """Write the answers of a head that is no task's into a model folder, next to those of its task.
 
     Args:
         place: of the head's weights in the folder.
@@ -56,18 +58,19 @@ def table_of(saved: ModelFolder) -> AnswerVocabulary:
     listed = _listed(saved)
     if listed is None:
         raise CheckpointError(
-            f"{saved.path} does not say which answers its {outputs[0]} outputs stand for: convert it with --answers all_ans.json, of its release."
+            f"{saved.path} does not say which answers its {outputs[0]} outputs stand for: convert it with --answers "
+            "all_ans.json, of its release."
         )
     if len(listed) != outputs[0]:
         raise CheckpointError(
-            f"the answer table does not belong to {saved.path}: found {len(listed)} answers for {outputs[0]} outputs. Each output stands for one "
-            "answer of its own table."
+            f"the answer table does not belong to {saved.path}: found {len(listed)} answers for {outputs[0]} outputs. "
+            "Each output stands for one answer of its own table."
         )
     return AnswerVocabulary(listed)
 
 
 def _listed(saved: ModelFolder) -> Sequence[str] | None:
-    """The answers of the head as answers.json has them; beside a task's answers they stand under the name of the
+    """The answers of the head as answers.json has them; next to a task's answers they stand under the name of the
     head."""
     own = saved.state.get("answers") if saved.task is None else None
     found: Sequence[str] | None = saved.state.get("others", {}).get(_HEAD, own)
@@ -110,8 +113,8 @@ def continue_head(objective: Objective, dims: Dims, saved: ModelFolder, answers:
 def _start(head: NormedClassifier, dims: Dims, saved: ModelFolder, answers: Sequence[str]) -> str:
     if _listed(saved) is None:
         return (
-            "the answer head starts from fresh weights: the pre-trained model does not say which answers its outputs stand for "
-            "(visling convert --answers all_ans.json)"
+            "the answer head is randomly initialised: the pre-trained model does not say which answers its outputs "
+            "stand for (visling convert --answers all_ans.json)"
         )
     table = table_of(saved)
     trained = build(Head(kind="classify", outputs=len(table)), dims, style=head_styles(saved.model)["classify"])
@@ -119,7 +122,8 @@ def _start(head: NormedClassifier, dims: Dims, saved: ModelFolder, answers: Sequ
     assert isinstance(trained, NormedClassifier)
     rows = table_rows(answers, list(table))
     head.start_from(trained, rows)
-    return f"the answer head starts from that of pre-training: {sum(row is not None for row in rows)} of {len(rows)} answers carried over"
+    carried = sum(row is not None for row in rows)
+    return f"the answer head starts from that of pre-training: {carried} of {len(rows)} answers carried over"
 
 
 _VQA_ANSWERS = 3129
@@ -146,7 +150,8 @@ def read_answers(path: Path) -> AnswerVocabulary:
         raise DataError(f"answer vocabulary {path} is no pickled list of strings: {error}.") from error
     if not isinstance(answers, list):
         raise DataError(
-            f"answer vocabulary {path} must be a list of answers in the order of their indices; found {type(answers).__name__}."
+            f"answer vocabulary {path} must be a list of answers in the order of their indices; found "
+            f"{type(answers).__name__}."
         )
     return AnswerVocabulary(answers)
 

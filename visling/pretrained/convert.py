@@ -169,7 +169,8 @@ def _load(
     spec = models.spec(choice.model)
     if choice.layout == "bert" and getattr(choice.config, "whiten_features", False) and store is None:
         raise ConfigError(
-            "this preset whitens the features by statistics of the region store, which BERT knows nothing of: name it with --features."
+            "this preset whitens the features by statistics of the region store, which BERT knows nothing of: name it "
+            "with --features."
         )
     encoder = measure_features(models.build(choice.model, choice.config), store, store.ids if store is not None else ())
     keys = spec.keys[choice.layout]
@@ -181,7 +182,8 @@ def _load(
         others = [fit for fit in fitting_layouts(tensors) if fit != (choice.model, choice.layout)]
         hint = f"\nThe names fit {listed(others)}." if others else ""
         raise CheckpointError(
-            f"cannot read the file as {choice.layout!r} of {choice.model}, preset {choice.preset or 'as given'}: {error}{hint}"
+            f"cannot read the file as {choice.layout!r} of {choice.model}, preset {choice.preset or 'as given'}: "
+            f"{error}{hint}"
         ) from error
     if choice.layout == "bert":
         encoder.after_text_weights()
@@ -221,8 +223,9 @@ def _answer_lists(
             )
         if not any_list and (wrong := why_not_of(known, listed)):
             raise CheckpointError(
-                f"{path} is not the list of the release: {wrong}. For {choice.model} it is {known.file}. Another list, or another order, gives "
-                "wrong answers without an error. If these weights were trained on it all the same, say --other-answers."
+                f"{path} is not the list of the release: {wrong}. For {choice.model} it is {known.file}. Another "
+                "list, or another order, gives wrong answers without an error. If these weights were trained on it "
+                "all the same, say --other-answers."
             )
         found[part] = listed
     return found
@@ -241,7 +244,8 @@ def _task(
         return kind()
     if kind is not None and not classifiers:
         raise CheckpointError(
-            f"the task {name} needs a classifier over answers; the file has none, only: {', '.join(heads) or 'no head'}."
+            f"the task {name} needs a classifier over answers; the file has none, only: "
+            f"{', '.join(heads) or 'no head'}."
         )
     part = next(
         (part for part, outputs in classifiers.items() if ANSWER_TASKS.get(outputs) == (name or "vqa")),
@@ -251,9 +255,10 @@ def _task(
         if lacking not in lists and (outputs in ANSWER_TASKS or (kind is not None and lacking == part)):
             listed = models.spec(choice.model).answer_list(choice.layout)
             raise CheckpointError(
-                f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with --answers FILE, once for each "
-                f"classifier. For {choice.model} it is {listed.file}. Other lists of the same length have another order and give wrong answers "
-                "without an error. --encoder-only leaves the classifier out."
+                f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with "
+                f"--answers FILE, once for each classifier. For {choice.model} it is {listed.file}. Other lists of "
+                "the same length have another order and give wrong answers without an error. --encoder-only leaves "
+                "the classifier out."
             )
     if part not in lists:
         return None
@@ -264,7 +269,7 @@ def _task(
 
 
 def _answers(part: str, saved: SavedHead, heads: Iterable[str]) -> bool:
-    """Whether a head classifies answers for a task; LXMERT's pre-training has one too, beside its other objectives."""
+    """Whether a head classifies answers for a task; LXMERT's pre-training has one too, among its other objectives."""
     return saved.head.kind == "classify" and (
         part.startswith("classifier") or (part == "answers" and "vocabulary" not in set(heads))
     )
@@ -289,8 +294,8 @@ def _places(
             assert task is not None
             found = ", ".join(f"{part} ({saved.head.kind}, {saved.head.outputs})" for part, (saved, _) in heads.items())
             raise CheckpointError(
-                f"the task {task.name} needs a head of kind {wanted.kind} with {wanted.outputs} outputs; the file has {found or 'none'}. "
-                "Fine-tune the encoder instead, or name the task that the file was made for."
+                f"the task {task.name} needs a head of kind {wanted.kind} with {wanted.outputs} outputs; the file has "
+                f"{found or 'none'}. Fine-tune the encoder instead, or name the task that the file was made for."
             )
         places[f"heads.{name}"] = left.pop(same[0])
     for part, head in left.items():
@@ -308,8 +313,8 @@ def _tokenizer(choice: Choice) -> Tokenizer:
     found = Tokenizer(models.spec(choice.model).inputs(choice.config).vocabulary)
     if found.size > choice.config.vocab_size:
         raise ConfigError(
-            f"vocabulary {choice.config.vocabulary!r} has {found.size} entries, but the word table has {choice.config.vocab_size} rows. "
-            "Name the vocabulary of the file with --set vocabulary=FILE."
+            f"vocabulary {choice.config.vocabulary!r} has {found.size} entries, but the word table has "
+            f"{choice.config.vocab_size} rows. Name the vocabulary of the file with --set vocabulary=FILE."
         )
     return found
 

@@ -77,7 +77,8 @@ def find_weights(
         known = listed[name]
         if not known.source.startswith(catalog.HUB):
             raise CheckpointError(
-                f"{name} is not fetched by itself: it is published at {known.source}. Download it, then give the path of the file."
+                f"{name} is not fetched by itself: it is published at {known.source}. Download it, then give the path "
+                "of the file."
             )
         name = known.source.removeprefix(catalog.HUB)
     if hub.is_id(name):
@@ -98,7 +99,8 @@ def _weights_in(path: Path) -> Path:
     found = sorted(file for file in path.iterdir() if file.suffix in (".bin", ".pth", ".th", ".safetensors", ".model"))
     if len(found) != 1:
         raise CheckpointError(
-            f"{path} holds {len(found)} weight files: {', '.join(file.name for file in found) or 'none'}. Name the file."
+            f"{path} holds {len(found)} weight files: {', '.join(file.name for file in found) or 'none'}. Name the "
+            "file."
         )
     return found[0]
 
@@ -113,7 +115,8 @@ def check_file(path: Path, release: ReleasedFile | None) -> None:
         )
     if release.sha256 is not None and (found := files.digest(path)) != release.sha256:
         raise CheckpointError(
-            f"{path} has the SHA-256 {found}; {release.name} has {release.sha256}. Fetch it again, from where the catalogue says."
+            f"{path} has the SHA-256 {found}; {release.name} has {release.sha256}. Fetch it again, from where the "
+            "catalogue says."
         )
 
 
@@ -154,8 +157,8 @@ def _only_fit(tensors: Mapping[str, Tensor], model: str | None, layout: str | No
     )
     if not found:
         raise CheckpointError(
-            f"the names in the file fit no family{f' with {given}' if given else ''}: the first are {', '.join(list(tensors)[:3])}."
-            f"{_suggestion(tensors)}"
+            f"the names in the file fit no family{f' with {given}' if given else ''}: the first are "
+            f"{', '.join(list(tensors)[:3])}.{_suggestion(tensors)}"
         )
     raise CheckpointError(f"the names in the file fit {listed(found)}. Say which with --model and --from.")
 
@@ -174,11 +177,12 @@ def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec[Any], model: str
         return found[0]
     if found:
         raise CheckpointError(
-            f"the shapes in the file fit several presets of {model}: {', '.join(found)}. They differ in what they read: say --preset."
+            f"the shapes in the file fit several presets of {model}: {', '.join(found)}. They differ in what they "
+            "read: say --preset."
         )
     raise CheckpointError(
-        f"the file has the size of no preset of {model} in layout {layout!r} ({', '.join(spec.presets)}). "
-        f"Name the closest with --preset and the differences with --set.{_suggestion(tensors)}"
+        f"the file has the size of no preset of {model} in layout {layout!r} ({', '.join(spec.presets)}). Name the "
+        f"closest with --preset and the differences with --set.{_suggestion(tensors)}"
     )
 
 
@@ -253,7 +257,8 @@ def _head(part: str, tensors: Mapping[str, Tensor], spec: ModelSpec[Any], layout
                 return SavedHead(part=part, head=head, style=style, group=group)
     listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
     raise CheckpointError(
-        f"the head {part!r} of the file is like none of ours on this encoder: it holds {listed}. Another preset, or a damaged file?"
+        f"the head {part!r} of the file is like none of ours on this encoder: it holds {listed}. Another preset, or a "
+        "damaged file?"
     )
 
 

@@ -242,11 +242,13 @@ def _read_recording(saved: ModelFolder, folder: Path) -> Recording:
         described = json.loads((folder / "recording.json").read_text(encoding="utf-8"))
         if described["format"] != FORMAT:
             raise CheckpointError(
-                f"{folder} is a recording of layout {described['format']}; this version reads {FORMAT}. Record it again."
+                f"{folder} is a recording of layout {described['format']}; this version reads {FORMAT}. Record it "
+                "again."
             )
         if described["model"] != saved.model:
             raise CheckpointError(
-                f"{folder} was recorded with {described['model']}, but {saved.path} holds {saved.model}. Name another recording."
+                f"{folder} was recorded with {described['model']}, but {saved.path} holds {saved.model}. Name another "
+                "recording."
             )
         flat, values = load_file(folder / "batch.safetensors"), load_file(folder / "values.safetensors")
         text = {name.removeprefix("text."): tensor for name, tensor in flat.items() if name.startswith("text.")}
