@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`; each does all its own set-up, and twice is harmless.
-#   make demo [SIZE=small|large] [MODEL=visualbert|vlbert|vilbert|lxmert|cvlp]
+#   make demo [SIZE=small|large] [MODEL=NAME]    NAME: visualbert, lxmert, ...; examples/demo.py --help lists the families
 #                                  draw scenes, train a detector and a model, answer questions; leaves demo/SIZE, runs in demo/SIZE/MODEL
 #   make test                      lint, types and tests (minutes)
 #   make check-slow                what is too slow for every commit: slow tests, and the large demo, which must gain 25 points

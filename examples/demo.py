@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from visling import models
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
@@ -31,7 +33,6 @@ SIZES = {
     "small": Size(images=2500, detector_steps=450, pretrain_epochs=12, finetune_epochs=5),
     "large": Size(images=6000, detector_steps=900, pretrain_epochs=9, finetune_epochs=5),
 }
-MODELS = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
 SHARE_OF_EPOCHS = {"visualbert": 2 / 3, "lxmert": 0.72}
 """Share of `pretrain_epochs`, 1 if not listed: VisualBERT learns soonest which word belongs to which region, and
 LXMERT, which also reads questions, makes as many updates in fewer epochs."""
@@ -46,7 +47,7 @@ def main() -> None:
         type=Path,
         help="folder to write, demo/SIZE by default; all models share its pictures and regions",
     )
-    parser.add_argument("--model", choices=MODELS, default="visualbert")
+    parser.add_argument("--model", choices=models.names(), default="visualbert")
     parser.add_argument(
         "--at-least",
         type=float,

@@ -58,10 +58,10 @@ ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
-        "card", "folder", "features", "answers", "recognise", "transformers", "convert", "export", "recordings", "verify",
+        "card", "folder", "features", "answers", "recognise", "convert", "export", "verify",
     ),
     "recipes": (
-        "configs", "detectors", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "scenes", "nlvr", "tables",
+        "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "nlvr", "tables",
     ),
     "runs": (
         "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "evaluate", "finetune", "estimate",

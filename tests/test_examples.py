@@ -227,17 +227,19 @@ def demo() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "large"])
+@pytest.mark.parametrize(
+    ("size", "model"),
+    [("tiny", "visualbert"), ("large", "visualbert"), *(("small", name) for name in models.names())],
+)
 def test_every_stage_of_the_demo_parses(
-    demo: ModuleType, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: ModuleType, size: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
     monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size])
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size, "--model", model])
     monkeypatch.chdir(tmp_path)
     demo.main()
-    assert sorted(demo.MODELS) == sorted(models.names())
     monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size, "--at-least", "21"])
     with pytest.raises(SystemExit, match=r"should be 21 points above the question-only model; it is 20\.0"):
         demo.main()
@@ -267,7 +269,7 @@ def test_a_stage_that_fails_stops_the_demo(demo: ModuleType, tmp_path: Path, mon
         demo.stage("fails", False, "pretrain", "--out", tmp_path / "run")
 
 
-def test_examples_import_nothing_but_the_standard_library() -> None:
+def test_examples_import_nothing_but_the_standard_library_and_this_package() -> None:
     for file in (ROOT / "examples").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = (
@@ -278,7 +280,7 @@ def test_examples_import_nothing_but_the_standard_library() -> None:
                 else []
             )
             for name in names:
-                assert str(name).split(".")[0] in sys.stdlib_module_names | {"__future__"}, (
+                assert str(name).split(".")[0] in sys.stdlib_module_names | {"__future__", "visling"}, (
                     f"{file.name} imports {name}"
                 )
 

@@ -1,8 +1,9 @@
-"""Frozen dataclasses <-> plain dictionaries and TOML, with errors that name the nearest valid key."""
+"""Frozen dataclasses <-> plain dictionaries and TOML, with errors that name the nearest valid key; modules by name."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import tomllib
 import types
 import typing
@@ -215,3 +216,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     name = getattr(hint, "__name__", str(hint))
     raise ConfigError(f"{where!r} must be of type {name}; found {value!r} ({type(value).__name__}).")
+
+
+def load_module(path: str) -> types.ModuleType | None:
+    """A module by its dotted path, for what is named in a setting; None if there is none. A module that exists but
+    cannot import something else raises as usual."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise
+        return None

@@ -8,10 +8,12 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from fixtures.releases import REGION_LOSSES
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from visling.nn import attention, coattention, heads
 from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
-from visling.objectives.masked_regions import RELEASES, MaskedRegions, RegionLosses
+from visling.objectives.masked_regions import MaskedRegions, RegionLosses
 from visling.objectives.matching import Matching
 from visling.objectives.region_contrast import RegionContrast
 from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
@@ -64,7 +66,7 @@ ALSO_NAMED: Mapping[str, Head] = {"entailment": Head(kind="classify", outputs=3)
 """Parts of released files that have a style of their own besides the kinds."""
 
 _REGION_LOSSES: Mapping[str, RegionLosses] = {
-    **RELEASES,
+    **REGION_LOSSES,
     "vilbert_l2": RegionLosses(features="l2"),
     "vilbert_nce": RegionLosses(features="nce", num_negatives=10),
 }
@@ -85,94 +87,106 @@ OBJECTIVES: Mapping[str, tuple[type[Objective], str, Mapping[str, Any]]] = {
 }
 """Name -> objective, kind of its head, settings."""
 
+QUADRANTS = ("text_to_text", "text_to_regions", "regions_to_text", "regions_to_regions")
+_JOINT = ("layers.0", "layers.1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What differs between families on their tiny presets. The defaults are those of a plain single stream, whose layers
+    are called layers.0, layers.1: such a family needs no entry."""
+
+    feeds: Mapping[str, set[str]] = field(default_factory=lambda: {"pooler": {"pooled"}})
+    """Parameters, by the start of their names, on which only some of the outputs depend -> fields of `Encoded` that
+    do."""
+    frozen_first_rows: bool = False
+    """Whether the three text tables learn nothing from look-ups of row 0."""
+    maps: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(QUADRANTS, _JOINT))
+    """Quadrant -> layers with attention of that kind."""
+    states: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"both": ("embeddings", *_JOINT)})
+    """Stream -> captured states in their order; the last are those that are returned."""
+    behind_regions: int = 0
+    """Positions behind the regions in captured maps and states: the whole image; in VL-BERT [END] too."""
+    one_of_each: Mapping[str, Any] = field(default_factory=lambda: {"num_layers": 1})
+    """Settings with one layer of each sort: compiling takes time by the layer."""
+
+    @property
+    def single_stream(self) -> bool:
+        return "both" in self.states
+
+
 _LXMERT_FEEDS: Mapping[str, set[str]] = {
     "pooler": {"pooled"},
     "cross_layers.1.text_": {"text", "pooled"},
     "cross_layers.1.region_": {"regions"},
 }
-FEEDS: Mapping[str, Mapping[str, set[str]]] = {
-    "visualbert": {"pooler": {"pooled"}},
-    "vlbert": {"pooler": {"pooled"}},
-    "lxmert": _LXMERT_FEEDS,
-    "cvlp": {f"lxmert.{prefix}": fields for prefix, fields in _LXMERT_FEEDS.items()},
-    "vilbert": {
-        "text_pooler": {"pooled"},
-        "region_pooler": {"pooled"},
-        "text_layers.1": {"text", "pooled"},
-        "co_attention_layers.1.text_": {"text", "pooled"},
-        "region_layers.1": {"regions", "pooled"},
-        "co_attention_layers.1.region": {"regions", "pooled"},
+_LXMERT = Expected(
+    feeds=_LXMERT_FEEDS,
+    frozen_first_rows=True,
+    maps={
+        "text_to_text": ("text_layers.0", "text_layers.1", "cross_layers.0.self", "cross_layers.1.self"),
+        "text_to_regions": ("cross_layers.0.cross", "cross_layers.1.cross"),
+        "regions_to_text": ("cross_layers.0.cross", "cross_layers.1.cross"),
+        "regions_to_regions": ("region_layers.0", "region_layers.1", "cross_layers.0.self", "cross_layers.1.self"),
     },
-}
-"""Family -> parameters, by the start of their names, that not everything it returns depends on -> the fields that
-do."""
-READS_A_RAW_SLOT = {"visualbert", "vlbert"}
-"""Families whose summary is the slot's own state, where a slot is given; their pooler is at rest then."""
-FROZEN_FIRST_ROWS = {"lxmert", "cvlp"}
-"""Families whose three text tables learn nothing from look-ups of row 0."""
-
-_JOINT = ("layers.0", "layers.1")
-_LXMERT_MAPS = {
-    "text_to_text": ("text_layers.0", "text_layers.1", "cross_layers.0.self", "cross_layers.1.self"),
-    "text_to_regions": ("cross_layers.0.cross", "cross_layers.1.cross"),
-    "regions_to_text": ("cross_layers.0.cross", "cross_layers.1.cross"),
-    "regions_to_regions": ("region_layers.0", "region_layers.1", "cross_layers.0.self", "cross_layers.1.self"),
-}
-_VILBERT_MAPS = {
-    "text_to_text": ("text_layers.0", "text_layers.1"),
-    "text_to_regions": ("co_attention_layers.0", "co_attention_layers.1"),
-    "regions_to_text": ("co_attention_layers.0", "co_attention_layers.1"),
-    "regions_to_regions": ("region_layers.0", "region_layers.1"),
-}
-QUADRANTS = ("text_to_text", "text_to_regions", "regions_to_text", "regions_to_regions")
-SINGLE_STREAM = {"visualbert", "vlbert"}
-MAPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    **{name: dict.fromkeys(QUADRANTS, _JOINT) for name in SINGLE_STREAM},
-    "lxmert": _LXMERT_MAPS,
-    "cvlp": _LXMERT_MAPS,
-    "vilbert": _VILBERT_MAPS,
-}
-"""Family -> quadrant -> layers with attention of that kind."""
-_LXMERT_STATES = {
-    "text": ("text_embeddings", "text_layers.0", "text_layers.1", "cross_layers.0.text", "cross_layers.1.text"),
-    "regions": (
-        "region_embeddings",
-        "region_layers.0",
-        "region_layers.1",
-        "cross_layers.0.regions",
-        "cross_layers.1.regions",
-    ),
-}
-STATES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    **{name: {"both": ("embeddings", *_JOINT)} for name in SINGLE_STREAM},
-    "lxmert": _LXMERT_STATES,
-    "cvlp": _LXMERT_STATES,
-    "vilbert": {
-        "text": (
-            "text_embeddings",
-            "co_attention_layers.0.text",
-            "text_layers.0",
-            "co_attention_layers.1.text",
-            "text_layers.1",
-        ),
+    states={
+        "text": ("text_embeddings", "text_layers.0", "text_layers.1", "cross_layers.0.text", "cross_layers.1.text"),
         "regions": (
             "region_embeddings",
-            "co_attention_layers.0.regions",
             "region_layers.0",
-            "co_attention_layers.1.regions",
             "region_layers.1",
+            "cross_layers.0.regions",
+            "cross_layers.1.regions",
         ),
     },
+    one_of_each={"num_text_layers": 1, "num_region_layers": 1, "num_cross_layers": 1},
+)
+EXPECTED: Mapping[str, Expected] = {
+    "vlbert": Expected(behind_regions=2),
+    "lxmert": _LXMERT,
+    "cvlp": dataclasses.replace(
+        _LXMERT, feeds={f"lxmert.{prefix}": fields for prefix, fields in _LXMERT_FEEDS.items()}
+    ),
+    "vilbert": Expected(
+        feeds={
+            "text_pooler": {"pooled"},
+            "region_pooler": {"pooled"},
+            "text_layers.1": {"text", "pooled"},
+            "co_attention_layers.1.text_": {"text", "pooled"},
+            "region_layers.1": {"regions", "pooled"},
+            "co_attention_layers.1.region": {"regions", "pooled"},
+        },
+        maps={
+            "text_to_text": ("text_layers.0", "text_layers.1"),
+            "text_to_regions": ("co_attention_layers.0", "co_attention_layers.1"),
+            "regions_to_text": ("co_attention_layers.0", "co_attention_layers.1"),
+            "regions_to_regions": ("region_layers.0", "region_layers.1"),
+        },
+        states={
+            "text": (
+                "text_embeddings",
+                "co_attention_layers.0.text",
+                "text_layers.0",
+                "co_attention_layers.1.text",
+                "text_layers.1",
+            ),
+            "regions": (
+                "region_embeddings",
+                "co_attention_layers.0.regions",
+                "region_layers.0",
+                "co_attention_layers.1.regions",
+                "region_layers.1",
+            ),
+        },
+        behind_regions=1,
+        one_of_each={"num_layers": 1, "num_region_layers": 1, "text_layers_before": (0,), "region_layers_before": (0,)},
+    ),
 }
-"""Family -> stream -> captured states in their order; the last are those that are returned."""
-BEHIND_REGIONS = {"vlbert": 2, "vilbert": 1}
-"""Positions behind the regions in captured maps and states: the whole image; in VL-BERT [END] too."""
-ONE_OF_EACH: Mapping[str, Mapping[str, Any]] = {
-    **{name: {"num_layers": 1} for name in SINGLE_STREAM},
-    **{name: {"num_text_layers": 1, "num_region_layers": 1, "num_cross_layers": 1} for name in ("lxmert", "cvlp")},
-    "vilbert": {"num_layers": 1, "num_region_layers": 1, "text_layers_before": (0,), "region_layers_before": (0,)},
-}
-"""Family -> settings with one layer of each sort: compiling takes time by the layer."""
+
+
+def expected_of(name: str) -> Expected:
+    return EXPECTED.get(name, Expected())
+
 
 # ------------------------------------------------------------------------------------------------------------------------------ models and inputs
 
@@ -333,7 +347,7 @@ def at_rest(module: nn.Module) -> set[str]:
 
 def not_fed(name: str, model: Encoder, reads: set[str]) -> set[str]:
     """Names of parameters that the given fields of `Encoded` do not depend on."""
-    prefixes = tuple(prefix for prefix, fields in FEEDS[name].items() if not fields & reads)
+    prefixes = tuple(prefix for prefix, fields in expected_of(name).feeds.items() if not fields & reads)
     return {n for n, _ in model.named_parameters() if prefixes and n.startswith(prefixes)}
 
 
@@ -358,7 +372,6 @@ def same(first: Encoded, second: Encoded, text: Tensor, regions: Tensor) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", models.names())
 def test_every_head_kind(name: str, kind: str) -> None:
     model = copy.deepcopy(_original(name))
     head = make_head(name, kind, model)
@@ -471,7 +484,6 @@ def test_gradients_reach_every_parameter(name: str, model: Encoder, slot: bool) 
         fields = [encoded.pooled, encoded.text[batch.text.mask], encoded.regions]
         torch.stack([(states * torch.randn(states.shape[-1])).sum() for states in fields]).sum().backward()
     answers_in_a_slot = models.spec(name).inputs(model.config).answer_slot != "none"
-    assert answers_in_a_slot == (name in READS_A_RAW_SLOT)
     assert at_rest(model) == ({"pooler.dense.weight", "pooler.dense.bias"} if slot and answers_in_a_slot else set())
 
 
@@ -508,7 +520,7 @@ def test_rows_of_tables_learn_if_they_are_read(name: str, model: Encoder) -> Non
         if table in read and tensor.dim() == 2:
             assert tensor.grad is not None
             taught = set(tensor.grad.any(1).nonzero().flatten().tolist())
-            assert taught == read[table] - ({0} if name in FROZEN_FIRST_ROWS else set()), parameter
+            assert taught == read[table] - ({0} if expected_of(name).frozen_first_rows else set()), parameter
             found += 1
     assert found >= 2
 
@@ -625,8 +637,8 @@ def test_attention_has_four_quadrants(name: str, model: Encoder) -> None:
     batch = make_batch(hidden=True, counts=ONE_WITHOUT)
     maps = model(batch, capture=True).maps
     assert maps is not None
-    assert {quadrant: tuple(getattr(maps, quadrant)) for quadrant in QUADRANTS} == dict(MAPS[name])
-    extra = BEHIND_REGIONS.get(name, 0)
+    assert {quadrant: tuple(getattr(maps, quadrant)) for quadrant in QUADRANTS} == dict(expected_of(name).maps)
+    extra = expected_of(name).behind_regions
     sizes = {"text": TOKENS, "regions": REGIONS + extra}
     real = {"text": batch.text.mask, "regions": F.pad(regions_of(batch).mask, (0, extra), value=True)}
     if name == "vlbert":
@@ -643,11 +655,11 @@ def test_attention_has_four_quadrants(name: str, model: Encoder) -> None:
             )  # padding is never read, everything else is
             share = probs.sum(-1)
             readable = real[target].any(1)
-            key = (source, layer) if name in SINGLE_STREAM else (quadrant, layer)
+            key = (source, layer) if expected_of(name).single_stream else (quadrant, layer)
             sums[key] = sums.get(key, torch.zeros_like(share)) + share
-            if name not in SINGLE_STREAM:  # attention over nothing gives nothing
+            if not expected_of(name).single_stream:  # attention over nothing gives nothing
                 assert_close(share, readable[:, None, None].expand_as(share).float())
-    if name in SINGLE_STREAM:
+    if expected_of(name).single_stream:
         assert all(torch.allclose(total, torch.ones_like(total)) for total in sums.values())
 
 
@@ -655,9 +667,9 @@ def test_states_are_those_of_every_layer(name: str, model: Encoder) -> None:
     batch = make_batch()
     encoded = model(batch, capture=True)
     assert encoded.states is not None
-    assert encoded.states.keys() == {state for stream in STATES[name].values() for state in stream}
-    behind = REGIONS + BEHIND_REGIONS.get(name, 0)
-    for stream, layers in STATES[name].items():
+    assert encoded.states.keys() == {state for stream in expected_of(name).states.values() for state in stream}
+    behind = REGIONS + expected_of(name).behind_regions
+    for stream, layers in expected_of(name).states.items():
         positions = {"text": TOKENS, "regions": behind, "both": TOKENS + behind}[stream]
         assert {encoded.states[layer].shape[:2] for layer in layers} == {(ROWS, positions)}
         last = encoded.states[layers[-1]]
@@ -700,12 +712,12 @@ def test_weights_saved_and_loaded_give_equal_outputs(name: str, model: Encoder) 
 
 
 def test_compiled_equals_eager(name: str) -> None:
-    model, batch = build(name, **ONE_OF_EACH[name]), make_batch(slot=True, hidden=True)
+    model, batch = build(name, **expected_of(name).one_of_each), make_batch(slot=True, hidden=True)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():  # a graph with gradients takes twice as long to make; the slow tests have them
         found, expected = compiled(batch), model(batch)
-    for field in ("text", "regions", "pooled"):
-        assert_close(getattr(found, field), getattr(expected, field), **CLOSE)
+    for output in ("text", "regions", "pooled"):
+        assert_close(getattr(found, output), getattr(expected, output), **CLOSE)
 
 
 @pytest.mark.slow
@@ -713,7 +725,7 @@ def test_compiled_equals_eager(name: str) -> None:
 def test_compiled_to_machine_code_equals_eager_with_every_head_and_gradient(name: str) -> None:
     if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
         pytest.skip("not run: inductor needs a C++ compiler (g++ or clang++), and there is none")
-    answers = Answers(name, build(name, **ONE_OF_EACH[name])).eval()
+    answers = Answers(name, build(name, **expected_of(name).one_of_each)).eval()
     batch = make_batch(slot=True, hidden=True, counts=ONE_WITHOUT)
     compiled = torch.compile(answers, backend="inductor", fullgraph=True)
     found = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.releases import REGION_LOSSES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -19,7 +20,6 @@ from visling.errors import ConfigError
 from visling.nn.heads import STYLES
 from visling.objectives.base import PretrainStep, average
 from visling.objectives.masked_regions import (
-    RELEASES,
     MaskedRegions,
     RegionLosses,
     attribute_loss,
@@ -91,7 +91,7 @@ def test_lxmert_losses(golden: Path) -> None:
     )
     every = torch.ones_like(classes, dtype=torch.bool)
     count = every.sum()
-    scale = RELEASES["lxmert"].scale
+    scale = REGION_LOSSES["lxmert"].scale
     loss = hard_class_loss(outputs["logits.obj"], classes, every, weights=inputs["obj_conf"], count=count)
     near(loss.value * scale, outputs["loss.obj"][0])
     loss = attribute_loss(outputs["logits.attr"], attributes, every, weights=inputs["attr_conf"], count=count)
@@ -310,7 +310,7 @@ def at_slots(values: Tensor, slots: Slots) -> Tensor:
 
 @pytest.mark.parametrize("release", ["vilbert", "vlbert"])
 def test_soft_classes_at_the_slots(release: str) -> None:
-    objective = make(small(RELEASES[release]))
+    objective = make(small(REGION_LOSSES[release]))
     now = step()
     loss = objective(now)
     logits = at_slots(objective.head(now.encoded.regions)["classes"], CHOSEN)
@@ -328,7 +328,7 @@ def test_soft_classes_at_the_slots(release: str) -> None:
 
 
 def test_lxmert_is_the_mean_over_all_regions() -> None:
-    objective = make(small(RELEASES["lxmert"]))
+    objective = make(small(REGION_LOSSES["lxmert"]))
     now = step(EVERY)
     targets = now.targets
     told: dict[str, tuple[int, ...]] = {}
@@ -366,7 +366,7 @@ def test_lxmert_is_the_mean_over_all_regions() -> None:
 
 
 def test_lxmert_of_the_paper_asks_for_hidden_regions_alone() -> None:
-    objective = make(dataclasses.replace(small(RELEASES["lxmert"]), weighted=False, over="chosen", scale=1.0))
+    objective = make(dataclasses.replace(small(REGION_LOSSES["lxmert"]), weighted=False, over="chosen", scale=1.0))
     loss = objective(step())
     assert part(loss, "region_classes")[1] == part(loss, "region_features")[1] == 3
 
@@ -387,14 +387,14 @@ def test_nce_through_the_objective(padded: bool) -> None:
 
 
 def test_shared_region_rows_count_once_per_text() -> None:
-    objective = make(small(RELEASES["lxmert"]))
+    objective = make(small(REGION_LOSSES["lxmert"]))
     row = torch.tensor([0, 0, 1])
     every = Slots(at=EVERY.at, mask=REAL[row])
     assert part(objective(step(every, row=row)), "masked_regions")[1] == 12
 
 
 def test_text_alone_gives_zero() -> None:
-    objective = make(small(RELEASES["vlbert"]))
+    objective = make(small(REGION_LOSSES["vlbert"]))
     full = step()
     batch = dataclasses.replace(full.batch, regions=None)
     states = torch.zeros(B, 0, WIDTH, requires_grad=True)
@@ -404,9 +404,9 @@ def test_text_alone_gives_zero() -> None:
     assert part(loss, "masked_regions") == (0, 0)
 
 
-@pytest.mark.parametrize("release", list(RELEASES))
+@pytest.mark.parametrize("release", list(REGION_LOSSES))
 def test_a_batch_without_chosen_regions(release: str) -> None:
-    objective = make(small(RELEASES[release])).train()
+    objective = make(small(REGION_LOSSES[release])).train()
     nothing = Slots(at=torch.zeros(B, Q, dtype=torch.int64), mask=torch.zeros(B, Q, dtype=torch.bool))
     now = step(nothing, feature_slots=nothing)
     loss = objective(now)
@@ -417,9 +417,9 @@ def test_a_batch_without_chosen_regions(release: str) -> None:
     assert all(p.grad is None or not p.grad.any() for p in objective.parameters())
 
 
-@pytest.mark.parametrize("release", list(RELEASES))
+@pytest.mark.parametrize("release", list(REGION_LOSSES))
 def test_missing_targets_are_named(release: str) -> None:
-    losses = RELEASES[release]
+    losses = REGION_LOSSES[release]
     assert make(small(losses)).reads() == losses.needs
     names = ", ".join(sorted(losses.needs))
     now = step()
@@ -428,11 +428,11 @@ def test_missing_targets_are_named(release: str) -> None:
 
 
 def test_needs_follow_the_losses() -> None:
-    assert RELEASES["vilbert"].needs == {"class_slots", "region_probs"}
+    assert REGION_LOSSES["vilbert"].needs == {"class_slots", "region_probs"}
     assert RegionLosses(features="l2").needs == {"feature_slots", "region_features"}
     assert RegionLosses(classes="hard").needs == {"class_slots", "region_classes"}
-    assert RELEASES["lxmert"].widths == {"classes": 1600, "attributes": 400, "features": 2048}
-    assert RELEASES["vlbert"].widths == {"classes": 1601}
+    assert REGION_LOSSES["lxmert"].widths == {"classes": 1600, "attributes": 400, "features": 2048}
+    assert REGION_LOSSES["vlbert"].widths == {"classes": 1601}
 
 
 def test_impossible_losses() -> None:
@@ -450,13 +450,13 @@ def test_the_head_is_built_with_the_widths(monkeypatch: pytest.MonkeyPatch) -> N
         return nn.Identity()
 
     monkeypatch.setitem(STYLES["region_targets"], "probe", build)
-    MaskedRegions(DIMS, "probe", WORDS, losses=RELEASES["lxmert"])
+    MaskedRegions(DIMS, "probe", WORDS, losses=REGION_LOSSES["lxmert"])
     assert seen[0].kind == "region_targets"
     assert dict(seen[0].options) == {"classes": 1600, "attributes": 400, "features": 2048}
 
 
 def test_compiles_whole() -> None:
-    objective = make(small(RELEASES["lxmert"]))
+    objective = make(small(REGION_LOSSES["lxmert"]))
     now = step(EVERY)
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
     assert_close(compiled(now).value, objective(now).value)

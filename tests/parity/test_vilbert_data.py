@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 from visling import boxes, models
 from visling.data.batches.collate import Collator
-from visling.data.batches.masking import REGION_RELEASES, RegionMasking
+from visling.data.batches.masking import RegionMasking
 from visling.data.batches.region_targets import Shown, hide_regions, whole_image
 from visling.data.text import TextLayout, Tokenizer
 from visling.models.vilbert import Vilbert
+from visling.recipes.vilbert import MULTITASK_REGION_MASKING
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
 from visling.runtime import generator_for
 from visling.types import Example, RegionArray
 
 CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-7}
-MASKING = REGION_RELEASES["vilbert-multitask"]
+MASKING = MULTITASK_REGION_MASKING
 
 Arrays = dict[str, NDArray[Any]]
 

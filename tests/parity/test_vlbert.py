@@ -37,8 +37,9 @@ from visling.nn.attention import Attention
 from visling.nn.heads import build
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM, masked_lm_loss
-from visling.objectives.masked_regions import RELEASES, MaskedRegions, hard_class_loss, soft_class_cross_entropy_loss
+from visling.objectives.masked_regions import MaskedRegions, hard_class_loss, soft_class_cross_entropy_loss
 from visling.objectives.matching import Matching
+from visling.recipes.vlbert import REGION_LOSSES
 from visling.tasks.vqa import answer_loss
 from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
 
@@ -310,7 +311,7 @@ class Pretraining(nn.Module):
         self.encoder = VlBert(recording.config())
         dims, classes = self.encoder.dims, recording.sizes["visual_region_classes"]
         self.masked_lm = MaskedLM(dims, "bert", self.encoder.word_embeddings)
-        losses = replace(RELEASES["vlbert"], num_classes=classes)
+        losses = replace(REGION_LOSSES, num_classes=classes)
         self.masked_regions = MaskedRegions(dims, "vlbert", self.encoder.word_embeddings, losses=losses)
         self.matching = Matching(dims, "plain", self.encoder.word_embeddings)
         self.parts = {

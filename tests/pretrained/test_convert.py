@@ -15,6 +15,7 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
+from official_recordings import lxmert_batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -38,14 +39,13 @@ from visling.pretrained.export import export
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import KEPT, check_family, load_heads, read_model_folder
 from visling.pretrained.recognise import _head, _only_preset
-from visling.pretrained.recordings import _lxmert_batch
 from visling.recipes.tables import PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import pretrain as pretraining
 from visling.tasks.vqa import VQA
 from visling.types import Batch, Regions, Text
 
-FAMILIES = ("visualbert", "vlbert", "vilbert", "lxmert", "cvlp")
+FAMILIES = models.names()
 TUNED = ("visualbert vqa", "vlbert vqa", "vilbert vqa", "lxmert vqa")
 OFFLINE = {"offline": True}
 
@@ -175,7 +175,7 @@ def test_a_classifier_becomes_a_task_model(recorded: Any, tmp_path: Path, name: 
     assert (task.config.loss, task.config.mask_unknown) == {"visualbert": ("kl", True), "vlbert": ("bce", False)}.get(
         source.model, ("bce", True)
     )
-    batch = verification._sample(read_model_folder(tmp_path / "model"), 0)
+    batch = verification.sample_batch(read_model_folder(tmp_path / "model"), 0)
     assert model.eval()(batch)["classify"].shape == (4, source.answers)
 
 
@@ -184,7 +184,7 @@ def test_logits_are_those_of_the_release(recorded: Any, tmp_path: Path) -> None:
     convert(source, tmp_path)
     inputs = load_file(source.folder / "inputs.safetensors")
     model, _ = read_model_folder(tmp_path / "model").task_model()
-    logits = model.eval()(_lxmert_batch(inputs, inputs["visual_feats"]))["classify"]
+    logits = model.eval()(lxmert_batch(inputs, inputs["visual_feats"]))["classify"]
     assert_close(logits, load_file(source.folder / "finetune_outputs.safetensors")["vqa.logits"], atol=1e-5, rtol=1e-5)
 
 
@@ -1033,7 +1033,7 @@ def test_full_size_files_run_and_are_written_back_bit_for_bit(
         }
         done = conversion.convert(source, tmp_path / "model", answers=answers, **given)
         saved = read_model_folder(tmp_path / "model")
-        batch = verification._sample(saved, 0)
+        batch = verification.sample_batch(saved, 0)
         with torch.inference_mode():
             if done.task is None:
                 encoded = saved.encoder().eval()(batch)
@@ -1106,7 +1106,7 @@ def test_bert_at_full_size_starts_every_family(tmp_path: Path, preset: str) -> N
         saved = read_model_folder(tmp_path / "start")
         encoder = saved.encoder().eval()
         assert torch.equal(encoder.word_embeddings.weight, weights["bert.embeddings.word_embeddings.weight"])
-        batch = verification._sample(saved, 0)
+        batch = verification.sample_batch(saved, 0)
         with torch.inference_mode():
             encoded = encoder(batch)
         assert all(bool(states.isfinite().all()) for states in (encoded.text[batch.text.mask], encoded.pooled))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from visling import config as configs
 from visling.errors import ConfigError, DataError, RunError, StoreError
+from visling.recipes import tables
 from visling.recipes.tables import FINETUNING, PRETRAINING
 from visling.regions.store import NativeStore
 from visling.regions.writer import subset
@@ -298,7 +299,7 @@ def test_models_whose_corpora_differ_get_the_same_number_of_updates(world: Any, 
 def test_unequal_budgets_are_refused(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = FINETUNING["lxmert-vqa-scenes"]
     table = {**FINETUNING, "lxmert-vqa-scenes": lambda: configs.override(recipe(), ["train.epochs=7"])}
-    monkeypatch.setattr(comparison_module, "FINETUNING", table)
+    monkeypatch.setattr(tables, "FINETUNING", table)
     with pytest.raises(
         ConfigError,
         match=r"budgets of vqa-scenes differ: train.epochs is 6 for visualbert, 7 for lxmert. .*--set train.epochs=VALUE",

@@ -341,7 +341,7 @@ def test_a_model_folder_holds_the_extractor(world: Any, trained: Path) -> None:
     load_part(extractor, saved.weights, "extractor.", saved.path)
     assert isinstance(saved.encoder(), VlBert)
     assert json.loads((trained / "run.json").read_text())["images"] == str(world.scenes)
-    assert "It makes them of pixels with its own network" in (trained / "model" / "README.md").read_text()
+    assert "It computes them from pixels with its own network" in (trained / "model" / "README.md").read_text()
     assert read_model_folder(world.pretrained).extractor is None
 
 
@@ -357,7 +357,7 @@ def test_another_run_goes_on_from_it(world: Any, trained: Path, tmp_path: Path) 
 def test_it_does_not_go_on_with_stored_features_unasked(world: Any, trained: Path, tmp_path: Path) -> None:
     stored = end_to_end(*STILL, "extractor=none", "flip=0.0")
     where: dict[str, Any] = {"data": [str(world.scenes)], "store": world.regions, "device": "cpu"}
-    with pytest.raises(CheckpointError, match=r"trained along with a region extractor of its own.*--other-features"):
+    with pytest.raises(CheckpointError, match=r"trained jointly with a region extractor of its own.*--other-features"):
         pretrain(stored, tmp_path / "run", init=trained, **where)
     tuning = configs.override(
         FINETUNING["vlbert-vqa-scenes"](), [*(setting for setting in E2E if "encoder" in setting), *STILL]
@@ -368,7 +368,8 @@ def test_it_does_not_go_on_with_stored_features_unasked(world: Any, trained: Pat
     pretrain(stored, tmp_path / "run", init=trained, other_features=True, **where)
     assert read_model_folder(tmp_path / "run").extractor is None
     with pytest.raises(
-        CheckpointError, match=r"comes without the network that made them, and this run makes its own.*--other-features"
+        CheckpointError,
+        match=r"comes without the network that computed them, and this run computes its own.*--other-features",
     ):
         train(world, tmp_path / "back", init=tmp_path / "run")
     lines = train(world, tmp_path / "back", *STILL, init=tmp_path / "run", other_features=True)
@@ -431,8 +432,8 @@ def test_a_whole_model_goes_out_and_its_network_comes_back(world: Any, trained: 
         (["region_masking.hide=0.8", "region_masking.random=0.1"], "region_masking.random takes stored features"),
         (["region_losses.features=l2"], "compare with stored features"),
         (["objectives.region_contrast=1.0"], "compare with stored features"),
-        (["flip=1.5"], "flip is a share of the pictures, from 0 to 1; found 1.5"),
-        (["extractor=none"], "flip mirrors the pictures that an extractor reads"),
+        (["flip=1.5"], "flip is a share of the images, from 0 to 1; found 1.5"),
+        (["extractor=none"], "flip mirrors the images that an extractor reads"),
     ],
 )
 def test_what_does_not_go_together(settings: list[str], reason: str) -> None:

@@ -125,16 +125,14 @@ def convert(
 
 def verify(
     checkpoint: Annotated[Path, typer.Argument(help="Model folder or run folder.")],
-    recording: Annotated[
-        Path, typer.Argument(help="Folder of recorded values: an official set, or one written with --record.")
-    ],
+    recording: Annotated[Path, typer.Argument(help="Folder of recorded values, written with --record.")],
     record: Annotated[
-        bool, typer.Option("--record", help="Write the recording: a made-up batch and the output of every layer.")
+        bool, typer.Option("--record", help="Write the recording: a random batch and the output of every layer.")
     ] = False,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Largest absolute difference that passes; 5e-5 by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the made-up batch.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random batch.")] = 0,
     json_: Json = False,
 ) -> None:
     """Compare every layer of a model with recorded values and name the first that differs; status 1 if one does.

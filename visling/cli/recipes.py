@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -69,20 +69,25 @@ def recipes_show(
     Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu H100
     """
     from visling.recipes.configs import differences
-    from visling.recipes.tables import FINETUNING, PRETRAINING
+    from visling.recipes.tables import FINETUNING, PRETRAINING, find_finetuning, find_pretraining
     from visling.runs import estimate as estimates
     from visling.runs.objectives import check_objectives
 
-    tables: dict[str, Mapping[str, Callable[[], Any]]] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
-    offering = {verb: table for verb, table in tables.items() if name in table}
-    if not offering:
-        raise ConfigError(
-            f"no recipe {name!r}. {nearest(name, {known for table in tables.values() for known in table})}"
-        )
-    chosen, refused = {}, []
-    for verb, table in offering.items():
+    finders: dict[str, Callable[[str], Callable[[], Any]]] = {"pretrain": find_pretraining, "finetune": find_finetuning}
+    offering, unknown = {}, []
+    for verb, find in finders.items():
         try:
-            config = find_recipe(table, name, set_, None)
+            offering[verb] = find(name)
+        except ConfigError as error:
+            unknown.append(error)
+    if not offering and ":" in name:
+        raise unknown[0]
+    if not offering:
+        raise ConfigError(f"no recipe {name!r}. {nearest(name, {*PRETRAINING, *FINETUNING})}")
+    chosen, refused = {}, []
+    for verb, recipe in offering.items():
+        try:
+            config = find_recipe(recipe, set_, None)
             if verb == "pretrain":
                 check_objectives(config)
             chosen[verb] = config
@@ -90,9 +95,7 @@ def recipes_show(
             refused.append(error)
     if not chosen:
         raise refused[0]
-    shown = {
-        verb: configs.to_dict(config) | differences(config, offering[verb][name]()) for verb, config in chosen.items()
-    }
+    shown = {verb: configs.to_dict(config) | differences(config, offering[verb]()) for verb, config in chosen.items()}
     if estimate:
         gpus = tuple(gpu or (estimates.DEFAULT_GPU,))
         for one in gpus:
@@ -102,13 +105,11 @@ def recipes_show(
     print(json.dumps(shown, indent=2))
 
 
-def find_recipe(table: Mapping[str, Callable[[], T]], name: str, settings: Sequence[str] | None, seed: int | None) -> T:
+def find_recipe(recipe: Callable[[], T], settings: Sequence[str] | None, seed: int | None) -> T:
     """The config of a recipe, with changed settings and, if given, another seed.
 
     Raises:
-        ConfigError: no such recipe or setting.
+        ConfigError: no such setting.
     """
-    if name not in table:
-        raise ConfigError(f"no recipe {name!r}. {nearest(name, table)}")
-    config = configs.override(table[name](), settings or ())
+    config = configs.override(recipe(), settings or ())
     return config if seed is None else configs.override(config, [f"train.seed={seed}"])

@@ -15,7 +15,9 @@ from visling.cli.recipes import find_recipe
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME.")
+    ],
     data: Annotated[
         list[str],
         typer.Option(help="Folder of annotations; may be repeated. DIR@SPLIT reads one split, for training only."),
@@ -47,10 +49,10 @@ def pretrain(
 
     Example: visling pretrain --recipe visualbert-scenes --data scenes --store regions --out pretrained
     """
-    from visling.recipes.tables import PRETRAINING
+    from visling.recipes.tables import find_pretraining
     from visling.runs import pretrain as pretraining
 
-    run = find_recipe(PRETRAINING, recipe, set_, seed)
+    run = find_recipe(find_pretraining(recipe), set_, seed)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = pretraining.pretrain(
@@ -71,7 +73,9 @@ def pretrain(
 
 
 def finetune(
-    recipe: Annotated[str, typer.Option(help="Name of a recipe; `visling recipes list` shows them.")],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder of annotations of the task.")],
     out: Out,
     store: Annotated[
@@ -95,10 +99,10 @@ def finetune(
 
     Example: visling finetune --recipe visualbert-vqa-scenes --data scenes --store regions --init pretrained --out vqa
     """
-    from visling.recipes.tables import FINETUNING
+    from visling.recipes.tables import find_finetuning
     from visling.runs import finetune as finetuning
 
-    run = find_recipe(FINETUNING, recipe, [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
+    run = find_recipe(find_finetuning(recipe), [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = finetuning.finetune(

@@ -1,8 +1,7 @@
-"""The model families, by name. A family's module is imported when it is first asked for."""
+"""The model families, by name or by module. A family's module is imported when it is first asked for."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,24 +21,30 @@ MODELS: Mapping[str, str] = {
 
 
 def names() -> tuple[str, ...]:
-    """All family names."""
+    """All family names of this package."""
     return tuple(MODELS)
 
 
-def spec(name: str) -> ModelSpec:
-    """Description of a family.
+def spec(name: str) -> ModelSpec[Any]:
+    """Description of a family, by name ("lxmert") or by dotted module path ("my_package.my_model").
 
     Raises:
-        ConfigError: no such family.
+        ConfigError: no such family, or the module does not offer `SPEC`.
     """
-    if name not in MODELS:
-        raise ConfigError(f"no model {name!r}. {nearest(name, MODELS)}")
-    found: ModelSpec = importlib.import_module(MODELS[name]).SPEC
-    return found
+    path = name if "." in name else MODELS.get(name)
+    module = None if path is None else configs.load_module(path)
+    if module is None:
+        raise ConfigError(
+            f"no model {name!r}. {nearest(name, MODELS)} A model of your own is given as my_package.my_module."
+        )
+    spec = getattr(module, "SPEC", None)
+    if not isinstance(spec, ModelSpec):
+        raise ConfigError(f"module {path} offers no model: expected SPEC = a visling.models.base.ModelSpec.")
+    return spec
 
 
 def build(name: str, config: Any) -> Encoder:
-    """An encoder with fresh weights.
+    """A randomly initialised encoder.
 
     Raises:
         ConfigError: no such family, or the config is not of this family.
@@ -47,7 +52,8 @@ def build(name: str, config: Any) -> Encoder:
     family = spec(name)
     if not isinstance(config, family.config):
         raise ConfigError(
-            f"{name} is configured by {family.config.__name__}; found {type(config).__name__}. Presets: {', '.join(family.presets)}."
+            f"{name} is configured by {family.config.__name__}; found {type(config).__name__}. "
+            f"Presets: {', '.join(family.presets)}."
         )
     return family.build(config)
 
@@ -71,7 +77,8 @@ def encoder_config(model: str, given: Any) -> Any:
         return configs.from_dict(family.config, given, where="encoder")
     if given not in family.presets:
         raise ConfigError(
-            f"'encoder' is {given!r}, not a preset of {model}. {nearest(str(given), family.presets)} One setting: encoder.name=value."
+            f"'encoder' is {given!r}, not a preset of {model}. {nearest(str(given), family.presets)} "
+            "One setting: encoder.name=value."
         )
     return family.presets[given]
 

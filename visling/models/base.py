@@ -1,17 +1,25 @@
-"""What every model family offers: an encoder from `Batch` to `Encoded`, and a description of its presets, inputs, heads
-and released layouts."""
+"""What every model family offers: an encoder from `Batch` to `Encoded`, and `SPEC`.
+
+`SPEC` holds all that the rest of the package knows about the family: presets, inputs, heads, released layouts.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from visling.checkpoints.keymap import KeyMap
 from visling.types import Batch, Dims, Encoded, InputSpec
+
+C = TypeVar("C")
+"""The config of a family."""
+
+HeadWeights = Mapping[str, Mapping[str, Tensor]]
+"""Part of a key map -> name -> tensor of that head."""
 
 
 class Encoder(nn.Module, ABC):
@@ -36,29 +44,63 @@ class Encoder(nn.Module, ABC):
         """
 
     def fit_features(self, features: Tensor) -> None:
-        """Called once with a sample of region features (N, F) when training starts from fresh weights: statistics are
-        measured here."""
+        """Measure statistics of region features on a sample (N, F); called once when training starts from scratch."""
 
     def after_text_weights(self) -> None:
-        """Called once after BERT's text weights are loaded: tables that start as copies of text tables are filled
-        here."""
+        """Fill tables that start as copies of text tables; called once after BERT's text weights are loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """One family, for those who build, load or feed it by name."""
+class AnswerList:
+    """The answers of a release's classifiers, in the order of their outputs: which file lists them, and how to
+    recognise it."""
 
-    config: type
+    file: str = "the list of answers that its release was trained with"
+    unknown: Literal["first", "listed", "absent", "anywhere"] = "anywhere"
+    """Whether, and where, the 3,129 answers of VQA include `<unk>`."""
+    fingerprints: Mapping[int, str] = field(default_factory=dict)
+    """Number of answers -> `AnswerVocabulary.fingerprint`, where the file has been seen."""
+
+
+VOLTA_ANSWERS = AnswerList(
+    file="trainval_label2ans.pkl of VOLTA's cache folder for the data set (VQA 3,129 answers, GQA 1,842)",
+    unknown="absent",
+)
+"""Of VOLTA's reproductions, whatever the family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Generic[C]):
+    """One family, for those who build, load, feed or convert it by name. What a family without released files needs
+    has no default."""
+
+    config: type[C]
     """Config class."""
-    build: Callable[[Any], Encoder]
-    """Config -> encoder with fresh weights."""
-    presets: Mapping[str, Any]
+    build: Callable[[C], Encoder]
+    """Config -> randomly initialised encoder."""
+    presets: Mapping[str, C]
     """Name -> config; every family has "tiny" for tests."""
-    inputs: Callable[[Any], InputSpec]
+    inputs: Callable[[C], InputSpec]
     """Config -> what collate must deliver."""
-    layout: str
-    """The family's main released layout."""
+    layout: str = "official"
+    """The family's main released layout; its styles are those of models that start from scratch."""
     head_styles: Mapping[tuple[str, str], str]
     """(layout, head kind) -> style in `nn.heads`; "matching" is the two-way classifier of the pre-training pairs."""
-    keys: Mapping[str, KeyMap]
+    keys: Mapping[str, KeyMap] = field(default_factory=dict)
     """Released layout -> key map; "bert" starts from BERT's text weights."""
+
+    answers: Mapping[str, AnswerList] = field(default_factory=dict)
+    """Released layout -> answers of its classifiers; layouts that are not named have those of the main one."""
+    vqa: Mapping[str, Any] = field(default_factory=lambda: {"loss": "bce"})
+    """Settings of the task vqa for a released classifier: how its release trains and reads it."""
+    carries_answers: bool = False
+    """Whether the answer head of a task starts from the one learnt in pre-training."""
+    loads_from: tuple[str, ...] = ()
+    """Other families that have its main layout: their weights start it once they are converted."""
+    transformers: Callable[[C, HeadWeights], dict[str, Any]] | None = None
+    """Config and weights of the heads, by part of the key map -> config.json of the family's classes in transformers,
+    without names of answers; a family with a key map "transformers" has it."""
+
+    def answer_list(self, layout: str) -> AnswerList:
+        """Answers of the classifiers of a released layout."""
+        return self.answers.get(layout, self.answers.get(self.layout, AnswerList()))

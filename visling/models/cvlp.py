@@ -258,4 +258,7 @@ SPEC = ModelSpec(
         "official_finetuned": KeyMap(_inside(_LXMERT["official_finetuned"])),
         "bert": KeyMap(_inside(_LXMERT["bert"])),
     },
+    answers=lxmert.SPEC.answers,
+    carries_answers=True,  # release: load_lxmert_qa, as in LXMERT's
+    loads_from=("lxmert",),  # its query network is an LXMERT
 )

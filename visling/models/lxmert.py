@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, repair, tie
 from visling.errors import ConfigError, StoreError, nearest
-from visling.models.base import Encoder, ModelSpec
+from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
 from visling.nn.coattention import CrossModalityLayer
 from visling.nn.embeddings import TextEmbeddings, Whitening
 from visling.nn.layers import TransformerLayer, initialise
@@ -536,6 +536,45 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
     )
 
 
+def _describe_for_transformers(config: LxmertConfig, heads: HeadWeights) -> dict[str, Any]:
+    def count_rows(part: str, output: str, otherwise: int) -> int:
+        bias = heads.get(part, {}).get(f"{output}.bias")
+        return otherwise if bias is None else len(bias)
+
+    if heads.keys() & {"vocabulary", "matching", "region_targets"}:
+        architecture = "LxmertForPreTraining"
+    else:
+        architecture = "LxmertForQuestionAnswering" if "answers" in heads else "LxmertModel"
+    answers = count_rows("answers", "linear", 9500)
+    return {
+        "architectures": [architecture],
+        "model_type": "lxmert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_heads,
+        "num_qa_labels": answers,
+        "num_object_labels": count_rows("region_targets", "outputs.classes", 1600),
+        "num_attr_labels": count_rows("region_targets", "outputs.attributes", 400),
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.dropout_rate,
+        "attention_probs_dropout_prob": config.attention_dropout_rate,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.num_segments,
+        "initializer_range": config.init_std,
+        "l_layers": config.num_text_layers,
+        "r_layers": config.num_region_layers,
+        "x_layers": config.num_cross_layers,
+        "visual_feat_dim": config.feature_size,
+        "visual_pos_dim": 4,
+        "task_mask_lm": "vocabulary" in heads,
+        "task_matched": "matching" in heads,
+        "task_obj_predict": "region_targets" in heads,
+        "task_qa": "answers" in heads,
+        "num_labels": answers,
+    }
+
+
 SPEC = ModelSpec(
     config=LxmertConfig,
     build=Lxmert,
@@ -568,4 +607,19 @@ SPEC = ModelSpec(
         "volta": volta_keys(PRESETS["volta"]),
         "bert": _BERT,
     },
+    answers={
+        "official": AnswerList(
+            file="data/vqa/trainval_label2ans.json of airsplay/lxmert (3,129 answers; for GQA "
+            "data/gqa/trainval_label2ans.json, 1,842; for pre-training data/lxmert/all_ans.json, 9,500)",
+            unknown="absent",
+            fingerprints={
+                3129: "b05467ee028c22da4547e880ae734786065c0395435ff561865187dc184c3b19",
+                1842: "3ba2e3668760dfcfcfe40dc58711a7c551ca7da48be87a7fdd3fae9963f8264d",
+                9500: "b12f511ca271f7d23fb45d639d5afb802ca5066f201311d97aaaf53f3f7739ea",
+            },
+        ),
+        "volta": VOLTA_ANSWERS,
+    },
+    carries_answers=True,  # release: load_lxmert_qa
+    transformers=_describe_for_transformers,
 )

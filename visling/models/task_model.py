@@ -24,7 +24,7 @@ class SavedHead:
     """Rows per example."""
 
     def build(self, encoder: Encoder) -> nn.Module:
-        """The head on an encoder, with fresh weights."""
+        """The head on an encoder, randomly initialised."""
         return heads_module.build(
             self.head, encoder.dims, style=self.style, words=encoder.word_embeddings, group=self.group
         )
@@ -52,11 +52,11 @@ class TaskModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.kinds = {name: head.kind for name, head in heads.items()}
-        known = saved or {}
+        saved = saved or {}
         self.heads = nn.ModuleDict(
             {
-                name: known[name].build(encoder)
-                if name in known
+                name: saved[name].build(encoder)
+                if name in saved
                 else heads_module.build(
                     head, encoder.dims, style=styles[head.kind], words=encoder.word_embeddings, group=group
                 )

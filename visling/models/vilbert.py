@@ -32,7 +32,7 @@ from visling.boxes import locate
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
 from visling.errors import ConfigError, StoreError
-from visling.models.base import Encoder, ModelSpec
+from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.embeddings import TextEmbeddings, Whitening
 from visling.nn.layers import TransformerLayer, initialise
@@ -651,5 +651,12 @@ SPEC = ModelSpec(
         "first": _FIRST,
         "volta": volta_keys(PRESETS["ctrl"].text_layers_before, PRESETS["ctrl"].num_layers),
         "bert": _BERT,
+    },
+    answers={
+        "multitask": AnswerList(
+            file="trainval_label2ans.pkl of the release's cache folder for the data set (VQA 3,129 answers, GQA 1,533)",
+            unknown="absent",
+        ),
+        "volta": VOLTA_ANSWERS,
     },
 )

@@ -24,7 +24,7 @@ from visling.boxes import spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError, StoreError
-from visling.models.base import Encoder, ModelSpec
+from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
 from visling.nn.embeddings import TextEmbeddings, Whitening
 from visling.nn.layers import TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
@@ -413,6 +413,44 @@ _BERT = KeyMap(
     )
 )
 
+
+def _describe_for_transformers(config: VisualBertConfig, heads: HeadWeights) -> dict[str, Any]:
+    labels = len(heads["classifier"]["linear.bias"]) if "classifier" in heads else 2
+    if "slots_regions" in heads:
+        architecture = "VisualBertForRegionToPhraseAlignment"  # has the pre-training heads too
+    elif "vocabulary" in heads or "matching" in heads:
+        architecture = "VisualBertForPreTraining"
+    elif labels == 1:
+        architecture = "VisualBertForMultipleChoice"
+    elif "classifier" in heads:
+        architecture = (
+            "VisualBertForQuestionAnswering" if config.answer_slot != "none" else "VisualBertForVisualReasoning"
+        )
+    else:
+        architecture = "VisualBertModel"
+    return {
+        "architectures": [architecture],
+        "model_type": "visual_bert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "visual_embedding_dim": config.feature_size + (6 if config.append_spatial else 0),
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.dropout_rate,
+        "attention_probs_dropout_prob": config.attention_dropout_rate,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.num_segments,
+        "initializer_range": config.init_std,
+        "layer_norm_eps": config.norm_eps,
+        "bypass_transformer": config.bypass,
+        "special_visual_initialize": True,
+        "pad_token_id": 0,
+        "num_labels": labels,
+    }
+
+
 SPEC = ModelSpec(
     config=VisualBertConfig,
     build=VisualBert,
@@ -435,4 +473,12 @@ SPEC = ModelSpec(
         ("volta", "regions"): "linear",
     },
     keys={"official": _OFFICIAL, "transformers": _TRANSFORMERS, "volta": volta_keys(12), "bert": _BERT},
+    answers={
+        "official": AnswerList(
+            file="answers_vqa.txt of Pythia's VQA 2.0 data (3,129 lines, the first is <unk>)", unknown="first"
+        ),
+        "volta": VOLTA_ANSWERS,
+    },
+    vqa={"loss": "kl", "mask_unknown": True},
+    transformers=_describe_for_transformers,
 )

@@ -28,7 +28,7 @@ from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError, StoreError
-from visling.models.base import Encoder, ModelSpec
+from visling.models.base import AnswerList, Encoder, ModelSpec
 from visling.nn.embeddings import Whitening
 from visling.nn.layers import TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
@@ -632,4 +632,10 @@ SPEC = ModelSpec(
         "vcr_start": _start(rename("vlbert.mvrc_head.transform.dense.*", "objects.transform.dense.*"), reason="random"),
         "bert": _BERT,
     },
+    answers={
+        "official": AnswerList(
+            file="answers_vqa.txt of its VQA data (3,129 lines, <unk> among them)", unknown="listed"
+        ),
+    },
+    vqa={"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
 )

@@ -105,34 +105,21 @@ class RegionLosses:
         return frozenset(name for name, wanted in needed.items() if wanted)
 
 
-RELEASES: Mapping[str, RegionLosses] = {
-    "vilbert": RegionLosses(classes="kl"),
-    "vlbert": RegionLosses(classes="cross_entropy"),
-    "lxmert": RegionLosses(
-        classes="hard",
-        num_classes=1600,
-        attributes=True,
-        features="smooth_l1",
-        weighted=True,
-        over="regions",
-        scale=1 / 0.15,
-    ),
-}
-"""What each release tells about regions in pre-training; VisualBERT's and CVLP's tell nothing of this kind."""
+_DETECTOR_DISTRIBUTION = RegionLosses(classes="kl")
 
 
 class MaskedRegions(Objective):
     """Sum of the region losses that are asked for, over one head.
 
     Args:
-        losses: ViLBERT's unless given.
+        losses: the KL divergence from the detector's distribution unless given.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Those of its losses: `RegionLosses.needs`."""
 
     def __init__(
-        self, dims: Dims, style: str, words: nn.Embedding, *, losses: RegionLosses = RELEASES["vilbert"]
+        self, dims: Dims, style: str, words: nn.Embedding, *, losses: RegionLosses = _DETECTOR_DISTRIBUTION
     ) -> None:
         super().__init__(dims, style, words)
         self.losses = losses

@@ -1,19 +1,22 @@
-"""The answer table of a pre-trained model: what it answers by it is scored in validation; kept beside the weights, it
-lets the head of a task start from the head of pre-training."""
+"""Lists of answers: of released classifiers, and of the head that pre-training on questions learns.
+
+A list kept with the weights lets the answer head of a task start from the one learnt in pre-training.
+"""
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from visling import models
 from visling.data.answer_table import table_rows
 from visling.data.answers import UNKNOWN, AnswerVocabulary
 from visling.errors import CheckpointError, DataError
 from visling.models import head_styles
+from visling.models.base import AnswerList
 from visling.models.task_model import TaskModel
 from visling.nn.head_blocks import NormedClassifier
 from visling.nn.heads import build
@@ -24,13 +27,9 @@ from visling.types import Dims, Head
 _HEAD = "objectives.image_qa.head"
 """Where the weights of the head lie in a model folder."""
 
-_CARRIED_BY = frozenset({"lxmert", "cvlp"})
-"""Families whose release starts the answer head of a task from that of pre-training (LXMERT, `load_lxmert_qa`; CVLP
-uses the same)."""
-
 
 def save_answers(path: Path, answers: AnswerVocabulary, place: str = _HEAD) -> None:
-    """Write the answers of a head that is no task's into a model folder, beside those of its task if it has one.
+    """Write the answers of a head that is no task's into a model folder, next to those of its task.
 
     Args:
         place: of the head's weights in the folder.
@@ -59,18 +58,19 @@ def table_of(saved: ModelFolder) -> AnswerVocabulary:
     listed = _listed(saved)
     if listed is None:
         raise CheckpointError(
-            f"{saved.path} does not say which answers its {outputs[0]} outputs stand for: convert it with --answers all_ans.json, of its release."
+            f"{saved.path} does not say which answers its {outputs[0]} outputs stand for: convert it with --answers "
+            "all_ans.json, of its release."
         )
     if len(listed) != outputs[0]:
         raise CheckpointError(
-            f"the answer table does not belong to {saved.path}: found {len(listed)} answers for {outputs[0]} outputs. Each output stands for one "
-            "answer of its own table."
+            f"the answer table does not belong to {saved.path}: found {len(listed)} answers for {outputs[0]} outputs. "
+            "Each output stands for one answer of its own table."
         )
     return AnswerVocabulary(listed)
 
 
 def _listed(saved: ModelFolder) -> Sequence[str] | None:
-    """The answers of the head as answers.json has them; beside a task's answers they stand under the name of the
+    """The answers of the head as answers.json has them; next to a task's answers they stand under the name of the
     head."""
     own = saved.state.get("answers") if saved.task is None else None
     found: Sequence[str] | None = saved.state.get("others", {}).get(_HEAD, own)
@@ -89,7 +89,7 @@ def carry_over(model: TaskModel, saved: ModelFolder, answers: Sequence[str]) -> 
         answers: the task's, in the order of its outputs.
     """
     head = dict(model.heads.items()).get("classify")
-    learnt = saved.model in _CARRIED_BY and f"{_HEAD}.linear.bias" in saved.weights
+    learnt = models.spec(saved.model).carries_answers and f"{_HEAD}.linear.bias" in saved.weights
     if not learnt or not answers or not isinstance(head, NormedClassifier):
         return ""
     return _start(head, model.encoder.dims, saved, answers)
@@ -113,8 +113,8 @@ def continue_head(objective: Objective, dims: Dims, saved: ModelFolder, answers:
 def _start(head: NormedClassifier, dims: Dims, saved: ModelFolder, answers: Sequence[str]) -> str:
     if _listed(saved) is None:
         return (
-            "the answer head starts from fresh weights: the pre-trained model does not say which answers its outputs stand for "
-            "(visling convert --answers all_ans.json)"
+            "the answer head is randomly initialised: the pre-trained model does not say which answers its outputs "
+            "stand for (visling convert --answers all_ans.json)"
         )
     table = table_of(saved)
     trained = build(Head(kind="classify", outputs=len(table)), dims, style=head_styles(saved.model)["classify"])
@@ -122,61 +122,14 @@ def _start(head: NormedClassifier, dims: Dims, saved: ModelFolder, answers: Sequ
     assert isinstance(trained, NormedClassifier)
     rows = table_rows(answers, list(table))
     head.start_from(trained, rows)
-    return f"the answer head starts from that of pre-training: {sum(row is not None for row in rows)} of {len(rows)} answers carried over"
+    carried = sum(row is not None for row in rows)
+    return f"the answer head starts from that of pre-training: {carried} of {len(rows)} answers carried over"
 
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerList:
-    """The answers of a release's classifiers, in the order of their outputs: which file holds them, and how it is told
-    from others."""
-
-    file: str
-    unknown: Literal["first", "listed", "absent"]
-    """Where the 3,129 answers of VQA hold `<unk>`."""
-    fingerprints: Mapping[int, str] = field(default_factory=dict)
-    """Number of answers -> `AnswerVocabulary.fingerprint`, where the file has been seen."""
-
-
-_LXMERT_LIST = AnswerList(
-    file="data/vqa/trainval_label2ans.json of airsplay/lxmert (3,129 answers; for GQA data/gqa/trainval_label2ans.json, 1,842; for pre-training "
-    "data/lxmert/all_ans.json, 9,500)",
-    unknown="absent",
-    fingerprints={
-        3129: "b05467ee028c22da4547e880ae734786065c0395435ff561865187dc184c3b19",
-        1842: "3ba2e3668760dfcfcfe40dc58711a7c551ca7da48be87a7fdd3fae9963f8264d",
-        9500: "b12f511ca271f7d23fb45d639d5afb802ca5066f201311d97aaaf53f3f7739ea",
-    },
-)
-
-ANSWER_LISTS: Mapping[str, AnswerList] = {
-    "visualbert": AnswerList(
-        file="answers_vqa.txt of Pythia's VQA 2.0 data (3,129 lines, the first is <unk>)", unknown="first"
-    ),
-    "vlbert": AnswerList(file="answers_vqa.txt of its VQA data (3,129 lines, <unk> among them)", unknown="listed"),
-    "vilbert": AnswerList(
-        file="trainval_label2ans.pkl of the release's cache folder for the data set (VQA 3,129 answers, GQA 1,533)",
-        unknown="absent",
-    ),
-    "lxmert": _LXMERT_LIST,
-    "cvlp": _LXMERT_LIST,
-    "volta": AnswerList(
-        file="trainval_label2ans.pkl of VOLTA's cache folder for the data set (VQA 3,129 answers, GQA 1,842)",
-        unknown="absent",
-    ),
-}
-"""Family -> its answers; a layout with lists of its own goes before the family."""
 
 _VQA_ANSWERS = 3129
 
 ANSWER_TASKS = {_VQA_ANSWERS: "vqa", 1842: "gqa", 1533: "gqa"}
 """Outputs of a released classifier -> its task."""
-
-VQA_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "visualbert": {"loss": "kl", "mask_unknown": True},
-    "vlbert": {"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
-}
-
-VQA_ELSEWHERE: Mapping[str, Any] = {"loss": "bce"}
 
 
 def read_answers(path: Path) -> AnswerVocabulary:
@@ -197,7 +150,8 @@ def read_answers(path: Path) -> AnswerVocabulary:
         raise DataError(f"answer vocabulary {path} is no pickled list of strings: {error}.") from error
     if not isinstance(answers, list):
         raise DataError(
-            f"answer vocabulary {path} must be a list of answers in the order of their indices; found {type(answers).__name__}."
+            f"answer vocabulary {path} must be a list of answers in the order of their indices; found "
+            f"{type(answers).__name__}."
         )
     return AnswerVocabulary(answers)
 
@@ -212,10 +166,11 @@ class _OnlyValues(pickle.Unpickler):
 def why_not_of(known: AnswerList, listed: AnswerVocabulary) -> str:
     """Why answers are not those of a release; empty if nothing speaks against it."""
     at = listed.unknown
-    if len(listed) == _VQA_ANSWERS and known.unknown == "first" and at != 0:
-        return f"{UNKNOWN} must be the first answer, and {'is missing' if at is None else f'is number {at}'}"
-    if len(listed) == _VQA_ANSWERS and (at is None) != (known.unknown == "absent"):
-        return f"it {'lacks' if at is None else 'holds'} {UNKNOWN}"
+    if len(listed) == _VQA_ANSWERS and known.unknown != "anywhere":
+        if known.unknown == "first" and at != 0:
+            return f"{UNKNOWN} must be the first answer, and {'is missing' if at is None else f'is number {at}'}"
+        if (at is None) != (known.unknown == "absent"):
+            return f"it {'lacks' if at is None else 'holds'} {UNKNOWN}"
     if known.fingerprints.get(len(listed), listed.fingerprint) != listed.fingerprint:
         return f"the answers or their order differ (the first are {', '.join(map(repr, listed.answers[:3]))})"
     return ""

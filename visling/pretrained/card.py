@@ -17,11 +17,15 @@ def write_card(described: Mapping[str, Any], trained: str, answers: Sequence[str
         features = "It has seen no region."
     elif "extractor" in described:
         features = (
-            "It makes them of pixels with its own network, whose weights are here too (`extractor.`); others give wrong answers without an error. "
-            f"Boxes and classes were those of the regions `{described['fingerprint']}`."
+            "It computes them from pixels with its own network, whose weights are here too (`extractor.`); others give "
+            "wrong answers without an error. Boxes and classes were those of the regions "
+            f"`{described['fingerprint']}`."
         )
     elif described["fingerprint"]:
-        features = f"It was trained on region features `{described['fingerprint']}`; others give wrong answers without an error."
+        features = (
+            f"It was trained on region features `{described['fingerprint']}`; others give wrong answers without an "
+            "error."
+        )
     else:
         features = (
             "Which region features it was trained on is not recorded; others give wrong answers without an error."

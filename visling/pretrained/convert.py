@@ -26,15 +26,7 @@ from visling.data.text import Tokenizer
 from visling.errors import CheckpointError, ConfigError
 from visling.models.base import Encoder
 from visling.models.task_model import SavedHead
-from visling.pretrained.answers import (
-    ANSWER_LISTS,
-    ANSWER_TASKS,
-    VQA_ELSEWHERE,
-    VQA_SETTINGS,
-    read_answers,
-    save_answers,
-    why_not_of,
-)
+from visling.pretrained.answers import ANSWER_TASKS, read_answers, save_answers, why_not_of
 from visling.pretrained.features import measure_features
 from visling.pretrained.folder import KEPT, describe_model_folder
 from visling.pretrained.recognise import (
@@ -177,7 +169,8 @@ def _load(
     spec = models.spec(choice.model)
     if choice.layout == "bert" and getattr(choice.config, "whiten_features", False) and store is None:
         raise ConfigError(
-            "this preset whitens the features by statistics of the region store, which BERT knows nothing of: name it with --features."
+            "this preset whitens the features by statistics of the region store, which BERT knows nothing of: name it "
+            "with --features."
         )
     encoder = measure_features(models.build(choice.model, choice.config), store, store.ids if store is not None else ())
     keys = spec.keys[choice.layout]
@@ -189,7 +182,8 @@ def _load(
         others = [fit for fit in fitting_layouts(tensors) if fit != (choice.model, choice.layout)]
         hint = f"\nThe names fit {listed(others)}." if others else ""
         raise CheckpointError(
-            f"cannot read the file as {choice.layout!r} of {choice.model}, preset {choice.preset or 'as given'}: {error}{hint}"
+            f"cannot read the file as {choice.layout!r} of {choice.model}, preset {choice.preset or 'as given'}: "
+            f"{error}{hint}"
         ) from error
     if choice.layout == "bert":
         encoder.after_text_weights()
@@ -217,7 +211,7 @@ def _answer_lists(
         raise CheckpointError(
             f"--answers needs a classifier over answers; the file has none, only: {', '.join(heads) or 'no head'}."
         )
-    known = ANSWER_LISTS.get(choice.layout) or ANSWER_LISTS[choice.model]
+    known = models.spec(choice.model).answer_list(choice.layout)
     found: dict[str, AnswerVocabulary] = {}
     for path in paths:
         listed = read_answers(path)
@@ -229,8 +223,9 @@ def _answer_lists(
             )
         if not any_list and (wrong := why_not_of(known, listed)):
             raise CheckpointError(
-                f"{path} is not the list of the release: {wrong}. For {choice.model} it is {known.file}. Another list, or another order, gives "
-                "wrong answers without an error. If these weights were trained on it all the same, say --other-answers."
+                f"{path} is not the list of the release: {wrong}. For {choice.model} it is {known.file}. Another "
+                "list, or another order, gives wrong answers without an error. If these weights were trained on it "
+                "all the same, say --other-answers."
             )
         found[part] = listed
     return found
@@ -249,7 +244,8 @@ def _task(
         return kind()
     if kind is not None and not classifiers:
         raise CheckpointError(
-            f"the task {name} needs a classifier over answers; the file has none, only: {', '.join(heads) or 'no head'}."
+            f"the task {name} needs a classifier over answers; the file has none, only: "
+            f"{', '.join(heads) or 'no head'}."
         )
     part = next(
         (part for part, outputs in classifiers.items() if ANSWER_TASKS.get(outputs) == (name or "vqa")),
@@ -257,22 +253,23 @@ def _task(
     )
     for lacking, outputs in classifiers.items():
         if lacking not in lists and (outputs in ANSWER_TASKS or (kind is not None and lacking == part)):
-            listed = ANSWER_LISTS.get(choice.layout) or ANSWER_LISTS[choice.model]
+            listed = models.spec(choice.model).answer_list(choice.layout)
             raise CheckpointError(
-                f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with --answers FILE, once for each "
-                f"classifier. For {choice.model} it is {listed.file}. Other lists of the same length have another order and give wrong answers "
-                "without an error. --encoder-only leaves the classifier out."
+                f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with "
+                f"--answers FILE, once for each classifier. For {choice.model} it is {listed.file}. Other lists of "
+                "the same length have another order and give wrong answers without an error. --encoder-only leaves "
+                "the classifier out."
             )
     if part not in lists:
         return None
     own = ANSWER_TASKS.get(classifiers[part], "")
     name = name or (own if own in tasks.names() else "vqa")
-    settings = VQA_SETTINGS.get(choice.model, VQA_ELSEWHERE) if name == "vqa" else {}
+    settings = models.spec(choice.model).vqa if name == "vqa" else {}
     return tasks.load(name).from_state({"config": dict(settings), "answers": list(lists[part])})
 
 
 def _answers(part: str, saved: SavedHead, heads: Iterable[str]) -> bool:
-    """Whether a head classifies answers for a task; LXMERT's pre-training has one too, beside its other objectives."""
+    """Whether a head classifies answers for a task; LXMERT's pre-training has one too, among its other objectives."""
     return saved.head.kind == "classify" and (
         part.startswith("classifier") or (part == "answers" and "vocabulary" not in set(heads))
     )
@@ -297,8 +294,8 @@ def _places(
             assert task is not None
             found = ", ".join(f"{part} ({saved.head.kind}, {saved.head.outputs})" for part, (saved, _) in heads.items())
             raise CheckpointError(
-                f"the task {task.name} needs a head of kind {wanted.kind} with {wanted.outputs} outputs; the file has {found or 'none'}. "
-                "Fine-tune the encoder instead, or name the task that the file was made for."
+                f"the task {task.name} needs a head of kind {wanted.kind} with {wanted.outputs} outputs; the file has "
+                f"{found or 'none'}. Fine-tune the encoder instead, or name the task that the file was made for."
             )
         places[f"heads.{name}"] = left.pop(same[0])
     for part, head in left.items():
@@ -316,8 +313,8 @@ def _tokenizer(choice: Choice) -> Tokenizer:
     found = Tokenizer(models.spec(choice.model).inputs(choice.config).vocabulary)
     if found.size > choice.config.vocab_size:
         raise ConfigError(
-            f"vocabulary {choice.config.vocabulary!r} has {found.size} entries, but the word table has {choice.config.vocab_size} rows. "
-            "Name the vocabulary of the file with --set vocabulary=FILE."
+            f"vocabulary {choice.config.vocabulary!r} has {found.size} entries, but the word table has "
+            f"{choice.config.vocab_size} rows. Name the vocabulary of the file with --set vocabulary=FILE."
         )
     return found
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from visling.models.base import ModelSpec
 from visling.pretrained.convert import OBJECTIVES
 from visling.pretrained.folder import KEPT, ModelFolder, read_model_folder
 from visling.pretrained.recognise import BY_PRODUCTS
-from visling.pretrained.transformers import CONFIGS
 from visling.vision import end_to_end
 
 
@@ -63,13 +63,36 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
         tensors = _as_it_came(saved, tensors)
     if found == "transformers":
         with whole_folder(out) as fresh:
-            described = CONFIGS[saved.model](saved, names)
+            described = _describe_for_transformers(saved, spec, names)
             (fresh / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
             shutil.copyfile(saved.path / "vocab.txt", fresh / "vocab.txt")
             write_tensors(tensors, fresh / "model.safetensors")
     else:
         write_tensors(tensors, out)
     return Exported(path=out, layout=found, tensors=len(tensors), left_out=left_out)
+
+
+def _describe_for_transformers(saved: ModelFolder, spec: ModelSpec[Any], parts: Mapping[str, str]) -> dict[str, Any]:
+    """config.json of the family's classes in transformers, with the answers of its classifier if they are known."""
+    if spec.transformers is None:
+        raise ConfigError(f"{saved.model} has no classes in transformers: its ModelSpec lacks `transformers`.")
+    heads = {
+        part: {
+            name.removeprefix(f"{path}."): tensor
+            for name, tensor in saved.weights.items()
+            if name.startswith(f"{path}.")
+        }
+        for path, part in parts.items()
+        if path != "encoder"
+    }
+    described = spec.transformers(saved.config, heads)
+    labels, answers = described.pop("num_labels", 2), list(saved.state.get("answers", []))
+    if len(answers) == labels:
+        described["id2label"] = {str(number): answer for number, answer in enumerate(answers)}
+        described["label2id"] = {answer: number for number, answer in enumerate(answers)}
+    elif labels != 2:  # the default of transformers
+        described["num_labels"] = labels
+    return described
 
 
 def _as_it_came(saved: ModelFolder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +148,10 @@ def _parts(saved: ModelFolder) -> tuple[dict[str, tuple[tuple[str, ...], dict[st
 
 
 def _invert(
-    saved: ModelFolder, spec: ModelSpec, parts: Mapping[str, tuple[tuple[str, ...], dict[str, Tensor]]], layout: str
+    saved: ModelFolder,
+    spec: ModelSpec[Any],
+    parts: Mapping[str, tuple[tuple[str, ...], dict[str, Tensor]]],
+    layout: str,
 ) -> tuple[str, dict[str, Tensor], dict[str, str]]:
     """Layout, tensors under its names, and the part that each place became."""
     if layout == "official":

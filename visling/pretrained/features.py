@@ -31,26 +31,30 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
         return
     if saved.extractor is not None and not extracts:
         raise CheckpointError(
-            f"{saved.path} was trained along with a region extractor of its own and knows no other features; this run reads those of a store, which "
-            "give wrong answers without any error. Go on with a recipe that has an extractor, start from a model that was trained on stored "
-            "features, or pass --other-features to take the encoder alone and teach it these."
+            f"{saved.path} was trained jointly with a region extractor of its own and knows no other features; this "
+            "run reads those of a store, which give wrong answers without any error. Continue with a recipe that has "
+            "an extractor, start from a model that was trained on stored features, or pass --other-features to take "
+            "the encoder alone and train it on these."
         )
     if saved.extractor is None and extracts:
         raise CheckpointError(
-            f"{saved.path} knows region features but comes without the network that made them, and this run makes its own. If a file has that "
-            "network (a VL-BERT end to end), name it with --backbone and pass --other-features, too. Else start from text weights or a model with "
-            "an extractor, or teach the encoder the features of this one with --other-features alone."
+            f"{saved.path} knows region features but comes without the network that computed them, and this run "
+            "computes its own. If a file has that network (a VL-BERT end to end), name it with --backbone and pass "
+            "--other-features too. Otherwise start from text weights or a model with an extractor, or train the "
+            "encoder on the features of this one with --other-features alone."
         )
     if saved.fingerprint == fingerprint:
         return
     if not saved.fingerprint:
         raise CheckpointError(
-            f"{saved.path} holds converted weights, and which region features they were trained on is not recorded. {saved.source.get('note', '')} "
-            "If these regions are of that kind, pass --other-features, or say so once and for all with visling convert --features STORE."
+            f"{saved.path} holds converted weights, and which region features they were trained on is not recorded. "
+            f"{saved.source.get('note', '')} If these regions are of that kind, pass --other-features, or record it "
+            "once with visling convert --features STORE."
         )
     raise CheckpointError(
-        f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. Features of another detector "
-        "give wrong answers without any error. Extract regions with the same detector, or pass --other-features to go on all the same."
+        f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. "
+        "Features of another detector give wrong answers without any error. Extract regions with the same detector, "
+        "or pass --other-features to continue all the same."
     )
 
 
@@ -69,14 +73,15 @@ def load_backbone(extractor: RegionExtractor, path: Path) -> str:
         end_to_end.KEYS[layout].load(tensors, {"extractor": extractor})
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path} does not fill the region extractor, read as {'a VL-BERT end to end' if layout == 'official' else 'a plain ResNet'}: {error} "
-            "Give a file of the recipe's depth, or change extractor.blocks."
+            f"{path} does not fill the region extractor, read as "
+            f"{'a VL-BERT end to end' if layout == 'official' else 'a plain ResNet'}: {error} Give a file of the "
+            "recipe's depth, or change extractor.blocks."
         ) from error
     return f"the region extractor starts from {path} ({layout})"
 
 
 SAMPLED_IMAGES = 2000
-"""Images, evenly spread over those of training, whose regions a fresh encoder measures."""
+"""Images, evenly spread over those of training, on whose regions an encoder measures its statistics."""
 
 
 def measure_features(encoder: Encoder, store: NativeStore | None, images: Iterable[str]) -> Encoder:

@@ -1,4 +1,4 @@
-"""pretrained.folder."""
+"""The model folder: weights and all that belongs to them, written, read and loaded into modules."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModelFolder:
     task: str | None
     """Task name; None for a pre-trained encoder."""
     text_only: bool
-    """Whether it was trained without seeing any region."""
+    """Whether it was trained without any region."""
     fingerprint: str
     """Of the region features it was trained on."""
     weights: Mapping[str, Tensor]
@@ -58,8 +58,8 @@ class ModelFolder:
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where converted weights come from: file, its SHA-256, layout, and release if it is a known one."""
     extractor: ExtractorConfig | None = None
-    """The region extractor that was trained along, whose features it knows; the fingerprint is then that of its boxes
-    and classes."""
+    """The region extractor that was trained jointly and computes the features it knows; the fingerprint is then that of
+    its boxes and classes."""
 
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
@@ -75,23 +75,22 @@ class ModelFolder:
         """
         if self.task is None:
             raise CheckpointError(
-                f"{self.path} holds a pre-trained encoder without a task head. Fine-tune it first: visling finetune --init {self.path}."
+                f"{self.path} holds a pre-trained encoder without a task head. Fine-tune it first: visling finetune "
+                f"--init {self.path}."
             )
         task = load_task(self.task).from_state(self.state)
-        own = {name: self.heads[f"heads.{name}"] for name in task.heads if f"heads.{name}" in self.heads}
-        model = TaskModel(
-            models.build(self.model, self.config), task.heads, head_styles(self.model), group=task.group, saved=own
-        )
-        beside = tuple(f"{place}." for place in self.heads if place.removeprefix("heads.") not in own)
-        load_part(
-            model, {name: tensor for name, tensor in self.weights.items() if not name.startswith(beside)}, "", self.path
-        )
+        converted = {name: self.heads[f"heads.{name}"] for name in task.heads if f"heads.{name}" in self.heads}
+        encoder = models.build(self.model, self.config)
+        model = TaskModel(encoder, task.heads, head_styles(self.model), group=task.group, saved=converted)
+        unused = tuple(f"{path}." for path in self.heads if path.removeprefix("heads.") not in converted)
+        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith(unused)}
+        load_part(model, weights, "", self.path)
         return model, task
 
-    def head(self, place: str, encoder: Encoder) -> nn.Module:
+    def head(self, path: str, encoder: Encoder) -> nn.Module:
         """One of `heads` on an encoder, weights loaded."""
-        module = self.heads[place].build(encoder)
-        load_part(module, self.weights, f"{place}.", self.path)
+        module = self.heads[path].build(encoder)
+        load_part(module, self.weights, f"{path}.", self.path)
         return module
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -165,7 +164,7 @@ def save_model_folder(
     """Write a model folder.
 
     Args:
-        run: the `Pretraining` or `Finetuning` it came from.
+        run: the `PretrainConfig` or `FinetuneConfig` it was trained by.
         store: regions it was trained on.
     """
     describe_model_folder(
@@ -202,9 +201,9 @@ def describe_model_folder(
 
     Args:
         trained: for the model card: by what, or where the weights come from.
-        heads: of converted weights, by place.
+        heads: of converted weights, by the prefix of their weights.
         source: of converted weights.
-        extractor: settings of the region extractor that was trained along.
+        extractor: settings of the region extractor that was trained jointly.
     """
     described = {
         "format": FORMAT,
@@ -235,7 +234,8 @@ def read_model_folder(path: Path) -> ModelFolder:
     folder = path if (path / "config.json").exists() else path / "model"
     if not (folder / "config.json").exists():
         raise CheckpointError(
-            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the run finished its first epoch?"
+            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the "
+            "run finished its first epoch?"
         )
     answers = folder / "answers.json"
     try:
@@ -243,8 +243,8 @@ def read_model_folder(path: Path) -> ModelFolder:
         layout = described.get("format") if isinstance(described, dict) else type(described).__name__
         if not isinstance(layout, int):
             raise CheckpointError(
-                f"{folder} holds no model that pretrain or finetune wrote: its config.json says {layout!r}. "
-                "Check the path; weights of another library are read by visling convert."
+                f"{folder} holds no model that pretrain or finetune wrote: its config.json says {layout!r}. Check the "
+                "path; weights of another library are read by visling convert."
             )
         if layout != FORMAT:
             raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
@@ -257,7 +257,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             fingerprint=described["fingerprint"],
             weights=load_file(folder / "model.safetensors"),
             state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
-            heads={place: configs.from_dict(SavedHead, head) for place, head in described.get("heads", {}).items()},
+            heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},
             source=described.get("source", {}),
             extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,
         )
@@ -285,8 +285,8 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
         first = (missing + foreign + sorted(shapes))[0]
         sizes = f" ({tuple(part[first].shape)} instead of {tuple(wanted[first].shape)})" if first in shapes else ""
         raise CheckpointError(
-            f"weights in {source} do not fit: {len(missing)} missing, {len(foreign)} unknown, {len(shapes)} of another shape, "
-            f"first {first!r}{sizes}. Use the settings it was trained with (config.json beside it)."
+            f"weights in {source} do not fit: {len(missing)} missing, {len(foreign)} unknown, {len(shapes)} of "
+            f"another shape, first {first!r}{sizes}. Use the settings it was trained with (config.json beside it)."
         )
     module.load_state_dict(part)
 
@@ -296,10 +296,10 @@ def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[
     shapes.
 
     Returns:
-        Objectives that a model was not trained with, or whose head differs (another answer table): they keep fresh
-        heads.
+        Objectives that a model was not trained with, or whose head differs (another answer table): their heads stay
+        randomly initialised.
     """
-    fresh = []
+    random = []
     for name, objective in objectives.items():
         head = getattr(objective, "head", None)
         if head is None:
@@ -311,8 +311,8 @@ def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[
         if shapes == {key: tensor.shape for key, tensor in head.state_dict().items()}:
             load_part(head, saved.weights, prefix, saved.path)
         else:
-            fresh.append(name)
-    return fresh
+            random.append(name)
+    return random
 
 
 def check_family(saved: ModelFolder, model: str) -> None:
@@ -324,7 +324,7 @@ def check_family(saved: ModelFolder, model: str) -> None:
     if saved.model == model:
         return
     mend = f"Name a model of {model} with --init."
-    if {saved.model, model} == {"lxmert", "cvlp"}:  # CVLP's query network is an LXMERT
+    if saved.model in models.spec(model).loads_from or model in models.spec(saved.model).loads_from:
         mend = (
             f"They share their released layout: visling convert {saved.path} --to-layout official --to FILE.pth, then "
             f"visling convert FILE.pth --model {model} --from official --to START, and --init START."

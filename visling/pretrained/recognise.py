@@ -40,13 +40,17 @@ class Choice:
     release: ReleasedFile | None
 
 
-def fitting_layouts(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Families and layouts that know every name of a state dict, by the names and shapes alone."""
+def fitting_layouts(tensors: Mapping[str, Tensor], model: str | None = None) -> list[tuple[str, str]]:
+    """Families and layouts that know every name of a state dict, by the names and shapes alone.
+
+    Args:
+        model: the only family to look at; None = all of this package.
+    """
     shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     prefixed = with_bert_prefix(shapes)
     found = []
-    for model in models.names():
-        for layout, keys in models.spec(model).keys.items():
+    for family in models.names() if model is None else (model,):
+        for layout, keys in models.spec(family).keys.items():
             if layout in BY_PRODUCTS:
                 continue
             try:
@@ -54,7 +58,7 @@ def fitting_layouts(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
             except CheckpointError:
                 continue
             if not coverage.unexpected and any(name.startswith("encoder.") for name in ours):
-                found.append((model, layout))
+                found.append((family, layout))
     return found
 
 
@@ -73,7 +77,8 @@ def find_weights(
         known = listed[name]
         if not known.source.startswith(catalog.HUB):
             raise CheckpointError(
-                f"{name} is not fetched by itself: it is published at {known.source}. Download it, then give the path of the file."
+                f"{name} is not fetched by itself: it is published at {known.source}. Download it, then give the path "
+                "of the file."
             )
         name = known.source.removeprefix(catalog.HUB)
     if hub.is_id(name):
@@ -94,7 +99,8 @@ def _weights_in(path: Path) -> Path:
     found = sorted(file for file in path.iterdir() if file.suffix in (".bin", ".pth", ".th", ".safetensors", ".model"))
     if len(found) != 1:
         raise CheckpointError(
-            f"{path} holds {len(found)} weight files: {', '.join(file.name for file in found) or 'none'}. Name the file."
+            f"{path} holds {len(found)} weight files: {', '.join(file.name for file in found) or 'none'}. Name the "
+            "file."
         )
     return found[0]
 
@@ -109,7 +115,8 @@ def check_file(path: Path, release: ReleasedFile | None) -> None:
         )
     if release.sha256 is not None and (found := files.digest(path)) != release.sha256:
         raise CheckpointError(
-            f"{path} has the SHA-256 {found}; {release.name} has {release.sha256}. Fetch it again, from where the catalogue says."
+            f"{path} has the SHA-256 {found}; {release.name} has {release.sha256}. Fetch it again, from where the "
+            "catalogue says."
         )
 
 
@@ -142,11 +149,7 @@ def choose(
 
 
 def _only_fit(tensors: Mapping[str, Tensor], model: str | None, layout: str | None) -> tuple[str, str]:
-    found = [
-        (family, name)
-        for family, name in fitting_layouts(tensors)
-        if model in (None, family) and layout in (None, name)
-    ]
+    found = [(family, name) for family, name in fitting_layouts(tensors, model) if layout in (None, name)]
     if len(found) == 1:
         return found[0]
     given = " and ".join(
@@ -154,13 +157,13 @@ def _only_fit(tensors: Mapping[str, Tensor], model: str | None, layout: str | No
     )
     if not found:
         raise CheckpointError(
-            f"the names in the file fit no family{f' with {given}' if given else ''}: the first are {', '.join(list(tensors)[:3])}."
-            f"{_suggestion(tensors)}"
+            f"the names in the file fit no family{f' with {given}' if given else ''}: the first are "
+            f"{', '.join(list(tensors)[:3])}.{_suggestion(tensors)}"
         )
     raise CheckpointError(f"the names in the file fit {listed(found)}. Say which with --model and --from.")
 
 
-def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec, model: str, layout: str) -> str:
+def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec[Any], model: str, layout: str) -> str:
     """The preset whose shapes a file has."""
     shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     shapes = with_bert_prefix(shapes) if layout == "bert" else shapes
@@ -174,11 +177,12 @@ def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec, model: str, lay
         return found[0]
     if found:
         raise CheckpointError(
-            f"the shapes in the file fit several presets of {model}: {', '.join(found)}. They differ in what they read: say --preset."
+            f"the shapes in the file fit several presets of {model}: {', '.join(found)}. They differ in what they "
+            "read: say --preset."
         )
     raise CheckpointError(
-        f"the file has the size of no preset of {model} in layout {layout!r} ({', '.join(spec.presets)}). "
-        f"Name the closest with --preset and the differences with --set.{_suggestion(tensors)}"
+        f"the file has the size of no preset of {model} in layout {layout!r} ({', '.join(spec.presets)}). Name the "
+        f"closest with --preset and the differences with --set.{_suggestion(tensors)}"
     )
 
 
@@ -206,7 +210,7 @@ def with_bert_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_heads(
-    ours: Mapping[str, Tensor], spec: ModelSpec, layout: str, encoder: Encoder
+    ours: Mapping[str, Tensor], spec: ModelSpec[Any], layout: str, encoder: Encoder
 ) -> dict[str, tuple[SavedHead, nn.Module]]:
     """Every head that a file holds, by part, as its tensors say."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -221,7 +225,7 @@ def find_heads(
     return heads
 
 
-def _head(part: str, tensors: Mapping[str, Tensor], spec: ModelSpec, layout: str, encoder: Encoder) -> SavedHead:
+def _head(part: str, tensors: Mapping[str, Tensor], spec: ModelSpec[Any], layout: str, encoder: Encoder) -> SavedHead:
     """The head with the names and shapes of a part: of the kinds that it may be, in the styles of the family first.
 
     Raises:
@@ -253,7 +257,8 @@ def _head(part: str, tensors: Mapping[str, Tensor], spec: ModelSpec, layout: str
                 return SavedHead(part=part, head=head, style=style, group=group)
     listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
     raise CheckpointError(
-        f"the head {part!r} of the file is like none of ours on this encoder: it holds {listed}. Another preset, or a damaged file?"
+        f"the head {part!r} of the file is like none of ours on this encoder: it holds {listed}. Another preset, or a "
+        "damaged file?"
     )
 
 

@@ -1,7 +1,6 @@
 """Does a checkpoint compute what was recorded? Names the first layer that does not.
 
-A recording is either native (`record` writes one: a batch and what came out of every layer) or one of the sets recorded
-from the official releases under their own names (`tests/golden` holds small ones); `_OFFICIAL` translates these.
+A recording (`record` writes one) is a batch and the output of every layer for it.
 
 Letters  B rows, T tokens, R regions.
 Order    Native names and order: text, then regions, then what a model adds behind them (whole image, task token,
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from visling.errors import CheckpointError, VislingError
 from visling.models.task_model import SavedHead
 from visling.nn import heads
 from visling.pretrained.folder import ModelFolder, claim_folder, read_model_folder
-from visling.pretrained.recordings import Recording, read_official
 from visling.runtime import versions
 from visling.types import Batch, Encoded, Regions, Text
 
@@ -37,6 +36,15 @@ FORMAT = 1
 """Version of a native recording."""
 
 _ROWS, _TOKENS, _REGIONS = 4, 12, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A batch, and what was recorded for it."""
+
+    batch: Batch
+    values: Mapping[str, Tensor]
+    """Name -> output of a layer or head, in the order in which they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class Deviation:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """A checkpoint beside a recording, layer by layer in the order in which they run. Prints as a table."""
+    """A checkpoint compared with a recording, layer by layer in the order in which they run. Prints as a table."""
 
     recording: str
     layers: tuple[Deviation, ...]
@@ -77,36 +85,39 @@ def verify(checkpoint: Path, recording: Path, *, atol: float = ATOL, rtol: float
     """Compare a model folder with a recording, in float32 on the CPU.
 
     Args:
-        recording: folder that `record` wrote, or of an official set.
+        recording: folder that `record` wrote.
     Raises:
         CheckpointError: no model or no recording there, of another family, or inputs that the model cannot read.
     """
     saved = read_model_folder(checkpoint)
-    found = (
-        _read_native(saved, recording) if (recording / "recording.json").exists() else read_official(saved, recording)
-    )
-    ours = _values(saved, found.batch)
+    return compare(saved, _read_recording(saved, recording), str(recording), atol=atol, rtol=rtol)
+
+
+def compare(
+    saved: ModelFolder, recording: Recording, name: str, *, atol: float = ATOL, rtol: float = RTOL
+) -> Verification:
+    """Compare a model folder that has been read with a recording; see `verify`."""
+    batch, recorded = recording.batch, recording.values
+    ours = _compute_values(saved, batch)
     # Our order is that in which layers run; what only the recording has comes last.
-    names = [name for name in ours if name in found.values] + [
-        name for name in found.values if name not in ours and name not in found.optional
-    ]
-    layers = tuple(_compare(name, ours.get(name), found.values[name], found.batch, atol, rtol) for name in names)
-    return Verification(recording=str(recording), layers=layers, atol=atol, rtol=rtol)
+    names = [*(layer for layer in ours if layer in recorded), *(layer for layer in recorded if layer not in ours)]
+    layers = tuple(_compare_layer(layer, ours.get(layer), recorded[layer], batch, atol, rtol) for layer in names)
+    return Verification(recording=name, layers=layers, atol=atol, rtol=rtol)
 
 
 def record(checkpoint: Path, folder: Path, *, seed: int = 0) -> tuple[str, ...]:
-    """Write a made-up batch and what comes out of every layer of a model for it; returns the names of the layers.
+    """Write a random batch and the output of every layer of a model for it; returns the names of the layers.
 
     Raises:
         CheckpointError: no model there, or the folder holds something.
     """
     saved = read_model_folder(checkpoint)
-    batch = _sample(saved, seed)
-    values = _values(saved, batch)
+    batch = sample_batch(saved, seed)
+    values = _compute_values(saved, batch)
     claim_folder(folder)
     described = {"format": FORMAT, "model": saved.model, "layers": list(values), "seed": seed, "versions": versions()}
     try:
-        save_file(_flat(batch), folder / "batch.safetensors")
+        save_file(_flatten_batch(batch), folder / "batch.safetensors")
         save_file({name: tensor.contiguous().clone() for name, tensor in values.items()}, folder / "values.safetensors")
         (folder / "recording.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -117,25 +128,25 @@ def record(checkpoint: Path, folder: Path, *, seed: int = 0) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def _values(saved: ModelFolder, batch: Batch) -> dict[str, Tensor]:
+def _compute_values(saved: ModelFolder, batch: Batch) -> dict[str, Tensor]:
     """Name -> output of every captured layer, the encoder's results, and the logits of the heads, as they run."""
     encoder = saved.encoder().eval()
     built = {place: saved.head(place, encoder).eval() for place in saved.heads}
     try:
         encoded = encoder(batch, capture=True)
         assert encoded.states is not None
-        found = {**encoded.states, "text": encoded.text, "regions": encoded.regions, "pooled": encoded.pooled}
+        values = {**encoded.states, "text": encoded.text, "regions": encoded.regions, "pooled": encoded.pooled}
         if encoded.whole is not None:
-            found["whole"] = encoded.whole
+            values["whole"] = encoded.whole
         for place, head in built.items():
-            found |= _head_logits(saved.heads[place], head, encoded, batch)
+            values |= _head_logits(saved.heads[place], head, encoded, batch)
     except VislingError:
         raise
     except (RuntimeError, IndexError, ValueError) as error:
         raise CheckpointError(
             f"the recorded inputs do not fit {saved.path}: {error}. Record them with a model of the same settings."
         ) from error
-    return {name: value.float() for name, value in found.items()}
+    return {name: value.float() for name, value in values.items()}
 
 
 def _head_logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
@@ -151,26 +162,28 @@ def _head_logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Bat
     return {} if len(encoded.pooled) == 0 else heads.flatten(name, heads.read(kind, head, encoded, batch))
 
 
-def _compare(name: str, ours: Tensor | None, recorded: Tensor, batch: Batch, atol: float, rtol: float) -> Deviation:
+def _compare_layer(
+    name: str, ours: Tensor | None, recorded: Tensor, batch: Batch, atol: float, rtol: float
+) -> Deviation:
     if ours is None or ours.shape != recorded.shape:
         return Deviation(name=name, largest=float("inf"), agrees=False)
-    if ours.dim() > 1 and (real := _real(name, ours.shape[1], batch)) is not None:
+    if ours.dim() > 1 and (real := _real_positions(name, ours.shape[1], batch)) is not None:
         ours, recorded = ours[real], recorded[real]
     difference = (ours - recorded).abs()
     agrees = bool((difference <= atol + rtol * recorded.abs()).all())  # False where either is no number
     return Deviation(name=name, largest=difference.max().item() if difference.numel() else 0.0, agrees=agrees)
 
 
-def _real(name: str, length: int, batch: Batch) -> Tensor | None:
+def _real_positions(name: str, length: int, batch: Batch) -> Tensor | None:
     """Real positions (B, N) of a layer's states, with those that a model adds behind; None where a layer has no
     positions."""
     text = batch.text.mask
     regions = text[:, :0] if batch.regions is None else batch.regions.mask
-    mask = {"text": text, "regions": regions, "both": torch.cat([text, regions], dim=1)}.get(_stream(name))
+    mask = {"text": text, "regions": regions, "both": torch.cat([text, regions], dim=1)}.get(_stream_of(name))
     return None if mask is None else F.pad(mask, (0, length - mask.shape[1]), value=True)
 
 
-def _stream(name: str) -> str:
+def _stream_of(name: str) -> str:
     """Whose positions the second axis of a layer has: "text", "regions", "both" one after the other, or none, where it
     is a summary."""
     first, last = name.partition(".")[0], name.rpartition(".")[2]
@@ -181,8 +194,8 @@ def _stream(name: str) -> str:
     return "both" if first in ("embeddings", "layers", "additional_layer") else ""
 
 
-def _sample(saved: ModelFolder, seed: int) -> Batch:
-    """Four rows of made-up tokens and regions, of different lengths."""
+def sample_batch(saved: ModelFolder, seed: int) -> Batch:
+    """Four rows of random tokens and regions, of different lengths."""
     spec = models.spec(saved.model).inputs(saved.config)
     generator = torch.Generator().manual_seed(seed)
     tokens, regions = min(_TOKENS, spec.max_tokens), min(_REGIONS, spec.max_regions)
@@ -212,7 +225,7 @@ def _sample(saved: ModelFolder, seed: int) -> Batch:
     )
 
 
-def _flat(batch: Batch) -> dict[str, Tensor]:
+def _flatten_batch(batch: Batch) -> dict[str, Tensor]:
     """Tensors of text and regions by dotted name."""
     assert batch.regions is not None
     fields = {f"text.{f.name}": getattr(batch.text, f.name) for f in dataclasses.fields(batch.text)}
@@ -220,16 +233,22 @@ def _flat(batch: Batch) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in fields.items() if tensor is not None}
 
 
-def _read_native(saved: ModelFolder, folder: Path) -> Recording:
+def _read_recording(saved: ModelFolder, folder: Path) -> Recording:
+    if not (folder / "recording.json").exists():
+        raise CheckpointError(
+            f"no recording in {folder}: expected recording.json. Write one with visling verify --record."
+        )
     try:
         described = json.loads((folder / "recording.json").read_text(encoding="utf-8"))
         if described["format"] != FORMAT:
             raise CheckpointError(
-                f"{folder} is a recording of layout {described['format']}; this version reads {FORMAT}. Record it again."
+                f"{folder} is a recording of layout {described['format']}; this version reads {FORMAT}. Record it "
+                "again."
             )
         if described["model"] != saved.model:
             raise CheckpointError(
-                f"{folder} was recorded with {described['model']}, but {saved.path} holds {saved.model}. Name another recording."
+                f"{folder} was recorded with {described['model']}, but {saved.path} holds {saved.model}. Name another "
+                "recording."
             )
         flat, values = load_file(folder / "batch.safetensors"), load_file(folder / "values.safetensors")
         text = {name.removeprefix("text."): tensor for name, tensor in flat.items() if name.startswith("text.")}

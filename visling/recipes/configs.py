@@ -37,26 +37,26 @@ class PretrainConfig:
     """Objective -> settings that are not its defaults (region_contrast: temperature, clip, momentum, queue_size;
     image_qa: num_answers)."""
     min_answer_count: int = 9
-    """Training questions whose best answer it must be for an answer to be asked by image_qa, where no file lists the
+    """Training questions whose best answer an answer must be to be asked for by image_qa, where no file lists the
     answers."""
     masking: TokenMasking = field(default_factory=TokenMasking)
-    """Which word pieces are hidden."""
+    """Which word pieces are masked."""
     region_masking: RegionMasking | None = None
-    """Which regions are hidden; None = none."""
+    """Which regions are masked; None = none."""
     region_losses: RegionLosses | None = None
-    """What the objective masked_regions tells about them."""
+    """What the objective masked_regions predicts about them."""
     extractor: ExtractorConfig | None = None
-    """Network that makes regions' features of pictures, hidden ones cut out, and is trained along (VL-BERT end to end);
-    None = stored features."""
+    """Network that computes the features of regions from images, masked regions cut out, and is trained jointly
+    (VL-BERT end to end); None = stored features."""
     flip: float = 0.0
-    """Share of the pictures that are mirrored in training, boxes and all, texts as they are."""
+    """Share of the images that are mirrored in training together with their boxes; texts stay as they are."""
     batch_size: int = 128
     """Examples per step and process."""
     train_split: str = "train"
     valid_split: str = "val"
     start: str = "fresh"
-    """What the weights start from: fresh, released text weights (bert-base-uncased), or the recipe whose model `--init`
-    names."""
+    """What the weights start from: fresh (randomly initialised), released text weights (bert-base-uncased), or the
+    recipe whose model `--init` names."""
     train: TrainConfig
     """How long and how."""
     paper: Mapping[str, Any] = field(default_factory=dict)
@@ -70,22 +70,24 @@ class PretrainConfig:
         for what, named in (("from_epoch", self.from_epoch), ("objective_settings", self.objective_settings)):
             if unknown := sorted(named.keys() - self.objectives.keys()):
                 raise ConfigError(
-                    f"{what} names {', '.join(unknown)}, which the objectives {', '.join(self.objectives)} lack. Take it out, or add it."
+                    f"{what} names {', '.join(unknown)}, which the objectives {', '.join(self.objectives)} lack. "
+                    "Take it out, or add it."
                 )
 
         if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is a share of the pictures, from 0 to 1; found {self.flip:g}.")
+            raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
         if self.extractor is not None:
             self._check_extractor(self.extractor)
         elif self.flip:
-            raise ConfigError("flip mirrors the pictures that an extractor reads; the recipe has none. Set flip=0.")
+            raise ConfigError("flip mirrors the images that an extractor reads; the recipe has none. Set flip=0.")
 
     def _check_extractor(self, extractor: ExtractorConfig) -> None:
-        """Refuse what cannot be asked about, or done to, features that are made while training."""
+        """Refuse what cannot be asked about, or done to, features that are computed while training."""
         if self.encoder.feature_size != extractor.feature_size:
             raise ConfigError(
-                f"the extractor makes features of width {extractor.feature_size}, four times the last of extractor.widths, but encoder.feature_size "
-                f"is {self.encoder.feature_size}. Use --set encoder.feature_size={extractor.feature_size}."
+                f"the extractor makes features of width {extractor.feature_size}, four times the last of "
+                f"extractor.widths, but encoder.feature_size is {self.encoder.feature_size}. "
+                f"Use --set encoder.feature_size={extractor.feature_size}."
             )
         for name, why in (
             ("whiten_features", "measures stored features"),
@@ -93,18 +95,20 @@ class PretrainConfig:
         ):
             if getattr(self.encoder, name, False):
                 raise ConfigError(
-                    f"encoder.{name} {why}; the recipe's extractor makes features while it trains. Use --set encoder.{name}=false."
+                    f"encoder.{name} {why}; the recipe's extractor makes features while it trains. "
+                    f"Use --set encoder.{name}=false."
                 )
         if self.region_masking is not None and self.region_masking.random:
             raise ConfigError(
-                "region_masking.random takes stored features of other images, which an extractor does not read. Set it to 0."
+                "region_masking.random takes stored features of other images, which an extractor does not read. "
+                "Set it to 0."
             )
         if "region_contrast" in self.objectives or (
             self.region_losses is not None and self.region_losses.features != "none"
         ):
             raise ConfigError(
-                "region_contrast and region_losses.features compare with stored features, but the recipe's extractor makes others while it trains. "
-                "Leave them out, or set extractor=none."
+                "region_contrast and region_losses.features compare with stored features, but the recipe's extractor "
+                "makes others while it trains. Leave them out, or set extractor=none."
             )
 
     def weights(self, epoch: int) -> dict[str, float]:

@@ -7,11 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from visling import models
-from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
+from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
+from visling.recipes import scenes
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.lxmert import lxmert_optimiser
 from visling.train.config import TrainConfig
+
+TOKEN_MASKING = TokenMasking(in_turn=True)
+REGION_MASKING = RegionMasking(hide=0.8, random=0.1)
 
 _CONTRAST: Mapping[str, Any] = {
     "projection_size": 128,
@@ -24,8 +28,9 @@ _CONTRAST: Mapping[str, Any] = {
 
 
 def cvlp_release() -> PretrainConfig:
-    """CVLP as last released: from scratch, region contrast in the place of region labels and question answering, batch
-    256, 1e-4, 40 epochs.
+    """CVLP as last released: from scratch, region contrast, batch 256, 1e-4, 40 epochs.
+
+    Region contrast replaces LXMERT's region labels and question answering.
 
     Source:
         run/lxmert_pretrain.bash at 7c7331b and later, src/pretrain/lxmert_pretrain.py at e2a363e (deleted in 13de5fe).
@@ -37,8 +42,8 @@ def cvlp_release() -> PretrainConfig:
         corpora=(Corpus(kind="lxmert"),),
         objectives={"masked_lm": 1.0, "matching": 1.0, "region_contrast": 1.0},
         objective_settings={"region_contrast": _CONTRAST},
-        masking=TOKEN_RELEASES["cvlp"],
-        region_masking=REGION_RELEASES["cvlp"],
+        masking=TOKEN_MASKING,
+        region_masking=REGION_MASKING,
         batch_size=256,
         train=TrainConfig(epochs=40, seed=9595, optim=lxmert_optimiser()),
         paper={"encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None},
@@ -85,8 +90,33 @@ def cvlp_paper() -> PretrainConfig:
     )
 
 
+def cvlp_scenes() -> PretrainConfig:
+    """CVLP on drawn scenes: masked words, matching, and contrast of each region with those of earlier batches.
+
+    The release weighs all objectives alike and queues 30 batches, as here; its key network follows more slowly, over a
+    hundred times as many updates.
+    """
+    run = scenes.slower(scenes.on_captions("cvlp"))
+    return replace(
+        run,
+        objectives={**run.objectives, "region_contrast": 0.1},
+        objective_settings={"region_contrast": {"projection_size": 64, "momentum": 0.99, "queue_size": 30 * 32 * 6}},
+        region_masking=replace(REGION_MASKING, rate=scenes.FEW_REGIONS),
+        release={
+            **scenes.MASKED_IN_RELEASES,
+            "objectives.matching": 1.0,
+            "objectives.region_contrast": 1.0,
+            "objective_settings.region_contrast.momentum": 0.99995,
+            "data": "captions and questions, half of them with another image",
+        },
+    )
+
+
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "cvlp-release": cvlp_release,
     "cvlp-from-lxmert": cvlp_from_lxmert,
     "cvlp-paper": cvlp_paper,
 }
+
+SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"cvlp-scenes": cvlp_scenes}
+"""Of ours, on drawn scenes."""

@@ -6,13 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from visling import models
-from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
+from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.objectives.image_qa import NUM_ANSWERS
-from visling.objectives.masked_regions import RELEASES as REGION_LOSSES
+from visling.objectives.masked_regions import RegionLosses
+from visling.recipes import scenes
 from visling.recipes.configs import PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
+
+TOKEN_MASKING = TokenMasking(in_turn=True)
+REGION_MASKING = RegionMasking(hide=0.8, random=0.1, labels="all")
+REGION_LOSSES = RegionLosses(
+    classes="hard",
+    num_classes=1600,
+    attributes=True,
+    features="smooth_l1",
+    weighted=True,
+    over="regions",
+    scale=1 / 0.15,
+)
 
 
 def lxmert_20epochs_qa() -> PretrainConfig:
@@ -28,9 +41,9 @@ def lxmert_20epochs_qa() -> PretrainConfig:
         corpora=(Corpus(kind="lxmert"),),
         objectives={"masked_lm": 1.0, "matching": 1.0, "masked_regions": 1.0, "image_qa": 1.0},
         objective_settings={"image_qa": {"num_answers": NUM_ANSWERS}},
-        masking=TOKEN_RELEASES["lxmert"],
-        region_masking=REGION_RELEASES["lxmert"],
-        region_losses=REGION_LOSSES["lxmert"],
+        masking=TOKEN_MASKING,
+        region_masking=REGION_MASKING,
+        region_losses=REGION_LOSSES,
         batch_size=256,
         train=TrainConfig(epochs=20, seed=9595, optim=lxmert_optimiser()),
         paper={
@@ -47,11 +60,10 @@ def lxmert_20epochs_qa() -> PretrainConfig:
 
 
 def lxmert_two_phase_qa() -> PretrainConfig:
-    """LXMERT in two phases, as a comment in the release describes an earlier run: ten epochs without question
-    answering, ten with it at weight 2.
+    """LXMERT in two phases: ten epochs without question answering, then ten with it at weight 2.
 
     Source:
-        lxmert_pretrain.py. Its author found it about as good as lxmert-20epochs-qa.
+        A comment in lxmert_pretrain.py on an earlier run. Its author found it about as good as lxmert-20epochs-qa.
     """
     run = lxmert_20epochs_qa()
     return replace(
@@ -68,10 +80,10 @@ def lxmert_two_phase_qa() -> PretrainConfig:
 
 
 def lxmert_paper() -> PretrainConfig:
-    """LXMERT as the paper describes it: ten epochs without question answering, ten with it; hidden regions become
-    zeros, only they are told.
+    """LXMERT as the paper describes it: ten epochs without question answering, then ten with it.
 
-    The learning rate falls in one line over both, so question answering is learnt at the smaller rates that it needs.
+    Masked regions become zeros, and only they are predicted. The learning rate falls linearly over both phases, so
+    question answering is learnt at the smaller rates that it needs.
 
     Source:
         Sections 3.1 and 3.3; numbers that the paper leaves open as released.
@@ -82,7 +94,7 @@ def lxmert_paper() -> PretrainConfig:
         run,
         recipe="lxmert-paper",
         from_epoch={"image_qa": 10},
-        region_masking=replace(REGION_RELEASES["lxmert"], hide=1.0, random=0.0, labels="chosen"),
+        region_masking=replace(REGION_MASKING, hide=1.0, random=0.0, labels="chosen"),
         region_losses=replace(run.region_losses, weighted=False, over="chosen", scale=1.0),
         paper={},
         release={
@@ -115,8 +127,36 @@ def lxmert_optimiser() -> OptimConfig:
     )
 
 
+def lxmert_scenes() -> PretrainConfig:
+    """LXMERT on drawn scenes: masked words, matching, masked regions, and answers to training questions.
+
+    The release weighs all objectives alike, masks regions three times as often and reads all captions and questions.
+    Here questions are few: half of them are shown with another image, and those teach no word.
+    """
+    run = scenes.slower(scenes.on_captions("lxmert"))
+    return replace(
+        run,
+        corpora=(*run.corpora, Corpus(kind="answered_questions", weight=0.2)),
+        objectives={**run.objectives, "masked_regions": 0.05, "image_qa": 0.2},
+        min_answer_count=1,
+        region_masking=replace(REGION_MASKING, rate=scenes.FEW_REGIONS),
+        region_losses=REGION_LOSSES,
+        release={
+            **scenes.MASKED_IN_RELEASES,
+            "objectives.matching": 1.0,
+            "objectives.masked_regions": 1.0,
+            "objectives.image_qa": 1.0,
+            "min_answer_count": 9,
+            "data": "every sentence once, half of them with another image",
+        },
+    )
+
+
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "lxmert-20epochs-qa": lxmert_20epochs_qa,
     "lxmert-two-phase-qa": lxmert_two_phase_qa,
     "lxmert-paper": lxmert_paper,
 }
+
+SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"lxmert-scenes": lxmert_scenes}
+"""Of ours, on drawn scenes."""

@@ -13,8 +13,10 @@ from visling.train.config import TrainConfig
 
 
 def visualbert_panels() -> PretrainConfig:
-    """Masked words of captions of drawn NLVR panels, best of easy ones in plain words. First step towards
-    visualbert-nlvr: words meet items here."""
+    """Masked words of captions of drawn NLVR panels, the first step towards visualbert-nlvr.
+
+    It teaches which word belongs to which item; easy panels described in plain words serve best.
+    """
     return PretrainConfig(
         recipe="visualbert-panels",
         model="visualbert",
@@ -29,12 +31,12 @@ def visualbert_panels() -> PretrainConfig:
 
 
 def visualbert_nlvr() -> PretrainConfig:
-    """VisualBERT's task-specific phase for NLVR on drawn panels, then on NLVR sentences too: is the statement true, and
-    masked words of captions.
+    """VisualBERT's task-specific phase for NLVR: masked words of captions, and is a statement true.
 
-    The release hides words of the very statement it judges. NLVR shows each sentence with pictures it is true of and as
-    many it is false of, so hidden words cannot be told from the picture and the label is a guess: nothing was learnt
-    that way (docs/log.md). Here words are hidden in captions, and statements are judged with every word shown.
+    It runs on drawn panels, then on NLVR's sentences too. The release masks words of the very statement it judges. NLVR
+    shows each sentence with images it is true of and as many it is false of, so masked words cannot be predicted from
+    the image and the label is a guess: nothing was learnt that way (docs/log.md). Here words are masked in captions,
+    and statements are judged with every word visible.
     """
     return PretrainConfig(
         recipe="visualbert-nlvr",

@@ -1,9 +1,16 @@
-"""All recipes by name: the tables of the modules of this package, joined."""
+"""All recipes by name: the tables of the modules of this package, joined; and those of a module of your own.
+
+A recipe of your own is named MODULE:NAME, for example my_package.my_recipes:mine. The module offers tables as the
+families' files do: `PRETRAINING` and `FINETUNING`, each from a name to a function that returns the config.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+from visling.config import load_module
+from visling.errors import ConfigError, nearest
 from visling.recipes import cvlp, lxmert, nlvr, scenes, vilbert, visualbert, vlbert
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 
@@ -20,7 +27,11 @@ PUBLISHED_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {**visualbert
 """Fine-tuning of the papers and releases."""
 
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
-    **scenes.PRETRAINING,
+    **visualbert.SCENES,
+    **vlbert.SCENES,
+    **vilbert.SCENES,
+    **lxmert.SCENES,
+    **cvlp.SCENES,
     **nlvr.PRETRAINING,
     **PUBLISHED_PRETRAINING,
 }
@@ -30,3 +41,42 @@ FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **nlvr.FINETUNING,
     **PUBLISHED_FINETUNING,
 }
+
+T = TypeVar("T")
+
+
+def find_pretraining(name: str) -> Callable[[], PretrainConfig]:
+    """A recipe for pre-training, of this package or of a module of your own.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    return _find(name, PRETRAINING, "PRETRAINING")
+
+
+def find_finetuning(name: str) -> Callable[[], FinetuneConfig]:
+    """A recipe for fine-tuning, of this package or of a module of your own.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    return _find(name, FINETUNING, "FINETUNING")
+
+
+def _find(name: str, table: Mapping[str, Callable[[], T]], attribute: str) -> Callable[[], T]:
+    path, colon, key = name.rpartition(":")
+    if colon:
+        table = _load_table(path, attribute, name)
+    if key not in table:
+        raise ConfigError(f"no recipe {name!r}. {nearest(key, table)}")
+    return table[key]
+
+
+def _load_table(path: str, attribute: str, name: str) -> Mapping[str, Any]:
+    module = load_module(path)
+    if module is None:
+        raise ConfigError(f"no recipe {name!r}: there is no module {path}. Check the path; it must be importable.")
+    table = getattr(module, attribute, None)
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"no recipe {name!r}: module {path} offers no table {attribute} (name -> function).")
+    return table

@@ -7,12 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from visling import models
-from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
+from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
-from visling.objectives.masked_regions import RELEASES as REGION_LOSSES
+from visling.objectives.masked_regions import RegionLosses
+from visling.recipes import scenes
 from visling.recipes.configs import BERT_BASE, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
+
+TOKEN_MASKING = TokenMasking(in_turn=True)
+REGION_MASKING = RegionMasking()
+REGION_LOSSES = RegionLosses(classes="kl")
+
+MULTITASK_TOKEN_MASKING = TokenMasking(in_turn=True, mismatched=False)
+MULTITASK_REGION_MASKING = RegionMasking(whole="unflagged", mismatched=False)
+"""Of the multi-task release, `objective` 1: the setting of 12-in-1."""
 
 _VILBERT_NO_DECAY: Mapping[str, Any] = {
     "weight_decay": 0.01,
@@ -23,8 +32,7 @@ _VILBERT_NO_DECAY: Mapping[str, Any] = {
 
 
 def vilbert_conceptual() -> PretrainConfig:
-    """ViLBERT on Conceptual Captions as first released: batch 512, 1e-4 and a tenth of it for what starts from BERT, 10
-    epochs.
+    """ViLBERT on Conceptual Captions as first released: batch 512, 1e-4 (BERT's weights 1e-5), 10 epochs.
 
     Source:
         vilbert_beta, train_concap.py and the README's command with bert_base_6layer_6conect.json.
@@ -46,7 +54,6 @@ def vilbert_conceptual() -> PretrainConfig:
     )
     return _vilbert(
         "vilbert-conceptual",
-        "vilbert",
         optim,
         paper={
             "batch_size": "512 over 8 devices together (recalled)",
@@ -57,11 +64,10 @@ def vilbert_conceptual() -> PretrainConfig:
 
 
 def vilbert_multitask() -> PretrainConfig:
-    """ViLBERT on Conceptual Captions as the multi-task release runs it for 12-in-1: batch 512, AdamW 1e-4 for
-    everything, 10 epochs.
+    """ViLBERT on Conceptual Captions as released for 12-in-1: batch 512, AdamW 1e-4 for everything, 10 epochs.
 
-    Pairs that do not match teach no words and no regions (`--objective 1`). The training on twelve tasks that follows
-    is no pre-training.
+    Neither words nor regions are predicted for pairs that do not match (`--objective 1`). The training on twelve tasks
+    that follows is fine-tuning.
 
     Source:
         vilbert-multi-task, train_concap.py and the README's command.
@@ -80,17 +86,21 @@ def vilbert_multitask() -> PretrainConfig:
     )
     run = _vilbert(
         "vilbert-multitask",
-        "vilbert-multitask",
         optim,
         paper={
             "region_masking.hide_overlapping": True
         },  # 12-in-1, recalled; the code only counts them in the whole-image feature
     )
-    return replace(run, corpora=(Corpus(kind="vilbert_captions", keep_above=False),))
+    return replace(
+        run,
+        corpora=(Corpus(kind="vilbert_captions", keep_above=False),),
+        masking=MULTITASK_TOKEN_MASKING,
+        region_masking=MULTITASK_REGION_MASKING,
+    )
 
 
 def _vilbert(
-    name: str, masking: str, optim: OptimConfig, *, paper: Mapping[str, Any], release: Mapping[str, Any] | None = None
+    name: str, optim: OptimConfig, *, paper: Mapping[str, Any], release: Mapping[str, Any] | None = None
 ) -> PretrainConfig:
     return PretrainConfig(
         recipe=name,
@@ -98,9 +108,9 @@ def _vilbert(
         encoder=models.spec("vilbert").presets["connect6"],
         corpora=(Corpus(kind="vilbert_captions"),),
         objectives={"masked_lm": 1.0, "matching": 1.0, "masked_regions": 1.0},
-        masking=TOKEN_RELEASES[masking],
-        region_masking=REGION_RELEASES[masking],
-        region_losses=REGION_LOSSES["vilbert"],
+        masking=TOKEN_MASKING,
+        region_masking=REGION_MASKING,
+        region_losses=REGION_LOSSES,
         batch_size=512,
         start=BERT_BASE,
         train=TrainConfig(epochs=10, seed=42, optim=optim),
@@ -109,7 +119,31 @@ def _vilbert(
     )
 
 
+def vilbert_scenes() -> PretrainConfig:
+    """ViLBERT on drawn scenes: masked words, matching, and the class distribution of masked regions by KL divergence.
+
+    The release weighs all objectives alike, masks regions three times as often and shows a wrong caption half of the
+    time.
+    """
+    run = scenes.slower(scenes.on_captions("vilbert"))
+    return replace(
+        run,
+        objectives={**run.objectives, "masked_regions": 0.1},
+        region_masking=replace(REGION_MASKING, rate=scenes.FEW_REGIONS),
+        region_losses=REGION_LOSSES,
+        release={
+            **scenes.MASKED_IN_RELEASES,
+            "objectives.matching": 1.0,
+            "objectives.masked_regions": 1.0,
+            "data": "half of all captions are wrong",
+        },
+    )
+
+
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "vilbert-conceptual": vilbert_conceptual,
     "vilbert-multitask": vilbert_multitask,
 }
+
+SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vilbert-scenes": vilbert_scenes}
+"""Of ours, on drawn scenes."""

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from visling import models
-from visling.data.batches.masking import TOKEN_RELEASES
+from visling.data.batches.masking import TokenMasking
 from visling.data.corpora.base import Corpus
+from visling.recipes import scenes
 from visling.recipes.configs import BERT_BASE, FinetuneConfig, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
+
+TOKEN_MASKING = TokenMasking(in_turn=True)
+"""VisualBERT hides no regions."""
 
 
 def visualbert_coco() -> PretrainConfig:
@@ -23,8 +27,9 @@ def visualbert_coco() -> PretrainConfig:
 
 
 def visualbert_nlvr2_coco() -> PretrainConfig:
-    """VisualBERT's COCO phase for NLVR2 as released: caption pairs, 144 regions of width 1024, batch 64, 5e-5, 10
-    epochs.
+    """VisualBERT's COCO phase for NLVR2 as released: caption pairs, 144 regions, batch 64, 5e-5, 10 epochs.
+
+    Features have a width of 1024.
 
     Source:
         configs/nlvr2/coco-pre-train.json.
@@ -33,8 +38,9 @@ def visualbert_nlvr2_coco() -> PretrainConfig:
 
 
 def visualbert_flickr30k_coco() -> PretrainConfig:
-    """VisualBERT's COCO phase for Flickr30K as released: caption pairs, 10 to 100 regions of width 2048 and their
-    place, batch 32, 5e-5, 10 epochs.
+    """VisualBERT's COCO phase for Flickr30K as released: caption pairs, batch 32, 5e-5, 10 epochs.
+
+    10 to 100 regions of width 2048 and their boxes.
 
     Source:
         configs/flickr/coco-pre-train.json.
@@ -43,26 +49,28 @@ def visualbert_flickr30k_coco() -> PretrainConfig:
 
 
 def visualbert_vcr_coco() -> PretrainConfig:
-    """VisualBERT's COCO phase for VCR, on fixed features: caption pairs, regions of width 512, batch 128, 1e-4, 10
-    epochs.
+    """VisualBERT's COCO phase for VCR, on fixed features: caption pairs, batch 128, 1e-4, 10 epochs.
+
+    Features have a width of 512.
 
     Source:
-        configs/vcr/coco-pre-train.json. There the network that makes the features is trained along, but for its first
-        stages.
+        configs/vcr/coco-pre-train.json. There the network that computes the features is trained jointly, except for its
+        first stages.
     """
     run = _visualbert_coco("visualbert-vcr-coco", "vcr", batch_size=128, lr=1e-4)
     return replace(
         run,
         release={
             **run.release,
-            "features": "made by a ResNet-50 that is trained along, but for its first three stages",
+            "features": "computed by a ResNet-50 that is trained jointly, except for its first three stages",
         },
     )
 
 
 def visualbert_vqa_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for VQA as released: masked words over question and answer, batch 64, 5e-5, 10
-    epochs.
+    """VisualBERT's task-specific phase for VQA as released: masked words, batch 64, 5e-5, 10 epochs.
+
+    Words of question and answer are masked.
 
     Source:
         configs/vqa/pre-train.json; paper section 3.2, task-specific pre-training.
@@ -73,7 +81,7 @@ def visualbert_vqa_pretraining() -> PretrainConfig:
         encoder=models.spec("visualbert").presets["vqa"],
         corpora=(Corpus(kind="questions"),),
         objectives={"masked_lm": 1.0},
-        masking=TOKEN_RELEASES["visualbert"],
+        masking=TOKEN_MASKING,
         batch_size=64,
         start="visualbert-coco",
         train=_visualbert_training(5e-5),
@@ -85,8 +93,9 @@ def visualbert_vqa_pretraining() -> PretrainConfig:
 
 
 def visualbert_nlvr2_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for NLVR2 as released: masked words, and is the sentence true; two images, batch
-    64, 5e-5, 10 epochs.
+    """VisualBERT's task-specific phase for NLVR2 as released: masked words and matching, batch 64, 5e-5, 10 epochs.
+
+    Matching asks whether the sentence is true of its two images.
 
     Source:
         configs/nlvr2/pre-train.json, 144 regions of each image; its comment asks for 8 V100.
@@ -97,7 +106,7 @@ def visualbert_nlvr2_pretraining() -> PretrainConfig:
         encoder=models.spec("visualbert").presets["nlvr2"],
         corpora=(Corpus(kind="statements"),),
         objectives={"masked_lm": 1.0, "matching": 1.0},
-        masking=TOKEN_RELEASES["visualbert"],
+        masking=TOKEN_MASKING,
         batch_size=64,
         valid_split="dev",
         start="visualbert-nlvr2-coco",
@@ -106,8 +115,9 @@ def visualbert_nlvr2_pretraining() -> PretrainConfig:
 
 
 def visualbert_flickr30k_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for Flickr30K as released: masked words of single captions, batch 32, 5e-5, 10
-    epochs.
+    """VisualBERT's task-specific phase for Flickr30K as released: masked words, batch 32, 5e-5, 10 epochs.
+
+    Each text is a single caption.
 
     Source:
         configs/flickr/pre-train.json.
@@ -118,7 +128,7 @@ def visualbert_flickr30k_pretraining() -> PretrainConfig:
         encoder=models.spec("visualbert").presets["flickr30k"],
         corpora=(Corpus(kind="flickr30k"),),
         objectives={"masked_lm": 1.0},
-        masking=TOKEN_RELEASES["visualbert"],
+        masking=TOKEN_MASKING,
         batch_size=32,
         start="visualbert-flickr30k-coco",
         train=_visualbert_training(5e-5),
@@ -126,11 +136,11 @@ def visualbert_flickr30k_pretraining() -> PretrainConfig:
 
 
 def visualbert_vcr_pretraining() -> PretrainConfig:
-    """VisualBERT's task-specific phase for VCR, on fixed features: masked words, and is the choice right; batch 32,
-    5e-5, one epoch.
+    """VisualBERT's task-specific phase for VCR, on fixed features: masked words, matching, batch 32, 5e-5, one epoch.
 
-    A text is a question and one of its answers, or question and right answer and one of the rationales: eight of each
-    question. Names are linked to regions where the store holds the objects of VCR's metadata.
+    Matching asks whether the choice is right. A text is a question and one of its answers, or question, right answer
+    and one of the rationales: eight texts per question. Names are linked to regions where the store holds the objects
+    of VCR's metadata.
 
     Source:
         configs/vcr/pre-train.json.
@@ -142,14 +152,16 @@ def visualbert_vcr_pretraining() -> PretrainConfig:
         encoder=models.spec("visualbert").presets["vcr"],
         corpora=(Corpus(kind="vcr"),),
         objectives={"masked_lm": 1.0, "matching": 1.0},
-        masking=TOKEN_RELEASES["visualbert"],
+        masking=TOKEN_MASKING,
         batch_size=32,
         start="visualbert-vcr-coco",
         train=replace(train, epochs=1, optim=replace(train.optim, warmup_share=0.1879)),
         release={
-            "features": "made by a ResNet-50 that is trained along, but for its first three stages",
-            "regions": "the whole image and the objects that question, answers or rationales name; all persons where none is named",
-            "choices": "an item is shown with the same one of its eight choices, eight times an epoch, by mistake (same_choice of the corpus)",
+            "features": "computed by a ResNet-50 that is trained jointly, except for its first three stages",
+            "regions": "the whole image and the objects that question, answers or rationales name; "
+            "all persons where none is named",
+            "choices": "an item is shown with the same one of its eight choices, eight times an epoch, by mistake "
+            "(same_choice of the corpus)",
             "links": "count words where they should count word pieces, by mistake (word_links of the corpus)",
         },
     )
@@ -172,8 +184,9 @@ def visualbert_vqa_finetuning() -> FinetuneConfig:
 
 
 def visualbert_nlvr2_finetuning() -> FinetuneConfig:
-    """VisualBERT on NLVR2 as released: both images in one row, 144 regions of width 1024 each, BertAdam 2e-5, batch 64,
-    10 epochs.
+    """VisualBERT on NLVR2 as released: both images in one row, BertAdam 2e-5, batch 64, 10 epochs.
+
+    144 regions of width 1024 of each image.
 
     Source:
         configs/nlvr2/fine-tune.json; the paper says 5e-5. The head reads BERT's pooler, which nothing trains.
@@ -197,7 +210,7 @@ def _visualbert_coco(name: str, preset: str, *, batch_size: int, lr: float = 5e-
         encoder=models.spec("visualbert").presets[preset],
         corpora=(Corpus(kind="caption_pairs"),),
         objectives={"masked_lm": 1.0, "matching": 1.0},
-        masking=TOKEN_RELEASES["visualbert"],
+        masking=TOKEN_MASKING,
         batch_size=batch_size,
         start=BERT_BASE,
         train=_visualbert_training(lr),
@@ -207,8 +220,7 @@ def _visualbert_coco(name: str, preset: str, *, batch_size: int, lr: float = 5e-
 
 
 def _visualbert_training(lr: float) -> TrainConfig:
-    """Ten epochs of BertAdam; each tensor is clipped by itself, the pooler left out; ends when the best epoch is more
-    than three old.
+    """Ten epochs of BertAdam without the pooler, each tensor clipped by itself; stops three epochs after the best.
 
     The releases' configurations also hold a `grad_norm` that nothing reads.
     """
@@ -229,6 +241,19 @@ def _visualbert_training(lr: float) -> TrainConfig:
     return TrainConfig(epochs=10, patience=3, optim=optim)
 
 
+def visualbert_scenes() -> PretrainConfig:
+    """VisualBERT's COCO phase on drawn scenes: masked words of captions, and caption pairs."""
+    run = scenes.on_captions("visualbert", wrong=Corpus(kind="caption_pairs", weight=scenes.WRONG_CAPTIONS.weight))
+    return replace(
+        run,
+        release={
+            "masking.rate": 0.15,
+            "objectives.matching": 1.0,
+            "data": "caption pairs alone, half of the second captions wrong",
+        },
+    )
+
+
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "visualbert-coco": visualbert_coco,
     "visualbert-nlvr2-coco": visualbert_nlvr2_coco,
@@ -244,3 +269,6 @@ FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     "visualbert-vqa": visualbert_vqa_finetuning,
     "visualbert-nlvr2": visualbert_nlvr2_finetuning,
 }
+
+SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"visualbert-scenes": visualbert_scenes}
+"""Of ours, on drawn scenes."""

@@ -6,17 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from visling import models
-from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
+from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
-from visling.objectives.masked_regions import RELEASES as REGION_LOSSES
+from visling.objectives.masked_regions import RegionLosses
+from visling.recipes import scenes
 from visling.recipes.configs import BERT_BASE, BERT_LARGE, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 from visling.vision.end_to_end import PRESETS as EXTRACTORS
 
+TOKEN_MASKING = TokenMasking(whole_word=True, in_turn=True)
+REGION_MASKING = RegionMasking(learned=True, whole="visible")
+REGION_LOSSES = RegionLosses(classes="cross_entropy")
+
 
 def vlbert_base_prec() -> PretrainConfig:
-    """VL-BERT base on features made beforehand, as released: captions and plain text one to one, 2.56e-5, 10 epochs.
+    """VL-BERT base on precomputed features, as released: captions and plain text one to one, 2.56e-5, 10 epochs.
 
     Source:
         cfgs/pretrain/base_prec_4x16G_fp32.yaml: 4 GPUs x (32 captions + 32 passages), LR 1e-7 x 256.
@@ -25,7 +30,7 @@ def vlbert_base_prec() -> PretrainConfig:
 
 
 def vlbert_base_prec_without_text() -> PretrainConfig:
-    """VL-BERT base on features made beforehand, captions alone: batch 256, 2.56e-5, half the warm-up, 10 epochs.
+    """VL-BERT base on precomputed features, captions alone: batch 256, 2.56e-5, half the warm-up, 10 epochs.
 
     Source:
         cfgs/pretrain/base_prec_withouttextonly_4x16G_fp32.yaml: 4 GPUs x 64 captions; paper, ablation without the text
@@ -37,7 +42,7 @@ def vlbert_base_prec_without_text() -> PretrainConfig:
 
 
 def vlbert_large_prec() -> PretrainConfig:
-    """VL-BERT large on features made beforehand, as released: as vlbert-base-prec, in half precision.
+    """VL-BERT large on precomputed features, as released: as vlbert-base-prec, in half precision.
 
     Source:
         cfgs/pretrain/large_prec_4x16G_fp16.yaml.
@@ -47,10 +52,10 @@ def vlbert_large_prec() -> PretrainConfig:
 
 
 def vlbert_base_e2e() -> PretrainConfig:
-    """VL-BERT base end to end, as released: the network that makes the features is trained along, hidden regions are
-    cut out of the picture.
+    """VL-BERT base end to end, as released: the network that computes the features is trained jointly.
 
-    It starts from a detector of Visual Genome as a plain ResNet (`--backbone`), the Transformer from BERT (`--init`).
+    Masked regions are cut out of the image. The network starts from a detector of Visual Genome as a plain ResNet
+    (`--backbone`), the Transformer from BERT (`--init`).
 
     Source:
         cfgs/pretrain/base_e2e_16x16G_fp16.yaml: 16 GPUs x (8 captions + 8 passages), LR 1e-7 x 256; paper, section 4.1.
@@ -69,7 +74,7 @@ def vlbert_large_e2e() -> PretrainConfig:
 
 
 def _end_to_end(run: PretrainConfig) -> PretrainConfig:
-    """A run whose features are made by a network that is trained along, in half precision."""
+    """A run whose features are computed by a network that is trained jointly, in half precision."""
     return replace(
         run,
         extractor=EXTRACTORS["resnet101"],
@@ -101,18 +106,38 @@ def _vlbert(name: str, preset: str, start: str) -> PretrainConfig:
         encoder=models.spec("vlbert").presets[preset],
         corpora=(Corpus(kind="conceptual_captions"), Corpus(kind="text")),
         objectives={"masked_lm": 1.0, "masked_regions": 1.0},
-        masking=TOKEN_RELEASES["vlbert"],
-        region_masking=REGION_RELEASES["vlbert"],
-        region_losses=REGION_LOSSES["vlbert"],
+        masking=TOKEN_MASKING,
+        region_masking=REGION_MASKING,
+        region_losses=REGION_LOSSES,
         batch_size=128,
         start=start,
         train=TrainConfig(epochs=10, seed=12345, metric="masked_lm_accuracy", direction="max", optim=optim),
         paper={
             "region_losses.classes": "hard",  # the detector's best class
-            "features": "made by a Fast R-CNN that is trained along, hidden regions cut out of the image",
+            "features": "computed by a Fast R-CNN that is trained jointly, masked regions cut out of the image",
             "devices": "16 V100, 250,000 updates",
         },
         release={"flip": "half of the images: boxes mirrored, features and captions as they are"},
+    )
+
+
+def vlbert_scenes() -> PretrainConfig:
+    """VL-BERT on drawn scenes: masked words, and the class distribution of masked regions by cross-entropy.
+
+    There is no matching. The release weighs both objectives alike and masks regions three times as often; here the
+    model first has to learn which word belongs to which region, and masked regions do not teach that.
+    """
+    run = scenes.slower(scenes.on_captions("vlbert", wrong=None))
+    return replace(
+        run,
+        objectives={**run.objectives, "masked_regions": 0.1},
+        region_masking=replace(REGION_MASKING, rate=scenes.FEW_REGIONS),
+        region_losses=REGION_LOSSES,
+        release={
+            **scenes.MASKED_IN_RELEASES,
+            "objectives.masked_regions": 1.0,
+            "data": "passages of text beside the captions, one to one",
+        },
     )
 
 
@@ -123,3 +148,6 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "vlbert-base-e2e": vlbert_base_e2e,
     "vlbert-large-e2e": vlbert_large_e2e,
 }
+
+SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vlbert-scenes": vlbert_scenes}
+"""Of ours, on drawn scenes."""

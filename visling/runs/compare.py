@@ -31,7 +31,7 @@ from visling import models, runtime
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError, RunError, nearest
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
-from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.recipes.tables import FINETUNING, PRETRAINING, find_finetuning, find_pretraining
 from visling.regions.store import NativeStore
 from visling.runs.jobs import FOLDER_SUFFIX, Job, Places, Start, carry_out
 from visling.runs.pretrain import read_corpora, run_answers
@@ -64,7 +64,7 @@ class Comparison:
     """What is compared."""
 
     models: tuple[str, ...]
-    """Families."""
+    """Families; one of your own as MODULE:NAME, where the module offers its recipes (`recipes/tables.py`)."""
     recipe: str
     """End of the name of the pre-training recipes: scenes for visualbert-scenes, lxmert-scenes."""
     tasks: tuple[str, ...]
@@ -94,10 +94,15 @@ class Comparison:
                     f"a comparison counts its seeds itself; found the setting {setting!r}. Say how many with --seeds."
                 )
         for model in self.models:
-            models.spec(model)
-            _existing(PRETRAINING, model, self.recipe)
-            for task in self.tasks:
-                _existing(FINETUNING, model, task)
+            if ":" in model:  # a family of your own, as the module of its recipes names it
+                self.pretraining(model)
+                for task in self.tasks:
+                    self.finetuning(model, task)
+            else:
+                models.spec(model)
+                _check_recipe(PRETRAINING, model, self.recipe)
+                for task in self.tasks:
+                    _check_recipe(FINETUNING, model, task)
 
     @property
     def starts(self) -> tuple[Start, ...]:
@@ -115,7 +120,7 @@ class Comparison:
         Raises:
             ConfigError: the settings do not fit it.
         """
-        return configs.override(PRETRAINING[f"{model}-{self.recipe}"](), self.pretrain_settings)
+        return configs.override(find_pretraining(f"{model}-{self.recipe}")(), self.pretrain_settings)
 
     def finetuning(self, model: str, task: str) -> FinetuneConfig:
         """A model's fine-tuning, as it is changed here.
@@ -123,7 +128,7 @@ class Comparison:
         Raises:
             ConfigError: the settings do not fit it.
         """
-        return configs.override(FINETUNING[f"{model}-{task}"](), self.finetune_settings)
+        return configs.override(find_finetuning(f"{model}-{task}")(), self.finetune_settings)
 
 
 def compare(
@@ -179,7 +184,7 @@ def compare(
 # What is planned
 
 
-def _existing(table: Mapping[str, Any], model: str, end: str) -> None:
+def _check_recipe(table: Mapping[str, Any], model: str, end: str) -> None:
     if f"{model}-{end}" not in table:
         having = [name for name in models.names() if f"{name}-{end}" in table]
         known = f"Models that have it: {', '.join(having)}." if having else nearest(f"{model}-{end}", table)
@@ -366,7 +371,7 @@ def _runs(comparison: Comparison, out: Path) -> list[Job]:
     runs = []
     for seed in range(comparison.seeds):
         for model in comparison.models:
-            folder = out / model / f"seed-{seed}"
+            folder = out / model.replace(":", "-") / f"seed-{seed}"
             of_seed = f"train.seed={seed}"
             pretrained = Job(
                 model=model,

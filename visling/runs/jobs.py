@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 from visling import config as configs
 from visling import runtime
 from visling.errors import RunError, VislingError
-from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.recipes.tables import find_finetuning, find_pretraining
 from visling.runs import finetune as finetuning_module
 from visling.runs import pretrain as pretraining_module
 from visling.runs.evaluate import evaluate
@@ -93,7 +93,7 @@ def work(run: Job, place: Places, stream: TextIO | None = None) -> None:
 
 def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
     pretraining_module.pretrain(
-        configs.override(PRETRAINING[run.recipe](), run.settings),
+        configs.override(find_pretraining(run.recipe)(), run.settings),
         run.folder,
         data=[str(place.data)],
         store=place.store,
@@ -106,7 +106,7 @@ def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -
 
 def _finetune(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
     finetuning_module.finetune(
-        configs.override(FINETUNING[run.recipe](), run.settings),
+        configs.override(find_finetuning(run.recipe)(), run.settings),
         run.folder,
         data=place.data,
         store=place.store,

@@ -6,7 +6,6 @@ Scores   In percent everywhere in reports; counts say over how many examples.
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -260,14 +259,11 @@ def load(name: str) -> type[Task[Any, Any]]:
         ConfigError: no such module, or it does not offer `TASK`.
     """
     path = name if "." in name else f"{__package__}.{name}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
+    module = configs.load_module(path)
+    if module is None:
         raise ConfigError(
             f"no task {name!r}. {nearest(name, names())} A task of your own is given as my_package.my_module."
-        ) from error
+        )
     task = getattr(module, "TASK", None)
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise ConfigError(

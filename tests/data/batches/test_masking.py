@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from fixtures.releases import TOKEN_MASKING
 
-from visling.data.batches.masking import TOKEN_RELEASES, TokenMasking, mask_rows, mask_tokens
+from visling.data.batches.masking import TokenMasking, mask_rows, mask_tokens
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError
 from visling.runtime import generator_for
@@ -158,7 +159,7 @@ def scripted(text: str, release: str, draws: Sequence[Any]) -> tuple[list[int], 
     """What the model reads between the special tokens, and the chosen positions, counted without [CLS]."""
     script = Script(draws)
     row = LAYOUT.row(text)
-    ids, at, original = mask_tokens(row, TOKEN_RELEASES[release], TOKENIZER, cast(Any, script))
+    ids, at, original = mask_tokens(row, TOKEN_MASKING[release], TOKENIZER, cast(Any, script))
     assert not script.draws, f"left over: {script.draws}"
     assert original.tolist() == row.ids[at].tolist()
     assert ids[[0, -1]].tolist() == [TOKENIZER.cls, TOKENIZER.sep], "special tokens draw nothing"
@@ -189,7 +190,7 @@ def test_words_are_drawn_in_turn() -> None:
 @pytest.mark.parametrize("release", ["vilbert", "vlbert"])
 def test_rates_in_turn_over_many_draws(release: str) -> None:
     row = TextRow(ids=np.full(DRAWS, 2000), segments=np.zeros(DRAWS, np.int64), words=np.arange(DRAWS))
-    ids, at, _ = mask_tokens(row, TOKEN_RELEASES[release], TOKENIZER, generator_for(11))
+    ids, at, _ = mask_tokens(row, TOKEN_MASKING[release], TOKENIZER, generator_for(11))
     within(len(at), 0.15, DRAWS)
     now = ids[at]
     within(int((now == TOKENIZER.mask).sum()), 0.8, len(at))
@@ -205,7 +206,7 @@ def test_whole_words_in_turn_share_their_fate_over_many_draws() -> None:
     row = TextRow(
         ids=np.full(3 * words, 2000), segments=np.zeros(3 * words, np.int64), words=np.arange(words).repeat(3)
     )
-    ids, at, _ = mask_tokens(row, TOKEN_RELEASES["vlbert"], TOKENIZER, generator_for(12))
+    ids, at, _ = mask_tokens(row, TOKEN_MASKING["vlbert"], TOKENIZER, generator_for(12))
     chosen = np.zeros(3 * words, bool)
     chosen[at] = True
     assert (chosen.reshape(-1, 3).sum(1) % 3 == 0).all()
@@ -220,9 +221,9 @@ def test_whole_words_in_turn_share_their_fate_over_many_draws() -> None:
 def test_many_rows_in_turn_equal_single_rows() -> None:
     for release in ("vilbert", "vlbert"):
         rows = [LAYOUT.row(text) for text in ("a red unaffable cat", "dogs?", "three more words")]
-        ids, chosen = mask_rows(rows, TOKEN_RELEASES[release], TOKENIZER, [generator_for(seed) for seed in range(3)])
+        ids, chosen = mask_rows(rows, TOKEN_MASKING[release], TOKENIZER, [generator_for(seed) for seed in range(3)])
         singles = [
-            mask_tokens(row, TOKEN_RELEASES[release], TOKENIZER, generator_for(seed)) for seed, row in enumerate(rows)
+            mask_tokens(row, TOKEN_MASKING[release], TOKENIZER, generator_for(seed)) for seed, row in enumerate(rows)
         ]
         assert np.array_equal(ids, np.concatenate([single[0] for single in singles]))
         assert chosen.sum() == sum(len(single[1]) for single in singles)
@@ -231,7 +232,7 @@ def test_many_rows_in_turn_equal_single_rows() -> None:
 def test_the_answer_slot_is_not_drawn_for() -> None:
     row = LAYOUT.row("is it red?", answer=True)
     script = Script([0.5, 0.0, 0.5, 0.5])
-    ids, at, _ = mask_tokens(row, TOKEN_RELEASES["lxmert"], TOKENIZER, cast(Any, script))
+    ids, at, _ = mask_tokens(row, TOKEN_MASKING["lxmert"], TOKENIZER, cast(Any, script))
     assert at.tolist() == [2]
     assert not script.draws
     assert ids[2] == MASK

@@ -9,13 +9,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from fixtures.releases import REGION_MASKING, TOKEN_MASKING
 from numpy.typing import NDArray
 
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.batches.masking import (
-    REGION_RELEASES,
-    TOKEN_RELEASES,
     RegionMasking,
     TokenMasking,
     hide_pixels,
@@ -137,7 +136,7 @@ def test_lxmert_draws_the_example_and_the_region_right_after() -> None:
     draws: list[Any] = [0.15 * 0.85, (1, 3), (2, 6), 0.2, 0.15 * 0.79, 0.15 * 0.95, 0.0, 0.15 * 0.81, (0, 3), (0, 2)]
     script: Any = Script(draws)
     found = mask_regions(
-        boxes(6), REGION_RELEASES["lxmert"], script, pool=("a", "many", "b"), count=lambda name: len(STORE[name])
+        boxes(6), REGION_MASKING["lxmert"], script, pool=("a", "many", "b"), count=lambda name: len(STORE[name])
     )
     assert not script.draws
     assert found.chosen.tolist() == [True, False, True, True, True, True]
@@ -147,14 +146,14 @@ def test_lxmert_draws_the_example_and_the_region_right_after() -> None:
 
 def test_a_random_image_without_regions_hides_the_feature() -> None:
     script: Any = Script([0.15 * 0.85, (0, 1)])
-    found = mask_regions(boxes(1), REGION_RELEASES["lxmert"], script, pool=("none",), count=lambda name: 0)
+    found = mask_regions(boxes(1), REGION_MASKING["lxmert"], script, pool=("none",), count=lambda name: 0)
     assert found.hidden.tolist() == [True]
     assert found.replaced == ()
 
 
-@pytest.mark.parametrize("release", list(REGION_RELEASES))
+@pytest.mark.parametrize("release", list(REGION_MASKING))
 def test_rates_over_many_draws(release: str) -> None:
-    masking = dataclasses.replace(REGION_RELEASES[release], whole="model")
+    masking = dataclasses.replace(REGION_MASKING[release], whole="model")
     pool = ("a", "many")
     found = mask_regions(boxes(DRAWS), masking, generator_for(4), pool=pool, count=lambda name: len(STORE[name]))
     number = int(found.chosen.sum())
@@ -210,8 +209,8 @@ def test_overlap_counts_both_end_pixels() -> None:
 
 def test_rate_zero_and_no_region() -> None:
     assert not mask_regions(boxes(5), RegionMasking(rate=0.0), generator_for(0)).chosen.any()
-    for release in REGION_RELEASES:
-        found = mask_regions(boxes(0), REGION_RELEASES[release], generator_for(0), pool=("a",), count=lambda name: 2)
+    for release in REGION_MASKING:
+        found = mask_regions(boxes(0), REGION_MASKING[release], generator_for(0), pool=("a",), count=lambda name: 2)
         assert len(found.chosen) == len(found.overlapping) == 0
 
 
@@ -225,14 +224,14 @@ def test_random_features_need_a_pool() -> None:
     with pytest.raises(ConfigError, match="as `pool`"):
         mask_regions(boxes(1), RegionMasking(hide=0.8, random=0.1), generator_for(0))
     with pytest.raises(ConfigError, match="as `pool`"):
-        Collator(STORE, SPEC, TOKENIZER, region_masking=REGION_RELEASES["lxmert"])
+        Collator(STORE, SPEC, TOKENIZER, region_masking=REGION_MASKING["lxmert"])
 
 
 # Batches
 
 
 def test_hidden_regions_are_zeros_and_their_labels_lie_at_the_slots() -> None:
-    masking = REGION_RELEASES["vilbert"]
+    masking = REGION_MASKING["vilbert"]
     batch, targets = make(
         example("1", images=("b",)),
         example("2", images=("none",)),
@@ -262,7 +261,7 @@ def test_hidden_regions_are_zeros_and_their_labels_lie_at_the_slots() -> None:
 
 
 def test_lxmert_asks_for_all_labels_and_takes_features_from_other_images() -> None:
-    masking = REGION_RELEASES["lxmert"]
+    masking = REGION_MASKING["lxmert"]
     batch, targets = make(
         example("1", images=("b",)), example("2"), region_masking=masking, pool=("a", "many"),
         draws=[[0.15 * 0.85, (1, 2), (3, 4), 0.5, 0.0], [0.5, 0.15 * 0.95]],
@@ -278,7 +277,7 @@ def test_lxmert_asks_for_all_labels_and_takes_features_from_other_images() -> No
 
 
 def test_vlbert_flags_hidden_regions_and_averages_the_visible_ones() -> None:
-    masking = REGION_RELEASES["vlbert"]
+    masking = REGION_MASKING["vlbert"]
     batch, _ = make(
         example("1", images=("b",)), example("2"), example("3", images=("none",)), region_masking=masking,
         draws=[[0.0, 0.5, 0.149], [0.5, 0.5], []],
@@ -292,7 +291,7 @@ def test_vlbert_flags_hidden_regions_and_averages_the_visible_ones() -> None:
 
 
 def test_an_image_whose_regions_are_all_hidden_has_an_empty_mean() -> None:
-    batch, _ = make(example("1"), region_masking=REGION_RELEASES["vlbert"], draws=[[0.0, 0.0]])
+    batch, _ = make(example("1"), region_masking=REGION_MASKING["vlbert"], draws=[[0.0, 0.0]])
     assert batch.regions is not None
     assert batch.regions.whole is not None
     assert not batch.regions.whole.any()
@@ -301,8 +300,8 @@ def test_an_image_whose_regions_are_all_hidden_has_an_empty_mean() -> None:
 @pytest.mark.parametrize(("release", "told"), [("vilbert", True), ("vilbert-multitask", False), ("lxmert", True)])
 def test_pairs_that_do_not_match(release: str, told: bool) -> None:
     tokens, masking = (
-        dataclasses.replace(TOKEN_RELEASES[release], rate=1.0),
-        dataclasses.replace(REGION_RELEASES[release], rate=1.0),
+        dataclasses.replace(TOKEN_MASKING[release], rate=1.0),
+        dataclasses.replace(REGION_MASKING[release], rate=1.0),
     )
     batch, targets = make(
         example("1", matched=0),
@@ -421,10 +420,10 @@ def test_the_longer_of_text_and_regions_loses_its_end(
 
 def test_masks_are_drawn_before_the_cut_and_cut_alike() -> None:
     spec = dataclasses.replace(SPEC, joint_limit=6)
-    masking = REGION_RELEASES["vlbert"]
+    masking = REGION_MASKING["vlbert"]
     batch, targets = make(
         example("1", "cats dogs birds", images=("many",)), example("2", "cats", images=("b",)), spec=spec,
-        masking=TOKEN_RELEASES["vlbert"], region_masking=masking,
+        masking=TOKEN_MASKING["vlbert"], region_masking=masking,
         draws=[[0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 0.5], [0.5, 0.5, 0.5, 0.0]],
     )  # fmt: skip
     assert batch.regions is not None
@@ -478,14 +477,14 @@ class Pictures:
         return example(str(index), "a red cat on a mat", images=(self.images[index],), matched=int(rng.integers(2)))
 
 
-@pytest.mark.parametrize("release", list(REGION_RELEASES))
+@pytest.mark.parametrize("release", list(REGION_MASKING))
 def test_examples_do_not_depend_on_batch_order_or_processes(release: str) -> None:
     def by_index(**settings: Any) -> dict[int, Any]:
         source = Pictures(24)
         settings = {"batch_size": 4, "bucket": 2, **settings}
         collator = Collator(
-            STORE, SPEC, TOKENIZER, masking=dataclasses.replace(TOKEN_RELEASES[release], rate=0.5),
-            region_masking=dataclasses.replace(REGION_RELEASES[release], rate=0.5), needs=ALL, pool=source.images,
+            STORE, SPEC, TOKENIZER, masking=dataclasses.replace(TOKEN_MASKING[release], rate=0.5),
+            region_masking=dataclasses.replace(REGION_MASKING[release], rate=0.5), needs=ALL, pool=source.images,
         )  # fmt: skip
         loader = Loader(source, collator, seed=5, **settings)
         found = {}
@@ -548,7 +547,7 @@ def test_no_hidden_region_leaves_the_picture_whole() -> None:
 def test_what_is_cut_out_is_drawn_as_the_release_draws_it() -> None:
     corners = boxes(4)
     script = Script([0.134, 0.136, 0.15, 0.0])  # hidden; told but shown; not chosen; hidden
-    masked = mask_regions(corners, REGION_RELEASES["vlbert"], cast(Any, script))
+    masked = mask_regions(corners, REGION_MASKING["vlbert"], cast(Any, script))
     cut = hide_pixels(torch.ones(3, 6, 36), corners, masked.hidden)
     seen = cut[0].all(0)
     assert [bool(seen[int(left) : int(left) + 6].all()) for left, *_ in corners] == [False, True, True, False]
@@ -561,6 +560,6 @@ def test_the_share_of_regions_that_are_cut_out() -> None:
     corners = np.stack([at, 0 * at, at, 0 * at], axis=1)  # one pixel each
     count = 0
     for seed in range(DRAWS // 1000):
-        masked = mask_regions(corners, REGION_RELEASES["vlbert"], generator_for(7, seed))
+        masked = mask_regions(corners, REGION_MASKING["vlbert"], generator_for(7, seed))
         count += int((hide_pixels(torch.ones(3, 1, 1000), corners, masked.hidden)[0] == 0).sum())
     within(count, 0.15 * 0.9, DRAWS)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from fixtures.releases import REGION_MASKING, TOKEN_MASKING
 from numpy.typing import NDArray
 
 from visling.data.annotations.captions import CaptionRecord
@@ -16,7 +17,6 @@ from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Source
-from visling.data.batches.masking import REGION_RELEASES, TOKEN_RELEASES
 from visling.data.corpora.captions import CaptionPairs, SingleCaption, VilbertCaptions
 from visling.data.corpora.questions import LxmertSentences, QuestionAnswer
 from visling.data.corpora.text import PlainText
@@ -81,12 +81,12 @@ def build(
 ) -> tuple[Batch, Targets]:
     """A batch of one example; every draw is used. VisualBERT hides no region."""
     script = cast(Any, Script(draws))
-    region_masking = REGION_RELEASES.get(release)
+    region_masking = REGION_MASKING.get(release)
     collator = Collator(
         None if text_only else Memory(),
         spec,
         TOKENIZER,
-        masking=TOKEN_RELEASES[release],
+        masking=TOKEN_MASKING[release],
         region_masking=region_masking,
         needs={"feature_slots", "region_features"} if region_masking else (),
         pool=["a", "a", "b"],

@@ -208,27 +208,6 @@ class RegionMasking:
         _check_shares("region masking", shares)
 
 
-TOKEN_RELEASES: Mapping[str, TokenMasking] = {
-    "visualbert": TokenMasking(in_turn=True),
-    "vlbert": TokenMasking(whole_word=True, in_turn=True),
-    "vilbert": TokenMasking(in_turn=True),
-    "vilbert-multitask": TokenMasking(in_turn=True, mismatched=False),
-    "lxmert": TokenMasking(in_turn=True),
-    "cvlp": TokenMasking(in_turn=True),
-}
-"""Token masking of each release."""
-
-REGION_RELEASES: Mapping[str, RegionMasking] = {
-    "vlbert": RegionMasking(learned=True, whole="visible"),
-    "vilbert": RegionMasking(),
-    "vilbert-multitask": RegionMasking(whole="unflagged", mismatched=False),
-    "lxmert": RegionMasking(hide=0.8, random=0.1, labels="all"),
-    "cvlp": RegionMasking(hide=0.8, random=0.1),
-}
-"""Region masking of each release; VisualBERT hides none. "vilbert-multitask" is its `objective` 1, the setting of
-12-in-1."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedImage:
     """What masking does to the regions of one image."""
