@@ -21,6 +21,7 @@ from visling.errors import CheckpointError, ConfigError, StoreError
 from visling.models.lxmert import PRESETS, Lxmert, LxmertConfig, inputs, volta_keys
 from visling.nn.head_blocks import NormedClassifier
 from visling.nn.heads import build
+from visling.nn.trace import LayerTrace
 from visling.objectives.base import PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
@@ -348,8 +349,8 @@ def test_captured_states_are_of_the_batch_rows() -> None:
 class _Halved(nn.Module):
     """Stands in for a layer of one stream."""
 
-    def forward(self, states: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
-        return states / 2, None
+    def forward(self, states: Tensor, mask: Tensor, trace: LayerTrace | None = None) -> Tensor:
+        return states / 2
 
 
 def test_layers_can_be_skipped_and_replaced() -> None:

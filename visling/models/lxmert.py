@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ from visling.errors import ConfigError, StoreError, nearest
 from visling.models.base import Encoder, ModelSpec
 from visling.nn.coattention import CrossModalityLayer
 from visling.nn.embeddings import TextEmbeddings, Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler
-from visling.nn.trace import TwoStreamTrace
+from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 
@@ -166,13 +166,7 @@ class Lxmert(Encoder):
         self.config = config
         width = config.hidden_size
         self.dims = Dims(text=width, regions=width, pooled=width)
-        sizes: dict[str, Any] = {
-            "num_heads": config.num_heads,
-            "intermediate_size": config.intermediate_size,
-            "dropout_rate": config.dropout_rate,
-            "attention_dropout_rate": config.attention_dropout_rate,
-            "norm_eps": config.norm_eps,
-        }
+        sizes = LayerSizes.of(config)
         self.embeddings = TextEmbeddings(
             vocab_size=config.vocab_size,
             max_positions=config.max_positions,
@@ -184,9 +178,9 @@ class Lxmert(Encoder):
         self.whiten = Whitening(config.feature_size) if config.whiten_features else None
         self.region_embeddings = RegionEmbeddings(width, feature_size=config.feature_size, norm_eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.text_layers = nn.ModuleList(TransformerLayer(width, **sizes) for _ in range(config.num_text_layers))
-        self.region_layers = nn.ModuleList(TransformerLayer(width, **sizes) for _ in range(config.num_region_layers))
-        self.cross_layers = nn.ModuleList(CrossModalityLayer(width, **sizes) for _ in range(config.num_cross_layers))
+        self.text_layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_text_layers))
+        self.region_layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_region_layers))
+        self.cross_layers = nn.ModuleList(CrossModalityLayer(sizes) for _ in range(config.num_cross_layers))
         self.pooler = FirstTokenPooler(width, activation=_ACTIVATIONS[config.pooler])
         self.apply(partial(initialise, std=config.init_std))
 
@@ -209,37 +203,16 @@ class Lxmert(Encoder):
             ConfigError: no such layer.
         """
         self._require_layers(replacements)
-        trace = TwoStreamTrace(capture)
-        text = (
-            self.encode_text(batch.text, trace=trace, replacements=replacements) if text_states is None else text_states
-        )  # (S, T, D)
-        text, text_mask = _share(text, batch.text.row), _share(batch.text.mask, batch.text.row)  # (B, T, D), (B, T)
-        if batch.regions is None:
-            regions, region_mask = text[:, :0], text_mask[:, :0]
-        else:
-            regions = (
-                self.encode_regions(batch.regions, trace=trace, replacements=replacements)
-                if region_states is None
-                else region_states
-            )
-            regions, region_mask = (
-                _share(regions, batch.regions.row),
-                _share(batch.regions.mask, batch.regions.row),
-            )  # (B, R, D), (B, R)
+        trace = Trace(capture)
+        text, text_mask = self._run_text(batch.text, text_states, trace, replacements)  # (B, T, D), (B, T)
+        regions, region_mask = text[:, :0], text_mask[:, :0]
+        if batch.regions is not None:
+            regions, region_mask = self._run_regions(batch.regions, region_states, trace, replacements)  # (B, R, D)
         for name, layer in _layers("cross_layers", self.cross_layers, replacements):
-            states = layer(text, regions, text_mask, region_mask, capture=capture)
-            text, regions = states.text, states.regions
-            trace.state(f"{name}.text", text)
-            trace.state(f"{name}.regions", regions)
-            trace.map("text_to_regions", f"{name}.cross", states.text_to_regions)
-            trace.map("regions_to_text", f"{name}.cross", states.regions_to_text)
-            trace.map("text_to_text", f"{name}.self", states.text_to_text)
-            trace.map("regions_to_regions", f"{name}.self", states.regions_to_regions)
+            text, regions = layer(text, regions, text_mask, region_mask, trace.at(name))
         return Encoded(text=text, regions=regions, pooled=self.pooler(text), maps=trace.maps(), states=trace.states())
 
-    def encode_text(
-        self, text: Text, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE
-    ) -> Tensor:
+    def encode_text(self, text: Text, *, trace: Trace | None = None, replacements: Replacements = _NONE) -> Tensor:
         """States of the text rows before they meet any region, (S, T, D).
 
         Args:
@@ -249,7 +222,7 @@ class Lxmert(Encoder):
         return self._through("text", self.text_layers, states, text.mask, text.row, trace, replacements)
 
     def encode_regions(
-        self, regions: Regions, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE
+        self, regions: Regions, *, trace: Trace | None = None, replacements: Replacements = _NONE
     ) -> Tensor:
         """States of the region rows before they meet any text, (S, R, D).
 
@@ -288,6 +261,22 @@ class Lxmert(Encoder):
             if unknown := [name for name in replacements if name not in known]:
                 raise ConfigError(f"no layer {unknown[0]!r} to replace. {nearest(unknown[0], known)}")
 
+    def _run_text(
+        self, text: Text, states: Tensor | None, trace: Trace, replacements: Replacements
+    ) -> tuple[Tensor, Tensor]:
+        """States and mask of the batch's text rows before they meet any region; `states` as from `encode_text`."""
+        if states is None:
+            states = self.encode_text(text, trace=trace, replacements=replacements)
+        return _share(states, text.row), _share(text.mask, text.row)
+
+    def _run_regions(
+        self, regions: Regions, states: Tensor | None, trace: Trace, replacements: Replacements
+    ) -> tuple[Tensor, Tensor]:
+        """States and mask of the batch's region rows before they meet any text; `states` as from `encode_regions`."""
+        if states is None:
+            states = self.encode_regions(regions, trace=trace, replacements=replacements)
+        return _share(states, regions.row), _share(regions.mask, regions.row)
+
     def _through(
         self,
         stream: Literal["text", "region"],
@@ -295,18 +284,14 @@ class Lxmert(Encoder):
         states: Tensor,
         mask: Tensor,
         row: Tensor | None,
-        trace: TwoStreamTrace | None,
+        trace: Trace | None,
         replacements: Replacements,
     ) -> Tensor:
         """States (S, N, D) through the layers of one stream."""
-        trace = trace or TwoStreamTrace(False)
-        quadrant = "text_to_text" if stream == "text" else "regions_to_regions"
-        trace.state(f"{stream}_embeddings", _share(states, row) if trace.on else states)
+        trace = trace or Trace(False)
+        trace.add_states(f"{stream}_embeddings", states, row)
         for name, layer in _layers(f"{stream}_layers", layers, replacements):
-            states, probs = layer(states, mask, capture=trace.on)
-            if trace.on:
-                trace.state(name, _share(states, row))
-                trace.map(quadrant, name, None if probs is None else _share(probs, row))
+            states = layer(states, mask, trace.at(name, "text" if stream == "text" else "regions", row))
         return states
 
 

@@ -22,6 +22,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -35,9 +36,9 @@ from visling.errors import ConfigError, StoreError
 from visling.models.base import Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.embeddings import TextEmbeddings, Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import gather
-from visling.nn.trace import TwoStreamTrace
+from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 
@@ -232,9 +233,18 @@ class Vilbert(Encoder):
         self.box_projection = nn.Linear(5, region_size)
         self.region_norm = nn.LayerNorm(region_size, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.text_layers = nn.ModuleList(_text_layer(config) for _ in range(config.num_layers))
-        self.region_layers = nn.ModuleList(_region_layer(config) for _ in range(config.num_region_layers))
-        self.co_attention_layers = nn.ModuleList(_co_attention_layer(config) for _ in config.text_layers_before)
+        text, regions = LayerSizes.of(config), _region_sizes(config)
+        self.text_layers = nn.ModuleList(TransformerLayer(text) for _ in range(config.num_layers))
+        self.region_layers = nn.ModuleList(
+            GatedLayer(text_size, regions) if config.gated_regions else TransformerLayer(regions)
+            for _ in range(config.num_region_layers)
+        )
+        self.co_attention_layers = nn.ModuleList(
+            CoAttentionLayer(
+                text, regions, attention_size=config.co_attention_size, num_heads=config.num_co_attention_heads
+            )
+            for _ in config.text_layers_before
+        )
         self.text_pooler = nn.Linear(text_size, config.pooled_size)
         self.region_pooler = nn.Linear(region_size, config.pooled_size)
         self.apply(partial(initialise, std=config.init_std))
@@ -245,34 +255,26 @@ class Vilbert(Encoder):
 
         Captured states and maps have the task token, if any, behind the tokens and the whole image behind the regions.
         """
-        config, trace = self.config, TwoStreamTrace(capture)
+        config, trace = self.config, Trace(capture)
         text, text_mask = self._embed_text(batch.text)  # (U, T + task, Dt)
         regions, region_mask = self._embed_regions(batch)  # (B, R + 1, Dr)
+        trace.add_states("text_embeddings", text, batch.text.row)
+        trace.add_states("region_embeddings", regions)
         # A text that meets many images goes through the layers before the first co-attention once (release:
         # `fast_mode`).
-        shared = config.text_layers_before[0] if config.text_layers_before and not capture else 0
-        text = self._through_text(text, text_mask, range(shared), trace)
+        shared = config.text_layers_before[0] if config.text_layers_before else 0
+        text = self._through_text(text, text_mask, range(shared), trace, batch.text.row)
         text, text_mask, answer_at = self._rows_of(batch.text, text, text_mask)  # (B, T + task, Dt)
-        trace.state("text_embeddings", text)
-        trace.state("region_embeddings", regions)
 
-        text_done, regions_done = shared, 0
+        text_spans = _spans(shared, *config.text_layers_before, config.num_layers)
+        region_spans = _spans(0, *config.region_layers_before, config.num_region_layers)
         for number, layer in enumerate(self.co_attention_layers):
-            text_stop, regions_stop = config.text_layers_before[number], config.region_layers_before[number]
-            text = self._through_text(text, text_mask, range(text_done, text_stop), trace)
-            regions = self._through_regions(
-                regions, region_mask, text, text_mask, range(regions_done, regions_stop), trace
-            )
-            text, regions, text_probs, region_probs = layer(text, regions, text_mask, region_mask, capture=capture)
-            trace.state(f"co_attention_layers.{number}.text", text)
-            trace.state(f"co_attention_layers.{number}.regions", regions)
-            trace.map("text_to_regions", f"co_attention_layers.{number}", text_probs)
-            trace.map("regions_to_text", f"co_attention_layers.{number}", region_probs)
-            text_done, regions_done = text_stop, regions_stop
-        regions = self._through_regions(
-            regions, region_mask, text, text_mask, range(regions_done, config.num_region_layers), trace
-        )
-        text = self._through_text(text, text_mask, range(text_done, config.num_layers), trace)
+            text = self._through_text(text, text_mask, text_spans[number], trace)
+            regions = self._through_regions(regions, region_mask, text, text_mask, region_spans[number], trace)
+            here = trace.at(f"co_attention_layers.{number}")
+            text, regions = layer(text, regions, text_mask, region_mask, here)
+        regions = self._through_regions(regions, region_mask, text, text_mask, region_spans[-1], trace)
+        text = self._through_text(text, text_mask, text_spans[-1], trace)
 
         whole = regions[:, -1]
         return Encoded(
@@ -344,27 +346,20 @@ class Vilbert(Encoder):
             size=weight.new_ones(rows, 2),
         )
 
-    def _through_text(self, text: Tensor, mask: Tensor, numbers: Iterable[int], trace: TwoStreamTrace) -> Tensor:
+    def _through_text(
+        self, text: Tensor, mask: Tensor, numbers: Iterable[int], trace: Trace, row: Tensor | None = None
+    ) -> Tensor:
         for number in numbers:
-            text, probs = self.text_layers[number](text, mask, capture=trace.on)
-            trace.state(f"text_layers.{number}", text)
-            trace.map("text_to_text", f"text_layers.{number}", probs)
+            text = self.text_layers[number](text, mask, trace.at(f"text_layers.{number}", "text", row))
         return text
 
     def _through_regions(
-        self,
-        regions: Tensor,
-        mask: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        numbers: Iterable[int],
-        trace: TwoStreamTrace,
+        self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, numbers: Iterable[int], trace: Trace
     ) -> Tensor:
-        steering = (text, text_mask) if self.config.gated_regions else ()
+        gating = (text, text_mask) if self.config.gated_regions else ()
         for number in numbers:
-            regions, probs = self.region_layers[number](regions, mask, *steering, capture=trace.on)
-            trace.state(f"region_layers.{number}", regions)
-            trace.map("regions_to_regions", f"region_layers.{number}", probs)
+            here = trace.at(f"region_layers.{number}", "regions")
+            regions = self.region_layers[number](regions, mask, *gating, here)
         return regions
 
     def _pool(self, text: Tensor, whole: Tensor) -> Tensor:
@@ -378,42 +373,19 @@ def _mean(features: Tensor, mask: Tensor) -> Tensor:
     return features.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _text_layer(config: VilbertConfig) -> TransformerLayer:
-    return TransformerLayer(
-        config.hidden_size,
-        num_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        dropout_rate=config.dropout_rate,
-        attention_dropout_rate=config.attention_dropout_rate,
-        norm_eps=config.norm_eps,
+def _region_sizes(config: VilbertConfig) -> LayerSizes:
+    """The numbers of the region stream's layers."""
+    return dataclasses.replace(
+        LayerSizes.of(config),
+        hidden_size=config.region_hidden_size,
+        num_heads=config.num_region_heads,
+        intermediate_size=config.region_intermediate_size,
     )
 
 
-def _region_layer(config: VilbertConfig) -> TransformerLayer | GatedLayer:
-    sizes: dict[str, Any] = {
-        "num_heads": config.num_region_heads,
-        "intermediate_size": config.region_intermediate_size,
-        "dropout_rate": config.dropout_rate,
-        "attention_dropout_rate": config.attention_dropout_rate,
-        "norm_eps": config.norm_eps,
-    }
-    if config.gated_regions:
-        return GatedLayer(config.hidden_size, config.region_hidden_size, **sizes)
-    return TransformerLayer(config.region_hidden_size, **sizes)
-
-
-def _co_attention_layer(config: VilbertConfig) -> CoAttentionLayer:
-    return CoAttentionLayer(
-        config.hidden_size,
-        config.region_hidden_size,
-        attention_size=config.co_attention_size,
-        num_heads=config.num_co_attention_heads,
-        text_intermediate_size=config.intermediate_size,
-        region_intermediate_size=config.region_intermediate_size,
-        dropout_rate=config.dropout_rate,
-        attention_dropout_rate=config.attention_dropout_rate,
-        norm_eps=config.norm_eps,
-    )
+def _spans(*stops: int) -> list[range]:
+    """The layers between one stop and the next."""
+    return [range(start, stop) for start, stop in pairwise(stops)]
 
 
 def inputs(config: VilbertConfig) -> InputSpec:

@@ -26,7 +26,7 @@ from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError, StoreError
 from visling.models.base import Encoder, ModelSpec
 from visling.nn.embeddings import TextEmbeddings, Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
@@ -174,8 +174,9 @@ class VisualBert(Encoder):
         )  # Quirk: only row 0 is ever read; the files hold the whole table
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
-        self.additional_layer = _layer(config) if config.bypass else None
+        sizes = LayerSizes.of(config)
+        self.layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_layers))
+        self.additional_layer = TransformerLayer(sizes) if config.bypass else None
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
 
@@ -187,23 +188,21 @@ class VisualBert(Encoder):
         num_tokens = text.shape[1]
         states = self.dropout(self.norm(torch.cat([text, regions], dim=1)))  # (B, T + R, D)
         mask = torch.cat([text_mask, region_mask], dim=1)
-        trace = Trace(capture)
-        trace.add("embeddings", states)
+        trace = Trace(capture, num_tokens=num_tokens)
+        trace.add_states("embeddings", states)
 
         if self.additional_layer is None:
             states = self._through_layers(states, mask, trace)
         else:
             text = self._through_layers(states[:, :num_tokens], text_mask, trace)
-            states, probs = self.additional_layer(
-                torch.cat([text, states[:, num_tokens:]], dim=1), mask, capture=capture
-            )
-            trace.add("additional_layer", states, probs)
+            states = torch.cat([text, states[:, num_tokens:]], dim=1)
+            states = self.additional_layer(states, mask, trace.at("additional_layer"))
 
         return Encoded(
             text=states[:, :num_tokens],
             regions=states[:, num_tokens:],
             pooled=self.pooler(states) if answer_at is None else gather(states, answer_at),
-            maps=trace.joint_maps(num_tokens),
+            maps=trace.maps(),
             states=trace.states(),
         )
 
@@ -271,20 +270,8 @@ class VisualBert(Encoder):
 
     def _through_layers(self, states: Tensor, mask: Tensor, trace: Trace) -> Tensor:
         for number, layer in enumerate(self.layers):
-            states, probs = layer(states, mask, capture=trace.on)
-            trace.add(f"layers.{number}", states, probs)
+            states = layer(states, mask, trace.at(f"layers.{number}"))
         return states
-
-
-def _layer(config: VisualBertConfig) -> TransformerLayer:
-    return TransformerLayer(
-        config.hidden_size,
-        num_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        dropout_rate=config.dropout_rate,
-        attention_dropout_rate=config.attention_dropout_rate,
-        norm_eps=config.norm_eps,
-    )
 
 
 def inputs(config: VisualBertConfig) -> InputSpec:

@@ -30,7 +30,7 @@ from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError, StoreError
 from visling.models.base import Encoder, ModelSpec
 from visling.nn.embeddings import Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
@@ -331,17 +331,7 @@ class VlBert(Encoder):
         self.mask_feature = nn.Parameter(torch.zeros(1, config.feature_size)) if config.masks_features else None
         self.text_only = nn.Parameter(torch.empty(1, config.visual_size))  # what words see where there is no image
         self.embeddings = JointEmbeddings(config)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                width,
-                num_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                dropout_rate=config.dropout_rate,
-                attention_dropout_rate=config.attention_dropout_rate,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(LayerSizes.of(config)) for _ in range(config.num_layers))
         self.pooler = FirstTokenPooler(width)
         self._initialise()
 
@@ -359,17 +349,16 @@ class VlBert(Encoder):
         )
         num_tokens, num_regions = text.ids.shape[1], max(seen.mask.shape[1] - 1, 0)
         states, mask = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.mask)  # (B, T + N + 1, D)
-        trace = Trace(capture)
-        trace.add("embeddings", states)
+        trace = Trace(capture, num_tokens=num_tokens)
+        trace.add_states("embeddings", states)
         for number, layer in enumerate(self.layers):
-            states, probs = layer(states, mask, capture=capture)
-            trace.add(f"layers.{number}", states, probs)
+            states = layer(states, mask, trace.at(f"layers.{number}"))
         return Encoded(
             text=states[:, :num_tokens],
             regions=states[:, num_tokens : num_tokens + num_regions],
             whole=None if batch.regions is None else states[:, num_tokens + num_regions],
             pooled=self.pooler(states) if text.answer_at is None else gather(states, text.answer_at),
-            maps=trace.joint_maps(num_tokens),
+            maps=trace.maps(),
             states=trace.states(),
         )
 
