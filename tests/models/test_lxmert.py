@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling import models
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError
 from visling.models.lxmert import PRESETS, Lxmert, LxmertConfig, inputs, volta_keys
 from visling.nn.head_blocks import NormedClassifier
 from visling.nn.heads import build
@@ -430,7 +430,7 @@ def test_errors_say_what_is_wrong() -> None:
     model = tiny(max_positions=8, max_tokens=8)
     with pytest.raises(ConfigError, match=r"9 tokens.*holds 8"):
         model(batch_of(model.config, tokens=9))
-    with pytest.raises(StoreError, match="17 wide; this model reads 16"):
+    with pytest.raises(ConfigError, match="17 wide; this model reads 16"):
         model(batch_of(dataclasses.replace(TINY, feature_size=17)))
     with pytest.raises(ConfigError, match=r"no layer 'text_layer.1'.*'text_layers.1'"):
         model(batch_of(TINY), replacements={"text_layer.1": None})
@@ -626,7 +626,7 @@ def test_start_from_bert() -> None:
     coverage = SPEC.keys["bert"].load(source, pretraining)
     assert coverage.complete
     assert {key.split(".")[3] for key in coverage.dropped} == {"9", "10", "11"}  # the first nine layers are read
-    random = ("region_embeddings", "region_layers", "cross_layers", "whiten")
+    random = ("region_embeddings", "region_layers", "cross_layers", "region_features")
     assert {name.removeprefix("encoder.") for name in coverage.fresh} == {
         name for name in given if name.startswith(random)
     }

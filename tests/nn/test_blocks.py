@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from visling.errors import ConfigError
 from visling.nn.attention import Attention
-from visling.nn.embeddings import TextEmbeddings
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import AttentionBlock, LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 
@@ -145,6 +145,19 @@ def test_text_embeddings_sum_three_tables_and_stop_at_the_last_position() -> Non
     assert_close(states[0, 2], tables.words.weight[5] + tables.positions.weight[2] + tables.segments.weight[1])
     with pytest.raises(ConfigError, match=r"5 tokens.*holds 4"):
         tables(torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.int64))
+
+
+def test_region_features_are_cast_whitened_and_of_one_width() -> None:
+    features = torch.randn(50, 3, dtype=torch.float64).to(torch.float16) * 4 + 1
+    plain, whitened = RegionFeatures(3, whiten=False), RegionFeatures(3, whiten=True)
+    assert torch.equal(plain(features, torch.float32), features.float())
+    assert_close(whitened(features, torch.float32), features.float())  # not measured yet
+    plain.fit(features.float())  # nothing to measure
+    whitened.fit(features.float())
+    assert_close(torch.cov(whitened(features, torch.float32).T), torch.eye(3), atol=0.01, rtol=0)
+    assert not plain.state_dict()
+    with pytest.raises(ConfigError, match=r"4 wide; this model reads 3\. Set feature_size"):
+        plain(torch.zeros(2, 4), torch.float32)
 
 
 def test_pooler_and_gather() -> None:

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, repair, tie
-from visling.errors import ConfigError, StoreError, nearest
+from visling.errors import ConfigError, nearest
 from visling.models.base import Encoder, ModelSpec
 from visling.nn.coattention import CrossModalityLayer
-from visling.nn.embeddings import TextEmbeddings, Whitening
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler
 from visling.nn.trace import Trace
@@ -175,7 +175,7 @@ class Lxmert(Encoder):
             freeze_first_rows=True,
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.region_embeddings = RegionEmbeddings(width, feature_size=config.feature_size, norm_eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.text_layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_text_layers))
@@ -227,17 +227,10 @@ class Lxmert(Encoder):
         """States of the region rows before they meet any text, (S, R, D).
 
         Raises:
-            StoreError: the features are of another width than the model's.
+            ConfigError: the features are of another width than the model's.
         """
-        projection = self.region_embeddings.features
-        if regions.features.shape[-1] != projection.in_features:
-            raise StoreError(
-                f"region features are {regions.features.shape[-1]} wide; this model reads {projection.in_features}. "
-                "Set feature_size to the store's width."
-            )
-        features, boxes = regions.features.to(projection.weight.dtype), regions.boxes.to(projection.weight.dtype)
-        if self.whiten is not None:
-            features = self.whiten(features)
+        dtype = self.region_embeddings.features.weight.dtype
+        features, boxes = self.region_features(regions.features, dtype), regions.boxes.to(dtype)
         states = self.dropout(self.region_embeddings(features, boxes))
         return self._through("region", self.region_layers, states, regions.mask, regions.row, trace, replacements)
 
@@ -247,8 +240,7 @@ class Lxmert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def _require_layers(self, replacements: Replacements) -> None:
         if replacements:
@@ -363,7 +355,7 @@ def _encoder(theirs: str) -> tuple[Rule, ...]:
         *_feed_forward(f"{theirs}.encoder.x_layers.*.lang", "encoder.cross_layers.*.text_feed_forward"),
         *_feed_forward(f"{theirs}.encoder.x_layers.*.visn", "encoder.cross_layers.*.region_feed_forward"),
         rename(f"{theirs}.pooler.dense.*", "encoder.pooler.dense.*"),
-        fresh("encoder.whiten.*", "not in the release: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in the release: measured on the region store"),
     )
 
 
@@ -428,7 +420,7 @@ _BERT = KeyMap(
         fresh("encoder.region_embeddings.**", "not in BERT: random"),
         fresh("encoder.region_layers.**", "not in BERT: random"),
         fresh("encoder.cross_layers.**", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         fresh("region_targets.**", "not in BERT: random"),
         fresh("answers.**", "not in BERT: random"),
         fresh("classifier.**", "not in BERT: random"),
@@ -516,7 +508,7 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
             rename("clfs_dict.TASK10.*", "regions.linear.*"),
             rename("clfs_dict.TASK11.0.*", "regions_deep.dense.*"),
             rename("clfs_dict.TASK11.3.*", "regions_deep.output.*"),
-            fresh("encoder.whiten.*", "not in the release: measured on the region store"),
+            fresh("encoder.region_features.whiten.*", "not in the release: measured on the region store"),
         )
     )
 

@@ -32,10 +32,10 @@ from torch.nn import functional as F
 from visling.boxes import locate
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError
 from visling.models.base import Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
-from visling.nn.embeddings import TextEmbeddings, Whitening
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import gather
 from visling.nn.trace import Trace
@@ -228,7 +228,7 @@ class Vilbert(Encoder):
         )
         self.tasks = nn.Embedding(config.num_tasks, text_size) if config.num_tasks else None
         self.text_norm = nn.LayerNorm(text_size, eps=config.norm_eps)
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.projection = nn.Linear(config.feature_size, region_size)
         self.box_projection = nn.Linear(5, region_size)
         self.region_norm = nn.LayerNorm(region_size, eps=config.norm_eps)
@@ -292,8 +292,7 @@ class Vilbert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def _embed_text(self, text: Text) -> tuple[Tensor, Tensor]:
         """Normed sums of the word, position and segment vectors, the task's own vector behind them; (U, T + task, Dt)
@@ -319,22 +318,14 @@ class Vilbert(Encoder):
         """Normed sums of the projected features and locations, the whole image behind the regions; (B, R + 1, Dr) and
         mask."""
         regions = batch.regions if batch.regions is not None else self._no_regions(batch.text)
-        features, mask = self._features(regions.features), F.pad(regions.mask, (0, 1), value=True)
-        whole = _mean(features, regions.mask) if regions.whole is None else self._features(regions.whole)
+        dtype = self.projection.weight.dtype
+        features, mask = self.region_features(regions.features, dtype), F.pad(regions.mask, (0, 1), value=True)
+        whole = _mean(features, regions.mask) if regions.whole is None else self.region_features(regions.whole, dtype)
         box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
         features = torch.cat([features, whole[:, None]], dim=1)
         locations = locate(torch.cat([regions.boxes, box], dim=1)).to(features.dtype)
         states = self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations)))
         return (states, mask) if regions.row is None else (states[regions.row], mask[regions.row])
-
-    def _features(self, features: Tensor) -> Tensor:
-        """Features as the projection reads them."""
-        if features.shape[-1] != self.config.feature_size:
-            raise StoreError(
-                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
-            )
-        features = features.to(self.projection.weight.dtype)
-        return features if self.whiten is None else self.whiten(features)
 
     def _no_regions(self, text: Text) -> Regions:
         """Images without any region, one for each row of a batch of texts alone."""
@@ -581,7 +572,7 @@ _BERT = KeyMap(
         drop("bert.pooler.**", "the release does not start from it: its summary is wider and another function"),
         drop("cls.seq_relationship.**", "the release does not start from it"),
         fresh("encoder.tasks.weight", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         *(
             fresh(f"encoder.{name}.**", "not in BERT: random")
             for name in ("projection", "box_projection", "region_norm", "region_layers")

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from visling.boxes import spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError
 from visling.models.base import Encoder, ModelSpec
-from visling.nn.embeddings import TextEmbeddings, Whitening
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
@@ -166,7 +166,7 @@ class VisualBert(Encoder):
             num_segments=config.num_segments,
             hidden_size=width,
         )
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.projection = nn.Linear(config.feature_size + (6 if config.append_spatial else 0), width)
         self.visual_segments = nn.Embedding(config.num_segments, width)
         self.visual_positions = nn.Embedding(
@@ -212,8 +212,7 @@ class VisualBert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def after_text_weights(self) -> None:
         """Visual segments and positions start as copies of the text tables (release: `special_initialize`)."""
@@ -246,13 +245,7 @@ class VisualBert(Encoder):
 
     def _project(self, regions: Regions) -> Tensor:
         """Feature, visual segment and visual position vectors, summed; (S, R, D), before rows are shared out."""
-        features = regions.features.to(self.projection.weight.dtype)
-        if features.shape[-1] != self.config.feature_size:
-            raise StoreError(
-                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
-            )
-        if self.whiten is not None:
-            features = self.whiten(features)
+        features = self.region_features(regions.features, self.projection.weight.dtype)
         if self.config.append_spatial:
             features = torch.cat([features, spatial_six(regions.boxes).to(features.dtype)], dim=-1)
         if regions.image is None:
@@ -395,7 +388,7 @@ _BERT = KeyMap(
         *bert.RELEASE,
         fresh("encoder.visual_*.weight", "not in BERT: becomes a copy of the text table"),
         fresh("encoder.projection.*", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         fresh("encoder.additional_layer.**", "not in BERT: random, as in the release"),
     )
 )

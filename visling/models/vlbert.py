@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError
 from visling.models.base import Encoder, ModelSpec
-from visling.nn.embeddings import Whitening
+from visling.nn.embeddings import RegionFeatures
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
@@ -319,7 +319,7 @@ class VlBert(Encoder):
         self.config = config
         width = config.hidden_size
         self.dims = Dims(text=width, regions=width, pooled=width)
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.projection = RegionProjection(
             feature_size=config.feature_size,
             coordinate_size=config.coordinate_size,
@@ -368,8 +368,7 @@ class VlBert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def restart_second_segment(self) -> None:
         """Make segment B a copy of A, as VCR starts: pre-training never used B (release,
@@ -410,11 +409,12 @@ class VlBert(Encoder):
     def _embed_regions(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
         """Visual embeddings (S, N, Dv), vectors in the place of words (S, N, D) and mask (S, N) of the regions and,
         last, the whole image."""
-        features, whole = self._prepare_features(regions.features), regions.whole
+        dtype = self.image_word.dtype
+        features, whole = self.region_features(regions.features, dtype), regions.whole
         if whole is None:
             whole, present = _whole_image(features, regions.mask, regions.hidden), regions.mask.any(1)
         else:
-            whole, present = self._prepare_features(whole), regions.mask.new_ones(len(whole))
+            whole, present = self.region_features(whole, dtype), regions.mask.new_ones(len(whole))
         words = self.image_word.expand(*regions.mask.shape, -1)
         if regions.hidden is not None:
             words = torch.where(regions.hidden[..., None], self.mask_word, words)
@@ -425,15 +425,6 @@ class VlBert(Encoder):
         )
         words = torch.cat([words, self.image_word.expand(len(words), 1, -1)], dim=1)
         return visual, words, torch.cat([regions.mask, present[:, None]], dim=1)
-
-    def _prepare_features(self, features: Tensor) -> Tensor:
-        """Features (..., F) in the model's precision, whitened if this preset whitens."""
-        if features.shape[-1] != self.config.feature_size:
-            raise StoreError(
-                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
-            )
-        features = features.to(self.image_word.dtype)
-        return features if self.whiten is None else self.whiten(features)
 
 
 def _rows_of(text: Text) -> Text:
@@ -580,7 +571,7 @@ _BERT = KeyMap(
         fresh("encoder.embeddings.end", "not in BERT: random"),
         fresh("encoder.embeddings.visual_*.**", "not in BERT: silent until it is trained"),
         fresh("encoder.projection.linear.*", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         fresh("encoder.image_word", "not in BERT: random"),
         fresh("encoder.mask_*", "not in BERT: random word, zero feature"),
         fresh("encoder.text_only", "not in BERT: random"),
