@@ -388,6 +388,7 @@ def inputs(config: VilbertConfig) -> InputSpec:
         max_regions=config.max_regions,
         answer_slot="none",
         pair="rows",
+        num_tasks=config.num_tasks,
     )
 
 

@@ -8,7 +8,7 @@ score           head(pooled (B, Dp))                             -> (N, G)
 pair            head(pooled (B, Dp))                             -> (N, A): of the G joined pooled vectors of an example
 vocabulary      head(states at slots (B, P, Dt))                 -> (B, P, V)
 slots_regions   head(states at slots, regions (B, R, Dr), mask)  -> (B, P, R): lowest finite number on padding
-regions         head(candidates (B, R[+1], Dr))                  -> (B, R[+1]): not masked; the whole image, if any, last
+regions         head(candidates (B, R[+1], Dr))                  -> (B, R[+1]): unmasked; the whole image, if any, last
 region_targets  head(states of regions (B, Q, Dr))               -> {name: (B, Q, width)}, as `Head.options` has them
 projection      head(states (B, N, Dr))                          -> (B, N, A): embeddings, to be compared with others
 """
