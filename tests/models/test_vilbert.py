@@ -568,6 +568,7 @@ def test_input_spec_follows_the_config() -> None:
         "rows",
     )
     assert inputs(PRESETS["scenes"]).vocabulary == "scenes"
+    assert inputs(PRESETS["multitask"]).num_tasks == 20
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def spec(name: str) -> ModelSpec:
 
 
 def build(name: str, config: Any) -> Encoder:
-    """An encoder with fresh weights.
+    """A randomly initialised encoder.
 
     Raises:
         ConfigError: no such family, or the config is not of this family.
@@ -47,7 +47,8 @@ def build(name: str, config: Any) -> Encoder:
     family = spec(name)
     if not isinstance(config, family.config):
         raise ConfigError(
-            f"{name} is configured by {family.config.__name__}; found {type(config).__name__}. Presets: {', '.join(family.presets)}."
+            f"{name} is configured by {family.config.__name__}; found {type(config).__name__}. "
+            f"Presets: {', '.join(family.presets)}."
         )
     return family.build(config)
 
@@ -71,7 +72,8 @@ def encoder_config(model: str, given: Any) -> Any:
         return configs.from_dict(family.config, given, where="encoder")
     if given not in family.presets:
         raise ConfigError(
-            f"'encoder' is {given!r}, not a preset of {model}. {nearest(str(given), family.presets)} One setting: encoder.name=value."
+            f"'encoder' is {given!r}, not a preset of {model}. {nearest(str(given), family.presets)} "
+            "One setting: encoder.name=value."
         )
     return family.presets[given]
 

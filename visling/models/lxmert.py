@@ -1,15 +1,18 @@
-"""LXMERT: a text stream, a region stream, then layers in which each reads the other.
+"""LXMERT: a text stream, a region stream, then layers in which each attends to the other.
+
+One file although it is long: header, config, presets, module and key maps of one family, read side by side with its
+paper and its release.
 
 Paper    Tan & Bansal 2019 (arXiv 1908.07490), section 2.
 Release  airsplay/lxmert, `lxrt/modeling` (also transformers, `lxmert`).
 Differs  The paper draws two cross-attention blocks in a layer; the release shares one set of weights between the
          directions. The paper sends what the cross-attention returns into the feed-forward block; in the release it
-         goes through self-attention first. The paper's text embedding has no segments; the release adds them, and no
-         look-up of row 0 of its three text tables is ever taught. We follow the release, so its checkpoints load. Boxes
+         goes through self-attention first. The paper's text embedding has no segments; the release adds them, and row 0
+         of its three text tables is never updated by look-ups. We follow the release, so its checkpoints load. Boxes
          are the unit corners as they are; regions carry no other position. Region masks, which the release has but
          never uses, are always used. VOLTA's reproduction ends its pooler in ReLU (preset "volta").
-Shapes   B rows, T tokens, R regions, S text or region rows before they are shared out, D hidden width; feature_size is
-         the region features' width.
+Shapes   B rows, T tokens, R regions, S text or region rows, which batch rows may share, D hidden width; feature_size
+         is the region features' width.
 """
 
 from __future__ import annotations
@@ -63,8 +66,8 @@ class LxmertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables; narrow models need more for their attention to be more than an
-    average."""
+    """Standard deviation of randomly initialised matrices and tables; narrow models need more for their attention to be
+    more than an average."""
     feature_size: int = 2048
     """Width of the region features in the store."""
     whiten_features: bool = False
@@ -88,7 +91,8 @@ class LxmertConfig:
             raise ConfigError(f"pooler must be one of {', '.join(_ACTIVATIONS)}; found {self.pooler!r}.")
         if self.max_tokens > self.max_positions:
             raise ConfigError(
-                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. "
+                "Raise max_positions too."
             )
 
 
@@ -155,10 +159,10 @@ class RegionEmbeddings(nn.Module):
 
 
 class Lxmert(Encoder):
-    """Text layers and region layers side by side, then cross-modality layers.
+    """Text layers and region layers in parallel, then cross-modality layers.
 
-    The streams can be run apart (`encode_text`, `encode_regions`) and handed to `forward`, and single layers replaced
-    or skipped.
+    The streams can be run separately (`encode_text`, `encode_regions`) and passed to `forward`, and single layers
+    replaced or skipped.
     """
 
     def __init__(self, config: LxmertConfig) -> None:
@@ -198,7 +202,7 @@ class Lxmert(Encoder):
         Args:
             text_states: what `encode_text` returned for these text rows; they are computed if not given.
             region_states: what `encode_regions` returned for these region rows.
-            replacements: layers to run otherwise in this call.
+            replacements: layers to replace or skip in this call.
         Raises:
             ConfigError: no such layer.
         """
@@ -216,7 +220,7 @@ class Lxmert(Encoder):
         """States of the text rows before they meet any region, (S, T, D).
 
         Args:
-            trace: where to note states (of the batch's rows) and attention.
+            trace: receives states (of the batch's rows) and attention.
         """
         states = self.dropout(self.norm(self.embeddings(text.ids, text.segments)))
         return self._through("text", self.text_layers, states, text.mask, text.row, trace, replacements)
@@ -432,9 +436,9 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
     """The layout of VOLTA's reproduction, which numbers attention and feed-forward blocks ("sub-layers") of all streams
     in one list.
 
-    First come pairs (attention, feed-forward), which text and regions go through side by side as long as each has
-    layers, then triples (cross-attention, self-attention, feed-forward). What both streams share is stored twice. Its
-    matching head says "fits" by class 0; the style "match_first" swaps. Parts of tasks: classifier (VQA),
+    First come pairs (attention, feed-forward), which text and regions pass through in parallel as long as each has
+    layers, then triples (cross-attention, self-attention, feed-forward). What both streams share is stored twice. In
+    its matching head class 0 means "fits"; the style "match_first" swaps. Parts of tasks: classifier (VQA),
     classifier_gqa, pair (NLVR2), score (retrieval), entailment, regions and regions_deep (referring expressions).
     """
     base = "bert.encoder.layer"

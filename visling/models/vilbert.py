@@ -1,16 +1,18 @@
 """ViLBERT: a text stream and a region stream, each a BERT of its own, that attend to one another in a few co-attention
 layers.
 
+One file although it is long: header, config, presets, module and key maps of one family, read side by side with its
+paper and its release.
+
 Paper    Lu, Batra, Parikh & Lee 2019 (arXiv 1908.02265), section 2; multi-task: Lu, Goswami, Rohrbach, Parikh & Lee
          2020 (arXiv 1912.02315).
 Release  jiasenlu/vilbert_beta (first) and facebookresearch/vilbert-multi-task; VOLTA's `ctrl_vilbert` has the same form
          with equal widths.
 Differs  The paper's figure draws a block as co-attention followed by self-attention in both streams; in the release the
          visual layer of a block has a number of its own and runs with the text layer that starts the next block, which
-         is the same order written otherwise. The feed-forward
-         width of the region stream is its hidden width, not four times it. The image token is an ordinary region here:
-             mean feature, whole box.
-         We follow the release, so its checkpoints load.
+         is the same order in another notation. The feed-forward width of the region stream is its hidden width, not
+         four times it. The image token is an ordinary region here: mean feature, whole box. We follow the release, so
+         its checkpoints load.
 Shapes   B rows, T tokens, R regions, U text rows, S region rows, Dt and Dr widths of the streams, Dp of the summary.
          Inside, a task token stands behind the tokens and the whole image behind the regions; attention does not care,
          and neither has a position.
@@ -76,14 +78,14 @@ class VilbertConfig:
     pooled_size: int = 1024
     """Dp, width of each stream's summary."""
     text_layers_before: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
-    """Text layers that have run when each co-attention layer comes; its length is the number of those (release:
+    """Text layers that run before each co-attention layer; one entry per co-attention layer (release:
     `t_biattention_id`)."""
     region_layers_before: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    """Region layers that have run by then (release: `v_biattention_id`)."""
+    """Region layers that run before each co-attention layer (release: `v_biattention_id`)."""
     num_tasks: int = 0
-    """Rows of the task table; above 0 every text must say its task (multi-task release: 20)."""
+    """Rows of the task table; above 0 every text must name its task (multi-task release: 20)."""
     gated_regions: bool = False
-    """Whether the text steers the attention among regions (release: `dynamic_attention`, off)."""
+    """Whether the text gates the attention among regions (release: `dynamic_attention`, off)."""
     fusion: Literal["product", "sum"] = "product"
     """How the two summaries become one (release: product)."""
     norm_eps: float = 1e-12
@@ -93,8 +95,8 @@ class VilbertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities, both streams and co-attention."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables in both streams; the release's `v_initializer_range` is never
-    read."""
+    """Standard deviation of randomly initialised matrices and tables in both streams; the release's
+    `v_initializer_range` is never read."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
@@ -128,7 +130,8 @@ class VilbertConfig:
             )
         if self.max_tokens > self.max_positions:
             raise ConfigError(
-                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. "
+                "Raise max_positions too."
             )
 
 
@@ -260,8 +263,7 @@ class Vilbert(Encoder):
         regions, region_mask = self._embed_regions(batch)  # (B, R + 1, Dr)
         trace.add_states("text_embeddings", text, batch.text.row)
         trace.add_states("region_embeddings", regions)
-        # A text that meets many images goes through the layers before the first co-attention once (release:
-        # `fast_mode`).
+        # A text of many images runs once through the layers before the first co-attention (release: `fast_mode`).
         shared = config.text_layers_before[0] if config.text_layers_before else 0
         text = self._through_text(text, text_mask, range(shared), trace, batch.text.row)
         text, text_mask, answer_at = self._rows_of(batch.text, text, text_mask)  # (B, T + task, Dt)
@@ -300,8 +302,8 @@ class Vilbert(Encoder):
         states, mask = self.embeddings(text.ids, text.segments), text.mask
         if (self.tasks is None) != (text.task is None):
             raise ConfigError(
-                f"this model has {self.config.num_tasks} task tokens, and the texts name {'no' if text.task is None else 'a'} task. "
-                "Set text.task where num_tasks is above 0, and only there."
+                f"this model has {self.config.num_tasks} task tokens, and the texts name "
+                f"{'no' if text.task is None else 'a'} task. Set text.task where num_tasks is above 0, and only there."
             )
         if self.tasks is not None:
             states = torch.cat([states, self.tasks(text.task)[:, None]], dim=1)
@@ -309,7 +311,7 @@ class Vilbert(Encoder):
         return self.dropout(self.text_norm(states)), mask
 
     def _rows_of(self, text: Text, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text states, mask and answer_at of the batch's rows."""
+        """Text states, mask and answer positions of the batch's rows."""
         if text.row is None:
             return states, mask, text.answer_at
         return states[text.row], mask[text.row], None if text.answer_at is None else text.answer_at[text.row]
@@ -328,7 +330,7 @@ class Vilbert(Encoder):
         return (states, mask) if regions.row is None else (states[regions.row], mask[regions.row])
 
     def _no_regions(self, text: Text) -> Regions:
-        """Images without any region, one for each row of a batch of texts alone."""
+        """Images without any region, one for each row of a batch that has text only."""
         rows, weight = len(text.ids if text.row is None else text.row), self.projection.weight
         return Regions(
             features=weight.new_zeros(rows, 0, self.config.feature_size),

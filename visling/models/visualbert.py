@@ -1,4 +1,4 @@
-"""VisualBERT: one BERT over the words and the regions of an image, told apart by their embeddings only.
+"""VisualBERT: one BERT over the words and the regions of an image, which only their embeddings distinguish.
 
 Paper    Li, Yatskar, Yin, Hsieh & Chang 2019 (arXiv 1908.03557), section 3.1.
 Release  uclanlp/visualbert, `bert_modeling` (also transformers, `visual_bert`).
@@ -55,8 +55,8 @@ class VisualBertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more
-    than an average."""
+    """Standard deviation of randomly initialised matrices and tables (BERT); narrow models need more for their
+    attention to be more than an average."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
@@ -65,9 +65,9 @@ class VisualBertConfig:
     append_spatial: bool = False
     """Append unit corners, width and height of the box to each feature (Flickr30K release: 2048 + 6)."""
     region_segment: int = 0
-    """Visual segment of regions whose image is not told: 0 in the release, 1 by default in transformers and VOLTA."""
+    """Visual segment of regions whose image is not stated: 0 in the release, 1 by default in transformers and VOLTA."""
     bypass: bool = False
-    """Late fusion (paper, "without early fusion"): the layers see text only, one additional layer joins the regions."""
+    """Late fusion (paper, "without early fusion"): the layers read text only, one additional layer adds the regions."""
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary."""
     max_tokens: int = 128
@@ -77,7 +77,7 @@ class VisualBertConfig:
     answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
     """Whether questions end in a [MASK] whose raw state answers (VQA release: in the same segment)."""
     pair: Literal["rows", "sequence"] = "sequence"
-    """Two images: one row whose regions are told apart by visual segments (NLVR2 release), or two rows."""
+    """Two images: one row in which visual segments distinguish their regions (NLVR2 release), or two rows."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -86,11 +86,13 @@ class VisualBertConfig:
             )
         if not 0 <= self.region_segment < self.num_segments:
             raise ConfigError(
-                f"region_segment must be one of {self.num_segments} segments, counted from 0; found {self.region_segment}."
+                f"region_segment must be one of {self.num_segments} segments, counted from 0; "
+                f"found {self.region_segment}."
             )
         if self.max_tokens > self.max_positions:
             raise ConfigError(
-                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. "
+                "Raise max_positions too."
             )
 
 
@@ -221,15 +223,11 @@ class VisualBert(Encoder):
             self.visual_positions.weight.copy_(self.embeddings.positions.weight)
 
     def _embed_text(self, text: Text) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Summed vectors (B, T, D), mask (B, T) and answer_at (B,) of the batch's rows."""
-        states, mask, answer_at = self.embeddings(text.ids, text.segments), text.mask, text.answer_at
-        if text.row is not None:
-            states, mask, answer_at = (
-                states[text.row],
-                mask[text.row],
-                None if answer_at is None else answer_at[text.row],
-            )
-        return states, mask, answer_at
+        """Summed vectors (B, T, D), mask (B, T) and answer positions (B,) of the batch's rows."""
+        states, row = self.embeddings(text.ids, text.segments), text.row
+        if row is None:
+            return states, text.mask, text.answer_at
+        return states[row], text.mask[row], None if text.answer_at is None else text.answer_at[row]
 
     def _embed_regions(self, batch: Batch, *, like: Tensor) -> tuple[Tensor, Tensor]:
         """Summed vectors (B, R, D) and mask (B, R) of the batch's rows; R = 0 without regions."""
@@ -244,7 +242,7 @@ class VisualBert(Encoder):
         return states, mask
 
     def _project(self, regions: Regions) -> Tensor:
-        """Feature, visual segment and visual position vectors, summed; (S, R, D), before rows are shared out."""
+        """Feature, visual segment and visual position vectors, summed; (S, R, D), one row per image row."""
         features = self.region_features(regions.features, self.projection.weight.dtype)
         if self.config.append_spatial:
             features = torch.cat([features, spatial_six(regions.boxes).to(features.dtype)], dim=-1)
