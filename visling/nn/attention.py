@@ -33,8 +33,8 @@ class Attention(nn.Module):
         """Context of every query position.
 
         Args:
-            x: (B, M, Dx) states that ask.
-            y: (B, N, Dy) states that are asked; `x` itself for self-attention, which then projects in one matrix
+            x: (B, M, Dx) states that attend.
+            y: (B, N, Dy) states that are attended to; `x` itself for self-attention, which then projects in one matrix
                 product.
             mask: (B, N) bool.
             capture: also return the probabilities (before dropout), at the cost of the slow path.
