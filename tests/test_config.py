@@ -213,7 +213,7 @@ def test_settings_reach_into_mappings() -> None:
 def test_a_setting_of_nothing_says_so() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"'second\.lr' goes too deep: what should hold 'lr' is none\. Set that whole first, as a table: \{lr = value\}",
+        match=r"cannot set 'second\.lr': 'second' is None\. Set 'second' first, for example second=\{lr = value\}",
     ):
         configs.override(Run(name="a"), ["second.lr=1"])
     assert configs.override(Run(name="a"), ["second={}", "second.lr=1"]).second == Optim(lr=1.0)
@@ -261,14 +261,14 @@ def test_settings_reach_a_config_in_a_field_of_any_type() -> None:
             "optim.wamup_steps=1",
             "'optim.wamup_steps' is not a setting: Optim has no 'wamup_steps'. Did you mean 'warmup_steps'?",
         ),
-        ("epochs.first=1", "'epochs.first' goes too deep: int has no settings of its own."),
+        ("epochs.first=1", "cannot set 'epochs.first': int has no settings of its own."),
         ("weights.mlm=x", "'weights.mlm' must be of type float; found 'x' (str)."),
-        ("weights.mlm.rate=1", "'weights.mlm.rate' goes too deep: float has no settings of its own."),
+        ("weights.mlm.rate=1", "cannot set 'weights.mlm.rate': float has no settings of its own."),
         ("weights.new.rate=1", "'weights.new' must be of type float; found {'rate': 1} (dict)."),
         ("groups.a.b.c=1", "'groups.a.b' must be of type int; found {'c': 1} (dict)."),
         ("phases.b.rate=1", "'phases.b.rate' is not a setting of Optim."),
-        ("extra.deep.list.x=1", "'extra.deep.list.x' goes too deep: list has no settings of its own."),
-        ("optim.lr.x.y=1", "'optim.lr.x.y' goes too deep: float"),
+        ("extra.deep.list.x=1", "cannot set 'extra.deep.list.x': list has no settings of its own."),
+        ("optim.lr.x.y=1", "cannot set 'optim.lr.x.y': float"),
         ("epochs=true", "'epochs' must be of type int; found True (bool)."),
         ("epochs=none", "'epochs' must be of type int; found 'none' (str)."),
         ("optim.clip=some", "'optim.clip' is 'some'; "),

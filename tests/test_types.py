@@ -148,9 +148,9 @@ BROKEN: dict[str, tuple[Callable[[], Batch], str]] = {
         lambda: with_pixels(row=torch.tensor([0, 1])),
         "names the image of 2 region rows; found 4",
     ),
-    "a picture that is not there": (
+    "an image that the batch lacks": (
         lambda: with_pixels(row=torch.tensor([0, 1, 2, 0])),
-        "names an image that is not there",
+        "names an image that the batch lacks",
     ),
     "a picture beyond its padding": (
         lambda: with_pixels(size=torch.tensor([[4, 7], [2, 2]])),

@@ -112,7 +112,7 @@ def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]
     values: dict[str, Any] = {}
     below: dict[str, list[tuple[list[str], str, str]]] = {}
     for (name, *rest), text, whole in changes:
-        inner = _hint(value, hint, name, whole)
+        inner = _hint(value, hint, name, whole, len(rest))
         if rest:
             below.setdefault(name, []).append((rest, text, whole))
         else:
@@ -120,7 +120,7 @@ def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]
             below.pop(name, None)
     for name, further in below.items():
         rest, _, whole = further[0]
-        inner = _hint(value, hint, name, whole)
+        inner = _hint(value, hint, name, whole, len(rest))
         held = (
             values[name]
             if name in values
@@ -132,18 +132,22 @@ def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]
     return {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
 
 
-def _hint(value: Any, hint: Any, name: str, whole: str) -> Any:
-    """Annotation of a setting of a config, which must have it, or of an entry of a mapping, which may come to have
-    it."""
+def _hint(value: Any, hint: Any, name: str, whole: str, depth: int) -> Any:
+    """Annotation of a setting of a config, which must have it, or of an entry of a mapping, which may lack it yet.
+
+    Args:
+        depth: how many names of `whole` follow `name`.
+    """
     if isinstance(value, Mapping):
         arguments = typing.get_args(hint)
         return arguments[1] if len(arguments) == 2 else Any
     if value is None:
+        holder = ".".join(whole.split(".")[: -1 - depth])
         raise ConfigError(
-            f"{whole!r} goes too deep: what should hold {name!r} is none. Set that whole first, as a table: {{{name} = value}}."
+            f"cannot set {whole!r}: {holder!r} is None. Set {holder!r} first, for example {holder}={{{name} = value}}."
         )
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise ConfigError(f"{whole!r} goes too deep: {type(value).__name__} has no settings of its own.")
+        raise ConfigError(f"cannot set {whole!r}: {type(value).__name__} has no settings of its own.")
     names = [f.name for f in dataclasses.fields(value)]
     if name not in names:
         raise ConfigError(f"{whole!r} is not a setting: {type(value).__name__} has no {name!r}. {nearest(name, names)}")
@@ -185,9 +189,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                     reasons.append(str(error))
         raise ConfigError(reasons[0])
     if origin is typing.Literal:
-        if not any(
-            value == option and type(value) is type(option) for option in arguments
-        ):  # True == 1, but is not meant
+        # By type as well: True == 1
+        if not any(value == option and type(value) is type(option) for option in arguments):
             raise ConfigError(f"{where!r} is {value!r}; {nearest(str(value), [str(a) for a in arguments])}")
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

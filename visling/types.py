@@ -27,12 +27,12 @@ _C = TypeVar("_C", bound=type)
 
 
 class _Movable:
-    """Applies one function to every tensor of a nested contract."""
+    """What applies one function to every tensor of a nested contract."""
 
     __slots__ = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """A copy in which every tensor has gone through `change`."""
+        """A copy with `change` applied to every tensor."""
 
         def visit(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -108,7 +108,7 @@ class Regions(_Movable):
     """Detector features of each region row; S = B unless several text rows share one image."""
 
     features: Tensor
-    """(S, R, F) half or float; F = 0 where a trained extractor is to make them of the batch's pixels."""
+    """(S, R, F) half or float; F = 0 where a trained extractor computes them from the batch's pixels."""
     boxes: Tensor
     """(S, R, 4) float32 unit corners."""
     mask: Tensor
@@ -120,7 +120,7 @@ class Regions(_Movable):
     whole: Tensor | None = None
     """(S, F) whole-image feature; None = the model averages the real regions."""
     hidden: Tensor | None = None
-    """(S, R) bool: the feature was masked; a model may put its own learned vector there."""
+    """(S, R) bool: the feature was masked; a model may put its own learned vector in its place."""
     image: Tensor | None = None
     """(S, R) int64: which of several images a region belongs to."""
     labels: Tensor | None = None
@@ -179,7 +179,7 @@ class Batch(_Movable):
         paired = len(real) if regions.row is None else len(regions.row)
         _require(
             paired == rows,
-            f"{paired} region rows meet {rows} text rows; say with regions.row which text row reads which",
+            f"{paired} region rows meet {rows} text rows; say in regions.row which region row each text row reads",
         )
         boxes = regions.boxes[real]
         _require(
@@ -195,7 +195,7 @@ class Batch(_Movable):
             )
             _require(
                 bool(((pixels.row >= 0) & (pixels.row < len(pixels.images))).all()),
-                "pixels.row names an image that is not there",
+                "pixels.row names an image that the batch lacks",
             )
             inside = (pixels.size >= 1) & (
                 pixels.size <= torch.tensor(pixels.images.shape[2:], device=pixels.size.device)
@@ -306,7 +306,7 @@ class Loss:
         return Loss(value=total / count.clamp(min=1), parts={name: (total.detach(), count)})
 
     def __add__(self, other: Loss) -> Loss:
-        """Sum of values; parts side by side. The names must differ."""
+        """Sum of values, union of parts, whose names must differ."""
         clash = self.parts.keys() & other.parts.keys()
         assert not clash, f"two losses report the same parts: {sorted(clash)}"
         return Loss(value=self.value + other.value, parts={**self.parts, **other.parts})
@@ -345,7 +345,7 @@ class RegionStore(Protocol):
 
     feature_size: int
     fingerprint: str
-    """Identity of the detector and settings that made the features; a checkpoint remembers it."""
+    """Identity of the detector and settings that computed the features; a checkpoint remembers it."""
 
     def __contains__(self, image_id: str) -> bool: ...
     def __getitem__(self, image_id: str) -> RegionArray: ...
@@ -364,7 +364,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRow:
-    """Word pieces of one row, laid out with special tokens; made by `data.text.TextLayout`."""
+    """Word pieces of one row, laid out with special tokens by `data.text.TextLayout`."""
 
     ids: NDArray[np.int64]
     """(T,)."""
@@ -382,7 +382,7 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One example without tensors: G text rows, the images they speak of, and labels by `Targets` name."""
+    """One example without tensors: G text rows, the images they refer to, and labels by `Targets` name."""
 
     id: str
     rows: tuple[TextRow, ...]
@@ -398,7 +398,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a task decoded for one example."""
+    """What a task predicts for one example."""
 
     id: str
     value: Any
@@ -420,7 +420,7 @@ class Dims:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a model preset wants from collate."""
+    """What collate must deliver for a model preset."""
 
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary: a name shipped with the package or a path to a vocab.txt."""
@@ -438,6 +438,8 @@ class InputSpec:
     """Whether questions end in a [MASK] whose state answers, and in which segment it stands."""
     pair: Literal["rows", "sequence"] = "rows"
     """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
+    num_tasks: int = 0
+    """Tasks that the model tells apart by a token; above 0 every text names its own (`Text.task`)."""
 
 
 HeadKind = Literal[
@@ -452,7 +454,3 @@ class Head:
     kind: HeadKind
     outputs: int
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-Step = Callable[[Sequence[tuple[Batch, Targets]]], Loss]
-"""Forward and loss of one optimiser micro-step; a step may hold several corpora."""

@@ -24,7 +24,7 @@ from visling import config as configs
 from visling import models
 from visling.errors import ConfigError
 from visling.models.base import Encoder
-from visling.nn import attention, coattention, heads
+from visling.nn import attention, heads
 from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
@@ -688,8 +688,7 @@ def test_capture_changes_nothing_and_costs_nothing_if_off(model: Encoder, monkey
     def never(*_: Tensor) -> Tensor:
         raise AssertionError("attention probabilities were computed")
 
-    for module in (attention, coattention):
-        monkeypatch.setattr(module, "probabilities", never)
+    monkeypatch.setattr(attention, "probabilities", never)
     plain = model(batch)
     assert plain.maps is None
     assert plain.states is None

@@ -108,8 +108,8 @@ def test_streams_may_be_run_apart() -> None:
 def test_features_are_whitened_where_the_preset_says_so() -> None:
     model = Cvlp(config_of())
     model.fit_features(torch.randn(100, model.config.feature_size) + 5)
-    assert model.lxmert.whiten is not None
-    assert model.lxmert.whiten.mean.mean().item() == pytest.approx(5, abs=0.2)
+    assert model.lxmert.region_features.whiten is not None
+    assert model.lxmert.region_features.whiten.mean.mean().item() == pytest.approx(5, abs=0.2)
     Cvlp(config_of(whiten_features=False)).fit_features(torch.randn(100, 16))
 
 

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling import models
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError
 from visling.models.lxmert import PRESETS, Lxmert, LxmertConfig, inputs, volta_keys
 from visling.nn.head_blocks import NormedClassifier
 from visling.nn.heads import build
+from visling.nn.trace import LayerTrace
 from visling.objectives.base import PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
@@ -348,8 +349,8 @@ def test_captured_states_are_of_the_batch_rows() -> None:
 class _Halved(nn.Module):
     """Stands in for a layer of one stream."""
 
-    def forward(self, states: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
-        return states / 2, None
+    def forward(self, states: Tensor, mask: Tensor, trace: LayerTrace | None = None) -> Tensor:
+        return states / 2
 
 
 def test_layers_can_be_skipped_and_replaced() -> None:
@@ -429,7 +430,7 @@ def test_errors_say_what_is_wrong() -> None:
     model = tiny(max_positions=8, max_tokens=8)
     with pytest.raises(ConfigError, match=r"9 tokens.*holds 8"):
         model(batch_of(model.config, tokens=9))
-    with pytest.raises(StoreError, match="17 wide; this model reads 16"):
+    with pytest.raises(ConfigError, match="17 wide; this model reads 16"):
         model(batch_of(dataclasses.replace(TINY, feature_size=17)))
     with pytest.raises(ConfigError, match=r"no layer 'text_layer.1'.*'text_layers.1'"):
         model(batch_of(TINY), replacements={"text_layer.1": None})
@@ -625,7 +626,7 @@ def test_start_from_bert() -> None:
     coverage = SPEC.keys["bert"].load(source, pretraining)
     assert coverage.complete
     assert {key.split(".")[3] for key in coverage.dropped} == {"9", "10", "11"}  # the first nine layers are read
-    random = ("region_embeddings", "region_layers", "cross_layers", "whiten")
+    random = ("region_embeddings", "region_layers", "cross_layers", "region_features")
     assert {name.removeprefix("encoder.") for name in coverage.fresh} == {
         name for name in given if name.startswith(random)
     }

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from visling import models
 from visling.boxes import locate
 from visling.checkpoints import catalog
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError
 from visling.models.vilbert import PRESETS, Vilbert, VilbertConfig, inputs, volta_keys
 from visling.nn import heads
 from visling.objectives.base import PretrainStep
@@ -142,11 +142,11 @@ def test_whitening_reaches_regions_and_the_whole_image() -> None:
     batch = batch_of(model.config)
     before = model(batch).whole
     model.fit_features(sample)
-    assert model.whiten is not None
-    features = model.whiten(regions_of(batch).features)
+    assert model.region_features.whiten is not None
+    features = model.region_features.whiten(regions_of(batch).features)
     plain = tiny(whiten_features=False)
     plain.load_state_dict(
-        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("whiten")}
+        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("region_features")}
     )
     white = dataclasses.replace(batch, regions=dataclasses.replace(regions_of(batch), features=features))
     assert_close(model(batch).whole, plain(white).whole)
@@ -568,6 +568,7 @@ def test_input_spec_follows_the_config() -> None:
         "rows",
     )
     assert inputs(PRESETS["scenes"]).vocabulary == "scenes"
+    assert inputs(PRESETS["multitask"]).num_tasks == 20
 
 
 @pytest.mark.parametrize(
@@ -594,10 +595,10 @@ def test_text_beyond_the_position_table_and_features_of_another_width() -> None:
     assert (
         model(batch_of(model.config, tokens=8, regions=100)).pooled.isfinite().all()
     )  # neither task nor regions have a position
-    with pytest.raises(StoreError, match="17 wide; this model reads 16"):
+    with pytest.raises(ConfigError, match="17 wide; this model reads 16"):
         tiny()(batch_of(dataclasses.replace(TINY, feature_size=17)))
     wide = batch_of(TINY)
-    with pytest.raises(StoreError, match="5 wide; this model reads 16"):
+    with pytest.raises(ConfigError, match="5 wide; this model reads 16"):
         tiny()(dataclasses.replace(wide, regions=dataclasses.replace(regions_of(wide), whole=torch.randn(2, 5))))
 
 

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from visling import models
 from visling.boxes import spatial_six
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError
 from visling.models.visualbert import PRESETS, VisualBert, VisualBertConfig, inputs
 from visling.nn.embeddings import Whitening
 from visling.nn.heads import build
@@ -335,15 +335,15 @@ def test_whitened_features_forget_their_scale_and_offset() -> None:
     )
     model = tiny()
     model.fit_features(sample)
-    assert model.whiten is not None
-    spread = torch.cov(model.whiten(sample).T)
+    assert model.region_features.whiten is not None
+    spread = torch.cov(model.region_features.whiten(sample).T)
     assert_close(spread, torch.diag(spread.diagonal()), atol=1e-3, rtol=0)
     assert 0.5 < spread.diagonal().max() <= 1.01
     before = region_sum(model, batch)
     model.fit_features(sample * 50 + 3)
     after = region_sum(model, scaled)
     # Each direction may come out with either sign; what it says does not depend on scale and offset.
-    assert model.whiten(sample * 50 + 3).abs().allclose(_whitened(sample).abs(), atol=1e-2)
+    assert model.region_features.whiten(sample * 50 + 3).abs().allclose(_whitened(sample).abs(), atol=1e-2)
     assert before.shape == after.shape
 
 
@@ -428,7 +428,7 @@ def test_text_beyond_the_position_table_and_features_of_another_width() -> None:
     assert (
         model(batch_of(model.config, tokens=8, regions=100)).pooled.isfinite().all()
     )  # regions have no position of their own
-    with pytest.raises(StoreError, match="17 wide; this model reads 16"):
+    with pytest.raises(ConfigError, match="17 wide; this model reads 16"):
         model(batch_of(dataclasses.replace(TINY, feature_size=17)))
 
 
@@ -441,7 +441,7 @@ def test_start_from_bert() -> None:
     untouched = {
         n: t.clone()
         for n, t in model.state_dict().items()
-        if n.startswith(("projection", "additional_layer", "visual_", "whiten"))
+        if n.startswith(("projection", "additional_layer", "visual_", "region_features"))
     }
     coverage = KEYS["bert"].load(source, {"encoder": model, **pretraining})
     assert coverage.complete

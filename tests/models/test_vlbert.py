@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from visling import models
 from visling.boxes import to_unit
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError
 from visling.models.vlbert import PRESETS, VlBert, VlBertConfig, inputs
 from visling.nn.attention import Attention
 from visling.nn.head_blocks import TransformClassifier
@@ -163,14 +163,17 @@ def test_hidden_regions(masks_features: bool) -> None:
 
 def test_whitened_features_are_what_is_read() -> None:
     model = tiny()
-    assert model.whiten is not None
+    assert model.region_features.whiten is not None
     batch = batch_of(model.config, 3, 2)
     model.fit_features(torch.randn(300, model.config.feature_size) * 7 + 3)
     whitened = dataclasses.replace(
-        batch, regions=dataclasses.replace(regions_in(batch), features=model.whiten(regions_in(batch).features))
+        batch,
+        regions=dataclasses.replace(
+            regions_in(batch), features=model.region_features.whiten(regions_in(batch).features)
+        ),
     )
     seen = given_to_the_embeddings(model, batch)[3]
-    model.whiten = None
+    model.region_features.whiten = None
     assert_close(seen, given_to_the_embeddings(model, whitened)[3])
 
 
@@ -552,7 +555,7 @@ def test_text_beyond_the_position_table_and_features_of_another_width() -> None:
     )  # regions share one position
     with pytest.raises(ConfigError, match=r"7 tokens.*holds 8"):
         model(Batch(text=text_of(7, 7), regions=regions_of(model.config, 2, 1)))
-    with pytest.raises(StoreError, match="17 wide; this model reads 16"):
+    with pytest.raises(ConfigError, match="17 wide; this model reads 16"):
         model(batch_of(dataclasses.replace(TINY, feature_size=17), 3, 2))
 
 
@@ -600,7 +603,7 @@ def test_start_from_bert() -> None:
     fresh = {name.removeprefix("encoder.") for name in coverage.fresh if name.startswith("encoder.")}
     random = (
         "projection",
-        "whiten",
+        "region_features",
         "embeddings.visual",
         "embeddings.end",
         "embeddings.segments.2",

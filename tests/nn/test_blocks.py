@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,16 @@ from torch.testing import assert_close
 
 from visling.errors import ConfigError
 from visling.nn.attention import Attention
-from visling.nn.embeddings import TextEmbeddings
-from visling.nn.layers import AttentionBlock, TransformerLayer, initialise
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
+from visling.nn.layers import AttentionBlock, LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 
 WIDTH, CONTEXT, HEADS = 8, 6, 2
+
+
+def sizes(**changes: Any) -> LayerSizes:
+    plain = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "norm_eps": 1e-12}
+    return LayerSizes(**{"hidden_size": WIDTH, "num_heads": HEADS, "intermediate_size": 16} | plain | changes)
 
 
 def attention(context_size: int = CONTEXT, dropout_rate: float = 0.0) -> Attention:
@@ -89,15 +95,7 @@ def test_dropout_acts_on_probabilities_in_training_only() -> None:
 
 
 def test_widths_of_two_streams_may_differ() -> None:
-    block = AttentionBlock(
-        WIDTH,
-        num_heads=HEADS,
-        context_size=CONTEXT,
-        attention_size=12,
-        dropout_rate=0.0,
-        attention_dropout_rate=0.0,
-        norm_eps=1e-12,
-    )
+    block = AttentionBlock(sizes(), context_size=CONTEXT, attention_size=12)
     x, y, mask = cross_inputs()
     states, probs = block(x, y, mask, capture=True)
     assert states.shape == x.shape
@@ -107,33 +105,26 @@ def test_widths_of_two_streams_may_differ() -> None:
 
 
 def test_layer_is_post_norm_with_exact_gelu() -> None:
-    layer = TransformerLayer(
-        WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12
-    )
+    layer = TransformerLayer(sizes())
     x, mask = torch.randn(2, 3, WIDTH) * 3, torch.ones(2, 3, dtype=torch.bool)
     attended, _ = layer.self_attention(x, x, mask)
     wide = layer.feed_forward.up(attended)
     down = layer.feed_forward.down(wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2))))
     summed = attended + down
     centred = summed - summed.mean(-1, keepdim=True)
-    assert_close(layer(x, mask)[0], centred / centred.square().mean(-1, keepdim=True).sqrt())
+    assert_close(layer(x, mask), centred / centred.square().mean(-1, keepdim=True).sqrt())
 
 
 def test_dropout_sites_of_a_layer() -> None:
-    layer = TransformerLayer(
-        WIDTH, num_heads=HEADS, intermediate_size=16, dropout_rate=1.0, attention_dropout_rate=0.0, norm_eps=1e-12
-    )
+    layer = TransformerLayer(sizes(dropout_rate=1.0))
     x, mask = torch.randn(2, 3, WIDTH), torch.ones(2, 3, dtype=torch.bool)
     norm = nn.LayerNorm(WIDTH)
-    assert_close(
-        layer(x, mask)[0], norm(norm(x)), atol=1e-4, rtol=0
-    )  # with both outputs dropped, the residual is all that is left
+    # with both outputs dropped, the residual is all that is left
+    assert_close(layer(x, mask), norm(norm(x)), atol=1e-4, rtol=0)
 
 
 def test_initialisation() -> None:
-    layer = TransformerLayer(
-        64, num_heads=4, intermediate_size=256, dropout_rate=0.0, attention_dropout_rate=0.0, norm_eps=1e-12
-    )
+    layer = TransformerLayer(sizes(hidden_size=64, num_heads=4, intermediate_size=256))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.fill_(7.0)
@@ -154,6 +145,19 @@ def test_text_embeddings_sum_three_tables_and_stop_at_the_last_position() -> Non
     assert_close(states[0, 2], tables.words.weight[5] + tables.positions.weight[2] + tables.segments.weight[1])
     with pytest.raises(ConfigError, match=r"5 tokens.*holds 4"):
         tables(torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.int64))
+
+
+def test_region_features_are_cast_whitened_and_of_one_width() -> None:
+    features = torch.randn(50, 3, dtype=torch.float64).to(torch.float16) * 4 + 1
+    plain, whitened = RegionFeatures(3, whiten=False), RegionFeatures(3, whiten=True)
+    assert torch.equal(plain(features, torch.float32), features.float())
+    assert_close(whitened(features, torch.float32), features.float())  # not measured yet
+    plain.fit(features.float())  # nothing to measure
+    whitened.fit(features.float())
+    assert_close(torch.cov(whitened(features, torch.float32).T), torch.eye(3), atol=0.01, rtol=0)
+    assert not plain.state_dict()
+    with pytest.raises(ConfigError, match=r"4 wide; this model reads 3\. Set feature_size"):
+        plain(torch.zeros(2, 4), torch.float32)
 
 
 def test_pooler_and_gather() -> None:

@@ -12,25 +12,27 @@ from torch.testing import assert_close
 
 from visling.nn.attention import probabilities
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
-from visling.nn.layers import TransformerLayer
-from visling.nn.trace import TwoStreamTrace
+from visling.nn.layers import LayerSizes, TransformerLayer
+from visling.nn.trace import Trace
 
-SIZES: dict[str, Any] = {"dropout_rate": 0.1, "attention_dropout_rate": 0.2, "norm_eps": 1e-12}
+RATES: dict[str, Any] = {"dropout_rate": 0.1, "attention_dropout_rate": 0.2, "norm_eps": 1e-12}
 TEXT_MASK = torch.tensor([[True, True, True, False], [True, False, False, False]])
 REGION_MASK = torch.tensor([[True, True, False], [True, True, True]])
 
 
+def sizes(width: int, intermediate_size: int, num_heads: int = 2) -> LayerSizes:
+    return LayerSizes(hidden_size=width, num_heads=num_heads, intermediate_size=intermediate_size, **RATES)
+
+
 def co_attention() -> CoAttentionLayer:
-    layer = CoAttentionLayer(
-        8, 6, attention_size=12, num_heads=3, text_intermediate_size=10, region_intermediate_size=7, **SIZES
-    ).eval()
+    layer = CoAttentionLayer(sizes(8, 10), sizes(6, 7), attention_size=12, num_heads=3).eval()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return layer
 
 
 def gated() -> GatedLayer:
-    layer = GatedLayer(8, 6, num_heads=2, intermediate_size=5, **SIZES).eval()
+    layer = GatedLayer(8, sizes(6, 5)).eval()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return layer
@@ -43,9 +45,7 @@ def states() -> tuple[Tensor, Tensor]:
 def test_both_directions_read_what_entered_the_layer() -> None:
     layer = co_attention()
     text, regions = states()
-    new_text, new_regions, text_probs, region_probs = layer(text, regions, TEXT_MASK, REGION_MASK)
-    assert text_probs is None
-    assert region_probs is None
+    new_text, new_regions = layer(text, regions, TEXT_MASK, REGION_MASK)
     informed_text, _ = layer.text_attention(text, regions, REGION_MASK)
     informed_regions, _ = layer.region_attention(regions, text, TEXT_MASK)
     assert_close(new_text, layer.text_feed_forward(informed_text))
@@ -79,13 +79,14 @@ def test_padding_is_not_read_across() -> None:
 def test_captured_maps_of_co_attention() -> None:
     layer = co_attention()
     text, regions = states()
-    plain, captured = (
-        layer(text, regions, TEXT_MASK, REGION_MASK),
-        layer(text, regions, TEXT_MASK, REGION_MASK, capture=True),
-    )
+    trace = Trace(True)
+    plain = layer(text, regions, TEXT_MASK, REGION_MASK)
+    captured = layer(text, regions, TEXT_MASK, REGION_MASK, trace.at("layer"))
     assert_close(plain[0], captured[0])
     assert_close(plain[1], captured[1])
-    to_regions, to_text = captured[2:]
+    maps = trace.maps()
+    assert maps is not None
+    to_regions, to_text = maps.text_to_regions["layer"], maps.regions_to_text["layer"]
     assert to_regions.shape == (2, 3, 4, 3)
     assert to_text.shape == (2, 3, 3, 4)
     assert_close(to_regions.sum(-1), torch.ones(2, 3, 4))
@@ -99,7 +100,7 @@ def test_co_attention_with_an_empty_stream_is_finite() -> None:
     layer = co_attention()
     text, regions = (tensor.requires_grad_() for tensor in states())
     nothing = torch.zeros_like(REGION_MASK)
-    new_text, new_regions, _, _ = layer(text, regions, TEXT_MASK, nothing)
+    new_text, new_regions = layer(text, regions, TEXT_MASK, nothing)
     alone = layer.text_attention.norm(text + layer.text_attention.output.bias)  # attention over nothing gives zeros
     assert_close(new_text, layer.text_feed_forward(alone))
     (new_text.sum() + new_regions.sum()).backward()
@@ -112,8 +113,11 @@ def test_co_attention_with_an_empty_stream_is_finite() -> None:
 def test_gates_scale_queries_and_keys(capture: bool) -> None:
     layer = gated()
     text, regions = states()
-    found, probs = layer(regions, REGION_MASK, text, TEXT_MASK, capture=capture)
-    assert (probs is None) != capture
+    trace = Trace(capture)
+    found = layer(regions, REGION_MASK, text, TEXT_MASK, trace.at("layer", "regions"))
+    maps = trace.maps()
+    assert (maps is None) != capture
+    assert maps is None or list(maps.regions_to_regions) == ["layer"]
     attention = layer.self_attention.attention
     mean = torch.stack([text[0, :3].mean(0), text[1, 0]])[:, None]
     query = attention.query(regions) * (1 + torch.sigmoid(layer.query_gate(mean)))
@@ -126,21 +130,21 @@ def test_gates_scale_queries_and_keys(capture: bool) -> None:
 
 def test_shut_gates_leave_a_transformer_layer() -> None:
     layer = gated()
-    plain = TransformerLayer(6, num_heads=2, intermediate_size=5, **SIZES).eval()
+    plain = TransformerLayer(sizes(6, 5)).eval()
     with torch.no_grad():
         for gate in (layer.query_gate, layer.key_gate):
             gate.weight.zero_()
             gate.bias.fill_(-200.0)
     plain.load_state_dict({name: tensor for name, tensor in layer.state_dict().items() if "gate" not in name})
     text, regions = states()
-    assert_close(layer(regions, REGION_MASK, text, TEXT_MASK)[0], plain(regions, REGION_MASK)[0])
+    assert_close(layer(regions, REGION_MASK, text, TEXT_MASK), plain(regions, REGION_MASK))
 
 
 def test_gates_do_not_hear_padding() -> None:
     layer = gated()
     text, regions = states()
     other = text.masked_fill(~TEXT_MASK[..., None], 1e3)
-    assert_close(layer(regions, REGION_MASK, text, TEXT_MASK)[0], layer(regions, REGION_MASK, other, TEXT_MASK)[0])
+    assert_close(layer(regions, REGION_MASK, text, TEXT_MASK), layer(regions, REGION_MASK, other, TEXT_MASK))
 
 
 def test_gated_layer_drops_attention_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,18 +161,3 @@ def test_gated_layer_drops_attention_in_training_only(monkeypatch: pytest.Monkey
     layer(regions, REGION_MASK, text, TEXT_MASK)
     layer.train()(regions, REGION_MASK, text, TEXT_MASK)
     assert rates == [0.0, 0.2]
-
-
-def test_trace_keeps_nothing_unless_asked() -> None:
-    probs = torch.ones(1, 1, 2, 3)
-    for on in (False, True):
-        trace = TwoStreamTrace(on)
-        trace.state("layer", probs)
-        trace.map("text_to_regions", "layer", probs)
-        trace.map("text_to_text", "other", None)
-        maps, kept = trace.maps(), trace.states()
-        assert (maps is not None) == on
-        assert (kept is not None) == on
-        if maps is not None:
-            assert maps.text_to_regions["layer"] is probs
-            assert maps.text_to_text == maps.regions_to_text == maps.regions_to_regions == {}

@@ -436,7 +436,7 @@ def test_needs_follow_the_losses() -> None:
 
 
 def test_impossible_losses() -> None:
-    with pytest.raises(ConfigError, match="nothing is told"):
+    with pytest.raises(ConfigError, match="nothing to predict"):
         RegionLosses()
     with pytest.raises(ConfigError, match="weighted needs"):
         RegionLosses(classes="kl", weighted=True)
@@ -445,8 +445,8 @@ def test_impossible_losses() -> None:
 def test_the_head_is_built_with_the_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def build(head: Any, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-        seen.append(head)
+    def build(request: Any) -> nn.Module:
+        seen.append(request.head)
         return nn.Identity()
 
     monkeypatch.setitem(STYLES["region_targets"], "probe", build)

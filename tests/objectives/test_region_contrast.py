@@ -458,5 +458,5 @@ def test_processes_pad_their_keys_to_one_size() -> None:
     objective = objective_of(Toy(), max_regions=4, queue_size=8)
     objective.fill(*batch_of())
     assert int(objective.queue.filled) == 6
-    with pytest.raises(ConfigError, match="5 regions an image, region contrast was told 4"):
+    with pytest.raises(ConfigError, match="5 regions an image, more than the 4 of region contrast"):
         objective.fill(*batch_of(rows=1, regions=5))

@@ -59,11 +59,14 @@ def one_after_the_other(model: Any) -> None:
         assert isinstance(layer, CoAttentionLayer)
 
         def forward(
-            text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, *, capture: bool, own: Any = layer
+            text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, trace: Any, own: Any = layer
         ) -> Any:
-            text, _ = own.text_attention(text, regions, region_mask, capture=capture)
-            regions, _ = own.region_attention(regions, text, text_mask, capture=capture)
-            return own.text_feed_forward(text), own.region_feed_forward(regions), None, None
+            text, _ = own.text_attention(text, regions, region_mask)
+            regions, _ = own.region_attention(regions, text, text_mask)
+            text, regions = own.text_feed_forward(text), own.region_feed_forward(regions)
+            if trace is not None:
+                trace.add_streams(text, regions)
+            return text, regions
 
         layer.forward = forward
 

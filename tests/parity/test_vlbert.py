@@ -35,6 +35,7 @@ from visling.models import vlbert
 from visling.models.vlbert import RegionProjection, VlBert, VlBertConfig, geometry
 from visling.nn.attention import Attention
 from visling.nn.heads import build
+from visling.nn.trace import Trace
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM, masked_lm_loss
 from visling.objectives.masked_regions import MaskedRegions, hard_class_loss, soft_class_cross_entropy_loss
@@ -238,12 +239,15 @@ def compare_core(recording: Recording, case: str, model: VlBert) -> None:
     states, joint_mask = model.embeddings(text, inputs["text_visual_embeddings"], words, visual, mask)
     compare_packed(states, recorded["embedding_output"], text.mask, region_mask, "embeddings")
     assert torch.equal(joint_mask.sum(1), recorded["packed_mask"].sum(1))
+    trace = Trace(True, num_tokens=joint_mask.shape[1])  # kept whole: all positions as text
     for number, layer in enumerate(model.layers):
-        states, probs = layer(states, joint_mask, capture=True)
+        states = layer(states, joint_mask, trace.at(f"layers.{number}"))
         compare_packed(states, recorded[f"layer_{number}"], text.mask, region_mask, f"layer {number}")
         if f"attention_{number}" in recorded:
             theirs = recorded[f"attention_{number}"].movedim(1, -1)  # (B, from, to, H)
-            _compare_attention(probs.movedim(1, -1), theirs, text.mask, region_mask)
+            maps = trace.maps()
+            assert maps is not None
+            _compare_attention(maps.text_to_text[f"layers.{number}"].movedim(1, -1), theirs, text.mask, region_mask)
     tokens = text.ids.shape[1]
     assert_close(states[:, :tokens][text.mask], recorded["text_out_last"][text.mask], **CLOSE)
     assert_close(states[:, tokens:-1][mask], whole_last(recorded["object_out_last"])[mask], **CLOSE)

@@ -244,7 +244,9 @@ def test_a_folder_with_one_weight_file_is_a_source(recorded: Any, tmp_path: Path
 
 
 def test_our_own_run_is_written_in_a_released_layout(world: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot be written as 'official' of visualbert.*'encoder.whiten"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written as 'official' of visualbert.*'encoder.region_features.whiten"
+    ):
         export(world.vqa, tmp_path / "out.pth")
     plain = shutil.copytree(world.pretrained / "model", tmp_path / "plain")
     weights = {key: tensor for key, tensor in load_file(plain / "model.safetensors").items() if ".whiten." not in key}

@@ -21,7 +21,7 @@ from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
 from visling.models.base import Encoder, ModelSpec
 from visling.nn.embeddings import TextEmbeddings
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler
 from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions
@@ -103,17 +103,7 @@ class Uniter(Encoder):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.region_embeddings = RegionEmbeddings(config)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                width,
-                num_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                dropout_rate=config.dropout_rate,
-                attention_dropout_rate=config.attention_dropout_rate,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(LayerSizes.of(config)) for _ in range(config.num_layers))
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
 
@@ -123,16 +113,15 @@ class Uniter(Encoder):
         num_tokens = text.shape[1]
         states = self.dropout(torch.cat([text, regions], dim=1))  # (B, T + R, D)
         mask = torch.cat([text_mask, region_mask], dim=1)
-        trace = Trace(capture)
-        trace.add("embeddings", states)
+        trace = Trace(capture, num_tokens=num_tokens)
+        trace.add_states("embeddings", states)
         for number, layer in enumerate(self.layers):
-            states, probs = layer(states, mask, capture=capture)
-            trace.add(f"layers.{number}", states, probs)
+            states = layer(states, mask, trace.at(f"layers.{number}"))
         return Encoded(
             text=states[:, :num_tokens],
             regions=states[:, num_tokens:],
             pooled=self.pooler(states),
-            maps=trace.joint_maps(num_tokens),
+            maps=trace.maps(),
             states=trace.states(),
         )
 

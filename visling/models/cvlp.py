@@ -1,15 +1,14 @@
-"""CVLP: LXMERT trained by contrast. A key network, which follows it slowly and leaves layers out at random, says what
-each region should look like.
+"""CVLP: LXMERT trained by contrast. A key network, a momentum copy that skips layers at random, gives the embedding
+that each region should have.
 
 Paper    Shi, Shuang, Geng et al. 2020 (arXiv 2007.13135).
 Release  gao-peng-cuhk/CVLP-, `lxrt/modeling`; its pre-training script is in earlier commits only.
-Differs  The paper drops layers of the key network with probability 0.5. The release (`LXRTEncoderSeus`) puts one
-         successor in the place of two layers; the successor follows the first of them, so this comes to dropping the
-         second, but for its start as a copy of another layer,
-         which fades. Default: dropping; the release's way is `key_layers = "replace"`. A rate that grows is computed in
-             the release and never
-         read. The paper starts both networks alike, the release by accident each by itself; here they start alike. The
-         query network is the release's and the paper's LXMERT; its loss, temperature, queue and momentum are in
+Differs  The paper drops layers of the key network with probability 0.5. The release (`LXRTEncoderSeus`) replaces two
+         layers by one successor; the successor follows the first of them, so this amounts to dropping the second,
+         apart from its start as a copy of another layer, which fades. Default: dropping; the release's way is
+         `key_layers = "replace"`. A rate that grows is computed in the release and never read. The paper starts both
+         networks alike, the release, by accident, from two random initialisations; here they start alike. The query
+         network is the release's and the paper's LXMERT; its loss, temperature, queue and momentum are in
          `objectives.region_contrast`.
 Shapes   As in `lxmert`.
 """
@@ -36,10 +35,10 @@ from visling.types import Batch, Encoded, InputSpec, Regions, Text
 
 @dataclass(frozen=True, kw_only=True)
 class CvlpConfig(LxmertConfig):
-    """LXMERT's settings, and how the key network leaves out layers. Defaults: the release's sizes, the paper's way."""
+    """LXMERT's settings, and how the key network skips layers. Defaults: the release's sizes, the paper's way."""
 
     key_layers: Literal["drop", "replace"] = "drop"
-    """Leave out every second layer of a stream at random but never its last (paper), or let a successor replace two
+    """Skip every second layer of a stream at random but never its last (paper), or let a successor replace two
     (release)."""
     key_drop_rate: float = 0.5
     """Probability for each such layer, drawn for the whole batch in each forward of training."""
@@ -53,7 +52,8 @@ class CvlpConfig(LxmertConfig):
         counts = (self.num_text_layers, self.num_region_layers, self.num_cross_layers)
         if self.key_layers == "replace" and not all(count % 2 for count in counts):
             raise ConfigError(
-                f"successors stand for pairs of layers before a last one: key_layers = 'replace' needs odd numbers; found {counts}."
+                "successors replace pairs of layers before a last one: key_layers = 'replace' needs "
+                f"odd numbers; found {counts}."
             )
 
 
@@ -124,11 +124,11 @@ STREAMS = ("region_layers", "text_layers", "cross_layers")
 
 
 class KeyNetwork(nn.Module):
-    """A copy of the query network that leaves out layers at random in training.
+    """A copy of the query network that skips layers at random in training.
 
     Layers 2i and 2i + 1 of a stream, its last layer excepted, are pair i. Drop: a chosen pair runs its first layer
-    only. Replace: a chosen pair is replaced by successor i. Without training: all layers run; with successors, as the
-    release has it, nothing but these.
+    only. Replace: a chosen pair is replaced by successor i. In evaluation all layers run or, as in the release, nothing
+    but successors where there are any.
     """
 
     def __init__(self, query: Cvlp) -> None:
@@ -147,12 +147,11 @@ class KeyNetwork(nn.Module):
         """States as the query network has them.
 
         Args:
-            chosen: for each of `pairs` whether it is shortened in this call; None = drawn if training.
+            chosen: for each of `pairs` whether it is shortened in this call; None = drawn in training.
         """
         if chosen is None and self.training:
-            chosen = (
-                torch.rand(len(self.pairs)) < self.drop_rate
-            ).tolist()  # on the CPU: the choice steers Python, and waits for no device
+            # On the CPU: it drives Python control flow without a device sync
+            chosen = (torch.rand(len(self.pairs)) < self.drop_rate).tolist()
         encoded: Encoded = self.lxmert(batch, capture=capture, replacements=self._replacements(chosen))
         return encoded
 

@@ -1,15 +1,18 @@
-"""LXMERT: a text stream, a region stream, then layers in which each reads the other.
+"""LXMERT: a text stream, a region stream, then layers in which each attends to the other.
+
+One file although it is long: header, config, presets, module and key maps of one family, read side by side with its
+paper and its release.
 
 Paper    Tan & Bansal 2019 (arXiv 1908.07490), section 2.
 Release  airsplay/lxmert, `lxrt/modeling` (also transformers, `lxmert`).
 Differs  The paper draws two cross-attention blocks in a layer; the release shares one set of weights between the
          directions. The paper sends what the cross-attention returns into the feed-forward block; in the release it
-         goes through self-attention first. The paper's text embedding has no segments; the release adds them, and no
-         look-up of row 0 of its three text tables is ever taught. We follow the release, so its checkpoints load. Boxes
+         goes through self-attention first. The paper's text embedding has no segments; the release adds them, and row 0
+         of its three text tables is never updated by look-ups. We follow the release, so its checkpoints load. Boxes
          are the unit corners as they are; regions carry no other position. Region masks, which the release has but
          never uses, are always used. VOLTA's reproduction ends its pooler in ReLU (preset "volta").
-Shapes   B rows, T tokens, R regions, S text or region rows before they are shared out, D hidden width; feature_size is
-         the region features' width.
+Shapes   B rows, T tokens, R regions, S text or region rows, which batch rows may share, D hidden width; feature_size
+         is the region features' width.
 """
 
 from __future__ import annotations
@@ -25,13 +28,13 @@ from torch import Tensor, nn
 
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, repair, tie
-from visling.errors import ConfigError, StoreError, nearest
+from visling.errors import ConfigError, nearest
 from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
 from visling.nn.coattention import CrossModalityLayer
-from visling.nn.embeddings import TextEmbeddings, Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler
-from visling.nn.trace import TwoStreamTrace
+from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 
@@ -63,8 +66,8 @@ class LxmertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables; narrow models need more for their attention to be more than an
-    average."""
+    """Standard deviation of randomly initialised matrices and tables; narrow models need more for their attention to be
+    more than an average."""
     feature_size: int = 2048
     """Width of the region features in the store."""
     whiten_features: bool = False
@@ -88,7 +91,8 @@ class LxmertConfig:
             raise ConfigError(f"pooler must be one of {', '.join(_ACTIVATIONS)}; found {self.pooler!r}.")
         if self.max_tokens > self.max_positions:
             raise ConfigError(
-                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. "
+                "Raise max_positions too."
             )
 
 
@@ -155,10 +159,10 @@ class RegionEmbeddings(nn.Module):
 
 
 class Lxmert(Encoder):
-    """Text layers and region layers side by side, then cross-modality layers.
+    """Text layers and region layers in parallel, then cross-modality layers.
 
-    The streams can be run apart (`encode_text`, `encode_regions`) and handed to `forward`, and single layers replaced
-    or skipped.
+    The streams can be run separately (`encode_text`, `encode_regions`) and passed to `forward`, and single layers
+    replaced or skipped.
     """
 
     def __init__(self, config: LxmertConfig) -> None:
@@ -166,13 +170,7 @@ class Lxmert(Encoder):
         self.config = config
         width = config.hidden_size
         self.dims = Dims(text=width, regions=width, pooled=width)
-        sizes: dict[str, Any] = {
-            "num_heads": config.num_heads,
-            "intermediate_size": config.intermediate_size,
-            "dropout_rate": config.dropout_rate,
-            "attention_dropout_rate": config.attention_dropout_rate,
-            "norm_eps": config.norm_eps,
-        }
+        sizes = LayerSizes.of(config)
         self.embeddings = TextEmbeddings(
             vocab_size=config.vocab_size,
             max_positions=config.max_positions,
@@ -181,12 +179,12 @@ class Lxmert(Encoder):
             freeze_first_rows=True,
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.region_embeddings = RegionEmbeddings(width, feature_size=config.feature_size, norm_eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.text_layers = nn.ModuleList(TransformerLayer(width, **sizes) for _ in range(config.num_text_layers))
-        self.region_layers = nn.ModuleList(TransformerLayer(width, **sizes) for _ in range(config.num_region_layers))
-        self.cross_layers = nn.ModuleList(CrossModalityLayer(width, **sizes) for _ in range(config.num_cross_layers))
+        self.text_layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_text_layers))
+        self.region_layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_region_layers))
+        self.cross_layers = nn.ModuleList(CrossModalityLayer(sizes) for _ in range(config.num_cross_layers))
         self.pooler = FirstTokenPooler(width, activation=_ACTIVATIONS[config.pooler])
         self.apply(partial(initialise, std=config.init_std))
 
@@ -204,67 +202,39 @@ class Lxmert(Encoder):
         Args:
             text_states: what `encode_text` returned for these text rows; they are computed if not given.
             region_states: what `encode_regions` returned for these region rows.
-            replacements: layers to run otherwise in this call.
+            replacements: layers to replace or skip in this call.
         Raises:
             ConfigError: no such layer.
         """
         self._require_layers(replacements)
-        trace = TwoStreamTrace(capture)
-        text = (
-            self.encode_text(batch.text, trace=trace, replacements=replacements) if text_states is None else text_states
-        )  # (S, T, D)
-        text, text_mask = _share(text, batch.text.row), _share(batch.text.mask, batch.text.row)  # (B, T, D), (B, T)
-        if batch.regions is None:
-            regions, region_mask = text[:, :0], text_mask[:, :0]
-        else:
-            regions = (
-                self.encode_regions(batch.regions, trace=trace, replacements=replacements)
-                if region_states is None
-                else region_states
-            )
-            regions, region_mask = (
-                _share(regions, batch.regions.row),
-                _share(batch.regions.mask, batch.regions.row),
-            )  # (B, R, D), (B, R)
+        trace = Trace(capture)
+        text, text_mask = self._run_text(batch.text, text_states, trace, replacements)  # (B, T, D), (B, T)
+        regions, region_mask = text[:, :0], text_mask[:, :0]
+        if batch.regions is not None:
+            regions, region_mask = self._run_regions(batch.regions, region_states, trace, replacements)  # (B, R, D)
         for name, layer in _layers("cross_layers", self.cross_layers, replacements):
-            states = layer(text, regions, text_mask, region_mask, capture=capture)
-            text, regions = states.text, states.regions
-            trace.state(f"{name}.text", text)
-            trace.state(f"{name}.regions", regions)
-            trace.map("text_to_regions", f"{name}.cross", states.text_to_regions)
-            trace.map("regions_to_text", f"{name}.cross", states.regions_to_text)
-            trace.map("text_to_text", f"{name}.self", states.text_to_text)
-            trace.map("regions_to_regions", f"{name}.self", states.regions_to_regions)
+            text, regions = layer(text, regions, text_mask, region_mask, trace.at(name))
         return Encoded(text=text, regions=regions, pooled=self.pooler(text), maps=trace.maps(), states=trace.states())
 
-    def encode_text(
-        self, text: Text, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE
-    ) -> Tensor:
+    def encode_text(self, text: Text, *, trace: Trace | None = None, replacements: Replacements = _NONE) -> Tensor:
         """States of the text rows before they meet any region, (S, T, D).
 
         Args:
-            trace: where to note states (of the batch's rows) and attention.
+            trace: receives states (of the batch's rows) and attention.
         """
         states = self.dropout(self.norm(self.embeddings(text.ids, text.segments)))
         return self._through("text", self.text_layers, states, text.mask, text.row, trace, replacements)
 
     def encode_regions(
-        self, regions: Regions, *, trace: TwoStreamTrace | None = None, replacements: Replacements = _NONE
+        self, regions: Regions, *, trace: Trace | None = None, replacements: Replacements = _NONE
     ) -> Tensor:
         """States of the region rows before they meet any text, (S, R, D).
 
         Raises:
-            StoreError: the features are of another width than the model's.
+            ConfigError: the features are of another width than the model's.
         """
-        projection = self.region_embeddings.features
-        if regions.features.shape[-1] != projection.in_features:
-            raise StoreError(
-                f"region features are {regions.features.shape[-1]} wide; this model reads {projection.in_features}. "
-                "Set feature_size to the store's width."
-            )
-        features, boxes = regions.features.to(projection.weight.dtype), regions.boxes.to(projection.weight.dtype)
-        if self.whiten is not None:
-            features = self.whiten(features)
+        dtype = self.region_embeddings.features.weight.dtype
+        features, boxes = self.region_features(regions.features, dtype), regions.boxes.to(dtype)
         states = self.dropout(self.region_embeddings(features, boxes))
         return self._through("region", self.region_layers, states, regions.mask, regions.row, trace, replacements)
 
@@ -274,8 +244,7 @@ class Lxmert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def _require_layers(self, replacements: Replacements) -> None:
         if replacements:
@@ -288,6 +257,22 @@ class Lxmert(Encoder):
             if unknown := [name for name in replacements if name not in known]:
                 raise ConfigError(f"no layer {unknown[0]!r} to replace. {nearest(unknown[0], known)}")
 
+    def _run_text(
+        self, text: Text, states: Tensor | None, trace: Trace, replacements: Replacements
+    ) -> tuple[Tensor, Tensor]:
+        """States and mask of the batch's text rows before they meet any region; `states` as from `encode_text`."""
+        if states is None:
+            states = self.encode_text(text, trace=trace, replacements=replacements)
+        return _share(states, text.row), _share(text.mask, text.row)
+
+    def _run_regions(
+        self, regions: Regions, states: Tensor | None, trace: Trace, replacements: Replacements
+    ) -> tuple[Tensor, Tensor]:
+        """States and mask of the batch's region rows before they meet any text; `states` as from `encode_regions`."""
+        if states is None:
+            states = self.encode_regions(regions, trace=trace, replacements=replacements)
+        return _share(states, regions.row), _share(regions.mask, regions.row)
+
     def _through(
         self,
         stream: Literal["text", "region"],
@@ -295,18 +280,14 @@ class Lxmert(Encoder):
         states: Tensor,
         mask: Tensor,
         row: Tensor | None,
-        trace: TwoStreamTrace | None,
+        trace: Trace | None,
         replacements: Replacements,
     ) -> Tensor:
         """States (S, N, D) through the layers of one stream."""
-        trace = trace or TwoStreamTrace(False)
-        quadrant = "text_to_text" if stream == "text" else "regions_to_regions"
-        trace.state(f"{stream}_embeddings", _share(states, row) if trace.on else states)
+        trace = trace or Trace(False)
+        trace.add_states(f"{stream}_embeddings", states, row)
         for name, layer in _layers(f"{stream}_layers", layers, replacements):
-            states, probs = layer(states, mask, capture=trace.on)
-            if trace.on:
-                trace.state(name, _share(states, row))
-                trace.map(quadrant, name, None if probs is None else _share(probs, row))
+            states = layer(states, mask, trace.at(name, "text" if stream == "text" else "regions", row))
         return states
 
 
@@ -378,7 +359,7 @@ def _encoder(theirs: str) -> tuple[Rule, ...]:
         *_feed_forward(f"{theirs}.encoder.x_layers.*.lang", "encoder.cross_layers.*.text_feed_forward"),
         *_feed_forward(f"{theirs}.encoder.x_layers.*.visn", "encoder.cross_layers.*.region_feed_forward"),
         rename(f"{theirs}.pooler.dense.*", "encoder.pooler.dense.*"),
-        fresh("encoder.whiten.*", "not in the release: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in the release: measured on the region store"),
     )
 
 
@@ -443,7 +424,7 @@ _BERT = KeyMap(
         fresh("encoder.region_embeddings.**", "not in BERT: random"),
         fresh("encoder.region_layers.**", "not in BERT: random"),
         fresh("encoder.cross_layers.**", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         fresh("region_targets.**", "not in BERT: random"),
         fresh("answers.**", "not in BERT: random"),
         fresh("classifier.**", "not in BERT: random"),
@@ -455,9 +436,9 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
     """The layout of VOLTA's reproduction, which numbers attention and feed-forward blocks ("sub-layers") of all streams
     in one list.
 
-    First come pairs (attention, feed-forward), which text and regions go through side by side as long as each has
-    layers, then triples (cross-attention, self-attention, feed-forward). What both streams share is stored twice. Its
-    matching head says "fits" by class 0; the style "match_first" swaps. Parts of tasks: classifier (VQA),
+    First come pairs (attention, feed-forward), which text and regions pass through in parallel as long as each has
+    layers, then triples (cross-attention, self-attention, feed-forward). What both streams share is stored twice. In
+    its matching head class 0 means "fits"; the style "match_first" swaps. Parts of tasks: classifier (VQA),
     classifier_gqa, pair (NLVR2), score (retrieval), entailment, regions and regions_deep (referring expressions).
     """
     base = "bert.encoder.layer"
@@ -531,7 +512,7 @@ def volta_keys(config: LxmertConfig) -> KeyMap:
             rename("clfs_dict.TASK10.*", "regions.linear.*"),
             rename("clfs_dict.TASK11.0.*", "regions_deep.dense.*"),
             rename("clfs_dict.TASK11.3.*", "regions_deep.output.*"),
-            fresh("encoder.whiten.*", "not in the release: measured on the region store"),
+            fresh("encoder.region_features.whiten.*", "not in the release: measured on the region store"),
         )
     )
 

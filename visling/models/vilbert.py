@@ -1,16 +1,18 @@
 """ViLBERT: a text stream and a region stream, each a BERT of its own, that attend to one another in a few co-attention
 layers.
 
+One file although it is long: header, config, presets, module and key maps of one family, read side by side with its
+paper and its release.
+
 Paper    Lu, Batra, Parikh & Lee 2019 (arXiv 1908.02265), section 2; multi-task: Lu, Goswami, Rohrbach, Parikh & Lee
          2020 (arXiv 1912.02315).
 Release  jiasenlu/vilbert_beta (first) and facebookresearch/vilbert-multi-task; VOLTA's `ctrl_vilbert` has the same form
          with equal widths.
 Differs  The paper's figure draws a block as co-attention followed by self-attention in both streams; in the release the
          visual layer of a block has a number of its own and runs with the text layer that starts the next block, which
-         is the same order written otherwise. The feed-forward
-         width of the region stream is its hidden width, not four times it. The image token is an ordinary region here:
-             mean feature, whole box.
-         We follow the release, so its checkpoints load.
+         is the same order in another notation. The feed-forward width of the region stream is its hidden width, not
+         four times it. The image token is an ordinary region here: mean feature, whole box. We follow the release, so
+         its checkpoints load.
 Shapes   B rows, T tokens, R regions, U text rows, S region rows, Dt and Dr widths of the streams, Dp of the summary.
          Inside, a task token stands behind the tokens and the whole image behind the regions; attention does not care,
          and neither has a position.
@@ -22,6 +24,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -31,13 +34,13 @@ from torch.nn import functional as F
 from visling.boxes import locate
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError
 from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
-from visling.nn.embeddings import TextEmbeddings, Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import gather
-from visling.nn.trace import TwoStreamTrace
+from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
 
 
@@ -75,14 +78,14 @@ class VilbertConfig:
     pooled_size: int = 1024
     """Dp, width of each stream's summary."""
     text_layers_before: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
-    """Text layers that have run when each co-attention layer comes; its length is the number of those (release:
+    """Text layers that run before each co-attention layer; one entry per co-attention layer (release:
     `t_biattention_id`)."""
     region_layers_before: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    """Region layers that have run by then (release: `v_biattention_id`)."""
+    """Region layers that run before each co-attention layer (release: `v_biattention_id`)."""
     num_tasks: int = 0
-    """Rows of the task table; above 0 every text must say its task (multi-task release: 20)."""
+    """Rows of the task table; above 0 every text must name its task (multi-task release: 20)."""
     gated_regions: bool = False
-    """Whether the text steers the attention among regions (release: `dynamic_attention`, off)."""
+    """Whether the text gates the attention among regions (release: `dynamic_attention`, off)."""
     fusion: Literal["product", "sum"] = "product"
     """How the two summaries become one (release: product)."""
     norm_eps: float = 1e-12
@@ -92,8 +95,8 @@ class VilbertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities, both streams and co-attention."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables in both streams; the release's `v_initializer_range` is never
-    read."""
+    """Standard deviation of randomly initialised matrices and tables in both streams; the release's
+    `v_initializer_range` is never read."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
@@ -127,7 +130,8 @@ class VilbertConfig:
             )
         if self.max_tokens > self.max_positions:
             raise ConfigError(
-                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. "
+                "Raise max_positions too."
             )
 
 
@@ -227,14 +231,23 @@ class Vilbert(Encoder):
         )
         self.tasks = nn.Embedding(config.num_tasks, text_size) if config.num_tasks else None
         self.text_norm = nn.LayerNorm(text_size, eps=config.norm_eps)
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.projection = nn.Linear(config.feature_size, region_size)
         self.box_projection = nn.Linear(5, region_size)
         self.region_norm = nn.LayerNorm(region_size, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.text_layers = nn.ModuleList(_text_layer(config) for _ in range(config.num_layers))
-        self.region_layers = nn.ModuleList(_region_layer(config) for _ in range(config.num_region_layers))
-        self.co_attention_layers = nn.ModuleList(_co_attention_layer(config) for _ in config.text_layers_before)
+        text, regions = LayerSizes.of(config), _region_sizes(config)
+        self.text_layers = nn.ModuleList(TransformerLayer(text) for _ in range(config.num_layers))
+        self.region_layers = nn.ModuleList(
+            GatedLayer(text_size, regions) if config.gated_regions else TransformerLayer(regions)
+            for _ in range(config.num_region_layers)
+        )
+        self.co_attention_layers = nn.ModuleList(
+            CoAttentionLayer(
+                text, regions, attention_size=config.co_attention_size, num_heads=config.num_co_attention_heads
+            )
+            for _ in config.text_layers_before
+        )
         self.text_pooler = nn.Linear(text_size, config.pooled_size)
         self.region_pooler = nn.Linear(region_size, config.pooled_size)
         self.apply(partial(initialise, std=config.init_std))
@@ -245,34 +258,25 @@ class Vilbert(Encoder):
 
         Captured states and maps have the task token, if any, behind the tokens and the whole image behind the regions.
         """
-        config, trace = self.config, TwoStreamTrace(capture)
+        config, trace = self.config, Trace(capture)
         text, text_mask = self._embed_text(batch.text)  # (U, T + task, Dt)
         regions, region_mask = self._embed_regions(batch)  # (B, R + 1, Dr)
-        # A text that meets many images goes through the layers before the first co-attention once (release:
-        # `fast_mode`).
-        shared = config.text_layers_before[0] if config.text_layers_before and not capture else 0
-        text = self._through_text(text, text_mask, range(shared), trace)
+        trace.add_states("text_embeddings", text, batch.text.row)
+        trace.add_states("region_embeddings", regions)
+        # A text of many images runs once through the layers before the first co-attention (release: `fast_mode`).
+        shared = config.text_layers_before[0] if config.text_layers_before else 0
+        text = self._through_text(text, text_mask, range(shared), trace, batch.text.row)
         text, text_mask, answer_at = self._rows_of(batch.text, text, text_mask)  # (B, T + task, Dt)
-        trace.state("text_embeddings", text)
-        trace.state("region_embeddings", regions)
 
-        text_done, regions_done = shared, 0
+        text_spans = _spans(shared, *config.text_layers_before, config.num_layers)
+        region_spans = _spans(0, *config.region_layers_before, config.num_region_layers)
         for number, layer in enumerate(self.co_attention_layers):
-            text_stop, regions_stop = config.text_layers_before[number], config.region_layers_before[number]
-            text = self._through_text(text, text_mask, range(text_done, text_stop), trace)
-            regions = self._through_regions(
-                regions, region_mask, text, text_mask, range(regions_done, regions_stop), trace
-            )
-            text, regions, text_probs, region_probs = layer(text, regions, text_mask, region_mask, capture=capture)
-            trace.state(f"co_attention_layers.{number}.text", text)
-            trace.state(f"co_attention_layers.{number}.regions", regions)
-            trace.map("text_to_regions", f"co_attention_layers.{number}", text_probs)
-            trace.map("regions_to_text", f"co_attention_layers.{number}", region_probs)
-            text_done, regions_done = text_stop, regions_stop
-        regions = self._through_regions(
-            regions, region_mask, text, text_mask, range(regions_done, config.num_region_layers), trace
-        )
-        text = self._through_text(text, text_mask, range(text_done, config.num_layers), trace)
+            text = self._through_text(text, text_mask, text_spans[number], trace)
+            regions = self._through_regions(regions, region_mask, text, text_mask, region_spans[number], trace)
+            here = trace.at(f"co_attention_layers.{number}")
+            text, regions = layer(text, regions, text_mask, region_mask, here)
+        regions = self._through_regions(regions, region_mask, text, text_mask, region_spans[-1], trace)
+        text = self._through_text(text, text_mask, text_spans[-1], trace)
 
         whole = regions[:, -1]
         return Encoded(
@@ -290,8 +294,7 @@ class Vilbert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def _embed_text(self, text: Text) -> tuple[Tensor, Tensor]:
         """Normed sums of the word, position and segment vectors, the task's own vector behind them; (U, T + task, Dt)
@@ -299,8 +302,8 @@ class Vilbert(Encoder):
         states, mask = self.embeddings(text.ids, text.segments), text.mask
         if (self.tasks is None) != (text.task is None):
             raise ConfigError(
-                f"this model has {self.config.num_tasks} task tokens, and the texts name {'no' if text.task is None else 'a'} task. "
-                "Set text.task where num_tasks is above 0, and only there."
+                f"this model has {self.config.num_tasks} task tokens, and the texts name "
+                f"{'no' if text.task is None else 'a'} task. Set text.task where num_tasks is above 0, and only there."
             )
         if self.tasks is not None:
             states = torch.cat([states, self.tasks(text.task)[:, None]], dim=1)
@@ -308,7 +311,7 @@ class Vilbert(Encoder):
         return self.dropout(self.text_norm(states)), mask
 
     def _rows_of(self, text: Text, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text states, mask and answer_at of the batch's rows."""
+        """Text states, mask and answer positions of the batch's rows."""
         if text.row is None:
             return states, mask, text.answer_at
         return states[text.row], mask[text.row], None if text.answer_at is None else text.answer_at[text.row]
@@ -317,25 +320,17 @@ class Vilbert(Encoder):
         """Normed sums of the projected features and locations, the whole image behind the regions; (B, R + 1, Dr) and
         mask."""
         regions = batch.regions if batch.regions is not None else self._no_regions(batch.text)
-        features, mask = self._features(regions.features), F.pad(regions.mask, (0, 1), value=True)
-        whole = _mean(features, regions.mask) if regions.whole is None else self._features(regions.whole)
+        dtype = self.projection.weight.dtype
+        features, mask = self.region_features(regions.features, dtype), F.pad(regions.mask, (0, 1), value=True)
+        whole = _mean(features, regions.mask) if regions.whole is None else self.region_features(regions.whole, dtype)
         box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
         features = torch.cat([features, whole[:, None]], dim=1)
         locations = locate(torch.cat([regions.boxes, box], dim=1)).to(features.dtype)
         states = self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations)))
         return (states, mask) if regions.row is None else (states[regions.row], mask[regions.row])
 
-    def _features(self, features: Tensor) -> Tensor:
-        """Features as the projection reads them."""
-        if features.shape[-1] != self.config.feature_size:
-            raise StoreError(
-                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
-            )
-        features = features.to(self.projection.weight.dtype)
-        return features if self.whiten is None else self.whiten(features)
-
     def _no_regions(self, text: Text) -> Regions:
-        """Images without any region, one for each row of a batch of texts alone."""
+        """Images without any region, one for each row of a batch that has text only."""
         rows, weight = len(text.ids if text.row is None else text.row), self.projection.weight
         return Regions(
             features=weight.new_zeros(rows, 0, self.config.feature_size),
@@ -344,27 +339,20 @@ class Vilbert(Encoder):
             size=weight.new_ones(rows, 2),
         )
 
-    def _through_text(self, text: Tensor, mask: Tensor, numbers: Iterable[int], trace: TwoStreamTrace) -> Tensor:
+    def _through_text(
+        self, text: Tensor, mask: Tensor, numbers: Iterable[int], trace: Trace, row: Tensor | None = None
+    ) -> Tensor:
         for number in numbers:
-            text, probs = self.text_layers[number](text, mask, capture=trace.on)
-            trace.state(f"text_layers.{number}", text)
-            trace.map("text_to_text", f"text_layers.{number}", probs)
+            text = self.text_layers[number](text, mask, trace.at(f"text_layers.{number}", "text", row))
         return text
 
     def _through_regions(
-        self,
-        regions: Tensor,
-        mask: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        numbers: Iterable[int],
-        trace: TwoStreamTrace,
+        self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, numbers: Iterable[int], trace: Trace
     ) -> Tensor:
-        steering = (text, text_mask) if self.config.gated_regions else ()
+        gating = (text, text_mask) if self.config.gated_regions else ()
         for number in numbers:
-            regions, probs = self.region_layers[number](regions, mask, *steering, capture=trace.on)
-            trace.state(f"region_layers.{number}", regions)
-            trace.map("regions_to_regions", f"region_layers.{number}", probs)
+            here = trace.at(f"region_layers.{number}", "regions")
+            regions = self.region_layers[number](regions, mask, *gating, here)
         return regions
 
     def _pool(self, text: Tensor, whole: Tensor) -> Tensor:
@@ -378,42 +366,19 @@ def _mean(features: Tensor, mask: Tensor) -> Tensor:
     return features.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _text_layer(config: VilbertConfig) -> TransformerLayer:
-    return TransformerLayer(
-        config.hidden_size,
-        num_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        dropout_rate=config.dropout_rate,
-        attention_dropout_rate=config.attention_dropout_rate,
-        norm_eps=config.norm_eps,
+def _region_sizes(config: VilbertConfig) -> LayerSizes:
+    """The numbers of the region stream's layers."""
+    return dataclasses.replace(
+        LayerSizes.of(config),
+        hidden_size=config.region_hidden_size,
+        num_heads=config.num_region_heads,
+        intermediate_size=config.region_intermediate_size,
     )
 
 
-def _region_layer(config: VilbertConfig) -> TransformerLayer | GatedLayer:
-    sizes: dict[str, Any] = {
-        "num_heads": config.num_region_heads,
-        "intermediate_size": config.region_intermediate_size,
-        "dropout_rate": config.dropout_rate,
-        "attention_dropout_rate": config.attention_dropout_rate,
-        "norm_eps": config.norm_eps,
-    }
-    if config.gated_regions:
-        return GatedLayer(config.hidden_size, config.region_hidden_size, **sizes)
-    return TransformerLayer(config.region_hidden_size, **sizes)
-
-
-def _co_attention_layer(config: VilbertConfig) -> CoAttentionLayer:
-    return CoAttentionLayer(
-        config.hidden_size,
-        config.region_hidden_size,
-        attention_size=config.co_attention_size,
-        num_heads=config.num_co_attention_heads,
-        text_intermediate_size=config.intermediate_size,
-        region_intermediate_size=config.region_intermediate_size,
-        dropout_rate=config.dropout_rate,
-        attention_dropout_rate=config.attention_dropout_rate,
-        norm_eps=config.norm_eps,
-    )
+def _spans(*stops: int) -> list[range]:
+    """The layers between one stop and the next."""
+    return [range(start, stop) for start, stop in pairwise(stops)]
 
 
 def inputs(config: VilbertConfig) -> InputSpec:
@@ -425,6 +390,7 @@ def inputs(config: VilbertConfig) -> InputSpec:
         max_regions=config.max_regions,
         answer_slot="none",
         pair="rows",
+        num_tasks=config.num_tasks,
     )
 
 
@@ -609,7 +575,7 @@ _BERT = KeyMap(
         drop("bert.pooler.**", "the release does not start from it: its summary is wider and another function"),
         drop("cls.seq_relationship.**", "the release does not start from it"),
         fresh("encoder.tasks.weight", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         *(
             fresh(f"encoder.{name}.**", "not in BERT: random")
             for name in ("projection", "box_projection", "region_norm", "region_layers")

@@ -1,4 +1,4 @@
-"""VisualBERT: one BERT over the words and the regions of an image, told apart by their embeddings only.
+"""VisualBERT: one BERT over the words and the regions of an image, which only their embeddings distinguish.
 
 Paper    Li, Yatskar, Yin, Hsieh & Chang 2019 (arXiv 1908.03557), section 3.1.
 Release  uclanlp/visualbert, `bert_modeling` (also transformers, `visual_bert`).
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from visling.boxes import spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError
 from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
-from visling.nn.embeddings import TextEmbeddings, Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
@@ -55,8 +55,8 @@ class VisualBertConfig:
     attention_dropout_rate: float = 0.1
     """On attention probabilities."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more
-    than an average."""
+    """Standard deviation of randomly initialised matrices and tables (BERT); narrow models need more for their
+    attention to be more than an average."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
@@ -65,9 +65,9 @@ class VisualBertConfig:
     append_spatial: bool = False
     """Append unit corners, width and height of the box to each feature (Flickr30K release: 2048 + 6)."""
     region_segment: int = 0
-    """Visual segment of regions whose image is not told: 0 in the release, 1 by default in transformers and VOLTA."""
+    """Visual segment of regions whose image is not stated: 0 in the release, 1 by default in transformers and VOLTA."""
     bypass: bool = False
-    """Late fusion (paper, "without early fusion"): the layers see text only, one additional layer joins the regions."""
+    """Late fusion (paper, "without early fusion"): the layers read text only, one additional layer adds the regions."""
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary."""
     max_tokens: int = 128
@@ -77,7 +77,7 @@ class VisualBertConfig:
     answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
     """Whether questions end in a [MASK] whose raw state answers (VQA release: in the same segment)."""
     pair: Literal["rows", "sequence"] = "sequence"
-    """Two images: one row whose regions are told apart by visual segments (NLVR2 release), or two rows."""
+    """Two images: one row in which visual segments distinguish their regions (NLVR2 release), or two rows."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -86,11 +86,13 @@ class VisualBertConfig:
             )
         if not 0 <= self.region_segment < self.num_segments:
             raise ConfigError(
-                f"region_segment must be one of {self.num_segments} segments, counted from 0; found {self.region_segment}."
+                f"region_segment must be one of {self.num_segments} segments, counted from 0; "
+                f"found {self.region_segment}."
             )
         if self.max_tokens > self.max_positions:
             raise ConfigError(
-                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. Raise max_positions too."
+                f"max_tokens {self.max_tokens} exceeds the {self.max_positions} rows of the position table. "
+                "Raise max_positions too."
             )
 
 
@@ -166,7 +168,7 @@ class VisualBert(Encoder):
             num_segments=config.num_segments,
             hidden_size=width,
         )
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.projection = nn.Linear(config.feature_size + (6 if config.append_spatial else 0), width)
         self.visual_segments = nn.Embedding(config.num_segments, width)
         self.visual_positions = nn.Embedding(
@@ -174,8 +176,9 @@ class VisualBert(Encoder):
         )  # Quirk: only row 0 is ever read; the files hold the whole table
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
-        self.additional_layer = _layer(config) if config.bypass else None
+        sizes = LayerSizes.of(config)
+        self.layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_layers))
+        self.additional_layer = TransformerLayer(sizes) if config.bypass else None
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
 
@@ -187,23 +190,21 @@ class VisualBert(Encoder):
         num_tokens = text.shape[1]
         states = self.dropout(self.norm(torch.cat([text, regions], dim=1)))  # (B, T + R, D)
         mask = torch.cat([text_mask, region_mask], dim=1)
-        trace = Trace(capture)
-        trace.add("embeddings", states)
+        trace = Trace(capture, num_tokens=num_tokens)
+        trace.add_states("embeddings", states)
 
         if self.additional_layer is None:
             states = self._through_layers(states, mask, trace)
         else:
             text = self._through_layers(states[:, :num_tokens], text_mask, trace)
-            states, probs = self.additional_layer(
-                torch.cat([text, states[:, num_tokens:]], dim=1), mask, capture=capture
-            )
-            trace.add("additional_layer", states, probs)
+            states = torch.cat([text, states[:, num_tokens:]], dim=1)
+            states = self.additional_layer(states, mask, trace.at("additional_layer"))
 
         return Encoded(
             text=states[:, :num_tokens],
             regions=states[:, num_tokens:],
             pooled=self.pooler(states) if answer_at is None else gather(states, answer_at),
-            maps=trace.joint_maps(num_tokens),
+            maps=trace.maps(),
             states=trace.states(),
         )
 
@@ -213,8 +214,7 @@ class VisualBert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def after_text_weights(self) -> None:
         """Visual segments and positions start as copies of the text tables (release: `special_initialize`)."""
@@ -223,15 +223,11 @@ class VisualBert(Encoder):
             self.visual_positions.weight.copy_(self.embeddings.positions.weight)
 
     def _embed_text(self, text: Text) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Summed vectors (B, T, D), mask (B, T) and answer_at (B,) of the batch's rows."""
-        states, mask, answer_at = self.embeddings(text.ids, text.segments), text.mask, text.answer_at
-        if text.row is not None:
-            states, mask, answer_at = (
-                states[text.row],
-                mask[text.row],
-                None if answer_at is None else answer_at[text.row],
-            )
-        return states, mask, answer_at
+        """Summed vectors (B, T, D), mask (B, T) and answer positions (B,) of the batch's rows."""
+        states, row = self.embeddings(text.ids, text.segments), text.row
+        if row is None:
+            return states, text.mask, text.answer_at
+        return states[row], text.mask[row], None if text.answer_at is None else text.answer_at[row]
 
     def _embed_regions(self, batch: Batch, *, like: Tensor) -> tuple[Tensor, Tensor]:
         """Summed vectors (B, R, D) and mask (B, R) of the batch's rows; R = 0 without regions."""
@@ -246,14 +242,8 @@ class VisualBert(Encoder):
         return states, mask
 
     def _project(self, regions: Regions) -> Tensor:
-        """Feature, visual segment and visual position vectors, summed; (S, R, D), before rows are shared out."""
-        features = regions.features.to(self.projection.weight.dtype)
-        if features.shape[-1] != self.config.feature_size:
-            raise StoreError(
-                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
-            )
-        if self.whiten is not None:
-            features = self.whiten(features)
+        """Feature, visual segment and visual position vectors, summed; (S, R, D), one row per image row."""
+        features = self.region_features(regions.features, self.projection.weight.dtype)
         if self.config.append_spatial:
             features = torch.cat([features, spatial_six(regions.boxes).to(features.dtype)], dim=-1)
         if regions.image is None:
@@ -271,20 +261,8 @@ class VisualBert(Encoder):
 
     def _through_layers(self, states: Tensor, mask: Tensor, trace: Trace) -> Tensor:
         for number, layer in enumerate(self.layers):
-            states, probs = layer(states, mask, capture=trace.on)
-            trace.add(f"layers.{number}", states, probs)
+            states = layer(states, mask, trace.at(f"layers.{number}"))
         return states
-
-
-def _layer(config: VisualBertConfig) -> TransformerLayer:
-    return TransformerLayer(
-        config.hidden_size,
-        num_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        dropout_rate=config.dropout_rate,
-        attention_dropout_rate=config.attention_dropout_rate,
-        norm_eps=config.norm_eps,
-    )
 
 
 def inputs(config: VisualBertConfig) -> InputSpec:
@@ -408,7 +386,7 @@ _BERT = KeyMap(
         *bert.RELEASE,
         fresh("encoder.visual_*.weight", "not in BERT: becomes a copy of the text table"),
         fresh("encoder.projection.*", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         fresh("encoder.additional_layer.**", "not in BERT: random, as in the release"),
     )
 )

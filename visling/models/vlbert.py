@@ -1,5 +1,8 @@
-"""VL-BERT: one BERT in which every element of the sequence, word or region, carries a visual feature beside its
-word-like embedding.
+"""VL-BERT: one BERT in which every element of the sequence, word or region, has a visual feature in addition to its
+word embedding.
+
+One file although it is long: header, config, presets, module and key maps of one family, read side by side with its
+paper and its release.
 
 Paper    Su, Zhu, Cao, Li, Lu, Wei & Dai 2020 (arXiv 1908.08530), section 3.
 Release  jackroos/VL-BERT, `common/visual_linguistic_bert.py`, `common/fast_rcnn.py` and the modules of each task.
@@ -27,10 +30,10 @@ from torch.nn import functional as F
 from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError
 from visling.models.base import AnswerList, Encoder, ModelSpec
-from visling.nn.embeddings import Whitening
-from visling.nn.layers import TransformerLayer, initialise
+from visling.nn.embeddings import RegionFeatures
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
 from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
@@ -48,8 +51,7 @@ NUM_SEGMENTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class VlBertConfig:
-    """Sizes of the encoder and what it expects of its input. Defaults: the release, base, on features extracted
-    beforehand."""
+    """Sizes of the encoder and what it expects of its input. Defaults: the release, base, on precomputed features."""
 
     vocab_size: int = 30522
     """Word pieces of bert-base-uncased."""
@@ -70,8 +72,8 @@ class VlBertConfig:
     feature_dropout_rate: float = 0.1
     """On geometry and feature of a region, before they are projected."""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices and tables (BERT); narrow models need more for their attention to be more
-    than an average."""
+    """Standard deviation of randomly initialised matrices and tables (BERT); narrow models need more for their
+    attention to be more than an average."""
     feature_size: int = 2048
     """F, width of the region features in the store."""
     whiten_features: bool = False
@@ -80,19 +82,18 @@ class VlBertConfig:
     coordinate_size: int = 256
     """Wavelengths per coordinate of a box; the geometry of a region has eight times as many numbers."""
     visual_size: int = 768
-    """Dv, width of a projected region; another one than D is brought to D by a further linear layer (in no released
-    file)."""
+    """Dv, width of a projected region; if it is not D, a further linear layer maps it to D (in no released file)."""
     visual_norm: bool = True
     """Normalise visual embeddings before they are added (all released configurations), or multiply them by a learned
     number."""
     visual_scale_init: float = 0.0
-    """First weights of those norms, or first value of those numbers: 0 silences the visual path at the start
+    """Initial weights of those norms, or initial value of those numbers: 0 switches the visual path off at the start
     (release)."""
     text_visual_scale_init: float = 0.0
-    """The same for the visual vector that every word carries: the whole image, unless the word names a region."""
+    """The same for the visual vector of every word: the whole image, unless the word names a region."""
     masks_features: bool = True
-    """Put a learned vector in the place of hidden features; False where pixels were hidden before features were
-    extracted (end to end)."""
+    """Replace hidden features by a learned vector; False where pixels are hidden before features are extracted (end to
+    end)."""
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary."""
     max_tokens: int = 64
@@ -100,8 +101,8 @@ class VlBertConfig:
     max_regions: int = 100
     """Regions used per image, the whole image not counted."""
     region_order: Literal["store", "confidence"] = "store"
-    """As the store has them, or the most confident first (release, pre-training), so that `joint_limit` leaves out the
-    least confident."""
+    """As the store has them, or the most confident first (release, pre-training), so that `joint_limit` drops the least
+    confident."""
     joint_limit: int | None = None
     """Most text pieces and regions together, the whole image counted."""
     answer_slot: Literal["none", "same_segment", "second_segment"] = "none"
@@ -114,8 +115,8 @@ class VlBertConfig:
             )
         if self.max_tokens + 2 > self.max_positions:
             raise ConfigError(
-                f"max_tokens {self.max_tokens}, the regions and [END] take {self.max_tokens + 2} positions, but max_positions is "
-                f"{self.max_positions}. Raise it, or lower max_tokens."
+                f"max_tokens {self.max_tokens}, the regions and [END] take {self.max_tokens + 2} positions, but "
+                f"max_positions is {self.max_positions}. Raise it, or lower max_tokens."
             )
 
 
@@ -151,9 +152,9 @@ _SMALL = VlBertConfig(
     whiten_features=True,
     coordinate_size=4,
     visual_size=96,
-    # Heard from the first step on: there is no text model here that a silent start would protect
+    # Non-zero from the start: there is no pre-trained text model to protect
     visual_scale_init=0.3,
-    # But hardly beside the words: what the image holds as a whole keeps them from asking single regions
+    # Close to zero for words: a strong summary of the whole image keeps them from attending to single regions
     text_visual_scale_init=0.01,
     max_regions=36,
     answer_slot="second_segment",
@@ -197,7 +198,7 @@ def geometry(boxes: Tensor, size: int) -> Tensor:
 
 
 class RegionProjection(nn.Module):
-    """The visual feature embedding of a region: geometry and appearance, side by side, through one linear layer and
+    """The visual feature embedding of a region: geometry and appearance, concatenated, through one linear layer and
     ReLU."""
 
     def __init__(self, *, feature_size: int, coordinate_size: int, visual_size: int, dropout_rate: float) -> None:
@@ -213,7 +214,7 @@ class RegionProjection(nn.Module):
 
 
 class VisualPath(nn.Module):
-    """Brings visual embeddings to the width and the size of word embeddings before they are added."""
+    """Maps visual embeddings to the width and the scale of word embeddings, to which they are added."""
 
     def __init__(self, *, visual_size: int, hidden_size: int, norm: bool, norm_eps: float) -> None:
         super().__init__()
@@ -267,8 +268,8 @@ class JointEmbeddings(nn.Module):
 
         Args:
             text: one row per batch row, real tokens first.
-            token_visual: (B, T, Dv) what each token sees.
-            region_words: (B, N, D) what stands in a region's place where a token has its word vector.
+            token_visual: (B, T, Dv) visual embedding of each token.
+            region_words: (B, N, D) token embeddings of the regions.
             region_visual: (B, N, Dv).
             region_mask: (B, N) bool.
         Returns:
@@ -279,11 +280,10 @@ class JointEmbeddings(nn.Module):
         longest, rows = text.ids.shape[1], self.positions.num_embeddings
         if longest + 2 > rows:
             raise ConfigError(
-                f"a text row has {longest} tokens, and regions and [END] need one position each, but the position table holds {rows}. "
-                "Lower max_tokens or raise max_positions."
+                f"a text row has {longest} tokens, and regions and [END] need one position each, but the position "
+                f"table holds {rows}. Lower max_tokens or raise max_positions."
             )
-        # All regions share the position after the row's own text; [END] keeps the one after theirs even where there are
-        # none.
+        # All regions share the position after the row's own text; [END] has the one after, even without regions.
         length = text.mask.sum(1)  # (B,)
         segments = torch.cat(tuple(self.segments))  # (3, D)
         tokens = (
@@ -299,14 +299,14 @@ class JointEmbeddings(nn.Module):
 
 
 class VisualInputs(NamedTuple):
-    """What the rows of a batch see; N = 0 where the batch has no images."""
+    """The visual half of every row's sequence; N = 0 where the batch has no images."""
 
     token_visual: Tensor
-    """(B, T, Dv)."""
+    """(B, T, Dv) visual embeddings of the tokens."""
     words: Tensor
-    """(B, N, D)."""
+    """(B, N, D) token embeddings of the regions."""
     visual: Tensor
-    """(B, N, Dv), the whole image last."""
+    """(B, N, Dv) visual embeddings of the regions, the whole image last."""
     mask: Tensor
     """(B, N) bool."""
 
@@ -319,29 +319,19 @@ class VlBert(Encoder):
         self.config = config
         width = config.hidden_size
         self.dims = Dims(text=width, regions=width, pooled=width)
-        self.whiten = Whitening(config.feature_size) if config.whiten_features else None
+        self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.projection = RegionProjection(
             feature_size=config.feature_size,
             coordinate_size=config.coordinate_size,
             visual_size=config.visual_size,
             dropout_rate=config.feature_dropout_rate,
         )
-        self.image_word = nn.Parameter(torch.empty(1, width))  # [IMG]: what a region has for a word
-        self.mask_word = nn.Parameter(torch.empty(1, width))  # ... while it is hidden
+        self.image_word = nn.Parameter(torch.empty(1, width))  # [IMG]: the token embedding of every region
+        self.mask_word = nn.Parameter(torch.empty(1, width))  # the same of hidden regions
         self.mask_feature = nn.Parameter(torch.zeros(1, config.feature_size)) if config.masks_features else None
-        self.text_only = nn.Parameter(torch.empty(1, config.visual_size))  # what words see where there is no image
+        self.text_only = nn.Parameter(torch.empty(1, config.visual_size))  # visual embedding of words without an image
         self.embeddings = JointEmbeddings(config)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                width,
-                num_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                dropout_rate=config.dropout_rate,
-                attention_dropout_rate=config.attention_dropout_rate,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(LayerSizes.of(config)) for _ in range(config.num_layers))
         self.pooler = FirstTokenPooler(width)
         self._initialise()
 
@@ -359,17 +349,16 @@ class VlBert(Encoder):
         )
         num_tokens, num_regions = text.ids.shape[1], max(seen.mask.shape[1] - 1, 0)
         states, mask = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.mask)  # (B, T + N + 1, D)
-        trace = Trace(capture)
-        trace.add("embeddings", states)
+        trace = Trace(capture, num_tokens=num_tokens)
+        trace.add_states("embeddings", states)
         for number, layer in enumerate(self.layers):
-            states, probs = layer(states, mask, capture=capture)
-            trace.add(f"layers.{number}", states, probs)
+            states = layer(states, mask, trace.at(f"layers.{number}"))
         return Encoded(
             text=states[:, :num_tokens],
             regions=states[:, num_tokens : num_tokens + num_regions],
             whole=None if batch.regions is None else states[:, num_tokens + num_regions],
             pooled=self.pooler(states) if text.answer_at is None else gather(states, text.answer_at),
-            maps=trace.joint_maps(num_tokens),
+            maps=trace.maps(),
             states=trace.states(),
         )
 
@@ -379,8 +368,7 @@ class VlBert(Encoder):
 
     def fit_features(self, features: Tensor) -> None:
         """Measure the whitening, if this preset whitens."""
-        if self.whiten is not None:
-            self.whiten.fit(features)
+        self.region_features.fit(features)
 
     def restart_second_segment(self) -> None:
         """Make segment B a copy of A, as VCR starts: pre-training never used B (release,
@@ -407,7 +395,7 @@ class VlBert(Encoder):
         )
 
     def _embed_images(self, regions: Regions, links: Tensor | None, text: Text) -> VisualInputs:
-        """Regions and whole image of every row, and which of them each token carries."""
+        """Regions and whole image of every row, and the visual embedding of each token."""
         visual, words, mask = self._embed_regions(regions)
         if regions.row is not None:
             visual, words, mask = visual[regions.row], words[regions.row], mask[regions.row]
@@ -419,13 +407,14 @@ class VlBert(Encoder):
         )
 
     def _embed_regions(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
-        """Visual embeddings (S, N, Dv), vectors in the place of words (S, N, D) and mask (S, N) of the regions and,
-        last, the whole image."""
-        features, whole = self._prepare_features(regions.features), regions.whole
+        """Visual embeddings (S, N, Dv), token embeddings (S, N, D) and mask (S, N) of the regions and, last, the whole
+        image."""
+        dtype = self.image_word.dtype
+        features, whole = self.region_features(regions.features, dtype), regions.whole
         if whole is None:
             whole, present = _whole_image(features, regions.mask, regions.hidden), regions.mask.any(1)
         else:
-            whole, present = self._prepare_features(whole), regions.mask.new_ones(len(whole))
+            whole, present = self.region_features(whole, dtype), regions.mask.new_ones(len(whole))
         words = self.image_word.expand(*regions.mask.shape, -1)
         if regions.hidden is not None:
             words = torch.where(regions.hidden[..., None], self.mask_word, words)
@@ -437,19 +426,10 @@ class VlBert(Encoder):
         words = torch.cat([words, self.image_word.expand(len(words), 1, -1)], dim=1)
         return visual, words, torch.cat([regions.mask, present[:, None]], dim=1)
 
-    def _prepare_features(self, features: Tensor) -> Tensor:
-        """Features (..., F) in the model's precision, whitened if this preset whitens."""
-        if features.shape[-1] != self.config.feature_size:
-            raise StoreError(
-                f"region features are {features.shape[-1]} wide; this model reads {self.config.feature_size}. Set feature_size to the store's width."
-            )
-        features = features.to(self.image_word.dtype)
-        return features if self.whiten is None else self.whiten(features)
-
 
 def _rows_of(text: Text) -> Text:
-    """The text of every batch row; words are joined with what their own row sees, so shared texts are repeated before
-    they are embedded."""
+    """The text of every batch row; tokens have the visual embedding of their own row's image, so shared texts are
+    repeated before they are embedded."""
     if text.row is None:
         return text
     answer_at = None if text.answer_at is None else text.answer_at[text.row]
@@ -547,7 +527,7 @@ def _start(*rules: Rule, reason: str) -> KeyMap:
             *rules,
             drop("vlbert.mlm_head.**", "predicts words"),
             drop("vlbert.mvrc_head.**", "predicts classes of regions"),
-            drop("vlbert.relationsip_head.**", "tells whether caption and image match"),
+            drop("vlbert.relationsip_head.**", "predicts whether caption and image match"),
             fresh("classifier.linear.*", reason),
             fresh("regions.linear.*", reason),
             fresh("objects.outputs.**", reason),
@@ -591,7 +571,7 @@ _BERT = KeyMap(
         fresh("encoder.embeddings.end", "not in BERT: random"),
         fresh("encoder.embeddings.visual_*.**", "not in BERT: silent until it is trained"),
         fresh("encoder.projection.linear.*", "not in BERT: random"),
-        fresh("encoder.whiten.*", "not in BERT: measured on the region store"),
+        fresh("encoder.region_features.whiten.*", "not in BERT: measured on the region store"),
         fresh("encoder.image_word", "not in BERT: random"),
         fresh("encoder.mask_*", "not in BERT: random word, zero feature"),
         fresh("encoder.text_only", "not in BERT: random"),

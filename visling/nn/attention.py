@@ -33,8 +33,8 @@ class Attention(nn.Module):
         """Context of every query position.
 
         Args:
-            x: (B, M, Dx) states that ask.
-            y: (B, N, Dy) states that are asked; `x` itself for self-attention, which then projects in one matrix
+            x: (B, M, Dx) states that attend.
+            y: (B, N, Dy) states that are attended to; `x` itself for self-attention, which then projects in one matrix
                 product.
             mask: (B, N) bool.
             capture: also return the probabilities (before dropout), at the cost of the slow path.
@@ -47,16 +47,21 @@ class Attention(nn.Module):
             query, key, value = F.linear(x, weight, bias).chunk(3, dim=-1)
         else:
             query, key, value = self.query(x), self.key(y), self.value(y)
-        query, key, value = self._split(query), self._split(key), self._split(value)
+        return self.mix(query, key, value, mask, capture=capture)
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, capture: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Context (B, M, A) of projected queries (B, M, A), keys and values (B, N, A); mask and probabilities as in
+        `forward`."""
+        query, key, value, mask = self._split(query), self._split(key), self._split(value), mask[:, None, None, :]
         dropout_rate = self.dropout_rate if self.training else 0.0
         probs = None
         if capture:
-            probs = probabilities(query, key, mask[:, None, None, :])
+            probs = probabilities(query, key, mask)
             context = F.dropout(probs, dropout_rate) @ value
         else:
-            context = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask[:, None, None, :], dropout_p=dropout_rate
-            )
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_rate)
         return context.transpose(1, 2).flatten(2), probs
 
     def _split(self, states: Tensor) -> Tensor:

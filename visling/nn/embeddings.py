@@ -1,6 +1,6 @@
-"""What a word piece is before any layer: word, position and segment vectors, summed.
+"""What stands before any layer: the vectors of a word piece, summed, and region features as a projection reads them.
 
-Letters  B rows, T tokens, D width.
+Letters  B rows, T tokens, D width; N rows of features, F their width.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from visling.errors import ConfigError
 
 
 class TextEmbeddings(nn.Module):
-    """Word, absolute position and segment tables. The norm and dropout that follow belong to the model: some add visual
-    vectors first.
+    """Word, absolute position and segment tables. The norm and dropout that follow belong to the model: some first add
+    visual vectors.
 
     Args:
         freeze_first_rows: row 0 of each table (padding, the first position, the first segment) receives no gradient
@@ -45,7 +45,8 @@ class TextEmbeddings(nn.Module):
         length, longest = ids.shape[1], self.positions.num_embeddings
         if length > longest:
             raise ConfigError(
-                f"a text row has {length} tokens, but the position table holds {longest}. Lower max_tokens or raise max_positions."
+                f"a text row has {length} tokens, but the position table holds {longest}. "
+                "Lower max_tokens or raise max_positions."
             )
         positions = self.positions.weight[:length]
         if self.positions.padding_idx is not None:
@@ -54,9 +55,37 @@ class TextEmbeddings(nn.Module):
         return summed
 
 
+class RegionFeatures(nn.Module):
+    """Region features as a projection reads them: of the model's width and precision, whitened if `whiten`."""
+
+    def __init__(self, feature_size: int, *, whiten: bool) -> None:
+        super().__init__()
+        self.feature_size = feature_size
+        self.whiten = Whitening(feature_size) if whiten else None
+
+    def fit(self, features: Tensor) -> None:
+        """Measure the statistics of a sample (N, F), if features are whitened."""
+        if self.whiten is not None:
+            self.whiten.fit(features)
+
+    def forward(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        """(..., F) of any floating type -> (..., F) of `dtype`.
+
+        Raises:
+            ConfigError: the features are of another width than the model's.
+        """
+        if features.shape[-1] != self.feature_size:
+            raise ConfigError(
+                f"region features are {features.shape[-1]} wide; this model reads {self.feature_size}. "
+                "Set feature_size to the width of the features."
+            )
+        features = features.to(dtype)
+        return features if self.whiten is None else self.whiten(features)
+
+
 class Whitening(nn.Module):
-    """Features with their mean taken off and turned so that their directions are uncorrelated and equally wide; the
-    identity until `fit`.
+    """Features with their mean subtracted, rotated and scaled so that their directions are uncorrelated and of equal
+    variance; the identity until `fit`.
 
     A small detector spreads its features over a few wide directions and leaves colours and textures in narrow ones,
     where a projection finds them late (docs/log.md). Mean and matrix are buffers: measured once, saved with the
@@ -64,8 +93,8 @@ class Whitening(nn.Module):
     """
 
     FLOOR = 1e-3
-    """Variance, as a share of the widest direction's, that is added to all: narrower directions are noise and stay
-    narrow."""
+    """Variance, as a share of that of the widest direction, that is added to all: narrower directions are noise and
+    stay narrow."""
 
     mean: Tensor
     matrix: Tensor
@@ -77,7 +106,7 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Measure the statistics of a sample (N, F); nothing is changed by fewer than two rows."""
+        """Measure the statistics of a sample (N, F); fewer than two rows change nothing."""
         if len(features) < 2:
             return
         sample = features.to(torch.float64)

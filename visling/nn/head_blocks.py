@@ -1,4 +1,4 @@
-"""The modules that heads are made of."""
+"""The modules of which heads are built; `heads` says which of them a kind and a style stand for."""
 
 from __future__ import annotations
 
@@ -40,10 +40,18 @@ class Classifier(nn.Module):
 
 
 class Scorer(nn.Module):
-    """One number per row, the rows of an example side by side."""
+    """One number per row, the rows of an example side by side.
 
-    def __init__(self, size: int, group: int, dropout_rate: float) -> None:
+    Raises:
+        ConfigError: more than one output per row.
+    """
+
+    def __init__(self, size: int, outputs: int, group: int, dropout_rate: float) -> None:
         super().__init__()
+        if outputs != 1:
+            raise ConfigError(
+                f"a score head gives one number per row; found outputs = {outputs}. Use kind classify for more."
+            )
         self.group = group
         self.dropout = nn.Dropout(dropout_rate)
         self.linear = nn.Linear(size, 1)
@@ -70,17 +78,21 @@ class JoinedClassifier(nn.Module):
 
 
 class BertVocabulary(nn.Module):
-    """BERT's word prediction: linear, GELU, norm, then the word table itself as output matrix, with a bias of its
-    own."""
+    """BERT's word prediction: linear, GELU, norm, then the word table itself as output matrix, with a bias of its own.
 
-    def __init__(self, size: int, words: nn.Embedding) -> None:
+    Raises:
+        ConfigError: no word table.
+    """
+
+    def __init__(self, size: int, words: nn.Embedding | None) -> None:
         super().__init__()
+        if words is None:
+            raise ConfigError("a vocabulary head is tied to the word table: pass words=encoder.word_embeddings.")
         self.dense = nn.Linear(size, words.embedding_dim)
         self.norm = nn.LayerNorm(words.embedding_dim, eps=NORM_EPS)
         self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
-        self._words = (
-            words,
-        )  # in a tuple, so that the table stays the encoder's: one owner, one entry in files and optimisers
+        # In a tuple, so that the table stays the encoder's: one owner, one entry in files and optimisers
+        self._words = (words,)
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, P, Dt) -> (B, P, V)."""
@@ -184,8 +196,9 @@ class NormedClassifier(nn.Module):
         sizes, theirs = self.dense.weight.shape, trained.dense.weight.shape
         if sizes != theirs or len(rows) != self.linear.out_features:
             raise ConfigError(
-                f"an answer head of width {tuple(sizes)} with {self.linear.out_features} outputs cannot start from one of width {tuple(theirs)} "
-                f"with {len(rows)} rows. Build both for one encoder and give one row (or None) per answer."
+                f"an answer head of width {tuple(sizes)} with {self.linear.out_features} outputs cannot start from "
+                f"one of width {tuple(theirs)} with {len(rows)} rows. Build both for one encoder and give one row "
+                "(or None) per answer."
             )
         self.dense.load_state_dict(trained.dense.state_dict())
         self.norm.load_state_dict(trained.norm.state_dict())
@@ -276,12 +289,21 @@ class WeightNormClassifier(nn.Module):
 
 class MatchFirst(nn.Module):
     """Dropout, linear, and the two logits swapped: class 0 means "fits" in ViLBERT's release and in VOLTA, class 1 here
-    and everywhere else."""
+    and everywhere else.
 
-    def __init__(self, size: int, dropout_rate: float) -> None:
+    Raises:
+        ConfigError: not two outputs.
+    """
+
+    def __init__(self, size: int, outputs: int, dropout_rate: float) -> None:
         super().__init__()
+        if outputs != 2:
+            raise ConfigError(
+                "style match_first says whether a text fits an image: "
+                f"outputs must be 2; found {outputs}. Use style linear for more."
+            )
         self.dropout = nn.Dropout(dropout_rate)
-        self.linear = nn.Linear(size, 2)
+        self.linear = nn.Linear(size, outputs)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, Dp) -> (B, 2)."""

@@ -2,20 +2,21 @@
 
 Letters  B rows, N = B/G examples, G rows per example, P slots, R regions, V vocabulary, A outputs, Dt Dr Dp widths.
 
-kind            call                                                -> logits
-classify        head(pooled (B, Dp))                                -> (B, A)
-score           head(pooled (B, Dp))                                -> (N, G)
-pair            head(pooled (B, Dp))                                -> (N, A): the G pooled vectors of an example joined
-vocabulary      head(states at slots (B, P, Dt))                    -> (B, P, V)
-slots_regions   head(states at slots, regions (B, R, Dr), mask)     -> (B, P, R): no finite probability on padded regions
-regions         head(candidates (B, R[+1], Dr))                     -> (B, R[+1]): not masked; the whole image, where a family has it, is last
-region_targets  head(states of regions (B, Q, Dr))                  -> {name: (B, Q, width)}; names and widths are `Head.options`
-projection      head(states (B, N, Dr))                             -> (B, N, A): an embedding of each state, to be compared with others
+kind            call                                             -> logits
+classify        head(pooled (B, Dp))                             -> (B, A)
+score           head(pooled (B, Dp))                             -> (N, G)
+pair            head(pooled (B, Dp))                             -> (N, A): of the G joined pooled vectors of an example
+vocabulary      head(states at slots (B, P, Dt))                 -> (B, P, V)
+slots_regions   head(states at slots, regions (B, R, Dr), mask)  -> (B, P, R): lowest finite number on padding
+regions         head(candidates (B, R[+1], Dr))                  -> (B, R[+1]): unmasked; the whole image, if any, last
+region_targets  head(states of regions (B, Q, Dr))               -> {name: (B, Q, width)}, as `Head.options` has them
+projection      head(states (B, N, Dr))                          -> (B, N, A): embeddings, to be compared with others
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ from visling.types import Batch, Dims, Encoded, Head, HeadKind
 
 
 def build(head: Head, dims: Dims, *, style: str, words: nn.Embedding | None = None, group: int = 1) -> nn.Module:
-    """A head of the given kind in a family's style, freshly initialised.
+    """A head of the given kind in a family's style, randomly initialised.
 
     Args:
         words: the encoder's word table, for kinds that are tied to it.
@@ -57,7 +58,7 @@ def build(head: Head, dims: Dims, *, style: str, words: nn.Embedding | None = No
     styles = STYLES.get(head.kind, {})
     if style not in styles:
         raise ConfigError(f"no {head.kind} head in style {style!r}. {nearest(style, styles)}")
-    module = styles[style](head, dims, words, group)
+    module = styles[style](_Request(head, dims, words, group))
     module.apply(initialise)
     return module
 
@@ -101,115 +102,57 @@ def _mask_regions(encoded: Encoded, batch: Batch) -> Tensor:
     return mask if batch.regions.row is None else mask[batch.regions.row]
 
 
-Builder = Callable[[Head, Dims, nn.Embedding | None, int], nn.Module]
+class _Request(NamedTuple):
+    """What a style builds a head from; each takes what it needs."""
+
+    head: Head
+    dims: Dims
+    words: nn.Embedding | None
+    """The encoder's word table."""
+    group: int
+    """G."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width between two layers over the pooled vector."""
+        size: int = self.head.options.get("hidden_size", 2 * self.dims.pooled)
+        return size
 
 
-def _linear_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return Classifier(dims.pooled, head.outputs, DROPOUT_RATE)
-
-
-def _plain_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return Classifier(dims.pooled, head.outputs, 0.0)
-
-
-def _linear_score(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    if head.outputs != 1:
-        raise ConfigError(
-            f"a score head gives one number per row; found outputs = {head.outputs}. Use kind classify for more."
-        )
-    return Scorer(dims.pooled, group, DROPOUT_RATE)
-
-
-def _linear_pair(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return JoinedClassifier(dims.pooled, head.outputs, group, DROPOUT_RATE)
-
-
-def _bert_vocabulary(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    if words is None:
-        raise ConfigError("a vocabulary head is tied to the word table: pass words=encoder.word_embeddings.")
-    return BertVocabulary(dims.text, words)
-
-
-def _flickr_slots_regions(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return FlickrAttention(dims.text, dims.regions, head.options.get("head_size", HEAD_SIZE))
-
-
-def _vlbert_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return TransformClassifier(dims.pooled, head.outputs, DROPOUT_RATE)
-
-
-def _vlbert_regions(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return RegionScorer(dims.regions)
-
-
-def _vlbert_region_targets(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return RegionTargets(dims.regions, head.options, norm=False)
-
-
-def _gelu_norm_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return NormedClassifier(dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs)
-
-
-def _gelu_norm_pair(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return NormedClassifier(dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs, group)
-
-
-def _vilbert_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return NormedClassifier(
-        dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs, dropout_rate=DROPOUT_RATE
-    )
-
-
-def _vilbert_pair(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return NormedClassifier(
-        dims.pooled, head.options.get("hidden_size", 2 * dims.pooled), head.outputs, group, DROPOUT_RATE
-    )
-
-
-def _weight_norm_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return WeightNormClassifier(dims.pooled, 2 * dims.pooled, head.outputs, DROPOUT_RATE, WEIGHT_NORM_DROPOUT_RATE)
-
-
-def _match_first_classify(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    if head.outputs != 2:
-        raise ConfigError(
-            f"style match_first tells a fitting text from another: outputs must be 2; found {head.outputs}. Use style linear for more."
-        )
-    return MatchFirst(dims.pooled, DROPOUT_RATE)
-
-
-def _linear_regions(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return LinearRegionScorer(dims.regions, DROPOUT_RATE)
-
-
-def _deep_regions(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return DeepRegionScorer(dims.regions, DROPOUT_RATE)
-
-
-def _bert_region_targets(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return RegionTargets(dims.regions, head.options, norm=True)
-
-
-def _cvlp_projection(head: Head, dims: Dims, words: nn.Embedding | None, group: int) -> nn.Module:
-    return Projection(dims.regions, head.outputs)
+Builder = Callable[[_Request], nn.Module]
 
 
 STYLES: Mapping[str, Mapping[str, Builder]] = {
     "classify": {
-        "linear": _linear_classify,
-        "plain": _plain_classify,
-        "vlbert": _vlbert_classify,
-        "gelu_norm": _gelu_norm_classify,
-        "vilbert": _vilbert_classify,
-        "weight_norm": _weight_norm_classify,
-        "match_first": _match_first_classify,
+        "linear": lambda r: Classifier(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
+        "plain": lambda r: Classifier(r.dims.pooled, r.head.outputs, 0.0),
+        "vlbert": lambda r: TransformClassifier(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
+        "gelu_norm": lambda r: NormedClassifier(r.dims.pooled, r.hidden_size, r.head.outputs),
+        "vilbert": lambda r: NormedClassifier(r.dims.pooled, r.hidden_size, r.head.outputs, dropout_rate=DROPOUT_RATE),
+        "weight_norm": lambda r: WeightNormClassifier(
+            r.dims.pooled, 2 * r.dims.pooled, r.head.outputs, DROPOUT_RATE, WEIGHT_NORM_DROPOUT_RATE
+        ),
+        "match_first": lambda r: MatchFirst(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
     },
-    "score": {"linear": _linear_score},
-    "pair": {"linear": _linear_pair, "gelu_norm": _gelu_norm_pair, "vilbert": _vilbert_pair},
-    "vocabulary": {"bert": _bert_vocabulary},
-    "slots_regions": {"flickr": _flickr_slots_regions},
-    "regions": {"vlbert": _vlbert_regions, "linear": _linear_regions, "deep": _deep_regions},
-    "region_targets": {"vlbert": _vlbert_region_targets, "bert": _bert_region_targets},
-    "projection": {"cvlp": _cvlp_projection},
+    "score": {"linear": lambda r: Scorer(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE)},
+    "pair": {
+        "linear": lambda r: JoinedClassifier(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE),
+        "gelu_norm": lambda r: NormedClassifier(r.dims.pooled, r.hidden_size, r.head.outputs, r.group),
+        "vilbert": lambda r: NormedClassifier(r.dims.pooled, r.hidden_size, r.head.outputs, r.group, DROPOUT_RATE),
+    },
+    "vocabulary": {"bert": lambda r: BertVocabulary(r.dims.text, r.words)},
+    "slots_regions": {
+        "flickr": lambda r: FlickrAttention(r.dims.text, r.dims.regions, r.head.options.get("head_size", HEAD_SIZE))
+    },
+    "regions": {
+        "vlbert": lambda r: RegionScorer(r.dims.regions),
+        "linear": lambda r: LinearRegionScorer(r.dims.regions, DROPOUT_RATE),
+        "deep": lambda r: DeepRegionScorer(r.dims.regions, DROPOUT_RATE),
+    },
+    "region_targets": {
+        "vlbert": lambda r: RegionTargets(r.dims.regions, r.head.options, norm=False),
+        "bert": lambda r: RegionTargets(r.dims.regions, r.head.options, norm=True),
+    },
+    "projection": {"cvlp": lambda r: Projection(r.dims.regions, r.head.outputs)},
 }
-"""Kind -> style -> builder. A new style is one function and one entry."""
+"""Kind -> style -> builder. A new style is one entry."""

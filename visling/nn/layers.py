@@ -6,38 +6,86 @@ Letters  B rows, M query positions, N key positions, D width of the stream, H he
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visling.nn.attention import Attention
+from visling.nn.trace import LayerTrace
+
+
+class LayerSettings(Protocol):
+    """A family's config, as far as the layers of one stream read it."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def dropout_rate(self) -> float: ...
+    @property
+    def attention_dropout_rate(self) -> float: ...
+    @property
+    def norm_eps(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSizes:
+    """The numbers of a Transformer layer."""
+
+    hidden_size: int
+    """D."""
+    num_heads: int
+    """H."""
+    intermediate_size: int
+    """Width inside the feed-forward block."""
+    dropout_rate: float
+    """After each block."""
+    attention_dropout_rate: float
+    """On attention probabilities."""
+    norm_eps: float
+    """Of the layer norms."""
+
+    @classmethod
+    def of(cls, config: LayerSettings) -> LayerSizes:
+        """The numbers that a config has under these names."""
+        return cls(
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            dropout_rate=config.dropout_rate,
+            attention_dropout_rate=config.attention_dropout_rate,
+            norm_eps=config.norm_eps,
+        )
 
 
 class AttentionBlock(nn.Module):
-    """Attention, output projection, dropout, residual, norm."""
+    """Attention, output projection, dropout, residual, norm.
+
+    Args:
+        context_size: width of the states that are read; None = those of the stream itself.
+        attention_size: width of queries, keys and values, all heads together; None = that of the stream.
+    """
 
     def __init__(
-        self,
-        hidden_size: int,
-        *,
-        num_heads: int,
-        context_size: int | None = None,
-        attention_size: int | None = None,
-        dropout_rate: float,
-        attention_dropout_rate: float,
-        norm_eps: float,
+        self, sizes: LayerSizes, *, context_size: int | None = None, attention_size: int | None = None
     ) -> None:
         super().__init__()
-        attention_size = attention_size or hidden_size
+        attention_size = attention_size or sizes.hidden_size
         self.attention = Attention(
-            query_size=hidden_size,
-            context_size=context_size or hidden_size,
+            query_size=sizes.hidden_size,
+            context_size=context_size or sizes.hidden_size,
             attention_size=attention_size,
-            num_heads=num_heads,
-            dropout_rate=attention_dropout_rate,
+            num_heads=sizes.num_heads,
+            dropout_rate=sizes.attention_dropout_rate,
         )
-        self.output = nn.Linear(attention_size, hidden_size)
-        self.dropout = nn.Dropout(dropout_rate)
-        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.output = nn.Linear(attention_size, sizes.hidden_size)
+        self.dropout = nn.Dropout(sizes.dropout_rate)
+        self.norm = nn.LayerNorm(sizes.hidden_size, eps=sizes.norm_eps)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
         """New states of `x` (B, M, D) after reading `y` (B, N, .) where `mask` (B, N) holds; probabilities (B, H, M, N)
@@ -49,12 +97,12 @@ class AttentionBlock(nn.Module):
 class FeedForwardBlock(nn.Module):
     """Linear up, GELU (exact, by erf), linear down, dropout, residual, norm."""
 
-    def __init__(self, hidden_size: int, *, intermediate_size: int, dropout_rate: float, norm_eps: float) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, intermediate_size)
-        self.down = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(dropout_rate)
-        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.up = nn.Linear(sizes.hidden_size, sizes.intermediate_size)
+        self.down = nn.Linear(sizes.intermediate_size, sizes.hidden_size)
+        self.dropout = nn.Dropout(sizes.dropout_rate)
+        self.norm = nn.LayerNorm(sizes.hidden_size, eps=sizes.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """New states, (B, M, D)."""
@@ -65,32 +113,18 @@ class FeedForwardBlock(nn.Module):
 class TransformerLayer(nn.Module):
     """Self-attention block, then feed-forward block."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        *,
-        num_heads: int,
-        intermediate_size: int,
-        dropout_rate: float,
-        attention_dropout_rate: float,
-        norm_eps: float,
-    ) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.self_attention = AttentionBlock(
-            hidden_size,
-            num_heads=num_heads,
-            dropout_rate=dropout_rate,
-            attention_dropout_rate=attention_dropout_rate,
-            norm_eps=norm_eps,
-        )
-        self.feed_forward = FeedForwardBlock(
-            hidden_size, intermediate_size=intermediate_size, dropout_rate=dropout_rate, norm_eps=norm_eps
-        )
+        self.self_attention = AttentionBlock(sizes)
+        self.feed_forward = FeedForwardBlock(sizes)
 
-    def forward(self, states: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
-        """New states (B, N, D) and, if captured, the attention probabilities (B, H, N, N)."""
-        states, probs = self.self_attention(states, states, mask, capture=capture)
-        return self.feed_forward(states), probs
+    def forward(self, states: Tensor, mask: Tensor, trace: LayerTrace | None = None) -> Tensor:
+        """New states (B, N, D); states and attention are reported to `trace`."""
+        attended, probs = self.self_attention(states, states, mask, capture=trace is not None)
+        states = self.feed_forward(attended)
+        if trace is not None:
+            trace.add(states, probs)
+        return states
 
 
 def initialise(module: nn.Module, *, std: float = 0.02) -> None:

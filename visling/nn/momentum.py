@@ -1,5 +1,5 @@
-"""What contrast over many batches needs: a network that follows another one slowly, and a queue of the features it made
-(He et al. 2020, MoCo).
+"""What contrast over many batches needs: a momentum copy of a network, and a queue of the features that it computed (He
+et al. 2020, MoCo).
 
 Letters  N new rows, K capacity of the queue, E feature width.
 """
@@ -22,10 +22,10 @@ def _same(name: str) -> str:
 
 
 class MomentumCopy(nn.Module):
-    """A network that is never trained: after each update of its source it takes a small step towards it. Runs without
+    """A network that is never trained: after each update of its source it moves a small step towards it. Runs without
     gradients.
 
-    Its parameters need no gradient, which keeps them out of optimisers; they are saved with the module that owns the
+    Its parameters require no gradient, which keeps them out of optimisers; they are saved with the module that owns the
     copy. A tensor that the source uses in two places is one parameter and moves once (CVLP's release moves its tied
     word table twice).
     """
@@ -34,8 +34,8 @@ class MomentumCopy(nn.Module):
         """Freeze `network`, which this module then owns.
 
         Args:
-            momentum: share of the old value that stays at each step.
-            source_name: name of a parameter or buffer of `network` -> name in the source of the one that it follows.
+            momentum: share of the old value that is kept at each step.
+            source_name: name of a parameter or buffer of `network` -> its name in the source.
         """
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -47,15 +47,15 @@ class MomentumCopy(nn.Module):
         self._source_name = source_name
 
     @torch.no_grad()
-    def forward(self, *given: Any, **named: Any) -> Any:
+    def forward(self, *arguments: Any, **options: Any) -> Any:
         """What the network returns, without a graph."""
-        return self.network(*given, **named)
+        return self.network(*arguments, **options)
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
         """Copy = momentum x copy + (1 - momentum) x source, in one fused call; buffers become those of the source."""
-        theirs = dict(source.named_parameters())
-        pairs = [(own, theirs[self._source_name(name)]) for name, own in self.network.named_parameters()]
+        sources = dict(source.named_parameters())
+        pairs = [(own, sources[self._source_name(name)]) for name, own in self.network.named_parameters()]
         if pairs:
             torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], 1 - self.momentum)
         buffers = dict(source.named_buffers())
@@ -68,7 +68,7 @@ class HasMomentumCopy(Protocol):
     """A network whose momentum copy is not simply a copy, as CVLP's, which skips layers."""
 
     def momentum_copy(self, momentum: float) -> MomentumCopy:
-        """A copy with the weights as they are now, that follows this network."""
+        """A copy with the current weights, that follows this network."""
         ...
 
 
@@ -91,7 +91,7 @@ class RingQueue(nn.Module):
         self.register_buffer("at", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self._full = False
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_reset_full)  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         """Capacity."""
@@ -106,8 +106,7 @@ class RingQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor, mask: Tensor) -> None:
-        """Replace the oldest rows by the new ones (N, E) where `mask` (N,) holds, in their order. Does not wait for the
-        device.
+        """Replace the oldest rows by the new ones (N, E) where `mask` (N,) holds, in order, without a device sync.
 
         Raises:
             ConfigError: more rows, real or not, than the queue holds.
@@ -116,7 +115,7 @@ class RingQueue(nn.Module):
             raise ConfigError(
                 f"{len(rows)} rows are pushed into a queue of {len(self)}. Use a longer queue or smaller batches."
             )
-        # Every row gets a place of its own, unreal ones after the real ones; there the old value is written back.
+        # Every row has a place of its own, masked rows after the real ones; they write the old value back.
         count = mask.sum()
         place = torch.where(mask, mask.cumsum(0) - 1, count + (~mask).cumsum(0) - 1)
         place = (self.at + place) % len(self)
@@ -125,15 +124,15 @@ class RingQueue(nn.Module):
         self.filled.copy_((self.filled + count).clamp(max=len(self)))
 
 
-def _forget(queue: nn.Module, _: Any) -> None:
+def _reset_full(queue: nn.Module, _: Any) -> None:
     """A loaded queue may be emptier than the one it replaces."""
     assert isinstance(queue, RingQueue)
     queue._full = False
 
 
 def from_all_processes(rows: Tensor) -> Tensor:
-    """The rows (N, ...) of all processes by rank, (processes x N, ...); the same N everywhere. Alone: the tensor
-    itself."""
+    """The rows (N, ...) of all processes by rank, (processes x N, ...); the same N everywhere. With one process: the
+    tensor itself."""
     if runtime.world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(runtime.world_size())]

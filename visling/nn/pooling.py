@@ -1,4 +1,4 @@
-"""From many states to one, or to the chosen ones.
+"""From many states to one, or to those at chosen positions.
 
 Letters  B rows, N positions, P slots of a row, K slots of the batch, D width.
 """
@@ -28,7 +28,7 @@ class FirstTokenPooler(nn.Module):
 
 
 def take(states: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
-    """States (B, N, D) at the chosen positions of the whole batch, (K, D), and which of them are no padding, (K,)."""
+    """States (B, N, D) at the chosen positions of the whole batch, (K, D), and which of them are real, (K,)."""
     assert slots.taken is not None
     first = torch.arange(0, states.shape[0] * states.shape[1], states.shape[1], device=states.device)  # of every row
     return states.flatten(0, 1)[(slots.at + first[:, None]).flatten()[slots.taken]], slots.mask.flatten()[slots.taken]

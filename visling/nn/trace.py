@@ -1,72 +1,115 @@
-"""Hidden states and attention maps that a caller asked to capture."""
+"""Hidden states and attention maps that a caller asked to capture.
+
+Letters  B rows, S rows before they are shared out to the batch, N positions, T tokens, R regions, H heads, D width.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from visling.types import Maps
 
+Stream = Literal["joint", "text", "regions"]
+"""What a layer runs over: text and regions in one sequence, or one of the two."""
+
 
 class Trace:
-    """Collects what a caller asked to capture; keeps nothing otherwise, so that states can be freed."""
+    """Collects what a caller asked to capture; keeps nothing otherwise, so that states can be freed.
 
-    def __init__(self, on: bool) -> None:
-        self.on = on
+    A model hands `at(name)` to each layer, and the layer reports its states and attention there.
+
+    Args:
+        on: whether anything is captured.
+        num_tokens: T, length of the text in joint sequences, whose attention is cut there into four quadrants.
+    """
+
+    def __init__(self, on: bool, *, num_tokens: int = 0) -> None:
+        self._on = on
+        self._num_tokens = num_tokens
         self._states: dict[str, Tensor] = {}
-        self._probs: dict[str, Tensor] = {}
+        self._maps = Maps(text_to_text={}, text_to_regions={}, regions_to_text={}, regions_to_regions={})
 
-    def add(self, name: str, states: Tensor, probs: Tensor | None = None) -> None:
-        """Note the output (B, N, D) and the attention (B, H, N, N) of a layer."""
-        if self.on:
-            self._states[name] = states
-            if probs is not None:
-                self._probs[name] = probs
+    def at(self, name: str, stream: Stream = "joint", row: Tensor | None = None) -> LayerTrace | None:
+        """Where the layer of this name reports; None if nothing is captured.
+
+        Args:
+            row: (B,) int64: row of the layer for each row of the batch; None = one to one.
+        """
+        return LayerTrace(self, name, stream, row) if self._on else None
+
+    def add_states(self, name: str, states: Tensor, row: Tensor | None = None) -> None:
+        """Keep states (S, N, D) under a name; `row` as in `at`."""
+        if self._on:
+            self._states[name] = _share(states, row)
+
+    def add_maps(self, name: str, stream: Stream, probs: Tensor, row: Tensor | None = None) -> None:
+        """Keep the self-attention (S, H, N, N) of a layer."""
+        if not self._on:
+            return
+        probs = _share(probs, row)
+        if stream == "text":
+            self._maps.text_to_text[name] = probs
+        elif stream == "regions":
+            self._maps.regions_to_regions[name] = probs
+        else:
+            text, regions = slice(None, self._num_tokens), slice(self._num_tokens, None)
+            self._maps.text_to_text[name] = probs[:, :, text, text]
+            self._maps.text_to_regions[name] = probs[:, :, text, regions]
+            self._maps.regions_to_text[name] = probs[:, :, regions, text]
+            self._maps.regions_to_regions[name] = probs[:, :, regions, regions]
+
+    def add_cross_maps(self, name: str, text_to_regions: Tensor, regions_to_text: Tensor) -> None:
+        """Keep the attention of two streams to one another, (B, H, T, R) and (B, H, R, T)."""
+        if self._on:
+            self._maps.text_to_regions[name] = text_to_regions
+            self._maps.regions_to_text[name] = regions_to_text
 
     def states(self) -> dict[str, Tensor] | None:
-        """Hidden states by layer name."""
-        return self._states if self.on else None
-
-    def joint_maps(self, num_tokens: int) -> Maps | None:
-        """Attention of a single stream (text first, then regions), cut into four quadrants."""
-        if not self.on:
-            return None
-        text, regions = slice(None, num_tokens), slice(num_tokens, None)
-
-        def quadrant(from_: slice, to: slice) -> dict[str, Tensor]:
-            return {name: probs[:, :, from_, to] for name, probs in self._probs.items()}
-
-        return Maps(
-            text_to_text=quadrant(text, text),
-            text_to_regions=quadrant(text, regions),
-            regions_to_text=quadrant(regions, text),
-            regions_to_regions=quadrant(regions, regions),
-        )
-
-
-class TwoStreamTrace:
-    """Collects what a caller asked to capture in two streams; keeps nothing otherwise, so that states can be freed."""
-
-    def __init__(self, on: bool) -> None:
-        self.on = on
-        self._states: dict[str, Tensor] = {}
-        self._maps: dict[str, dict[str, Tensor]] = {
-            name: {} for name in ("text_to_text", "text_to_regions", "regions_to_text", "regions_to_regions")
-        }
-
-    def state(self, name: str, states: Tensor) -> None:
-        """Note the output (B, N, D) of a layer in one stream."""
-        if self.on:
-            self._states[name] = states
-
-    def map(self, quadrant: str, name: str, probs: Tensor | None) -> None:
-        """Note the attention (B, H, from, to) of a layer; `quadrant` is a field of `Maps`."""
-        if self.on and probs is not None:
-            self._maps[quadrant][name] = probs
-
-    def states(self) -> dict[str, Tensor] | None:
-        """Hidden states by name."""
-        return self._states if self.on else None
+        """Hidden states by layer name; None if nothing is captured."""
+        return self._states if self._on else None
 
     def maps(self) -> Maps | None:
-        """Attention by quadrant and layer."""
-        return Maps(**self._maps) if self.on else None
+        """Attention by quadrant and layer name; None if nothing is captured."""
+        return self._maps if self._on else None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTrace:
+    """Where one layer reports."""
+
+    trace: Trace
+    name: str
+    stream: Stream
+    row: Tensor | None
+
+    def add(self, states: Tensor, probs: Tensor | None) -> None:
+        """The output (S, N, D) and the self-attention (S, H, N, N) of a layer of one stream."""
+        self.trace.add_states(self.name, states, self.row)
+        if probs is not None:
+            self.trace.add_maps(self.name, self.stream, probs, self.row)
+
+    def add_streams(self, text: Tensor, regions: Tensor) -> None:
+        """The outputs of a layer of two streams, (B, T, Dt) and (B, R, Dr)."""
+        self.trace.add_states(f"{self.name}.text", text)
+        self.trace.add_states(f"{self.name}.regions", regions)
+
+    def add_cross_attention(self, text: Tensor | None, regions: Tensor | None, *, part: str = "") -> None:
+        """Its attention from text to regions (B, H, T, R) and back (B, H, R, T); `part` follows the layer's name."""
+        assert text is not None
+        assert regions is not None
+        self.trace.add_cross_maps(f"{self.name}{part}", text, regions)
+
+    def add_self_attention(self, text: Tensor | None, regions: Tensor | None, *, part: str = "") -> None:
+        """Its attention within text (B, H, T, T) and within regions (B, H, R, R)."""
+        assert text is not None
+        assert regions is not None
+        self.trace.add_maps(f"{self.name}{part}", "text", text)
+        self.trace.add_maps(f"{self.name}{part}", "regions", regions)
+
+
+def _share(states: Tensor, row: Tensor | None) -> Tensor:
+    """Rows (S, ...) of the batch, (B, ...)."""
+    return states if row is None else states[row]

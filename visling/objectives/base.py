@@ -43,14 +43,14 @@ class Objective(nn.Module, ABC):
         """The loss of one step."""
 
     def after_update(self) -> None:
-        """Called after every optimiser update; only slowly following networks and queues do something here."""
+        """Called after every optimiser update; only momentum copies and queues do something here."""
 
     def reads(self) -> frozenset[str]:
         """`needs`, or more where they depend on settings."""
         return self.needs
 
     def check(self, targets: Targets) -> None:
-        """Raise `ConfigError` if a target that this objective reads was not made."""
+        """Raise `ConfigError` if the batch lacks a target that this objective reads."""
         missing = sorted(name for name in self.reads() if getattr(targets, name) is None)
         if missing:
             raise ConfigError(
@@ -60,8 +60,8 @@ class Objective(nn.Module, ABC):
 
 
 Over = Literal["chosen", "rows"]
-"""What a loss is averaged over. chosen: all chosen positions of the batch alike. rows: those of each row first, then
-the rows that have any."""
+"""What a loss is averaged over. chosen: all chosen positions of the batch. rows: those of each row first, then the rows
+that have any."""
 
 ROW_SHARE = 1e-4
 """Added to both counts of an average over rows (VL-BERT release, its NORM_IN_BATCH_FIRST switches)."""

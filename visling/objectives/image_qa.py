@@ -1,4 +1,4 @@
-"""Question answering as pre-training: which of many answers, told from the pooled state.
+"""Question answering as pre-training: predict one of many answers from the pooled state.
 
 Shapes   N examples, A answers of the table, Dp pooled width.
 Source   LXMERT section 3.1 and release: 9,500 answers of VQA, GQA and Visual7W; one answer is drawn for every visit of

@@ -1,5 +1,5 @@
-"""Masked language modelling: tell the hidden word pieces from the rest of the text and from the image (BERT; all five
-models use it).
+"""Masked language modelling: predict the masked tokens from the rest of the text and the image (BERT; all five models
+use it).
 
 Shapes   B rows, P token slots, V vocabulary, Dt text width.
 Source   VisualBERT section 3.2 and release: cross-entropy, mean over the labelled positions of the whole batch. The
@@ -36,9 +36,8 @@ class MaskedLM(Objective):
         slots, ids = cast(Slots, step.targets.token_slots), cast(Tensor, step.targets.token_ids)
         if self.over == "rows" or slots.taken is None:
             return masked_lm_loss(self.head(gather(step.encoded.text, slots.at)), ids, slots.mask, over=self.over)
-        states, mask = take(
-            step.encoded.text, slots
-        )  # (K, Dt), (K,): rows have few hidden pieces, and of different number
+        # (K, Dt), (K,): rows have few hidden pieces, and not the same number of them
+        states, mask = take(step.encoded.text, slots)
         return masked_lm_loss(self.head(states), ids.flatten()[slots.taken], mask)
 
 

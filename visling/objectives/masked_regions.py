@@ -1,9 +1,9 @@
-"""Masked regions: tell the hidden regions from the rest of the image and from the text.
+"""Masked regions: predict the hidden regions from the rest of the image and from the text.
 
 Targets  soft classes    the detector's distribution: KL divergence (ViLBERT), cross-entropy (VL-BERT)
          hard classes    the detector's best class and attribute, cross-entropy weighted by its confidence (LXMERT)
-         features        the region's own feature: smooth L1 (LXMERT), squared error (ViLBERT, `visual_target` 1), or picked out among the features of
-                         other regions (ViLBERT, `visual_target` 2)
+         features        the region's own feature: smooth L1 (LXMERT), squared error (ViLBERT, `visual_target` 1), or
+                         picked out among the features of other regions (ViLBERT, `visual_target` 2)
 Shapes   B rows, Q region slots, R regions, C classes, F feature width, K negatives, Dr region width.
 Source   ViLBERT section 3.1 and release (`BertForMultiModalPreTraining`), VL-BERT section 3.3 and release
          (`ResNetVLBERTForPretraining`), LXMERT section 3.1 and release (`LXRTPretraining`).
@@ -30,7 +30,7 @@ from visling.objectives.base import Objective, Over, PretrainStep, average
 from visling.types import IGNORE, Dims, Head, Loss, Regions, Slots, Targets
 
 SUM_TOLERANCE = 0.1
-"""How far from 1 a detector distribution may sum up and still count (VL-BERT release)."""
+"""How far from 1 the sum of a detector distribution may be for it to count (VL-BERT release)."""
 
 ELSEWHERE_SHARE, HERE_SHARE = 0.7, 0.3
 """Shares of the negatives that are regions of other images and other regions of the same image, each rounded down
@@ -39,7 +39,7 @@ ELSEWHERE_SHARE, HERE_SHARE = 0.7, 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class RegionLosses:
-    """What is told about regions, and how its losses are averaged."""
+    """What is predicted about masked regions, and how the losses are averaged."""
 
     classes: Literal["none", "kl", "cross_entropy", "hard"] = "none"
     """none; the detector's distribution by KL divergence (ViLBERT) or by cross-entropy (VL-BERT); its best class
@@ -47,7 +47,7 @@ class RegionLosses:
     num_classes: int = 1601
     """C: 1600 of Visual Genome, and background where the distribution has it (ViLBERT, VL-BERT)."""
     attributes: bool = False
-    """Tell the detector's best attribute too (LXMERT)."""
+    """Predict the detector's best attribute too (LXMERT)."""
     num_attributes: int = 400
     """Attributes of Visual Genome."""
     features: Literal["none", "smooth_l1", "l2", "nce"] = "none"
@@ -65,28 +65,29 @@ class RegionLosses:
     num_negatives: int = 128
     """K of nce. ViLBERT's command line offers 255, but its model reads 128 from its config."""
     padded_negatives: bool = False
-    """Let the padding of the batch's images stand among the negatives of nce, as ViLBERT's release does; False draws
-    real regions alone."""
+    """Allow the padding of the batch's images among the negatives of nce, as ViLBERT's release does; False draws real
+    regions only."""
 
     def __post_init__(self) -> None:
         if not self.widths:
             raise ConfigError(
-                "region losses: nothing is told. Set classes, attributes or features, or leave the objective out."
+                "region losses: nothing to predict. Set classes, attributes or features, or leave the objective out."
             )
         if self.weighted and self.classes != "hard" and not self.attributes:
             raise ConfigError(
-                "region losses: weighted needs the confidence of a best class or attribute. Set classes='hard' or attributes=true."
+                "region losses: weighted needs the confidence of a best class or attribute. "
+                "Set classes='hard' or attributes=true."
             )
 
     @property
     def widths(self) -> dict[str, int]:
-        """Name -> width of what a head of kind `region_targets` gives."""
-        told = {
+        """Name -> width of the outputs of a head of kind `region_targets`."""
+        outputs = {
             "classes": (self.classes != "none", self.num_classes),
             "attributes": (self.attributes, self.num_attributes),
             "features": (self.features != "none", self.feature_size),
         }
-        return {name: width for name, (on, width) in told.items() if on}
+        return {name: width for name, (on, width) in outputs.items() if on}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -134,28 +135,28 @@ class MaskedRegions(Objective):
             nothing = step.encoded.regions.sum() * 0.0
             return Loss(value=nothing, parts={"masked_regions": (nothing.detach(), nothing.detach())})
         self.check(step.targets)
-        predicted, real = self._predict(step), _real(step.batch.regions)
+        predicted, real = self._predict(step), _mask_regions(step.batch.regions)
         over: Over = "rows" if self.losses.over == "rows" else "chosen"
         count = real.sum() if self.losses.over == "regions" else None
         terms = [
-            *self._labels(predicted, step.targets, over, count),
-            *self._features(predicted, step.targets, real, over, count),
+            *self._label_losses(predicted, step.targets, over, count),
+            *self._feature_losses(predicted, step.targets, real, over, count),
         ]
-        return _joined(terms, self.losses.scale)
+        return _sum_losses(terms, self.losses.scale)
 
     def _predict(self, step: PretrainStep) -> Mapping[str, Tensor]:
-        """What the head says at the slots, (B, Q, width) by name."""
+        """Outputs of the head at the slots, (B, Q, width) by name."""
         states, targets = step.encoded.regions, step.targets
         at = {"classes": targets.class_slots, "attributes": targets.class_slots, "features": targets.feature_slots}
         slots = {id(at[name]): cast(Slots, at[name]) for name in self.losses.widths}
         if len(slots) == 1:
             (only,) = slots.values()
-            found: Mapping[str, Tensor] = self.head(gather(states, only.at))
-            return found
+            shared: Mapping[str, Tensor] = self.head(gather(states, only.at))
+            return shared
         each: Mapping[str, Tensor] = self.head(states, {name: cast(Slots, at[name]).at for name in self.losses.widths})
         return each
 
-    def _labels(
+    def _label_losses(
         self, predicted: Mapping[str, Tensor], targets: Targets, over: Over, count: Tensor | None
     ) -> Iterator[Loss]:
         settings, slots = self.losses, targets.class_slots
@@ -175,7 +176,7 @@ class MaskedRegions(Objective):
                 predicted["attributes"], attributes, slots.mask, weights=weights, over=over, count=count
             )
 
-    def _features(
+    def _feature_losses(
         self, predicted: Mapping[str, Tensor], targets: Targets, real: Tensor, over: Over, count: Tensor | None
     ) -> Iterator[Loss]:
         kind, slots, features = self.losses.features, targets.feature_slots, targets.region_features
@@ -313,9 +314,8 @@ def region_nce_loss(
     """
     rows, regions = features.shape[:2]
     own = slots.at + torch.arange(rows, device=slots.at.device)[:, None] * regions  # (B, Q)
-    with torch.autocast(
-        predicted.device.type, enabled=False
-    ):  # dot products of raw features are large: half precision would blur them
+    # Dot products of raw features are large: half precision would blur them
+    with torch.autocast(predicted.device.type, enabled=False):
         scores = predicted.float() @ features.float().flatten(0, 1).T  # (B, Q, B * R)
     others = scores.gather(-1, negatives).masked_fill(negatives == own[..., None], -torch.inf)
     candidates = torch.cat([scores.gather(-1, own[..., None]), others], dim=-1)  # (B, Q, 1 + K), the right one first
@@ -337,7 +337,7 @@ def draw_negatives(mask: Tensor, at: Tensor, count: int) -> Tensor:
 
     Args:
         mask: (B, R) bool regions to draw from, which come first in every row; each is equally likely.
-        at: (B, Q) regions they are for.
+        at: (B, Q) regions that they are drawn for.
         count: n.
     Returns:
         (B, Q, K) int64, counted row by row (row * R + region).
@@ -386,12 +386,12 @@ def _with_hits(loss: Loss, logits: Tensor, best: Tensor, mask: Tensor) -> Loss:
     return Loss(value=loss.value, parts={**loss.parts, f"{name}_accuracy": (hits, mask.sum())})
 
 
-def _real(regions: Regions) -> Tensor:
+def _mask_regions(regions: Regions) -> Tensor:
     """(B, R) bool: real regions of every batch row."""
     return regions.mask if regions.row is None else regions.mask[regions.row]
 
 
-def _joined(terms: Sequence[Loss], scale: float) -> Loss:
+def _sum_losses(terms: Sequence[Loss], scale: float) -> Loss:
     """Sum of the terms, each times `scale`, with the part `masked_regions` for the whole; its count is that of the
     first term."""
     value = torch.stack([term.value for term in terms]).sum() * scale

@@ -33,7 +33,7 @@ class Matching(Objective):
 
 
 def matching_loss(logits: Tensor, matched: Tensor) -> Loss:
-    """Mean cross-entropy over the labelled rows, and the share of them that is classified right.
+    """Mean cross-entropy over the labelled rows, and the share of them that is classified correctly.
 
     Args:
         logits: (B, 2), any floating type; the loss is computed in float32.

@@ -16,12 +16,12 @@ class FeatureExtractor(Protocol):
     """A module that computes the regions' features from the pixels of a batch."""
 
     def describe(self, regions: Regions, pixels: Pixels) -> Regions:
-        """The regions with features of the pixels."""
+        """The regions with features computed from the pixels."""
         ...
 
 
 class PretrainModel(nn.Module):
-    """An encoder with the objectives that teach it; the loss is the weighted sum of theirs.
+    """An encoder with its pre-training objectives; the loss is the weighted sum of theirs.
 
     Args:
         extractor: a `FeatureExtractor` that is trained jointly; None = the features of the batch.
@@ -55,11 +55,11 @@ class PretrainModel(nn.Module):
         """Weighted sum of the objectives' losses on one batch; in training, one of weight 0 is not computed."""
         batch = self.seen(batch)
         step = PretrainStep(model=self.encoder, batch=batch, encoded=self.encoder(batch), targets=targets)
-        losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._heard()]
+        losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._active()]
         return sum(losses[1:], start=losses[0])
 
     def seen(self, batch: Batch) -> Batch:
-        """The batch as the encoder reads it: with features of its pixels, if there is an extractor."""
+        """The batch as the encoder reads it: with features computed from its pixels, if there is an extractor."""
         if self.extractor is None or batch.regions is None:
             return batch
         assert batch.pixels is not None, "an extractor needs a batch with pixels"
@@ -67,7 +67,7 @@ class PretrainModel(nn.Module):
             batch, regions=cast(FeatureExtractor, self.extractor).describe(batch.regions, batch.pixels)
         )
 
-    def _heard(self) -> Iterator[tuple[str, nn.Module]]:
+    def _active(self) -> Iterator[tuple[str, nn.Module]]:
         return (
             (name, objective) for name, objective in self.objectives.items() if self.weights[name] or not self.training
         )

@@ -1,16 +1,17 @@
-"""Region contrast: recognise, among the regions of earlier batches, what a slowly following network says of the same
-region unmasked (CVLP).
+"""Region contrast: recognise, among the regions of earlier batches, the embedding that a momentum copy of the encoder
+gives to the same region unmasked (CVLP).
 
 Letters  B rows, R regions, N = B x R, Dr region width, E embedding width, K queued embeddings.
 Source   CVLP (arXiv 2007.13135) and its release, whose pre-training script an earlier commit holds. The query network
          reads masked regions, the key network the same text and the clean regions; every region counts, hidden or not,
-         of a fitting caption or not. Embeddings are normalised; cosines over 0.07 are bent by 10 tanh(x / 10) (release
-         only; the paper has the plain softmax); cross-entropy against the queue, mean over all regions. The negatives
-         are earlier batches alone; nothing is learnt here until the queue is full.
-Differs  With several processes every one sees the whole queue, of all processes; the release deals the queue out to its
+         of a fitting caption or not. Embeddings are normalised; cosines over 0.07 are bounded by 10 tanh(x / 10)
+         (release only; the paper has the plain softmax); cross-entropy against the queue, mean over all regions. The
+         negatives are earlier batches only; the loss is zero until the queue is full.
+Differs  With several processes each reads the whole queue, of all processes; the release splits the queue among its
          devices. The word table, tied to the vocabulary head, follows once per update; the release moves it twice.
          Heads that the key network never uses do not follow.
-Cost     The scores against the queue (9216 x 276480 at the release's sizes, 10 GB) never exist: they are made, used and forgotten in blocks.
+Cost     The scores against the queue (9216 x 276480 at the release's sizes, 10 GB) are never held at once: they are
+         computed, used and freed in blocks.
 """
 
 from __future__ import annotations
@@ -61,19 +62,21 @@ class RegionContrast(Objective):
         """Copy the encoder as it is now: load its weights before.
 
         Args:
-            encoder: the query network. It stays its owner's: it is neither saved nor optimised through this objective.
+            encoder: the query network. It still belongs to its owner: it is neither saved nor optimised through this
+                objective.
             projection_size: E.
             momentum: of the key network.
             temperature: divides the cosines.
             clip: bound c of the scores, c tanh(score / c); None = none (paper).
             queue_size: K. Release: 30 batches of 256 images of 36 regions.
-            half_queue: keep the queue in half precision, 71 MB for 141 at the release's sizes.
-            max_regions: most regions of an image; only read when several processes pad their keys to one size.
+            half_queue: keep the queue in half precision, 71 MB instead of 141 at the release's sizes.
+            max_regions: most regions of an image; read only when several processes pad their keys to one size.
         """
         super().__init__(dims, style, words)
         if temperature <= 0 or (clip is not None and clip <= 0):
             raise ConfigError(
-                f"temperature and clip must be positive; found {temperature} and {clip}. For scores without a bound use clip = None."
+                f"temperature and clip must be positive; found {temperature} and {clip}. "
+                "For scores without a bound use clip = None."
             )
         self.head = build(Head(kind="projection", outputs=projection_size), dims, style=style)
         self.key = (
@@ -95,7 +98,7 @@ class RegionContrast(Objective):
             self._waiting.append((keys, mask))
         embeddings = _normalised(self.head(step.encoded.regions))  # (B, R, E)
         if not self.queue.full:
-            return _nothing(embeddings, mask)
+            return _zero_loss(embeddings, mask)
         values, hits = contrast(
             embeddings.flatten(0, 1), keys.flatten(0, 1), self.queue.rows, temperature=self.temperature, clip=self.clip
         )  # (N,), (N,)
@@ -106,7 +109,8 @@ class RegionContrast(Objective):
         )
 
     def after_update(self) -> None:
-        """The key network follows the query network; the keys of the update's batches, made before, join the queue."""
+        """The key network follows the query network; the keys of the update's batches, computed before, join the
+        queue."""
         self.key.update(self._encoder[0])
         self.key_head.update(self.head)
         waiting, self._waiting = self._waiting, []
@@ -119,7 +123,7 @@ class RegionContrast(Objective):
         self.key_head.network.load_state_dict(self.head.state_dict())
 
     def fill(self, batch: Batch, targets: Targets) -> None:
-        """Put a batch's keys into the queue and do nothing else. The release spends its first 30 batches so, before
+        """Put a batch's keys into the queue and do nothing else. The release uses its first 30 batches so, before
         anything is optimised."""
         self.check(targets)
         keys = self.keys(batch, targets)
@@ -128,7 +132,7 @@ class RegionContrast(Objective):
     @torch.no_grad()
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def keys(self, batch: Batch, targets: Targets) -> Tensor:
-        """Normalised embeddings (B, R, E) of the clean regions by the key network, beside the text as it is."""
+        """Normalised embeddings (B, R, E) of the clean regions by the key network, with the text as it is."""
         encoded = self.key(_clean(batch, cast(Tensor, targets.region_features)))
         return _normalised(self.key_head(encoded.regions))
 
@@ -138,7 +142,8 @@ class RegionContrast(Objective):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             if spare < 0:
                 raise ConfigError(
-                    f"a batch has {mask.shape[1]} regions an image, region contrast was told {self.max_regions}. Raise max_regions."
+                    f"a batch has {mask.shape[1]} regions an image, more than the {self.max_regions} of region "
+                    "contrast. Raise max_regions."
                 )
             keys, mask = F.pad(keys, (0, 0, 0, spare)), F.pad(mask, (0, spare))
         self.queue.push(from_all_processes(keys.flatten(0, 1)), from_all_processes(mask.flatten()))
@@ -172,9 +177,9 @@ class _Others(torch.autograd.Function):
     """Log of the summed exponentials of a query's scores against all negatives, and the highest of them, in blocks of
     negatives.
 
-    One pass: the gradient of a query, the mean of the negatives under the softmax, is gathered beside the sum, both
-    relative to the highest score so far (Milakov & Gimelshein 2018, as in fused attention), so that backward multiplies
-    and nothing else.
+    One pass: the gradient of a query, the mean of the negatives under the softmax, is accumulated together with the
+    sum, both relative to the highest score so far (Milakov & Gimelshein 2018, as in fused attention), so that backward
+    only multiplies.
     """
 
     @staticmethod
@@ -198,7 +203,7 @@ class _Others(torch.autograd.Function):
             total = total * rescale + weights.sum(1, keepdim=True)
             if wanted:
                 if clip is not None:
-                    weights.mul_(scores.square_().neg_().add_(1))  # slope of the bend
+                    weights.mul_(scores.square_().neg_().add_(1))  # slope of the bound
                 pull = pull.mul_(rescale).addmm_(weights, block)
             best = higher
         ctx.save_for_backward(pull.div_(total).div_(temperature) if wanted else None)
@@ -237,7 +242,7 @@ def _normalised(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.float(), dim=-1)
 
 
-def _nothing(embeddings: Tensor, mask: Tensor) -> Loss:
+def _zero_loss(embeddings: Tensor, mask: Tensor) -> Loss:
     """No loss yet, with gradients of zero, so that processes and accumulated steps agree on what has a gradient."""
     none = torch.zeros_like(mask)
     loss = Loss.mean("region_contrast", embeddings.sum(-1), none)

@@ -207,7 +207,7 @@ def sample_batch(saved: ModelFolder, seed: int) -> Batch:
     corners = torch.rand(_ROWS, regions, 2, 2, generator=generator).sort(2).values * 0.9
     boxes = torch.cat([corners[:, :, 0], corners[:, :, 1] + 0.1], dim=-1)  # (B, R, 4), sides of a tenth and more
     features = torch.randn(_ROWS, regions, spec.feature_size, generator=generator).relu()
-    task = torch.arange(_ROWS) % saved.config.num_tasks if getattr(saved.config, "num_tasks", 0) else None
+    task = torch.arange(_ROWS) % spec.num_tasks if spec.num_tasks else None
     return Batch(
         text=Text(
             ids=torch.randint(1, saved.config.vocab_size, (_ROWS, tokens), generator=generator) * text_mask,

@@ -352,7 +352,7 @@ def typical_batch(run: PretrainConfig | FinetuneConfig, size: Typical, rows: int
         answer_at=torch.full((rows,), tokens - 2)
         if spec.answer_slot != "none" and isinstance(run, FinetuneConfig)
         else None,
-        task=torch.zeros(rows, dtype=torch.int64) if getattr(run.encoder, "num_tasks", 0) else None,
+        task=torch.zeros(rows, dtype=torch.int64) if spec.num_tasks else None,
     )
     if isinstance(run, FinetuneConfig):
         return Batch(text=text, regions=_random_regions(rows, regions, spec, images=size.images)), Targets()
