@@ -223,6 +223,28 @@ def test_clip_modes() -> None:
     clip_each([], 1.0)
 
 
+def test_a_global_norm_is_added_up_in_the_order_of_the_model() -> None:
+    """Large and small gradients alternate, so that their order shows in the last bit of the norm."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(7, 7) for _ in range(40)))
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter) * 10 ** float(torch.rand(()) * 4)
+    config = OptimConfig(weight_decay=0.1, decay_vectors=False, clip="global_in_order", clip_norm=1.0)
+    optimizer, _ = build_optimizer(net, config, 10)
+    assert [group["positions"] for group in optimizer.param_groups] == [[*range(0, 80, 2)], [*range(1, 80, 2)]]
+    expected = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+    copies = [nn.Parameter(torch.zeros_like(gradient)) for gradient in expected]
+    for copy, gradient in zip(copies, expected, strict=True):
+        copy.grad = gradient
+    nn.utils.clip_grad_norm_(copies, 1.0)
+    clip_gradients(optimizer, config)
+    assert all(
+        torch.equal(p.grad, copy.grad)
+        for p, copy in zip(net.parameters(), copies, strict=True)
+        if p.grad is not None and copy.grad is not None
+    )
+
+
 def test_an_inner_clip_is_not_doubled() -> None:
     net = Net()
     optimizer, _ = build_optimizer(net, OptimConfig(name="bert_adam", clip="per_tensor"), 10)

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -57,8 +58,9 @@ class OptimConfig:
     exclude: tuple[str, ...] = ()
     """Parameters whose name contains one of these are left out of the optimiser (VisualBERT: pooler). Each must match
     something."""
-    clip: Literal["global", "per_tensor", "none"] = "global"
-    """Gradient clipping: one norm over all parameters, or one per parameter (VisualBERT, ViLBERT's first release)."""
+    clip: Literal["global", "global_in_order", "per_tensor", "none"] = "global"
+    """Gradient clipping: one norm over all parameters, or one per parameter (VisualBERT, ViLBERT's first release).
+    global_in_order adds up the norm in the order of the model instead of group by group: its last bit may differ."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     schedule: ScheduleName = "warmup_linear"
@@ -237,15 +239,18 @@ def clip_each(grads: Sequence[Tensor], norm: float) -> None:
 def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> None:
     """Clip the gradients that an optimiser is about to use; a BertAdam that clips each tensor does so itself."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if config.clip == "global":
+    if config.clip == "global_in_order":
+        positions = [position for group in optimizer.param_groups for position in group["positions"]]
+        parameters = [parameter for _, parameter in sorted(zip(positions, parameters, strict=True), key=itemgetter(0))]
+    if config.clip in ("global", "global_in_order"):
         nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
     elif config.clip == "per_tensor" and not isinstance(optimizer, BertAdam):
         clip_each([p.grad for p in parameters if p.grad is not None], config.clip_norm)
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters of a module, in a decayed and an undecayed group for each learning rate; `names` holds the
-    names of each group.
+    """Trainable parameters of a module, in a decayed and an undecayed group for each learning rate; `names` and
+    `positions` say which parameters of the module are in a group.
 
     Raises:
         ConfigError: an excluded name or one with its own rate matches nothing, or nothing is left to train.
@@ -263,15 +268,16 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, A
         raise ConfigError(
             f"{type(module).__name__} has no parameter left to train. Check optim.exclude and what is frozen."
         )
-    members: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in named:
+    members: dict[tuple[float, bool], list[tuple[int, str, nn.Parameter]]] = {}
+    for position, (name, parameter) in enumerate(named):
         group = (_find_rate(name, config), _is_decayed(name, parameter, config))
-        members.setdefault(group, []).append((name, parameter))
+        members.setdefault(group, []).append((position, name, parameter))
     # Groups at the full rate come first: the log shows the rate of the first group.
     return [
         {
-            "params": [p for _, p in members[rate, decays]],
-            "names": [n for n, _ in members[rate, decays]],
+            "params": [parameter for _, _, parameter in members[rate, decays]],
+            "names": [name for _, name, _ in members[rate, decays]],
+            "positions": [position for position, _, _ in members[rate, decays]],
             "lr": config.lr * rate,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
