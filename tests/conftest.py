@@ -92,7 +92,7 @@ class World:
 
 
 _TINY_DETECTOR = (
-    "steps=4", "batch_size=4", "detector.long_side=64", "detector.channels=[8, 12]", "detector.blocks=[0, 0]", "detector.anchor_sizes=[12.0, 18.0]",
+    "train.max_steps=4", "batch_size=4", "detector.long_side=64", "detector.channels=[8, 12]", "detector.blocks=[0, 0]", "detector.anchor_sizes=[12.0, 18.0]",
     "detector.proposal_size=8", "detector.pool_size=3", "detector.feature_size=16", "detector.min_regions=4", "detector.max_regions=8",
     "detector.proposals=12", "detector.candidates=32",
 )  # fmt: skip
@@ -142,13 +142,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def _train_and_extract(scenes: Path, folder: Path, regions: Path, seed: int) -> None:
-    training = detect_config(_TINY_DETECTOR, "scenes")
+    config = detect_config([*_TINY_DETECTOR, f"train.seed={seed}"], "scenes")
     detection.train_detector(
         scenes / "images" / "train",
         scenes / "annotations" / "instances_train.json",
         folder,
-        training,
-        seed=seed,
+        config,
         device="cpu",
     )
     detector = Detector.load(folder)

@@ -127,7 +127,7 @@ def test_the_whole_way(call: Call, world: Any) -> None:
         "--json",
     )
     assert trained.json() | {"seconds": 0} == {
-        "images": 24, "steps": 2, "epochs": 1.67, "seconds": 0, "unreadable": 0, "unreadable_images": [],
+        "images": 24, "steps": 2, "epochs": 2.0, "seconds": 0, "unreadable": 0, "unreadable_images": [],
     }  # fmt: skip
     boxes = ("--annotations", "scenes/annotations/instances_val.json")
     assert call("detect", "eval", "scenes/images/val", *boxes, "--detector", "detector", "--json").json()["images"] == 3
@@ -218,14 +218,14 @@ def test_the_way_without_attributes(call: Call, world: Any) -> None:
         "--steps",
         4,
         "--set",
-        "log_every=2",
+        "train.log_every=2",
     )
     trained = call(*train, *small, "--out", "detector", "--json")
     left_out = [{"image": str(broken), "reason": f"cannot read image {broken} (10 bytes)"}]
     assert [
         {**one, "reason": one["reason"].partition(":")[0]} for one in trained.json()["unreadable_images"]
     ] == left_out
-    assert re.search(r"^ +50%  step 2 .* images/s  0:00:0\d left$", trained.err, flags=re.MULTILINE), trained.err
+    assert re.search(r"^step 2/4 .* examples/s  \d s left$", trained.err, flags=re.MULTILINE), trained.err
     scored = call(
         "detect", "eval", "images/val", "--annotations", "val.json", "--detector", "detector", "--json"
     ).json()
@@ -389,7 +389,10 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
             ("detect", "train", scenes, "--annotations", boxes, "--preset", "scene", "--out", "new"),
             ["'scene'", "'scenes'"],
         ),
-        (("detect", "train", scenes, "--annotations", boxes, "--set", "step=3", "--out", "new"), ["'step'", "'steps'"]),
+        (
+            ("detect", "train", scenes, "--annotations", boxes, "--set", "batch=3", "--out", "new"),
+            ["'batch'", "'batch_size'"],
+        ),
         (("detect", "train", scenes, "--annotations", "gone.json", "--out", "new"), ["no annotation file gone.json"]),
         (("detect", "eval", "gone", "--annotations", boxes, "--detector", detector), ["annotated images is in gone"]),
         (("scenes", "--out", scenes), ["is not empty"]),

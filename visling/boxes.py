@@ -49,7 +49,7 @@ def whole_image(size: Tensor) -> Tensor:
 
 def check_unit(boxes: Tensor, where: str) -> None:
     """Raise `BoxError` unless all boxes are unit corners; `where` names them in the message."""
-    if boxes.numel() and not (boxes.max() <= 1 + 1e-5 and boxes.min() >= -1e-5):  # so put, NaN is refused too
+    if boxes.numel() and not (boxes.max() <= 1 + 1e-5 and boxes.min() >= -1e-5):  # written so that NaN is refused too
         raise BoxError(
             f"boxes of {where} must be unit corners in [0, 1]; found {boxes.min().item():g} to {boxes.max().item():g}. "
             "If they are pixels, use boxes.to_unit(boxes, size)."

@@ -1,5 +1,5 @@
-"""What can go wrong for a user, one class per kind. All are `ValueError`s; each message says what, found, expected, how
-to mend."""
+"""What can go wrong for a user, one class per kind. All are `ValueError`s; each message says what was wrong, what was
+found, what is expected, and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class VislingError(ValueError):
-    """Base of every error that a user of this library can mend."""
+    """Base of every error that a user of this library can fix."""
 
 
 class ConfigError(VislingError):
@@ -20,7 +20,7 @@ class DataError(VislingError):
 
 
 class BoxError(VislingError):
-    """Boxes that are not of the stated form (pixels where unit corners are due, negative area)."""
+    """Boxes that are not of the stated form (pixels instead of unit corners, negative area)."""
 
 
 class StoreError(VislingError):

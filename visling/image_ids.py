@@ -22,20 +22,20 @@ def same(first: str | int, second: str | int) -> bool:
 
 
 def from_file_name(name: str) -> str:
-    """Image id of a file name as annotations write it: the stem, without folders and without an image suffix."""
+    """Image id of a file name in an annotation: the stem, without folders and without an image suffix."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.stem if path.suffix.lower() in _IMAGE_SUFFIXES else path.name
 
 
 class Aliases:
-    """Finds an id among known ones by its exact spelling, else by an alias if exactly one known id has it."""
+    """Finds an id among a set of ids by its exact spelling, else by an alias if exactly one id of the set has it."""
 
     def __init__(self, known: Iterable[str]) -> None:
         self._known = frozenset(known)
         self._by_alias: dict[str, tuple[str, ...]] | None = None
 
     def find(self, image_id: str | int) -> str | None:
-        """The known id, or None when there is none or several."""
+        """The id of the set, or None if there is none or several."""
         text = str(image_id)
         if text in self._known:
             return text
@@ -43,7 +43,7 @@ class Aliases:
         return candidates[0] if len(candidates) == 1 else None
 
     def candidates(self, image_id: str | int) -> tuple[str, ...]:
-        """Every known id that shares its canonical spelling with `image_id`, sorted."""
+        """Every id of the set that shares its canonical spelling with `image_id`, sorted."""
         if self._by_alias is None:
             table: dict[str, list[str]] = {}
             for known in sorted(self._known):

@@ -32,15 +32,15 @@ def versions() -> dict[str, str]:
 
 
 Precision = Literal["auto", "fp32", "bf16"]
-"""Of matrix products. auto: bf16 where the device has units for it, fp32 elsewhere (bf16 by software is ten times
-slower than fp32)."""
+"""Of matrix products. auto: bf16 where the device has units for it, fp32 elsewhere (bf16 emulated in software is ten
+times slower than fp32)."""
 
 
 def home() -> Path:
     """The one data and cache folder: `VISLING_HOME`, else the platform's data folder."""
-    given = os.environ.get("VISLING_HOME")
-    if given:
-        return Path(given)
+    chosen = os.environ.get("VISLING_HOME")
+    if chosen:
+        return Path(chosen)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "visling"
     if sys.platform == "darwin":
@@ -72,7 +72,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What a precision comes to on a device."""
+    """The precision that a setting means on a device."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -88,7 +88,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
 
 
 def limit_threads(count: int | None) -> None:
-    """Let torch compute on so many CPU threads; None leaves its choice."""
+    """Limit torch to this many CPU threads; None leaves its choice."""
     if count is not None:
         torch.set_num_threads(count)
 
@@ -101,21 +101,21 @@ def seed_everything(seed: int) -> None:
 
 
 def generator_for(*key: int) -> np.random.Generator:
-    """A NumPy generator that depends on the given numbers only: (seed, epoch, index) for an example.
+    """A NumPy generator that depends on these numbers only: (seed, epoch, index) for an example.
 
-    Keys of one length, of numbers below 2**32, have streams of their own; NumPy fills short keys with zeros, so (7,)
-    and (7, 0) share one.
+    Different keys of one length, of numbers below 2**32, have independent streams; NumPy pads short keys with zeros, so
+    (7,) and (7, 0) share one.
     """
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
 
 def rank() -> int:
-    """Number of this process, 0 when alone."""
+    """Number of this process; 0 if there is only one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 when alone."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -131,11 +131,11 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def process_group(processes: int = 1) -> Iterator[None]:
-    """Join the other processes if torchrun started this one, or start `processes` - 1 more of this very command; a
-    no-op alone."""
+    """Join the other processes if torchrun started this one, or start `processes` - 1 more of this same command; does
+    nothing for a single process."""
     with contextlib.ExitStack() as stack:
         if processes > 1 and "RANK" not in os.environ:
-            stack.enter_context(_others(processes))
+            stack.enter_context(_start_others(processes))
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             yield
             return
@@ -149,10 +149,10 @@ def process_group(processes: int = 1) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _others(processes: int) -> Iterator[None]:
+def _start_others(processes: int) -> Iterator[None]:
     """Processes 1, 2, ... of a group on this machine, of which this process becomes number 0. They end with it.
 
-    What they print is kept back: the first process says the same. If one fails by itself, its last words are shown.
+    Their output is withheld: the first process prints the same. If one fails by itself, its output is shown.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -161,20 +161,25 @@ def _others(processes: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         members = []
         for number in range(1, processes):
-            said = stack.enter_context(tempfile.TemporaryFile("w+"))
-            place = os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            output = stack.enter_context(tempfile.TemporaryFile("w+"))
+            environment = os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number)}
             members.append(
-                (subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=place, stdout=said, stderr=said), said)
+                (
+                    subprocess.Popen(
+                        [sys.executable, *sys.orig_argv[1:]], env=environment, stdout=output, stderr=output
+                    ),
+                    output,
+                )
             )
         os.environ.update(group, RANK="0", LOCAL_RANK="0")
-        over = threading.Event()
-        threading.Thread(target=_watch, args=(members, over), daemon=True).start()
+        finished = threading.Event()
+        threading.Thread(target=_watch, args=(members, finished), daemon=True).start()
         try:
             yield
             for member, _ in members:
                 member.wait()
         finally:
-            over.set()
+            finished.set()
             for name in (*group, "RANK", "LOCAL_RANK"):
                 del os.environ[name]
             for member, _ in members:
@@ -182,19 +187,19 @@ def _others(processes: int) -> Iterator[None]:
                 member.wait()
 
 
-def _watch(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]], over: threading.Event) -> None:
-    """End this process if another one of its group failed: it would wait in vain. It gets some seconds to report the
+def _watch(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]], finished: threading.Event) -> None:
+    """End this process if another one of its group failed: it would wait forever. It has some seconds to report the
     same error by itself."""
-    while not over.wait(0.5):
-        for member, said in members:
-            if member.poll() and not over.wait(5):
-                said.seek(0)
-                print(f"visling: another process of this run failed:\n{said.read()}", file=sys.stderr, flush=True)
+    while not finished.wait(0.5):
+        for member, output in members:
+            if member.poll() and not finished.wait(5):
+                output.seek(0)
+                print(f"visling: another process of this run failed:\n{output.read()}", file=sys.stderr, flush=True)
                 os._exit(1)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all processes, in float64; `values` stays as it was."""
+    """Sum of a tensor over all processes, in float64; `values` is not changed."""
     total = values.to(torch.float64, copy=world_size() > 1)  # all_reduce writes into its argument
     if world_size() > 1:
         dist.all_reduce(total)

@@ -439,7 +439,7 @@ class InputSpec:
     pair: Literal["rows", "sequence"] = "rows"
     """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
     num_tasks: int = 0
-    """Tasks that the model tells apart by a token; above 0 every text names its own (`Text.task`)."""
+    """Tasks for which the model has a token of their own; above 0 every text names its task (`Text.task`)."""
 
 
 HeadKind = Literal[

@@ -483,7 +483,8 @@ def test_an_lxmert_file_starts_a_query_network(golden: Path) -> None:
     model = Cvlp(
         config_of(
             vocab_size=sizes["vocab_size"], hidden_size=sizes["hidden_size"], num_heads=sizes["num_attention_heads"],
-            intermediate_size=sizes["intermediate_size"], max_positions=sizes["max_position_embeddings"], max_tokens=sizes["max_position_embeddings"],
+            intermediate_size=sizes["intermediate_size"], max_positions=sizes["max_position_embeddings"],
+            max_tokens=sizes["max_position_embeddings"],
             num_text_layers=sizes["l_layers"], num_region_layers=sizes["r_layers"], num_cross_layers=sizes["x_layers"],
             feature_size=sizes["visual_feat_dim"], whiten_features=False,
         )

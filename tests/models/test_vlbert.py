@@ -427,7 +427,7 @@ def test_a_missing_dropout_is_noticed(moved: str, monkeypatch: pytest.MonkeyPatc
         compare_with_reference(model, monkeypatch)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ initialisation
+# ------------------------------------------------------------------------------------------------------- initialisation
 
 
 def test_initial_values_per_group() -> None:
@@ -517,7 +517,7 @@ def test_answers_start_from_their_words() -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- configuration
+# -------------------------------------------------------------------------------------------------------- configuration
 
 
 def test_input_spec_follows_the_config() -> None:
@@ -559,7 +559,7 @@ def test_text_beyond_the_position_table_and_features_of_another_width() -> None:
         model(batch_of(dataclasses.replace(TINY, feature_size=17), 3, 2))
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def random_bert(model: VlBert) -> dict[str, Tensor]:

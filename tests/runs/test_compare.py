@@ -317,6 +317,11 @@ def test_unequal_budgets_are_refused(world: Any, tmp_path: Path, monkeypatch: py
             "unequal numbers of updates. Use train.max_steps",
         ),
         (
+            {"finetune_settings": (*TINY.finetune_settings, "train.seconds=5.0")},
+            ConfigError,
+            "train.seconds is 5: models would get unequal numbers of updates",
+        ),
+        (
             {"finetune_settings": BUDGET},
             ConfigError,
             r"cannot take the weights .*hidden_size 16 and 96.*--pretrain-set encoder.NAME=VALUE --set",

@@ -91,7 +91,7 @@ def test_a_run_stopped_by_its_time_limit_goes_on_bit_for_bit(world: Any, uninter
     assert state.stopped == "max_seconds"
     assert state.step < 14
     assert json.loads((out / "run.json").read_text())["status"] == "running"
-    assert "--resume goes on" in (out / "log.jsonl").read_text()
+    assert "resume with --resume" in (out / "log.jsonl").read_text()
     assert resume(world, out).stopped == "finished"
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
     assert_same_weights(uninterrupted, out)

@@ -20,7 +20,7 @@ from visling import config as configs
 from visling.errors import ConfigError, DataError, RunError
 from visling.train import engine
 from visling.train.config import TrainConfig
-from visling.train.engine import _examples, fit, predict
+from visling.train.engine import _count_examples, fit, predict
 from visling.train.log import Log, read
 from visling.train.meter import Meter
 from visling.train.optim import OptimConfig
@@ -36,7 +36,7 @@ def train(
     """A toy run without a folder."""
     extra = {
         name: changes.pop(name)
-        for name in ("validate", "after_update", "run_folder", "save_best", "log")
+        for name in ("validate", "after_update", "run_folder", "save_best", "log", "reseed")
         if name in changes
     }
     model, usual = toy.make(dropout)
@@ -333,10 +333,74 @@ def test_too_few_batches_for_an_update(toy: ModuleType) -> None:
         train(toy, accumulation=12)
 
 
+def test_time_bounds_a_run_by_a_schedule_over_its_share(toy: ModuleType, tmp_path: Path) -> None:
+    """Of a clock that moves only in the step: 0.25 s per update, so that a run of 2 s has eight."""
+    now = [100.0]
+
+    def ticking(model: nn.Module) -> Callable[[Tensor, Tensor], Loss]:
+        def step(x: Tensor, y: Tensor) -> Loss:
+            now[0] += 0.25
+            return Loss.mean("answer", F.cross_entropy(model(x), y, reduction="none"))
+
+        return step
+
+    optim = OptimConfig(name="adamw", lr=0.5, schedule="cosine", warmup_steps=1, clip="none")
+    with pytest.MonkeyPatch.context() as patch, Log(tmp_path / "log.jsonl") as log:
+        patch.setattr("time.monotonic", lambda: now[0])
+        _, state = train(toy, step=ticking, seconds=2.0, optim=optim, log_every=3, log=log, epochs=1)
+    assert (state.step, state.epoch, state.stopped, state.elapsed) == (8, 0, "finished", 2.0)
+    found = [entry for entry in read(tmp_path / "log.jsonl") if entry["kind"] == "train"]
+    assert [entry["step"] for entry in found] == [3, 6, 8]  # the last update is logged
+    expected = [0.5 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))) for share in (2 / 8, 5 / 8, 7 / 8)]
+    assert [entry["lr"] for entry in found] == pytest.approx(expected)
+    _, state = train(toy, seconds=1e-9, max_steps=3)
+    assert state.step == 3  # updates replace time
+
+
+def test_a_run_bounded_by_time_resumes_with_the_time_that_is_left(toy: ModuleType, tmp_path: Path) -> None:
+    now = [100.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: now[0])
+
+        def tick() -> None:
+            now[0] += 0.5
+
+        settings = {"seconds": 2.0, "after_update": tick}
+        first = RunFolder.create(tmp_path / "run")
+        _, state = train(toy, **settings, max_seconds=1.0, run_folder=first)
+        assert (state.step, state.elapsed, state.stopped) == (2, 1.0, "max_seconds")
+        now[0] += 1000
+        again = RunFolder.create(tmp_path / "run", resume=True)
+        with Log(again.log) as log:
+            _, state = train(toy, **settings, run_folder=again, log=log)
+    assert (state.step, state.elapsed, state.stopped) == (4, 2.0, "finished")
+    assert "resumed at step 2 after 1 of 2 s" in again.log.read_text()
+
+
+def test_a_caller_may_keep_its_random_stream(toy: ModuleType) -> None:
+    """With `reseed=False` the seed of the config counts for nothing, and the caller's for everything."""
+
+    def run(seed: int, *, reseed: bool, caller: int) -> list[Tensor]:
+        model, step = toy.make(0.3)
+        torch.manual_seed(caller)
+        fit(model, step, toy.Pairs(), config=toy.config(optim=PLAIN, seed=seed), log=Log(), reseed=reseed)
+        return weights(model)
+
+    assert equal(run(1, reseed=False, caller=5), run(2, reseed=False, caller=5))
+    assert not equal(run(1, reseed=False, caller=5), run(1, reseed=False, caller=6))
+    assert equal(run(1, reseed=True, caller=5), run(1, reseed=True, caller=6))
+
+
 @pytest.mark.parametrize("name", ["epochs", "accumulation", "log_every", "validate_every", "save_every", "max_steps"])
 def test_counts_must_be_positive(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"train\.{name} must be 1 or more; found 0"):
         TrainConfig(**{name: 0})
+
+
+def test_seconds_must_be_positive() -> None:
+    for seconds in (0.0, -1.0, math.nan):
+        with pytest.raises(ConfigError, match=r"train\.seconds must be more than 0; found"):
+            TrainConfig(seconds=seconds)
 
 
 def test_patience_must_not_be_negative() -> None:
@@ -389,12 +453,13 @@ def test_predict_neither_learns_nor_leaves_a_trace(toy: ModuleType) -> None:
 def test_examples_are_groups_of_rows() -> None:
     ids = torch.ones(8, 3, dtype=torch.int64)
     batch = Batch(text=Text(ids=ids, mask=ids.bool(), segments=ids), regions=None, group=4)
-    assert _examples((batch, None)) == 2
+    assert _count_examples((batch, None)) == 2
     shared = Batch(
         text=Text(ids=ids, mask=ids.bool(), segments=ids, row=torch.zeros(12, dtype=torch.int64)), regions=None, group=4
     )
-    assert _examples((shared, None)) == 3
-    assert _examples((torch.zeros(5, 2), None)) == 5
+    assert _count_examples((shared, None)) == 3
+    assert _count_examples((torch.zeros(5, 2), None)) == 5
+    assert _count_examples(([object(), object(), object()], [])) == 3
 
 
 @pytest.mark.gpu

@@ -90,6 +90,29 @@ def test_plain_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_bounded_by_time_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    with Log(stream=stream) as log:
+        log.start(0, None, seconds=200.0)
+        train_line(log, 10, seconds=50.0)
+        log.valid(step=10, epoch=1, scores={"accuracy": 0.5})
+        train_line(log, 20, seconds=201.0)
+    assert stream.getvalue().splitlines() == [
+        "25%  step 10  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  80 examples/s  2 min left",
+        "step 10  epoch 1  validation: accuracy 0.5000",
+        "100%  step 20  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  80 examples/s  0 s left",
+    ]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = Terminal()
+    with Log(stream=terminal) as log:
+        log.start(0, None, seconds=200.0)
+        log.advance(6, 30.0)
+        train_line(log, 10, seconds=50.0)
+    assert "50/200" in terminal.getvalue()
+    assert "step 10  epoch 1  loss 1.5" in terminal.getvalue()
+
+
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")

@@ -48,6 +48,14 @@ def test_groups_by_name() -> None:
     }
 
 
+def test_vectors_need_no_name_to_stay_undecayed() -> None:
+    everything = names(parameter_groups(Net(), OptimConfig(weight_decay=0.1, no_decay=(), decay_vectors=False)))
+    assert everything == {
+        0.1: ["dense.weight", "pooler.weight"],
+        0.0: ["dense.bias", "LayerNorm.weight", "LayerNorm.bias", "pooler.bias"],
+    }
+
+
 def test_an_excluded_name_must_exist_and_something_must_be_left() -> None:
     with pytest.raises(ConfigError, match="'poolr'"):
         parameter_groups(Net(), OptimConfig(exclude=("poolr",)))
@@ -121,6 +129,7 @@ def test_every_optimiser_keeps_the_ratio_of_rates(name: Any) -> None:
         ({"lr": -1.0}, "lr"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"clip_norm": 0.0}, "clip_norm"),
+        ({"schedule": "cosine"}, "set warmup_steps, 0 for none"),
     ],
 )
 def test_impossible_settings(change: dict[str, Any], message: str) -> None:
@@ -214,6 +223,28 @@ def test_clip_modes() -> None:
     clip_each([], 1.0)
 
 
+def test_a_global_norm_is_added_up_in_the_order_of_the_model() -> None:
+    """Large and small gradients alternate, so that their order shows in the last bit of the norm."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(7, 7) for _ in range(40)))
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter) * 10 ** float(torch.rand(()) * 4)
+    config = OptimConfig(weight_decay=0.1, decay_vectors=False, clip="global_in_order", clip_norm=1.0)
+    optimizer, _ = build_optimizer(net, config, 10)
+    assert [group["positions"] for group in optimizer.param_groups] == [[*range(0, 80, 2)], [*range(1, 80, 2)]]
+    expected = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+    copies = [nn.Parameter(torch.zeros_like(gradient)) for gradient in expected]
+    for copy, gradient in zip(copies, expected, strict=True):
+        copy.grad = gradient
+    nn.utils.clip_grad_norm_(copies, 1.0)
+    clip_gradients(optimizer, config)
+    assert all(
+        torch.equal(p.grad, copy.grad)
+        for p, copy in zip(net.parameters(), copies, strict=True)
+        if p.grad is not None and copy.grad is not None
+    )
+
+
 def test_an_inner_clip_is_not_doubled() -> None:
     net = Net()
     optimizer, _ = build_optimizer(net, OptimConfig(name="bert_adam", clip="per_tensor"), 10)
@@ -246,6 +277,28 @@ def test_schedule_shapes() -> None:
         0.0,
     ]
     assert factors("warmup_linear", warmup_share=1.0) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.0]
+
+
+def test_cosine_is_a_warm_up_times_half_a_cosine_down_to_a_fiftieth() -> None:
+    schedule = build_schedule(OptimConfig(schedule="cosine", warmup_steps=3), 8)
+    whole = [0.02 + 0.49 * (1 + math.cos(math.pi * done / 8)) for done in range(9)]
+    expected = [whole[0] / 4, whole[1] / 2, whole[2] * 3 / 4, *whole[3:]]
+    assert [schedule.factor(done) for done in range(9)] == pytest.approx(expected)
+    assert schedule.factor(20) == pytest.approx(0.02)
+
+
+def test_a_schedule_without_a_total_follows_the_share_of_the_time() -> None:
+    def factors(name: Any, **settings: Any) -> list[float]:
+        schedule = build_schedule(OptimConfig(schedule=name, **settings), None)
+        return [round(schedule.factor(100, share), 4) for share in (0.0, 0.125, 0.5, 1.0)]
+
+    assert factors("constant") == [1.0, 1.0, 1.0, 1.0]
+    assert factors("warmup_linear", warmup_share=0.25) == [0.0, 0.5, 0.6667, 0.0]
+    assert factors("cosine", warmup_steps=0) == [1.0, 0.9627, 0.51, 0.02]
+    with pytest.raises(ConfigError, match=r"5 should warm up\. Use optim\.warmup_share"):
+        build_schedule(OptimConfig(schedule="warmup_linear", warmup_steps=5), None)
+    with pytest.raises(ConfigError, match=r"bert_adam reads its schedule .* Use train\.max_steps"):
+        build_schedule(OptimConfig(name="bert_adam"), None)
 
 
 def test_rates_are_set_from_the_peak_at_every_update() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from visling import runtime
-from visling.cli.options import Device, Json, Out, Resume, Settings, parse_precision
+from visling.cli.options import Device, Json, Out, Processes, Resume, Settings, Threads, parse_precision
 from visling.cli.printing import rounded, show_with_unreadable
 
 detect_app = typer.Typer(no_args_is_help=True, help="Train and score a region detector.")
@@ -27,50 +26,53 @@ def detect_train(
     ],
     out: Out,
     preset: Annotated[str, typer.Option(help="Size and input of the detector: default, scenes or nlvr.")] = "default",
-    seconds: Annotated[float | None, typer.Option(help="Training time; the preset's own if left out.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates instead of time, which makes a run repeatable.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Training time; the preset's if left out.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates instead of time; makes a run repeatable.")] = None,
     set_: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    threads: Threads = None,
+    processes: Processes = 1,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
     """Train a small Faster R-CNN on any folder with boxes.
 
-    Example: visling detect train scenes/images/train --annotations scenes/annotations/instances_train.json --preset
-    scenes --out detector
+    Example: visling detect train images --annotations instances_train.json --preset scenes --out detector
     """
     from visling.recipes.detectors import detect_config
     from visling.runs import detect as detection
 
-    given = {"seconds": seconds, "steps": steps}
-    settings = [*(f"{name}={value}" for name, value in given.items() if value is not None), *(set_ or [])]
-    training = detect_config(settings, preset)
-
-    def say(now: detection.DetectionProgress) -> None:
-        speed, left = f"{now.images_per_second:.0f} images/s", timedelta(seconds=round(now.seconds_left))
-        print(f"{now.share:>4.0%}  step {now.step}  loss {now.loss:.3f}  {speed}  {left} left", file=sys.stderr)
-
-    where = runtime.pick_device(device)
-    found = detection.train_detector(
-        images,
-        detection.read_annotations(annotations),
-        out,
-        training,
-        seed=seed,
-        device=str(where),
-        precision=runtime.resolve(parse_precision(precision), where),
-        progress=say,
-        resume=resume,
-    )
-    counts = {
-        "images": found.images,
-        "steps": found.steps,
-        "epochs": round(found.epochs, 2),
-        "seconds": round(found.seconds, 1),
+    target = runtime.pick_device(device)
+    options = {
+        "max_steps": steps,
+        "seconds": seconds,
+        "seed": seed,
+        "precision": runtime.resolve(parse_precision(precision), target),
     }
-    show_with_unreadable(counts, found.unreadable, json_, f"Wrote {out}")
+    chosen = [f"train.{name}={value}" for name, value in options.items() if value is not None]
+    config = detect_config([*chosen, *(set_ or [])], preset)
+    runtime.limit_threads(threads)
+    with runtime.process_group(processes):
+        trained = detection.train_detector(
+            images,
+            detection.read_annotations(annotations),
+            out,
+            config,
+            device=device,
+            resume=resume,
+            stream=sys.stderr,
+        )
+    counts = {
+        "images": trained.images,
+        "steps": trained.steps,
+        "epochs": round(trained.epochs, 2),
+        "seconds": round(trained.seconds, 1),
+    }
+    paused = trained.stopped == "max_seconds"
+    title = f"Stopped by train.max_seconds; resume {out} with --resume" if paused else f"Wrote {out}"
+    show_with_unreadable(counts, trained.unreadable, json_, title)
 
 
 @detect_app.command("eval")
@@ -79,25 +81,24 @@ def detect_eval(
     annotations: Annotated[Path, typer.Option(help="COCO instances JSON, or SPLIT/SPLIT.json of NLVR v1.")],
     detector: Annotated[Path, typer.Option(help="Folder of a trained detector.")],
     device: Device = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Score the first images only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first images.")] = None,
     json_: Json = False,
 ) -> None:
     """Score a detector: mean average precision at IoU 0.5, recall, attributes.
 
-    Example: visling detect eval scenes/images/val --annotations scenes/annotations/instances_val.json --detector
-    detector
+    Example: visling detect eval images --annotations instances_val.json --detector detector
     """
     from visling.runs import detect as detection
 
-    found = detection.evaluate_detector(
+    scored = detection.evaluate_detector(
         detector, images, detection.read_annotations(annotations), device=device, limit=limit
     )
     scores = {
-        "images": found.images,
-        "mean average precision at IoU 0.5": rounded(found.scores.mean_ap),
-        "recall at IoU 0.5": rounded(found.scores.recall),
-        "attribute accuracy": rounded(found.scores.attribute_accuracy),
-        "images per second": round(found.images_per_second, 1),
-        **{f"average precision of {name}": rounded(value) for name, value in sorted(found.ap.items())},
+        "images": scored.images,
+        "mean average precision at IoU 0.5": rounded(scored.scores.mean_ap),
+        "recall at IoU 0.5": rounded(scored.scores.recall),
+        "attribute accuracy": rounded(scored.scores.attribute_accuracy),
+        "images per second": round(scored.images_per_second, 1),
+        **{f"average precision of {name}": rounded(value) for name, value in sorted(scored.ap.items())},
     }
-    show_with_unreadable(scores, found.unreadable, json_)
+    show_with_unreadable(scores, scored.unreadable, json_)

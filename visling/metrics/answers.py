@@ -1,9 +1,9 @@
-"""Scores of answers: VQA accuracy, NLVR v1 and NLVR2 consistency, equal to the official scripts; LXMERT's by data set;
-       an interval by bootstrap.
+"""Scores of answers: VQA accuracy, NLVR v1 and NLVR2 consistency, equal to the official scripts; LXMERT's scores by
+data set; bootstrap intervals.
 
-Sources  VQA: GT-Vision-Lab/VQA, PythonEvaluationTools, in the two versions that were in force. NLVR v1: lil-lab/nlvr,
-`metrics_images.py` and
-         `metrics_structured_rep.py`; NLVR2: the same, `metrics.py`. By data set: LXMERT's release, `LXMERTEvaluator`.
+Sources  VQA: GT-Vision-Lab/VQA, PythonEvaluationTools, in its two official versions. NLVR v1: lil-lab/nlvr,
+         `metrics_images.py` and `metrics_structured_rep.py`; NLVR2: the same, `metrics.py`. By data set: LXMERT's
+         release, `LXMERTEvaluator`.
 Units    Scores of single questions are fractions. `Average.percent` is what the official scripts print.
 """
 
@@ -33,22 +33,25 @@ NUMBERS = {"none": "0"} | {
 ARTICLES = frozenset({"a", "an", "the"})
 
 _CONTRACTION_PAIRS = """
-aint ain't, arent aren't, cant can't, couldve could've, couldnt couldn't, couldn'tve couldn't've, couldnt've couldn't've, didnt didn't,
-doesnt doesn't, dont don't, hadnt hadn't, hadnt've hadn't've, hadn'tve hadn't've, hasnt hasn't, havent haven't, hed he'd, hed've he'd've,
-he'dve he'd've, hes he's, howd how'd, howll how'll, hows how's, Id've I'd've, I'dve I'd've, Im I'm, Ive I've, isnt isn't, itd it'd,
-itd've it'd've, it'dve it'd've, itll it'll, let's let's, maam ma'am, mightnt mightn't, mightnt've mightn't've, mightn'tve mightn't've,
-mightve might've, mustnt mustn't, mustve must've, neednt needn't, notve not've, oclock o'clock, oughtnt oughtn't, ow's'at 'ow's'at,
-'ows'at 'ow's'at, 'ow'sat 'ow's'at, shant shan't, shed've she'd've, she'dve she'd've, she's she's, shouldve should've, shouldnt shouldn't,
-shouldnt've shouldn't've, shouldn'tve shouldn't've, somebody'd somebodyd, somebodyd've somebody'd've, somebody'dve somebody'd've,
-somebodyll somebody'll, somebodys somebody's, someoned someone'd, someoned've someone'd've, someone'dve someone'd've, someonell someone'll,
-someones someone's, somethingd something'd, somethingd've something'd've, something'dve something'd've, somethingll something'll,
-thats that's, thered there'd, thered've there'd've, there'dve there'd've, therere there're, theres there's, theyd they'd,
-theyd've they'd've, they'dve they'd've, theyll they'll, theyre they're, theyve they've, twas 'twas, wasnt wasn't, wed've we'd've,
-we'dve we'd've, weve we've, werent weren't, whatll what'll, whatre what're, whats what's, whatve what've, whens when's, whered where'd,
-wheres where's, whereve where've, whod who'd, whod've who'd've, who'dve who'd've, wholl who'll, whos who's, whove who've, whyll why'll,
-whyre why're, whys why's, wont won't, wouldve would've, wouldnt wouldn't, wouldnt've wouldn't've, wouldn'tve wouldn't've, yall y'all,
-yall'll y'all'll, y'allll y'all'll, yall'd've y'all'd've, y'alld've y'all'd've, y'all'dve y'all'd've, youd you'd, youd've you'd've,
-you'dve you'd've, youll you'll, youre you're, youve you've
+aint ain't, arent aren't, cant can't, couldve could've, couldnt couldn't, couldn'tve couldn't've,
+couldnt've couldn't've, didnt didn't, doesnt doesn't, dont don't, hadnt hadn't, hadnt've hadn't've,
+hadn'tve hadn't've, hasnt hasn't, havent haven't, hed he'd, hed've he'd've, he'dve he'd've, hes he's, howd how'd,
+howll how'll, hows how's, Id've I'd've, I'dve I'd've, Im I'm, Ive I've, isnt isn't, itd it'd, itd've it'd've,
+it'dve it'd've, itll it'll, let's let's, maam ma'am, mightnt mightn't, mightnt've mightn't've, mightn'tve mightn't've,
+mightve might've, mustnt mustn't, mustve must've, neednt needn't, notve not've, oclock o'clock, oughtnt oughtn't,
+ow's'at 'ow's'at, 'ows'at 'ow's'at, 'ow'sat 'ow's'at, shant shan't, shed've she'd've, she'dve she'd've, she's she's,
+shouldve should've, shouldnt shouldn't, shouldnt've shouldn't've, shouldn'tve shouldn't've, somebody'd somebodyd,
+somebodyd've somebody'd've, somebody'dve somebody'd've, somebodyll somebody'll, somebodys somebody's,
+someoned someone'd, someoned've someone'd've, someone'dve someone'd've, someonell someone'll, someones someone's,
+somethingd something'd, somethingd've something'd've, something'dve something'd've, somethingll something'll,
+thats that's, thered there'd, thered've there'd've, there'dve there'd've, therere there're, theres there's,
+theyd they'd, theyd've they'd've, they'dve they'd've, theyll they'll, theyre they're, theyve they've, twas 'twas,
+wasnt wasn't, wed've we'd've, we'dve we'd've, weve we've, werent weren't, whatll what'll, whatre what're,
+whats what's, whatve what've, whens when's, whered where'd, wheres where's, whereve where've, whod who'd,
+whod've who'd've, who'dve who'd've, wholl who'll, whos who's, whove who've, whyll why'll, whyre why're, whys why's,
+wont won't, wouldve would've, wouldnt wouldn't, wouldnt've wouldn't've, wouldn'tve wouldn't've, yall y'all,
+yall'll y'all'll, y'allll y'all'll, yall'd've y'all'd've, y'alld've y'all'd've, y'all'dve y'all'd've, youd you'd,
+youd've you'd've, you'dve you'd've, youll you'll, youre you're, youve you've
 """
 
 CONTRACTIONS: Mapping[str, str] = dict(pair.split() for pair in _CONTRACTION_PAIRS.split(","))
@@ -62,7 +65,7 @@ _MOST_PERIODS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Average:
-    """A mean kept as sum and count, so that parts can be joined and checked."""
+    """A mean kept as sum and count, so that parts can be combined and checked."""
 
     total: float
     count: int
@@ -132,9 +135,9 @@ class NlvrScores:
     """The two official numbers of NLVR v1."""
 
     precision: Average
-    """Right predictions among all."""
+    """Correct predictions among all."""
     consistency: Average
-    """Presentations (first field of the identifier) of which every prediction is right."""
+    """Presentations (first field of the identifier) of which every prediction is correct."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +145,9 @@ class Nlvr2Scores:
     """The two official numbers of NLVR2."""
 
     accuracy: Average
-    """Right predictions among all."""
+    """Correct predictions among all."""
     consistency: Average
-    """Groups (the pairs of one sentence of one set) of which every prediction is right."""
+    """Groups (the pairs of one sentence of one set) of which every prediction is correct."""
 
 
 def strip_marks(text: str) -> str:
@@ -182,13 +185,13 @@ def normalise(answer: str) -> str:
 
 
 def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version = "2021") -> float:
-    """Accuracy of one answer: for each person, min(1, agreeing others / 3), averaged over the persons.
+    """Accuracy of one answer: for each annotator, min(1, agreeing others / 3), averaged over the annotators.
 
     Args:
-        answers: of the (usually ten) persons.
-        version: "2021" normalises both sides, or neither when the persons agree. "2017" always normalises the
-            prediction, takes agreeing persons as they are, and only strips the punctuation of others; published numbers
-            of 2019 come from it.
+        answers: of the (usually ten) annotators.
+        version: "2021" normalises both sides, or neither when the annotators agree. "2017" always normalises the
+            prediction, leaves unanimous answers as they are, and strips only the punctuation of others; published
+            numbers of 2019 come from it.
     Raises:
         DataError: no answers.
     """
@@ -235,10 +238,10 @@ def vqa_accuracy(predictions: Mapping[str, str], questions: Iterable[Question], 
 
 
 def source_scores(answered: Iterable[tuple[str, ScoredQuestion]]) -> SourceScores:
-    """Mean score of the answers given, overall and by data set: what an answer scores by its question, 0 if the
-    question does not list it.
+    """Mean score of answers, overall and by data set: the score of the answer in its question's list, 0 if the list
+    lacks it.
 
-    Questions of which no answer is listed (an empty mapping) count with 0; what is no question (None) does not count.
+    Questions that list no answer (an empty mapping) count as 0; examples that are no questions (None) do not count.
 
     Args:
         answered: answer and question; both spell answers alike.
@@ -256,14 +259,15 @@ def source_scores(answered: Iterable[tuple[str, ScoredQuestion]]) -> SourceScore
 
 
 def same_ids(predictions: Mapping[str, object], truths: Mapping[str, object]) -> None:
-    """Raise `DataError` unless there is one prediction for each id, and no other."""
+    """Raise `DataError` unless there is exactly one prediction for each id."""
     missing, extra = truths.keys() - predictions.keys(), predictions.keys() - truths.keys()
     if missing or extra:
         first = ", ".join(
             f"{word} {min(ids, key=str)!r}" for word, ids in (("lacks", missing), ("has unknown", extra)) if ids
         )
         raise DataError(
-            f"{len(predictions)} predictions for {len(truths)} examples: {len(missing)} missing, {len(extra)} in excess ({first}). "
+            f"{len(predictions)} predictions for {len(truths)} examples: {len(missing)} missing, "
+            f"{len(extra)} in excess ({first}). "
             "Predict the whole split, and score it with the annotations of the same split."
         )
 
@@ -279,8 +283,10 @@ def nlvr_images(predictions: Iterable[tuple[str, str]], labels: Mapping[str, str
     Raises:
         DataError: not exactly one prediction per picture of every example.
     """
-    given = {name.partition(".")[0].partition("-")[2]: value for name, value in predictions}
-    return _nlvr(given, {f"{name}-{picture}": label for name, label in labels.items() for picture in range(pictures)})
+    by_picture = {name.partition(".")[0].partition("-")[2]: value for name, value in predictions}
+    return _nlvr(
+        by_picture, {f"{name}-{picture}": label for name, label in labels.items() for picture in range(pictures)}
+    )
 
 
 def nlvr_structured(predictions: Iterable[tuple[str, str]], labels: Mapping[str, str]) -> NlvrScores:
@@ -296,16 +302,17 @@ def nlvr2_scores(predictions: Mapping[str, str], labels: Mapping[str, str], grou
     """Official scores of predictions for NLVR2.
 
     Args:
-        predictions: identifier -> value, compared without regard to case; another word than true and false is wrong,
-            further ones are not read.
+        predictions: identifier -> value, compared without regard to case; words other than true and false are wrong,
+            identifiers without a label are not read.
         labels: identifier -> "True" or "False".
-        groups: identifier -> what must be right together.
+        groups: identifier -> group whose predictions must all be correct.
     Raises:
         DataError: an identifier without a prediction.
     """
     if missing := sorted(labels.keys() - predictions.keys()):
         raise DataError(
-            f"{len(missing)} of {len(labels)} examples have no prediction, first {missing[0]!r}. Predict the whole split."
+            f"{len(missing)} of {len(labels)} examples have no prediction, first {missing[0]!r}. "
+            "Predict the whole split."
         )
     right: dict[str, list[float]] = defaultdict(list)
     for name, label in labels.items():
@@ -333,7 +340,8 @@ def bootstrap(
     """
     if not len(values) or len(values) != len(groups):
         raise DataError(
-            f"an interval needs one group per value and at least one value; found {len(values)} values and {len(groups)} groups."
+            f"an interval needs one group per value and at least one value; found {len(values)} values and "
+            f"{len(groups)} groups."
         )
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     totals = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
@@ -348,17 +356,17 @@ def bootstrap(
     return float(low), float(high)
 
 
-def _nlvr(given: Mapping[str, str], labels: Mapping[str, str]) -> NlvrScores:
-    same_ids(given, labels)
+def _nlvr(predictions: Mapping[str, str], labels: Mapping[str, str]) -> NlvrScores:
+    same_ids(predictions, labels)
     presentations: dict[str, bool] = {}
-    right = 0
+    correct = 0
     for name, label in labels.items():
-        hit = given[name].lower() == label.lower()
-        right += hit
+        hit = predictions[name].lower() == label.lower()
+        correct += hit
         presentation = name.partition("-")[0]
         presentations[presentation] = presentations.get(presentation, True) and hit
     return NlvrScores(
-        precision=Average(total=right, count=len(labels)),
+        precision=Average(total=correct, count=len(labels)),
         consistency=Average(total=sum(presentations.values()), count=len(presentations)),
     )
 

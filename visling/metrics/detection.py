@@ -1,7 +1,7 @@
 """Scores of detected boxes: mean average precision, recall, attributes.
 
-Source   Everingham et al. 2010 (PASCAL VOC), all-point interpolation as since 2010; crowds as in COCO: they neither
-         count nor cost.
+Source   Everingham et al. 2010 (PASCAL VOC), all-point interpolation as since 2010; crowds as in COCO: they need not be
+         found, and detections on them are not counted.
 Shapes   D detections and N objects of one image; boxes are pixel corners.
 """
 
@@ -44,7 +44,7 @@ class TrueBoxes:
     ignored: NDArray[np.bool_] | None = None
     """(N,) crowds: need not be found, and detections on them are not counted."""
     attributes: NDArray[np.bool_] | None = None
-    """(N, attributes) which hold."""
+    """(N, attributes): which of them each object has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,10 @@ def match(
     ignored: NDArray[np.bool_] | None = None,
     threshold: float = 0.5,
 ) -> NDArray[np.int64]:
-    """Object of each detection (D,): the number of the object, -1 = a false alarm, -2 = on an ignored object.
+    """Object of each detection (D,): the number of the object, -1 = a false positive, -2 = on an ignored object.
 
     Detections choose in order of their score; each takes the free object of largest IoU, at least `threshold`. A
-    detection without one that overlaps an ignored object as much is not counted.
+    detection without one that overlaps an ignored object by at least `threshold` is not counted.
     """
     result = np.full(len(boxes), -1, np.int64)
     if not len(truth) or not len(boxes):
@@ -117,18 +117,18 @@ def average_precision(scores: NDArray[np.floating], correct: NDArray[np.bool_], 
 def score(
     detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], *, threshold: float = 0.5
 ) -> DetectionScores:
-    """All scores at one IoU threshold; the two sequences speak of the same images in the same order."""
+    """All scores at one IoU threshold; both sequences hold the same images in the same order."""
     ap: dict[int, float] = {}
     found = objects = 0
-    for number in sorted({int(c) for truth in truths for c in truth.classes[_counted(truth)]}):
+    for number in sorted({int(c) for truth in truths for c in truth.classes[_mask_counted(truth)]}):
         pairs = [
-            (_only(d, d.classes == number), _only_true(t, t.classes == number))
+            (_select_detected(d, d.classes == number), _select_true(t, t.classes == number))
             for d, t in zip(detections, truths, strict=True)
         ]
         ap[number], hits, total = _average_precision_of(pairs, threshold)
         found, objects = found + hits, objects + total
     _, anywhere, _ = _average_precision_of(list(zip(detections, truths, strict=True)), threshold)
-    accuracy, attribute_ap = _attributes(detections, truths, threshold)
+    accuracy, attribute_ap = _score_attributes(detections, truths, threshold)
     return DetectionScores(
         mean_ap=float(np.mean(list(ap.values()))) if ap else float("nan"),
         ap=ap,
@@ -142,10 +142,10 @@ def score(
 
 
 def _average_precision_of(pairs: Sequence[tuple[DetectedBoxes, TrueBoxes]], threshold: float) -> tuple[float, int, int]:
-    """Average precision, objects found, objects, all regardless of class."""
+    """Average precision, objects found and objects, all regardless of class."""
     scores, correct, objects = [], [], 0
     for detected, truth in pairs:
-        objects += int(_counted(truth).sum())
+        objects += int(_mask_counted(truth).sum())
         matched = match(detected.boxes, detected.scores, truth.boxes, ignored=truth.ignored, threshold=threshold)
         scores.append(detected.scores[matched != -2])
         correct.append(matched[matched != -2] >= 0)
@@ -157,10 +157,10 @@ def _average_precision_of(pairs: Sequence[tuple[DetectedBoxes, TrueBoxes]], thre
     )
 
 
-def _attributes(
+def _score_attributes(
     detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], threshold: float
 ) -> tuple[float | None, float | None]:
-    """Share of exactly right attribute sets, and mean average precision over attributes."""
+    """Share of attribute sets that are exactly right, and mean average precision over attributes."""
     right = compared = 0
     pairs = [
         (d, t) for d, t in zip(detections, truths, strict=True) if t.attributes is not None and d.attributes is not None
@@ -185,33 +185,34 @@ def _attributes(
     each = []
     for attribute in range(pairs[0][1].attributes.shape[1] if pairs and pairs[0][1].attributes is not None else 0):
         ap, _, objects_with = _average_precision_of(
-            [(_with_attribute(d, attribute), _only_true(t, _has(t, attribute))) for d, t in pairs], threshold
+            [(_select_attribute(d, attribute), _select_true(t, _mask_attribute(t, attribute))) for d, t in pairs],
+            threshold,
         )
         if objects_with:
             each.append(ap)
     return (right / compared if compared else None), (float(np.mean(each)) if each else None)
 
 
-def _counted(truth: TrueBoxes) -> NDArray[np.bool_]:
+def _mask_counted(truth: TrueBoxes) -> NDArray[np.bool_]:
     return np.ones(len(truth.classes), np.bool_) if truth.ignored is None else ~truth.ignored
 
 
-def _only(detected: DetectedBoxes, chosen: NDArray[np.bool_]) -> DetectedBoxes:
+def _select_detected(detected: DetectedBoxes, chosen: NDArray[np.bool_]) -> DetectedBoxes:
     return DetectedBoxes(boxes=detected.boxes[chosen], classes=detected.classes[chosen], scores=detected.scores[chosen])
 
 
-def _only_true(truth: TrueBoxes, chosen: NDArray[np.bool_]) -> TrueBoxes:
+def _select_true(truth: TrueBoxes, chosen: NDArray[np.bool_]) -> TrueBoxes:
     ignored = None if truth.ignored is None else truth.ignored[chosen]
     return TrueBoxes(boxes=truth.boxes[chosen], classes=truth.classes[chosen], ignored=ignored)
 
 
-def _has(truth: TrueBoxes, attribute: int) -> NDArray[np.bool_]:
+def _mask_attribute(truth: TrueBoxes, attribute: int) -> NDArray[np.bool_]:
     assert truth.attributes is not None
     chosen: NDArray[np.bool_] = truth.attributes[:, attribute].astype(np.bool_)
     return chosen if truth.ignored is None else chosen | truth.ignored
 
 
-def _with_attribute(detected: DetectedBoxes, attribute: int) -> DetectedBoxes:
+def _select_attribute(detected: DetectedBoxes, attribute: int) -> DetectedBoxes:
     """Detections that carry the attribute, scored by its confidence."""
     assert detected.attributes is not None
     holds = detected.attributes == attribute

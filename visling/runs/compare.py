@@ -279,10 +279,11 @@ def _differences(phase: str, runs: Mapping[str, Any]) -> dict[str, dict[str, Any
             raise ConfigError(
                 f"budgets of {phase} differ: {listed}. Make them the same with {option} {next(iter(unequal))}=VALUE."
             )
-    if base.train.max_seconds is not None:
-        raise ConfigError(
-            f"train.max_seconds is {base.train.max_seconds:g}: models would get unequal numbers of updates. Use train.max_steps instead."
-        )
+    for name in ("max_seconds", "seconds"):
+        if (limit := getattr(base.train, name)) is not None:
+            raise ConfigError(
+                f"train.{name} is {limit:g}: models would get unequal numbers of updates. Use train.max_steps instead."
+            )
     return {name: {model: _at(configs.to_dict(run), name) for model, run in runs.items()} for name in sorted(names)}
 
 

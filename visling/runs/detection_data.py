@@ -1,33 +1,36 @@
-"""Images with boxes as batches for the detector."""
+"""Annotated images as batches for the detector."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visling import runtime
 from visling.data.annotations.instances import InstanceRecord, Instances
-from visling.errors import DataError, nearest
-from visling.recipes.detectors import DetectConfig
-from visling.train.state import State
+from visling.errors import ConfigError, DataError, nearest
 from visling.types import IGNORE
 from visling.vision.detector import DetectorConfig, Truth
 from visling.vision.images import fit, read_image
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
 Picture = NDArray[np.uint8]
 """(H, W, 3) RGB pixels."""
 
-
-Batch = tuple[int, int, list[int]]
-"""Epoch, number in the epoch, sample numbers."""
+_BATCHES_SORTED_TOGETHER = 16
+_BATCHES_LOADED_AHEAD = 2
 
 
 class Samples:
-    """Annotated images: read, scaled and kept in memory while there is room."""
+    """Annotated images: read, scaled, and kept in memory while there is room."""
 
     def __init__(self, folder: Path, instances: Instances, config: DetectorConfig, *, cache_bytes: int) -> None:
         self.folder, self.records, self.config = folder, instances.records, config
@@ -37,32 +40,45 @@ class Samples:
         self._cache: dict[int, tuple[Picture, Truth]] = {}
         self._classes = {name: number for number, name in enumerate(config.class_names)}
         self._attributes = {name: number for number, name in enumerate(config.attribute_names)}
+        self.shapes = np.array([1.0 if one.size is None else one.size[1] / one.size[0] for one in self.records])
+        """Heights over widths as annotated; 1 where they are not known."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def check(self) -> None:
-        """Raise `DataError` unless there are images and all names are the detector's."""
+        """Raise `DataError` unless there are images and the detector knows all names."""
         if not self.records:
-            raise DataError("the annotations list no image: there is nothing to learn or to score.")
+            raise DataError("the annotations list no image: there is nothing to train on or to score.")
         if not any((self.folder / record.file_name).is_file() for record in self.records):
             raise DataError(
-                f"none of the {len(self.records)} annotated images is in {self.folder}; the first should be {self.records[0].file_name}."
+                f"none of the {len(self.records)} annotated images is in {self.folder}; the first should be "
+                f"{self.records[0].file_name}."
             )
         for record in self.records:
             for name in record.categories:
                 if name not in self._classes:
                     raise DataError(
-                        f"image {record.id} has an object of class {name!r}, unknown to the detector. {nearest(name, self._classes)}"
+                        f"image {record.id} has an object of class {name!r}, unknown to the detector. "
+                        f"{nearest(name, self._classes)}"
                     )
             for name in (name for names in record.attributes for name in names or ()):
                 if self._attributes and name not in self._attributes:
                     raise DataError(
-                        f"image {record.id} has attribute {name!r}, unknown to the detector. {nearest(name, self._attributes)}"
+                        f"image {record.id} has attribute {name!r}, unknown to the detector. "
+                        f"{nearest(name, self._attributes)}"
                     )
 
+    def refuse(self) -> NoReturn:
+        """Raise the `DataError` of a folder in which hardly any image can be read."""
+        readable = sum(self.original(index) is not None for index in range(len(self)))
+        raise DataError(
+            f"{f'only {readable}' if readable else 'none'} of the {len(self)} images in {self.folder} can be read; the "
+            f"first that cannot: {self.unreadable[0][1]}"
+        )
+
     def original(self, index: int) -> tuple[Picture, Truth] | None:
-        """Pixels and objects of one image; None if it cannot be used, which is noted."""
+        """Pixels and objects of one image; None if it cannot be used, which `unreadable` records."""
         record = self.records[index]
         if index in self._bad:
             return None
@@ -78,46 +94,14 @@ class Samples:
             self._bad.add(index)
             self.unreadable.append((path, str(error)))
             return None
-        return picture, self._truth(record)
+        return picture, self._build_truth(record)
 
     def classes(self, index: int) -> NDArray[np.int64]:
         """Class numbers of one image's objects, crowds included."""
         return np.array([self._classes[name] for name in self.records[index].categories], np.int64)
 
-    def load(self, batch: Batch, seed: int, flip_rate: float) -> list[tuple[Picture, Truth]]:
-        """The usable samples of a batch, scaled to the detector's input."""
-        epoch, _, indices = batch
-        loaded = []
-        for index in indices:
-            sample = self._scaled(index)
-            if sample is not None:
-                mirror = flip_rate > 0 and runtime.generator_for(seed, epoch, index).random() < flip_rate
-                loaded.append(_mirrored(*sample) if mirror else sample)
-        return loaded
-
-    def batches(self, seed: int, state: State, training: DetectConfig) -> Iterator[Batch]:
-        """Batches without end, from where the state stands; images of similar shape come together, so that little is
-        padded."""
-        count = min(training.batch_size, len(self))
-        shapes = np.array([1.0 if record.size is None else record.size[1] / record.size[0] for record in self.records])
-        epoch, skip = state.epoch, state.batch
-        while True:
-            rng = runtime.generator_for(seed, epoch)
-            order = rng.permutation(len(self))
-            pool = 16 * count
-            order = np.concatenate(
-                [part[shapes[part].argsort(kind="stable")] for part in np.split(order, range(pool, len(self), pool))]
-            )
-            groups = [order[start : start + count].tolist() for start in range(0, len(self) - count + 1, count)]
-            for number in range(skip, len(groups)):
-                yield epoch, number, groups[number]
-            epoch, skip = epoch + 1, 0
-            if len(self._bad) == len(self):
-                raise DataError(
-                    f"none of the {len(self)} images in {self.folder} can be read; the first: {self.unreadable[0][1]}"
-                )
-
-    def _scaled(self, index: int) -> tuple[Picture, Truth] | None:
+    def scaled(self, index: int) -> tuple[Picture, Truth] | None:
+        """Pixels and objects of one image, scaled to the detector's input; None if it cannot be used."""
         if index in self._cache:
             return self._cache[index]
         sample = self.original(index)
@@ -132,7 +116,7 @@ class Samples:
             self._cache[index] = sample
         return sample
 
-    def _truth(self, record: InstanceRecord) -> Truth:
+    def _build_truth(self, record: InstanceRecord) -> Truth:
         attributes = np.zeros((len(record.categories), len(self._attributes)), np.bool_)
         for row, names in enumerate(record.attributes):
             attributes[row, [self._attributes[name] for name in names or () if self._attributes]] = True
@@ -145,9 +129,131 @@ class Samples:
         )
 
 
-def _mirrored(picture: Picture, truth: Truth) -> tuple[Picture, Truth]:
+def mirror(picture: Picture, truth: Truth) -> tuple[Picture, Truth]:
+    """An image with its boxes, left and right exchanged."""
     width = picture.shape[1]
     boxes = truth.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array(
         [width, 0, width, 0], np.float32
     )
     return np.ascontiguousarray(picture[:, ::-1]), replace(truth, boxes=boxes)
+
+
+class DetectionBatches:
+    """Epochs of (images, truths) pairs for `train.engine.fit`, in an order that depends on (seed, epoch) alone.
+
+    Images of similar shape come together, so that little is padded; a thread loads them before they are used. Images
+    that cannot be read are left out. A batch of which no image is left is skipped, and the epoch ends with its first
+    batches once more, so that all processes read the same number of batches.
+
+    Args:
+        batch_size: images per batch and process; all of them, if there are fewer.
+        flip_rate: probability that an image is mirrored.
+        rank, world_size: this process's share; None asks the process group.
+    Raises:
+        ConfigError: fewer images than processes.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        batch_size: int,
+        seed: int,
+        flip_rate: float = 0.0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.samples, self.seed, self.flip_rate = samples, seed, flip_rate
+        self.rank = runtime.rank() if rank is None else rank
+        self.world_size = runtime.world_size() if world_size is None else world_size
+        if len(samples) < self.world_size:
+            raise ConfigError(
+                f"{len(samples)} images for {self.world_size} processes: each needs one. Use fewer processes."
+            )
+        self.batch_size = min(batch_size, len(samples) // self.world_size)
+        self._epoch = self._next = self._count = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration reads."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch, self._next, self._count = value, 0, 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch in this process."""
+        return len(self.samples) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[list[Picture], list[Truth]]]:
+        groups = self._group_images()
+        with ThreadPoolExecutor(1) as pool:
+            while self._count < len(self):
+                start, count = self._next, self._count
+                for number, pairs in load_ahead(pool, range(start, len(groups)), lambda at: self._load(groups[at])):
+                    self._next = number + 1
+                    if pairs:
+                        self._count += 1
+                        yield [picture for picture, _ in pairs], [truth for _, truth in pairs]
+                    if self._count == len(self):
+                        return
+                if start == 0 and self._count == count:
+                    self.samples.refuse()
+                self._next = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position: the next batch of the epoch, how many were handed out, and what the order depends on."""
+        return {"epoch": self._epoch, "next": self._next, "batches": self._count, **self._describe_order()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Move to where `state_dict` was called: the next iteration begins with the batch that would have come next.
+
+        Raises:
+            ConfigError: the state belongs to another seed, number of images or batch size.
+        """
+        for name, value in self._describe_order().items():
+            if state.get(name) != value:
+                raise ConfigError(
+                    f"cannot resume the images: {name} was {state.get(name)!r}, now it is {value!r}. "
+                    "Resume with the same data and settings, or start a new run."
+                )
+        self._epoch, self._next, self._count = int(state["epoch"]), int(state["next"]), int(state["batches"])
+
+    def _describe_order(self) -> dict[str, int]:
+        return {"seed": self.seed, "images": len(self.samples), "global_batch": self.batch_size * self.world_size}
+
+    def _group_images(self) -> list[list[int]]:
+        """The epoch's image numbers, this process's share of each global batch."""
+        order = runtime.generator_for(self.seed, self._epoch).permutation(len(self.samples))
+        size = self.batch_size * self.world_size
+        chunk = _BATCHES_SORTED_TOGETHER * size
+        shapes = self.samples.shapes
+        order = np.concatenate(
+            [part[shapes[part].argsort(kind="stable")] for part in np.split(order, range(chunk, len(order), chunk))]
+        )
+        starts = range(0, len(order) - size + 1, size)
+        return [order[start : start + size][self.rank :: self.world_size].tolist() for start in starts]
+
+    def _load(self, indices: list[int]) -> list[tuple[Picture, Truth]]:
+        """The readable images of a batch, some of them mirrored."""
+        loaded = []
+        for index in indices:
+            sample = self.samples.scaled(index)
+            if sample is not None:
+                rate = self.flip_rate
+                flips = rate > 0 and runtime.generator_for(self.seed, self._epoch, index).random() < rate
+                loaded.append(mirror(*sample) if flips else sample)
+        return loaded
+
+
+def load_ahead(pool: ThreadPoolExecutor, items: Iterable[_T], load: Callable[[_T], _R]) -> Iterator[tuple[_T, _R]]:
+    """Each item with what `load` returns for it; the pool's threads load the next ones meanwhile."""
+    waiting: deque[tuple[_T, Future[_R]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(load, item)))
+        if len(waiting) > _BATCHES_LOADED_AHEAD:
+            ready, future = waiting.popleft()
+            yield ready, future.result()
+    for ready, future in waiting:
+        yield ready, future.result()

@@ -217,7 +217,7 @@ def estimate(run: PretrainConfig | FinetuneConfig) -> Estimate:
 def updates(run: PretrainConfig | FinetuneConfig) -> int | None:
     """Updates of a whole run; None where neither it nor a published run on its data says how many."""
     examples = _examples(run)
-    if run.train.max_steps is not None or examples is None:
+    if run.train.max_steps is not None or run.train.seconds is not None or examples is None:
         return run.train.max_steps
     return examples // run.batch_size // run.train.accumulation * run.train.epochs
 

@@ -17,19 +17,23 @@ class TrainConfig:
     epochs: int = 10
     """Passes over the data."""
     max_steps: int | None = None
-    """Optimiser updates in all; replaces `epochs` when given."""
+    """Optimiser updates in all; replaces `epochs` and `seconds` when given."""
+    seconds: float | None = None
+    """Length of the run in time, validation and saving included; replaces `epochs` when given. The schedule follows the
+    share of it that has passed, so no two runs are the same: for repeatable runs use `max_steps`."""
     accumulation: int = 1
     """Micro-batches per update. Those that do not fill an update at the end of an epoch are dropped."""
     normalise: Literal["micro_steps", "counts"] = "micro_steps"
-    """Mean over the accumulated micro-batches (and processes): each counts the same (equals one big batch when their
-    counts are equal), or by the count of its loss (always equals one big batch; needs a loss with a single part)."""
+    """Mean over the accumulated micro-batches (and processes): all have the same weight (equals one big batch when
+    their counts are equal), or each is weighted by the count of its loss (always equals one big batch; needs a loss
+    with a single part)."""
     precision: runtime.Precision = "fp32"
     """bf16: matrix products in bfloat16; weights, optimiser and losses stay in float32."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     compile: bool = False
     """Compile the step with torch.compile."""
     seed: int = 0
-    """Of dropout and everything else drawn in training; process k uses seed + k."""
+    """Seed of dropout and of every other random draw in training; process k uses seed + k."""
     log_every: int = 50
     """Updates between training lines."""
     validate_every: int = 1
@@ -39,15 +43,15 @@ class TrainConfig:
     metric: str = "loss"
     """Validation score by which the best weights are kept."""
     direction: Literal["max", "min"] = "min"
-    """Whether more or less of `metric` is better."""
+    """Whether a higher or a lower `metric` is better."""
     patience: int | None = None
     """Stop when the best score is more than this many validations old (VisualBERT: 3); None = never."""
     save_every: int = 500
-    """Updates between saves of last/, besides those at each validation and at the end."""
+    """Updates between saves of last/, in addition to those at each validation and at the end."""
     max_seconds: float | None = None
-    """Save and return after this time; --resume goes on. None = no limit."""
+    """Save and return after this time, to be resumed with --resume; None = no limit."""
     unused_parameters: bool = True
-    """Several GPUs only: some parameters get no gradient in some steps. False saves a walk over the graph."""
+    """Several GPUs only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation", "log_every", "validate_every", "save_every"):
@@ -56,6 +60,10 @@ class TrainConfig:
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(
                 f"train.max_steps must be 1 or more; found {self.max_steps}. To train by epochs leave it out."
+            )
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigError(
+                f"train.seconds must be more than 0; found {self.seconds}. To train by epochs leave it out."
             )
         if self.seed < 0:
             raise ConfigError(f"train.seed must be 0 or more; found {self.seed}.")

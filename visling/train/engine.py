@@ -1,9 +1,9 @@
-"""The loop, top to bottom: next batch, forward, backward, clip, update, log, validate, save.
+"""The loop, top to bottom: next batch, forward, backward, clip, step, log, validate, save.
 
-The engine knows a model as an nn.Module and a step as a function from a batch and its targets to a loss. It works alone
-and, when a process group exists, with others (on GPUs through DistributedDataParallel): gradients are means over
-processes, loss parts in the log exact sums over them. Scalars stay on the device between log lines; nothing in a step
-waits for it.
+The engine knows a model as an nn.Module and a step as a function from a batch and its targets to a loss. It runs in one
+process or, when a process group exists, in several (on GPUs through DistributedDataParallel): gradients are means over
+processes, loss parts in the log exact sums over them. Scalars stay on the device between log lines; no step waits for
+the device. Only a run bounded by seconds makes several processes wait: they agree on the time at every update.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +27,16 @@ from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.parallel import Backward, Step
 from visling.train.state import RunFolder, State, capture_generators, from_main, restore_generators, save_weights
 from visling.train.transfer import move_ahead
-from visling.types import Batch
+from visling.types import Batch, Loss
 
 _T = TypeVar("_T")
 
 
 class Batches(Protocol):
-    """One epoch of (batch, targets) pairs after another, each the same for the same epoch number."""
+    """One epoch of (batch, targets) pairs after another; the same epoch number always gives the same pairs."""
 
     epoch: int
-    """Setting it goes to the beginning of that epoch."""
+    """Setting it moves to the beginning of that epoch."""
 
     def __len__(self) -> int:
         """Pairs per epoch on this process; the same on all."""
@@ -47,11 +47,11 @@ class Batches(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Position after the pair handed out last, as JSON values."""
+        """Position after the last pair that was handed out, as JSON values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a position; the next iteration begins there."""
+        """Move to a position; the next iteration begins there."""
         ...
 
 
@@ -66,162 +66,255 @@ def fit(
     run_folder: RunFolder | None = None,
     save_best: Callable[[Path], None] | None = None,
     after_update: Callable[[], None] | None = None,
+    reseed: bool = True,
 ) -> State:
-    """Train a model; go on from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
+    """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
 
     Args:
         model: on its device, with every parameter that `step` trains.
         step: a closure over `model`.
-        validate: scores by name of the model as it stands; None = the final weights are the best.
+        validate: scores by name of the model in its current state; None = the final weights are the best.
         run_folder: where the last state and the best weights are kept; None = nowhere.
         save_best: writes the best model into the folder it is given; None = its weights alone.
-        after_update: called after each optimiser update (objectives with queues or slowly following networks).
+        after_update: called after each optimiser update (objectives with queues or momentum networks).
+        reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
         RunError: the loss is not finite, the disk is full, or the saved state does not fit.
     """
-    device = next(model.parameters()).device
-    limit = len(batches) // config.accumulation * config.accumulation
-    if limit == 0:
-        raise ConfigError(
-            f"an epoch has {len(batches)} batches, fewer than train.accumulation = {config.accumulation}. Use smaller batches or less of it."
-        )
-    total = config.max_steps or config.epochs * (limit // config.accumulation)
-    optimizer, schedule = build_optimizer(model, config.optim, total)
-    runtime.seed_everything(config.seed + runtime.rank())
+    trainer = Trainer(
+        model,
+        step,
+        batches,
+        config=config,
+        log=log,
+        validate=validate,
+        run_folder=run_folder,
+        save_best=save_best,
+        after_update=after_update,
+        reseed=reseed,
+    )
+    return trainer.run()
 
-    state = State()
-    if run_folder is not None and run_folder.has_last:
-        state, position = run_folder.load_last(model, optimizer)
-        batches.load_state_dict(position)
-    else:
-        batches.epoch = 0
-        position = batches.state_dict()
-    if run_folder is not None:
-        run_folder.require_space(_space(model))
-    log.start(state.step, total)
-    if state.step:
-        log.event(f"resumed at step {state.step} of {total}", step=state.step)
 
-    backward = Backward(model, step, config, device)
-    meter = Meter(state.sums)
-    began, before, saved = time.monotonic(), state.elapsed, state.step if state.step else -1
-    alone = runtime.world_size() == 1
-    # On a CPU nothing runs ahead, so a bad loss can be caught before it spoils the weights; on a GPU it is seen when
-    # the meter is read.
-    watched = device.type == "cpu" and alone
+class Trainer:
+    """One call of `fit`: what it works on, how far it has come, and a method for each phase of an update."""
 
-    def save() -> None:
-        nonlocal saved
-        meter.read(state.step)
-        state.elapsed = before + time.monotonic() - began
-        if run_folder is not None:
-            run_folder.save_last(model, optimizer, state, position)
-        saved = state.step
-        meter.skip()
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Step,
+        batches: Batches,
+        *,
+        config: TrainConfig,
+        log: Log,
+        validate: Callable[[], Mapping[str, float]] | None,
+        run_folder: RunFolder | None,
+        save_best: Callable[[Path], None] | None,
+        after_update: Callable[[], None] | None,
+        reseed: bool,
+    ) -> None:
+        self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
+        self._validate, self._write_best, self._after_update = validate, save_best, after_update
+        self.device = next(model.parameters()).device
+        self.alone = runtime.world_size() == 1
+        # On a CPU nothing runs ahead, so a bad loss is caught before it corrupts the weights; on a GPU it is seen when
+        # the meter is read.
+        self.checks_each_loss = self.device.type == "cpu" and self.alone
 
-    def check(epoch: int) -> None:
-        assert validate is not None
-        meter.read(state.step)
-        scores = _validate(model, validate)
-        log.valid(step=state.step, epoch=epoch, scores=scores)
-        state.validated = state.step
-        if _improves(scores, state, config):
-            if run_folder is not None:
-                run_folder.save_best(keep)
-            log.event(f"step {state.step}: best {config.metric} so far, {state.best:.4f}", step=state.step)
-        meter.skip()
+        self.limit = len(batches) // config.accumulation * config.accumulation
+        if self.limit == 0:
+            raise ConfigError(
+                f"an epoch has {len(batches)} batches, fewer than train.accumulation = {config.accumulation}. "
+                "Use smaller batches or less accumulation."
+            )
+        self.total, self.seconds = _bound_run(config, updates_per_epoch=self.limit // config.accumulation)
+        self.optimizer, self.schedule = build_optimizer(model, config.optim, self.total)
+        if reseed:
+            runtime.seed_everything(config.seed + runtime.rank())
 
-    def keep(folder: Path) -> None:
-        if save_best is None:
-            save_weights(folder, model)
+        self.state = State()
+        if run_folder is not None and run_folder.has_last:
+            self.state, self.position = run_folder.load_last(model, self.optimizer)
+            batches.load_state_dict(self.position)
         else:
-            save_best(folder)
+            batches.epoch = 0
+            self.position = batches.state_dict()
+        if run_folder is not None:
+            run_folder.require_space(_estimate_space(model))
+        self.saved_at = self.state.step if self.state.step else -1
+        self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-    def stop() -> str:
-        if state.step >= total:
+        self.backward = Backward(model, step, config, self.device)
+        self.meter = Meter(self.state.sums)
+        self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
+        self.share = self._measure_share()
+
+    def run(self) -> State:
+        """Next batch, forward, backward, clip, step, log, validate, save, until there is a reason to stop."""
+        self._start()
+        reason = self._find_reason_to_stop()
+        while not reason:
+            pairs = move_ahead(_with_positions(self.batches, self.limit - self.state.batch), self.device)
+            epoch_ended = False
+            while not reason and not epoch_ended:
+                reached = self._accumulate_gradients(pairs)
+                self._update_weights()
+                epoch_ended = self._advance(reached)
+                self._log_if_due()
+                self._validate_if_due(epoch_ended)
+                self._save_if_due()
+                reason = self._find_reason_to_stop()
+        self._conclude(reason)
+        return self.state
+
+    def _start(self) -> None:
+        step, elapsed = self.state.step, self.state.elapsed
+        self.log.start(step, self.total, seconds=self.seconds)
+        if step:
+            whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
+            self.log.event(f"resumed at step {step} {whole}", step=step)
+        self.model.train()
+        self.model.zero_grad(set_to_none=True)
+
+    def _accumulate_gradients(self, pairs: Iterator[tuple[tuple[Any, Any], dict[str, Any]]]) -> dict[str, Any]:
+        """Forward and backward of an update's micro-batches; returns the position of the batches after them."""
+        count = self.config.accumulation
+        for micro in range(count):
+            item, reached = next(pairs)
+            if micro == 0:
+                generators = capture_generators() if self.checks_each_loss and self.run_folder is not None else None
+            loss = self.backward(item, last=micro == count - 1)
+            if self.checks_each_loss and not math.isfinite(loss.value.item()):
+                self._fail_before_update(loss, generators)
+            self.meter.add(self.state.step + 1, loss, _count_examples(item))
+        return reached
+
+    def _fail_before_update(self, loss: Loss, generators: Mapping[str, Any] | None) -> NoReturn:
+        """Save the state before the update whose loss is not finite, and raise."""
+        self.meter.read(self.state.step)
+        if self.run_folder is not None:
+            self.run_folder.save_last(self.model, self.optimizer, self.state, self.position, generators)
+        raise not_finite(
+            self.state.step + 1,
+            mean_parts(loss),
+            "The weights were not updated by it; the saved state, if there is a run folder, is the one before it.",
+        )
+
+    def _update_weights(self) -> None:
+        self.lr = apply_schedule(self.optimizer, self.schedule, self.state.step, self.share)
+        self.backward.finish()
+        clip_gradients(self.optimizer, self.config.optim)
+        self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        if self._after_update is not None:
+            self._after_update()
+
+    def _advance(self, reached: dict[str, Any]) -> bool:
+        """Count the update; returns whether it was the last of its epoch."""
+        state = self.state
+        state.step, state.batch, self.position = state.step + 1, state.batch + self.config.accumulation, reached
+        self.epoch, epoch_ended = state.epoch + 1, state.batch == self.limit
+        if epoch_ended:
+            state.epoch, state.batch, self.batches.epoch = self.epoch, 0, self.epoch
+            self.position = self.batches.state_dict()
+        self.share = self._measure_share()
+        return epoch_ended
+
+    def _log_if_due(self) -> None:
+        self.log.advance(self.state.step, self._measure_elapsed())
+        if self.state.step % self.config.log_every == 0 or self._is_complete():
+            self.meter.read(self.state.step)
+            self.meter.report(self.log, self.state, epoch=self.epoch, lr=self.lr, seconds=self._measure_elapsed())
+
+    def _validate_if_due(self, epoch_ended: bool) -> None:
+        every = self.config.validate_every
+        if self.config.validate_unit == "epochs":
+            due = epoch_ended and self.epoch % every == 0
+        else:
+            due = self.state.step % every == 0
+        if self._validate is not None and due:
+            self._score(self._validate, self.epoch)
+
+    def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
+        """Validate the model, and keep its weights if they are the best so far."""
+        state = self.state
+        self.meter.read(state.step)
+        scores = _evaluate(self.model, validate)
+        self.log.valid(step=state.step, epoch=epoch, scores=scores)
+        state.validated = state.step
+        if _improves(scores, state, self.config):
+            self._save_best()
+            self.log.event(f"step {state.step}: best {self.config.metric} so far, {state.best:.4f}", step=state.step)
+        self.meter.skip()
+
+    def _save_best(self) -> None:
+        if self.run_folder is None:
+            return
+        write = self._write_best
+        self.run_folder.save_best((lambda folder: save_weights(folder, self.model)) if write is None else write)
+
+    def _save_if_due(self) -> None:
+        if self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step:
+            self._save_last()
+
+    def _save_last(self) -> None:
+        self.meter.read(self.state.step)
+        self.state.elapsed = self._measure_elapsed()
+        if self.run_folder is not None:
+            self.run_folder.save_last(self.model, self.optimizer, self.state, self.position)
+        self.saved_at = self.state.step
+        self.meter.skip()
+
+    def _find_reason_to_stop(self) -> str:
+        """finished, patience, max_seconds, or nothing."""
+        config, state = self.config, self.state
+        if self._is_complete():
             return "finished"
         if config.patience is not None and state.stale > config.patience:
             return "patience"
-        if config.max_seconds is not None and (
-            alone or state.step % config.log_every == 0
-        ):  # processes must agree, which costs a wait
-            return "max_seconds" if from_main(time.monotonic() - began >= config.max_seconds) else ""
+        # Processes must agree, which costs a wait: they do so only when they log
+        if config.max_seconds is not None and (self.alone or state.step % config.log_every == 0):
+            return "max_seconds" if from_main(time.monotonic() - self.began >= config.max_seconds) else ""
         return ""
 
-    model.train()
-    model.zero_grad(set_to_none=True)
-    reason = stop()
-    while not reason:
-        micro = 0
-        for item, reached in move_ahead(_positions(batches, limit - state.batch), device):
-            if micro == 0:
-                generators = capture_generators() if watched and run_folder is not None else None
-            micro += 1
-            loss = backward(item, last=micro == config.accumulation)
-            if watched and not math.isfinite(loss.value.item()):
-                meter.read(state.step)
-                if run_folder is not None:
-                    run_folder.save_last(model, optimizer, state, position, generators)
-                raise not_finite(
-                    state.step + 1,
-                    mean_parts(loss),
-                    "Nothing was updated by it; the saved state, if there is a run folder, is the one before it.",
-                )
-            meter.add(state.step + 1, loss, _examples(item))
-            if micro < config.accumulation:
-                continue
-
-            micro = 0
-            lr = apply_schedule(optimizer, schedule, state.step)
-            backward.finish()
-            clip_gradients(optimizer, config.optim)
-            optimizer.step()
-            model.zero_grad(set_to_none=True)
-            if after_update is not None:
-                after_update()
-
-            state.step, state.batch, position = state.step + 1, state.batch + config.accumulation, reached
-            epoch, ended = state.epoch + 1, state.batch == limit
-            if ended:
-                state.epoch, state.batch, batches.epoch = epoch, 0, epoch
-                position = batches.state_dict()
-            log.advance(state.step)
-            if state.step % config.log_every == 0 or state.step == total:
-                meter.read(state.step)
-                meter.report(log, state, epoch=epoch, lr=lr, seconds=before + time.monotonic() - began)
-            due = (
-                ended and epoch % config.validate_every == 0
-                if config.validate_unit == "epochs"
-                else state.step % config.validate_every == 0
+    def _conclude(self, reason: str) -> None:
+        """Validate the final weights unless the run is to be resumed, save what is not saved yet, and say why it
+        ended."""
+        state, config = self.state, self.config
+        if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
+            self._score(self._validate, state.epoch + (state.batch > 0))
+            self.saved_at = -1
+        elif state.best is None:
+            self._save_best()
+        if self.saved_at != state.step:
+            self._save_last()
+        if reason == "patience":
+            self.log.event(
+                f"stopped: no better {config.metric} for {state.stale} validations; "
+                f"the best was at step {state.best_step}",
+                step=state.step,
             )
-            if validate is not None and due:
-                check(epoch)
-            if state.step % config.save_every == 0 or state.validated == state.step:
-                save()
-            reason = stop()
-            if reason or ended:
-                break
+        elif reason == "max_seconds":
+            step = f"step {state.step} of {self.total}" if self.seconds is None else f"step {state.step}"
+            self.log.event(
+                f"stopped after {config.max_seconds:.0f} s at {step}; resume with --resume",
+                step=state.step,
+            )
+        state.stopped = reason
 
-    if validate is not None and reason != "max_seconds" and state.validated < state.step:
-        check(state.epoch + (state.batch > 0))
-        saved = -1
-    elif run_folder is not None and state.best is None:
-        run_folder.save_best(keep)
-    if saved != state.step:
-        save()
-    if reason == "patience":
-        log.event(
-            f"stopped: no better {config.metric} for {state.stale} validations; the best was at step {state.best_step}",
-            step=state.step,
-        )
-    elif reason == "max_seconds":
-        log.event(
-            f"stopped after {config.max_seconds:.0f} s at step {state.step} of {total}; --resume goes on",
-            step=state.step,
-        )
-    state.stopped = reason
-    return state
+    def _measure_elapsed(self) -> float:
+        """Seconds spent on the run, earlier parts of a resumed one included."""
+        return self.elapsed_before + time.monotonic() - self.began
+
+    def _measure_share(self) -> float | None:
+        """Share of the run's seconds that has passed, by the main process's clock; None where updates bound the run."""
+        return None if self.seconds is None else from_main(self._measure_elapsed() / self.seconds)
+
+    def _is_complete(self) -> bool:
+        if self.total is not None:
+            return self.state.step >= self.total
+        return self.share is not None and self.share >= 1
 
 
 def predict(
@@ -232,7 +325,7 @@ def predict(
     precision: runtime.Precision = "fp32",
 ) -> Iterator[_T]:
     """What `step(batch, targets)` returns for each batch, in evaluation mode and without gradients; the model's mode is
-    put back at the end."""
+    restored at the end."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
@@ -244,7 +337,14 @@ def predict(
         model.train(training)
 
 
-def _positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], dict[str, Any]]]:
+def _bound_run(config: TrainConfig, updates_per_epoch: int) -> tuple[int | None, float | None]:
+    """Updates of the whole run, or the seconds of one that time bounds."""
+    if config.max_steps is None and config.seconds is not None:
+        return None, config.seconds
+    return config.max_steps or config.epochs * updates_per_epoch, None
+
+
+def _with_positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], dict[str, Any]]]:
     """The next `limit` pairs of the epoch, each with the position after it."""
     iterator = iter(batches)
     for number in range(limit):
@@ -252,16 +352,17 @@ def _positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], 
             item = next(iterator)
         except StopIteration:
             raise DataError(
-                f"the loader promised {limit} more batches in this epoch but gave {number}. Its length and its iteration disagree."
+                f"the loader promised {limit} more batches in this epoch but gave {number}. "
+                "Its length and its iteration disagree."
             ) from None
         position = batches.state_dict()
         if number == limit - 1 and isinstance(iterator, Generator):
-            # Batches may be dropped at the end; the loader must have let go before the next epoch is set
+            # The last batches may be dropped; the loader must release them before the next epoch is set
             iterator.close()
         yield item, position
 
 
-def _validate(model: nn.Module, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+def _evaluate(model: nn.Module, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
     """Scores in evaluation mode; what validation draws does not change the training after it."""
     generators = capture_generators()
     model.eval()
@@ -273,7 +374,7 @@ def _validate(model: nn.Module, validate: Callable[[], Mapping[str, float]]) -> 
 
 
 def _improves(scores: Mapping[str, float], state: State, config: TrainConfig) -> bool:
-    """Whether the scores are the best so far; notes it in the state."""
+    """Whether the scores are the best so far; records it in the state."""
     if config.metric not in scores:
         raise ConfigError(
             f"train.metric is {config.metric!r}, but validation reports no such score. {nearest(config.metric, scores)}"
@@ -289,18 +390,20 @@ def _improves(scores: Mapping[str, float], state: State, config: TrainConfig) ->
     return better
 
 
-def _examples(item: tuple[Any, Any]) -> int:
-    """Examples in a pair: groups of rows of a Batch, else the length of the first tensor."""
+def _count_examples(item: tuple[Any, Any]) -> int:
+    """Examples in a pair: groups of rows of a Batch, items of a list, else the length of the first tensor."""
     batch = item[0]
     if isinstance(batch, Batch):
         rows = batch.text.ids if batch.text.row is None else batch.text.row
         return int(rows.shape[0]) // batch.group
+    if isinstance(batch, list):
+        return len(batch)
     return next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))
 
 
-def _space(model: nn.Module) -> int:
-    """Bytes a run's folder needs at most: two states (the old one goes when the new one is complete) and two copies of
-    the best weights."""
+def _estimate_space(model: nn.Module) -> int:
+    """Most bytes that a run's folder needs: two states (the old one is deleted when the new one is complete) and two
+    copies of the best weights."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return int(2 * (weights + moments) + 2 * weights)

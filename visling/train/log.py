@@ -1,4 +1,4 @@
-"""What a run says: JSON lines for programs, one line or a progress bar for people, optionally TensorBoard."""
+"""What a run reports: JSON lines for programs, text or a progress bar for people, optionally TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from visling.errors import ConfigError, DataError, RunError
 
 
 class Log:
-    """Writes a run's lines; silent in all processes but the main one.
+    """Writes a run's lines; silent in every process except the main one.
 
     Args:
         path: JSON-lines file to append to; None = no file.
-        stream: where people read (a progress bar if it is a terminal, plain lines otherwise); None = nowhere.
+        stream: text for people (a progress bar if it is a terminal, plain lines otherwise); None = no text.
         tensorboard: folder of event files; None = none.
     Raises:
-        ConfigError: TensorBoard is asked for but not installed.
+        ConfigError: TensorBoard output is requested but tensorboard is not installed.
     """
 
     def __init__(
@@ -33,7 +33,8 @@ class Log:
         self._file: TextIO | None = None
         self._bar: Any = None
         self._task: Any = None
-        self._total = 0
+        self._total: int | None = None
+        self._seconds: float | None = None
         self._board: Any = None
         self._board_folder = tensorboard if main else None
         if self._board_folder is not None:
@@ -47,10 +48,11 @@ class Log:
     ) -> None:
         self.close()
 
-    def start(self, step: int, total: int) -> None:
-        """Begin at `step` of `total` updates; lines that an interrupted run wrote past `step` are cut."""
-        self._total = total
-        if self._file is not None:  # something was told before the start; cutting may put another file in its place
+    def start(self, step: int, total: int | None, *, seconds: float | None = None) -> None:
+        """Begin at `step` of a run of `total` updates, or of `seconds` if that number is not known; lines past `step`,
+        from an interrupted run, are removed."""
+        self._total, self._seconds = total, seconds
+        if self._file is not None:  # an event was written before the start; `cut` may replace the file
             self._file.close()
             self._file = None
         if self.path is not None:
@@ -58,12 +60,12 @@ class Log:
         if self._board_folder is not None:
             self._board = _summary_writer()(str(self._board_folder), purge_step=step + 1)
         if self._stream is not None and self._stream.isatty():
-            self._open_bar(step, total)
+            self._open_bar(step)
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar."""
+    def advance(self, step: int, seconds: float = 0.0) -> None:
+        """Move the progress bar to a step, or to the seconds spent on a run that time bounds."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step if self._seconds is None else int(seconds))
 
     def train(
         self,
@@ -80,11 +82,11 @@ class Log:
         """One training line.
 
         Args:
-            epoch: number of the epoch the step belongs to, from 1.
+            epoch: number, from 1, of the epoch that the step belongs to.
             loss: mean since the last line.
             parts: mean of each part since the last line.
             seconds: spent on the run so far.
-            seconds_per_step: recent mean, for the time left.
+            seconds_per_step: recent mean, from which the time left is estimated.
         """
         self._write(
             kind="train",
@@ -97,11 +99,18 @@ class Log:
             seconds=seconds,
         )
         inner = "  ".join(f"{name} {value:.4g}" for name, value in parts.items()) if len(parts) > 1 else ""
-        left = duration((self._total - step) * seconds_per_step)
-        text = f"epoch {epoch}  loss {loss:.4g}  {f'({inner})  ' if inner else ''}lr {lr:.2e}  {examples_per_second:.0f} examples/s"
+        text = (
+            f"epoch {epoch}  loss {loss:.4g}  {f'({inner})  ' if inner else ''}lr {lr:.2e}  "
+            f"{examples_per_second:.0f} examples/s"
+        )
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
+            self.advance(step, seconds)
+            self._bar.update(self._task, description=text if self._seconds is None else f"step {step}  {text}")
+        elif self._seconds is not None:
+            left = duration(max(self._seconds - seconds, 0.0))
+            self._say(f"{min(seconds / self._seconds, 1.0):.0%}  step {step}  {text}  {left} left")
         else:
+            left = duration(((self._total or step) - step) * seconds_per_step)
             self._say(f"step {step}/{self._total}  {text}  {left} left")
         self._scalars(
             "train", step, {"loss": loss, "lr": lr, **{f"part/{name}": value for name, value in parts.items()}}
@@ -110,8 +119,9 @@ class Log:
     def valid(self, *, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """One validation line."""
         self._write(kind="valid", step=step, epoch=epoch, scores=dict(scores))
+        of = "" if self._total is None else f"/{self._total}"
         self._say(
-            f"step {step}/{self._total}  epoch {epoch}  validation: "
+            f"step {step}{of}  epoch {epoch}  validation: "
             + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         )
         self._scalars("valid", step, scores)
@@ -122,7 +132,7 @@ class Log:
         self._say(message)
 
     def close(self) -> None:
-        """Close files and the progress bar; the log can be started again."""
+        """Close the files and the progress bar; the log can be started again."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -143,7 +153,7 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise RunError(
-                f"cannot write the log {self.path}: {error}. Free space or fix permissions, then go on with --resume."
+                f"cannot write the log {self.path}: {error}. Free space or fix permissions, then resume with --resume."
             ) from error
 
     def _say(self, text: str) -> None:
@@ -158,7 +168,7 @@ class Log:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
 
-    def _open_bar(self, step: int, total: int) -> None:
+    def _open_bar(self, step: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -169,12 +179,15 @@ class Log:
             TextColumn("{task.description}", markup=False),
             console=Console(file=self._stream),
         )
-        self._task = self._bar.add_task("", total=total, completed=step)
+        timed = self._seconds is not None
+        self._task = self._bar.add_task(
+            "", total=self._seconds if timed else self._total, completed=0 if timed else step
+        )
         self._bar.start()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of a log; a torn last line, left by a kill, is dropped.
+    """All lines of a log; a torn last line, which a kill leaves, is dropped.
 
     Raises:
         DataError: a line before the last is not JSON.
@@ -195,7 +208,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def cut(path: Path, step: int) -> None:
-    """Remove the lines of a log that lie past `step`, and a torn last line."""
+    """Remove the lines of a log that are past `step`, and a torn last line."""
     if not path.exists():
         return
     kept = [entry for entry in read(path) if entry.get("step", 0) <= step]
@@ -208,7 +221,7 @@ def cut(path: Path, step: int) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3.4 h, 2.1 days."""
+    """Seconds as people write them: 45 s, 12 min, 3.4 h, 2.1 days."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
@@ -223,6 +236,7 @@ def _summary_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            "TensorBoard output was asked for, but tensorboard is not installed. Install the extra: pip install 'visling[log]'."
+            "TensorBoard output was requested, but tensorboard is not installed. "
+            "Install the extra: pip install 'visling[log]'."
         ) from error
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""Loss parts between log lines, summed on the device."""
+"""Losses between log lines: kept on the device, summed when they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visling.types import Loss
 
 
 class Meter:
-    """Losses since the last log line; they stay on the device until read."""
+    """Losses since the last log line; they stay on the device until they are read."""
 
     def __init__(self, sums: Sums) -> None:
         self._sums = sums
@@ -23,15 +23,15 @@ class Meter:
         self._clock = time.monotonic()
 
     def add(self, step: int, loss: Loss, examples: int) -> None:
-        """Take in one micro-step of update `step`."""
+        """Add one micro-step of update `step`."""
         self._waiting.append((step, loss, examples))
 
     def skip(self) -> None:
-        """Do not count the time since the last read as training."""
+        """Leave the time since the last read out of the training time."""
         self._clock = time.monotonic()
 
     def read(self, step: int) -> None:
-        """Add up what waits, up to update `step`.
+        """Sum up the losses that were added, up to update `step`.
 
         Raises:
             RunError: a loss was not finite.
@@ -51,41 +51,40 @@ class Meter:
             value = next(numbers)
             parts = {name: (next(numbers), next(numbers)) for name in loss.parts}
             if not math.isfinite(value) and bad is None:
-                bad = at, {name: _ratio(*part) for name, part in parts.items()}
+                bad = at, {name: _divide(*part) for name, part in parts.items()}
             self._sums.loss += value
             self._sums.steps += 1
             self._sums.examples += examples
             for name, (amount, count) in parts.items():
-                known = self._sums.parts.setdefault(name, [0.0, 0.0])
-                known[0] += amount
-                known[1] += count
+                part = self._sums.parts.setdefault(name, [0.0, 0.0])
+                part[0] += amount
+                part[1] += count
         self._sums.seconds += time.monotonic() - self._clock
         self._clock = time.monotonic()
-        found = [entry for entry in gather(bad) if entry is not None]
-        if found:
+        everywhere = [entry for entry in gather(bad) if entry is not None]
+        if everywhere:
             raise not_finite(
-                *found[0], "The weights are spoilt since then; the saved state, if any, is an earlier one."
+                *everywhere[0],
+                "The weights have been corrupted since that step; the saved state, if any, is an earlier one.",
             )
 
     def report(self, log: Log, state: State, *, epoch: int, lr: float, seconds: float) -> None:
-        """Write a training line about everything read, over all processes, and begin anew."""
+        """Write a training line about all losses read so far, over all processes, and start over."""
         everyone = gather(self._sums)
         steps = sum(sums.steps for sums in everyone)
         parts: dict[str, list[float]] = {}
         for sums in everyone:
             for name, (amount, count) in sums.parts.items():
-                known = parts.setdefault(name, [0.0, 0.0])
-                known[0] += amount
-                known[1] += count
+                part = parts.setdefault(name, [0.0, 0.0])
+                part[0] += amount
+                part[1] += count
         spent = max(self._sums.seconds, 1e-9)
         updates = state.step - state.logged
         log.train(
             step=state.step,
             epoch=epoch,
             loss=sum(sums.loss for sums in everyone) / steps,
-            parts={
-                name: _ratio(*part) for name, part in parts.items() if part[1]
-            },  # nothing to say of what nobody was asked
+            parts={name: _divide(*part) for name, part in parts.items() if part[1]},  # not those without a target
             lr=lr,
             examples_per_second=sum(sums.examples for sums in everyone) / spent,
             seconds=seconds,
@@ -96,16 +95,18 @@ class Meter:
 
 
 def mean_parts(loss: Loss) -> dict[str, float]:
-    return {name: _ratio(float(amount), float(count)) for name, (amount, count) in loss.parts.items()}
+    """Mean of each part of a loss."""
+    return {name: _divide(float(amount), float(count)) for name, (amount, count) in loss.parts.items()}
 
 
-def _ratio(amount: float, count: float) -> float:
+def _divide(amount: float, count: float) -> float:
     return amount / max(count, 1.0)
 
 
-def not_finite(step: int, parts: Mapping[str, float], after: str) -> RunError:
+def not_finite(step: int, parts: Mapping[str, float], consequence: str) -> RunError:
+    """The error of a run whose loss is infinite or NaN."""
     listed = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
     return RunError(
-        f"the loss of step {step} is not finite ({listed}). {after} Look for NaN in the features or empty targets; "
-        'otherwise lower train.optim.lr, warm up longer, clip gradients, or use train.precision = "fp32".'
+        f"the loss of step {step} is not finite ({listed}). {consequence} Look for NaN in the features or empty "
+        'targets; otherwise lower train.optim.lr, warm up longer, clip gradients, or use train.precision = "fp32".'
     )

@@ -1,10 +1,9 @@
 """The releases' optimisers and schedules, with exactly their arithmetic, and torch's AdamW.
 
 Sources  BertAdam: VisualBERT, LXMERT, CVLP and the first ViLBERT release. ReleaseAdamW: VL-BERT (bias correction) and
-ViLBERT's multi-task
-         release (no bias correction). Recorded trajectories: tests/parity/test_optimisers.py.
-Speed    Both are written as calls of torch's fused AdamW kernel, one for all parameters, which is five times faster on a CPU than list operations
-         (`torch._foreach_*`). No host synchronisation.
+         ViLBERT's multi-task release (no bias correction). Recorded trajectories: tests/parity/test_optimisers.py.
+Speed    Both are calls of torch's fused AdamW kernel, one call for all parameters: on a CPU five times faster than list
+         operations (`torch._foreach_*`). No host synchronisation.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -22,13 +22,13 @@ from torch.optim import Optimizer
 from visling.errors import ConfigError
 
 ScheduleName = Literal[
-    "constant", "warmup_constant", "warmup_linear", "warmup_cosine", "warmup_stable_decay", "triangle"
+    "constant", "warmup_constant", "warmup_linear", "warmup_cosine", "warmup_stable_decay", "cosine", "triangle"
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Which optimiser moves which parameters, how far, and how that changes over a run."""
+    """Which optimiser updates which parameters, by how much, and how that changes over a run."""
 
     name: Literal["bert_adam", "release_adamw", "adamw"] = "adamw"
     """bert_adam: no bias correction (VisualBERT, LXMERT). release_adamw: VL-BERT's. adamw: torch's fused one."""
@@ -48,26 +48,29 @@ class OptimConfig:
     no_decay_except: tuple[str, ...] = ()
     """Parts of names that `no_decay` does not cover after all (ViLBERT: its pattern misses the norms behind
     co-attention)."""
+    decay_vectors: bool = True
+    """False: parameters of at most one dimension (biases and norms, whatever their names) are not decayed either."""
     swap_decay: bool = False
     """Decay what `no_decay` names, and nothing else (first ViLBERT release, by mistake)."""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """Part of a name -> factor of `lr` for the parameters whose name contains it, the first that fits; 1 for all others
-    (first ViLBERT release: 0.1 for what starts from BERT). Each must match something."""
+    """Part of a name -> factor of `lr` for the parameters whose name contains it; the first match counts, all others
+    have 1 (first ViLBERT release: 0.1 for what starts from BERT). Each must match something."""
     exclude: tuple[str, ...] = ()
-    """Parameters whose name contains one of these stay out of the optimiser (VisualBERT: pooler). Each must match
+    """Parameters whose name contains one of these are left out of the optimiser (VisualBERT: pooler). Each must match
     something."""
-    clip: Literal["global", "per_tensor", "none"] = "global"
-    """Gradient clipping: one norm over all parameters, or one per parameter (VisualBERT, ViLBERT's first release)."""
+    clip: Literal["global", "global_in_order", "per_tensor", "none"] = "global"
+    """Gradient clipping: one norm over all parameters, or one per parameter (VisualBERT, ViLBERT's first release).
+    global_in_order adds up the norm in the order of the model instead of group by group: its last bit may differ."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     schedule: ScheduleName = "warmup_linear"
     """Shape of the learning rate; `triangle` is VL-BERT's name for `warmup_linear`."""
     warmup_share: float = 0.1
-    """Share of all updates spent warming up."""
+    """Share of the run (of its updates, or of its seconds) spent warming up."""
     warmup_steps: int | None = None
-    """Updates spent warming up; replaces `warmup_share` when given."""
+    """Updates spent warming up; replaces `warmup_share` when given, and cosine needs it."""
     decay_share: float = 0.3
-    """Share of all updates in which warmup_stable_decay falls to 0."""
+    """Share of the run in which warmup_stable_decay falls to 0."""
     evaluate: Literal["before", "after"] = "before"
     """Whether the schedule reads the number of updates before the increment (BertAdam: the first update has lr 0) or
     after (VL-BERT)."""
@@ -81,6 +84,8 @@ class OptimConfig:
             raise ConfigError(f"decay_share must lie in (0, 1]; found {self.decay_share}.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be 0 or more; found {self.warmup_steps}.")
+        if self.schedule == "cosine" and self.warmup_steps is None:
+            raise ConfigError('schedule "cosine" warms up over a number of updates: set warmup_steps, 0 for none.')
         if self.lr < 0 or self.eps < 0 or self.weight_decay < 0:
             raise ConfigError(
                 f"lr, eps and weight_decay must be 0 or more; found {self.lr}, {self.eps}, {self.weight_decay}."
@@ -98,26 +103,35 @@ class Schedule:
     """Factor of the peak learning rate at each update."""
 
     name: ScheduleName
-    total: int
-    """Updates of the whole run."""
+    total: int | None
+    """Updates of the whole run; None = not known, the run is bounded by time."""
     warmup: float
-    """Share of `total` spent warming up."""
+    """Share of the run spent warming up."""
+    warmup_steps: int = 0
+    """Updates over which cosine warms up."""
     evaluate: Literal["before", "after"] = "before"
     decay: float = 0.3
-    """Share of `total` in which warmup_stable_decay falls."""
+    """Share of the run in which warmup_stable_decay falls."""
 
-    def factor(self, done: int) -> float:
+    def factor(self, done: int, share: float | None = None) -> float:
         """Factor of the next update when `done` updates have been made.
 
+        Args:
+            share: of the time of a run without a `total` that has passed.
         Source:
             warmup_linear, warmup_constant: BertAdam, x / w, then (1 - x) / (1 - w) or 1. VL-BERT's triangle is the same
                 line read one update later.
             warmup_cosine: ours, half a cosine from the end of the warm-up (BertAdam's own jumps there).
-            warmup_stable_decay: the peak rate until the last part of the run, then a line to 0.
+            cosine: ours, half a cosine over the whole run down to a fiftieth, times a linear warm-up that is never 0.
+            warmup_stable_decay: the peak rate until the last part of the run, then linear to 0.
         """
         if self.name == "constant":
             return 1.0
-        x = (done + (self.evaluate == "after")) / self.total
+        x = share if self.total is None else (done + (self.evaluate == "after")) / self.total
+        assert x is not None, "a schedule without a total is read by the share of the time"
+        if self.name == "cosine":
+            warm = min(1.0, (done + 1) / (self.warmup_steps + 1))
+            return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(x, 1.0))))
         if x < self.warmup:
             return x / self.warmup
         if self.name == "warmup_constant":
@@ -132,17 +146,16 @@ class Schedule:
 
 
 class BertAdam(Optimizer):
-    """Adam as the BERT family's releases have it: no bias correction, decay added to the update before the learning
-    rate.
+    """Adam as in the BERT family's releases: no bias correction, decay added to the update before the learning rate.
 
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g g;  p = p - lr factor(n) (m / (sqrt(v) + eps) + decay p)
 
-    n counts the updates of each parameter by itself: one whose gradient is None is skipped, decay included, and its
-    schedule lags.
+    n counts the updates of each parameter separately: a parameter whose gradient is None is skipped, decay included,
+    and its schedule lags.
 
     Args:
-        schedule: factor of `lr` by number of updates already made; None = 1.
-        max_grad_norm: clip the gradient of each tensor by itself to this norm; None = do not clip here.
+        schedule: factor of `lr` by the number of updates already made; None = 1.
+        max_grad_norm: clip the gradient of each tensor to this norm; None = do not clip here.
     """
 
     def __init__(
@@ -165,19 +178,19 @@ class BertAdam(Optimizer):
         """One update of every parameter that has a gradient."""
         loss = _evaluate(closure)
         for group in self.param_groups:
-            for done, bucket in _buckets(self, group):
+            for done, bucket in _group_by_updates(self, group):
                 if self.max_grad_norm is not None:
                     clip_each([p.grad for p in bucket if p.grad is not None], self.max_grad_norm)
                 factor = 1.0 if self.schedule is None else self.schedule(done)
-                _move(self, bucket, group, lr=group["lr"] * factor, decay=group["weight_decay"])
+                _apply_adamw(self, bucket, group, lr=group["lr"] * factor, decay=group["weight_decay"])
         return loss
 
 
 class ReleaseAdamW(Optimizer):
-    """AdamW as VL-BERT and ViLBERT's multi-task release have it.
+    """AdamW as in VL-BERT and ViLBERT's multi-task release.
 
-    It differs from torch's: eps joins the root before the bias correction, and decay (lr times decay) is applied after
-    the step, to the moved value.
+    It differs from torch's: eps is added to the root before the bias correction, and decay (lr times decay) is applied
+    after the step, to the updated value.
 
     Args:
         bias_correction: scale the step by sqrt(1 - b2^n) / (1 - b1^n).
@@ -202,18 +215,18 @@ class ReleaseAdamW(Optimizer):
         loss = _evaluate(closure)
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
-            for done, bucket in _buckets(self, group):
+            for done, bucket in _group_by_updates(self, group):
                 size = lr
                 if self.bias_correction:
                     size *= math.sqrt(1 - beta2 ** (done + 1)) / (1 - beta1 ** (done + 1))
-                _move(self, bucket, group, lr=size, decay=0.0)
+                _apply_adamw(self, bucket, group, lr=size, decay=0.0)
                 if group["weight_decay"] > 0:
                     torch._foreach_add_(bucket, bucket, alpha=-lr * group["weight_decay"])
         return loss
 
 
 def clip_each(grads: Sequence[Tensor], norm: float) -> None:
-    """Scale each gradient, in place, to at most `norm` by itself.
+    """Scale each gradient, in place, to a norm of at most `norm`.
 
     Source:
         VisualBERT release: clip_grad_norm_ per parameter, min(1, norm / (its norm + 1e-6)).
@@ -224,41 +237,47 @@ def clip_each(grads: Sequence[Tensor], norm: float) -> None:
 
 
 def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> None:
-    """Clip the gradients an optimiser is about to use; a BertAdam that clips each tensor does so itself."""
+    """Clip the gradients that an optimiser is about to use; a BertAdam that clips each tensor does so itself."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if config.clip == "global":
+    if config.clip == "global_in_order":
+        positions = [position for group in optimizer.param_groups for position in group["positions"]]
+        parameters = [parameter for _, parameter in sorted(zip(positions, parameters, strict=True), key=itemgetter(0))]
+    if config.clip in ("global", "global_in_order"):
         nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
     elif config.clip == "per_tensor" and not isinstance(optimizer, BertAdam):
         clip_each([p.grad for p in parameters if p.grad is not None], config.clip_norm)
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters of a module in a decayed and an undecayed group for each learning rate; the names of each
-    are under `names`.
+    """Trainable parameters of a module, in a decayed and an undecayed group for each learning rate; `names` and
+    `positions` say which parameters of the module are in a group.
 
     Raises:
-        ConfigError: an excluded name or one with a rate of its own matches nothing, or nothing is left to train.
+        ConfigError: an excluded name or one with its own rate matches nothing, or nothing is left to train.
     """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     for what, parts in (("exclude", config.exclude), ("rates", tuple(config.rates))):
         for part in parts:
             if not any(_contains(name, (part,)) for name, _ in module.named_parameters()):
                 raise ConfigError(
-                    f"optim.{what} names {part!r}, but no parameter of {type(module).__name__} contains it. Take it out of the list."
+                    f"optim.{what} names {part!r}, but no parameter of {type(module).__name__} contains it. "
+                    "Take it out of the list."
                 )
     named = [(name, parameter) for name, parameter in named if not _contains(name, config.exclude)]
     if not named:
         raise ConfigError(
             f"{type(module).__name__} has no parameter left to train. Check optim.exclude and what is frozen."
         )
-    members: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in named:
-        members.setdefault((_rate(name, config), _decays(name, config)), []).append((name, parameter))
-    # Those at the full rate first: the log shows the rate of the first group.
+    members: dict[tuple[float, bool], list[tuple[int, str, nn.Parameter]]] = {}
+    for position, (name, parameter) in enumerate(named):
+        group = (_find_rate(name, config), _is_decayed(name, parameter, config))
+        members.setdefault(group, []).append((position, name, parameter))
+    # Groups at the full rate come first: the log shows the rate of the first group.
     return [
         {
-            "params": [p for _, p in members[rate, decays]],
-            "names": [n for n, _ in members[rate, decays]],
+            "params": [parameter for _, _, parameter in members[rate, decays]],
+            "names": [name for _, name, _ in members[rate, decays]],
+            "positions": [position for position, _, _ in members[rate, decays]],
             "lr": config.lr * rate,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
@@ -266,30 +285,52 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, A
     ]
 
 
-def _rate(name: str, config: OptimConfig) -> float:
+def _find_rate(name: str, config: OptimConfig) -> float:
     """Factor of the learning rate of a parameter."""
     return next((factor for part, factor in config.rates.items() if _contains(name, (part,))), 1.0)
 
 
-def _decays(name: str, config: OptimConfig) -> bool:
-    """Whether a parameter is decayed."""
+def _is_decayed(name: str, parameter: nn.Parameter, config: OptimConfig) -> bool:
     covered = _contains(name, config.no_decay) and not _contains(name, config.no_decay_except)
+    covered |= not config.decay_vectors and parameter.dim() <= 1
     return covered is config.swap_decay
 
 
-def build_schedule(config: OptimConfig, total: int) -> Schedule:
-    """The schedule of a run of `total` updates."""
-    warmup = config.warmup_share if config.warmup_steps is None else config.warmup_steps / total
+def build_schedule(config: OptimConfig, total: int | None) -> Schedule:
+    """The schedule of a run of `total` updates, or (None) of one that is bounded by time.
+
+    Raises:
+        ConfigError: a run bounded by time with a warm-up or an optimiser that needs the number of updates.
+    """
+    warmup = config.warmup_share
+    if total is None:
+        if config.name == "bert_adam":
+            raise ConfigError(
+                "bert_adam reads its schedule by the updates of each parameter, whose number a run of train.seconds "
+                "does not know. Use train.max_steps, or another optimiser."
+            )
+        if config.warmup_steps is not None and config.schedule not in ("constant", "cosine"):
+            raise ConfigError(
+                f"a run of train.seconds does not know its number of updates, of which {config.warmup_steps} should "
+                f'warm up. Use optim.warmup_share, optim.schedule = "cosine", or train.max_steps.'
+            )
+    elif config.warmup_steps is not None:
+        warmup = config.warmup_steps / total
     return Schedule(
-        name=config.schedule, total=total, warmup=warmup, evaluate=config.evaluate, decay=config.decay_share
+        name=config.schedule,
+        total=total,
+        warmup=warmup,
+        warmup_steps=config.warmup_steps or 0,
+        evaluate=config.evaluate,
+        decay=config.decay_share,
     )
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, total: int) -> tuple[Optimizer, Schedule]:
-    """The optimiser of a module's parameters and the schedule of a run of `total` updates.
+def build_optimizer(module: nn.Module, config: OptimConfig, total: int | None) -> tuple[Optimizer, Schedule]:
+    """The optimiser of a module's parameters and the schedule of a run of `total` updates (None: bounded by time).
 
     Raises:
-        ConfigError: see `parameter_groups`.
+        ConfigError: see `parameter_groups` and `build_schedule`.
     """
     groups, schedule = parameter_groups(module, config), build_schedule(config, total)
     for group in groups:
@@ -306,10 +347,10 @@ def build_optimizer(module: nn.Module, config: OptimConfig, total: int) -> tuple
     return torch.optim.AdamW(groups, config.lr, betas=config.betas, eps=config.eps, fused=True), schedule
 
 
-def apply_schedule(optimizer: Optimizer, schedule: Schedule, done: int) -> float:
-    """Set the learning rate of the next update, `done` updates having been made, and return it."""
-    factor = schedule.factor(done)
-    if not isinstance(optimizer, BertAdam):  # BertAdam asks the schedule itself, by each parameter's own count
+def apply_schedule(optimizer: Optimizer, schedule: Schedule, done: int, share: float | None = None) -> float:
+    """Set the learning rate of the next update after `done` updates, or after a share of the time, and return it."""
+    factor = schedule.factor(done, share)
+    if not isinstance(optimizer, BertAdam):  # BertAdam reads the schedule itself, by each parameter's own count
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["initial_lr"] * factor)
@@ -326,9 +367,9 @@ def _evaluate(closure: Callable[[], float] | None) -> float | None:
         return closure()
 
 
-def _buckets(optimizer: Optimizer, group: dict[str, Any]) -> list[tuple[int, list[Tensor]]]:
-    """Parameters that have a gradient, in lists of one kind, each with the number of updates already made; counts them
-    as made."""
+def _group_by_updates(optimizer: Optimizer, group: dict[str, Any]) -> list[tuple[int, list[Tensor]]]:
+    """Parameters that have a gradient, in lists of one device, dtype and number of updates already made, which comes
+    first; counts this update."""
     buckets: defaultdict[tuple[int, torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for parameter in group["params"]:
         if parameter.grad is None:
@@ -343,10 +384,10 @@ def _buckets(optimizer: Optimizer, group: dict[str, Any]) -> list[tuple[int, lis
     return [(done, bucket) for (done, _, _), bucket in buckets.items()]
 
 
-def _move(optimizer: Optimizer, bucket: list[Tensor], group: dict[str, Any], *, lr: float, decay: float) -> None:
-    """m and v take in the gradients; then p = p - lr (m / (sqrt(v) + eps) + decay p).
+def _apply_adamw(optimizer: Optimizer, bucket: list[Tensor], group: dict[str, Any], *, lr: float, decay: float) -> None:
+    """Update m and v by the gradients; then p = p - lr (m / (sqrt(v) + eps) + decay p).
 
-    That is torch's fused AdamW after infinitely many updates, when its bias corrections are exactly 1.
+    This is torch's fused AdamW after infinitely many updates, when its bias corrections are exactly 1.
     """
     torch._fused_adamw_(
         bucket,

@@ -1,4 +1,4 @@
-"""Forward and backward of a micro-batch; gradients averaged over processes."""
+"""Forward and backward of a micro-batch; the mean of gradients over processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Step = Callable[[Any, Any], Loss]
 
 
 class _Stepped(nn.Module):
-    """A step as a module, so that DistributedDataParallel sees the whole of it, loss and heads included."""
+    """A step as a module, so that DistributedDataParallel sees all of it, loss and heads included."""
 
     def __init__(self, model: nn.Module, step: Step) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ class _Stepped(nn.Module):
         return loss.value, dict(loss.parts)
 
 
-_BUFFERS_STAY = (
+_SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
-"""The switch that spares sending buffers at every step, as it is called in the PyTorch at hand."""
+"""The option that sends buffers at every step, as the installed PyTorch names it."""
 
 
 class Backward:
@@ -50,9 +50,9 @@ class Backward:
         self._module = _Stepped(model, run)
         self._parallel: DistributedDataParallel | None = None
         if runtime.world_size() > 1 and device.type == "cuda":
-            still: dict[str, Any] = {_BUFFERS_STAY: False}
+            options: dict[str, Any] = {_SYNC_BUFFERS: False}
             self._parallel = DistributedDataParallel(
-                self._module, find_unused_parameters=config.unused_parameters, **still
+                self._module, find_unused_parameters=config.unused_parameters, **options
             )
         self._counts: list[Tensor] = []
 
@@ -61,15 +61,15 @@ class Backward:
             with runtime.autocast(self._device, self._config.precision):
                 value, parts = (self._module if self._parallel is None else self._parallel)(*item)
             if self._config.normalise == "counts":
-                self._counts.append(_only_count(parts))
+                self._counts.append(_get_only_count(parts))
                 (value * self._counts[-1]).backward()
             else:
                 (value / self._config.accumulation).backward()
         return Loss(value=value.detach(), parts=parts)
 
     def finish(self) -> None:
-        """Gradients of the update: their means over processes, divided by the counts of the update where they are what
-        it is normalised by."""
+        """Make the gradients those of the update: means over processes, divided by the update's counts if it is
+        normalised by them."""
         if runtime.world_size() > 1 and self._parallel is None:
             average_gradients(list(self._module.parameters()))
         if self._counts:
@@ -80,28 +80,28 @@ class Backward:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their means over processes; those that a process lacks count as zero, those that all lack
-    stay away.
+    """Replace gradients by their means over processes; one that a process lacks counts as zero, one that all lack
+    remains None.
 
-    On a CPU nothing is gained by sending early, as DistributedDataParallel does, and one message an update beats one
-    for every few layers. It also keeps clear of a rare failure there: with several threads in a process,
+    On a CPU sending early, as DistributedDataParallel does, gains nothing, and one message per update is faster than
+    one for every few layers. It also avoids a rare failure there: with several threads in a process,
     DistributedDataParallel was seen to lose its own state in backward.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    there = torch.tensor([float(parameter.grad is not None) for parameter in trained])
+    present = torch.tensor([float(parameter.grad is not None) for parameter in trained])
     parts = [
         torch.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.float().flatten()
         for parameter in trained
     ]
-    together = torch.cat([there, *parts])
-    torch.distributed.all_reduce(together)
-    there, *means = torch.split(together, [len(trained), *(parameter.numel() for parameter in trained)])
-    for parameter, mean, present in zip(trained, means, there.tolist(), strict=True):
-        if present:
-            parameter.grad = (mean / runtime.world_size()).view_as(parameter).to(parameter.dtype)
+    message = torch.cat([present, *parts])
+    torch.distributed.all_reduce(message)
+    present, *sums = torch.split(message, [len(trained), *(parameter.numel() for parameter in trained)])
+    for parameter, total, owners in zip(trained, sums, present.tolist(), strict=True):
+        if owners:
+            parameter.grad = (total / runtime.world_size()).view_as(parameter).to(parameter.dtype)
 
 
-def _only_count(parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+def _get_only_count(parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
     if len(parts) != 1:
         raise ConfigError(
             f'train.normalise = "counts" needs a loss with one part; found {sorted(parts)}. Use "micro_steps".'

@@ -1,10 +1,10 @@
 """A run's folder: what is kept, how it is written so that a kill loses nothing, and exact resume.
 
-Layout  run.json (what the run is); log.jsonl; model/ (best weights); last/ (everything needed to go on).
-Atomic  Every file is written beside its place, flushed to the disk and renamed. last/state.json names the files that
-belong to it and is
-        renamed last, so that at any moment it names one complete, consistent set.
-Safe    Weights are safetensors, the optimiser is a weights-only torch file, the rest is JSON. Nothing is unpickled blindly.
+Layout  run.json (what the run is); log.jsonl; model/ (best weights); last/ (everything needed to resume).
+Atomic  Every file is written under a temporary name, flushed to the disk and renamed. last/state.json names the files
+        that belong to it and is renamed last, so that at any moment it names one complete, consistent set.
+Safe    Weights are safetensors, the optimiser is a weights-only torch file, the rest is JSON. Nothing is unpickled
+        blindly.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FORMAT = 1
 
 @dataclass(kw_only=True)
 class Sums:
-    """What has been added up since the last log line."""
+    """Sums since the last log line."""
 
     loss: float = 0.0
     steps: int = 0
@@ -82,7 +82,7 @@ class State:
 
 
 class RunFolder:
-    """One run's folder. Made with `create`; only the main process writes."""
+    """One run's folder, made with `create`; only the main process writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,10 +94,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, resume: bool = False) -> RunFolder:
-        """Take a new or empty folder, or with `resume` one that holds an unfinished run.
+        """Claim a new or empty folder, or with `resume` one that holds an unfinished run.
 
         Raises:
-            RunError: the folder holds something, nothing can be resumed from it, or it cannot be written to.
+            RunError: the folder is not empty, holds nothing to resume, or cannot be written to.
         """
         problem = ""
         if runtime.is_main():
@@ -125,13 +125,13 @@ class RunFolder:
         Args:
             may_differ: dotted settings of `config` that a resumed run may change (paths, log intervals).
         Raises:
-            RunError: the folder was begun with another `config`, or cannot be written to.
+            RunError: the folder was started with another `config`, or cannot be written to.
         """
         if not runtime.is_main():
             return
-        known = self.read()
-        if "config" in known and "config" in values:
-            changed = configs.difference(values["config"], known["config"])
+        recorded = self.read()
+        if "config" in recorded and "config" in values:
+            changed = configs.difference(values["config"], recorded["config"])
             changed = {
                 name: pair
                 for name, pair in changed.items()
@@ -140,44 +140,46 @@ class RunFolder:
             if changed:
                 listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changed.items())[:5])
                 raise RunError(
-                    f"{self.path} was begun with other settings: {listed}. Resume with the same settings, or use another --out."
+                    f"{self.path} was started with other settings: {listed}. Resume with the same settings, or use "
+                    "another --out."
                 )
-        _write_json(self.path / "run.json", {**known, **configs.to_dict(values)})
+        _write_json(self.path / "run.json", {**recorded, **configs.to_dict(values)})
 
     def finish(self) -> None:
-        """Note that the run has finished."""
+        """Record that the run has finished."""
         self.record({"status": "finished", "finished": _now()})
 
     def require_space(self, needed: int) -> None:
-        """Raise `RunError` unless `needed` bytes are free where the folder lies."""
+        """Raise `RunError` unless `needed` bytes are free on the folder's disk."""
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise RunError(
-                f"{self.path} needs about {needed / 1e9:.2f} GB for this run, but {free / 1e9:.2f} GB are free. Free some or use another --out."
+                f"{self.path} needs about {needed / 1e9:.2f} GB for this run, but {free / 1e9:.2f} GB are free. "
+                "Free some or use another --out."
             )
 
     def save_best(self, write: Callable[[Path], None]) -> None:
-        """Replace model/ by what `write` puts into the folder it is given; weights are moved last."""
+        """Replace the contents of model/ by what `write` puts into the folder it is given; weights are moved last."""
         if not runtime.is_main():
             return
-        with _explained(self.path):
-            fresh = self.path / "model.part"
-            shutil.rmtree(fresh, ignore_errors=True)
+        with _explain_failure(self.path):
+            part = self.path / "model.part"
+            shutil.rmtree(part, ignore_errors=True)
             try:
-                fresh.mkdir()
-                write(fresh)
+                part.mkdir()
+                write(part)
                 self.model.mkdir(exist_ok=True)
-                for file in sorted(fresh.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
+                for file in sorted(part.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
                     _flush(file)
                     file.replace(self.model / file.name)
                 _flush(self.model)
             finally:
-                shutil.rmtree(fresh, ignore_errors=True)
+                shutil.rmtree(part, ignore_errors=True)
 
     def keep(self, source: Path, name: str) -> None:
-        """Copy another model's folder into model/`name`, without what only its training needs."""
+        """Copy another model's folder to model/`name`, without the files that only its training needs."""
         if runtime.is_main():
-            with _explained(self.path):
+            with _explain_failure(self.path):
                 shutil.copytree(
                     source,
                     self.model / name,
@@ -193,26 +195,26 @@ class RunFolder:
         position: Mapping[str, Any],
         generators: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save everything that `load_last` needs to go on exactly from here. Every process must call it.
+        """Save everything that `load_last` needs to resume exactly from here. Every process must call it.
 
         Args:
             position: the loader's `state_dict()`, JSON values only.
-            generators: from `capture_generators`; None = as they are now.
+            generators: from `capture_generators`; None = their current state.
         Raises:
-            RunError: the disk is full or not writable; the previous state is left as it was.
+            RunError: the disk is full or not writable; the previous state is left intact.
         """
         everyone = gather(capture_generators() if generators is None else generators)
         if not runtime.is_main():
             return
-        with _explained(self.path):
+        with _explain_failure(self.path):
             self.last.mkdir(exist_ok=True)
             serial = _read_json(self.last / "state.json")["serial"] + 1 if self.has_last else 1
             names = {"model": f"model-{serial:06d}.safetensors", "optimizer": f"optimizer-{serial:06d}.pt"}
             tensors, ties = _untie(model.state_dict())
             try:
-                with _replacing(self.last / names["model"]) as part:
+                with _replace_file(self.last / names["model"]) as part:
                     save_file(tensors, part)
-                with _replacing(self.last / names["optimizer"]) as part:
+                with _replace_file(self.last / names["optimizer"]) as part:
                     torch.save(optimizer.state_dict(), part)
                 about = {
                     "format": FORMAT,
@@ -227,18 +229,18 @@ class RunFolder:
                 self._sweep()
 
     def _sweep(self) -> None:
-        """Delete from last/ what its state.json does not name."""
+        """Delete the files in last/ that its state.json does not name."""
         named = {"state.json", *_read_json(self.last / "state.json")["files"].values()} if self.has_last else set()
         for file in self.last.iterdir():
             if file.name not in named:
                 file.unlink()
 
     def load_last(self, model: nn.Module, optimizer: Optimizer) -> tuple[State, dict[str, Any]]:
-        """Put weights, optimiser and generators back; return progress and the loader's position.
+        """Restore weights, optimiser and generators; return progress and the loader's position.
 
         Raises:
-            RunError: the state is damaged, of another layout, of another number of processes, or does not fit the
-                model.
+            RunError: the state is damaged, has another layout, was saved by another number of processes, or does not
+                fit the model.
         """
         try:
             about = _read_json(self.last / "state.json")
@@ -255,22 +257,26 @@ class RunFolder:
             pickle.UnpicklingError,
         ) as error:
             raise RunError(
-                f"cannot read the saved state in {self.last}: {error}. Start again with another --out, or from the weights in model/."
+                f"cannot read the saved state in {self.last}: {error}. Start again with another --out, or from the "
+                "weights in model/."
             ) from error
         if layout != FORMAT:
             raise RunError(
-                f"{self.last} has layout {layout}; this version reads {FORMAT}. Finish the run with the version that began it."
+                f"{self.last} has layout {layout}; this version reads {FORMAT}. Finish the run with the version that "
+                "started it."
             )
         if len(about["generators"]) != runtime.world_size():
             raise RunError(
-                f"{self.last} was saved by {len(about['generators'])} processes; this run has {runtime.world_size()}. Resume with the same number."
+                f"{self.last} was saved by {len(about['generators'])} processes; this run has {runtime.world_size()}. "
+                "Resume with the same number."
             )
         try:
             model.load_state_dict({**tensors, **{alias: tensors[kept] for alias, kept in about["ties"].items()}})
             optimizer.load_state_dict(moments)
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(
-                f"the saved state in {self.last} does not fit this model: {error}. Resume with the settings the run was begun with."
+                f"the saved state in {self.last} does not fit this model: {error}. Resume with the settings that the "
+                "run was started with."
             ) from error
         restore_generators(about["generators"][runtime.rank()])
         state = about["state"]
@@ -284,20 +290,20 @@ def capture_generators() -> dict[str, Any]:
     return {
         "python": random.getstate(),
         "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": int(numpy["state"]["pos"])}},
-        "torch": _hex(torch.get_rng_state()),
-        "cuda": [_hex(state) for state in torch.cuda.get_rng_state_all()] if _cuda_in_use() else [],
+        "torch": _to_hex(torch.get_rng_state()),
+        "cuda": [_to_hex(state) for state in torch.cuda.get_rng_state_all()] if _cuda_in_use() else [],
     }
 
 
 def restore_generators(generators: Mapping[str, Any]) -> None:
-    """Undo everything drawn since `capture_generators`."""
+    """Put the generators back into the state that `capture_generators` returned."""
     version, numbers, gauss = generators["python"]
     random.setstate((version, tuple(numbers), gauss))
     numpy = generators["numpy"]
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], dtype=np.uint32)}})
-    torch.set_rng_state(_unhex(generators["torch"]))
+    torch.set_rng_state(_from_hex(generators["torch"]))
     if generators["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_unhex(state) for state in generators["cuda"]])
+        torch.cuda.set_rng_state_all([_from_hex(state) for state in generators["cuda"]])
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
@@ -328,8 +334,7 @@ def _claim(path: Path, resume: bool) -> None:
         raise RunError(f"{path} is a file; a run needs a folder. Use another --out.")
     if file := next((parent for parent in path.parents if parent.is_file()), None):
         raise RunError(f"cannot write to {path}: {file} is a file, not a folder. Use another --out.")
-    # A kill during the very first write leaves run.json.part alone: nothing was trained, and the next write replaces
-    # it.
+    # A kill during the very first write leaves only run.json.part: nothing was trained, and the next write replaces it.
     held = sorted(entry.name for entry in path.iterdir() if entry.name != "run.json.part") if path.exists() else []
     if resume:
         if "run.json" not in held:
@@ -340,41 +345,41 @@ def _claim(path: Path, resume: bool) -> None:
         return
     if held:
         some = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
-        mend = "continue it with --resume, " if "run.json" in held else ""
-        raise RunError(f"{path} is not empty: it holds {some}. Use another --out, {mend}or delete the folder.")
+        offer = "continue it with --resume, " if "run.json" in held else ""
+        raise RunError(f"{path} is not empty: it holds {some}. Use another --out, {offer}or delete the folder.")
     _check_writable(path)
     _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
 
 
 def _check_writable(path: Path) -> None:
-    with _explained(path):
+    with _explain_failure(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what writing raises into a RunError that says what to do; torch and safetensors have their own classes for a
+def _explain_failure(path: Path) -> Iterator[None]:
+    """Turn errors of writing into a RunError that says what to do; torch and safetensors have their own classes for a
     full disk."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        free = _free(path)
         raise RunError(
-            f"cannot write to {path}: {error} ({free} free). What was saved before is intact. Free space or fix permissions."
+            f"cannot write to {path}: {error} ({_describe_free_space(path)} free). What was saved before is intact. "
+            "Free space or fix permissions."
         ) from error
 
 
-def _free(path: Path) -> str:
+def _describe_free_space(path: Path) -> str:
     while not path.exists() and path != path.parent:
         path = path.parent
     return f"{shutil.disk_usage(path).free / 1e9:.2f} GB"
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A place to write to that becomes `path` in one step, and vanishes on failure."""
+def _replace_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which becomes `path` in one step, or is deleted on failure."""
     part = path.with_name(path.name + ".part")
     try:
         yield part
@@ -397,7 +402,7 @@ def _flush(path: Path) -> None:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    with _explained(path.parent), _replacing(path) as part:
+    with _explain_failure(path.parent), _replace_file(path) as part:
         part.write_text(
             json.dumps(values, indent=None if path.name == "state.json" else 2, allow_nan=False) + "\n",
             encoding="utf-8",
@@ -415,7 +420,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors in main memory, each tied one once under its first name; and name -> first name of the others."""
+    """Tensors in main memory, tied ones once under their first name; and name -> first name of the others."""
     first: dict[Any, str] = {}
     kept, ties = {}, {}
     for name, tensor in tensors.items():
@@ -424,9 +429,10 @@ def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
             ties[name] = first[identity]
             continue
         first[identity] = name
-        here = tensor.detach().cpu().contiguous()
+        value = tensor.detach().cpu().contiguous()
         # safetensors refuses tensors that share a larger storage
-        kept[name] = here if here.untyped_storage().nbytes() == here.numel() * here.element_size() else here.clone()
+        alone = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+        kept[name] = value if alone else value.clone()
     return kept, ties
 
 
@@ -434,11 +440,11 @@ def _cuda_in_use() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def _hex(state: Tensor) -> str:
+def _to_hex(state: Tensor) -> str:
     return bytes(state.numpy().tobytes()).hex()
 
 
-def _unhex(text: str) -> Tensor:
+def _from_hex(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
