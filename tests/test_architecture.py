@@ -64,7 +64,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "nlvr", "tables",
     ),
     "runs": (
-        "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "evaluate", "finetune", "estimate",
+        "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "evaluate", "finetune", "estimate",
         "jobs", "compare",
     ),
 }  # fmt: skip

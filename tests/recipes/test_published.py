@@ -33,8 +33,8 @@ from visling.runs import estimate as estimates
 from visling.runs import finetune as finetuning
 from visling.runs import pretrain as pretraining
 from visling.runs.evaluate import evaluate
+from visling.runs.inputs import Inputs
 from visling.runs.pretrain import read_corpora
-from visling.runs.setup import Inputs
 from visling.tasks.nlvr2 import NLVR2
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients, parameter_groups
 from visling.types import RegionArray

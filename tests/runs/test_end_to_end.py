@@ -36,9 +36,9 @@ from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_PRETRAININ
 from visling.regions.store import NativeStore
 from visling.runs import estimate as estimates
 from visling.runs import finetune as finetuning
+from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.pictures import find_pictures
 from visling.runs.pretrain import pretrain, read_corpora, untrained_model
-from visling.runs.setup import Inputs, fit_to_store
 from visling.train.optim import build_optimizer
 from visling.types import Batch
 from visling.vision.end_to_end import KEYS, MEAN_BGR, ExtractorConfig, PictureFiles, RegionExtractor

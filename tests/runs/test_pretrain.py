@@ -29,8 +29,8 @@ from visling.recipes.tables import PRETRAINING
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, subset
 from visling.runs.estimate import estimate
+from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.pretrain import pretrain, read_corpora
-from visling.runs.setup import Inputs, fit_to_store
 from visling.types import Head, RegionArray
 
 

@@ -22,7 +22,7 @@ from visling.recipes.tables import FINETUNING, PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import finetune as finetuning
 from visling.runs import pretrain as pretraining
-from visling.runs.setup import Inputs, fit_to_store
+from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.validate import mean_over_batches
 from visling.types import Loss, Record
 
@@ -274,7 +274,7 @@ def test_a_detector_that_is_gone_is_mentioned(world: Any, tmp_path: Path) -> Non
     run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "train.max_steps=1"])
     finetuning.finetune(run, tmp_path / "run", data=world.scenes, store=store, device="cpu")
     assert not (tmp_path / "run" / "model" / "detector").exists()
-    assert f"{tmp_path / 'gone'}, which made the regions, is gone" in (tmp_path / "run" / "log.jsonl").read_text()
+    assert f"{tmp_path / 'gone'}, which computed the regions, is gone" in (tmp_path / "run" / "log.jsonl").read_text()
 
 
 def test_mean_parts_counts_examples_and_weighs_objectives() -> None:

@@ -33,9 +33,9 @@ from visling.errors import ConfigError, DataError, RunError, nearest
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.tables import FINETUNING, PRETRAINING, find_finetuning, find_pretraining
 from visling.regions.store import NativeStore
+from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.jobs import FOLDER_SUFFIX, Job, Places, Start, carry_out
 from visling.runs.pretrain import read_corpora, run_answers
-from visling.runs.setup import Inputs, fit_to_store
 from visling.runtime import versions
 from visling.tasks.base import load as load_task
 from visling.train import log
@@ -240,8 +240,7 @@ def _updates(run: PretrainConfig, place: Places, store: NativeStore) -> int:
 
 def _examples(run: FinetuneConfig, place: Places, store: NativeStore) -> dict[str, Any]:
     """Number of examples of each split that a task reads, and a digest of them all."""
-    kind = load_task(run.task)
-    task = kind(configs.from_dict(kind.settings, run.task_settings))
+    task = load_task(run.task).configured(run.task_settings)
     digest, counts = hashlib.sha256(), {}
     for name in (run.train_split, run.valid_split, place.split):
         records = task.records(place.data, name)

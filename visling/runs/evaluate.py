@@ -23,7 +23,7 @@ from visling.models.task_model import TaskModel
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
-from visling.runs.setup import Inputs
+from visling.runs.inputs import Inputs
 from visling.tasks.base import Report, Task, TaskSource, TextOnly
 from visling.train import engine
 from visling.train.state import gather

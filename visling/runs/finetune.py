@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from visling import config as configs
 from visling import models, runtime
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
 from visling.pretrained.features import check_fingerprint, measure_features
-from visling.pretrained.folder import ModelFolder, check_family, load_part, read_model_folder, save_model_folder
+from visling.pretrained.folder import check_family, load_part, read_model_folder, save_model_folder
 from visling.recipes.configs import FinetuneConfig
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
-from visling.runs.setup import Inputs, conclude_run, fit_to_store, open_run, record_size
-from visling.tasks.base import Task, TaskSource, TextOnly
+from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.setup import Training, carry_out, describe_origin
+from visling.tasks.base import TaskSource, TextOnly
 from visling.tasks.base import load as load_task
-from visling.train.engine import fit
-from visling.train.state import State
+from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 
 
@@ -52,98 +52,111 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             looked at.
     """
-    if store is None and not config.text_only:
-        raise ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")
-    start = None if init is None else read_model_folder(init)
-    regions = None if store is None else NativeStore.open(store)
-    if regions is not None:
-        config = fit_to_store(config, regions)
-    elif start is not None:  # nothing is projected, but the weights of the projection are loaded
-        config = configs.override(config, [f"encoder.feature_size={start.config.feature_size}"])
-    shown = None if config.text_only else regions
-    task, train_records, valid_records = _read_records(config, data, shown)
-    inputs = Inputs(config.model, config.encoder, shown, device)
-    with open_run(
-        config, out, data=[data], store=regions, task=config.task, resume=resume, stream=stream, command=command
-    ) as (folder, log):
-        model, note = _build_model(config, task, train_records, regions, start, other_features=other_features)
-        if note and not folder.has_last:
-            log.event(note, step=0)
-        model.to(inputs.device)
-        record_size(folder, model, inputs.spec, regions)
-        folder.record({"examples": {"train": len(train_records), "valid": len(valid_records)}})
+    run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
+    return carry_out(run, out, resume=resume, stream=stream, command=command)
+
+
+class Finetuning:
+    """A fine-tuning run that is ready to begin; the arguments are those of `finetune`."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        *,
+        data: Path,
+        store: Path | None,
+        init: Path | None,
+        device: str,
+        other_features: bool,
+    ) -> None:
+        if store is None and not config.text_only:
+            raise ConfigError(
+                "a model that sees regions needs --store. For a model of the words alone use --text-only."
+            )
+        self.store = None if store is None else NativeStore.open(store)
+        self.start = None if init is None else read_model_folder(init)
+        if self.store is not None:
+            config = fit_to_store(config, self.store)
+        elif self.start is not None:  # nothing is projected, but the weights of the projection are loaded
+            encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
+            config = replace(config, encoder=encoder)
+        self.config = config
+        regions = None if config.text_only else self.store
+        self.task = load_task(config.task).configured(config.task_settings)
+        self.train_records = _limit(self.task.records(data, config.train_split), config)
+        self.valid_records: Sequence[Record] = self.task.records(data, config.valid_split)
+        if not self.train_records or not self.valid_records:
+            raise DataError(
+                f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
+                "are needed."
+            )
+        if regions is not None:
+            check_images([*self.train_records, *self.valid_records], regions)
+        self.task.setup(self.train_records)
+        if self.start is not None:
+            check_family(self.start, config.model)
+            if self.store is not None:
+                override = other_features or config.text_only
+                check_fingerprint(self.start, self.store.fingerprint, override=override)
+        self.inputs = Inputs(config.model, config.encoder, regions, device)
+        self.origin = describe_origin(data=[data], task=config.task)
+
+    def build(self) -> Training:
+        """The model, its batches and its validation."""
+        config, task, inputs = self.config, self.task, self.inputs
+        model, note = self._build_model()
 
         def step(batch: Batch, targets: Targets) -> Loss:
             return task.loss(model(batch), targets)
 
         def validate() -> Mapping[str, float]:
             predictions = predict_records(
-                model, task, inputs, valid_records, batch_size=config.batch_size, precision=config.train.precision
+                model, task, inputs, self.valid_records, batch_size=config.batch_size, precision=config.train.precision
             )
-            return {name: score.value for name, score in task.report(predictions, valid_records).scores.items()}
+            return {name: score.value for name, score in task.report(predictions, self.valid_records).scores.items()}
 
         def save(path: Path) -> None:
             save_model_folder(
-                path, model, run=config, task=task, text_only=config.text_only, store=regions,
+                path, model, run=config, task=task, text_only=config.text_only, store=self.store,
                 tokenizer=inputs.tokenizer,
             )  # fmt: skip
 
-        source = TaskSource(task, train_records, inputs.layout)
-        batches = inputs.loader(
-            TextOnly(source) if config.text_only else source,
-            batch_size=config.batch_size,
-            seed=config.train.seed,
-            training=True,
+        def record(folder: RunFolder) -> None:
+            folder.record({"examples": {"train": len(self.train_records), "valid": len(self.valid_records)}})
+
+        source = TaskSource(task, self.train_records, inputs.layout)
+        return Training(
+            model=model,
+            step=step,
+            batches=inputs.loader(
+                TextOnly(source) if config.text_only else source,
+                batch_size=config.batch_size,
+                seed=config.train.seed,
+                training=True,
+            ),
+            validate=validate,
+            save=save,
+            record=record,
+            notes=[note] if note else [],
         )
-        state = fit(
-            model, step, batches, config=config.train, log=log, validate=validate, run_folder=folder, save_best=save
-        )
-        conclude_run(folder, state, log, layout=inputs.layout, store=regions)
-    return state
+
+    def _build_model(self) -> tuple[TaskModel, str]:
+        """The model with the weights that it starts from, and what there is to say about its answer head."""
+        config, task, start = self.config, self.task, self.start
+        seen = (image_id for record in self.train_records for image_id in record.images)
+        encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
+        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
+        if start is None:
+            return model.to(self.inputs.device), ""
+        load_part(encoder, start.weights, "encoder.", start.path)
+        answers = () if task.answers is None else list(task.answers)
+        note = carry_over(model, start, answers) if config.carry_answers else ""
+        return model.to(self.inputs.device), note
 
 
-def _read_records(
-    config: FinetuneConfig, data: Path, regions: NativeStore | None
-) -> tuple[Task[Any, Any], Sequence[Record], Sequence[Record]]:
-    """The task with its answers, its training and its validation records."""
-    kind = load_task(config.task)
-    task = kind(configs.from_dict(kind.settings, config.task_settings))
-    train: Sequence[Record] = task.records(data, config.train_split)
-    valid: Sequence[Record] = task.records(data, config.valid_split)
-    if not train or not valid:
-        raise DataError(f"{data}: {len(train)} training and {len(valid)} validation examples; both are needed.")
-    if config.train_limit is not None:
-        order = runtime.generator_for(config.train.seed).permutation(len(train))[: config.train_limit]
-        train = [train[int(index)] for index in order]
-    if regions is not None:
-        check_images([*train, *valid], regions)
-    task.setup(train)
-    return task, train, valid
-
-
-def _build_model(
-    config: FinetuneConfig,
-    task: Task[Any, Any],
-    records: Sequence[Record],
-    store: NativeStore | None,
-    start: ModelFolder | None,
-    *,
-    other_features: bool,
-) -> tuple[TaskModel, str]:
-    """The model with the weights that it starts from, and what there is to say about its answer head.
-
-    Raises:
-        CheckpointError: `start` is of another family, or knows other features.
-    """
-    runtime.seed_everything(config.train.seed)
-    seen = (image_id for record in records for image_id in record.images)
-    encoder = measure_features(models.build(config.model, config.encoder), store, seen)
-    model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
-    if start is None:
-        return model, ""
-    check_family(start, config.model)
-    if store is not None:
-        check_fingerprint(start, store.fingerprint, override=other_features or config.text_only)
-    load_part(encoder, start.weights, "encoder.", start.path)
-    answers = () if task.answers is None else list(task.answers)
-    return model, carry_over(model, start, answers) if config.carry_answers else ""
+def _limit(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
+    """As many training records as the config allows, drawn by its seed."""
+    if config.train_limit is None:
+        return records
+    order = runtime.generator_for(config.train.seed).permutation(len(records))[: config.train_limit]
+    return [records[int(index)] for index in order]

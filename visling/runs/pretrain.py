@@ -22,12 +22,12 @@ from visling.pretrained.features import check_fingerprint, load_backbone, measur
 from visling.pretrained.folder import ModelFolder, check_family, load_part, read_model_folder, save_model_folder
 from visling.recipes.configs import PretrainConfig
 from visling.regions.store import NativeStore
+from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.objectives import build_objectives, check_objectives, load_objective_heads
 from visling.runs.pictures import find_pictures
 from visling.runs.question_scores import record_answers
-from visling.runs.setup import Inputs, conclude_run, fit_to_store, open_run, record_size
+from visling.runs.setup import Training, carry_out, describe_origin
 from visling.runs.validate import Validation, text_loss
-from visling.train.engine import fit
 from visling.train.state import State
 from visling.types import Batch, Loss, Targets
 from visling.vision.end_to_end import PictureFiles, RegionExtractor
@@ -72,54 +72,65 @@ def pretrain(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             looked at.
     """
-    check_objectives(config)
-    _check_images_option(config, images, backbone)
-    regions = NativeStore.open(store)
-    config = fit_to_store(config, regions)
-    inputs = Inputs(config.model, config.encoder, regions, device)
-    answers = run_answers(config, data)
-    training, validation = (
-        read_corpora(config, data, inputs.layout, regions, valid=valid, answers=answers) for valid in (False, True)
-    )
-    if not len(validation.images):
-        raise DataError(
-            f"split {config.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with "
-            "--set valid_split=NAME."
-        )
-    pictures = None
-    if config.extractor is not None and images is not None:
-        files = find_pictures(config, images, (training.images, validation.images), regions)
-        pictures = PictureFiles(files, config.extractor)
-    with open_run(
-        config, out, data=data, store=regions, task=None, resume=resume, stream=stream, command=command, images=images
-    ) as (folder, log):
-        start = None if init is None else read_model_folder(init)
-        model, notes = _build_model(
-            config, regions, training, answers, start, backbone=backbone, other_features=other_features
-        )
-        model.to(inputs.device)
-        needs = frozenset[str]().union(*(objective.reads() for objective in model.all_objectives()))
-        random_regions = config.region_masking is not None and config.region_masking.random
-        pool = images_of(training.images) if random_regions else []
+    run = Pretraining(
+        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+        backbone=backbone,
+    )  # fmt: skip
+    return carry_out(run, out, resume=resume, stream=stream, command=command)
 
-        def loader(source: Source, *, training: bool) -> Loader:
-            return inputs.loader(
-                source, batch_size=config.batch_size, seed=config.train.seed, training=training,
-                masking=config.masking, region_masking=config.region_masking, needs=needs, pool=pool,
-                pictures=pictures, flip=config.flip if training else 0.0,
-            )  # fmt: skip
 
-        captioned = loader(training.images, training=True)
+class Pretraining:
+    """A pre-training run that is ready to begin; the arguments are those of `pretrain`."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        *,
+        data: Sequence[str],
+        store: Path,
+        init: Path | None,
+        device: str,
+        other_features: bool,
+        images: Path | None,
+        backbone: Path | None,
+    ) -> None:
+        check_objectives(config)
+        _check_images_option(config, images, backbone)
+        self.store = NativeStore.open(store)
+        self.config = config = fit_to_store(config, self.store)
+        self.inputs = Inputs(config.model, config.encoder, self.store, device)
+        self.answers = run_answers(config, data)
+        self.training, self.validation = (
+            read_corpora(config, data, self.inputs.layout, self.store, valid=valid, answers=self.answers)
+            for valid in (False, True)
+        )
+        if not len(self.validation.images):
+            raise DataError(
+                f"split {config.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with "
+                "--set valid_split=NAME."
+            )
+        self.pictures: PictureFiles | None = None
+        if config.extractor is not None and images is not None:
+            files = find_pictures(config, images, (self.training.images, self.validation.images), self.store)
+            self.pictures = PictureFiles(files, config.extractor)
+        self.backbone = backbone
+        self.start = None if init is None else read_model_folder(init)
+        if self.start is not None:
+            check_family(self.start, config.model)
+            extracts = config.extractor is not None
+            check_fingerprint(self.start, self.store.fingerprint, override=other_features, extracts=extracts)
+        self.origin = describe_origin(data=data, images=images)
+
+    def build(self) -> Training:
+        """The model, its batches and its validation."""
+        config, answers = self.config, self.answers
+        model, notes = self._build_model()
+        captioned = self._load(model, self.training.images, training=True)
         batches = (
-            captioned if training.text is None else PairedLoader(captioned, _text_loader(config, inputs, training))
+            captioned
+            if self.training.text is None
+            else PairedLoader(captioned, self._load_text(self.training, training=True))
         )
-        record_size(folder, model, inputs.spec, regions)
-        if answers is not None:
-            record_answers(folder, answers)
-        if not folder.has_last:
-            for note in dict.fromkeys((*training.notes, *validation.notes, *notes)):
-                log.event(note, step=0)
-            _fill_queue(model, captioned, config, inputs.device)
 
         def step(batch: Batch, targets: Targets) -> Loss:
             model.weights = config.weights(batches.epoch)
@@ -131,32 +142,79 @@ def pretrain(
 
         def save(path: Path) -> None:
             save_model_folder(
-                path, model, run=config, task=None, text_only=False, store=regions, tokenizer=inputs.tokenizer
+                path, model, run=config, task=None, text_only=False, store=self.store, tokenizer=self.inputs.tokenizer
             )
             if answers is not None:
                 save_answers(path, answers)
 
-        state = fit(
-            model,
-            step if training.text is None else paired_step,
-            batches,
-            config=config.train,
-            log=log,
+        return Training(
+            model=model,
+            step=step if self.training.text is None else paired_step,
+            batches=batches,
             validate=Validation(
                 model,
-                loader(validation.images, training=False),
-                validation.images,
+                self._load(model, self.validation.images, training=False),
+                self.validation.images,
                 weights=config.objectives,
-                text=None if validation.text is None else _text_loader(config, inputs, validation, training=False),
+                text=None if self.validation.text is None else self._load_text(self.validation, training=False),
                 answers=answers,
                 precision=config.train.precision,
             ),
-            run_folder=folder,
-            save_best=save,
+            save=save,
+            record=lambda folder: None if answers is None else record_answers(folder, answers),
+            notes=(*self.training.notes, *self.validation.notes, *notes),
+            begin=lambda: _fill_queue(model, captioned, config, self.inputs.device),
             after_update=model.after_update,
         )
-        conclude_run(folder, state, log, layout=inputs.layout, store=regions)
-    return state
+
+    def _build_model(self) -> tuple[PretrainModel, list[str]]:
+        """The model with the weights that it starts from, and what there is to say about them."""
+        config, start = self.config, self.start
+        encoder = models.build(config.model, config.encoder)
+        if config.extractor is None:
+            measure_features(encoder, self.store, images_of(self.training.images))
+        if start is not None:
+            load_part(encoder, start.weights, "encoder.", start.path)
+        extractor, notes = _build_extractor(config, start, self.backbone)
+        objectives = build_objectives(config, encoder, self.answers)
+        if start is not None:
+            notes += load_objective_heads(objectives, start, encoder, self.answers)
+        elif config.start != "fresh":
+            notes.append(
+                f"starts from random weights; the published run starts from {config.start}: name such a model with "
+                "--init"
+            )
+        model = PretrainModel(encoder, objectives, config.objectives, extractor)
+        return model.to(self.inputs.device), notes
+
+    def _load(self, model: PretrainModel, source: Source, *, training: bool) -> Loader:
+        """Batches of examples about images, masked and with the targets that the objectives read."""
+        config = self.config
+        random_regions = config.region_masking is not None and config.region_masking.random
+        return self.inputs.loader(
+            source, batch_size=config.batch_size, seed=config.train.seed, training=training, masking=config.masking,
+            region_masking=config.region_masking, pictures=self.pictures, flip=config.flip if training else 0.0,
+            needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
+            pool=images_of(self.training.images) if random_regions else [],
+        )  # fmt: skip
+
+    def _load_text(self, corpora: Corpora, *, training: bool) -> Loader:
+        """Batches of text without images, in the corpora's share of the run's batch size."""
+        config = self.config
+        if "masked_lm" not in config.objectives:
+            raise ConfigError(
+                "text without images trains masked_lm alone, which the recipe's objectives lack. Add it, or leave the "
+                "text corpus out."
+            )
+        assert corpora.text is not None
+        return self.inputs.loader(
+            corpora.text,
+            batch_size=max(1, round(corpora.text_share * config.batch_size)),
+            seed=config.train.seed + _TEXT_SEED,
+            training=training,
+            text_only=True,
+            masking=config.masking,
+        )
 
 
 def run_answers(config: PretrainConfig, data: Sequence[str]) -> AnswerVocabulary | None:
@@ -203,40 +261,6 @@ def _check_images_option(config: PretrainConfig, images: Path | None, backbone: 
             f"recipe {config.recipe} reads the features of the store and no image: leave {' and '.join(options)} out, "
             "or take a recipe with an extractor (vlbert-base-e2e)."
         )
-
-
-def _build_model(
-    config: PretrainConfig,
-    store: NativeStore,
-    training: Corpora,
-    answers: AnswerVocabulary | None,
-    start: ModelFolder | None,
-    *,
-    backbone: Path | None,
-    other_features: bool,
-) -> tuple[PretrainModel, list[str]]:
-    """The model with the weights that it starts from, and what there is to say about them.
-
-    Raises:
-        CheckpointError: `start` is of another family, or knows other features.
-    """
-    runtime.seed_everything(config.train.seed)
-    encoder = models.build(config.model, config.encoder)
-    if config.extractor is None:
-        measure_features(encoder, store, images_of(training.images))
-    if start is not None:
-        check_family(start, config.model)
-        check_fingerprint(start, store.fingerprint, override=other_features, extracts=config.extractor is not None)
-        load_part(encoder, start.weights, "encoder.", start.path)
-    extractor, notes = _build_extractor(config, start, backbone)
-    objectives = build_objectives(config, encoder, answers)
-    if start is not None:
-        notes += load_objective_heads(objectives, start, encoder, answers)
-    elif config.start != "fresh":
-        notes.append(
-            f"starts from random weights; the published run starts from {config.start}: name such a model with --init"
-        )
-    return PretrainModel(encoder, objectives, config.objectives, extractor), notes
 
 
 def _build_extractor(
@@ -288,21 +312,3 @@ def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, d
                 return
         epoch += 1
     raise DataError("an epoch holds no region: region contrast has nothing to compare. Check the region store.")
-
-
-def _text_loader(config: PretrainConfig, inputs: Inputs, corpora: Corpora, *, training: bool = True) -> Loader:
-    """Batches of text without images, in the corpora's share of the run's batch size."""
-    if "masked_lm" not in config.objectives:
-        raise ConfigError(
-            "text without images trains masked_lm alone, which the recipe's objectives lack. Add it, or leave the text "
-            "corpus out."
-        )
-    assert corpora.text is not None
-    return inputs.loader(
-        corpora.text,
-        batch_size=max(1, round(corpora.text_share * config.batch_size)),
-        seed=config.train.seed + _TEXT_SEED,
-        training=training,
-        text_only=True,
-        masking=config.masking,
-    )

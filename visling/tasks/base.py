@@ -92,6 +92,15 @@ class Task(ABC, Generic[R, C]):
     def __init__(self, config: C | None = None) -> None:
         self.config: C = self.settings() if config is None else config
 
+    @classmethod
+    def configured(cls, settings: Mapping[str, Any]) -> Self:
+        """The task with settings that differ from its defaults.
+
+        Raises:
+            ConfigError: no such setting.
+        """
+        return cls(configs.from_dict(cls.settings, settings))
+
     @property
     @abstractmethod
     def heads(self) -> Mapping[str, Head]:

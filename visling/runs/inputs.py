@@ -1,0 +1,139 @@
+"""How a model reads what a run gives it: its config fitted to a region store, and batches of examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from visling import models, runtime
+from visling.data.batches.collate import Collator
+from visling.data.batches.loader import Loader, Source
+from visling.data.batches.region_targets import DETECTED, check_labels
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import ConfigError, StoreError
+from visling.objectives.masked_regions import RegionLosses
+from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.regions.store import NativeStore
+from visling.types import InputSpec, RegionStore
+
+C = TypeVar("C", PretrainConfig, FinetuneConfig)
+
+
+def fit_to_store(config: C, store: NativeStore) -> C:
+    """The config with the width of features and of region losses set to those of the store, where it leaves them open.
+
+    Raises:
+        StoreError: the config asks for other numbers, or for region losses that the store cannot answer.
+    """
+    if not store.manifest["regions"]:
+        raise StoreError(
+            f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. "
+            "The detector found nothing; score it with `visling detect eval`, train it longer, and extract again."
+        )
+    extracts = isinstance(config, PretrainConfig) and config.extractor is not None  # stored features are not read then
+    if not extracts and config.encoder.feature_size != store.feature_size:
+        if not config.any_features:
+            raise StoreError(
+                f"{store.path} holds features of width {store.feature_size}; recipe {config.recipe} reads "
+                f"{config.encoder.feature_size}, as its release does. Use features of that width, or "
+                "--set any_features=true to train another model."
+            )
+        config = replace(config, encoder=replace(config.encoder, feature_size=store.feature_size))
+    if isinstance(config, PretrainConfig) and config.region_losses is not None:
+        return _fit_losses(config, config.region_losses, store)
+    return config
+
+
+def _fit_losses(config: PretrainConfig, losses: RegionLosses, store: NativeStore) -> PretrainConfig:
+    lacking = [
+        DETECTED[name] for name in sorted(losses.needs & DETECTED.keys()) if DETECTED[name][0] not in store.fields
+    ]
+    if lacking:
+        field, what = lacking[0]
+        mend = "with a detector that names them"
+        if field == "probs":
+            mend = "again with --probs, or predict the best class alone: --set region_losses.classes=hard"
+        raise StoreError(
+            f"{store.path} holds no {what} of regions, which recipe {config.recipe} predicts. Extract regions {mend}."
+        )
+    soft = losses.classes in ("kl", "cross_entropy")
+    # A store without names does not say how many there are: it is taken at the recipe's word.
+    stored = {
+        "num_classes": (
+            "classes",
+            store.fields["probs"].width if soft else len(store.class_names) or losses.num_classes,
+        ),
+        "num_attributes": ("attributes", len(store.attribute_names) or losses.num_attributes),
+        "feature_size": ("features", store.feature_size),
+    }
+    differing = {
+        setting: (name, width) for setting, (name, width) in stored.items() if losses.widths.get(name, width) != width
+    }
+    if differing and not config.any_features:
+        described = "; ".join(f"{width} {name}, not {losses.widths[name]}" for name, width in differing.values())
+        raise StoreError(
+            f"the regions of {store.path} have {described} as recipe {config.recipe} and its release. Use regions of that "
+            "detector, or --set any_features=true to train another model."
+        )
+    for target, setting in (("region_classes", "num_classes"), ("region_attributes", "num_attributes")):
+        if target in losses.needs:
+            check_labels(store, target, stored[setting][1])
+    widths: dict[str, Any] = {setting: width for setting, (_, width) in differing.items()}
+    return replace(config, region_losses=replace(losses, **widths)) if widths else config
+
+
+class Inputs:
+    """How a model reads: what a batch must deliver, the words it knows, the regions it sees, the device it is on.
+
+    Args:
+        model: family.
+        config: the family's config.
+        regions: where the features of regions are read; None for a model of the words alone.
+        device: auto, cpu, cuda or cuda:N.
+        vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
+    Raises:
+        ConfigError: the vocabulary has more entries than the model's word table, or no such device.
+    """
+
+    def __init__(
+        self, model: str, config: Any, regions: RegionStore | None, device: str, vocabulary: str | Path | None = None
+    ) -> None:
+        self.spec: InputSpec = models.spec(model).inputs(config)
+        self.tokenizer = Tokenizer(self.spec.vocabulary if vocabulary is None else str(vocabulary))
+        if vocabulary is None and self.tokenizer.size > config.vocab_size:
+            raise ConfigError(
+                f"vocabulary {self.spec.vocabulary!r} has {self.tokenizer.size} entries, but encoder.vocab_size is "
+                f"{config.vocab_size}. Use --set encoder.vocab_size={self.tokenizer.size}."
+            )
+        self.layout = TextLayout(self.tokenizer, self.spec)
+        self.regions = regions
+        self.device = runtime.pick_device(device)
+
+    def loader(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        training: bool,
+        text_only: bool = False,
+        **shown: Any,
+    ) -> Loader:
+        """Batches of examples: in training shuffled and whole; else in order, every example once over all processes.
+
+        Args:
+            text_only: the examples have no images.
+            shown: what else `Collator` takes: masking and the like.
+        """
+        collator = Collator(None if text_only else self.regions, self.spec, self.tokenizer, **shown)
+        return Loader(
+            source,
+            collator,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=training,
+            drop_last=training,
+            deal="examples" if training else "batches",
+            pin=self.device.type == "cuda",
+        )
