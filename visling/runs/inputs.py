@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from visling import models, runtime
 from visling.data.batches.collate import Collator
@@ -41,7 +41,7 @@ def fit_to_store(config: C, store: NativeStore) -> C:
             )
         config = replace(config, encoder=replace(config.encoder, feature_size=store.feature_size))
     if isinstance(config, PretrainConfig) and config.region_losses is not None:
-        return _fit_losses(config, config.region_losses, store)
+        return cast(C, _fit_losses(config, config.region_losses, store))
     return config
 
 
