@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from visling import models, runtime
 from visling.data.batches.collate import Collator
@@ -41,11 +41,11 @@ def fit_to_store(config: C, store: NativeStore) -> C:
             )
         config = replace(config, encoder=replace(config.encoder, feature_size=store.feature_size))
     if isinstance(config, PretrainConfig) and config.region_losses is not None:
-        return cast(C, _fit_losses(config, config.region_losses, store))
+        return replace(config, region_losses=_fit_losses(config.region_losses, config, store))
     return config
 
 
-def _fit_losses(config: PretrainConfig, losses: RegionLosses, store: NativeStore) -> PretrainConfig:
+def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore) -> RegionLosses:
     lacking = [
         DETECTED[name] for name in sorted(losses.needs & DETECTED.keys()) if DETECTED[name][0] not in store.fields
     ]
@@ -80,7 +80,7 @@ def _fit_losses(config: PretrainConfig, losses: RegionLosses, store: NativeStore
         if target in losses.needs:
             check_labels(store, target, stored[setting][1])
     widths: dict[str, Any] = {setting: width for setting, (_, width) in differing.items()}
-    return replace(config, region_losses=replace(losses, **widths)) if widths else config
+    return replace(losses, **widths)
 
 
 class Inputs:
