@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader, Source
@@ -41,11 +42,13 @@ def fit_to_store(config: C, store: NativeStore) -> C:
             )
         config = replace(config, encoder=replace(config.encoder, feature_size=store.feature_size))
     if isinstance(config, PretrainConfig) and config.region_losses is not None:
-        return replace(config, region_losses=_fit_losses(config.region_losses, config, store))
+        widths = _fit_losses(config.region_losses, config, store)
+        return configs.override(config, [f"region_losses.{setting}={width}" for setting, width in widths.items()])
     return config
 
 
-def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore) -> RegionLosses:
+def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore) -> dict[str, int]:
+    """Setting of the region losses -> width of the store, where they differ."""
     lacking = [
         DETECTED[name] for name in sorted(losses.needs & DETECTED.keys()) if DETECTED[name][0] not in store.fields
     ]
@@ -79,8 +82,7 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
     for target, setting in (("region_classes", "num_classes"), ("region_attributes", "num_attributes")):
         if target in losses.needs:
             check_labels(store, target, stored[setting][1])
-    widths: dict[str, Any] = {setting: width for setting, (_, width) in differing.items()}
-    return replace(losses, **widths)
+    return {setting: width for setting, (_, width) in differing.items()}
 
 
 class Inputs:
