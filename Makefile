@@ -1,13 +1,14 @@
 # The two commands of the README are `make demo` and `make test`; each does all its own set-up, and twice is harmless.
 #   make demo [SIZE=small|large] [MODEL=NAME]    NAME: visualbert, lxmert, ...; examples/demo.py --help lists the families
 #                                  draw scenes, train a detector and a model, answer questions; leaves demo/SIZE, runs in demo/SIZE/MODEL
-#   make test                      lint, types and tests (minutes)
+#   make test [WORKERS=2]          lint, types and tests (minutes), in so many worker processes of one thread each
 #   make check-slow                what is too slow for every commit: slow tests, and the large demo, which must gain 25 points
 #   make bench                     timings into benchmarks/results/
 PYTHON ?= python3
 VENV ?= .venv
 SIZE ?= small
 MODEL ?= visualbert
+WORKERS ?= 2
 OUT ?= demo/$(SIZE)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
@@ -21,7 +22,7 @@ demo: $(VENV)/.core
 	$(BIN)/python examples/demo.py --size $(SIZE) --model $(MODEL) --out $(OUT)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not data"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not data"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -100,7 +100,15 @@ def settings_of(world: Any, recipe: str) -> list[str]:
     return [part for change in changes for part in ("--set", change)]
 
 
-@pytest.mark.parametrize("recipe", ["visualbert-scenes", "vlbert-scenes", "lxmert-scenes", "cvlp-scenes"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "vlbert-scenes",
+        "lxmert-scenes",
+        pytest.param("visualbert-scenes", marks=pytest.mark.slow),
+        pytest.param("cvlp-scenes", marks=pytest.mark.slow),
+    ],
+)
 def test_any_number_of_processes_validates_pretraining_alike(world: Any, tmp_path: Path, recipe: str) -> None:
     """Among them text without images (VL-BERT), questions scored one by one (LXMERT) and a queue (CVLP), which holds the
     regions that training has met: other ones for another number of processes."""

@@ -144,6 +144,8 @@ def process_group(processes: int = 1) -> Iterator[None]:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         try:
             yield
+            # Nobody leaves while another still saves: a process that ends badly after this can harm nothing.
+            dist.barrier()
         finally:
             dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from visling import api
 from visling import config as configs
+from visling.cli import app
 from visling.models import build_tiny, head_styles, names
 from visling.models.task_model import TaskModel
 from visling.recipes.tables import FINETUNING
@@ -94,6 +96,26 @@ def test_any_task_is_asked_about_raw_images(world: Any, tmp_path: Path, kind: st
             .min()
             < 0.1
         ), "a box of the image that was asked about"
+
+
+def test_a_task_about_two_images_is_asked_from_the_command_line(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune(world, tmp_path / "run", "pair")
+    images = sorted(map(str, (world.scenes / "images" / "test").glob("*.png")))[:2]
+    command = ["visling", "predict", "--run", str(tmp_path / "run"), *images, "star", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        app.run()
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert f"{', '.join(images)}: " in said
+    assert said.count("drawn in") == 2
+    monkeypatch.setattr(sys, "argv", [word for word in command if word != images[1]])
+    with pytest.raises(SystemExit) as end:
+        app.run()
+    assert end.value.code == 2
+    assert "reads 2 images at a time; found 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", names())

@@ -95,30 +95,34 @@ def predict(
     model = load(run, detector=detector, other_features=other_features, device=device)
     # A model's name on the hub is no folder here.
     folder = out if out is not None else run / "answers" if run.exists() else Path("answers")
-    for image in images:
-        answer = model.answer(image, text)
-        target = find_free_name(folder, Path(image).stem)
-        card = prediction_card(
-            answer.image,
-            answer.regions,
-            text,
-            answer.top,
-            class_names=model.class_names,
-            attribute_names=model.attribute_names,
-        )
-        save_picture(card, target)
+    together = model.task.images  # as many images make one question
+    for first in range(0, len(images), together):
+        group = images[first : first + together]
+        answer = model.answer(group, text)
+        targets = []
+        for image, seen, regions in zip(group, answer.images, answer.regions_by_image, strict=True):
+            targets.append(find_free_name(folder, Path(image).stem))
+            card = prediction_card(
+                seen,
+                regions,
+                text,
+                answer.top,
+                class_names=model.class_names,
+                attribute_names=model.attribute_names,
+            )
+            save_picture(card, targets[-1])
         if json_:
-            found = {
-                "image": image,
-                "text": text,
-                "answer": answer.text,
-                "top": answer.top,
-                "regions": len(answer.regions),
-            }
-            print(json.dumps({**found, "truncated": answer.truncated, "picture": str(target)}))
+            rows = [
+                {"image": image, "text": text, "answer": answer.text, "top": answer.top, "regions": len(regions)}
+                | {"truncated": answer.truncated, "picture": str(target)}
+                for image, regions, target in zip(group, answer.regions_by_image, targets, strict=True)
+            ]
+            print("\n".join(map(json.dumps, rows)))
             continue
-        print(f"{image}: {', '.join(f'{name} {share:.0%}' for name, share in answer.top)}")
-        print(f"  {len(answer.regions)} regions, drawn in {target}")
+        best = ", ".join(f"{name} {share:.0%}" for name, share in answer.top) or answer.text
+        print(f"{', '.join(group)}: {best}")
+        for regions, target in zip(answer.regions_by_image, targets, strict=True):
+            print(f"  {len(regions)} regions, drawn in {target}")
         if answer.truncated:
             print(f"  the text was cut to {model.spec.max_tokens} word pieces")
 
