@@ -1,8 +1,10 @@
 """CVLP's region contrast against its whole queue: in blocks as the library computes it, and with the whole matrix of
 scores at once.
 
-    python benchmarks/region_contrast.py --out benchmarks/results               # the release's queue, batches of 8 and 256 images of 36 regions
-    python benchmarks/region_contrast.py --out benchmarks/results --images 8    # a quick look
+    # The release's queue, batches of 8 and 256 images of 36 regions:
+    python benchmarks/region_contrast.py --out benchmarks/results
+    # A quick look:
+    python benchmarks/region_contrast.py --out benchmarks/results --images 8
 
 Measured: the loss and the gradient of the queries (forward and backward), and one push of a batch's keys into the
 queue. Beside the push stands what the release does, a new queue stacked out of the old rows and the new ones. The whole
@@ -41,7 +43,8 @@ backward makes of them."""
 Way = Literal["blocks", "whole"]
 
 NOT_CLAIMED = (
-    "The whole matrix is our own few lines of PyTorch, written as the paper's formula reads; the release's code is not run.",
+    "The whole matrix is our own few lines of PyTorch, written as the paper's formula reads; the release's code is "
+    "not run.",
     "Encoders are not part of it: this is the loss, its gradient with respect to the queries, and the queue.",
     "Nothing is said about other devices than the one given.",
     "Other work on the machine disturbs timings: the load averages tell whether there was any.",
@@ -128,7 +131,8 @@ def measure(images: int, options: argparse.Namespace, device: torch.device) -> d
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {way: pool.apply(peak_memory, (way, images, options)) for way in ways}
     print(
-        f"{images} images: { ({way: round(summary(values)['median']) for way, values in times.items()}) } ms, {memory} MiB",
+        f"{images} images: { ({way: round(summary(values)['median']) for way, values in times.items()}) } ms, "
+        f"{memory} MiB",
         flush=True,
     )
     return {
@@ -184,11 +188,14 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         yield f"# Region contrast against a queue of {sizes['queue']} rows, {result['date']}"
         yield ""
         yield (
-            f"Loss and gradient of the queries; queries, keys and queue of width {sizes['width']} in float32, {sizes['regions']} regions an image. "
-            "Milliseconds, median (quartiles), the two ways in turn."
+            f"Loss and gradient of the queries; queries, keys and queue of width {sizes['width']} in float32, "
+            f"{sizes['regions']} regions an image. Milliseconds, median (quartiles), the two ways in turn."
         )
         yield ""
-        yield "| images in the batch | the matrix of scores would take | in blocks | whole matrix | peak memory in blocks | whole matrix |"
+        yield (
+            "| images in the batch | the matrix of scores would take | in blocks | whole matrix | peak memory in "
+            "blocks | whole matrix |"
+        )
         yield "|---|---|---|---|---|---|"
         for batch in result["batches"]:
             times, memory = batch["milliseconds"], batch["peak_memory_mib"]

@@ -1,7 +1,9 @@
 """How fast regions come out of a native store, and caption pairs out of the loader.
 
-    python benchmarks/store.py --out benchmarks/results                # 2000 images of 36 x 2048, 0.3 GB in a temporary folder
-    python benchmarks/store.py --out benchmarks/results --images 20000   # larger than many a machine's cache
+    # 2000 images of 36 x 2048, 0.3 GB in a temporary folder:
+    python benchmarks/store.py --out benchmarks/results
+    # Larger than the cache of many machines:
+    python benchmarks/store.py --out benchmarks/results --images 20000
 
 The store is drawn at random, written by StoreWriter, opened, and read once before anything is timed, so that its pages
 lie in the system's cache as far as they fit. Measured in turn, one pass over all images (gather) or one epoch (loader)
@@ -58,11 +60,20 @@ POOL_ROWS = 4096
 """Distinct feature rows of the drawn store; images are cut out of them."""
 
 NOT_CLAIMED = (
-    "The files have just been written and read: this is the speed from the system's cache, not from a disk. Where the store is larger than free "
-    "memory, and on a first epoch, the disk decides.",
-    "No other library's store is measured. The released code's files (one .npy per image, a pickle, a TSV) are not compared.",
-    "The loader's consumer does nothing. Beside a training step the background thread shares the cores and the interpreter with it.",
-    "All images have the same number of regions. Words are drawn at random, one word piece each, and have been tokenised in an earlier epoch.",
+    "The files have just been written and read: this is the speed from the system's cache, not from a disk. Where "
+    "the store is larger than free memory, and on a first epoch, the disk decides.",
+    (
+        "No other library's store is measured. The released code's files (one .npy per image, a pickle, a TSV) are "
+        "not compared."
+    ),
+    (
+        "The loader's consumer does nothing. Beside a training step the background thread shares the cores and the "
+        "interpreter with it."
+    ),
+    (
+        "All images have the same number of regions. Words are drawn at random, one word piece each, and have been "
+        "tokenised in an earlier epoch."
+    ),
     "Peak memory is not reported: mapped pages count as resident although the system may drop them.",
     "Other work on the machine disturbs timings: the load averages tell whether there was any.",
 )
@@ -172,8 +183,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         f"# Region store and loader, {result['date']}",
         "",
         f"{sizes['images']} images of {sizes['regions']} regions of width {sizes['feature_size']} in half precision "
-        f"({sizes['images'] * bytes_per_image / 1e9:.2f} GB of features), read in batches of {sizes['batch_size']}; {sizes['captions']} captions, an "
-        "epoch being one pair for each. Items per second, median (quartiles) over whole passes, the rows of the table taking turns.",
+        f"({sizes['images'] * bytes_per_image / 1e9:.2f} GB of features), read in batches of {sizes['batch_size']}; "
+        f"{sizes['captions']} captions, an epoch being one pair for each. Items per second, median (quartiles) over "
+        "whole passes, the rows of the table taking turns.",
         "",
         "| | unit | per second | features |",
         "|---|---|---|---|",
@@ -182,12 +194,14 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         low, high = found["quartiles"]
         volume = "" if "text" in name else f"{found['median'] * bytes_per_image / 1e9:.2f} GB/s"
         lines.append(
-            f"| {name} | {'examples' if 'loader' in name else 'images'} | {found['median']:.0f} ({low:.0f} to {high:.0f}) | {volume} |"
+            f"| {name} | {'examples' if 'loader' in name else 'images'} | {found['median']:.0f} ({low:.0f} to "
+            f"{high:.0f}) | {volume} |"
         )
     lines += [
         "",
-        "copy: as many bytes from one array to another. gather: NativeStore.gather into fresh memory, or into memory used again. loader: caption "
-        "pairs, tokenised, masked, padded, with their regions; 'ahead' by the background thread.",
+        "copy: as many bytes from one array to another. gather: NativeStore.gather into fresh memory, or into "
+        "memory used again. loader: caption pairs, tokenised, masked, padded, with their regions; 'ahead' by the "
+        "background thread.",
         "",
         *circumstances(result),
     ]

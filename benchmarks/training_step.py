@@ -1,7 +1,9 @@
 """One pre-training step of VisualBERT, here and in transformers, timed in turn.
 
-    python benchmarks/training_step.py --out benchmarks/results              # two configurations, about two minutes on two cores
-    python benchmarks/training_step.py --out benchmarks/results --case release   # the released size; a long run
+    # Two configurations, about two minutes on two cores:
+    python benchmarks/training_step.py --out benchmarks/results
+    # The released size, a long run:
+    python benchmarks/training_step.py --out benchmarks/results --case release
 
 A step is forward, loss, backward and AdamW update. Both sides get the same weights (copied through the key map), the
 same batches and labels, the same optimiser settings, precision and threads, and run as A B A B ..., each pair on a
@@ -73,21 +75,33 @@ MEASUREMENTS: tuple[tuple[str, Work, bool], ...] = (
 
 ROWS: Mapping[Lengths, str] = {
     "varied": (
-        "Rows are pairs of captions of random words (normal, mean 12 word pieces, deviation 3, at least 6), batched with others of similar length by "
-        "visling's loader and padded to the longest of their batch; images have 10 to the case's number of regions, evenly drawn, padded likewise. "
-        "Each pair of steps has a batch of its own, so the spread of the times holds that of the lengths."
+        "Rows are pairs of captions of random words (normal, mean 12 word pieces, deviation 3, at least 6), batched "
+        "with others of similar length by visling's loader and padded to the longest of their batch; images have 10 "
+        "to the case's number of regions, evenly drawn, padded likewise. Each pair of steps has a batch of its own, "
+        "so the spread of the times holds that of the lengths."
     ),
-    "full": "All rows are as long as the case allows and all images have its full number of regions: there is no padding to speak of.",
+    "full": (
+        "All rows are as long as the case allows and all images have its full number of regions: there is no "
+        "padding to speak of."
+    ),
 }
 """How the rows of a batch are drawn."""
 
 NOT_CLAIMED = (
-    "Nothing is said about other sizes, batches, devices or machines than those given. With few layers the vocabulary head is a larger share of a "
-    "step than with twelve: the whole-step ratios of small and base2 flatter visling against that of the released size (`--case release`).",
-    "Nothing is said about accuracy or convergence: both sides compute the same loss (checked), so there is nothing to gain or lose.",
-    "Reading data is not part of a step; see store.py. Words and region features are drawn at random; their lengths are as described.",
-    "The transformers class is used as its documentation shows. A user who gathers the masked positions before calling its head saves most of "
-    "that head's cost; 'encoder only' shows what would remain. torch.compile is used on neither side.",
+    "Nothing is said about other sizes, batches, devices or machines than those given. With few layers the "
+    "vocabulary head is a larger share of a step than with twelve: the whole-step ratios of small and base2 flatter "
+    "visling against that of the released size (`--case release`).",
+    (
+        "Nothing is said about accuracy or convergence: both sides compute the same loss (checked), so there is "
+        "nothing to gain or lose."
+    ),
+    (
+        "Reading data is not part of a step; see store.py. Words and region features are drawn at random; their "
+        "lengths are as described."
+    ),
+    "The transformers class is used as its documentation shows. A user who gathers the masked positions before "
+    "calling its head saves most of that head's cost; 'encoder only' shows what would remain. torch.compile is used "
+    "on neither side.",
     "Other work on the machine disturbs timings: the load averages tell whether there was any.",
 )
 
@@ -466,7 +480,8 @@ def check_agreement(
             low, high = sorted(values.values())
             if not high - low <= tolerance * max(1.0, abs(high)):
                 raise SystemExit(
-                    f"the two sides disagree, nothing is timed: {work} {moment}: {values}, tolerance {tolerance:g} (relative)"
+                    f"the two sides disagree, nothing is timed: {work} {moment}: {values}, tolerance {tolerance:g} "
+                    "(relative)"
                 )
     return found
 
@@ -633,11 +648,12 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"# One pre-training step of VisualBERT: visling and transformers, {result['date']}",
         "",
-        "Forward, loss, backward and AdamW update, in turn (A B A B ...), same weights, batches, labels, optimiser, precision and threads. "
-        "Milliseconds, median (quartiles). Ratio: transformers over visling, pair by pair, median (smallest to largest); above 1 visling is faster.",
+        "Forward, loss, backward and AdamW update, in turn (A B A B ...), same weights, batches, labels, optimiser, "
+        "precision and threads. Milliseconds, median (quartiles). Ratio: transformers over visling, pair by pair, "
+        "median (smallest to largest); above 1 visling is faster.",
         "",
-        "transformers predicts the vocabulary at every position, as the release does; visling at the masked positions only, with the same loss. "
-        "'Encoder only' has no vocabulary or matching head on either side.",
+        "transformers predicts the vocabulary at every position, as the release does; visling at the masked "
+        "positions only, with the same loss. 'Encoder only' has no vocabulary or matching head on either side.",
         "",
         ROWS[result["settings"]["lengths"]],
         "",
@@ -645,7 +661,10 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     for case in result["cases"]:
         sizes, batches, memory = case["case"], case["batches"], case["peak_memory_mib"]
         lines += [
-            f"## {sizes['name']}: hidden {sizes['hidden_size']}, {sizes['num_layers']} layers, batch {sizes['batch_size']}",
+            (
+                f"## {sizes['name']}: hidden {sizes['hidden_size']}, {sizes['num_layers']} layers, batch "
+                f"{sizes['batch_size']}"
+            ),
             "",
             "| | visling | transformers | ratio |",
             "|---|---|---|---|",
@@ -664,13 +683,17 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         lines += [
             f"| peak memory of whole steps | {told['visling']} | {told['transformers']} | |",
             "",
-            f"Batches: {batches['tokens_per_row']['mean']:.1f} tokens ({batches['tokens_per_row']['min']} to {batches['tokens_per_row']['max']}) and "
-            f"{batches['regions_per_row']['mean']:.1f} regions ({batches['regions_per_row']['min']} to {batches['regions_per_row']['max']}) per row, "
-            f"{batches['padding_share']:.0%} padding. Per batch {batches['positions_per_batch']:.0f} positions, of which "
-            f"{batches['masked_per_batch']:.0f} are masked ({batches['slots_per_batch']:.0f} slots). Regions of width {sizes['feature_size']}; "
-            f"{case['parameters'] / 1e6:.1f} million parameters on both sides.",
+            f"Batches: {batches['tokens_per_row']['mean']:.1f} tokens ({batches['tokens_per_row']['min']} to "
+            f"{batches['tokens_per_row']['max']}) and {batches['regions_per_row']['mean']:.1f} regions "
+            f"({batches['regions_per_row']['min']} to {batches['regions_per_row']['max']}) per row, "
+            f"{batches['padding_share']:.0%} padding. Per batch {batches['positions_per_batch']:.0f} positions, of "
+            f"which {batches['masked_per_batch']:.0f} are masked ({batches['slots_per_batch']:.0f} slots). Regions "
+            f"of width {sizes['feature_size']}; {case['parameters'] / 1e6:.1f} million parameters on both sides.",
             "",
-            f"Loss before timing: visling {loss['visling']:.6f}, transformers {loss['transformers']:.6f}; all four comparisons are in the JSON file.",
+            (
+                f"Loss before timing: visling {loss['visling']:.6f}, transformers {loss['transformers']:.6f}; all "
+                "four comparisons are in the JSON file."
+            ),
             "",
         ]
     return "\n".join([*lines, *circumstances(result)]) + "\n"
@@ -733,7 +756,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "repeats": options.repeats,
             "dropout": DROPOUT,
             "optimiser": "AdamW " + ", ".join(f"{name} {value}" for name, value in ADAMW.items()),
-            "attention": "visling: torch scaled_dot_product_attention; transformers: eager, the only one it has for this model",
+            "attention": (
+                "visling: torch scaled_dot_product_attention; transformers: eager, the only one it has for this model"
+            ),
         },
         "load_before": load_before,
         "load_after": load_averages(),

@@ -92,13 +92,14 @@ class World:
 
 
 _TINY_DETECTOR = (
-    "train.max_steps=4", "batch_size=4", "detector.long_side=64", "detector.channels=[8, 12]", "detector.blocks=[0, 0]", "detector.anchor_sizes=[12.0, 18.0]",
-    "detector.proposal_size=8", "detector.pool_size=3", "detector.feature_size=16", "detector.min_regions=4", "detector.max_regions=8",
+    "train.max_steps=4", "batch_size=4", "detector.long_side=64", "detector.channels=[8, 12]", "detector.blocks=[0, 0]",
+    "detector.anchor_sizes=[12.0, 18.0]", "detector.proposal_size=8", "detector.pool_size=3",
+    "detector.feature_size=16", "detector.min_regions=4", "detector.max_regions=8",
     "detector.proposals=12", "detector.candidates=32",
 )  # fmt: skip
 _TINY_RUN = (
-    "encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "encoder.intermediate_size=32", "batch_size=8", "train.max_steps=4",
-    "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
+    "encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "encoder.intermediate_size=32",
+    "batch_size=8", "train.max_steps=4", "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
 )  # fmt: skip
 
 

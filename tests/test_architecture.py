@@ -64,8 +64,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "nlvr", "tables",
     ),
     "runs": (
-        "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "evaluate", "finetune", "estimate",
-        "jobs", "compare",
+        "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
+        "pretrain", "evaluate", "finetune", "count_products", "typical_batch", "estimate", "jobs", "compare",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""
@@ -230,6 +230,40 @@ def test_the_table_has_no_circle() -> None:
         assert ground, f"a circle among {sorted(left)}"
         for part in ground:
             del left[part]
+
+
+MOST_LINES = 500
+REASON = "One file although it is long: "
+"""How the docstring of a longer file begins the paragraph that says why it is one thing."""
+
+
+def long_files(package: Path) -> list[str]:
+    """Files of a package tree that are too long and do not say why."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        code = path.read_text(encoding="utf-8")
+        lines = len(code.splitlines())
+        if lines > MOST_LINES and f"\n\n{REASON}" not in (ast.get_docstring(ast.parse(code)) or ""):
+            found.append(f"{path.relative_to(package).as_posix()} has {lines} lines")
+    return found
+
+
+def test_long_files_say_why_they_are_one_thing() -> None:
+    found = long_files(ROOT)
+    assert not found, (
+        f"cut these at a natural joint, or say why not in a paragraph of the docstring that begins {REASON!r}: "
+        + ", ".join(found)
+    )
+
+
+def test_a_long_file_without_a_reason_is_caught(tmp_path: Path) -> None:
+    body = "x = 1\n"
+    (tmp_path / "short.py").write_text(body * MOST_LINES)
+    assert long_files(tmp_path) == []
+    (tmp_path / "silent.py").write_text(body * (MOST_LINES + 1))
+    (tmp_path / "hidden.py").write_text(f'"""A file."""\n# {REASON}a comment.\n' + body * MOST_LINES)
+    (tmp_path / "open.py").write_text(f'"""A file.\n\n{REASON}because.\n"""\n' + body * MOST_LINES)
+    assert long_files(tmp_path) == ["hidden.py has 502 lines", "silent.py has 501 lines"]
 
 
 PLANTED = [

@@ -15,7 +15,9 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 ARGUMENTS = {
-    "training_step": "--case small --layers 1 --batch-size 2 --tokens 32 --regions 12 --threads 1 --warmup 1 --repeats 2",
+    "training_step": (
+        "--case small --layers 1 --batch-size 2 --tokens 32 --regions 12 --threads 1 --warmup 1 --repeats 2"
+    ),
     "store": "--images 12 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --warmup 0 --repeats 2",
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
 }

@@ -17,8 +17,9 @@ def train_by_two(world: Any, out: Path, *words: str) -> subprocess.CompletedProc
     """`visling pretrain --processes 2` on the tiny world."""
     settings = [part for setting in (*world.settings, "batch_size=4", *words) for part in ("--set", setting)]
     command = [
-        sys.executable, "-m", "visling", "pretrain", "--recipe", "visualbert-scenes", "--data", str(world.scenes), "--store", str(world.regions),
-        "--out", str(out), "--device", "cpu", "--threads", "1", "--processes", "2", *settings,
+        sys.executable, "-m", "visling", "pretrain", "--recipe", "visualbert-scenes", "--data", str(world.scenes),
+        "--store", str(world.regions), "--out", str(out), "--device", "cpu", "--threads", "1", "--processes", "2",
+        *settings,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
@@ -110,8 +111,8 @@ def settings_of(world: Any, recipe: str) -> list[str]:
     ],
 )
 def test_any_number_of_processes_validates_pretraining_alike(world: Any, tmp_path: Path, recipe: str) -> None:
-    """Among them text without images (VL-BERT), questions scored one by one (LXMERT) and a queue (CVLP), which holds the
-    regions that training has met: other ones for another number of processes."""
+    """Among them text without images (VL-BERT), questions scored one by one (LXMERT) and a queue (CVLP), which holds
+    the regions that training has met: other ones for another number of processes."""
     scores = []
     for processes in (1, 2, 3):
         out = tmp_path / f"{processes}"

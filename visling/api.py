@@ -102,7 +102,8 @@ class Predictor:
         """Answer a question about, or judge a sentence of, one raw image, or of as many as the task reads together.
 
         Raises:
-            DataError: an image cannot be read, the text is empty, or there are more or fewer images than the task reads.
+            DataError: an image cannot be read, the text is empty, or the number of images is not the one that the task
+                reads.
         """
         given = [image] if isinstance(image, (str, Path, Image.Image)) else list(image)
         if len(given) != self.task.images:
@@ -183,7 +184,8 @@ def load(
     folder = Path(detector) if detector is not None else saved.path / "detector"
     if detector is None and not folder.is_dir():
         raise CheckpointError(
-            f"{saved.path} has no detector beside it, so raw images cannot be turned into regions. Name one with --detector."
+            f"{saved.path} has no detector beside it, so raw images cannot be turned into regions. Name one with "
+            "--detector."
         )
     found = Detector.load(folder, device=target)
     check_fingerprint(saved, found.fingerprint, override=other_features)

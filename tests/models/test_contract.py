@@ -93,8 +93,8 @@ _JOINT = ("layers.0", "layers.1")
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What differs between families on their tiny presets. The defaults are those of a plain single stream, whose layers
-    are called layers.0, layers.1: such a family needs no entry."""
+    """What differs between families on their tiny presets. The defaults are those of a plain single stream, whose
+    layers are called layers.0, layers.1: such a family needs no entry."""
 
     feeds: Mapping[str, set[str]] = field(default_factory=lambda: {"pooler": {"pooled"}})
     """Parameters, by the start of their names, on which only some of the outputs depend -> fields of `Encoded` that
@@ -188,7 +188,7 @@ def expected_of(name: str) -> Expected:
     return EXPECTED.get(name, Expected())
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ models and inputs
+# ---------------------------------------------------------------------------------------------------- models and inputs
 
 
 @pytest.fixture(params=models.names())
@@ -368,7 +368,7 @@ def same(first: Encoded, second: Encoded, text: Tensor, regions: Tensor) -> None
     assert_close(first.pooled, second.pooled, **CLOSE)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------------- heads
+# ---------------------------------------------------------------------------------------------------------------- heads
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -398,7 +398,7 @@ def test_every_layout_names_styles_that_exist(name: str, model: Encoder) -> None
         assert list(head.parameters())
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- objectives
+# ----------------------------------------------------------------------------------------------------------- objectives
 
 
 def make_targets(*, labelled: bool = True) -> Targets:
@@ -473,7 +473,7 @@ def test_an_objective_without_targets_is_exactly_zero(name: str, model: Encoder,
         }
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- gradients
+# ------------------------------------------------------------------------------------------------------------ gradients
 
 
 @pytest.mark.parametrize("slot", [False, True])
@@ -630,7 +630,7 @@ def test_any_number_of_regions(name: str, model: Encoder, regions: int, counts: 
         assert_close(encoded.pooled, without.pooled, **CLOSE)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ maps and states
+# ------------------------------------------------------------------------------------------------------ maps and states
 
 
 def test_attention_has_four_quadrants(name: str, model: Encoder) -> None:

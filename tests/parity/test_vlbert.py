@@ -304,7 +304,7 @@ def test_projection_of_what_the_trained_extractor_pools(recording: Recording, va
     assert_close(projection(masked, boxes)[real], recorded["obj_reps_masked_feature"][real], **CLOSE)
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- pre-training
+# --------------------------------------------------------------------------------------------------------- pre-training
 
 
 class Pretraining(nn.Module):
@@ -494,7 +494,7 @@ def test_pretraining_on_captions_and_plain_text_with_gradients(recording: Record
     compare_multitask(recording, Pretraining(recording, "pretrain_multitask"))
 
 
-# -------------------------------------------------------------------------------------------------------------------------------------- tasks
+# ---------------------------------------------------------------------------------------------------------------- tasks
 
 
 def laid_out(recording: Recording, questions: Tensor, *ending: str) -> Tensor:
@@ -620,7 +620,7 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
         assert_close(loss + region_loss, recorded[f"loss_{kind}"], **LOSSES)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- broken models are noticed
+# -------------------------------------------------------------------------------------------- broken models are noticed
 
 
 def _swap(first: str, second: str) -> Callable[[Pretraining], None]:

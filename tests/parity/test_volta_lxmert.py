@@ -265,8 +265,9 @@ def test_task_heads(recording: Recording, task: int) -> None:
 @pytest.mark.parametrize(
     ("task", "name"),
     [
-        (1, "head.norm.weight"), (1, "head.linear.bias"), (8, "head.linear.bias"), (10, "head.linear.weight"), (11, "head.dense.bias"),
-        (11, "head.output.weight"), (12, "head.norm.bias"), (12, "head.dense.bias"), (13, "head.linear.bias"), (13, "encoder.pooler.dense.bias"),
+        (1, "head.norm.weight"), (1, "head.linear.bias"), (8, "head.linear.bias"), (10, "head.linear.weight"),
+        (11, "head.dense.bias"), (11, "head.output.weight"), (12, "head.norm.bias"), (12, "head.dense.bias"),
+        (13, "head.linear.bias"), (13, "encoder.pooler.dense.bias"),
     ],
 )  # fmt: skip
 def test_a_broken_task_head_is_noticed(recording: Recording, task: int, name: str) -> None:

@@ -302,7 +302,8 @@ def test_a_size_of_no_preset_is_named(recorded: Any, tmp_path: Path) -> None:
 def test_settings_change_a_preset(recorded: Any, tmp_path: Path) -> None:
     source = recorded("visualbert")
     differences = [
-        "hidden_size=32", "num_layers=3", "num_heads=4", "intermediate_size=64", "max_positions=24", "max_tokens=9", "feature_size=20",
+        "hidden_size=32", "num_layers=3", "num_heads=4", "intermediate_size=64", "max_positions=24", "max_tokens=9",
+        "feature_size=20",
         "vocab_size=120", f"vocabulary={source.config.vocabulary}",
     ]  # fmt: skip
     given = {"model": "visualbert", "layout": "official", "preset": "nlvr2"}
@@ -530,11 +531,14 @@ LISTS: dict[str, list[str]] = {
     ("name", "last", "right", "wrong"),
     [
         ("visualbert vqa", "bert.classifier", ["unknown first"], {
-            "unknown listed": "<unk> must be the first answer, and is number 3000", "lxmert": "must be the first answer, and is missing",
+            "unknown listed": "<unk> must be the first answer, and is number 3000",
+            "lxmert": "must be the first answer, and is missing",
         }),
         ("vlbert vqa", "final_mlp.2", ["unknown first", "unknown listed"], {"lxmert": "it lacks <unk>"}),
         ("vilbert vqa", "vil_prediction.main.3.", ["lxmert", "unknown absent"], {"unknown first": "it holds <unk>"}),
-        ("lxmert vqa", "logit_fc.3", ["lxmert"], {"unknown first": "it holds <unk>", "unknown absent": "their order differ .the first are 'a0'"}),
+        ("lxmert vqa", "logit_fc.3", ["lxmert"], {
+            "unknown first": "it holds <unk>", "unknown absent": "their order differ .the first are 'a0'",
+        }),
     ],
 )  # fmt: skip
 def test_the_list_of_another_release_is_refused(
@@ -996,9 +1000,9 @@ def test_heads_are_told_by_the_names_and_shapes_of_every_catalogued_file(entry: 
 
 FULL_SIZE = [
     *(("visualbert", variant) for variant in (
-        "vqa_pretraining", "vqa_finetuned", "nlvr2_pretraining(coco/task)", "nlvr2_finetuned", "vcr_pretraining_transformer_part",
-        "vcr_finetuned_transformer_part", "flickr_pretraining", "flickr_finetuned", "bypass_variant_extra_keys",
-        "transformers_vqa_pretraining", "transformers_vqa_finetuned", "volta",
+        "vqa_pretraining", "vqa_finetuned", "nlvr2_pretraining(coco/task)", "nlvr2_finetuned",
+        "vcr_pretraining_transformer_part", "vcr_finetuned_transformer_part", "flickr_pretraining", "flickr_finetuned",
+        "bypass_variant_extra_keys", "transformers_vqa_pretraining", "transformers_vqa_finetuned", "volta",
     )),
     *(("vlbert", variant) for variant in ("prec", "e2e", "large", "vqa", "refcoco", "vcr")),
     *(("vilbert", variant) for variant in ("pretraining", "multitask", "first", "volta")),

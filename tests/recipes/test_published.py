@@ -35,6 +35,7 @@ from visling.runs import pretrain as pretraining
 from visling.runs.evaluate import evaluate
 from visling.runs.inputs import Inputs
 from visling.runs.pretrain import read_corpora
+from visling.runs.typical_batch import typical_batch
 from visling.tasks.nlvr2 import NLVR2
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients, parameter_groups
 from visling.types import RegionArray
@@ -42,7 +43,7 @@ from visling.vision.detector import Detector
 
 NAMES = sorted(PUBLISHED_PRETRAINING)
 
-# ------------------------------------------------------------------------------------------------------------------------------- literal numbers
+# ------------------------------------------------------------------------------------------------------ literal numbers
 
 _VISUALBERT = {
     "objectives": {"masked_lm": 1.0, "matching": 1.0},
@@ -193,51 +194,64 @@ _CVLP = {
 STATED: Mapping[str, Mapping[str, Any]] = {
     "visualbert-coco": {**_COCO, "batch_size": 48, "encoder.feature_size": 2048, "encoder.max_regions": 100},
     "visualbert-nlvr2-coco": {**_COCO, "batch_size": 64, "encoder.feature_size": 1024, "encoder.max_regions": 144},
-    "visualbert-flickr30k-coco": {**_COCO, "batch_size": 32, "encoder.feature_size": 2048, "encoder.append_spatial": True},
+    "visualbert-flickr30k-coco": {
+        **_COCO, "batch_size": 32, "encoder.feature_size": 2048, "encoder.append_spatial": True,
+    },
     "visualbert-vcr-coco": {**_COCO, "batch_size": 128, "train.optim.lr": 1e-4, "encoder.feature_size": 512},
     "visualbert-vqa": {
-        **_VISUALBERT, "corpora": ["questions"], "objectives": {"masked_lm": 1.0}, "batch_size": 64, "start": "visualbert-coco",
-        "encoder.feature_size": 2048,
+        **_VISUALBERT, "corpora": ["questions"], "objectives": {"masked_lm": 1.0}, "batch_size": 64,
+        "start": "visualbert-coco", "encoder.feature_size": 2048,
     },
     "visualbert-nlvr2": {
-        **_VISUALBERT, "corpora": ["statements"], "batch_size": 64, "start": "visualbert-nlvr2-coco", "encoder.max_regions": 144,
-        "encoder.pair": "sequence", "valid_split": "dev",
+        **_VISUALBERT, "corpora": ["statements"], "batch_size": 64, "start": "visualbert-nlvr2-coco",
+        "encoder.max_regions": 144, "encoder.pair": "sequence", "valid_split": "dev",
     },
     "visualbert-flickr30k": {
-        **_VISUALBERT, "corpora": ["flickr30k"], "objectives": {"masked_lm": 1.0}, "batch_size": 32, "start": "visualbert-flickr30k-coco",
+        **_VISUALBERT, "corpora": ["flickr30k"], "objectives": {"masked_lm": 1.0}, "batch_size": 32,
+        "start": "visualbert-flickr30k-coco",
     },
     "vlbert-base-prec": _VLBERT,
-    "vlbert-base-prec-without-text": {**_VLBERT, "corpora": ["conceptual_captions"], "batch_size": 256, "train.optim.warmup_steps": 8000},
+    "vlbert-base-prec-without-text": {
+        **_VLBERT, "corpora": ["conceptual_captions"], "batch_size": 256, "train.optim.warmup_steps": 8000,
+    },
     "vlbert-large-prec": {
-        **_VLBERT, "train.precision": "bf16", "start": "bert-large-uncased", "encoder.hidden_size": 1024, "encoder.num_layers": 24,
-        "encoder.num_heads": 16, "encoder.intermediate_size": 4096, "encoder.visual_size": 1024,
+        **_VLBERT, "train.precision": "bf16", "start": "bert-large-uncased", "encoder.hidden_size": 1024,
+        "encoder.num_layers": 24, "encoder.num_heads": 16, "encoder.intermediate_size": 4096,
+        "encoder.visual_size": 1024,
     },
     "visualbert-vcr": {
-        **_VISUALBERT, "corpora": ["vcr"], "batch_size": 32, "start": "visualbert-vcr-coco", "train.epochs": 1, "train.optim.warmup_share": 0.1879,
-        "encoder.feature_size": 512,
+        **_VISUALBERT, "corpora": ["vcr"], "batch_size": 32, "start": "visualbert-vcr-coco", "train.epochs": 1,
+        "train.optim.warmup_share": 0.1879, "encoder.feature_size": 512,
     },
-    "vlbert-base-e2e": {**_VLBERT, "train.precision": "bf16", "train.accumulation": 1, "encoder.masks_features": False, **_E2E},
+    "vlbert-base-e2e": {
+        **_VLBERT, "train.precision": "bf16", "train.accumulation": 1, "encoder.masks_features": False, **_E2E,
+    },
     "vlbert-large-e2e": {
-        **_VLBERT, **_E2E, "train.precision": "bf16", "batch_size": 64, "train.accumulation": 2, "start": "bert-large-uncased",
-        "encoder.hidden_size": 1024, "encoder.num_layers": 24, "encoder.masks_features": False,
+        **_VLBERT, **_E2E, "train.precision": "bf16", "batch_size": 64, "train.accumulation": 2,
+        "start": "bert-large-uncased", "encoder.hidden_size": 1024, "encoder.num_layers": 24,
+        "encoder.masks_features": False,
     },
     "vilbert-conceptual": {
-        **_VILBERT, "train.optim.name": "bert_adam", "train.optim.betas": [0.9, 0.999], "train.optim.eps": 1e-6, "train.optim.clip": "per_tensor",
-        "train.optim.clip_norm": 1.0, "train.optim.swap_decay": True, "train.optim.evaluate": "before", "masking.mismatched": True,
+        **_VILBERT, "train.optim.name": "bert_adam", "train.optim.betas": [0.9, 0.999], "train.optim.eps": 1e-6,
+        "train.optim.clip": "per_tensor", "train.optim.clip_norm": 1.0, "train.optim.swap_decay": True,
+        "train.optim.evaluate": "before", "masking.mismatched": True,
         "region_masking.mismatched": True, "region_masking.whole": "model",
     },
     "vilbert-multitask": {
         **_VILBERT, "train.optim.name": "release_adamw", "train.optim.betas": [0.9, 0.98], "train.optim.eps": 1e-8,
-        "train.optim.bias_correction": True, "train.optim.clip": "none", "train.optim.swap_decay": False, "train.optim.rates": {},
-        "train.optim.evaluate": "after", "masking.mismatched": False, "region_masking.mismatched": False, "region_masking.whole": "unflagged",
+        "train.optim.bias_correction": True, "train.optim.clip": "none", "train.optim.swap_decay": False,
+        "train.optim.rates": {}, "train.optim.evaluate": "after", "masking.mismatched": False,
+        "region_masking.mismatched": False, "region_masking.whole": "unflagged",
     },
     "lxmert-20epochs-qa": _LXMERT,
     "lxmert-two-phase-qa": {
-        **_LXMERT, "from_epoch": {"image_qa": 10}, "objectives": {"masked_lm": 1.0, "matching": 1.0, "masked_regions": 1.0, "image_qa": 2.0},
+        **_LXMERT, "from_epoch": {"image_qa": 10},
+        "objectives": {"masked_lm": 1.0, "matching": 1.0, "masked_regions": 1.0, "image_qa": 2.0},
     },
     "lxmert-paper": {
-        **_LXMERT, "from_epoch": {"image_qa": 10}, "region_masking.hide": 1.0, "region_masking.random": 0.0, "region_masking.labels": "chosen",
-        "region_losses.weighted": False, "region_losses.over": "chosen", "region_losses.scale": 1.0,
+        **_LXMERT, "from_epoch": {"image_qa": 10}, "region_masking.hide": 1.0, "region_masking.random": 0.0,
+        "region_masking.labels": "chosen", "region_losses.weighted": False, "region_losses.over": "chosen",
+        "region_losses.scale": 1.0,
     },
     "cvlp-release": _CVLP,
     "cvlp-from-lxmert": {**_CVLP, "train.epochs": 20, "start": "lxmert-20epochs-qa"},
@@ -275,8 +289,9 @@ def test_every_recipe_is_checked() -> None:
 def test_fine_tuning_on_vqa() -> None:
     settings = configs.to_dict(FINETUNING["visualbert-vqa"]())
     stated = {
-        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max", "train.optim.lr": 2e-5,
-        "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam", "train.optim.clip": "per_tensor", "train.optim.exclude": ["pooler"],
+        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max",
+        "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
+        "train.optim.clip": "per_tensor", "train.optim.exclude": ["pooler"],
         "encoder.answer_slot": "same_segment", "encoder.max_regions": 100,
     }  # fmt: skip
     assert {setting: value(settings, setting) for setting in stated} == stated
@@ -285,9 +300,10 @@ def test_fine_tuning_on_vqa() -> None:
 def test_fine_tuning_on_nlvr2() -> None:
     settings = configs.to_dict(FINETUNING["visualbert-nlvr2"]())
     stated = {
-        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max", "train.optim.lr": 2e-5,
-        "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam", "train.optim.exclude": ["pooler"], "encoder.feature_size": 1024,
-        "encoder.max_regions": 144, "encoder.pair": "sequence", "task_settings.joined": True, "valid_split": "dev",
+        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max",
+        "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
+        "train.optim.exclude": ["pooler"], "encoder.feature_size": 1024, "encoder.max_regions": 144,
+        "encoder.pair": "sequence", "task_settings.joined": True, "valid_split": "dev",
     }  # fmt: skip
     assert {setting: value(settings, setting) for setting in stated} == stated
 
@@ -323,7 +339,7 @@ def test_the_page_lists_every_recipe_with_its_numbers() -> None:
         assert f"| `{name}` | {tuned.task} | {tuned.batch_size} | {tuned.train.optim.lr:.0e} " in page
 
 
-# ------------------------------------------------------------------------------------------------------------------------- differences, as data
+# ------------------------------------------------------------------------------------------------- differences, as data
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -387,7 +403,7 @@ def test_weights_of_an_epoch() -> None:
         dataclasses.replace(run, from_epoch={"image_qu": 10})
 
 
-# -------------------------------------------------------------------------------------------------------------------------- full size, no memory
+# ------------------------------------------------------------------------------------------------- full size, no memory
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -457,7 +473,7 @@ def test_decay_and_rates_by_name(built: tuple[str, PretrainConfig, PretrainModel
     assert not any("pooler" in parameter for parameter in slow)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- full size, for real
+# -------------------------------------------------------------------------------------------------- full size, for real
 
 
 def fill(objective: RegionContrast) -> None:
@@ -490,7 +506,7 @@ def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
     for done in range(2):
         loss = torch.zeros(())
         for corpus in run.corpora:
-            batch, targets = estimates.typical_batch(run, find_reader(corpus.kind).typical, 2)
+            batch, targets = typical_batch(run, find_reader(corpus.kind).typical, 2)
             batch.validate()
             loss = loss + estimates.loss_of(model, batch, targets)
         loss.backward()
@@ -564,7 +580,7 @@ def test_a_run_without_its_start_says_so(world: Any, tmp_path: Path) -> None:
     assert not noted(init=world.pretrained)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- two images: NLVR2
+# ---------------------------------------------------------------------------------------------------- two images: NLVR2
 
 
 @pytest.fixture(scope="module")

@@ -214,9 +214,9 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(world: Any, tmp_path:
     settings += [word for setting in longer.finetune_settings for word in ("--set", setting)]
     # fmt: off
     command = [
-        sys.executable, "-m", "visling", "compare", "--models", "visualbert", "--recipe", "scenes", "--tasks", "vqa-scenes", "--seeds", "1",
-        "--without-pretraining", "--data", str(world.scenes), "--store", str(world.regions), "--out", str(out), "--jobs", "2", "--device", "cpu",
-        *settings,
+        sys.executable, "-m", "visling", "compare", "--models", "visualbert", "--recipe", "scenes",
+        "--tasks", "vqa-scenes", "--seeds", "1", "--without-pretraining", "--data", str(world.scenes),
+        "--store", str(world.regions), "--out", str(out), "--jobs", "2", "--device", "cpu", *settings,
     ]
     # fmt: on
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -302,7 +302,8 @@ def test_unequal_budgets_are_refused(world: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tables, "FINETUNING", table)
     with pytest.raises(
         ConfigError,
-        match=r"budgets of vqa-scenes differ: train.epochs is 6 for visualbert, 7 for lxmert. .*--set train.epochs=VALUE",
+        match=r"budgets of vqa-scenes differ: train.epochs is 6 for visualbert, 7 for lxmert. "
+        r".*--set train.epochs=VALUE",
     ):
         make(world, tmp_path / "out")
     assert not (tmp_path / "out").exists()

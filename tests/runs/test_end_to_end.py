@@ -34,11 +34,11 @@ from visling.pretrained.folder import load_part, read_model_folder
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_PRETRAINING
 from visling.regions.store import NativeStore
-from visling.runs import estimate as estimates
 from visling.runs import finetune as finetuning
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.pictures import find_pictures
 from visling.runs.pretrain import pretrain, read_corpora, untrained_model
+from visling.runs.typical_batch import UNKNOWN, typical_batch
 from visling.train.optim import build_optimizer
 from visling.types import Batch
 from visling.vision.end_to_end import KEYS, MEAN_BGR, ExtractorConfig, PictureFiles, RegionExtractor
@@ -46,10 +46,12 @@ from visling.vision.images import read_image
 
 SMALL = ExtractorConfig(blocks=(1, 1, 1), stem_size=4, widths=(4, 4, 6, 4), shorter_side=32, longer_side=64)
 E2E = (
-    "extractor={blocks = [1, 1, 1], stem_size = 4, widths = [4, 4, 6, 4], shorter_side = 32, longer_side = 64}", "encoder.feature_size=16",
-    "encoder.whiten_features=false", "encoder.masks_features=false", "flip=0.5", "region_masking.rate=0.3",
-    "encoder.hidden_size=16", "encoder.visual_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "encoder.intermediate_size=32",
-    "batch_size=4", "train.max_steps=4", "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
+    "extractor={blocks = [1, 1, 1], stem_size = 4, widths = [4, 4, 6, 4], shorter_side = 32, longer_side = 64}",
+    "encoder.feature_size=16", "encoder.whiten_features=false", "encoder.masks_features=false", "flip=0.5",
+    "region_masking.rate=0.3",
+    "encoder.hidden_size=16", "encoder.visual_size=16", "encoder.num_layers=1", "encoder.num_heads=2",
+    "encoder.intermediate_size=32", "batch_size=4", "train.max_steps=4", "train.precision=fp32", "train.log_every=2",
+    "train.validate_every=100",
 )  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def loader(world: Any, run: PretrainConfig, *, valid: bool = True, **settings: A
     return Loader(source, collator, **{"batch_size": 4, "seed": 3, "prefetch": 0, **settings})
 
 
-# ------------------------------------------------------------------------------------------------------------------------- what the encoder reads
+# ----------------------------------------------------------------------------------------------- what the encoder reads
 
 
 def as_the_release(
@@ -202,7 +204,7 @@ def test_nothing_is_mirrored_unless_asked(world: Any) -> None:
             assert abs(x2 + u1 - 1) < 0.05
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- what it learns
+# ------------------------------------------------------------------------------------------------------- what it learns
 
 
 def test_losses_teach_the_later_stages_alone(world: Any) -> None:
@@ -233,7 +235,7 @@ def test_any_batch_can_be_learnt_from(world: Any, rows: int, precision: Any) -> 
     """Of one example, and of an image without regions, whose picture is seen as a whole all the same."""
     run = fit_to_store(end_to_end("encoder.text_visual_scale_init=1.0"), NativeStore.open(world.regions))
     model = untrained_model(run).train()
-    batch, targets = estimates.typical_batch(run, estimates.UNKNOWN, rows)
+    batch, targets = typical_batch(run, UNKNOWN, rows)
     assert batch.regions is not None
     assert batch.pixels is not None
     mask = batch.regions.mask.clone()
@@ -256,7 +258,7 @@ def test_rows_may_share_a_picture(world: Any) -> None:
     torch.manual_seed(0)
     extractor = RegionExtractor(SMALL).eval()
     run = end_to_end()
-    batch, _ = estimates.typical_batch(run, estimates.UNKNOWN, 2)
+    batch, _ = typical_batch(run, UNKNOWN, 2)
     assert batch.regions is not None
     assert batch.pixels is not None
     row = torch.tensor([1, 0, 1])
@@ -296,7 +298,7 @@ def test_the_loss_falls_and_the_extractor_moves(world: Any, tmp_path: Path) -> N
     assert changed == {name for name in fresh if name.startswith(behind) and ".norm." not in name}
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- what is kept
+# --------------------------------------------------------------------------------------------------------- what is kept
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(world: Any, tmp_path: Path) -> None:
@@ -420,7 +422,7 @@ def test_a_whole_model_goes_out_and_its_network_comes_back(world: Any, trained: 
             assert_close(after[name], before[name], rtol=0, atol=1e-6, msg=name)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.parametrize(
@@ -523,7 +525,7 @@ def test_pictures_are_found_as_the_store_names_them(world: Any, tmp_path: Path) 
     assert find(*numbers) == sorted(numbers)
 
 
-# -------------------------------------------------------------------------------------------------------------------------------------- doors
+# ---------------------------------------------------------------------------------------------------------------- doors
 
 
 def test_the_command_line_trains_end_to_end(world: Any, tmp_path: Path) -> None:
@@ -561,8 +563,9 @@ def test_the_recipe_is_shown_with_its_extractor() -> None:
 def test_two_processes_train_one_extractor(world: Any, tmp_path: Path) -> None:
     settings = [part for setting in (*E2E, "batch_size=2") for part in ("--set", setting)]
     command = [
-        sys.executable, "-m", "visling", "pretrain", "--recipe", "vlbert-scenes", "--data", str(world.scenes), "--store", str(world.regions),
-        "--images", str(world.scenes), "--out", str(tmp_path / "two"), "--device", "cpu", "--threads", "1", "--processes", "2", *settings,
+        sys.executable, "-m", "visling", "pretrain", "--recipe", "vlbert-scenes", "--data", str(world.scenes),
+        "--store", str(world.regions), "--images", str(world.scenes), "--out", str(tmp_path / "two"), "--device", "cpu",
+        "--threads", "1", "--processes", "2", *settings,
     ]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr

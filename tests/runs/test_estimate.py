@@ -25,12 +25,15 @@ from visling.data.corpora.base import Typical
 from visling.data.corpora.readers import find_reader
 from visling.errors import ConfigError
 from visling.models.cvlp import Cvlp, KeyNetwork
+from visling.nn.momentum import DependsOnValues
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_PRETRAINING
 from visling.runs import estimate as estimates
 from visling.runs import pretrain as pretraining
+from visling.runs.count_products import MatrixProducts, trace
+from visling.runs.typical_batch import typical_batch
 
 ROWS = 5
 RECIPES = [
@@ -79,7 +82,7 @@ def real(run: PretrainConfig) -> tuple[PretrainModel, list[Any]]:
         if isinstance(objective, RegionContrast):
             size = objective.queue.rows.shape
             objective.queue.push(F.normalize(torch.randn(size), dim=-1), torch.ones(size[0], dtype=torch.bool))
-    batches = [estimates.typical_batch(run, find_reader(corpus.kind).typical, ROWS) for corpus in run.corpora]
+    batches = [typical_batch(run, find_reader(corpus.kind).typical, ROWS) for corpus in run.corpora]
     for batch, _ in batches:
         batch.validate()
     return model, batches
@@ -92,7 +95,7 @@ def torch_counter() -> Iterator[FlopCounterMode]:
         yield counter
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------ operations
+# ----------------------------------------------------------------------------------------------------------- operations
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -105,18 +108,17 @@ def test_operations_equal_torchs_count_of_a_real_step(name: str) -> None:
     if run.model == "cvlp":
         # the mean of the negatives, which is gathered in place: torch's counter does not know the operation
         expected += 2 * ROWS * run.encoder.max_regions * 2000 * 24
-    assert estimates.trace(model, lambda *pair: estimates.loss_of(model, *pair), batches).flops == expected
+    assert trace(model, lambda *pair: estimates.loss_of(model, *pair), batches).flops == expected
     assert estimates.estimate(run).flops_per_update == expected
 
 
 def test_key_layers_are_left_out_half_of_the_time() -> None:
     with torch.device("meta"):
         network = KeyNetwork(Cvlp(models.spec("cvlp").presets["base"]))
-    estimates.choose_half(network)
-    chosen: Any = network.forward
-    left_out = [
-        stream for (stream, _), shortened in zip(network.pairs, chosen.keywords["chosen"], strict=True) if shortened
-    ]
+    assert isinstance(network, DependsOnValues)
+    network.use_typical_path()
+    assert network.typical is not None
+    left_out = [stream for (stream, _), shortened in zip(network.pairs, network.typical, strict=True) if shortened]
     assert sorted(left_out) == ["cross_layers", "region_layers", "text_layers", "text_layers"]  # of 2, 2 and 4 pairs
 
 
@@ -124,7 +126,7 @@ def test_key_layers_are_left_out_half_of_the_time() -> None:
 def test_products_are_counted_one_by_one(shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     a, b, batch = torch.ones(m, k), torch.ones(k, n), torch.ones(2, m, k)
-    with estimates.MatrixProducts() as products:
+    with MatrixProducts() as products:
         _ = a @ b
         assert products.flops == 2 * m * k * n
         _ = torch.addmm(torch.ones(n), a, b)
@@ -138,7 +140,7 @@ def test_products_are_counted_one_by_one(shape: tuple[int, int, int]) -> None:
 def test_fused_and_plain_attention_cost_the_same() -> None:
     def cost(kernel: SDPBackend) -> int:
         query, key, value = (torch.rand(2, 3, length, 8, requires_grad=True) for length in (5, 7, 7))
-        with sdpa_kernel(kernel), estimates.MatrixProducts() as products:
+        with sdpa_kernel(kernel), MatrixProducts() as products:
             F.scaled_dot_product_attention(query, key, value).sum().backward()
         return products.flops
 
@@ -149,13 +151,14 @@ def forward_multiplications(name: str, preset: str, tokens: int, regions: int) -
     """Of the encoder for one row, in thousand millions."""
     config = dataclasses.replace(models.spec(name).presets[preset], max_tokens=tokens, max_regions=regions)
     run = PretrainConfig(
-        recipe="any", model=name, encoder=config, corpora=PUBLISHED_PRETRAINING["lxmert-paper"]().corpora, objectives={},
+        recipe="any", model=name, encoder=config, corpora=PUBLISHED_PRETRAINING["lxmert-paper"]().corpora,
+        objectives={},
         train=PUBLISHED_PRETRAINING["lxmert-paper"]().train,
     )  # fmt: skip
     with torch.device("meta"):
         model = models.build(name, config)
-        batch, _ = estimates.typical_batch(run, Typical(tokens=tokens), 1)
-        with torch.no_grad(), estimates.MatrixProducts() as products:
+        batch, _ = typical_batch(run, Typical(tokens=tokens), 1)
+        with torch.no_grad(), MatrixProducts() as products:
             model(batch)
     return products.flops / 2 / 1e9
 
@@ -171,7 +174,7 @@ def test_vilbert_costs_what_is_known_of_it() -> None:
     assert forward_multiplications("vilbert", "connect6", 30, 100) == pytest.approx(12.0, rel=5e-3)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------------- memory
+# --------------------------------------------------------------------------------------------------------------- memory
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_traced_without_values_as_with_them(name: str, precision: Any) -> None:
     run = tiny(name)
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
     model, batches = real(run)
-    found = estimates.trace(model, lambda *pair: estimates.loss_of(model, *pair), batches, precision=precision)
+    found = trace(model, lambda *pair: estimates.loss_of(model, *pair), batches, precision=precision)
     said = estimates.estimate(run)
     # Without values torch is a little wrong about what norms keep under autocast.
     lost = (
@@ -198,7 +201,7 @@ def test_traced_without_values_as_with_them(name: str, precision: Any) -> None:
 def test_what_is_kept_for_the_backward_pass() -> None:
     model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Tanh())
     given = torch.rand(3, 4)
-    found = estimates.trace(model, lambda batch, _: model(batch).sum(), [(given, None)])  # type: ignore[arg-type, list-item]
+    found = trace(model, lambda batch, _: model(batch).sum(), [(given, None)])  # type: ignore[arg-type, list-item]
     assert found.kept == 4 * (
         3 * 4 + 3 * 8
     )  # the input for the weights, the output of tanh; the weights are not counted
@@ -225,7 +228,7 @@ def test_half_precision_keeps_less() -> None:
     assert half.memory.weights == full.memory.weights
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- steps and hours
+# ------------------------------------------------------------------------------------------------------ steps and hours
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,7 @@ def test_rates_make_sense() -> None:
         assert (gpu.bf16 is None) != (gpu.fp16 is None), f"{name}: rates of half precision"
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------- command line
+# --------------------------------------------------------------------------------------------------------- command line
 
 
 def shown(*words: str) -> Any:

@@ -261,8 +261,9 @@ def test_truncated_captions_name_the_file(world: Any, tmp_path: Path, content: s
 
 
 LXMERT = (
-    "encoder.hidden_size=16", "encoder.num_text_layers=1", "encoder.num_region_layers=1", "encoder.num_cross_layers=1", "encoder.num_heads=2",
-    "encoder.intermediate_size=32", "batch_size=8", "train.max_steps=4", "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
+    "encoder.hidden_size=16", "encoder.num_text_layers=1", "encoder.num_region_layers=1", "encoder.num_cross_layers=1",
+    "encoder.num_heads=2", "encoder.intermediate_size=32", "batch_size=8", "train.max_steps=4", "train.precision=fp32",
+    "train.log_every=2", "train.validate_every=100",
 )  # fmt: skip
 ASKED = (
     'corpora=[{kind = "captions"}, {kind = "answered_questions"}]',
@@ -461,8 +462,9 @@ def test_soft_losses_need_distributions(world: Any, tmp_path: Path) -> None:
 
 
 VLBERT = (
-    "encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "encoder.intermediate_size=32", "encoder.visual_size=16",
-    "encoder.max_tokens=24", "batch_size=8", "train.precision=fp32", "train.log_every=2", "train.validate_every=100",
+    "encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "encoder.intermediate_size=32",
+    "encoder.visual_size=16", "encoder.max_tokens=24", "batch_size=8", "train.precision=fp32", "train.log_every=2",
+    "train.validate_every=100",
     "objectives={masked_lm = 1.0}", 'corpora=[{kind = "captions"}, {kind = "text", weight = 0.5}]',
 )  # fmt: skip
 

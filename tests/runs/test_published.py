@@ -40,9 +40,10 @@ IMAGES = (
 )
 CLASSES, ATTRIBUTES = 1600, 400
 SIZES = frozenset({
-    "hidden_size", "num_layers", "num_text_layers", "num_region_layers", "num_cross_layers", "num_heads", "intermediate_size", "region_hidden_size",
-    "num_region_heads", "region_intermediate_size", "co_attention_size", "num_co_attention_heads", "pooled_size", "text_layers_before",
-    "region_layers_before", "coordinate_size", "visual_size",
+    "hidden_size", "num_layers", "num_text_layers", "num_region_layers", "num_cross_layers", "num_heads",
+    "intermediate_size", "region_hidden_size", "num_region_heads", "region_intermediate_size", "co_attention_size",
+    "num_co_attention_heads", "pooled_size", "text_layers_before", "region_layers_before", "coordinate_size",
+    "visual_size",
 })  # fmt: skip
 """Settings of encoders that say how large they are; all others are part of what a recipe publishes."""
 

@@ -91,7 +91,10 @@ def _vlbert(name: str, drive: str) -> ReleasedFile:
     themselves state none."""
     _, _, size, kind = name.split("-")
     if kind == "e2e":
-        note = "Also holds the region network that makes its features, which is left out here; `visling pretrain --backbone` reads it."
+        note = (
+            "Also holds the region network that computes its features, which is left out here; `visling pretrain "
+            "--backbone` reads it."
+        )
     else:
         note = "Reads features of bottom-up attention (ResNet-101, 10 to 100 regions)."
     return ReleasedFile(
@@ -132,8 +135,10 @@ def _lxmert(name: str, path: str, *, note: str = "", megabytes: int | None = Non
         licence="none stated; code MIT",
         megabytes=megabytes,
         note=f"{_LXMERT_FEATURES} {note}".rstrip(),
-        dead="The server was out of reach in October 2021 and came back (issue 108 of airsplay/lxmert); its earlier name nlp1.cs.unc.edu stopped "
-        "answering in December 2020.",
+        dead=(
+            "The server was out of reach in October 2021 and came back (issue 108 of airsplay/lxmert); its earlier "
+            "name nlp1.cs.unc.edu stopped answering in December 2020."
+        ),
     )
 
 
@@ -186,7 +191,10 @@ def _vilbert_multitask(name: str, preset: str, heads: dict[str, Head], note: str
         heads=heads,
         source=f"https://dl.fbaipublicfiles.com/vilbert-multi-task/{name}.bin",
         licence="none stated; code MIT",
-        note=f"Features: Faster R-CNN, ResNeXt-152, 100 regions. 11 million dead weights (q_dense) are dropped. {note} {_VILBERT_UNSEEN}",
+        note=(
+            "Features: Faster R-CNN, ResNeXt-152, 100 regions. 11 million dead weights (q_dense) are dropped. "
+            f"{note} {_VILBERT_UNSEEN}"
+        ),
     )
 
 
@@ -234,7 +242,10 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
         "model_LXRT",
         "model_LXRT.pth",
         megabytes=870,
-        note="The default of the release. Object and attribute heads were not trained by the released code: do not judge losses by them.",
+        note=(
+            "The default of the release. Object and attribute heads were not trained by the released code: do not "
+            "judge losses by them."
+        ),
     ),
     *(
         _lxmert(
@@ -264,9 +275,12 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
         "connect6",
         "1JVM5WiolJJLnY9_lruxSaSop7IFX8a-v",
         _VILBERT_PRETRAINING,
-        "Six co-attention layers, as all fine-tuned ones have. pytorch_model_9.bin is the last epoch; the paper's tasks start from 8.",
-        "The folder linked first (1Re0L75uazH3Qrep_aRgtaVelDEz4HV9c) was not found in May 2020; the author then linked this one "
-        "(issue 47 of jiasenlu/vilbert_beta).",
+        (
+            "Six co-attention layers, as all fine-tuned ones have. pytorch_model_9.bin is the last epoch; the "
+            "paper's tasks start from 8."
+        ),
+        "The folder linked first (1Re0L75uazH3Qrep_aRgtaVelDEz4HV9c) was not found in May 2020; the author then "
+        "linked this one (issue 47 of jiasenlu/vilbert_beta).",
     ),
     *(
         _vilbert_first(
@@ -347,8 +361,8 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
         "volta",
         "cFGANaAtmN",
         _LXMERT_PRETRAINING,
-        "lxmert20_Epoch20_LXRT under VOLTA's names. VOLTA's pooler ends in ReLU, but these weights were trained with tanh: add --set pooler=tanh, or "
-        "take the release's own file.",
+        "lxmert20_Epoch20_LXRT under VOLTA's names. VOLTA's pooler ends in ReLU, but these weights were trained "
+        "with tanh: add --set pooler=tanh, or take the release's own file.",
     ),
     _volta(
         "visualbert",
@@ -356,8 +370,8 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
         "ctrl",
         "GCBlzUuoJl",
         {"vocabulary": Head(kind="vocabulary", outputs=30522), "region_targets": _SOFT_CLASSES},
-        f"The best of ten seeds; {_VOLTA_SEEDS}. The whole image must be the first region. Its two poolers, and the matching head on them, are not "
-        "read.",
+        f"The best of ten seeds; {_VOLTA_SEEDS}. The whole image must be the first region. Its two poolers, and the "
+        "matching head on them, are not read.",
     ),
     ReleasedFile(
         name="cvlp_model_LXRT",
@@ -367,9 +381,11 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
         heads={**_PRETRAINING, "projection": Head(kind="projection", outputs=128)},
         source="https://github.com/gao-peng-cuhk/CVLP-",
         licence="none stated",
-        note=f"{_LXMERT_FEATURES} The README links it on a drive, as snap/pretrained/model_LXRT.pth. The query network. Nobody has looked into it "
-        "here: its keys are those that the code writes. Object, attribute and answer heads, if there, were never trained by contrast; the text "
-        "projection is never read.",
+        note=(
+            f"{_LXMERT_FEATURES} The README links it on a drive, as snap/pretrained/model_LXRT.pth. The query "
+            "network. Nobody has looked into it here: its keys are those that the code writes. Object, attribute "
+            "and answer heads, if there, were never trained by contrast; the text projection is never read."
+        ),
     ),
 )
 """All known files that can be read here. VOLTA's VL-BERT, UNITER and equal-width LXMERT are other architectures, and so

@@ -191,7 +191,8 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     found = _tensors_in(loaded)
     if not found:
         raise CheckpointError(
-            f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names and tensors."
+            f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names "
+            "and tensors."
         )
     return found
 

@@ -54,18 +54,21 @@ def fetch(
         )
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"there is no folder {repository} here and no such repository on the hub. Check the name; a private one needs `hf auth login`."
+            f"there is no folder {repository} here and no such repository on the hub. Check the name; a private one "
+            "needs `hf auth login`."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} on the hub has no revision {revision!r}. Check its name.") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if alone:
             raise CheckpointError(
-                f"there is no folder {repository} here, and the hub's copy is not in the cache; the hub itself is not asked while offline "
-                "(HF_HUB_OFFLINE or offline=True). Fetch it once online, or give the path of a folder."
+                f"there is no folder {repository} here, and the hub's copy is not in the cache; the hub itself is "
+                "not asked while offline (HF_HUB_OFFLINE or offline=True). Fetch it once online, or give the path "
+                "of a folder."
             ) from error
         raise CheckpointError(
-            f"there is no folder {repository} here, and the hub cannot be reached: {_brief(error)}. Check the connection."
+            f"there is no folder {repository} here, and the hub cannot be reached: {_brief(error)}. Check the "
+            "connection."
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise CheckpointError(f"cannot fetch {repository} from the hub: {_brief(error)}.") from error

@@ -170,7 +170,8 @@ class KeyMap:
                 original = names.get(theirs[1])
                 if original is None or not _equal(source[stored], source[original]):
                     raise CheckpointError(
-                        f"{stored!r} should be a copy of {theirs[1]!r}, which is missing or differs. The file is of another layout or damaged."
+                        f"{stored!r} should be a copy of {theirs[1]!r}, which is missing or differs. The file is of "
+                        "another layout or damaged."
                     )
                 tied[stored] = original
             elif wanted is not None and ours[0].split(".")[0] not in wanted:
@@ -226,7 +227,8 @@ class KeyMap:
         )
         if strict and not coverage.complete:
             raise CheckpointError(
-                f"the weights do not cover the model:\n{coverage}\nUse the preset, the layout and the heads that the file was made for (docs/models)."
+                f"the weights do not cover the model:\n{coverage}\nUse the preset, the layout and the heads that the "
+                "file was made for (docs/models)."
             )
         with torch.no_grad():
             for name, tensor in tensors.items():

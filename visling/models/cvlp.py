@@ -137,6 +137,8 @@ class KeyNetwork(nn.Module):
         self.lxmert = copy.deepcopy(query.lxmert)
         self.drop_rate = config.key_drop_rate
         self.pairs = tuple((stream, i) for stream in STREAMS for i in range((len(self._layers(stream)) - 1) // 2))
+        self.typical: tuple[bool, ...] | None = None
+        """What is shortened in training instead of a random choice; see `use_typical_path`."""
         self.successors = (
             nn.ModuleDict({stream: self._successors(stream) for stream in STREAMS})
             if config.key_layers == "replace"
@@ -150,10 +152,18 @@ class KeyNetwork(nn.Module):
             chosen: for each of `pairs` whether it is shortened in this call; None = drawn in training.
         """
         if chosen is None and self.training:
-            # On the CPU: it drives Python control flow without a device sync
-            chosen = (torch.rand(len(self.pairs)) < self.drop_rate).tolist()
+            chosen = self._draw_pairs() if self.typical is None else self.typical
         encoded: Encoded = self.lxmert(batch, capture=capture, replacements=self._replacements(chosen))
         return encoded
+
+    def use_typical_path(self) -> None:
+        """Shorten every other pair, as many as on average, without drawing."""
+        self.typical = tuple(bool(number % 2) for number in range(len(self.pairs)))
+
+    def _draw_pairs(self) -> list[bool]:
+        """On the CPU: it drives Python control flow without a device sync."""
+        drawn: list[bool] = (torch.rand(len(self.pairs)) < self.drop_rate).tolist()
+        return drawn
 
     def _replacements(self, chosen: Sequence[bool] | None) -> lxmert.Replacements:
         replaced: dict[str, nn.Module | None] = {}

@@ -72,6 +72,15 @@ class HasMomentumCopy(Protocol):
         ...
 
 
+@runtime_checkable
+class DependsOnValues(Protocol):
+    """A module whose path through `forward` depends on values or chance, so that it cannot be traced without them."""
+
+    def use_typical_path(self) -> None:
+        """Take from now on the path of a typical training step, whatever the values."""
+        ...
+
+
 class RingQueue(nn.Module):
     """The last K feature rows, first in, first out, written in place on the device; rows, position and fill are saved
     with the weights."""
@@ -103,6 +112,10 @@ class RingQueue(nn.Module):
         if not self._full:
             self._full = bool(self.filled >= len(self))
         return self._full
+
+    def use_typical_path(self) -> None:
+        """Count as full without looking at the device."""
+        self._full = True
 
     @torch.no_grad()
     def push(self, rows: Tensor, mask: Tensor) -> None:

@@ -47,8 +47,8 @@ FORMAT = 1
 """Version of the layout of comparison.json."""
 
 _BUDGET = (
-    "batch_size", "train_split", "valid_split", "train.epochs", "train.max_steps", "train.accumulation", "train.patience", "train_limit", "task",
-    "task_settings",
+    "batch_size", "train_split", "valid_split", "train.epochs", "train.max_steps", "train.accumulation",
+    "train.patience", "train_limit", "task", "task_settings",
 )  # fmt: skip
 """Settings that must be the same for all models; how many updates an epoch has is made the same."""
 
@@ -254,7 +254,8 @@ def _examples(run: FinetuneConfig, place: Places, store: NativeStore) -> dict[st
         counts[name] = len(records)
     if not task.labelled(records):
         raise DataError(
-            f"split {place.split!r} of {place.data} has no labels: there is nothing to compare. Name another with --split."
+            f"split {place.split!r} of {place.data} has no labels: there is nothing to compare. Name another with "
+            "--split."
         )
     return {"splits": counts, "digest": digest.hexdigest()}
 

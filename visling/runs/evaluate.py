@@ -194,6 +194,7 @@ def read_run_json(run: Path) -> dict[str, Any]:
         known: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(
-            f"{run} is not a run folder: cannot read run.json ({error}). Give the folder that finetune wrote with --out."
+            f"{run} is not a run folder: cannot read run.json ({error}). Give the folder that finetune wrote with "
+            "--out."
         ) from error
     return known

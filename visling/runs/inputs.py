@@ -76,8 +76,8 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
     if differing and not config.any_features:
         described = "; ".join(f"{width} {name}, not {losses.widths[name]}" for name, width in differing.values())
         raise StoreError(
-            f"the regions of {store.path} have {described} as recipe {config.recipe} and its release. Use regions of that "
-            "detector, or --set any_features=true to train another model."
+            f"the regions of {store.path} have {described} as recipe {config.recipe} and its release. Use regions of "
+            "that detector, or --set any_features=true to train another model."
         )
     for target, setting in (("region_classes", "num_classes"), ("region_attributes", "num_attributes")):
         if target in losses.needs:

@@ -171,7 +171,8 @@ def _named(run: Job) -> Iterator[None]:
         raise RunError(f"{run}: {error}") from error
     except BrokenProcessPool as error:
         raise RunError(
-            f"{run}: a process ended without a word (killed, or no memory left). What was saved is kept: go on with --resume, or fewer --jobs."
+            f"{run}: a process ended without a word (killed, or no memory left). What was saved is kept: go on with "
+            "--resume, or fewer --jobs."
         ) from error
 
 

@@ -1,5 +1,4 @@
-"""The objectives of a pre-training config: which there are, with which settings they are built, and the heads they start
-from."""
+"""The objectives of a pre-training config: which exist, how they are built, and which heads they start from."""
 
 from __future__ import annotations
 
@@ -46,7 +45,8 @@ def check_objectives(config: PretrainConfig) -> None:
         for key in settings:
             if key not in known:
                 raise ConfigError(
-                    f"objective {name} has no setting {key!r}. {nearest(key, known) if known else 'It has none: leave it out.'}"
+                    f"objective {name} has no setting {key!r}. "
+                    f"{nearest(key, known) if known else 'It has none: leave it out.'}"
                 )
 
 
@@ -106,7 +106,7 @@ def _settings(
         and given.setdefault("num_answers", len(answers)) != len(answers)
     ):
         raise ConfigError(
-            f"the recipe's image_qa distinguishes {given['num_answers']} answers, but the data's answer table has {len(answers)}. "
-            "Give the table that belongs to it (all_ans.json), or leave num_answers out."
+            f"the recipe's image_qa distinguishes {given['num_answers']} answers, but the data's answer table has "
+            f"{len(answers)}. Give the table that belongs to it (all_ans.json), or leave num_answers out."
         )
     return {"encoder": encoder, **given} if objective == "region_contrast" else given

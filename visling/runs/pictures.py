@@ -48,14 +48,14 @@ def find_pictures(run: PretrainConfig, folder: Path, sources: Iterable[Source], 
         if len(found[name]) > 1:
             first, second = found[name][:2]
             raise DataError(
-                f"{first} and {second} are both called {name}: which of them image {image!r} is cannot be told. Give with --images a folder in which "
-                "no two pictures share a name."
+                f"{first} and {second} are both called {name}: which of them image {image!r} is cannot be told. Give "
+                "with --images a folder in which no two pictures share a name."
             )
         pictures[image] = found[name][0]
     if missing:
         raise DataError(
-            f"{folder} lacks {len(missing)} of the {len(images)} pictures that the run reads, such as {missing[0]!r}. Pictures are called like their "
-            "image, with any image suffix, in the folder or below it. Name the folder that the regions were made of, or leave the sentences about "
-            "lost pictures out."
+            f"{folder} lacks {len(missing)} of the {len(images)} pictures that the run reads, such as "
+            f"{missing[0]!r}. Pictures are called like their image, with any image suffix, in the folder or below "
+            "it. Name the folder that the regions were made of, or leave the sentences about lost pictures out."
         )
     return pictures

@@ -31,8 +31,8 @@ def record_answers(folder: RunFolder, answers: AnswerVocabulary) -> None:
     known = folder.read().get("answers") if runtime.is_main() else None
     if known not in (None, answers.fingerprint):
         raise RunError(
-            f"{folder.path} was begun with another answer table: the answers of the data, or their order, have changed since then. "
-            "Resume with the same data, or use another --out."
+            f"{folder.path} was begun with another answer table: the answers of the data, or their order, have "
+            "changed since then. Resume with the same data, or use another --out."
         )
     folder.record({"answers": answers.fingerprint})
 

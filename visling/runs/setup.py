@@ -180,8 +180,8 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
     detector = None if store is None else store.settings.get("detector")
     if detector is not None and not Path(detector).is_dir():
         log.event(
-            f"no detector was kept with the model: {detector}, which computed the regions, is gone. To predict, name one "
-            "with --detector",
+            f"no detector was kept with the model: {detector}, which computed the regions, is gone. To predict, name "
+            "one with --detector",
             step=state.step,
         )
     elif detector is not None:
