@@ -145,12 +145,12 @@ class Task(ABC, Generic[R, C]):
         """Labels that depend on the regions of the record's images, such as overlaps with a box that is asked for.
 
         Args:
-            regions: of each image, as they are shown: in the order of the batch, cut to the regions that the model reads.
+            regions: of each image, as they are shown: in the order of the batch, cut to those that the model reads.
         """
         return {}
 
     def evaluator(self) -> Evaluator[R] | None:
-        """How predictions are made where a record's do not follow from one example; None = `decode`, record by record."""
+        """How predictions are made where a record needs more than one example; None = `decode`, record by record."""
         return None
 
     @abstractmethod
@@ -276,7 +276,8 @@ def load(name: str) -> type[Task[Any, Any]]:
     task = getattr(module, "TASK", None)
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise ConfigError(
-            f"module {path} offers no task: expected TASK = a subclass of visling.tasks.base.Task. {nearest(name, names())}"
+            f"module {path} offers no task: expected TASK = a subclass of visling.tasks.base.Task. "
+            f"{nearest(name, names())}"
         )
     return task
 
@@ -292,8 +293,10 @@ def by_id(predictions: Sequence[Prediction], records: Sequence[R]) -> list[tuple
     missing, extra = wanted - given.keys(), given.keys() - wanted
     if missing or extra or len(given) != len(predictions) or len(wanted) != len(records):
         raise DataError(
-            f"{len(predictions)} predictions ({len(given)} different ids) for {len(records)} records ({len(wanted)} different ids): "
+            f"{len(predictions)} predictions ({len(given)} different ids) for {len(records)} records "
+            f"({len(wanted)} different ids): "
             f"{len(missing)} missing, {len(extra)} in excess"
-            f"{', first ' + repr(min(missing | extra)) if missing | extra else ''}. Predict every record of one split exactly once."
+            f"{', first ' + repr(min(missing | extra)) if missing | extra else ''}. "
+            "Predict every record of one split exactly once."
         )
     return [(given[record.id], record) for record in records]

@@ -66,7 +66,8 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         file = find_nlvr2(root, split)
         if file is None:
             raise DataError(
-                f"no statements of split {split!r} in {root}: expected {root / f'{split}.json'} or {root / 'data' / f'{split}.json'}."
+                f"no statements of split {split!r} in {root}: expected {root / f'{split}.json'} or "
+                f"{root / 'data' / f'{split}.json'}."
             )
         return read_nlvr2(file)
 
@@ -83,7 +84,8 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         """
         if self.config.joined != (layout.spec.pair == "sequence"):
             raise ConfigError(
-                f"the preset shows two images as {layout.spec.pair}, the task has joined={str(self.config.joined).lower()}: set "
+                f"the preset shows two images as {layout.spec.pair}, the task has "
+                f"joined={str(self.config.joined).lower()}: set "
                 f"task_settings={{joined = {str(layout.spec.pair == 'sequence').lower()}}}."
             )
         labels = {} if record.label is None else {"answer": int(record.label)}

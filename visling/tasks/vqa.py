@@ -75,7 +75,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         """
         if self._answers is None:
             raise ConfigError(
-                "the answer vocabulary is not known yet: call setup(training records), or name a file in VqaConfig.answers."
+                "the answer vocabulary is not known yet: call setup(training records), or name a file in "
+                "VqaConfig.answers."
             )
         return self._answers
 
@@ -180,7 +181,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         """The task of a saved model, with its own answers."""
         if not isinstance(state.get("answers"), list):
             raise ConfigError(
-                "the saved state of a VQA task lists its answers under 'answers'; found none. Is answers.json of another task?"
+                "the saved state of a VQA task lists its answers under 'answers'; found none. "
+                "Is answers.json of another task?"
             )
         settings = {
             key: value for key, value in state.get("config", {}).items() if key != "answers"
@@ -218,7 +220,8 @@ def answer_vocabulary(records: Sequence[QuestionRecord], min_count: int) -> Answ
     )
     if not counts:
         raise DataError(
-            f"none of the {len(records)} training questions has an answer. Put the annotation file beside the question file."
+            f"none of the {len(records)} training questions has an answer. "
+            "Put the annotation file next to the question file."
         )
     return AnswerVocabulary.build(counts, min_count)
 
