@@ -214,7 +214,7 @@ def test_damaged_model_folders_say_what_is_wrong(model: Path, spoil: Callable[[P
 def test_a_detector_is_not_mistaken_for_a_model(world: Any) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"holds no model that pretrain or finetune wrote: its config.json says 'visling detector 1'",
+        match=r"holds no model that pretrain or finetune wrote: the format in its config.json is 'visling detector 1'",
     ):
         read_model_folder(world.detector)
 
