@@ -200,7 +200,7 @@ def test_a_model_folder_comes_back(world: Any, model: Path) -> None:
             lambda folder: (folder / "config.json").write_text('{"format": 2}'),
             "has layout 2; this version reads 1. Update visling",
         ),
-        (lambda folder: (folder / "config.json").write_text("[]"), "says 'list'. Check the path"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is 'list'. Check the path"),
         (lambda folder: (folder / "answers.json").write_text('{"answers": ["yes",'), "may be truncated"),
         (lambda folder: (folder / "config.json").unlink(), "no model in"),
     ],
