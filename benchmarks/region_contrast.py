@@ -7,9 +7,9 @@ scores at once.
     python benchmarks/region_contrast.py --out benchmarks/results --images 8
 
 Measured: the loss and the gradient of the queries (forward and backward), and one push of a batch's keys into the
-queue. Beside the push stands what the release does, a new queue stacked out of the old rows and the new ones. The whole
-matrix is computed only where it fits into --most-memory; both ways must agree in loss and gradient before anything is
-timed. They take turns, A B A B. Peak memory is taken in a process of its own for each.
+queue. Next to the push stands what the release does: a new queue, stacked from the old rows and the new ones. The whole
+matrix is computed only where it fits into --most-memory; both must agree in loss and gradient before anything is
+timed. They take turns, A B A B. The peak memory of each is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from visling.objectives.region_contrast import contrast
 TEMPERATURE, CLIP = 0.07, 10.0
 """As released."""
 MATRICES = 4
-"""Arrays as large as the matrix of scores that the direct way holds at its peak, about: scores, bent scores, and what
-backward makes of them."""
+"""Arrays of the size of the matrix of scores that the direct way holds at its peak, approximately: scores, clipped
+scores, and the intermediates of backward."""
 
 Way = Literal["blocks", "whole"]
 
@@ -46,7 +46,7 @@ NOT_CLAIMED = (
     "The whole matrix is our own few lines of PyTorch, written as the paper's formula reads; the release's code is "
     "not run.",
     "Encoders are not part of it: this is the loss, its gradient with respect to the queries, and the queue.",
-    "Nothing is said about other devices than the one given.",
+    "Nothing is claimed about other devices.",
     "Other work on the machine disturbs timings: the load averages tell whether there was any.",
 )
 
@@ -85,7 +85,7 @@ def gradient(way: Way, queries: Tensor, keys: Tensor, negatives: Tensor) -> tupl
 
 
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call."""
+    """Duration of one call."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -94,18 +94,18 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_memory(way: Way, images: int, options: argparse.Namespace) -> float | None:
-    """MiB that loss and gradient take at most beyond queries, keys and queue; None where it cannot be told."""
+    """MiB that loss and gradient take at most beyond queries, keys and queue; None where it cannot be measured."""
     device = runtime.pick_device(options.device)
     torch.set_num_threads(options.threads)
     given = draw(images, options, device)
-    gradient(way, *(part[:8] for part in given))  # what PyTorch loads at first use is no memory of the loss
+    gradient(way, *(part[:8] for part in given))  # what PyTorch loads at first use does not belong to the loss
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         gradient(way, *given)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # drawing had its own peak; begin anew (Linux)
+        Path("/proc/self/clear_refs").write_text("5")  # drawing had its own peak; reset it (Linux)
     low = resident("VmRSS")
     gradient(way, *given)
     high = resident("VmHWM")
@@ -117,7 +117,7 @@ def measure(images: int, options: argparse.Namespace, device: torch.device) -> d
     given = draw(images, options, device)
     matrix = len(given[0]) * options.queue * 4 / 2**20
     ways: tuple[Way, ...] = ("blocks", "whole") if MATRICES * matrix < options.most_memory else ("blocks",)
-    found = {way: gradient(way, *given) for way in ways}  # warm-up, too
+    found = {way: gradient(way, *given) for way in ways}  # also the warm-up
     if len(ways) > 1:
         torch.testing.assert_close(found["blocks"], found["whole"], rtol=1e-4, atol=1e-7)
         print(

@@ -1,4 +1,4 @@
-"""How fast regions come out of a native store, and caption pairs out of the loader.
+"""How fast a native store delivers regions, and the loader caption pairs.
 
     # 2000 images of 36 x 2048, 0.3 GB in a temporary folder:
     python benchmarks/store.py --out benchmarks/results
@@ -6,15 +6,15 @@
     python benchmarks/store.py --out benchmarks/results --images 20000
 
 The store is drawn at random, written by StoreWriter, opened, and read once before anything is timed, so that its pages
-lie in the system's cache as far as they fit. Measured in turn, one pass over all images (gather) or one epoch (loader)
+are in the system's cache as far as they fit. Measured in turn, one pass over all images (gather) or one epoch (loader)
 each time:
 
-    copy                  as many bytes copied from one array to another, batch by batch: what no reading can beat
-    gather                NativeStore.gather of random batches into fresh memory
-    gather, own buffer    the same into memory that is used again
+    copy                  as many bytes copied from one array to another, batch by batch: a bound for any reading
+    gather                NativeStore.gather of random batches into new memory
+    gather, own buffer    the same into reused memory
     loader, text only     caption pairs, tokenised, masked and collated, without a store
     loader                the same with regions, in the caller's thread
-    loader, ahead         the same, prepared by the background thread while the caller only takes
+    loader, ahead         the same, prepared by the background thread while the caller only receives
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ POOL_ROWS = 4096
 """Distinct feature rows of the drawn store; images are cut out of them."""
 
 NOT_CLAIMED = (
-    "The files have just been written and read: this is the speed from the system's cache, not from a disk. Where "
-    "the store is larger than free memory, and on a first epoch, the disk decides.",
+    "The files have just been written and read: this is the speed of the system's cache, not of a disk. Where "
+    "the store is larger than free memory, and in a first epoch, the disk decides.",
     (
         "No other library's store is measured. The released code's files (one .npy per image, a pickle, a TSV) are "
         "not compared."
     ),
     (
-        "The loader's consumer does nothing. Beside a training step the background thread shares the cores and the "
-        "interpreter with it."
+        "The loader's consumer does nothing. In training the background thread shares the cores and the interpreter "
+        "with the step."
     ),
     (
         "All images have the same number of regions. Words are drawn at random, one word piece each, and have been "
@@ -199,8 +199,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "copy: as many bytes from one array to another. gather: NativeStore.gather into fresh memory, or into "
-        "memory used again. loader: caption pairs, tokenised, masked, padded, with their regions; 'ahead' by the "
+        "copy: as many bytes from one array to another. gather: NativeStore.gather into new memory, or into "
+        "reused memory. loader: caption pairs, tokenised, masked, padded, with their regions; 'ahead' by the "
         "background thread.",
         "",
         *circumstances(result),

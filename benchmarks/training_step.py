@@ -78,23 +78,20 @@ ROWS: Mapping[Lengths, str] = {
         "Rows are pairs of captions of random words (normal, mean 12 word pieces, deviation 3, at least 6), batched "
         "with others of similar length by visling's loader and padded to the longest of their batch; images have 10 "
         "to the case's number of regions, evenly drawn, padded likewise. Each pair of steps has a batch of its own, "
-        "so the spread of the times holds that of the lengths."
+        "so the spread of the times includes that of the lengths."
     ),
     "full": (
-        "All rows are as long as the case allows and all images have its full number of regions: there is no "
-        "padding to speak of."
+        "All rows are as long as the case allows and all images have its full number of regions: there is "
+        "practically no padding."
     ),
 }
 """How the rows of a batch are drawn."""
 
 NOT_CLAIMED = (
-    "Nothing is said about other sizes, batches, devices or machines than those given. With few layers the "
+    "Nothing is claimed about other sizes, batches, devices or machines. With few layers the "
     "vocabulary head is a larger share of a step than with twelve: the whole-step ratios of small and base2 flatter "
     "visling against that of the released size (`--case release`).",
-    (
-        "Nothing is said about accuracy or convergence: both sides compute the same loss (checked), so there is "
-        "nothing to gain or lose."
-    ),
+    ("Nothing is claimed about accuracy or convergence: both sides compute the same loss (checked)."),
     (
         "Reading data is not part of a step; see store.py. Words and region features are drawn at random; their "
         "lengths are as described."
@@ -529,7 +526,7 @@ def in_new_process(label: Sides, case: Case, options: argparse.Namespace) -> flo
 
 def peak_memory(label: Sides, case: Case, options: argparse.Namespace) -> float | None:
     """MiB that model, optimiser and three whole steps with dropout take at most, beyond libraries and batches; None
-    where it cannot be told.
+    where it cannot be measured.
 
     CPU: resident memory (Linux only). CUDA: what PyTorch allocated.
     """

@@ -778,7 +778,7 @@ def test_models_are_compared(call: Call, world: Any) -> None:
     again = call(*asked, "--models", "visualbert", "--out", "comparison", "--resume", "--json").json()
     assert again["runs"] == {"ended": 2, "planned": 2}
     assert again == json.loads(Path("comparison/comparison.json").read_text())
-    refused(call(*asked, "--models", "visualbert", "--out", "comparison"), "go on with --resume")
+    refused(call(*asked, "--models", "visualbert", "--out", "comparison"), "continue with --resume")
     refused(call(*asked, "--models", "visualbert, lxmret", "--out", "other"), "Did you mean 'lxmert'")
     assert not Path("other").exists()
 

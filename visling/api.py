@@ -1,4 +1,4 @@
-"""A trained model as an object: load it, ask it about an image. Or its parts: the encoder, its settings, its answers.
+"""A trained model as an object: load it and ask it about an image, or take its encoder, settings and answers.
 
 model = api.load("demo/small/vqa")
 print(model.answer("picture.png", "what colour is the star?"))
@@ -30,12 +30,12 @@ from visling.vision.detector import Detector
 from visling.vision.images import read_image, to_pixels
 
 ImageLike = str | Path | Image.Image
-"""An image file, or an image that has been read."""
+"""An image file, or an open image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model predicts about one image, or about the few that its task reads together, and what it looked at."""
+    """A model's prediction for one image, or for the images that its task reads together, with their regions."""
 
     text: str
     """The top answer."""
@@ -45,7 +45,7 @@ class Answer:
     """Best answers with probabilities, best first."""
     question: str
     images: tuple[Image.Image, ...]
-    """As the detector saw them: upright RGB, on white."""
+    """As the detector saw them: upright, RGB, transparency on white."""
     regions_by_image: tuple[RegionArray, ...]
     truncated: bool
     """Whether the question was longer than the model reads and was cut."""
@@ -99,7 +99,7 @@ class Predictor:
         return () if self.detector is None else self.detector.config.attribute_names
 
     def answer(self, image: ImageLike | Sequence[ImageLike], text: str) -> Answer:
-        """Answer a question about, or judge a sentence of, one raw image, or of as many as the task reads together.
+        """Answer a question or judge a sentence about one raw image, or about as many as the task reads together.
 
         Raises:
             DataError: an image cannot be read, the text is empty, or the number of images is not the one that the task
@@ -150,16 +150,16 @@ class Predictor:
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> ModelFolder:
-    """A model folder, read: its settings, its answers, and on demand its `encoder()` or `task_model()`.
+    """A model folder: its settings, its answers, and on demand its `encoder()` or `task_model()`.
 
-    It goes elsewhere with `save_pretrained(folder)` or `push_to_hub("owner/name")`.
+    Copy or upload it with `save_pretrained(folder)` or `push_to_hub("owner/name")`.
 
     Args:
         source: run folder or model folder, or owner/name on the Hugging Face hub.
         revision: branch, tag or commit on the hub.
-        offline: look into the hub's cache only; None = as the variable HF_HUB_OFFLINE says.
+        offline: use the hub's cache only; None = follow the variable HF_HUB_OFFLINE.
     Raises:
-        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
+        CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
     return folder_module.from_pretrained(source, revision=revision, offline=offline)
 
@@ -171,11 +171,10 @@ def load(
 
     Args:
         path: run folder or model folder, or owner/name on the Hugging Face hub.
-        detector: folder of the detector; the one kept beside the model if left out.
+        detector: folder of the detector; None = the one kept with the model.
         other_features: accept a detector whose features the model was not trained on.
     Raises:
-        CheckpointError: no model there, a task about two images, no detector, or a detector whose features the model
-            was not trained on.
+        CheckpointError: no model, no detector, or a detector whose features the model was not trained on.
     """
     saved = folder_module.from_pretrained(path)
     target = runtime.pick_device(device)
@@ -184,8 +183,7 @@ def load(
     folder = Path(detector) if detector is not None else saved.path / "detector"
     if detector is None and not folder.is_dir():
         raise CheckpointError(
-            f"{saved.path} has no detector beside it, so raw images cannot be turned into regions. Name one with "
-            "--detector."
+            f"{saved.path} holds no detector, so raw images cannot be turned into regions. Name one with --detector."
         )
     found = Detector.load(folder, device=target)
     check_fingerprint(saved, found.fingerprint, override=other_features)

@@ -76,7 +76,7 @@ def test_tied_copy_is_written_with_its_part_only() -> None:
 def test_unwanted_parts_are_dropped_with_a_reason() -> None:
     ours, coverage = MAP.convert(source(), parts=["top"])
     assert list(ours) == ["top.bias"]
-    assert coverage.dropped["net.both"] == "part 'body' was not asked for"
+    assert coverage.dropped["net.both"] == "part 'body' was not requested"
 
 
 def test_the_first_rule_wins() -> None:
@@ -135,8 +135,8 @@ def test_strict_loading_names_what_is_wrong_and_copies_nothing(change: dict[str,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"net.k.bias": None}, "made of 3 tensors, but the file lacks net.k.bias"),
-        ({"net.q.bias": None}, "made of 3 tensors, but the file lacks net.q.bias"),
+        ({"net.k.bias": None}, "built from 3 tensors, but the file lacks net.k.bias"),
+        ({"net.q.bias": None}, "built from 3 tensors, but the file lacks net.q.bias"),
         ({"net.out.weight": torch.zeros(4, 2)}, "should be a copy of 'net.table'"),
         ({"net.block.11.lin.weight": torch.zeros(3)}, "two spellings"),
     ],

@@ -553,4 +553,4 @@ def test_masked_regions_for_the_keys_are_noticed(recording: Recording, monkeypat
 
 def test_coverage_is_printed_in_full(recording: Recording) -> None:
     coverage: Coverage = Pretraining(recording).key_coverage
-    assert "part 'vocabulary' was not asked for" in str(coverage)
+    assert "part 'vocabulary' was not requested" in str(coverage)

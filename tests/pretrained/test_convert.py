@@ -268,7 +268,7 @@ def test_family_and_layout_are_found_by_the_names(recorded: Any, tmp_path: Path)
     done = convert(source, tmp_path, layout=None, model=None)
     assert (done.model, done.layout) == ("cvlp", "official")
     with pytest.raises(
-        CheckpointError, match=r"fit --model lxmert --from official or --model cvlp --from official. Say which"
+        CheckpointError, match=r"fit --model lxmert --from official or --model cvlp --from official. Choose with"
     ):
         conversion.convert(recorded("lxmert").save(tmp_path / "l.pth"), tmp_path / "l")
     torch.save({"a.weight": torch.zeros(1)}, tmp_path / "odd.pth")
@@ -288,12 +288,14 @@ def test_the_preset_is_found_by_the_shapes(full_size: Any, tmp_path: Path) -> No
     tensors = {
         name: torch.empty(shape, device="meta") for name, shape in full_size("vilbert")["pretraining"].shapes.items()
     }
-    with pytest.raises(CheckpointError, match=r"fit several presets of vilbert: connect6, vqa, vcr, .*say --preset"):
+    with pytest.raises(
+        CheckpointError, match=r"fit several presets of vilbert: connect6, vqa, vcr, .*choose with --preset"
+    ):
         _only_preset(tensors, models.spec("vilbert"), "vilbert", "multitask")
 
 
 def test_a_size_of_no_preset_is_named(recorded: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has the size of no preset of visualbert in layout 'official'.*--set"):
+    with pytest.raises(CheckpointError, match=r"fits no preset of visualbert in layout 'official'.*--set"):
         conversion.convert(
             recorded("visualbert").save(tmp_path / "w.pth"), tmp_path / "m", model="visualbert", layout="official"
         )
@@ -495,7 +497,7 @@ def test_a_classifier_over_the_answers_of_gqa_needs_its_list_too(
     source = widened(recorded(name), outputs, last)
     answers = [answers_file(tmp_path, recorded(name).answers)] if name.startswith("vilbert") else []
     with pytest.raises(
-        CheckpointError, match=rf"over {outputs} answers, whose order it does not hold.*trainval_label2ans"
+        CheckpointError, match=rf"over {outputs} answers, whose order it does not contain.*trainval_label2ans"
     ):
         convert(source, tmp_path, answers=answers)
     assert not (tmp_path / "model").exists()
@@ -551,7 +553,7 @@ def test_the_list_of_another_release_is_refused(
         AnswerVocabulary(LISTS[listed]).save(tmp_path / f"{number}.json")
         if listed in wrong:
             with pytest.raises(
-                CheckpointError, match=rf"not the list of the release: .*{wrong[listed]}.*say --other-answers"
+                CheckpointError, match=rf"not the list of the release: .*{wrong[listed]}.*pass --other-answers"
             ):
                 convert(source, tmp_path, answers=[tmp_path / f"{number}.json"])
             convert(source, tmp_path, answers=[tmp_path / f"{number}.json"], other_answers=True)
@@ -732,13 +734,13 @@ def test_every_family_starts_from_bert(world: Any, tmp_path: Path, model: str, b
         weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items() if name.startswith("bert.")}
     torch.save(weights, tmp_path / "bert.bin")
     given: dict[str, Any] = {"layout": "bert", "model": model, "preset": "tiny"}
-    with pytest.raises(ConfigError, match="name it with --features"):
+    with pytest.raises(ConfigError, match="name the store with --features"):
         conversion.convert(tmp_path / "bert.bin", tmp_path / "start", **given)
     done = conversion.convert(tmp_path / "bert.bin", tmp_path / "start", features=world.regions, **given)
     assert done.task is None
     assert bool(done.heads) == (not bare)
     saved = read_model_folder(tmp_path / "start")
-    assert saved.text_only  # it has seen no region, so any store will do
+    assert saved.text_only  # trained without regions, so any store will do
     check_fingerprint(saved, "another", override=False)
     start = saved.encoder()
     words = weights["embeddings.word_embeddings.weight" if bare else "bert.embeddings.word_embeddings.weight"]

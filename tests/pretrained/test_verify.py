@@ -1,4 +1,4 @@
-"""Checkpoints beside recorded values: every family agrees with its release, and a spoilt weight is named by its
+"""Checkpoints compared with recorded values: every family agrees with its release, and a spoilt weight is named by its
 layer."""
 
 from __future__ import annotations

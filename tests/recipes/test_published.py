@@ -157,7 +157,7 @@ _LXMERT = {
     "region_losses.weighted": True,
     "region_losses.over": "regions",
     "region_losses.scale": 1 / 0.15,
-    "start": "fresh",
+    "start": "random",
     "train.seed": 9595,
     "train.epochs": 20,
     "train.optim.name": "bert_adam",
@@ -311,7 +311,7 @@ def test_fine_tuning_on_nlvr2() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_goes_on_from_is_a_recipe(name: str) -> None:
     start = PUBLISHED_PRETRAINING[name]().start
-    assert start in ("fresh", "bert-base-uncased", "bert-large-uncased", *PUBLISHED_PRETRAINING)
+    assert start in ("random", "bert-base-uncased", "bert-large-uncased", *PUBLISHED_PRETRAINING)
 
 
 @pytest.mark.parametrize("name", NAMES)

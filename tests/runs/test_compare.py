@@ -282,12 +282,12 @@ def test_models_whose_corpora_differ_get_the_same_number_of_updates(world: Any, 
     place = Places(data=world.scenes, store=world.regions, device="cpu", split="test")
     long = replace(TINY, models=("visualbert", "vlbert"), pretrain_settings=(*by_epochs, "train.epochs=4"))
     store = NativeStore.open(world.regions)
-    alone = [comparison_module._updates(long.pretraining(model), place, store) for model in long.models]
+    alone = [comparison_module._count_updates(long.pretraining(model), place, store) for model in long.models]
     assert alone == [4 * (126 // 8), 4 * (120 // 8)]  # 120 captions, 5 % of them once more with a wrong one
     equal = replace(long, pretrain_settings=(*by_epochs, "train.epochs=4", "batch_size=6"))
-    alone = [comparison_module._updates(equal.pretraining(model), place, store) for model in equal.models]
+    alone = [comparison_module._count_updates(equal.pretraining(model), place, store) for model in equal.models]
     assert alone == [84, 80]
-    prepared, plan = comparison_module._prepared(equal, place)
+    prepared, plan = comparison_module._prepare(equal, place)
     assert plan["updates"] == 84
     assert [plan["configs"][model]["pretrain"]["train"]["max_steps"] for model in equal.models] == [84, 84]
     assert prepared.pretrain_settings[-1] == "train.max_steps=84"
@@ -375,7 +375,7 @@ def test_a_comparison_of_nothing_is_refused(changes: dict[str, Any], message: st
 
 def test_other_things_do_not_go_into_a_comparison(world: Any, done: Path, tmp_path: Path) -> None:
     out = shutil.copytree(done, tmp_path / "out")
-    with pytest.raises(RunError, match="go on with --resume"):
+    with pytest.raises(RunError, match="continue with --resume"):
         make(world, out)
     other = replace(TINY, finetune_settings=(*TINY.finetune_settings, "train.optim.lr=0.5"))
     with pytest.raises(RunError, match=r"comparison of other things: .*lr was 0.001, now 0.5"):
@@ -391,12 +391,12 @@ def test_other_things_do_not_go_into_a_comparison(world: Any, done: Path, tmp_pa
 def test_changed_annotations_are_noticed(world: Any, tmp_path: Path) -> None:
     data = world.annotations(tmp_path / "data")
     place = Places(data=data, store=world.regions, device="cpu", split="test")
-    _, before = comparison_module._prepared(ONE, place)
+    _, before = comparison_module._prepare(ONE, place)
     file = data / "annotations" / "v2_OpenEnded_scenes_test_questions.json"
     content = json.loads(file.read_text())
     content["questions"][3]["question"] += " really"
     file.write_text(json.dumps(content))
-    _, after = comparison_module._prepared(ONE, place)
+    _, after = comparison_module._prepare(ONE, place)
     assert set(configs.difference(after, before)) == {"examples.vqa-scenes.digest"}
 
 

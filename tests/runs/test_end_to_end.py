@@ -1,4 +1,4 @@
-"""Pre-training end to end: pictures in the batch, a region extractor that is trained along, what is kept of it and what
+"""Pre-training end to end: pictures in the batch, a jointly trained region extractor, what is kept of it and what
 is refused."""
 
 from __future__ import annotations
@@ -451,7 +451,7 @@ def test_pictures_and_extractors_come_together(world: Any, tmp_path: Path) -> No
         train(world, tmp_path / "run", images=None)
     for given in ({"images": world.scenes}, {"backbone": tmp_path, "images": None}):
         with pytest.raises(
-            ConfigError, match=rf"reads the features of the store and no image: leave --{next(iter(given))} out"
+            ConfigError, match=rf"reads the features of the store and no image: leave out --{next(iter(given))}"
         ):
             train(world, tmp_path / "run", "extractor=none", "flip=0.0", **given)
     with pytest.raises(ConfigError, match="recipe vlbert-base-e2e computes region features from pixels"):

@@ -261,7 +261,7 @@ def test_the_answer_head_starts_from_that_of_pretraining(world: Any, tmp_path: P
 
     events, _, after = tuned("off", tmp_path / "pretrained", "carry_answers=false")
     assert not any("answer head" in event for event in events)
-    assert after["heads.classify.linear.weight"].any(dim=1).all(), "fresh weights, no zeros"
+    assert after["heads.classify.linear.weight"].any(dim=1).all(), "random weights, no zeros"
     assert not torch.allclose(
         after["heads.classify.dense.weight"], before.weights["objectives.image_qa.head.dense.weight"], atol=1e-3
     )

@@ -200,7 +200,7 @@ def test_a_model_folder_comes_back(world: Any, model: Path) -> None:
             lambda folder: (folder / "config.json").write_text('{"format": 2}'),
             "has layout 2; this version reads 1. Update visling",
         ),
-        (lambda folder: (folder / "config.json").write_text("[]"), "says 'list'. Check the path"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is 'list'. Check the path"),
         (lambda folder: (folder / "answers.json").write_text('{"answers": ["yes",'), "may be truncated"),
         (lambda folder: (folder / "config.json").unlink(), "no model in"),
     ],
@@ -214,7 +214,7 @@ def test_damaged_model_folders_say_what_is_wrong(model: Path, spoil: Callable[[P
 def test_a_detector_is_not_mistaken_for_a_model(world: Any) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"holds no model that pretrain or finetune wrote: its config.json says 'visling detector 1'",
+        match=r"holds no model that pretrain or finetune wrote: the format in its config.json is 'visling detector 1'",
     ):
         read_model_folder(world.detector)
 

@@ -1,7 +1,7 @@
-"""Rules for the layers, embeddings and heads that every release inherited from BERT, and for BERT's own text weights.
+"""Rules for the layers, embeddings and heads that the releases inherited from BERT, and for BERT's own text weights.
 
-Our side of the rules are the names of the blocks in `nn`: TransformerLayer, TextEmbeddings, FirstTokenPooler, the
-"bert" vocabulary head.
+Our names are those of the blocks in `nn`: TransformerLayer, TextEmbeddings, FirstTokenPooler, the "bert" vocabulary
+head.
 Source: google-research/bert as converted by pytorch-pretrained-bert and transformers (`bert-base-uncased`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from visling.checkpoints.keymap import Rule, drop, rename, repair, tie
 
 REPAIRS: tuple[Rule, ...] = (
-    repair("**.gamma", "**.weight"),  # norms in the first PyTorch conversions of BERT
+    repair("**.gamma", "**.weight"),  # norms in early PyTorch conversions of BERT
     repair("**.beta", "**.bias"),
     drop("**.position_ids", "a constant 0, 1, 2, ... that transformers up to 4.30 stored"),
 )
@@ -32,7 +32,7 @@ def layer(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 
 def text_embeddings(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """BERT's three tables -> TextEmbeddings; the norm is the model's."""
+    """BERT's three tables -> TextEmbeddings; the norm belongs to the model."""
     return (
         rename(f"{theirs}.word_embeddings.weight", f"{ours}.words.weight"),
         rename(f"{theirs}.position_embeddings.weight", f"{ours}.positions.weight"),

@@ -1,7 +1,7 @@
 """Released weight files: what they hold, where they are, under which terms.
 
-Nothing here has been downloaded by this project: sizes and digests are None until somebody has; a None is shown as
-"unknown", never skipped silently.
+This project has downloaded none of them: sizes and digests are None until somebody does; None is shown as "unknown",
+never skipped silently.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ class ReleasedFile:
     family: str
     """Model name in `models`."""
     preset: str
-    """Preset of the family that fits it."""
+    """The family's preset that fits it."""
     layout: str
-    """Key map of the family that reads it."""
+    """The family's key map that reads it."""
     heads: dict[str, Head] = field(default_factory=dict)
     """Part name in the key map -> head to build for it."""
     source: str
     """Where it is published."""
     licence: str
-    """Of the weights, as far as it is stated."""
+    """Of the weights, as far as stated."""
     size: int | None = None
     """Bytes, checked before a file is read; None = unknown."""
     megabytes: int | None = None
-    """Size as somebody stated it, rounded; not checked."""
+    """Rounded size as stated by others; not checked."""
     sha256: str | None = None
     """Hexadecimal digest; None = unknown."""
     note: str = ""
     """What a user should know before fetching it."""
     dead: str = ""
-    """What of its addresses is known to be gone, or was once out of reach, and who said so; empty = nothing is known,
-    nobody has tried here."""
+    """Which of its addresses are gone or were once unreachable, and who reported it; empty = nothing is known, and
+    nobody has tried from here."""
 
 
 _PRETRAINING = {"vocabulary": Head(kind="vocabulary", outputs=30522), "matching": Head(kind="classify", outputs=2)}
@@ -52,7 +52,7 @@ _CLASSIFIERS = {
 HUB = "https://huggingface.co/"
 """Address before the owner/name of a repository on the hub."""
 _DRIVE = "https://drive.google.com/file/d/{}/view"
-_VCR_NOTE = "Also holds the region CNN (detector.*), which is dropped: extract features with it elsewhere."
+_VCR_NOTE = "Also holds the region CNN (detector.*), which is dropped: extract features with it in another program."
 
 
 def _official(name: str, preset: str, drive: str, *, heads: dict[str, Head], note: str = "") -> ReleasedFile:
@@ -136,7 +136,7 @@ def _lxmert(name: str, path: str, *, note: str = "", megabytes: int | None = Non
         megabytes=megabytes,
         note=f"{_LXMERT_FEATURES} {note}".rstrip(),
         dead=(
-            "The server was out of reach in October 2021 and came back (issue 108 of airsplay/lxmert); its earlier "
+            "The server was unreachable in October 2021 and came back (issue 108 of airsplay/lxmert); its earlier "
             "name nlp1.cs.unc.edu stopped answering in December 2020."
         ),
     )
@@ -160,7 +160,7 @@ def _lxmert_hub(task: str, heads: dict[str, Head], note: str) -> ReleasedFile:
 _SOFT_CLASSES = Head(kind="region_targets", outputs=1601, options={"classes": 1601})
 _VILBERT_PRETRAINING = {**_PRETRAINING, "region_targets": _SOFT_CLASSES}
 _VILBERT_FOLDER = "https://drive.google.com/drive/folders/{}"
-_VILBERT_UNSEEN = "Nobody has looked into it here: its keys are those that the code writes."
+_VILBERT_UNSEEN = "Nobody has opened it here: its keys are taken from the code that writes it."
 
 
 def _vilbert_first(
@@ -341,9 +341,16 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
             "score": Head(kind="score", outputs=1),
             "regions": Head(kind="regions", outputs=1),
         },
-        "Twelve tasks in one; every text must name its task.",
+        "Twelve tasks in one model; every text must name its task.",
     ),
-    _volta("vilbert", "vilbert", "connect6", "AgwrMiOjTv", _VILBERT_PRETRAINING, "Sizes of the release, trained anew."),
+    _volta(
+        "vilbert",
+        "vilbert",
+        "connect6",
+        "AgwrMiOjTv",
+        _VILBERT_PRETRAINING,
+        "Sizes of the release, trained from scratch.",
+    ),
     _volta(
         "vilbert", "ctrl_vilbert", "ctrl", "aQCx8cLWK7", _VILBERT_PRETRAINING, f"The best of ten seeds; {_VOLTA_SEEDS}."
     ),
@@ -383,18 +390,18 @@ RELEASED_FILES: tuple[ReleasedFile, ...] = (
         licence="none stated",
         note=(
             f"{_LXMERT_FEATURES} The README links it on a drive, as snap/pretrained/model_LXRT.pth. The query "
-            "network. Nobody has looked into it here: its keys are those that the code writes. Object, attribute "
-            "and answer heads, if there, were never trained by contrast; the text projection is never read."
+            "network. Nobody has opened it here: its keys are taken from the code that writes it. Object, attribute "
+            "and answer heads, if present, were never trained by contrast; the text projection is never read."
         ),
     ),
 )
-"""All known files that can be read here. VOLTA's VL-BERT, UNITER and equal-width LXMERT are other architectures, and so
-are MMF's files. The authors of VisualBERT released none for Flickr30K and none with late fusion, those of LXMERT none
-that is fine-tuned."""
+"""All known files that can be read here. VOLTA's VL-BERT, UNITER and equal-width LXMERT, and MMF's files, are other
+architectures. The authors of VisualBERT released no file for Flickr30K and none with late fusion; those of LXMERT
+released no fine-tuned file."""
 
 
 def find(name: str) -> ReleasedFile:
-    """The entry of a name.
+    """The entry with this name.
 
     Raises:
         CheckpointError: no such file is known.

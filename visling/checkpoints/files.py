@@ -1,4 +1,4 @@
-"""Reading weight files of any age without running what is in them."""
+"""Reading weight files of any age without executing anything in them, and writing them whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from torch import Tensor
 from visling.errors import CheckpointError
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which training scripts keep the weights beside other things."""
+"""Keys under which training scripts keep the weights, next to other entries."""
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that data-parallel and compiled modules put before every name."""
 
 _ZIP = b"PK\x03\x04"
-"""First bytes of today's PyTorch files. (A tar archive that holds one ends like a zip file, so the end says
-nothing.)"""
+"""First bytes of current PyTorch files. (A tar archive that holds one ends like a zip file, so the end is no
+evidence.)"""
 
 _LEGACY_PICKLES = 4
-"""Before PyTorch 1.6 a file began with so many pickles: a magic number, the protocol, sizes of numbers, and what was
-saved."""
+"""Number of pickles that a file before PyTorch 1.6 begins with: a magic number, the protocol, sizes of numbers, and the
+saved object."""
 
 _WEIGHTS_IN_ARCHIVE = (".bin", ".pth", ".pt", ".th", ".safetensors")
 
@@ -64,8 +64,8 @@ def read(path: Path) -> dict[str, Tensor]:
         try:
             return _read_archive(path)
         except (tarfile.TarError, EOFError, zlib.error, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a whole archive: {_brief(error)}. Fetch it again.") from error
-    return strip_wrappers(_state_dict(_load(path, path), path))
+            raise CheckpointError(f"{path} is not a whole archive: {_shorten(error)}. Fetch it again.") from error
+    return strip_wrappers(_find_state_dict(_load_pickle(path, path), path))
 
 
 def digest(path: Path) -> str:
@@ -99,39 +99,38 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
         assert file is not None
         if members[0].name.endswith(".safetensors"):
             return strip_wrappers(load_safetensors_bytes(file.read()))
-        return strip_wrappers(_state_dict(_load(file, path), path))
+        return strip_wrappers(_find_state_dict(_load_pickle(file, path), path))
 
 
-def _load(file: Path | IO[bytes], path: Path) -> Any:
+def _load_pickle(file: Path | IO[bytes], path: Path) -> Any:
     """Contents of a PyTorch file, by torch's weights-only reader; classes of other packages become inert stubs."""
     try:
-        stubs = _stubs(file) if isinstance(file, Path) else []
+        stubs = _make_stubs(file) if isinstance(file, Path) else []
         with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected pickle protocol"
-            )  # the reader stops at what it does not support
+            # The reader stops by itself at what it does not support.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than weights, and reading it might run code ({_brief(error)}). "
+            f"{path} holds more than weights, and reading it might run code ({_shorten(error)}). "
             "Get the weights as .safetensors, or save only its state dict where you trust the file."
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot read {path}: {_brief(error)}. It may be truncated; fetch it again.") from error
+        raise CheckpointError(f"cannot read {path}: {_shorten(error)}. It may be truncated; fetch it again.") from error
 
 
-def _stubs(path: Path) -> list[Any]:
-    """Empty stand-ins for classes that the file names, so that settings and loggers saved beside weights do not hinder
-    reading.
+def _make_stubs(path: Path) -> list[Any]:
+    """Empty stand-ins for classes that the file names, so that settings and loggers saved with the weights do not
+    prevent reading.
 
-    Names outside the standard library, torch and numpy qualify if they are capitalised, or if all that the file does
-    with them is to make an object without arguments (`tbLogger` in VOLTA's training states); functions (`os.system`,
-    ...) stay refused.
+    Names outside the standard library, torch and numpy qualify if they are capitalised, or if the file only creates an
+    object from them without arguments (`tbLogger` in VOLTA's training states); functions (`os.system`,
+    ...) are still refused.
     """
-    return [(type(name.rpartition(".")[2], (_Stub,), {}), name) for name in _classes(_operations(path))]
+    return [(type(name.rpartition(".")[2], (_Stub,), {}), name) for name in _find_classes(_list_operations(path))]
 
 
-def _classes(operations: Sequence[tuple[str, Any]]) -> list[str]:
+def _find_classes(operations: Sequence[tuple[str, Any]]) -> list[str]:
     """Dotted names of the foreign classes in the operations of a pickle."""
     made: dict[str, bool] = {}
     for number, (operation, argument) in enumerate(operations):
@@ -147,9 +146,9 @@ def _classes(operations: Sequence[tuple[str, Any]]) -> list[str]:
     return [name for name, is_class in made.items() if is_class]
 
 
-def _operations(path: Path) -> list[tuple[str, Any]]:
-    """Name and argument of every operation of the pickle inside a PyTorch file of any age; nothing is carried out;
-    empty if it is damaged."""
+def _list_operations(path: Path) -> list[tuple[str, Any]]:
+    """Name and argument of every operation of the pickle inside a PyTorch file of any age; nothing is executed.
+    Empty if it is damaged."""
     try:
         with path.open("rb") as file:
             if file.read(len(_ZIP)) == _ZIP:
@@ -157,14 +156,14 @@ def _operations(path: Path) -> list[tuple[str, Any]]:
                     pickles = [
                         archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"
                     ]
-                return [operation for content in pickles for operation in _pickled(io.BytesIO(content))]
+                return [operation for content in pickles for operation in _parse_pickle(io.BytesIO(content))]
             file.seek(0)
-            return [operation for _ in range(_LEGACY_PICKLES) for operation in _pickled(file)]
+            return [operation for _ in range(_LEGACY_PICKLES) for operation in _parse_pickle(file)]
     except (OSError, ValueError, IndexError, UnicodeDecodeError, zipfile.BadZipFile, struct.error):
-        return []  # damaged: torch says so when it reads the file
+        return []  # damaged: torch reports it when it reads the file
 
 
-def _pickled(file: IO[bytes]) -> list[tuple[str, Any]]:
+def _parse_pickle(file: IO[bytes]) -> list[tuple[str, Any]]:
     return [(operation.name, argument) for operation, argument, _ in pickletools.genops(file)]
 
 
@@ -179,16 +178,16 @@ class _Stub:
     def __setstate__(self, state: Any) -> None: ...
 
 
-def _brief(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     """First line of an error's message, or its kind where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The name -> tensor mapping in what a file holds."""
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected names and tensors.")
-    found = _tensors_in(loaded)
+    found = _collect_tensors(loaded)
     if not found:
         raise CheckpointError(
             f"{path} holds no weights: found {', '.join(map(str, list(loaded)[:8])) or 'nothing'}; expected names "
@@ -197,36 +196,37 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _tensors_in(loaded: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Tensors of the first container that holds any, else those beside it: a training state may keep its loss or its
+def _collect_tensors(loaded: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors of the first container that holds any, else those next to it: a training state may keep its loss or its
     step as a tensor."""
     for key in _CONTAINERS:
         inner = loaded.get(key)
-        if isinstance(inner, Mapping) and (found := _tensors_in(inner)):
+        if isinstance(inner, Mapping) and (found := _collect_tensors(inner)):
             return found
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
 def check_absent(out: Path) -> None:
+    """Refuse to overwrite a file or a folder that holds something."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} exists. Name another place, or remove it: nothing is overwritten.")
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to that takes its place at the end, or vanishes if anything fails."""
-    fresh = out.with_name(f"{out.name}.part")
+    """A folder to write to that is renamed to `out` at the end, or removed if anything fails."""
+    partial = out.with_name(f"{out.name}.part")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        yield fresh
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
         if out.exists():
             out.rmdir()
-        fresh.rename(out)
+        partial.rename(out)
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error}. Free space or use another place.") from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -236,7 +236,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(_apart(whole), part, metadata={"format": "pt"})
+            save_file(_separate_storage(whole), part, metadata={"format": "pt"})
         else:
             torch.save(whole, part)
         part.replace(path)
@@ -247,8 +247,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             part.unlink()
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, as safetensors wants them."""
+def _separate_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without shared memory, as safetensors requires."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face hub: fetched, or found in its cache when offline, and uploaded."""
+"""Model folders on the Hugging Face hub: fetched (offline from its cache) and uploaded."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FOLDER_FILES = (
     "kept.safetensors",
     "detector/*",
 )
-"""What a model folder holds; nothing else is fetched or uploaded, above all no pickles."""
+"""Files of a model folder; nothing else is fetched or uploaded, in particular no pickles."""
 RELEASE_FILES = ("config.json", "*.safetensors", "*.bin", "*.pth", "*.th", "*.tar", "*.model")
-"""What a repository of released weights may hold that a conversion reads."""
+"""Files in a repository of released weights that a conversion can read."""
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_id(source: str | Path) -> bool:
-    """Whether a text that names no file or folder could name a repository: owner/name."""
+    """Whether a text could name a repository (owner/name) and is not the path of a file or folder."""
     text = str(source)
     return _ID.fullmatch(text) is not None and not text.startswith(".") and not Path(text).exists()
 
@@ -38,7 +38,7 @@ def fetch(
     Args:
         repository: owner/name.
         files: patterns of the names wanted.
-        offline: use the cache only; None = as the variable HF_HUB_OFFLINE says.
+        offline: use the cache only; None = follow the variable HF_HUB_OFFLINE.
     Raises:
         CheckpointError: there is no such repository, it cannot be reached, or it is not in the cache.
     """
@@ -62,16 +62,16 @@ def fetch(
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if alone:
             raise CheckpointError(
-                f"there is no folder {repository} here, and the hub's copy is not in the cache; the hub itself is "
-                "not asked while offline (HF_HUB_OFFLINE or offline=True). Fetch it once online, or give the path "
+                f"there is no folder {repository} here, and the hub's cache has no copy; the hub itself is not "
+                "asked while offline (HF_HUB_OFFLINE or offline=True). Fetch it once online, or give the path "
                 "of a folder."
             ) from error
         raise CheckpointError(
-            f"there is no folder {repository} here, and the hub cannot be reached: {_brief(error)}. Check the "
+            f"there is no folder {repository} here, and the hub cannot be reached: {_shorten(error)}. Check the "
             "connection."
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise CheckpointError(f"cannot fetch {repository} from the hub: {_brief(error)}.") from error
+        raise CheckpointError(f"cannot fetch {repository} from the hub: {_shorten(error)}.") from error
 
 
 def upload(
@@ -82,12 +82,12 @@ def upload(
     token: str | None = None,
     message: str = "Upload a visling model",
 ) -> str:
-    """Put a model folder into a repository, which is made if it is not there; returns the address of the change.
+    """Upload a model folder to a repository, which is created if it does not exist; returns the address of the change.
 
     Args:
-        token: of the account; None = the one that `hf auth login` keeps.
+        token: of the account; None = the one stored by `hf auth login`.
     Raises:
-        CheckpointError: offline, refused, or not reachable.
+        CheckpointError: offline, refused, or unreachable.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -104,10 +104,10 @@ def upload(
         )
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(
-            f"cannot upload {folder} to {repository}: {_brief(error)}. Log in with `hf auth login`; check the name."
+            f"cannot upload {folder} to {repository}: {_shorten(error)}. Log in with `hf auth login`; check the name."
         ) from error
     return str(change)
 
 
-def _brief(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

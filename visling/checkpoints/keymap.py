@@ -1,9 +1,9 @@
 """Key maps: how the tensors of a released file become the parameters of our modules, as rules.
 
-A key is a dotted name. Our keys start with the name of a part ("encoder.layers.0...", "vocabulary.bias"); a caller says
-which module is which part. In a rule `*` stands for one dotted component and `**` for any number of them; both sides of
-a rule use the same wildcards in the same order. Rules are tried in order, the first that matches a key takes it. The
-way back (`invert`) is derived from the same rules.
+A key is a dotted name. Our keys start with the name of a part ("encoder.layers.0...", "vocabulary.bias"); the
+caller says which module is which part. In a rule `*` stands for one dotted component and `**` for any number of them;
+both sides of a rule use the same wildcards in the same order. Rules are tried in order; the first that matches a key
+applies. The inverse (`invert`) is derived from the same rules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from visling.errors import CheckpointError
 
 _NAMES_SHOWN = 12
-"""Keys listed in an error message before it says how many more there are."""
+"""Keys that an error message lists before it only counts the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Rule:
     ours: tuple[str, ...] = ()
     transpose: bool = False
     reason: str = ""
-    """Why a key is dropped, or stays at its fresh value."""
+    """Why a key is dropped, or keeps its initial value."""
     part: str = ""
-    """Part of ours that a tied copy goes with."""
+    """Our part that a tied copy is written with."""
 
 
 def rename(theirs: str, ours: str) -> Rule:
@@ -43,7 +43,7 @@ def rename(theirs: str, ours: str) -> Rule:
 
 
 def fuse(theirs: Sequence[str], ours: str) -> Rule:
-    """Several tensors stacked along their first axis into one of ours, in the given order; all of one shape."""
+    """Several tensors stacked along their first axis into one of ours, in the given order; all have one shape."""
     return Rule(kind="move", theirs=tuple(theirs), ours=(ours,))
 
 
@@ -58,8 +58,7 @@ def transpose(theirs: str, ours: str) -> Rule:
 
 
 def tie(copy: str, original: str, *, part: str) -> Rule:
-    """A second copy, inside their file, of another of their tensors; must be equal to it. Written back whenever `part`
-    is."""
+    """A tensor of their file that must equal another one; not read, and written back whenever `part` is."""
     return Rule(kind="tie", theirs=(copy, original), part=part)
 
 
@@ -74,7 +73,7 @@ def fresh(ours: str, reason: str) -> Rule:
 
 
 def repair(old: str, new: str) -> Rule:
-    """A spelling of older files, put right before any other rule; not undone by `invert`."""
+    """A spelling of older files, corrected before any other rule applies; `invert` writes the new one."""
     return Rule(kind="repair", theirs=(old, new))
 
 
@@ -91,9 +90,9 @@ class Coverage:
     fresh: Mapping[str, str] = field(default_factory=dict)
     """Our key -> reason."""
     missing: tuple[str, ...] = ()
-    """Our keys that nothing fills."""
+    """Our keys that the file does not fill."""
     unexpected: tuple[str, ...] = ()
-    """Their keys that no rule knows."""
+    """Their keys that no rule matches."""
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     """Our key -> (shape in the file, shape in the model) where they differ."""
 
@@ -109,14 +108,14 @@ class Coverage:
                 (name, list(reasons.values()).count(reason), reason) for reason in dict.fromkeys(reasons.values())
             ] or [(name, 0, "")]
         rows += [
-            (name, len(keys), _listed(keys))
+            (name, len(keys), _list_names(keys))
             for name, keys in (("missing", self.missing), ("unexpected", self.unexpected))
         ]
         rows += [
             (
                 "shape differs",
                 len(self.shapes),
-                _listed(f"{key} {theirs} -> {ours}" for key, (theirs, ours) in self.shapes.items()),
+                _list_names(f"{key} {theirs} -> {ours}" for key, (theirs, ours) in self.shapes.items()),
             )
         ]
         return "\n".join(f"{name:<14}{count:>6}  {note}".rstrip() for name, count, note in rows)
@@ -137,7 +136,7 @@ class KeyMap:
             source: a released state dict.
             parts: names of the parts wanted; tensors of others are dropped with a reason. None = all.
         Raises:
-            CheckpointError: some but not all tensors of a `fuse` rule are there, or a tied copy differs from its
+            CheckpointError: some but not all tensors of a `fuse` rule are present, or a tied copy differs from its
                 original.
         """
         names: dict[str, str] = {}
@@ -155,7 +154,7 @@ class KeyMap:
         dropped: dict[str, str] = {}
         unexpected = []
         for name, stored in names.items():
-            found = self._rule_for(name)
+            found = self._find_rule(name)
             if found is None:
                 unexpected.append(stored)
                 continue
@@ -168,18 +167,18 @@ class KeyMap:
                 dropped[stored] = rule.reason
             elif rule.kind == "tie":
                 original = names.get(theirs[1])
-                if original is None or not _equal(source[stored], source[original]):
+                if original is None or not _are_equal(source[stored], source[original]):
                     raise CheckpointError(
                         f"{stored!r} should be a copy of {theirs[1]!r}, which is missing or differs. The file is of "
                         "another layout or damaged."
                     )
                 tied[stored] = original
             elif wanted is not None and ours[0].split(".")[0] not in wanted:
-                dropped[stored] = f"part {ours[0].split('.')[0]!r} was not asked for"
+                dropped[stored] = f"part {ours[0].split('.')[0]!r} was not requested"
             elif name == theirs[0]:
                 if absent := [key for key in theirs if key not in names]:
                     raise CheckpointError(
-                        f"{ours[0]!r} is made of {len(theirs)} tensors, but the file lacks {_listed(absent)}."
+                        f"{ours[0]!r} is built from {len(theirs)} tensors, but the file lacks {_list_names(absent)}."
                     )
                 pieces = [source[names[key]] for key in theirs]
                 whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
@@ -187,7 +186,9 @@ class KeyMap:
                 tensors.update(zip(ours, whole.chunk(len(ours)) if len(ours) > 1 else [whole], strict=True))
                 mapped.update(dict.fromkeys(ours, tuple(names[key] for key in theirs)))
             elif theirs[0] not in names:
-                raise CheckpointError(f"{ours[0]!r} is made of {len(theirs)} tensors, but the file lacks {theirs[0]}.")
+                raise CheckpointError(
+                    f"{ours[0]!r} is built from {len(theirs)} tensors, but the file lacks {theirs[0]}."
+                )
         return tensors, Coverage(mapped=mapped, tied=tied, dropped=dropped, unexpected=tuple(unexpected))
 
     def load(self, source: Mapping[str, Tensor], parts: Mapping[str, nn.Module], *, strict: bool = True) -> Coverage:
@@ -198,8 +199,8 @@ class KeyMap:
             parts: part name ("encoder", "vocabulary", "matching", "classifier", ...) -> module.
             strict: raise unless every key on both sides is accounted for.
         Raises:
-            CheckpointError: `strict` and a key is missing, unexpected or of another shape; nothing has been copied
-                then.
+            CheckpointError: `strict` and a key is missing, unexpected or of another shape; then nothing has been
+                copied.
         """
         tensors, coverage = self.convert(source, parts)
         targets = {
@@ -208,7 +209,7 @@ class KeyMap:
             for name, tensor in module.state_dict(keep_vars=True).items()
         }
         unfilled = [name for name in targets if name not in tensors]
-        reasons = {name: reason for name in unfilled if (reason := self._fresh_reason(name)) is not None}
+        reasons = {name: reason for name in unfilled if (reason := self._find_fresh_reason(name)) is not None}
         coverage = Coverage(
             mapped=coverage.mapped,
             tied=coverage.tied,
@@ -237,14 +238,14 @@ class KeyMap:
         return coverage
 
     def invert(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors under their names, tied copies included; what `convert` dropped is not made up.
+        """Our tensors under their names, tied copies included, without what `convert` dropped.
 
         Raises:
             CheckpointError: a tensor of ours has no name in this layout.
         """
         theirs: dict[str, Tensor] = {}
         for name, tensor in ours.items():
-            found = self._inverse_rule_for(name)
+            found = self._find_inverse_rule(name)
             if found is None:
                 raise CheckpointError(f"{name!r} has no name in this layout, so it cannot be written in it.")
             rule, wild = found
@@ -253,7 +254,7 @@ class KeyMap:
                 continue
             if absent := [key for key in keys if key not in ours]:
                 raise CheckpointError(
-                    f"{rule.theirs[0]!r} is made of {len(keys)} of our tensors; {_listed(absent)} was not given."
+                    f"{rule.theirs[0]!r} is built from {len(keys)} of our tensors; {_list_names(absent)} was not given."
                 )
             whole = torch.cat([ours[key] for key in keys]) if len(keys) > 1 else tensor
             whole = whole.t() if rule.transpose else whole
@@ -263,9 +264,8 @@ class KeyMap:
         for copy, original in (rule.theirs for rule in self.rules if rule.kind == "tie" and rule.part in written):
             if original in theirs:
                 theirs[copy] = theirs[original]
-            elif (
-                self._part_of(original) not in written
-            ):  # a part that was given may lack the layer: the smallest networks have fewer
+            elif self._part_of(original) not in written:
+                # If it is in a written part, that part lacks the layer: the smallest networks have fewer.
                 raise CheckpointError(f"{copy!r} is a copy of {original!r}, which was not given.")
         return theirs
 
@@ -278,38 +278,38 @@ class KeyMap:
         """
         pairs = {}
         for name in source:
-            found = self._rule_for(self.repaired(name))
+            found = self._find_rule(self.repaired(name))
             if found is not None and found[0].kind == "move" and len(found[0].theirs) == len(found[0].ours) == 1:
-                pairs[_parent(name)] = _parent(_fill(found[0].ours[0], found[1]))
+                pairs[_parent_of(name)] = _parent_of(_fill(found[0].ours[0], found[1]))
         return pairs
 
     def repaired(self, name: str) -> str:
-        """A name of theirs in today's spelling."""
+        """A name of theirs in the current spelling."""
         for rule in self.rules:
             if rule.kind == "repair" and (wild := _match(rule.theirs[0], name)) is not None:
                 name = _fill(rule.theirs[1], wild)
         return name
 
     def _part_of(self, name: str) -> str:
-        """Which part of ours a tensor of theirs belongs to; empty if none."""
-        found = self._rule_for(name)
+        """Our part that a tensor of theirs belongs to; empty if none."""
+        found = self._find_rule(name)
         return found[0].ours[0].split(".")[0] if found is not None and found[0].ours else ""
 
-    def _rule_for(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
+    def _find_rule(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
         for rule in self.rules:
             for pattern in rule.theirs[: 1 if rule.kind == "tie" else None]:
                 if rule.kind != "repair" and (wild := _match(pattern, name)) is not None:
                     return rule, wild
         return None
 
-    def _inverse_rule_for(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
+    def _find_inverse_rule(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
         for rule in self.rules:
             for pattern in rule.ours:
                 if rule.kind == "move" and (wild := _match(pattern, name)) is not None:
                     return rule, wild
         return None
 
-    def _fresh_reason(self, name: str) -> str | None:
+    def _find_fresh_reason(self, name: str) -> str | None:
         for rule in self.rules:
             if rule.kind == "fresh" and _match(rule.ours[0], name) is not None:
                 return rule.reason
@@ -318,13 +318,13 @@ class KeyMap:
 
 def _match(pattern: str, name: str) -> tuple[str, ...] | None:
     """What the wildcards of a pattern stand for in a name; None if it does not match."""
-    found = _expression(pattern).fullmatch(name)
+    found = _compile_pattern(pattern).fullmatch(name)
     return None if found is None else found.groups()
 
 
 @functools.cache
-def _expression(pattern: str) -> re.Pattern[str]:
-    """A pattern as a regular expression; kept, since every rule meets every name."""
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
+    """A pattern as a regular expression; cached, since every rule is tried on every name."""
     return re.compile(re.escape(pattern).replace(r"\*\*", "(.*)").replace(r"\*", r"([^.]+)"))
 
 
@@ -334,16 +334,16 @@ def _fill(pattern: str, wild: tuple[str, ...]) -> str:
     return re.sub(r"\*\*?", lambda _: next(given), pattern)
 
 
-def _parent(name: str) -> str:
+def _parent_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
+def _are_equal(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors agree; by shape only where there are no values (meta device)."""
     return first.shape == second.shape and (first.is_meta or torch.equal(first, second))
 
 
-def _listed(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,6 +1,6 @@
 """What every model family offers: an encoder from `Batch` to `Encoded`, and `SPEC`.
 
-`SPEC` holds all that the rest of the package knows about the family: presets, inputs, heads, released layouts.
+`SPEC` is all that the rest of the package knows about the family: presets, inputs, heads, released layouts.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ VOLTA_ANSWERS = AnswerList(
     file="trainval_label2ans.pkl of VOLTA's cache folder for the data set (VQA 3,129 answers, GQA 1,842)",
     unknown="absent",
 )
-"""Of VOLTA's reproductions, whatever the family."""
+"""Of VOLTA's reproductions of all families."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Generic[C]):
-    """One family, for those who build, load, feed or convert it by name. What a family without released files needs
-    has no default."""
+    """One family, for code that builds, loads, feeds or converts it by name. Fields without a default are all that a
+    family without released files needs."""
 
     config: type[C]
     """Config class."""
@@ -90,13 +90,13 @@ class ModelSpec(Generic[C]):
     """Released layout -> key map; "bert" starts from BERT's text weights."""
 
     answers: Mapping[str, AnswerList] = field(default_factory=dict)
-    """Released layout -> answers of its classifiers; layouts that are not named have those of the main one."""
+    """Released layout -> answers of its classifiers; other layouts have those of the main one."""
     vqa: Mapping[str, Any] = field(default_factory=lambda: {"loss": "bce"})
     """Settings of the task vqa for a released classifier: how its release trains and reads it."""
     carries_answers: bool = False
-    """Whether the answer head of a task starts from the one learnt in pre-training."""
+    """Whether the answer head of a task starts from that of pre-training."""
     loads_from: tuple[str, ...] = ()
-    """Other families that have its main layout: their weights start it once they are converted."""
+    """Other families with the same main layout, from whose converted weights it can start."""
     transformers: Callable[[C, HeadWeights], dict[str, Any]] | None = None
     """Config and weights of the heads, by part of the key map -> config.json of the family's classes in transformers,
     without names of answers; a family with a key map "transformers" has it."""

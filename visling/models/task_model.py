@@ -31,13 +31,13 @@ class SavedHead:
 
 
 class TaskModel(nn.Module):
-    """An encoder with the heads that one task asks for.
+    """An encoder with the heads of one task.
 
     Args:
         heads: heads of the task by name.
-        group: rows of an example, which its heads see together.
+        group: rows per example, which its heads see together.
         styles: head kind -> style of the family.
-        saved: heads that are of another style or size, by name.
+        saved: heads of another style or size, by name.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TaskModel(nn.Module):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits by head name, of several targets by head.target; shapes in `nn.heads`."""
+        """Logits by head name, or by head.target for a head of several targets; shapes in `nn.heads`."""
         encoded = self.encoder(batch)
         logits: dict[str, Tensor] = {}
         for name, head in self.heads.items():

@@ -1,6 +1,6 @@
-"""Lists of answers: of released classifiers, and of the head that pre-training on questions learns.
+"""Lists of answers: of released classifiers, and of the answer head of pre-training.
 
-A list kept with the weights lets the answer head of a task start from the one learnt in pre-training.
+A list stored with the weights lets the answer head of a task start from that of pre-training.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from visling.pretrained.folder import ModelFolder, load_part
 from visling.types import Dims, Head
 
 _HEAD = "objectives.image_qa.head"
-"""Where the weights of the head lie in a model folder."""
+"""Path of the head's weights in a model folder."""
 
 
 def save_answers(path: Path, answers: AnswerVocabulary, place: str = _HEAD) -> None:
-    """Write the answers of a head that is no task's into a model folder, next to those of its task.
+    """Write the answers of a head that belongs to no task into a model folder, next to those of its task.
 
     Args:
-        place: of the head's weights in the folder.
+        place: path of the head's weights in the folder.
     """
     file = path / "answers.json"
     state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -53,13 +53,13 @@ def table_of(saved: ModelFolder) -> AnswerVocabulary:
     outputs = [tensor.shape[0] for name, tensor in saved.weights.items() if name == f"{_HEAD}.linear.bias"]
     if not outputs:
         raise CheckpointError(
-            f"{saved.path} has not learnt to answer questions: its pre-training had no objective image_qa."
+            f"{saved.path} was not trained to answer questions: its pre-training had no objective image_qa."
         )
     listed = _listed(saved)
     if listed is None:
         raise CheckpointError(
             f"{saved.path} does not say which answers its {outputs[0]} outputs stand for: convert it with --answers "
-            "all_ans.json, of its release."
+            "all_ans.json of its release."
         )
     if len(listed) != outputs[0]:
         raise CheckpointError(
@@ -70,19 +70,18 @@ def table_of(saved: ModelFolder) -> AnswerVocabulary:
 
 
 def _listed(saved: ModelFolder) -> Sequence[str] | None:
-    """The answers of the head as answers.json has them; next to a task's answers they stand under the name of the
-    head."""
+    """The head's answers in answers.json, where they are listed under the head's path if the task has answers too."""
     own = saved.state.get("answers") if saved.task is None else None
     found: Sequence[str] | None = saved.state.get("others", {}).get(_HEAD, own)
     return found
 
 
 def carry_over(model: TaskModel, saved: ModelFolder, answers: Sequence[str]) -> str:
-    """Start a task's answer head from that of pre-training, in the families whose release does so; what was done, empty
-    if nothing.
+    """Start a task's answer head from that of pre-training, in the families whose release does so. Returns a note for
+    the log, empty if nothing was done.
 
-    Hidden layer and norm are taken over; each answer takes the output of the same answer, or zeros if pre-training did
-    not know it (LXMERT release).
+    Hidden layer and norm are copied; each answer takes the output of the same answer, or zeros if pre-training did not
+    have it (LXMERT release).
 
     Args:
         saved: the pre-trained model.
@@ -96,11 +95,11 @@ def carry_over(model: TaskModel, saved: ModelFolder, answers: Sequence[str]) -> 
 
 
 def continue_head(objective: Objective, dims: Dims, saved: ModelFolder, answers: Sequence[str]) -> str:
-    """Start the answer head of a pre-training from that of an earlier one, answer by answer; what was done, empty if
-    there was none.
+    """Start the answer head of a pre-training from that of an earlier one, answer by answer. Returns a note for the
+    log, empty if there was none.
 
-    Two tables of one size may hold other answers, or the same in another order: weights that fit by shape alone would
-    answer by the wrong table.
+    Two tables of one size may hold different answers, or the same in another order: weights that fit by shape alone
+    would be read with the wrong table.
 
     Args:
         answers: the table of this pre-training.
@@ -133,8 +132,8 @@ ANSWER_TASKS = {_VQA_ANSWERS: "vqa", 1842: "gqa", 1533: "gqa"}
 
 
 def read_answers(path: Path) -> AnswerVocabulary:
-    """A list of answers: JSON, one a line, or a pickled list of strings (ViLBERT), of which nothing but the strings is
-    read.
+    """A list of answers: JSON, one per line, or a pickled list of strings (ViLBERT), of which nothing but the strings
+    is read.
 
     Raises:
         DataError: missing, or not such a list.
@@ -164,7 +163,7 @@ class _OnlyValues(pickle.Unpickler):
 
 
 def why_not_of(known: AnswerList, listed: AnswerVocabulary) -> str:
-    """Why answers are not those of a release; empty if nothing speaks against it."""
+    """Why a list cannot be that of a release; empty if nothing rules it out."""
     at = listed.unknown
     if len(listed) == _VQA_ANSWERS and known.unknown != "anywhere":
         if known.unknown == "first" and at != 0:

@@ -14,10 +14,10 @@ def write_card(described: Mapping[str, Any], trained: str, answers: Sequence[str
         for place, about in described.get("heads", {}).items()
     ]
     if described["text_only"]:
-        features = "It has seen no region."
+        features = "It was trained without regions."
     elif "extractor" in described:
         features = (
-            "It computes them from pixels with its own network, whose weights are here too (`extractor.`); others give "
+            "It computes them from pixels with its own network, whose weights are included (`extractor.`); others give "
             "wrong answers without an error. Boxes and classes were those of the regions "
             f"`{described['fingerprint']}`."
         )

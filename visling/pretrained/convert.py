@@ -3,8 +3,8 @@
     file -> tensors -> key map -> encoder + heads -> model folder -> key map, backwards -> file, or a folder for
     transformers
 
-What a file holds is read from its names and shapes; what they cannot tell (the preset, the order of the answers) is
-asked for.
+The contents of a file are read from its names and shapes; what they leave open (the preset, the order of the answers)
+is asked for.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Converted:
     path: Path
     model: str
     preset: str
-    """Empty where the config was given."""
+    """Empty if a config was given."""
     layout: str
     release: str
-    """Name in the catalogue; empty if it is none of these."""
+    """Name in the catalogue; empty if it is not listed."""
     task: str | None
     heads: Mapping[str, SavedHead]
-    """By place in the model folder."""
+    """By path in the model folder."""
     coverage: Coverage
 
 
@@ -97,17 +97,16 @@ def convert(
         preset: None = of the release, else the only one that the shapes fit.
         config: the family's config, instead of a preset.
         settings: changes of the preset, `name=value`.
-        release: name in the catalogue; None = the entry that the file is called like, if `layout` and `model` are not
-            given either.
-        task: the task that the model is to be used for; None = question answering if there is a classifier over as many
-            answers as a released one.
-        answers: files with the answers in the order of a classifier, each for that of its length; of pre-training on
-            questions the answer table.
+        release: name in the catalogue; None = the entry named like the file, if neither `layout` nor `model` is given.
+        task: what the model will be used for; None = question answering if there is a classifier with as many outputs
+            as a released one.
+        answers: files with the answers in the order of a classifier, each for the one of its length; for pre-training
+            on questions the answer table.
         other_answers: accept lists that are not those of the release.
         encoder_only: leave all heads out.
         features: region store whose features the weights were trained on; its fingerprint is recorded.
-        seed: of parameters that the file does not hold.
-        offline: whether to ask the hub; None = as HF_HUB_OFFLINE says.
+        seed: for parameters that the file does not hold.
+        offline: use the hub's cache only; None = follow HF_HUB_OFFLINE.
     Raises:
         CheckpointError: unreadable or unsafe file, another layout, weights that do not fit, answers that are missing or
             wrong, or `out` is taken.
@@ -130,9 +129,9 @@ def convert(
     weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     for place, (_, module) in places.items():
         weights |= {f"{place}.{name}": tensor for name, tensor in module.state_dict().items()}
-    with whole_folder(out) as fresh:
+    with whole_folder(out) as folder:
         describe_model_folder(
-            fresh,
+            folder,
             model=choice.model,
             config=choice.config,
             task=chosen,
@@ -146,10 +145,10 @@ def convert(
         )
         for place, (saved, _) in places.items():
             if saved.part in lists and (chosen is None or place.removeprefix("heads.") not in chosen.heads):
-                save_answers(fresh, lists[saved.part], place)
-        write_tensors(weights, fresh / "model.safetensors")
+                save_answers(folder, lists[saved.part], place)
+        write_tensors(weights, folder / "model.safetensors")
         if (dropped := coverage.dropped) and not encoder_only and choice.layout != "bert":
-            write_tensors({name: tensors[name] for name in dropped}, fresh / KEPT)
+            write_tensors({name: tensors[name] for name in dropped}, folder / KEPT)
     return Converted(
         path=out,
         model=choice.model,
@@ -169,8 +168,8 @@ def _load(
     spec = models.spec(choice.model)
     if choice.layout == "bert" and getattr(choice.config, "whiten_features", False) and store is None:
         raise ConfigError(
-            "this preset whitens the features by statistics of the region store, which BERT knows nothing of: name it "
-            "with --features."
+            "this preset whitens the features by statistics of the region store, which BERT's file lacks: name the "
+            "store with --features."
         )
     encoder = measure_features(models.build(choice.model, choice.config), store, store.ids if store is not None else ())
     keys = spec.keys[choice.layout]
@@ -198,8 +197,8 @@ def _answer_lists(
     *,
     any_list: bool,
 ) -> dict[str, AnswerVocabulary]:
-    """Part -> answers in the order of its outputs, for the classifiers whose lists were given; each list goes to the
-    classifier of its length."""
+    """Part -> answers in the order of its outputs, for classifiers with a list; each list belongs to the classifier of
+    its length."""
     if paths and task is not None and tasks.load(task).answers is tasks.Task.answers:
         raise ConfigError(f"the task {task} has no list of answers: --answers is not for it.")
     sizes = {
@@ -224,8 +223,8 @@ def _answer_lists(
         if not any_list and (wrong := why_not_of(known, listed)):
             raise CheckpointError(
                 f"{path} is not the list of the release: {wrong}. For {choice.model} it is {known.file}. Another "
-                "list, or another order, gives wrong answers without an error. If these weights were trained on it "
-                "all the same, say --other-answers."
+                "list, or another order, gives wrong answers without an error. If these weights were trained "
+                "with it, pass --other-answers."
             )
         found[part] = listed
     return found
@@ -255,9 +254,9 @@ def _task(
         if lacking not in lists and (outputs in ANSWER_TASKS or (kind is not None and lacking == part)):
             listed = models.spec(choice.model).answer_list(choice.layout)
             raise CheckpointError(
-                f"the file has a classifier over {outputs} answers, whose order it does not hold: give the list with "
-                f"--answers FILE, once for each classifier. For {choice.model} it is {listed.file}. Other lists of "
-                "the same length have another order and give wrong answers without an error. --encoder-only leaves "
+                f"the file has a classifier over {outputs} answers, whose order it does not contain: give the list "
+                f"with --answers FILE, once for each classifier. For {choice.model} it is {listed.file}. Other lists "
+                "of the same length have another order and give wrong answers without an error. --encoder-only leaves "
                 "the classifier out."
             )
     if part not in lists:
@@ -269,7 +268,7 @@ def _task(
 
 
 def _answers(part: str, saved: SavedHead, heads: Iterable[str]) -> bool:
-    """Whether a head classifies answers for a task; LXMERT's pre-training has one too, among its other objectives."""
+    """Whether a head classifies answers for a task; in LXMERT's pre-trained files it is an objective's."""
     return saved.head.kind == "classify" and (
         part.startswith("classifier") or (part == "answers" and "vocabulary" not in set(heads))
     )
@@ -278,7 +277,7 @@ def _answers(part: str, saved: SavedHead, heads: Iterable[str]) -> bool:
 def _places(
     heads: Mapping[str, tuple[SavedHead, nn.Module]], task: tasks.Task[Any, Any] | None
 ) -> dict[str, tuple[SavedHead, nn.Module]]:
-    """Where each head stands in the model folder: as one of the task's, as an objective's, or under its own name."""
+    """Path of each head in the model folder: among the task's, the objectives', or under its own name."""
     places: dict[str, tuple[SavedHead, nn.Module]] = {}
     left = dict(heads)
     for name, wanted in {} if task is None else dict(task.heads).items():
@@ -287,15 +286,14 @@ def _places(
             for part, (saved, _) in left.items()
             if (saved.head.kind, saved.head.outputs) == (wanted.kind, wanted.outputs)
         ]
-        same.sort(
-            key=lambda part: part in OBJECTIVES and part != "answers"
-        )  # VisualBERT's matching is a classifier of two as well
+        # VisualBERT's matching is a classifier of two as well.
+        same.sort(key=lambda part: part in OBJECTIVES and part != "answers")
         if not same:
             assert task is not None
             found = ", ".join(f"{part} ({saved.head.kind}, {saved.head.outputs})" for part, (saved, _) in heads.items())
             raise CheckpointError(
                 f"the task {task.name} needs a head of kind {wanted.kind} with {wanted.outputs} outputs; the file has "
-                f"{found or 'none'}. Fine-tune the encoder instead, or name the task that the file was made for."
+                f"{found or 'none'}. Fine-tune the encoder instead, or name the task of the file."
             )
         places[f"heads.{name}"] = left.pop(same[0])
     for part, head in left.items():
@@ -305,10 +303,10 @@ def _places(
 
 
 def _tokenizer(choice: Choice) -> Tokenizer:
-    """The word pieces of the config.
+    """The tokenizer of the config.
 
     Raises:
-        ConfigError: more than the word table has rows.
+        ConfigError: it has more word pieces than the word table has rows.
     """
     found = Tokenizer(models.spec(choice.model).inputs(choice.config).vocabulary)
     if found.size > choice.config.vocab_size:
@@ -321,18 +319,18 @@ def _tokenizer(choice: Choice) -> Tokenizer:
 
 def _provenance(path: Path, choice: Choice, coverage: Coverage) -> dict[str, Any]:
     release = choice.release
-    # What a released model lacks is left out again when it is written back; BERT's weights become a model of their own.
-    fresh = {} if choice.layout == "bert" or not coverage.fresh else {"fresh": sorted(coverage.fresh)}
+    # What a file lacks is left out again when the model is written back; BERT's weights become another model.
+    unfilled = {} if choice.layout == "bert" or not coverage.fresh else {"fresh": sorted(coverage.fresh)}
     known = (
         {}
         if release is None
         else {"release": release.name, "address": release.source, "licence": release.licence, "note": release.note}
     )
-    return {"file": path.name, "sha256": files.digest(path), "layout": choice.layout, **known, **fresh}
+    return {"file": path.name, "sha256": files.digest(path), "layout": choice.layout, **known, **unfilled}
 
 
 def _precisions(tensors: Mapping[str, Tensor], choice: Choice, coverage: Coverage) -> dict[str, Any]:
-    """Name -> type of numbers, for what a file does not store in float32."""
+    """Name -> dtype, for tensors that a file does not store in float32."""
     if choice.layout == "bert":
         return {}
     keys = models.spec(choice.model).keys[choice.layout]

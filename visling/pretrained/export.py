@@ -32,7 +32,7 @@ class Exported:
     layout: str
     tensors: int
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Place in the model folder -> why it was not written."""
+    """Path in the model folder -> why it was not written."""
 
 
 def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
@@ -41,8 +41,8 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
     Args:
         out: weight file (.safetensors, else a PyTorch file); for `layout` "transformers" a folder that its classes load
             by from_pretrained.
-        layout: "official" = the one that the weights came in, else the first of the family that has names for all of
-            them; or any by name.
+        layout: "official" = the one that the weights were converted from, else the family's first that has names for
+            all of them; or any by name.
     Raises:
         CheckpointError: the layout has no name for a tensor, or `out` is taken.
         ConfigError: the family has no such layout.
@@ -58,22 +58,22 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
         network = {name: tensor for name, tensor in saved.weights.items() if name.startswith("extractor.")}
         tensors |= end_to_end.KEYS[found].invert(network)
     elif saved.extractor is not None:
-        left_out["extractor"] = "the layout has no names for the network that makes features"
+        left_out["extractor"] = "the layout has no names for the network that computes features"
     if found == saved.source.get("layout"):
         tensors = _as_it_came(saved, tensors)
     if found == "transformers":
-        with whole_folder(out) as fresh:
+        with whole_folder(out) as target:
             described = _describe_for_transformers(saved, spec, names)
-            (fresh / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-            shutil.copyfile(saved.path / "vocab.txt", fresh / "vocab.txt")
-            write_tensors(tensors, fresh / "model.safetensors")
+            (target / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            shutil.copyfile(saved.path / "vocab.txt", target / "vocab.txt")
+            write_tensors(tensors, target / "model.safetensors")
     else:
         write_tensors(tensors, out)
     return Exported(path=out, layout=found, tensors=len(tensors), left_out=left_out)
 
 
 def _describe_for_transformers(saved: ModelFolder, spec: ModelSpec[Any], parts: Mapping[str, str]) -> dict[str, Any]:
-    """config.json of the family's classes in transformers, with the answers of its classifier if they are known."""
+    """config.json of the family's classes in transformers, with the answers of its classifier where known."""
     if spec.transformers is None:
         raise ConfigError(f"{saved.model} has no classes in transformers: its ModelSpec lacks `transformers`.")
     heads = {
@@ -96,7 +96,7 @@ def _describe_for_transformers(saved: ModelFolder, spec: ModelSpec[Any], parts: 
 
 
 def _as_it_came(saved: ModelFolder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the layout that a model came in, with those that were kept for the way back, in the file's own
+    """Tensors in the layout that a model was converted from, with those kept for writing back, in the file's
     precision."""
     precision = saved.source.get("precision", {})
     found = {
@@ -114,18 +114,18 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "pair": ("pair", "classifier"),
     "score": ("score", "classifier"),
 }
-"""Head of a task -> names that its part may have; most releases call any head of a task its classifier."""
+"""Head of a task -> names that its part may have; most releases call the head of any task its classifier."""
 
 
 def _parts(saved: ModelFolder) -> tuple[dict[str, tuple[tuple[str, ...], dict[str, Tensor]]], dict[str, str]]:
-    """Place -> names that its part may have in a key map, and its tensors; and what is no weight of the model."""
+    """Path -> names that its part may have in a key map, and its tensors; and what is no weight of the model."""
     objectives = {objective: part for part, objective in OBJECTIVES.items()}
     parts: dict[str, tuple[tuple[str, ...], dict[str, Tensor]]] = {}
     left_out: dict[str, str] = {}
-    fresh = frozenset(saved.source.get("fresh", ()))
+    unfilled = frozenset(saved.source.get("fresh", ()))
     for name, tensor in saved.weights.items():
-        if name in fresh:
-            left_out[name] = "was not in the file that it comes from"
+        if name in unfilled:
+            left_out[name] = "was not in the converted file"
             continue
         first, *rest = name.split(".")
         if first == "extractor":
@@ -141,7 +141,7 @@ def _parts(saved: ModelFolder) -> tuple[dict[str, tuple[tuple[str, ...], dict[st
         elif place.endswith(".head") and rest[0] in objectives:
             names = (objectives[rest[0]],)
         else:
-            left_out[place] = "state of an objective, no weight of the model"
+            left_out[place] = "state of an objective, not a weight of the model"
             continue
         parts.setdefault(place, (names, {}))[1][name.removeprefix(f"{place}.")] = tensor
     return parts, left_out
@@ -153,7 +153,7 @@ def _invert(
     parts: Mapping[str, tuple[tuple[str, ...], dict[str, Tensor]]],
     layout: str,
 ) -> tuple[str, dict[str, Tensor], dict[str, str]]:
-    """Layout, tensors under its names, and the part that each place became."""
+    """Layout, tensors under its names, and path -> part of its key map."""
     if layout == "official":
         own = [saved.source.get("layout", ""), saved.task or "", spec.layout, *spec.keys]
         foreign = {"bert", "transformers", "volta", *BY_PRODUCTS} - ({"volta"} & {own[0]})

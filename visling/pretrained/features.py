@@ -1,4 +1,4 @@
-"""The region features that a model knows: their fingerprint, statistics measured on a sample, and the extractor's
+"""The region features that a model was trained on: fingerprint, statistics measured on a sample, and the extractor's
 backbone."""
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
     """Refuse region features other than those a model was trained on.
 
     Args:
-        extracts: whether the run makes features with a region extractor of its own, and takes boxes and classes alone
+        extracts: whether the run computes features with a region extractor of its own, and reads only boxes and classes
             from the store.
     Raises:
-        CheckpointError: the fingerprints differ, or one side makes its own features and the other does not, and
-            `override` is off.
+        CheckpointError: the fingerprints differ, or only one side computes its own features, and `override` is off.
     """
     if saved.text_only or override:
         return
     if saved.extractor is not None and not extracts:
         raise CheckpointError(
-            f"{saved.path} was trained jointly with a region extractor of its own and knows no other features; this "
+            f"{saved.path} was trained jointly with a region extractor of its own and with no other features; this "
             "run reads those of a store, which give wrong answers without any error. Continue with a recipe that has "
             "an extractor, start from a model that was trained on stored features, or pass --other-features to take "
             "the encoder alone and train it on these."
         )
     if saved.extractor is None and extracts:
         raise CheckpointError(
-            f"{saved.path} knows region features but comes without the network that computed them, and this run "
+            f"{saved.path} was trained on stored features and has no network that computes them, and this run "
             "computes its own. If a file has that network (a VL-BERT end to end), name it with --backbone and pass "
             "--other-features too. Otherwise start from text weights or a model with an extractor, or train the "
             "encoder on the features of this one with --other-features alone."
@@ -47,20 +46,20 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
         return
     if not saved.fingerprint:
         raise CheckpointError(
-            f"{saved.path} holds converted weights, and which region features they were trained on is not recorded. "
+            f"{saved.path} holds converted weights; which region features they were trained on is not recorded. "
             f"{saved.source.get('note', '')} If these regions are of that kind, pass --other-features, or record it "
             "once with visling convert --features STORE."
         )
     raise CheckpointError(
         f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. "
         "Features of another detector give wrong answers without any error. Extract regions with the same detector, "
-        "or pass --other-features to continue all the same."
+        "or pass --other-features to continue anyway."
     )
 
 
 def load_backbone(extractor: RegionExtractor, path: Path) -> str:
-    """Start a region extractor from a file: a plain ResNet (a detector that was converted to one, in the release), or a
-    VL-BERT that was trained end to end, from which its network is taken.
+    """Start a region extractor from a file: a plain ResNet (in the release a detector converted to one), or a VL-BERT
+    trained end to end, whose network is used.
 
     Returns:
         What was read, for the log.
@@ -81,7 +80,7 @@ def load_backbone(extractor: RegionExtractor, path: Path) -> str:
 
 
 SAMPLED_IMAGES = 2000
-"""Images, evenly spread over those of training, on whose regions an encoder measures its statistics."""
+"""Images, evenly spread over the training images, on whose regions an encoder measures its statistics."""
 
 
 def measure_features(encoder: Encoder, store: NativeStore | None, images: Iterable[str]) -> Encoder:

@@ -1,4 +1,4 @@
-"""The model folder: weights and all that belongs to them, written, read and loaded into modules."""
+"""The model folder: weights and what belongs to them, written, read and loaded into modules."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class ModelFolder:
     """Of the region features it was trained on."""
     weights: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    """What the task needs to be restored (its answer vocabulary)."""
+    """What restores the task (its answer vocabulary)."""
     heads: Mapping[str, SavedHead] = field(default_factory=dict)
     """Heads of converted weights by the prefix of their weights (`objectives.masked_lm.head`, `heads.classify`)."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """Where converted weights come from: file, its SHA-256, layout, and release if it is a known one."""
+    """Where converted weights come from: file, its SHA-256, layout, and release if it is in the catalogue."""
     extractor: ExtractorConfig | None = None
-    """The region extractor that was trained jointly and computes the features it knows; the fingerprint is then that of
-    its boxes and classes."""
+    """The jointly trained region extractor that computes its features; the fingerprint is then that of the store of its
+    boxes and classes."""
 
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
@@ -115,19 +115,19 @@ class ModelFolder:
         """Upload the model folder to owner/name on the Hugging Face hub; returns the address of the change.
 
         Raises:
-            CheckpointError: offline, refused, or not reachable.
+            CheckpointError: offline, refused, or unreachable.
         """
         return hub.upload(self.path, repository, private=private, token=token)
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> ModelFolder:
-    """A model from a folder here, or by owner/name from the Hugging Face hub.
+    """A model from a local folder, or by owner/name from the Hugging Face hub.
 
     Args:
         revision: branch, tag or commit on the hub.
-        offline: look into the hub's cache only; None = as the variable HF_HUB_OFFLINE says.
+        offline: use the hub's cache only; None = follow the variable HF_HUB_OFFLINE.
     Raises:
-        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
+        CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
     return read_model_folder(
         hub.fetch(str(source), revision=revision, offline=offline) if hub.is_id(source) else Path(source)
@@ -197,10 +197,10 @@ def describe_model_folder(
     source: Mapping[str, Any] | None = None,
     extractor: ExtractorConfig | None = None,
 ) -> None:
-    """Write all of a model folder but its weights.
+    """Write a model folder except its weights.
 
     Args:
-        trained: for the model card: by what, or where the weights come from.
+        trained: for the model card: how, or where the weights come from.
         heads: of converted weights, by the prefix of their weights.
         source: of converted weights.
         extractor: settings of the region extractor that was trained jointly.
@@ -229,7 +229,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     """Read a model folder, or the `model` folder inside a run folder.
 
     Raises:
-        CheckpointError: nothing there, not a model folder, damaged files, or a newer layout.
+        CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
     folder = path if (path / "config.json").exists() else path / "model"
     if not (folder / "config.json").exists():
@@ -243,8 +243,8 @@ def read_model_folder(path: Path) -> ModelFolder:
         layout = described.get("format") if isinstance(described, dict) else type(described).__name__
         if not isinstance(layout, int):
             raise CheckpointError(
-                f"{folder} holds no model that pretrain or finetune wrote: its config.json says {layout!r}. Check the "
-                "path; weights of another library are read by visling convert."
+                f"{folder} holds no model that pretrain or finetune wrote: the format in its config.json is "
+                f"{layout!r}. Check the path; visling convert reads weights of other libraries."
             )
         if layout != FORMAT:
             raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
@@ -286,17 +286,16 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
         sizes = f" ({tuple(part[first].shape)} instead of {tuple(wanted[first].shape)})" if first in shapes else ""
         raise CheckpointError(
             f"weights in {source} do not fit: {len(missing)} missing, {len(foreign)} unknown, {len(shapes)} of "
-            f"another shape, first {first!r}{sizes}. Use the settings it was trained with (config.json beside it)."
+            f"another shape, first {first!r}{sizes}. Use the settings it was trained with (its config.json)."
         )
     module.load_state_dict(part)
 
 
 def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[str]:
-    """Load the heads of objectives that a model was pre-trained with, where they have the same weights in the same
-    shapes.
+    """Load the heads of objectives that a model was pre-trained with, where names and shapes are the same.
 
     Returns:
-        Objectives that a model was not trained with, or whose head differs (another answer table): their heads stay
+        Objectives that the model was not trained with, or whose head differs (another answer table): their heads stay
         randomly initialised.
     """
     random = []
@@ -333,5 +332,5 @@ def check_family(saved: ModelFolder, model: str) -> None:
 
 
 KEPT = "kept.safetensors"
-"""File of a model folder with the tensors that a release holds and never reads; no loader asks for it, `export` writes
-them back."""
+"""File of a model folder with tensors that a release stores and never reads; no loader reads it, `export` writes them
+back."""

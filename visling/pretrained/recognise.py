@@ -1,4 +1,4 @@
-"""What a weight file is: its family, layout, preset and heads, from names and shapes alone."""
+"""Recognises a weight file: family, layout, preset and heads, from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from visling.nn.heads import STYLES, build
 from visling.types import Dims, Head, HeadKind
 
 BY_PRODUCTS = ("official_key", "vqa_start", "refcoco_start", "vcr_start")
-"""Key maps that read a file for another purpose than to keep its model."""
+"""Key maps that read a file for another purpose than its model."""
 
 _GROUPS = {"pair": 2, "score": 4}
 """Rows per example where a head sees several: two images, four choices."""
@@ -31,7 +31,7 @@ _GROUPS = {"pair": 2, "score": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a source is to be read as."""
+    """How a source will be read."""
 
     model: str
     layout: str
@@ -41,7 +41,7 @@ class Choice:
 
 
 def fitting_layouts(tensors: Mapping[str, Tensor], model: str | None = None) -> list[tuple[str, str]]:
-    """Families and layouts that know every name of a state dict, by the names and shapes alone.
+    """Families and layouts with a rule for every name of a state dict, by names and shapes alone.
 
     Args:
         model: the only family to look at; None = all of this package.
@@ -77,8 +77,8 @@ def find_weights(
         known = listed[name]
         if not known.source.startswith(catalog.HUB):
             raise CheckpointError(
-                f"{name} is not fetched by itself: it is published at {known.source}. Download it, then give the path "
-                "of the file."
+                f"{name} is not downloaded automatically: it is published at {known.source}. Download it, then give "
+                "the path of the file."
             )
         name = known.source.removeprefix(catalog.HUB)
     if hub.is_id(name):
@@ -106,7 +106,7 @@ def _weights_in(path: Path) -> Path:
 
 
 def check_file(path: Path, release: ReleasedFile | None) -> None:
-    """Compare size and digest with what the catalogue knows."""
+    """Compare size and digest with the catalogue's, where it has them."""
     if release is None:
         return
     if release.size is not None and path.stat().st_size != release.size:
@@ -115,8 +115,8 @@ def check_file(path: Path, release: ReleasedFile | None) -> None:
         )
     if release.sha256 is not None and (found := files.digest(path)) != release.sha256:
         raise CheckpointError(
-            f"{path} has the SHA-256 {found}; {release.name} has {release.sha256}. Fetch it again, from where the "
-            "catalogue says."
+            f"{path} has the SHA-256 {found}; {release.name} has {release.sha256}. Fetch it again from the "
+            "catalogue's address."
         )
 
 
@@ -130,7 +130,7 @@ def choose(
     config: Any,
     settings: Sequence[str],
 ) -> Choice:
-    """Family, layout and config: as given, else of the release, else the only ones that fit."""
+    """Family, layout and config: as given, else those of the release, else the only ones that fit."""
     model = model or (release.family if release is not None else None)
     layout = layout or (release.layout if release is not None else None)
     if model is None or layout is None:
@@ -160,7 +160,7 @@ def _only_fit(tensors: Mapping[str, Tensor], model: str | None, layout: str | No
             f"the names in the file fit no family{f' with {given}' if given else ''}: the first are "
             f"{', '.join(list(tensors)[:3])}.{_suggestion(tensors)}"
         )
-    raise CheckpointError(f"the names in the file fit {listed(found)}. Say which with --model and --from.")
+    raise CheckpointError(f"the names in the file fit {listed(found)}. Choose with --model and --from.")
 
 
 def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec[Any], model: str, layout: str) -> str:
@@ -177,11 +177,11 @@ def _only_preset(tensors: Mapping[str, Tensor], spec: ModelSpec[Any], model: str
         return found[0]
     if found:
         raise CheckpointError(
-            f"the shapes in the file fit several presets of {model}: {', '.join(found)}. They differ in what they "
-            "read: say --preset."
+            f"the shapes in the file fit several presets of {model}: {', '.join(found)}. They differ in their "
+            "inputs: choose with --preset."
         )
     raise CheckpointError(
-        f"the file has the size of no preset of {model} in layout {layout!r} ({', '.join(spec.presets)}). Name the "
+        f"the file fits no preset of {model} in layout {layout!r} ({', '.join(spec.presets)}). Name the "
         f"closest with --preset and the differences with --set.{_suggestion(tensors)}"
     )
 
@@ -212,7 +212,7 @@ def with_bert_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def find_heads(
     ours: Mapping[str, Tensor], spec: ModelSpec[Any], layout: str, encoder: Encoder
 ) -> dict[str, tuple[SavedHead, nn.Module]]:
-    """Every head that a file holds, by part, as its tensors say."""
+    """Every head that a file holds, by part, recognised by its tensors."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in ours.items():
         part, _, rest = name.partition(".")
@@ -257,7 +257,7 @@ def _head(part: str, tensors: Mapping[str, Tensor], spec: ModelSpec[Any], layout
                 return SavedHead(part=part, head=head, style=style, group=group)
     listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
     raise CheckpointError(
-        f"the head {part!r} of the file is like none of ours on this encoder: it holds {listed}. Another preset, or a "
+        f"the head {part!r} of the file matches none of ours on this encoder: it holds {listed}. Another preset, or a "
         "damaged file?"
     )
 

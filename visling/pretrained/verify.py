@@ -30,7 +30,7 @@ from visling.runtime import versions
 from visling.types import Batch, Encoded, Regions, Text
 
 ATOL, RTOL = 5e-5, 1e-5
-"""A value agrees if |ours - recorded| <= ATOL + RTOL |recorded|; float32 on two machines, twelve layers deep."""
+"""A value agrees if |ours - recorded| <= ATOL + RTOL |recorded|; for float32 on two machines, twelve layers deep."""
 
 FORMAT = 1
 """Version of a native recording."""
@@ -87,7 +87,7 @@ def verify(checkpoint: Path, recording: Path, *, atol: float = ATOL, rtol: float
     Args:
         recording: folder that `record` wrote.
     Raises:
-        CheckpointError: no model or no recording there, of another family, or inputs that the model cannot read.
+        CheckpointError: no model, no recording, another family, or inputs that the model cannot read.
     """
     saved = read_model_folder(checkpoint)
     return compare(saved, _read_recording(saved, recording), str(recording), atol=atol, rtol=rtol)
@@ -109,7 +109,7 @@ def record(checkpoint: Path, folder: Path, *, seed: int = 0) -> tuple[str, ...]:
     """Write a random batch and the output of every layer of a model for it; returns the names of the layers.
 
     Raises:
-        CheckpointError: no model there, or the folder holds something.
+        CheckpointError: no model, or the folder is not empty.
     """
     saved = read_model_folder(checkpoint)
     batch = sample_batch(saved, seed)
@@ -170,7 +170,7 @@ def _compare_layer(
     if ours.dim() > 1 and (real := _real_positions(name, ours.shape[1], batch)) is not None:
         ours, recorded = ours[real], recorded[real]
     difference = (ours - recorded).abs()
-    agrees = bool((difference <= atol + rtol * recorded.abs()).all())  # False where either is no number
+    agrees = bool((difference <= atol + rtol * recorded.abs()).all())  # False where either is NaN
     return Deviation(name=name, largest=difference.max().item() if difference.numel() else 0.0, agrees=agrees)
 
 

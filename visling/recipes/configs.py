@@ -54,8 +54,8 @@ class PretrainConfig:
     """Examples per step and process."""
     train_split: str = "train"
     valid_split: str = "val"
-    start: str = "fresh"
-    """What the weights start from: fresh (randomly initialised), released text weights (bert-base-uncased), or the
+    start: str = "random"
+    """What the weights start from: random (initialisation), released text weights (bert-base-uncased), or the
     recipe whose model `--init` names."""
     train: TrainConfig
     """How long and how."""

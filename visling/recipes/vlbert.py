@@ -136,7 +136,7 @@ def vlbert_scenes() -> PretrainConfig:
         release={
             **scenes.MASKED_IN_RELEASES,
             "objectives.masked_regions": 1.0,
-            "data": "passages of text beside the captions, one to one",
+            "data": "passages of text in addition to the captions, one to one",
         },
     )
 

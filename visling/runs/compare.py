@@ -1,16 +1,16 @@
 """Controlled comparison: several models on the same data, budget and features, over several seeds, with and without
 pre-training.
 
-Every run is an ordinary run folder, made by what stands behind the verbs pretrain, finetune and evaluate:
+Every run is an ordinary run folder, as pretrain, finetune and evaluate write it:
 
-    OUT/comparison.json               what is compared and what came out, rewritten whenever a run ends
+    OUT/comparison.json               plan and results, rewritten whenever a run ends
     OUT/MODEL/seed-0/pretrain/        by the recipe MODEL-RECIPE
     OUT/MODEL/seed-0/TASK/            by the recipe MODEL-TASK, from those weights
-    OUT/MODEL/seed-0/TASK-scratch/    the same from fresh weights
+    OUT/MODEL/seed-0/TASK-scratch/    the same from random weights
     OUT/MODEL/seed-0/TASK-text-only/  as TASK, but without any region
 
-Seed k is `train.seed` of both phases: of fresh weights, of the order and masking of examples, of the choice by
-`train_limit`.
+Seed k is `train.seed` of both phases: it determines the random weights, the order and masking of examples, and the
+choice by `train_limit`.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _BUDGET = (
     "batch_size", "train_split", "valid_split", "train.epochs", "train.max_steps", "train.accumulation",
     "train.patience", "train_limit", "task", "task_settings",
 )  # fmt: skip
-"""Settings that must be the same for all models; how many updates an epoch has is made the same."""
+"""Settings that must be the same for all models; the number of updates is made equal."""
 
 _MAY_GROW = ("seeds", "without_pretraining", "text_only")
-"""What a comparison that goes on may have more of: further runs beside those that are there."""
+"""What a resumed comparison may extend: they add runs to those that exist."""
 
 _OWN = ("recipe", "model", "encoder", "any_features", "paper", "release")
-"""What makes a model another model, and what is said about it."""
+"""Settings in which models differ by nature, and the remarks about them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,13 @@ class Comparison:
     """What is compared."""
 
     models: tuple[str, ...]
-    """Families; one of your own as MODULE:NAME, where the module offers its recipes (`recipes/tables.py`)."""
+    """Families; your own as MODULE:NAME, where the module offers its recipes (`recipes/tables.py`)."""
     recipe: str
     """End of the name of the pre-training recipes: scenes for visualbert-scenes, lxmert-scenes."""
     tasks: tuple[str, ...]
     """Ends of the names of the fine-tuning recipes: vqa-scenes for visualbert-vqa-scenes, lxmert-vqa-scenes."""
     seeds: int = 3
-    """Runs of everything, from seed 0 on."""
+    """Number of seeds, counted from 0."""
     split: str = "test"
     """Scored once, with the weights that were best on the recipe's validation split."""
     pretrain_settings: tuple[str, ...] = ()
@@ -78,9 +78,9 @@ class Comparison:
     finetune_settings: tuple[str, ...] = ()
     """`a.b=value` for every fine-tuning run."""
     without_pretraining: bool = False
-    """Whether to fine-tune from fresh weights, too, with the same budget."""
+    """Whether to fine-tune from random weights too, with the same budget."""
     text_only: bool = False
-    """Whether to fine-tune from the pre-trained weights without any region, too: what the words alone give away."""
+    """Whether to fine-tune from the pre-trained weights without any region too: how far the words alone get."""
 
     def __post_init__(self) -> None:
         for what, names in (("models", self.models), ("tasks", self.tasks)):
@@ -94,7 +94,7 @@ class Comparison:
                     f"a comparison counts its seeds itself; found the setting {setting!r}. Say how many with --seeds."
                 )
         for model in self.models:
-            if ":" in model:  # a family of your own, as the module of its recipes names it
+            if ":" in model:  # your own family, as the module of its recipes names it
                 self.pretraining(model)
                 for task in self.tasks:
                     self.finetuning(model, task)
@@ -106,7 +106,7 @@ class Comparison:
 
     @property
     def starts(self) -> tuple[Start, ...]:
-        """What fine-tuned runs start from and see."""
+        """The kinds of fine-tuned runs: what they start from and see."""
         asked: dict[Start, bool] = {
             "pre-trained": True,
             "from scratch": self.without_pretraining,
@@ -115,7 +115,7 @@ class Comparison:
         return tuple(start for start, wanted in asked.items() if wanted)
 
     def pretraining(self, model: str) -> PretrainConfig:
-        """A model's pre-training, as it is changed here.
+        """A model's pre-training with this comparison's settings.
 
         Raises:
             ConfigError: the settings do not fit it.
@@ -123,7 +123,7 @@ class Comparison:
         return configs.override(find_pretraining(f"{model}-{self.recipe}")(), self.pretrain_settings)
 
     def finetuning(self, model: str, task: str) -> FinetuneConfig:
-        """A model's fine-tuning, as it is changed here.
+        """A model's fine-tuning with this comparison's settings.
 
         Raises:
             ConfigError: the settings do not fit it.
@@ -143,27 +143,26 @@ def compare(
     stream: TextIO | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and score every model; what an earlier part of the same comparison finished is kept, what it began goes on.
+    """Train and score every model. With `resume`, finished runs are kept and unfinished ones continue.
 
     Args:
         data: folder of annotations, for pre-training and tasks.
         store: region store of every image.
-        jobs: runs side by side, each in a process of its own with one thread; with 1 they are made in this process.
-        stream: where the training of one run after the other is written; with several jobs only the run folders tell.
-        progress: called with a line of text when a run has ended and `comparison.json` knows it.
+        jobs: runs at a time, each in a process of its own with one thread; with 1 they run in this process.
+        stream: where progress is written, with one job; with several, progress is in the run folders alone.
+        progress: called with a line of text when a run has ended and `comparison.json` is updated.
     Returns:
         Contents of `comparison.json`.
     Raises:
-        ConfigError, DataError, StoreError: see their messages; nothing is trained before all models have been looked
-            at.
-        RunError: the folder holds something else or a comparison of other things, or a run failed; what was saved is
-            kept.
+        ConfigError, DataError, StoreError: see their messages; nothing is trained before all models have been
+            checked.
+        RunError: the folder holds other files or another comparison, or a run failed; what was saved is kept.
     """
     place = Places(data=data, store=store, device=str(runtime.pick_device(device)), split=comparison.split)
-    comparison, plan = _prepared(comparison, place)
-    earlier = _claim(out, plan, resume)
+    comparison, plan = _prepare(comparison, place)
+    earlier = _claim_folder(out, plan, resume)
     found: dict[str, Any] = {"format": FORMAT, "status": "running", "jobs": sorted({jobs, *earlier}), "plan": plan}
-    runs = _runs(comparison, out)
+    runs = _plan_runs(comparison, out)
 
     def note(run: Job | None) -> None:
         ended = [one for one in runs if one.ended(comparison.split)]
@@ -171,8 +170,8 @@ def compare(
             status="finished" if len(ended) == len(runs) else "running",
             runs={"ended": len(ended), "planned": len(runs)},
         )
-        found.update(_outcomes(comparison, ended, plan))
-        _write(out / FILE, found)
+        found.update(_collect_outcomes(comparison, ended, plan))
+        _write_json(out / FILE, found)
         if progress is not None and run is not None:
             progress(f"{len(ended)} of {len(runs)}: {run}")
 
@@ -191,8 +190,8 @@ def _check_recipe(table: Mapping[str, Any], model: str, end: str) -> None:
         raise ConfigError(f"no recipe {f'{model}-{end}'!r}. {known}")
 
 
-def _prepared(comparison: Comparison, place: Places) -> tuple[Comparison, dict[str, Any]]:
-    """The comparison with the same number of updates for all, and everything that must not change while it goes on.
+def _prepare(comparison: Comparison, place: Places) -> tuple[Comparison, dict[str, Any]]:
+    """The comparison with the same number of updates for all models, and everything that a resumed one must not change.
 
     Raises:
         ConfigError: budgets differ, or a fine-tuned encoder cannot take the pre-trained weights.
@@ -200,15 +199,15 @@ def _prepared(comparison: Comparison, place: Places) -> tuple[Comparison, dict[s
     """
     store = NativeStore.open(place.store)
     first = {model: fit_to_store(comparison.pretraining(model), store) for model in comparison.models}
-    updates = {model: _updates(run, place, store) for model, run in first.items()}
-    if len(set(updates.values())) > 1:  # corpora differ: VL-BERT, which learns no matching, reads no wrong captions
+    updates = {model: _count_updates(run, place, store) for model, run in first.items()}
+    if len(set(updates.values())) > 1:  # VL-BERT, which has no matching objective, reads no wrong captions
         settings = (*comparison.pretrain_settings, f"train.max_steps={max(updates.values())}")
         comparison = replace(comparison, pretrain_settings=settings)
         first = {model: fit_to_store(comparison.pretraining(model), store) for model in comparison.models}
     phases: dict[str, Mapping[str, Any]] = {"pretrain": first}
     for task in comparison.tasks:
         phases[task] = {model: fit_to_store(comparison.finetuning(model, task), store) for model in comparison.models}
-    differences = {phase: _differences(phase, runs) for phase, runs in phases.items()}
+    differences = {phase: _compare_settings(phase, runs) for phase, runs in phases.items()}
     for task in comparison.tasks:
         for model in comparison.models:
             _check_encoder(first[model], phases[task][model])
@@ -216,7 +215,9 @@ def _prepared(comparison: Comparison, place: Places) -> tuple[Comparison, dict[s
         **configs.to_dict(comparison),
         "updates": max(updates.values()),
         "data": os.path.abspath(place.data),
-        "examples": {task: _examples(phases[task][comparison.models[0]], place, store) for task in comparison.tasks},
+        "examples": {
+            task: _digest_examples(phases[task][comparison.models[0]], place, store) for task in comparison.tasks
+        },
         "store": os.path.abspath(place.store),
         "fingerprint": store.fingerprint,
         "feature_size": store.feature_size,
@@ -230,16 +231,16 @@ def _prepared(comparison: Comparison, place: Places) -> tuple[Comparison, dict[s
     }
 
 
-def _updates(run: PretrainConfig, place: Places, store: NativeStore) -> int:
-    """Updates of a pre-training run, after a look at what it reads."""
+def _count_updates(run: PretrainConfig, place: Places, store: NativeStore) -> int:
+    """Updates of a pre-training run, whose corpora are read for it."""
     layout = Inputs(run.model, run.encoder, store, place.device).layout
     data = [str(place.data)]
     training = read_corpora(run, data, layout, store, valid=False, answers=run_answers(run, data))
     return run.train.max_steps or run.train.epochs * (len(training.images) // run.batch_size // run.train.accumulation)
 
 
-def _examples(run: FinetuneConfig, place: Places, store: NativeStore) -> dict[str, Any]:
-    """Number of examples of each split that a task reads, and a digest of them all."""
+def _digest_examples(run: FinetuneConfig, place: Places, store: NativeStore) -> dict[str, Any]:
+    """Number of examples in each split that a task reads, and a digest of all of them."""
     task = load_task(run.task).configured(run.task_settings)
     digest, counts = hashlib.sha256(), {}
     for name in (run.train_split, run.valid_split, place.split):
@@ -260,8 +261,8 @@ def _examples(run: FinetuneConfig, place: Places, store: NativeStore) -> dict[st
     return {"splits": counts, "digest": digest.hexdigest()}
 
 
-def _differences(phase: str, runs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Setting -> model -> value, for the settings besides the encoder that are not the same for all models.
+def _compare_settings(phase: str, runs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Setting -> model -> value, for settings outside the encoder that differ between models.
 
     Raises:
         ConfigError: one of them is part of the budget.
@@ -284,17 +285,19 @@ def _differences(phase: str, runs: Mapping[str, Any]) -> dict[str, dict[str, Any
             raise ConfigError(
                 f"train.{name} is {limit:g}: models would get unequal numbers of updates. Use train.max_steps instead."
             )
-    return {name: {model: _at(configs.to_dict(run), name) for model, run in runs.items()} for name in sorted(names)}
+    return {
+        name: {model: _look_up(configs.to_dict(run), name) for model, run in runs.items()} for name in sorted(names)
+    }
 
 
-def _at(values: Any, name: str) -> Any:
+def _look_up(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values
 
 
 def _check_encoder(first: PretrainConfig, then: FinetuneConfig) -> None:
-    """Refuse a fine-tuned encoder into which the pre-trained weights do not fit, before they are trained."""
+    """Refuse a fine-tuning encoder that the pre-trained weights will not fit, before they are trained."""
     with torch.device("meta"):
         shapes = [
             {name: tuple(tensor.shape) for name, tensor in models.build(run.model, run.encoder).state_dict().items()}
@@ -314,9 +317,9 @@ def _check_encoder(first: PretrainConfig, then: FinetuneConfig) -> None:
 # Its folder
 
 
-def _claim(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]:
-    """Take a new or empty folder, or with `resume` one of the same comparison; returns how many jobs it has been made
-    with."""
+def _claim_folder(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]:
+    """Claim a new or empty folder, or with `resume` one of the same comparison; returns the numbers of jobs used so
+    far."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a comparison needs a folder. Use another --out.")
     held = sorted(entry.name for entry in out.iterdir() if entry.name != f"{FILE}.part") if out.exists() else []
@@ -331,11 +334,11 @@ def _claim(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]:
         if changed:
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changed.items())[:5])
             raise RunError(
-                f"{out} holds a comparison of other things: {listed}. Go on with the same, or use another --out."
+                f"{out} holds a comparison of other things: {listed}. Resume with the same, or use another --out."
             )
         return list(known.get("jobs", []))
     if held:
-        mend = "go on with --resume, " if FILE in held else ""
+        mend = "continue with --resume, " if FILE in held else ""
         raise RunError(
             f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, {mend}or delete the folder."
         )
@@ -347,6 +350,11 @@ def _claim(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]:
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
+    """Contents of a comparison.json.
+
+    Raises:
+        RunError: it cannot be read or is something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -356,19 +364,19 @@ def read_comparison(path: Path) -> dict[str, Any]:
     return found
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise RunError(
-            f"cannot write {path}: {error}. Free space or fix permissions, then go on with --resume."
+            f"cannot write {path}: {error}. Free space or fix permissions, then continue with --resume."
         ) from error
 
 
-def _runs(comparison: Comparison, out: Path) -> list[Job]:
-    """All runs, each behind the one that it starts from."""
+def _plan_runs(comparison: Comparison, out: Path) -> list[Job]:
+    """All runs, each after the one that it starts from."""
     runs = []
     for seed in range(comparison.seeds):
         for model in comparison.models:
@@ -406,15 +414,15 @@ def _runs(comparison: Comparison, out: Path) -> list[Job]:
 # What came out
 
 
-def _outcomes(comparison: Comparison, ended: Sequence[Job], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for every task and model, and what looks at nothing scores."""
+def _collect_outcomes(comparison: Comparison, ended: Sequence[Job], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for every task and model, and the scores of baselines that look at nothing."""
     rows: list[dict[str, Any]] = []
     baselines: dict[str, Any] = {}
     for task in comparison.tasks:
         metric = load_task(comparison.finetuning(comparison.models[0], task).task).metric
         for model in comparison.models:
             first = {
-                run.seed: _trained(run, plan["configs"][model]["pretrain"])
+                run.seed: _measure_run(run, plan["configs"][model]["pretrain"])
                 for run in ended
                 if run.model == model and not run.task
             }
@@ -422,17 +430,17 @@ def _outcomes(comparison: Comparison, ended: Sequence[Job], plan: Mapping[str, A
                 "task": task,
                 "model": model,
                 "metric": metric,
-                "pretraining": _summary(first),
+                "pretraining": _summarise(first),
                 "starts": {},
                 "gains": {},
             }
             scores: dict[Start, dict[int, float]] = {}
             for start in comparison.starts:
                 of_start = [run for run in ended if (run.model, run.task, run.start) == (model, task, start)]
-                tuned = {run.seed: _trained(run, plan["configs"][model][task]) for run in of_start}
+                tuned = {run.seed: _measure_run(run, plan["configs"][model][task]) for run in of_start}
                 reports = {run.seed: run.evaluation(comparison.split) or {} for run in of_start}
                 scores[start] = {seed: report["scores"][metric]["value"] for seed, report in reports.items()}
-                row["starts"][start] = {**_summary(tuned), "score": spread(scores[start])}
+                row["starts"][start] = {**_summarise(tuned), "score": spread(scores[start])}
                 for report in reports.values():
                     row["examples"] = report["scores"][metric]["count"]
                     baselines[task] = {
@@ -447,7 +455,7 @@ def _outcomes(comparison: Comparison, ended: Sequence[Job], plan: Mapping[str, A
     return {"rows": rows, "baselines": baselines}
 
 
-def _trained(run: Job, config: Mapping[str, Any]) -> dict[str, float]:
+def _measure_run(run: Job, config: Mapping[str, Any]) -> dict[str, float]:
     """Size and effort of a finished run.
 
     Raises:
@@ -461,14 +469,14 @@ def _trained(run: Job, config: Mapping[str, Any]) -> dict[str, float]:
             f"{name} should be {ours!r}, is {theirs!r}" for name, (ours, theirs) in list(changed.items())[:5]
         )
         raise RunError(
-            f"{run.folder} holds a run of other settings: {listed}. Delete that folder and go on with --resume."
+            f"{run.folder} holds a run of other settings: {listed}. Delete that folder and continue with --resume."
         )
     steps = [line for line in log.read(run.folder / "log.jsonl") if line["kind"] == "train"]
     return {"parameters": about["parameters"], "updates": steps[-1]["step"], "seconds": steps[-1]["seconds"]}
 
 
-def _summary(trained: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Size, updates and wall-clock seconds of the runs of all seeds; empty if there is none yet."""
+def _summarise(trained: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Size, updates and wall-clock seconds over all seeds; empty if no run has ended yet."""
     if not trained:
         return {}
     one = next(iter(trained.values()))

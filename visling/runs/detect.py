@@ -28,8 +28,7 @@ from visling.types import IGNORE
 from visling.vision.detector import Detector, Truth
 
 _LONGEST_LINE = 1 << 20
-"""Characters that are read of a file's first line; NLVR's lines have some thousands, COCO files of one line many
-millions."""
+"""Characters read of a file's first line; NLVR's lines have a few thousand, a COCO file on one line many millions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def train_detector(
     runtime.seed_everything(config.train.seed)
     detector = Detector(config.detector).to(target)
     folder.record({"parameters": sum(parameter.numel() for parameter in detector.parameters())})
-    if not runtime.is_main():  # weights are equal everywhere; which anchors and regions are sampled is not
+    if not runtime.is_main():  # weights are equal everywhere, the sampled anchors and regions are not
         runtime.seed_everything(config.train.seed + runtime.rank())
 
     with Log(folder.log, stream=stream) as log:
@@ -258,5 +257,5 @@ def _is_nlvr(path: Path) -> bool:
         with path.open(encoding="utf-8-sig") as file:
             first = json.loads(file.readline(_LONGEST_LINE))
     except (OSError, ValueError):
-        return False  # the reader of the file says what is wrong with it
+        return False  # the reader of the file reports what is wrong with it
     return isinstance(first, dict) and "structured_rep" in first

@@ -141,12 +141,12 @@ def mirror(picture: Picture, truth: Truth) -> tuple[Picture, Truth]:
 class DetectionBatches:
     """Epochs of (images, truths) pairs for `train.engine.fit`, in an order that depends on (seed, epoch) alone.
 
-    Images of similar shape come together, so that little is padded; a thread loads them before they are used. Images
-    that cannot be read are left out. A batch of which no image is left is skipped, and the epoch ends with its first
-    batches once more, so that all processes read the same number of batches.
+    Images of similar shape are batched together, so that little is padded; a thread loads them ahead. Unreadable images
+    are left out. A batch without any image left is skipped, and the epoch repeats its first batches at the end, so that
+    all processes read the same number of batches.
 
     Args:
-        batch_size: images per batch and process; all of them, if there are fewer.
+        batch_size: images per batch and process; fewer if there are fewer images.
         flip_rate: probability that an image is mirrored.
         rank, world_size: this process's share; None asks the process group.
     Raises:
@@ -207,7 +207,7 @@ class DetectionBatches:
         return {"epoch": self._epoch, "next": self._next, "batches": self._count, **self._describe_order()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Move to where `state_dict` was called: the next iteration begins with the batch that would have come next.
+        """Return to the position of a `state_dict`: the next iteration begins with the batch that would have come next.
 
         Raises:
             ConfigError: the state belongs to another seed, number of images or batch size.

@@ -1,7 +1,7 @@
 """Evaluation: predictions of a fine-tuned model for a split, official scores, details and the submission file.
 
-Every process scores whole batches, the same ones that one process alone would make, and all hear of all predictions:
-neither predictions nor scores depend on the number of processes.
+Every process scores whole batches, the ones that a single process would form, and the predictions are gathered
+everywhere: neither predictions nor scores depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def evaluate(
 
     Args:
         run: run folder, or a model folder, which needs `data` and `store`.
-        data: folder of annotations; the one it was trained on if left out.
-        store: region store; the one it was trained on if left out.
+        data: folder of annotations; None = the one it was trained on.
+        store: region store; None = the one it was trained on.
         other_features: accept features of another detector.
         overwrite: replace the results of an earlier evaluation of this split.
     Returns:
@@ -93,7 +93,7 @@ def evaluate(
     if task.labelled(records):
         found |= task.report(predictions, records).to_dict(task.name, split)
         found["baselines"] = {
-            name: part.to_dict(task.name, split) for name, part in _baselines(task, known, records).items()
+            name: part.to_dict(task.name, split) for name, part in _score_baselines(task, known, records).items()
         }
     found |= {"text_only": saved.text_only, "truncated": truncated}
     details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
@@ -104,7 +104,7 @@ def evaluate(
         else (f"predictions_{split}.json", json.dumps(submission))
     )
     if runtime.is_main():
-        _write(run, split, details=details, submission=(name, text), scores=found)
+        _write_results(run, split, details=details, submission=(name, text), scores=found)
     return found
 
 
@@ -130,21 +130,23 @@ def predict_records(
         source if inputs.regions is not None else TextOnly(source), batch_size=batch_size, training=False
     )
     if evaluator is not None:
-        scored = _gathered(_scores(numbers, logits) for numbers, _, logits in _logits(model, loader, precision))
+        scored = _gather_sorted(
+            _split_logits(numbers, logits) for numbers, _, logits in _predict_logits(model, loader, precision)
+        )
         return evaluator.predictions(scored, records)
     return [
         prediction
-        for _, prediction in _gathered(
+        for _, prediction in _gather_sorted(
             zip(numbers.tolist(), task.decode(logits, batch, [records[number] for number in numbers]), strict=True)
-            for numbers, batch, logits in _logits(model, loader, precision)
+            for numbers, batch, logits in _predict_logits(model, loader, precision)
         )
     ]
 
 
-def _logits(
+def _predict_logits(
     model: TaskModel, loader: Loader, precision: runtime.Precision
 ) -> Iterator[tuple[NDArray[np.int64], Batch, Mapping[str, Tensor]]]:
-    """This process's batches: the numbers of their examples, what was read, and the logits."""
+    """This process's batches: the numbers of their examples, the inputs, and the logits."""
 
     def step(
         numbers: NDArray[np.int64], batch: Batch, targets: Targets
@@ -154,20 +156,22 @@ def _logits(
     return engine.predict(step, loader.batches_with_index(), model=model, precision=precision)
 
 
-def _scores(numbers: NDArray[np.int64], logits: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def _split_logits(numbers: NDArray[np.int64], logits: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The logits of each example of a batch, by its number, on the CPU."""
     rows = {name: scores.cpu() for name, scores in logits.items()}
     for at, number in enumerate(numbers.tolist()):
         yield number, {name: scores[at] for name, scores in rows.items()}
 
 
-def _gathered(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[int, _T]]:
-    """What all processes have made, by the number of the example."""
+def _gather_sorted(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[int, _T]]:
+    """The items of all processes, in the order of their examples."""
     own = [item for batch in batches for item in batch]
     return sorted((item for process in gather(own) for item in process), key=lambda item: item[0])
 
 
-def _write(run: Path, split: str, *, details: str, submission: tuple[str, str], scores: Mapping[str, Any]) -> None:
+def _write_results(
+    run: Path, split: str, *, details: str, submission: tuple[str, str], scores: Mapping[str, Any]
+) -> None:
     name, text = submission
     try:
         (run / f"details_{split}.jsonl").write_text(details, encoding="utf-8")
@@ -179,8 +183,8 @@ def _write(run: Path, split: str, *, details: str, submission: tuple[str, str], 
         ) from error
 
 
-def _baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:
-    """Scores of predictors that look at nothing, on the same records by the same metric; none where the training data
+def _score_baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:
+    """Scores of predictors that look at nothing, on the same records by the same metric; empty where the training data
     is unknown or gone."""
     data = Path(known["data"][0]) if known else None
     if data is None or not data.is_dir():
@@ -190,6 +194,11 @@ def _baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence
 
 
 def read_run_json(run: Path) -> dict[str, Any]:
+    """Contents of a run folder's run.json.
+
+    Raises:
+        RunError: there is none.
+    """
     try:
         known: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:

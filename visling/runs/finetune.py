@@ -50,14 +50,14 @@ def finetune(
         How far it came; `stopped` says why it ended.
     Raises:
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
-            looked at.
+            checked.
     """
     run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
     return carry_out(run, out, resume=resume, stream=stream, command=command)
 
 
 class Finetuning:
-    """A fine-tuning run that is ready to begin; the arguments are those of `finetune`."""
+    """A fine-tuning run that is ready to start; the arguments are those of `finetune`."""
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class Finetuning:
         self.start = None if init is None else read_model_folder(init)
         if self.store is not None:
             config = fit_to_store(config, self.store)
-        elif self.start is not None:  # nothing is projected, but the weights of the projection are loaded
+        elif self.start is not None:  # no feature is projected, but the weights of the projection are loaded
             encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
             config = replace(config, encoder=encoder)
         self.config = config
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
-        self.train_records = _limit(self.task.records(data, config.train_split), config)
+        self.train_records = _limit_records(self.task.records(data, config.train_split), config)
         self.valid_records: Sequence[Record] = self.task.records(data, config.valid_split)
         if not self.train_records or not self.valid_records:
             raise DataError(
@@ -141,7 +141,7 @@ class Finetuning:
         )
 
     def _build_model(self) -> tuple[TaskModel, str]:
-        """The model with the weights that it starts from, and what there is to say about its answer head."""
+        """The model with its initial weights, and a note on its answer head."""
         config, task, start = self.config, self.task, self.start
         seen = (image_id for record in self.train_records for image_id in record.images)
         encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
@@ -154,8 +154,8 @@ class Finetuning:
         return model.to(self.inputs.device), note
 
 
-def _limit(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
-    """As many training records as the config allows, drawn by its seed."""
+def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
+    """The training records, cut to the config's limit by a draw that its seed determines."""
     if config.train_limit is None:
         return records
     order = runtime.generator_for(config.train.seed).permutation(len(records))[: config.train_limit]

@@ -1,4 +1,4 @@
-"""How a model reads what a run gives it: its config fitted to a region store, and batches of examples."""
+"""The inputs of a run's model: its config fitted to a region store, and batches of examples."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def fit_to_store(config: C, store: NativeStore) -> C:
     """The config with the width of features and of region losses set to those of the store, where it leaves them open.
 
     Raises:
-        StoreError: the config asks for other numbers, or for region losses that the store cannot answer.
+        StoreError: the config requires other widths, or region losses whose targets the store lacks.
     """
     if not store.manifest["regions"]:
         raise StoreError(
             f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. "
             "The detector found nothing; score it with `visling detect eval`, train it longer, and extract again."
         )
-    extracts = isinstance(config, PretrainConfig) and config.extractor is not None  # stored features are not read then
+    extracts = isinstance(config, PretrainConfig) and config.extractor is not None  # then stored features are not read
     if not extracts and config.encoder.feature_size != store.feature_size:
         if not config.any_features:
             raise StoreError(
@@ -61,7 +61,7 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
             f"{store.path} holds no {what} of regions, which recipe {config.recipe} predicts. Extract regions {mend}."
         )
     soft = losses.classes in ("kl", "cross_entropy")
-    # A store without names does not say how many there are: it is taken at the recipe's word.
+    # A store without names does not say how many there are; then the recipe's number is trusted.
     stored = {
         "num_classes": (
             "classes",
@@ -86,12 +86,12 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
 
 
 class Inputs:
-    """How a model reads: what a batch must deliver, the words it knows, the regions it sees, the device it is on.
+    """How a model is fed: what a batch must contain, its tokenizer, its regions, its device.
 
     Args:
         model: family.
         config: the family's config.
-        regions: where the features of regions are read; None for a model of the words alone.
+        regions: source of the region features; None for a model of the words alone.
         device: auto, cpu, cuda or cuda:N.
         vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
     Raises:
@@ -122,11 +122,12 @@ class Inputs:
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
-        """Batches of examples: in training shuffled and whole; else in order, every example once over all processes.
+        """Batches of examples: in training shuffled and complete; otherwise in order, every example once over all
+        processes.
 
         Args:
             text_only: the examples have no images.
-            shown: what else `Collator` takes: masking and the like.
+            shown: further arguments of `Collator`, such as masking.
         """
         collator = Collator(None if text_only else self.regions, self.spec, self.tokenizer, **shown)
         return Loader(

@@ -27,7 +27,7 @@ from visling.train.state import RunFolder
 Start = Literal["pre-trained", "from scratch", "text only"]
 
 FOLDER_SUFFIX: Mapping[Start, str] = {"pre-trained": "", "from scratch": "-scratch", "text only": "-text-only"}
-"""What a fine-tuned run starts from and sees -> end of its folder's name."""
+"""What a fine-tuned run starts from and sees -> suffix of its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,6 @@ class Places:
     store: Path
     device: str
     split: str
-
-
-# Its runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        """Of its folder; empty if there is none."""
+        """Status in its run.json; empty if there is none."""
         folder = RunFolder(self.folder)
         return str(folder.read().get("status")) if (folder.path / "run.json").exists() else ""
 
@@ -71,7 +68,7 @@ class Job:
         return self.status == "finished" and (not self.task or self.evaluation(split) is not None)
 
     def evaluation(self, split: str) -> dict[str, Any] | None:
-        """Its scores; None if there are none or a kill cut them short."""
+        """Its scores; None if there are none, or if the process was killed while writing them."""
         try:
             found: dict[str, Any] = json.loads((self.folder / f"evaluation_{split}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -80,9 +77,9 @@ class Job:
 
 
 def work(run: Job, place: Places, stream: TextIO | None = None) -> None:
-    """Bring one run to its end: begin it, or go on with it, and score it."""
+    """Start or resume one run, train it to its end, and score it."""
     if not run.status:
-        for torn in run.folder.glob("*.part"):  # of a kill before run.json was in its place
+        for torn in run.folder.glob("*.part"):  # left by a process killed before it wrote run.json
             torn.unlink()
     if run.status != "finished":
         train = _finetune if run.task else _pretrain
@@ -100,7 +97,7 @@ def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -
         device=place.device,
         resume=resume,
         stream=stream,
-        command=_command("pretrain", run, place),
+        command=_build_command("pretrain", run, place),
     )
 
 
@@ -114,12 +111,12 @@ def _finetune(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -
         device=place.device,
         resume=resume,
         stream=stream,
-        command=_command("finetune", run, place),
+        command=_build_command("finetune", run, place),
     )
 
 
-def _command(verb: str, run: Job, place: Places) -> list[str]:
-    """The command that makes the same run alone."""
+def _build_command(verb: str, run: Job, place: Places) -> list[str]:
+    """The command line of this run alone."""
     settings = [word for setting in run.settings for word in ("--set", setting)]
     init = [] if run.init is None else ["--init", str(run.init)]
     data = ["--data", str(place.data), "--store", str(place.store), "--device", place.device]
@@ -141,15 +138,15 @@ def _command(verb: str, run: Job, place: Places) -> list[str]:
 def carry_out(
     runs: Sequence[Job], place: Places, jobs: int, stream: TextIO | None, note: Callable[[Job], None]
 ) -> None:
-    """Make all runs, the earlier ones first, and none before the one that it starts from."""
+    """Carry out all runs in order, none before the one that it starts from has ended."""
     if jobs == 1 or not runs:
         for run in runs:
-            with _named(run):
+            with _name_errors(run):
                 work(run, place, stream)
             note(run)
         return
     left, running = list(runs), dict[Future[None], Job]()
-    with _workers(jobs) as pool:
+    with _start_workers(jobs) as pool:
         while left or running:
             needed = {run.folder for run in (*left, *running.values())}
             for run in [run for run in left if run.init not in needed][: jobs - len(running)]:
@@ -157,36 +154,36 @@ def carry_out(
                 running[pool.submit(work, run, place)] = run
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run = running.pop(future)
-                with _named(run):
+                with _name_errors(run):
                     future.result()
                 note(run)
 
 
 @contextlib.contextmanager
-def _named(run: Job) -> Iterator[None]:
-    """Say which run an error is of."""
+def _name_errors(run: Job) -> Iterator[None]:
+    """Name the run in errors."""
     try:
         yield
     except VislingError as error:
         raise RunError(f"{run}: {error}") from error
     except BrokenProcessPool as error:
         raise RunError(
-            f"{run}: a process ended without a word (killed, or no memory left). What was saved is kept: go on with "
-            "--resume, or fewer --jobs."
+            f"{run}: a process ended without a message (killed, or out of memory). What was saved is kept: continue "
+            "with --resume or fewer --jobs."
         ) from error
 
 
 @contextlib.contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one, whatever ends it: two that train into one folder would spoil it."""
+def _start_workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end when this one does, however it ends: two that write to one run folder would corrupt it."""
     # spawn: a fork of a process with threads (torch starts some) may hang.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(ours,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_worker, initargs=(ours,))
     try:
         yield pool
     except BaseException:
-        theirs.close()  # they stop in the middle of a step; a run folder bears that
+        theirs.close()  # they stop in the middle of a step, which a run folder survives
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -194,13 +191,13 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
         ours.close()
 
 
-def _begin(parent: Connection) -> None:
-    """What a worker does first: one thread, and an eye on the parent."""
+def _prepare_worker(parent: Connection) -> None:
+    """Set up a worker: one thread for torch, and one that watches the parent."""
     runtime.limit_threads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: Connection) -> None:
+def _watch_parent(parent: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         parent.recv()  # nothing is ever sent: this returns when the parent's end is closed
     os._exit(1)

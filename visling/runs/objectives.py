@@ -27,7 +27,7 @@ _OBJECTIVES: Mapping[str, tuple[Callable[..., Objective], str]] = {
     "image_qa": (ImageQA, "classify"),
     "region_contrast": (RegionContrast, "projection"),
 }
-"""Name -> class and the kind under which a model names the style of its head."""
+"""Name -> class, and the kind under which a model names the style of its head."""
 
 
 def check_objectives(config: PretrainConfig) -> None:
@@ -41,7 +41,7 @@ def check_objectives(config: PretrainConfig) -> None:
             raise ConfigError(f"unknown objective {name!r}. {nearest(name, _OBJECTIVES)}")
     for name, settings in config.objective_settings.items():
         kind, _ = _OBJECTIVES[name]
-        known = [key for key in inspect.signature(kind).parameters if key not in _GIVEN]
+        known = [key for key in inspect.signature(kind).parameters if key not in _FROM_RUN]
         for key in settings:
             if key not in known:
                 raise ConfigError(
@@ -50,13 +50,18 @@ def check_objectives(config: PretrainConfig) -> None:
                 )
 
 
-_GIVEN = ("dims", "style", "words", "encoder", "losses")
-"""What an objective is built with by the run itself."""
+_FROM_RUN = ("dims", "style", "words", "encoder", "losses")
+"""Arguments of objectives that the run supplies itself."""
 
 
 def build_objectives(
     config: PretrainConfig, encoder: Encoder, answers: AnswerVocabulary | None
 ) -> dict[str, Objective]:
+    """The objectives of a config on an encoder, randomly initialised.
+
+    Raises:
+        ConfigError: the family has no head for one, or it lacks its settings.
+    """
     styles = head_styles(config.model)
     built = {}
     for name in config.objectives:
@@ -66,7 +71,7 @@ def build_objectives(
                 f"{config.model} has no head for the objective {name}. Leave it out of the recipe's objectives."
             )
         built[name] = kind(
-            encoder.dims, styles[head], encoder.word_embeddings, **_settings(config, encoder, name, answers)
+            encoder.dims, styles[head], encoder.word_embeddings, **_collect_settings(config, encoder, name, answers)
         )
     return built
 
@@ -74,22 +79,22 @@ def build_objectives(
 def load_objective_heads(
     objectives: Mapping[str, Objective], saved: ModelFolder, encoder: Encoder, answers: AnswerVocabulary | None
 ) -> list[str]:
-    """Load what a model has learnt for these objectives; returns what there is to say about it."""
+    """Load the heads of a pre-trained model into these objectives; returns notes for the log."""
     by_answers = answers is not None and "image_qa" in objectives
     missing = load_heads(
         {name: objective for name, objective in objectives.items() if not (by_answers and name == "image_qa")}, saved
     )
-    notes = [f"{saved.path} brings no head for {', '.join(missing)}: randomly initialised"] if missing else []
+    notes = [f"{saved.path} has no head for {', '.join(missing)}: randomly initialised"] if missing else []
     if answers is not None and by_answers:
         carried = continue_head(objectives["image_qa"], encoder.dims, saved, list(answers))
-        notes += [carried or f"{saved.path} brings no head for image_qa: randomly initialised"]
+        notes += [carried or f"{saved.path} has no head for image_qa: randomly initialised"]
     contrast = objectives.get("region_contrast")
     if isinstance(contrast, RegionContrast):
         contrast.follow_head()
     return notes
 
 
-def _settings(
+def _collect_settings(
     config: PretrainConfig, encoder: Encoder, objective: str, answers: AnswerVocabulary | None
 ) -> dict[str, Any]:
     """What an objective takes in addition to its head."""

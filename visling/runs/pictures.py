@@ -17,11 +17,11 @@ from visling.vision.extract import find_images
 
 
 def find_pictures(run: PretrainConfig, folder: Path, sources: Iterable[Source], store: NativeStore) -> dict[str, Path]:
-    """File of every image that the examples speak of: named as the image, as the store names it, or by another spelling
-    of it.
+    """File of every image in the examples, found by the image's id, by the store's spelling of it, or by another
+    spelling.
 
     Raises:
-        DataError: the folder is missing or empty, lacks a picture, or has several of one name.
+        DataError: the folder is missing or empty, lacks a picture, or has several with the same name.
     """
     found: dict[str, list[Path]] = {}
     for path in find_images(folder):
@@ -48,14 +48,15 @@ def find_pictures(run: PretrainConfig, folder: Path, sources: Iterable[Source], 
         if len(found[name]) > 1:
             first, second = found[name][:2]
             raise DataError(
-                f"{first} and {second} are both called {name}: which of them image {image!r} is cannot be told. Give "
-                "with --images a folder in which no two pictures share a name."
+                f"{first} and {second} are both called {name}: either could be image {image!r}. Name a folder with "
+                "--images in which no two pictures share a name."
             )
         pictures[image] = found[name][0]
     if missing:
         raise DataError(
             f"{folder} lacks {len(missing)} of the {len(images)} pictures that the run reads, such as "
-            f"{missing[0]!r}. Pictures are called like their image, with any image suffix, in the folder or below "
-            "it. Name the folder that the regions were made of, or leave the sentences about lost pictures out."
+            f"{missing[0]!r}. Pictures are named like their image, with any image suffix, in the folder or below "
+            "it. Name the folder that the regions were extracted from, or leave out the sentences about missing "
+            "pictures."
         )
     return pictures

@@ -35,7 +35,7 @@ from visling.vision.end_to_end import PictureFiles, RegionExtractor
 Pair = tuple[Batch, Targets]
 
 _TEXT_SEED = 0x74657874
-"""Keeps what is drawn for a passage apart from what is drawn for the sentence of the same number."""
+"""Separates the random draws for a passage from those for the sentence of the same number."""
 
 
 def pretrain(
@@ -56,11 +56,11 @@ def pretrain(
     """Train an encoder from scratch or from another model folder; leaves a run folder.
 
     Args:
-        data: folders of annotations (a text corpus may be a file); every corpus is read from every folder that has it.
-            `DIR@SPLIT` reads that split instead of the recipe's training split and takes nothing from it for validation
+        data: folders of annotations (a text corpus may be a file); every corpus is read from each folder that has it.
+            `DIR@SPLIT` reads that split instead of the recipe's training split and uses none of it for validation
             (NLVR: dev.train leaves out what fine-tuning holds out).
-        store: region store of the images of the corpora; boxes and classes alone are read from it if the recipe has an
-            extractor.
+        store: region store of the images of the corpora; if the recipe has an extractor, only boxes and classes are
+            read from it.
         other_features: accept that `init` was trained on features of another detector.
         images: folder of the images, for a recipe with an extractor.
         backbone: weight file that the extractor starts from; without it the extractor is randomly initialised, or
@@ -70,7 +70,7 @@ def pretrain(
         How far it came; `stopped` says why it ended.
     Raises:
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
-            looked at.
+            checked.
     """
     run = Pretraining(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
@@ -80,7 +80,7 @@ def pretrain(
 
 
 class Pretraining:
-    """A pre-training run that is ready to begin; the arguments are those of `pretrain`."""
+    """A pre-training run that is ready to start; the arguments are those of `pretrain`."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Pretraining:
         """The model, its batches and its validation."""
         config, answers = self.config, self.answers
         model, notes = self._build_model()
-        captioned = self._load(model, self.training.images, training=True)
+        captioned = self._load_examples(model, self.training.images, training=True)
         batches = (
             captioned
             if self.training.text is None
@@ -153,7 +153,7 @@ class Pretraining:
             batches=batches,
             validate=Validation(
                 model,
-                self._load(model, self.validation.images, training=False),
+                self._load_examples(model, self.validation.images, training=False),
                 self.validation.images,
                 weights=config.objectives,
                 text=None if self.validation.text is None else self._load_text(self.validation, training=False),
@@ -168,7 +168,7 @@ class Pretraining:
         )
 
     def _build_model(self) -> tuple[PretrainModel, list[str]]:
-        """The model with the weights that it starts from, and what there is to say about them."""
+        """The model with its initial weights, and notes on them for the log."""
         config, start = self.config, self.start
         encoder = models.build(config.model, config.encoder)
         if config.extractor is None:
@@ -179,7 +179,7 @@ class Pretraining:
         objectives = build_objectives(config, encoder, self.answers)
         if start is not None:
             notes += load_objective_heads(objectives, start, encoder, self.answers)
-        elif config.start != "fresh":
+        elif config.start != "random":
             notes.append(
                 f"starts from random weights; the published run starts from {config.start}: name such a model with "
                 "--init"
@@ -187,8 +187,8 @@ class Pretraining:
         model = PretrainModel(encoder, objectives, config.objectives, extractor)
         return model.to(self.inputs.device), notes
 
-    def _load(self, model: PretrainModel, source: Source, *, training: bool) -> Loader:
-        """Batches of examples about images, masked and with the targets that the objectives read."""
+    def _load_examples(self, model: PretrainModel, source: Source, *, training: bool) -> Loader:
+        """Batches of examples with images, masked, and with the targets that the objectives read."""
         config = self.config
         random_regions = config.region_masking is not None and config.region_masking.random
         return self.inputs.loader(
@@ -203,7 +203,7 @@ class Pretraining:
         config = self.config
         if "masked_lm" not in config.objectives:
             raise ConfigError(
-                "text without images trains masked_lm alone, which the recipe's objectives lack. Add it, or leave the "
+                "text without images trains only masked_lm, which the recipe's objectives lack. Add it, or leave the "
                 "text corpus out."
             )
         assert corpora.text is not None
@@ -218,7 +218,7 @@ class Pretraining:
 
 
 def run_answers(config: PretrainConfig, data: Sequence[str]) -> AnswerVocabulary | None:
-    """The answers that a run learns to give; None for one that learns none."""
+    """The answers that a run is trained to predict; None without image_qa."""
     if "image_qa" not in config.objectives:
         return None
     return answer_table(config.corpora, data, split=config.train_split, min_count=config.min_answer_count)
@@ -242,7 +242,7 @@ def untrained_model(config: PretrainConfig) -> PretrainModel:
     """Randomly initialised encoder, objectives and extractor of a config, before any data is read.
 
     Raises:
-        ConfigError: an objective that is not known, lacks its settings, or that the family has no head for.
+        ConfigError: an objective is unknown or lacks its settings, or the family has no head for it.
     """
     encoder = models.build(config.model, config.encoder)
     extractor = None if config.extractor is None else RegionExtractor(config.extractor)
@@ -258,18 +258,18 @@ def _check_images_option(config: PretrainConfig, images: Path | None, backbone: 
     options = [option for option, value in (("--images", images), ("--backbone", backbone)) if value is not None]
     if config.extractor is None and options:
         raise ConfigError(
-            f"recipe {config.recipe} reads the features of the store and no image: leave {' and '.join(options)} out, "
-            "or take a recipe with an extractor (vlbert-base-e2e)."
+            f"recipe {config.recipe} reads the features of the store and no image: leave out "
+            f"{' and '.join(options)}, or use a recipe with an extractor (vlbert-base-e2e)."
         )
 
 
 def _build_extractor(
     config: PretrainConfig, start: ModelFolder | None, backbone: Path | None
 ) -> tuple[RegionExtractor | None, list[str]]:
-    """The region extractor with the weights that it starts from, and what there is to say about them.
+    """The region extractor with its initial weights, and notes on them for the log.
 
     Raises:
-        ConfigError: two places to start from.
+        ConfigError: two sources of weights.
         CheckpointError: they do not fit.
     """
     if config.extractor is None:
@@ -286,14 +286,14 @@ def _build_extractor(
     if backbone is not None:
         return extractor, [load_backbone(extractor, backbone)]
     return extractor, [
-        "the region extractor is randomly initialised, and its norms stay as they are; the published run starts from a "
-        "detector of Visual Genome: name a file of a ResNet with --backbone"
+        "the region extractor is randomly initialised, and its norms are frozen; the published run starts from a "
+        "detector of Visual Genome: name a ResNet file with --backbone"
     ]
 
 
 def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, device: torch.device) -> None:
-    """Fill the queue of region contrast before anything is optimised, with batches of epochs that training does not
-    reach (CVLP's release: its first 30).
+    """Fill the queue of region contrast before the first update, with batches from epochs that training does not reach
+    (CVLP's release: its first 30).
 
     Raises:
         DataError: no image has a region.

@@ -26,22 +26,22 @@ def record_answers(folder: RunFolder, answers: AnswerVocabulary) -> None:
     """Write the table's digest into run.json.
 
     Raises:
-        RunError: the run was begun with another table.
+        RunError: the run was started with another table.
     """
     known = folder.read().get("answers") if runtime.is_main() else None
     if known not in (None, answers.fingerprint):
         raise RunError(
-            f"{folder.path} was begun with another answer table: the answers of the data, or their order, have "
+            f"{folder.path} was started with another answer table: the answers of the data, or their order, have "
             "changed since then. Resume with the same data, or use another --out."
         )
     folder.record({"answers": answers.fingerprint})
 
 
 class AnsweredQuestions:
-    """The batches of a validation; what the model answers while they go through it is scored data set by data set.
+    """The batches of a validation; the model's answers to them are scored per data set.
 
-    Used as a context manager around the passes of the model. A question that is shown with the sentence of another
-    image is not scored; the release scores its answer as if it had been asked.
+    Used as a context manager around the passes of the model. A question whose sentence was replaced by one of
+    another image is not scored; the release scores its answer as if it had been asked.
 
     Args:
         objective: image_qa.
@@ -77,12 +77,12 @@ class AnsweredQuestions:
         scores = source_scores(
             (self._table[answer], replace(record, scores=listed(record.scores, self._table)))
             for number, answer in sorted(item for process in gather(own) for item in process)
-            if (record := self._question(number)) is not None and record.scores is not None
+            if (record := self._find_question(number)) is not None and record.scores is not None
         )
         by_source = {f"image_qa_score_{source}": score.value for source, score in scores.sources.items()}
         return {"image_qa_score": scores.overall.value, **by_source} if by_source else {}
 
-    def _question(self, number: int) -> LxmertRecord | None:
+    def _find_question(self, number: int) -> LxmertRecord | None:
         """The annotation that example `number` was made from, if it is a question with answers."""
         rng = runtime.generator_for(self._batches.seed, self._batches.epoch, number)
         record = self._source.record(number, rng)

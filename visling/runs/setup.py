@@ -1,4 +1,4 @@
-"""The course of every training run: a prepared run opens its folder, builds its model, trains it and is concluded."""
+"""What all training runs have in common: open the run folder, build the model, train it, conclude the run."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class Training:
     """What the loop works on."""
 
     model: nn.Module
-    """On its device, with the weights that it starts from."""
+    """On its device, with its initial weights."""
     step: Step
     batches: Batches
     validate: Callable[[], Mapping[str, float]]
     save: Callable[[Path], None]
-    """Writes the model as it stands as a model folder."""
+    """Writes the current model as a model folder."""
     record: Callable[[RunFolder], None]
-    """Writes down what `run.json` holds beyond what all runs have."""
+    """Adds to `run.json` what other kinds of runs do not have."""
     notes: Sequence[str] = ()
-    """What there is to say at the beginning of a run: what was left out, what the weights start from."""
+    """What is logged when a run starts: what was left out, where the weights come from."""
     begin: Callable[[], None] | None = None
-    """Called before the first update of a run, not of a resumed one."""
+    """Called before the first update, not when a run is resumed."""
     after_update: Callable[[], None] | None = None
 
 
 class PreparedRun(Protocol):
-    """A run of which everything has been read and checked, and nothing has been built."""
+    """A run whose inputs have been read and checked, and whose model has not been built."""
 
     @property
     def config(self) -> PretrainConfig | FinetuneConfig:
@@ -62,14 +62,14 @@ class PreparedRun(Protocol):
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """Where everything comes from, for run.json: task, data, images."""
+        """Where the inputs come from, for run.json: task, data, images."""
         ...
 
     def build(self) -> Training:
-        """The model with the weights that it starts from, its batches and its losses.
+        """The model with its initial weights, its batches and its losses.
 
         Raises:
-            CheckpointError, ConfigError: weights that do not fit.
+            CheckpointError, ConfigError: weights do not fit.
         """
         ...
 
@@ -77,11 +77,11 @@ class PreparedRun(Protocol):
 def carry_out(
     run: PreparedRun, out: Path, *, resume: bool = False, stream: TextIO | None = None, command: Sequence[str] = ()
 ) -> State:
-    """Train what has been prepared; leaves a run folder.
+    """Train a prepared run; leaves a run folder.
 
     Args:
         stream: where progress is written.
-        command: the command line that asked for it.
+        command: the command line that started it.
     Returns:
         How far it came; `stopped` says why it ended.
     """
@@ -120,9 +120,10 @@ def carry_out(
 def _open_folder(
     run: PreparedRun, out: Path, *, resume: bool, stream: TextIO | None, command: Sequence[str]
 ) -> Iterator[tuple[RunFolder, Log]]:
-    """A run folder with everything about the run written down, and its log; `_conclude` marks it as finished.
+    """A run folder in which the run is recorded, and its log; `_conclude` marks it as finished.
 
-    A run that fails before anything is saved leaves no folder behind, so that the mended command can use the same one.
+    A run that fails before anything is saved leaves no folder behind, so that the corrected command can use the same
+    one.
     """
     existed = out.exists()
     folder = RunFolder.create(out, resume=resume)
@@ -155,10 +156,10 @@ def _open_folder(
 def describe_origin(
     *, data: Sequence[str | Path], images: Path | None = None, task: str | None = None
 ) -> dict[str, Any]:
-    """Where a run's examples come from, for run.json: paths that are found again from another working folder.
+    """Where a run's examples come from, for run.json; paths are absolute.
 
     Args:
-        images: folder of the images, if it is not that of the annotations.
+        images: folder of the images; None = that of the annotations.
     """
     return {
         "task": task,
@@ -168,10 +169,9 @@ def describe_origin(
 
 
 def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> None:
-    """What follows the last update: cut texts are reported, the detector is kept, and only then is the run marked as
-    finished.
+    """After the last update: report truncated texts, keep the detector, and only then mark the run as finished.
 
-    A run killed before the mark does all of this again when it is resumed; one that `max_seconds` stopped stays open.
+    A run killed before the mark does all of this again when it is resumed; one stopped by `max_seconds` stays open.
     """
     layout, store = run.inputs.layout, run.store
     if layout.truncated:

@@ -1,7 +1,7 @@
-"""Validation in pre-training: exact means of the objectives' losses, and how questions are answered.
+"""Validation in pre-training: exact means of the objectives' losses, and scores of answers to questions.
 
-Every process validates whole batches, the same ones that one process alone would make, and the sums are added up in
-the order of the batches: scores do not depend on the number of processes.
+Every process validates whole batches, the ones that a single process would form, and the sums are added up in the
+order of the batches: scores do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Validation:
 
     Args:
         batches: validation examples of `source`.
-        weights: of the objectives' means in "loss".
-        text: text without images; None where there is none.
-        answers: table that image_qa is asked for; None where it is not learnt.
+        weights: of the objectives in "loss".
+        text: text without images, if any.
+        answers: table of image_qa; None without that objective.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Validation:
         if self._questions is not None:
             scores |= self._questions.scores()
         if self._text is not None:
-            losses = predict(self._text_loss, self._text, model=self._model, precision=self._precision)
+            losses = predict(self._compute_text_loss, self._text, model=self._model, precision=self._precision)
             scores = {**mean_over_batches(losses, {}), **scores}
         return scores
 
-    def _text_loss(self, batch: Batch, targets: Targets) -> Loss:
+    def _compute_text_loss(self, batch: Batch, targets: Targets) -> Loss:
         return text_loss(self._model, batch, targets)
 
 
 def text_loss(model: PretrainModel, batch: Batch, targets: Targets) -> Loss:
-    """Loss of the masked words of text without images; its parts are named after it."""
+    """Loss of the masked words of text without images; its parts are prefixed with text_."""
     step = PretrainStep(model=model.encoder, batch=batch, encoded=model.encoder(batch), targets=targets)
     loss: Loss = model.objectives["masked_lm"](step)
     parts = {f"text_{name}": part for name, part in loss.parts.items()}

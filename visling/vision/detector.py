@@ -5,7 +5,7 @@ Differs  One feature map without a pyramid; attributes are independent (sigmoid)
          final boxes are pooled a second time, so that feature, class and attributes describe the box that is reported.
 Shapes   B images, A anchors of an image, N truth boxes of an image (padded), R regions of an image, S regions sampled
          for training, C classes, K attributes kept per region, F region feature width. Boxes are pixel corners of the
-         network's input unless a name says otherwise.
+         network's input, unless a name states another system.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches with images beside batches of text."""
+"""Batches with images paired with batches of text."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def read(
 def answer_table(corpora: Sequence[Corpus], data: Sequence[str], *, split: str, min_count: int) -> AnswerVocabulary:
     """The answers of a run that learns to answer questions.
 
-    The table beside LXMERT's merged files (`all_ans.json`) if a folder has one; else the best answers of the training
+    The table next to LXMERT's merged files (`all_ans.json`) if a folder has one; else the best answers of the training
     questions that occur `min_count` times.
 
     Raises:
