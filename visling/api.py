@@ -173,7 +173,7 @@ def load(
         detector: folder of the detector; the one kept beside the model if left out.
         other_features: accept a detector whose features the model was not trained on.
     Raises:
-        CheckpointError: no model there, a task about two images, no detector, or a detector whose features the model
+        CheckpointError: no model there, no detector, or a detector whose features the model
             was not trained on.
     """
     saved = folder_module.from_pretrained(path)
