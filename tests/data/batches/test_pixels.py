@@ -1,5 +1,5 @@
 """Pictures of a batch: boxes in their frame, holes, padding, and what is refused. Whole runs:
-tests/recipes/test_end_to_end.py."""
+tests/runs/test_end_to_end.py."""
 
 from __future__ import annotations
 
