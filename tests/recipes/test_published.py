@@ -75,6 +75,7 @@ _COCO = {**_VISUALBERT, "corpora": ["caption_pairs"], "start": "bert-base-uncase
 _VLBERT = {
     "corpora": ["conceptual_captions", "text"],
     "objectives": {"masked_lm": 1.0, "masked_regions": 1.0},
+    "flip": 0.5,
     "batch_size": 128,  # 4 GPUs x 32 captions, and as many passages: 1 to 1
     "masking.rate": 0.15,
     "masking.whole_word": True,
@@ -110,7 +111,6 @@ _VLBERT = {
     "encoder.masks_features": True,
 }
 _E2E = {
-    "flip": 0.5,
     "extractor.blocks": [3, 4, 23],
     "extractor.widths": [64, 128, 256, 512],
     "extractor.dilated": True,

@@ -49,7 +49,8 @@ class PretrainConfig:
     """Network that computes the features of regions from images, masked regions cut out, and is trained jointly
     (VL-BERT end to end); None = stored features."""
     flip: float = 0.0
-    """Share of the images that are mirrored in training together with their boxes; texts stay as they are."""
+    """Share of the images that are mirrored in training: their boxes, and their pixels if an extractor reads them.
+    Stored features and texts stay as they are (VL-BERT's release)."""
     batch_size: int = 128
     """Examples per step and process."""
     train_split: str = "train"
@@ -78,8 +79,6 @@ class PretrainConfig:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
         if self.extractor is not None:
             self._check_extractor(self.extractor)
-        elif self.flip:
-            raise ConfigError("flip mirrors the images that an extractor reads; the recipe has none. Set flip=0.")
 
     def _check_extractor(self, extractor: ExtractorConfig) -> None:
         """Refuse what cannot be asked about, or done to, features that are computed while training."""
