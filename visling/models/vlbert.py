@@ -590,7 +590,7 @@ SPEC = ModelSpec(
         ("official", "region_targets"): "vlbert",
         ("official", "matching"): "plain",
         ("official", "classify"): "vlbert",
-        ("official", "score"): "linear",
+        ("official", "score"): "vlbert",
         ("official", "regions"): "vlbert",
         ("official", "pair"): "linear",  # ours: the release has no task with two images
         ("official", "slots_regions"): "flickr",  # ours: nor one with phrases
