@@ -50,13 +50,18 @@ def check_objectives(config: PretrainConfig) -> None:
                 )
 
 
-_GIVEN = ("dims", "style", "words", "encoder", "losses")
+_GIVEN = ("dims", "style", "words", "encoder", "key_encoder", "losses")
 """What an objective is built with by the run itself."""
 
 
 def build_objectives(
-    config: PretrainConfig, encoder: Encoder, answers: AnswerVocabulary | None
+    config: PretrainConfig, encoder: Encoder, answers: AnswerVocabulary | None, key_encoder: Encoder | None = None
 ) -> dict[str, Objective]:
+    """The objectives of a run, randomly initialised.
+
+    Args:
+        key_encoder: what the key network of region contrast is a copy of; None = the encoder.
+    """
     styles = head_styles(config.model)
     built = {}
     for name in config.objectives:
@@ -66,9 +71,19 @@ def build_objectives(
                 f"{config.model} has no head for the objective {name}. Leave it out of the recipe's objectives."
             )
         built[name] = kind(
-            encoder.dims, styles[head], encoder.word_embeddings, **_settings(config, encoder, name, answers)
+            encoder.dims,
+            styles[head],
+            encoder.word_embeddings,
+            **_settings(config, encoder, name, answers),
+            **({"key_encoder": key_encoder} if name == "region_contrast" else {}),
         )
     return built
+
+
+def init_starts_key_alone(config: PretrainConfig) -> bool:
+    """Whether the model that a run starts from is that of the key network, and the trained network starts from random
+    weights (CVLP's release)."""
+    return config.objective_settings.get("region_contrast", {}).get("key_start") == "init"
 
 
 def load_objective_heads(
@@ -84,7 +99,7 @@ def load_objective_heads(
         carried = continue_head(objectives["image_qa"], encoder.dims, saved, list(answers))
         notes += [carried or f"{saved.path} brings no head for image_qa: randomly initialised"]
     contrast = objectives.get("region_contrast")
-    if isinstance(contrast, RegionContrast):
+    if isinstance(contrast, RegionContrast) and "region_contrast" not in missing:
         contrast.follow_head()
     return notes
 
