@@ -39,6 +39,9 @@ class PretrainConfig:
     min_answer_count: int = 9
     """Training questions whose best answer an answer must be to be asked for by image_qa, where no file lists the
     answers."""
+    answer_sources: tuple[str, ...] = ()
+    """Data sets whose answers image_qa keeps of LXMERT's table: vqa, gqa, visual7w; none = all. Questions whose answers
+    are all left out are read as captions (LXMERT's release, `--qaSets`)."""
     masking: TokenMasking = field(default_factory=TokenMasking)
     """Which word pieces are masked."""
     region_masking: RegionMasking | None = None

@@ -121,7 +121,8 @@ def _settings(
         and given.setdefault("num_answers", len(answers)) != len(answers)
     ):
         raise ConfigError(
-            f"the recipe's image_qa distinguishes {given['num_answers']} answers, but the data's answer table has {len(answers)}. "
-            "Give the table that belongs to it (all_ans.json), or leave num_answers out."
+            f"the recipe's image_qa distinguishes {given['num_answers']} answers, but the data's answer table has "
+            f"{len(answers)}. Give the table that belongs to it (all_ans.json), or use "
+            f"--set objective_settings.image_qa.num_answers={len(answers)}."
         )
     return {"encoder": encoder, **given} if objective == "region_contrast" else given

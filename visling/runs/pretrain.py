@@ -228,7 +228,13 @@ def run_answers(config: PretrainConfig, data: Sequence[str]) -> AnswerVocabulary
     """The answers that a run learns to give; None for one that learns none."""
     if "image_qa" not in config.objectives:
         return None
-    return answer_table(config.corpora, data, split=config.train_split, min_count=config.min_answer_count)
+    return answer_table(
+        config.corpora,
+        data,
+        split=config.train_split,
+        min_count=config.min_answer_count,
+        sources=config.answer_sources,
+    )
 
 
 def read_corpora(
