@@ -147,6 +147,9 @@ class FinetuneConfig:
     carry_answers: bool = True
     """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
     CVLP)."""
+    release_start: bool = True
+    """Whether a fine-tuning from a pre-trained model does what its family's release does first (VL-BERT: answers start
+    from their word vectors, VCR's second segment from the first)."""
     train: TrainConfig
     """How long and how."""
 
