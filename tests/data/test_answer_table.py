@@ -41,6 +41,8 @@ def test_a_table_of_some_data_sets_keeps_its_order(tmp_path: Path) -> None:
     )
     assert list(read_table(tmp_path / "all_ans.json")) == ["a", "b", "c"]
     assert list(read_table(tmp_path / "all_ans.json", ["vqa"])) == ["a", "c"]
+    with pytest.raises(DataError, match=r"has no answer of gqaa; its data sets are gqa, vqa"):
+        read_table(tmp_path / "all_ans.json", ["gqaa", "vqa"])
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,35 @@ def test_projection_has_twice_the_width_inside() -> None:
     assert_close(head(states), F.linear(transformed(head, states), head.linear.weight, head.linear.bias))
 
 
+@pytest.mark.parametrize(
+    ("kind", "style", "outputs"),
+    [("classify", "vlbert", 300), ("score", "vlbert", 1), ("regions", "vlbert", 1), ("classify", "linear", 300)],
+)
+def test_heads_of_vlbert_tasks_start_by_xaviers_rule(kind: Any, style: str, outputs: int) -> None:
+    torch.manual_seed(3)
+    dims = Dims(text=768, regions=768, pooled=768)
+    head = heads.build(Head(kind=kind, outputs=outputs), dims, style=style)
+    linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    assert len(linears) == (1 if kind == "score" or style == "linear" else 2)
+    for linear in linears:
+        std, bound = linear.weight.std().item(), (6 / sum(linear.weight.shape)) ** 0.5
+        if style == "vlbert":
+            assert std == pytest.approx((2 / sum(linear.weight.shape)) ** 0.5, rel=0.05)
+            assert 0.99 * bound < linear.weight.abs().max().item() <= bound
+        else:
+            assert std == pytest.approx(0.02, rel=0.05)
+        assert not linear.bias.any()
+    assert all(torch.equal(norm.weight, torch.ones(768)) for norm in head.modules() if isinstance(norm, nn.LayerNorm))
+
+
+def test_classes_of_regions_start_as_in_bert() -> None:
+    dims = Dims(text=768, regions=768, pooled=768)
+    head = heads.build(Head(kind="region_targets", outputs=0, options={"classes": 81}), dims, style="vlbert")
+    linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    assert len(linears) == 2
+    assert all(linear.weight.std().item() == pytest.approx(0.02, rel=0.05) for linear in linears)
+
+
 def test_answers_start_from_the_words_they_are_made_of() -> None:
     words, head = nn.Embedding(9, 6), build("classify", "vlbert", outputs=3)
     bias = head.linear.bias.clone()
@@ -263,7 +292,9 @@ def test_first_values_in_every_style(kind: str, style: str) -> None:
         if isinstance(module, nn.Linear | nn.LayerNorm):
             assert not module.bias.any(), name
         if isinstance(module, nn.Linear):
-            assert module.weight.abs().max() < 0.15, name  # N(0, 0.02)
+            xavier = style == "vlbert" and kind != "region_targets"
+            bound = (6 / sum(module.weight.shape)) ** 0.5 if xavier else 0.15  # N(0, 0.02)
+            assert module.weight.abs().max() <= bound, name
 
 
 def test_new_heads_start_as_bert_does() -> None:

@@ -244,6 +244,28 @@ def test_both_networks_start_alike_and_the_keys_follow_after_the_update() -> Non
         assert_close(own, head[name] + 0.5)
 
 
+def test_the_key_network_may_start_from_another_model() -> None:
+    encoder, other = Toy(), Toy()
+    objective = objective_of(encoder, key_start="init", key_encoder=other)
+    assert torch.equal(objective.key.network.projection.weight, other.projection.weight)
+    assert other.projection.weight.requires_grad, "it is a copy"
+    before = other.projection.weight.detach().clone()
+    objective.after_update()
+    followed = 0.75 * before + 0.25 * encoder.projection.weight
+    assert_close(objective.key.network.projection.weight, followed.detach())
+    assert torch.equal(objective_of(encoder, key_start="init").key.network.projection.weight, encoder.projection.weight)
+
+
+def test_heads_start_alike_or_apart() -> None:
+    alike, apart = objective_of(Toy()), objective_of(Toy(), independent_heads=True)
+    weights = [(each.head.dense.weight, each.key_head.network.dense.weight) for each in (alike, apart)]
+    assert torch.equal(*weights[0])
+    assert not torch.equal(*weights[1])
+    assert not weights[1][1].requires_grad
+    apart.follow_head()
+    assert torch.equal(*weights[1])
+
+
 def test_padded_regions_are_neither_queued_nor_counted() -> None:
     encoder = Toy()
     objective = objective_of(encoder, queue_size=6).train()
@@ -411,6 +433,7 @@ def test_a_network_may_say_what_follows_it() -> None:
         ({"temperature": 0.0}, "temperature and clip"),
         ({"clip": 0.0}, "clip = None"),
         ({"queue_size": 0}, "capacity of 0"),
+        ({"key_start": "bert"}, "key_start must be query or init; found 'bert'"),
     ],
 )
 def test_impossible_settings(changes: dict[str, Any], message: str) -> None:

@@ -76,6 +76,7 @@ _COCO = {**_VISUALBERT, "corpora": ["caption_pairs"], "start": "bert-base-uncase
 _VLBERT = {
     "corpora": ["conceptual_captions", "text"],
     "objectives": {"masked_lm": 1.0, "masked_regions": 1.0},
+    "flip": 0.5,
     "batch_size": 128,  # 4 GPUs x 32 captions, and as many passages: 1 to 1
     "masking.rate": 0.15,
     "masking.whole_word": True,
@@ -111,7 +112,6 @@ _VLBERT = {
     "encoder.masks_features": True,
 }
 _E2E = {
-    "flip": 0.5,
     "extractor.blocks": [3, 4, 23],
     "extractor.widths": [64, 128, 256, 512],
     "extractor.dilated": True,
@@ -185,6 +185,9 @@ _CVLP = {
     "objective_settings.region_contrast.temperature": 0.07,
     "objective_settings.region_contrast.clip": 10.0,
     "objective_settings.region_contrast.queue_size": 276_480,
+    "objective_settings.region_contrast.key_start": "init",
+    "objective_settings.region_contrast.independent_heads": True,
+    "start": "bert-base-uncased",  # of the key network: --fromScratch re-initialises the other alone
     "region_losses": None,
     "region_masking.labels": "chosen",
     "train.epochs": 40,
@@ -254,8 +257,13 @@ STATED: Mapping[str, Mapping[str, Any]] = {
         "region_losses.scale": 1.0,
     },
     "cvlp-release": _CVLP,
-    "cvlp-from-lxmert": {**_CVLP, "train.epochs": 20, "start": "lxmert-20epochs-qa"},
-    "cvlp-paper": {**_CVLP, "encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None},
+    "cvlp-from-lxmert": {
+        **_CVLP, "train.epochs": 20, "start": "lxmert-20epochs-qa", "objective_settings.region_contrast.key_start": "query",
+    },
+    "cvlp-paper": {
+        **_CVLP, "encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None, "start": "random",
+        "objective_settings.region_contrast.key_start": "query", "objective_settings.region_contrast.independent_heads": False,
+    },
 }  # fmt: skip
 """Recipe -> setting -> what the configuration file or script of the release says (cvlp-paper, lxmert-paper: the
 paper)."""
@@ -372,7 +380,7 @@ def changed(name: str, differs: Mapping[str, Any]) -> dict[str, Any]:
 def test_a_release_with_the_papers_differences_is_the_papers_recipe(release: str, paper: str) -> None:
     there = PUBLISHED_PRETRAINING[paper]()
     assert changed(release, PUBLISHED_PRETRAINING[release]().paper) == changed(paper, {})
-    settings = {name: told for name, told in there.release.items() if "." in name}
+    settings = {name: told for name, told in there.release.items() if "." in name or name == "start"}
     back = changed(paper, settings)
     if release.startswith("lxmert"):
         back["from_epoch"] = {}

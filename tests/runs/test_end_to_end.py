@@ -435,12 +435,15 @@ def test_a_whole_model_goes_out_and_its_network_comes_back(world: Any, trained: 
         (["region_losses.features=l2"], "compare with stored features"),
         (["objectives.region_contrast=1.0"], "compare with stored features"),
         (["flip=1.5"], "flip is a share of the images, from 0 to 1; found 1.5"),
-        (["extractor=none"], "flip mirrors the images that an extractor reads"),
     ],
 )
 def test_what_does_not_go_together(settings: list[str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         end_to_end(*settings)
+
+
+def test_a_recipe_without_an_extractor_may_mirror() -> None:
+    assert end_to_end("extractor=none").flip == 0.5
 
 
 def test_pictures_and_extractors_come_together(world: Any, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from visling import config as configs
 from visling.data.answers import AnswerVocabulary
+from visling.data.text import Tokenizer
 from visling.errors import CheckpointError, ConfigError, DataError, RunError, StoreError
 from visling.pretrained import convert as conversion
 from visling.pretrained.folder import read_model_folder
@@ -273,6 +274,54 @@ def test_the_answer_head_starts_from_that_of_pretraining(world: Any, tmp_path: P
     events, _, after = tuned("fresh", nameless)
     assert any("does not say which answers its outputs stand for" in event for event in events)
     assert after["heads.classify.linear.weight"].any(dim=1).all()
+
+
+def test_vlbert_starts_a_task_as_its_release_does(world: Any, tmp_path: Path) -> None:
+    still = [
+        "encoder=tiny",
+        "any_features=true",
+        "batch_size=8",
+        "train.max_steps=1",
+        "train.precision=fp32",
+        "train.optim.lr=1e-12",
+        "train.optim.weight_decay=0.0",
+    ]
+    run = configs.override(PRETRAINING["vlbert-scenes"](), still)
+    pretraining.pretrain(run, tmp_path / "pretrained", data=[str(world.scenes)], store=world.regions, device="cpu")
+    before = read_model_folder(tmp_path / "pretrained").weights
+
+    def tuned(name: str, *settings: str) -> tuple[list[str], Any, Any]:
+        tuning = configs.override(FINETUNING["vlbert-vqa-scenes"](), [*still, *settings])
+        out = tmp_path / name
+        finetune(tuning, out, data=world.scenes, store=world.regions, init=tmp_path / "pretrained", device="cpu")
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        saved = read_model_folder(out)
+        return [line["message"] for line in lines if line["kind"] == "event"], saved.state.get("answers"), saved.weights
+
+    events, answers, after = tuned("vqa")
+    assert f"the {len(answers)} answers of head classify start from their word vectors" in events
+    assert "the transform of head classify starts from that of masked words" in events
+    words, tokenizer = before["encoder.embeddings.words.weight"], Tokenizer()
+    for row, answer in zip(after["heads.classify.linear.weight"], answers, strict=True):
+        torch.testing.assert_close(row, words[tokenizer.encode(answer)].mean(0), rtol=0, atol=1e-6, msg=answer)
+    for name in ("dense.weight", "norm.bias"):
+        learnt = before[f"objectives.masked_lm.head.{name}"]
+        torch.testing.assert_close(after[f"heads.classify.transform.{name}"], learnt, rtol=0, atol=1e-6)
+    segments = [f"encoder.embeddings.segments.{number}" for number in (0, 1)]
+    torch.testing.assert_close(after[segments[1]], before[segments[1]], rtol=0, atol=1e-6)
+
+    events, _, after = tuned("off", "release_start=false")
+    assert not any("word vectors" in event for event in events)
+    assert not torch.allclose(after["heads.classify.linear.weight"][0], words[tokenizer.encode(answers[0])].mean(0))
+
+    toy = ['task="fixtures.toy_tasks"', "train.validate_every=1"]
+    events, _, after = tuned("score", *toy, 'task_settings={kind = "score"}')
+    assert "segment B, which pre-training never uses, starts as a copy of A" in events
+    torch.testing.assert_close(after[segments[1]], before[segments[0]], rtol=0, atol=1e-6)
+    events, _, after = tuned("regions", *toy, 'task_settings={kind = "regions"}')
+    learnt = before["objectives.masked_regions.head.transform.dense.weight"]
+    (name,) = [name for name in after if name.startswith("heads.") and name.endswith("transform.dense.weight")]
+    torch.testing.assert_close(after[name], learnt, rtol=0, atol=1e-6)
 
 
 def test_part_of_the_examples_is_the_same_part_every_time(world: Any, tmp_path: Path) -> None:

@@ -323,6 +323,37 @@ def test_an_answer_head_goes_on_answer_by_answer(world: Any, tmp_path: Path) -> 
     )
 
 
+def test_a_start_may_be_the_key_networks_alone(world: Any, tmp_path: Path) -> None:
+    still = [*LXMERT, "encoder.num_cross_layers=2", "train.max_steps=1", "train.optim.lr=1e-12"]
+    contrast = "objective_settings.region_contrast"
+    run = configs.override(PRETRAINING["cvlp-scenes"](), [*still, f"{contrast}.queue_size=64"])
+    where: dict[str, Any] = {"data": [str(world.scenes)], "store": world.regions, "device": "cpu"}
+    pretrain(run, tmp_path / "first", **where)
+    release = configs.override(
+        run,
+        [
+            "train.seed=5",
+            "start=bert-base-uncased",
+            f"{contrast}.key_start=init",
+            f"{contrast}.independent_heads=true",
+            f"{contrast}.momentum=0.9999",
+        ],
+    )
+    pretrain(release, tmp_path / "second", init=tmp_path / "first", **where)
+    before, after = read_model_folder(tmp_path / "first").weights, read_model_folder(tmp_path / "second").weights
+    name = "lxmert.text_layers.0.feed_forward.up.weight"
+    key = f"objectives.region_contrast.key.network.{name}"
+    torch.testing.assert_close(after[key], before[f"encoder.{name}"], rtol=0, atol=1e-3)
+    assert (after[f"encoder.{name}"] - before[f"encoder.{name}"]).abs().max() > 0.05, "the trained network is random"
+    head = "objectives.region_contrast.head.dense.weight"
+    assert (after[head] - before[head]).abs().max() > 0.01, "and so are its heads"
+    assert (after[head] - after[head.replace(".head.", ".key_head.network.")]).abs().max() > 0.01
+    assert f"the key network starts from {tmp_path / 'first'}" in (tmp_path / "second" / "log.jsonl").read_text()
+    pretrain(release, tmp_path / "third", **where)
+    told = (tmp_path / "third" / "log.jsonl").read_text()
+    assert "the key network of the published run starts from bert-base-uncased" in told
+
+
 def test_a_key_head_follows_a_loaded_head(world: Any, tmp_path: Path) -> None:
     run = configs.override(
         PRETRAINING["cvlp-scenes"](),

@@ -62,7 +62,8 @@ def read_table(path: str | Path, sources: Iterable[str] | None = None) -> Answer
     Args:
         sources: keep only answers of these data sets (vqa, gqa, visual7w); the order stays, the numbers are contiguous.
     Raises:
-        DataError: the file is missing, truncated or of another layout, or an answer occurs twice.
+        DataError: the file is missing, truncated or of another layout, an answer occurs twice, or no answer is of one
+            of the data sets.
     """
     path = Path(path)
     entries = read_json(path)
@@ -72,6 +73,12 @@ def read_table(path: str | Path, sources: Iterable[str] | None = None) -> Answer
             "Is it LXMERT's all_ans.json?"
         )
     wanted = None if sources is None else set(sources)
+    present = {source for entry in entries for source in entry.get("dsets", ())}
+    if wanted is not None and (unknown := sorted(wanted - present)):
+        raise DataError(
+            f"{path} has no answer of {', '.join(unknown)}; its data sets are {', '.join(sorted(present))}. "
+            "Name some of these."
+        )
     return AnswerVocabulary(
         [entry["ans"] for entry in entries if wanted is None or wanted.intersection(entry.get("dsets", ()))]
     )

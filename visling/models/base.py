@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from visling.checkpoints.keymap import KeyMap
-from visling.types import Batch, Dims, Encoded, InputSpec
+from visling.types import Batch, Dims, Encoded, HeadKind, InputSpec
 
 C = TypeVar("C")
 """The config of a family."""
 
 HeadWeights = Mapping[str, Mapping[str, Tensor]]
-"""Part of a key map -> name -> tensor of that head."""
+"""Part of a key map, or objective -> name -> tensor of that head."""
 
 
 class Encoder(nn.Module, ABC):
@@ -48,6 +48,21 @@ class Encoder(nn.Module, ABC):
 
     def after_text_weights(self) -> None:
         """Fill tables that start as copies of text tables; called once after BERT's text weights are loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskStart:
+    """A fine-tuning whose encoder has the weights of a pre-trained model, before its first update."""
+
+    encoder: Encoder
+    heads: Mapping[str, nn.Module]
+    """Of the task, by name, randomly initialised."""
+    kinds: Mapping[str, HeadKind]
+    """Of each head."""
+    objectives: HeadWeights
+    """Objective -> name -> tensor of the head that it has trained."""
+    answers: Sequence[Sequence[int]]
+    """Word pieces of each answer of the task, in the order of its outputs; empty if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +110,9 @@ class ModelSpec(Generic[C]):
     """Settings of the task vqa for a released classifier: how its release trains and reads it."""
     carries_answers: bool = False
     """Whether the answer head of a task starts from that of pre-training."""
+    start_task: Callable[[TaskStart], list[str]] | None = None
+    """What the release does before a fine-tuning, in addition to loading the encoder; returns what was done, for the
+    log."""
     loads_from: tuple[str, ...] = ()
     """Other families with the same main layout, from whose converted weights it can start."""
     transformers: Callable[[C, HeadWeights], dict[str, Any]] | None = None

@@ -7,8 +7,9 @@ Differs  The paper drops layers of the key network with probability 0.5. The rel
          layers by one successor; the successor follows the first of them, so this amounts to dropping the second,
          apart from its start as a copy of another layer, which fades. Default: dropping; the release's way is
          `key_layers = "replace"`. A rate that grows is computed in the release and never read. The paper starts both
-         networks alike, the release, by accident, from two random initialisations; here they start alike. The query
-         network is the release's and the paper's LXMERT; its loss, temperature, queue and momentum are in
+         networks alike; the release, from scratch, re-initialises the query network alone, so that its key network
+         starts from BERT's text weights. Here they start alike, or apart by `key_start = "init"` of region contrast.
+         The query network is the release's and the paper's LXMERT; its loss, temperature, queue and momentum are in
          `objectives.region_contrast`.
 Shapes   As in `lxmert`.
 """

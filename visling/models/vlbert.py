@@ -31,8 +31,9 @@ from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError
-from visling.models.base import AnswerList, Encoder, ModelSpec
+from visling.models.base import AnswerList, Encoder, ModelSpec, TaskStart
 from visling.nn.embeddings import RegionFeatures
+from visling.nn.head_blocks import RegionScorer, RegionTargets, Transform, TransformClassifier
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
@@ -467,6 +468,42 @@ def inputs(config: VlBertConfig) -> InputSpec:
     )
 
 
+def start_task(task: TaskStart) -> list[str]:
+    """What the release does before a fine-tuning, in addition to loading the encoder; returns what was done.
+
+    VQA: the transform of the answer head is that of masked words, and its output weights are the word vectors of the
+    answers (`CLASSIFIER_PRETRAINED`). Referring expressions, and the classes of VCR's regions: the transform is that of
+    masked regions (`PARTIAL_PRETRAIN_PREFIX_CHANGES`). VCR: segment B starts as A (`PARTIAL_PRETRAIN_SEGMB_INIT`).
+    """
+    assert isinstance(task.encoder, VlBert)
+    words = dict(task.objectives.get("masked_lm", {}))
+    regions = {
+        name.removeprefix("transform."): tensor for name, tensor in task.objectives.get("masked_regions", {}).items()
+    }
+    done = []
+    for name, head in task.heads.items():
+        if isinstance(head, TransformClassifier) and task.answers:
+            if _take_over(head.transform, words):
+                done.append(f"the transform of head {name} starts from that of masked words")
+            head.start_from_words(task.encoder.word_embeddings, task.answers)
+            done.append(f"the {len(task.answers)} answers of head {name} start from their word vectors")
+        elif isinstance(head, RegionScorer | RegionTargets) and _take_over(head.transform, regions):
+            done.append(f"the transform of head {name} starts from that of masked regions")
+    if "score" in task.kinds.values():
+        task.encoder.restart_second_segment()
+        done.append("segment B, which pre-training never uses, starts as a copy of A")
+    return done
+
+
+def _take_over(transform: Transform, trained: Mapping[str, Tensor]) -> bool:
+    """Load the transform of another head, if there is one of the same shape."""
+    own = transform.state_dict()
+    if any(name not in trained or trained[name].shape != tensor.shape for name, tensor in own.items()):
+        return False
+    transform.load_state_dict({name: trained[name] for name in own})
+    return True
+
+
 _SEGMENTS = [f"encoder.embeddings.segments.{number}" for number in range(NUM_SEGMENTS)]
 _STORE_REGIONS = "the trained convolutional network, which vision/end_to_end.py reads (`visling pretrain --backbone`)"
 
@@ -590,7 +627,7 @@ SPEC = ModelSpec(
         ("official", "region_targets"): "vlbert",
         ("official", "matching"): "plain",
         ("official", "classify"): "vlbert",
-        ("official", "score"): "linear",
+        ("official", "score"): "vlbert",
         ("official", "regions"): "vlbert",
         ("official", "pair"): "linear",  # ours: the release has no task with two images
         ("official", "slots_regions"): "flickr",  # ours: nor one with phrases
@@ -618,4 +655,5 @@ SPEC = ModelSpec(
         ),
     },
     vqa={"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
+    start_task=start_task,
 )

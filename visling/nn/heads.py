@@ -41,7 +41,7 @@ from visling.nn.head_blocks import (
     TransformClassifier,
     WeightNormClassifier,
 )
-from visling.nn.layers import initialise
+from visling.nn.layers import initialise, initialise_xavier
 from visling.nn.pooling import gather
 from visling.types import Batch, Dims, Encoded, Head, HeadKind
 
@@ -59,7 +59,7 @@ def build(head: Head, dims: Dims, *, style: str, words: nn.Embedding | None = No
     if style not in styles:
         raise ConfigError(f"no {head.kind} head in style {style!r}. {nearest(style, styles)}")
     module = styles[style](_Request(head, dims, words, group))
-    module.apply(initialise)
+    module.apply(initialise_xavier if (head.kind, style) in _XAVIER else initialise)
     return module
 
 
@@ -134,7 +134,10 @@ STYLES: Mapping[str, Mapping[str, Builder]] = {
         ),
         "match_first": lambda r: MatchFirst(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
     },
-    "score": {"linear": lambda r: Scorer(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE)},
+    "score": {
+        "linear": lambda r: Scorer(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE),
+        "vlbert": lambda r: Scorer(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE),
+    },
     "pair": {
         "linear": lambda r: JoinedClassifier(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE),
         "gelu_norm": lambda r: NormedClassifier(r.dims.pooled, r.hidden_size, r.head.outputs, r.group),
@@ -156,3 +159,7 @@ STYLES: Mapping[str, Mapping[str, Builder]] = {
     "projection": {"cvlp": lambda r: Projection(r.dims.regions, r.head.outputs)},
 }
 """Kind -> style -> builder. A new style is one entry."""
+
+_XAVIER = frozenset({("classify", "vlbert"), ("score", "vlbert"), ("regions", "vlbert")})
+"""Kinds and styles that start by Xavier's rule: `final_mlp` of the VL-BERT release's tasks. Its heads of classes of
+regions (`mvrc_head`, `cnn_loss_reg`) start as BERT's."""

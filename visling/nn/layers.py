@@ -127,6 +127,17 @@ class TransformerLayer(nn.Module):
         return states
 
 
+def initialise_xavier(module: nn.Module) -> None:
+    """Xavier's uniform initialisation of a linear layer, bias 0; of any other module that of BERT. For
+    `nn.Module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    else:
+        initialise(module)
+
+
 def initialise(module: nn.Module, *, std: float = 0.02) -> None:
     """BERT's initialisation of one module: matrices and tables N(0, std), biases 0, norms 1 and 0. For
     `nn.Module.apply`."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,9 @@ class RegionContrast(Objective):
         queue_size: int = 276_480,
         half_queue: bool = False,
         max_regions: int = 36,
+        key_start: Literal["query", "init"] = "query",
+        independent_heads: bool = False,
+        key_encoder: nn.Module | None = None,
     ) -> None:
         """Copy the encoder as it is now: load its weights before.
 
@@ -71,6 +74,11 @@ class RegionContrast(Objective):
             queue_size: K. Release: 30 batches of 256 images of 36 regions.
             half_queue: keep the queue in half precision, 71 MB instead of 141 at the release's sizes.
             max_regions: most regions of an image; read only when several processes pad their keys to one size.
+            key_start: what the key network is a copy of at first: the query network (paper), or the model that `--init`
+                names, while the query network starts from random weights (release: BERT's text weights).
+            independent_heads: let the two projection heads start from different random weights (release), or from the
+                same (paper).
+            key_encoder: that model, with `key_start` "init"; None = the query network all the same.
         """
         super().__init__(dims, style, words)
         if temperature <= 0 or (clip is not None and clip <= 0):
@@ -78,13 +86,18 @@ class RegionContrast(Objective):
                 f"temperature and clip must be positive; found {temperature} and {clip}. "
                 "For scores without a bound use clip = None."
             )
-        self.head = build(Head(kind="projection", outputs=projection_size), dims, style=style)
+        if key_start not in ("query", "init"):
+            raise ConfigError(f"key_start must be query or init; found {key_start!r}.")
+        kind = Head(kind="projection", outputs=projection_size)
+        self.head = build(kind, dims, style=style)
+        first = encoder if key_encoder is None else key_encoder
         self.key = (
-            encoder.momentum_copy(momentum)
-            if isinstance(encoder, HasMomentumCopy)
-            else MomentumCopy(copy.deepcopy(encoder), momentum=momentum)
+            first.momentum_copy(momentum)
+            if isinstance(first, HasMomentumCopy)
+            else MomentumCopy(copy.deepcopy(first), momentum=momentum)
         )
-        self.key_head = MomentumCopy(copy.deepcopy(self.head), momentum=momentum)
+        key_head = build(kind, dims, style=style) if independent_heads else copy.deepcopy(self.head)
+        self.key_head = MomentumCopy(key_head, momentum=momentum)
         self.queue = RingQueue(queue_size, projection_size, dtype=torch.float16 if half_queue else torch.float32)
         self.temperature, self.clip, self.max_regions = temperature, clip, max_regions
         self._encoder = (encoder,)  # in a tuple: one owner, one entry in files and optimisers

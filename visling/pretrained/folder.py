@@ -314,6 +314,17 @@ def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[
     return random
 
 
+def objective_heads(saved: ModelFolder) -> dict[str, dict[str, Tensor]]:
+    """Objective -> name -> tensor of the head that it has trained."""
+    heads: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in saved.weights.items():
+        kind, _, rest = name.partition(".")
+        objective, _, place = rest.partition(".")
+        if kind == "objectives" and place.startswith("head."):
+            heads.setdefault(objective, {})[place.removeprefix("head.")] = tensor
+    return heads
+
+
 def check_family(saved: ModelFolder, model: str) -> None:
     """Refuse to start a model from weights of another family.
 

@@ -39,6 +39,9 @@ class PretrainConfig:
     min_answer_count: int = 9
     """Training questions whose best answer an answer must be to be asked for by image_qa, where no file lists the
     answers."""
+    answer_sources: tuple[str, ...] = ()
+    """Data sets whose answers image_qa keeps of LXMERT's table: vqa, gqa, visual7w; none = all. Questions whose answers
+    are all left out are read as captions (LXMERT's release, `--qaSets`)."""
     masking: TokenMasking = field(default_factory=TokenMasking)
     """Which word pieces are masked."""
     region_masking: RegionMasking | None = None
@@ -49,7 +52,8 @@ class PretrainConfig:
     """Network that computes the features of regions from images, masked regions cut out, and is trained jointly
     (VL-BERT end to end); None = stored features."""
     flip: float = 0.0
-    """Share of the images that are mirrored in training together with their boxes; texts stay as they are."""
+    """Share of the images that are mirrored in training: their boxes, and their pixels if an extractor reads them.
+    Stored features and texts stay as they are (VL-BERT's release)."""
     batch_size: int = 128
     """Examples per step and process."""
     train_split: str = "train"
@@ -78,8 +82,6 @@ class PretrainConfig:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
         if self.extractor is not None:
             self._check_extractor(self.extractor)
-        elif self.flip:
-            raise ConfigError("flip mirrors the images that an extractor reads; the recipe has none. Set flip=0.")
 
     def _check_extractor(self, extractor: ExtractorConfig) -> None:
         """Refuse what cannot be asked about, or done to, features that are computed while training."""
@@ -145,6 +147,9 @@ class FinetuneConfig:
     carry_answers: bool = True
     """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
     CVLP)."""
+    release_start: bool = True
+    """Whether a fine-tuning from a pre-trained model does what its family's release does first (VL-BERT: answers start
+    from their word vectors, VCR's second segment from the first)."""
     train: TrainConfig
     """How long and how."""
 

@@ -10,7 +10,7 @@ from visling import models
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.recipes import scenes
-from visling.recipes.configs import PretrainConfig
+from visling.recipes.configs import BERT_BASE, PretrainConfig
 from visling.recipes.lxmert import lxmert_optimiser
 from visling.train.config import TrainConfig
 
@@ -24,13 +24,16 @@ _CONTRAST: Mapping[str, Any] = {
     "clip": 10.0,
     "queue_size": 30 * 256 * 36,  # 30 batches of 256 images of 36 regions
     "max_regions": 36,
+    "key_start": "init",
+    "independent_heads": True,
 }
 
 
 def cvlp_release() -> PretrainConfig:
     """CVLP as last released: from scratch, region contrast, batch 256, 1e-4, 40 epochs.
 
-    Region contrast replaces LXMERT's region labels and question answering.
+    Region contrast replaces LXMERT's region labels and question answering. Both networks are built from BERT's text
+    weights, but `--fromScratch` re-initialises the query network alone: the key network starts from BERT (`--init`).
 
     Source:
         run/lxmert_pretrain.bash at 7c7331b and later, src/pretrain/lxmert_pretrain.py at e2a363e (deleted in 13de5fe).
@@ -45,10 +48,16 @@ def cvlp_release() -> PretrainConfig:
         masking=TOKEN_MASKING,
         region_masking=REGION_MASKING,
         batch_size=256,
+        start=BERT_BASE,
         train=TrainConfig(epochs=40, seed=9595, optim=lxmert_optimiser()),
-        paper={"encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None},
+        paper={
+            "start": "random",
+            "encoder.key_layers": "drop",
+            "objective_settings.region_contrast.clip": None,
+            "objective_settings.region_contrast.key_start": "query",
+            "objective_settings.region_contrast.independent_heads": False,
+        },
         release={
-            "start": "both networks from scratch, each by itself",
             "queue": "dealt out to the devices: each sees its part of the 30 batches",
             "momentum": "the word table follows twice per update",
             "warm-up": "the 30 batches that fill the queue count as updates of the schedule",
@@ -59,6 +68,9 @@ def cvlp_release() -> PretrainConfig:
 def cvlp_from_lxmert() -> PretrainConfig:
     """CVLP as first released: as cvlp-release, but 20 epochs from the weights of LXMERT, its answer head left out.
 
+    Both networks start from them; LXMERT's files have no projection head, so those of the two networks are random and
+    differ.
+
     Source:
         run/lxmert_pretrain.bash at 5851373 (`--loadLXMERT`).
     """
@@ -67,8 +79,13 @@ def cvlp_from_lxmert() -> PretrainConfig:
         run,
         recipe="cvlp-from-lxmert",
         start="lxmert-20epochs-qa",
+        objective_settings={"region_contrast": {**_CONTRAST, "key_start": "query"}},
         train=replace(run.train, epochs=20),
-        release={name: value for name, value in run.release.items() if name != "start"},
+        paper={
+            name: value
+            for name, value in run.paper.items()
+            if name not in ("start", "objective_settings.region_contrast.key_start")
+        },
     )
 
 
@@ -84,9 +101,19 @@ def cvlp_paper() -> PretrainConfig:
         run,
         recipe="cvlp-paper",
         encoder=models.spec("cvlp").presets["base"],
-        objective_settings={"region_contrast": {**_CONTRAST, "clip": None}},
+        start="random",
+        objective_settings={
+            "region_contrast": {**_CONTRAST, "clip": None, "key_start": "query", "independent_heads": False}
+        },
         paper={},
-        release={**run.release, "encoder.key_layers": "replace", "objective_settings.region_contrast.clip": 10.0},
+        release={
+            **run.release,
+            "start": BERT_BASE,
+            "encoder.key_layers": "replace",
+            "objective_settings.region_contrast.clip": 10.0,
+            "objective_settings.region_contrast.key_start": "init",
+            "objective_settings.region_contrast.independent_heads": True,
+        },
     )
 
 

@@ -78,7 +78,6 @@ def _end_to_end(run: PretrainConfig) -> PretrainConfig:
     return replace(
         run,
         extractor=EXTRACTORS["resnet101"],
-        flip=0.5,
         train=replace(run.train, precision="bf16"),
         paper={name: value for name, value in run.paper.items() if name != "features"},
         release={"pictures": "one that cannot be read is shown in the mean colour", "train.precision": "fp16"},
@@ -109,6 +108,7 @@ def _vlbert(name: str, preset: str, start: str) -> PretrainConfig:
         masking=TOKEN_MASKING,
         region_masking=REGION_MASKING,
         region_losses=REGION_LOSSES,
+        flip=0.5,  # of the boxes; features and captions stay as they are
         batch_size=128,
         start=start,
         train=TrainConfig(epochs=10, seed=12345, metric="masked_lm_accuracy", direction="max", optim=optim),
@@ -117,7 +117,6 @@ def _vlbert(name: str, preset: str, start: str) -> PretrainConfig:
             "features": "computed by a Fast R-CNN that is trained jointly, masked regions cut out of the image",
             "devices": "16 V100, 250,000 updates",
         },
-        release={"flip": "half of the images: boxes mirrored, features and captions as they are"},
     )
 
 

@@ -10,10 +10,17 @@ from typing import TextIO
 from visling import models, runtime
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
+from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
 from visling.pretrained.features import check_fingerprint, measure_features
-from visling.pretrained.folder import check_family, load_part, read_model_folder, save_model_folder
+from visling.pretrained.folder import (
+    check_family,
+    load_part,
+    objective_heads,
+    read_model_folder,
+    save_model_folder,
+)
 from visling.recipes.configs import FinetuneConfig
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
@@ -104,7 +111,7 @@ class Finetuning:
     def build(self) -> Training:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
-        model, note = self._build_model()
+        model, notes = self._build_model()
 
         def step(batch: Batch, targets: Targets) -> Loss:
             return task.loss(model(batch), targets)
@@ -137,21 +144,33 @@ class Finetuning:
             validate=validate,
             save=save,
             record=record,
-            notes=[note] if note else [],
+            notes=notes,
         )
 
-    def _build_model(self) -> tuple[TaskModel, str]:
-        """The model with its initial weights, and a note on its answer head."""
+    def _build_model(self) -> tuple[TaskModel, list[str]]:
+        """The model with its initial weights, and notes on its heads."""
         config, task, start = self.config, self.task, self.start
         seen = (image_id for record in self.train_records for image_id in record.images)
         encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
         model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
         if start is None:
-            return model.to(self.inputs.device), ""
+            return model.to(self.inputs.device), []
         load_part(encoder, start.weights, "encoder.", start.path)
         answers = () if task.answers is None else list(task.answers)
-        note = carry_over(model, start, answers) if config.carry_answers else ""
-        return model.to(self.inputs.device), note
+        notes = []
+        if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
+            notes += start_task(
+                TaskStart(
+                    encoder=encoder,
+                    heads=dict(model.heads.items()),
+                    kinds=model.kinds,
+                    objectives=objective_heads(start),
+                    answers=[self.inputs.tokenizer.encode(answer) for answer in answers],
+                )
+            )
+        if config.carry_answers and (note := carry_over(model, start, answers)):
+            notes.append(note)
+        return model.to(self.inputs.device), notes
 
 
 def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:

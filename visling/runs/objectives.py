@@ -50,15 +50,17 @@ def check_objectives(config: PretrainConfig) -> None:
                 )
 
 
-_FROM_RUN = ("dims", "style", "words", "encoder", "losses")
+_FROM_RUN = ("dims", "style", "words", "encoder", "key_encoder", "losses")
 """Arguments of objectives that the run supplies itself."""
 
 
 def build_objectives(
-    config: PretrainConfig, encoder: Encoder, answers: AnswerVocabulary | None
+    config: PretrainConfig, encoder: Encoder, answers: AnswerVocabulary | None, key_encoder: Encoder | None = None
 ) -> dict[str, Objective]:
     """The objectives of a config on an encoder, randomly initialised.
 
+    Args:
+        key_encoder: what the key network of region contrast is a copy of; None = the encoder.
     Raises:
         ConfigError: the family has no head for one, or it lacks its settings.
     """
@@ -71,9 +73,19 @@ def build_objectives(
                 f"{config.model} has no head for the objective {name}. Leave it out of the recipe's objectives."
             )
         built[name] = kind(
-            encoder.dims, styles[head], encoder.word_embeddings, **_collect_settings(config, encoder, name, answers)
+            encoder.dims,
+            styles[head],
+            encoder.word_embeddings,
+            **_collect_settings(config, encoder, name, answers),
+            **({"key_encoder": key_encoder} if name == "region_contrast" else {}),
         )
     return built
+
+
+def init_starts_key_alone(config: PretrainConfig) -> bool:
+    """Whether the model that a run starts from is that of the key network, and the trained network starts from random
+    weights (CVLP's release)."""
+    return config.objective_settings.get("region_contrast", {}).get("key_start") == "init"
 
 
 def load_objective_heads(
@@ -89,7 +101,7 @@ def load_objective_heads(
         carried = continue_head(objectives["image_qa"], encoder.dims, saved, list(answers))
         notes += [carried or f"{saved.path} has no head for image_qa: randomly initialised"]
     contrast = objectives.get("region_contrast")
-    if isinstance(contrast, RegionContrast):
+    if isinstance(contrast, RegionContrast) and "region_contrast" not in missing:
         contrast.follow_head()
     return notes
 
@@ -112,6 +124,7 @@ def _collect_settings(
     ):
         raise ConfigError(
             f"the recipe's image_qa distinguishes {given['num_answers']} answers, but the data's answer table has "
-            f"{len(answers)}. Give the table that belongs to it (all_ans.json), or leave num_answers out."
+            f"{len(answers)}. Give the table that belongs to it (all_ans.json), or use "
+            f"--set objective_settings.image_qa.num_answers={len(answers)}."
         )
     return {"encoder": encoder, **given} if objective == "region_contrast" else given

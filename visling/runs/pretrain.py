@@ -23,7 +23,7 @@ from visling.pretrained.folder import ModelFolder, check_family, load_part, read
 from visling.recipes.configs import PretrainConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs, fit_to_store
-from visling.runs.objectives import build_objectives, check_objectives, load_objective_heads
+from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
 from visling.runs.pictures import find_pictures
 from visling.runs.question_scores import record_answers
 from visling.runs.setup import Training, carry_out, describe_origin
@@ -173,17 +173,24 @@ class Pretraining:
         encoder = models.build(config.model, config.encoder)
         if config.extractor is None:
             measure_features(encoder, self.store, images_of(self.training.images))
+        key_alone = init_starts_key_alone(config)
+        key_encoder = None
         if start is not None:
-            load_part(encoder, start.weights, "encoder.", start.path)
+            if key_alone:
+                key_encoder = models.build(config.model, config.encoder)
+            load_part(encoder if key_encoder is None else key_encoder, start.weights, "encoder.", start.path)
         extractor, notes = _build_extractor(config, start, self.backbone)
-        objectives = build_objectives(config, encoder, self.answers)
-        if start is not None:
+        objectives = build_objectives(config, encoder, self.answers, key_encoder)
+        if start is None:
+            if config.start != "random":
+                notes.append(
+                    f"starts from random weights; {'the key network of ' if key_alone else ''}the published run starts "
+                    f"from {config.start}: name such a model with --init"
+                )
+        elif key_alone:
+            notes.append(f"the key network starts from {start.path}, the trained network from random weights")
+        else:
             notes += load_objective_heads(objectives, start, encoder, self.answers)
-        elif config.start != "random":
-            notes.append(
-                f"starts from random weights; the published run starts from {config.start}: name such a model with "
-                "--init"
-            )
         model = PretrainModel(encoder, objectives, config.objectives, extractor)
         return model.to(self.inputs.device), notes
 
@@ -221,7 +228,13 @@ def run_answers(config: PretrainConfig, data: Sequence[str]) -> AnswerVocabulary
     """The answers that a run is trained to predict; None without image_qa."""
     if "image_qa" not in config.objectives:
         return None
-    return answer_table(config.corpora, data, split=config.train_split, min_count=config.min_answer_count)
+    return answer_table(
+        config.corpora,
+        data,
+        split=config.train_split,
+        min_count=config.min_answer_count,
+        sources=config.answer_sources,
+    )
 
 
 def read_corpora(

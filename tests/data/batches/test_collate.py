@@ -102,6 +102,43 @@ def test_padding() -> None:
     assert all(getattr(targets, field.name) is None for field in dataclasses.fields(targets))
 
 
+def test_boxes_of_stored_features_are_mirrored_alone() -> None:
+    examples = [
+        example("1", "left of a cat"),
+        example("2", "dog", images=("b",)),
+        example("3", "cat", images=("none",)),
+    ]
+
+    def made(flip: float) -> tuple[Batch, Targets]:
+        rngs = [generator_for(3, number) for number in range(3)]
+        batch, targets = Collator(STORE, SPEC, TOKENIZER, masking=TokenMasking(rate=0.5), flip=flip)(examples, rngs)
+        batch.validate()
+        return batch, targets
+
+    plain, mirrored = made(0.0)[0].regions, made(1.0)[0].regions
+    assert plain is not None
+    assert mirrored is not None
+    assert torch.equal(plain.features, mirrored.features)
+    assert torch.equal(plain.mask, mirrored.mask)
+    expected = torch.tensor([(200 - 1 - 100) / 200, 0.1, (200 - 1 - 20) / 200, 0.5])
+    torch.testing.assert_close(mirrored.boxes[plain.mask], expected.expand(5, 4))
+    assert not mirrored.boxes[~plain.mask].any()
+    assert STORE["a"].boxes[0].tolist() == [20, 10, 100, 50], "the store stays as it is"
+    unmasked, _ = Collator(STORE, SPEC, TOKENIZER, flip=1.0)(examples, [generator_for(3, n) for n in range(3)])
+    assert torch.equal(unmasked.text.ids, make(*examples)[0].text.ids), "captions stay"
+
+
+def test_mirroring_is_drawn_first_and_only_if_asked_for() -> None:
+    examples = [example(str(number), "a red cat") for number in range(40)]
+    rngs, ahead = ([generator_for(3, number) for number in range(40)] for _ in range(2))
+    batch, _ = Collator(STORE, SPEC, TOKENIZER, masking=TokenMasking(), flip=0.5)(examples, rngs)
+    assert batch.regions is not None
+    assert (batch.regions.boxes[:, 0, 0] > 0.2).tolist() == [rng.random() < 0.5 for rng in ahead]
+    # What is masked is drawn after it, from the same generators.
+    unmirrored, _ = Collator(STORE, SPEC, TOKENIZER, masking=TokenMasking())(examples, ahead)
+    assert torch.equal(batch.text.ids, unmirrored.text.ids)
+
+
 def test_text_multiple_never_exceeds_the_model() -> None:
     assert make(example("1", "a red cat"), text_multiple=8)[0].text.ids.shape == (1, 8)
     short = dataclasses.replace(SPEC, max_tokens=6)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visling.data.batches.collate import Collator
 from visling.data.batches.masking import RegionMasking
-from visling.data.batches.pixels import BoxesAlone, pad_pictures, place_boxes
+from visling.data.batches.pixels import BoxesAlone, mirror_boxes, pad_pictures, place_boxes
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
@@ -46,6 +46,15 @@ def test_only_mirrored_pictures_are_turned() -> None:
     boxes, size = np.repeat(BOXES, 3, axis=0), np.array([[20, 10]] * 3, np.float32)
     found, _ = place_boxes(boxes, size, [torch.zeros(3, 10, 20)] * 3, [True, False, True], list("abc"))
     assert found[:, 1].tolist() == [[10, 2, 14, 6], [5, 2, 9, 6], [10, 2, 14, 6]]
+
+
+def test_mirroring_twice_changes_nothing() -> None:
+    boxes, size = np.repeat(BOXES, 2, axis=0), np.array([[20, 10]] * 2, np.float32)
+    once = mirror_boxes(boxes, size, [True, False])
+    assert once[0, 1].tolist() == [10, 2, 14, 6]
+    assert once[1].tolist() == BOXES[0].tolist()
+    np.testing.assert_array_equal(mirror_boxes(once, size, [True, False]), boxes)
+    assert mirror_boxes(boxes, size, [False, False]) is boxes
 
 
 @pytest.mark.parametrize("picture", [(20, 10), (10, 30), (10, 10)])

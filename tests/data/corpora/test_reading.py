@@ -358,6 +358,23 @@ def test_answers_need_a_corpus_that_has_them(tmp_path: Path) -> None:
     assert run_answers(run_of("gqa"), [str(tmp_path)]) is None
 
 
+def test_the_answers_of_some_data_sets_alone(files: Files, tmp_path: Path) -> None:
+    folder, store = files(tmp_path / "data", "lxmert"), store_of(tmp_path / "store", ["1", "2"])
+    whole = run_of("lxmert", objectives=("masked_lm", "image_qa"), min_answer_count=1)
+    blue = replace(whole, answer_sources=("gqa",))
+    with pytest.raises(ConfigError, match=r"answer_sources=gqa picks answers from LXMERT's table, .* leave"):
+        run_answers(blue, [str(folder)])
+    save(folder / "all_ans.json", [{"ans": "blue", "dsets": ["gqa"]}, {"ans": "man", "dsets": ["vqa"]}])
+    asked = []
+    for run, table in ((whole, ["blue", "man"]), (blue, ["blue"])):
+        answers = run_answers(run, [str(folder)])
+        assert answers is not None
+        assert list(answers) == table
+        source = read(run, folder, store).images
+        asked.append([source.example(index, generator_for(0)).labels["answer"] for index in range(2)])
+    assert asked == [[1, 0], [IGNORE, 0]]
+
+
 def test_captions_beside_questions_have_all_labels(files: Files, tmp_path: Path) -> None:
     """A batch of captions alone must tell image_qa that nothing is asked."""
     files(tmp_path / "data", "gqa")

@@ -41,7 +41,8 @@ class Collator:
         pool: image of every training example, where `region_masking.random` takes features from.
         pictures: of these images, for models that compute features from pixels: hidden regions are cut out of them,
             stored features are not read.
-        flip: share of the pictures that are mirrored, boxes and all, texts as they are.
+        flip: share of the images that are mirrored: boxes, and pictures if they are read. Stored features and texts
+            stay as they are.
         text_multiple: text is padded to a multiple of this.
     Raises:
         StoreError: the store's features have another width than `spec` says.
@@ -75,7 +76,7 @@ class Collator:
         """One batch.
 
         Args:
-            rngs: one generator per example; drawn from first for its pictures, if they are read, then for its text rows
+            rngs: one generator per example; drawn from first for mirroring, if there is any, then for its text rows
                 and its images, if they are masked.
         Raises:
             StoreError: an image is missing (names the example), or the store lacks what a target is computed from.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visling.data.batches.labels import REGION_LABELS, stack_labels
 from visling.data.batches.masking import RegionMasking
-from visling.data.batches.pixels import BoxesAlone, Pictures, pad_pictures, place_boxes
+from visling.data.batches.pixels import BoxesAlone, Pictures, mirror_boxes, pad_pictures, place_boxes
 from visling.data.batches.region_order import ByConfidence, take_regions
 from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.batches.slots import slots_of_grid
@@ -38,7 +38,7 @@ class GatheredRegions:
     """In the order that the preset reads."""
     image_ids: Sequence[str]
     mirrored: Sequence[bool]
-    """Whether the picture of each image is mirrored."""
+    """Whether each image is mirrored."""
     features: NDArray[Any]
     """(S, R, F)."""
     boxes: NDArray[np.float32]
@@ -97,7 +97,7 @@ class RegionCollator:
         self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
 
     def gather(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> GatheredRegions:
-        """Regions of all images; whether pictures are mirrored is drawn here.
+        """Regions of all images; whether images are mirrored is drawn here.
 
         Raises:
             StoreError: an image is missing.
@@ -107,7 +107,7 @@ class RegionCollator:
         """
         store = _sort_by_confidence(self.store, examples) if self.spec.region_order == "confidence" else self.store
         mirrored = [
-            self.pictures is not None and rng.random() < self.flip
+            (self.pictures is not None or self.flip > 0) and rng.random() < self.flip
             for example, rng in zip(examples, rngs, strict=True)
             for _ in example.images
         ]
@@ -144,7 +144,8 @@ class RegionCollator:
         whole = pixels = None
         if self.pictures is None:
             whole = self._average_image(features, real, shown, limited=kept is not None)
-            frame = size
+            # Stored features cannot be mirrored: the release moves their boxes alone.
+            boxes, frame = mirror_boxes(boxes, size, gathered.mirrored), size
         else:
             read = self.pictures.read(gathered.image_ids, gathered.mirrored)
             boxes, frame = place_boxes(boxes, size, read, gathered.mirrored, gathered.image_ids)

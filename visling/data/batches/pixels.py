@@ -53,6 +53,24 @@ class BoxesAlone:
         return dataclasses.replace(image, features=image.features[:, :0])
 
 
+def mirror_boxes(
+    boxes: NDArray[np.float32], size: NDArray[np.float32], mirrored: Sequence[bool]
+) -> NDArray[np.float32]:
+    """Boxes of mirrored images as those images show them: x becomes w - 1 - x. The boxes of all others stay.
+
+    Args:
+        boxes: (S, R, 4) pixel corners in images of width and height `size` (S, 2).
+    Source:
+        VL-BERT release, `RandomHorizontalFlip` of `data/transforms`.
+    """
+    flipped = np.array(mirrored, bool)
+    if not flipped.any():
+        return boxes
+    placed = boxes.copy()
+    placed[flipped, :, 0::2] = size[flipped, None, :1] - 1 - boxes[flipped, :, 2::-2]
+    return placed
+
+
 def place_boxes(
     boxes: NDArray[np.float32],
     size: NDArray[np.float32],
@@ -79,9 +97,7 @@ def place_boxes(
                 "(width x height). It was rotated or cropped, or is another one: "
                 "give the pictures from which the regions were extracted."
             )
-    placed = boxes * np.tile(frame / size, 2)[:, None]
-    flipped = np.array(mirrored, bool)
-    placed[flipped, :, 0::2] = frame[flipped, None, :1] - 1 - placed[flipped, :, 2::-2]
+    placed = mirror_boxes(boxes * np.tile(frame / size, 2)[:, None], frame, mirrored)
     return np.clip(placed, 0, np.tile(frame, 2)[:, None] - 1), frame
 
 

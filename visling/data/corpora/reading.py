@@ -110,14 +110,18 @@ def read(
     return Corpora(images=images, text=text, text_share=share, notes=tuple(notes))
 
 
-def answer_table(corpora: Sequence[Corpus], data: Sequence[str], *, split: str, min_count: int) -> AnswerVocabulary:
+def answer_table(
+    corpora: Sequence[Corpus], data: Sequence[str], *, split: str, min_count: int, sources: Sequence[str] = ()
+) -> AnswerVocabulary:
     """The answers of a run that learns to answer questions.
 
     The table next to LXMERT's merged files (`all_ans.json`) if a folder has one; else the best answers of the training
     questions that occur `min_count` times.
 
+    Args:
+        sources: data sets whose answers are kept of LXMERT's table (its release's `--qaSets`); none = all.
     Raises:
-        ConfigError: no corpus of the run has answers.
+        ConfigError: no corpus of the run has answers, or `sources` without such a table.
         DataError: a file is not of its layout, folders have different tables, or no answer is frequent enough.
     """
     check_corpora(corpora)
@@ -126,7 +130,13 @@ def answer_table(corpora: Sequence[Corpus], data: Sequence[str], *, split: str, 
         with_answers = ", ".join(kind for kind, reader in sorted(readers().items()) if _has_answers(reader))
         raise ConfigError(f"the objective image_qa needs a corpus with answers ({with_answers}); the recipe has none.")
     roots = _find_roots(data, split, valid=False)
-    tables = {file: read_table(file) for folder, _ in roots if (file := find_answer_table(folder)) is not None}
+    files = [file for folder, _ in roots if (file := find_answer_table(folder)) is not None]
+    if sources and not files:
+        raise ConfigError(
+            f"answer_sources={', '.join(sources)} picks answers from LXMERT's table, which no folder has: "
+            "put all_ans.json beside its files, or leave answer_sources out."
+        )
+    tables = {file: read_table(file, sources or None) for file in files}
     if len(set(tables.values())) > 1:
         raise DataError(
             f"the answer tables {', '.join(map(str, tables))} differ, and a run has one: "
