@@ -371,7 +371,7 @@ def test_it_does_not_go_on_with_stored_features_unasked(world: Any, trained: Pat
     assert read_model_folder(tmp_path / "run").extractor is None
     with pytest.raises(
         CheckpointError,
-        match=r"comes without the network that computed them, and this run computes its own.*--other-features",
+        match=r"has no network that computes them, and this run computes its own.*--other-features",
     ):
         train(world, tmp_path / "back", init=tmp_path / "run")
     lines = train(world, tmp_path / "back", *STILL, init=tmp_path / "run", other_features=True)
