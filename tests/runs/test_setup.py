@@ -15,10 +15,10 @@ import torch
 from visling import config as configs
 from visling import models
 from visling.data.corpora.base import check_images, split_root
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError, RunError, StoreError
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
-from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import finetune as finetuning
 from visling.runs import pretrain as pretraining
@@ -48,6 +48,51 @@ def test_settings_survive_run_json(verb: str, name: str) -> None:
     run = configs.override(TABLES[verb][name](), ["train.seed=7", "encoder.max_tokens=33", "train.optim.lr=0.125"])
     written = json.loads(json.dumps(configs.to_dict(run), allow_nan=False))
     assert configs.from_dict(type(run), written) == run
+
+
+@pytest.mark.parametrize(("verb", "name"), EVERY)
+def test_published_recipes_draw_their_batches_at_random_and_ours_sort_them_by_length(verb: str, name: str) -> None:
+    published = name in {"pretrain": PUBLISHED_PRETRAINING, "finetune": PUBLISHED_FINETUNING}[verb]
+    assert TABLES[verb][name]().sort_by_length == (1 if published else 16)
+
+
+def prepared(verb: str, world: Any, sort_by_length: int) -> Any:
+    """A prepared run with a `sort_by_length` of its own; pre-training reads text without images, too."""
+    settings = [*world.settings, f"sort_by_length={sort_by_length}", "batch_size=4"]
+    if verb == "finetune":
+        run = configs.override(FINETUNING["visualbert-vqa-scenes"](), settings)
+        return finetuning.Finetuning(
+            run, data=world.scenes, store=world.regions, init=None, device="cpu", other_features=False
+        )
+    both = [*settings, 'corpora=[{kind = "captions"}, {kind = "text"}]', "objectives={masked_lm = 1.0}"]
+    return pretraining.Pretraining(
+        configs.override(PRETRAINING["visualbert-scenes"](), both), data=[str(world.scenes)], store=world.regions,
+        init=None, device="cpu", other_features=False, images=None, backbone=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sort_by_length", [1, 5])
+@pytest.mark.parametrize("verb", TABLES)
+def test_sorting_by_length_reaches_the_loaders(verb: str, sort_by_length: int, world: Any) -> None:
+    batches = prepared(verb, world, sort_by_length).build().batches
+    loaders = [batches] if verb == "finetune" else [batches.images, batches.text]
+    assert [loader.bucket for loader in loaders] == [sort_by_length] * len(loaders)
+
+
+@pytest.mark.parametrize("verb", TABLES)
+def test_sorting_no_batch_is_refused(verb: str) -> None:
+    with pytest.raises(ConfigError, match=r"sort_by_length counts batches.*found 0.*set it to 1"):
+        configs.override(
+            TABLES[verb][f"visualbert-{'vqa-' if verb == 'finetune' else ''}scenes"](), ["sort_by_length=0"]
+        )
+
+
+def test_a_resumed_run_keeps_its_sorting(world: Any, tmp_path: Path) -> None:
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "train.max_steps=1"])
+    finetuning.finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    other = configs.override(run, ["sort_by_length=1"])
+    with pytest.raises(RunError, match="sort_by_length was 16, now 1"):
+        finetuning.finetune(other, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu", resume=True)
 
 
 @pytest.mark.parametrize(("verb", "name"), ON_SCENES)

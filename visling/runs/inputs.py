@@ -119,12 +119,14 @@ class Inputs:
         batch_size: int,
         seed: int = 0,
         training: bool,
+        sort_by_length: int = 1,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
         """Batches of examples: in training shuffled and whole; else in order, every example once over all processes.
 
         Args:
+            sort_by_length: global batches that are sorted by text length together; 1 = none.
             text_only: the examples have no images.
             shown: what else `Collator` takes: masking and the like.
         """
@@ -136,6 +138,7 @@ class Inputs:
             seed=seed,
             shuffle=training,
             drop_last=training,
+            bucket=sort_by_length,
             deal="examples" if training else "batches",
             pin=self.device.type == "cuda",
         )
