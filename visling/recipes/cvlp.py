@@ -45,7 +45,7 @@ def cvlp_release() -> PretrainConfig:
         masking=TOKEN_MASKING,
         region_masking=REGION_MASKING,
         batch_size=256,
-        train=TrainConfig(epochs=40, seed=9595, optim=lxmert_optimiser()),
+        train=TrainConfig(epochs=40, seed=9595, keep=("last", "epochs"), optim=lxmert_optimiser()),
         paper={"encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None},
         release={
             "start": "both networks from scratch, each by itself",
