@@ -289,6 +289,21 @@ def test_the_numbers_are_those_of_the_release(name: str) -> None:
     assert settings["recipe"] == name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_models_are_kept_that_the_release_keeps(name: str) -> None:
+    """ViLBERT and CVLP: a file for every epoch, the last one is used; the others also know the best."""
+    run = PUBLISHED_PRETRAINING[name]()
+    assert run.train.keep == (("last", "epochs") if run.model in ("vilbert", "cvlp") else ("best", "epochs"))
+
+
+def test_our_own_recipes_keep_the_best_model() -> None:
+    ours = [*(PRETRAINING.keys() - PUBLISHED_PRETRAINING), *(FINETUNING.keys() - PUBLISHED_FINETUNING)]
+    tables = {**PRETRAINING, **FINETUNING}
+    assert {name: tables[name]().train.keep for name in ours} == dict.fromkeys(ours, ("best",))
+    for name in ("visualbert-vqa", "visualbert-nlvr2"):
+        assert FINETUNING[name]().train.keep == ("best", "epochs")
+
+
 def test_every_recipe_is_checked() -> None:
     assert sorted(STATED) == NAMES
     assert set(PUBLISHED_PRETRAINING) <= set(PRETRAINING)

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from visling import api, models
 from visling import config as configs
-from visling import models
 from visling.data.corpora.base import check_images, split_root
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError, RunError, StoreError
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
-from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import finetune as finetuning
 from visling.runs import pretrain as pretraining
+from visling.runs.evaluate import evaluate
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.validate import mean_over_batches
 from visling.types import Loss, Record
@@ -48,6 +49,51 @@ def test_settings_survive_run_json(verb: str, name: str) -> None:
     run = configs.override(TABLES[verb][name](), ["train.seed=7", "encoder.max_tokens=33", "train.optim.lr=0.125"])
     written = json.loads(json.dumps(configs.to_dict(run), allow_nan=False))
     assert configs.from_dict(type(run), written) == run
+
+
+@pytest.mark.parametrize(("verb", "name"), EVERY)
+def test_published_recipes_draw_their_batches_at_random_and_ours_sort_them_by_length(verb: str, name: str) -> None:
+    published = name in {"pretrain": PUBLISHED_PRETRAINING, "finetune": PUBLISHED_FINETUNING}[verb]
+    assert TABLES[verb][name]().sort_by_length == (1 if published else 16)
+
+
+def prepared(verb: str, world: Any, sort_by_length: int) -> Any:
+    """A prepared run with a `sort_by_length` of its own; pre-training reads text without images, too."""
+    settings = [*world.settings, f"sort_by_length={sort_by_length}", "batch_size=4"]
+    if verb == "finetune":
+        run = configs.override(FINETUNING["visualbert-vqa-scenes"](), settings)
+        return finetuning.Finetuning(
+            run, data=world.scenes, store=world.regions, init=None, device="cpu", other_features=False
+        )
+    both = [*settings, 'corpora=[{kind = "captions"}, {kind = "text"}]', "objectives={masked_lm = 1.0}"]
+    return pretraining.Pretraining(
+        configs.override(PRETRAINING["visualbert-scenes"](), both), data=[str(world.scenes)], store=world.regions,
+        init=None, device="cpu", other_features=False, images=None, backbone=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sort_by_length", [1, 5])
+@pytest.mark.parametrize("verb", TABLES)
+def test_sorting_by_length_reaches_the_loaders(verb: str, sort_by_length: int, world: Any) -> None:
+    batches = prepared(verb, world, sort_by_length).build().batches
+    loaders = [batches] if verb == "finetune" else [batches.images, batches.text]
+    assert [loader.bucket for loader in loaders] == [sort_by_length] * len(loaders)
+
+
+@pytest.mark.parametrize("verb", TABLES)
+def test_sorting_no_batch_is_refused(verb: str) -> None:
+    with pytest.raises(ConfigError, match=r"sort_by_length counts batches.*found 0.*set it to 1"):
+        configs.override(
+            TABLES[verb][f"visualbert-{'vqa-' if verb == 'finetune' else ''}scenes"](), ["sort_by_length=0"]
+        )
+
+
+def test_a_resumed_run_keeps_its_sorting(world: Any, tmp_path: Path) -> None:
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "train.max_steps=1"])
+    finetuning.finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    other = configs.override(run, ["sort_by_length=1"])
+    with pytest.raises(RunError, match="sort_by_length was 16, now 1"):
+        finetuning.finetune(other, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu", resume=True)
 
 
 @pytest.mark.parametrize(("verb", "name"), ON_SCENES)
@@ -275,6 +321,49 @@ def test_a_detector_that_is_gone_is_mentioned(world: Any, tmp_path: Path) -> Non
     finetuning.finetune(run, tmp_path / "run", data=world.scenes, store=store, device="cpu")
     assert not (tmp_path / "run" / "model" / "detector").exists()
     assert f"{tmp_path / 'gone'}, which computed the regions, is gone" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+EVERY_MODEL = ['train.keep=["best", "last", "epochs"]', "train.max_steps=none", "train.epochs=2"]
+
+
+def test_every_model_that_is_kept_serves_as_model_does(world: Any, tmp_path: Path) -> None:
+    start = configs.override(PRETRAINING["visualbert-scenes"](), [*world.settings, *EVERY_MODEL])
+    pretraining.pretrain(start, tmp_path / "start", data=[str(world.scenes)], store=world.regions, device="cpu")
+    first = tmp_path / "start" / "models" / "epoch-0001"
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, *EVERY_MODEL])
+    out = tmp_path / "run"
+    finetuning.finetune(run, out, data=world.scenes, store=world.regions, init=first, device="cpu")
+    kept = sorted(folder.name for folder in (out / "models").iterdir())
+    assert kept == ["epoch-0001", "epoch-0002", "last"]
+    last, final = (read_model_folder(out / "models" / name).weights for name in ("last", "epoch-0002"))
+    assert all(torch.equal(tensor, final[name]) for name, tensor in last.items())
+    names = {file.relative_to(out / "model") for file in (out / "model").rglob("*")}
+    assert Path("detector/model/model.safetensors") in names
+    for name in kept:
+        folder = out / "models" / name
+        assert {file.relative_to(folder) for file in folder.rglob("*")} == names
+        scores = evaluate(folder, split="test", data=world.scenes, store=world.regions, device="cpu")["scores"]
+        assert scores["accuracy"]["count"] == 12
+        assert api.load(folder, device="cpu").answer(world.picture(), "how many stars are there?").text
+        read_model_folder(folder).save_pretrained(tmp_path / name)
+        assert {file.relative_to(tmp_path / name) for file in (tmp_path / name).rglob("*")} == names
+
+
+def test_a_resumed_run_keeps_its_choice_of_models(world: Any, tmp_path: Path) -> None:
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "train.max_steps=1"])
+    finetuning.finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    other = configs.override(run, ['train.keep=["last"]'])
+    with pytest.raises(RunError, match=r"train\.keep was \['best'\], now \['last'\]"):
+        finetuning.finetune(other, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu", resume=True)
+
+
+def test_a_run_that_fails_after_it_kept_a_model_keeps_it(world: Any, tmp_path: Path) -> None:
+    settings = [*world.settings, "train.metric=acuracy", 'train.keep=["epochs"]', "train.max_steps=none"]
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*settings, "train.epochs=1", "train.save_every=900"])
+    with pytest.raises(ConfigError, match="'accuracy'"):
+        finetuning.finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == {"run.json", "log.jsonl", "models"}
+    assert read_model_folder(tmp_path / "run" / "models" / "epoch-0001").task == "vqa"
 
 
 def test_mean_parts_counts_examples_and_weighs_objectives() -> None:

@@ -36,7 +36,7 @@ def train(
     """A toy run without a folder."""
     extra = {
         name: changes.pop(name)
-        for name in ("validate", "after_update", "run_folder", "save_best", "log", "reseed")
+        for name in ("validate", "after_update", "run_folder", "save_model", "log", "reseed")
         if name in changes
     }
     model, usual = toy.make(dropout)
@@ -113,7 +113,7 @@ def test_order_of_a_step(toy: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(engine, "clip_gradients", note("clip", engine.clip_gradients))
     monkeypatch.setattr(torch.optim.AdamW, "step", note("update", torch.optim.AdamW.step))
     monkeypatch.setattr(Log, "train", note("log", Log.train))
-    monkeypatch.setattr(RunFolder, "save_best", note("best", RunFolder.save_best))
+    monkeypatch.setattr(RunFolder, "save_model", note("model", RunFolder.save_model))
     monkeypatch.setattr(RunFolder, "save_last", note("last", RunFolder.save_last))
 
     def spying(model: nn.Module) -> Callable[[Tensor, Tensor], Loss]:
@@ -133,7 +133,7 @@ def test_order_of_a_step(toy: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_p
         run_folder=RunFolder.create(tmp_path / "run"),
     )
     once = ["forward", "backward"]
-    assert events == [*once, *once, "schedule", "clip", "update", "after_update", "log", "validate", "best", "last"]
+    assert events == [*once, *once, "schedule", "clip", "update", "after_update", "log", "validate", "model", "last"]
 
 
 def test_updates_epochs_and_dropped_batches(toy: ModuleType) -> None:
@@ -213,13 +213,101 @@ def test_without_validation_the_final_weights_are_the_best(toy: ModuleType, tmp_
     written: list[Path] = []
     folder = RunFolder.create(tmp_path / "run")
 
-    def save_best(path: Path) -> None:
+    def save_model(path: Path) -> None:
         written.append(path)
         (path / "config.json").write_text("{}")
 
-    train(toy, run_folder=folder, save_best=save_best)
+    train(toy, run_folder=folder, save_model=save_model)
     assert len(written) == 1
     assert (folder.model / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (("best",), {"model": "best"}),
+        (("last",), {"model": "last"}),
+        (("last", "best"), {"model": "best", "models/last": "last"}),
+        (("epochs",), {"model": "last", "models/epoch-0001": 1, "models/epoch-0002": 2}),
+        (
+            ("best", "last", "epochs"),
+            {"model": "best", "models/last": "last", "models/epoch-0001": 1, "models/epoch-0002": 2},
+        ),
+    ],
+)
+def test_the_models_that_are_kept(
+    toy: ModuleType, tmp_path: Path, keep: tuple[Any, ...], kept: dict[str, str | int]
+) -> None:
+    """11 updates an epoch, 25 in all: the best weights are those after 7, the last are in the middle of an epoch."""
+    model, step = toy.make(0.0)
+    folder = RunFolder.create(tmp_path / "run")
+    at: dict[str | int, Tensor] = {}
+    done = 0
+
+    def after_update() -> None:
+        nonlocal done
+        done += 1
+        for name, steps in {"best": 7, 1: 11, 2: 22, "last": 25}.items():
+            if done == steps:
+                at[name] = model.out.weight.detach().clone()
+
+    fit(
+        model,
+        step,
+        toy.Pairs(),
+        config=toy.config(
+            max_steps=25, accumulation=1, keep=keep, validate_every=7, validate_unit="steps", optim=PLAIN
+        ),
+        log=Log(),
+        validate=scored([0.9, 0.1, 0.2, 0.3]),
+        run_folder=folder,
+        after_update=after_update,
+    )
+    found = {file.parent.relative_to(folder.path).as_posix(): file for file in folder.path.rglob("model.safetensors")}
+    assert set(found) == set(kept)
+    for name, expected in kept.items():
+        assert torch.equal(load_file(found[name])["out.weight"], at[expected]), name
+
+
+def test_without_validation_the_last_weights_are_kept(toy: ModuleType, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    model, _ = train(toy, run_folder=folder, keep=("best", "last"), max_steps=3)
+    for kept in (folder.model, folder.models / "last"):
+        assert torch.equal(load_file(kept / "model.safetensors")["out.weight"], model.out.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "models"),
+    [
+        ({}, 2),
+        ({"keep": ("last",)}, 2),
+        ({"keep": ("best", "last")}, 3),
+        ({"keep": ("best", "epochs"), "epochs": 7}, 9),
+        ({"keep": ("epochs",), "max_steps": 35}, 5),  # 11 updates an epoch: three epochs and a bit
+        ({"keep": ("epochs",), "seconds": 1e-6}, 3),
+    ],
+)
+def test_the_disk_must_have_room_for_the_models_that_are_kept(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], models: int
+) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def ask(folder: RunFolder, needed: int, *, mend: str) -> None:
+        asked.append((needed, mend))
+
+    monkeypatch.setattr(RunFolder, "require_space", ask)
+    model, _ = train(toy, run_folder=RunFolder.create(tmp_path / "run"), **changes)
+    ((needed, mend),) = asked
+    size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
+    trained = sum(parameter.numel() * 4 for parameter in model.parameters())
+    assert needed == 2 * (size + 2 * trained) + models * size
+    assert ("train.keep" in mend) == ("epochs" in changes.get("keep", ()))
+
+
+@pytest.mark.parametrize("keep", [(), ("best", "best")])
+def test_each_model_is_kept_once_and_one_at_least(keep: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"train\.keep must name each of best, last and epochs at most once"):
+        TrainConfig(keep=keep)
 
 
 def test_validation_does_not_change_the_training(toy: ModuleType) -> None:

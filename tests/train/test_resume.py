@@ -61,6 +61,79 @@ def test_stop_and_resume_equal_the_uninterrupted_run(
     assert all(torch.equal(best[name], expected[name]) for name in expected)
 
 
+KEEP = ("best", "last", "epochs")
+
+
+@pytest.fixture(scope="module")
+def whole_with_models(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, which keeps every model."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    toy.run(path, keep=KEEP)
+    return path
+
+
+def assert_same_models(one: Path, other: Path) -> None:
+    kept = {file.relative_to(one): load_file(file) for file in one.glob("model*/**/model.safetensors")}
+    assert len(kept) == 5
+    assert {file.relative_to(other) for file in other.glob("model*/**/*")} == {
+        file.relative_to(one) for file in one.glob("model*/**/*")
+    }
+    for name, weights in kept.items():
+        found = load_file(other / name)
+        assert all(torch.equal(found[key], value) for key, value in weights.items()), name
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("at", [9, 20, 29])
+def test_a_killed_process_keeps_the_same_models(
+    toy: ModuleType, whole_with_models: Path, tmp_path: Path, at: int
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, PROGRAM, "kill", tmp_path / "run", str(at), *KEEP], check=False, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL
+    toy.run(tmp_path / "run", resume=True, keep=KEEP)
+    assert_same_models(whole_with_models, tmp_path / "run")
+    assert toy.lines(tmp_path / "run") == toy.lines(whole_with_models)
+
+
+@pytest.mark.parametrize("at", range(1, 10))
+@pytest.mark.parametrize("written", [True, False])
+def test_a_kill_around_any_model_that_is_kept_changes_nothing(
+    toy: ModuleType, whole_with_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, written: bool
+) -> None:
+    """Three epochs' models, the last weights three times, and the best up to three times; killed before one or after it,
+    with a state that is older."""
+    save, calls = RunFolder.save_model, 0
+
+    def killed(self: RunFolder, *given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls != at:
+            save(self, *given)
+            return
+        if written:
+            save(self, *given)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_model", killed)
+        try:
+            toy.run(tmp_path / "run", keep=KEEP)
+        except Stopped:
+            toy.run(tmp_path / "run", resume=True, keep=KEEP)
+    assert calls >= 7
+    assert_same_models(whole_with_models, tmp_path / "run")
+    assert toy.lines(tmp_path / "run") == toy.lines(whole_with_models)
+
+
+def test_a_run_stopped_by_time_keeps_its_last_weights(toy: ModuleType, tmp_path: Path) -> None:
+    model, state = toy.run(tmp_path / "run", max_seconds=0.0, keep=("last",))
+    assert state.stopped == "max_seconds"
+    found = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert torch.equal(found["out.weight"], model.out.weight)
+
+
 def test_stopping_twice_and_by_time_changes_nothing(toy: ModuleType, whole: tuple[Path, Any], tmp_path: Path) -> None:
     path, model = whole
     with pytest.raises(Stopped):

@@ -269,7 +269,7 @@ def test_a_damaged_or_foreign_state_is_refused(tmp_path: Path) -> None:
 def test_the_best_model_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
     model, _ = trained()
-    folder.save_best(lambda path: save_weights(path, model))
+    folder.save_model(folder.model, lambda path: save_weights(path, model))
     kept = load_file(folder.model / "model.safetensors")
     assert set(kept) == {"words.weight", "decoder.bias", "part", "none"}
 
@@ -278,6 +278,91 @@ def test_the_best_model_is_replaced_as_a_whole(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(RunError, match="No space left"):
-        folder.save_best(half)
+        folder.save_model(folder.model, half)
     assert all(torch.equal(kept[name], value) for name, value in load_file(folder.model / "model.safetensors").items())
     assert not (folder.path / "model.part").exists()
+
+
+@pytest.mark.parametrize("survives", [True, False])
+@pytest.mark.parametrize("at", range(1, 6))
+@pytest.mark.parametrize("older", [True, False])
+def test_a_kill_at_any_flush_leaves_whole_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool, at: int, survives: bool
+) -> None:
+    """A new folder is there as a whole or not at all; in an older one the weights are those before or after."""
+    folder = RunFolder.create(tmp_path / "run")
+    kept = folder.models / "epoch-0001"
+
+    def written(number: int) -> Any:
+        def write(path: Path) -> None:
+            (path / "config.json").write_text("{}")
+            save_weights(path, trained(number)[0])
+
+        return write
+
+    if older:
+        folder.save_model(kept, written(0))
+    flush, calls = states._flush, 0
+
+    def killed(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            if not survives:
+                shutil.copytree(folder.path, tmp_path / "left")
+            raise Killed
+        flush(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "_flush", killed)
+        try:
+            folder.save_model(kept, written(1))
+        except Killed:
+            if not survives:
+                folder = RunFolder.create(tmp_path / "left", resume=True)
+                kept = folder.models / "epoch-0001"
+    if kept.exists():
+        assert {file.name for file in kept.iterdir()} == {"config.json", "model.safetensors"}
+        found = load_file(kept / "model.safetensors")["words.weight"]
+        assert any(torch.equal(found, trained(number)[0].words.weight) for number in ((0, 1) if older else (1,)))
+    else:
+        assert not older
+    folder.save_model(kept, written(2))
+    assert torch.equal(load_file(kept / "model.safetensors")["words.weight"], trained(2)[0].words.weight)
+    assert [entry.name for entry in folder.models.iterdir()] == ["epoch-0001"]
+
+
+def test_a_failure_of_the_first_model_leaves_no_empty_folder(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        folder.save_model(folder.models / "epoch-0001", fail)
+    assert not folder.holds_models
+    assert not folder.models.exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_detector_is_put_into_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    for kept in (folder.model, folder.models / "last", folder.models / "epoch-0001"):
+        folder.save_model(kept, lambda path: save_weights(path, trained()[0]))
+    source = tmp_path / "detector"
+    (source / "model").mkdir(parents=True)
+    (source / "model" / "weights").write_text("weights")
+    (source / "log.jsonl").write_text("")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(states.os, "link", refuse)
+    for _ in range(2):  # a resumed run does it again
+        folder.keep(source, "detector")
+        for kept in (folder.model, folder.models / "last", folder.models / "epoch-0001"):
+            file = kept / "detector" / "model" / "weights"
+            assert file.read_text() == "weights"
+            assert file.samefile(folder.model / "detector" / "model" / "weights") == (links or kept == folder.model)
+            assert not (kept / "detector" / "log.jsonl").exists()

@@ -195,4 +195,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "distributed":
         distributed(Path(sys.argv[2]))
     else:
-        run(Path(sys.argv[2]), at=int(sys.argv[3]), how=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        kept = {"keep": tuple(sys.argv[4:])} if sys.argv[4:] else {}
+        run(Path(sys.argv[2]), at=int(sys.argv[3]), how=lambda: os.kill(os.getpid(), signal.SIGKILL), **kept)

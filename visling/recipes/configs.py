@@ -56,6 +56,10 @@ class PretrainConfig:
     Stored features and texts stay as they are (VL-BERT's release)."""
     batch_size: int = 128
     """Examples per step and process."""
+    sort_by_length: int = 1
+    """Batches of all processes whose training examples are sorted by text length together, before they are cut and
+    shuffled: less padding, but losses are means over a batch, so words of long texts count for less. 1 = plain random
+    batches, as in all releases."""
     train_split: str = "train"
     valid_split: str = "val"
     start: str = "random"
@@ -78,6 +82,7 @@ class PretrainConfig:
                     "Take it out, or add it."
                 )
 
+        _check_sorting(self.sort_by_length)
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
         if self.extractor is not None:
@@ -137,6 +142,10 @@ class FinetuneConfig:
     """Settings of the task that differ from its defaults."""
     batch_size: int = 128
     """Examples per step and process."""
+    sort_by_length: int = 1
+    """Batches of all processes whose training examples are sorted by text length together, before they are cut and
+    shuffled: less padding, but losses are means over a batch, so words of long texts count for less. 1 = plain random
+    batches, as in all releases."""
     train_split: str = "train"
     valid_split: str = "val"
     """Split by which the best weights are chosen."""
@@ -155,6 +164,15 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
+        _check_sorting(self.sort_by_length)
+
+
+def _check_sorting(batches: int) -> None:
+    if batches < 1:
+        raise ConfigError(
+            f"sort_by_length counts batches that are sorted together; found {batches}. For plain random batches set it "
+            "to 1."
+        )
 
 
 BERT_BASE, BERT_LARGE = "bert-base-uncased", "bert-large-uncased"

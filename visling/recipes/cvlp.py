@@ -49,7 +49,7 @@ def cvlp_release() -> PretrainConfig:
         region_masking=REGION_MASKING,
         batch_size=256,
         start=BERT_BASE,
-        train=TrainConfig(epochs=40, seed=9595, optim=lxmert_optimiser()),
+        train=TrainConfig(epochs=40, seed=9595, keep=("last", "epochs"), optim=lxmert_optimiser()),
         paper={
             "start": "random",
             "encoder.key_layers": "drop",

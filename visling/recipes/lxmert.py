@@ -45,7 +45,7 @@ def lxmert_20epochs_qa() -> PretrainConfig:
         region_masking=REGION_MASKING,
         region_losses=REGION_LOSSES,
         batch_size=256,
-        train=TrainConfig(epochs=20, seed=9595, optim=lxmert_optimiser()),
+        train=TrainConfig(epochs=20, seed=9595, keep=("best", "epochs"), optim=lxmert_optimiser()),
         paper={
             "from_epoch.image_qa": 10,
             "region_masking.hide": 1.0,

@@ -8,7 +8,7 @@ from visling import models
 from visling.data.batches.masking import TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
-from visling.recipes.scenes import small_optimiser
+from visling.recipes.scenes import SORTED_TOGETHER, small_optimiser
 from visling.train.config import TrainConfig
 
 
@@ -26,6 +26,7 @@ def visualbert_panels() -> PretrainConfig:
         objectives={"masked_lm": 1.0},
         masking=TokenMasking(rate=0.4),
         batch_size=32,
+        sort_by_length=SORTED_TOGETHER,
         train=TrainConfig(epochs=3, precision="auto", log_every=200, save_every=2000, optim=small_optimiser(2e-3)),
     )
 
@@ -47,6 +48,7 @@ def visualbert_nlvr() -> PretrainConfig:
         objectives={"masked_lm": 1.0, "matching": 1.0},
         masking=TokenMasking(rate=0.4),
         batch_size=64,
+        sort_by_length=SORTED_TOGETHER,
         train=TrainConfig(epochs=4, precision="auto", save_every=2000, log_every=200, optim=small_optimiser(1e-3)),
     )
 
@@ -59,6 +61,7 @@ def visualbert_nlvr_tuned() -> FinetuneConfig:
         encoder=models.spec("visualbert").presets["nlvr"],
         any_features=True,
         task="nlvr",
+        sort_by_length=SORTED_TOGETHER,
         train_split="dev.train",
         valid_split="dev.held",
         train=TrainConfig(epochs=6, precision="auto", metric="accuracy", direction="max", optim=small_optimiser(1e-4)),

@@ -18,6 +18,10 @@ from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 
+SORTED_TOGETHER = 16
+"""Batches that are sorted by text length together (`sort_by_length`), 1 in the releases: padding is what a small model
+spends its time on."""
+
 WRONG_CAPTIONS = Corpus(kind="single_captions", weight=0.05)
 """To learn matching from. Half of them belong to another image and teach no word of this one, so they are few: a small
 model has no time to spare."""
@@ -45,6 +49,7 @@ def on_captions(model: str, *, wrong: Corpus | None = WRONG_CAPTIONS) -> Pretrai
         objectives={"masked_lm": 1.0} if wrong is None else {"masked_lm": 1.0, "matching": MATCHING_WEIGHT},
         masking=TokenMasking(rate=0.4),
         batch_size=32,
+        sort_by_length=SORTED_TOGETHER,
         train=TrainConfig(
             epochs=10, precision="auto", log_every=200, validate_every=5, save_every=2000, optim=small_optimiser(1.5e-3)
         ),
@@ -70,6 +75,7 @@ def vqa_scenes(model: str) -> FinetuneConfig:
         task="vqa",
         task_settings={"min_count": 1},
         batch_size=32,
+        sort_by_length=SORTED_TOGETHER,
         train=TrainConfig(
             epochs=6,
             precision="auto",

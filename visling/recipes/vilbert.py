@@ -113,7 +113,7 @@ def _vilbert(
         region_losses=REGION_LOSSES,
         batch_size=512,
         start=BERT_BASE,
-        train=TrainConfig(epochs=10, seed=42, optim=optim),
+        train=TrainConfig(epochs=10, seed=42, keep=("last", "epochs"), optim=optim),
         paper=paper,
         release=release or {},
     )

@@ -238,7 +238,7 @@ def _visualbert_training(lr: float) -> TrainConfig:
         warmup_share=0.1,
         evaluate="before",
     )
-    return TrainConfig(epochs=10, patience=3, optim=optim)
+    return TrainConfig(epochs=10, patience=3, keep=("best", "epochs"), optim=optim)
 
 
 def visualbert_scenes() -> PretrainConfig:

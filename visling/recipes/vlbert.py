@@ -111,7 +111,14 @@ def _vlbert(name: str, preset: str, start: str) -> PretrainConfig:
         flip=0.5,  # of the boxes; features and captions stay as they are
         batch_size=128,
         start=start,
-        train=TrainConfig(epochs=10, seed=12345, metric="masked_lm_accuracy", direction="max", optim=optim),
+        train=TrainConfig(
+            epochs=10,
+            seed=12345,
+            metric="masked_lm_accuracy",
+            direction="max",
+            keep=("best", "epochs"),
+            optim=optim,
+        ),
         paper={
             "region_losses.classes": "hard",  # the detector's best class
             "features": "computed by a Fast R-CNN that is trained jointly, masked regions cut out of the image",

@@ -113,7 +113,7 @@ def train_detector(
             config=config.train,
             log=log,
             run_folder=folder,
-            save_best=detector.save,
+            save_model=detector.save,
             reseed=False,  # sampling continues the stream that the weights were drawn from
         )
         unreadable = dict(entry for share in gather(samples.unreadable) for entry in share)

@@ -140,6 +140,7 @@ class Finetuning:
                 batch_size=config.batch_size,
                 seed=config.train.seed,
                 training=True,
+                sort_by_length=config.sort_by_length,
             ),
             validate=validate,
             save=save,

@@ -119,6 +119,7 @@ class Inputs:
         batch_size: int,
         seed: int = 0,
         training: bool,
+        sort_by_length: int = 1,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
@@ -126,6 +127,7 @@ class Inputs:
         processes.
 
         Args:
+            sort_by_length: global batches that are sorted by text length together; 1 = none.
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
@@ -137,6 +139,7 @@ class Inputs:
             seed=seed,
             shuffle=training,
             drop_last=training,
+            bucket=sort_by_length,
             deal="examples" if training else "batches",
             pin=self.device.type == "cuda",
         )

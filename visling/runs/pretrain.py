@@ -199,7 +199,8 @@ class Pretraining:
         config = self.config
         random_regions = config.region_masking is not None and config.region_masking.random
         return self.inputs.loader(
-            source, batch_size=config.batch_size, seed=config.train.seed, training=training, masking=config.masking,
+            source, batch_size=config.batch_size, seed=config.train.seed, training=training,
+            sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, pictures=self.pictures, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
             pool=images_of(self.training.images) if random_regions else [],
@@ -219,6 +220,7 @@ class Pretraining:
             batch_size=max(1, round(corpora.text_share * config.batch_size)),
             seed=config.train.seed + _TEXT_SEED,
             training=training,
+            sort_by_length=config.sort_by_length if training else 1,
             text_only=True,
             masking=config.masking,
         )

@@ -109,7 +109,7 @@ def carry_out(
             log=log,
             validate=training.validate,
             run_folder=folder,
-            save_best=training.save,
+            save_model=training.save,
             after_update=training.after_update,
         )
         _conclude(run, folder, state, log)
@@ -145,7 +145,7 @@ def _open_folder(
         with Log(folder.log, stream=stream) as log:
             yield folder, log
     except VislingError:
-        if not resume and runtime.is_main() and not folder.has_last and not folder.model.exists():
+        if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
             for file in (folder.log, folder.path / "run.json"):
                 file.unlink(missing_ok=True)
             if not existed:

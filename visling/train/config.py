@@ -9,6 +9,8 @@ from visling import runtime
 from visling.errors import ConfigError
 from visling.train.optim import OptimConfig
 
+Kept = Literal["best", "last", "epochs"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -41,9 +43,13 @@ class TrainConfig:
     validate_unit: Literal["epochs", "steps"] = "epochs"
     """Unit of `validate_every`."""
     metric: str = "loss"
-    """Validation score by which the best weights are kept."""
+    """Validation score by which the best weights are chosen."""
     direction: Literal["max", "min"] = "min"
     """Whether a higher or a lower `metric` is better."""
+    keep: tuple[Kept, ...] = ("best",)
+    """Weights that are kept as model folders: the best by `metric`; the last (written at each validation and at the
+    end); those after every epoch, as models/epoch-0001 and so on. model/ holds the best if they are kept, else the
+    last; if both are, the last are in models/last."""
     patience: int | None = None
     """Stop when the best score is more than this many validations old (VisualBERT: 3); None = never."""
     save_every: int = 500
@@ -57,6 +63,10 @@ class TrainConfig:
         for name in ("epochs", "accumulation", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be 1 or more; found {getattr(self, name)}.")
+        if not self.keep or len(set(self.keep)) < len(self.keep):
+            raise ConfigError(
+                f"train.keep must name each of best, last and epochs at most once, and one at least; found {self.keep}."
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(
                 f"train.max_steps must be 1 or more; found {self.max_steps}. To train by epochs leave it out."

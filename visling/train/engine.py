@@ -64,7 +64,7 @@ def fit(
     log: Log,
     validate: Callable[[], Mapping[str, float]] | None = None,
     run_folder: RunFolder | None = None,
-    save_best: Callable[[Path], None] | None = None,
+    save_model: Callable[[Path], None] | None = None,
     after_update: Callable[[], None] | None = None,
     reseed: bool = True,
 ) -> State:
@@ -74,8 +74,8 @@ def fit(
         model: on its device, with every parameter that `step` trains.
         step: a closure over `model`.
         validate: scores by name of the model in its current state; None = the final weights are the best.
-        run_folder: where the last state and the best weights are kept; None = nowhere.
-        save_best: writes the best model into the folder it is given; None = its weights alone.
+        run_folder: where the last state and the models that `config.keep` names are kept; None = nowhere.
+        save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
@@ -90,7 +90,7 @@ def fit(
         log=log,
         validate=validate,
         run_folder=run_folder,
-        save_best=save_best,
+        save_model=save_model,
         after_update=after_update,
         reseed=reseed,
     )
@@ -110,12 +110,12 @@ class Trainer:
         log: Log,
         validate: Callable[[], Mapping[str, float]] | None,
         run_folder: RunFolder | None,
-        save_best: Callable[[Path], None] | None,
+        save_model: Callable[[Path], None] | None,
         after_update: Callable[[], None] | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
-        self._validate, self._write_best, self._after_update = validate, save_best, after_update
+        self._validate, self._write_model, self._after_update = validate, save_model, after_update
         self.device = next(model.parameters()).device
         self.alone = runtime.world_size() == 1
         # On a CPU nothing runs ahead, so a bad loss is caught before it corrupts the weights; on a GPU it is seen when
@@ -128,7 +128,8 @@ class Trainer:
                 f"an epoch has {len(batches)} batches, fewer than train.accumulation = {config.accumulation}. "
                 "Use smaller batches or less accumulation."
             )
-        self.total, self.seconds = _bound_run(config, updates_per_epoch=self.limit // config.accumulation)
+        updates_per_epoch = self.limit // config.accumulation
+        self.total, self.seconds = _bound_run(config, updates_per_epoch)
         self.optimizer, self.schedule = build_optimizer(model, config.optim, self.total)
         if reseed:
             runtime.seed_everything(config.seed + runtime.rank())
@@ -141,8 +142,11 @@ class Trainer:
             batches.epoch = 0
             self.position = batches.state_dict()
         if run_folder is not None:
-            run_folder.require_space(_estimate_space(model))
+            epochs = None if self.total is None else self.total // updates_per_epoch - self.state.epoch
+            mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""
+            run_folder.require_space(_estimate_space(model, config, epochs), mend=mend)
         self.saved_at = self.state.step if self.state.step else -1
+        self.kept_at = -1  # step at which the last weights were kept
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
         self.backward = Backward(model, step, config, self.device)
@@ -162,6 +166,7 @@ class Trainer:
                 self._update_weights()
                 epoch_ended = self._advance(reached)
                 self._log_if_due()
+                self._keep_epoch_if_due(epoch_ended)
                 self._validate_if_due(epoch_ended)
                 self._save_if_due()
                 reason = self._find_reason_to_stop()
@@ -227,6 +232,12 @@ class Trainer:
             self.meter.read(self.state.step)
             self.meter.report(self.log, self.state, epoch=self.epoch, lr=self.lr, seconds=self._measure_elapsed())
 
+    def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
+        if epoch_ended and "epochs" in self.config.keep and self.run_folder is not None:
+            self.meter.read(self.state.step)
+            self._save_model(self.run_folder.models / f"epoch-{self.epoch:04d}")
+            self.meter.skip()
+
     def _validate_if_due(self, epoch_ended: bool) -> None:
         every = self.config.validate_every
         if self.config.validate_unit == "epochs":
@@ -237,22 +248,35 @@ class Trainer:
             self._score(self._validate, self.epoch)
 
     def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
-        """Validate the model, and keep its weights if they are the best so far."""
+        """Validate the model, and keep its weights: as the best if they are the best so far, as the last anyway."""
         state = self.state
         self.meter.read(state.step)
         scores = _evaluate(self.model, validate)
         self.log.valid(step=state.step, epoch=epoch, scores=scores)
         state.validated = state.step
         if _improves(scores, state, self.config):
-            self._save_best()
+            self._keep_best()
             self.log.event(f"step {state.step}: best {self.config.metric} so far, {state.best:.4f}", step=state.step)
+        self._keep_last()
         self.meter.skip()
 
-    def _save_best(self) -> None:
-        if self.run_folder is None:
+    def _keep_best(self) -> None:
+        if self.run_folder is not None and "best" in self.config.keep:
+            self._save_model(self.run_folder.model)
+
+    def _keep_last(self) -> None:
+        if self.run_folder is None or self.kept_at == self.state.step:
             return
-        write = self._write_best
-        self.run_folder.save_best((lambda folder: save_weights(folder, self.model)) if write is None else write)
+        if "best" not in self.config.keep:
+            self._save_model(self.run_folder.model)
+        elif "last" in self.config.keep:
+            self._save_model(self.run_folder.models / "last")
+        self.kept_at = self.state.step
+
+    def _save_model(self, folder: Path) -> None:
+        assert self.run_folder is not None
+        write = self._write_model
+        self.run_folder.save_model(folder, (lambda at: save_weights(at, self.model)) if write is None else write)
 
     def _save_if_due(self) -> None:
         if self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step:
@@ -286,7 +310,8 @@ class Trainer:
             self._score(self._validate, state.epoch + (state.batch > 0))
             self.saved_at = -1
         elif state.best is None:
-            self._save_best()
+            self._keep_best()
+        self._keep_last()
         if self.saved_at != state.step:
             self._save_last()
         if reason == "patience":
@@ -401,9 +426,16 @@ def _count_examples(item: tuple[Any, Any]) -> int:
     return next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))
 
 
-def _estimate_space(model: nn.Module) -> int:
-    """Most bytes that a run's folder needs: two states (the old one is deleted when the new one is complete) and two
-    copies of the best weights."""
+def _estimate_space(model: nn.Module, config: TrainConfig, epochs: int | None) -> int:
+    """Most bytes that a run's folder needs: two states (the old one is deleted when the new one is complete), the
+    models that are kept, and one that is about to replace another.
+
+    Args:
+        epochs: that are still to come; None = unknown, counted as one.
+    """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return int(2 * (weights + moments) + 2 * weights)
+    models = 2 + ("best" in config.keep and "last" in config.keep)
+    if "epochs" in config.keep:
+        models += 1 if epochs is None else epochs
+    return int(2 * (weights + moments) + models * weights)

@@ -1,6 +1,7 @@
 """A run's folder: what is kept, how it is written so that a kill loses nothing, and exact resume.
 
-Layout  run.json (what the run is); log.jsonl; model/ (best weights); last/ (everything needed to resume).
+Layout  run.json (what the run is); log.jsonl; model/ (the best or the last weights); models/ (others that are
+        kept: last/, epoch-0001/, ...); last/ (everything needed to resume).
 Atomic  Every file is written under a temporary name, flushed to the disk and renamed. last/state.json names the files
         that belong to it and is renamed last, so that at any moment it names one complete, consistent set.
 Safe    Weights are safetensors, the optimiser is a weights-only torch file, the rest is JSON. Nothing is unpickled
@@ -87,7 +88,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = path / "model"
-        """Best weights."""
+        """The model that everything uses by default: the best weights, or the last."""
+        self.models = path / "models"
+        """Other models that are kept, a folder each."""
         self.last = path / "last"
         """State to resume from."""
         self.log = path / "log.jsonl"
@@ -114,6 +117,11 @@ class RunFolder:
     def has_last(self) -> bool:
         """Whether there is a state to resume from."""
         return (self.last / "state.json").exists()
+
+    @property
+    def holds_models(self) -> bool:
+        """Whether any model is kept."""
+        return self.model.exists() or self.models.exists()
 
     def read(self) -> dict[str, Any]:
         """Contents of run.json."""
@@ -149,43 +157,67 @@ class RunFolder:
         """Record that the run has finished."""
         self.record({"status": "finished", "finished": _now()})
 
-    def require_space(self, needed: int) -> None:
-        """Raise `RunError` unless `needed` bytes are free on the folder's disk."""
+    def require_space(self, needed: int, *, mend: str = "") -> None:
+        """Raise `RunError` unless `needed` bytes are free on the folder's disk.
+
+        Args:
+            mend: what else would help, as a sentence.
+        """
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise RunError(
                 f"{self.path} needs about {needed / 1e9:.2f} GB for this run, but {free / 1e9:.2f} GB are free. "
-                "Free some or use another --out."
+                f"Free some or use another --out.{mend}"
             )
 
-    def save_best(self, write: Callable[[Path], None]) -> None:
-        """Replace the contents of model/ by what `write` puts into the folder it is given; weights are moved last."""
+    def save_model(self, folder: Path, write: Callable[[Path], None]) -> None:
+        """Make `folder`, which is `model` or in `models`, hold what `write` puts into the folder it is given.
+
+        A new folder appears as a whole; in an older one the files are replaced, the weights last.
+        """
         if not runtime.is_main():
             return
         with _explain_failure(self.path):
-            part = self.path / "model.part"
+            part = folder.with_name(folder.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
             try:
-                part.mkdir()
+                part.mkdir(parents=True)
                 write(part)
-                self.model.mkdir(exist_ok=True)
-                for file in sorted(part.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
+                files = sorted(part.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name))
+                for file in files:
                     _flush(file)
-                    file.replace(self.model / file.name)
-                _flush(self.model)
+                if folder.exists():
+                    for file in files:
+                        file.replace(folder / file.name)
+                else:
+                    _flush(part)
+                    part.replace(folder)
+                _flush(folder)
+                _flush(folder.parent)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    self.models.rmdir()  # if nothing was kept there yet
 
     def keep(self, source: Path, name: str) -> None:
-        """Copy another model's folder to model/`name`, without the files that only its training needs."""
-        if runtime.is_main():
-            with _explain_failure(self.path):
-                shutil.copytree(
-                    source,
-                    self.model / name,
-                    dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"),
-                )
+        """Copy another model's folder to model/`name`, without the files that only its training needs; it is put into
+        the other models that are kept, too, as links to the same files where the disk allows that."""
+        if not runtime.is_main():
+            return
+        others = (
+            [folder for folder in sorted(self.models.iterdir()) if folder.is_dir() and folder.suffix != ".part"]
+            if self.models.is_dir()
+            else []
+        )
+        with _explain_failure(self.path):
+            shutil.copytree(
+                source,
+                self.model / name,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"),
+            )
+            for folder in others:
+                shutil.copytree(self.model / name, folder / name, dirs_exist_ok=True, copy_function=_link_or_copy)
 
     def save_last(
         self,
@@ -388,6 +420,14 @@ def _replace_file(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _flush(path: Path) -> None:
