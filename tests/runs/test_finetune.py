@@ -608,3 +608,36 @@ def test_nlvr_writes_its_official_file(world: Any, tmp_path: Path) -> None:
     assert rows
     assert all(row.startswith("val-") and row.endswith((".png,true", ".png,false")) for row in rows)
     assert found["scores"]["accuracy"]["count"] >= len(rows)
+
+
+# One's own data: a few questions with one answer each
+
+
+def test_a_few_questions_with_one_answer_each_are_learnt_and_scored(world: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "val", "test"):
+        (source,) = (world.scenes / "annotations").glob(f"v2_OpenEnded_*{split}_questions.json")
+        (answers,) = (world.scenes / "annotations").glob(f"v2_*_{split}_annotations.json")
+        asked = json.loads(source.read_text()) | {"questions": json.loads(source.read_text())["questions"][:5]}
+        given = [
+            {
+                "question_id": entry["question_id"],
+                "image_id": entry["image_id"],
+                "answers": [{"answer": entry["multiple_choice_answer"]}],
+            }
+            for entry in json.loads(answers.read_text())["annotations"]
+        ]
+        (data / f"v2_OpenEnded_own_{split}_questions.json").write_text(json.dumps(asked))
+        (data / f"v2_own_{split}_annotations.json").write_text(json.dumps({"annotations": given}))
+    run = tiny(world, "batch_size=32", "train.max_steps=3", "train.log_every=1")
+    finetune(run, tmp_path / "run", data=data, store=world.regions, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    events = [line["message"] for line in lines if line["kind"] == "event"]
+    assert "5 training examples do not fill a batch of 32: batches of 5 are used" in events
+    assert sum("10 of 10 questions have fewer than 4 answers" in event for event in events) == 1
+    assert all(line["loss"] >= 0 for line in lines if line["kind"] == "train")
+    (told,) = evaluate(tmp_path / "run", split="test", device="cpu")["notes"]
+    assert "5 of 5 questions have fewer than 4 answers" in told
+    rows = [json.loads(line) for line in (tmp_path / "run" / "details_test.jsonl").read_text().splitlines()]
+    assert all(row["score"] == (row["prediction"] == row["truth"]) for row in rows)

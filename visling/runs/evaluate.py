@@ -96,6 +96,8 @@ def evaluate(
             name: part.to_dict(task.name, split) for name, part in _baselines(task, known, records).items()
         }
     found |= {"text_only": saved.text_only, "truncated": truncated}
+    if notes := task.notes(records):
+        found["notes"] = list(notes)
     details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
     submission = task.submission(predictions)
     name, text = (

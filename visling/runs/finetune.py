@@ -105,6 +105,7 @@ class Finetuning:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, note = self._build_model()
+        batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:
             return task.loss(model(batch), targets)
@@ -130,15 +131,23 @@ class Finetuning:
             step=step,
             batches=inputs.loader(
                 TextOnly(source) if config.text_only else source,
-                batch_size=config.batch_size,
+                batch_size=batch_size,
                 seed=config.train.seed,
                 training=True,
             ),
             validate=validate,
             save=save,
             record=record,
-            notes=[note] if note else [],
+            notes=[*filter(None, (note, shrunk)), *task.notes([*self.train_records, *self.valid_records])],
         )
+
+    def _fit_batch(self) -> tuple[int, str]:
+        """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
+        asked, have = self.config.batch_size, len(self.train_records)
+        if have >= asked or runtime.world_size() > 1:
+            return asked, ""
+        fitting = max(1, have // self.config.train.accumulation)
+        return fitting, f"{have} training examples do not fill a batch of {asked}: batches of {fitting} are used"
 
     def _build_model(self) -> tuple[TaskModel, str]:
         """The model with the weights that it starts from, and what there is to say about its answer head."""

@@ -177,6 +177,10 @@ class Task(ABC, Generic[R, C]):
     def labelled(self, records: Sequence[R]) -> bool:
         """Whether every record has its label, so that `report` can be computed; official test splits have none."""
 
+    def notes(self, records: Sequence[R]) -> Sequence[str]:
+        """What there is to say about how these records are scored."""
+        return ()
+
     @abstractmethod
     def submission(self, predictions: Sequence[Prediction]) -> Any:
         """Contents of the official result file: a string is written as it is, anything else as JSON."""

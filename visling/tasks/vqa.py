@@ -5,7 +5,8 @@ Releases VisualBERT compares a softmax with soft scores that do not sum to one (
          LXMERT, ViLBERT and VL-BERT take each answer as a yes-no question (binary cross-entropy, averaged over all,
          times A).
 Targets  1, 2, 3, 4 or more people gave the answer -> 0.3, 0.6, 0.9, 1; compared as written, while the metric compares
-         normalised answers.
+         normalised answers. Questions with fewer than 4 answers, of one's own data, follow the rule for few answers
+         (`metrics.answers.FEWEST_ANSWERS`): an answer scores the share of people who gave it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from torch.nn import functional as F
 
 from visling import config as configs
 from visling.data.annotations.questions import QuestionRecord, find_vqa_files, read_questions
-from visling.data.answers import AnswerVocabulary, soft_scores
+from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
-from visling.metrics.answers import Average, Version, normalise, vqa_accuracy, vqa_score
+from visling.metrics.answers import FEWEST_ANSWERS, Average, Version, normalise, vqa_accuracy, vqa_score
 from visling.tasks.answers import detail_row, top_answers
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
@@ -109,10 +110,17 @@ class VQA(Task[QuestionRecord, VqaConfig]):
 
     def example(self, record: QuestionRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The question with the model's answer slot, if it has one; soft scores as label, if people answered."""
-        labels = {} if record.answers is None else {"answer": soft_scores(record.answers, self.answers)}
+        labels = {} if record.answers is None else {"answer": self._score(record.answers)}
         return Example(
             id=record.id, rows=(layout.row(record.question, answer=True),), images=record.images, labels=labels
         )
+
+    def _score(self, answers: Sequence[str]) -> SoftScores:
+        """Score of each listed answer, by the rule that the metric follows for as many answers."""
+        if len(answers) >= FEWEST_ANSWERS:
+            return soft_scores(answers, self.answers)
+        listed = [answer if answer in self.answers else normalise(answer) for answer in answers]
+        return soft_scores(listed, self.answers, formula="share")
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any
@@ -144,6 +152,16 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def labelled(self, records: Sequence[QuestionRecord]) -> bool:
         """Whether people answered every question."""
         return all(record.answers is not None for record in records)
+
+    def notes(self, records: Sequence[QuestionRecord]) -> list[str]:
+        """That questions have too few answers for the official rule."""
+        few = sum(0 < len(record.answers or ()) < FEWEST_ANSWERS for record in records)
+        if not few:
+            return []
+        return [
+            f"{few} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: there an answer scores the share "
+            "of people who gave it, not the official leave-one-out rule, by which it could not reach 100"
+        ]
 
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The list that the evaluation server takes; it wants every question of the test file."""

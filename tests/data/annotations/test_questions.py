@@ -295,3 +295,15 @@ def test_an_answer_that_is_null_says_nothing(tmp_path: Path) -> None:
 def test_not_gqa(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_gqa(save(tmp_path / "x.json", content))
+
+
+def test_the_most_frequent_answer_is_counted_where_none_is_named(tmp_path: Path) -> None:
+    given = [["net"], ["racket", "net", "net"], ["yes", "no"]]
+    bare = [
+        annotation(question["question_id"], question["image_id"], answers)
+        for question, answers in zip(QUESTIONS["questions"], given, strict=True)
+    ]
+    for entry in bare:
+        del entry["multiple_choice_answer"], entry["question_type"], entry["answer_type"]
+    records = read_questions(save(tmp_path / "q.json", QUESTIONS), save(tmp_path / "a.json", {"annotations": bare}))
+    assert [record.multiple_choice_answer for record in records] == ["net", "net", "yes"]

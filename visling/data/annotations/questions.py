@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class QuestionRecord(Record):
     answers: tuple[str, ...] | None
     """As written by people, usually 10; None without annotations."""
     multiple_choice_answer: str | None
-    """The most frequent answer."""
+    """The most frequent answer, named by the annotation or counted."""
 
 
 EMPTY = "questions without a word"
@@ -60,7 +61,7 @@ def read_questions(
     answered = {}
     if annotations is not None:
         annotations = Path(annotations)
-        keys = ("question_id", "image_id", "answers", "multiple_choice_answer")
+        keys = ("question_id", "image_id", "answers")
         answered = {
             entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations", keys, annotations)
         }
@@ -87,6 +88,7 @@ def read_questions(
         question = _to_text(entry["question"])
         if _is_empty(question, number, questions, left_out):
             continue
+        answers = tuple(_to_text(answer["answer"]) for answer in annotation["answers"]) if annotation else None
         records.append(
             QuestionRecord(
                 id=str(number),
@@ -94,11 +96,19 @@ def read_questions(
                 question=question,
                 question_type=annotation.get("question_type", "") if annotation else "",
                 answer_type=annotation.get("answer_type", "") if annotation else "",
-                answers=tuple(_to_text(answer["answer"]) for answer in annotation["answers"]) if annotation else None,
-                multiple_choice_answer=annotation["multiple_choice_answer"] if annotation else None,
+                answers=answers,
+                multiple_choice_answer=_most_frequent(annotation, answers or ()) if annotation else None,
             )
         )
     return records
+
+
+def _most_frequent(annotation: Mapping[str, Any], answers: Sequence[str]) -> str | None:
+    """The annotation's own choice, or, where it names none, the most frequent answer, the first of several."""
+    named: str | None = annotation.get("multiple_choice_answer")
+    if named is not None or not answers:
+        return named
+    return Counter(answers).most_common(1)[0][0]
 
 
 def _image_id(number: str, coco_split: str) -> str:
