@@ -277,7 +277,8 @@ def test_fine_tuning_on_vqa() -> None:
     stated = {
         "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max", "train.optim.lr": 2e-5,
         "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam", "train.optim.clip": "per_tensor", "train.optim.exclude": ["pooler"],
-        "encoder.answer_slot": "same_segment", "encoder.max_regions": 100,
+        "encoder.answer_slot": "same_segment", "encoder.max_regions": 100, "train_split": "train+nominival", "valid_split": "minival",
+        "task_settings.min_count": None,
     }  # fmt: skip
     assert {setting: value(settings, setting) for setting in stated} == stated
 
@@ -321,6 +322,11 @@ def test_the_page_lists_every_recipe_with_its_numbers() -> None:
     for name, recipe in PUBLISHED_FINETUNING.items():
         tuned = recipe()
         assert f"| `{name}` | {tuned.task} | {tuned.batch_size} | {tuned.train.optim.lr:.0e} " in page
+        tuning = page.partition("\n## Fine-tuning")[2].partition("\n## ")[0]
+        for source in ("paper", "release"):
+            for setting, there in getattr(tuned, source).items():
+                shown = f"`{setting}`" if "." in setting or hasattr(tuned, setting) else setting
+                assert f"| `{name}` | {source} | {shown} | {there} |" in tuning
 
 
 # ------------------------------------------------------------------------------------------------------------------------- differences, as data
@@ -338,6 +344,19 @@ def test_differences_are_differences(name: str) -> None:
             assert told[source] == settings[source][setting]
             if setting.partition(".")[0] in {field.name for field in dataclasses.fields(PretrainConfig)}:
                 assert setting == "from_epoch.image_qa" or told["here"] == value(settings, setting)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_FINETUNING)
+def test_differences_of_fine_tuning_are_differences(name: str) -> None:
+    run = PUBLISHED_FINETUNING[name]()
+    found = differences(run, run)
+    settings = configs.to_dict(run)
+    for source in ("paper", "release"):
+        assert set(found[source]) == set(settings[source]), "an entry says what the recipe does anyway"
+        for setting, told in found[source].items():
+            assert told[source] == settings[source][setting]
+            if setting.partition(".")[0] in settings:
+                assert told["here"] == value(settings, setting)
 
 
 def changed(name: str, differs: Mapping[str, Any]) -> dict[str, Any]:

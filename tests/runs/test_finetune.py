@@ -30,7 +30,7 @@ from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, subset
 from visling.runs import pretrain as pretraining
 from visling.runs.evaluate import evaluate
-from visling.runs.finetune import finetune
+from visling.runs.finetune import finetune, fit_to_family
 from visling.types import RegionArray
 
 LONG = " ".join(["how many stars are there and"] * 50)  # 300 words
@@ -641,3 +641,50 @@ def test_a_few_questions_with_one_answer_each_are_learnt_and_scored(world: Any, 
     assert "5 of 5 questions have fewer than 4 answers" in told
     rows = [json.loads(line) for line in (tmp_path / "run" / "details_test.jsonl").read_text().splitlines()]
     assert all(row["score"] == (row["prediction"] == row["truth"]) for row in rows)
+
+
+# Several splits, and settings that follow the family
+
+
+def test_train_and_the_rest_of_val_are_trained_on_and_minival_validates(world: Any, tmp_path: Path) -> None:
+    data = world.annotations(tmp_path / "data")
+    (questions,) = (data / "annotations").glob("v2_OpenEnded_*val_questions.json")
+    images = sorted({entry["image_id"] for entry in json.loads(questions.read_text())["questions"]})
+    (data / "annotations" / "minival.txt").write_text(f"{images[0]}\n")
+    run = tiny(world, "train_split=train+nominival", "valid_split=minival", "train.max_steps=2")
+    finetune(run, tmp_path / "run", data=data, store=world.regions, device="cpu")
+    counts = json.loads((tmp_path / "run" / "run.json").read_text())["examples"]
+    plain = json.loads((world.vqa / "run.json").read_text())["examples"]
+    assert 0 < counts["valid"] < plain["valid"]
+    assert counts["train"] + counts["valid"] == plain["train"] + plain["valid"]
+    found = evaluate(tmp_path / "run", split="minival", device="cpu")
+    assert found["baselines"], "the majority is that of both training splits"
+    assert found["scores"]["accuracy"]["count"] == counts["valid"]
+
+
+@pytest.mark.parametrize(("model", "loss"), [("visualbert", "kl"), ("lxmert", "bce"), ("vlbert", "bce")])
+def test_the_loss_follows_the_family(model: str, loss: str) -> None:
+    config = configs.override(
+        FINETUNING["visualbert-vqa"](), [f"model={model}", "encoder=tiny", "task_settings.answers=answers.txt"]
+    )
+    assert fit_to_family(config).task_settings["loss"] == loss
+    other = configs.override(config, ["task_settings.loss=kl"])
+    assert fit_to_family(other) == other
+    assert all(FINETUNING[f"{name}-vqa-scenes"]().task_settings["loss"] == "kl" for name in ("visualbert", model))
+
+
+def test_a_published_recipe_asks_for_the_answers_of_its_release(world: Any, tmp_path: Path) -> None:
+    run = configs.override(
+        FINETUNING["visualbert-vqa"](),
+        [*world.settings, "any_features=true", "train_split=train", "valid_split=val"],
+    )
+    message = r"visualbert-vqa trains on the answers of its release.*task_settings.answers=FILE.*answers_vqa.txt"
+    with pytest.raises(ConfigError, match=message):
+        finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    (tmp_path / "answers.txt").write_text("<unk>\nyes\nno\n2\n")
+    run = configs.override(run, [f"task_settings.answers={tmp_path / 'answers.txt'}", "train.max_steps=1"])
+    finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["config"]["task_settings"]["loss"] == "kl"
+    assert about["config"]["release"] == {"train_split": "train+val"}
+    assert read_model_folder(tmp_path / "run").state["answers"] == ["<unk>", "yes", "no", "2"]

@@ -65,7 +65,7 @@ def unanswered(number: int) -> QuestionRecord:
 
 
 def task(*answers: str, **settings: Any) -> VQA:
-    return VQA(VqaConfig(**settings), AnswerVocabulary(answers))
+    return VQA(VqaConfig(**{"loss": "kl", **settings}), AnswerVocabulary(answers))
 
 
 def test_records_come_from_the_official_files(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class PretrainConfig:
     batch_size: int = 128
     """Examples per step and process."""
     train_split: str = "train"
+    """One split, or several joined by "+" (train+val)."""
     valid_split: str = "val"
     start: str = "fresh"
     """What the weights start from: fresh (randomly initialised), released text weights (bert-base-uncased), or the
@@ -136,6 +137,7 @@ class FinetuneConfig:
     batch_size: int = 128
     """Examples per step and process."""
     train_split: str = "train"
+    """One split, or several joined by "+" (train+nominival)."""
     valid_split: str = "val"
     """Split by which the best weights are chosen."""
     train_limit: int | None = None
@@ -147,6 +149,10 @@ class FinetuneConfig:
     CVLP)."""
     train: TrainConfig
     """How long and how."""
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the paper has instead, where it is known."""
+    release: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the released code has instead."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))

@@ -170,16 +170,23 @@ def visualbert_vcr_pretraining() -> PretrainConfig:
 def visualbert_vqa_finetuning() -> FinetuneConfig:
     """VisualBERT on VQA v2 as released: 100 regions of width 2048, KL loss, BertAdam 2e-5, batch 64, 10 epochs.
 
+    The answers are the 3,129 of the release, read from the file that `task_settings.answers` names. A list of minival's
+    images or questions stands beside val's files; the release trains on minival as well and validates on it.
+
     Source:
-        configs/vqa/fine-tune.json.
+        configs/vqa/fine-tune.json; dataloaders/vqa_dataset.py.
     """
     return FinetuneConfig(
         recipe="visualbert-vqa",
         model="visualbert",
         encoder=models.spec("visualbert").presets["vqa"],
         task="vqa",
+        task_settings={"min_count": None},
         batch_size=64,
+        train_split="train+nominival",
+        valid_split="minival",
         train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
+        release={"train_split": "train+val"},
     )
 
 
@@ -200,6 +207,7 @@ def visualbert_nlvr2_finetuning() -> FinetuneConfig:
         batch_size=64,
         valid_split="dev",
         train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
+        paper={"train.optim.lr": 5e-5},
     )
 
 

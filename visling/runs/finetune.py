@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from visling import config as configs
 from visling import models, runtime
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
@@ -19,8 +20,9 @@ from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.setup import Training, carry_out, describe_origin
-from visling.tasks.base import TaskSource, TextOnly
+from visling.tasks.base import TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
+from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 
@@ -73,6 +75,7 @@ class Finetuning:
             raise ConfigError(
                 "a model that sees regions needs --store. For a model of the words alone use --text-only."
             )
+        config = fit_to_family(config)
         self.store = None if store is None else NativeStore.open(store)
         self.start = None if init is None else read_model_folder(init)
         if self.store is not None:
@@ -83,8 +86,8 @@ class Finetuning:
         self.config = config
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
-        self.train_records = _limit(self.task.records(data, config.train_split), config)
-        self.valid_records: Sequence[Record] = self.task.records(data, config.valid_split)
+        self.train_records = _limit(read_records(self.task, data, config.train_split), config)
+        self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
         if not self.train_records or not self.valid_records:
             raise DataError(
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
@@ -161,6 +164,28 @@ class Finetuning:
         answers = () if task.answers is None else list(task.answers)
         note = carry_over(model, start, answers) if config.carry_answers else ""
         return model.to(self.inputs.device), note
+
+
+def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
+    """The config with the family's loss of VQA, where the task is VQA and the config leaves it open.
+
+    Raises:
+        ConfigError: a published recipe without the list of its release's answers.
+    """
+    kind = load_task(config.task)
+    if not issubclass(kind, VQA):
+        return config
+    settings = configs.from_dict(kind.settings, config.task_settings)
+    spec = models.spec(config.model)
+    if settings.answers is None and settings.min_count is None:
+        raise ConfigError(
+            f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
+            f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
+            "the answers of the training questions instead: --set task_settings.min_count=9."
+        )
+    if settings.loss is not None:
+        return config
+    return replace(config, task_settings={**config.task_settings, "loss": spec.vqa.get("loss", "bce")})
 
 
 def _limit(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:

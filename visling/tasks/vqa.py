@@ -23,7 +23,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visling import config as configs
-from visling.data.annotations.questions import QuestionRecord, find_vqa_files, read_questions
+from visling.data.annotations.questions import (
+    QuestionRecord,
+    find_lxmert_questions,
+    has_vqa,
+    read_lxmert_questions,
+    read_vqa,
+)
 from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
@@ -40,14 +46,14 @@ TOP = 5
 class VqaConfig:
     """How answers are listed, learned and scored."""
 
-    loss: Literal["kl", "bce"] = "kl"
+    loss: Literal["kl", "bce"] | None = None
     """"kl": KL divergence from log-softmax to the soft scores (VisualBERT); "bce": binary cross-entropy times A (the
-    others)."""
+    others). None: that of the model's family (`ModelSpec.vqa`), which a fine-tuning run fills in."""
     answers: Path | None = None
     """File with the answer vocabulary of a released checkpoint; None builds one from the training questions."""
-    min_count: int = 9
+    min_count: int | None = 9
     """Training questions whose most frequent answer it must be for an answer to be listed (hengyuan-hu's preparation,
-    all releases)."""
+    all releases). None builds no list: `answers` must name one, as in the published recipes."""
     mask_unknown: bool = True
     """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not)."""
     metric_version: Version = "2021"
@@ -86,14 +92,25 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         return {"classify": Head(kind="classify", outputs=len(self.answers))}
 
     def setup(self, records: Sequence[QuestionRecord]) -> None:
-        """List the frequent answers of the training questions, unless a vocabulary is given."""
+        """List the frequent answers of the training questions, unless a vocabulary is given.
+
+        Raises:
+            ConfigError: neither a vocabulary nor a minimum count is given.
+        """
         if self._answers is None:
+            if self.config.min_count is None:
+                raise ConfigError(
+                    "the answers are neither given nor to be counted: name their file in task_settings.answers, or set "
+                    "task_settings.min_count."
+                )
             self._answers = answer_vocabulary(records, self.config.min_count)
 
     def records(self, root: Path, split: str) -> list[QuestionRecord]:
-        """Questions of a split in VQA v2's files, with answers where there is an annotation file."""
-        questions, annotations = find_vqa_files(root, split)
-        return read_questions(questions, annotations)
+        """Questions of a split in VQA v2's files or, if they have no such split, in LXMERT's, with answers where there
+        are any. See `read_vqa` for parts of val."""
+        if not has_vqa(root, split) and (file := find_lxmert_questions(root, split)) is not None:
+            return read_lxmert_questions(file)
+        return read_vqa(root, split)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> QuestionRecord:
         """A question about one image that nobody has answered."""
@@ -125,14 +142,21 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any
         normalisation."""
-        return answer_loss(logits["classify"], cast(Tensor, targets.answer), self.config.loss)
+        return answer_loss(logits["classify"], cast(Tensor, targets.answer), self._kind_of_loss())
+
+    def _kind_of_loss(self) -> Literal["kl", "bce"]:
+        if self.config.loss is None:
+            raise ConfigError(
+                'the loss follows the family of the model, which a task does not know: set VqaConfig.loss to "kl" or "bce".'
+            )
+        return self.config.loss
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[QuestionRecord]) -> list[Prediction]:
         """The most probable answers; probabilities are a softmax, or with loss "bce" one sigmoid each."""
         scores = logits["classify"].detach().float().cpu()
         if self.config.mask_unknown and self.answers.unknown is not None:
             scores = scores.index_fill(1, torch.tensor([self.answers.unknown]), -torch.inf)
-        probabilities = scores.softmax(1) if self.config.loss == "kl" else scores.sigmoid()
+        probabilities = scores.softmax(1) if self._kind_of_loss() == "kl" else scores.sigmoid()
         return top_answers(probabilities, records, list(self.answers), most=TOP)
 
     def report(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> Report:

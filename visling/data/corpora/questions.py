@@ -13,11 +13,10 @@ from visling.data.annotations.lxmert import LxmertRecord, find_lxmert, from_ques
 from visling.data.annotations.questions import (
     QuestionRecord,
     find_gqa,
-    find_vqa_files,
     has_gqa,
     has_vqa,
     read_gqa,
-    read_questions,
+    read_vqa,
 )
 from visling.data.answer_table import listed
 from visling.data.answers import AnswerVocabulary
@@ -138,13 +137,12 @@ def _draw_answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random
 
 
 def _read_question_answers(root: Path, split: str, context: CorpusContext, *, spelled: bool = False) -> RecordSource:
-    questions, annotations = find_vqa_files(root, split)
-    if annotations is None:
+    left_out = Counter[str]()
+    records = read_vqa(root, split, left_out=left_out)
+    if any(record.answers is None for record in records):
         raise DataError(
             f"{root} has questions for {split!r} but no annotations: pre-training on questions needs their answers."
         )
-    left_out = Counter[str]()
-    records = read_questions(questions, annotations, left_out=left_out)
     context.note(root, left_out)
     return QuestionAnswer(keep_with_regions_of_all(records, root, context), context.layout, spelled=spelled)
 
@@ -173,13 +171,12 @@ def _read_merged(root: Path, split: str, context: CorpusContext | None) -> Seque
 
 
 def _read_vqa(root: Path, split: str, context: CorpusContext | None) -> Sequence[LxmertRecord]:
-    questions, annotations = find_vqa_files(root, split)
-    if annotations is None:
+    left_out = Counter[str]()
+    records = read_vqa(root, split, left_out=left_out)
+    if any(record.answers is None for record in records):
         raise DataError(
             f"{root} has questions for {split!r} but no annotations: learning to answer needs their answers."
         )
-    left_out = Counter[str]()
-    records = read_questions(questions, annotations, left_out=left_out)
     if context is not None:
         context.note(root, left_out)
     return [from_question(record, "vqa") for record in records]
