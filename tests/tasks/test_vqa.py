@@ -338,3 +338,13 @@ def test_the_loss_of_few_answers_is_not_negative() -> None:
     scores = torch.tensor(np.stack([example.labels["answer"].dense() for example in examples]))
     assert answer_loss(20 * scores.log().clamp(min=-9), scores, "kl").value >= -1e-6
     assert answer_loss(scores.clamp(min=1e-9).log(), scores, "kl").value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_questions_may_be_asked_as_in_the_release() -> None:
+    record = asked(1, ["red"] * 10, question="Red, or blue? Which")
+    layout = TextLayout(TOKENIZER, InputSpec(answer_slot="same_segment"))
+    texts = [
+        TOKENIZER.decode(task("red", question_text=kind).example(record, layout, RNG).rows[0].ids)
+        for kind in ("written", "release")
+    ]
+    assert texts == ["red , or blue ? which ? [MASK]", "red or blue which ? [MASK]"]

@@ -29,6 +29,7 @@ from visling.data.annotations.questions import (
     has_vqa,
     read_lxmert_questions,
     read_vqa,
+    release_text,
 )
 from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout
@@ -54,6 +55,9 @@ class VqaConfig:
     min_count: int | None = 9
     """Training questions whose most frequent answer it must be for an answer to be listed (hengyuan-hu's preparation,
     all releases). None builds no list: `answers` must name one, as in the published recipes."""
+    question_text: Literal["written", "release"] = "written"
+    """Questions as people wrote them, or as VisualBERT's release tokenises them (without commas and inner question
+    marks)."""
     mask_unknown: bool = True
     """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not)."""
     metric_version: Version = "2021"
@@ -128,9 +132,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def example(self, record: QuestionRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The question with the model's answer slot, if it has one; soft scores as label, if people answered."""
         labels = {} if record.answers is None else {"answer": self._score(record.answers)}
-        return Example(
-            id=record.id, rows=(layout.row(record.question, answer=True),), images=record.images, labels=labels
-        )
+        question = release_text(record.question) if self.config.question_text == "release" else record.question
+        return Example(id=record.id, rows=(layout.row(question, answer=True),), images=record.images, labels=labels)
 
     def _score(self, answers: Sequence[str]) -> SoftScores:
         """Score of each listed answer, by the rule that the metric follows for as many answers."""

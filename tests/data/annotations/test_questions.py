@@ -21,6 +21,7 @@ from visling.data.annotations.questions import (
     read_lxmert_questions,
     read_questions,
     read_vqa,
+    release_text,
 )
 from visling.errors import DataError
 from visling.image_ids import Aliases
@@ -395,3 +396,18 @@ def test_lxmerts_files_keep_their_scores(tmp_path: Path) -> None:
     assert unlisted.answers == (UNTOLD,) * 10
     with pytest.raises(DataError, match="must be a list of objects with question_id, img_id, sent"):
         read_lxmert_questions(save(tmp_path / "train.json", QUESTIONS))
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("What is this?", "what is this"),
+        ("Is it red, green, or blue?", "is it red green or blue"),
+        ("What? Is it?", "what is it"),
+        ("What's the man's hat?", "what ' s the man ' s hat"),
+        ("1,000 e.g. or more", "1000 e . g . or more"),
+        ("?", "?"),
+    ],
+)
+def test_questions_as_the_release_tokenises_them(question: str, text: str) -> None:
+    assert release_text(question) == text

@@ -40,6 +40,7 @@ _FOLDERS = (".", "Questions", "questions", "Annotations", "annotations")
 _GQA_FOLDERS = (".", "questions", "questions1.2")
 _COCO_SPLITS = {"train2014": "train2014", "val2014": "val2014", "test2015": "test2015", "test-dev2015": "test2015"}
 """What a question file calls its split -> what COCO's file names call it."""
+_BETWEEN_WORDS = re.compile(r"(\W+)")
 _QUESTIONS = re.compile(r"(?P<version>v2_)?OpenEnded_(?P<subset>.+_)?(?P<split>[^_]+)_questions\.json")
 
 
@@ -324,6 +325,19 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
                 multiple_choice_answer=None if answer is None else str(answer),
             )
     return list(records.values())
+
+
+def release_text(question: str) -> str:
+    """A question as VisualBERT's release tokenises it, for the layout to add its question mark: lower case, without
+    commas and question marks, "'s" apart. As written, if nothing would be left.
+
+    Source:
+        `tokenize` of Pythia's files of questions, repeated in VisualBERT's `dataloaders/vqa_dataset.py`.
+    """
+    plain = question.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    tokens = [token.strip() for token in _BETWEEN_WORDS.split(plain)]
+    text = " ".join(filter(None, tokens))
+    return text if has_words(text) else question
 
 
 def _to_text(value: Any) -> str:
