@@ -120,7 +120,8 @@ def visualbert_nlvr2_pretraining() -> PretrainConfig:
 def visualbert_flickr30k_pretraining() -> PretrainConfig:
     """VisualBERT's task-specific phase for Flickr30K as released: masked words, batch 32, 5e-5, 10 epochs.
 
-    Each text is a single caption.
+    Each text is a single caption, a sentence of Flickr30K Entities where its files are present. Karpathy's files, which
+    are read where they are not, train on most test images of Entities.
 
     Source:
         configs/flickr/pre-train.json.
@@ -135,6 +136,10 @@ def visualbert_flickr30k_pretraining() -> PretrainConfig:
         batch_size=32,
         start="visualbert-flickr30k-coco",
         train=_visualbert_training(5e-5),
+        release={
+            "data": "sentences and splits of Flickr30K Entities, but for sentences without an entity in a box; here only "
+            "where --data has its Sentences, Annotations and lists of images"
+        },
     )
 
 

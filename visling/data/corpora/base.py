@@ -237,6 +237,7 @@ def note_left_out_captions(captions: Captions, root: Path, context: CorpusContex
         "repeated captions": captions.repeated,
         "lines of another layout": captions.malformed,
         "images without a caption": len(captions.bare_images),
+        "sentences without an entity in a box": captions.unboxed,
     }
     context.note(root, left_out)
 
