@@ -59,7 +59,7 @@ CONTRACTIONS: Mapping[str, str] = dict(pair.split() for pair in _CONTRACTION_PAI
 its apostrophe."""
 
 FEWEST_ANSWERS = 4
-"""Answers that a question needs for the official VQA rule: with fewer, no answer can reach 1, and the only answer scores
+"""Answers that a question needs for the official VQA rule: with fewer, no answer can reach 1, and a single one scores
 0, because each person is left out in turn."""
 
 _DIGIT_COMMA = re.compile(r"[0-9],[0-9]")
@@ -191,8 +191,8 @@ def normalise(answer: str) -> str:
 def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version = "2021") -> float:
     """Accuracy of one answer: for each annotator, min(1, agreeing others / 3), averaged over the annotators.
 
-    With fewer than `FEWEST_ANSWERS` annotators, for which the rule was not made, the share of them who agree; both sides
-    are then normalised.
+    With fewer than `FEWEST_ANSWERS` annotators, for which the rule was not made, the share of them who agree; both
+    sides are then normalised.
 
     Args:
         answers: of the (usually ten) annotators.

@@ -137,8 +137,8 @@ def visualbert_flickr30k_pretraining() -> PretrainConfig:
         start="visualbert-flickr30k-coco",
         train=_visualbert_training(5e-5),
         release={
-            "data": "sentences and splits of Flickr30K Entities, but for sentences without an entity in a box; here only "
-            "where --data has its Sentences, Annotations and lists of images"
+            "data": "sentences and splits of Flickr30K Entities, except sentences without an entity in a box; here "
+            "only if --data has its Sentences, Annotations and lists of images"
         },
     )
 

@@ -86,7 +86,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         """
         if self._answers is None:
             raise ConfigError(
-                "the answer vocabulary is not known yet: call setup(training records), or name a file in VqaConfig.answers."
+                "the answer vocabulary is not known yet: call setup(training records), or name a file in "
+                "VqaConfig.answers."
             )
         return self._answers
 
@@ -150,7 +151,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def _kind_of_loss(self) -> Literal["kl", "bce"]:
         if self.config.loss is None:
             raise ConfigError(
-                'the loss follows the family of the model, which a task does not know: set VqaConfig.loss to "kl" or "bce".'
+                "the loss follows the family of the model, which a task does not know: "
+                'set VqaConfig.loss to "kl" or "bce".'
             )
         return self.config.loss
 
@@ -186,8 +188,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         if not few:
             return []
         return [
-            f"{few} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: there an answer scores the share "
-            "of people who gave it, not the official leave-one-out rule, by which it could not reach 100"
+            f"{few} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: to them, an answer scores the "
+            "share of people who gave it; by the official leave-one-out rule it could not reach 100"
         ]
 
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -225,7 +227,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         """The task of a saved model, with its own answers."""
         if not isinstance(state.get("answers"), list):
             raise ConfigError(
-                "the saved state of a VQA task lists its answers under 'answers'; found none. Is answers.json of another task?"
+                "the saved state of a VQA task lists its answers under 'answers'; found none. "
+                "Is answers.json of another task?"
             )
         settings = {
             key: value for key, value in state.get("config", {}).items() if key != "answers"
@@ -263,7 +266,8 @@ def answer_vocabulary(records: Sequence[QuestionRecord], min_count: int) -> Answ
     )
     if not counts:
         raise DataError(
-            f"none of the {len(records)} training questions has an answer. Put the annotation file beside the question file."
+            f"none of the {len(records)} training questions has an answer. "
+            "Put the annotation file beside the question file."
         )
     return AnswerVocabulary.build(counts, min_count)
 

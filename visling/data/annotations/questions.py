@@ -144,8 +144,8 @@ def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
 def read_vqa(root: str | Path, split: str, *, left_out: Counter[str] | None = None) -> list[QuestionRecord]:
     """VQA's questions of a split: of the file that `find_vqa_files` finds, or a part of val.
 
-    Parts of val: "minival" is what `minival.txt` or `minival.json` beside the files lists, "nominival" the rest. The list
-    holds question or image ids, one a line or as JSON; LXMERT's own `minival.json` is one. ViLBERT's "minval" and
+    Parts of val: "minival" is what `minival.txt` or `minival.json` next to the files lists, "nominival" the rest. The
+    list holds question or image ids, one a line or as JSON; LXMERT's own `minival.json` is one. ViLBERT's "minval" and
     "nominval" need none: the last 3,000 questions by id, and all before them.
 
     Args:
@@ -161,8 +161,8 @@ def read_vqa(root: str | Path, split: str, *, left_out: Counter[str] | None = No
             if split.removeprefix("no") not in _PARTS:
                 raise
             raise DataError(
-                f"{error} A part of val is named by minival.txt or minival.json beside val's files, a list of its question "
-                "or image ids. To do without it, set train_split to train and valid_split to val."
+                f"{error} A part of val is named by minival.txt or minival.json beside val's files, a list of its "
+                "question or image ids. To do without it, set train_split to train and valid_split to val."
             ) from error
         return read_questions(*files, left_out=left_out)
     records = read_questions(*find_vqa_files(root, "val"), left_out=left_out)
@@ -225,7 +225,7 @@ def _read_listed(path: Path) -> list[str]:
 
 
 def find_lxmert_questions(root: str | Path, split: str) -> Path | None:
-    """The file of a split in LXMERT's layout of VQA (`train.json`, `nominival.json`, `minival.json`), if there is one."""
+    """The file of a split in LXMERT's layout of VQA (`train.json`, `minival.json`, ...), if there is one."""
     return next((path for folder in _FOLDERS if (path := Path(root) / folder / f"{split}.json").is_file()), None)
 
 
