@@ -201,6 +201,34 @@ def test_a_text_only_model_answers_without_a_detector(world: Any, tmp_path: Path
     assert model.class_names == ()
 
 
+def test_a_task_derived_from_vqa_is_asked_in_its_layout(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "own_api_task"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "questions.py").write_text(
+        "from visling.tasks.vqa import VQA\nclass Own(VQA):\n    name = 'own_api_task.questions'\nTASK = Own\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    answers = []
+    for name, task in (("own", "own_api_task.questions"), ("plain", "vqa")):
+        run = configs.override(
+            FINETUNING["visualbert-vqa-scenes"](), [*world.settings, f"task={task}", "train.max_steps=2"]
+        )
+        finetuning.finetune(run, tmp_path / name, data=world.scenes, store=world.regions, device="cpu")
+        model = api.load(tmp_path / name, device="cpu")
+        asked: list[Any] = []
+        kept = model.task.example
+        monkeypatch.setattr(
+            model.task, "example", lambda *a, kept=kept, asked=asked: asked.append(kept(*a)) or asked[-1]
+        )
+        answers.append(model.answer(world.picture(), QUESTION).top)
+        (row,) = asked[-1].rows
+        assert row.answer_at is not None, "the answer is read from its own slot"
+    assert answers[0] == answers[1]
+
+
 def test_a_sentence_is_judged(world: Any, tmp_path: Path) -> None:
     run = configs.override(
         FINETUNING["visualbert-nlvr"](), [*world.settings, "train_split=train.train", "valid_split=train.held"]

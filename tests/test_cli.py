@@ -334,7 +334,7 @@ def test_a_time_limit_says_that_the_run_is_not_finished(call: Call, training: li
         (["--set", "train.seed=-1"], ["train.seed must be 0 or more; found -1"]),
         (["--out", "file"], ["file is a file"]),
         (["--out", "file/run"], ["cannot write to file/run"]),
-        (["--set", "batch_size=100000"], ["Lower batch_size"]),
+        (["--set", "train.accumulation=100000"], ["Use smaller batches or less accumulation"]),
     ],
 )
 def test_mistakes_in_training_end_with_a_message(

@@ -109,3 +109,12 @@ def test_fewer_answers() -> None:
 
 def test_matching_is_exact() -> None:
     assert not soft_scores(["Yes", "yes.", " yes"], AnswerVocabulary(WORDS[1:])).dense().any()
+
+
+@given(answers=st.lists(st.sampled_from([*WORDS, "other"]), max_size=3))
+def test_shares_of_few_answers_sum_to_one(answers: list[str]) -> None:
+    scores = soft_scores(answers, AnswerVocabulary(WORDS), formula="share")
+    listed = [answer for answer in answers if answer in WORDS[1:]]
+    for index, score in zip(scores.indices, scores.scores, strict=True):
+        assert score == pytest.approx(listed.count(WORDS[index]) / len(listed))
+    assert scores.scores.sum() == pytest.approx(1 if listed else 0)

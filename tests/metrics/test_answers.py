@@ -224,3 +224,22 @@ def test_bootstrap_refuses_nothing_and_unequal_lengths() -> None:
         bootstrap([], [])
     with pytest.raises(DataError, match="2 values and 1 groups"):
         bootstrap([1.0, 0.0], ["a"])
+
+
+@pytest.mark.parametrize("version", ["2017", "2021"])
+@pytest.mark.parametrize(
+    ("prediction", "answers", "score"),
+    [
+        ("giraffe", ["giraffe"], 1.0),
+        ("giraffe", ["The Giraffe."], 1.0),
+        ("zebra", ["giraffe"], 0.0),
+        ("2", ["two", "two"], 1.0),
+        ("red", ["red", "blue"], 0.5),
+        ("red", ["red", "red", "blue"], 2 / 3),
+        ("red", ["red", "red", "red"], 1.0),
+        ("red", ["red", "red", "red", "red"], 1.0),
+        ("red", ["red", "red", "red", "blue"], (3 * 2 / 3 + 1) / 4),
+    ],
+)
+def test_few_answers_score_by_their_share(version: Any, prediction: str, answers: list[str], score: float) -> None:
+    assert vqa_score(prediction, answers, version) == pytest.approx(score)

@@ -258,11 +258,13 @@ STATED: Mapping[str, Mapping[str, Any]] = {
     },
     "cvlp-release": _CVLP,
     "cvlp-from-lxmert": {
-        **_CVLP, "train.epochs": 20, "start": "lxmert-20epochs-qa", "objective_settings.region_contrast.key_start": "query",
+        **_CVLP, "train.epochs": 20, "start": "lxmert-20epochs-qa",
+        "objective_settings.region_contrast.key_start": "query",
     },
     "cvlp-paper": {
         **_CVLP, "encoder.key_layers": "drop", "objective_settings.region_contrast.clip": None, "start": "random",
-        "objective_settings.region_contrast.key_start": "query", "objective_settings.region_contrast.independent_heads": False,
+        "objective_settings.region_contrast.key_start": "query",
+        "objective_settings.region_contrast.independent_heads": False,
     },
 }  # fmt: skip
 """Recipe -> setting -> what the configuration file or script of the release says (cvlp-paper, lxmert-paper: the
@@ -316,6 +318,8 @@ def test_fine_tuning_on_vqa() -> None:
         "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
         "train.optim.clip": "per_tensor", "train.optim.exclude": ["pooler"],
         "encoder.answer_slot": "same_segment", "encoder.max_regions": 100,
+        "train_split": "train+nominival", "valid_split": "minival", "task_settings.min_count": None,
+        "task_settings.question_text": "release",
     }  # fmt: skip
     assert {setting: value(settings, setting) for setting in stated} == stated
 
@@ -360,6 +364,11 @@ def test_the_page_lists_every_recipe_with_its_numbers() -> None:
     for name, recipe in PUBLISHED_FINETUNING.items():
         tuned = recipe()
         assert f"| `{name}` | {tuned.task} | {tuned.batch_size} | {tuned.train.optim.lr:.0e} " in page
+        tuning = page.partition("\n## Fine-tuning")[2].partition("\n## ")[0]
+        for source in ("paper", "release"):
+            for setting, there in getattr(tuned, source).items():
+                shown = f"`{setting}`" if "." in setting or hasattr(tuned, setting) else setting
+                assert f"| `{name}` | {source} | {shown} | {there} |" in tuning
 
 
 # ------------------------------------------------------------------------------------------------- differences, as data
@@ -377,6 +386,19 @@ def test_differences_are_differences(name: str) -> None:
             assert told[source] == settings[source][setting]
             if setting.partition(".")[0] in {field.name for field in dataclasses.fields(PretrainConfig)}:
                 assert setting == "from_epoch.image_qa" or told["here"] == value(settings, setting)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_FINETUNING)
+def test_differences_of_fine_tuning_are_differences(name: str) -> None:
+    run = PUBLISHED_FINETUNING[name]()
+    found = differences(run, run)
+    settings = configs.to_dict(run)
+    for source in ("paper", "release"):
+        assert set(found[source]) == set(settings[source]), "an entry says what the recipe does anyway"
+        for setting, told in found[source].items():
+            assert told[source] == settings[source][setting]
+            if setting.partition(".")[0] in settings:
+                assert told["here"] == value(settings, setting)
 
 
 def changed(name: str, differs: Mapping[str, Any]) -> dict[str, Any]:

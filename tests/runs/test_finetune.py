@@ -31,7 +31,7 @@ from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, subset
 from visling.runs import pretrain as pretraining
 from visling.runs.evaluate import evaluate
-from visling.runs.finetune import finetune
+from visling.runs.finetune import finetune, fit_to_family
 from visling.types import RegionArray
 
 LONG = " ".join(["how many stars are there and"] * 50)  # 300 words
@@ -657,3 +657,83 @@ def test_nlvr_writes_its_official_file(world: Any, tmp_path: Path) -> None:
     assert rows
     assert all(row.startswith("val-") and row.endswith((".png,true", ".png,false")) for row in rows)
     assert found["scores"]["accuracy"]["count"] >= len(rows)
+
+
+# One's own data: a few questions with one answer each
+
+
+def test_a_few_questions_with_one_answer_each_are_learnt_and_scored(world: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "val", "test"):
+        (source,) = (world.scenes / "annotations").glob(f"v2_OpenEnded_*{split}_questions.json")
+        (answers,) = (world.scenes / "annotations").glob(f"v2_*_{split}_annotations.json")
+        asked = json.loads(source.read_text()) | {"questions": json.loads(source.read_text())["questions"][:5]}
+        given = [
+            {
+                "question_id": entry["question_id"],
+                "image_id": entry["image_id"],
+                "answers": [{"answer": entry["multiple_choice_answer"]}],
+            }
+            for entry in json.loads(answers.read_text())["annotations"]
+        ]
+        (data / f"v2_OpenEnded_own_{split}_questions.json").write_text(json.dumps(asked))
+        (data / f"v2_own_{split}_annotations.json").write_text(json.dumps({"annotations": given}))
+    run = tiny(world, "batch_size=32", "train.max_steps=3", "train.log_every=1")
+    finetune(run, tmp_path / "run", data=data, store=world.regions, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    events = [line["message"] for line in lines if line["kind"] == "event"]
+    assert "5 training examples do not fill a batch of 32: batches of 5 are used" in events
+    assert sum("10 of 10 questions have fewer than 4 answers" in event for event in events) == 1
+    assert all(line["loss"] >= 0 for line in lines if line["kind"] == "train")
+    (told,) = evaluate(tmp_path / "run", split="test", device="cpu")["notes"]
+    assert "5 of 5 questions have fewer than 4 answers" in told
+    rows = [json.loads(line) for line in (tmp_path / "run" / "details_test.jsonl").read_text().splitlines()]
+    assert all(row["score"] == (row["prediction"] == row["truth"]) for row in rows)
+
+
+# Several splits, and settings that follow the family
+
+
+def test_train_and_the_rest_of_val_are_trained_on_and_minival_validates(world: Any, tmp_path: Path) -> None:
+    data = world.annotations(tmp_path / "data")
+    (questions,) = (data / "annotations").glob("v2_OpenEnded_*val_questions.json")
+    images = sorted({entry["image_id"] for entry in json.loads(questions.read_text())["questions"]})
+    (data / "annotations" / "minival.txt").write_text(f"{images[0]}\n")
+    run = tiny(world, "train_split=train+nominival", "valid_split=minival", "train.max_steps=2")
+    finetune(run, tmp_path / "run", data=data, store=world.regions, device="cpu")
+    counts = json.loads((tmp_path / "run" / "run.json").read_text())["examples"]
+    plain = json.loads((world.vqa / "run.json").read_text())["examples"]
+    assert 0 < counts["valid"] < plain["valid"]
+    assert counts["train"] + counts["valid"] == plain["train"] + plain["valid"]
+    found = evaluate(tmp_path / "run", split="minival", device="cpu")
+    assert found["baselines"], "the majority is that of both training splits"
+    assert found["scores"]["accuracy"]["count"] == counts["valid"]
+
+
+@pytest.mark.parametrize(("model", "loss"), [("visualbert", "kl"), ("lxmert", "bce"), ("vlbert", "bce")])
+def test_the_loss_follows_the_family(model: str, loss: str) -> None:
+    config = configs.override(
+        FINETUNING["visualbert-vqa"](), [f"model={model}", "encoder=tiny", "task_settings.answers=answers.txt"]
+    )
+    assert fit_to_family(config).task_settings["loss"] == loss
+    other = configs.override(config, ["task_settings.loss=kl"])
+    assert fit_to_family(other) == other
+    assert all(FINETUNING[f"{name}-vqa-scenes"]().task_settings["loss"] == "kl" for name in ("visualbert", model))
+
+
+def test_a_published_recipe_asks_for_the_answers_of_its_release(world: Any, tmp_path: Path) -> None:
+    run = configs.override(
+        FINETUNING["visualbert-vqa"](),
+        [*world.settings, "any_features=true", "train_split=train", "valid_split=val"],
+    )
+    message = r"visualbert-vqa trains on the answers of its release.*task_settings.answers=FILE.*answers_vqa.txt"
+    with pytest.raises(ConfigError, match=message):
+        finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    (tmp_path / "answers.txt").write_text("<unk>\nyes\nno\n2\n")
+    run = configs.override(run, [f"task_settings.answers={tmp_path / 'answers.txt'}", "train.max_steps=1"])
+    finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["config"]["task_settings"]["loss"] == "kl"
+    assert about["config"]["release"] == {"train_split": "train+val"}
+    assert read_model_folder(tmp_path / "run").state["answers"] == ["<unk>", "yes", "no", "2"]

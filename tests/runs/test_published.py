@@ -102,7 +102,9 @@ def data(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, split in {
         (part.kind, split) for run in runs for part in run.corpora for split in (run.train_split, run.valid_split)
     }:
-        files(folder, "nlvr2" if kind == "statements" else kind, split)
+        for part in split.split("+"):
+            files(folder, "nlvr2" if kind == "statements" else kind, "val" if part.endswith("minival") else part)
+    (folder / "minival.txt").write_text("1\n")
     answers = sorted({"man", "blue", *(f"answer {number}" for number in range(9498))})
     (folder / "all_ans.json").write_text(json.dumps([{"ans": answer, "dsets": ["vqa"]} for answer in answers]))
     return folder

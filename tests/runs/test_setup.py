@@ -18,6 +18,7 @@ from visling.data.corpora.base import check_images, split_root
 from visling.errors import CheckpointError, ConfigError, RunError, StoreError
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
+from visling.recipes.configs import FinetuneConfig
 from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import finetune as finetuning
@@ -102,6 +103,8 @@ def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, wo
     tiny = [setting for setting in world.settings if plan.model == "visualbert" or not setting.startswith("encoder.")]
     run = configs.override(plan, [] if plan.model == "visualbert" else ["encoder=tiny"])
     run = configs.override(run, [*tiny, "any_features=true", "train.max_steps=1", "batch_size=4", "train.log_every=1"])
+    if name == "visualbert-vqa":
+        run = configs.override(run, ["train_split=train", "valid_split=val"])
     data = world.nlvr if "nlvr" in name else world.scenes
     if verb == "pretrain":
         state = pretraining.pretrain(run, tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
@@ -117,7 +120,9 @@ def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, wo
     assert (state.step, state.stopped) == (1, "finished")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["status"] == "finished"
-    assert configs.from_dict(type(run), about["config"]) == fit_to_store(run, NativeStore.open(world.regions))
+    assert configs.from_dict(type(run), about["config"]) == fit_to_store(
+        finetuning.fit_to_family(run) if isinstance(run, FinetuneConfig) else run, NativeStore.open(world.regions)
+    )
     saved = read_model_folder(tmp_path / "run")
     assert saved.fingerprint == NativeStore.open(world.regions).fingerprint
     assert saved.encoder().config.hidden_size == run.encoder.hidden_size
@@ -290,17 +295,17 @@ def test_features_of_another_detector_need_consent(world: Any) -> None:
 
 
 def test_a_run_that_fails_before_it_saved_anything_frees_its_folder(world: Any, tmp_path: Path) -> None:
-    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "batch_size=1000"])
+    run = configs.override(PRETRAINING["visualbert-scenes"](), [*world.settings, "batch_size=1000"])
     out = tmp_path / "run"
     with pytest.raises(ConfigError, match="Lower batch_size"):
-        finetuning.finetune(run, out, data=world.scenes, store=world.regions, device="cpu")
+        pretraining.pretrain(run, out, data=[str(world.scenes)], store=world.regions, device="cpu")
     assert not out.exists()
     out.mkdir()
     with pytest.raises(ConfigError, match="Lower batch_size"):
-        finetuning.finetune(run, out, data=world.scenes, store=world.regions, device="cpu")
+        pretraining.pretrain(run, out, data=[str(world.scenes)], store=world.regions, device="cpu")
     assert list(out.iterdir()) == []
-    finetuning.finetune(
-        configs.override(run, ["batch_size=8"]), out, data=world.scenes, store=world.regions, device="cpu"
+    pretraining.pretrain(
+        configs.override(run, ["batch_size=8"]), out, data=[str(world.scenes)], store=world.regions, device="cpu"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from visling.data.annotations.nlvr import NlvrRecord
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
-from visling.tasks.base import Report, Score, Task, TaskSource, TextOnly, by_id, load, names
+from visling.tasks.base import Report, Score, Task, TaskSource, TextOnly, by_id, load, names, read_records
 from visling.tasks.nlvr import NLVR
 from visling.tasks.vqa import VQA
 from visling.types import InputSpec, Prediction, Record
@@ -103,3 +104,23 @@ def test_source_can_leave_the_images_out() -> None:
     assert seen.example(0, rng).images == ("dev-1-0-0",)
     assert blind.example(0, rng).images == ()
     assert blind.example(0, rng).labels == seen.example(0, rng).labels == {"answer": 1}
+
+
+def test_several_splits_are_read_as_one() -> None:
+    class Splits:
+        def records(self, root: Path, split: str) -> list[Record]:
+            return [Record(id=f"{split}{number}", images=()) for number in range(2)] + [Record(id=split[-1], images=())]
+
+    task: Any = Splits()
+    joined = ["train0", "train1", "n", "val0", "val1", "l"]
+    assert [record.id for record in read_records(task, Path(), "train+val")] == joined
+    assert [record.id for record in read_records(task, Path(), "train,val")] == joined
+    assert [record.id for record in read_records(task, Path(), "test-dev2015")] == [
+        "test-dev20150",
+        "test-dev20151",
+        "5",
+    ]
+    with pytest.raises(
+        DataError, match=r"example 'n' of \. is in more than one of the splits train, nen: leave one out"
+    ):
+        read_records(task, Path(), "train+nen")

@@ -65,7 +65,7 @@ def unanswered(number: int) -> QuestionRecord:
 
 
 def task(*answers: str, **settings: Any) -> VQA:
-    return VQA(VqaConfig(**settings), AnswerVocabulary(answers))
+    return VQA(VqaConfig(**{"loss": "kl", **settings}), AnswerVocabulary(answers))
 
 
 def test_records_come_from_the_official_files(tmp_path: Path) -> None:
@@ -311,3 +311,40 @@ def test_targets_without_labels_have_no_answer() -> None:
     _, targets = Collator(None, InputSpec(), TOKENIZER)([example], [RNG])
     assert isinstance(targets, Targets)
     assert targets.answer is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_right_answer_among_few_scores_100(count: int) -> None:
+    """One's own data often has a single answer a question, which the official rule scores 0."""
+    records = [asked(1000, ["The Giraffe"] * count), asked(2000, ["two"] * count), asked(3000, ["yes"] * 10)]
+    vqa = VQA(VqaConfig(min_count=1, loss="kl"))
+    vqa.setup(records)
+    examples = [vqa.example(record, TextLayout(TOKENIZER, InputSpec()), RNG) for record in records]
+    truth = torch.tensor(np.stack([example.labels["answer"].dense() for example in examples]))
+    assert truth.sum(1).tolist() == [1, 1, 1]
+    perfect = {"classify": 20 * truth}
+    predictions = vqa.decode(perfect, UNREAD, records)
+    assert vqa.report(predictions, records).scores["accuracy"].value == 100
+    assert [row["score"] for row in vqa.details(predictions, records)] == [1, 1, 1]
+    (note,) = vqa.notes(records)
+    assert note.startswith("2 of 3 questions have fewer than 4 answers")
+    assert vqa.notes([*records[2:], unanswered(1)]) == []
+
+
+def test_the_loss_of_few_answers_is_not_negative() -> None:
+    vqa = task("red", "blue")
+    records = [asked(1, ["red"]), asked(2, ["red", "blue"]), asked(3, ["red", "blue", "never listed"])]
+    examples = [vqa.example(record, TextLayout(TOKENIZER, InputSpec()), RNG) for record in records]
+    scores = torch.tensor(np.stack([example.labels["answer"].dense() for example in examples]))
+    assert answer_loss(20 * scores.log().clamp(min=-9), scores, "kl").value >= -1e-6
+    assert answer_loss(scores.clamp(min=1e-9).log(), scores, "kl").value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_questions_may_be_asked_as_in_the_release() -> None:
+    record = asked(1, ["red"] * 10, question="Red, or blue? Which")
+    layout = TextLayout(TOKENIZER, InputSpec(answer_slot="same_segment"))
+    texts = [
+        TOKENIZER.decode(task("red", question_text=kind).example(record, layout, RNG).rows[0].ids)
+        for kind in ("written", "release")
+    ]
+    assert texts == ["red , or blue ? which ? [MASK]", "red or blue which ? [MASK]"]

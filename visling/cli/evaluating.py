@@ -60,6 +60,8 @@ def evaluate(
         print(f"by {category.replace('_', ' ')}")
         for name, score in sorted(rows.items()):
             print(f"  {name:<22}{score['value']:>8.2f}   ({score['count']})")
+    for note in found.get("notes", ()):
+        print(note)
     if found["truncated"]:
         print(f"{found['truncated']} texts were longer than the model reads and were cut")
 

@@ -148,7 +148,10 @@ class SoftScores:
 
 
 def soft_scores(
-    answers: Sequence[str], vocabulary: AnswerVocabulary, *, formula: Literal["counts", "leave_one_out"] = "counts"
+    answers: Sequence[str],
+    vocabulary: AnswerVocabulary,
+    *,
+    formula: Literal["counts", "leave_one_out", "share"] = "counts",
 ) -> SoftScores:
     """Score of each listed answer, given what people answered.
 
@@ -156,10 +159,11 @@ def soft_scores(
         answers: usually 10; compared with the vocabulary exactly as written. No answers give no scores.
         formula: "counts" is the table 1, 2, 3, 4 or more people -> 0.3, 0.6, 0.9, 1; "leave_one_out" averages min(1, n
             / 3) over the subsets without one person, after repeating fewer than 10 answers cyclically up to 10. With 10
-            answers both agree.
+            answers both agree. "share", for questions with few answers, is the share of people among those whose answer
+            is listed, so that the scores sum to one.
     Source:
         counts: hengyuan-hu, LXMERT, ViLBERT. leave_one_out: Pythia, VisualBERT, VL-BERT. The unknown entry has no score
-            in either.
+            in any.
     """
     if formula == "leave_one_out" and 0 < len(answers) < 10:
         answers = [answers[number % len(answers)] for number in range(10)]
@@ -171,6 +175,8 @@ def soft_scores(
     indices = sorted(counts)
     if formula == "counts":
         scores = [(0.3, 0.6, 0.9, 1.0)[min(counts[number], 4) - 1] for number in indices]
+    elif formula == "share":
+        scores = [counts[number] / counts.total() for number in indices]
     else:
         scores = [_leave_one_out(counts[number], len(answers)) for number in indices]
     return SoftScores(

@@ -58,6 +58,10 @@ CONTRACTIONS: Mapping[str, str] = dict(pair.split() for pair in _CONTRACTION_PAI
 """Word without apostrophe -> word. Official entries, quirks kept: those with a capital never match, somebody'd loses
 its apostrophe."""
 
+FEWEST_ANSWERS = 4
+"""Answers that a question needs for the official VQA rule: with fewer, no answer can reach 1, and a single one scores
+0, because each person is left out in turn."""
+
 _DIGIT_COMMA = re.compile(r"[0-9],[0-9]")
 _PERIOD = re.compile(r"\.(?![0-9])")
 _MOST_PERIODS = 32
@@ -187,6 +191,9 @@ def normalise(answer: str) -> str:
 def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version = "2021") -> float:
     """Accuracy of one answer: for each annotator, min(1, agreeing others / 3), averaged over the annotators.
 
+    With fewer than `FEWEST_ANSWERS` annotators, for which the rule was not made, the share of them who agree; both
+    sides are then normalised.
+
     Args:
         answers: of the (usually ten) annotators.
         version: "2021" normalises both sides, or neither when the annotators agree. "2017" always normalises the
@@ -197,6 +204,8 @@ def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version =
     """
     if not answers:
         raise DataError("a question without answers cannot be scored. Use a split whose annotation file is published.")
+    if len(answers) < FEWEST_ANSWERS:
+        return sum(normalise(answer) == normalise(prediction) for answer in answers) / len(answers)
     prediction = strip_space(prediction)
     truths = [strip_space(answer) for answer in answers] if version == "2021" else list(answers)
     unanimous = len(set(truths)) == 1

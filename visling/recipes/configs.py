@@ -61,6 +61,7 @@ class PretrainConfig:
     shuffled: less padding, but losses are means over a batch, so words of long texts count for less. 1 = plain random
     batches, as in all releases."""
     train_split: str = "train"
+    """One split, or several joined by "+" (train+val)."""
     valid_split: str = "val"
     start: str = "random"
     """What the weights start from: random (initialisation), released text weights (bert-base-uncased), or the
@@ -147,6 +148,7 @@ class FinetuneConfig:
     shuffled: less padding, but losses are means over a batch, so words of long texts count for less. 1 = plain random
     batches, as in all releases."""
     train_split: str = "train"
+    """One split, or several joined by "+" (train+nominival)."""
     valid_split: str = "val"
     """Split by which the best weights are chosen."""
     train_limit: int | None = None
@@ -161,6 +163,10 @@ class FinetuneConfig:
     from their word vectors, VCR's second segment from the first)."""
     train: TrainConfig
     """How long and how."""
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the paper has instead, where it is known."""
+    release: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) or topic -> what the released code has instead."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))

@@ -66,14 +66,14 @@ def slower(run: PretrainConfig) -> PretrainConfig:
 
 
 def vqa_scenes(model: str) -> FinetuneConfig:
-    """VQA on drawn scenes, small model; one loss for every family (VisualBERT's), so that they can be compared."""
+    """VQA on drawn scenes, small model; all families have VisualBERT's loss, so that they can be compared."""
     return FinetuneConfig(
         recipe=f"{model}-vqa-scenes",
         model=model,
         encoder=models.spec(model).presets["scenes"],
         any_features=True,
         task="vqa",
-        task_settings={"min_count": 1},
+        task_settings={"min_count": 1, "loss": "kl"},
         batch_size=32,
         sort_by_length=SORTED_TOGETHER,
         train=TrainConfig(

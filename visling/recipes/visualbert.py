@@ -79,15 +79,18 @@ def visualbert_vqa_pretraining() -> PretrainConfig:
         recipe="visualbert-vqa",
         model="visualbert",
         encoder=models.spec("visualbert").presets["vqa"],
-        corpora=(Corpus(kind="questions"),),
+        corpora=(Corpus(kind="questions", question_text="release"),),
         objectives={"masked_lm": 1.0},
         masking=TOKEN_MASKING,
         batch_size=64,
         start="visualbert-coco",
         train=_visualbert_training(5e-5),
+        train_split="train+nominival",
+        valid_split="minival",
         release={
             "answers": "spelt letter by letter, by mistake (the corpus spelled_questions)",
-            "data": "training and validation questions",
+            "drawn answers": "only those in its list, <unk> where there is none (answers of the corpus names the file)",
+            "train_split": "train+val",
         },
     )
 
@@ -117,7 +120,8 @@ def visualbert_nlvr2_pretraining() -> PretrainConfig:
 def visualbert_flickr30k_pretraining() -> PretrainConfig:
     """VisualBERT's task-specific phase for Flickr30K as released: masked words, batch 32, 5e-5, 10 epochs.
 
-    Each text is a single caption.
+    Each text is a single caption, a sentence of Flickr30K Entities where its files are present. Karpathy's files, which
+    are read where they are not, train on most test images of Entities.
 
     Source:
         configs/flickr/pre-train.json.
@@ -132,6 +136,10 @@ def visualbert_flickr30k_pretraining() -> PretrainConfig:
         batch_size=32,
         start="visualbert-flickr30k-coco",
         train=_visualbert_training(5e-5),
+        release={
+            "data": "sentences and splits of Flickr30K Entities, except sentences without an entity in a box; here "
+            "only if --data has its Sentences, Annotations and lists of images"
+        },
     )
 
 
@@ -170,16 +178,23 @@ def visualbert_vcr_pretraining() -> PretrainConfig:
 def visualbert_vqa_finetuning() -> FinetuneConfig:
     """VisualBERT on VQA v2 as released: 100 regions of width 2048, KL loss, BertAdam 2e-5, batch 64, 10 epochs.
 
+    The answers are the 3,129 of the release, read from the file that `task_settings.answers` names. A list of minival's
+    images or questions stands beside val's files; the release trains on minival as well and validates on it.
+
     Source:
-        configs/vqa/fine-tune.json.
+        configs/vqa/fine-tune.json; dataloaders/vqa_dataset.py.
     """
     return FinetuneConfig(
         recipe="visualbert-vqa",
         model="visualbert",
         encoder=models.spec("visualbert").presets["vqa"],
         task="vqa",
+        task_settings={"min_count": None, "question_text": "release"},
         batch_size=64,
+        train_split="train+nominival",
+        valid_split="minival",
         train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
+        release={"train_split": "train+val"},
     )
 
 
@@ -200,6 +215,7 @@ def visualbert_nlvr2_finetuning() -> FinetuneConfig:
         batch_size=64,
         valid_split="dev",
         train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
+        paper={"train.optim.lr": 5e-5},
     )
 
 

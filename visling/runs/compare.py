@@ -38,6 +38,7 @@ from visling.runs.jobs import FOLDER_SUFFIX, Job, Places, Start, carry_out
 from visling.runs.pretrain import read_corpora, run_answers
 from visling.runtime import versions
 from visling.tasks.base import load as load_task
+from visling.tasks.base import read_records
 from visling.train import log
 from visling.train.state import RunFolder
 
@@ -244,7 +245,7 @@ def _digest_examples(run: FinetuneConfig, place: Places, store: NativeStore) -> 
     task = load_task(run.task).configured(run.task_settings)
     digest, counts = hashlib.sha256(), {}
     for name in (run.train_split, run.valid_split, place.split):
-        records = task.records(place.data, name)
+        records = read_records(task, place.data, name)
         if not records:
             raise DataError(
                 f"split {name!r} of {place.data} holds no example for {run.recipe}. Name another with --split or --set."

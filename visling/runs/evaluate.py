@@ -24,7 +24,7 @@ from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
-from visling.tasks.base import Report, Task, TaskSource, TextOnly
+from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
 from visling.train.state import gather
 from visling.types import Batch, Prediction, Record, Targets
@@ -79,7 +79,7 @@ def evaluate(
     if not saved.text_only:
         regions = NativeStore.open(store if store is not None else Path(known["store"]))
         check_fingerprint(saved, regions.fingerprint, override=other_features)
-    records = task.records(data, split)
+    records = read_records(task, data, split)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
@@ -96,6 +96,8 @@ def evaluate(
             name: part.to_dict(task.name, split) for name, part in _score_baselines(task, known, records).items()
         }
     found |= {"text_only": saved.text_only, "truncated": truncated}
+    if notes := task.notes(records):
+        found["notes"] = list(notes)
     details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
     submission = task.submission(predictions)
     name, text = (
@@ -189,7 +191,7 @@ def _score_baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Se
     data = Path(known["data"][0]) if known else None
     if data is None or not data.is_dir():
         return {}
-    found = task.baselines(task.records(data, known["config"]["train_split"]), records)
+    found = task.baselines(read_records(task, data, known["config"]["train_split"]), records)
     return {name: task.report(predictions, records) for name, predictions in found.items()}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from visling import config as configs
 from visling import models, runtime
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
@@ -26,8 +27,9 @@ from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.setup import Training, carry_out, describe_origin
-from visling.tasks.base import TaskSource, TextOnly
+from visling.tasks.base import TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
+from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 
@@ -80,6 +82,7 @@ class Finetuning:
             raise ConfigError(
                 "a model that sees regions needs --store. For a model of the words alone use --text-only."
             )
+        config = fit_to_family(config)
         self.store = None if store is None else NativeStore.open(store)
         self.start = None if init is None else read_model_folder(init)
         if self.store is not None:
@@ -90,8 +93,8 @@ class Finetuning:
         self.config = config
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
-        self.train_records = _limit_records(self.task.records(data, config.train_split), config)
-        self.valid_records: Sequence[Record] = self.task.records(data, config.valid_split)
+        self.train_records = _limit_records(read_records(self.task, data, config.train_split), config)
+        self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
         if not self.train_records or not self.valid_records:
             raise DataError(
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
@@ -112,6 +115,7 @@ class Finetuning:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
+        batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:
             return task.loss(model(batch), targets)
@@ -137,7 +141,7 @@ class Finetuning:
             step=step,
             batches=inputs.loader(
                 TextOnly(source) if config.text_only else source,
-                batch_size=config.batch_size,
+                batch_size=batch_size,
                 seed=config.train.seed,
                 training=True,
                 sort_by_length=config.sort_by_length,
@@ -145,8 +149,16 @@ class Finetuning:
             validate=validate,
             save=save,
             record=record,
-            notes=notes,
+            notes=[*notes, *filter(None, [shrunk]), *task.notes([*self.train_records, *self.valid_records])],
         )
+
+    def _fit_batch(self) -> tuple[int, str]:
+        """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
+        asked, have = self.config.batch_size, len(self.train_records)
+        if have >= asked or runtime.world_size() > 1:
+            return asked, ""
+        fitting = max(1, have // self.config.train.accumulation)
+        return fitting, f"{have} training examples do not fill a batch of {asked}: batches of {fitting} are used"
 
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""
@@ -172,6 +184,28 @@ class Finetuning:
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
         return model.to(self.inputs.device), notes
+
+
+def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
+    """The config with the family's loss of VQA, where the task is VQA and the config leaves it open.
+
+    Raises:
+        ConfigError: a published recipe without the list of its release's answers.
+    """
+    kind = load_task(config.task)
+    if not issubclass(kind, VQA):
+        return config
+    settings = configs.from_dict(kind.settings, config.task_settings)
+    spec = models.spec(config.model)
+    if settings.answers is None and settings.min_count is None:
+        raise ConfigError(
+            f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
+            f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
+            "the answers of the training questions instead: --set task_settings.min_count=9."
+        )
+    if settings.loss is not None:
+        return config
+    return replace(config, task_settings={**config.task_settings, "loss": spec.vqa.get("loss", "bce")})
 
 
 def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:

@@ -7,7 +7,9 @@ Scores   In percent everywhere in reports; counts say over how many examples.
 from __future__ import annotations
 
 import pkgutil
+import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -177,6 +179,10 @@ class Task(ABC, Generic[R, C]):
     def labelled(self, records: Sequence[R]) -> bool:
         """Whether every record has its label, so that `report` can be computed; official test splits have none."""
 
+    def notes(self, records: Sequence[R]) -> Sequence[str]:
+        """What there is to say about how these records are scored."""
+        return ()
+
     @abstractmethod
     def submission(self, predictions: Sequence[Prediction]) -> Any:
         """Contents of the official result file: a string is written as it is, anything else as JSON."""
@@ -207,6 +213,24 @@ class Task(ABC, Generic[R, C]):
             ConfigError: a state of another task.
         """
         return cls(configs.from_dict(cls.settings, state.get("config", {})))
+
+
+def read_records(task: Task[R, Any], root: Path, split: str) -> Sequence[R]:
+    """Annotations of a split, or of several that "+" (or a comma) joins: "train+val".
+
+    Raises:
+        DataError: see `Task.records`; or an example is in two of the splits.
+    """
+    parts = re.split("[+,]", split)
+    if len(parts) == 1:
+        return task.records(root, split)
+    records = [record for part in parts for record in task.records(root, part)]
+    if len({record.id for record in records}) < len(records):
+        twice = next(name for name, count in Counter(record.id for record in records).items() if count > 1)
+        raise DataError(
+            f"example {twice!r} of {root} is in more than one of the splits {', '.join(parts)}: leave one out."
+        )
+    return records
 
 
 @dataclass(frozen=True)

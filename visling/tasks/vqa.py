@@ -5,7 +5,8 @@ Releases VisualBERT compares a softmax with soft scores that do not sum to one (
          LXMERT, ViLBERT and VL-BERT take each answer as a yes-no question (binary cross-entropy, averaged over all,
          times A).
 Targets  1, 2, 3, 4 or more people gave the answer -> 0.3, 0.6, 0.9, 1; compared as written, while the metric compares
-         normalised answers.
+         normalised answers. Questions with fewer than 4 answers, of one's own data, follow the rule for few answers
+         (`metrics.answers.FEWEST_ANSWERS`): an answer scores the share of people who gave it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visling import config as configs
-from visling.data.annotations.questions import QuestionRecord, find_vqa_files, read_questions
-from visling.data.answers import AnswerVocabulary, soft_scores
+from visling.data.annotations.questions import (
+    QuestionRecord,
+    find_lxmert_questions,
+    has_vqa,
+    read_lxmert_questions,
+    read_vqa,
+    release_text,
+)
+from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
-from visling.metrics.answers import Average, Version, normalise, vqa_accuracy, vqa_score
+from visling.metrics.answers import FEWEST_ANSWERS, Average, Version, normalise, vqa_accuracy, vqa_score
 from visling.tasks.answers import detail_row, top_answers
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
@@ -39,14 +47,17 @@ TOP = 5
 class VqaConfig:
     """How answers are listed, learned and scored."""
 
-    loss: Literal["kl", "bce"] = "kl"
+    loss: Literal["kl", "bce"] | None = None
     """"kl": KL divergence from log-softmax to the soft scores (VisualBERT); "bce": binary cross-entropy times A (the
-    others)."""
+    others). None: that of the model's family (`ModelSpec.vqa`), which a fine-tuning run fills in."""
     answers: Path | None = None
     """File with the answer vocabulary of a released checkpoint; None builds one from the training questions."""
-    min_count: int = 9
+    min_count: int | None = 9
     """Training questions whose most frequent answer it must be for an answer to be listed (hengyuan-hu's preparation,
-    all releases)."""
+    all releases). None builds no list: `answers` must name one, as in the published recipes."""
+    question_text: Literal["written", "release"] = "written"
+    """Questions as people wrote them, or as VisualBERT's release tokenises them (without commas and inner question
+    marks)."""
     mask_unknown: bool = True
     """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not)."""
     metric_version: Version = "2021"
@@ -86,14 +97,25 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         return {"classify": Head(kind="classify", outputs=len(self.answers))}
 
     def setup(self, records: Sequence[QuestionRecord]) -> None:
-        """List the frequent answers of the training questions, unless a vocabulary is given."""
+        """List the frequent answers of the training questions, unless a vocabulary is given.
+
+        Raises:
+            ConfigError: neither a vocabulary nor a minimum count is given.
+        """
         if self._answers is None:
+            if self.config.min_count is None:
+                raise ConfigError(
+                    "the answers are neither given nor to be counted: name their file in task_settings.answers, or set "
+                    "task_settings.min_count."
+                )
             self._answers = answer_vocabulary(records, self.config.min_count)
 
     def records(self, root: Path, split: str) -> list[QuestionRecord]:
-        """Questions of a split in VQA v2's files, with answers where there is an annotation file."""
-        questions, annotations = find_vqa_files(root, split)
-        return read_questions(questions, annotations)
+        """Questions of a split in VQA v2's files or, if they have no such split, in LXMERT's, with answers where there
+        are any. See `read_vqa` for parts of val."""
+        if not has_vqa(root, split) and (file := find_lxmert_questions(root, split)) is not None:
+            return read_lxmert_questions(file)
+        return read_vqa(root, split)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> QuestionRecord:
         """A question about one image that nobody has answered."""
@@ -110,22 +132,36 @@ class VQA(Task[QuestionRecord, VqaConfig]):
 
     def example(self, record: QuestionRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """The question with the model's answer slot, if it has one; soft scores as label, if people answered."""
-        labels = {} if record.answers is None else {"answer": soft_scores(record.answers, self.answers)}
-        return Example(
-            id=record.id, rows=(layout.row(record.question, answer=True),), images=record.images, labels=labels
-        )
+        labels = {} if record.answers is None else {"answer": self._score(record.answers)}
+        question = release_text(record.question) if self.config.question_text == "release" else record.question
+        return Example(id=record.id, rows=(layout.row(question, answer=True),), images=record.images, labels=labels)
+
+    def _score(self, answers: Sequence[str]) -> SoftScores:
+        """Score of each listed answer, by the rule that the metric follows for as many answers."""
+        if len(answers) >= FEWEST_ANSWERS:
+            return soft_scores(answers, self.answers)
+        listed = [answer if answer in self.answers else normalise(answer) for answer in answers]
+        return soft_scores(listed, self.answers, formula="share")
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any
         normalisation."""
-        return answer_loss(logits["classify"], cast(Tensor, targets.answer), self.config.loss)
+        return answer_loss(logits["classify"], cast(Tensor, targets.answer), self._kind_of_loss())
+
+    def _kind_of_loss(self) -> Literal["kl", "bce"]:
+        if self.config.loss is None:
+            raise ConfigError(
+                "the loss follows the family of the model, which a task does not know: "
+                'set VqaConfig.loss to "kl" or "bce".'
+            )
+        return self.config.loss
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[QuestionRecord]) -> list[Prediction]:
         """The most probable answers; probabilities are a softmax, or with loss "bce" one sigmoid each."""
         scores = logits["classify"].detach().float().cpu()
         if self.config.mask_unknown and self.answers.unknown is not None:
             scores = scores.index_fill(1, torch.tensor([self.answers.unknown]), -torch.inf)
-        probabilities = scores.softmax(1) if self.config.loss == "kl" else scores.sigmoid()
+        probabilities = scores.softmax(1) if self._kind_of_loss() == "kl" else scores.sigmoid()
         return top_answers(probabilities, records, list(self.answers), most=TOP)
 
     def report(self, predictions: Sequence[Prediction], records: Sequence[QuestionRecord]) -> Report:
@@ -145,6 +181,16 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def labelled(self, records: Sequence[QuestionRecord]) -> bool:
         """Whether people answered every question."""
         return all(record.answers is not None for record in records)
+
+    def notes(self, records: Sequence[QuestionRecord]) -> list[str]:
+        """That questions have too few answers for the official rule."""
+        few = sum(0 < len(record.answers or ()) < FEWEST_ANSWERS for record in records)
+        if not few:
+            return []
+        return [
+            f"{few} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: to them, an answer scores the "
+            "share of people who gave it; by the official leave-one-out rule it could not reach 100"
+        ]
 
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The list that the evaluation server takes; it wants every question of the test file."""

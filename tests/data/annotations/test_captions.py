@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from visling.data.annotations.captions import (
     has_flickr30k,
     read_captions,
     read_flickr30k,
+    read_flickr30k_entities,
     read_flickr30k_lines,
     read_karpathy,
 )
@@ -282,3 +284,54 @@ def test_coco_by_karpathy(tmp_path: Path) -> None:
     assert has_coco_captions(tmp_path, "train")
     (tmp_path / "captions_val.txt").write_text("4\n")
     assert numbers(find_coco_captions(tmp_path, "train")) == [1, 2, 3], "lists are somebody's wish"
+
+
+# Flickr30K Entities, in invented files of its layout
+
+ENTITIES = Path(__file__).parents[2] / "golden" / "flickr30k_entities"
+
+
+def entities(folder: Path) -> dict[str, Any]:
+    """The sample files, with all its images as the split val; and what the official reader makes of them."""
+    shutil.copytree(ENTITIES, folder, dirs_exist_ok=True)
+    expected: dict[str, Any] = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+    (folder / "val.txt").write_text("".join(f"{image}\n" for image in expected), encoding="utf-8")
+    return expected
+
+
+def test_entities_sentences_are_those_of_the_official_reader(tmp_path: Path) -> None:
+    expected = entities(tmp_path)
+    assert has_flickr30k(tmp_path, "val")
+    assert not has_flickr30k(tmp_path, "train")
+    captions = find_flickr30k(tmp_path, "val")
+    boxed = {
+        f"{image}#{number}": " ".join(sentence["sentence"].split())
+        for image, told in expected.items()
+        for number, sentence in enumerate(told["sentences"])
+        if any(phrase["phrase_id"] in told["annotations"]["boxes"] for phrase in sentence["phrases"])
+    }
+    assert {record.id: record.caption for record in captions.records} == boxed
+    assert [record.images for record in captions.records] == [(name.partition("#")[0],) for name in boxed]
+    every = sum(bool(sentence["sentence"].strip()) for told in expected.values() for sentence in told["sentences"])
+    assert captions.unboxed == every - len(boxed) > 0
+
+
+def test_entities_come_before_karpathys_split(tmp_path: Path) -> None:
+    entities(tmp_path / "Flickr30kEntities")
+    (tmp_path / "dataset_flickr30k.json").write_text('{"images": []}')
+    assert find_flickr30k(tmp_path, "val").records
+    with pytest.raises(DataError, match="has no image of split 'train'"):
+        find_flickr30k(tmp_path, "train")
+
+
+def test_broken_entities_are_named(tmp_path: Path) -> None:
+    image = next(iter(entities(tmp_path)))
+    file = tmp_path / "Annotations" / f"{image}.xml"
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(DataError, match=rf"{image}.xml is truncated or not XML"):
+        read_flickr30k_entities(tmp_path, "val")
+    file.unlink()
+    with pytest.raises(DataError, match=rf"no annotation file .*{image}.xml"):
+        read_flickr30k_entities(tmp_path, "val")
+    with pytest.raises(DataError, match="has no Flickr30K Entities of 'test'"):
+        read_flickr30k_entities(tmp_path, "test")

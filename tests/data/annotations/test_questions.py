@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 
 from visling.data.annotations.questions import (
+    UNTOLD,
     QuestionRecord,
     find_gqa,
+    find_lxmert_questions,
     find_vqa_files,
     has_gqa,
     has_vqa,
     read_gqa,
+    read_lxmert_questions,
     read_questions,
+    read_vqa,
+    release_text,
 )
 from visling.errors import DataError
 from visling.image_ids import Aliases
+from visling.metrics.answers import vqa_score
 
 QUESTIONS: dict[str, Any] = {
     "task_type": "Open-Ended",
@@ -295,3 +301,113 @@ def test_an_answer_that_is_null_says_nothing(tmp_path: Path) -> None:
 def test_not_gqa(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_gqa(save(tmp_path / "x.json", content))
+
+
+def test_the_most_frequent_answer_is_counted_where_none_is_named(tmp_path: Path) -> None:
+    given = [["net"], ["racket", "net", "net"], ["yes", "no"]]
+    bare = [
+        annotation(question["question_id"], question["image_id"], answers)
+        for question, answers in zip(QUESTIONS["questions"], given, strict=True)
+    ]
+    for entry in bare:
+        del entry["multiple_choice_answer"], entry["question_type"], entry["answer_type"]
+    records = read_questions(save(tmp_path / "q.json", QUESTIONS), save(tmp_path / "a.json", {"annotations": bare}))
+    assert [record.multiple_choice_answer for record in records] == ["net", "net", "yes"]
+
+
+# Parts of val
+
+
+def val_of(folder: Path, count: int = 3) -> Path:
+    """Questions 1000 and 1001 about image 1, 2000 and 2001 about image 2, and so on."""
+    asked = [
+        {"image_id": image, "question": "is it?", "question_id": image * 1000 + number}
+        for image in range(1, count + 1)
+        for number in (0, 1)
+    ]
+    content = {"data_type": "mscoco", "data_subtype": "val2014", "questions": asked}
+    save(folder / "v2_OpenEnded_mscoco_val2014_questions.json", content)
+    notes = [annotation(entry["question_id"], entry["image_id"], ["yes"] * 10) for entry in asked]
+    save(folder / "v2_mscoco_val2014_annotations.json", {"annotations": notes})
+    return folder
+
+
+def ids(folder: Path, split: str) -> list[int]:
+    return [int(record.id) for record in read_vqa(folder, split)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "held"),
+    [
+        ("minival.txt", "COCO_val2014_000000000002\n", [2000, 2001]),
+        ("minival.txt", "3\n1\n", [1000, 1001, 3000, 3001]),
+        ("minival.txt", "1001\n2000\n", [1001, 2000]),
+        ("minival.json", "[1, 2]", [1000, 1001, 2000, 2001]),
+        ("minival.json", '["2001"]', [2001]),
+        ("minival.json", '[{"question_id": 3000, "img_id": "COCO_val2014_000000000003", "sent": "?"}]', [3000]),
+    ],
+)
+def test_a_list_holds_a_part_of_val_out(tmp_path: Path, name: str, content: str, held: list[int]) -> None:
+    val_of(tmp_path)
+    (tmp_path / name).write_text(content)
+    assert has_vqa(tmp_path, "minival")
+    assert has_vqa(tmp_path, "nominival")
+    assert ids(tmp_path, "minival") == held
+    assert ids(tmp_path, "nominival") == [number for number in ids(tmp_path, "val") if number not in held]
+
+
+def test_vilbert_holds_out_the_last_questions_by_id(tmp_path: Path) -> None:
+    val_of(tmp_path, count=1505)
+    assert len(ids(tmp_path, "minval")) == 3000
+    assert ids(tmp_path, "nominval") == [image * 1000 + n for image in range(1, 6) for n in (0, 1)]
+
+
+def test_what_is_no_part_of_val_is_refused(tmp_path: Path) -> None:
+    assert not has_vqa(val_of(tmp_path), "minival")
+    with pytest.raises(DataError, match=r"found v2_OpenEnded_mscoco_val2014.*minival.txt or minival.json beside"):
+        read_vqa(tmp_path, "nominival")
+    with pytest.raises(DataError, match=r"no file v2_OpenEnded_\*trian\*_questions.json .*the split.$"):
+        read_vqa(tmp_path, "trian")
+    (tmp_path / "minival.txt").write_text("77\n78\n")
+    with pytest.raises(DataError, match="lists 2 ids, none of which is a question or an image of val"):
+        read_vqa(tmp_path, "minival")
+    (tmp_path / "minival.txt").unlink()
+    save(tmp_path / "minival.json", {"ids": [1]})
+    with pytest.raises(DataError, match="must be a JSON list of question or image ids"):
+        read_vqa(tmp_path, "minival")
+
+
+def test_lxmerts_files_keep_their_scores(tmp_path: Path) -> None:
+    scores = {"net": 1.0, "racket": 0.3, "nets": 0.6, "bat": 0.9}
+    entry = {"question_id": 9, "img_id": "COCO_train2014_000000458752", "sent": "What is it?", "label": scores}
+    entry |= {"answer_type": "other", "question_type": "what is"}
+    bare = {"question_id": 10, "img_id": "COCO_test2015_000000000001", "sent": "Is it?"}
+    file = save(tmp_path / "nominival.json", [entry, bare, entry | {"question_id": 11, "label": {}}])
+    assert find_lxmert_questions(tmp_path, "nominival") == file
+    assert find_lxmert_questions(tmp_path, "train") is None
+    answered, unanswered, unlisted = read_lxmert_questions(file)
+    assert (answered.images, answered.question_type) == (("COCO_train2014_000000458752",), "what is")
+    assert answered.multiple_choice_answer == "net"
+    assert answered.answers is not None
+    assert len(answered.answers) == 10
+    for answer, score in scores.items():
+        assert vqa_score(answer, answered.answers) == pytest.approx(score)
+    assert unanswered.answers is None
+    assert unlisted.answers == (UNTOLD,) * 10
+    with pytest.raises(DataError, match="must be a list of objects with question_id, img_id, sent"):
+        read_lxmert_questions(save(tmp_path / "train.json", QUESTIONS))
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("What is this?", "what is this"),
+        ("Is it red, green, or blue?", "is it red green or blue"),
+        ("What? Is it?", "what is it"),
+        ("What's the man's hat?", "what ' s the man ' s hat"),
+        ("1,000 e.g. or more", "1000 e . g . or more"),
+        ("?", "?"),
+    ],
+)
+def test_questions_as_the_release_tokenises_them(question: str, text: str) -> None:
+    assert release_text(question) == text

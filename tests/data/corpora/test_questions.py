@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from fixtures.corpus_draws import LAYOUT, count_draws, expect_shares, sentences_of
 
@@ -9,9 +11,10 @@ from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
 from visling.data.corpora.questions import LxmertSentences, QuestionAnswer
+from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
-from visling.types import IGNORE
+from visling.types import IGNORE, InputSpec
 
 
 def question(answers: tuple[str, ...] | None, text: str = "what is it?") -> QuestionRecord:
@@ -90,3 +93,32 @@ def test_lxmert_without_matching_or_answers() -> None:
         LxmertSentences(SENTENCES[:2], LAYOUT)
     with pytest.raises(ConfigError, match="false_sentence_ratio"):
         LxmertSentences(SENTENCES, LAYOUT, false_sentence_ratio=-1)
+
+
+def test_answers_are_drawn_from_the_list_of_the_release() -> None:
+    def record(number: int, *answers: str) -> QuestionRecord:
+        return QuestionRecord(
+            id=str(number),
+            images=("1",),
+            question="Red, or not? ",
+            question_type="",
+            answer_type="",
+            answers=answers,
+            multiple_choice_answer=answers[0],
+        )
+
+    records = [record(1, "rare", "yes", "yes", "no"), record(2, "rare", "rarer")]
+    tokenizer = Tokenizer()
+    layout = TextLayout(tokenizer, InputSpec())
+    listed = AnswerVocabulary(["<unk>", "yes", "no"])
+
+    def drawn(index: int, source: QuestionAnswer) -> Counter[str]:
+        rows = (source.example(index, generator_for(5, number)).rows[0] for number in range(300))
+        return Counter(tokenizer.decode(row.ids) for row in rows)
+
+    release = QuestionAnswer(records, layout, answers=listed, text="release")
+    first = drawn(0, release)
+    assert set(first) == {"red or not ? yes", "red or not ? no"}
+    assert 170 < first["red or not ? yes"] < 230, "in proportion to the people who gave it"
+    assert set(drawn(1, release)) == {"red or not ? < unk >"}
+    assert any("rare" in text for text in drawn(0, QuestionAnswer(records, layout)))

@@ -490,3 +490,27 @@ def test_text_of_all_folders_is_one_corpus(files: Files, tmp_path: Path) -> None
         read(run_of("text", objectives=("masked_lm",)), folder, store)
     with pytest.raises(ConfigError, match="one text corpus"):
         read(run_of("vilbert_captions", "text", "text"), folder, store)
+
+
+def test_several_splits_are_read_as_one(files: Files, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        files(tmp_path, "questions", split)
+    store = store_of(tmp_path / "regions", ["1", "2"])
+    one = [len(read(run_of("questions", train_split=split), tmp_path, store).images) for split in ("train", "val")]
+    both = read(run_of("questions", train_split="train+val"), tmp_path, store)
+    assert len(both.images) == sum(one)
+    assert len(read(run_of("questions"), [f"{tmp_path}@train+val"], store).images) == sum(one)
+    with pytest.raises(DataError, match=r"has the split train but not trian of 'train\+trian'"):
+        read(run_of("questions", train_split="train+trian"), tmp_path, store)
+
+
+def test_a_part_of_val_is_held_out(files: Files, tmp_path: Path) -> None:
+    files(tmp_path, "questions", "train")
+    files(tmp_path, "questions", "val")
+    store = store_of(tmp_path / "regions", ["1", "2"])
+    (tmp_path / "minival.txt").write_text("1\n")
+    run = run_of("questions", train_split="train+nominival", valid_split="minival")
+    every = len(read(run_of("questions", train_split="train+val"), tmp_path, store).images)
+    held = read(run, tmp_path, store, valid=True).images
+    assert set(images_of(held)) == {"1"}
+    assert len(read(run, tmp_path, store).images) == every - len(held)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from visling.data.annotations.files import (
     entries,
@@ -47,6 +48,8 @@ class Captions:
     """Listed images for which no caption is left."""
     malformed: int = 0
     """Lines that are not of the file's layout, left out."""
+    unboxed: int = 0
+    """Sentences of Flickr30K Entities that name no entity with a box, left out."""
 
 
 def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[[str], bool] | None = None) -> Captions:
@@ -164,8 +167,72 @@ def read_flickr30k_lines(path: str | Path) -> Captions:
     return collect(rows())
 
 
+def read_flickr30k_entities(root: str | Path, split: str) -> Captions:
+    """Sentences of Flickr30K Entities (`Sentences/ID.txt`) without their mark-up, of the images that `{split}.txt`
+    lists, but for those in which no phrase names an entity with a box (`Annotations/ID.xml`).
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    Source:
+        VisualBERT release, `dataloaders/flickr_ban/dataset.py`.
+    """
+    folder = _find_entities(Path(root), split)
+    if folder is None:
+        raise DataError(
+            f"{root} has no Flickr30K Entities of {split!r}: expected Sentences, Annotations and {split}.txt."
+        )
+    unboxed = 0
+
+    def rows() -> Iterator[tuple[str, str, Any]]:
+        nonlocal unboxed
+        for image in _listed_images(folder / f"{split}.txt"):
+            boxed = _read_boxed_entities(folder / "Annotations" / f"{image}.xml")
+            for number, sentence in read_lines(folder / "Sentences" / f"{image}.txt"):
+                if boxed.isdisjoint(_ENTITY.findall(sentence)):
+                    unboxed += has_words(sentence)
+                else:
+                    yield f"{image}#{number - 1}", image, _MARK_UP.sub("", sentence)
+
+    return replace(collect(rows()), unboxed=unboxed)
+
+
+_ENTITY = re.compile(r"\[/EN#(\d+)")
+_MARK_UP = re.compile(r"\[/EN#\S+ |\]")
+
+
+def _find_entities(root: Path, split: str) -> Path | None:
+    """The folder of Flickr30K Entities that has a split, if there is one."""
+    for folder in (root, root / "Flickr30kEntities"):
+        if (
+            (folder / "Sentences").is_dir()
+            and (folder / "Annotations").is_dir()
+            and (folder / f"{split}.txt").is_file()
+        ):
+            return folder
+    return None
+
+
+def _listed_images(path: Path) -> list[str]:
+    """Image ids of a list in its order, each once."""
+    return list(dict.fromkeys(from_file_name(line.strip()) for _, line in read_lines(path) if line.strip()))
+
+
+def _read_boxed_entities(path: Path) -> frozenset[str]:
+    """Numbers of the entities of an image that have a box."""
+    try:
+        objects = ElementTree.parse(path).getroot().iterfind("object")
+    except FileNotFoundError as error:
+        raise DataError(f"no annotation file {path}. Check the path.") from error
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path} is truncated or not XML: {error}. Unpack it again.") from error
+    boxed = (element for element in objects if element.find("bndbox/xmin") is not None)
+    return frozenset((name.text or "").strip() for element in boxed for name in element.iterfind("name"))
+
+
 def find_flickr30k(root: str | Path, split: str) -> Captions:
-    """Flickr30K's captions of a split, from the first of these that a folder has: Karpathy's `dataset_flickr30k.json`;
+    """Flickr30K's captions of a split, from the first of these that a folder has: Flickr30K Entities (`Sentences` and
+    `Annotations` with the list `{split}.txt`), of which sentences without a boxed entity are left out, as in
+    VisualBERT's release; Karpathy's `dataset_flickr30k.json`;
     the line files `{split}_ann.jsonl` (VOLTA) or `all_data_final_{split}*.jsonline` (ViLBERT); `results_20130124.token`
     with the list `{split}.txt` of image ids.
 
@@ -176,6 +243,8 @@ def find_flickr30k(root: str | Path, split: str) -> Captions:
         DataError: none of them, or a `.token` file without a list for the split.
     """
     root = Path(root)
+    if _find_entities(root, split) is not None:
+        return read_flickr30k_entities(root, split)
     if (root / "dataset_flickr30k.json").is_file():
         return read_karpathy(root / "dataset_flickr30k.json", split)
     name = {"val": "valid"}.get(split, split)
@@ -207,7 +276,8 @@ def has_flickr30k(root: Path, split: str) -> bool:
     """Whether `find_flickr30k` has something to read for a split."""
     name = {"val": "valid"}.get(split, split)
     if (
-        (root / "dataset_flickr30k.json").is_file()
+        _find_entities(root, split) is not None
+        or (root / "dataset_flickr30k.json").is_file()
         or (root / f"{name}_ann.jsonl").is_file()
         or any(root.glob(f"all_data_final_{split}*.jsonline"))
     ):

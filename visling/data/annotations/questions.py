@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import entries, has_words, is_split, read_json, the_one
+from visling.data.annotations.files import entries, has_words, is_split, read_ids, read_json, the_one
 from visling.errors import DataError
+from visling.image_ids import canonical
 from visling.types import Record
 
 
@@ -25,8 +27,11 @@ class QuestionRecord(Record):
     answers: tuple[str, ...] | None
     """As written by people, usually 10; None without annotations."""
     multiple_choice_answer: str | None
-    """The most frequent answer."""
+    """The most frequent answer, named by the annotation or counted."""
 
+
+UNTOLD = "(another answer)"
+"""Stands for answers of which a file does not tell more; no list has it."""
 
 EMPTY = "questions without a word"
 """Name under which readers count the questions that they leave out."""
@@ -35,6 +40,7 @@ _FOLDERS = (".", "Questions", "questions", "Annotations", "annotations")
 _GQA_FOLDERS = (".", "questions", "questions1.2")
 _COCO_SPLITS = {"train2014": "train2014", "val2014": "val2014", "test2015": "test2015", "test-dev2015": "test2015"}
 """What a question file calls its split -> what COCO's file names call it."""
+_BETWEEN_WORDS = re.compile(r"(\W+)")
 _QUESTIONS = re.compile(r"(?P<version>v2_)?OpenEnded_(?P<subset>.+_)?(?P<split>[^_]+)_questions\.json")
 
 
@@ -60,7 +66,7 @@ def read_questions(
     answered = {}
     if annotations is not None:
         annotations = Path(annotations)
-        keys = ("question_id", "image_id", "answers", "multiple_choice_answer")
+        keys = ("question_id", "image_id", "answers")
         answered = {
             entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations", keys, annotations)
         }
@@ -87,6 +93,7 @@ def read_questions(
         question = _to_text(entry["question"])
         if _is_empty(question, number, questions, left_out):
             continue
+        answers = tuple(_to_text(answer["answer"]) for answer in annotation["answers"]) if annotation else None
         records.append(
             QuestionRecord(
                 id=str(number),
@@ -94,11 +101,19 @@ def read_questions(
                 question=question,
                 question_type=annotation.get("question_type", "") if annotation else "",
                 answer_type=annotation.get("answer_type", "") if annotation else "",
-                answers=tuple(_to_text(answer["answer"]) for answer in annotation["answers"]) if annotation else None,
-                multiple_choice_answer=annotation["multiple_choice_answer"] if annotation else None,
+                answers=answers,
+                multiple_choice_answer=_most_frequent(annotation, answers or ()) if annotation else None,
             )
         )
     return records
+
+
+def _most_frequent(annotation: Mapping[str, Any], answers: Sequence[str]) -> str | None:
+    """The annotation's own choice, or, where it names none, the most frequent answer, the first of several."""
+    named: str | None = annotation.get("multiple_choice_answer")
+    if named is not None or not answers:
+        return named
+    return Counter(answers).most_common(1)[0][0]
 
 
 def _image_id(number: str, coco_split: str) -> str:
@@ -126,9 +141,134 @@ def find_vqa_files(root: str | Path, split: str) -> tuple[Path, Path | None]:
     return questions, next((file for file in files if file.name == wanted), None)
 
 
+def read_vqa(root: str | Path, split: str, *, left_out: Counter[str] | None = None) -> list[QuestionRecord]:
+    """VQA's questions of a split: of the file that `find_vqa_files` finds, or a part of val.
+
+    Parts of val: "minival" is what `minival.txt` or `minival.json` next to the files lists, "nominival" the rest. The
+    list holds question or image ids, one a line or as JSON; LXMERT's own `minival.json` is one. ViLBERT's "minval" and
+    "nominval" need none: the last 3,000 questions by id, and all before them.
+
+    Args:
+        left_out: as in `read_questions`.
+    Raises:
+        DataError: no such file or list, or a list of something else.
+    """
+    root = Path(root)
+    if _has_vqa_file(root, split) or (part := _find_part(root, split)) is None:
+        try:
+            files = find_vqa_files(root, split)
+        except DataError as error:
+            if split.removeprefix("no") not in _PARTS:
+                raise
+            raise DataError(
+                f"{error} A part of val is named by minival.txt or minival.json beside val's files, a list of its "
+                "question or image ids. To do without it, set train_split to train and valid_split to val."
+            ) from error
+        return read_questions(*files, left_out=left_out)
+    records = read_questions(*find_vqa_files(root, "val"), left_out=left_out)
+    held = _held_out(records, part, root)
+    wanted = not split.startswith("no")
+    return [record for record in records if (record.id in held) == wanted]
+
+
 def has_vqa(root: Path, split: str) -> bool:
-    """Whether a folder has question files of a split in VQA's naming."""
+    """Whether `read_vqa` has something to read for a split."""
+    return _has_vqa_file(root, split) or _find_part(root, split) is not None
+
+
+def _has_vqa_file(root: Path, split: str) -> bool:
     return any(is_split(match["split"], split) for _, match in _list_vqa_files(root)[1])
+
+
+_LAST = "minval"
+"""ViLBERT's part of val, which needs no list."""
+_NUM_LAST = 3000
+_PARTS = ("minival", _LAST)
+
+
+def _find_part(root: Path, split: str) -> Path | str | None:
+    """The list that holds a part of val out of training, or `_LAST`; None if there is no such part, or no val."""
+    name = split.removeprefix("no")
+    if name not in _PARTS or not _has_vqa_file(root, "val"):
+        return None
+    lists = [
+        path for folder in _FOLDERS for kind in ("txt", "json") if (path := root / folder / f"{name}.{kind}").is_file()
+    ]
+    return lists[0] if lists else _LAST if name == _LAST else None
+
+
+def _held_out(records: Sequence[QuestionRecord], part: Path | str, root: Path) -> frozenset[str]:
+    """Ids of the questions of a part of val."""
+    if isinstance(part, str):
+        return frozenset(sorted((record.id for record in records), key=int)[-_NUM_LAST:])
+    listed = frozenset(map(canonical, read_ids(part) if part.suffix == ".txt" else _read_listed(part)))
+    # Numbers of images and of questions look alike; a list is of those that it has more of.
+    by_question = frozenset(record.id for record in records if canonical(record.id) in listed)
+    by_image = frozenset(record.id for record in records if canonical(record.images[0]) in listed)
+    if not (by_question or by_image):
+        raise DataError(
+            f"{part} lists {len(listed)} ids, none of which is a question or an image of val in {root}. "
+            "It must list question or image ids of val, one a line or as a JSON list."
+        )
+    images = {canonical(record.images[0]) for record in records} & listed
+    return by_question if len(by_question) >= len(images) else by_image
+
+
+def _read_listed(path: Path) -> list[str]:
+    """Ids of a JSON list: bare ones, or the `question_id` of each entry, as in LXMERT's files."""
+    content = read_json(path)
+    if not isinstance(content, list) or any(
+        isinstance(entry, dict) and "question_id" not in entry for entry in content
+    ):
+        raise DataError(f"{path} must be a JSON list of question or image ids, or of objects with a 'question_id'.")
+    return [str(entry["question_id"] if isinstance(entry, dict) else entry) for entry in content]
+
+
+def find_lxmert_questions(root: str | Path, split: str) -> Path | None:
+    """The file of a split in LXMERT's layout of VQA (`train.json`, `minival.json`, ...), if there is one."""
+    return next((path for folder in _FOLDERS if (path := Path(root) / folder / f"{split}.json").is_file()), None)
+
+
+def read_lxmert_questions(path: str | Path) -> list[QuestionRecord]:
+    """Questions of a file in LXMERT's layout of VQA, which holds scores in place of people's answers.
+
+    A score of 0.3, 0.6, 0.9 or 1 stands for 1, 2, 3, or 4 and more people. As many are entered, and the rest of the ten
+    as `UNTOLD`, so that the official rule gives each answer just its score.
+
+    Raises:
+        DataError: the file is missing, truncated or of another layout.
+    """
+    path = Path(path)
+    keys = ("question_id", "img_id", "sent")
+    content = read_json(path)
+    if not isinstance(content, list) or any(
+        not isinstance(entry, dict) or any(key not in entry for key in keys) for entry in content
+    ):
+        raise DataError(
+            f"{path} must be a list of objects with {', '.join(keys)}; found another layout. "
+            "Is it a file of LXMERT's data/vqa?"
+        )
+    records = []
+    for entry in content:
+        scores = entry.get("label")
+        people = {
+            answer: 4 if score > 0.95 else max(round(score / 0.3), 1)
+            for answer, score in (scores or {}).items()
+            if score > 0
+        }
+        answers = [answer for answer, count in people.items() for _ in range(count)]
+        records.append(
+            QuestionRecord(
+                id=str(entry["question_id"]),
+                images=(str(entry["img_id"]),),
+                question=_to_text(entry["sent"]),
+                question_type=entry.get("question_type") or "",
+                answer_type=entry.get("answer_type") or "",
+                answers=None if scores is None else (*answers, *[UNTOLD] * (10 - len(answers))),
+                multiple_choice_answer=max(people, key=lambda answer: people[answer]) if people else None,
+            )
+        )
+    return records
 
 
 def _list_vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]]:
@@ -185,6 +325,19 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
                 multiple_choice_answer=None if answer is None else str(answer),
             )
     return list(records.values())
+
+
+def release_text(question: str) -> str:
+    """A question as VisualBERT's release tokenises it, for the layout to add its question mark: lower case, without
+    commas and question marks, "'s" apart. As written, if nothing would be left.
+
+    Source:
+        `tokenize` of Pythia's files of questions, repeated in VisualBERT's `dataloaders/vqa_dataset.py`.
+    """
+    plain = question.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    tokens = [token.strip() for token in _BETWEEN_WORDS.split(plain)]
+    text = " ".join(filter(None, tokens))
+    return text if has_words(text) else question
 
 
 def _to_text(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,11 @@ class Corpus:
     release)."""
     same_choice: bool = False
     """Of vcr: question i is shown with choice i modulo 8, eight times, as in VisualBERT's release by mistake."""
+    question_text: Literal["written", "release"] = "written"
+    """Of questions: as people wrote them, or as VisualBERT's release tokenises them."""
+    answers: Path | None = None
+    """Of questions: file with the answers that may be drawn (`<unk>` where a question has none of them), as in
+    VisualBERT's release; None draws from all that people gave."""
     word_links: bool = False
     """Of vcr: links from names to regions count words instead of word pieces, as in VisualBERT's release by mistake."""
 
@@ -232,6 +237,7 @@ def note_left_out_captions(captions: Captions, root: Path, context: CorpusContex
         "repeated captions": captions.repeated,
         "lines of another layout": captions.malformed,
         "images without a caption": len(captions.bare_images),
+        "sentences without an entity in a box": captions.unboxed,
     }
     context.note(root, left_out)
 

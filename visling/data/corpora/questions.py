@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,14 +14,14 @@ from visling.data.annotations.lxmert import LxmertRecord, find_lxmert, from_ques
 from visling.data.annotations.questions import (
     QuestionRecord,
     find_gqa,
-    find_vqa_files,
     has_gqa,
     has_vqa,
     read_gqa,
-    read_questions,
+    read_vqa,
+    release_text,
 )
 from visling.data.answer_table import listed
-from visling.data.answers import AnswerVocabulary
+from visling.data.answers import UNKNOWN, AnswerVocabulary
 from visling.data.corpora.base import (
     CorpusContext,
     CorpusReader,
@@ -41,19 +42,30 @@ class QuestionAnswer:
 
     Args:
         spelled: whether the answer enters letter by letter, as it does in the release by mistake; else it stays whole.
+        answers: those that may be drawn; where people gave none of them, `<unk>` is. None: all that people gave.
+        text: questions as written, or as the release tokenises them.
     Source:
         VisualBERT's task-specific pre-training on VQA.
     Raises:
         DataError: a question without answers.
     """
 
-    def __init__(self, records: Sequence[QuestionRecord], layout: TextLayout, *, spelled: bool = False) -> None:
+    def __init__(
+        self,
+        records: Sequence[QuestionRecord],
+        layout: TextLayout,
+        *,
+        spelled: bool = False,
+        answers: AnswerVocabulary | None = None,
+        text: Literal["written", "release"] = "written",
+    ) -> None:
         if bare := next((record for record in records if not record.answers), None):
             raise DataError(
                 f"question {bare.id!r} has no answers: "
                 "pre-training on questions needs an annotated split (train or val)."
             )
         self.records, self.layout, self.spelled = records, layout, spelled
+        self.answers, self.text = answers, text
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,9 +74,12 @@ class QuestionAnswer:
         """Question `index` with a drawn answer; nothing to match."""
         record = self.records[index]
         assert record.answers
-        drawn = record.answers[int(rng.integers(len(record.answers)))]
+        answers: Sequence[str] = record.answers
+        if self.answers is not None:
+            answers = [answer for answer in answers if answer in self.answers] or [UNKNOWN]
+        drawn = answers[int(rng.integers(len(answers)))]
         answer = " ".join(drawn) if self.spelled else drawn
-        question = record.question.rstrip()
+        question = release_text(record.question) if self.text == "release" else record.question.rstrip()
         row = self.layout.row(f"{question if question.endswith('?') else question + ' ?'} {answer}")
         return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": IGNORE})
 
@@ -138,15 +153,21 @@ def _draw_answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random
 
 
 def _read_question_answers(root: Path, split: str, context: CorpusContext, *, spelled: bool = False) -> RecordSource:
-    questions, annotations = find_vqa_files(root, split)
-    if annotations is None:
+    left_out = Counter[str]()
+    records = read_vqa(root, split, left_out=left_out)
+    if any(record.answers is None for record in records):
         raise DataError(
             f"{root} has questions for {split!r} but no annotations: pre-training on questions needs their answers."
         )
-    left_out = Counter[str]()
-    records = read_questions(questions, annotations, left_out=left_out)
     context.note(root, left_out)
-    return QuestionAnswer(keep_with_regions_of_all(records, root, context), context.layout, spelled=spelled)
+    settings = context.corpus
+    return QuestionAnswer(
+        keep_with_regions_of_all(records, root, context),
+        context.layout,
+        spelled=spelled,
+        answers=None if settings.answers is None else AnswerVocabulary.load(settings.answers),
+        text=settings.question_text,
+    )
 
 
 # Sentences as LXMERT reads them.
@@ -173,13 +194,12 @@ def _read_merged(root: Path, split: str, context: CorpusContext | None) -> Seque
 
 
 def _read_vqa(root: Path, split: str, context: CorpusContext | None) -> Sequence[LxmertRecord]:
-    questions, annotations = find_vqa_files(root, split)
-    if annotations is None:
+    left_out = Counter[str]()
+    records = read_vqa(root, split, left_out=left_out)
+    if any(record.answers is None for record in records):
         raise DataError(
             f"{root} has questions for {split!r} but no annotations: learning to answer needs their answers."
         )
-    left_out = Counter[str]()
-    records = read_questions(questions, annotations, left_out=left_out)
     if context is not None:
         context.note(root, left_out)
     return [from_question(record, "vqa") for record in records]
@@ -193,17 +213,21 @@ def _read_gqa(root: Path, split: str, context: CorpusContext | None) -> Sequence
     return [from_question(record, "gqa") for record in records]
 
 
+_SETTINGS = frozenset({"question_text", "answers"})
+
 READERS: Mapping[str, CorpusReader] = {
     "questions": CorpusReader(
         shows="`question ? answer` of VQA as one text, the answer drawn from those people gave (VisualBERT)",
         read=_read_question_answers,
         present=has_vqa,
+        settings=_SETTINGS,
         typical=Typical(tokens=12, examples=658_111),  # VQA v2: 443,757 + 214,354
     ),
     "spelled_questions": CorpusReader(
         shows="the same with the answer spelled letter by letter, a mistake in VisualBERT's release",
         read=partial(_read_question_answers, spelled=True),
         present=has_vqa,
+        settings=_SETTINGS,
         typical=Typical(tokens=16, examples=658_111),  # about five letters in place of a word
     ),
     "answered_questions": CorpusReader(

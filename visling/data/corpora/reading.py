@@ -148,7 +148,7 @@ def answer_table(
     for reader in answered:
         assert isinstance(reader, CorpusReader)
         assert reader.questions is not None
-        for folder, own in [root for root in roots if reader.present(*root)] or roots[:1]:
+        for folder, own in _present(reader, roots) or _parts(roots)[:1]:
             labels += [record.scores for record in reader.questions(folder, own, None) if record.scores]
     return build_table(labels, min_count)
 
@@ -177,11 +177,33 @@ def _read_images(context: CorpusContext, roots: Sequence[Root], *, valid: bool) 
     reader = context.reader
     if not isinstance(reader, CorpusReader):
         return []
-    present = [root for root in roots if reader.present(*root)]
+    present = _present(reader, roots)
     if valid and not present and not reader.validates:
         return []
     # A corpus that no folder has is read all the same: its reader says what it looked for.
-    return [reader.read(folder, split, context) for folder, split in present or roots[:1]]
+    return [reader.read(folder, split, context) for folder, split in present or _parts(roots)[:1]]
+
+
+def _parts(roots: Sequence[Root]) -> list[Root]:
+    """Each of several splits that are joined by "+" by itself."""
+    return [(folder, part) for folder, split in roots for part in split.split("+")]
+
+
+def _present(reader: CorpusReader, roots: Sequence[Root]) -> list[Root]:
+    """The folders that have a corpus, with each split to read of it.
+
+    Raises:
+        DataError: one has a part of the splits that are joined.
+    """
+    found: list[Root] = []
+    for folder, split in roots:
+        parts = split.split("+")
+        present = [part for part in parts if reader.present(folder, part)]
+        if present and len(present) < len(parts) and reader.validates:
+            lacking = ", ".join(part for part in parts if part not in present)
+            raise DataError(f"{folder} has the split {', '.join(present)} but not {lacking} of {split!r}. Take it out.")
+        found += [(folder, part) for part in present]
+    return found
 
 
 def _read_text(contexts: Sequence[CorpusContext], roots: Sequence[Root], *, valid: bool) -> tuple[Source | None, float]:
@@ -193,7 +215,7 @@ def _read_text(contexts: Sequence[CorpusContext], roots: Sequence[Root], *, vali
         raise ConfigError(f"a run has one text corpus, read from all folders that have text; found {len(texts)}.")
     context, reader = texts[0], texts[0].reader
     assert isinstance(reader, TextReader)
-    present = [root for root in roots if reader.present(*root)]
+    present = [root for root in _parts(roots) if reader.present(*root)]
     if valid and not present:
         return None, 0.0
-    return reader.read(present or roots[:1], context), context.corpus.weight
+    return reader.read(present or _parts(roots)[:1], context), context.corpus.weight
