@@ -21,6 +21,7 @@ from visling.pretrained.answers import save_answers
 from visling.pretrained.features import check_fingerprint, load_backbone, measure_features
 from visling.pretrained.folder import ModelFolder, check_family, load_part, read_model_folder, save_model_folder
 from visling.recipes.configs import PretrainConfig
+from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.objectives import build_objectives, check_objectives, load_objective_heads
@@ -179,11 +180,8 @@ class Pretraining:
         objectives = build_objectives(config, encoder, self.answers)
         if start is not None:
             notes += load_objective_heads(objectives, start, encoder, self.answers)
-        elif config.start != "fresh":
-            notes.append(
-                f"starts from random weights; the published run starts from {config.start}: name such a model with "
-                "--init"
-            )
+        elif published := describe_start(config):
+            notes.append(f"starts from random weights; {published}")
         model = PretrainModel(encoder, objectives, config.objectives, extractor)
         return model.to(self.inputs.device), notes
 
