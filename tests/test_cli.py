@@ -608,6 +608,22 @@ def test_every_recipe_is_shown_as_one_object(call: Call, name: str) -> None:
     assert all(recipe["train"]["seed"] == 41 for recipe in found.values())
 
 
+def test_a_published_recipe_is_shown_with_its_start_and_what_its_release_does_in_all_runs(call: Call) -> None:
+    def shown(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = call("recipes", "show", name, "--no-estimate").json()
+        return found
+
+    found = shown("visualbert-vqa")
+    assert found["pretrain"]["init"].startswith("the published run starts from visualbert-coco: name such a model with")
+    assert "starts from random weights, and its log says so" in shown("vlbert-base-prec")["pretrain"]["init"]
+    for verb in ("pretrain", "finetune"):
+        assert "rate of 0" in found[verb]["release_in_all_runs"]["last batch of an epoch"]
+        assert found[verb]["train"]["keep"] == ["best", "epochs"]
+        assert found[verb]["sort_by_length"] == 1
+    assert "init" not in shown("lxmert-paper")["pretrain"]
+    assert not {"init", "release_in_all_runs"} & set(shown("visualbert-scenes")["pretrain"])
+
+
 def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:
     assert set(call("recipes", "show", "visualbert-vqa", "--no-estimate", "--set", "masking.rate=0.2").json()) == {
         "pretrain"

@@ -26,7 +26,14 @@ from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.configs import PretrainConfig, differences
-from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
+from visling.recipes.releases import COMMON
+from visling.recipes.tables import (
+    FINETUNING,
+    PRETRAINING,
+    PUBLISHED_FINETUNING,
+    PUBLISHED_PRETRAINING,
+    common_differences,
+)
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
 from visling.runs import estimate as estimates
@@ -346,6 +353,27 @@ def test_every_recipe_says_what_it_is_and_where_its_numbers_come_from(name: str)
     doc = PUBLISHED_PRETRAINING[name].__doc__ or ""
     assert doc.splitlines()[0].endswith(".")
     assert "Source:" in doc
+
+
+def test_what_holds_for_all_runs_of_a_release_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert set(COMMON) == {recipe().model for recipe in PUBLISHED_PRETRAINING.values()}
+    for family, topics in COMMON.items():
+        assert {"stored regions", "losses"} <= set(topics)
+        for topic, told in topics.items():
+            assert f"| `{family}` | {topic} | {told} |" in page
+    assert "128" in COMMON["vlbert"]["fp16"]
+    assert {family for family, topics in COMMON.items() if "last batch of an epoch" in topics} == {
+        "visualbert",
+        "vlbert",
+    }
+
+
+def test_only_published_recipes_have_what_holds_for_all_runs_of_a_release() -> None:
+    assert common_differences(PUBLISHED_PRETRAINING["visualbert-vqa"]()) == COMMON["visualbert"]
+    assert common_differences(FINETUNING["visualbert-vqa"]()) == COMMON["visualbert"]
+    assert common_differences(PRETRAINING["vlbert-scenes"]()) == {}
+    assert common_differences(FINETUNING["lxmert-vqa-scenes"]()) == {}
 
 
 def test_the_page_lists_every_recipe_with_its_numbers() -> None:

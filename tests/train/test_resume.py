@@ -102,8 +102,8 @@ def test_a_killed_process_keeps_the_same_models(
 def test_a_kill_around_any_model_that_is_kept_changes_nothing(
     toy: ModuleType, whole_with_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, written: bool
 ) -> None:
-    """Three epochs' models, the last weights three times, and the best up to three times; killed before one or after
-    it, with a state that is older."""
+    """Three models of epochs, the last weights three times, the best up to three times; killed before one or after it,
+    with a state that is older."""
     save, calls = RunFolder.save_model, 0
 
     def killed(self: RunFolder, *given: Any) -> None:

@@ -62,14 +62,16 @@ def recipes_show(
         typer.Option("--gpu", help="GPU to estimate for, A100 by default; may be repeated."),
     ] = None,
 ) -> None:
-    """Print every setting of a recipe as JSON: the changes, the differences from paper and release, the estimated cost.
+    """Print every setting of a recipe as JSON: the changes, the differences from paper and release (`release_in_all_runs`:
+    those of all its runs), the model that it starts from (`init`), the estimated cost.
 
     A name may have a recipe for pretrain and one for finetune; one that lacks a changed setting is left out.
 
     Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu H100
     """
     from visling.recipes.configs import differences
-    from visling.recipes.tables import FINETUNING, PRETRAINING, find_finetuning, find_pretraining
+    from visling.recipes.releases import describe_start
+    from visling.recipes.tables import FINETUNING, PRETRAINING, common_differences, find_finetuning, find_pretraining
     from visling.runs import estimate as estimates
     from visling.runs.objectives import check_objectives
 
@@ -95,7 +97,13 @@ def recipes_show(
             refused.append(error)
     if not chosen:
         raise refused[0]
-    shown = {verb: configs.to_dict(config) | differences(config, offering[verb]()) for verb, config in chosen.items()}
+    shown = {}
+    for verb, config in chosen.items():
+        shown[verb] = configs.to_dict(config) | differences(config, offering[verb]())
+        if common := common_differences(config):
+            shown[verb]["release_in_all_runs"] = dict(common)
+        if start := describe_start(config):
+            shown[verb]["init"] = f"{start}; without it a run starts from random weights, and its log says so"
     if estimate:
         gpus = tuple(gpu or (estimates.DEFAULT_GPU,))
         for one in gpus:

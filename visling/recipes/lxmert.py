@@ -55,7 +55,6 @@ def lxmert_20epochs_qa() -> PretrainConfig:
             "region_losses.over": "chosen",
             "region_losses.scale": 1.0,
         },
-        release={"losses": "means over each of four devices, then the mean of these"},
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from visling.config import load_module
 from visling.errors import ConfigError, nearest
-from visling.recipes import cvlp, lxmert, nlvr, scenes, vilbert, visualbert, vlbert
+from visling.recipes import cvlp, lxmert, nlvr, releases, scenes, vilbert, visualbert, vlbert
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 
 PUBLISHED_PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
@@ -43,6 +43,12 @@ FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
 }
 
 T = TypeVar("T")
+
+
+def common_differences(config: PretrainConfig | FinetuneConfig) -> Mapping[str, str]:
+    """Topic -> what the release does in all its runs; nothing for a recipe that is not published."""
+    published = PUBLISHED_PRETRAINING if isinstance(config, PretrainConfig) else PUBLISHED_FINETUNING
+    return releases.COMMON[config.model] if config.recipe in published and config.model in releases.COMMON else {}
 
 
 def find_pretraining(name: str) -> Callable[[], PretrainConfig]:

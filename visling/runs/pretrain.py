@@ -21,6 +21,7 @@ from visling.pretrained.answers import save_answers
 from visling.pretrained.features import check_fingerprint, load_backbone, measure_features
 from visling.pretrained.folder import ModelFolder, check_family, load_part, read_model_folder, save_model_folder
 from visling.recipes.configs import PretrainConfig
+from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
@@ -182,11 +183,8 @@ class Pretraining:
         extractor, notes = _build_extractor(config, start, self.backbone)
         objectives = build_objectives(config, encoder, self.answers, key_encoder)
         if start is None:
-            if config.start != "random":
-                notes.append(
-                    f"starts from random weights; {'the key network of ' if key_alone else ''}the published run starts "
-                    f"from {config.start}: name such a model with --init"
-                )
+            if published := describe_start(config):
+                notes.append(f"starts from random weights; {published}")
         elif key_alone:
             notes.append(f"the key network starts from {start.path}, the trained network from random weights")
         else:

@@ -1,0 +1,48 @@
+"""What all runs of a release have in common and differs here, whatever the recipe; and how a run gets its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from visling.recipes.configs import FinetuneConfig, PretrainConfig
+
+_STORED: Mapping[str, str] = {
+    "stored regions": "float32; a store holds features (unless --dtype float32), class distributions and confidences in "
+    "float16",
+}
+
+
+def _average_over_devices(how: str) -> Mapping[str, str]:
+    return {"losses": f"averaged on each device ({how}), then over the devices; --processes N does the same"}
+
+
+COMMON: Mapping[str, Mapping[str, str]] = {
+    "visualbert": {
+        **_STORED,
+        **_average_over_devices("DataParallel"),
+        "last batch of an epoch": "kept, though not full; the schedule does not count it, so the last updates, up to one "
+        "for each epoch, have a rate of 0",
+    },
+    "vlbert": {
+        **_STORED,
+        **_average_over_devices("4 or 16 GPUs"),
+        "last batch of an epoch": "kept, though not full: up to one more update per epoch",
+        "accumulation": "runs across epochs; here micro-batches that do not fill an update at the end of an epoch are "
+        "dropped",
+        "fp16": "where a recipe's release says so, half-precision weights and batch norms (apex O2); the loss scale is "
+        "called dynamic, but bounded by 128 on both sides. Here: bf16, weights in float32, no loss scale",
+    },
+    "vilbert": {**_STORED, **_average_over_devices("DistributedDataParallel or DataParallel")},
+    "lxmert": {**_STORED, **_average_over_devices("4 GPUs")},
+    "cvlp": {**_STORED, **_average_over_devices("DataParallel")},
+}
+"""Family -> topic -> what its release does in every run."""
+
+
+def describe_start(config: PretrainConfig | FinetuneConfig) -> str:
+    """What a run's weights should start from, and how to say so; nothing for one that starts from scratch."""
+    if not isinstance(config, PretrainConfig) or config.start == "random":
+        return ""
+    key_alone = config.objective_settings.get("region_contrast", {}).get("key_start") == "init"
+    what = "the key network of the published run" if key_alone else "the published run"
+    return f"{what} starts from {config.start}: name such a model with --init"
