@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from visling import runtime
-from visling.cli.options import Device, Json, OtherFeatures, Out, Threads, parse_precision
+from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, Threads
 from visling.cli.printing import find_free_name, save_picture
 
 
@@ -25,7 +24,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 256,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="Precision: fp32, bf16 or auto.")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="Precision of matrix products.")] = "fp32",
     threads: Threads = None,
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that share the batches; the results do not change.")
@@ -36,6 +35,7 @@ def evaluate(
 
     Example: visling evaluate vqa --split test
     """
+    from visling import runtime
     from visling.runs import evaluate as evaluate_module
 
     runtime.limit_threads(threads)
@@ -46,7 +46,7 @@ def evaluate(
             data=data,
             store=store,
             device=device,
-            precision=parse_precision(precision),
+            precision=precision,
             batch_size=batch_size,
             other_features=other_features,
             overwrite=overwrite,
@@ -203,6 +203,7 @@ def compare_models(
     Example: visling compare --models visualbert,lxmert --recipe scenes --tasks vqa-scenes --data scenes --store regions
     --out comparison
     """
+    from visling import runtime
     from visling.analysis.comparison import write_comparison
     from visling.runs import compare as comparison
 

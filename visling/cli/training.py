@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from visling import runtime
 from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Threads
 from visling.cli.printing import print_model_folder
 from visling.cli.recipes import find_recipe
@@ -49,6 +48,7 @@ def pretrain(
 
     Example: visling pretrain --recipe visualbert-scenes --data scenes --store regions --out pretrained
     """
+    from visling import runtime
     from visling.recipes.tables import find_pretraining
     from visling.runs import pretrain as pretraining
 
@@ -99,6 +99,7 @@ def finetune(
 
     Example: visling finetune --recipe visualbert-vqa-scenes --data scenes --store regions --init pretrained --out vqa
     """
+    from visling import runtime
     from visling.recipes.tables import find_finetuning
     from visling.runs import finetune as finetuning
 
