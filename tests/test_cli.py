@@ -174,7 +174,9 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     )
     assert call(*tune_blind, "--out", "blind").status == 0
     assert call("evaluate", "vqa", "--json").json()["scores"]["accuracy"]["count"] == 12
-    assert "accuracy" in call("evaluate", "blind", "--split", "test").out
+    scored = call("evaluate", "blind", "--split", "test").out.splitlines()
+    assert scored[0] == "blind, split test, task vqa"
+    assert scored[1].startswith("accuracy ")
     refused(call("evaluate", "vqa"), "vqa/evaluation_test.json exists", "--overwrite")
     assert call("evaluate", "vqa", "--overwrite").status == 0
     pictures = sorted(Path("scenes/images/test").glob("*.png"))[:2]
@@ -329,6 +331,7 @@ def test_a_time_limit_says_that_the_run_is_not_finished(call: Call, training: li
         (["--set", "task=vqaa"], ["no task 'vqaa'", "'vqa'"]),
         (["--set", "train_split=trian"], ["trian", "train_questions.json"]),
         (["--recipe", "visualbert-vqa-scene"], ["no recipe 'visualbert-vqa-scene'", "'visualbert-vqa-scenes'"]),
+        (["--recipe", "visualbert-scenes"], ["is a recipe of pretrain", "'visualbert-vqa-scenes'"]),
         (["--data", "gone"], ["under gone"]),
         (["--store", "gone"], ["no region store at gone"]),
         (["--init", "gone"], ["no model in gone"]),
@@ -347,6 +350,13 @@ def test_mistakes_in_training_end_with_a_message(
     Path("file").write_text("x")
     refused(call(*training, "--out", "run", *words), *message)
     assert not Path("run").exists()
+
+
+def test_a_recipe_of_the_other_verb_is_named(call: Call, world: Any) -> None:
+    words = ("--data", world.scenes, "--store", world.regions, "--out", "run")
+    refused(
+        call("pretrain", "--recipe", "visualbert-vqa-scenes", *words), "is a recipe of finetune", "visling finetune"
+    )
 
 
 def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path: Path) -> None:
@@ -510,6 +520,7 @@ def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
     assert found["images"] == len(store)
     assert found["fingerprint"] == store.fingerprint
     assert found["digests"] == "all match"
+    assert (found["classes"], found["attributes"]) == (len(store.class_names), len(store.attribute_names))
     assert found["drawing"] == f"{world.picture().stem}-regions.png"
     with Image.open(found["drawing"]) as drawing, Image.open(world.picture()) as picture:
         assert drawing.size[0] >= picture.size[0]
@@ -547,6 +558,10 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
         "thing 1599",
         "float32",
     )
+    inspected = call("regions", "inspect", "regions").out
+    assert re.search(r"^  classes +1600$", inspected, flags=re.MULTILINE)
+    assert re.search(r"^  attributes +no names; give --attributes when importing$", inspected, flags=re.MULTILINE)
+    assert call("regions", "inspect", "regions", "--json").json()["attributes"] == 0
     refused(call(*asked), "--resume")
     again = call(*asked, "--classes", "objects.txt", "--dtype", "float32", "--resume").json()
     assert (again["images"], again["found already"]) == (0, 3)
@@ -719,7 +734,10 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
     Path("taken/file").write_text("x")
     assert call("convert", weights, *size, "--to", "model").status == 0
     cases: list[tuple[tuple[object, ...], list[str]]] = [
-        (("convert", "gone.th", "--to", "new"), ["no weight file gone.th", "visling catalog"]),
+        (
+            ("convert", "gone.th", "--to", "new"),
+            ["no weight file gone.th", "need the file that `visling catalog` names"],
+        ),
         (("convert", "half.th", "--to", "new"), ["half.th", "truncated"]),
         (("convert", weights, *size, "--to", "taken"), ["taken exists", "nothing is overwritten"]),
         (
@@ -738,9 +756,9 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
         ),
         (
             ("convert", world.pretrained, "--to-layout", "official", "--to", "new.th"),
-            ["encoder.region_features.whiten"],
+            ["encoder.region_features.whiten", "train the model with --set encoder.whiten_features=false"],
         ),
-        (("verify", "gone", "recording"), ["no model in gone"]),
+        (("verify", "gone", "recording"), ["no model in gone", "needs the file that `visling catalog` names"]),
         (("verify", "model", "gone"), ["no recording in gone", "--record"]),
         (("verify", "model", "taken", "--record"), ["taken exists"]),
         (("catalog", "--model", "vilbart"), ["no such file", "--model vilbert"]),

@@ -54,6 +54,7 @@ def evaluate(
     if json_:
         print(json.dumps(found))
         return
+    print(f"{run}, split {split}, task {found['task']}")
     for name, score in found["scores"].items():
         print(f"{name:<24}{score['value']:>8.2f}   ({score['count']})")
     for category, rows in found["by"].items():

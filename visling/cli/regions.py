@@ -151,6 +151,7 @@ def regions_inspect(
     regions = NativeStore.open(store)
     if check:
         regions.check()
+    named = {"classes": regions.class_names, "attributes": regions.attribute_names}
     counts = [regions.count(image_id) for image_id in regions.ids]
     mean = sum(counts) / max(len(counts), 1)
     described = {
@@ -160,8 +161,10 @@ def regions_inspect(
         "images without regions": counts.count(0),
         "feature width": regions.feature_size,
         "fingerprint": regions.fingerprint,
-        "classes": len(regions.class_names),
-        "attributes": len(regions.attribute_names),
+        **{
+            what: len(names) if names or json_ else f"no names; give --{what} when importing"
+            for what, names in named.items()
+        },
         "first ids": ", ".join(regions.ids[:3]),
         **{f"setting {name}": value for name, value in regions.settings.items()},
         **({"digests": "all match"} if check else {}),
