@@ -231,7 +231,7 @@ def test_the_way_without_attributes(call: Call, world: Any) -> None:
     assert [
         {**one, "reason": one["reason"].partition(":")[0]} for one in trained.json()["unreadable_images"]
     ] == left_out
-    assert re.search(r"^step 2/4 .* examples/s  \d s left$", trained.err, flags=re.MULTILINE), trained.err
+    assert re.search(r"^step 2/4 .* images/s  \d s left$", trained.err, flags=re.MULTILINE), trained.err
     scored = call(
         "detect", "eval", "images/val", "--annotations", "val.json", "--detector", "detector", "--json"
     ).json()
@@ -475,6 +475,19 @@ def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypa
         call("evaluate", world.vqa)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_is_an_option_and_leaves_nothing_behind(call: Call, world: Any, training: list[object]) -> None:
+    pytest.importorskip("tensorboard")
+    ended = call(*training, "--tensorboard", "--set", "train.metric=acc", "--out", "run")
+    assert (ended.status, ended.err.splitlines()[-1].partition(", but")[0]) == (2, "visling: train.metric is 'acc'")
+    assert not Path("run").exists()
+    assert call(*training, "--tensorboard", "--out", "run").status == 0
+    assert any(file.stat().st_size > 100 for file in Path("run/tensorboard").iterdir())
+    words = ("--data", world.scenes, "--store", world.regions, *tiny(world), "--out", "pretrained")
+    assert call("pretrain", "--recipe", "visualbert-scenes", *words, "--tensorboard").status == 0
+    assert any(Path("pretrained/tensorboard").iterdir())
+
+
 def test_ctrl_c_says_how_to_resume(call: Call, training: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -511,7 +524,7 @@ def test_evaluate_says_what_it_cut(call: Call, world: Any, tmp_path: Path) -> No
     content["questions"][3]["question"] = " ".join(["red"] * 300)
     file.write_text(json.dumps(content))
     assert "1 texts were longer than the model reads and were cut" in call("evaluate", run, "--data", data).out
-    assert "cut" not in call("evaluate", run, "--overwrite").out
+    assert "were cut" not in call("evaluate", run, "--overwrite").out
 
 
 def test_regions_can_be_looked_at(call: Call, world: Any) -> None:

@@ -8,7 +8,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from visling.cli.options import Command, Device, Group, Json, Out, Precision, Processes, Resume, Settings, Threads
+from visling.cli.options import (
+    Command,
+    Device,
+    Group,
+    Json,
+    Out,
+    Precision,
+    Processes,
+    Resume,
+    Settings,
+    Tensorboard,
+    Threads,
+)
 from visling.cli.printing import rounded, show_with_unreadable
 
 detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train and score a region detector.")
@@ -38,6 +50,7 @@ def detect_train(
     ] = "auto",
     threads: Threads = None,
     processes: Processes = 1,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -68,6 +81,7 @@ def detect_train(
             device=device,
             resume=resume,
             stream=sys.stderr,
+            tensorboard=tensorboard,
         )
     counts = {
         "images": trained.images,

@@ -25,6 +25,10 @@ OtherFeatures = Annotated[
     bool, typer.Option("--other-features", help="Accept a model that was trained on another detector's features.")
 ]
 
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, into OUT/tensorboard.")
+]
+
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, as a.b=value; may be repeated.")]
 
 Threads = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Threads
+from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Tensorboard, Threads
 from visling.cli.printing import print_model_folder
 from visling.cli.recipes import find_recipe
 
@@ -42,6 +42,7 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
@@ -67,6 +68,7 @@ def pretrain(
             images=images,
             backbone=backbone,
             stream=sys.stderr,
+            tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Pre-trained", out, state.stopped)
@@ -93,6 +95,7 @@ def finetune(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task.
@@ -116,6 +119,7 @@ def finetune(
             resume=resume,
             other_features=other_features,
             stream=sys.stderr,
+            tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Fine-tuned", out, state.stopped)

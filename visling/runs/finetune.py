@@ -36,6 +36,7 @@ def finetune(
     resume: bool = False,
     other_features: bool = False,
     stream: TextIO | None = None,
+    tensorboard: bool = False,
     command: Sequence[str] = (),
 ) -> State:
     """Train a model on a task; leaves a run folder.
@@ -46,6 +47,7 @@ def finetune(
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
         stream: where progress is written.
+        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
@@ -53,7 +55,7 @@ def finetune(
             looked at.
     """
     run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
-    return carry_out(run, out, resume=resume, stream=stream, command=command)
+    return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
 
 
 class Finetuning:
