@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.checkpoints import catalog
 from visling.cli import app
+from visling.cli.printing import slugify
 from visling.errors import VislingError
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.detectors import PRESETS
@@ -184,7 +186,7 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     assert answered.status == 0
     for picture in pictures:
         assert f"{picture}: " in answered.out
-        Image.open(f"vqa/answers/{picture.stem}.png").verify()
+        Image.open(f"vqa/answers/{picture.stem}-how-many-objects-are-there.png").verify()
     reported = call("report", "vqa", "--compare", "blind")
     assert reported.out == f"Wrote {Path('vqa/report.html')}\n"
     page = Path("vqa/report.html").read_text()
@@ -366,12 +368,31 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
     boxes = scenes / "annotations" / "instances_train.json"
     vqa = shutil.copytree(world.vqa, tmp_path / "vqa")
     predict = ("predict", "--run", vqa)
+    Path("empty").mkdir()
+    asked = {"image": str(picture), "question": "how many?"}
+    for name, rows in {
+        "good": [asked],
+        "odd": [asked, {"picture": "a.png", "question": "how many?"}],
+        "missing": [{**asked, "image": "gone.png"}],
+        "two": [{"images": [str(picture)] * 2, "text": "how many?"}],
+    }.items():
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     inspect = ("regions", "inspect", world.regions)
     extract = ("regions", "extract", picture, "--detector", detector)
     cases: list[tuple[tuple[object, ...], list[str]]] = [
         ((*predict, picture, ""), ["the question is empty"]),
         ((*predict, "text.png", "how many?"), ["cannot read image text.png"]),
-        ((*predict, "gone.png", "how many?"), ["no image gone.png"]),
+        ((*predict, "gone.png", "how many?"), ["no image gone.png", "quotes"]),
+        ((*predict, picture, "what", "color", "is", "it"), ["no image what", "put the text into quotes"]),
+        ((*predict, "https://example.com/x.png", "how many?"), ["https://example.com/x.png is an address"]),
+        ((*predict, "empty", "how many?"), ["no image in empty"]),
+        ((*predict, "--input", "gone.jsonl"), ["cannot read the questions gone.jsonl"]),
+        ((*predict, "--input", "file"), ["file, line 1 is not JSON"]),
+        ((*predict, "--input", "odd.jsonl"), ["odd.jsonl, line 2 is not a question", '"picture"']),
+        ((*predict, "--input", "missing.jsonl"), ["missing.jsonl, line 1: no image gone.png"]),
+        ((*predict, "--input", "two.jsonl"), ["two.jsonl, line 1: the task vqa reads 1 image at a time; found 2"]),
+        ((*predict, "--input", "two.jsonl", "--out", "file"), ["file exists"]),
+        ((*predict, "--input", "good.jsonl", "--out", "file/a.jsonl"), ["cannot write the answers file/a.jsonl"]),
         ((*predict, picture, "how many?", "--out", "file"), ["cannot write to file", "--out"]),
         ((*predict, picture, "how many?", "--detector", "gone"), ["gone is not a detector"]),
         ((*predict, picture, "how many?", "--detector", world.other_detector), ["--other-features"]),
@@ -504,16 +525,74 @@ def test_predict_says_what_it_saw_and_what_it_cut(call: Call, world: Any) -> Non
     assert "the text was cut to 64 word pieces" in text.out
     found = call(*ask, "--json").json()
     assert found["truncated"] is True
-    assert found["picture"] == str(Path("answers") / f"{world.picture().stem}-2.png")  # the first is kept
+    assert found["picture"] == str(
+        Path("answers") / f"{world.picture().stem}-{'-'.join(['red'] * 12)}-2.png"
+    )  # the first is kept
     assert found["answer"] == found["top"][0][0]
     Image.open(found["picture"]).verify()
+
+
+def test_a_file_of_questions_is_answered(call: Call, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file or stdin to a file or stdout; each answer stands with its question, and is that of asking alone."""
+    pictures = sorted((world.scenes / "images" / "test").glob("*.png"))[:2]
+    asked = [
+        {"id": number, "image": str(picture), "question": text}
+        for number, (picture, text) in enumerate(
+            zip(pictures * 2, ["how many objects are there?", "what color is it?"] * 2, strict=True)
+        )
+    ]
+    lines = "".join(json.dumps(row) + "\n\n" for row in asked)
+    Path("questions.jsonl").write_text(lines)
+    predict = ("predict", "--run", world.vqa)
+    ended = call(*predict, "--input", "questions.jsonl", "--out", "answers.jsonl")
+    assert ended.out == "Wrote answers.jsonl: 4 answers\n"
+    written = Path("answers.jsonl").read_text()
+    found = [json.loads(line) for line in written.splitlines()]
+    assert [{name: row[name] for name in ("id", "image", "question")} for row in found] == asked
+    alone = call(*predict, pictures[0], "how many objects are there?", "--out", "drawn", "--json").json()
+    assert (found[0]["answer"], found[0]["top"]) == (alone["answer"], alone["top"])
+    assert found[0]["regions"] == [alone["regions"]]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert call(*predict, "--input", "-").out == written
+    wrong = call(*predict, "--input", "questions.jsonl", pictures[0], "how many?")
+    assert (wrong.status, "not both" in wrong.err) == (2, True)
+
+
+def test_a_folder_of_images_is_asked(call: Call, world: Any) -> None:
+    pictures = sorted((world.scenes / "images" / "test").glob("*.png"))
+    ended = call("predict", "--run", world.vqa, world.scenes / "images" / "test", "how many?", "--out", "drawn")
+    assert re.findall(r"^(\S+\.png): ", ended.out, flags=re.MULTILINE) == list(map(str, pictures))
+    assert len(list(Path("drawn").iterdir())) == len(pictures)
+
+
+def test_all_images_are_checked_before_the_first_answer(call: Call, world: Any) -> None:
+    Path("text.png").write_text("x")
+    predict = ("predict", "--run", world.vqa, world.picture())
+    for image in ("gone.png", "text.png"):
+        refused(call(*predict, image, "how many?", "--out", "drawn"), image)
+        assert not Path("drawn").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [
+        ("What color is the cross?", "what-color-is-the-cross"),
+        ("??", ""),
+        ("a" * 99, "a" * 48),
+        ("ein Bär/..", "ein-bär"),
+    ],
+)
+def test_file_names_tell_the_question(text: str, slug: str) -> None:
+    assert slugify(text) == slug
 
 
 def test_a_model_on_the_hub_leaves_its_name_free(call: Call, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **_: str(world.vqa / "model"))
     for number in (1, 2):
         found = call("predict", "--run", "owner/name", world.picture(), "how many objects are there?", "--json").json()
-        assert found["picture"] == str(Path("answers") / f"{world.picture().stem}{'-2' * (number - 1)}.png")
+        assert found["picture"] == str(
+            Path("answers") / f"{world.picture().stem}-how-many-objects-are-there{'-2' * (number - 1)}.png"
+        )
         assert not Path("owner").exists()
 
 

@@ -15,8 +15,9 @@ import typer
 from visling.cli.converting import catalog, convert, verify
 from visling.cli.detect import detect_app
 from visling.cli.doctor import doctor
-from visling.cli.evaluating import compare_models, evaluate, predict, report
+from visling.cli.evaluating import compare_models, evaluate, report
 from visling.cli.options import Command, Group
+from visling.cli.predicting import predict
 from visling.cli.recipes import recipes_app
 from visling.cli.regions import regions_app
 from visling.cli.scenes import scenes

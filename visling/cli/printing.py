@@ -92,6 +92,17 @@ def find_free_name(folder: Path, stem: str) -> Path:
     return next(path for path in (folder / f"{name}.png" for name in names) if not path.exists())
 
 
+def slugify(text: str, longest: int = 48) -> str:
+    """The words of a text as part of a file name: lower case, joined by hyphens, whole words up to a length."""
+    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
+    slug = ""
+    for word in words:
+        if slug and len(slug) + 1 + len(word) > longest:
+            break
+        slug = f"{slug}-{word}" if slug else word[:longest]
+    return slug
+
+
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere; the context's value is called with (done, total)."""
