@@ -58,5 +58,5 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing visling with its development tools into $(VENV) (once; about three minutes) ..."
-	$(INSTALL) -e '.[dev,hf,h5,lmdb,plot,log,serve]'
+	$(INSTALL) -e '.[dev,hf,log]'
 	@touch $@

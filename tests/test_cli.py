@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 import pytest
@@ -21,16 +24,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from visling import config as configs
-from visling import models
+from visling import models, runtime
 from visling.checkpoints import catalog
 from visling.cli import app
+from visling.cli.printing import slugify
 from visling.errors import VislingError
 from visling.pretrained.folder import read_model_folder
+from visling.recipes.detectors import PRESETS
 from visling.recipes.tables import FINETUNING, PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import evaluate
 from visling.runs import finetune as finetuning
 from visling.runs.compare import Comparison
+from visling.scenes.drawing import STYLES
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,9 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     )
     assert call(*tune_blind, "--out", "blind").status == 0
     assert call("evaluate", "vqa", "--json").json()["scores"]["accuracy"]["count"] == 12
-    assert "accuracy" in call("evaluate", "blind", "--split", "test").out
+    scored = call("evaluate", "blind", "--split", "test").out.splitlines()
+    assert scored[0] == "blind, split test, task vqa"
+    assert scored[1].startswith("accuracy ")
     refused(call("evaluate", "vqa"), "vqa/evaluation_test.json exists", "--overwrite")
     assert call("evaluate", "vqa", "--overwrite").status == 0
     pictures = sorted(Path("scenes/images/test").glob("*.png"))[:2]
@@ -178,7 +186,7 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     assert answered.status == 0
     for picture in pictures:
         assert f"{picture}: " in answered.out
-        Image.open(f"vqa/answers/{picture.stem}.png").verify()
+        Image.open(f"vqa/answers/{picture.stem}-how-many-objects-are-there.png").verify()
     reported = call("report", "vqa", "--compare", "blind")
     assert reported.out == f"Wrote {Path('vqa/report.html')}\n"
     page = Path("vqa/report.html").read_text()
@@ -225,7 +233,7 @@ def test_the_way_without_attributes(call: Call, world: Any) -> None:
     assert [
         {**one, "reason": one["reason"].partition(":")[0]} for one in trained.json()["unreadable_images"]
     ] == left_out
-    assert re.search(r"^step 2/4 .* examples/s  \d s left$", trained.err, flags=re.MULTILINE), trained.err
+    assert re.search(r"^step 2/4 .* images/s  \d s left$", trained.err, flags=re.MULTILINE), trained.err
     scored = call(
         "detect", "eval", "images/val", "--annotations", "val.json", "--detector", "detector", "--json"
     ).json()
@@ -325,6 +333,7 @@ def test_a_time_limit_says_that_the_run_is_not_finished(call: Call, training: li
         (["--set", "task=vqaa"], ["no task 'vqaa'", "'vqa'"]),
         (["--set", "train_split=trian"], ["trian", "train_questions.json"]),
         (["--recipe", "visualbert-vqa-scene"], ["no recipe 'visualbert-vqa-scene'", "'visualbert-vqa-scenes'"]),
+        (["--recipe", "visualbert-scenes"], ["is a recipe of pretrain", "'visualbert-vqa-scenes'"]),
         (["--data", "gone"], ["under gone"]),
         (["--store", "gone"], ["no region store at gone"]),
         (["--init", "gone"], ["no model in gone"]),
@@ -345,6 +354,13 @@ def test_mistakes_in_training_end_with_a_message(
     assert not Path("run").exists()
 
 
+def test_a_recipe_of_the_other_verb_is_named(call: Call, world: Any) -> None:
+    words = ("--data", world.scenes, "--store", world.regions, "--out", "run")
+    refused(
+        call("pretrain", "--recipe", "visualbert-vqa-scenes", *words), "is a recipe of finetune", "visling finetune"
+    )
+
+
 def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path: Path) -> None:
     picture, scenes, detector = world.picture(), world.scenes, world.detector
     Path("file").write_text("x")
@@ -352,12 +368,31 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
     boxes = scenes / "annotations" / "instances_train.json"
     vqa = shutil.copytree(world.vqa, tmp_path / "vqa")
     predict = ("predict", "--run", vqa)
+    Path("empty").mkdir()
+    asked = {"image": str(picture), "question": "how many?"}
+    for name, rows in {
+        "good": [asked],
+        "odd": [asked, {"picture": "a.png", "question": "how many?"}],
+        "missing": [{**asked, "image": "gone.png"}],
+        "two": [{"images": [str(picture)] * 2, "text": "how many?"}],
+    }.items():
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     inspect = ("regions", "inspect", world.regions)
     extract = ("regions", "extract", picture, "--detector", detector)
     cases: list[tuple[tuple[object, ...], list[str]]] = [
         ((*predict, picture, ""), ["the question is empty"]),
         ((*predict, "text.png", "how many?"), ["cannot read image text.png"]),
-        ((*predict, "gone.png", "how many?"), ["no image gone.png"]),
+        ((*predict, "gone.png", "how many?"), ["no image gone.png", "quotes"]),
+        ((*predict, picture, "what", "color", "is", "it"), ["no image what", "put the text into quotes"]),
+        ((*predict, "https://example.com/x.png", "how many?"), ["https://example.com/x.png is an address"]),
+        ((*predict, "empty", "how many?"), ["no image in empty"]),
+        ((*predict, "--input", "gone.jsonl"), ["cannot read the questions gone.jsonl"]),
+        ((*predict, "--input", "file"), ["file, line 1 is not JSON"]),
+        ((*predict, "--input", "odd.jsonl"), ["odd.jsonl, line 2 is not a question", '"picture"']),
+        ((*predict, "--input", "missing.jsonl"), ["missing.jsonl, line 1: no image gone.png"]),
+        ((*predict, "--input", "two.jsonl"), ["two.jsonl, line 1: the task vqa reads 1 image at a time; found 2"]),
+        ((*predict, "--input", "two.jsonl", "--out", "file"), ["file exists"]),
+        ((*predict, "--input", "good.jsonl", "--out", "file/a.jsonl"), ["cannot write the answers file/a.jsonl"]),
         ((*predict, picture, "how many?", "--out", "file"), ["cannot write to file", "--out"]),
         ((*predict, picture, "how many?", "--detector", "gone"), ["gone is not a detector"]),
         ((*predict, picture, "how many?", "--detector", world.other_detector), ["--other-features"]),
@@ -365,7 +400,6 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
         (("evaluate", "gone"), ["no model in gone"]),
         (("evaluate", world.pretrained), ["without a task head"]),
         (("evaluate", vqa, "--split", "tst"), ["tst", "test_questions.json"]),
-        (("evaluate", vqa, "--precision", "fp64"), ["'fp64'", "fp32 or bf16"]),
         (("evaluate", vqa, "--store", world.other_regions), ["--other-features"]),
         (("report", "gone"), ["no run folder gone"]),
         (("report", vqa, "--images", "gone"), ["no image folder gone"]),
@@ -386,10 +420,6 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
         ((*extract, "--out", "new", "--detector", world.pretrained), ["does not describe a detector"]),
         (("regions", "extract", "gone", "--detector", detector, "--out", "new"), ["no image folder gone"]),
         (
-            ("detect", "train", scenes, "--annotations", boxes, "--preset", "scene", "--out", "new"),
-            ["'scene'", "'scenes'"],
-        ),
-        (
             ("detect", "train", scenes, "--annotations", boxes, "--set", "batch=3", "--out", "new"),
             ["'batch'", "'batch_size'"],
         ),
@@ -397,7 +427,6 @@ def test_mistakes_elsewhere_end_with_a_message(call: Call, world: Any, tmp_path:
         (("detect", "eval", "gone", "--annotations", boxes, "--detector", detector), ["annotated images is in gone"]),
         (("scenes", "--out", scenes), ["is not empty"]),
         (("scenes", "--out", "file/scenes"), ["Choose a folder that you may write to"]),
-        (("scenes", "--out", "new", "--style", "oil"), ["'oil'", "sketch"]),
         (("scenes", "--out", "new", "--set", "imags=3"), ["'imags'", "'images'"]),
         (("recipes", "show", "visualbert-vqs"), ["no recipe 'visualbert-vqs'", "'visualbert-vqa'"]),
         (("recipes", "show", "visualbert-scenes", "--set", "train.epoch=3"), ["'epochs'"]),
@@ -429,6 +458,30 @@ def test_a_wrong_command_line_shows_its_use(call: Call, words: list[str]) -> Non
     assert "Usage: " in ended.err
 
 
+@pytest.mark.parametrize(
+    ("words", "wrong", "choices"),
+    [
+        (("evaluate", "vqa", "--precision"), "fp64", get_args(runtime.Precision)),
+        (("detect", "train", "i", "--annotations", "a", "--out", "new", "--precision"), "fp64", get_args(runtime.Precision)),
+        (("detect", "train", "i", "--annotations", "a", "--out", "new", "--preset"), "scene", PRESETS),
+        (("regions", "extract", "i", "--detector", "d", "--out", "new", "--dtype"), "float64", ("float16", "float32")),
+        (("regions", "extract", "i", "--detector", "d", "--out", "new", "--precision"), "fp64", get_args(runtime.Precision)),
+        (("scenes", "--out", "new", "--style"), "oil", STYLES),
+    ],
+)  # fmt: skip
+def test_a_wrong_choice_lists_the_choices(
+    call: Call, words: tuple[str, ...], wrong: str, choices: Sequence[str]
+) -> None:
+    ended = call(*words, wrong)
+    assert ended.status == 2
+    message = " ".join(ended.err.replace("│", " ").split())
+    assert f"Invalid value for '{words[-1]}'" in message
+    assert f"{wrong!r} is not one of " in message
+    listed = message.partition("is not one of ")[2].partition(".")[0]
+    assert set(re.findall(r"'(\w+)'", listed)) == set(choices)
+    assert not Path("new").exists()
+
+
 def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise VislingError("what, found, expected, how to mend")
@@ -441,6 +494,19 @@ def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypa
     monkeypatch.setattr(evaluate, "evaluate", break_)
     with pytest.raises(ZeroDivisionError):
         call("evaluate", world.vqa)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_is_an_option_and_leaves_nothing_behind(call: Call, world: Any, training: list[object]) -> None:
+    pytest.importorskip("tensorboard")
+    ended = call(*training, "--tensorboard", "--set", "train.metric=acc", "--out", "run")
+    assert (ended.status, ended.err.splitlines()[-1].partition(", but")[0]) == (2, "visling: train.metric is 'acc'")
+    assert not Path("run").exists()
+    assert call(*training, "--tensorboard", "--out", "run").status == 0
+    assert any(file.stat().st_size > 100 for file in Path("run/tensorboard").iterdir())
+    words = ("--data", world.scenes, "--store", world.regions, *tiny(world), "--out", "pretrained")
+    assert call("pretrain", "--recipe", "visualbert-scenes", *words, "--tensorboard").status == 0
+    assert any(Path("pretrained/tensorboard").iterdir())
 
 
 def test_ctrl_c_says_how_to_resume(call: Call, training: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,16 +525,74 @@ def test_predict_says_what_it_saw_and_what_it_cut(call: Call, world: Any) -> Non
     assert "the text was cut to 64 word pieces" in text.out
     found = call(*ask, "--json").json()
     assert found["truncated"] is True
-    assert found["picture"] == str(Path("answers") / f"{world.picture().stem}-2.png")  # the first is kept
+    assert found["picture"] == str(
+        Path("answers") / f"{world.picture().stem}-{'-'.join(['red'] * 12)}-2.png"
+    )  # the first is kept
     assert found["answer"] == found["top"][0][0]
     Image.open(found["picture"]).verify()
+
+
+def test_a_file_of_questions_is_answered(call: Call, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file or stdin to a file or stdout; each answer stands with its question, and is that of asking alone."""
+    pictures = sorted((world.scenes / "images" / "test").glob("*.png"))[:2]
+    asked = [
+        {"id": number, "image": str(picture), "question": text}
+        for number, (picture, text) in enumerate(
+            zip(pictures * 2, ["how many objects are there?", "what color is it?"] * 2, strict=True)
+        )
+    ]
+    lines = "".join(json.dumps(row) + "\n\n" for row in asked)
+    Path("questions.jsonl").write_text(lines)
+    predict = ("predict", "--run", world.vqa)
+    ended = call(*predict, "--input", "questions.jsonl", "--out", "answers.jsonl")
+    assert ended.out == "Wrote answers.jsonl: 4 answers\n"
+    written = Path("answers.jsonl").read_text()
+    found = [json.loads(line) for line in written.splitlines()]
+    assert [{name: row[name] for name in ("id", "image", "question")} for row in found] == asked
+    alone = call(*predict, pictures[0], "how many objects are there?", "--out", "drawn", "--json").json()
+    assert (found[0]["answer"], found[0]["top"]) == (alone["answer"], alone["top"])
+    assert found[0]["regions"] == [alone["regions"]]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert call(*predict, "--input", "-").out == written
+    wrong = call(*predict, "--input", "questions.jsonl", pictures[0], "how many?")
+    assert (wrong.status, "not both" in wrong.err) == (2, True)
+
+
+def test_a_folder_of_images_is_asked(call: Call, world: Any) -> None:
+    pictures = sorted((world.scenes / "images" / "test").glob("*.png"))
+    ended = call("predict", "--run", world.vqa, world.scenes / "images" / "test", "how many?", "--out", "drawn")
+    assert re.findall(r"^(\S+\.png): ", ended.out, flags=re.MULTILINE) == list(map(str, pictures))
+    assert len(list(Path("drawn").iterdir())) == len(pictures)
+
+
+def test_all_images_are_checked_before_the_first_answer(call: Call, world: Any) -> None:
+    Path("text.png").write_text("x")
+    predict = ("predict", "--run", world.vqa, world.picture())
+    for image in ("gone.png", "text.png"):
+        refused(call(*predict, image, "how many?", "--out", "drawn"), image)
+        assert not Path("drawn").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [
+        ("What color is the cross?", "what-color-is-the-cross"),
+        ("??", ""),
+        ("a" * 99, "a" * 48),
+        ("ein Bär/..", "ein-bär"),
+    ],
+)
+def test_file_names_tell_the_question(text: str, slug: str) -> None:
+    assert slugify(text) == slug
 
 
 def test_a_model_on_the_hub_leaves_its_name_free(call: Call, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **_: str(world.vqa / "model"))
     for number in (1, 2):
         found = call("predict", "--run", "owner/name", world.picture(), "how many objects are there?", "--json").json()
-        assert found["picture"] == str(Path("answers") / f"{world.picture().stem}{'-2' * (number - 1)}.png")
+        assert found["picture"] == str(
+            Path("answers") / f"{world.picture().stem}-how-many-objects-are-there{'-2' * (number - 1)}.png"
+        )
         assert not Path("owner").exists()
 
 
@@ -479,7 +603,7 @@ def test_evaluate_says_what_it_cut(call: Call, world: Any, tmp_path: Path) -> No
     content["questions"][3]["question"] = " ".join(["red"] * 300)
     file.write_text(json.dumps(content))
     assert "1 texts were longer than the model reads and were cut" in call("evaluate", run, "--data", data).out
-    assert "cut" not in call("evaluate", run, "--overwrite").out
+    assert "were cut" not in call("evaluate", run, "--overwrite").out
 
 
 def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
@@ -488,6 +612,7 @@ def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
     assert found["images"] == len(store)
     assert found["fingerprint"] == store.fingerprint
     assert found["digests"] == "all match"
+    assert (found["classes"], found["attributes"]) == (len(store.class_names), len(store.attribute_names))
     assert found["drawing"] == f"{world.picture().stem}-regions.png"
     with Image.open(found["drawing"]) as drawing, Image.open(world.picture()) as picture:
         assert drawing.size[0] >= picture.size[0]
@@ -525,6 +650,10 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
         "thing 1599",
         "float32",
     )
+    inspected = call("regions", "inspect", "regions").out
+    assert re.search(r"^  classes +1600$", inspected, flags=re.MULTILINE)
+    assert re.search(r"^  attributes +no names; give --attributes when importing$", inspected, flags=re.MULTILINE)
+    assert call("regions", "inspect", "regions", "--json").json()["attributes"] == 0
     refused(call(*asked), "--resume")
     again = call(*asked, "--classes", "objects.txt", "--dtype", "float32", "--resume").json()
     assert (again["images"], again["found already"]) == (0, 3)
@@ -555,7 +684,6 @@ def test_images_of_one_name_leave_the_store_as_it_was(call: Call, world: Any) ->
     assert {path: path.read_bytes() for path in Path("regions").iterdir()} == before
     refused(call(*extract, "copy", "--resume", "--precision", "bf16"), "made with precision 'fp32'", "'bf16'")
     refused(call(*extract, "copy", "--resume", "--dtype", "float32"), "its dtype is 'float16'")
-    refused(call(*extract, "copy", "--resume", "--dtype", "float64"), "'float64'", "float16 or float32")
     assert {path: path.read_bytes() for path in Path("regions").iterdir()} == before
 
 
@@ -714,7 +842,10 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
     Path("taken/file").write_text("x")
     assert call("convert", weights, *size, "--to", "model").status == 0
     cases: list[tuple[tuple[object, ...], list[str]]] = [
-        (("convert", "gone.th", "--to", "new"), ["no weight file gone.th", "visling catalog"]),
+        (
+            ("convert", "gone.th", "--to", "new"),
+            ["no weight file gone.th", "need the file that `visling catalog` names"],
+        ),
         (("convert", "half.th", "--to", "new"), ["half.th", "truncated"]),
         (("convert", weights, *size, "--to", "taken"), ["taken exists", "nothing is overwritten"]),
         (
@@ -733,9 +864,9 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
         ),
         (
             ("convert", world.pretrained, "--to-layout", "official", "--to", "new.th"),
-            ["encoder.region_features.whiten"],
+            ["encoder.region_features.whiten", "train the model with --set encoder.whiten_features=false"],
         ),
-        (("verify", "gone", "recording"), ["no model in gone"]),
+        (("verify", "gone", "recording"), ["no model in gone", "needs the file that `visling catalog` names"]),
         (("verify", "model", "gone"), ["no recording in gone", "--record"]),
         (("verify", "model", "taken", "--record"), ["taken exists"]),
         (("catalog", "--model", "vilbart"), ["no such file", "--model vilbert"]),
@@ -817,7 +948,79 @@ def test_the_comparisons_in_help_and_pages_are_true() -> None:
                 asked.finetuning(model, task)
 
 
-# Help
+# Help and start
+
+
+def start(*words: str) -> tuple[str, float, str]:
+    """Output, processor seconds and imported modules of a command in a process of its own."""
+    program = (
+        "import resource, sys\n"
+        "from visling.__main__ import main\n"
+        "status = 0\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    status = end.code or 0\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(used.ru_utime + used.ru_stime, *sys.modules, file=sys.stderr)\n"
+        "sys.exit(status)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    seconds, _, modules = ended.stderr.splitlines()[-1].partition(" ")
+    return ended.stdout, float(seconds), modules
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "--version",
+        "catalog --json",
+        "recipes list",
+        "recipes --help",
+        "detect train --help",
+        "regions import -h",
+        "pretrain --help",
+        "finetune --help",
+        "evaluate --help",
+        "predict --help",
+        "convert --help",
+        "scenes --help",
+        "doctor --help",
+    ],
+)
+def test_help_and_lists_answer_at_once(words: str) -> None:
+    out, seconds, modules = start(*words.split())
+    assert out.strip()
+    assert not {"torch", "numpy", "PIL", "tokenizers"} & set(modules.split()), f"visling {words} imports what is heavy"
+    assert seconds < 1.0, f"visling {words} took {seconds:.2f} s of processor time"
+
+
+def test_the_version_and_short_options(call: Call) -> None:
+    assert call("--version").out == f"visling {runtime.versions()['visling']}\n"
+    for path in [(), ("detect",), ("recipes",), *VERBS]:
+        assert call(*path, "-h").out == call(*path, "--help").out
+    assert "--install-completion" in call("-h").out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(shell: str) -> None:
+    words = {"COMP_WORDS": "visling pre", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "visling pre"}
+    environment = (
+        os.environ | words | {"_VISLING_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    )
+    program = "import sys; sys.argv[0] = 'visling'; from visling.__main__ import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "pretrain" in ended.stdout
+    assert "finetune" not in ended.stdout
+
+
+def test_flags_show_no_type(call: Call) -> None:
+    for path in [(), ("detect",), ("recipes",), *VERBS]:
+        assert "<bool>" not in call(*path, "--help").out
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

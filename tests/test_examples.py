@@ -178,6 +178,25 @@ def test_the_tested_set_pins_every_dependency() -> None:
     assert not missing, f"constraints.txt does not pin {', '.join(sorted(missing))}"
 
 
+def test_every_extra_is_used_and_shown_by_the_doctor() -> None:
+    """An extra that nothing imports would promise what does not exist."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    # transformers loads what we export, in benchmarks and tests alone
+    folders = ("visling", "benchmarks")
+    sources = "\n".join(file.read_text(encoding="utf-8") for name in folders for file in (ROOT / name).rglob("*.py"))
+    for extra in extras.keys() - {"dev"}:
+        packages = [re.split(r"[^\w-]", one)[0].replace("-", "_") for one in extras[extra]]
+        assert any(re.search(rf"(from|import) (torch\.utils\.)?{package}\b", sources) for package in packages), extra
+    ended = subprocess.run(
+        [sys.executable, "-m", "visling", "doctor", "--json"], capture_output=True, text=True, check=True
+    )
+    shown = {name.removeprefix("extra ") for name in json.loads(ended.stdout) if name.startswith("extra ")}
+    assert shown == extras.keys() - {"dev"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (installed,) = re.findall(r"-e '\.\[([\w,]+)\]'", makefile)
+    assert set(installed.split(",")) == set(extras)
+
+
 # What the way by hand is made small with, in minutes on any machine; the commands stay README's.
 SMALLER = {
     "scenes": ["--images", "120", "--set", "questions_per_image=4"],

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from visling.head import Head as Head
+from visling.head import HeadKind as HeadKind
+
 IGNORE = -100
 """Label that no loss counts."""
 
@@ -440,17 +443,3 @@ class InputSpec:
     """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
     num_tasks: int = 0
     """Tasks for which the model has a token of their own; above 0 every text names its task (`Text.task`)."""
-
-
-HeadKind = Literal[
-    "classify", "score", "pair", "regions", "slots_regions", "vocabulary", "region_targets", "projection"
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """What a task asks of `nn.heads.build`; the model names the style."""
-
-    kind: HeadKind
-    outputs: int
-    options: Mapping[str, Any] = field(default_factory=dict)

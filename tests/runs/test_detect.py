@@ -59,7 +59,7 @@ TINY = (
 def small(*settings: str) -> DetectConfig:
     """A detector that is trained in a second, by 12 updates; it is saved after each."""
     usual = ("train.max_steps=12", "train.optim.lr=0.01", "train.optim.warmup_steps=2", "train.log_every=4")
-    return configs.override(CONFIG, [*usual, "train.save_every=1", *settings])
+    return configs.override(CONFIG, [*usual, "train.log_seconds=none", "train.save_every=1", *settings])
 
 
 def assert_same_weights(one: Detector, other: Detector) -> None:
@@ -103,6 +103,23 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
     content = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "square"}]}
     (tmp_path / "instances.json").write_text(json.dumps(content))
     return tmp_path / "images", tmp_path / "instances.json"
+
+
+def test_the_first_line_says_what_is_trained_on(data: tuple[Path, Path], tmp_path: Path) -> None:
+    stream = io.StringIO()
+    train_detector(*data, tmp_path / "out", small("train.max_steps=2"), stream=stream, device="cpu")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "10 images, 10 boxes, 1 classes, 2 attributes; longer side 32 pixels, on cpu"
+    assert "images/s" in lines[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_event_files_are_written_if_asked_for(data: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train_detector(*data, tmp_path / "out", small("train.max_steps=2"), device="cpu", tensorboard=True)
+    assert any((tmp_path / "out" / "tensorboard").iterdir())
+    train_detector(*data, tmp_path / "plain", small("train.max_steps=2"), device="cpu")
+    assert not (tmp_path / "plain" / "tensorboard").exists()
 
 
 def test_a_run_learns_and_leaves_a_whole_folder(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -445,6 +445,22 @@ def test_time_bounds_a_run_by_a_schedule_over_its_share(toy: ModuleType, tmp_pat
     assert state.step == 3  # updates replace time
 
 
+def test_slow_updates_are_reported_by_time(toy: ModuleType, tmp_path: Path) -> None:
+    """By a clock that moves only after updates: 4 s each, so that with lines every 10 s the third is due first."""
+    now = [100.0]
+
+    def tick() -> None:
+        now[0] += 4.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: now[0])
+        for name, seconds in (("by-time", 10.0), ("by-updates", None)):
+            with Log(tmp_path / name) as log:
+                train(toy, after_update=tick, max_steps=8, log_every=5, log_seconds=seconds, log=log)
+    assert [line["step"] for line in read(tmp_path / "by-time") if line["kind"] == "train"] == [3, 5, 8]
+    assert [line["step"] for line in read(tmp_path / "by-updates") if line["kind"] == "train"] == [5, 8]
+
+
 def test_a_run_bounded_by_time_resumes_with_the_time_that_is_left(toy: ModuleType, tmp_path: Path) -> None:
     now = [100.0]
     with pytest.MonkeyPatch.context() as patch:

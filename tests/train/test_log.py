@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from visling.errors import ConfigError, DataError, RunError
 from visling.train.log import Log, cut, duration, read
@@ -125,6 +127,47 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "10/100" in stream.getvalue()
     assert "loss 1.5" in stream.getvalue()
     assert "[best] so far" in stream.getvalue()
+
+
+@pytest.mark.parametrize("step", [1200, 123_456])
+@pytest.mark.parametrize(
+    ("width", "shown", "hidden"),
+    [
+        (60, ["loss 3.412"], ["masked_lm"]),
+        (80, ["loss 3.412", "80 examples/s"], ["masked_lm"]),
+        (160, ["epoch 1", "loss 3.412", "(masked_lm 2.908  matching 0.7042)", "lr 5.00e-05", "80 examples/s"], []),
+    ],
+)
+def test_bar_step_and_time_left_have_their_place_at_any_width(
+    width: int, shown: list[str], hidden: list[str], step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Log(stream=Terminal()) as log:
+        log.start(step - 10, 500_000 if step > 9999 else 3125)
+        log.advance(step - 5)
+        train_line(log, step, loss=3.412, parts={"masked_lm": 2.908, "matching": 0.7042})
+        bar = log._bar
+        assert bar is not None
+        console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
+        console.print(bar.get_renderable())
+        lines = [line for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
+    assert len(lines) == 1, lines
+    assert len(lines[0]) <= width
+    assert re.search(rf"^[━╸╺ ]{{20}} {step}/\d+ +(-:--:--|\d:\d\d:\d\d)", lines[0]), lines
+    for word in shown if step < 9999 else shown[:1]:
+        assert word in lines[0], lines
+    for word in [*hidden, "…"]:
+        assert word not in lines[0], lines
+
+
+@pytest.mark.parametrize(("speed", "text"), [(0.6, "0.6 images/s"), (9.96, "10.0 images/s"), (80.0, "80 images/s")])
+def test_slow_runs_have_a_speed(speed: float, text: str) -> None:
+    stream = io.StringIO()
+    with Log(stream=stream, unit="images") as log:
+        log.start(0, 100)
+        train_line(log, 1, examples_per_second=speed)
+    assert f"  {text}  " in stream.getvalue()
 
 
 def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from visling.errors import CheckpointError, nearest
-from visling.types import Head
+from visling.head import Head
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 
 from visling.cli.converting import catalog, convert, verify
 from visling.cli.detect import detect_app
 from visling.cli.doctor import doctor
-from visling.cli.evaluating import compare_models, evaluate, predict, report
+from visling.cli.evaluating import compare_models, evaluate, report
+from visling.cli.options import Command, Group
+from visling.cli.predicting import predict
 from visling.cli.recipes import recipes_app
 from visling.cli.regions import regions_app
 from visling.cli.scenes import scenes
@@ -34,7 +37,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
 """Heading in `visling --help` -> its commands."""
 
 
-class _GroupedCommands(typer.core.TyperGroup):
+class _GroupedCommands(Group):
     """Lists commands in the order of `_GROUPS`; typer by itself puts those with sub-commands last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -45,7 +48,7 @@ class _GroupedCommands(typer.core.TyperGroup):
 app = typer.Typer(
     cls=_GroupedCommands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Region-based vision-and-language Transformers, from pixels to answers. Each command's --help has an example.",
 )
@@ -54,7 +57,22 @@ for heading, commands in _GROUPS.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=heading)
         else:
-            app.command(name, rich_help_panel=heading)(command)
+            app.command(name, rich_help_panel=heading, cls=Command)(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"visling {metadata.version('visling')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def run() -> None:

@@ -12,7 +12,7 @@ import typer
 from visling import config as configs
 from visling.cli.options import Json, Settings
 from visling.cli.printing import show
-from visling.errors import ConfigError, nearest
+from visling.errors import CheckpointError, ConfigError, nearest
 
 
 def convert(
@@ -71,6 +71,8 @@ def convert(
     json_: Json = False,
 ) -> None:
     """Convert released weights to a model folder, or a model folder to a released layout.
+
+    Released weights need the file that `visling catalog` names, downloaded by you (those on the hub are fetched).
 
     Example: visling convert model_LXRT.pth --release model_LXRT --to lxmert
     """
@@ -137,10 +139,17 @@ def verify(
 ) -> None:
     """Compare every layer of a model with recorded values and name the first that differs; status 1 if one does.
 
+    Released weights are converted first, from the file that `visling catalog` names.
+
     Example: visling verify vqa recording --record
     """
     from visling.pretrained import verify as verification
 
+    if not checkpoint.exists():
+        raise CheckpointError(
+            f"no model in {checkpoint}: there is no such folder. Train one, or convert a released file; that needs the "
+            "file that `visling catalog` names."
+        )
     if record:
         layers = verification.record(checkpoint, recording, seed=seed)
         show({"layers": len(layers)}, json_, f"Recorded in {recording}")

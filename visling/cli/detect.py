@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from visling import runtime
-from visling.cli.options import Device, Json, Out, Processes, Resume, Settings, Threads, parse_precision
+from visling.cli.options import (
+    Command,
+    Device,
+    Group,
+    Json,
+    Out,
+    Precision,
+    Processes,
+    Resume,
+    Settings,
+    Tensorboard,
+    Threads,
+)
 from visling.cli.printing import rounded, show_with_unreadable
 
-detect_app = typer.Typer(no_args_is_help=True, help="Train and score a region detector.")
+detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train and score a region detector.")
 
 
-@detect_app.command("train")
+@detect_app.command("train", cls=Command)
 def detect_train(
     images: Annotated[Path, typer.Argument(help="Folder of images.")],
     annotations: Annotated[
@@ -25,15 +36,21 @@ def detect_train(
         ),
     ],
     out: Out,
-    preset: Annotated[str, typer.Option(help="Size and input of the detector: default, scenes or nlvr.")] = "default",
+    preset: Annotated[
+        Literal["default", "scenes", "nlvr"],
+        typer.Option(help="Size and input of the detector; the default is for photographs."),
+    ] = "default",
     seconds: Annotated[float | None, typer.Option(help="Training time; the preset's if left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates instead of time; makes a run repeatable.")] = None,
     set_: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="Precision of matrix products; auto is bf16 where the device has units for it.")
+    ] = "auto",
     threads: Threads = None,
     processes: Processes = 1,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -41,6 +58,7 @@ def detect_train(
 
     Example: visling detect train images --annotations instances_train.json --preset scenes --out detector
     """
+    from visling import runtime
     from visling.recipes.detectors import detect_config
     from visling.runs import detect as detection
 
@@ -49,7 +67,7 @@ def detect_train(
         "max_steps": steps,
         "seconds": seconds,
         "seed": seed,
-        "precision": runtime.resolve(parse_precision(precision), target),
+        "precision": runtime.resolve(precision, target),
     }
     chosen = [f"train.{name}={value}" for name, value in options.items() if value is not None]
     config = detect_config([*chosen, *(set_ or [])], preset)
@@ -63,6 +81,7 @@ def detect_train(
             device=device,
             resume=resume,
             stream=sys.stderr,
+            tensorboard=tensorboard,
         )
     counts = {
         "images": trained.images,
@@ -75,7 +94,7 @@ def detect_train(
     show_with_unreadable(counts, trained.unreadable, json_, title)
 
 
-@detect_app.command("eval")
+@detect_app.command("eval", cls=Command)
 def detect_eval(
     images: Annotated[Path, typer.Argument(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO instances JSON, or SPLIT/SPLIT.json of NLVR v1.")],

@@ -8,7 +8,6 @@ import shutil
 from importlib import metadata
 from typing import Any
 
-from visling import runtime
 from visling.cli.options import Json
 from visling.cli.printing import show
 
@@ -20,16 +19,11 @@ def doctor(json_: Json = False) -> None:
     """
     import torch
 
+    from visling import runtime
+
     home = runtime.home()
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
-    extras = {
-        "lmdb": "lmdb",
-        "h5": "h5py",
-        "plot": "matplotlib",
-        "serve": "fastapi",
-        "log": "tensorboard",
-        "hf": "transformers",
-    }
+    extras = {"log": "tensorboard", "hf": "transformers"}
     facts: dict[str, Any] = {
         "visling": metadata.version("visling"),
         "python": platform.python_version(),

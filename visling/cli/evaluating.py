@@ -1,4 +1,4 @@
-"""visling evaluate, predict, report, compare."""
+"""visling evaluate, report, compare."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Annotated
 
 import typer
 
-from visling import runtime
-from visling.cli.options import Device, Json, OtherFeatures, Out, Threads, parse_precision
-from visling.cli.printing import find_free_name, save_picture
+from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, Threads
 
 
 def evaluate(
@@ -25,7 +23,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 256,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="Precision: fp32, bf16 or auto.")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="Precision of matrix products.")] = "fp32",
     threads: Threads = None,
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that share the batches; the results do not change.")
@@ -36,6 +34,7 @@ def evaluate(
 
     Example: visling evaluate vqa --split test
     """
+    from visling import runtime
     from visling.runs import evaluate as evaluate_module
 
     runtime.limit_threads(threads)
@@ -46,7 +45,7 @@ def evaluate(
             data=data,
             store=store,
             device=device,
-            precision=parse_precision(precision),
+            precision=precision,
             batch_size=batch_size,
             other_features=other_features,
             overwrite=overwrite,
@@ -54,6 +53,7 @@ def evaluate(
     if json_:
         print(json.dumps(found))
         return
+    print(f"{run}, split {split}, task {found['task']}")
     for name, score in found["scores"].items():
         print(f"{name:<24}{score['value']:>8.2f}   ({score['count']})")
     for category, rows in found["by"].items():
@@ -64,69 +64,6 @@ def evaluate(
         print(note)
     if found["truncated"]:
         print(f"{found['truncated']} texts were longer than the model reads and were cut")
-
-
-def predict(
-    words: Annotated[
-        list[str], typer.Argument(metavar="IMAGE... TEXT", help="Image files, then the question or sentence.")
-    ],
-    run: Annotated[Path, typer.Option(help="Run folder, model folder, or owner/name on the hub.")],
-    detector: Annotated[
-        Path | None, typer.Option(help="Detector folder; the one in the model folder by default.")
-    ] = None,
-    other_features: OtherFeatures = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the drawings; RUN/answers by default, ./answers for a model on the hub."),
-    ] = None,
-    device: Device = "auto",
-    json_: Json = False,
-) -> None:
-    """Answer a question about raw images and draw what the model saw.
-
-    Example: visling predict --run vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
-    """
-    from visling.analysis.drawing import prediction_card
-    from visling.api import load
-
-    *images, text = words
-    if not images:
-        raise typer.BadParameter(
-            'give one or more images, then the text: visling predict --run RUN image.png "how many stars are there?"'
-        )
-    model = load(run, detector=detector, other_features=other_features, device=device)
-    # A model's name on the hub is no folder here.
-    folder = out if out is not None else run / "answers" if run.exists() else Path("answers")
-    together = model.task.images  # as many images make one question
-    for first in range(0, len(images), together):
-        group = images[first : first + together]
-        answer = model.answer(group, text)
-        targets = []
-        for image, seen, regions in zip(group, answer.images, answer.regions_by_image, strict=True):
-            targets.append(find_free_name(folder, Path(image).stem))
-            card = prediction_card(
-                seen,
-                regions,
-                text,
-                answer.top,
-                class_names=model.class_names,
-                attribute_names=model.attribute_names,
-            )
-            save_picture(card, targets[-1])
-        if json_:
-            rows = [
-                {"image": image, "text": text, "answer": answer.text, "top": answer.top, "regions": len(regions)}
-                | {"truncated": answer.truncated, "picture": str(target)}
-                for image, regions, target in zip(group, answer.regions_by_image, targets, strict=True)
-            ]
-            print("\n".join(map(json.dumps, rows)))
-            continue
-        best = ", ".join(f"{name} {share:.0%}" for name, share in answer.top) or answer.text
-        print(f"{', '.join(group)}: {best}")
-        for regions, target in zip(answer.regions_by_image, targets, strict=True):
-            print(f"  {len(regions)} regions, drawn in {target}")
-        if answer.truncated:
-            print(f"  the text was cut to {model.spec.max_tokens} word pieces")
 
 
 def report(
@@ -205,6 +142,7 @@ def compare_models(
     Example: visling compare --models visualbert,lxmert --recipe scenes --tasks vqa-scenes --data scenes --store regions
     --out comparison
     """
+    from visling import runtime
     from visling.analysis.comparison import write_comparison
     from visling.runs import compare as comparison
 

@@ -1,14 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the classes of commands: flags show no type in --help.
+
+Files of `cli` import what is heavy (torch, numpy, Pillow) inside the commands, so that --help and lists answer at once.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from visling import runtime
-from visling.errors import ConfigError
+Precision = Literal["auto", "fp32", "bf16"]
+"""That of `runtime`, which imports torch."""
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it must be new or empty.")]
 
@@ -20,6 +23,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Resume the interrupted r
 
 OtherFeatures = Annotated[
     bool, typer.Option("--other-features", help="Accept a model that was trained on another detector's features.")
+]
+
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, into OUT/tensorboard.")
 ]
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, as a.b=value; may be repeated.")]
@@ -47,23 +54,30 @@ Seed = Annotated[
 ]
 
 
-def parse_precision(name: str) -> runtime.Precision:
-    """The value of --precision.
-
-    Raises:
-        ConfigError: not auto, fp32 or bf16.
-    """
-    if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"precision is {name!r}; expected auto, fp32 or bf16.")
-    return name  # type: ignore[return-value]
+Dtype = Annotated[
+    Literal["float16", "float32"],
+    typer.Option("--dtype", help="How features are stored; float32 takes twice the space."),
+]
 
 
-def parse_dtype(name: str) -> Literal["float16", "float32"]:
-    """The value of --dtype.
+class Command(typer.core.TyperCommand):
+    """A command whose help shows no type for flags."""
 
-    Raises:
-        ConfigError: not float16 or float32.
-    """
-    if name not in ("float16", "float32"):
-        raise ConfigError(f"dtype is {name!r}; expected float16 or float32.")
-    return name  # type: ignore[return-value]
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All options and arguments."""
+        return _hide_types_of_flags(super().get_params(ctx))
+
+
+class Group(typer.core.TyperGroup):
+    """A group of commands whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All options and arguments."""
+        return _hide_types_of_flags(super().get_params(ctx))
+
+
+def _hide_types_of_flags(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params

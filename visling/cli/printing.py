@@ -9,13 +9,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from visling.errors import RunError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def rounded(score: float | None) -> float | None:
@@ -93,9 +92,30 @@ def find_free_name(folder: Path, stem: str) -> Path:
     return next(path for path in (folder / f"{name}.png" for name in names) if not path.exists())
 
 
+def slugify(text: str, longest: int = 48) -> str:
+    """The words of a text as part of a file name: lower case, joined by hyphens, whole words up to a length."""
+    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
+    slug = ""
+    for word in words:
+        if slug and len(slug) + 1 + len(word) > longest:
+            break
+        slug = f"{slug}-{word}" if slug else word[:longest]
+    return slug
+
+
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere; the context's value is called with (done, total)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -9,13 +9,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from visling import config as configs
-from visling.cli.options import Json, Settings
+from visling.cli.options import Command, Group, Json, Settings
 from visling.cli.printing import show
 from visling.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
-recipes_app = typer.Typer(help="List the recipes, and show what one sets and costs.")
+recipes_app = typer.Typer(cls=Group, help="List the recipes, and show what one sets and costs.")
 
 
 @recipes_app.callback(invoke_without_command=True)
@@ -28,25 +28,18 @@ def recipes(context: typer.Context) -> None:
         recipes_list()
 
 
-@recipes_app.command("list")
+@recipes_app.command("list", cls=Command)
 def recipes_list(json_: Json = False) -> None:
     """List the recipes of pretrain and finetune.
 
     Example: visling recipes list
     """
-    from visling.recipes.tables import FINETUNING, PRETRAINING
+    from visling.recipes.listing import list_recipes
 
-    def describe(recipe: Callable[[], Any]) -> str:
-        # Recipes shared by several models are partial functions.
-        return " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
-
-    tables = {"pretrain": PRETRAINING, "finetune": FINETUNING}
-    show(
-        {f"{verb} {name}": describe(recipe) for verb, table in tables.items() for name, recipe in table.items()}, json_
-    )
+    show({f"{verb} {name}": what for verb, table in list_recipes().items() for name, what in table.items()}, json_)
 
 
-@recipes_app.command("show")
+@recipes_app.command("show", cls=Command)
 def recipes_show(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
     set_: Settings = None,

@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
 
-from visling import runtime
-from visling.cli.options import Device, Json, Out, Resume, parse_dtype, parse_precision
+from visling.cli.options import Command, Device, Dtype, Group, Json, Out, Precision, Resume
 from visling.cli.printing import progress_bar, refuse_existing, save_picture, show, show_with_unreadable
 from visling.errors import RunError
 
-regions_app = typer.Typer(no_args_is_help=True, help="Create and inspect stores of region features.")
-
-StoreDtype = Annotated[str, typer.Option(help="How features are stored: float16, or float32 in twice the space.")]
+regions_app = typer.Typer(cls=Group, no_args_is_help=True, help="Create and inspect stores of region features.")
 
 
-@regions_app.command("extract")
+@regions_app.command("extract", cls=Command)
 def regions_extract(
     images: Annotated[list[Path], typer.Argument(help="Folders of images (searched recursively) or image files.")],
     detector: Annotated[Path, typer.Option(help="Folder of a trained detector.")],
@@ -26,9 +22,9 @@ def regions_extract(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
     device: Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="Of the detector: fp32 or bf16; fp32 features do not depend on the device.")
+        Precision, typer.Option(help="Precision of the detector; fp32 features do not depend on the device.")
     ] = "fp32",
-    dtype: StoreDtype = "float16",
+    dtype: Dtype = "float16",
     probs: Annotated[
         bool | None,
         typer.Option(
@@ -43,6 +39,7 @@ def regions_extract(
 
     Example: visling regions extract scenes/images --detector detector --out regions
     """
+    from visling import runtime
     from visling.regions.writer import StoreWriter
     from visling.vision.detector import Detector
     from visling.vision.extract import extract, list_images
@@ -50,7 +47,7 @@ def regions_extract(
     on = runtime.pick_device(device)
     model = Detector.load(detector, device=on)
     files = list_images(images)
-    resolved = runtime.resolve(parse_precision(precision), on)
+    resolved = runtime.resolve(precision, on)
     claim_store(out, resume)
     with (
         StoreWriter(
@@ -59,7 +56,7 @@ def regions_extract(
             fingerprint=model.fingerprint,
             class_names=model.config.class_names,
             attribute_names=model.config.attribute_names,
-            dtype=parse_dtype(dtype),
+            dtype=dtype,
             settings={"detector": str(detector.resolve()), "precision": resolved},
             may_differ=("detector",),  # the fingerprint says whether a detector that moved is the same
             resume=resume,
@@ -71,7 +68,7 @@ def regions_extract(
     show_with_unreadable(counts, report.unreadable, json_, f"Wrote {out}")
 
 
-@regions_app.command("import")
+@regions_app.command("import", cls=Command)
 def regions_import(
     files: Annotated[
         list[Path],
@@ -94,7 +91,7 @@ def regions_import(
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of the object classes, one per line.")] = None,
     attributes: Annotated[Path | None, typer.Option(help="Names of the attributes, one per line.")] = None,
-    dtype: StoreDtype = "float16",
+    dtype: Dtype = "float16",
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -116,7 +113,7 @@ def regions_import(
             fingerprint=fingerprint,
             class_names=class_names,
             attribute_names=attribute_names,
-            dtype=parse_dtype(dtype),
+            dtype=dtype,
             resume=resume,
             progress=lambda done, total: step(done // unit, total // unit),
         )
@@ -129,7 +126,7 @@ def regions_import(
     show(counts, json_, f"Wrote {out}")
 
 
-@regions_app.command("inspect")
+@regions_app.command("inspect", cls=Command)
 def regions_inspect(
     store: Annotated[Path, typer.Argument(help="Region store.")],
     image: Annotated[Path | None, typer.Option(help="Draw this image with its boxes.")] = None,
@@ -145,6 +142,8 @@ def regions_inspect(
 
     Example: visling regions inspect regions --image scenes/images/test/scene_000000002251.png
     """
+    from PIL import Image
+
     from visling.analysis.drawing import draw_regions
     from visling.regions.store import NativeStore
     from visling.vision.images import read_image
@@ -152,6 +151,7 @@ def regions_inspect(
     regions = NativeStore.open(store)
     if check:
         regions.check()
+    named = {"classes": regions.class_names, "attributes": regions.attribute_names}
     counts = [regions.count(image_id) for image_id in regions.ids]
     mean = sum(counts) / max(len(counts), 1)
     described = {
@@ -161,8 +161,10 @@ def regions_inspect(
         "images without regions": counts.count(0),
         "feature width": regions.feature_size,
         "fingerprint": regions.fingerprint,
-        "classes": len(regions.class_names),
-        "attributes": len(regions.attribute_names),
+        **{
+            what: len(names) if names or json_ else f"no names; give --{what} when importing"
+            for what, names in named.items()
+        },
         "first ids": ", ".join(regions.ids[:3]),
         **{f"setting {name}": value for name, value in regions.settings.items()},
         **({"digests": "all match"} if check else {}),

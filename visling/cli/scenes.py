@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ def scenes(
         int,
         typer.Option(min=0, help="Seed of every random choice; the same seed writes the same files, byte for byte."),
     ] = 0,
-    style: Annotated[str, typer.Option(help="Style of the pictures: plain or sketch.")] = "plain",
+    style: Annotated[Literal["plain", "sketch"], typer.Option(help="Style of the pictures.")] = "plain",
     panels: Annotated[
         int, typer.Option(help="Number of NLVR-like pictures: boxes of items with true and false statements.")
     ] = 0,

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from visling import runtime
-from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Threads
+from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Tensorboard, Threads
 from visling.cli.printing import print_model_folder
 from visling.cli.recipes import find_recipe
 
@@ -43,12 +42,14 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
 
     Example: visling pretrain --recipe visualbert-scenes --data scenes --store regions --out pretrained
     """
+    from visling import runtime
     from visling.recipes.tables import find_pretraining
     from visling.runs import pretrain as pretraining
 
@@ -67,6 +68,7 @@ def pretrain(
             images=images,
             backbone=backbone,
             stream=sys.stderr,
+            tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Pre-trained", out, state.stopped)
@@ -93,12 +95,14 @@ def finetune(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task.
 
     Example: visling finetune --recipe visualbert-vqa-scenes --data scenes --store regions --init pretrained --out vqa
     """
+    from visling import runtime
     from visling.recipes.tables import find_finetuning
     from visling.runs import finetune as finetuning
 
@@ -115,6 +119,7 @@ def finetune(
             resume=resume,
             other_features=other_features,
             stream=sys.stderr,
+            tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Fine-tuned", out, state.stopped)

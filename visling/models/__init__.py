@@ -1,14 +1,17 @@
-"""The model families, by name or by module. A family's module is imported when it is first asked for."""
+"""The model families, by name or by module. A family's module, and with it torch, is imported when it is first asked
+for, so that a list of names costs nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visling import config as configs
 from visling import models
 from visling.errors import ConfigError, nearest
-from visling.models.base import Encoder, ModelSpec
+
+if TYPE_CHECKING:
+    from visling.models.base import Encoder, ModelSpec
 
 MODELS: Mapping[str, str] = {
     "visualbert": "visling.models.visualbert",
@@ -31,6 +34,8 @@ def spec(name: str) -> ModelSpec[Any]:
     Raises:
         ConfigError: no such family, or the module does not offer `SPEC`.
     """
+    from visling.models.base import ModelSpec
+
     path = name if "." in name else MODELS.get(name)
     module = None if path is None else configs.load_module(path)
     if module is None:

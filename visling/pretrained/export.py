@@ -167,8 +167,13 @@ def _invert(
                 return name, *name_tensors(spec.keys[name], parts, aliases)
             except CheckpointError as error:
                 reasons.append(f"{name}: {error}")
+    cure = (
+        " Released models do not whiten region features: train the model with --set encoder.whiten_features=false."
+        if any(".whiten." in reason for reason in reasons)
+        else ""
+    )
     raise CheckpointError(
-        f"{saved.path} cannot be written as {layout!r} of {saved.model}. {' '.join(dict.fromkeys(reasons))}"
+        f"{saved.path} cannot be written as {layout!r} of {saved.model}. {' '.join(dict.fromkeys(reasons))}{cure}"
     )
 
 

@@ -86,7 +86,8 @@ def find_weights(
             known = next((entry for entry in catalog.RELEASED_FILES if entry.source == f"{catalog.HUB}{name}"), None)
         return _weights_in(hub.fetch(name, files=hub.RELEASE_FILES, offline=offline)), known
     raise CheckpointError(
-        f"no weight file {source}. Check the path; visling catalog lists the names of released files."
+        f"no weight file {source}. Check the path; released weights need the file that `visling catalog` names, "
+        "downloaded."
     )
 
 

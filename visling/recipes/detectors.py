@@ -30,7 +30,7 @@ def _train(*, seconds: float = 75.0, lr: float = 3e-3, warmup_steps: int = 30) -
         schedule="cosine",
         warmup_steps=warmup_steps,
     )
-    return TrainConfig(seconds=seconds, optim=optim, log_every=25, save_every=250)
+    return TrainConfig(seconds=seconds, optim=optim, log_every=25, log_seconds=10.0, save_every=250)
 
 
 @dataclass(frozen=True, kw_only=True)

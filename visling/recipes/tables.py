@@ -74,6 +74,9 @@ def _find(name: str, table: Mapping[str, Callable[[], T]], attribute: str) -> Ca
     if colon:
         table = _load_table(path, attribute, name)
     if key not in table:
+        other = {"PRETRAINING": ("finetune", FINETUNING), "FINETUNING": ("pretrain", PRETRAINING)}[attribute]
+        if not colon and name in other[1]:
+            raise ConfigError(f"{name!r} is a recipe of {other[0]}: use visling {other[0]}. {nearest(key, table)}")
         raise ConfigError(f"no recipe {name!r}. {nearest(key, table)}")
     return table[key]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from visling import config as configs
@@ -76,6 +77,7 @@ def train_detector(
     device: str = "auto",
     resume: bool = False,
     stream: TextIO | None = None,
+    tensorboard: bool = False,
 ) -> TrainedDetector:
     """Train a detector and save it in `out/model`; `out/last` holds what an interrupted run needs to resume exactly.
 
@@ -84,6 +86,7 @@ def train_detector(
         annotations: COCO instances JSON, or what a reader returned for another format.
         resume: continue the unfinished run in `out`; the settings must be the same.
         stream: where progress is written.
+        tensorboard: whether losses are also written as event files, into `out/tensorboard`.
     Raises:
         ConfigError: unknown device, or too few images for the number of processes.
         DataError: annotations or images cannot be used.
@@ -105,7 +108,10 @@ def train_detector(
     if not runtime.is_main():  # weights are equal everywhere, the sampled anchors and regions are not
         runtime.seed_everything(config.train.seed + runtime.rank())
 
-    with Log(folder.log, stream=stream) as log:
+    board = out / "tensorboard" if tensorboard else None
+    with Log(folder.log, stream=stream, tensorboard=board, unit="images") as log:
+        if not folder.has_last:
+            log.event(_describe_task(instances, config, target), step=0)
         state = fit(
             detector,
             detector.losses,
@@ -219,7 +225,17 @@ def _record_start(folder: RunFolder, config: DetectConfig, images: Path, annotat
             "store": None,
             "annotations": None if annotations is None else str(annotations),
         },
-        may_differ=("train.log_every", "train.save_every", "train.max_seconds", "cache_gigabytes"),
+        may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds", "cache_gigabytes"),
+    )
+
+
+def _describe_task(instances: Instances, config: DetectConfig, device: torch.device) -> str:
+    """What is trained on what, in one line."""
+    boxes = sum(len(record.boxes) for record in instances.records)
+    classes, attributes = len(instances.category_names), len(instances.attribute_names)
+    return (
+        f"{len(instances.records)} images, {boxes} boxes, {classes} classes, {attributes} attributes; "
+        f"longer side {config.detector.long_side} pixels, on {device}"
     )
 
 

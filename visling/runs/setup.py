@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,17 +76,25 @@ class PreparedRun(Protocol):
 
 
 def carry_out(
-    run: PreparedRun, out: Path, *, resume: bool = False, stream: TextIO | None = None, command: Sequence[str] = ()
+    run: PreparedRun,
+    out: Path,
+    *,
+    resume: bool = False,
+    stream: TextIO | None = None,
+    tensorboard: bool = False,
+    command: Sequence[str] = (),
 ) -> State:
     """Train a prepared run; leaves a run folder.
 
     Args:
         stream: where progress is written.
-        command: the command line that started it.
+        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        command: the command line that asked for it.
     Returns:
         How far it came; `stopped` says why it ended.
     """
-    with _open_folder(run, out, resume=resume, stream=stream, command=command) as (folder, log):
+    with _open_folder(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command) as opened:
+        folder, log = opened
         runtime.seed_everything(run.config.train.seed)
         training = run.build()
         folder.record(
@@ -118,7 +127,7 @@ def carry_out(
 
 @contextlib.contextmanager
 def _open_folder(
-    run: PreparedRun, out: Path, *, resume: bool, stream: TextIO | None, command: Sequence[str]
+    run: PreparedRun, out: Path, *, resume: bool, stream: TextIO | None, tensorboard: bool, command: Sequence[str]
 ) -> Iterator[tuple[RunFolder, Log]]:
     """A run folder in which the run is recorded, and its log; `_conclude` marks it as finished.
 
@@ -127,7 +136,7 @@ def _open_folder(
     """
     existed = out.exists()
     folder = RunFolder.create(out, resume=resume)
-    config = run.config
+    config, board = run.config, folder.path / "tensorboard"
     try:
         folder.record(
             {
@@ -140,14 +149,15 @@ def _open_folder(
                 "store": None if run.store is None else os.path.abspath(run.store.path),
                 **run.origin,
             },
-            may_differ=("train.log_every", "train.save_every", "train.max_seconds"),
+            may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
         )
-        with Log(folder.log, stream=stream) as log:
+        with Log(folder.log, stream=stream, tensorboard=board if tensorboard else None) as log:
             yield folder, log
     except VislingError:
         if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
             for file in (folder.log, folder.path / "run.json"):
                 file.unlink(missing_ok=True)
+            shutil.rmtree(board, ignore_errors=True)
             if not existed:
                 folder.path.rmdir()
         raise

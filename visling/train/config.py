@@ -38,6 +38,9 @@ class TrainConfig:
     """Seed of dropout and of every other random draw in training; process k uses seed + k."""
     log_every: int = 50
     """Updates between training lines."""
+    log_seconds: float | None = None
+    """Seconds after which a training line is written although fewer than `log_every` updates were made; None = never.
+    Several processes do without: they would have to wait for each other to agree."""
     validate_every: int = 1
     """Epochs or updates between validations; the end of a run is always validated."""
     validate_unit: Literal["epochs", "steps"] = "epochs"

@@ -152,6 +152,7 @@ class Trainer:
         self.backward = Backward(model, step, config, self.device)
         self.meter = Meter(self.state.sums)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
+        self.reported = self.began
         self.share = self._measure_share()
 
     def run(self) -> State:
@@ -228,7 +229,8 @@ class Trainer:
 
     def _log_if_due(self) -> None:
         self.log.advance(self.state.step, self._measure_elapsed())
-        if self.state.step % self.config.log_every == 0 or self._is_complete():
+        if self.state.step % self.config.log_every == 0 or self._is_complete() or self._is_line_overdue():
+            self.reported = time.monotonic()
             self.meter.read(self.state.step)
             self.meter.report(self.log, self.state, epoch=self.epoch, lr=self.lr, seconds=self._measure_elapsed())
 
@@ -237,6 +239,10 @@ class Trainer:
             self.meter.read(self.state.step)
             self._save_model(self.run_folder.models / f"epoch-{self.epoch:04d}")
             self.meter.skip()
+
+    def _is_line_overdue(self) -> bool:
+        limit = self.config.log_seconds
+        return limit is not None and self.alone and time.monotonic() - self.reported >= limit
 
     def _validate_if_due(self, epoch_ended: bool) -> None:
         every = self.config.validate_every

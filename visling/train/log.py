@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from visling import runtime
 from visling.errors import ConfigError, DataError, RunError
@@ -20,18 +27,25 @@ class Log:
         path: JSON-lines file to append to; None = no file.
         stream: text for people (a progress bar if it is a terminal, plain lines otherwise); None = no text.
         tensorboard: folder of event files; None = none.
+        unit: what an example is called in text.
     Raises:
         ConfigError: TensorBoard output is requested but tensorboard is not installed.
     """
 
     def __init__(
-        self, path: Path | None = None, *, stream: TextIO | None = None, tensorboard: Path | None = None
+        self,
+        path: Path | None = None,
+        *,
+        stream: TextIO | None = None,
+        tensorboard: Path | None = None,
+        unit: str = "examples",
     ) -> None:
         main = runtime.is_main()
         self.path = path if main else None
         self._stream = stream if main else None
         self._file: TextIO | None = None
-        self._bar: Any = None
+        self._unit = unit
+        self._bar: Progress | None = None
         self._task: Any = None
         self._total: int | None = None
         self._seconds: float | None = None
@@ -99,13 +113,14 @@ class Log:
             seconds=seconds,
         )
         inner = "  ".join(f"{name} {value:.4g}" for name, value in parts.items()) if len(parts) > 1 else ""
-        text = (
-            f"epoch {epoch}  loss {loss:.4g}  {f'({inner})  ' if inner else ''}lr {lr:.2e}  "
-            f"{examples_per_second:.0f} examples/s"
-        )
+        speed = f"{examples_per_second:.{0 if examples_per_second >= 10 else 1}f} {self._unit}/s"
+        text = f"epoch {epoch}  loss {loss:.4g}  {f'({inner})  ' if inner else ''}lr {lr:.2e}  {speed}"
         if self._bar is not None:
+            at = "" if self._seconds is None else f"step {step}  "
+            short = f"{at}loss {loss:.4g}"
+            plain = f"{at}epoch {epoch}  loss {loss:.4g}  lr {lr:.2e}  {speed}"
             self.advance(step, seconds)
-            self._bar.update(self._task, description=text if self._seconds is None else f"step {step}  {text}")
+            self._bar.update(self._task, metrics=(at + text, plain, f"{short}  {speed}", short))
         elif self._seconds is not None:
             left = duration(max(self._seconds - seconds, 0.0))
             self._say(f"{min(seconds / self._seconds, 1.0):.0%}  step {step}  {text}  {left} left")
@@ -169,21 +184,42 @@ class Log:
                 self._board.add_scalar(f"{group}/{name}", value, step)
 
     def _open_bar(self, step: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+        fixed = Column(no_wrap=True)
         self._bar = Progress(
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20, table_column=fixed.copy()),
+            MofNCompleteColumn(table_column=fixed.copy()),
+            TimeRemainingColumn(table_column=fixed.copy()),
+            _MetricsColumn(table_column=Column(ratio=1, no_wrap=True)),
             console=Console(file=self._stream),
+            expand=True,
         )
         timed = self._seconds is not None
         self._task = self._bar.add_task(
-            "", total=self._seconds if timed else self._total, completed=0 if timed else step
+            "", total=self._seconds if timed else self._total, completed=0 if timed else step, metrics=("",)
         )
         self._bar.start()
+
+
+class _MetricsColumn(ProgressColumn):
+    """What was measured last, in the width that bar, step and time leave."""
+
+    def render(self, task: Task) -> _FirstThatFits:
+        """The metrics of the run."""
+        return _FirstThatFits(task.fields["metrics"])
+
+
+@dataclass(frozen=True)
+class _FirstThatFits:
+    """The first of some texts that fits into the width at hand; the last, cut off, if none does."""
+
+    texts: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Text]:
+        fitting = (text for text in self.texts if len(text) <= options.max_width)
+        yield Text(next(fitting, self.texts[-1]), no_wrap=True, overflow="ellipsis")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, options.max_width)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,191 @@
+"""visling predict: answers about raw images, asked one at a time or by the file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visling.cli.options import Device, Json, OtherFeatures
+from visling.cli.printing import find_free_name, progress_bar, refuse_existing, save_picture, slugify
+from visling.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from visling.api import Answer, Predictor
+
+_USE = 'visling predict --run RUN image.png "how many stars are there?"'
+
+
+def predict(
+    run: Annotated[Path, typer.Option(help="Run folder, model folder, or owner/name on the hub.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE... TEXT", help="Image files or folders of them, then the question or sentence."),
+    ] = None,
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help='Instead of IMAGE... TEXT: JSON lines {"image": "a.png", "question": "..."}, or - for stdin. A task '
+            'about two images reads "images": [...]. Paths start from the working folder.',
+        ),
+    ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="Detector folder; the one in the model folder by default.")
+    ] = None,
+    other_features: OtherFeatures = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the drawings; RUN/answers by default, ./answers for a model on the hub. With --input: file "
+            "for the answers as JSON lines, stdout by default."
+        ),
+    ] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Answer a question about raw images and draw what the model saw; or answer a file of questions.
+
+    Example: visling predict --run vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
+    """
+    if input_ is not None and words:
+        raise typer.BadParameter("give IMAGE... TEXT or --input, not both")
+    if input_ is None and len(words or ()) < 2:
+        raise typer.BadParameter(f"give one or more images, then the text: {_USE}; or --input FILE")
+    from visling.api import load
+
+    if input_ is not None:
+        rows = list(_read_questions(input_))
+        if out is not None:
+            refuse_existing(out)
+        for number, row in rows:
+            _check_images(row["images"], f"{input_}, line {number}: ")
+        _answer_file(load(run, detector=detector, other_features=other_features, device=device), input_, rows, out)
+        return
+    assert words
+    *places, text = words
+    images = _list_images(places)
+    _check_images(images)
+    model = load(run, detector=detector, other_features=other_features, device=device)
+    # A model's name on the hub is no folder here.
+    folder = out if out is not None else run / "answers" if run.exists() else Path("answers")
+    together = model.task.images  # as many images make one question
+    for first in range(0, len(images), together):
+        group = images[first : first + together]
+        answer = model.answer(group, text)
+        targets = _draw(model, answer, group, folder)
+        if json_:
+            rows_ = [
+                {"image": image, "text": text, "answer": answer.text, "top": answer.top, "regions": len(regions)}
+                | {"truncated": answer.truncated, "picture": str(target)}
+                for image, regions, target in zip(group, answer.regions_by_image, targets, strict=True)
+            ]
+            print("\n".join(map(json.dumps, rows_)))
+            continue
+        best = ", ".join(f"{name} {share:.0%}" for name, share in answer.top) or answer.text
+        print(f"{', '.join(group)}: {best}")
+        for regions, target in zip(answer.regions_by_image, targets, strict=True):
+            print(f"  {len(regions)} regions, drawn in {target}")
+        if answer.truncated:
+            print(f"  the text was cut to {model.spec.max_tokens} word pieces")
+
+
+def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path) -> list[Path]:
+    """Draw each image of an answer into a file named after the image and the text."""
+    from visling.analysis.drawing import prediction_card
+
+    targets = []
+    for image, seen, regions in zip(images, answer.images, answer.regions_by_image, strict=True):
+        slug = slugify(answer.question)
+        targets.append(find_free_name(folder, f"{Path(image).stem}-{slug}" if slug else Path(image).stem))
+        card = prediction_card(
+            seen,
+            regions,
+            answer.question,
+            answer.top,
+            class_names=model.class_names,
+            attribute_names=model.attribute_names,
+        )
+        save_picture(card, targets[-1])
+    return targets
+
+
+def _list_images(places: Sequence[str]) -> list[str]:
+    """Image files as they were named, and those below folders."""
+    from visling.vision.extract import find_images
+
+    return [
+        image for place in places for image in (map(str, find_images(Path(place))) if Path(place).is_dir() else [place])
+    ]
+
+
+def _check_images(images: Sequence[str], where: str = "") -> None:
+    """Refuse images that cannot be read, before any question is answered; what is not a file may be a word of a text
+    that lacks its quotes."""
+    from PIL import Image
+
+    from visling.vision.images import read_image
+
+    for image in images:
+        if "://" in image:
+            raise DataError(f"{where}{image} is an address, which is not read. Download the image first.")
+        if not Path(image).exists():
+            hint = "Check the path." if where else f"Check the path, and put the text into quotes: {_USE}."
+            raise DataError(f"{where}no image {image}. {hint}")
+        try:
+            with Image.open(image):
+                pass
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            read_image(Path(image))  # says what is wrong
+
+
+def _read_questions(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each line of a file of questions, or of stdin."""
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the questions {source}: {error}. Check the path.") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{source}, line {number} is not JSON: {error}.") from error
+        asked = row.get("question", row.get("text")) if isinstance(row, dict) else None
+        images = row.get("images", [row.get("image")]) if isinstance(row, dict) else None
+        if not isinstance(asked, str) or not isinstance(images, list) or not all(isinstance(i, str) for i in images):
+            raise DataError(
+                f'{source}, line {number} is not a question: expected {{"image": "a.png", "question": "..."}} (or '
+                f'"images": [...], "text": "..."); found {line.strip()[:80]}'
+            )
+        yield number, {"row": row, "images": images, "text": asked}
+
+
+def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[str, Any]]], out: Path | None) -> None:
+    """Answer every question; each line is the question's own with the answer added."""
+    try:
+        with (
+            out.open("x", encoding="utf-8") if out is not None else nullcontext(sys.stdout) as file,
+            progress_bar("Answering") as step,
+        ):
+            for done, (number, asked) in enumerate(rows, 1):
+                try:
+                    answer = model.answer(asked["images"], asked["text"])
+                except DataError as error:
+                    raise DataError(f"{source}, line {number}: {error}") from error
+                counts = [len(regions) for regions in answer.regions_by_image]
+                added = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top}
+                line = json.dumps(asked["row"] | added | {"regions": counts, "truncated": answer.truncated})
+                file.write(line + "\n")
+                step(done, len(rows))
+    except OSError as error:
+        raise RunError(f"cannot write the answers {out}: {error}. Name another file with --out.") from error
+    if out is not None:
+        print(f"Wrote {out}: {len(rows)} answers")

@@ -1,0 +1,69 @@
+"""Names of all recipes with what each trains, read from the source of their files: importing them would import torch,
+which takes seconds, and a list needs none of it.
+
+The tables may be written as they are in `recipes/tables.py` and the files it joins: a dictionary of functions, of other
+tables (`**lxmert.SCENES`), or of one function for every family (`for model in models.names()`). A test compares the
+list with the tables.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from visling import models
+
+
+def list_recipes() -> dict[str, dict[str, str]]:
+    """pretrain, finetune -> name of a recipe -> first paragraph of its docstring, in one line."""
+    return {
+        "pretrain": dict(_read_table("tables", "PRETRAINING")),
+        "finetune": dict(_read_table("tables", "FINETUNING")),
+    }
+
+
+def _read_table(module: str, name: str) -> Iterator[tuple[str, str]]:
+    for node in _parse(module).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and node.value is not None:
+            yield from _read_rows(module, node.value)
+
+
+def _read_rows(module: str, table: ast.expr) -> Iterator[tuple[str, str]]:
+    """Name and description of each entry of a table, as its expression in a file of this package says."""
+    match table:
+        case ast.Name(id=name):
+            yield from _read_table(module, name)
+        case ast.Attribute(value=ast.Name(id=other), attr=name):
+            yield from _read_table(other, name)
+        case ast.Dict(keys=keys, values=values):
+            for key, value in zip(keys, values, strict=True):
+                if key is None:
+                    yield from _read_rows(module, value)
+                else:
+                    yield str(ast.literal_eval(key)), _describe(module, value)
+        case ast.DictComp(key=ast.JoinedStr(values=parts), value=value):
+            for model in models.names():
+                name = "".join(str(part.value) if isinstance(part, ast.Constant) else model for part in parts)
+                yield name, _describe(module, value)
+
+
+def _describe(module: str, recipe: ast.expr) -> str:
+    """Docstring of a function of a module, or of one of its neighbours; a recipe of several models is a partial one."""
+    if isinstance(recipe, ast.Call):
+        return _describe(module, recipe.args[0])
+    if isinstance(recipe, ast.Attribute):
+        return _describe(ast.unparse(recipe.value), ast.Name(recipe.attr))
+    name = ast.unparse(recipe)
+    for node in _parse(module).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+        if isinstance(node, ast.ImportFrom) and any(name == alias.name for alias in node.names):
+            return _describe(str(node.module).rpartition(".")[2], recipe)
+    return ""
+
+
+@cache
+def _parse(module: str) -> ast.Module:
+    return ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
