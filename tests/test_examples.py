@@ -236,6 +236,9 @@ def test_every_stage_of_the_demo_parses(
 ) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
+    monkeypatch.setattr(demo, "choose_questions", lambda scenes: ["what color is the cross?"])
+    asked: list[str] = []
+    monkeypatch.setattr(demo, "ask", lambda question, run: asked.append(question))
     monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size, "--model", model])
     monkeypatch.chdir(tmp_path)
@@ -244,6 +247,7 @@ def test_every_stage_of_the_demo_parses(
     with pytest.raises(SystemExit, match=r"should be 21 points above the question-only model; it is 20\.0"):
         demo.main()
     assert len(stages) >= 10
+    assert asked == ["what color is the cross?"] * 2  # in each of the two runs
     for words in stages:
         check(words)
         if "--out" in words:
@@ -267,6 +271,30 @@ def test_a_stage_that_fails_stops_the_demo(demo: ModuleType, tmp_path: Path, mon
     monkeypatch.setattr(demo.subprocess, "call", lambda command: 2)
     with pytest.raises(SystemExit, match="`visling pretrain` ended with status 2"):
         demo.stage("fails", False, "pretrain", "--out", tmp_path / "run")
+
+
+def test_the_demo_shows_an_answer_next_to_the_truth(
+    demo: ModuleType, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        commands.append(command[3:])
+        row = {"top": [["red", 0.75], ["blue", 0.25]]}
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(row))
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    question = demo.choose_questions(world.scenes, "train")[0]
+    demo.ask(question, tmp_path)
+    out = capsys.readouterr().out
+    assert f"'{question.text}'" in out, "the printed command can be typed"
+    assert f"red 75%, blue 25%; truth: {question.answer} (" in out
+    check(commands[0])
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / f"{question.image.stem}.png").touch()
+    demo.ask(question, tmp_path)
+    assert "(done before)" in capsys.readouterr().out
+    assert len(commands) == 1
 
 
 def test_examples_import_nothing_but_the_standard_library_and_this_package() -> None:
