@@ -178,43 +178,6 @@ def test_the_tested_set_pins_every_dependency() -> None:
     assert not missing, f"constraints.txt does not pin {', '.join(sorted(missing))}"
 
 
-# What the way by hand is made small with, in minutes on any machine; the commands stay README's.
-SMALLER = {
-    "scenes": ["--images", "120", "--set", "questions_per_image=4"],
-    "detect train": ["--steps", "20", "--set", "detector.min_regions=4"],
-    "pretrain": ["--set", "train.max_steps=8"],
-    "finetune": ["--set", "train.max_steps=8"],
-    "compare": ["--seeds", "1", "--set", "train.max_steps=4", "--pretrain-set", "train.max_steps=4"],
-}
-
-
-@pytest.mark.slow
-def test_the_way_by_hand_of_the_readme_runs(tmp_path: Path) -> None:
-    section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").partition("## The whole way, by hand")[2].partition("\n## ")[0]
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    ways = typed(section, "visling")
-    assert {verb.split()[0] for verb in SMALLER} <= {words[0] for words in ways}
-    for words in ways:
-        smaller = next((more for verb, more in SMALLER.items() if words[: len(verb.split())] == verb.split()), [])
-        # of 120 pictures the test split holds others than of README's 2,500
-        given = [re.sub(r"scene_\d+", f"scene_{120:012d}", word) for word in words]
-        command = [sys.executable, "-m", "visling", *given, *smaller]
-        ended = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment, check=False
-        )
-        assert ended.returncode == 0, f"visling {' '.join([*given, *smaller])}\n{ended.stdout}{ended.stderr}"
-    for name in (
-        "regions/manifest.json",
-        "vqa/evaluation_test.json",
-        "vqa/report.html",
-        "comparison/comparison.html",
-        f"scene_{120:012d}-regions.png",
-    ):
-        assert (tmp_path / name).is_file(), name
-
-
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
     """examples/demo.py as a module."""
