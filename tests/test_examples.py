@@ -25,7 +25,15 @@ from visling.recipes.detectors import detect_config
 from visling.recipes.tables import FINETUNING, PRETRAINING
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+)
 TABLES: dict[str, Any] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
 
 
