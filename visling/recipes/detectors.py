@@ -58,7 +58,8 @@ class DetectConfig:
 
 
 def scenes() -> DetectConfig:
-    """Drawings of 128 x 128 pixels. 450 updates take 86 s on two quiet cores (docs/results/runs/demo-visualbert.txt)."""
+    """Drawings of 128 x 128 pixels. 450 updates take 86 s on two quiet cores
+    (docs/results/runs/demo-visualbert.txt)."""
     detector = DetectorConfig(
         channels=(32, 64, 96),
         blocks=(0, 1, 1),
@@ -89,7 +90,8 @@ def nlvr() -> DetectConfig:
 
 
 def photographs() -> DetectConfig:
-    """Photographs, scaled to 320 pixels on their longer side. 900 updates take about half an hour on two quiet cores."""
+    """Photographs, scaled to 320 pixels on their longer side. 900 updates take about half an hour on two
+    quiet cores, estimated from four CPU seconds an update."""
     detector = DetectorConfig(
         long_side=320,
         stem_stride=2,
@@ -115,8 +117,9 @@ PRESETS: Mapping[str, Callable[[], DetectConfig]] = {"scenes": scenes, "nlvr": n
 
 
 def detect_config(settings: Sequence[str], name: str) -> DetectConfig:
-    """The preset of a name with dotted settings replaced, as on the command line. `train.seconds` takes the place of the
-    preset's updates, unless `train.max_steps` is set as well.
+    """The preset of a name with dotted settings replaced, as on the command line.
+
+    `train.seconds` takes the place of the preset's updates, unless `train.max_steps` is set as well.
 
     Raises:
         ConfigError: there is no such preset or setting; names the nearest.
