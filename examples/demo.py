@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visling import models
+from visling.scenes.clear_questions import ClearQuestion, choose_questions, describe_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +103,8 @@ def main() -> None:
             for run in (blind, full)
         ]:
             one.result()
-    pictures = sorted((scenes / "images" / "test").glob("*.png"))[:3]
-    stage("Answer a question about three pictures", (full / "answers").exists(),
-          "predict", "--run", full, *pictures, "how many objects are there?")
+    for question in choose_questions(scenes):
+        ask(question, full)
     stage("Write the report", (full / "report.html").exists(), "report", full, "--compare", blind)
     # fmt: on
 
@@ -145,6 +146,20 @@ def stage(title: str, done: bool, *words: object) -> None:
             "Run the same command to continue from here."
         )
     print(f"({time.monotonic() - started:.0f} s)")
+
+
+def ask(question: ClearQuestion, run: Path) -> None:
+    """Ask a run a question about a picture, and print its answer next to the truth; nothing where it was asked
+    before."""
+    command = ["predict", "--run", str(run), str(question.image), question.text, "--json"]
+    print(f"\n== Ask about a picture\n$ visling {shlex.join(command)}", flush=True)
+    if (run / "answers" / f"{question.image.stem}.png").exists():
+        print("(done before)")
+        return
+    ended = subprocess.run([sys.executable, "-m", "visling", *command], stdout=subprocess.PIPE, text=True, check=False)
+    if ended.returncode:
+        sys.exit(f"The demo stopped: `visling predict` ended with status {ended.returncode}; see its message above.")
+    print(describe_answer(question, json.loads(ended.stdout)["top"]))
 
 
 def print_table(full_run: Path, blind_run: Path) -> float:

@@ -462,10 +462,18 @@ def test_a_wrong_command_line_shows_its_use(call: Call, words: list[str]) -> Non
     ("words", "wrong", "choices"),
     [
         (("evaluate", "vqa", "--precision"), "fp64", get_args(runtime.Precision)),
-        (("detect", "train", "i", "--annotations", "a", "--out", "new", "--precision"), "fp64", get_args(runtime.Precision)),
+        (
+            ("detect", "train", "i", "--annotations", "a", "--out", "new", "--precision"),
+            "fp64",
+            get_args(runtime.Precision),
+        ),
         (("detect", "train", "i", "--annotations", "a", "--out", "new", "--preset"), "scene", PRESETS),
         (("regions", "extract", "i", "--detector", "d", "--out", "new", "--dtype"), "float64", ("float16", "float32")),
-        (("regions", "extract", "i", "--detector", "d", "--out", "new", "--precision"), "fp64", get_args(runtime.Precision)),
+        (
+            ("regions", "extract", "i", "--detector", "d", "--out", "new", "--precision"),
+            "fp64",
+            get_args(runtime.Precision),
+        ),
         (("scenes", "--out", "new", "--style"), "oil", STYLES),
     ],
 )  # fmt: skip

@@ -25,7 +25,15 @@ from visling.recipes.detectors import detect_config
 from visling.recipes.tables import FINETUNING, PRETRAINING
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+)
 TABLES: dict[str, Any] = {"pretrain": PRETRAINING, "finetune": FINETUNING}
 
 
@@ -197,43 +205,6 @@ def test_every_extra_is_used_and_shown_by_the_doctor() -> None:
     assert set(installed.split(",")) == set(extras)
 
 
-# What the way by hand is made small with, in minutes on any machine; the commands stay README's.
-SMALLER = {
-    "scenes": ["--images", "120", "--set", "questions_per_image=4"],
-    "detect train": ["--steps", "20", "--set", "detector.min_regions=4"],
-    "pretrain": ["--set", "train.max_steps=8"],
-    "finetune": ["--set", "train.max_steps=8"],
-    "compare": ["--seeds", "1", "--set", "train.max_steps=4", "--pretrain-set", "train.max_steps=4"],
-}
-
-
-@pytest.mark.slow
-def test_the_way_by_hand_of_the_readme_runs(tmp_path: Path) -> None:
-    section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").partition("## The whole way, by hand")[2].partition("\n## ")[0]
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    ways = typed(section, "visling")
-    assert {verb.split()[0] for verb in SMALLER} <= {words[0] for words in ways}
-    for words in ways:
-        smaller = next((more for verb, more in SMALLER.items() if words[: len(verb.split())] == verb.split()), [])
-        # of 120 pictures the test split holds others than of README's 2,500
-        given = [re.sub(r"scene_\d+", f"scene_{120:012d}", word) for word in words]
-        command = [sys.executable, "-m", "visling", *given, *smaller]
-        ended = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment, check=False
-        )
-        assert ended.returncode == 0, f"visling {' '.join([*given, *smaller])}\n{ended.stdout}{ended.stderr}"
-    for name in (
-        "regions/manifest.json",
-        "vqa/evaluation_test.json",
-        "vqa/report.html",
-        "comparison/comparison.html",
-        f"scene_{120:012d}-regions.png",
-    ):
-        assert (tmp_path / name).is_file(), name
-
-
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
     """examples/demo.py as a module."""
@@ -255,6 +226,9 @@ def test_every_stage_of_the_demo_parses(
 ) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
+    monkeypatch.setattr(demo, "choose_questions", lambda scenes: ["what color is the cross?"])
+    asked: list[str] = []
+    monkeypatch.setattr(demo, "ask", lambda question, run: asked.append(question))
     monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size, "--model", model])
     monkeypatch.chdir(tmp_path)
@@ -263,6 +237,7 @@ def test_every_stage_of_the_demo_parses(
     with pytest.raises(SystemExit, match=r"should be 21 points above the question-only model; it is 20\.0"):
         demo.main()
     assert len(stages) >= 10
+    assert asked == ["what color is the cross?"] * 2  # in each of the two runs
     for words in stages:
         check(words)
         if "--out" in words:
@@ -286,6 +261,30 @@ def test_a_stage_that_fails_stops_the_demo(demo: ModuleType, tmp_path: Path, mon
     monkeypatch.setattr(demo.subprocess, "call", lambda command: 2)
     with pytest.raises(SystemExit, match="`visling pretrain` ended with status 2"):
         demo.stage("fails", False, "pretrain", "--out", tmp_path / "run")
+
+
+def test_the_demo_shows_an_answer_next_to_the_truth(
+    demo: ModuleType, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        commands.append(command[3:])
+        row = {"top": [["red", 0.75], ["blue", 0.25]]}
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(row))
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    question = demo.choose_questions(world.scenes, "train")[0]
+    demo.ask(question, tmp_path)
+    out = capsys.readouterr().out
+    assert f"'{question.text}'" in out, "the printed command can be typed"
+    assert f"red 75%, blue 25%; truth: {question.answer} (" in out
+    check(commands[0])
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / f"{question.image.stem}.png").touch()
+    demo.ask(question, tmp_path)
+    assert "(done before)" in capsys.readouterr().out
+    assert len(commands) == 1
 
 
 def test_examples_import_nothing_but_the_standard_library_and_this_package() -> None:

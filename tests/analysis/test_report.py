@@ -336,15 +336,54 @@ def test_gallery_is_balanced_over_scores_and_types(tmp_path: Path) -> None:
     # Wrong rows are even numbers, half of them of type "count" (multiples of four).
     assert page.words.count("count") >= 3
     rows = [{"type": "a", "n": n} for n in range(10)] + [{"type": "b", "n": 0}]
-    assert [(row["type"], row["n"]) for row in report._sample_evenly(rows, 5)] == [
+    assert [(row["type"], row["n"]) for row in report._sample_evenly(rows, 5, set())] == [
         ("a", 0),
         ("b", 0),
-        ("a", 2),
+        ("a", 3),
         ("a", 5),
-        ("a", 7),
+        ("a", 8),
     ]
-    assert len(report._sample_evenly(rows, 99)) == 11
+    assert len(report._sample_evenly(rows, 99, set())) == 11
     assert not read(write_report(run, examples=0, overwrite=True)).all("article")
+
+
+def test_the_gallery_prefers_images_that_it_does_not_show_yet() -> None:
+    # Fourteen types of question about each of twelve images, in the order of the images.
+    rows = [{"type": f"t{t}", "image": f"i{i}"} for i in range(12) for t in range(14)]
+    shown: set[str] = set()
+    first = report._sample_evenly(rows, 6, shown)
+    second = report._sample_evenly(rows, 6, shown)
+    assert sorted(row["image"] for row in first + second) == sorted(f"i{i}" for i in range(12))
+    assert len({row["type"] for row in first}) == 6
+    assert len(report._sample_evenly(rows, 14, shown)) == 14, "seen images are shown again where there are no others"
+
+
+def test_accuracies_have_an_axis_of_their_own_and_equal_curves_are_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    entries = [
+        {"kind": "train", "step": step, "loss": 3 / step, "parts": {"answer": 3 / step, "answer_accuracy": 0.1 * step}}
+        for step in (1, 2, 3)
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    page = read(write_report(run))
+    charts = [svg["aria-label"] or "" for svg in page.all("svg") if svg.get("role") == "img"]
+    assert charts == ["Training loss: answer 3 → 1", "Training accuracy: answer_accuracy 0.1 → 0.3"]
+    two = [{**entry, "parts": {**entry["parts"], "same": 0.0}} for entry in entries]
+    (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in two))
+    page = read(write_report(run, overwrite=True))
+    charts = [svg["aria-label"] or "" for svg in page.all("svg") if svg.get("role") == "img"]
+    assert charts[0] == "Training loss: answer 3 → 1; same 0 → 0"
+
+
+def test_the_page_names_folders_relative_to_the_run_and_wraps_the_command(tmp_path: Path) -> None:
+    images = make_pictures(tmp_path / "data" / "images", range(3))
+    run = make_run(tmp_path / "run", images=str(images), store=str(tmp_path / "no_store"))
+    path = write_report(run)
+    assert str(tmp_path) not in path.read_text(encoding="utf-8")
+    page = read(path)
+    assert "../data/images" in page.text
+    assert "../no_store" in page.text
+    assert page.all("pre")[0].get("class") == "wrap"
 
 
 def test_missing_wrong_examples_leave_room_for_right_ones(tmp_path: Path) -> None:

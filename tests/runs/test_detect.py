@@ -339,6 +339,17 @@ def test_a_picture_of_another_size_than_annotated_is_left_out(data: tuple[Path, 
     assert any("31 x 32 pixels, but annotated as 32 x 32" in reason for _, reason in result.unreadable)
 
 
+def test_presets_count_updates_and_give_way_to_seconds_that_are_asked_for() -> None:
+    trains = {name: detect_config([], name).train for name in PRESETS}
+    assert {name: (train.max_steps, train.seconds) for name, train in trains.items()} == {
+        "scenes": (450, None), "nlvr": (750, None), "default": (900, None),
+    }  # fmt: skip
+    timed = detect_config(["train.seconds=30"], "scenes").train
+    assert (timed.max_steps, timed.seconds) == (None, 30)
+    both = detect_config(["train.seconds=30", "train.max_steps=5"], "scenes").train
+    assert (both.max_steps, both.seconds) == (5, 30), "TrainConfig: updates replace seconds"
+
+
 def test_presets_build_and_settings_are_checked() -> None:
     for name in PRESETS:
         detector = Detector(PRESETS[name]().detector)

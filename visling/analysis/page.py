@@ -149,6 +149,7 @@ overflow-wrap: anywhere; }
 .bars .bar { width: 100%; } .bars li > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--card); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; \
 line-height: 1.4; }
+pre.wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { body { font-size: 11pt; } main { max-width: none; padding: 0; } nav { display: none; }
   .wide, pre { overflow: visible; } pre { white-space: pre-wrap; overflow-wrap: anywhere; } \
 h2, h3 { break-after: avoid; } }

@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,7 @@ def _render_score_cell(name: str, value: float | None, look: str) -> str:
 
 def _render_curves(run: RunFiles) -> str:
     loss: dict[str, list[Point]] = defaultdict(list)
+    accuracy: dict[str, list[Point]] = defaultdict(list)
     rate: dict[str, list[Point]] = defaultdict(list)
     speed: dict[str, list[Point]] = defaultdict(list)
     for entry in run.train:
@@ -245,18 +246,22 @@ def _render_curves(run: RunFiles) -> str:
         parts = as_mapping(entry.get("parts"))
         _append_point(loss["total"], step, entry.get("loss"))
         for name, value in parts.items():
-            _append_point(loss[str(name)], step, value)
+            _append_point((accuracy if "accuracy" in str(name) else loss)[str(name)], step, value)
         _append_point(rate["learning rate"], step, entry.get("lr"))
         _append_point(speed["examples per second"], step, entry.get("examples_per_second"))
-    if len(loss) == 2:
-        # One part is the total under another name.
-        del loss["total"]
+    if len(loss) == 2 or any(points == loss["total"] for name, points in loss.items() if name != "total"):
+        # A part is the total under another name; drawn over it, it could not be seen.
+        loss.pop("total", None)
     scores: dict[str, list[Point]] = defaultdict(list)
     for entry in run.valid:
         for name, value in as_mapping(entry.get("scores")).items():
             _append_point(scores[str(name)], as_number(entry.get("step")), value)
     shares = {name: points for name, points in scores.items() if _is_share(name)}
-    charts = [render_chart("Training loss", loss), render_chart("Validation scores", shares)]
+    charts = [
+        render_chart("Training loss", loss),
+        render_chart("Training accuracy", accuracy),
+        render_chart("Validation scores", shares),
+    ]
     others = {name: points for name, points in scores.items() if name not in shares}
     charts += [render_chart(f"Validation: {name}", {name: points}) for name, points in others.items()]
     charts += [render_chart("Learning rate", rate), render_chart("Speed", speed)]
@@ -282,9 +287,10 @@ def _render_gallery(run: RunFiles, examples: int, folder: Path | None, store: Re
     for row in rows:
         score = as_number(row.get("score"))
         marked[None if score is None else score >= _RIGHT].append(row)
-    wrong = _sample_evenly(marked[False], max(examples // 2, examples - len(marked[True])))
-    right = _sample_evenly(marked[True], examples - len(wrong))
-    unknown = _sample_evenly(marked[None], examples - len(wrong) - len(right))
+    shown: set[str] = set()
+    wrong = _sample_evenly(marked[False], max(examples // 2, examples - len(marked[True])), shown)
+    right = _sample_evenly(marked[True], examples - len(wrong), shown)
+    unknown = _sample_evenly(marked[None], examples - len(wrong) - len(right), shown)
     images = _find_images(folder, {i for row in (*wrong, *right, *unknown) for i in _list_images(row)})
     if folder is None:
         run.missing.append("no image folder is known: examples are shown without their images")
@@ -304,8 +310,12 @@ def _render_gallery(run: RunFiles, examples: int, folder: Path | None, store: Re
     return f'<section><h2 id="examples">Examples</h2><p>{note}</p>{"".join(parts)}</section>'
 
 
-def _sample_evenly(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Rows from every type in turn, evenly spaced within a type."""
+def _sample_evenly(rows: Sequence[Mapping[str, Any]], count: int, shown: set[str]) -> list[Mapping[str, Any]]:
+    """Rows from every type in turn, evenly spaced within a type, about images that are not shown yet where possible.
+
+    Args:
+        shown: ids of images that are shown already; those of the rows chosen are added.
+    """
     types: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         types[str(row.get("type"))].append(row)
@@ -315,9 +325,17 @@ def _sample_evenly(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mappin
         for number, of_type in enumerate(order):
             if shares[number] < len(of_type) and sum(shares) < count:
                 shares[number] += 1
-    chosen = [
-        [of_type[k * len(of_type) // share] for k in range(share)] for of_type, share in zip(order, shares, strict=True)
-    ]
+    chosen: list[list[Mapping[str, Any]]] = []
+    for number, (of_type, share) in enumerate(zip(order, shares, strict=True)):
+        # The first row of every type is often about the same image: each type begins elsewhere in the file.
+        begin = (number + 0.5) / len(order)
+        edges = [int((k + begin) * len(of_type) / share) for k in range(share)]
+        chosen.append([])
+        for first, end in pairwise([*edges, len(of_type)]):
+            stretch = of_type[first:end]
+            row = next((row for row in stretch if shown.isdisjoint(_list_images(row))), stretch[0])
+            shown.update(_list_images(row))
+            chosen[-1].append(row)
     return [row for turn in zip_longest(*chosen) for row in turn if row is not None]
 
 
@@ -432,12 +450,19 @@ def _render_configuration(run: RunFiles) -> str:
     config = (
         json.dumps(about["config"], indent=2, ensure_ascii=False) if about.get("config") is not None else "not recorded"
     )
-    rest = {
-        name: _describe(about.get(name), "") for name in ("recipe", "seed", "started", "finished", "images", "store")
-    }
+    rest = {name: _describe(about.get(name), "") for name in ("recipe", "seed", "started", "finished")}
+    # Relative to the run, so that the page can be shared: it names no folder of this machine above the run's own.
+    rest |= {name: _relate_path(about.get(name), run.path) for name in ("images", "store")}
     facts = render_facts({name: value for name, value in rest.items() if value})
     return (
-        f'<section><h2 id="configuration">How it was made</h2><h3>Command</h3><pre>{escape(words)}</pre>'
+        f'<section><h2 id="configuration">How it was made</h2><h3>Command</h3><pre class="wrap">{escape(words)}</pre>'
         f'<dl class="facts">{facts}</dl>{table if versions else ""}'
         f"<h3>Configuration</h3><pre>{escape(config)}</pre></section>"
     )
+
+
+def _relate_path(value: Any, run: Path) -> str:
+    """An absolute path of run.json as seen from the run folder; any other value in words."""
+    if not isinstance(value, str) or not os.path.isabs(value):
+        return _describe(value, "")
+    return os.path.relpath(value, run.resolve())

@@ -43,8 +43,8 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the drawings; RUN/answers by default, ./answers for a model on the hub. With --input: file "
-            "for the answers as JSON lines, stdout by default."
+            help="Folder for the drawings; RUN/answers by default, ./answers for a model on the hub. With --input: "
+            "file for the answers as JSON lines, stdout by default."
         ),
     ] = None,
     device: Device = "auto",

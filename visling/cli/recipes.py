@@ -55,8 +55,8 @@ def recipes_show(
         typer.Option("--gpu", help="GPU to estimate for, A100 by default; may be repeated."),
     ] = None,
 ) -> None:
-    """Print every setting of a recipe as JSON: the changes, the differences from paper and release (`release_in_all_runs`:
-    those of all its runs), the model that it starts from (`init`), the estimated cost.
+    """Print every setting of a recipe as JSON: the changes, the differences from paper and release
+    (`release_in_all_runs`: those of all its runs), the model that it starts from (`init`), the estimated cost.
 
     A name may have a recipe for pretrain and one for finetune; one that lacks a changed setting is left out.
 

@@ -1,6 +1,7 @@
 """Detectors: size, input and training for drawn scenes, for NLVR's pictures and for photographs.
 
-A detector is bounded by time unless `train.max_steps` is given, which makes its training repeatable.
+Each preset trains for a number of updates, so that its result does not depend on what else the machine does;
+`train.seconds` bounds a run by time instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from visling.train.optim import OptimConfig
 from visling.vision.detector import DetectorConfig
 
 
-def _train(*, seconds: float = 75.0, lr: float = 3e-3, warmup_steps: int = 30) -> TrainConfig:
+def _train(*, max_steps: int, lr: float = 3e-3, warmup_steps: int = 30) -> TrainConfig:
     """AdamW whose rate falls over the whole run, to a fiftieth of `lr`."""
     optim = OptimConfig(
         name="adamw",
@@ -30,7 +31,7 @@ def _train(*, seconds: float = 75.0, lr: float = 3e-3, warmup_steps: int = 30) -
         schedule="cosine",
         warmup_steps=warmup_steps,
     )
-    return TrainConfig(seconds=seconds, optim=optim, log_every=25, log_seconds=10.0, save_every=250)
+    return TrainConfig(max_steps=max_steps, optim=optim, log_every=25, log_seconds=10.0, save_every=250)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class DetectConfig:
     """Probability that an image is mirrored left to right; leave it at 0 where an attribute names a side."""
     cache_gigabytes: float = 4.0
     """Memory for decoded images; those that do not fit are decoded again in every epoch."""
-    train: TrainConfig = field(default_factory=_train)
+    train: TrainConfig = field(default_factory=lambda: _train(max_steps=450))
     """How long and how."""
 
     def __post_init__(self) -> None:
@@ -57,7 +58,8 @@ class DetectConfig:
 
 
 def scenes() -> DetectConfig:
-    """Drawings of 128 x 128 pixels."""
+    """Drawings of 128 x 128 pixels. 450 updates take 86 s on two quiet cores
+    (docs/results/runs/demo-visualbert.txt)."""
     detector = DetectorConfig(
         channels=(32, 64, 96),
         blocks=(0, 1, 1),
@@ -71,7 +73,8 @@ def scenes() -> DetectConfig:
 
 
 def nlvr() -> DetectConfig:
-    """NLVR's pictures of 400 x 100 pixels, with shapes of 10 to 30 pixels."""
+    """NLVR's pictures of 400 x 100 pixels, with shapes of 10 to 30 pixels. 750 updates take two minutes on one quiet
+    core (docs/results/nlvr.md: 500 in 80 s)."""
     detector = DetectorConfig(
         long_side=400,
         channels=(32, 64),
@@ -83,11 +86,12 @@ def nlvr() -> DetectConfig:
         max_regions=36,
         max_attributes=2,
     )
-    return DetectConfig(detector=detector, batch_size=8, train=_train(seconds=120.0))
+    return DetectConfig(detector=detector, batch_size=8, train=_train(max_steps=750))
 
 
 def photographs() -> DetectConfig:
-    """Photographs, scaled to 320 pixels on their longer side."""
+    """Photographs, scaled to 320 pixels on their longer side. 900 updates take about half an hour on two
+    quiet cores, estimated from four CPU seconds an update."""
     detector = DetectorConfig(
         long_side=320,
         stem_stride=2,
@@ -105,7 +109,7 @@ def photographs() -> DetectConfig:
         proposals=100,
         max_regions=36,
     )
-    train = _train(seconds=1800.0, lr=1e-3, warmup_steps=200)
+    train = _train(max_steps=900, lr=1e-3, warmup_steps=200)
     return DetectConfig(detector=detector, batch_size=8, flip_rate=0.5, train=train)
 
 
@@ -115,9 +119,13 @@ PRESETS: Mapping[str, Callable[[], DetectConfig]] = {"scenes": scenes, "nlvr": n
 def detect_config(settings: Sequence[str], name: str) -> DetectConfig:
     """The preset of a name with dotted settings replaced, as on the command line.
 
+    `train.seconds` takes the place of the preset's updates, unless `train.max_steps` is set as well.
+
     Raises:
         ConfigError: there is no such preset or setting; names the nearest.
     """
     if name not in PRESETS:
         raise ConfigError(f"no detector preset {name!r}. {nearest(name, PRESETS)}")
-    return configs.override(PRESETS[name](), settings)
+    keys = {setting.partition("=")[0].strip() for setting in settings}
+    unbound = ["train.max_steps=none"] if "train.seconds" in keys and "train.max_steps" not in keys else []
+    return configs.override(PRESETS[name](), [*unbound, *settings])

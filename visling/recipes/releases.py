@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 
 _STORED: Mapping[str, str] = {
-    "stored regions": "float32; a store holds features (unless --dtype float32), class distributions and confidences in "
-    "float16",
+    "stored regions": "float32; a store holds features (unless --dtype float32), class distributions and confidences "
+    "in float16",
 }
 
 
@@ -20,8 +20,8 @@ COMMON: Mapping[str, Mapping[str, str]] = {
     "visualbert": {
         **_STORED,
         **_average_over_devices("DataParallel"),
-        "last batch of an epoch": "kept, though not full; the schedule does not count it, so the last updates, up to one "
-        "for each epoch, have a rate of 0",
+        "last batch of an epoch": "kept, though not full; the schedule does not count it, so the last updates, up to "
+        "one for each epoch, have a rate of 0",
     },
     "vlbert": {
         **_STORED,

@@ -188,8 +188,8 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         if not few:
             return []
         return [
-            f"{few} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: to them, an answer scores the "
-            "share of people who gave it; by the official leave-one-out rule it could not reach 100"
+            f"{few} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: to them, an answer scores "
+            "the share of people who gave it; by the official leave-one-out rule it could not reach 100"
         ]
 
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
