@@ -176,6 +176,7 @@ def find_gpu(name: str) -> Gpu:
 
 def estimate(run: PretrainConfig | FinetuneConfig) -> Estimate:
     """What a recipe costs as it stands; a fine-tuning run without its head."""
+    run = _with_own_features(run)
     sizes = _sizes(run)
     with torch.device("meta"):
         model, step = _pretraining(run) if isinstance(run, PretrainConfig) else _encoder_alone(run)
@@ -212,6 +213,14 @@ def estimate(run: PretrainConfig | FinetuneConfig) -> Estimate:
             "precision": "bf16" if run.train.precision == "auto" else run.train.precision,
         },
     )
+
+
+def _with_own_features(run: PretrainConfig | FinetuneConfig) -> PretrainConfig | FinetuneConfig:
+    """A recipe for features of any width predicts those that its encoder reads, as every store has one width."""
+    if not isinstance(run, PretrainConfig) or run.region_losses is None or not run.any_features:
+        return run
+    losses = dataclasses.replace(run.region_losses, feature_size=run.encoder.feature_size)
+    return dataclasses.replace(run, region_losses=losses)
 
 
 def updates(run: PretrainConfig | FinetuneConfig) -> int | None:
