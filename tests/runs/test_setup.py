@@ -15,7 +15,7 @@ import torch
 from visling import config as configs
 from visling import models
 from visling.data.corpora.base import check_images, split_root
-from visling.errors import CheckpointError, ConfigError, StoreError
+from visling.errors import CheckpointError, ConfigError, RunError, StoreError
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.tables import FINETUNING, PRETRAINING
@@ -48,6 +48,23 @@ def test_settings_survive_run_json(verb: str, name: str) -> None:
     run = configs.override(TABLES[verb][name](), ["train.seed=7", "encoder.max_tokens=33", "train.optim.lr=0.125"])
     written = json.loads(json.dumps(configs.to_dict(run), allow_nan=False))
     assert configs.from_dict(type(run), written) == run
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_first_save_that_fails_says_why_and_leaves_nothing(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    def fill_the_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("visling.train.state.save_file", fill_the_disk)
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "train.save_every=1"])
+    out = tmp_path / "run"
+    if existed:
+        out.mkdir()
+    with pytest.raises(RunError, match="No space left on device"):
+        finetuning.finetune(run, out, data=world.scenes, store=world.regions, device="cpu")
+    assert list(tmp_path.rglob("*")) == ([out] if existed else [])
 
 
 @pytest.mark.parametrize(("verb", "name"), ON_SCENES)

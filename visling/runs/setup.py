@@ -147,8 +147,9 @@ def _open_folder(
         if not resume and runtime.is_main() and not folder.has_last and not folder.model.exists():
             for file in (folder.log, folder.path / "run.json"):
                 file.unlink(missing_ok=True)
-            if not existed:
-                folder.path.rmdir()
+            for made in (folder.last, *(() if existed else (folder.path,))):
+                with contextlib.suppress(OSError):  # absent, or it holds what is not ours
+                    made.rmdir()
         raise
 
 
