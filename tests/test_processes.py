@@ -55,6 +55,26 @@ def test_a_process_that_dies_ends_its_group(tmp_path: Path) -> None:
     assert "another process of this run failed:\nout of everything" in ended.stderr
 
 
+def test_what_another_process_refuses_is_said(tmp_path: Path) -> None:
+    """This one sends to a process that is gone, which fails at once and says nothing of use."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nimport torch\nfrom visling import runtime\nfrom visling.errors import DataError, RunError\n"
+        "try:\n"
+        "    with runtime.process_group(2):\n"
+        "        if runtime.rank() == 1:\n"
+        "            raise DataError('its share is unreadable')\n"
+        "        while True:\n"
+        "            runtime.sum_over_processes(torch.ones(1 << 20))\n"
+        "except (DataError, RunError) as error:\n"
+        "    sys.exit(f'refused: {error}')\n"
+    )
+    ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "another process of this run failed:\nrefused: its share is unreadable" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_gradients_are_means_over_processes(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from visling.errors import ConfigError
+from visling.errors import ConfigError, RunError
 
 
 def versions() -> dict[str, str]:
@@ -180,6 +180,10 @@ def _start_others(processes: int) -> Iterator[None]:
             yield
             for member, _ in members:
                 member.wait()
+        except RuntimeError as error:  # a message to a process that is gone
+            if said := _read_failure(members):
+                raise RunError(f"another process of this run failed:\n{said}") from error
+            raise
         finally:
             finished.set()
             for name in (*group, "RANK", "LOCAL_RANK"):
@@ -198,6 +202,16 @@ def _watch(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]], finished:
                 output.seek(0)
                 print(f"visling: another process of this run failed:\n{output.read()}", file=sys.stderr, flush=True)
                 os._exit(1)
+
+
+def _read_failure(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]]) -> str:
+    """What the first process that failed has written; empty if none failed within some seconds."""
+    for member, output in members:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if member.wait(timeout=5):
+                output.seek(0)
+                return output.read()
+    return ""
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -324,6 +324,12 @@ def test_micro_batches_cost_time_and_no_memory() -> None:
     assert both.updates == 591_757 // ROWS // 2 * 10
 
 
+@pytest.mark.parametrize("name", sorted(PRETRAINING.keys() - PUBLISHED_PRETRAINING.keys()))
+def test_our_own_recipes_have_an_estimate(name: str) -> None:
+    """They take features of any width; LXMERT's predicts them, too."""
+    assert estimates.estimate(PRETRAINING[name]()).flops_per_update > 0
+
+
 def test_our_own_recipes_have_no_known_size() -> None:
     run = PRETRAINING["visualbert-scenes"]()
     found = estimates.estimate(run)

@@ -97,6 +97,23 @@ def test_a_resumed_run_keeps_its_sorting(world: Any, tmp_path: Path) -> None:
         finetuning.finetune(other, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu", resume=True)
 
 
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_first_save_that_fails_says_why_and_leaves_nothing(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    def fill_the_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("visling.train.state.save_file", fill_the_disk)
+    run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "train.save_every=1"])
+    out = tmp_path / "run"
+    if existed:
+        out.mkdir()
+    with pytest.raises(RunError, match="No space left on device"):
+        finetuning.finetune(run, out, data=world.scenes, store=world.regions, device="cpu")
+    assert list(tmp_path.rglob("*")) == ([out] if existed else [])
+
+
 @pytest.mark.parametrize(("verb", "name"), ON_SCENES)
 def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, world: Any, tmp_path: Path) -> None:
     plan = TABLES[verb][name]()

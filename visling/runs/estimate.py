@@ -159,6 +159,7 @@ def find_gpu(name: str) -> Gpu:
 
 def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
     """What training by a config costs; a fine-tuning config without its head."""
+    config = _with_own_features(config)
     sizes = typical_sizes(config)
     with torch.device("meta"):
         model, step = _build_pretraining(config) if isinstance(config, PretrainConfig) else _build_encoder(config)
@@ -193,6 +194,14 @@ def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
             "precision": "bf16" if config.train.precision == "auto" else config.train.precision,
         },
     )
+
+
+def _with_own_features(config: PretrainConfig | FinetuneConfig) -> PretrainConfig | FinetuneConfig:
+    """A recipe for features of any width predicts those that its encoder reads, as every store has one width."""
+    if not isinstance(config, PretrainConfig) or config.region_losses is None or not config.any_features:
+        return config
+    losses = dataclasses.replace(config.region_losses, feature_size=config.encoder.feature_size)
+    return dataclasses.replace(config, region_losses=losses)
 
 
 def updates(config: PretrainConfig | FinetuneConfig) -> int | None:

@@ -158,8 +158,9 @@ def _open_folder(
             for file in (folder.log, folder.path / "run.json"):
                 file.unlink(missing_ok=True)
             shutil.rmtree(board, ignore_errors=True)
-            if not existed:
-                folder.path.rmdir()
+            for made in (folder.last, *(() if existed else (folder.path,))):
+                with contextlib.suppress(OSError):  # absent, or it holds what is not ours
+                    made.rmdir()
         raise
 
 
