@@ -22,6 +22,7 @@ from visling.api import Predictor
 from visling.data.corpora.readers import find_reader
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
+from visling.models.task_model import TaskModel
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.folder import read_model_folder
@@ -45,7 +46,7 @@ from visling.runs.pretrain import read_corpora
 from visling.runs.typical_batch import typical_batch
 from visling.tasks.nlvr2 import NLVR2
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients, parameter_groups
-from visling.types import RegionArray
+from visling.types import Head, RegionArray
 from visling.vision.detector import Detector
 
 NAMES = sorted(PUBLISHED_PRETRAINING)
@@ -546,7 +547,24 @@ def test_decay_and_rates_by_name(built: tuple[str, PretrainConfig, PretrainModel
     assert not any("pooler" in parameter for parameter in slow)
 
 
-# -------------------------------------------------------------------------------------------------- full size, for real
+def test_the_norm_inside_answer_heads_of_vilbert_is_decayed() -> None:
+    """The multi-task release's patterns miss it, as they miss the norms behind co-attention; biases are not decayed."""
+    family = models.spec("vilbert")
+    styles = {kind: style for (layout, kind), style in family.head_styles.items() if layout == family.layout}
+    heads = {"classify": Head(kind="classify", outputs=3), "pair": Head(kind="pair", outputs=2)}
+    model = TaskModel(
+        models.build_tiny("vilbert"), heads, {**styles, "classify": "vilbert", "pair": "vilbert"}, group=2
+    )
+    found = grouped(model, PUBLISHED_PRETRAINING["vilbert-multitask"]())
+    for name in heads:
+        assert found[f"heads.{name}.norm.weight"][1] == 0.01
+        assert found[f"heads.{name}.norm.bias"][1] == 0
+        assert found[f"heads.{name}.linear.bias"][1] == 0
+        assert found[f"heads.{name}.dense.weight"][1] == 0.01
+    assert found["encoder.text_layers.0.feed_forward.norm.weight"][1] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- full size, for real
 
 
 def fill(objective: RegionContrast) -> None:

@@ -283,6 +283,19 @@ class TextLayout:
         return pieces
 
 
+def swap_sides(row: TextRow, tokenizer: Tokenizer) -> TextRow:
+    """The row with the pieces "left" and "right" exchanged, for a text about an image that is mirrored.
+
+    Source:
+        VL-BERT release, `flip_tokens` of VQA and RefCOCO+, on word pieces: "leftmost" becomes "rightmost". Its
+        pre-training leaves captions as they are.
+    """
+    left, right = tokenizer.id("left"), tokenizer.id("right")
+    ids = row.ids.copy()
+    ids[row.ids == left], ids[row.ids == right] = right, left
+    return replace(row, ids=ids)
+
+
 _Pieces = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 

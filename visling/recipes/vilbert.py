@@ -27,12 +27,21 @@ _VILBERT_NO_DECAY: Mapping[str, Any] = {
     "weight_decay": 0.01,
     "no_decay": ("bias", "norm"),
     # bias, LayerNorm.bias, LayerNorm.weight: biOutput.LayerNorm1.weight and LayerNorm2.weight are none of these
-    "no_decay_except": ("text_attention.norm.weight", "region_attention.norm.weight"),
+    # Nor is vil_prediction.logit_fc.2.weight, the norm inside the multi-task release's answer heads
+    "no_decay_except": (
+        "text_attention.norm.weight",
+        "region_attention.norm.weight",
+        "heads.classify.norm.weight",
+        "heads.pair.norm.weight",
+    ),
 }
 
 
 def vilbert_conceptual() -> PretrainConfig:
     """ViLBERT on Conceptual Captions as first released: batch 512, 1e-4 (BERT's weights 1e-5), 10 epochs.
+
+    The batch is the paper's. The README's command makes as many updates of eight times the pairs; to copy it:
+    `--set batch_size=4096 --set train.epochs=80`. Which of the two made the released files is unknown.
 
     Source:
         vilbert_beta, train_concap.py and the README's command with bert_base_6layer_6conect.json.
@@ -59,7 +68,13 @@ def vilbert_conceptual() -> PretrainConfig:
             "batch_size": "512 over 8 devices together (recalled)",
             "regions": "10 to 36 above a threshold of the detector",
         },
-        release={"batch_size": "512 for every process"},
+        release={
+            "batch_size": 4096,
+            "train.epochs": 80,
+            "devices": "8 processes of 512, started without --distributed: each reads all pairs, so that 10 epochs are "
+            "80 passes, in 61,250 updates",
+            "order": "that of the file, shuffled within 50,000 pairs",
+        },
     )
 
 
@@ -90,6 +105,11 @@ def vilbert_multitask() -> PretrainConfig:
         paper={
             "region_masking.hide_overlapping": True
         },  # 12-in-1, recalled; the code only counts them in the whole-image feature
+        release={
+            "order": "that of the file, shuffled within 5,000 pairs",
+            "validation": "words and regions of pairs that do not match are predicted too: --objective 1 holds in "
+            "training only, so that validation losses are not comparable",
+        },
     )
     return replace(
         run,
@@ -99,9 +119,7 @@ def vilbert_multitask() -> PretrainConfig:
     )
 
 
-def _vilbert(
-    name: str, optim: OptimConfig, *, paper: Mapping[str, Any], release: Mapping[str, Any] | None = None
-) -> PretrainConfig:
+def _vilbert(name: str, optim: OptimConfig, *, paper: Mapping[str, Any], release: Mapping[str, Any]) -> PretrainConfig:
     return PretrainConfig(
         recipe=name,
         model="vilbert",
@@ -115,7 +133,7 @@ def _vilbert(
         start=BERT_BASE,
         train=TrainConfig(epochs=10, seed=42, keep=("last", "epochs"), optim=optim),
         paper=paper,
-        release=release or {},
+        release=release,
     )
 
 

@@ -128,6 +128,23 @@ def test_boxes_of_stored_features_are_mirrored_alone() -> None:
     assert torch.equal(unmasked.text.ids, make(*examples)[0].text.ids), "captions stay"
 
 
+def test_left_and_right_follow_mirrored_images() -> None:
+    about = [example("1", "left of the right cat", "up"), example("2", "right", "leftmost", images=("a", "b"))]
+    rngs = [generator_for(3, number) for number in range(2)]
+    with_side = Collator(STORE, SPEC, TOKENIZER, flip=1.0, swap_sides=True)
+    for one, told in zip(about, (["right of the left cat", "up"], ["left", "rightmost"]), strict=True):
+        batch, _ = with_side([one], rngs[:1])
+        assert [TOKENIZER.decode(row) for row in batch.text.ids.tolist()] == told
+    plain, _ = Collator(STORE, SPEC, TOKENIZER, flip=0.0, swap_sides=True)(about[:1], rngs[:1])
+    assert torch.equal(plain.text.ids, make(about[0])[0].text.ids)
+    assert TOKENIZER.decode(about[0].rows[0].ids) == "left of the right cat", "examples stay as they are"
+    joined = dataclasses.replace(SPEC, pair="sequence")
+    with pytest.raises(ConfigError, match="swap_sides needs one image per row"):
+        Collator(STORE, joined, TOKENIZER, flip=1.0, swap_sides=True)(
+            [example("1", "left", images=("a", "b"))], rngs[:1]
+        )
+
+
 def test_mirroring_is_drawn_first_and_only_if_asked_for() -> None:
     examples = [example(str(number), "a red cat") for number in range(40)]
     rngs, ahead = ([generator_for(3, number) for number in range(40)] for _ in range(2))

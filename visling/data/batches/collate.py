@@ -6,6 +6,7 @@ Letters  B batch rows, T tokens, R regions, G rows per example.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from visling.data.batches.labels import drop_mismatched_answers, stack_labels
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.slots import slots_of_counts
-from visling.data.text import Tokenizer
+from visling.data.text import Tokenizer, swap_sides
 from visling.errors import ConfigError, DataError
 from visling.types import Batch, Example, InputSpec, Regions, RegionStore, Slots, Targets, Text, TextRow
 
@@ -41,8 +42,10 @@ class Collator:
         pool: image of every training example, where `region_masking.random` takes features from.
         pictures: of these images, for models that compute features from pixels: hidden regions are cut out of them,
             stored features are not read.
-        flip: share of the images that are mirrored: boxes, and pictures if they are read. Stored features and texts
-            stay as they are.
+        flip: share of the images that are mirrored: boxes, and pictures if they are read. Stored features stay as they
+            are.
+        swap_sides: exchange "left" and "right" in the texts of mirrored images (VL-BERT's referring expressions); the
+            labels of an example stay as they are.
         text_multiple: text is padded to a multiple of this.
     Raises:
         StoreError: the store's features have another width than `spec` says.
@@ -62,9 +65,10 @@ class Collator:
         pool: Sequence[str] = (),
         pictures: Pictures | None = None,
         flip: float = 0.0,
+        swap_sides: bool = False,
         text_multiple: int = 1,
     ) -> None:
-        self.spec = spec
+        self.spec, self.tokenizer, self.swap_sides = spec, tokenizer, swap_sides
         self.text = TextCollator(spec, tokenizer, masking, text_multiple)
         self.regions: RegionCollator | None = None
         if store is not None:
@@ -92,6 +96,8 @@ class Collator:
         # Mirroring is drawn first, as the release does it. The cut is known before anything else is drawn, and made
         # after it: the releases mask first.
         gathered = None if self.regions is None else self.regions.gather(examples, rngs)
+        if gathered is not None and self.swap_sides:
+            examples = _swap_mirrored(examples, gathered.mirrored, self.tokenizer)
         kept_text = kept_regions = None
         if gathered is not None and self.spec.joint_limit is not None:
             kept_text, kept_regions = _fit_joint_limit(self.spec.joint_limit, examples, gathered.mask.sum(1))
@@ -124,6 +130,20 @@ def _count_rows(examples: Sequence[Example]) -> int:
                 "one batch holds one kind of example."
             )
     return group
+
+
+def _swap_mirrored(examples: Sequence[Example], mirrored: Sequence[bool], tokenizer: Tokenizer) -> Sequence[Example]:
+    """The examples, left and right exchanged in rows whose image is mirrored; `mirrored` goes through all images."""
+    if len(mirrored) not in (len(examples), len(examples) * len(examples[0].rows)):
+        raise ConfigError("swap_sides needs one image per row; here several are joined in one. Set it to False.")
+    each = iter(mirrored)
+    swapped = []
+    for example in examples:
+        own = [next(each) for _ in example.images]
+        own = own * len(example.rows) if len(own) == 1 else own
+        rows = (swap_sides(row, tokenizer) if turned else row for row, turned in zip(example.rows, own, strict=True))
+        swapped.append(replace(example, rows=tuple(rows)))
+    return swapped
 
 
 def _fit_joint_limit(
