@@ -50,6 +50,7 @@ SMALLER = {
     "scenes": ["--panels", "48"],
     "detect train": ["--steps", "20", "--set", "detector.min_regions=4"],
     "pretrain": ["--set", "train.max_steps=4"],
+    "finetune --recipe visualbert-nlvr": ["--set", "train.max_steps=4", "--set", "batch_size=8"],
     "finetune": ["--set", "train.max_steps=4"],
     "compare": ["--seeds", "1", "--set", "train.max_steps=4", "--pretrain-set", "train.max_steps=4"],
 }
