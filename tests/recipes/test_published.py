@@ -564,7 +564,7 @@ def test_the_norm_inside_answer_heads_of_vilbert_is_decayed() -> None:
     assert found["encoder.text_layers.0.feed_forward.norm.weight"][1] == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- full size, for real
+# Full size, for real
 
 
 def fill(objective: RegionContrast) -> None:

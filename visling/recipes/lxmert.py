@@ -29,8 +29,8 @@ REGION_LOSSES = RegionLosses(
 
 
 _PHASES = (
-    "a comment speaks of an earlier run with answers at weight 0, then 2, over 6 + 6 epochs, and of 10 instead of 6 for "
-    "the paper, whose text weighs all losses alike"
+    "a comment speaks of an earlier run with answers at weight 0, then 2, over 6 + 6 epochs, and of 10 instead of 6 "
+    "for the paper, whose text weighs all losses alike"
 )
 
 
@@ -68,8 +68,8 @@ def lxmert_two_phase_qa() -> PretrainConfig:
     """LXMERT in two phases: ten epochs without question answering, then ten with it at weight 2.
 
     Source:
-        A comment in the release's lxrt/modeling.py: an earlier run of 6 + 6 epochs had the loss of answers times 0, then
-            times 2, "(Used 10 instead of 6 in EMNLP paper)". By it this is the run of the paper, whose text weighs all
+        A comment in the release's lxrt/modeling.py: an earlier run of 6 + 6 epochs had the loss of answers times 0,
+            then times 2, "(Used 10 instead of 6 in EMNLP paper)". By it this is the run of the paper, whose text weighs all
             losses alike (lxmert-paper). The release's author found it about as good as lxmert-20epochs-qa.
     """
     run = lxmert_20epochs_qa()
@@ -93,8 +93,8 @@ def lxmert_paper() -> PretrainConfig:
     question answering is learnt at the smaller rates that it needs.
 
     Source:
-        Sections 3.1 and 3.3; numbers that the paper leaves open as released. By a comment in the release the paper's own
-            run weighed answers twice (lxmert-two-phase-qa).
+        Sections 3.1 and 3.3; numbers that the paper leaves open as released. By a comment in the release the paper's
+            own run weighed answers twice (lxmert-two-phase-qa).
     """
     run = lxmert_20epochs_qa()
     assert run.region_losses is not None
