@@ -66,7 +66,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "evaluate", "finetune", "estimate",
-        "jobs", "compare",
+        "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

@@ -33,7 +33,7 @@ from visling.pretrained.folder import read_model_folder
 from visling.recipes.detectors import PRESETS
 from visling.recipes.tables import FINETUNING, PRETRAINING
 from visling.regions.store import NativeStore
-from visling.runs import evaluate
+from visling.runs import demo, evaluate
 from visling.runs import finetune as finetuning
 from visling.runs.compare import Comparison
 from visling.scenes.drawing import STYLES
@@ -468,6 +468,8 @@ def test_a_wrong_command_line_shows_its_use(call: Call, words: list[str]) -> Non
         (("regions", "extract", "i", "--detector", "d", "--out", "new", "--precision"), "fp64", get_args(runtime.Precision)),
         (("scenes", "--out", "new", "--style"), "oil", STYLES),
     ],
+        (("demo", "--out", "new", "--size"), "huge", demo.SIZES),
+        (("demo", "--out", "new", "--model"), "bert", models.names()),
 )  # fmt: skip
 def test_a_wrong_choice_lists_the_choices(
     call: Call, words: tuple[str, ...], wrong: str, choices: Sequence[str]
@@ -1008,6 +1010,7 @@ def test_flags_show_no_type(call: Call) -> None:
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+        "demo --help",
     """Every verb with its command."""
     command = typer.main.get_command(app.app) if command is None else command
     if not hasattr(command, "commands"):
@@ -1021,18 +1024,18 @@ VERBS = dict(commands())
 
 def test_help_lists_the_commands_in_groups(call: Call) -> None:
     shown = call("--help").out
-    headings = ("Data", "Training", "Results", "Weights", "This machine")
+    headings = ("First steps", "Data", "Training", "Results", "Weights", "This machine")
     places = [re.search(rf"─ {heading} ─", shown) for heading in headings]
     assert all(places)
     assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
     names = re.findall(r"^│ ([a-z]+) ", shown, flags=re.MULTILINE)
     assert sorted(names) == sorted({path[0] for path in VERBS})
-    assert names[:6] == ["scenes", "detect", "regions", "recipes", "pretrain", "finetune"]
+    assert names[:7] == ["demo", "scenes", "detect", "regions", "recipes", "pretrain", "finetune"]
 
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
-        "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect", "recipes list",
+        "demo", "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect", "recipes list",
         "recipes show", "pretrain", "finetune", "evaluate", "predict", "report", "doctor", "convert", "verify",
         "catalog", "compare",
     }  # fmt: skip
