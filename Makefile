@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`; each does all its own set-up, and twice is harmless.
-#   make demo [SIZE=small|large] [MODEL=NAME]    NAME: visualbert, lxmert, ...; examples/demo.py --help lists the families
+#   make demo [SIZE=small|large] [MODEL=NAME]    NAME: visualbert, lxmert, ...; `visling demo --help` lists the families
 #                                  draw scenes, train a detector and a model, answer questions; leaves demo/SIZE, runs in demo/SIZE/MODEL
 #   make test [WORKERS=2]          lint, types and tests (minutes), in so many worker processes of one thread each
 #   make check-slow                what is too slow for every commit: slow tests, and the large demo, which must gain 25 points
@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo test lint format check-slow bench clean
 
 demo: $(VENV)/.core
-	$(BIN)/python examples/demo.py --size $(SIZE) --model $(MODEL) --out $(OUT)
+	$(BIN)/visling demo --size $(SIZE) --model $(MODEL) --out $(OUT)
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not data"
@@ -36,7 +36,7 @@ format: $(VENV)/.dev
 check-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rs
 	rm -rf demo/check-slow
-	$(BIN)/python examples/demo.py --size large --out demo/check-slow --at-least 25
+	$(BIN)/visling demo --size large --out demo/check-slow --at-least 25
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py --out benchmarks/results

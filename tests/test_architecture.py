@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # floor 5: choices, which know no machinery
     "recipes": BELOW_MODEL_FOLDERS - {"scenes"},
     # floor 6: what carries them out, and what looks at the result
-    "runs": BELOW_RUNS - {"scenes"},
+    "runs": BELOW_RUNS,
     "analysis": BELOW_MODEL_FOLDERS | {"pretrained"},
     # floor 7: doors
     "api": BELOW_RUNS | {"runs", "analysis"},
@@ -67,7 +67,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
-        "pretrain", "evaluate", "finetune", "count_products", "typical_batch", "estimate", "jobs", "compare",
+        "pretrain", "evaluate", "finetune", "count_products", "typical_batch", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

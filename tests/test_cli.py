@@ -31,9 +31,10 @@ from visling.cli.printing import slugify
 from visling.errors import VislingError
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.detectors import PRESETS
+from visling.recipes.listing import list_recipes
 from visling.recipes.tables import FINETUNING, PRETRAINING
 from visling.regions.store import NativeStore
-from visling.runs import evaluate
+from visling.runs import demo, evaluate
 from visling.runs import finetune as finetuning
 from visling.runs.compare import Comparison
 from visling.scenes.drawing import STYLES
@@ -475,6 +476,8 @@ def test_a_wrong_command_line_shows_its_use(call: Call, words: list[str]) -> Non
             get_args(runtime.Precision),
         ),
         (("scenes", "--out", "new", "--style"), "oil", STYLES),
+        (("demo", "--out", "new", "--size"), "huge", demo.SIZES),
+        (("demo", "--out", "new", "--model"), "bert", models.names()),
     ],
 )  # fmt: skip
 def test_a_wrong_choice_lists_the_choices(
@@ -737,7 +740,7 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", sorted({*PRETRAINING, *FINETUNING}))
 def test_every_recipe_is_shown_as_one_object(call: Call, name: str) -> None:
-    found = call("recipes", "show", name, "--no-estimate", "--set", "train.seed=41").json()
+    found = call("recipes", "show", name, "--no-estimate", "--set", "train.seed=41", "--json").json()
     assert set(found) == {
         verb for verb, table in (("pretrain", PRETRAINING), ("finetune", FINETUNING)) if name in table
     }
@@ -746,7 +749,7 @@ def test_every_recipe_is_shown_as_one_object(call: Call, name: str) -> None:
 
 def test_a_published_recipe_is_shown_with_its_start_and_what_its_release_does_in_all_runs(call: Call) -> None:
     def shown(name: str) -> dict[str, Any]:
-        found: dict[str, Any] = call("recipes", "show", name, "--no-estimate").json()
+        found: dict[str, Any] = call("recipes", "show", name, "--no-estimate", "--json").json()
         return found
 
     found = shown("visualbert-vqa")
@@ -760,10 +763,45 @@ def test_a_published_recipe_is_shown_with_its_start_and_what_its_release_does_in
     assert not {"init", "release_in_all_runs"} & set(shown("visualbert-scenes")["pretrain"])
 
 
+@pytest.mark.parametrize("name", sorted({*PRETRAINING, *FINETUNING}))
+def test_every_recipe_is_shown_as_a_short_text(call: Call, name: str) -> None:
+    shown = call("recipes", "show", name, "--no-estimate").out
+    tables = {"pretrain": PRETRAINING, "finetune": FINETUNING}
+    verbs = [verb for verb, table in tables.items() if name in table]
+    texts = re.split(r"\n(?=\S+, for visling)", shown)
+    assert len(texts) == len(verbs)
+    for verb, text in zip(verbs, texts, strict=True):
+        config = tables[verb][name]()
+        assert text.startswith(f"{name}, for visling {verb}\n{list_recipes()[verb][name]}\n")
+        for part in (config.model, f"lr {config.train.optim.lr:g}", f"batches of {config.batch_size}"):
+            assert part in text
+        assert len(text.splitlines()) < 40
+        for word in ("{", "None", "True", "bias_correction"):
+            assert word not in text, text
+
+
+def test_the_text_of_a_recipe_says_what_differs(call: Call) -> None:
+    shown = call("recipes", "show", "lxmert-20epochs-qa", "--no-estimate", "--set", "train.epochs=12").out
+    for line in (
+        "LXMERT as released: from scratch, question answering from the first epoch on, batch 256, 1e-4, 20 epochs.",
+        "  train.epochs: 12 here, 20 in the recipe",
+        "  region_masking.hide: 0.8 here, 1 in the paper",
+        "  from_epoch.image_qa: not set here, 10 in the paper",
+    ):
+        assert line in shown.splitlines(), shown
+    assert "bias correction" not in shown, "BertAdam has none, whatever the setting says"
+    tiny_lxmert = ("--set", "encoder=tiny", "--set", "region_losses.feature_size=16", "--gpu", "H100")
+    assert re.search(
+        r"^  hours on H100 +bf16 [\d.e-]+, .*\(an estimate\)$",
+        call("recipes", "show", "lxmert-paper", *tiny_lxmert).out,
+        re.MULTILINE,
+    )
+
+
 def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:
-    assert set(call("recipes", "show", "visualbert-vqa", "--no-estimate", "--set", "masking.rate=0.2").json()) == {
-        "pretrain"
-    }
+    assert set(
+        call("recipes", "show", "visualbert-vqa", "--no-estimate", "--set", "masking.rate=0.2", "--json").json()
+    ) == {"pretrain"}
 
 
 # Checkpoints
@@ -996,6 +1034,7 @@ def start(*words: str) -> tuple[str, float, str]:
         "convert --help",
         "scenes --help",
         "doctor --help",
+        "demo --help",
     ],
 )
 def test_help_and_lists_answer_at_once(words: str) -> None:
@@ -1045,18 +1084,19 @@ VERBS = dict(commands())
 
 def test_help_lists_the_commands_in_groups(call: Call) -> None:
     shown = call("--help").out
-    headings = ("Data", "Training", "Results", "Weights", "This machine")
+    headings = ("First steps", "Data", "Training", "Results", "Weights", "This machine")
     places = [re.search(rf"─ {heading} ─", shown) for heading in headings]
     assert all(places)
     assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
     names = re.findall(r"^│ ([a-z]+) ", shown, flags=re.MULTILINE)
     assert sorted(names) == sorted({path[0] for path in VERBS})
-    assert names[:6] == ["scenes", "detect", "regions", "recipes", "pretrain", "finetune"]
+    assert names[:7] == ["demo", "scenes", "detect", "regions", "recipes", "pretrain", "finetune"]
 
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
-        "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect", "recipes list",
+        "demo", "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect",
+        "recipes list",
         "recipes show", "pretrain", "finetune", "evaluate", "predict", "report", "doctor", "convert", "verify",
         "catalog", "compare",
     }  # fmt: skip

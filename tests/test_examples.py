@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,8 +21,10 @@ import typer
 from visling import config as configs
 from visling import models
 from visling.cli.app import app
+from visling.errors import RunError
 from visling.recipes.detectors import detect_config
 from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.runs import demo
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -205,37 +207,30 @@ def test_every_extra_is_used_and_shown_by_the_doctor() -> None:
     assert set(installed.split(",")) == set(extras)
 
 
-@pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    """examples/demo.py as a module."""
-    spec = importlib.util.spec_from_file_location("visling_demo", ROOT / "examples" / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["visling_demo"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     ("size", "model"),
     [("tiny", "visualbert"), ("large", "visualbert"), *(("small", name) for name in models.names())],
 )
 def test_every_stage_of_the_demo_parses(
-    demo: ModuleType, size: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages: list[list[str]] = []
-    monkeypatch.setattr(demo, "stage", lambda title, done, *words: stages.append([str(word) for word in words]))
+    monkeypatch.setattr(demo, "stage", lambda title, done, *words, **_: stages.append([str(word) for word in words]))
     monkeypatch.setattr(demo, "choose_questions", lambda scenes: ["what color is the cross?"])
     asked: list[str] = []
     monkeypatch.setattr(demo, "ask", lambda question, run: asked.append(question))
     monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size, "--model", model])
+    script = ROOT / "examples" / "demo.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--size", size, "--model", model])
     monkeypatch.chdir(tmp_path)
-    demo.main()
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--size", size, "--at-least", "21"])
-    with pytest.raises(SystemExit, match=r"should be 21 points above the question-only model; it is 20\.0"):
-        demo.main()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert not ended.value.code
+    monkeypatch.setattr(sys, "argv", [str(script), "--size", size, "--at-least", "21"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 2
+    assert "should be 21 points above the question-only model; it is 20.0" in capsys.readouterr().err
     assert len(stages) >= 10
     assert asked == ["what color is the cross?"] * 2  # in each of the two runs
     for words in stages:
@@ -244,7 +239,7 @@ def test_every_stage_of_the_demo_parses(
             assert Path(words[words.index("--out") + 1]).parts[:2] == ("demo", size)
 
 
-def test_an_interrupted_stage_is_resumed(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_stage_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[list[str]] = []
     monkeypatch.setattr(demo.subprocess, "call", lambda command: run.append(command[3:]) or 0)
     out = tmp_path / "run"
@@ -257,14 +252,14 @@ def test_an_interrupted_stage_is_resumed(demo: ModuleType, tmp_path: Path, monke
     assert not demo.finished(out)
 
 
-def test_a_stage_that_fails_stops_the_demo(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_fails_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo.subprocess, "call", lambda command: 2)
-    with pytest.raises(SystemExit, match="`visling pretrain` ended with status 2"):
+    with pytest.raises(RunError, match="`visling pretrain` ended with status 2"):
         demo.stage("fails", False, "pretrain", "--out", tmp_path / "run")
 
 
 def test_the_demo_shows_an_answer_next_to_the_truth(
-    demo: ModuleType, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: list[list[str]] = []
 
@@ -285,6 +280,20 @@ def test_the_demo_shows_an_answer_next_to_the_truth(
     demo.ask(question, tmp_path)
     assert "(done before)" in capsys.readouterr().out
     assert len(commands) == 1
+
+
+def test_stages_side_by_side_mark_their_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    demo.stage("shown", False, "--version", label="vqa")
+    with pytest.raises(RunError, match="`visling finetune` ended with status 2"):
+        demo.stage(
+            "fails", False, "finetune", "--recipe", "no-such", "--data", tmp_path, "--out", "o", label="question-only"
+        )
+    demo.stage("done", True, "--version", label="vqa")
+    lines = capfd.readouterr().out.splitlines()
+    assert f"[vqa] visling {metadata.version('visling')}" in lines
+    assert any(line.startswith("[question-only] visling: no recipe 'no-such'") for line in lines)
+    assert any(re.fullmatch(r"\[vqa\] \(\d+ s\)", line) for line in lines)
+    assert lines[-1] == "[vqa] (done before)"
 
 
 def test_examples_import_nothing_but_the_standard_library_and_this_package() -> None:

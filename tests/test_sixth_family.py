@@ -89,7 +89,7 @@ def test_it_is_fine_tuned_evaluated_and_asked(world: Any, finetuned: Path) -> No
 def test_the_command_line_takes_its_recipes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["visling", "recipes", "show", f"{RECIPES}:uniter-scenes"])
+    monkeypatch.setattr(sys, "argv", ["visling", "recipes", "show", f"{RECIPES}:uniter-scenes", "--json"])
     with contextlib.suppress(SystemExit):
         app.run()
     shown = json.loads(capsys.readouterr().out)

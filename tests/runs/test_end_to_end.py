@@ -554,7 +554,9 @@ def test_the_command_line_trains_end_to_end(world: Any, tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_shown_with_its_extractor() -> None:
-    result = CliRunner().invoke(app, ["recipes", "show", "vlbert-base-e2e", "--no-estimate"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        app, ["recipes", "show", "vlbert-base-e2e", "--no-estimate", "--json"], catch_exceptions=False
+    )
     shown = json.loads(result.stdout)["pretrain"]
     assert shown["extractor"]["blocks"] == [3, 4, 23]
     assert shown["extractor"]["frozen_stages"] == 2

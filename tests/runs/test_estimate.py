@@ -363,7 +363,7 @@ def test_rates_make_sense() -> None:
 
 
 def shown(*words: str) -> Any:
-    result = CliRunner().invoke(app, ["recipes", "show", *words], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["recipes", "show", "--json", *words], catch_exceptions=False)
     assert result.exit_code == 0
     return json.loads(result.stdout)
 

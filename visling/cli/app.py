@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from visling.cli.converting import catalog, convert, verify
+from visling.cli.demo import demo
 from visling.cli.detect import detect_app
 from visling.cli.doctor import doctor
 from visling.cli.evaluating import compare_models, evaluate, report
@@ -28,6 +29,7 @@ _INTERRUPTED = 130
 """Exit status of a command that was stopped with Ctrl-C."""
 
 _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "First steps": {"demo": demo},
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
     "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune},
     "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},

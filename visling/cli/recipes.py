@@ -11,6 +11,7 @@ import typer
 from visling import config as configs
 from visling.cli.options import Command, Group, Json, Settings
 from visling.cli.printing import show
+from visling.cli.recipe_text import describe_recipe
 from visling.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -54,9 +55,10 @@ def recipes_show(
         list[str] | None,
         typer.Option("--gpu", help="GPU to estimate for, A100 by default; may be repeated."),
     ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print every setting, as one JSON object.")] = False,
 ) -> None:
-    """Print every setting of a recipe as JSON: the changes, the differences from paper and release
-    (`release_in_all_runs`: those of all its runs), the model that it starts from (`init`), the estimated cost.
+    """Show a recipe: data, size, main numbers, what it starts from, the differences from paper and release (those of
+    all its runs as `release_in_all_runs`), the estimated cost.
 
     A name may have a recipe for pretrain and one for finetune; one that lacks a changed setting is left out.
 
@@ -103,7 +105,16 @@ def recipes_show(
             estimates.find_gpu(one)  # before anything is traced
         for verb, config in chosen.items():
             shown[verb]["estimate"] = estimates.estimate(config).described(gpus)
-    print(json.dumps(shown, indent=2))
+    if json_:
+        print(json.dumps(shown, indent=2))
+        return
+    texts = [describe_recipe(verb, _summarise(offering[verb]), recipe) for verb, recipe in shown.items()]
+    print("\n\n".join(texts))
+
+
+def _summarise(recipe: Callable[[], Any]) -> str:
+    """First paragraph of a recipe's docstring; recipes shared by several models are partial functions."""
+    return " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
 
 
 def find_recipe(recipe: Callable[[], T], settings: Sequence[str] | None, seed: int | None) -> T:

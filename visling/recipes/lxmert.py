@@ -69,8 +69,8 @@ def lxmert_two_phase_qa() -> PretrainConfig:
 
     Source:
         A comment in the release's lxrt/modeling.py: an earlier run of 6 + 6 epochs had the loss of answers times 0,
-            then times 2, "(Used 10 instead of 6 in EMNLP paper)". By it this is the run of the paper, whose text weighs all
-            losses alike (lxmert-paper). The release's author found it about as good as lxmert-20epochs-qa.
+            then times 2, "(Used 10 instead of 6 in EMNLP paper)". By it this is the run of the paper, whose text weighs
+            all losses alike (lxmert-paper). The release's author found it about as good as lxmert-20epochs-qa.
     """
     run = lxmert_20epochs_qa()
     return replace(
