@@ -326,7 +326,7 @@ def test_fine_tuning_on_vqa() -> None:
         "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
         "train.optim.clip": "per_tensor", "train.optim.exclude": ["pooler"],
         "encoder.answer_slot": "same_segment", "encoder.max_regions": 100,
-        "train_split": "train+nominival", "valid_split": "minival", "task_settings.min_count": None,
+        "train_split": "train+val", "valid_split": "minival", "task_settings.min_count": None,
         "task_settings.question_text": "release",
     }  # fmt: skip
     assert {setting: value(settings, setting) for setting in stated} == stated
