@@ -125,6 +125,13 @@ def test_an_empty_question_is_refused(world: Any, model: Predictor, text: str) -
         model.answer(world.picture(), text)
 
 
+def test_a_list_of_answers_is_no_state_of_a_task(world: Any, tmp_path: Path) -> None:
+    shutil.copytree(world.vqa / "model", tmp_path / "model")
+    (tmp_path / "model" / "answers.json").write_text('["red", "blue"]')
+    with pytest.raises(CheckpointError, match=r"answers.json must hold an object .* found a list"):
+        api.load(tmp_path / "model")
+
+
 def test_a_long_question_is_cut_and_says_so(world: Any, model: Predictor) -> None:
     answer = model.answer(world.picture(), " ".join(["red"] * 300))
     assert answer.truncated

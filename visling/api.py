@@ -9,7 +9,7 @@ encoder = api.from_pretrained("owner/name").encoder()
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from visling.errors import CheckpointError, DataError
 from visling.pretrained import folder as folder_module
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import ModelFolder
-from visling.tasks.base import TaskSource, TextOnly
 from visling.types import RegionArray
 from visling.vision.detector import Detector
 from visling.vision.images import read_image, to_pixels
@@ -105,6 +104,10 @@ class Predictor:
             DataError: an image cannot be read, the text is empty, or the number of images is not the one that the task
                 reads.
         """
+        if self.task.evaluator() is not None:
+            raise DataError(
+                f"the task {self.task.name} compares the examples of a whole data set. Score one with visling evaluate."
+            )
         given = [image] if isinstance(image, (str, Path, Image.Image)) else list(image)
         if len(given) != self.task.images:
             raise DataError(
@@ -115,9 +118,10 @@ class Predictor:
         regions = tuple(self._detect(one) for one in pixels)
         layout = TextLayout(self.tokenizer, self.spec)
         record = self.task.query([text], [str(number) for number in range(len(given))])
-        source = TaskSource(self.task, [record], layout)
         rng = runtime.generator_for(0)
-        example = (TextOnly(source) if self.folder.text_only else source).example(0, rng)
+        example = self.task.example(record, layout, rng)
+        if self.folder.text_only:
+            example = replace(example, images=())
         store = None if self.folder.text_only else _GivenRegions(regions, self.folder.fingerprint)
         batch, _ = Collator(store, self.spec, self.tokenizer)([example], [rng])
         batch = batch.to(self.device)

@@ -331,6 +331,7 @@ def test_unusable_data_is_refused(data: tuple[Path, Path], tmp_path: Path) -> No
         path.write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"none of the 10 images .* can be read"):
         train_detector(images, annotations, tmp_path / "out2", small(), device="cpu")
+    assert not (tmp_path / "out2").exists(), "the corrected command can use the same folder"
 
 
 def test_a_picture_of_another_size_than_annotated_is_left_out(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -248,6 +248,12 @@ def read_model_folder(path: Path) -> ModelFolder:
             )
         if layout != FORMAT:
             raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
+        state = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
+        if not isinstance(state, dict):
+            raise CheckpointError(
+                f"{answers} must hold an object with the settings and answers of the task; found a "
+                f"{type(state).__name__}. Is it a list of answers? visling convert takes one with --answers."
+            )
         return ModelFolder(
             path=folder,
             model=described["model"],
@@ -256,7 +262,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             text_only=described["text_only"],
             fingerprint=described["fingerprint"],
             weights=load_file(folder / "model.safetensors"),
-            state=json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
+            state=state,
             heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},
             source=described.get("source", {}),
             extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,

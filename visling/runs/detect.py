@@ -21,6 +21,7 @@ from visling.errors import DataError
 from visling.metrics import detection as metric
 from visling.recipes.detectors import DetectConfig
 from visling.runs.detection_data import DetectionBatches, Samples, load_ahead
+from visling.runs.setup import claim_run_folder
 from visling.runtime import Precision
 from visling.train.engine import fit
 from visling.train.log import Log
@@ -100,31 +101,31 @@ def train_detector(
     batches = DetectionBatches(
         samples, batch_size=config.batch_size, seed=config.train.seed, flip_rate=config.flip_rate
     )
-    folder = RunFolder.create(out, resume=resume)
-    _record_start(folder, config, images, None if isinstance(annotations, Instances) else annotations)
-    runtime.seed_everything(config.train.seed)
-    detector = Detector(config.detector).to(target)
-    folder.record({"parameters": sum(parameter.numel() for parameter in detector.parameters())})
-    if not runtime.is_main():  # weights are equal everywhere, the sampled anchors and regions are not
-        runtime.seed_everything(config.train.seed + runtime.rank())
+    with claim_run_folder(out, resume=resume) as folder:
+        _record_start(folder, config, images, None if isinstance(annotations, Instances) else annotations)
+        runtime.seed_everything(config.train.seed)
+        detector = Detector(config.detector).to(target)
+        folder.record({"parameters": sum(parameter.numel() for parameter in detector.parameters())})
+        if not runtime.is_main():  # weights are equal everywhere, the sampled anchors and regions are not
+            runtime.seed_everything(config.train.seed + runtime.rank())
 
-    board = out / "tensorboard" if tensorboard else None
-    with Log(folder.log, stream=stream, tensorboard=board, unit="images") as log:
-        if not folder.has_last:
-            log.event(_describe_task(instances, config, target), step=0)
-        state = fit(
-            detector,
-            detector.losses,
-            batches,
-            config=config.train,
-            log=log,
-            run_folder=folder,
-            save_model=detector.save,
-            reseed=False,  # sampling continues the stream that the weights were drawn from
-        )
-        unreadable = dict(entry for share in gather(samples.unreadable) for entry in share)
-        for path, reason in unreadable.items():
-            log.event(f"left out {path}: {reason}", step=state.step)
+        board = out / "tensorboard" if tensorboard else None
+        with Log(folder.log, stream=stream, tensorboard=board, unit="images") as log:
+            if not folder.has_last:
+                log.event(_describe_task(instances, config, target), step=0)
+            state = fit(
+                detector,
+                detector.losses,
+                batches,
+                config=config.train,
+                log=log,
+                run_folder=folder,
+                save_model=detector.save,
+                reseed=False,  # sampling continues the stream that the weights were drawn from
+            )
+            unreadable = dict(entry for share in gather(samples.unreadable) for entry in share)
+            for path, reason in unreadable.items():
+                log.event(f"left out {path}: {reason}", step=state.step)
     if state.stopped != "max_seconds":
         folder.finish()
     return TrainedDetector(

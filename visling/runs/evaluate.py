@@ -67,7 +67,9 @@ def evaluate(
     model, task = saved.task_model()
     known = read_run_json(run) if (run / "run.json").exists() else {}
     unknown = [
-        name for name, given in (("data", data), ("store", saved.text_only or store)) if not given and name not in known
+        name
+        for name, given in (("data", data), ("store", saved.text_only or store))
+        if not given and not known.get(name)
     ]
     if unknown:
         raise RunError(

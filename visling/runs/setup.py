@@ -129,15 +129,9 @@ def carry_out(
 def _open_folder(
     run: PreparedRun, out: Path, *, resume: bool, stream: TextIO | None, tensorboard: bool, command: Sequence[str]
 ) -> Iterator[tuple[RunFolder, Log]]:
-    """A run folder in which the run is recorded, and its log; `_conclude` marks it as finished.
-
-    A run that fails before anything is saved leaves no folder behind, so that the corrected command can use the same
-    one.
-    """
-    existed = out.exists()
-    folder = RunFolder.create(out, resume=resume)
-    config, board = run.config, folder.path / "tensorboard"
-    try:
+    """A run folder in which the run is recorded, and its log; `_conclude` marks it as finished."""
+    with claim_run_folder(out, resume=resume) as folder:
+        config, board = run.config, folder.path / "tensorboard"
         folder.record(
             {
                 "command": list(command),
@@ -153,11 +147,21 @@ def _open_folder(
         )
         with Log(folder.log, stream=stream, tensorboard=board if tensorboard else None) as log:
             yield folder, log
+
+
+@contextlib.contextmanager
+def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
+    """A run folder; one that is refused before anything was saved is removed, so that the corrected command can use the
+    same name."""
+    existed = out.exists()
+    folder = RunFolder.create(out, resume=resume)
+    try:
+        yield folder
     except VislingError:
         if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
             for file in (folder.log, folder.path / "run.json"):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(board, ignore_errors=True)
+            shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
             for made in (folder.last, *(() if existed else (folder.path,))):
                 with contextlib.suppress(OSError):  # absent, or it holds what is not ours
                     made.rmdir()
