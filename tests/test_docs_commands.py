@@ -93,7 +93,7 @@ def list_outputs(words: Sequence[str]) -> list[str]:
 def reads(words: Sequence[str], names: Iterable[str]) -> bool:
     """Whether a word is one of these names, or a path or split in it."""
     inputs = [word for i, word in enumerate(words) if words[i - 1] not in ("--out", "--to", "--release", "--model")]
-    return any(re.split(r"[/@]", word)[0] == name or word == name for word in inputs for name in names)
+    return any(name in (word, re.split(r"[/@]", word)[0], word.partition("=")[2]) for word in inputs for name in names)
 
 
 def split_runnable(commands: Sequence[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
@@ -129,7 +129,8 @@ def make_stand_ins(world: Any, folder: Path, commands: Sequence[Sequence[str]]) 
     """What the commands of a page read and none of them writes."""
     sources: dict[str, Callable[[Path], Any]] = {
         "scenes": lambda target: target.symlink_to(world.scenes),
-        "vqa": lambda target: target.symlink_to(world.scenes),
+        "vqa": lambda target: _make_vqa(world, target),
+        "answers_vqa.txt": lambda target: target.write_text("<unk>\nyes\nno\nred\nblue\n"),
         "images": lambda target: shutil.copytree(world.picture().parent, target),
         "detector": lambda target: target.symlink_to(world.detector),
         "regions": lambda target: target.symlink_to(world.regions),
@@ -144,6 +145,14 @@ def make_stand_ins(world: Any, folder: Path, commands: Sequence[Sequence[str]]) 
             make(folder / name)
             if name == "images":
                 Image.open(world.picture()).convert("RGB").save(folder / name / "photo.jpg")
+
+
+def _make_vqa(world: Any, target: Path) -> None:
+    """VQA's files with the list of minival's images."""
+    shutil.copytree(world.scenes / "annotations", target / "annotations")
+    content = json.loads((target / "annotations" / "v2_OpenEnded_scenes_val_questions.json").read_text())
+    images = sorted({question["image_id"] for question in content["questions"]})
+    (target / "annotations" / "minival.txt").write_text("\n".join(map(str, images)))
 
 
 def _make_demo(world: Any, target: Path) -> None:
