@@ -202,7 +202,7 @@ class Task(ABC, Generic[R, C]):
         are built."""
 
     def state(self) -> dict[str, Any]:
-        """What `from_state` needs to rebuild this task beside its weights; JSON-able."""
+        """What `from_state` needs to rebuild this task with its weights; JSON-able."""
         return {"config": configs.to_dict(self.config)}
 
     @classmethod

@@ -47,7 +47,7 @@ class NlvrConfig:
     """Orders K of the boxes to use, 0 to 5; None = those that the picture folder of the split holds, or all six without
     it. The official numbers need all six."""
     statements: bool = True
-    """Also read the extra statements beside the official file."""
+    """Also read the extra statements next to the official file."""
     hold_out: float = 0.2
     """Share of the presentations of a split that are in its part ".held"; the others are in ".train" (always the same
     ones)."""

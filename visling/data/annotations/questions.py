@@ -161,7 +161,7 @@ def read_vqa(root: str | Path, split: str, *, left_out: Counter[str] | None = No
             if split.removeprefix("no") not in _PARTS:
                 raise
             raise DataError(
-                f"{error} A part of val is named by minival.txt or minival.json beside val's files, a list of its "
+                f"{error} A part of val is named by minival.txt or minival.json next to val's files, a list of its "
                 "question or image ids. To do without it, set train_split to train and valid_split to val."
             ) from error
         return read_questions(*files, left_out=left_out)

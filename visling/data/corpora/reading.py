@@ -134,7 +134,7 @@ def answer_table(
     if sources and not files:
         raise ConfigError(
             f"answer_sources={', '.join(sources)} picks answers from LXMERT's table, which no folder has: "
-            "put all_ans.json beside its files, or leave answer_sources out."
+            "put all_ans.json next to its files, or leave answer_sources out."
         )
     tables = {file: read_table(file, sources or None) for file in files}
     if len(set(tables.values())) > 1:
