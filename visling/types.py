@@ -393,6 +393,8 @@ class Example:
     """One id shared by all rows, or one per row, or (pair = "sequence") the images joined in the single row."""
     labels: Mapping[str, Any] = field(default_factory=dict)
     """`Targets` field name -> int, float or array: `matched`, `answer`, `choice`, ..."""
+    mirrored_labels: Mapping[str, Any] = field(default_factory=dict)
+    """Labels in place of those of the same name where the image is mirrored and left and right are exchanged."""
     region_labels: Callable[[Sequence[RegionArray]], Mapping[str, Any]] | None = None
     """Further labels, computed from the regions: called with those of each of `images` that the model sees, in the
     order in which it sees them and with boxes in pixels of the stored image; a batch without regions leaves it out.

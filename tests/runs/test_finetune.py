@@ -737,3 +737,17 @@ def test_a_published_recipe_asks_for_the_answers_of_its_release(world: Any, tmp_
     assert about["config"]["task_settings"]["loss"] == "kl"
     assert FINETUNING["visualbert-vqa"]().train_split == "train+val", "as released"
     assert read_model_folder(tmp_path / "run").state["answers"] == ["<unk>", "yes", "no", "2"]
+
+
+def test_mirrored_boxes_are_trained_on_and_never_validated_on(world: Any, tmp_path: Path) -> None:
+    """The first update sees other boxes; with a rate of 0 the validation scores stay."""
+    lines = []
+    for flip in (0.0, 1.0):
+        run = tiny(world, f"flip={flip}", "train.optim.lr=0.0", "train.max_steps=1", "train.log_every=1")
+        finetune(run, tmp_path / str(flip), data=world.scenes, store=world.regions, device="cpu")
+        lines.append([json.loads(line) for line in (tmp_path / str(flip) / "log.jsonl").read_text().splitlines()])
+    trained, scored = ([[row for row in log if row["kind"] == kind] for log in lines] for kind in ("train", "valid"))
+    assert trained[0][0]["loss"] != trained[1][0]["loss"]
+    assert scored[0][0]["scores"] == scored[1][0]["scores"]
+    with pytest.raises(ConfigError, match="flip is a share of the images"):
+        tiny(world, "flip=2.0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -348,3 +349,13 @@ def test_questions_may_be_asked_as_in_the_release() -> None:
         for kind in ("written", "release")
     ]
     assert texts == ["red , or blue ? which ? [MASK]", "red or blue which ? [MASK]"]
+
+
+def test_answers_about_sides_are_exchanged_for_a_mirrored_image() -> None:
+    vqa = task("left", "right", "blue")
+    record = replace(unanswered(1), answers=("left",) * 10)
+    layout = TextLayout(Tokenizer(), InputSpec())
+    example = vqa.example(record, layout, np.random.default_rng(0))
+    assert example.labels["answer"].indices.tolist() == [0]
+    assert example.mirrored_labels["answer"].indices.tolist() == [1]
+    assert not vqa.example(replace(record, answers=("blue",) * 10), layout, np.random.default_rng(0)).mirrored_labels

@@ -5,6 +5,7 @@ Shapes   T word pieces of one row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +282,14 @@ class TextLayout:
                 f"the {what} is empty: found {text!r}, expected at least one word. Drop the record or fill it in."
             )
         return pieces
+
+
+def swap_words(text: str) -> str:
+    """The text with the words left and right exchanged, also in leftmost and rightmost."""
+    return _SIDES.sub(lambda word: "right" if word[0] == "left" else "left", text)
+
+
+_SIDES = re.compile(r"\b(?:left|right)(?=most\b|\b)")
 
 
 def swap_sides(row: TextRow, tokenizer: Tokenizer) -> TextRow:

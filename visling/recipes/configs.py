@@ -153,6 +153,9 @@ class FinetuneConfig:
     """Split by which the best weights are chosen."""
     train_limit: int | None = None
     """Use only the first so many training examples (in a random order of the run's seed)."""
+    flip: float = 0.0
+    """Share of the training images that are mirrored: the boxes, with left and right exchanged in questions and
+    answers, features as they are (VL-BERT's VQA and RefCOCO+: 0.5)."""
     text_only: bool = False
     """Train without any region: what the words alone give away."""
     carry_answers: bool = True
@@ -171,6 +174,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
         _check_sorting(self.sort_by_length)
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
 
 
 def _check_sorting(batches: int) -> None:

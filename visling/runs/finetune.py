@@ -147,6 +147,8 @@ class Finetuning:
                 seed=config.train.seed,
                 training=True,
                 sort_by_length=config.sort_by_length,
+                flip=config.flip,
+                swap_sides=config.flip > 0,
             ),
             validate=validate,
             save=save,

@@ -32,7 +32,7 @@ from visling.data.annotations.questions import (
     release_text,
 )
 from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
-from visling.data.text import TextLayout
+from visling.data.text import TextLayout, swap_words
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import FEWEST_ANSWERS, Average, Version, normalise, vqa_accuracy, vqa_score
 from visling.tasks.answers import detail_row, top_answers
@@ -131,10 +131,17 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         )
 
     def example(self, record: QuestionRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
-        """The question with the model's answer slot, if it has one; soft scores as label, if people answered."""
-        labels = {} if record.answers is None else {"answer": self._score(record.answers)}
+        """The question with the model's answer slot, if it has one; soft scores as label, if people answered, and those
+        of the answers with left and right exchanged for a mirrored image."""
+        labels, mirrored = {}, {}
+        if record.answers is not None:
+            labels["answer"] = self._score(record.answers)
+            exchanged = [swap_words(answer) for answer in record.answers]
+            if exchanged != list(record.answers):
+                mirrored["answer"] = self._score(exchanged)
         question = release_text(record.question) if self.config.question_text == "release" else record.question
-        return Example(id=record.id, rows=(layout.row(question, answer=True),), images=record.images, labels=labels)
+        row = layout.row(question, answer=True)
+        return Example(id=record.id, rows=(row,), images=record.images, labels=labels, mirrored_labels=mirrored)
 
     def _score(self, answers: Sequence[str]) -> SoftScores:
         """Score of each listed answer, by the rule that the metric follows for as many answers."""

@@ -145,6 +145,14 @@ def test_left_and_right_follow_mirrored_images() -> None:
         )
 
 
+def test_labels_follow_mirrored_images() -> None:
+    one = dataclasses.replace(example("1", "left"), labels={"answer": 0}, mirrored_labels={"answer": 1})
+    for flip, swap, answer in ((1.0, True, 1), (0.0, True, 0), (1.0, False, 0)):
+        _, targets = Collator(STORE, SPEC, TOKENIZER, flip=flip, swap_sides=swap)([one], [generator_for(3, 0)])
+        assert targets.answer is not None
+        assert targets.answer.tolist() == [answer]
+
+
 def test_mirroring_is_drawn_first_and_only_if_asked_for() -> None:
     examples = [example(str(number), "a red cat") for number in range(40)]
     rngs, ahead = ([generator_for(3, number) for number in range(40)] for _ in range(2))

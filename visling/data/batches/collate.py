@@ -90,14 +90,14 @@ class Collator:
                 one row, or examples that name regions by number under a preset that sorts them.
         """
         group = _count_rows(examples)
-        labels = stack_labels(examples, [example.labels for example in examples], group)
-        matched = labels.get("matched")
-        mismatched = np.zeros(len(examples) * group, bool) if matched is None else matched.numpy() == 0
         # Mirroring is drawn first, as the release does it. The cut is known before anything else is drawn, and made
         # after it: the releases mask first.
         gathered = None if self.regions is None else self.regions.gather(examples, rngs)
         if gathered is not None and self.swap_sides:
             examples = _swap_mirrored(examples, gathered.mirrored, self.tokenizer)
+        labels = stack_labels(examples, [example.labels for example in examples], group)
+        matched = labels.get("matched")
+        mismatched = np.zeros(len(examples) * group, bool) if matched is None else matched.numpy() == 0
         kept_text = kept_regions = None
         if gathered is not None and self.spec.joint_limit is not None:
             kept_text, kept_regions = _fit_joint_limit(self.spec.joint_limit, examples, gathered.mask.sum(1))
@@ -133,7 +133,8 @@ def _count_rows(examples: Sequence[Example]) -> int:
 
 
 def _swap_mirrored(examples: Sequence[Example], mirrored: Sequence[bool], tokenizer: Tokenizer) -> Sequence[Example]:
-    """The examples, left and right exchanged in rows whose image is mirrored; `mirrored` goes through all images."""
+    """The examples, left and right exchanged in rows and labels whose image is mirrored; `mirrored` goes through all
+    images."""
     if len(mirrored) not in (len(examples), len(examples) * len(examples[0].rows)):
         raise ConfigError("swap_sides needs one image per row; here several are joined in one. Set it to False.")
     each = iter(mirrored)
@@ -142,7 +143,8 @@ def _swap_mirrored(examples: Sequence[Example], mirrored: Sequence[bool], tokeni
         own = [next(each) for _ in example.images]
         own = own * len(example.rows) if len(own) == 1 else own
         rows = (swap_sides(row, tokenizer) if turned else row for row, turned in zip(example.rows, own, strict=True))
-        swapped.append(replace(example, rows=tuple(rows)))
+        labels = {**example.labels, **example.mirrored_labels} if any(own) else example.labels
+        swapped.append(replace(example, rows=tuple(rows), labels=labels))
     return swapped
 
 
