@@ -364,7 +364,7 @@ def test_vilbert_holds_out_the_last_questions_by_id(tmp_path: Path) -> None:
 
 def test_what_is_no_part_of_val_is_refused(tmp_path: Path) -> None:
     assert not has_vqa(val_of(tmp_path), "minival")
-    with pytest.raises(DataError, match=r"found v2_OpenEnded_mscoco_val2014.*minival.txt or minival.json beside"):
+    with pytest.raises(DataError, match=r"found v2_OpenEnded_mscoco_val2014.*minival.txt or minival.json next to"):
         read_vqa(tmp_path, "nominival")
     with pytest.raises(DataError, match=r"no file v2_OpenEnded_\*trian\*_questions.json .*the split.$"):
         read_vqa(tmp_path, "trian")
