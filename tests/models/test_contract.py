@@ -519,8 +519,8 @@ def test_rows_of_tables_learn_if_they_are_read(name: str, model: Encoder) -> Non
         table = parameter.removesuffix(".weight").rpartition(".")[2]
         if table in read and tensor.dim() == 2:
             assert tensor.grad is not None
-            taught = set(tensor.grad.any(1).nonzero().flatten().tolist())
-            assert taught == read[table] - ({0} if expected_of(name).frozen_first_rows else set()), parameter
+            with_gradient = set(tensor.grad.any(1).nonzero().flatten().tolist())
+            assert with_gradient == read[table] - ({0} if expected_of(name).frozen_first_rows else set()), parameter
             found += 1
     assert found >= 2
 

@@ -273,7 +273,7 @@ def test_rows_without_a_label() -> None:
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
-def test_first_rows_are_read_but_not_taught() -> None:
+def test_first_rows_are_read_but_get_no_gradient() -> None:
     model = tiny()
     batch = batch_of(model.config)
     batch = dataclasses.replace(

@@ -583,15 +583,15 @@ def test_cvlp_starts_from_an_lxmert_file_with_its_heads(recorded: Any, tmp_path:
     check_family(start, "cvlp")
     encoder = start.encoder()
     styles = head_styles("cvlp")
-    taught = {
+    objectives = {
         "masked_lm": MaskedLM(encoder.dims, styles["vocabulary"], encoder.word_embeddings),
         "matching": Matching(encoder.dims, styles["matching"], encoder.word_embeddings),
     }
-    assert load_heads(taught, start) == []
+    assert load_heads(objectives, start) == []
     assert torch.equal(
-        taught["matching"].get_parameter("head.linear.bias"), source.weights["cls.seq_relationship.bias"]
+        objectives["matching"].get_parameter("head.linear.bias"), source.weights["cls.seq_relationship.bias"]
     )
-    assert torch.equal(taught["masked_lm"].get_parameter("head.bias"), source.weights["cls.predictions.bias"])
+    assert torch.equal(objectives["masked_lm"].get_parameter("head.bias"), source.weights["cls.predictions.bias"])
 
 
 @pytest.mark.parametrize("model", ["lxmert", "cvlp"])

@@ -593,7 +593,7 @@ def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
         for name, p in zip(group["names"], group["params"], strict=True)
         if name.endswith("bias")
     ]
-    taught: list[bool] = []
+    with_gradient: list[bool] = []
     for done in range(2):
         loss = torch.zeros(())
         for corpus in run.corpora:
@@ -602,14 +602,14 @@ def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
             loss = loss + estimates.loss_of(model, batch, targets)
         loss.backward()
         assert loss.isfinite()
-        taught = [p.grad is not None and bool(p.grad.any()) for p in biases]
+        with_gradient = [p.grad is not None and bool(p.grad.any()) for p in biases]
         apply_schedule(optimizer, schedule, done)
         clip_gradients(optimizer, run.train.optim)
         optimizer.step()
         model.zero_grad(set_to_none=True)
         model.after_update()
-    assert sum(taught) > 0.9 * len(biases)
-    assert [bool(p.any()) for p in biases] == taught
+    assert sum(with_gradient) > 0.9 * len(biases)
+    assert [bool(p.any()) for p in biases] == with_gradient
     assert all(p.isfinite().all() for p in model.parameters())
     del model, optimizer, biases, contrast  # before the next one is built
     gc.collect()

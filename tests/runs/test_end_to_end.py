@@ -207,31 +207,31 @@ def test_nothing_is_mirrored_unless_asked(world: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- what it learns
 
 
-def test_losses_teach_the_later_stages_alone(world: Any) -> None:
+def test_losses_reach_only_the_later_stages(world: Any) -> None:
     run = end_to_end("encoder.visual_scale_init=1.0")
     run = fit_to_store(run, NativeStore.open(world.regions))
     model = untrained_model(run).train()
     assert model.extractor is not None
     batch, targets = next(iter(loader(world, run)))
     model(batch, targets).value.backward()
-    taught = {
+    trained = {
         name
         for name, parameter in model.extractor.named_parameters()
         if parameter.grad is not None and bool(parameter.grad.any())
     }
     behind = ("stages.1.", "stages.2.", "head.")
-    assert taught == {
+    assert trained == {
         name for name, _ in model.extractor.named_parameters() if name.startswith(behind) and ".norm." not in name
     }
-    assert all(parameter.grad is None for name, parameter in model.extractor.named_parameters() if name not in taught)
+    assert all(parameter.grad is None for name, parameter in model.extractor.named_parameters() if name not in trained)
     optimiser, _ = build_optimizer(model, run.train.optim, 10)
     moved = {name for group in optimiser.param_groups for name in group["names"] if name.startswith("extractor.")}
-    assert moved == {f"extractor.{name}" for name in taught}
+    assert moved == {f"extractor.{name}" for name in trained}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_any_batch_can_be_learnt_from(world: Any, rows: int, precision: Any) -> None:
+def test_any_batch_gives_a_finite_gradient(world: Any, rows: int, precision: Any) -> None:
     """Of one example, and of an image without regions, whose picture is seen as a whole all the same."""
     run = fit_to_store(end_to_end("encoder.text_visual_scale_init=1.0"), NativeStore.open(world.regions))
     model = untrained_model(run).train()
@@ -248,10 +248,10 @@ def test_any_batch_can_be_learnt_from(world: Any, rows: int, precision: Any) -> 
     loss.backward()
     assert loss.isfinite()
     assert model.extractor is not None
-    taught = model.extractor.get_parameter("head.0.reduce.convolution.weight").grad
-    assert taught is not None
-    assert bool(taught.isfinite().all())
-    assert bool(taught.any())
+    gradient = model.extractor.get_parameter("head.0.reduce.convolution.weight").grad
+    assert gradient is not None
+    assert bool(gradient.isfinite().all())
+    assert bool(gradient.any())
 
 
 def test_rows_may_share_a_picture(world: Any) -> None:

@@ -169,8 +169,8 @@ def test_the_loss_falls(tmp_path: Path, data: Path, regions: Callable[[int], Pat
     lines = train(run, tmp_path / "run", data, regions(run.encoder.feature_size))
 
     def mean(part: str, lines: list[dict[str, Any]]) -> float:
-        """Over the updates that tell it: two short captions often have no word to be told, or no wrong one among
-        them."""
+        """Mean over the updates that have this part: two short captions often have no masked word, and no replaced
+        one."""
         return float(np.mean([line["parts"][part] for line in lines if part in line["parts"]]))
 
     first, last = ({part: mean(part, third) for part in run.objectives} for third in (lines[:20], lines[-20:]))

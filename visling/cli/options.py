@@ -15,6 +15,15 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it must be new or empty.")]
 
+Recipe = Annotated[
+    str, typer.Option("--recipe", help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME.")
+]
+
+Init = Annotated[
+    Path | None,
+    typer.Option("--init", help="Model folder or run folder to start from; random weights by default."),
+]
+
 Device = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda or cuda:N.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -52,7 +61,6 @@ Processes = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of every random choice; the recipe's by default.")
 ]
-
 
 Dtype = Annotated[
     Literal["float16", "float32"],

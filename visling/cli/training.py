@@ -8,24 +8,32 @@ from typing import Annotated
 
 import typer
 
-from visling.cli.options import Device, OtherFeatures, Out, Processes, Resume, Seed, Settings, Tensorboard, Threads
+from visling.cli.options import (
+    Device,
+    Init,
+    OtherFeatures,
+    Out,
+    Processes,
+    Recipe,
+    Resume,
+    Seed,
+    Settings,
+    Tensorboard,
+    Threads,
+)
 from visling.cli.printing import print_model_folder
 from visling.cli.recipes import find_recipe
 
 
 def pretrain(
-    recipe: Annotated[
-        str, typer.Option(help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME.")
-    ],
+    recipe: Recipe,
     data: Annotated[
         list[str],
         typer.Option(help="Folder of annotations; may be repeated. DIR@SPLIT reads one split, for training only."),
     ],
     store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
     out: Out,
-    init: Annotated[
-        Path | None, typer.Option(help="Model folder or run folder to start from; random weights by default.")
-    ] = None,
+    init: Init = None,
     images: Annotated[
         Path | None,
         typer.Option(help="Folder of the images, for recipes that train their region extractor end to end (e2e)."),
@@ -75,17 +83,13 @@ def pretrain(
 
 
 def finetune(
-    recipe: Annotated[
-        str, typer.Option(help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME.")
-    ],
+    recipe: Recipe,
     data: Annotated[Path, typer.Option(help="Folder of annotations of the task.")],
     out: Out,
     store: Annotated[
         Path | None, typer.Option(help="Region store that holds every image; not needed with --text-only.")
     ] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="Model folder or run folder to start from; random weights by default.")
-    ] = None,
+    init: Init = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")

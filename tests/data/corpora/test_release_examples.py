@@ -218,7 +218,7 @@ def test_lxmert_keeps_a_question_and_draws_its_answer(release: str) -> None:
     assert chosen(targets.feature_slots) == [0, 1]
     assert targets.region_features is not None
     assert targets.region_features[0].tolist() == [[ord("a"), 0], [ord("a"), 1], [ord("a"), 2]], (
-        "what is told is the image's own"
+        "the features to predict are those of the image itself"
     )
     assert targets.matched is not None
     assert targets.matched.tolist() == [1]

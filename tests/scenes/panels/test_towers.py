@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from visling.runtime import generator_for
+from visling.scenes.panels.logic import Sentence
 from visling.scenes.panels.panel import Panel, Piece
 from visling.scenes.panels.towers import say_block_over, say_second_block, say_some_end, say_the_tower
 
@@ -21,11 +26,14 @@ def stack(*towers: str) -> Panel:
     return Panel(boxes=tuple(boxes), towers=True)
 
 
+def judgements(say: Callable[[np.random.Generator], Sentence], panel: Panel, *, seeds: int) -> dict[str, bool | None]:
+    """Each text that so many seeds give, and whether it is true of the panel."""
+    sentences = (say(generator_for(seed)) for seed in range(seeds))
+    return {sentence.text: sentence.truth(panel) for sentence in sentences}
+
+
 def test_above_is_open_to_dispute_with_a_block_between_and_over_is_not() -> None:
-    judged = {}
-    for seed in range(3000):
-        sentence = say_block_over(generator_for(seed))
-        judged[sentence.text] = sentence.truth(stack("bky", "k", "k"))
+    judged = judgements(say_block_over, stack("bky", "k", "k"), seeds=3000)
     assert judged["There is a yellow block above a blue block"] is None
     assert judged["There is a yellow block over a blue block"] is False
     assert judged["There is a yellow block over a black block"] is True
@@ -33,10 +41,7 @@ def test_above_is_open_to_dispute_with_a_block_between_and_over_is_not() -> None
 
 
 def test_the_end_of_the_tower_with_so_many_blocks() -> None:
-    judged = {}
-    for seed in range(4000):
-        sentence = say_the_tower(generator_for(seed))
-        judged[sentence.text] = sentence.truth(stack("by", "yb", "kky"))
+    judged = judgements(say_the_tower, stack("by", "yb", "kky"), seeds=4000)
     assert judged["The top of the tower with three blocks is yellow"] is True
     assert judged["The base of the tower with three blocks is yellow"] is False
     assert judged["The top of the tower with two blocks is yellow"] is None, "two towers, which differ"
@@ -44,19 +49,13 @@ def test_the_end_of_the_tower_with_so_many_blocks() -> None:
 
 
 def test_the_second_block_counts_from_the_named_end() -> None:
-    judged = {}
-    for seed in range(6000):
-        sentence = say_second_block(generator_for(seed))
-        judged[sentence.text] = sentence.truth(stack("bkyy", "b", "b"))
+    judged = judgements(say_second_block, stack("bkyy", "b", "b"), seeds=6000)
     assert judged["There is a tower where the second block from the base is black"] is True
     assert judged["There is a tower where the second block from the top is black"] is False
     assert judged["There is a tower where the second block is black"] is None
 
 
 def test_numbers_of_ends_are_exact_unless_at_least_is_said() -> None:
-    judged = {}
-    for seed in range(2000):
-        sentence = say_some_end(generator_for(seed))
-        judged[sentence.text] = sentence.truth(stack("by", "by", "by"))
+    judged = judgements(say_some_end, stack("by", "by", "by"), seeds=2000)
     assert judged["At least two of the towers have a yellow top"] is True
     assert judged["Two towers have a yellow top"] is False
