@@ -412,6 +412,8 @@ class Prediction:
     """Probability of `value` under the model, in [0, 1]."""
     top: tuple[tuple[str, float], ...] = ()
     """Best candidates with probabilities, best first."""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """Of each of `top`, where the task chooses regions: pixel corners in the stored image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

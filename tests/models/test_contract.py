@@ -282,7 +282,8 @@ SLOTS = Slots(
 
 def logits(kind: str, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
     """Logits of a head for a batch, by name of its output."""
-    found = heads.read(KINDS[kind].kind, head, encoded, batch, at=SLOTS.at)
+    grouped = dataclasses.replace(batch, group=GROUP if kind == "score" else 1)
+    found = heads.read(KINDS[kind].kind, head, encoded, grouped, at=SLOTS.at)
     return found if isinstance(found, dict) else {kind: found}
 
 

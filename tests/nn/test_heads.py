@@ -38,11 +38,11 @@ def test_classify(style: str) -> None:
     assert torch.equal(head(POOLED), head(POOLED)) == (style == "plain")
 
 
-def test_score_puts_the_rows_of_an_example_side_by_side() -> None:
-    head = build("score", "linear", group=2)
+def test_score_gives_one_number_per_row() -> None:
+    head = build("score", "linear")
     scores = head(POOLED)
-    assert scores.shape == (2, 2)
-    assert_close(scores[1, 0], head.linear(POOLED[2])[0])
+    assert scores.shape == (4,)
+    assert_close(scores[2], head.linear(POOLED[2])[0])
 
 
 def test_pair_joins_the_rows_of_an_example() -> None:
@@ -118,7 +118,6 @@ def transformed(head: Any, states: Tensor) -> Tensor:
     [
         ("classify", "linear", 3, 1),
         ("score", "linear", 1, 1),
-        ("score", "linear", 1, 2),
         ("pair", "linear", 3, 1),
         ("pair", "linear", 3, 2),
     ],
@@ -129,7 +128,7 @@ def test_linear_heads_drop_what_they_read(kind: str, style: str, outputs: int, g
     joined = POOLED.reshape(-1, 6 * group) if kind == "pair" else POOLED
     for mode, kept in ((True, 0.9), (False, 1.0)):
         expected = joined * kept @ head.linear.weight.T + head.linear.bias
-        assert_close(head.train(mode)(POOLED), expected.view(-1, group) if kind == "score" else expected)
+        assert_close(head.train(mode)(POOLED), expected.squeeze(-1) if kind == "score" else expected)
 
 
 @pytest.mark.usefixtures("fixed_dropout")

@@ -478,7 +478,7 @@ TASK_HEADS: Mapping[str, tuple[str, str]] = {
 class MultiTask(Pretraining):
     """The multi-task model: task tokens, and all heads at once."""
 
-    def __init__(self, recording: Recording, *, group: int = 1) -> None:
+    def __init__(self, recording: Recording) -> None:
         source = load_file(recording.folder / "state_dict_vltasks.safetensors")
         num_tasks = len(source["bert.embeddings.task_embeddings.weight"])
         super().__init__(recording, "state_dict_vltasks", num_tasks=num_tasks)
@@ -486,7 +486,7 @@ class MultiTask(Pretraining):
         for part, (kind, bias) in TASK_HEADS.items():
             named: Any = kind
             style = STYLES.get(("multitask", part), STYLES["multitask", kind])
-            in_group = {"pair": 2, "score": group}.get(part, 1)
+            in_group = 2 if part == "pair" else 1
             self.heads[part] = build(
                 Head(kind=named, outputs=len(source[bias])), self.encoder.dims, style=style, group=in_group
             )
@@ -509,7 +509,7 @@ def test_every_head_of_the_multi_task_model(recording: Recording) -> None:
     }.items():
         assert_close(model.heads[part](encoded.pooled), recorded[theirs], **CLOSE, msg=labelled(part))
     assert_close(model.heads["pair"](encoded.pooled), recorded["vil_binary_prediction"], **CLOSE)
-    assert_close(model.heads["score"](encoded.pooled), recorded["vil_logit"], **CLOSE)
+    assert_close(model.heads["score"](encoded.pooled)[:, None], recorded["vil_logit"], **CLOSE)
     scores = whole_first(model.heads["regions"](candidates(encoded)))
     assert_close(scores[real_regions], recorded["vision_logit"].squeeze(-1)[real_regions], **CLOSE)
     assert (recorded["vision_logit"].squeeze(-1)[~real_regions] < -5000).all()  # theirs; ours are not masked
@@ -579,8 +579,8 @@ def test_four_choices(recording: Recording, task: str) -> None:
         group=choices,
     )
     batch.validate()
-    model = MultiTask(recording, group=choices)
-    logits = model.heads["score"](model.encoder(batch).pooled)
+    model = MultiTask(recording)
+    logits = model.heads["score"](model.encoder(batch).pooled).view(-1, choices)
     assert_close(logits, recorded["logits"], **CLOSE)
     assert_close(F.cross_entropy(logits, given["target"])[None], recorded["loss"], **CLOSE)
     hits = (logits.argmax(1) == given["target"]).float()
@@ -881,7 +881,7 @@ def test_a_broken_task_head_is_noticed(recording: Recording, part: str) -> None:
         logits = (
             whole_first(model.heads[part](candidates(encoded)))[..., None]
             if part == "regions"
-            else model.heads[part](encoded.pooled)
+            else model.heads[part](encoded.pooled).view_as(recorded[theirs[part]])
         )
     with pytest.raises(AssertionError):
         assert_close(logits[:, :1], recorded[theirs[part]][:, :1], **CLOSE)

@@ -579,7 +579,7 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
     inputs, recorded = recording.inputs("vcr"), recording.outputs("vcr")
     boxes, num_choices = inputs["boxes"], inputs["answer_choices"].shape[1]
     encoder = recording.encoder("vcr")
-    head = recording.head("vcr", "classifier", encoder, Head(kind="score", outputs=1), "linear", group=num_choices)
+    head = recording.head("vcr", "classifier", encoder, Head(kind="score", outputs=1), "linear")
     objects = recording.tensors("vcr/head_state")["cnn_loss_reg.2.bias"].numel()
     region_head = recording.head(
         "vcr", "objects", encoder, Head(kind="region_targets", outputs=objects, options={"classes": objects}), "vlbert"
@@ -603,7 +603,7 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
     with seen(encoder) as calls:
         encoded = encoder(batch)
     assert_close(calls[0][1][text.mask], recorded["text_visual_embeddings"].flatten(0, 1)[text.mask], **CLOSE)
-    logits = head(encoded.pooled)
+    logits = head(encoded.pooled).view(-1, num_choices)
     assert_close(logits, recorded["label_logits"], **CLOSE)
 
     assert encoded.whole is not None

@@ -279,7 +279,8 @@ def compare_two_streams(recording: Recording, model: TwoStreams) -> None:
     assert_close(told[regions], recorded["prediction_scores_v.0"][regions], **CLOSE)
     assert_close(model.matching.head(encoded.pooled).flip(-1), recorded["seq_relationship_score"], **CLOSE)
     for part, task in {"classifier": 1, "score": 8, "entailment": 13}.items():
-        assert_close(model.heads[part](encoded.pooled), recorded[f"tasks.TASK{task}"], **CLOSE, msg=labelled(part))
+        expected = recorded[f"tasks.TASK{task}"]
+        assert_close(model.heads[part](encoded.pooled).view_as(expected), expected, **CLOSE, msg=labelled(part))
     assert_close(
         model.heads["pair"](encoded.pooled[: 2 * len(recorded["tasks.TASK12"])]), recorded["tasks.TASK12"], **CLOSE
     )

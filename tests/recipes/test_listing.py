@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 
 from visling.recipes.listing import list_recipes
-from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.recipes.tables import FINETUNING, PRETRAINING, summarise
 
 
 @pytest.mark.parametrize(("verb", "table"), [("pretrain", PRETRAINING), ("finetune", FINETUNING)])
 def test_the_list_is_that_of_the_tables(verb: str, table: Mapping[str, Callable[[], Any]]) -> None:
-    described = {
-        # recipes shared by several models are partial functions
-        name: " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
-        for name, recipe in table.items()
-    }
+    described = {name: summarise(recipe) for name, recipe in table.items()}
     assert list(list_recipes()[verb].items()) == list(described.items()), (
         "a table is written in a form that recipes/listing.py does not follow"
     )

@@ -28,7 +28,7 @@ def uniter_scenes() -> PretrainConfig:
 
 def uniter_vqa_scenes() -> FinetuneConfig:
     """UNITER's VQA on drawn scenes."""
-    return replace(scenes.vqa_scenes(MODEL), recipe="uniter-vqa-scenes")
+    return replace(scenes.on_scenes(MODEL, "vqa"), recipe="uniter-vqa-scenes")
 
 
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {"uniter-scenes": uniter_scenes}

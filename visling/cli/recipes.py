@@ -66,7 +66,14 @@ def recipes_show(
     """
     from visling.recipes.configs import differences
     from visling.recipes.releases import describe_start
-    from visling.recipes.tables import FINETUNING, PRETRAINING, common_differences, find_finetuning, find_pretraining
+    from visling.recipes.tables import (
+        FINETUNING,
+        PRETRAINING,
+        common_differences,
+        find_finetuning,
+        find_pretraining,
+        summarise,
+    )
     from visling.runs import estimate as estimates
     from visling.runs.objectives import check_objectives
 
@@ -108,13 +115,8 @@ def recipes_show(
     if json_:
         print(json.dumps(shown, indent=2))
         return
-    texts = [describe_recipe(verb, _summarise(offering[verb]), recipe) for verb, recipe in shown.items()]
+    texts = [describe_recipe(verb, summarise(offering[verb]), recipe) for verb, recipe in shown.items()]
     print("\n\n".join(texts))
-
-
-def _summarise(recipe: Callable[[], Any]) -> str:
-    """First paragraph of a recipe's docstring; recipes shared by several models are partial functions."""
-    return " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
 
 
 def find_recipe(recipe: Callable[[], T], settings: Sequence[str] | None, seed: int | None) -> T:

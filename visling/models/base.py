@@ -106,8 +106,9 @@ class ModelSpec(Generic[C]):
 
     answers: Mapping[str, AnswerList] = field(default_factory=dict)
     """Released layout -> answers of its classifiers; other layouts have those of the main one."""
-    vqa: Mapping[str, Any] = field(default_factory=lambda: {"loss": "bce"})
-    """Settings of the task vqa for a released classifier: how its release trains and reads it."""
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"vqa": {"loss": "bce"}})
+    """Task -> its settings as the family's release has them. A fine-tuning fills in those that its recipe leaves at
+    None; a converted classifier is read by them."""
     carries_answers: bool = False
     """Whether the answer head of a task starts from that of pre-training."""
     start_task: Callable[[TaskStart], list[str]] | None = None

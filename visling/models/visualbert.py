@@ -457,6 +457,6 @@ SPEC = ModelSpec(
         ),
         "volta": VOLTA_ANSWERS,
     },
-    vqa={"loss": "kl", "mask_unknown": True},
+    tasks={"vqa": {"loss": "kl", "mask_unknown": True}},
     transformers=_describe_for_transformers,
 )

@@ -654,6 +654,6 @@ SPEC = ModelSpec(
             file="answers_vqa.txt of its VQA data (3,129 lines, <unk> among them)", unknown="listed"
         ),
     },
-    vqa={"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
+    tasks={"vqa": {"loss": "bce", "mask_unknown": False}},  # its test predictions may be <unk>
     start_task=start_task,
 )

@@ -40,26 +40,25 @@ class Classifier(nn.Module):
 
 
 class Scorer(nn.Module):
-    """One number per row, the rows of an example side by side.
+    """One number per row; an example may have any number of rows.
 
     Raises:
         ConfigError: more than one output per row.
     """
 
-    def __init__(self, size: int, outputs: int, group: int, dropout_rate: float) -> None:
+    def __init__(self, size: int, outputs: int, dropout_rate: float) -> None:
         super().__init__()
         if outputs != 1:
             raise ConfigError(
                 f"a score head gives one number per row; found outputs = {outputs}. Use kind classify for more."
             )
-        self.group = group
         self.dropout = nn.Dropout(dropout_rate)
         self.linear = nn.Linear(size, 1)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(B, Dp) -> (N, G)."""
+        """(B, Dp) -> (B,)."""
         scores: Tensor = self.linear(self.dropout(pooled))
-        return scores.view(-1, self.group)
+        return scores.squeeze(-1)
 
 
 class JoinedClassifier(nn.Module):

@@ -4,7 +4,7 @@ Letters  B rows, N = B/G examples, G rows per example, P slots, R regions, V voc
 
 kind            call                                             -> logits
 classify        head(pooled (B, Dp))                             -> (B, A)
-score           head(pooled (B, Dp))                             -> (N, G)
+score           head(pooled (B, Dp))                             -> (B,), which `read` lays out as (N, G)
 pair            head(pooled (B, Dp))                             -> (N, A): of the G joined pooled vectors of an example
 vocabulary      head(states at slots (B, P, Dt))                 -> (B, P, V)
 slots_regions   head(states at slots, regions (B, R, Dr), mask)  -> (B, P, R): lowest finite number on padding
@@ -73,7 +73,7 @@ def read(
             if it has any, else every token.
     """
     logits: Tensor | dict[str, Tensor] = head(*_select_inputs(kind, encoded, batch, at))
-    return logits
+    return logits.view(-1, batch.group) if kind == "score" and isinstance(logits, Tensor) else logits
 
 
 def _select_inputs(kind: HeadKind, encoded: Encoded, batch: Batch, at: Tensor | None) -> tuple[Tensor, ...]:
@@ -135,8 +135,8 @@ STYLES: Mapping[str, Mapping[str, Builder]] = {
         "match_first": lambda r: MatchFirst(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
     },
     "score": {
-        "linear": lambda r: Scorer(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE),
-        "vlbert": lambda r: Scorer(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE),
+        "linear": lambda r: Scorer(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
+        "vlbert": lambda r: Scorer(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
     },
     "pair": {
         "linear": lambda r: JoinedClassifier(r.dims.pooled, r.head.outputs, r.group, DROPOUT_RATE),

@@ -263,7 +263,7 @@ def _task(
         return None
     own = ANSWER_TASKS.get(classifiers[part], "")
     name = name or (own if own in tasks.names() else "vqa")
-    settings = models.spec(choice.model).vqa if name == "vqa" else {}
+    settings = models.spec(choice.model).tasks.get(name, {})
     return tasks.load(name).from_state({"config": dict(settings), "answers": list(lists[part])})
 
 

@@ -159,7 +159,9 @@ def _head_logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Bat
         name = f"{saved.part}.scores"  # the states of the regions are called "regions"
     elif incomplete := len(encoded.pooled) % saved.group:
         encoded = dataclasses.replace(encoded, pooled=encoded.pooled[:-incomplete])
-    return {} if len(encoded.pooled) == 0 else heads.flatten(name, heads.read(kind, head, encoded, batch))
+    if len(encoded.pooled) == 0:
+        return {}
+    return heads.flatten(name, heads.read(kind, head, encoded, dataclasses.replace(batch, group=saved.group)))
 
 
 def _compare_layer(

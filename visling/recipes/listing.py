@@ -9,6 +9,7 @@ list with the tables.
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -43,10 +44,29 @@ def _read_rows(module: str, table: ast.expr) -> Iterator[tuple[str, str]]:
                     yield from _read_rows(module, value)
                 else:
                     yield str(ast.literal_eval(key)), _describe(module, value)
-        case ast.DictComp(key=ast.JoinedStr(values=parts), value=value):
-            for model in models.names():
-                name = "".join(str(part.value) if isinstance(part, ast.Constant) else model for part in parts)
-                yield name, _describe(module, value)
+        case ast.DictComp(key=ast.JoinedStr(values=parts), value=value):  # of every model, and of every task
+            for model, (task, title) in itertools.product(models.names(), _read_titles(module).items()):
+                filled = {"model": model, "task": task}
+                name = "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else filled[ast.unparse(part.value)]
+                    for part in parts
+                    if isinstance(part, ast.Constant | ast.FormattedValue)
+                )
+                yield name, _describe(module, value).replace("A task", title)
+
+
+def _read_titles(module: str) -> dict[str, str]:
+    """Task -> its title, of a module's table `TASKS`."""
+    for node in _parse(module).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TASKS" and isinstance(node.value, ast.Dict):
+            return {
+                str(ast.literal_eval(key)): next(
+                    str(ast.literal_eval(keyword.value)) for keyword in value.keywords if keyword.arg == "title"
+                )
+                for key, value in zip(node.value.keys, node.value.values, strict=True)
+                if key is not None and isinstance(value, ast.Call)
+            }
+    return {}
 
 
 def _describe(module: str, recipe: ast.expr) -> str:

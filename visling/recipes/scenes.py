@@ -1,13 +1,13 @@
 """Small runs of our own on drawn scenes, from scratch: what is the same for every family.
 
-A family's own pre-training on scenes stands in its file and starts from `on_captions`; VQA on scenes is one recipe for
-all.
+A family's own pre-training on scenes stands in its file and starts from `on_captions`; a task on scenes is one recipe
+for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -65,27 +65,53 @@ def slower(run: PretrainConfig) -> PretrainConfig:
     return replace(run, train=replace(run.train, optim=replace(run.train.optim, decay_share=0.15)))
 
 
-def vqa_scenes(model: str) -> FinetuneConfig:
-    """VQA on drawn scenes, small model; all families have VisualBERT's loss, so that they can be compared."""
+@dataclass(frozen=True, kw_only=True)
+class OnScenes:
+    """How a task is fine-tuned on drawn scenes, by any family."""
+
+    title: str
+    """What the recipe is listed as."""
+    metric: str = "accuracy"
+    """By which the best weights are chosen."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the task, where they differ from its defaults."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `FinetuneConfig` that differ from the other tasks'."""
+    families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Family -> further settings of the task."""
+    epochs: int = 6
+
+
+TASKS: Mapping[str, OnScenes] = {
+    # All families have VisualBERT's loss, so that they can be compared.
+    "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
+}
+"""Tasks that the drawn scenes have files of."""
+
+
+def on_scenes(model: str, task: str) -> FinetuneConfig:
+    """A task on drawn scenes, small model."""
+    how = TASKS[task]
     return FinetuneConfig(
-        recipe=f"{model}-vqa-scenes",
+        recipe=f"{model}-{task}-scenes",
         model=model,
         encoder=models.spec(model).presets["scenes"],
         any_features=True,
-        task="vqa",
-        task_settings={"min_count": 1, "loss": "kl"},
+        task=task,
+        task_settings={**how.settings, **how.families.get(model, {})},
         batch_size=32,
         sort_by_length=SORTED_TOGETHER,
         train=TrainConfig(
-            epochs=6,
+            epochs=how.epochs,
             precision="auto",
-            metric="accuracy",
+            metric=how.metric,
             direction="max",
             log_every=200,
             validate_every=2,
             save_every=2000,
             optim=small_optimiser(1e-3),
         ),
+        **how.changes,
     )
 
 
@@ -107,5 +133,5 @@ def small_optimiser(lr: float) -> OptimConfig:
 
 
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
-    **{f"{model}-vqa-scenes": partial(vqa_scenes, model) for model in models.names()},
+    **{f"{model}-{task}-scenes": partial(on_scenes, model, task) for model in models.names() for task in TASKS},
 }

@@ -51,6 +51,14 @@ def common_differences(config: PretrainConfig | FinetuneConfig) -> Mapping[str, 
     return releases.COMMON[config.model] if config.recipe in published and config.model in releases.COMMON else {}
 
 
+def summarise(recipe: Callable[[], Any]) -> str:
+    """First paragraph of a recipe's docstring; one that models and tasks share is a partial function and names the
+    task by its title."""
+    text = " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
+    given = getattr(recipe, "args", ())
+    return text.replace("A task", scenes.TASKS[given[1]].title) if len(given) > 1 else text
+
+
 def find_pretraining(name: str) -> Callable[[], PretrainConfig]:
     """A recipe for pre-training, of this package or of a module of your own.
 

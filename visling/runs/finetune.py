@@ -27,7 +27,7 @@ from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.setup import Training, carry_out, describe_origin
-from visling.tasks.base import TaskSource, TextOnly, read_records
+from visling.tasks.base import Task, TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
 from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
@@ -191,25 +191,24 @@ class Finetuning:
 
 
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
-    """The config with the family's loss of VQA, where the task is VQA and the config leaves it open.
+    """The config with the task's settings that it leaves open (None) as the family's release has them.
 
     Raises:
         ConfigError: a published recipe without the list of its release's answers.
     """
     kind = load_task(config.task)
-    if not issubclass(kind, VQA):
-        return config
     settings = configs.from_dict(kind.settings, config.task_settings)
     spec = models.spec(config.model)
-    if settings.answers is None and settings.min_count is None:
+    if issubclass(kind, VQA) and settings.answers is None and settings.min_count is None:
         raise ConfigError(
             f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
             f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
             "the answers of the training questions instead: --set task_settings.min_count=9."
         )
-    if settings.loss is not None:
-        return config
-    return replace(config, task_settings={**config.task_settings, "loss": spec.vqa.get("loss", "bce")})
+    names = [parent.name for parent in kind.__mro__ if issubclass(parent, Task) and "name" in vars(parent)]
+    released = next((spec.tasks[name] for name in names if name in spec.tasks), {})
+    left_open = {name: value for name, value in released.items() if getattr(settings, name) is None}
+    return replace(config, task_settings={**config.task_settings, **left_open}) if left_open else config
 
 
 def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:

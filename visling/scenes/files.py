@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 J = TypeVar("J")
 R = TypeVar("R")
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of what is written; raised when the same settings and seed give other files."""
 
 _DATE = "2024-01-01 00:00:00"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from visling.scenes.questions import FAMILIES, answer_type, candidates
 from visling.scenes.quotas import Candidate, Quotas
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.statements import statements
+from visling.scenes.tasks.base import TaskWriter
 from visling.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, pick, sample_items
 
 Progress = Callable[[int, int], None]
@@ -41,6 +42,12 @@ class _DrawnScene:
     captions: list[str]
     questions: list[Candidate]
     statements: list[Candidate]
+    tasks: Mapping[str, Any]
+    """Task -> what its writer could say."""
+
+
+TASKS: tuple[type[TaskWriter], ...] = ()
+"""Writers of the downstream tasks, in the order of their counts."""
 
 
 def write_scenes(out: Path, config: ScenesConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -108,12 +115,17 @@ def _write_all(folder: Path, config: ScenesConfig, progress: Progress) -> dict[s
         drawn = _draw_all(folder, config)
         done = 0
         for split, places in config.bounds(config.images).items():
-            files = _SplitFiles(split, config)
+            files, writers = _SplitFiles(split, config), [kind(split, config) for kind in TASKS]
             for one in itertools.islice(drawn, len(places)):
                 files.add(one)
+                for writer in writers:
+                    rng = generator_for(config.seed, one.scene.image_id, writer.purpose, 1)
+                    writer.add(one.scene, one.tasks[writer.name], rng)
                 done += 1
                 progress(done, total)
-            counts[split] = files.write(folder)
+            counts[split] = files.write(folder) | {
+                f"{writer.name}_{what}": number for writer in writers for what, number in writer.write(folder).items()
+            }
     if config.panels:
         counts["nlvr"] = write_panels(folder, config, lambda done: progress(config.images + done, total))
     settings = {name: value for name, value in to_dict(config).items() if name not in _WITHOUT_EFFECT}
@@ -154,6 +166,9 @@ def _draw_one(job: tuple[str, ScenesConfig, int]) -> _DrawnScene:
         captions=captions(scene, voice, config.captions_per_image),
         questions=candidates(scene, asker) if config.questions_per_image else [],
         statements=statements(scene, judge) if config.statements_per_image else [],
+        tasks={
+            kind.name: kind.describe(scene, generator_for(config.seed, image_id, kind.purpose, 0)) for kind in TASKS
+        },
     )
 
 

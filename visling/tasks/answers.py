@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visling.errors import DataError
+from visling.metrics.answers import bootstrap
 from visling.tasks.base import Score
 from visling.types import Loss, Prediction, Record
 
@@ -97,6 +98,19 @@ def detail_row(
         "top": [list(candidate) for candidate in prediction.top],
         "score": score,
     }
+
+
+def mean_score(values: Sequence[float], groups: Sequence[str] | None = None, *, draws: int = 1000) -> Score:
+    """Mean of fractions in percent, with its 95 % interval by the bootstrap.
+
+    Args:
+        values: at least one.
+        groups: of each value, resampled whole, since examples of one image or one presentation are not independent;
+            None = every value by itself.
+        draws: resampled sets.
+    """
+    low, high = bootstrap(values, [str(number) for number in range(len(values))] if groups is None else groups, draws)
+    return Score(100 * sum(values) / len(values), len(values), low=100 * low, high=100 * high)
 
 
 def mean_scores(values: Sequence[float], groups: Sequence[str]) -> Mapping[str, Score]:

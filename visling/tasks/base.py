@@ -39,6 +39,10 @@ class Score:
     """In percent."""
     count: int
     """Examples (or groups of examples) it is the mean of."""
+    low: float | None = None
+    """Lower end of the 95 % interval, in percent (`tasks.answers.mean_score`); None = not computed."""
+    high: float | None = None
+    """Upper end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,19 +52,25 @@ class Report:
     scores: Mapping[str, Score]
     by: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     """Category (such as "question_type") -> its value -> score of the main metric."""
+    variants: Mapping[str, str] = field(default_factory=dict)
+    """Choice between official definitions (such as "script") -> the one that was computed ("2021")."""
 
     def to_dict(self, task: str, split: str) -> dict[str, Any]:
         """Contents of a run folder's `evaluation_{split}.json`."""
 
         def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-            return {name: asdict(score) for name, score in scores.items()}
+            return {
+                name: {key: value for key, value in asdict(score).items() if value is not None}
+                for name, score in scores.items()
+            }
 
-        return {
+        found = {
             "task": task,
             "split": split,
             "scores": plain(self.scores),
             "by": {name: plain(scores) for name, scores in self.by.items()},
         }
+        return found | ({"variants": dict(self.variants)} if self.variants else {})
 
 
 class Evaluator(Protocol[S]):

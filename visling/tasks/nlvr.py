@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -31,8 +31,16 @@ from visling.data.annotations.nlvr import (
     read_nlvr,
 )
 from visling.data.text import TextLayout
-from visling.metrics.answers import bootstrap, nlvr_images, nlvr_structured
-from visling.tasks.answers import classification_loss, detail_row, label_of, majority_label, mean_scores, true_or_false
+from visling.metrics.answers import nlvr_images, nlvr_structured
+from visling.tasks.answers import (
+    classification_loss,
+    detail_row,
+    label_of,
+    majority_label,
+    mean_score,
+    mean_scores,
+    true_or_false,
+)
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
@@ -105,13 +113,14 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         """Accuracy over all records; over the official ones, if each example has its six pictures, precision and
         consistency.
 
-        `accuracy_low` and `accuracy_high` bound the 95 % interval over presentations, and so for precision and
-        consistency. `example_accuracy` and `example_consistency` judge each example once, by the mean log-odds of its
-        six pictures; they are ours, not the official numbers.
+        The 95 % intervals of accuracy, precision and consistency are over presentations. `example_accuracy` and
+        `example_consistency` judge each example once, by the mean log-odds of its six pictures; they are ours, not the
+        official numbers.
         """
         pairs = by_id(predictions, records)
         hits = [_hit(prediction, record) for prediction, record in pairs]
-        scores = _with_interval("accuracy", hits, [record.presentation for record in records], self.config.draws)
+        groups = [record.presentation for record in records]
+        scores = {"accuracy": mean_score(hits, groups, draws=self.config.draws)}
         official = [pair for pair in pairs if pair[1].official]
         if official and _complete(record for _, record in official):
             scores |= self._official(official)
@@ -164,12 +173,13 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
             [_hit(prediction, record) for prediction, record in pairs],
             [record.presentation for _, record in pairs],
         )
-        scores = _with_interval("precision", hits, groups, self.config.draws)
-        scores |= _with_interval(
-            "consistency", [float(all_right) for all_right in right.values()], list(right), self.config.draws
-        )
-        scores["precision"] = Score(100 * whole.precision.value, whole.precision.count)
-        scores["consistency"] = Score(100 * whole.consistency.value, whole.consistency.count)
+        consistent = [float(all_right) for all_right in right.values()]
+        scores = {
+            "precision": replace(mean_score(hits, groups, draws=self.config.draws), value=100 * whole.precision.value),
+            "consistency": replace(
+                mean_score(consistent, draws=self.config.draws), value=100 * whole.consistency.value
+            ),
+        }
         scores["example_accuracy"] = Score(100 * averaged.precision.value, averaged.precision.count)
         scores["example_consistency"] = Score(100 * averaged.consistency.value, averaged.consistency.count)
         return scores
@@ -196,13 +206,6 @@ def _log_odds(prediction: Prediction) -> float:
 
 def _source(record: NlvrRecord) -> str:
     return "pictures" if record.official else "statements"
-
-
-def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], draws: int) -> dict[str, Score]:
-    low, high = bootstrap(values, groups, draws)
-    mean = sum(values) / len(values)
-    numbers = {name: mean, f"{name}_low": low, f"{name}_high": high}
-    return {key: Score(100 * value, len(values)) for key, value in numbers.items()}
 
 
 TASK = NLVR

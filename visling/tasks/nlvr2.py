@@ -9,7 +9,7 @@ Official One prediction per sentence and pair. Accuracy: share of right ones. Co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -20,7 +20,7 @@ from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, nlvr2_g
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
-from visling.tasks.answers import classification_loss, detail_row, label_of, mean_scores, true_or_false
+from visling.tasks.answers import classification_loss, detail_row, label_of, mean_score, mean_scores, true_or_false
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
@@ -111,9 +111,12 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
             {record.id: _truth(record) for record in records},
             {record.id: nlvr2_group(record.id) for record in records},
         )
-        scores = {"accuracy": official.accuracy, "consistency": official.consistency}
+        sets = [nlvr2_group(record.id) for record in records]
         return Report(
-            scores={name: Score(100 * score.value, score.count) for name, score in scores.items()},
+            scores={
+                "accuracy": replace(mean_score(hits, sets), value=100 * official.accuracy.value),
+                "consistency": Score(100 * official.consistency.value, official.consistency.count),
+            },
             by={"label": mean_scores(hits, truths)},
         )
 

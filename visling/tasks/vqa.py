@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -35,7 +35,7 @@ from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout, swap_words
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import FEWEST_ANSWERS, Average, Version, normalise, vqa_accuracy, vqa_score
-from visling.tasks.answers import detail_row, top_answers
+from visling.tasks.answers import detail_row, mean_score, top_answers
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
@@ -49,7 +49,7 @@ class VqaConfig:
 
     loss: Literal["kl", "bce"] | None = None
     """"kl": KL divergence from log-softmax to the soft scores (VisualBERT); "bce": binary cross-entropy times A (the
-    others). None: that of the model's family (`ModelSpec.vqa`), which a fine-tuning run fills in."""
+    others). None: that of the model's family (`ModelSpec.tasks`), which a fine-tuning run fills in."""
     answers: Path | None = None
     """File with the answer vocabulary of a released checkpoint; None builds one from the training questions."""
     min_count: int | None = 9
@@ -177,8 +177,14 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         scores = vqa_accuracy(
             {prediction.id: prediction.value for prediction, _ in pairs}, records, self.config.metric_version
         )
+        hits = [
+            vqa_score(prediction.value, record.answers or (), self.config.metric_version)
+            for prediction, record in pairs
+        ]
+        interval = mean_score(hits, [record.images[0] for record in records])
         return Report(
-            scores={"accuracy": _score(scores.overall)},
+            scores={"accuracy": replace(interval, value=scores.overall.percent)},
+            variants={"script": self.config.metric_version},
             by={
                 "question_type": {name: _score(mean) for name, mean in scores.question_types.items()},
                 "answer_type": {name: _score(mean) for name, mean in scores.answer_types.items()},

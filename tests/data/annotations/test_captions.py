@@ -288,7 +288,7 @@ def test_coco_by_karpathy(tmp_path: Path) -> None:
 
 # Flickr30K Entities, in invented files of its layout
 
-ENTITIES = Path(__file__).parents[2] / "golden" / "flickr30k_entities"
+ENTITIES = Path(__file__).parents[2] / "golden" / "flickr30k_entities_files"
 
 
 def entities(folder: Path) -> dict[str, Any]:
