@@ -55,7 +55,7 @@ def summarise(recipe: Callable[[], Any]) -> str:
     """First paragraph of a recipe's docstring; one that models and tasks share is a partial function and names the
     task by its title."""
     text = " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
-    given = getattr(recipe, "args", ())
+    given: tuple[Any, ...] = getattr(recipe, "args", ())
     return text.replace("A task", scenes.TASKS[given[1]].title) if len(given) > 1 else text
 
 
