@@ -33,9 +33,9 @@ def test_train_a_step_evaluate_and_write_a_submission(world: Any, tmp_path: Path
     config = configs.override(FINETUNING[f"{model}-{task}-scenes"](), TINY)
     state = finetune(config, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu")
     assert state.step == 2
-    found = evaluate(tmp_path / "run", split="val", batch_size=3)
+    found = evaluate(tmp_path / "run", split=config.valid_split, batch_size=3)
     assert found["scores"][config.train.metric]["count"] > 0
     assert found["baselines"], "what the labels alone give away"
-    details = (tmp_path / "run" / "details_val.jsonl").read_text().splitlines()
+    details = (tmp_path / "run" / f"details_{config.valid_split}.jsonl").read_text().splitlines()
     assert all("prediction" in json.loads(line) for line in details)
-    assert list((tmp_path / "run").glob("predictions_val.*"))
+    assert list((tmp_path / "run").glob(f"predictions_{config.valid_split}.*"))
