@@ -33,8 +33,8 @@ from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import MaskedRegions, RegionLosses
 from visling.objectives.matching import Matching
+from visling.tasks.answers import answer_loss
 from visling.tasks.nlvr import NLVR
-from visling.tasks.vqa import answer_loss
 from visling.types import IGNORE, Batch, Encoded, Head, Loss, Regions, Slots, Targets, Text
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}

@@ -36,7 +36,7 @@ from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import feature_regression_loss, region_nce_loss, soft_class_kl_loss
 from visling.objectives.matching import Matching
-from visling.tasks.vqa import answer_loss
+from visling.tasks.answers import answer_loss
 from visling.types import Batch, Encoded, Head, Loss, Regions, Slots, Targets, Text
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}

@@ -41,7 +41,7 @@ from visling.objectives.masked_lm import MaskedLM, masked_lm_loss
 from visling.objectives.masked_regions import MaskedRegions, hard_class_loss, soft_class_cross_entropy_loss
 from visling.objectives.matching import Matching
 from visling.recipes.vlbert import REGION_LOSSES
-from visling.tasks.vqa import answer_loss
+from visling.tasks.answers import answer_loss
 from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 0}

@@ -20,8 +20,9 @@ from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import vqa_accuracy
+from visling.tasks.answers import answer_loss
 from visling.tasks.base import TaskSource
-from visling.tasks.vqa import VQA, VqaConfig, answer_loss, answer_vocabulary, majority_answers
+from visling.tasks.vqa import VQA, VqaConfig, answer_vocabulary, majority_answers
 from visling.types import Batch, InputSpec, Prediction, Targets
 
 GOLDEN: dict[str, Any] = json.loads(

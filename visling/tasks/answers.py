@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +29,25 @@ def classification_loss(logits: Tensor, labels: Tensor, name: str = "answer") ->
     loss = Loss.mean(name, F.cross_entropy(scores, labels, reduction="none"))
     hits = (scores.detach().argmax(1) == labels).sum()
     return Loss(value=loss.value, parts={**loss.parts, f"{name}_accuracy": (hits, loss.parts[name][1])})
+
+
+def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce"]) -> Loss:
+    """Loss of soft answer scores, averaged over examples, in float32.
+
+    Args:
+        logits: (N, A).
+        scores: (N, A) in [0, 1]; rows need not sum to one.
+        kind: "kl": sum of s (log s - log softmax), as `kl_div(reduction="batchmean")`; "bce": binary cross-entropy
+            summed over the answers.
+    """
+    logits, scores = logits.float(), scores.float()
+    if kind == "kl":
+        values = F.kl_div(logits.log_softmax(1), scores, reduction="none").sum(1)
+    else:
+        values = F.binary_cross_entropy_with_logits(logits, scores, reduction="none").sum(1)
+    loss = Loss.mean("answer", values)
+    reached = scores.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
+    return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (reached, loss.parts["answer"][1])})
 
 
 def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Literal, Self, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from visling import config as configs
 from visling.data.annotations.questions import (
@@ -35,7 +34,7 @@ from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout, swap_words
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import FEWEST_ANSWERS, Average, Version, normalise, vqa_accuracy, vqa_score
-from visling.tasks.answers import detail_row, mean_score, top_answers
+from visling.tasks.answers import answer_loss, detail_row, mean_score, top_answers
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
@@ -247,25 +246,6 @@ class VQA(Task[QuestionRecord, VqaConfig]):
             key: value for key, value in state.get("config", {}).items() if key != "answers"
         }  # the file may be gone; its answers are here
         return cls(configs.from_dict(VqaConfig, settings), AnswerVocabulary(state["answers"]))
-
-
-def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce"]) -> Loss:
-    """Loss of soft answer scores, averaged over examples, in float32.
-
-    Args:
-        logits: (N, A).
-        scores: (N, A) in [0, 1]; rows need not sum to one.
-        kind: "kl": sum of s (log s - log softmax), as `kl_div(reduction="batchmean")`; "bce": binary cross-entropy
-            summed over the answers.
-    """
-    logits, scores = logits.float(), scores.float()
-    if kind == "kl":
-        values = F.kl_div(logits.log_softmax(1), scores, reduction="none").sum(1)
-    else:
-        values = F.binary_cross_entropy_with_logits(logits, scores, reduction="none").sum(1)
-    loss = Loss.mean("answer", values)
-    reached = scores.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
-    return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (reached, loss.parts["answer"][1])})
 
 
 def answer_vocabulary(records: Sequence[QuestionRecord], min_count: int) -> AnswerVocabulary:
