@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,25 @@ def test_a_text_only_model_answers_without_a_detector(world: Any, tmp_path: Path
     answer = model.answer(world.picture(), QUESTION)
     assert len(answer.regions) == 0
     assert answer.top == model.answer(Image.new("RGB", (9, 9)), QUESTION).top
+    assert answer.top == model.answer([], QUESTION).top, "it needs no image at all"
     assert model.class_names == ()
+
+
+def test_an_image_file_is_looked_at_once_until_it_changes(model: api.Predictor, world: Any, tmp_path: Path) -> None:
+    first, second = sorted((world.scenes / "images" / "test").glob("*.png"))[:2]
+    picture = Path(shutil.copy(first, tmp_path / "a.png"))
+    seen = model.answer(picture, QUESTION)
+    assert model.answer(picture, "what color is it?").regions is seen.regions
+    shutil.copy(second, picture)
+    os.utime(picture, (1, 1))
+    assert model.answer(picture, QUESTION).top == model.answer(second, QUESTION).top != seen.top
+
+
+def test_choices_and_rankings_belong_to_their_tasks(model: api.Predictor, world: Any) -> None:
+    with pytest.raises(DataError, match="task vqa reads no answers to choose from; found 2"):
+        model.answer(world.picture(), QUESTION, choices=["one", "two"])
+    with pytest.raises(DataError, match="task vqa does not rank images"):
+        model.rank([world.picture()], QUESTION)
 
 
 def test_a_task_derived_from_vqa_is_asked_in_its_layout(

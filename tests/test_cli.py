@@ -178,10 +178,14 @@ def test_the_whole_way(call: Call, world: Any) -> None:
     assert call(*tune_blind, "--out", "blind").status == 0
     assert call("evaluate", "vqa", "--json").json()["scores"]["accuracy"]["count"] == 12
     scored = call("evaluate", "blind", "--split", "test").out.splitlines()
-    assert scored[0] == "blind, split test, task vqa"
+    assert scored[0] == "blind, split test, task vqa, script 2021"
     assert scored[1].startswith("accuracy ")
     refused(call("evaluate", "vqa"), "vqa/evaluation_test.json exists", "--overwrite")
-    assert call("evaluate", "vqa", "--overwrite").status == 0
+    lines = call("evaluate", "vqa", "--overwrite", "--compare", "blind").out.splitlines()
+    assert re.fullmatch(r"accuracy +[\d.]+ +[\d.]+ to [\d.]+ +\(12\)", lines[1])
+    assert lines[2] == "majority answer per question type"
+    assert (lines[4], lines[5].split()[:2]) == ("blind (text only)", scored[1].split()[:2])
+    refused(call("evaluate", "blind", "--overwrite", "--compare", "pretrained"), "pretrained has not been scored")
     pictures = sorted(Path("scenes/images/test").glob("*.png"))[:2]
     answered = call("predict", "--run", "vqa", *pictures, "how many objects are there?")
     assert answered.status == 0
@@ -565,6 +569,8 @@ def test_a_file_of_questions_is_answered(call: Call, world: Any, monkeypatch: py
     assert found[0]["regions"] == [alone["regions"]]
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert call(*predict, "--input", "-").out == written
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"images": [], "question": "how many?"}'))
+    refused(call(*predict, "--input", "-"), "-, line 1: the task vqa reads 1 image at a time; found 0")
     wrong = call(*predict, "--input", "questions.jsonl", pictures[0], "how many?")
     assert (wrong.status, "not both" in wrong.err) == (2, True)
 

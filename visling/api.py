@@ -2,6 +2,8 @@
 
 model = api.load("demo/small/vqa")
 print(model.answer("picture.png", "what colour is the star?"))
+print(model.answer("picture.png", "why is it here?", choices=["it fell", "it was put here"]))  # VCR
+for image, score in model.rank(["a.png", "b.png"], "two red stars"): ...                     # retrieval
 
 encoder = api.from_pretrained("owner/name").encoder()
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +45,8 @@ class Answer:
     """Its probability."""
     top: tuple[tuple[str, float], ...]
     """Best answers with probabilities, best first."""
+    boxes: tuple[tuple[float, float, float, float], ...]
+    """Where each of `top` is, in pixels of the first image, if the task points at regions."""
     question: str
     images: tuple[Image.Image, ...]
     """As the detector saw them: upright, RGB, transparency on white."""
@@ -58,6 +63,17 @@ class Answer:
     def regions(self) -> RegionArray:
         """Regions of the first image."""
         return self.regions_by_image[0]
+
+    @property
+    def boxes_by_name(self) -> RegionArray:
+        """The boxes as regions without features, to be drawn; class k is the k-th of `top`."""
+        return RegionArray(
+            features=np.zeros((len(self.boxes), 0), np.float32),
+            boxes=np.array(self.boxes, np.float32).reshape(-1, 4),
+            size=self.regions.size,
+            classes=np.arange(len(self.boxes)),
+            class_confidence=np.array([share for _, share in self.top[: len(self.boxes)]], np.float32),
+        )
 
 
 class _GivenRegions:
@@ -77,6 +93,13 @@ class _GivenRegions:
         return len(self.regions)
 
 
+class _Seen(NamedTuple):
+    """An image as the detector saw it."""
+
+    pixels: NDArray[np.uint8]
+    regions: RegionArray
+
+
 class Predictor:
     """A fine-tuned model with its detector."""
 
@@ -86,6 +109,9 @@ class Predictor:
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
         self.tokenizer = Tokenizer(str(folder.path / "vocab.txt"))
+        self._seen: dict[tuple[str, int, int], _Seen] = {}
+        """Image files of the last prediction, by name, time and size, so that many texts about one image detect its
+        regions once."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -97,27 +123,25 @@ class Predictor:
         """Names of the detector's attributes."""
         return () if self.detector is None else self.detector.config.attribute_names
 
-    def answer(self, image: ImageLike | Sequence[ImageLike], text: str) -> Answer:
-        """Answer a question or judge a sentence about one raw image, or about as many as the task reads together.
+    def answer(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Answer:
+        """Answer a question about one raw image, or about as many as the task reads together: judge a sentence, choose
+        among answers, point at what an expression or the phrases of a sentence mean.
 
+        Args:
+            choices: answers to choose from, for tasks that read them.
         Raises:
-            DataError: an image cannot be read, the text is empty, or the number of images is not the one that the task
-                reads.
+            DataError: an image cannot be read, the text is empty, the number of images is not the one that the task
+                reads, or it lacks choices or reads none.
         """
-        if self.task.evaluator() is not None:
-            raise DataError(
-                f"the task {self.task.name} compares the examples of a whole data set. Score one with visling evaluate."
-            )
         given = [image] if isinstance(image, (str, Path, Image.Image)) else list(image)
-        if len(given) != self.task.images:
-            raise DataError(
-                f"the task {self.task.name} reads {self.task.images} image{'s' if self.task.images > 1 else ''} at a "
-                f"time; found {len(given)}."
-            )
-        pixels = [to_pixels(one) if isinstance(one, Image.Image) else read_image(Path(one)) for one in given]
-        regions = tuple(self._detect(one) for one in pixels)
+        self._check_query(len(given), choices)
+        seen = [self._look_at(one) for one in given]
+        self._seen = {
+            _file_key(one): found for one, found in zip(given, seen, strict=True) if not isinstance(one, Image.Image)
+        }
+        regions = tuple(found.regions for found in seen)
         layout = TextLayout(self.tokenizer, self.spec)
-        record = self.task.query([text], [str(number) for number in range(len(given))])
+        record = self.task.query([text, *choices], [str(number) for number in range(self.task.images)])
         rng = runtime.generator_for(0)
         example = self.task.example(record, layout, rng)
         if self.folder.text_only:
@@ -128,14 +152,56 @@ class Predictor:
         with torch.inference_mode():
             prediction = self.task.decode(self.model(batch), batch, [record])[0]
         return Answer(
-            text=str(prediction.value),
+            text=prediction.top[0][0] if prediction.boxes and prediction.top else str(prediction.value),
             confidence=prediction.confidence,
             top=prediction.top,
+            boxes=prediction.boxes,
             question=text,
-            images=tuple(Image.fromarray(one) for one in pixels),
+            images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,
             truncated=layout.truncated > 0,
         )
+
+    def rank(self, images: Sequence[ImageLike], text: str) -> list[tuple[ImageLike, float]]:
+        """Images with their scores, the one that a text fits best first.
+
+        Raises:
+            DataError: the task does not compare a text with images, an image cannot be read, or the text is empty.
+        """
+        if not self.task.ranks:
+            raise DataError(
+                f"the task {self.task.name} does not rank images: use answer(image, text). Retrieval ranks them."
+            )
+        scored = [(image, float(self.answer(image, text).text)) for image in images]
+        return sorted(scored, key=lambda pair: -pair[1])
+
+    def _check_query(self, images: int, choices: Sequence[str]) -> None:
+        task, blind = self.task, self.folder.text_only
+        if task.evaluator() is not None and not task.ranks:
+            raise DataError(
+                f"the task {task.name} compares the examples of a whole data set. Score one with visling evaluate."
+            )
+        if images != task.images and not (blind and images == 0):
+            raise DataError(
+                f"the task {task.name} reads {task.images} image{'s' if task.images > 1 else ''} at a "
+                f"time; found {images}."
+            )
+        if task.choices and len(choices) < 2:
+            raise DataError(f"the task {task.name} chooses among answers: give at least two; found {len(choices)}.")
+        if choices and not task.choices:
+            raise DataError(
+                f"the task {task.name} reads no answers to choose from; found {len(choices)}. Leave them out."
+            )
+
+    def _look_at(self, image: ImageLike) -> _Seen:
+        """Pixels and regions of an image, remembered from the last prediction if it is the same file."""
+        if isinstance(image, Image.Image):
+            pixels = to_pixels(image)
+            return _Seen(pixels, self._detect(pixels))
+        if Path(image).is_file() and (remembered := self._seen.get(_file_key(image))) is not None:
+            return remembered
+        pixels = read_image(Path(image))
+        return _Seen(pixels, self._detect(pixels))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""
@@ -151,6 +217,12 @@ class Predictor:
                 size=size,
             )
         return self.detector.detect([pixels])[0]
+
+
+def _file_key(image: str | Path) -> tuple[str, int, int]:
+    """Name, time of the last change and size of an image file."""
+    about = Path(image).stat()
+    return str(image), about.st_mtime_ns, about.st_size
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> ModelFolder:

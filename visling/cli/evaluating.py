@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,13 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
     ] = False,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Another run that was scored on this split, such as one that saw no image; its scores are shown next "
+            "to this one's. May be repeated."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 256,
     device: Device = "auto",
     precision: Annotated[Precision, typer.Option(help="Precision of matrix products.")] = "fp32",
@@ -49,13 +57,19 @@ def evaluate(
             batch_size=batch_size,
             other_features=other_features,
             overwrite=overwrite,
+            compare=compare or (),
         )
     if json_:
         print(json.dumps(found))
         return
-    print(f"{run}, split {split}, task {found['task']}")
+    variants = "".join(f", {name} {value}" for name, value in found.get("variants", {}).items())
+    print(f"{run}, split {split}, task {found['task']}{variants}")
     for name, score in found["scores"].items():
-        print(f"{name:<24}{score['value']:>8.2f}   ({score['count']})")
+        print(_describe_score(name, score))
+    for name, other in (*found["baselines"].items(), *found.get("compared", {}).items()):
+        print(f"{name}{' (text only)' if other.get('text_only') else ''}")
+        for key, score in other["scores"].items():
+            print(f"  {_describe_score(key, score, width=22)}")
     for category, rows in found["by"].items():
         print(f"by {category.replace('_', ' ')}")
         for name, score in sorted(rows.items()):
@@ -64,6 +78,12 @@ def evaluate(
         print(note)
     if found["truncated"]:
         print(f"{found['truncated']} texts were longer than the model reads and were cut")
+
+
+def _describe_score(name: str, score: Mapping[str, Any], *, width: int = 24) -> str:
+    """A line with a score in percent, its 95 % interval if it has one, and the examples that it is the mean of."""
+    interval = f"   {score['low']:.1f} to {score['high']:.1f}" if "low" in score else ""
+    return f"{name:<{width}}{score['value']:>8.2f}{interval}   ({score['count']})"
 
 
 def report(

@@ -32,9 +32,14 @@ def predict(
         typer.Option(
             "--input",
             metavar="FILE",
-            help='Instead of IMAGE... TEXT: JSON lines {"image": "a.png", "question": "..."}, or - for stdin. A task '
-            'about two images reads "images": [...]. Paths start from the working folder.',
+            help='Instead of IMAGE... TEXT: JSON lines {"image": "a.png", "question": "..."}, or - for stdin. Tasks '
+            'about several images read "images": [...], VCR "choices": [...]; a text-only model takes "images": []. '
+            "Paths start from the working folder.",
         ),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="An answer to choose from, for VCR; give two or more of them."),
     ] = None,
     detector: Annotated[
         Path | None, typer.Option(help="Detector folder; the one in the model folder by default.")
@@ -50,7 +55,10 @@ def predict(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Answer a question about raw images and draw what the model saw; or answer a file of questions.
+    """Ask a model about raw images and draw what it saw: a question, a sentence to judge (about as many images as the
+    task reads), a choice among answers, an expression or [phrases] to point at, a caption that ranks images.
+
+    A file of questions is answered in one call.
 
     Example: visling predict --run vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
     """
@@ -73,27 +81,54 @@ def predict(
     images = _list_images(places)
     _check_images(images)
     model = load(run, detector=detector, other_features=other_features, device=device)
+    if model.task.ranks:
+        _print_ranking(model, images, text, json_)
+        return
     # A model's name on the hub is no folder here.
     folder = out if out is not None else run / "answers" if run.exists() else Path("answers")
     together = model.task.images  # as many images make one question
     for first in range(0, len(images), together):
         group = images[first : first + together]
-        answer = model.answer(group, text)
+        answer = model.answer(group, text, choice or ())
         targets = _draw(model, answer, group, folder)
         if json_:
             rows_ = [
-                {"image": image, "text": text, "answer": answer.text, "top": answer.top, "regions": len(regions)}
-                | {"truncated": answer.truncated, "picture": str(target)}
+                {"image": image, "text": text, **_describe(answer), "regions": len(regions), "picture": str(target)}
                 for image, regions, target in zip(group, answer.regions_by_image, targets, strict=True)
             ]
             print("\n".join(map(json.dumps, rows_)))
             continue
-        best = ", ".join(f"{name} {share:.0%}" for name, share in answer.top) or answer.text
-        print(f"{', '.join(group)}: {best}")
+        for line in _list_answers(answer):
+            print(f"{', '.join(group)}: {line}")
         for regions, target in zip(answer.regions_by_image, targets, strict=True):
             print(f"  {len(regions)} regions, drawn in {target}")
         if answer.truncated:
             print(f"  the text was cut to {model.spec.max_tokens} word pieces")
+
+
+def _describe(answer: Answer) -> dict[str, Any]:
+    """An answer as a row of JSON lines; boxes only of tasks that point at regions."""
+    found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
+    return found | ({"boxes": answer.boxes} if answer.boxes else {})
+
+
+def _list_answers(answer: Answer) -> list[str]:
+    """What is printed of an answer: its candidates in one line, or a line for each box."""
+    if answer.boxes:
+        return [
+            f"{name} {share:.0%} at ({', '.join(f'{corner:.0f}' for corner in box)})"
+            for (name, share), box in zip(answer.top, answer.boxes, strict=True)
+        ]
+    return [", ".join(f"{name} {share:.0%}" for name, share in answer.top) or answer.text]
+
+
+def _print_ranking(model: Predictor, images: Sequence[str], text: str, json_: bool) -> None:
+    """Images from the one that the text fits best to the one that it fits least."""
+    for place, (image, score) in enumerate(model.rank(images, text), 1):
+        if json_:
+            print(json.dumps({"image": image, "text": text, "rank": place, "score": score}))
+        else:
+            print(f"{place:>4}  {score:>9.3f}  {image}")
 
 
 def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path) -> list[Path]:
@@ -106,10 +141,10 @@ def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path)
         targets.append(find_free_name(folder, f"{Path(image).stem}-{slug}" if slug else Path(image).stem))
         card = prediction_card(
             seen,
-            regions,
+            answer.boxes_by_name if answer.boxes else regions,
             answer.question,
             answer.top,
-            class_names=model.class_names,
+            class_names=[name for name, _ in answer.top] if answer.boxes else model.class_names,
             attribute_names=model.attribute_names,
         )
         save_picture(card, targets[-1])
@@ -160,12 +195,14 @@ def _read_questions(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{source}, line {number} is not JSON: {error}.") from error
         asked = row.get("question", row.get("text")) if isinstance(row, dict) else None
         images = row.get("images", [row.get("image")]) if isinstance(row, dict) else None
-        if not isinstance(asked, str) or not isinstance(images, list) or not all(isinstance(i, str) for i in images):
+        choices = row.get("choices", []) if isinstance(row, dict) else None
+        listed = all(isinstance(names, list) and all(isinstance(i, str) for i in names) for names in (images, choices))
+        if not isinstance(asked, str) or not listed:
             raise DataError(
                 f'{source}, line {number} is not a question: expected {{"image": "a.png", "question": "..."}} (or '
                 f'"images": [...], "text": "..."); found {line.strip()[:80]}'
             )
-        yield number, {"row": row, "images": images, "text": asked}
+        yield number, {"row": row, "images": images, "text": asked, "choices": choices}
 
 
 def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[str, Any]]], out: Path | None) -> None:
@@ -177,13 +214,16 @@ def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[s
         ):
             for done, (number, asked) in enumerate(rows, 1):
                 try:
-                    answer = model.answer(asked["images"], asked["text"])
+                    if model.task.ranks:
+                        ranking = [list(pair) for pair in model.rank(asked["images"], asked["text"])]
+                        file.write(json.dumps(asked["row"] | {"ranking": ranking}) + "\n")
+                        step(done, len(rows))
+                        continue
+                    answer = model.answer(asked["images"], asked["text"], asked["choices"])
                 except DataError as error:
                     raise DataError(f"{source}, line {number}: {error}") from error
                 counts = [len(regions) for regions in answer.regions_by_image]
-                added = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top}
-                line = json.dumps(asked["row"] | added | {"regions": counts, "truncated": answer.truncated})
-                file.write(line + "\n")
+                file.write(json.dumps(asked["row"] | _describe(answer) | {"regions": counts}) + "\n")
                 step(done, len(rows))
     except OSError as error:
         raise RunError(f"cannot write the answers {out}: {error}. Name another file with --out.") from error

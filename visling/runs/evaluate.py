@@ -43,6 +43,7 @@ def evaluate(
     batch_size: int = 256,
     other_features: bool = False,
     overwrite: bool = False,
+    compare: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission
     file into the run folder.
@@ -53,6 +54,8 @@ def evaluate(
         store: region store; None = the one it was trained on.
         other_features: accept features of another detector.
         overwrite: replace the results of an earlier evaluation of this split.
+        compare: other runs that were scored on this split, such as a model that saw no image; their scores are kept
+            next to this one's.
     Returns:
         Contents of evaluation_SPLIT.json.
     Raises:
@@ -64,6 +67,7 @@ def evaluate(
     if result.exists() and not overwrite:
         raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")
     saved = read_model_folder(run)
+    compared = {str(other): _read_scores(other, split, saved.task) for other in compare}
     model, task = saved.task_model()
     known = read_run_json(run) if (run / "run.json").exists() else {}
     unknown = [
@@ -97,6 +101,8 @@ def evaluate(
         found["baselines"] = {
             name: part.to_dict(task.name, split) for name, part in _score_baselines(task, known, records).items()
         }
+    if compared:
+        found["compared"] = compared
     found |= {"text_only": saved.text_only, "truncated": truncated}
     if notes := task.notes(records):
         found["notes"] = list(notes)
@@ -185,6 +191,21 @@ def _write_results(
         raise RunError(
             f"cannot write the results to {run}: {error}. Free space or fix permissions, then repeat with --overwrite."
         ) from error
+
+
+def _read_scores(run: Path, split: str, task: str | None) -> dict[str, Any]:
+    """Scores of another run on the split.
+
+    Raises:
+        RunError: it was not scored there, or it is of another task.
+    """
+    file = run / f"evaluation_{split}.json"
+    if not file.exists():
+        raise RunError(f"{run} has not been scored on {split!r}. First: visling evaluate {run} --split {split}")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["task"] != task:
+        raise RunError(f"{run} is a model of the task {found['task']}, not of {task}: there is nothing to compare.")
+    return {"scores": found["scores"], "text_only": found["text_only"]}
 
 
 def _score_baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Sequence[Any]) -> dict[str, Report]:

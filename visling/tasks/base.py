@@ -98,6 +98,10 @@ class Task(ABC, Generic[R, C]):
     """The score by which the best model of a run is chosen; higher is better."""
     images: ClassVar[int] = 1
     """Images of one example."""
+    choices: ClassVar[bool] = False
+    """Whether `query` reads a question and then the answers to choose from."""
+    ranks: ClassVar[bool] = False
+    """Whether a text is compared with many images, which `Prediction.value`, a number, puts in order."""
     settings: ClassVar[type[Any]]
     """Config class `C`."""
 
@@ -145,7 +149,7 @@ class Task(ABC, Generic[R, C]):
         """A record without labels that asks the task about raw input.
 
         Args:
-            texts: as many as the task reads, most often one.
+            texts: one; where the task has `choices`, the question and then at least two answers.
             images: `images` image ids.
         """
 
