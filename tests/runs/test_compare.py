@@ -360,7 +360,7 @@ def test_images_without_regions_are_refused_before_anything_is_trained(world: An
         ({"models": ()}, "needs models"),
         ({"tasks": ()}, "needs tasks"),
         ({"seeds": 0}, "1 seed or more"),
-        ({"recipe": "panels"}, "no recipe 'lxmert-panels'. Models that have it: visualbert"),
+        ({"recipe": "coco"}, "no recipe 'lxmert-coco'. Models that have it: visualbert"),
         ({"tasks": ("vqa-scene",)}, "Did you mean 'visualbert-vqa-scenes'"),
         ({"finetune_settings": ("train.seed=4",)}, "--seeds"),
     ],

@@ -44,8 +44,9 @@ def _read_rows(module: str, table: ast.expr) -> Iterator[tuple[str, str]]:
                     yield from _read_rows(module, value)
                 else:
                     yield str(ast.literal_eval(key)), _describe(module, value)
-        case ast.DictComp(key=ast.JoinedStr(values=parts), value=value):  # of every model, and of every task
-            for model, (task, title) in itertools.product(models.names(), _read_titles(module).items()):
+        case ast.DictComp(key=ast.JoinedStr(values=parts) as key, value=value):  # of every model, and of every task
+            titles = _read_titles(module) if "task" in ast.unparse(key) else {"": "A task"}
+            for model, (task, title) in itertools.product(models.names(), titles.items()):
                 filled = {"model": model, "task": task}
                 name = "".join(
                     str(part.value) if isinstance(part, ast.Constant) else filled[ast.unparse(part.value)]

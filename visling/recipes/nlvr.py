@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from visling import models
 from visling.data.batches.masking import TokenMasking
@@ -12,15 +14,15 @@ from visling.recipes.scenes import SORTED_TOGETHER, small_optimiser
 from visling.train.config import TrainConfig
 
 
-def visualbert_panels() -> PretrainConfig:
-    """Masked words of captions of drawn NLVR panels, the first step towards visualbert-nlvr.
+def panels(model: str) -> PretrainConfig:
+    """Masked words of captions of drawn NLVR panels, the first step towards the recipe nlvr of the same model.
 
     It teaches which word belongs to which item; easy panels described in plain words serve best.
     """
     return PretrainConfig(
-        recipe="visualbert-panels",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
+        recipe=f"{model}-panels",
+        model=model,
+        encoder=_small_encoder(model),
         any_features=True,
         corpora=(Corpus(kind="captions"),),
         objectives={"masked_lm": 1.0},
@@ -31,18 +33,18 @@ def visualbert_panels() -> PretrainConfig:
     )
 
 
-def visualbert_nlvr() -> PretrainConfig:
-    """VisualBERT's task-specific phase for NLVR: masked words of captions, and is a statement true.
+def nlvr(model: str) -> PretrainConfig:
+    """Task-specific phase for NLVR, an idea of VisualBERT's: masked words of captions, and is a statement true.
 
-    It runs on drawn panels, then on NLVR's sentences too. The release masks words of the very statement it judges. NLVR
-    shows each sentence with images it is true of and as many it is false of, so masked words cannot be predicted from
-    the image and the label is a guess: nothing was learnt that way (docs/log.md). Here words are masked in captions,
-    and statements are judged with every word visible.
+    It runs on drawn panels, then on NLVR's sentences too. VisualBERT's release masks words of the very statement it
+    judges. NLVR shows each sentence with images it is true of and as many it is false of, so masked words cannot be
+    predicted from the image and the label is a guess: nothing was learnt that way (docs/log.md). Here words are masked
+    in captions, and statements are judged with every word visible.
     """
     return PretrainConfig(
-        recipe="visualbert-nlvr",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
+        recipe=f"{model}-nlvr",
+        model=model,
+        encoder=_small_encoder(model),
         any_features=True,
         corpora=(Corpus(kind="captions", weight=0.4), Corpus(kind="unmasked_statements")),
         objectives={"masked_lm": 1.0, "matching": 1.0},
@@ -53,12 +55,12 @@ def visualbert_nlvr() -> PretrainConfig:
     )
 
 
-def visualbert_nlvr_tuned() -> FinetuneConfig:
+def nlvr_tuned(model: str) -> FinetuneConfig:
     """NLVR v1's development split, from the PNGs; part of its presentations is held out to choose the best epoch."""
     return FinetuneConfig(
-        recipe="visualbert-nlvr",
-        model="visualbert",
-        encoder=models.spec("visualbert").presets["nlvr"],
+        recipe=f"{model}-nlvr",
+        model=model,
+        encoder=_small_encoder(model),
         any_features=True,
         task="nlvr",
         sort_by_length=SORTED_TOGETHER,
@@ -68,9 +70,17 @@ def visualbert_nlvr_tuned() -> FinetuneConfig:
     )
 
 
+def _small_encoder(model: str) -> Any:
+    """VisualBERT has four layers here; the others have the size of their recipes on scenes."""
+    presets = models.spec(model).presets
+    return presets.get("nlvr", presets["scenes"])
+
+
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
-    "visualbert-panels": visualbert_panels,
-    "visualbert-nlvr": visualbert_nlvr,
+    **{f"{model}-panels": partial(panels, model) for model in models.names()},
+    **{f"{model}-nlvr": partial(nlvr, model) for model in models.names()},
 }
 
-FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {"visualbert-nlvr": visualbert_nlvr_tuned}
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
+    **{f"{model}-nlvr": partial(nlvr_tuned, model) for model in models.names()},
+}

@@ -49,12 +49,12 @@ FORMAT = 1
 
 _BUDGET = (
     "batch_size", "train_split", "valid_split", "train.epochs", "train.max_steps", "train.accumulation",
-    "train.patience", "train_limit", "task", "task_settings",
+    "train.patience", "train_limit", "task",
 )  # fmt: skip
 """Settings that must be the same for all models; the number of updates is made equal."""
 
 _MAY_GROW = ("seeds", "without_pretraining", "text_only")
-"""What a resumed comparison may extend: they add runs to those that exist."""
+"""What a resumed comparison may extend, in addition to its tasks: they add runs to those that exist."""
 
 _OWN = ("recipe", "model", "encoder", "any_features", "paper", "release")
 """Settings in which models differ by nature, and the remarks about them."""
@@ -331,7 +331,14 @@ def _claim_folder(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]
             )
         known = read_comparison(out / FILE)
         changed = configs.difference(json.loads(json.dumps(plan)), known.get("plan", {}))
-        changed = {name: pair for name, pair in changed.items() if name not in _MAY_GROW}
+        added = set(plan["tasks"]) - set(known.get("plan", {}).get("tasks", []))
+        changed = {
+            name: pair
+            for name, pair in changed.items()
+            if name not in _MAY_GROW and not added.intersection(name.split("."))
+        }
+        if added and set(known["plan"]["tasks"]) <= set(plan["tasks"]):
+            changed.pop("tasks", None)
         if changed:
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changed.items())[:5])
             raise RunError(
