@@ -117,7 +117,10 @@ def make_run(path: Path, **changes: Any) -> Path:
     evaluation = {
         "task": "vqa",
         "split": "test",
-        "scores": {"accuracy": {"value": 61.23, "count": 8192}, "median_rank": {"value": 1.0, "count": 8192}},
+        "scores": {
+            "accuracy": {"value": 61.23, "count": 8192, "low": 60.1, "high": 62.3},
+            "median_rank": {"value": 1.0, "count": 8192},
+        },
         "by": {"question_type": by},
         "baselines": {
             "question only": {
@@ -162,7 +165,7 @@ def test_a_finished_run_is_reported_in_full(tmp_path: Path) -> None:
     assert path == run / "report.html"
     page = read(path)
     for words in (
-        "61.2 % accuracy on test over 8,192 examples",
+        "61.2 % accuracy on test over 8,192 examples, 95 % interval 60.1 % to 62.3 %",
         "21.2 points above the best baseline (question only: 40.0 %)",
         "11,234,567",
         "24 min",

@@ -131,6 +131,14 @@ def _format_score(name: str, value: float | None) -> str:
     return f"{value:.1f} %" if _is_share(name) else f"{value:,.4g}"
 
 
+def _describe_interval(name: str, cell: Any) -> str:
+    """The 95 % interval of a score, where the evaluation computed one."""
+    low, high = (as_number(as_mapping(cell).get(end)) for end in ("low", "high"))
+    if low is None or high is None:
+        return ""
+    return f", 95 % interval {_format_score(name, low)} to {_format_score(name, high)}"
+
+
 # Sections
 
 
@@ -143,7 +151,7 @@ def _render_verdict(run: RunFiles, title: str) -> str:
             over = f" over {count} examples" if count else ""
             lines.append(
                 f'<p class="score"><strong>{escape(_format_score(name, value))}</strong> '
-                f"{escape(name)} on {escape(split)}{over}</p>"
+                f"{escape(name)} on {escape(split)}{over}{escape(_describe_interval(name, cell))}</p>"
             )
             lines += [f"<p>{escape(line)}</p>" for line in _compare_with_baselines(evaluation, name, value)]
     parameters = run.about.get("parameters")
