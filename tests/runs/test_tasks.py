@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from visling import api
 from visling import config as configs
 from visling import models
 from visling.recipes.scenes import TASKS
@@ -39,3 +40,24 @@ def test_train_a_step_evaluate_and_write_a_submission(world: Any, tmp_path: Path
     details = (tmp_path / "run" / f"details_{config.valid_split}.jsonl").read_text().splitlines()
     assert all("prediction" in json.loads(line) for line in details)
     assert list((tmp_path / "run").glob(f"predictions_{config.valid_split}.*"))
+    check_raw_images(api.load(tmp_path / "run", device="cpu"), sorted((world.scenes / "images" / "test").glob("*.png")))
+
+
+def check_raw_images(model: api.Predictor, pictures: list[Path]) -> None:
+    """Ask the task about pictures, in the way that it is asked."""
+    if model.task.ranks:
+        ranking = model.rank(pictures, "a red star")
+        assert sorted(image for image, _ in ranking) == pictures
+        scores = [score for _, score in ranking]
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) > 1, "a score that depends on the image"
+        return
+    choices = ["red", "because it is left of the circle", "blue"] if model.task.choices else []
+    answer = model.answer(pictures[: model.task.images], "the small [red star]", choices)
+    assert 0 <= answer.confidence <= 1
+    assert answer.top or answer.text
+    if choices:
+        assert {name for name, _ in answer.top} <= set(choices)
+    for x1, y1, x2, y2 in answer.boxes:
+        assert 0 <= x1 < x2 <= answer.image.width
+        assert 0 <= y1 < y2 <= answer.image.height
