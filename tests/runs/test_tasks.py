@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from visling import api
+from visling import api, models
 from visling import config as configs
-from visling import models
 from visling.recipes.scenes import TASKS
 from visling.recipes.tables import FINETUNING
 from visling.runs.evaluate import evaluate
