@@ -31,18 +31,21 @@ def classification_loss(logits: Tensor, labels: Tensor, name: str = "answer") ->
     return Loss(value=loss.value, parts={**loss.parts, f"{name}_accuracy": (hits, loss.parts[name][1])})
 
 
-def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce"]) -> Loss:
+def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce", "mce"]) -> Loss:
     """Loss of soft answer scores, averaged over examples, in float32.
 
     Args:
         logits: (N, A).
         scores: (N, A) in [0, 1]; rows need not sum to one.
         kind: "kl": sum of s (log s - log softmax), as `kl_div(reduction="batchmean")`; "bce": binary cross-entropy
-            summed over the answers.
+            summed over the answers; "mce": cross-entropy of the best answer, times A; where all scores are 0, the first
+            answer is the best.
     """
     logits, scores = logits.float(), scores.float()
     if kind == "kl":
         values = F.kl_div(logits.log_softmax(1), scores, reduction="none").sum(1)
+    elif kind == "mce":
+        values = F.cross_entropy(logits, scores.argmax(1), reduction="none") * scores.shape[1]
     else:
         values = F.binary_cross_entropy_with_logits(logits, scores, reduction="none").sum(1)
     loss = Loss.mean("answer", values)
