@@ -86,6 +86,7 @@ TASKS: Mapping[str, OnScenes] = {
     # All families have VisualBERT's loss, so that they can be compared.
     "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
     "gqa": OnScenes(title="GQA: questions made of scene graphs", settings={"loss": "kl"}),
+    "grounding": OnScenes(title="Phrase grounding", metric="recall_at_1"),
 }
 """Tasks that the drawn scenes have files of."""
 

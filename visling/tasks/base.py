@@ -269,7 +269,7 @@ class TaskSource(Generic[R]):
             example = self.task.example(record, self.layout, rng)
         except DataError as error:
             raise DataError(f"example {record.id!r}: {error}") from error
-        if type(self.task).region_targets is Task.region_targets:
+        if example.region_labels is not None or type(self.task).region_targets is Task.region_targets:
             return example
         return replace(example, region_labels=partial(self.task.region_targets, record))
 

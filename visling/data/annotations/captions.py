@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+from visling.data.annotations.entities import find_entities, read_entities
 from visling.data.annotations.files import (
     entries,
     has_words,
@@ -168,65 +168,17 @@ def read_flickr30k_lines(path: str | Path) -> Captions:
 
 
 def read_flickr30k_entities(root: str | Path, split: str) -> Captions:
-    """Sentences of Flickr30K Entities (`Sentences/ID.txt`) without their mark-up, of the images that `{split}.txt`
-    lists, but for those in which no phrase names an entity with a box (`Annotations/ID.xml`).
+    """Sentences of Flickr30K Entities without their mark-up, but for those in which no phrase names an entity with a
+    box (`annotations.entities` describes the files).
 
     Raises:
         DataError: a file is missing or cannot be read.
     Source:
         VisualBERT release, `dataloaders/flickr_ban/dataset.py`.
     """
-    folder = _find_entities(Path(root), split)
-    if folder is None:
-        raise DataError(
-            f"{root} has no Flickr30K Entities of {split!r}: expected Sentences, Annotations and {split}.txt."
-        )
-    unboxed = 0
-
-    def rows() -> Iterator[tuple[str, str, Any]]:
-        nonlocal unboxed
-        for image in _listed_images(folder / f"{split}.txt"):
-            boxed = _read_boxed_entities(folder / "Annotations" / f"{image}.xml")
-            for number, sentence in read_lines(folder / "Sentences" / f"{image}.txt"):
-                if boxed.isdisjoint(_ENTITY.findall(sentence)):
-                    unboxed += has_words(sentence)
-                else:
-                    yield f"{image}#{number - 1}", image, _MARK_UP.sub("", sentence)
-
-    return replace(collect(rows()), unboxed=unboxed)
-
-
-_ENTITY = re.compile(r"\[/EN#(\d+)")
-_MARK_UP = re.compile(r"\[/EN#\S+ |\]")
-
-
-def _find_entities(root: Path, split: str) -> Path | None:
-    """The folder of Flickr30K Entities that has a split, if there is one."""
-    for folder in (root, root / "Flickr30kEntities"):
-        if (
-            (folder / "Sentences").is_dir()
-            and (folder / "Annotations").is_dir()
-            and (folder / f"{split}.txt").is_file()
-        ):
-            return folder
-    return None
-
-
-def _listed_images(path: Path) -> list[str]:
-    """Image ids of a list in its order, each once."""
-    return list(dict.fromkeys(from_file_name(line.strip()) for _, line in read_lines(path) if line.strip()))
-
-
-def _read_boxed_entities(path: Path) -> frozenset[str]:
-    """Numbers of the entities of an image that have a box."""
-    try:
-        objects = ElementTree.parse(path).getroot().iterfind("object")
-    except FileNotFoundError as error:
-        raise DataError(f"no annotation file {path}. Check the path.") from error
-    except ElementTree.ParseError as error:
-        raise DataError(f"{path} is truncated or not XML: {error}. Unpack it again.") from error
-    boxed = (element for element in objects if element.find("bndbox/xmin") is not None)
-    return frozenset((name.text or "").strip() for element in boxed for name in element.iterfind("name"))
+    found = read_entities(root, split, unrelated=True)
+    captions = collect((record.id, record.images[0], record.sentence) for record in found.records)
+    return replace(captions, unboxed=found.unboxed_sentences)
 
 
 def find_flickr30k(root: str | Path, split: str) -> Captions:
@@ -243,7 +195,7 @@ def find_flickr30k(root: str | Path, split: str) -> Captions:
         DataError: none of them, or a `.token` file without a list for the split.
     """
     root = Path(root)
-    if _find_entities(root, split) is not None:
+    if find_entities(root, split) is not None:
         return read_flickr30k_entities(root, split)
     if (root / "dataset_flickr30k.json").is_file():
         return read_karpathy(root / "dataset_flickr30k.json", split)
@@ -276,7 +228,7 @@ def has_flickr30k(root: Path, split: str) -> bool:
     """Whether `find_flickr30k` has something to read for a split."""
     name = {"val": "valid"}.get(split, split)
     if (
-        _find_entities(root, split) is not None
+        find_entities(root, split) is not None
         or (root / "dataset_flickr30k.json").is_file()
         or (root / f"{name}_ann.jsonl").is_file()
         or any(root.glob(f"all_data_final_{split}*.jsonline"))
