@@ -655,6 +655,30 @@ def test_extraction_resumes_and_adds(call: Call, world: Any) -> None:
     assert NativeStore.open(Path("regions")).ids == [first.stem, second.stem]
 
 
+def test_regions_are_taken_at_given_boxes(call: Call, world: Any) -> None:
+    boxes = json.loads((world.scenes / "refcoco" / "instances.json").read_text())
+    listed = {image["id"] for image in boxes["images"]}
+    asked = ("regions", "extract", world.scenes / "images", "--detector", world.detector, "--json")
+    given = call(*asked, "--boxes", world.scenes / "refcoco" / "instances.json", "--out", "given").json()
+    assert (given["images"], given["regions"]) == (len(listed), len(boxes["annotations"]))
+    assert given["images without annotation"] == 30 - len(listed)
+    Path("boxes.json").write_text(json.dumps(boxes))
+    joined = call(*asked, "--boxes", "boxes.json", "--keep-detected", "--out", "joined").json()
+    detected, alone, both = (NativeStore.open(Path(path)) for path in (world.regions, "given", "joined"))
+    assert alone.fingerprint == both.fingerprint == detected.fingerprint, "a model of one can be scored on the other"
+    assert joined["regions"] == given["regions"] + sum(detected.count(image_id) for image_id in alone.ids)
+    image_id = alone.ids[0]
+    own = [entry["bbox"] for entry in boxes["annotations"] if entry["image_id"] == boxes["images"][0]["id"]]
+    assert alone[image_id].boxes.tolist() == [[x, y, x + w, y + h] for x, y, w, h in own]
+    assert both[image_id].boxes[-len(own) :].tolist() == alone[image_id].boxes.tolist()
+    # The same boxes from another place are added to, other ones are not.
+    assert call(*asked, "--boxes", "boxes.json", "--out", "given", "--resume").json()["found already"] == len(listed)
+    boxes["annotations"][0]["bbox"] = [1, 1, 8, 8]
+    Path("boxes.json").write_text(json.dumps(boxes))
+    refused(call(*asked[:-1], "--boxes", "boxes.json", "--out", "given", "--resume"), "boxes_digest")
+    refused(call(*asked[:-1], "--keep-detected", "--out", "new"), "--keep-detected", "name their file too")
+
+
 def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     file = golden / "lxmert_io" / "tiny_obj.tsv"
     Path("objects.txt").write_text("".join(f"thing {number},object\n" for number in range(1600)))

@@ -309,3 +309,20 @@ def test_half_precision_finds_the_same_objects(trained: tuple[Detector, list[flo
         loss = Detector(TINY).losses([image for image, _ in SCENES[:3]], [truth for _, truth in SCENES[:3]])
     assert loss.value.dtype == torch.float32
     assert loss.value.isfinite()
+
+
+def test_features_at_detected_boxes_are_those_of_the_detector(trained: tuple[Detector, list[float]]) -> None:
+    """Also in another order, and next to an image without boxes."""
+    detector, _ = trained
+    images = [image for image, _ in SCENES[:3]]
+    detected = detector.detect(images)
+    again = detector.regions_at(images, [regions.boxes[::-1].copy() for regions in detected])
+    for first, second in zip(detected, again, strict=True):
+        np.testing.assert_array_equal(second.boxes, first.boxes[::-1])
+        assert second.size == first.size
+        np.testing.assert_allclose(second.features, first.features[::-1], atol=1e-4)
+        np.testing.assert_array_equal(second.classes, first.classes[::-1])  # type: ignore[index]
+    none, alone = detector.regions_at(images[:2], [np.zeros((0, 4), np.float32), detected[1].boxes])
+    assert (len(none), none.features.shape, none.boxes.shape) == (0, (0, 16), (0, 4))
+    same(alone, detected[1], tolerance=1e-4)
+    assert detector.regions_at([], []) == []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from visling.cli.options import Command, Device, Dtype, Group, Json, Out, Precision, Resume
 from visling.cli.printing import progress_bar, refuse_existing, save_picture, show, show_with_unreadable
-from visling.errors import RunError
+from visling.errors import ConfigError, RunError
 
 regions_app = typer.Typer(cls=Group, no_args_is_help=True, help="Create and inspect stores of region features.")
 
@@ -32,6 +32,16 @@ def regions_extract(
             help="Keep class distributions (soft region losses need them). Default: up to 100 classes.",
         ),
     ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take features at these boxes instead of detecting any: a COCO instances file, the refer API's, "
+            "MAttNet's detections, or a folder of VCR's metadata. Images that it does not list are left out."
+        ),
+    ] = None,
+    keep_detected: Annotated[
+        bool, typer.Option("--keep-detected", help="Put the boxes of --boxes behind the detected regions.")
+    ] = False,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -40,13 +50,20 @@ def regions_extract(
     Example: visling regions extract scenes/images --detector detector --out regions
     """
     from visling import runtime
+    from visling.data.annotations.boxes import read_boxes
     from visling.regions.writer import StoreWriter
     from visling.vision.detector import Detector
     from visling.vision.extract import extract, list_images
 
+    if keep_detected and boxes is None:
+        raise ConfigError("--keep-detected says where the boxes of --boxes go: name their file too.")
     on = runtime.pick_device(device)
     model = Detector.load(detector, device=on)
     files = list_images(images)
+    given = None if boxes is None else read_boxes(boxes)
+    settings: dict[str, Any] = {}
+    if given is not None:
+        settings = {"boxes": str(boxes), "boxes_digest": given.fingerprint, "keep_detected": keep_detected}
     resolved = runtime.resolve(precision, on)
     claim_store(out, resume)
     with (
@@ -57,14 +74,24 @@ def regions_extract(
             class_names=model.config.class_names,
             attribute_names=model.config.attribute_names,
             dtype=dtype,
-            settings={"detector": str(detector.resolve()), "precision": resolved},
-            may_differ=("detector",),  # the fingerprint says whether a detector that moved is the same
+            settings={"detector": str(detector.resolve()), "precision": resolved, **settings},
+            # The fingerprint says whether a detector that moved is the same, the digest whether boxes are.
+            may_differ=("detector", "boxes"),
             resume=resume,
         ) as writer,
         progress_bar("Extracting") as step,
     ):
-        report = extract(files, model, writer, batch_size=batch_size, precision=resolved, probs=probs, progress=step)
+        report = extract(
+            files, model, writer, batch_size=batch_size, precision=resolved, probs=probs, progress=step, boxes=given,
+            keep_detected=keep_detected,
+        )  # fmt: skip
     counts = {"images": report.done, "regions": report.regions, "found already": report.skipped_existing}
+    if given is not None:
+        counts |= {
+            "images without annotation": report.unlisted,
+            "boxes cut to their image": report.clipped,
+            "boxes without area": report.empty,
+        }
     show_with_unreadable(counts, report.unreadable, json_, f"Wrote {out}")
 
 

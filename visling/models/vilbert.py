@@ -625,4 +625,8 @@ SPEC = ModelSpec(
         ),
         "volta": VOLTA_ANSWERS,
     },
+    tasks={
+        "vqa": {"loss": "bce"},
+        "referring": {"text": "raw", "loss": "overlap", "whole_image": True},
+    },
 )

@@ -654,6 +654,9 @@ SPEC = ModelSpec(
             file="answers_vqa.txt of its VQA data (3,129 lines, <unk> among them)", unknown="listed"
         ),
     },
-    tasks={"vqa": {"loss": "bce", "mask_unknown": False}},  # its test predictions may be <unk>
+    tasks={
+        "vqa": {"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
+        "referring": {"text": "tokens", "loss": "positive", "whole_image": True},
+    },
     start_task=start_task,
 )

@@ -87,6 +87,7 @@ TASKS: Mapping[str, OnScenes] = {
     "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
     "gqa": OnScenes(title="GQA: questions made of scene graphs", settings={"loss": "kl"}),
     "grounding": OnScenes(title="Phrase grounding", metric="recall_at_1"),
+    "referring": OnScenes(title="Referring expressions", settings={"loss": "softmax"}),
 }
 """Tasks that the drawn scenes have files of."""
 

@@ -10,12 +10,13 @@ Shapes   B images, A anchors of an image, N truth boxes of an image (padded), R 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,105 +44,13 @@ from visling.vision.anchors import (
     sample_regions,
 )
 from visling.vision.backbones import SmallBackbone
+from visling.vision.detector_config import DetectorConfig as DetectorConfig
 
 _FORMAT = "visling detector 1"
 """What `config.json` says that it describes."""
 
 _REFINEMENT_SCALE = (10.0, 10.0, 5.0, 5.0)
 """Factors that bring region refinements to unit size (released detectors' `bbox_reg_weights`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
-    """Size, vocabulary and thresholds of a detector."""
-
-    class_names: tuple[str, ...] = ("object",)
-    """Object classes; the background is added after them."""
-    attribute_names: tuple[str, ...] = ()
-    """Attributes, any number of which an object may have; empty = no attribute head."""
-    long_side: int = 128
-    """Images are scaled to this many pixels on their longer side."""
-    stem_stride: Literal[2, 4] = 4
-    """Stride of the first convolution; 4 is faster."""
-    channels: tuple[int, ...] = (48, 96, 128)
-    """Width of each level of the backbone; each level halves the resolution."""
-    blocks: tuple[int, ...] = (1, 1, 1)
-    """Residual blocks of each level."""
-    stride: int = 4
-    """Pixels per cell of the feature map that anchors and pooling use."""
-    anchor_sizes: tuple[float, ...] = (16.0, 24.0, 36.0)
-    """Sides of the square anchors at each cell, in input pixels."""
-    anchor_ratios: tuple[float, ...] = (1.0,)
-    """Heights over widths; every size is combined with every ratio at equal area."""
-    proposal_size: int = 64
-    """Channels of the proposal head."""
-    pool_size: int = 7
-    """Side of the grid that each region is pooled to."""
-    feature_size: int = 128
-    """F: width of the region feature."""
-    class_specific_boxes: bool = False
-    """Refine boxes separately for each class, instead of one refinement for all."""
-
-    anchor_positive: float = 0.6
-    """Anchors with at least this IoU with an object are positive, and so is the best anchor of each object."""
-    anchor_negative: float = 0.3
-    """Anchors below this IoU with every object are negative; those between are left out."""
-    anchor_samples: int = 64
-    """Anchors per image in the proposal loss, at most half of them positive."""
-    region_positive: float = 0.5
-    """Regions with at least this IoU belong to the object, others to the background."""
-    region_samples: int = 32
-    """Regions per image in the region losses, at most half of them positive."""
-    attribute_weight: float = 4.0
-    """Weight of the attribute loss, which is a mean over all attributes and therefore small."""
-
-    candidates: int = 192
-    """Best anchors per image that enter non-maximum suppression."""
-    proposal_threshold: float = 0.7
-    """IoU above which the weaker of two proposals is dropped."""
-    proposals: int = 48
-    """Proposals per image that reach the region head."""
-    final_threshold: float = 0.5
-    """IoU above which the weaker of two detections is dropped."""
-    suppress_across_classes: bool = True
-    """Whether detections of different classes suppress one another, which gives one region per object, as region
-    features should."""
-    min_confidence: float = 0.3
-    """Detections below this class probability are dropped, unless `min_regions` asks for them."""
-    min_regions: int = 0
-    """This many of the best detections are kept whatever their confidence."""
-    max_regions: int = 36
-    """Most regions per image."""
-    max_attributes: int = 4
-    """K: most attributes kept per region."""
-    min_attribute_confidence: float = 0.5
-    """Attributes below this probability are dropped."""
-
-    def __post_init__(self) -> None:
-        """Refuse combinations that cannot be built."""
-        strides = [self.stem_stride * 2**level for level in range(len(self.channels))]
-        if len(self.channels) != len(self.blocks):
-            raise ConfigError(
-                f"channels and blocks describe the same levels: found {len(self.channels)} and {len(self.blocks)} "
-                "values."
-            )
-        if self.stride not in strides:
-            raise ConfigError(
-                f"stride {self.stride} is not the stride of a level; choose one of {strides} or change channels."
-            )
-        if not self.class_names:
-            raise ConfigError("class_names is empty: a detector needs at least one class.")
-        if not self.anchor_sizes or not self.anchor_ratios:
-            raise ConfigError("anchor_sizes and anchor_ratios need at least one value each.")
-        if self.min_regions > self.max_regions:
-            raise ConfigError(f"min_regions ({self.min_regions}) exceeds max_regions ({self.max_regions}).")
-        if self.max_regions > self.proposals:
-            raise ConfigError(
-                f"max_regions ({self.max_regions}) exceeds proposals ({self.proposals}): raise proposals."
-            )
-        for names in (self.class_names, self.attribute_names):
-            if repeated := sorted({name for name in names if names.count(name) > 1}):
-                raise ConfigError(f"names must differ; found {repeated} more than once.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +216,31 @@ class Detector(nn.Module):
             keep &= ((scores >= config.min_confidence) | (rank <= config.min_regions)) & (rank <= config.max_regions)
             final = self._run_head(features, corners[keep], rows[keep])
         counts = keep.sum(1).tolist()
-        return self._split_regions(final, corners[keep] * scale[rows[keep]], images, counts)
+        found = self._split_regions(final, corners[keep] * scale[rows[keep]], images, counts)
+        return [_sort_by_confidence(regions) for regions in found]
+
+    @torch.no_grad()
+    def regions_at(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        boxes: Sequence[NDArray[np.float32]],
+        *,
+        precision: Precision = "fp32",
+    ) -> list[RegionArray]:
+        """Regions of each RGB image (H, W, 3) at given boxes instead of detected ones, in their order.
+
+        Args:
+            boxes: of each image, (N, 4) pixel corners within it, with area.
+        """
+        if not images:
+            return []
+        batch, _, scale = self._prepare_images(images)
+        counts = [len(own) for own in boxes]
+        rows = torch.arange(len(images), device=self.device).repeat_interleave(torch.tensor(counts).to(self.device))
+        corners = torch.from_numpy(np.concatenate([own.reshape(-1, 4) for own in boxes])).to(self.device, torch.float32)
+        with runtime.autocast(self.device, precision):
+            final = self._run_head(self.backbone(batch), corners / scale[rows], rows)
+        return self._split_regions(final, corners, images, counts)
 
     def save(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors`."""
@@ -461,7 +394,7 @@ class Detector(nn.Module):
     def _split_regions(
         self, output: _RegionOutput, boxes: Tensor, images: Sequence[NDArray[np.uint8]], counts: list[int]
     ) -> list[RegionArray]:
-        """Regions of the whole batch, split by image, most confident first."""
+        """Regions of the whole batch, split by image, in their order."""
         config = self.config
         probs = output.classes.softmax(-1)
         confidence, classes = probs[:, :-1].max(-1)
@@ -478,21 +411,30 @@ class Detector(nn.Module):
             probs,
         )
         arrays = [[piece.numpy() for piece in torch.split(value.cpu(), counts)] for value in values]
-        results = []
-        for image, (features, corners, best, score, described, sureness, distributions) in zip(
-            images, zip(*arrays, strict=True), strict=True
-        ):
-            order = np.argsort(-score, kind="stable")
-            results.append(
-                RegionArray(
-                    features=features[order],
-                    boxes=corners[order],
-                    size=(image.shape[1], image.shape[0]),
-                    classes=best[order].astype(np.int16),
-                    class_confidence=score[order],
-                    attributes=described[order].astype(np.int16),
-                    attribute_confidence=sureness[order],
-                    probs=distributions[order],
-                )
+        return [
+            RegionArray(
+                features=features,
+                boxes=corners,
+                size=(image.shape[1], image.shape[0]),
+                classes=best.astype(np.int16),
+                class_confidence=score,
+                attributes=described.astype(np.int16),
+                attribute_confidence=sureness,
+                probs=distributions,
             )
-        return results
+            for image, (features, corners, best, score, described, sureness, distributions) in zip(
+                images, zip(*arrays, strict=True), strict=True
+            )
+        ]
+
+
+def _sort_by_confidence(regions: RegionArray) -> RegionArray:
+    """The regions, most confident first."""
+    assert regions.class_confidence is not None
+    order = np.argsort(-regions.class_confidence, kind="stable")
+    arrays: dict[str, Any] = {
+        field.name: value[order]
+        for field in dataclasses.fields(regions)
+        if isinstance(value := getattr(regions, field.name), np.ndarray)
+    }
+    return dataclasses.replace(regions, **arrays)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,15 @@ class RegionWriter(Protocol):
     def commit(self) -> None: ...
 
 
+class BoxSource(Protocol):
+    """Boxes to take features at, such as `data.annotations.boxes.GivenBoxes`."""
+
+    def find(self, image_id: str, /) -> tuple[NDArray[np.float32], tuple[int, int] | None] | None:
+        """Pixel corners (N, 4) of an image, and its width and height where they are known; None for an image that is
+        not listed."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractionReport:
     """What became of the images."""
@@ -56,6 +65,12 @@ class ExtractionReport:
     """Files that are not images, or damaged ones, with the reason."""
     regions: int
     """Regions written."""
+    unlisted: int = 0
+    """Images that the given boxes do not list, left out."""
+    clipped: int = 0
+    """Given boxes that reached beyond their image and were cut to it."""
+    empty: int = 0
+    """Given boxes without area in their image, left out."""
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -105,6 +120,8 @@ def extract(
     probs: bool | None = None,
     progress: Progress | None = None,
     limit: int | None = None,
+    boxes: BoxSource | None = None,
+    keep_detected: bool = False,
 ) -> ExtractionReport:
     """Write the regions of every image under its file stem; images that the writer holds are skipped.
 
@@ -116,20 +133,35 @@ def extract(
         probs: whether to keep the class distribution of every region, background last; None = if the detector has at
             most 100 classes.
         limit: stop after this many images, existing and unreadable ones included.
+        boxes: where features are taken, in place of the detector's own regions and in the given order. Images that are
+            not listed are left out; one that is listed without a box has no region.
+        keep_detected: put the given boxes behind the detected regions.
     Raises:
-        DataError: two files share a stem, the folder holds no image, or the list is empty.
+        DataError: two files share a stem, the folder holds no image, or the list is empty; none of the images is listed
+            with boxes, or one of them has another size than its boxes were drawn on.
     """
     paths = find_images(images) if isinstance(images, Path) else [Path(path) for path in images]
     _check_stems(paths)
     paths = paths[:limit]
+    given = None if boxes is None else _Boxes(boxes, paths)
+    unlisted = 0
+    if given is not None:
+        unlisted = len(paths) - len(given.listed)
+        paths = given.listed
     waiting = [path for path in paths if path.stem not in writer]
     keep_probs = len(detector.config.class_names) <= FEW_CLASSES if probs is None else probs
     detector.eval()
     unreadable: list[tuple[Path, str]] = []
     done = regions = uncommitted = 0
     for batch in _group_by_size(waiting, batch_size, unreadable):
-        detections = detector.detect([pixels for _, pixels in batch], precision=precision)
-        for (path, _), detected in zip(batch, detections, strict=True):
+        pictures = [pixels for _, pixels in batch]
+        if given is None:
+            found = detector.detect(pictures, precision=precision)
+        else:
+            found = detector.regions_at(pictures, [given.take(*one) for one in batch], precision=precision)
+            if keep_detected:
+                found = list(map(_join_regions, detector.detect(pictures, precision=precision), found))
+        for (path, _), detected in zip(batch, found, strict=True):
             writer.add(path.stem, detected if keep_probs else dataclasses.replace(detected, probs=None))
             regions += len(detected)
         done += len(batch)
@@ -143,8 +175,54 @@ def extract(
     if progress is not None:
         progress(len(paths), len(paths))
     return ExtractionReport(
-        done=done, skipped_existing=len(paths) - len(waiting), unreadable=tuple(unreadable), regions=regions
+        done=done,
+        skipped_existing=len(paths) - len(waiting),
+        unreadable=tuple(unreadable),
+        regions=regions,
+        unlisted=unlisted,
+        clipped=0 if given is None else given.clipped,
+        empty=0 if given is None else given.empty,
     )
+
+
+class _Boxes:
+    """Given boxes of the listed images among `paths`, cut to their images; counts what was cut or left out."""
+
+    def __init__(self, source: BoxSource, paths: list[Path]) -> None:
+        self._source = source
+        self.listed = [path for path in paths if source.find(path.stem) is not None]
+        if not self.listed:
+            raise DataError(
+                f"none of the {len(paths)} images has boxes, not even {paths[0].name}. Images are found by their file "
+                "name, or the number that it ends in: give the annotations of these images."
+            )
+        self.clipped = self.empty = 0
+
+    def take(self, path: Path, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pixel corners (N, 4) of an image."""
+        found = self._source.find(path.stem)
+        assert found is not None
+        (boxes, size), own = found, (picture.shape[1], picture.shape[0])
+        if size is not None and size != own:
+            raise DataError(
+                f"{path} has {own[0]} x {own[1]} pixels, but its boxes were drawn on {size[0]} x {size[1]}. "
+                "Give the pictures that were annotated, not scaled copies."
+            )
+        within = boxes.clip(0, np.array([*own, *own], np.float32))
+        kept = (within[:, 2:] > within[:, :2]).all(1)
+        self.clipped += int((within != boxes).any(1)[kept].sum())
+        self.empty += int((~kept).sum())
+        return within[kept]
+
+
+def _join_regions(first: RegionArray, second: RegionArray) -> RegionArray:
+    """The regions of two arrays of one image, one after the other."""
+    arrays: dict[str, Any] = {
+        field.name: np.concatenate([value, getattr(second, field.name)])
+        for field in dataclasses.fields(first)
+        if isinstance(value := getattr(first, field.name), np.ndarray)
+    }
+    return dataclasses.replace(first, **arrays)
 
 
 def _check_stems(paths: list[Path]) -> None:
