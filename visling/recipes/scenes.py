@@ -85,6 +85,13 @@ class OnScenes:
 TASKS: Mapping[str, OnScenes] = {
     # All families have VisualBERT's loss, so that they can be compared.
     "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
+    "classification": OnScenes(title="Classification of a text with an image"),
+    "nlvr2": OnScenes(
+        title="Judging a sentence about two images",
+        settings={"joined": False},
+        families={"visualbert": {"joined": True}},
+        changes={"valid_split": "dev"},
+    ),
 }
 """Tasks that the drawn scenes have files of."""
 
