@@ -23,7 +23,7 @@ TINY = (
 
 
 def test_every_task_of_the_package_is_on_scenes() -> None:
-    without = {"nlvr", "nlvr2"}  # it has drawn panels of its own
+    without = {"nlvr"}  # it has drawn panels of its own
     assert set(TASKS) == set(names()) - without
 
 

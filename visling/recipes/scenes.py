@@ -88,6 +88,13 @@ TASKS: Mapping[str, OnScenes] = {
     "gqa": OnScenes(title="GQA: questions made of scene graphs", settings={"loss": "kl"}),
     "grounding": OnScenes(title="Phrase grounding", metric="recall_at_1"),
     "referring": OnScenes(title="Referring expressions", settings={"loss": "softmax"}),
+    "classification": OnScenes(title="Classification of a text with an image"),
+    "nlvr2": OnScenes(
+        title="Judging a sentence about two images",
+        settings={"joined": False},
+        families={"visualbert": {"joined": True}},
+        changes={"valid_split": "dev"},
+    ),
 }
 """Tasks that the drawn scenes have files of."""
 

@@ -25,7 +25,7 @@ from visling.scenes.questions import FAMILIES, answer_type, candidates
 from visling.scenes.quotas import Candidate, Quotas
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.statements import statements
-from visling.scenes.tasks import entities, gqa, referring
+from visling.scenes.tasks import classification, entities, gqa, nlvr2, referring
 from visling.scenes.tasks.base import TaskWriter
 from visling.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, pick, sample_items
 
@@ -47,7 +47,13 @@ class _DrawnScene:
     """Task -> what its writer could say."""
 
 
-TASKS: tuple[type[TaskWriter], ...] = (gqa.WRITER, entities.WRITER, referring.WRITER)
+TASKS: tuple[type[TaskWriter], ...] = (
+    gqa.WRITER,
+    entities.WRITER,
+    referring.WRITER,
+    classification.WRITER,
+    nlvr2.WRITER,
+)
 """Writers of the downstream tasks, in the order of their counts."""
 
 

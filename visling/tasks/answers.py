@@ -107,10 +107,11 @@ def label_of(record: Record, label: bool | None, labels: tuple[str, str]) -> str
 def detail_row(
     prediction: Prediction, record: Record, *, text: str, kind: str, truth: str | None, score: float | None
 ) -> dict[str, Any]:
-    """A row of `details_{split}.jsonl`; `images` is there where an example has several."""
+    """A row of `details_{split}.jsonl`; `images` is there where an example has several, `image` is None for a text
+    alone."""
     return {
         "id": record.id,
-        "image": record.images[0],
+        "image": record.images[0] if record.images else None,
         **({"images": list(record.images)} if len(record.images) > 1 else {}),
         "text": text,
         "type": kind,

@@ -20,7 +20,15 @@ from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, nlvr2_g
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
-from visling.tasks.answers import classification_loss, detail_row, label_of, mean_score, mean_scores, true_or_false
+from visling.tasks.answers import (
+    classification_loss,
+    detail_row,
+    label_of,
+    majority_label,
+    mean_score,
+    mean_scores,
+    true_or_false,
+)
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
@@ -127,6 +135,10 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
     def submission(self, predictions: Sequence[Prediction]) -> str:
         """Rows `identifier,True` of the official CSV file, which has no header."""
         return "".join(f"{prediction.id},{prediction.value}\n" for prediction in predictions)
+
+    def baselines(self, train: Sequence[Nlvr2Record], records: Sequence[Nlvr2Record]) -> Mapping[str, list[Prediction]]:
+        """The more frequent label of the training records, for every pair."""
+        return {"majority label": majority_label([record.label for record in train], records, LABELS)}
 
     def details(self, predictions: Sequence[Prediction], records: Sequence[Nlvr2Record]) -> list[dict[str, Any]]:
         """One row per sentence and pair; `image` is the left one, `images` has both."""

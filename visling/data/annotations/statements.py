@@ -1,9 +1,9 @@
 """Statements about images: files of one JSON object per line, and NLVR2 (Suhr, Zhou et al. 2019).
 
-NLVR2    {split}.json, also in data/ and its folders balanced/ and unbalanced/ ("balanced_dev"). Fields that are read:
-         identifier, sentence, label ("True" or "False"; none for hidden splits). An identifier has four fields,
-         split-set-pair-sentence ("dev-850-0-1"); the first three and "-img0" or "-img1" name the left and the right
-         image.
+NLVR2    {split}.json, also in nlvr2/, in data/ and in its folders balanced/ and unbalanced/ ("balanced_dev"). Fields
+         that are read: identifier, sentence, label ("True" or "False"; none for hidden splits). An identifier has four
+         fields, split-set-pair-sentence ("dev-850-0-1"); the first three and "-img0" or "-img1" name the left and the
+         right image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from visling.data.annotations.files import read_json_lines, text_field
 from visling.errors import DataError
 from visling.types import Record
 
-_NLVR2_FOLDERS = (".", "data", "balanced", "data/balanced", "unbalanced", "data/unbalanced")
+_NLVR2_FOLDERS = (".", "nlvr2", "data", "balanced", "data/balanced", "unbalanced", "data/unbalanced")
 
 _IDENTIFIER = re.compile(r"(?P<pair>(?P<split>[a-z]\w*)-(?P<set>\d+)-\d+)-(?P<sentence>\d+)")
 

@@ -173,9 +173,12 @@ def check_images(records: Iterable[Record], store: NativeStore) -> None:
 
     Raises:
         StoreError: names the first example and image, and how many images are missing.
+        DataError: an example has no image.
     """
     missing: dict[str, str] = {}
     for record in records:
+        if not record.images:
+            raise DataError(f"example {record.id!r} has no image. Train a model of the words alone: --text-only.")
         for image in record.images:
             if image not in store:
                 missing.setdefault(image, record.id)
