@@ -104,10 +104,6 @@ class Predictor:
             DataError: an image cannot be read, the text is empty, or the number of images is not the one that the task
                 reads.
         """
-        if self.task.evaluator() is not None:
-            raise DataError(
-                f"the task {self.task.name} compares the examples of a whole data set. Score one with visling evaluate."
-            )
         given = [image] if isinstance(image, (str, Path, Image.Image)) else list(image)
         if len(given) != self.task.images:
             raise DataError(

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, Threads
+from visling.cli.printing import progress_bar
 
 
 def evaluate(
@@ -38,7 +39,7 @@ def evaluate(
     from visling.runs import evaluate as evaluate_module
 
     runtime.limit_threads(threads)
-    with runtime.process_group(processes):
+    with runtime.process_group(processes), progress_bar("pairs") as progress:
         found = evaluate_module.evaluate(
             run,
             split=split,
@@ -49,6 +50,7 @@ def evaluate(
             batch_size=batch_size,
             other_features=other_features,
             overwrite=overwrite,
+            progress=progress,
         )
     if json_:
         print(json.dumps(found))

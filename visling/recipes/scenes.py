@@ -85,6 +85,7 @@ class OnScenes:
 TASKS: Mapping[str, OnScenes] = {
     # All families have VisualBERT's loss, so that they can be compared.
     "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
+    "retrieval": OnScenes(title="Caption retrieval", metric="rsum", changes={"valid_images": 100}),
 }
 """Tasks that the drawn scenes have files of."""
 

@@ -25,6 +25,7 @@ from visling.scenes.questions import FAMILIES, answer_type, candidates
 from visling.scenes.quotas import Candidate, Quotas
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.statements import statements
+from visling.scenes.tasks import retrieval
 from visling.scenes.tasks.base import TaskWriter
 from visling.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, pick, sample_items
 
@@ -46,7 +47,7 @@ class _DrawnScene:
     """Task -> what its writer could say."""
 
 
-TASKS: tuple[type[TaskWriter], ...] = ()
+TASKS: tuple[type[TaskWriter], ...] = (retrieval.WRITER,)
 """Writers of the downstream tasks, in the order of their counts."""
 
 
