@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, Threads
+from visling.cli.printing import progress_bar
 
 
 def evaluate(
@@ -46,7 +47,7 @@ def evaluate(
     from visling.runs import evaluate as evaluate_module
 
     runtime.limit_threads(threads)
-    with runtime.process_group(processes):
+    with runtime.process_group(processes), progress_bar("pairs") as progress:
         found = evaluate_module.evaluate(
             run,
             split=split,
@@ -58,6 +59,7 @@ def evaluate(
             other_features=other_features,
             overwrite=overwrite,
             compare=compare or (),
+            progress=progress,
         )
     if json_:
         print(json.dumps(found))

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import Tensor, nn
 
 from visling.checkpoints.keymap import KeyMap
-from visling.types import Batch, Dims, Encoded, HeadKind, InputSpec
+from visling.types import Batch, Dims, Encoded, HeadKind, InputSpec, Regions, Text
 
 C = TypeVar("C")
 """The config of a family."""
@@ -42,6 +42,22 @@ class Encoder(nn.Module, ABC):
         Args:
             capture: also return attention maps and the hidden states of every layer; slower, same values.
         """
+
+    def encode_text(self, text: Text) -> Tensor | None:
+        """States of the text rows before they meet any region, (U, T, Dt), to be used with many images; None if every
+        layer reads both."""
+        return None
+
+    def encode_regions(self, regions: Regions) -> Tensor | None:
+        """States of the region rows before they meet any text, (S, R, Dr), to be used with many texts; None if every
+        layer reads both."""
+        return None
+
+    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+        """As `forward`, without computing again what `encode_text` and `encode_regions` returned for the batch's text
+        rows and region rows."""
+        encoded: Encoded = self(batch)
+        return encoded
 
     def fit_features(self, features: Tensor) -> None:
         """Measure statistics of region features on a sample (N, F); called once when training starts from scratch."""

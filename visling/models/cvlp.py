@@ -107,6 +107,10 @@ class Cvlp(Encoder):
         """States of the region rows before they meet any text, (S, R, D)."""
         return self.lxmert.encode_regions(regions)
 
+    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+        """The cross-modality layers alone."""
+        return self.lxmert.encode_pairs(batch, text_states, region_states)
+
     @property
     def word_embeddings(self) -> nn.Embedding:
         return self.lxmert.word_embeddings

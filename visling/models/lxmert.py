@@ -238,6 +238,11 @@ class Lxmert(Encoder):
         states = self.dropout(self.region_embeddings(features, boxes))
         return self._through("region", self.region_layers, states, regions.mask, regions.row, trace, replacements)
 
+    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+        """The cross-modality layers alone."""
+        encoded: Encoded = self(batch, text_states=text_states, region_states=region_states)
+        return encoded
+
     @property
     def word_embeddings(self) -> nn.Embedding:
         return self.embeddings.words

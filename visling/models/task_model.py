@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from visling.models.base import Encoder
 from visling.nn import heads as heads_module
-from visling.types import Batch, Head
+from visling.types import Batch, Encoded, Head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,10 @@ class TaskModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits by head name, or by head.target for a head of several targets; shapes in `nn.heads`."""
-        encoded = self.encoder(batch)
+        return self.read(self.encoder(batch), batch)
+
+    def read(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """The heads' logits of a batch that the encoder has encoded."""
         logits: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             logits |= heads_module.flatten(name, heads_module.read(self.kinds[name], head, encoded, batch))

@@ -252,23 +252,33 @@ class Vilbert(Encoder):
         self.region_pooler = nn.Linear(region_size, config.pooled_size)
         self.apply(partial(initialise, std=config.init_std))
 
-    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        capture: bool = False,
+        text_states: Tensor | None = None,
+        region_states: Tensor | None = None,
+    ) -> Encoded:
         """States of text, regions and the whole image; `pooled` joins the summaries of the whole image and of
         `text.answer_at`, or the first token.
 
         Captured states and maps have the task token, if any, behind the tokens and the whole image behind the regions.
+
+        Args:
+            text_states: what `encode_text` returned for these text rows; they are computed if not given.
+            region_states: what `encode_regions` returned for these region rows.
         """
         config, trace = self.config, Trace(capture)
-        text, text_mask = self._embed_text(batch.text)  # (U, T + task, Dt)
-        regions, region_mask = self._embed_regions(batch)  # (B, R + 1, Dr)
+        text = self._embed_text(batch.text) if text_states is None else text_states  # (U, T + task, Dt)
+        regions, region_mask = self._run_regions(batch, region_states)  # (B, R + 1, Dr)
         trace.add_states("text_embeddings", text, batch.text.row)
         trace.add_states("region_embeddings", regions)
-        # A text of many images runs once through the layers before the first co-attention (release: `fast_mode`).
-        shared = config.text_layers_before[0] if config.text_layers_before else 0
-        text = self._through_text(text, text_mask, range(shared), trace, batch.text.row)
-        text, text_mask, answer_at = self._rows_of(batch.text, text, text_mask)  # (B, T + task, Dt)
+        if text_states is None:
+            text = self._through_first_layers(batch.text, text, trace)
+        text, text_mask, answer_at = self._rows_of(batch.text, text)  # (B, T + task, Dt)
 
-        text_spans = _spans(shared, *config.text_layers_before, config.num_layers)
+        text_spans = _spans(self._num_first_layers, *config.text_layers_before, config.num_layers)
         region_spans = _spans(0, *config.region_layers_before, config.num_region_layers)
         for number, layer in enumerate(self.co_attention_layers):
             text = self._through_text(text, text_mask, text_spans[number], trace)
@@ -288,6 +298,28 @@ class Vilbert(Encoder):
             states=trace.states(),
         )
 
+    def encode_text(self, text: Text) -> Tensor:
+        """States of the text rows, and of the task token behind them, before the first co-attention;
+        (U, T + task, Dt)."""
+        return self._through_first_layers(text, self._embed_text(text), Trace(False))
+
+    def encode_regions(self, regions: Regions) -> Tensor:
+        """Normed sums of the projected features and locations, the whole image behind the regions; (S, R + 1, Dr). In
+        all releases the first region layer follows the first co-attention."""
+        dtype = self.projection.weight.dtype
+        features = self.region_features(regions.features, dtype)
+        whole = _mean(features, regions.mask) if regions.whole is None else self.region_features(regions.whole, dtype)
+        box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
+        features = torch.cat([features, whole[:, None]], dim=1)
+        locations = locate(torch.cat([regions.boxes, box], dim=1)).to(features.dtype)
+        states: Tensor = self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations)))
+        return states
+
+    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+        """The layers from the first co-attention on."""
+        encoded: Encoded = self(batch, text_states=text_states, region_states=region_states)
+        return encoded
+
     @property
     def word_embeddings(self) -> nn.Embedding:
         return self.embeddings.words
@@ -296,10 +328,17 @@ class Vilbert(Encoder):
         """Measure the whitening, if this preset whitens."""
         self.region_features.fit(features)
 
-    def _embed_text(self, text: Text) -> tuple[Tensor, Tensor]:
-        """Normed sums of the word, position and segment vectors, the task's own vector behind them; (U, T + task, Dt)
-        and mask."""
-        states, mask = self.embeddings(text.ids, text.segments), text.mask
+    @property
+    def _num_first_layers(self) -> int:
+        """Text layers before the first co-attention: a text of many images runs through them once (release:
+        `fast_mode`)."""
+        before = self.config.text_layers_before
+        return before[0] if before else 0
+
+    def _embed_text(self, text: Text) -> Tensor:
+        """Normed sums of the word, position and segment vectors, the task's own vector behind them;
+        (U, T + task, Dt)."""
+        states = self.embeddings(text.ids, text.segments)
         if (self.tasks is None) != (text.task is None):
             raise ConfigError(
                 f"this model has {self.config.num_tasks} task tokens, and the texts name "
@@ -307,26 +346,29 @@ class Vilbert(Encoder):
             )
         if self.tasks is not None:
             states = torch.cat([states, self.tasks(text.task)[:, None]], dim=1)
-            mask = F.pad(mask, (0, 1), value=True)
-        return self.dropout(self.text_norm(states)), mask
+        embedded: Tensor = self.dropout(self.text_norm(states))
+        return embedded
 
-    def _rows_of(self, text: Text, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _through_first_layers(self, text: Text, states: Tensor, trace: Trace) -> Tensor:
+        return self._through_text(states, self._mask_text(text), range(self._num_first_layers), trace, text.row)
+
+    def _mask_text(self, text: Text) -> Tensor:
+        """(U, T + task)."""
+        return text.mask if self.tasks is None else F.pad(text.mask, (0, 1), value=True)
+
+    def _rows_of(self, text: Text, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Text states, mask and answer positions of the batch's rows."""
+        mask = self._mask_text(text)
         if text.row is None:
             return states, mask, text.answer_at
         return states[text.row], mask[text.row], None if text.answer_at is None else text.answer_at[text.row]
 
-    def _embed_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normed sums of the projected features and locations, the whole image behind the regions; (B, R + 1, Dr) and
-        mask."""
+    def _run_regions(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """States and mask of the batch's region rows before the first co-attention; `states` as from
+        `encode_regions`."""
         regions = batch.regions if batch.regions is not None else self._no_regions(batch.text)
-        dtype = self.projection.weight.dtype
-        features, mask = self.region_features(regions.features, dtype), F.pad(regions.mask, (0, 1), value=True)
-        whole = _mean(features, regions.mask) if regions.whole is None else self.region_features(regions.whole, dtype)
-        box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
-        features = torch.cat([features, whole[:, None]], dim=1)
-        locations = locate(torch.cat([regions.boxes, box], dim=1)).to(features.dtype)
-        states = self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations)))
+        states = self.encode_regions(regions) if states is None else states
+        mask = F.pad(regions.mask, (0, 1), value=True)
         return (states, mask) if regions.row is None else (states[regions.row], mask[regions.row])
 
     def _no_regions(self, text: Text) -> Regions:

@@ -153,6 +153,8 @@ class FinetuneConfig:
     """Split by which the best weights are chosen."""
     train_limit: int | None = None
     """Use only the first so many training examples (in a random order of the run's seed)."""
+    valid_images: int | None = None
+    """Validate on the examples of the first so many images only: a task that ranks scores all pairs of them."""
     flip: float = 0.0
     """Share of the training images that are mirrored: the boxes, with left and right exchanged in questions and
     answers, features as they are (VL-BERT's VQA and RefCOCO+: 0.5)."""

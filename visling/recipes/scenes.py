@@ -95,6 +95,7 @@ TASKS: Mapping[str, OnScenes] = {
         families={"visualbert": {"joined": True}},
         changes={"valid_split": "dev"},
     ),
+    "retrieval": OnScenes(title="Caption retrieval", metric="rsum", changes={"valid_images": 100}),
 }
 """Tasks that the drawn scenes have files of."""
 

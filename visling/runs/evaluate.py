@@ -24,6 +24,7 @@ from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
 from visling.train.state import gather
@@ -44,6 +45,8 @@ def evaluate(
     other_features: bool = False,
     overwrite: bool = False,
     compare: Sequence[Path] = (),
+    zero_shot: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission
     file into the run folder.
@@ -56,6 +59,8 @@ def evaluate(
         overwrite: replace the results of an earlier evaluation of this split.
         compare: other runs that were scored on this split, such as a model that saw no image; their scores are kept
             next to this one's.
+        zero_shot: of a pre-trained run or model folder: rank captions and images by its matching head.
+        progress: of a task that ranks: called with (pairs done, pairs in all).
     Returns:
         Contents of evaluation_SPLIT.json.
     Raises:
@@ -67,8 +72,8 @@ def evaluate(
     if result.exists() and not overwrite:
         raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")
     saved = read_model_folder(run)
-    compared = {str(other): _read_scores(other, split, saved.task) for other in compare}
-    model, task = saved.task_model()
+    model, task = retrieval_model(saved) if zero_shot else saved.task_model()
+    compared = {str(other): _read_scores(other, split, task.name) for other in compare}
     known = read_run_json(run) if (run / "run.json").exists() else {}
     unknown = [
         name
@@ -92,10 +97,16 @@ def evaluate(
         check_images(records, regions)
     inputs = Inputs(saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt")
     predictions = predict_records(
-        model.to(inputs.device), task, inputs, records, batch_size=batch_size, precision=precision
+        model.to(inputs.device),
+        task,
+        inputs,
+        records,
+        batch_size=batch_size,
+        precision=precision,
+        progress=progress,
     )
     truncated = sum(gather(inputs.layout.truncated))
-    found: dict[str, Any] = {"task": saved.task, "split": split, "scores": {}, "by": {}, "baselines": {}}
+    found: dict[str, Any] = {"task": task.name, "split": split, "scores": {}, "by": {}, "baselines": {}}
     if task.labelled(records):
         found |= task.report(predictions, records).to_dict(task.name, split)
         found["baselines"] = {
@@ -126,24 +137,25 @@ def predict_records(
     *,
     batch_size: int,
     precision: runtime.Precision,
+    progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Predictions for all records, in their order, on every process.
+    """Predictions for all records, in their order, on every process; of a task that ranks, as its `AllPairs` makes
+    them.
 
     Args:
         inputs: without regions the examples lose their images.
+        batch_size: examples, or pairs of a tile.
+        progress: of a task that ranks: called with (pairs done, pairs in all).
     """
-    evaluator = task.evaluator()
-    source = (
-        TaskSource(task, records, inputs.layout) if evaluator is None else evaluator.examples(records, inputs.layout)
-    )
+    if (ranking := task.all_pairs()) is not None:
+        scores = score_pairs(
+            model, ranking, inputs, records, batch_size=batch_size, precision=precision, progress=progress
+        )
+        return ranking.predictions(scores, records)
+    source = TaskSource(task, records, inputs.layout)
     loader = inputs.loader(
         source if inputs.regions is not None else TextOnly(source), batch_size=batch_size, training=False
     )
-    if evaluator is not None:
-        scored = _gather_sorted(
-            _split_logits(numbers, logits) for numbers, _, logits in _predict_logits(model, loader, precision)
-        )
-        return evaluator.predictions(scored, records)
     return [
         prediction
         for _, prediction in _gather_sorted(
@@ -164,13 +176,6 @@ def _predict_logits(
         return numbers, batch, model(batch)
 
     return engine.predict(step, loader.batches_with_index(), model=model, precision=precision)
-
-
-def _split_logits(numbers: NDArray[np.int64], logits: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The logits of each example of a batch, by its number, on the CPU."""
-    rows = {name: scores.cpu() for name, scores in logits.items()}
-    for at, number in enumerate(numbers.tolist()):
-        yield number, {name: scores[at] for name, scores in rows.items()}
 
 
 def _gather_sorted(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[int, _T]]:

@@ -26,6 +26,7 @@ from visling.recipes.configs import FinetuneConfig
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import Task, TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
@@ -102,8 +103,10 @@ class Finetuning:
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
                 "are needed."
             )
+        self.valid_records = limit_images(self.valid_records, config.valid_images)
         if regions is not None:
             check_images([*self.train_records, *self.valid_records], regions)
+            self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
         if self.start is not None:
             check_family(self.start, config.model)

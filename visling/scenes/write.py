@@ -25,7 +25,7 @@ from visling.scenes.questions import FAMILIES, answer_type, candidates
 from visling.scenes.quotas import Candidate, Quotas
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.statements import statements
-from visling.scenes.tasks import classification, entities, gqa, nlvr2, referring
+from visling.scenes.tasks import classification, entities, gqa, nlvr2, referring, retrieval
 from visling.scenes.tasks.base import TaskWriter
 from visling.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, pick, sample_items
 
@@ -53,6 +53,7 @@ TASKS: tuple[type[TaskWriter], ...] = (
     referring.WRITER,
     classification.WRITER,
     nlvr2.WRITER,
+    retrieval.WRITER,
 )
 """Writers of the downstream tasks, in the order of their counts."""
 

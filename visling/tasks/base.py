@@ -10,13 +10,14 @@ import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import config as configs
@@ -24,7 +25,18 @@ from visling.data.answers import AnswerVocabulary
 from visling.data.batches.loader import Source
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError, nearest
-from visling.types import Batch, Example, Head, Loss, Prediction, Record, RegionArray, Targets
+from visling.types import (
+    Batch,
+    Example,
+    Head,
+    Loss,
+    Prediction,
+    Record,
+    RegionArray,
+    RegionStore,
+    Targets,
+    TextRow,
+)
 
 R = TypeVar("R", bound=Record)
 C = TypeVar("C")
@@ -36,7 +48,7 @@ class Score:
     """One number of a report."""
 
     value: float
-    """In percent."""
+    """In percent; ranks and sums of recalls, which say so in their name, are as they are."""
     count: int
     """Examples (or groups of examples) it is the mean of."""
     low: float | None = None
@@ -73,20 +85,30 @@ class Report:
         return found | ({"variants": dict(self.variants)} if self.variants else {})
 
 
-class Evaluator(Protocol[S]):
-    """Predictions of a task that scores other examples than one per record: retrieval scores all pairs."""
+class AllPairs(Protocol[S]):
+    """How a task ranks: its model scores every text with every image of the records, a pair as one row."""
 
-    def examples(self, records: Sequence[S], layout: TextLayout) -> Source:
-        """What the model is to score."""
+    def text(self, record: S, layout: TextLayout) -> TextRow:
+        """The text of a record, as the model reads it with any image."""
         ...
 
-    def predictions(self, scored: Iterable[tuple[int, Mapping[str, Tensor]]], records: Sequence[S]) -> list[Prediction]:
-        """Predictions for the records, in their order.
+    def score(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """How well text and image of each row fit, (B,), from a batch's logits; higher is better."""
+        ...
+
+    def predictions(self, scores: NDArray[np.float32], records: Sequence[S]) -> list[Prediction]:
+        """Predictions from the scores of all pairs.
 
         Args:
-            scored: the logits of each example, by its number, in the order of the numbers and on the CPU.
+            scores: (I, N) of every image, in the order in which the records name them first, with the text of every
+                record; -inf where a pair was left out.
         """
         ...
+
+
+def distinct_images(records: Sequence[Record]) -> dict[str, int]:
+    """First image of the records -> its number, in the order in which they name them first."""
+    return {image: number for number, image in enumerate(dict.fromkeys(record.images[0] for record in records))}
 
 
 class Task(ABC, Generic[R, C]):
@@ -165,8 +187,13 @@ class Task(ABC, Generic[R, C]):
         """
         return {}
 
-    def evaluator(self) -> Evaluator[R] | None:
-        """How predictions are made where a record needs more than one example; None = `decode`, record by record."""
+    def with_regions(self, records: Sequence[R], store: RegionStore) -> Sequence[R]:
+        """The training records with what only the regions of all images tell, such as images that look alike; called
+        once, before a training that sees regions."""
+        return records
+
+    def all_pairs(self) -> AllPairs[R] | None:
+        """How the task ranks, if predictions compare all texts with all images; None = `decode`, record by record."""
         return None
 
     @abstractmethod

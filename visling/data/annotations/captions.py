@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from visling.data.annotations.entities import find_entities, read_entities
 from visling.data.annotations.files import (
@@ -50,6 +50,8 @@ class Captions:
     """Lines that are not of the file's layout, left out."""
     unboxed: int = 0
     """Sentences of Flickr30K Entities that name no entity with a box, left out."""
+    listed_twice: int = 0
+    """Images that the file lists again; their captions are joined."""
 
 
 def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[[str], bool] | None = None) -> Captions:
@@ -86,12 +88,16 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
     return collect(rows(), images=listed, most=most)
 
 
-def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> Captions:
-    """Captions of one of Karpathy's files (`dataset_coco.json`, `dataset_flickr30k.json`), as people wrote them.
+def read_karpathy(
+    path: str | Path, split: str, *, most: int | None = None, text: Literal["raw", "tokens"] = "raw"
+) -> Captions:
+    """Captions of one of Karpathy's files (`dataset_coco.json`, `dataset_flickr30k.json`).
 
     Args:
         split: "train" includes COCO's "restval", as all retrieval work does.
         most: most captions per image, the first ones; retrieval uses 5.
+        text: "raw": captions as people wrote them; "tokens": Karpathy's words, in lower case and without punctuation,
+            joined by blanks. Where a caption lacks the one, the other is read.
     Raises:
         DataError: the file is missing, truncated or of another layout, or has no such split.
     """
@@ -106,12 +112,18 @@ def read_karpathy(path: str | Path, split: str, *, most: int | None = None) -> C
         (
             str(sentence.get("sentid", f"{image}#{number}")),
             image,
-            sentence.get("raw") or " ".join(sentence.get("tokens", ())),
+            (sentence.get("raw") or _join_tokens(sentence))
+            if text == "raw"
+            else (_join_tokens(sentence) or sentence.get("raw")),
         )
         for image, sentences in chosen
         for number, sentence in enumerate(sentences)
     )
     return collect(rows, images=[image for image, _ in chosen], most=most)
+
+
+def _join_tokens(sentence: Mapping[str, Any]) -> str:
+    return " ".join(sentence.get("tokens", ()))
 
 
 def read_flickr30k(path: str | Path, images: Collection[str] | None = None) -> Captions:
@@ -143,28 +155,36 @@ def read_flickr30k(path: str | Path, images: Collection[str] | None = None) -> C
     return replace(captions, malformed=malformed)
 
 
-def read_flickr30k_lines(path: str | Path) -> Captions:
-    """Captions of ViLBERT's and VOLTA's Flickr30K files: one JSON object per line with `sentences` and `img_path` (or
-    `id`).
+def read_flickr30k_lines(
+    path: str | Path, *, most: int | None = None, image_field: Literal["img_path", "id"] = "img_path"
+) -> Captions:
+    """Captions of ViLBERT's and VOLTA's files: one JSON object per line with `sentences` and `img_path` (or `id`).
 
+    Args:
+        most: most captions per image, the first ones.
+        image_field: what names the image: of Flickr30K the file, whose `id` may be another number; of COCO the `id`.
+            Where a line lacks the one, the other is read.
     Raises:
         DataError: the file is missing or truncated, or a line is of another layout.
     """
     path = Path(path)
+    listed: list[str] = []
 
     def rows() -> Iterator[tuple[str, str, Any]]:
         for number, entry in read_json_lines(path):
-            name = entry.get("img_path", entry.get("id"))
+            other = "id" if image_field == "img_path" else "img_path"
+            name = entry.get(image_field, entry.get(other))
             if name is None or not isinstance(entry.get("sentences"), list):
                 raise DataError(
                     f"{path}, line {number}: expected an object with 'sentences' and 'img_path' or 'id'; "
                     f"found {', '.join(entry)}."
                 )
             image = from_file_name(str(name))
+            listed.append(image)
             for at, sentence in enumerate(entry["sentences"]):
                 yield f"{image}#{at}", image, sentence
 
-    return collect(rows())
+    return collect(rows(), images=listed, most=most)
 
 
 def read_flickr30k_entities(root: str | Path, split: str) -> Captions:
@@ -237,11 +257,11 @@ def has_flickr30k(root: Path, split: str) -> bool:
     return (root / "results_20130124.token").is_file() and (root / f"{split}.txt").is_file()
 
 
-def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (), most: int | None = None) -> Captions:
+def collect(rows: Iterable[tuple[str, str, Any]], *, images: Collection[str] = (), most: int | None = None) -> Captions:
     """Rows of id, image and caption as records, without those that are empty, repeated or too many.
 
     Args:
-        images: ids of all images that the file lists.
+        images: ids of all images that the file lists; read when the rows are through.
         most: most captions per image, the first ones.
     """
     records: list[CaptionRecord] = []
@@ -265,7 +285,8 @@ def collect(rows: Iterable[tuple[str, str, Any]], *, images: Iterable[str] = (),
         empty=left_out["empty"],
         repeated=left_out["repeated"],
         surplus=left_out["surplus"],
-        bare_images=tuple(image for image in images if image not in per_image),
+        bare_images=tuple(image for image in dict.fromkeys(images) if image not in per_image),
+        listed_twice=sum(count > 1 for count in Counter(images).values()),
     )
 
 

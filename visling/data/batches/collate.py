@@ -28,7 +28,7 @@ class Collator:
     """Makes one batch and its labels of many examples, on the CPU: `collator(examples, rngs)`.
 
     Text is padded to the longest row, rounded up to `text_multiple` (never beyond `spec.max_tokens`); regions to the
-    most of any image. An image shared by the G rows of an example is given once, with `regions.row`; several images of
+    most of any image. An image shared by rows of an example is given once, with `regions.row`; several images of
     a single row are joined (`spec.pair` "sequence"). Regions come in the order that `spec.region_order` names, and so
     do targets about them. Where text and regions together are longer than `spec.joint_limit`, the longer of them loses
     its end, after masking, as VL-BERT's release does it. A question that was paired with another image (label `matched`

@@ -51,6 +51,8 @@ class GatheredRegions:
     """Images per example."""
     group: int
     """Rows per example."""
+    row: NDArray[np.int64] | None
+    """(B,) region row of each text row, where rows of an example share an image; None = one to one."""
 
     @property
     def joined(self) -> bool:
@@ -58,10 +60,10 @@ class GatheredRegions:
         return self.group == 1 and self.images > 1
 
     @property
-    def shared_by(self) -> NDArray[np.int64] | None:
-        """(B,) region row of each text row, where the rows of an example share an image."""
-        shared = self.group > 1 and self.images == 1
-        return np.arange(len(self.image_ids)).repeat(self.group) if shared else None
+    def shown(self) -> NDArray[np.int64]:
+        """(N, images) region row of each image that an example names."""
+        rows = np.arange(len(self.image_ids)) if self.row is None or self.images == 1 else self.row
+        return rows.reshape(-1, self.images)
 
 
 class RegionCollator:
@@ -112,13 +114,21 @@ class RegionCollator:
             for _ in example.images
         ]
         _check_images(examples, self.spec)
+        image_ids, row = [image for example in examples for image in example.images], None
+        images, group = len(examples[0].images), len(examples[0].rows)
+        if group > 1 and images == 1:
+            row = np.arange(len(image_ids)).repeat(group)
+        elif images == group > 1 and self._may_share:
+            image_ids, row = _share_repeated(examples)
+            mirrored = [False] * len(image_ids)
         gathered = GatheredRegions(
             store=store,
-            image_ids=[image for example in examples for image in example.images],
+            image_ids=image_ids,
             mirrored=mirrored,
-            **_gather_images(examples, store, self.spec.max_regions),
-            images=len(examples[0].images),
-            group=len(examples[0].rows),
+            **_gather_images(examples, image_ids, store, self.spec.max_regions),
+            images=images,
+            group=group,
+            row=row,
         )
         if gathered.joined and (self.masking is not None or self.needs or self.pictures is not None):
             raise ConfigError(
@@ -126,6 +136,12 @@ class RegionCollator:
                 "Use a preset with pair='rows'."
             )
         return gathered
+
+    @property
+    def _may_share(self) -> bool:
+        """Whether an image that an example names twice looks the same both times: nothing is drawn for it, and no text
+        decides how many of its regions are kept."""
+        return self.masking is None and not self.flip and self.spec.joint_limit is None
 
     def __call__(
         self,
@@ -162,7 +178,7 @@ class RegionCollator:
             real = (np.arange(real.shape[1]) < kept[:, None])[:, :most]
             features, unit = (_cut_regions(array, real) for array in (features, unit))
             clean = None if clean is None else _cut_regions(clean, real)
-        row = gathered.shared_by
+        row = gathered.row
         regions = Regions(
             features=torch.from_numpy(features),
             boxes=torch.from_numpy(unit),
@@ -188,11 +204,10 @@ class RegionCollator:
         """What the examples' `region_labels` say of the regions, as the model sees them."""
         if all(example.region_labels is None for example in examples):
             return {}
-        images = iter(gathered.image_ids)
-        counts = iter(gathered.mask.sum(1) if kept is None else kept)
+        counts = gathered.mask.sum(1) if kept is None else kept
         labels = []
-        for example in examples:
-            shown = [take_regions(gathered.store[next(images)], slice(int(next(counts)))) for _ in example.images]
+        for example, rows in zip(examples, gathered.shown.tolist(), strict=True):
+            shown = [take_regions(gathered.store[gathered.image_ids[at]], slice(int(counts[at]))) for at in rows]
             named = {} if example.region_labels is None else example.region_labels(shown)
             if twice := sorted(named.keys() & example.labels.keys()):
                 raise ConfigError(f"example {example.id!r} and its region_labels both give the label {twice[0]!r}.")
@@ -240,7 +255,7 @@ class RegionCollator:
         """
         assert self.masking is not None
         labelled, images = real if self.masking.labels == "all" else chosen, gathered.image_ids
-        if (row := gathered.shared_by) is not None:
+        if (row := gathered.row) is not None:
             labelled, chosen, images = labelled[row], chosen[row], [images[number] for number in row]
         if not self.masking.mismatched:
             labelled, chosen = labelled & ~mismatched[:, None], chosen & ~mismatched[:, None]
@@ -285,9 +300,22 @@ def _check_images(examples: Sequence[Example], spec: InputSpec) -> None:
         )
 
 
-def _gather_images(examples: Sequence[Example], store: RegionStore, most: int) -> dict[str, NDArray[Any]]:
+def _share_repeated(examples: Sequence[Example]) -> tuple[list[str], NDArray[np.int64] | None]:
+    """Images to be gathered, each once per example, and the region row of each text row; None where none repeats."""
+    image_ids: list[str] = []
+    row: list[int] = []
+    for example in examples:
+        numbers = {image: len(image_ids) + number for number, image in enumerate(dict.fromkeys(example.images))}
+        image_ids += numbers
+        row += [numbers[image] for image in example.images]
+    return image_ids, np.array(row) if len(image_ids) < len(row) else None
+
+
+def _gather_images(
+    examples: Sequence[Example], image_ids: Sequence[str], store: RegionStore, most: int
+) -> dict[str, NDArray[Any]]:
     try:
-        return gather(store, [image for example in examples for image in example.images], most)
+        return gather(store, image_ids, most)
     except StoreError as error:
         for example in examples:
             for image in example.images:
