@@ -168,7 +168,7 @@ class Predictor:
         Raises:
             DataError: the task does not compare a text with images, an image cannot be read, or the text is empty.
         """
-        if not self.task.ranks:
+        if self.task.all_pairs() is None:
             raise DataError(
                 f"the task {self.task.name} does not rank images: use answer(image, text). Retrieval ranks them."
             )
@@ -177,10 +177,6 @@ class Predictor:
 
     def _check_query(self, images: int, choices: Sequence[str]) -> None:
         task, blind = self.task, self.folder.text_only
-        if task.evaluator() is not None and not task.ranks:
-            raise DataError(
-                f"the task {task.name} compares the examples of a whole data set. Score one with visling evaluate."
-            )
         if images != task.images and not (blind and images == 0):
             raise DataError(
                 f"the task {task.name} reads {task.images} image{'s' if task.images > 1 else ''} at a "

@@ -81,7 +81,7 @@ def predict(
     images = _list_images(places)
     _check_images(images)
     model = load(run, detector=detector, other_features=other_features, device=device)
-    if model.task.ranks:
+    if model.task.all_pairs() is not None:
         _print_ranking(model, images, text, json_)
         return
     # A model's name on the hub is no folder here.
@@ -214,7 +214,7 @@ def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[s
         ):
             for done, (number, asked) in enumerate(rows, 1):
                 try:
-                    if model.task.ranks:
+                    if model.task.all_pairs() is not None:
                         ranking = [list(pair) for pair in model.rank(asked["images"], asked["text"])]
                         file.write(json.dumps(asked["row"] | {"ranking": ranking}) + "\n")
                         step(done, len(rows))

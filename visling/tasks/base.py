@@ -122,8 +122,6 @@ class Task(ABC, Generic[R, C]):
     """Images of one example."""
     choices: ClassVar[bool] = False
     """Whether `query` reads a question and then the answers to choose from."""
-    ranks: ClassVar[bool] = False
-    """Whether a text is compared with many images, which `Prediction.value`, a number, puts in order."""
     settings: ClassVar[type[Any]]
     """Config class `C`."""
 
