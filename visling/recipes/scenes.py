@@ -85,7 +85,7 @@ class OnScenes:
 TASKS: Mapping[str, OnScenes] = {
     # All families have VisualBERT's loss, so that they can be compared.
     "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
-    "gqa": OnScenes(title="GQA: questions made of scene graphs", settings={"loss": "kl"}),
+    "gqa": OnScenes(title="Compositional questions (GQA)", settings={"loss": "kl"}),
 }
 """Tasks that the drawn scenes have files of."""
 
