@@ -96,6 +96,7 @@ TASKS: Mapping[str, OnScenes] = {
         changes={"valid_split": "dev"},
     ),
     "retrieval": OnScenes(title="Caption retrieval", metric="rsum", changes={"valid_images": 100}),
+    "gqa": OnScenes(title="Compositional questions (GQA)", settings={"loss": "kl"}),
 }
 """Tasks that the drawn scenes have files of."""
 
