@@ -160,7 +160,7 @@ def place_of(box: Any, size: int) -> tuple[int, ...]:
 
 
 def test_place_and_size_alone_stay_near_chance(drawn: Path) -> None:
-    """A prior over places and sizes of referred objects, of all training sentences, chooses hardly better than a die."""
+    """What a prior over places and sizes of referred objects, learned from all training sentences, chooses."""
     boxes = candidates_of(drawn)
     train, test = (read_refer(find_refer(drawn), split) for split in ("train", "test"))
     asked: Counter[tuple[int, ...]] = Counter()
