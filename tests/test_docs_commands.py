@@ -40,6 +40,7 @@ DOWNLOADS = {
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
     "official questions (tests/data/annotations/test_gqa.py reads files of their layout)": ("gqa",),
     "official sentences and photographs (tests/tasks/test_nlvr2.py reads a sample of them)": ("nlvr2",),
+    "official expressions and photographs (tests/parity/test_vlbert_refcoco.py reads samples of them)": ("refer",),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 
@@ -63,6 +64,7 @@ LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md")
 QUICK = (
     "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md",
+    "docs/checkpoints.md", "docs/tasks/referring.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 
