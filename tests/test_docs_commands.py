@@ -39,6 +39,7 @@ DOWNLOADS = {
     "released features (tests/regions/formats reads samples of them)": ("train2014_obj36.tsv",),
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
     "official sentences and photographs (tests/tasks/test_nlvr2.py reads a sample of them)": ("nlvr2",),
+    "official phrases and boxes (tests/data/annotations/test_entities.py reads such files)": ("flickr30k",),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 
