@@ -41,6 +41,7 @@ DOWNLOADS = {
     "official questions (tests/data/annotations/test_gqa.py reads files of their layout)": ("gqa",),
     "official sentences and photographs (tests/tasks/test_nlvr2.py reads a sample of them)": ("nlvr2",),
     "official expressions and photographs (tests/parity/test_vlbert_refcoco.py reads samples of them)": ("refer",),
+    "official phrases and boxes (tests/data/annotations/test_entities.py reads such files)": ("flickr30k",),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 

@@ -310,7 +310,7 @@ def test_our_own_recipes_keep_the_best_model() -> None:
     ours = [*(PRETRAINING.keys() - PUBLISHED_PRETRAINING), *(FINETUNING.keys() - PUBLISHED_FINETUNING)]
     tables = {**PRETRAINING, **FINETUNING}
     assert {name: tables[name]().train.keep for name in ours} == dict.fromkeys(ours, ("best",))
-    for name in ("visualbert-vqa", "visualbert-nlvr2"):
+    for name in ("visualbert-vqa", "visualbert-nlvr2", "visualbert-flickr30k"):
         assert FINETUNING[name]().train.keep == ("best", "epochs")
 
 
@@ -339,6 +339,18 @@ def test_fine_tuning_on_nlvr2() -> None:
         "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
         "train.optim.exclude": ["pooler"], "encoder.feature_size": 1024, "encoder.max_regions": 144,
         "encoder.pair": "sequence", "task_settings.joined": True, "valid_split": "dev",
+    }  # fmt: skip
+    assert {setting: value(settings, setting) for setting in stated} == stated
+
+
+def test_fine_tuning_on_flickr30k() -> None:
+    settings = configs.to_dict(FINETUNING["visualbert-flickr30k"]())
+    stated = {
+        "batch_size": 32, "train.epochs": 5, "train.patience": 3, "train.metric": "recall_at_1",
+        "train.direction": "max", "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1,
+        "train.optim.name": "bert_adam", "train.optim.exclude": ["pooler"], "encoder.feature_size": 2048,
+        "encoder.max_regions": 100, "encoder.append_spatial": True, "task_settings.phrase_at": "release",
+        "valid_split": "val",
     }  # fmt: skip
     assert {setting: value(settings, setting) for setting in stated} == stated
 

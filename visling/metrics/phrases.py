@@ -70,8 +70,8 @@ def right_boxes(
         wanted = wanted[:1]
     given = torch.from_numpy(np.asarray(proposals, np.float64).reshape(-1, 4))
     overlaps = box_ops.iou(given, torch.from_numpy(wanted), inclusive=rule.inclusive).numpy()
-    right: NDArray[np.bool_] = (overlaps > rule.threshold if rule.strict else overlaps >= rule.threshold).any(1)
-    return right
+    right: NDArray[np.bool_] = overlaps > rule.threshold if rule.strict else overlaps >= rule.threshold
+    return np.logical_or.reduce(right, axis=1)
 
 
 def first_rank(ranked: NDArray[np.bool_]) -> int | None:

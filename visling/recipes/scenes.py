@@ -85,7 +85,6 @@ class OnScenes:
 TASKS: Mapping[str, OnScenes] = {
     # All families have VisualBERT's loss, so that they can be compared.
     "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
-    "gqa": OnScenes(title="GQA: questions made of scene graphs", settings={"loss": "kl"}),
     "grounding": OnScenes(title="Phrase grounding", metric="recall_at_1"),
     "referring": OnScenes(title="Referring expressions", settings={"loss": "softmax"}),
     "classification": OnScenes(title="Classification of a text with an image"),

@@ -218,6 +218,27 @@ def visualbert_nlvr2_finetuning() -> FinetuneConfig:
     )
 
 
+def visualbert_flickr30k_finetuning() -> FinetuneConfig:
+    """VisualBERT on Flickr30K Entities as released: phrases choose regions, BertAdam 2e-5, batch 32, 5 epochs.
+
+    10 to 100 regions of width 2048 and their boxes. A phrase that occurs twice in a sentence stands at its first
+    occurrence, and sentences about something else than their image are kept.
+
+    Source:
+        configs/flickr/fine-tune.json; dataloaders/flickr_ban/dataset.py.
+    """
+    train = _visualbert_training(2e-5)
+    return FinetuneConfig(
+        recipe="visualbert-flickr30k",
+        model="visualbert",
+        encoder=models.spec("visualbert").presets["flickr30k"],
+        task="grounding",
+        task_settings={"phrase_at": "release", "unrelated": True},
+        batch_size=32,
+        train=replace(train, epochs=5, metric="recall_at_1", direction="max"),
+    )
+
+
 def _visualbert_coco(name: str, preset: str, *, batch_size: int, lr: float = 5e-5) -> PretrainConfig:
     return PretrainConfig(
         recipe=name,
@@ -283,6 +304,7 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     "visualbert-vqa": visualbert_vqa_finetuning,
     "visualbert-nlvr2": visualbert_nlvr2_finetuning,
+    "visualbert-flickr30k": visualbert_flickr30k_finetuning,
 }
 
 SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"visualbert-scenes": visualbert_scenes}

@@ -164,11 +164,12 @@ def test_where_files_may_be(tmp_path: Path) -> None:
 
 def test_bans_table_lists_images_too(tmp_path: Path, golden: Path) -> None:
     recorded = golden / "visualbert_tasks" / "flickr"
-    sentences = json.loads((recorded / "rows.json").read_text(encoding="utf-8"))["sentences"]
-    for split, number in sentences.items():
+    cases = json.loads((recorded / "rows.json").read_text(encoding="utf-8"))["cases"]
+    for case in cases:
+        split = case["split"]
         _, file = find_entities(recorded / "data", split) or pytest.fail(split)
         assert file.name == f"{split}_imgid2idx.pkl"
-        assert 5 * len(listed_images(file)) == number
+        assert list(dict.fromkeys(str(row["image_id"]) for row in case["rows"])) == listed_images(file)
     (tmp_path / "x.pkl").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(DataError, match="holds a list; expected a table"):
         listed_images(tmp_path / "x.pkl")
