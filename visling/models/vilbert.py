@@ -625,4 +625,5 @@ SPEC = ModelSpec(
         ),
         "volta": VOLTA_ANSWERS,
     },
+    tasks={"vqa": {"loss": "bce"}, "nlvr2": {"loss": "bce"}},
 )
