@@ -669,6 +669,7 @@ SPEC = ModelSpec(
     },
     tasks={
         "vqa": {"loss": "bce"},
+        "nlvr2": {"loss": "bce"},
         "referring": {"text": "raw", "loss": "overlap", "whole_image": True},
     },
 )

@@ -90,7 +90,7 @@ TASKS: Mapping[str, OnScenes] = {
     "classification": OnScenes(title="Classification of a text with an image"),
     "nlvr2": OnScenes(
         title="Judging a sentence about two images",
-        settings={"joined": False},
+        settings={"joined": False, "loss": "cross_entropy"},
         families={"visualbert": {"joined": True}},
         changes={"valid_split": "dev"},
     ),

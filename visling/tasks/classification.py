@@ -351,16 +351,16 @@ class Classification(Task[LabelledText, ClassificationConfig]):
     def state(self) -> dict[str, Any]:
         """Settings and labels in the order of the head's outputs."""
         return {
-            **super().state(), "labels": list(self.answers), "several": self._several,
+            **super().state(), "answers": list(self.answers), "several": self._several,
             "weights": None if self._weights is None else list(self._weights),
         }  # fmt: skip
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The task of a saved model, with its own labels."""
-        if not isinstance(state.get("labels"), list):
+        if not isinstance(state.get("answers"), list):
             raise ConfigError(
-                "the saved state of a classification lists its labels under 'labels'; found none. "
+                "the saved state of a classification lists its labels under 'answers'; found none. "
                 "Is answers.json of another task?"
             )
         settings = {
@@ -368,7 +368,7 @@ class Classification(Task[LabelledText, ClassificationConfig]):
         }  # the file may be gone; its labels are here
         return cls(
             configs.from_dict(ClassificationConfig, settings),
-            state["labels"],
+            state["answers"],
             several=bool(state.get("several")),
             weights=state.get("weights"),
         )

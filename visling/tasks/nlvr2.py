@@ -1,7 +1,7 @@
 """NLVR2: is the sentence true of the two pictures? (Suhr, Zhou et al. 2019)
 
-Files    {split}.json, one JSON object a line (`data/annotations/statements.py`); regions of both images under their
-         names, `dev-850-0-img0`.
+Files    {split}.json, one JSON object a line, or LXMERT's of the same name (`data/annotations/statements.py`); regions
+         of both images under their names, `dev-850-0-img0`.
 Official One prediction per sentence and pair. Accuracy: share of right ones. Consistency: share of sentences of a set
          of images that are judged rightly of each of their pairs.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from torch import Tensor
+from torch.nn import functional as F
 
 from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, nlvr2_group, read_nlvr2
 from visling.data.text import TextLayout
@@ -42,7 +43,11 @@ class Nlvr2Config:
 
     joined: bool = True
     """True: one row with the regions of both images (VisualBERT). False: a row for each image, joined by the head
-    (LXMERT, ViLBERT)."""
+    (LXMERT, CVLP, ViLBERT)."""
+    loss: Literal["cross_entropy", "bce"] | None = None
+    """"cross_entropy" over the two outputs (VisualBERT, LXMERT, CVLP); "bce": binary cross-entropy of each output,
+    averaged over both (ViLBERT's multi-task release). None: that of the model's family (`ModelSpec.tasks`), which a
+    fine-tuning run fills in; cross-entropy where it names none."""
 
 
 class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
@@ -67,15 +72,15 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         """Statements of a split in the order of its file.
 
         Args:
-            split: train, dev, test1, test2, or balanced_dev and the like.
+            split: train, dev, test1, test2, or balanced_dev and the like; in LXMERT's files train, valid, test, hidden.
         Raises:
             DataError: no file of the split, or one that is not of the official layout.
         """
         file = find_nlvr2(root, split)
         if file is None:
             raise DataError(
-                f"no statements of split {split!r} in {root}: expected {root / f'{split}.json'} or "
-                f"{root / 'data' / f'{split}.json'}."
+                f"no statements of split {split!r} in {root}: expected {root / f'{split}.json'}, "
+                f"{root / 'nlvr2' / f'{split}.json'} or {root / 'data' / f'{split}.json'}."
             )
         return read_nlvr2(file)
 
@@ -102,8 +107,16 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         )
 
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
-        """Cross-entropy over (N, 2) logits, averaged over examples, in float32."""
-        return classification_loss(logits["classify"], cast(Tensor, targets.answer))
+        """Loss of (N, 2) logits, averaged over examples, in float32."""
+        scores, labels = logits["classify"], cast(Tensor, targets.answer)
+        loss = classification_loss(scores, labels)
+        if self.config.loss != "bce":
+            return loss
+        each = F.binary_cross_entropy_with_logits(
+            scores.float(), F.one_hot(labels, len(LABELS)).float(), reduction="none"
+        ).mean(1)
+        mean = Loss.mean("answer", each)
+        return Loss(value=mean.value, parts={**loss.parts, **mean.parts})
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[Nlvr2Record]) -> list[Prediction]:
         """The more probable of "True" and "False"; an exact tie is "False"."""

@@ -4,17 +4,19 @@ NLVR2    {split}.json, also in nlvr2/, in data/ and in its folders balanced/ and
          that are read: identifier, sentence, label ("True" or "False"; none for hidden splits). An identifier has four
          fields, split-set-pair-sentence ("dev-850-0-1"); the first three and "-img0" or "-img1" name the left and the
          right image.
+LXMERT   Files of the same kind of name in data/nlvr2/ (train, valid, test, hidden) that hold one list. Fields:
+         identifier, sent, img0, img1, label (0 or 1; none for hidden splits).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import read_json_lines, text_field
+from visling.data.annotations.files import read_json, read_json_lines, read_lines, text_field
 from visling.errors import DataError
 from visling.types import Record
 
@@ -38,15 +40,14 @@ def find_nlvr2(root: Path, split: str) -> Path | None:
 
 
 def read_nlvr2(path: Path) -> list[Nlvr2Record]:
-    """Statements of a file in its order.
+    """Statements of an official file, or of LXMERT's, in its order.
 
     Raises:
         DataError: a line is not JSON or lacks a field, a label is not True or False, or an identifier has another
             form or occurs twice.
     """
     records: dict[str, Nlvr2Record] = {}
-    for number, row in read_json_lines(path):
-        where = f"{path}, line {number}"
+    for where, row in _read_rows(path):
         identifier = text_field(row, "identifier", where)
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
@@ -56,11 +57,30 @@ def read_nlvr2(path: Path) -> list[Nlvr2Record]:
             )
         if identifier in records:
             raise DataError(f"{where}: identifier {identifier!r} comes twice. Remove the copy.")
+        of_lxmert = "sent" in row
         images = (f"{match['pair']}-img0", f"{match['pair']}-img1")
         records[identifier] = Nlvr2Record(
-            id=identifier, images=images, sentence=text_field(row, "sentence", where), label=_read_label(row, where)
+            id=identifier,
+            images=(text_field(row, "img0", where), text_field(row, "img1", where)) if of_lxmert else images,
+            sentence=text_field(row, "sent" if of_lxmert else "sentence", where),
+            label=_read_label(row, where, of_lxmert=of_lxmert),
         )
     return list(records.values())
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each statement stands, and its fields."""
+    first = next((line.strip() for _, line in read_lines(path) if line.strip()), "")
+    if not first.startswith("["):
+        for number, row in read_json_lines(path):
+            yield f"{path}, line {number}", row
+        return
+    for number, row in enumerate(read_json(path), start=1):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, entry {number} is a {type(row).__name__}; expected an object, as in LXMERT's files."
+            )
+        yield f"{path}, entry {number}", row
 
 
 def nlvr2_group(identifier: str) -> str:
@@ -70,12 +90,13 @@ def nlvr2_group(identifier: str) -> str:
     return f"{split}-{image_set}--{sentence}"
 
 
-def _read_label(row: Mapping[str, Any], where: str) -> bool | None:
+def _read_label(row: Mapping[str, Any], where: str, *, of_lxmert: bool) -> bool | None:
     value = row.get("label")
     if value is None:
         return None
-    if not isinstance(value, str) or value.lower() not in ("true", "false"):
-        raise DataError(
-            f'{where}: label {value!r} is unknown; expected "True" or "False", or no label for a hidden split.'
-        )
+    if of_lxmert and value in (0, 1):
+        return bool(value)
+    if of_lxmert or not isinstance(value, str) or value.lower() not in ("true", "false"):
+        expected = "0 or 1" if of_lxmert else '"True" or "False"'
+        raise DataError(f"{where}: label {value!r} is unknown; expected {expected}, or no label for a hidden split.")
     return value.lower() == "true"

@@ -38,7 +38,7 @@ class Labelled:
     sentences: tuple[tuple[str, int], ...]
     """Sentence and label, 1 = true of the picture; as many true as false."""
     question: str
-    """Which shapes are ...?"""
+    """What shape some objects have."""
     shapes: tuple[str, ...]
     """Its answer."""
 
@@ -137,5 +137,5 @@ def _ask_shapes(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[str,
     name = pick(rng, ("color", "size", "texture"))
     value = pick(rng, scene.items).trait(name)
     shapes = {item.shape for item in scene.fitting({name: value})}
-    question = pick(rng, (f"which shapes are {value}?", f"what shape do the {value} things have?"))
+    question = pick(rng, (f"what shape do the {value} things have?", f"of what shape are the {value} objects?"))
     return question, tuple(shape for shape in SHAPES if shape in shapes)
