@@ -178,7 +178,7 @@ def read_shortlist(path: Path, records: Sequence[Record], top: int) -> NDArray[n
     try:
         with np.load(path, allow_pickle=False) as content:
             scores, images, texts = (content[name] for name in ("scores", "images", "texts"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(
             f"{path} is not a file of scores: {error}. Expected scores, images and texts, as a retrieval saves them."
         ) from error

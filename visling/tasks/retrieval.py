@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ TOP = 10
 NEAREST = 99
 """Images that look alike, kept per image (release: 100 columns, of which the first is the image itself)."""
 
-IMAGES, CAPTIONS = "image", "text"
+IMAGES: Final = "image"
+CAPTIONS: Final = "text"
 """What is retrieved: the image of a caption ("image retrieval"), the captions of an image ("text retrieval")."""
 
 

@@ -149,7 +149,7 @@ def read_test_images(path: Path) -> frozenset[str]:
     """
     try:
         listed = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is not a list of image ids that can be read: {error}. Download it again.") from error
     return frozenset(canonical(from_file_name(str(image))) for image in listed.ravel().tolist())
 

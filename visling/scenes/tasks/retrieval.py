@@ -45,7 +45,7 @@ class RetrievalWriter:
 
     def add(self, scene: Scene, described: list[str], rng: np.random.Generator) -> None:
         """All captions of the scene."""
-        first = CAPTIONS * len(self._images)
+        first = CAPTIONS * scene.image_id
         self._images.append(
             {
                 "filename": f"scene_{scene.image_id:012d}.png",
