@@ -625,4 +625,9 @@ SPEC = ModelSpec(
         ),
         "volta": VOLTA_ANSWERS,
     },
+    tasks={
+        "vqa": {"loss": "bce"},
+        # The encoder has no place for links: the release passes them on, but its attention ignores them.
+        "vcr": {"loss": "softmax", "names": "drawn", "separated": True, "cut": "longer", "links": "none"},
+    },
 )

@@ -654,6 +654,16 @@ SPEC = ModelSpec(
             file="answers_vqa.txt of its VQA data (3,129 lines, <unk> among them)", unknown="listed"
         ),
     },
-    tasks={"vqa": {"loss": "bce", "mask_unknown": False}},  # its test predictions may be <unk>
+    tasks={
+        "vqa": {"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
+        "vcr": {
+            "loss": "sigmoid",
+            "names": "listed",
+            "conjunction": True,
+            "links": "every_piece",
+            "cut": "shared",
+            "class_weight": 1.0,
+        },
+    },
     start_task=start_task,
 )

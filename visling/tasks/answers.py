@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,6 +49,24 @@ def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce"]) -> L
     loss = Loss.mean("answer", values)
     reached = scores.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
     return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (reached, loss.parts["answer"][1])})
+
+
+def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -> Loss:
+    """Mean binary cross-entropy of all choices; part "answer_accuracy" is the share of right best choices.
+
+    Args:
+        scores: (N, G).
+        choice: (N,) int64.
+        positive_weight: of the right choice.
+    Source:
+        VL-BERT release, `resnet_vlbert_for_vcr.py`, `CLASSIFIER_SIGMOID`.
+    """
+    wanted = F.one_hot(choice, scores.shape[1]).to(scores.dtype)
+    weight = torch.full((), positive_weight, dtype=scores.dtype, device=scores.device)
+    loss = Loss.mean("answer", F.binary_cross_entropy_with_logits(scores, wanted, reduction="none", pos_weight=weight))
+    hits = (scores.detach().argmax(1) == choice).sum()
+    count = torch.full((), len(choice), device=scores.device)
+    return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (hits, count)})
 
 
 def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:
