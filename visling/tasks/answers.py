@@ -52,21 +52,27 @@ def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce"]) -> L
 
 
 def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -> Loss:
-    """Mean binary cross-entropy of all choices; part "answer_accuracy" is the share of right best choices.
+    """Binary cross-entropy of each choice, averaged by weight over all choices of all examples; part "answer_accuracy"
+    is the share of correct best choices.
 
     Args:
-        scores: (N, G).
+        scores: (N, G) float32.
         choice: (N,) int64.
-        positive_weight: of the right choice.
+        positive_weight: of the right choice; the others have 1.
     Source:
         VL-BERT release, `resnet_vlbert_for_vcr.py`, `CLASSIFIER_SIGMOID`.
     """
     wanted = F.one_hot(choice, scores.shape[1]).to(scores.dtype)
-    weight = torch.full((), positive_weight, dtype=scores.dtype, device=scores.device)
-    loss = Loss.mean("answer", F.binary_cross_entropy_with_logits(scores, wanted, reduction="none", pos_weight=weight))
+    weights = 1 + (positive_weight - 1) * wanted
+    total = F.binary_cross_entropy_with_logits(scores, wanted, weights, reduction="sum")
     hits = (scores.detach().argmax(1) == choice).sum()
-    count = torch.full((), len(choice), device=scores.device)
-    return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (hits, count)})
+    return Loss(
+        value=total / weights.sum(),
+        parts={
+            "answer": (total.detach(), weights.sum()),
+            "answer_accuracy": (hits, torch.full((), len(choice), device=scores.device)),
+        },
+    )
 
 
 def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:

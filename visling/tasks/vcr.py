@@ -95,6 +95,9 @@ class VcrConfig:
     links: Links | None = None
     """Which pieces of a name are linked to the region of its object: "none", "first_piece" (VisualBERT), "every_piece"
     (VL-BERT)."""
+    only_relevant: bool = False
+    """Show only regions of objects that question, answers or, for a rationale, rationales name, in the order of their
+    first mention; only these use up names (VL-BERT's option `only_use_relevant_dets`)."""
     least_overlap: float = 0.5
     """Overlap (intersection over union) that a region needs to show an object, where the store holds other regions than
     VCR's objects (ours)."""
@@ -160,7 +163,8 @@ class VCR(Task[VcrRecord, VcrConfig]):
     @property
     def _reads_objects(self) -> bool:
         """Whether the boxes of objects are needed."""
-        return bool(self.config.class_weight) or (self.config.links or "none") != "none"
+        config = self.config
+        return bool(config.class_weight) or config.only_relevant or (config.links or "none") != "none"
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> VcrRecord:
         """A question and its choices, of which none is known to be right; in phase "rationale" the first text is
@@ -231,8 +235,27 @@ class VCR(Task[VcrRecord, VcrConfig]):
             rows=tuple(rows),
             images=record.images,
             labels={} if label is None else {"choice": label},
+            chosen_regions=partial(self._choose_regions, record) if config.only_relevant else None,
             linked_regions=partial(self.bind, record) if any(row.links for row in rows) else None,
         )
+
+    def shown_objects(self, record: VcrRecord) -> list[int]:
+        """The objects of a record whose regions are shown, in the order in which they are."""
+        if not self.config.only_relevant:
+            return list(range(len(record.objects)))
+        sentences = [record.question, *record.answer_choices]
+        if self.config.phase == "rationale":
+            sentences += record.rationale_choices
+        return list(
+            dict.fromkeys(item for text in sentences for tag in text if not isinstance(tag, str) for item in tag)
+        )
+
+    def _choose_regions(self, record: VcrRecord, regions: RegionArray) -> NDArray[np.int64]:
+        """The regions of the shown objects, after that of the whole image, if the store has one."""
+        objects = self._find_objects(record, regions.size)
+        bound = self.bind(record, regions)[self.shown_objects(record)].tolist()
+        whole = [0] if find_first_object(objects, regions.boxes) == 1 else []
+        return np.array([*whole, *dict.fromkeys(region for region in bound if region >= 0)], np.int64)
 
     def _contexts(self, record: VcrRecord) -> list[tuple[Sentence, ...]]:
         """What the choices of a record are chosen by: the question, or the question with each possible answer."""
@@ -251,7 +274,9 @@ class VCR(Task[VcrRecord, VcrConfig]):
     def _name_people(self, record: VcrRecord, rng: np.random.Generator) -> Mapping[int, str]:
         """Names that objects have before the question mentions any."""
         if self.config.names == "listed":
-            return list_names(record.objects, int(rng.integers(len(LISTED_NAMES))) if self.config.new_names else 0)
+            shown = self.shown_objects(record)
+            first = int(rng.integers(len(LISTED_NAMES))) if self.config.new_names else 0
+            return dict(zip(shown, list_names([record.objects[item] for item in shown], first).values(), strict=True))
         if self.config.names == "drawn":
             if self._table is None:
                 table = self.config.name_table

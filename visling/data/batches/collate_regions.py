@@ -51,6 +51,8 @@ class GatheredRegions:
     """Images per example."""
     group: int
     """Rows per example."""
+    chosen: Sequence[NDArray[np.int64] | None]
+    """(S) the regions that are shown of those that the preset reads, None = all."""
 
     @property
     def joined(self) -> bool:
@@ -112,11 +114,14 @@ class RegionCollator:
             for _ in example.images
         ]
         _check_images(examples, self.spec)
+        arrays = _gather_images(examples, store, self.spec.max_regions)
+        chosen = _choose_regions(examples, store, arrays)
         gathered = GatheredRegions(
             store=store,
             image_ids=[image for example in examples for image in example.images],
             mirrored=mirrored,
-            **_gather_images(examples, store, self.spec.max_regions),
+            chosen=chosen,
+            **arrays,
             images=len(examples[0].images),
             group=len(examples[0].rows),
         )
@@ -271,14 +276,38 @@ class RegionCollator:
         return targets
 
 
+def _choose_regions(
+    examples: Sequence[Example], store: RegionStore, arrays: dict[str, NDArray[Any]]
+) -> list[NDArray[np.int64] | None]:
+    """The choice of each example for its images; what is not chosen is taken out of the arrays."""
+    chosen: list[NDArray[np.int64] | None] = []
+    for example in examples:
+        for image in example.images:
+            row, picked = len(chosen), None
+            if example.chosen_regions is not None:
+                picked = example.chosen_regions(take_regions(store[image], slice(int(arrays["mask"][row].sum()))))
+                for name in ("features", "boxes"):
+                    kept = arrays[name][row][picked]
+                    arrays[name][row] = 0
+                    arrays[name][row][: len(picked)] = kept
+                arrays["mask"][row] = np.arange(arrays["mask"].shape[1]) < len(picked)
+            chosen.append(picked)
+    return chosen
+
+
 def _list_shown(
     examples: Sequence[Example], gathered: GatheredRegions, kept: NDArray[np.int64] | None
 ) -> Iterator[list[RegionArray]]:
     """The regions of each example's images as the model sees them: in its order, cut to `kept` (S,)."""
-    images = iter(gathered.image_ids)
-    counts = iter(gathered.mask.sum(1) if kept is None else kept)
+    counts = gathered.mask.sum(1) if kept is None else kept
+    rows = iter(zip(gathered.image_ids, gathered.chosen, counts, strict=False))  # joined images have one count
     for example in examples:
-        yield [take_regions(gathered.store[next(images)], slice(int(next(counts)))) for _ in example.images]
+        shown = []
+        for _ in example.images:
+            image, chosen, count = next(rows)
+            order = slice(int(count)) if chosen is None else chosen[: int(count)]
+            shown.append(take_regions(gathered.store[image], order))
+        yield shown
 
 
 def _sort_by_confidence(store: RegionStore, examples: Sequence[Example]) -> RegionStore:
