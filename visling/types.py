@@ -378,7 +378,7 @@ class TextRow:
     words: NDArray[np.int64] | None = None
     """(T,) word number of each piece, -1 for special tokens; for whole-word masking."""
     links: tuple[tuple[int, int], ...] = ()
-    """(token, region) pairs."""
+    """(token, region) pairs; (token, object) pairs where `Example.linked_regions` says which regions those are."""
     phrases: tuple[int, ...] = ()
     """Token positions to be grounded."""
 
@@ -399,6 +399,12 @@ class Example:
     """Further labels, computed from the regions: called with those of each of `images` that the model sees, in the
     order in which it sees them and with boxes in pixels of the stored image; a batch without regions leaves it out.
     Labels of rows (`region_scores`, ...) are of one row, or G values where an example has G rows."""
+    chosen_regions: Callable[[RegionArray], NDArray[np.int64]] | None = None
+    """Where not all regions are shown: called with the regions of the only image, in the order of the preset and cut to
+    its number; returns the numbers of those that are, in the order in which they are."""
+    linked_regions: Callable[[RegionArray], NDArray[np.int64]] | None = None
+    """For rows whose links name objects of an annotation: called, as `region_labels` is, with the regions of the only
+    image; returns (objects,) the region of each, -1 where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -211,7 +211,7 @@ class TextLayout:
                 _drop_front(a, a_owners, from_first),
                 _drop_front(b, b_owners, from_second),
             )
-        row = self._join(a, b)
+        row = self.join(a, b)
         links = []
         for words, owners, start in ((first, a_owners, 1), (second, b_owners, len(a[0]) + 2)):
             naming = [(number, region) for number, (_, region) in enumerate(words) if region is not None]
@@ -244,9 +244,10 @@ class TextLayout:
         if excess > 0:
             self.truncated += 1
             first, second = self._shorten(first, second, excess)
-        return self._join(first, second)
+        return self.join(first, second)
 
-    def _join(self, first: _Pieces, second: _Pieces) -> TextRow:
+    def join(self, first: _Pieces, second: _Pieces) -> TextRow:
+        """`[CLS] first [SEP] second [SEP]` of pieces and their word numbers, as long as they are."""
         (a, a_words), (b, b_words) = first, second
         end = 1 + len(a)
         row, numbers, segments = _blank_row(end + 2 + len(b))

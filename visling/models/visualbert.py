@@ -457,6 +457,9 @@ SPEC = ModelSpec(
         ),
         "volta": VOLTA_ANSWERS,
     },
-    tasks={"vqa": {"loss": "kl", "mask_unknown": True}},
+    tasks={
+        "vqa": {"loss": "kl", "mask_unknown": True},
+        "vcr": {"loss": "softmax", "names": "mentioned", "links": "first_piece", "cut": "front"},
+    },
     transformers=_describe_for_transformers,
 )

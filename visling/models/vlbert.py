@@ -657,6 +657,14 @@ SPEC = ModelSpec(
     tasks={
         "vqa": {"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
         "referring": {"text": "tokens", "loss": "positive", "whole_image": True},
+        "vcr": {
+            "loss": "sigmoid",
+            "names": "listed",
+            "conjunction": True,
+            "links": "every_piece",
+            "cut": "shared",
+            "class_weight": 1.0,
+        },
     },
     start_task=start_task,
 )

@@ -9,7 +9,8 @@ pair            head(pooled (B, Dp))                             -> (N, A): of t
 vocabulary      head(states at slots (B, P, Dt))                 -> (B, P, V)
 slots_regions   head(states at slots, regions (B, R, Dr), mask)  -> (B, P, R): lowest finite number on padding
 regions         head(candidates (B, R[+1], Dr))                  -> (B, R[+1]): unmasked; the whole image, if any, last
-region_targets  head(states of regions (B, Q, Dr))               -> {name: (B, Q, width)}, as `Head.options` has them
+region_targets  head(states of regions (B, Q, Dr))               -> {name: (B, Q, width)}, as `Head.options` has them;
+                                                                    read at every region, the whole image, if any, last
 projection      head(states (B, N, Dr))                          -> (B, N, A): embeddings, to be compared with others
 """
 
@@ -82,7 +83,7 @@ def _select_inputs(kind: HeadKind, encoded: Encoded, batch: Batch, at: Tensor | 
             at = batch.phrases.at
         states = encoded.text if at is None else gather(encoded.text, at)
         return (states,) if kind == "vocabulary" else (states, encoded.regions, _mask_regions(encoded, batch))
-    if kind == "regions" and encoded.whole is not None:
+    if kind in ("regions", "region_targets") and encoded.whole is not None:
         return (torch.cat([encoded.regions, encoded.whole[:, None]], dim=1),)
     return (encoded.regions if kind in ("regions", "region_targets", "projection") else encoded.pooled,)
 

@@ -157,6 +157,8 @@ def _head_logits(saved: SavedHead, head: nn.Module, encoded: Encoded, batch: Bat
         encoded = dataclasses.replace(encoded, regions=encoded.text)
     elif kind == "regions":
         name = f"{saved.part}.scores"  # the states of the regions are called "regions"
+    elif kind == "region_targets":
+        encoded = dataclasses.replace(encoded, whole=None)  # recorded of the regions alone
     elif incomplete := len(encoded.pooled) % saved.group:
         encoded = dataclasses.replace(encoded, pooled=encoded.pooled[:-incomplete])
     if len(encoded.pooled) == 0:

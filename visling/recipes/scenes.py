@@ -71,6 +71,8 @@ class OnScenes:
 
     title: str
     """What the recipe is listed as."""
+    task: str = ""
+    """The task, where it is called otherwise than the recipe."""
     metric: str = "accuracy"
     """By which the best weights are chosen."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +98,10 @@ TASKS: Mapping[str, OnScenes] = {
     ),
     "retrieval": OnScenes(title="Caption retrieval", metric="rsum", changes={"valid_images": 100}),
     "gqa": OnScenes(title="Compositional questions (GQA)", settings={"loss": "kl"}),
+    "vcr": OnScenes(title="Visual commonsense reasoning, answers"),
+    "vcr-rationale": OnScenes(
+        title="Visual commonsense reasoning, rationales", task="vcr", settings={"phase": "rationale"}
+    ),
 }
 """Tasks that the drawn scenes have files of."""
 
@@ -108,7 +114,7 @@ def on_scenes(model: str, task: str) -> FinetuneConfig:
         model=model,
         encoder=models.spec(model).presets["scenes"],
         any_features=True,
-        task=task,
+        task=how.task or task,
         task_settings={**how.settings, **how.families.get(model, {})},
         batch_size=32,
         sort_by_length=SORTED_TOGETHER,

@@ -19,6 +19,11 @@ _DATE = "2024-01-01 00:00:00"
 """Fixed, so that two runs are equal byte for byte."""
 
 
+def stem(image_id: int) -> str:
+    """File name of a scene without extension."""
+    return f"scene_{image_id:012d}"
+
+
 def license_entry() -> dict[str, Any]:
     """The one licence of everything drawn."""
     return {"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}

@@ -19,13 +19,13 @@ from visling.errors import RunError
 from visling.runtime import generator_for
 from visling.scenes.captions import captions
 from visling.scenes.drawing import draw_scene
-from visling.scenes.files import SCHEMA, image_entry, in_order, info, license_entry, write_json, write_lines
+from visling.scenes.files import SCHEMA, image_entry, in_order, info, license_entry, stem, write_json, write_lines
 from visling.scenes.panels.write import write_panels
 from visling.scenes.questions import FAMILIES, answer_type, candidates
 from visling.scenes.quotas import Candidate, Quotas
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.statements import statements
-from visling.scenes.tasks import classification, entities, gqa, nlvr2, referring, retrieval
+from visling.scenes.tasks import classification, entities, gqa, nlvr2, referring, retrieval, vcr
 from visling.scenes.tasks.base import TaskWriter
 from visling.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, pick, sample_items
 
@@ -54,6 +54,7 @@ TASKS: tuple[type[TaskWriter], ...] = (
     classification.WRITER,
     nlvr2.WRITER,
     retrieval.WRITER,
+    vcr.WRITER,
 )
 """Writers of the downstream tasks, in the order of their counts."""
 
@@ -178,11 +179,6 @@ def _draw_one(job: tuple[str, ScenesConfig, int]) -> _DrawnScene:
             kind.name: kind.describe(scene, generator_for(config.seed, image_id, kind.purpose, 0)) for kind in TASKS
         },
     )
-
-
-def stem(image_id: int) -> str:
-    """File name of a scene without extension."""
-    return f"scene_{image_id:012d}"
 
 
 class _SplitFiles:

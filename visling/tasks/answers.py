@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,6 +52,30 @@ def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce", "mce"
     loss = Loss.mean("answer", values)
     reached = scores.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
     return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (reached, loss.parts["answer"][1])})
+
+
+def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -> Loss:
+    """Binary cross-entropy of each choice, averaged by weight over all choices of all examples; part "answer_accuracy"
+    is the share of correct best choices.
+
+    Args:
+        scores: (N, G) float32.
+        choice: (N,) int64.
+        positive_weight: of the right choice; the others have 1.
+    Source:
+        VL-BERT release, `resnet_vlbert_for_vcr.py`, `CLASSIFIER_SIGMOID`.
+    """
+    wanted = F.one_hot(choice, scores.shape[1]).to(scores.dtype)
+    weights = 1 + (positive_weight - 1) * wanted
+    total = F.binary_cross_entropy_with_logits(scores, wanted, weights, reduction="sum")
+    hits = (scores.detach().argmax(1) == choice).sum()
+    return Loss(
+        value=total / weights.sum(),
+        parts={
+            "answer": (total.detach(), weights.sum()),
+            "answer_accuracy": (hits, torch.full((), len(choice), device=scores.device)),
+        },
+    )
 
 
 def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:

@@ -310,7 +310,9 @@ class TextOnly:
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """Example number `index`."""
-        return replace(self.source.example(index, rng), images=(), region_labels=None)
+        return replace(
+            self.source.example(index, rng), images=(), region_labels=None, chosen_regions=None, linked_regions=None
+        )
 
 
 _SHARED = ("base", "answers")

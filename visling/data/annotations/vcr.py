@@ -55,7 +55,7 @@ class VcrRecord(Record):
     """Class of each detected object; tags count them from 0."""
     question: Sentence
     answer_choices: tuple[Sentence, ...]
-    """(4)"""
+    """(4); a question of one's own may have any number."""
     rationale_choices: tuple[Sentence, ...]
     """(4), why the right answer is right."""
     answer_label: int | None
@@ -64,8 +64,8 @@ class VcrRecord(Record):
     """Which rationale is right; None where the file does not say."""
     movie: str
     question_number: int
-    metadata: Path
-    """File of the image's objects; `read_metadata` reads it."""
+    metadata: Path | None
+    """File of the image's objects; `read_metadata` reads it. None in a question of one's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +181,11 @@ def read_metadata(record: VcrRecord) -> VcrMetadata:
     """Metadata of the objects in a record's image.
 
     Raises:
-        DataError: the file is missing, truncated or of another layout, or it lists other objects than the annotations.
+        DataError: the file is missing, truncated or of another layout, it lists other objects than the annotations, or
+            a box lies outside the image.
     """
     path = record.metadata
-    if not path.is_file():
+    if path is None or not path.is_file():
         raise DataError(
             f"question {record.id!r} of VCR has no metadata {path}. "
             "Unpack the .json files of vcr1images.zip next to the annotations."
@@ -216,11 +217,18 @@ def read_metadata(record: VcrRecord) -> VcrMetadata:
             "Unpack vcr1images.zip again."
         )
     size = (_read_integer(content, "width", str(path)), _read_integer(content, "height", str(path)))
+    inside = (boxes[:, 2:4] > 0).all(1) & (boxes[:, :2] < size).all(1) & (boxes[:, :2] <= boxes[:, 2:4]).all(1)
+    if not inside.all():  # boxes that only reach beyond the edge occur
+        number = int(np.argmin(inside))
+        raise DataError(
+            f"{path}: the box of object {number}, {boxes[number, :4].tolist()}, has no part of the image of "
+            f"{size[0]} x {size[1]} pixels. Boxes are x1, y1, x2, y2 in pixels; unpack vcr1images.zip again."
+        )
     return VcrMetadata(boxes=boxes[:, :4], confidence=boxes[:, 4], outlines=tuple(content["segms"]), size=size)
 
 
 def with_names(
-    sentence: Sentence, objects: Sequence[str], names: Mapping[int, str]
+    sentence: Sentence, objects: Sequence[str], names: Mapping[int, str], *, conjunction: bool = False
 ) -> tuple[list[tuple[str, int | None]], dict[int, str]]:
     """The words of a sentence with names in place of tags, each with the object that it names, if any; and the names of
     all objects so far.
@@ -231,6 +239,7 @@ def with_names(
 
     Args:
         names: of objects that were named before, in the question.
+        conjunction: whether the word "and" stands between the objects of one tag (VL-BERT).
     Source:
         VisualBERT release, `vcr_data_utils.py` (`_fix_tokenization`), after R2C.
     """
@@ -239,13 +248,23 @@ def with_names(
         if isinstance(token, str):
             words.append((token, None))
             continue
-        for number in token:
+        for place, number in enumerate(token):
+            if conjunction and place:
+                words.append(("and", None))
             if number not in named:
                 person = objects[number] == PERSON
                 named[number] = NEUTRAL_NAMES[people % len(NEUTRAL_NAMES)] if person else objects[number]
                 people += person
             words.append((named[number], number))
     return words, named
+
+
+def spell_out(sentence: Sentence, objects: Sequence[str]) -> str:
+    """A sentence with its objects written as in VCR's browser: `[person1]`, counted from 1."""
+    return " ".join(
+        token if isinstance(token, str) else f"[{', '.join(f'{objects[number]}{number + 1}' for number in token)}]"
+        for token in sentence
+    )
 
 
 def _read_field(row: Mapping[str, Any], name: str, where: str) -> Any:

@@ -107,6 +107,7 @@ class Collator:
             regions, pixels, region_targets = self.regions(gathered, rngs, mismatched, kept_regions)
             targets |= region_targets
             labels |= self.regions.labels(examples, gathered, regions, kept_regions)
+            rows = self.regions.resolve_links(examples, rows, gathered, kept_regions)
         batch = Batch(
             text=text,
             regions=regions,

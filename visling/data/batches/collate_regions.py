@@ -6,8 +6,8 @@ Letters  B batch rows, R regions, S region rows, F feature width, G rows per exa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected,
 from visling.data.batches.slots import slots_of_grid
 from visling.errors import ConfigError, DataError, StoreError
 from visling.regions.store import gather
-from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore
+from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore, TextRow
 
 MIN_EXTENT = 1e-5
 """Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the
@@ -53,6 +53,8 @@ class GatheredRegions:
     """Rows per example."""
     row: NDArray[np.int64] | None
     """(B,) region row of each text row, where rows of an example share an image; None = one to one."""
+    chosen: Sequence[NDArray[np.int64] | None]
+    """(S) the regions that are shown of those that the preset reads, None = all."""
 
     @property
     def joined(self) -> bool:
@@ -121,11 +123,14 @@ class RegionCollator:
         elif images == group > 1 and self._may_share:
             image_ids, row = _share_repeated(examples)
             mirrored = [False] * len(image_ids)
+        arrays = _gather_images(examples, image_ids, store, self.spec.max_regions)
+        chosen = _choose_regions(examples, image_ids, store, arrays)
         gathered = GatheredRegions(
             store=store,
             image_ids=image_ids,
             mirrored=mirrored,
-            **_gather_images(examples, image_ids, store, self.spec.max_regions),
+            chosen=chosen,
+            **arrays,
             images=images,
             group=group,
             row=row,
@@ -204,15 +209,33 @@ class RegionCollator:
         """What the examples' `region_labels` say of the regions, as the model sees them."""
         if all(example.region_labels is None for example in examples):
             return {}
-        counts = gathered.mask.sum(1) if kept is None else kept
         labels = []
-        for example, rows in zip(examples, gathered.shown.tolist(), strict=True):
-            shown = [take_regions(gathered.store[gathered.image_ids[at]], slice(int(counts[at]))) for at in rows]
+        for example, shown in zip(examples, _list_shown(gathered, kept), strict=True):
             named = {} if example.region_labels is None else example.region_labels(shown)
             if twice := sorted(named.keys() & example.labels.keys()):
                 raise ConfigError(f"example {example.id!r} and its region_labels both give the label {twice[0]!r}.")
             labels.append(named)
         return stack_labels(examples, labels, gathered.group, regions=regions.mask.shape[1])
+
+    def resolve_links(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[TextRow],
+        gathered: GatheredRegions,
+        kept: NDArray[np.int64] | None,
+    ) -> Sequence[TextRow]:
+        """The rows, links to objects replaced by links to the regions that show them; links to objects that no region
+        shows are left out."""
+        if all(example.linked_regions is None for example in examples):
+            return rows
+        resolved = list(rows)
+        for number, (example, shown) in enumerate(zip(examples, _list_shown(gathered, kept), strict=True)):
+            if example.linked_regions is not None:
+                regions = example.linked_regions(shown[0])
+                for at in range(number * gathered.group, (number + 1) * gathered.group):
+                    links = ((token, int(regions[item])) for token, item in rows[at].links)
+                    resolved[at] = replace(rows[at], links=tuple(link for link in links if link[1] >= 0))
+        return resolved
 
     def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:
         """What masking does to the gathered regions; their features are changed."""
@@ -269,10 +292,43 @@ class RegionCollator:
         return targets
 
 
+def _choose_regions(
+    examples: Sequence[Example], image_ids: Sequence[str], store: RegionStore, arrays: dict[str, NDArray[Any]]
+) -> Sequence[NDArray[np.int64] | None]:
+    """The choice of each example for its only image; what is not chosen is taken out of the arrays."""
+    if all(example.chosen_regions is None for example in examples):
+        return [None] * len(image_ids)
+    chosen: list[NDArray[np.int64] | None] = []
+    for row, (example, image) in enumerate(zip(examples, image_ids, strict=True)):
+        picked = None
+        if example.chosen_regions is not None:
+            picked = example.chosen_regions(take_regions(store[image], slice(int(arrays["mask"][row].sum()))))
+            for name in ("features", "boxes"):
+                kept = arrays[name][row][picked]
+                arrays[name][row] = 0
+                arrays[name][row][: len(picked)] = kept
+            arrays["mask"][row] = np.arange(arrays["mask"].shape[1]) < len(picked)
+        chosen.append(picked)
+    return chosen
+
+
+def _list_shown(gathered: GatheredRegions, kept: NDArray[np.int64] | None) -> Iterator[list[RegionArray]]:
+    """The regions of each example's images as the model sees them: in its order, cut to `kept` (S,)."""
+    counts = gathered.mask.sum(1) if kept is None else kept
+    for rows in gathered.shown.tolist():
+        shown = []
+        for at in rows:
+            chosen, count = gathered.chosen[at], int(counts[at])
+            order = slice(count) if chosen is None else chosen[:count]
+            shown.append(take_regions(gathered.store[gathered.image_ids[at]], order))
+        yield shown
+
+
 def _sort_by_confidence(store: RegionStore, examples: Sequence[Example]) -> RegionStore:
     """The store with the most confident regions first."""
     for example in examples:
-        if any(row.links for row in example.rows) or not REGION_LABELS.isdisjoint(example.labels):
+        numbered = example.linked_regions is None and any(row.links for row in example.rows)
+        if numbered or not REGION_LABELS.isdisjoint(example.labels):
             raise ConfigError(
                 f"example {example.id!r} names regions by their number in the store, "
                 "but the preset sorts them (region_order='confidence'). Use a preset with region_order='store'."

@@ -17,9 +17,9 @@ from visling.data.annotations.vcr import (
     with_names,
 )
 from visling.data.corpora.base import CorpusContext, CorpusReader, RecordSource, Typical, keep_with_regions_of_all
+from visling.data.named_objects import find_first_object
 from visling.data.text import NamedWord, TextLayout
 from visling.errors import DataError
-from visling.regions.store import NativeStore
 from visling.types import Example
 
 
@@ -101,11 +101,6 @@ class VcrChoices:
         return [(word, None if number is None or start is None else start + number) for word, number in words]
 
 
-_SAME_BOX = 1.0
-"""Pixels by which each coordinate of a stored box may differ from an object of VCR and still belong to it: stores may
-hold rounded boxes."""
-
-
 def _read_choices(root: Path, split: str, context: CorpusContext) -> RecordSource:
     questions = read_vcr(*find_vcr(root, split))
     left_out = {"questions with a sentence without a word": questions.empty, "repeated questions": questions.repeated}
@@ -115,7 +110,7 @@ def _read_choices(root: Path, split: str, context: CorpusContext) -> RecordSourc
     objects_from = {
         image: start
         for image, record in images.items()
-        if (start := _find_first_object(record, context.store)) is not None
+        if (start := find_first_object(read_metadata(record).boxes, context.store[image].boxes)) is not None
     }
     if unlike := len(images) - len(objects_from):
         context.notes.append(
@@ -130,14 +125,6 @@ def _read_choices(root: Path, split: str, context: CorpusContext) -> RecordSourc
         same_choice=corpus.same_choice,
         word_links=corpus.word_links,
     )
-
-
-def _find_first_object(record: VcrRecord, store: NativeStore) -> int | None:
-    """Number of the region that is object 0 of an image: 0, or 1 after the whole image; None if the store holds
-    others than its objects in their order."""
-    objects, regions = read_metadata(record).boxes, store[record.images[0]].boxes
-    start = len(regions) - len(objects)
-    return start if start in (0, 1) and bool((np.abs(regions[start:] - objects) <= _SAME_BOX).all()) else None
 
 
 READERS: Mapping[str, CorpusReader] = {

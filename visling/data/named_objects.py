@@ -1,0 +1,120 @@
+"""Objects of an annotation: what texts call them, and which regions of a store show them.
+
+Shapes   O objects of an image, R regions.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visling.boxes import iou
+from visling.data.annotations.vcr import PERSON
+from visling.errors import DataError
+
+LISTED_NAMES = (
+    "Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry", "Jody", "Kendall", "Frankie", "Pat",
+    "Quinn",
+)  # fmt: skip
+"""Names of people in VL-BERT's texts, in this order (release, `vcr/data/datasets/vcr.py`)."""
+
+CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "trafficlight",
+    "firehydrant", "stopsign", "parkingmeter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sportsball", "kite", "baseballbat", "baseballglove", "skateboard", "surfboard", "tennisracket", "bottle",
+    "wineglass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot",
+    "hotdog", "pizza", "donut", "cake", "chair", "couch", "pottedplant", "bed", "diningtable", "toilet", "tv", "laptop",
+    "mouse", "remote", "keyboard", "cellphone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock",
+    "vase", "scissors", "teddybear", "hairdrier", "toothbrush",
+)  # fmt: skip
+"""Classes of VCR's objects, those of COCO without spaces; as targets they count from 1, the whole image is 0."""
+
+SAME_BOX = 1.0
+"""Pixels by which each coordinate of a stored box may differ from an object and still belong to it: stores may hold
+rounded boxes."""
+
+
+def list_names(objects: Sequence[str], first: int = 0) -> dict[int, str]:
+    """A name for every person, in the order of the objects, and its class for everything else.
+
+    Args:
+        first: number of the first name in `LISTED_NAMES`, which start again after the last.
+    Source:
+        VL-BERT release. There `first` counts the names of all visits to all questions so far.
+    """
+    names, people = {}, first
+    for number, kind in enumerate(objects):
+        names[number] = LISTED_NAMES[people % len(LISTED_NAMES)] if kind == PERSON else kind
+        people += kind == PERSON
+    return names
+
+
+def draw_names(objects: Sequence[str], table: Sequence[str], draw: Callable[[int], int]) -> dict[int, str]:
+    """A name for every person, drawn from a table with replacement, and its class for everything else.
+
+    Args:
+        draw: number of entries -> one of them; called for one person after the other.
+    Source:
+        ViLBERT release, `vcr_dataset.py`.
+    """
+    return {number: table[draw(len(table))] if kind == PERSON else kind for number, kind in enumerate(objects)}
+
+
+def read_name_table(path: Path) -> list[str]:
+    """The column `name` of ViLBERT's `unisex_names_table.csv`.
+
+    Raises:
+        DataError: the file is missing, or it has no such column or no name.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            names = [row["name"] for row in csv.DictReader(file)]
+    except (OSError, KeyError) as error:
+        raise DataError(
+            f"cannot read names from {path}: {error!r}. Expected a CSV file with a column 'name', as ViLBERT's "
+            "unisex_names_table.csv."
+        ) from error
+    if not names:
+        raise DataError(f"{path} lists no name. Expected a CSV file with a column 'name' and a row per name.")
+    return names
+
+
+def find_first_object(objects: NDArray[np.float32], regions: NDArray[np.float32]) -> int | None:
+    """Number of the region that is object 0: 0, or 1 after the whole image; None if the regions are others than the
+    objects in their order.
+
+    Args:
+        objects: (O, 4) pixel corners.
+        regions: (R, 4) pixel corners in the same image.
+    """
+    start = len(regions) - len(objects)
+    return start if start in (0, 1) and bool((np.abs(regions[start:] - objects) <= SAME_BOX).all()) else None
+
+
+def bind_objects(
+    objects: NDArray[np.float32], regions: NDArray[np.float32], *, least_overlap: float
+) -> NDArray[np.int64]:
+    """(O,) the region that shows each object, -1 where there is none.
+
+    The regions are the objects themselves, where they have their boxes and order; else an object is shown by the
+    region that overlaps it most.
+
+    Args:
+        objects: (O, 4) pixel corners.
+        regions: (R, 4) pixel corners in the same image.
+        least_overlap: intersection over union that a region needs (ours; the releases read the objects themselves).
+    """
+    start = find_first_object(objects, regions)
+    if start is not None:
+        return np.arange(start, len(regions))
+    if not len(objects) or not len(regions):
+        return np.full(len(objects), -1)
+    overlaps = iou(torch.from_numpy(objects), torch.tensor(regions, dtype=torch.float32)).numpy()
+    best = overlaps.argmax(1)
+    return np.where(overlaps.max(1) >= least_overlap, best, -1)
