@@ -46,7 +46,11 @@ class Answer:
     top: tuple[tuple[str, float], ...]
     """Best answers with probabilities, best first."""
     boxes: tuple[tuple[float, float, float, float], ...]
-    """Where each of `top` is, in pixels of the first image, if the task points at regions."""
+    """Where each of `top` is, in pixels of the first image, if the task points at regions: the candidates of an
+    expression, or the best region of each phrase."""
+    pointed_at: tuple[tuple[str, float], ...]
+    """What the model points at, with probabilities: the expression, at the first of `boxes`; or each phrase, at its
+    own."""
     question: str
     images: tuple[Image.Image, ...]
     """As the detector saw them: upright, RGB, transparency on white."""
@@ -65,14 +69,16 @@ class Answer:
         return self.regions_by_image[0]
 
     @property
-    def boxes_by_name(self) -> RegionArray:
-        """The boxes as regions without features, to be drawn; class k is the k-th of `top`."""
+    def pointed_regions(self) -> RegionArray:
+        """The boxes that the model points at as regions without features, to be drawn; class k is the k-th of
+        `pointed_at`."""
+        number = len(self.pointed_at)
         return RegionArray(
-            features=np.zeros((len(self.boxes), 0), np.float32),
-            boxes=np.array(self.boxes, np.float32).reshape(-1, 4),
+            features=np.zeros((number, 0), np.float32),
+            boxes=np.array(self.boxes[:number], np.float32).reshape(-1, 4),
             size=self.regions.size,
-            classes=np.arange(len(self.boxes)),
-            class_confidence=np.array([share for _, share in self.top[: len(self.boxes)]], np.float32),
+            classes=np.arange(number),
+            class_confidence=np.array([share for _, share in self.pointed_at], np.float32),
         )
 
 
@@ -151,11 +157,15 @@ class Predictor:
         batch = batch.to(self.device)
         with torch.inference_mode():
             prediction = self.task.decode(self.model(batch), batch, [record])[0]
+        # An expression has one box among candidates that have numbers; phrases have a box each.
+        one = bool(prediction.boxes) and prediction.value == prediction.boxes[0]
+        pointed_at = ((text, prediction.confidence),) if one else prediction.top[: len(prediction.boxes)]
         return Answer(
-            text=prediction.top[0][0] if prediction.boxes and prediction.top else str(prediction.value),
+            text=str(prediction.value),
             confidence=prediction.confidence,
             top=prediction.top,
             boxes=prediction.boxes,
+            pointed_at=pointed_at,
             question=text,
             images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,

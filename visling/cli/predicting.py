@@ -109,7 +109,7 @@ def predict(
 def _describe(answer: Answer) -> dict[str, Any]:
     """An answer as a row of JSON lines; boxes only of tasks that point at regions."""
     found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
-    return found | ({"boxes": answer.boxes} if answer.boxes else {})
+    return found | ({"boxes": answer.boxes, "pointed_at": answer.pointed_at} if answer.boxes else {})
 
 
 def _list_answers(answer: Answer) -> list[str]:
@@ -117,7 +117,7 @@ def _list_answers(answer: Answer) -> list[str]:
     if answer.boxes:
         return [
             f"{name} {share:.0%} at ({', '.join(f'{corner:.0f}' for corner in box)})"
-            for (name, share), box in zip(answer.top, answer.boxes, strict=True)
+            for (name, share), box in zip(answer.pointed_at, answer.boxes, strict=False)
         ]
     return [", ".join(f"{name} {share:.0%}" for name, share in answer.top) or answer.text]
 
@@ -141,10 +141,10 @@ def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path)
         targets.append(find_free_name(folder, f"{Path(image).stem}-{slug}" if slug else Path(image).stem))
         card = prediction_card(
             seen,
-            answer.boxes_by_name if answer.boxes else regions,
+            answer.pointed_regions if answer.boxes else regions,
             answer.question,
-            answer.top,
-            class_names=[name for name, _ in answer.top] if answer.boxes else model.class_names,
+            answer.pointed_at or answer.top,
+            class_names=[name for name, _ in answer.pointed_at] if answer.boxes else model.class_names,
             attribute_names=model.attribute_names,
         )
         save_picture(card, targets[-1])
