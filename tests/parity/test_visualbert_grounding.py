@@ -37,7 +37,7 @@ from visling.models.visualbert import VisualBert, VisualBertConfig
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.matching import Matching
 from visling.tasks.base import TaskSource
-from visling.tasks.grounding import HEAD, GroundingConfig, PhraseGrounding
+from visling.tasks.grounding import HEAD, NOT_READ, GroundingConfig, PhraseGrounding
 from visling.types import Batch, Head, InputSpec, Prediction, RegionArray, Targets
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
@@ -173,7 +173,8 @@ def test_rows_and_positions(recorded: Recorded, name: str) -> None:
             ids = [there if label < 0 else label for there, label in zip(wanted["ids"], hidden, strict=True)]
             assert row.ids.tolist() == ids
             assert row.segments.tolist() == wanted["segments"]
-            assert list(row.phrases) == wanted["position"]
+            last = len(ids) - 1  # where a row is cut, the release still counts to the end of its sentence
+            assert list(row.phrases) == [at if at < last else NOT_READ for at in wanted["position"]]
             if name != "pretraining":
                 assert pieces == wanted["pieces"]
             compared += 1

@@ -127,12 +127,11 @@ def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, wo
         state = pretraining.pretrain(run, tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
     else:
         # a third of the questions of a tiny world is not enough for nine of one answer, and it has no split dev
-        run = configs.override(
-            run,
-            ["task_settings={min_count = 1}"]
-            if run.task == "vqa"
-            else ["train_split=train.train", "valid_split=train.held"],
-        )
+        changes = {
+            "vqa": ["task_settings={min_count = 1}"],
+            "nlvr": ["train_split=train.train", "valid_split=train.held"],
+        }
+        run = configs.override(run, changes.get(run.task, []))
         state = finetuning.finetune(run, tmp_path / "run", data=data, store=world.regions, device="cpu")
     assert (state.step, state.stopped) == (1, "finished")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -145,7 +144,8 @@ def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, wo
     assert saved.encoder().config.hidden_size == run.encoder.hidden_size
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     (loss,) = [line["loss"] for line in lines if line["kind"] == "train"]
-    assert 0 < loss < 100, loss
+    # The untrained detector's regions match no object: there is nothing to learn to ground.
+    assert 0 < loss < 100 or (loss == 0 and run.task == "grounding"), loss
 
 
 @pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, name in RELEASED if name.startswith("visualbert")])

@@ -139,6 +139,11 @@ def test_phrases_that_are_cut_off_have_no_target_and_no_box() -> None:
     assert [row["box"] for row in TASK.submission([prediction])][1:] == [None, None]
 
 
+def test_a_preset_that_cuts_rows_later_is_refused() -> None:
+    with pytest.raises(ConfigError, match="joint_limit=64 would cut phrases off unseen"):
+        TASK.example(MEN, layout(joint_limit=64), RNG)
+
+
 def test_a_batch_without_any_phrase_left() -> None:
     batch, targets = collate(MEN, max_tokens=3)
     scores = torch.randn(1, batch.phrases.at.shape[1] if batch.phrases else 3, 3, requires_grad=True)
@@ -294,8 +299,8 @@ def test_notes() -> None:
     assert TASK.notes([MEN]) == []
     told = TASK.notes([replace(MEN, unboxed=2, left_out=1), replace(MEN, id="a#1", unboxed=1, left_out=1)])
     assert told == [
-        "3 phrases without a box are not asked about",
-        "1 more sentences of these images are left out: none of their phrases has a box",
+        "phrases without a box, which are not asked about: 3",
+        "further sentences of these images, none of whose phrases has a box, left out: 1",
     ]
 
 

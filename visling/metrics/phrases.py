@@ -71,7 +71,8 @@ def right_boxes(
     given = torch.from_numpy(np.asarray(proposals, np.float64).reshape(-1, 4))
     overlaps = box_ops.iou(given, torch.from_numpy(wanted), inclusive=rule.inclusive).numpy()
     right: NDArray[np.bool_] = overlaps > rule.threshold if rule.strict else overlaps >= rule.threshold
-    return np.logical_or.reduce(right, axis=1)
+    found: NDArray[np.bool_] = np.any(right, axis=1)
+    return found
 
 
 def first_rank(ranked: NDArray[np.bool_]) -> int | None:

@@ -178,7 +178,8 @@ class Task(ABC, Generic[R, C]):
         """One record as rows of word pieces, image ids and, if it has any, labels."""
 
     def region_targets(self, record: R, regions: Sequence[RegionArray]) -> Mapping[str, Any]:
-        """Labels that depend on the regions of the record's images, such as overlaps with a box that is asked for.
+        """Labels that depend on the regions of the record's images, such as overlaps with a box that is asked for; not
+        called where `example` gives `region_labels` of its own.
 
         Args:
             regions: of each image, as they are shown: in the order of the batch, cut to those that the model reads.

@@ -134,7 +134,16 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
         return EntitiesRecord(id=image, images=(image,), sentence=sentence.text, phrases=sentence.phrases)
 
     def example(self, record: EntitiesRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
-        """The sentence with the position of each phrase; phrases that are cut off are `NOT_READ` and have no target."""
+        """The sentence with the position of each phrase; phrases that are cut off are `NOT_READ` and have no target.
+
+        Raises:
+            ConfigError: the preset cuts rows once more, where their phrases are no longer known.
+        """
+        if layout.spec.joint_limit is not None:
+            raise ConfigError(
+                f"joint_limit={layout.spec.joint_limit} would cut phrases off unseen. Use a preset without a limit to "
+                "ground phrases."
+            )
         row = layout.row(record.sentence)
         positions = [self._place_phrase(record.sentence, phrase, layout.tokenizer) for phrase in record.phrases]
         at = tuple(position if position < len(row.ids) - 1 else NOT_READ for position in positions)
@@ -203,7 +212,7 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
         scores = logits[HEAD].detach().float().masked_fill(~regions.mask[:, None], -torch.inf)
         best = scores.softmax(-1).topk(min(KEPT, scores.shape[-1]), dim=-1)
         ranked, chances, at = best.indices.cpu(), best.values[..., 0].cpu(), slots.at.cpu()
-        corners = box_ops.to_pixels(regions.boxes.double(), regions.size).cpu().numpy()
+        corners = box_ops.to_pixels(regions.boxes.cpu().double(), regions.size.cpu()).numpy()
         predictions = []
         for row, record in enumerate(records):
             # Unit corners have the precision of float32: hundredths of a pixel keep an overlap of exactly one half.
@@ -296,9 +305,9 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
         left_out = sum({record.images[0]: record.left_out for record in records}.values())
         found = []
         if unboxed:
-            found.append(f"{unboxed} phrases without a box are not asked about")
+            found.append(f"phrases without a box, which are not asked about: {unboxed}")
         if left_out:
-            found.append(f"{left_out} more sentences of these images are left out: none of their phrases has a box")
+            found.append(f"further sentences of these images, none of whose phrases has a box, left out: {left_out}")
         return found
 
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -333,7 +342,7 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
                 replace(prediction, value=str(prediction.value)),
                 record,
                 text=record.sentence,
-                kind=f"{len(pairs)} phrases",
+                kind="1 phrase" if len(pairs) == 1 else f"{len(pairs)} phrases",
                 truth=str(truth) if known else None,
                 score=sum(rank == 1 for rank in ranks) / len(pairs) if known else None,
             )
