@@ -62,7 +62,7 @@ def test_build() -> None:
     ("content", "message"),
     [
         ("[1", "not JSON"),
-        ('{"a": 1}', "must be a JSON list"),
+        ('{"a": 1}', "must be a list"),
         ('["a", "b", "a"]', "more than once, first 'a'"),
         ("[1]", "strings; found 1"),
     ],

@@ -34,7 +34,7 @@ from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.matching import Matching
 from visling.pretrained import convert as conversion
 from visling.pretrained import verify as verification
-from visling.pretrained.answers import carry_over, read_answers, table_of
+from visling.pretrained.answers import carry_over, table_of
 from visling.pretrained.export import export
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import KEPT, check_family, load_heads, read_model_folder
@@ -640,7 +640,7 @@ def test_a_task_without_answers(recorded: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".json", ".txt", ".pkl"])
 def test_lists_of_answers(tmp_path: Path, suffix: str) -> None:
-    assert list(read_answers(answers_file(tmp_path, 3, suffix))) == ["a0", "a1", "a2"]
+    assert list(AnswerVocabulary.load(answers_file(tmp_path, 3, suffix))) == ["a0", "a1", "a2"]
 
 
 def test_a_pickled_list_runs_nothing(tmp_path: Path) -> None:
@@ -650,15 +650,15 @@ def test_a_pickled_list_runs_nothing(tmp_path: Path) -> None:
 
     path = tmp_path / "answers.pkl"
     for content, words in (
-        (pickle.dumps(["a", Touches()]), "might run code"),
-        (b"\x80\x04", "no pickled list"),
+        (pickle.dumps(["a", Touches()]), "which no data file needs"),
+        (b"\x80\x04", "is not read"),
         (pickle.dumps({}), "found dict"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=words):
-            read_answers(path)
+            AnswerVocabulary.load(path)
     with pytest.raises(DataError, match="Check the path"):
-        read_answers(tmp_path / "gone.pkl")
+        AnswerVocabulary.load(tmp_path / "gone.pkl")
     assert not (tmp_path / "touched").exists()
 
 

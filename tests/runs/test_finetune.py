@@ -332,6 +332,24 @@ def test_part_of_the_examples_is_the_same_part_every_time(world: Any, tmp_path: 
     assert_same_weights(tmp_path / "one", tmp_path / "other")
 
 
+def test_images_that_other_tasks_test_on_are_left_out_of_training(world: Any, tmp_path: Path) -> None:
+    whole = json.loads((world.vqa / "run.json").read_text())["examples"]
+    with (world.scenes / "annotations" / "v2_OpenEnded_scenes_train_questions.json").open() as file:
+        questions = json.load(file)["questions"]
+    removed = questions[0]["image_id"]
+    (tmp_path / "images.txt").write_text(f"{removed}\n")
+    run = tiny(world, f"task_settings.without_images={tmp_path / 'images.txt'}", "train.max_steps=2")
+    stream = io.StringIO()
+    out = tmp_path / "run"
+    finetune(run, out, data=world.scenes, store=world.regions, device="cpu", stream=stream)
+    left_out = sum(question["image_id"] == removed for question in questions)
+    assert f"{left_out} training examples are left out, as the task's settings say" in stream.getvalue()
+    trained = json.loads((out / "run.json").read_text())["examples"]
+    assert trained == {"train": whole["train"] - left_out, "valid": whole["valid"]}
+    (tmp_path / "images.txt").unlink()
+    assert evaluate(out, split="test", device="cpu")["scores"]  # the list is for training alone
+
+
 def test_the_detector_is_kept_beside_the_model(world: Any) -> None:
     kept = world.vqa / "model" / "detector" / "model"
     for name in ("config.json", "model.safetensors"):

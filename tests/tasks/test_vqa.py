@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -269,6 +270,64 @@ def test_submission_and_details() -> None:
     assert (rows[1]["truth"], rows[1]["score"]) == (None, None)
     with pytest.raises(DataError, match="without answers"):
         vqa.report(predictions, records)
+
+
+def test_a_test_split_is_submitted_in_full(tmp_path: Path) -> None:
+    """The server takes every question of test2015 once, and so do the files that an evaluation writes."""
+    questions = [{"question_id": n, "image_id": 1, "question": f"is it {n}?"} for n in (1000, 1001)]
+    (tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json").write_text(json.dumps({"questions": questions}))
+    vqa = task("red", "blue")
+    records = vqa.records(tmp_path, "test2015")
+    assert not vqa.labelled(records)
+    predictions = vqa.decode({"classify": torch.tensor([[2.0, 1.0], [0.0, 1.0]])}, UNREAD, records)
+    assert vqa.submission(predictions) == [
+        {"question_id": 1000, "answer": "red"},
+        {"question_id": 1001, "answer": "blue"},
+    ]
+    extra = Prediction(id="9", value="red", confidence=1.0)
+    for given, message in (
+        (predictions[1:], "1 missing, 0 in excess, first '1000'"),
+        ([*predictions, extra], "0 missing, 1 in excess, first '9'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            vqa.details(given, records)
+    with pytest.raises(DataError, match="two predictions answer question '1001'"):
+        vqa.submission([*predictions, predictions[1]])
+    with pytest.raises(DataError, match="found 'photo'"):
+        vqa.submission([replace(extra, id="photo")])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "score"),
+    [
+        ("Two dogs", ["two dogs"] * 10, 1.0),  # 2021 would leave unanimous answers as they are
+        ("the man's hat?", ["man 's hat"] * 4 + ["hat"] * 6, 1.0),
+        ("1,000", ["1000"] * 3 + ["10"] * 7, 0.9),
+        ("1,0-0", ["10 0"] * 2 + ["no"] * 8, 0.6),  # commas are gone before the marks are judged
+        ("dont", ["don't"] * 10, 1.0),
+        ("cat", ["dog"] * 10, 0.0),
+    ],
+)
+def test_mmf_normalises_in_its_own_way(prediction: str, answers: list[str], score: float) -> None:
+    vqa = task("red", metric_version="mmf")
+    report = vqa.report([Prediction(id="1000", value=prediction, confidence=1.0)], [asked(1000, answers)])
+    assert report.scores["accuracy"].value == pytest.approx(100 * score)
+    assert report.variants == {"script": "mmf"}
+    assert vqa.details([Prediction(id="1000", value=prediction, confidence=1.0)], [asked(1000, answers)])[0][
+        "score"
+    ] == pytest.approx(score)
+
+
+def test_a_pickled_list_names_the_answers(tmp_path: Path) -> None:
+    (tmp_path / "trainval_label2ans.pkl").write_bytes(pickle.dumps(["red", "", "blue"]))
+    assert list(VQA(VqaConfig(answers=tmp_path / "trainval_label2ans.pkl")).answers) == ["red", "", "blue"]
+
+
+def test_listed_images_are_left_out_of_training(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array(["5", "7"]))
+    records = [asked(5000, ["red"] * 10), asked(6000, ["red"] * 10), asked(7001, ["red"] * 10)]
+    assert [record.id for record in task("red", without_images=tmp_path / "ids.npy").for_training(records)] == ["6000"]
+    assert task("red").for_training(records) is records
 
 
 def test_state_restores_the_task(tmp_path: Path) -> None:

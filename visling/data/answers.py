@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visling.data.annotations.pickles import read_pickle
 from visling.errors import DataError
 
 UNKNOWN = "<unk>"
@@ -70,12 +71,15 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a JSON list (of strings, or of LXMERT's `{"ans": ...}`) or a text file with one answer per line.
+        """Read a JSON list (of strings, or of LXMERT's `{"ans": ...}`), a pickled list of strings (`label2ans.pkl` of
+        ViLBERT), or a text file with one answer per line.
 
         Raises:
-            DataError: the file is missing, or a `.json` file is not such a list.
+            DataError: the file is missing, or a `.json` or `.pkl` file is not such a list.
         """
         path = Path(path)
+        if path.suffix == ".pkl":
+            return cls(_to_answers(read_pickle(path), path))
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
@@ -86,12 +90,7 @@ class AnswerVocabulary:
             entries = json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(f"answer vocabulary {path} is not JSON: {error}.") from error
-        if not isinstance(entries, list):
-            raise DataError(
-                f"answer vocabulary {path} must be a JSON list of answers in the order of their indices; "
-                f"found {type(entries).__name__}."
-            )
-        return cls([entry["ans"] if isinstance(entry, dict) and "ans" in entry else entry for entry in entries])
+        return cls(_to_answers(entries, path))
 
     def save(self, path: str | Path) -> None:
         """Write a JSON list, or, unless the name ends in `.json`, one answer per line."""
@@ -127,6 +126,20 @@ class AnswerVocabulary:
 
     def __hash__(self) -> int:
         return hash(self.answers)
+
+
+def _to_answers(entries: Any, path: Path) -> list[str]:
+    """Answers of the entries of a file.
+
+    Raises:
+        DataError: they are no list.
+    """
+    if not isinstance(entries, list):
+        raise DataError(
+            f"answer vocabulary {path} must be a list of answers in the order of their indices; "
+            f"found {type(entries).__name__}."
+        )
+    return [entry["ans"] if isinstance(entry, dict) and "ans" in entry else entry for entry in entries]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

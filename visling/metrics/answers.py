@@ -13,13 +13,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
 
 from visling.errors import DataError
 
-Version = Literal["2017", "2021"]
+Version = Literal["2017", "2021", "mmf"]
 """Official VQA script: until March 2021, and since. They differ in what is normalised (see `vqa_score`)."""
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -65,6 +66,7 @@ FEWEST_ANSWERS = 4
 _DIGIT_COMMA = re.compile(r"[0-9],[0-9]")
 _PERIOD = re.compile(r"\.(?![0-9])")
 _MOST_PERIODS = 32
+_STRIPPED = frozenset((*MARKS, "."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +163,8 @@ def strip_marks(text: str) -> str:
     Quirks, kept: one comma between digits anywhere makes *all* marks be deleted; every period that no digit follows
     goes, whatever precedes it (a typo in the look-behind), but at most 32 of them (a flag passed as the count).
     """
+    if _STRIPPED.isdisjoint(text):  # most answers
+        return text
     deletes = _DIGIT_COMMA.search(text) is not None
     result = text
     for mark in MARKS:
@@ -183,9 +187,20 @@ def strip_space(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 17)  # people give the same answers again and again
 def normalise(answer: str) -> str:
     """An answer as the official VQA script compares it: space, punctuation, then articles and numbers."""
     return strip_articles(strip_marks(strip_space(answer)))
+
+
+def normalise_as_mmf(answer: str) -> str:
+    """An answer as MMF's accuracy of VQA compares it: lower case, commas and question marks gone, "'s" apart, then
+    `normalise`.
+
+    Source:
+        MMF, `EvalAIAnswerProcessor`.
+    """
+    return normalise(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
 def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version = "2021") -> float:
@@ -198,7 +213,7 @@ def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version =
         answers: of the (usually ten) annotators.
         version: "2021" normalises both sides, or neither when the annotators agree. "2017" always normalises the
             prediction, leaves unanimous answers as they are, and strips only the punctuation of others; published
-            numbers of 2019 come from it.
+            numbers of 2019 come from it. "mmf", no official script: MMF's own, see `normalise_as_mmf`, on both sides.
     Raises:
         DataError: no answers.
     """
@@ -206,16 +221,21 @@ def vqa_score(prediction: str, answers: Sequence[str] | None, version: Version =
         raise DataError("a question without answers cannot be scored. Use a split whose annotation file is published.")
     if len(answers) < FEWEST_ANSWERS:
         return sum(normalise(answer) == normalise(prediction) for answer in answers) / len(answers)
+    if version == "mmf":
+        given = normalise_as_mmf(prediction)
+        return _leave_one_out([normalise_as_mmf(answer) == given for answer in answers])
     prediction = strip_space(prediction)
     truths = [strip_space(answer) for answer in answers] if version == "2021" else list(answers)
     unanimous = len(set(truths)) == 1
     if version == "2017" or not unanimous:
-        prediction = strip_articles(strip_marks(prediction))
+        prediction = normalise(prediction)
     if not unanimous:
-        truths = [strip_marks(truth) for truth in truths]
-        if version == "2021":
-            truths = [strip_articles(truth) for truth in truths]
-    hits = [truth == prediction for truth in truths]
+        truths = list(map(normalise if version == "2021" else strip_marks, truths))
+    return _leave_one_out([truth == prediction for truth in truths])
+
+
+def _leave_one_out(hits: Sequence[bool]) -> float:
+    """For each annotator, min(1, agreeing others / 3), averaged."""
     agreeing = sum(hits)
     return sum(min(1.0, (agreeing - hit) / 3) for hit in hits) / len(hits)
 
@@ -356,10 +376,9 @@ def bootstrap(
     totals = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(member)
     rng = np.random.default_rng(seed)
-    shares = np.full(len(names), 1 / len(names))
     means = np.empty(draws)
     for draw in range(draws):
-        times = rng.multinomial(len(names), shares)
+        times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
         means[draw] = (times @ totals) / (times @ counts)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

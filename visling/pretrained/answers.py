@@ -6,15 +6,13 @@ A list stored with the weights lets the answer head of a task start from that of
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from visling import models
 from visling.data.answer_table import table_rows
 from visling.data.answers import UNKNOWN, AnswerVocabulary
-from visling.errors import CheckpointError, DataError
+from visling.errors import CheckpointError
 from visling.models import head_styles
 from visling.models.base import AnswerList
 from visling.models.task_model import TaskModel
@@ -129,37 +127,6 @@ _VQA_ANSWERS = 3129
 
 ANSWER_TASKS = {_VQA_ANSWERS: "vqa", 1842: "gqa", 1533: "gqa"}
 """Outputs of a released classifier -> its task."""
-
-
-def read_answers(path: Path) -> AnswerVocabulary:
-    """A list of answers: JSON, one per line, or a pickled list of strings (ViLBERT), of which nothing but the strings
-    is read.
-
-    Raises:
-        DataError: missing, or not such a list.
-    """
-    if path.suffix != ".pkl":
-        return AnswerVocabulary.load(path)
-    try:
-        with path.open("rb") as file:
-            answers = _OnlyValues(file).load()
-    except FileNotFoundError as error:
-        raise DataError(f"no answer vocabulary {path}. Check the path.") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
-        raise DataError(f"answer vocabulary {path} is no pickled list of strings: {error}.") from error
-    if not isinstance(answers, list):
-        raise DataError(
-            f"answer vocabulary {path} must be a list of answers in the order of their indices; found "
-            f"{type(answers).__name__}."
-        )
-    return AnswerVocabulary(answers)
-
-
-class _OnlyValues(pickle.Unpickler):
-    """Reads lists, strings and numbers."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and reading it might run code")
 
 
 def why_not_of(known: AnswerList, listed: AnswerVocabulary) -> str:

@@ -26,7 +26,7 @@ from visling.data.text import Tokenizer
 from visling.errors import CheckpointError, ConfigError
 from visling.models.base import Encoder
 from visling.models.task_model import SavedHead
-from visling.pretrained.answers import ANSWER_TASKS, read_answers, save_answers, why_not_of
+from visling.pretrained.answers import ANSWER_TASKS, save_answers, why_not_of
 from visling.pretrained.features import measure_features
 from visling.pretrained.folder import KEPT, describe_model_folder
 from visling.pretrained.recognise import (
@@ -213,7 +213,7 @@ def _answer_lists(
     known = models.spec(choice.model).answer_list(choice.layout)
     found: dict[str, AnswerVocabulary] = {}
     for path in paths:
-        listed = read_answers(path)
+        listed = AnswerVocabulary.load(path)
         part = next((part for part, outputs in sizes.items() if outputs == len(listed) and part not in found), None)
         if part is None:
             raise CheckpointError(

@@ -96,7 +96,10 @@ class Finetuning:
         self.config = config
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
-        self.train_records = _limit_records(read_records(self.task, data, config.train_split), config)
+        read = read_records(self.task, data, config.train_split)
+        kept = self.task.for_training(read)
+        self.left_out = len(read) - len(kept)
+        self.train_records = _limit_records(kept, config)
         self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
         if not self.train_records or not self.valid_records:
             raise DataError(
@@ -120,6 +123,8 @@ class Finetuning:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
+        if self.left_out:
+            notes.append(f"{self.left_out} training examples are left out, as the task's settings say")
         batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:

@@ -22,14 +22,9 @@ import torch
 from torch import Tensor
 
 from visling import config as configs
-from visling.data.annotations.questions import (
-    QuestionRecord,
-    find_lxmert_questions,
-    has_vqa,
-    read_lxmert_questions,
-    read_vqa,
-    release_text,
-)
+from visling.data.annotations.image_lists import without_images
+from visling.data.annotations.prepared_questions import VqaLayout, read_vqa_layout
+from visling.data.annotations.questions import QuestionRecord, release_text
 from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout, swap_words
 from visling.errors import ConfigError, DataError
@@ -60,7 +55,14 @@ class VqaConfig:
     mask_unknown: bool = True
     """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not)."""
     metric_version: Version = "2021"
-    """Official script: "2021", or "2017" as it was when the five papers appeared."""
+    """Official script: "2021", or "2017" as it was when the five papers appeared. "mmf" is no official one: MMF's own
+    normalisation of both sides."""
+    layout: VqaLayout | None = None
+    """Which files to read where a folder holds several: "official", "lxmert", "imdb" or "targets"
+    (`annotations.prepared_questions`). None: the only ones."""
+    without_images: Path | None = None
+    """List of images to leave out of training, because other tasks test on them (ViLBERT's multi-task release,
+    `coco_test_ids.npy`). Other splits keep theirs."""
 
 
 class VQA(Task[QuestionRecord, VqaConfig]):
@@ -110,11 +112,14 @@ class VQA(Task[QuestionRecord, VqaConfig]):
             self._answers = answer_vocabulary(records, self.config.min_count)
 
     def records(self, root: Path, split: str) -> list[QuestionRecord]:
-        """Questions of a split in VQA v2's files or, if they have no such split, in LXMERT's, with answers where there
-        are any. See `read_vqa` for parts of val."""
-        if not has_vqa(root, split) and (file := find_lxmert_questions(root, split)) is not None:
-            return read_lxmert_questions(file)
-        return read_vqa(root, split)
+        """Questions of a split in the layout that the folder has, with answers where there are any. See `read_vqa` for
+        parts of val."""
+        return read_vqa_layout(root, split, self.config.layout)
+
+    def for_training(self, records: Sequence[QuestionRecord]) -> Sequence[QuestionRecord]:
+        """Those whose image is not on the list of `without_images`."""
+        listed = self.config.without_images
+        return records if listed is None else without_images(records, listed)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> QuestionRecord:
         """A question about one image that nobody has answered."""
@@ -176,10 +181,7 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         scores = vqa_accuracy(
             {prediction.id: prediction.value for prediction, _ in pairs}, records, self.config.metric_version
         )
-        hits = [
-            vqa_score(prediction.value, record.answers or (), self.config.metric_version)
-            for prediction, record in pairs
-        ]
+        hits = [scores.each[record.id] for record in records]
         interval = mean_score(hits, [record.images[0] for record in records])
         return Report(
             scores={"accuracy": replace(interval, value=scores.overall.percent)},
@@ -205,7 +207,18 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         ]
 
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """The list that the evaluation server takes; it wants every question of the test file."""
+        """The list that the evaluation server takes; it wants every question of the test file, once.
+
+        Raises:
+            DataError: two predictions for one question, or an id that is no number.
+        """
+        if len({prediction.id for prediction in predictions}) < len(predictions):
+            twice = Counter(prediction.id for prediction in predictions).most_common(1)[0][0]
+            raise DataError(f"two predictions answer question {twice!r}; the server takes one for each question.")
+        if wrong := next((prediction.id for prediction in predictions if not prediction.id.isdecimal()), None):
+            raise DataError(
+                f"question ids of VQA are numbers; found {wrong!r}. A submission holds the questions of a test file."
+            )
         return [{"question_id": int(prediction.id), "answer": prediction.value} for prediction in predictions]
 
     def baselines(
@@ -242,9 +255,10 @@ class VQA(Task[QuestionRecord, VqaConfig]):
                 "the saved state of a VQA task lists its answers under 'answers'; found none. "
                 "Is answers.json of another task?"
             )
+        # Both files may be gone: the answers are here, and the list of images is for training alone.
         settings = {
-            key: value for key, value in state.get("config", {}).items() if key != "answers"
-        }  # the file may be gone; its answers are here
+            key: value for key, value in state.get("config", {}).items() if key not in ("answers", "without_images")
+        }
         return cls(configs.from_dict(VqaConfig, settings), AnswerVocabulary(state["answers"]))
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from visling.data.annotations.files import entries, has_words, is_split, read_ids, read_json, the_one
@@ -32,6 +33,9 @@ class QuestionRecord(Record):
 
 UNTOLD = "(another answer)"
 """Stands for answers of which a file does not tell more; no list has it."""
+
+NUM_PEOPLE = 10
+"""People who answered each question of VQA."""
 
 EMPTY = "questions without a word"
 """Name under which readers count the questions that they leave out."""
@@ -93,14 +97,15 @@ def read_questions(
         question = _to_text(entry["question"])
         if _is_empty(question, number, questions, left_out):
             continue
-        answers = tuple(_to_text(answer["answer"]) for answer in annotation["answers"]) if annotation else None
+        # Millions of answers are a few thousand different ones: each text is kept once.
+        answers = tuple(intern(_to_text(answer["answer"])) for answer in annotation["answers"]) if annotation else None
         records.append(
             QuestionRecord(
                 id=str(number),
                 images=(_image_id(str(entry["image_id"]), coco),),
                 question=question,
-                question_type=annotation.get("question_type", "") if annotation else "",
-                answer_type=annotation.get("answer_type", "") if annotation else "",
+                question_type=intern(annotation.get("question_type", "")) if annotation else "",
+                answer_type=intern(annotation.get("answer_type", "")) if annotation else "",
                 answers=answers,
                 multiple_choice_answer=_most_frequent(annotation, answers or ()) if annotation else None,
             )
@@ -154,7 +159,7 @@ def read_vqa(root: str | Path, split: str, *, left_out: Counter[str] | None = No
         DataError: no such file or list, or a list of something else.
     """
     root = Path(root)
-    if _has_vqa_file(root, split) or (part := _find_part(root, split)) is None:
+    if not is_part_of_val(root, split):
         try:
             files = find_vqa_files(root, split)
         except DataError as error:
@@ -165,7 +170,22 @@ def read_vqa(root: str | Path, split: str, *, left_out: Counter[str] | None = No
                 "question or image ids. To do without it, set train_split to train and valid_split to val."
             ) from error
         return read_questions(*files, left_out=left_out)
-    records = read_questions(*find_vqa_files(root, "val"), left_out=left_out)
+    return take_part(read_questions(*find_vqa_files(root, "val"), left_out=left_out), root, split)
+
+
+def is_part_of_val(root: Path, split: str) -> bool:
+    """Whether a split is no file of its own but a part of val, as in `read_vqa`."""
+    return not _has_vqa_file(root, split) and _find_part(root, split) is not None
+
+
+def take_part(records: Sequence[QuestionRecord], root: Path, split: str) -> list[QuestionRecord]:
+    """Those of val's questions that belong to a part of it.
+
+    Raises:
+        DataError: the list of the part names something else.
+    """
+    part = _find_part(root, split)
+    assert part is not None, f"{split} is no part of val"
     held = _held_out(records, part, root)
     wanted = not split.startswith("no")
     return [record for record in records if (record.id in held) == wanted]
@@ -182,7 +202,8 @@ def _has_vqa_file(root: Path, split: str) -> bool:
 
 _LAST = "minval"
 """ViLBERT's part of val, which needs no list."""
-_NUM_LAST = 3000
+NUM_LAST = 3000
+"""Questions of that part."""
 _PARTS = ("minival", _LAST)
 
 
@@ -200,7 +221,7 @@ def _find_part(root: Path, split: str) -> Path | str | None:
 def _held_out(records: Sequence[QuestionRecord], part: Path | str, root: Path) -> frozenset[str]:
     """Ids of the questions of a part of val."""
     if isinstance(part, str):
-        return frozenset(sorted((record.id for record in records), key=int)[-_NUM_LAST:])
+        return frozenset(sorted((record.id for record in records), key=int)[-NUM_LAST:])
     listed = frozenset(map(canonical, read_ids(part) if part.suffix == ".txt" else _read_listed(part)))
     # Numbers of images and of questions look alike; a list is of those that it has more of.
     by_question = frozenset(record.id for record in records if canonical(record.id) in listed)
@@ -230,10 +251,8 @@ def find_lxmert_questions(root: str | Path, split: str) -> Path | None:
 
 
 def read_lxmert_questions(path: str | Path) -> list[QuestionRecord]:
-    """Questions of a file in LXMERT's layout of VQA, which holds scores in place of people's answers.
-
-    A score of 0.3, 0.6, 0.9 or 1 stands for 1, 2, 3, or 4 and more people. As many are entered, and the rest of the ten
-    as `UNTOLD`, so that the official rule gives each answer just its score.
+    """Questions of a file in LXMERT's layout of VQA, which holds scores in place of people's answers: see
+    `answers_of_scores`.
 
     Raises:
         DataError: the file is missing, truncated or of another layout.
@@ -251,12 +270,7 @@ def read_lxmert_questions(path: str | Path) -> list[QuestionRecord]:
     records = []
     for entry in content:
         scores = entry.get("label")
-        people = {
-            answer: 4 if score > 0.95 else max(round(score / 0.3), 1)
-            for answer, score in (scores or {}).items()
-            if score > 0
-        }
-        answers = [answer for answer, count in people.items() for _ in range(count)]
+        answers, most = (None, None) if scores is None else answers_of_scores(scores)
         records.append(
             QuestionRecord(
                 id=str(entry["question_id"]),
@@ -264,11 +278,25 @@ def read_lxmert_questions(path: str | Path) -> list[QuestionRecord]:
                 question=_to_text(entry["sent"]),
                 question_type=entry.get("question_type") or "",
                 answer_type=entry.get("answer_type") or "",
-                answers=None if scores is None else (*answers, *[UNTOLD] * (10 - len(answers))),
-                multiple_choice_answer=max(people, key=lambda answer: people[answer]) if people else None,
+                answers=answers,
+                multiple_choice_answer=most,
             )
         )
     return records
+
+
+def answers_of_scores(scores: Mapping[str, float]) -> tuple[tuple[str, ...], str | None]:
+    """Answers of ten people that the scores stand for, and the most frequent one, if any is told.
+
+    A score of 0.3, 0.6, 0.9 or 1 stands for 1, 2, 3, or 4 and more people. As many are entered, and the rest of the ten
+    as `UNTOLD`, so that the official rule gives each answer just its score.
+    """
+    people = {
+        answer: 4 if score > 0.95 else max(round(score / 0.3), 1) for answer, score in scores.items() if score > 0
+    }
+    answers = [answer for answer, count in people.items() for _ in range(count)]
+    most = max(people, key=lambda answer: people[answer]) if people else None
+    return (*answers, *[UNTOLD] * (NUM_PEOPLE - len(answers))), most
 
 
 def _list_vqa_files(root: Path) -> tuple[list[Path], list[tuple[Path, re.Match[str]]]]:
