@@ -1000,6 +1000,15 @@ def test_heads_are_told_by_the_names_and_shapes_of_every_catalogued_file(entry: 
         assert found.head.outputs == head.outputs or head.options, part
 
 
+def test_a_task_without_answers_has_the_settings_of_the_release(recorded: Any, tmp_path: Path) -> None:
+    source = replace(recorded("vilbert multitask"), answers=None)
+    assert convert(source, tmp_path, task="referring").task == "referring"
+    model, task = read_model_folder(tmp_path / "model").task_model()
+    settings = models.spec("vilbert").tasks["referring"]
+    assert {name: getattr(task.config, name) for name in settings} == settings
+    assert torch.equal(model.heads["regions"].linear.weight, source.weights["vision_logit.weight"])
+
+
 FULL_SIZE = [
     *(("visualbert", variant) for variant in (
         "vqa_pretraining", "vqa_finetuned", "nlvr2_pretraining(coco/task)", "nlvr2_finetuned",

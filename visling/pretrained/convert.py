@@ -240,7 +240,7 @@ def _task(
     classifiers = {part: saved.head.outputs for part, (saved, _) in heads.items() if _answers(part, saved, heads)}
     kind = None if name is None else tasks.load(name)
     if kind is not None and kind.answers is tasks.Task.answers:
-        return kind()
+        return kind.configured(models.spec(choice.model).tasks.get(kind.name, {}))
     if kind is not None and not classifiers:
         raise CheckpointError(
             f"the task {name} needs a classifier over answers; the file has none, only: "
