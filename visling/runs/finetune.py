@@ -27,7 +27,7 @@ from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.setup import Training, carry_out, describe_origin
-from visling.tasks.base import Task, TaskSource, TextOnly, read_records
+from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
 from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
@@ -103,7 +103,7 @@ class Finetuning:
                 "are needed."
             )
         if regions is not None:
-            check_images([*self.train_records, *self.valid_records], regions)
+            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
         self.task.setup(self.train_records)
         if self.start is not None:
             check_family(self.start, config.model)
@@ -153,7 +153,11 @@ class Finetuning:
             validate=validate,
             save=save,
             record=record,
-            notes=[*notes, *filter(None, [shrunk]), *task.notes([*self.train_records, *self.valid_records])],
+            notes=[
+                *notes,
+                *filter(None, [shrunk]),
+                *task.notes(JoinedRecords(self.train_records, self.valid_records)),
+            ],
         )
 
     def _fit_batch(self) -> tuple[int, str]:
