@@ -12,7 +12,18 @@ import pytest
 from visling.data.annotations.nlvr import NlvrRecord
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
-from visling.tasks.base import Report, Score, Task, TaskSource, TextOnly, by_id, load, names, read_records
+from visling.tasks.base import (
+    JoinedRecords,
+    Report,
+    Score,
+    Task,
+    TaskSource,
+    TextOnly,
+    by_id,
+    load,
+    names,
+    read_records,
+)
 from visling.tasks.nlvr import NLVR
 from visling.tasks.vqa import VQA
 from visling.types import InputSpec, Prediction, Record
@@ -124,3 +135,15 @@ def test_several_splits_are_read_as_one() -> None:
         DataError, match=r"example 'n' of \. is in more than one of the splits train, nen: leave one out"
     ):
         read_records(task, Path(), "train+nen")
+
+
+def test_joined_records_are_those_of_their_parts() -> None:
+    whole = [Record(id=str(number), images=()) for number in range(5)]
+    joined = JoinedRecords(whole[:2], [], whole[2:])
+    assert len(joined) == 5
+    assert list(joined) == [joined[place] for place in range(5)] == whole
+    assert joined[-1] == whole[-1]
+    assert joined[1:4] == whole[1:4]
+    with pytest.raises(IndexError):
+        joined[5]
+    assert len(JoinedRecords[Record]()) == 0

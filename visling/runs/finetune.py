@@ -28,7 +28,7 @@ from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
-from visling.tasks.base import Task, TaskSource, TextOnly, read_records
+from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
 from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
@@ -108,7 +108,7 @@ class Finetuning:
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
         if regions is not None:
-            check_images([*self.train_records, *self.valid_records], regions)
+            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
         if self.start is not None:
@@ -161,7 +161,11 @@ class Finetuning:
             validate=validate,
             save=save,
             record=record,
-            notes=[*notes, *filter(None, [shrunk]), *task.notes([*self.train_records, *self.valid_records])],
+            notes=[
+                *notes,
+                *filter(None, [shrunk]),
+                *task.notes(JoinedRecords(self.train_records, self.valid_records)),
+            ],
         )
 
     def _fit_batch(self) -> tuple[int, str]:

@@ -6,15 +6,17 @@ Scores   In percent everywhere in reports; counts say over how many examples.
 
 from __future__ import annotations
 
+import itertools
 import pkgutil
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,6 +277,31 @@ def read_records(task: Task[R, Any], root: Path, split: str) -> Sequence[R]:
             f"example {twice!r} of {root} is in more than one of the splits {', '.join(parts)}: leave one out."
         )
     return records
+
+
+class JoinedRecords(Sequence[R]):
+    """Several sequences of records as one, without a copy: those of the largest files are not built all at once."""
+
+    def __init__(self, *parts: Sequence[R]) -> None:
+        self._parts = parts
+        self._starts = list(itertools.accumulate(map(len, parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+    def __getitem__(self, index: int | slice) -> R | list[R]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        part = bisect_right(self._starts, places) - 1
+        return self._parts[part][places - self._starts[part]]
+
+    def __iter__(self) -> Iterator[R]:
+        return itertools.chain.from_iterable(self._parts)
 
 
 @dataclass(frozen=True)

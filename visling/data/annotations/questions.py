@@ -11,6 +11,7 @@ from sys import intern
 from typing import Any
 
 from visling.data.annotations.files import entries, has_words, is_split, read_ids, read_json, the_one
+from visling.data.annotations.streamed import list_chunks, stream_object
 from visling.errors import DataError
 from visling.image_ids import canonical
 from visling.types import Record
@@ -321,19 +322,9 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
             or one has no word.
     """
     path = Path(path)
-    chunks = [path]
-    if path.is_dir():
-        chunks = sorted(path.glob(f"{path.name}_*.json"), key=lambda file: (len(file.name), file.name))  # 10 after 9
-        if not chunks:
-            raise DataError(f"{path} holds no chunk {path.name}_*.json. Unpack the questions again.")
     records: dict[str, QuestionRecord] = {}
-    for chunk in chunks:
-        content = read_json(chunk)
-        if not isinstance(content, dict):
-            raise DataError(
-                f"{chunk} must be an object from question id to question; found a {type(content).__name__}."
-            )
-        for number, entry in content.items():
+    for chunk in list_chunks(path):
+        for number, entry in stream_object(chunk):
             if not isinstance(entry, dict) or not {"question", "imageId"} <= entry.keys():
                 raise DataError(
                     f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?"

@@ -114,7 +114,6 @@ def _about_traits(scene: Scene, rng: np.random.Generator) -> Iterator[_Question]
         query = pick(rng, (f"what {name} is the {subject}?", f"what is the {name} of the {subject}?"))
         verified, denied = f"is the {subject} {said}?", f"is the {subject} {said_wrong}?"
         chosen = f"is the {subject} {first} or {second}?"
-
         about = partial(_Question, asked=name, named={subject: scene.items.index(item)})
         verify, choice = ("verify", semantic, "verifyAttr"), (value, wrong)
         yield about(
@@ -159,12 +158,14 @@ def _about_relations(scene: Scene, rng: np.random.Generator) -> Iterator[_Questi
         is_so = f"the {one} is {where} the {two}."
         chains = (_find(scene, named, first), _find(scene, named_second, second))
         places = {one: scene.items.index(first), two: scene.items.index(second)}
-        for text, answer, entails in (
-            (verified, "yes", (converse, denied, chosen)), (denied, "no", ()), (converse, "yes", (verified, chosen)),
-        ):  # fmt: skip
+        for text, answer, asked, ends, entails in (
+            (verified, "yes", side, chains, (converse, denied, chosen)),
+            (denied, "no", other, chains, ()),
+            (converse, "yes", other, chains[::-1], (verified, chosen)),
+        ):
             yield _Question(
-                text=text, answer=answer, full=f"{answer}, {is_so}", types=("verify", "rel", "relVerify"), asked=side,
-                allowed=_YES_NO, program=_program(*chains, last=("verify rel", where)), named=places, entails=entails,
+                text=text, answer=answer, full=f"{answer}, {is_so}", types=("verify", "rel", "relVerify"), asked=asked,
+                allowed=_YES_NO, program=_program(*ends, last=("verify rel", asked)), named=places, entails=entails,
             )  # fmt: skip
         yield _Question(
             text=chosen, answer=side, full=is_so, types=("choose", "rel", "relChooser"), asked=" ".join(sorted(sides)),
@@ -308,7 +309,7 @@ class GqaWriter:
     def describe(scene: Scene, rng: np.random.Generator) -> tuple[list[_Question], dict[str, Any]]:
         """Questions that could be asked, no two alike, and the scene graph."""
         by_text: dict[str, _Question] = {}
-        for make in (_about_traits, _about_relations, _about_existence, _about_pairs):
+        for make in (_about_existence, _about_traits, _about_relations, _about_pairs):
             for question in make(scene, rng):
                 by_text.setdefault(question.text, question)
         return list(by_text.values()), _describe_graph(scene)
