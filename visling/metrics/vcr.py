@@ -96,6 +96,24 @@ def write_submission(scores: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> str:
     return file.getvalue()
 
 
+def write_phase(scores: Mapping[str, NDArray[np.float64]], kind: str) -> str:
+    """The columns of one phase as a CSV file, named as in the official one.
+
+    Args:
+        scores: annot_id -> (1, choices) given the question or the right answer, or (answers, choices) given each.
+        kind: "answer" or "rationale"; rationales given the right answer alone are called `rationale_0` and so on.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for number, (name, given) in enumerate(scores.items()):
+        if not number:
+            each = [kind] if len(given) == 1 else [f"{kind}_conditioned_on_a{answer}" for answer in range(len(given))]
+            columns = [f"{column}_{choice}" for column in each for choice in range(given.shape[1])]
+            writer.writerow(["annot_id", *columns])
+        writer.writerow([name, *given.flatten().tolist()])
+    return file.getvalue()
+
+
 def read_submission(text: str) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """annot_id -> scores of the answers (4), and of the rationales given each answer (4, 4).
 

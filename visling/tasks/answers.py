@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from visling.errors import DataError
 from visling.metrics.answers import bootstrap
 from visling.tasks.base import Score
-from visling.types import Loss, Prediction, Record
+from visling.types import IGNORE, Loss, Prediction, Record
 
 
 def classification_loss(logits: Tensor, labels: Tensor, name: str = "answer") -> Loss:
@@ -73,6 +73,22 @@ def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -
             "answer_accuracy": (hits, torch.full((), len(choice), device=scores.device)),
         },
     )
+
+
+def class_loss(logits: Tensor, classes: Tensor) -> Loss:
+    """Cross-entropy of the classes of all regions of all rows; a last region without a target is the whole image,
+    class 0.
+
+    Args:
+        logits: (B, R, C) or (B, R+1, C).
+        classes: (B, R) int64, IGNORE = not counted.
+    Source:
+        VL-BERT release, `cnn_loss_reg`.
+    """
+    if logits.shape[1] > classes.shape[1]:
+        classes = F.pad(classes, (0, 1))
+    values = F.cross_entropy(logits.float().transpose(1, 2), classes, reduction="none", ignore_index=IGNORE)
+    return Loss.mean("object_classes", values, classes != IGNORE)
 
 
 def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:

@@ -11,8 +11,6 @@ Releases VisualBERT, VL-BERT and ViLBERT call objects by other names, link, cut 
 
 from __future__ import annotations
 
-import csv
-import io
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,6 @@ from typing import Any, ClassVar, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from visling import config as configs
 from visling.data.annotations.vcr import (
@@ -50,9 +47,9 @@ from visling.data.named_objects import (
 from visling.data.named_text import Cut, Links, Order, lay_out_choices
 from visling.data.text import NamedWord, TextLayout
 from visling.errors import DataError
-from visling.metrics.vcr import VcrScores, vcr_scores, write_submission
+from visling.metrics.vcr import VcrScores, vcr_scores, write_phase, write_submission
 from visling.runtime import generator_for
-from visling.tasks.answers import classification_loss, detail_row, mean_score, sigmoid_loss
+from visling.tasks.answers import class_loss, classification_loss, detail_row, mean_score, sigmoid_loss
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import IGNORE, Batch, Example, Head, Loss, Prediction, RegionArray, Targets
 
@@ -376,15 +373,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
     def submission(self, predictions: Sequence[Prediction]) -> str:
         """This phase's columns of the official CSV file, which `joint_submission` completes; rationales given the right
         answer alone are `rationale_0` to `rationale_3`."""
-        kind = "answer" if self.config.phase == "answer" else "rationale"
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        for number, prediction in enumerate(predictions):
-            scores = sorted((tuple(map(int, name.split(":"))), chance) for name, chance in prediction.top)
-            if not number:
-                writer.writerow(["annot_id", *(_column(kind, place) for place, _ in scores)])
-            writer.writerow([prediction.id, *(chance for _, chance in scores)])
-        return file.getvalue()
+        return write_phase({one.id: _chances(one) for one in predictions}, self.config.phase)
 
     def baselines(self, train: Sequence[VcrRecord], records: Sequence[VcrRecord]) -> Mapping[str, list[Prediction]]:
         """The most frequent number of the right choice in the training questions."""
@@ -430,22 +419,6 @@ class VCR(Task[VcrRecord, VcrConfig]):
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The task of a saved model."""
         return cls(configs.from_dict(VcrConfig, state.get("config", {})), state.get("classes", CLASSES))
-
-
-def class_loss(logits: Tensor, classes: Tensor) -> Loss:
-    """Cross-entropy of the classes of all regions of all rows; a last region without a target is the whole image,
-    class 0.
-
-    Args:
-        logits: (B, R, C) or (B, R+1, C).
-        classes: (B, R) int64, IGNORE = not counted.
-    Source:
-        VL-BERT release, `cnn_loss_reg`.
-    """
-    if logits.shape[1] > classes.shape[1]:
-        classes = F.pad(classes, (0, 1))
-    values = F.cross_entropy(logits.float().transpose(1, 2), classes, reduction="none", ignore_index=IGNORE)
-    return Loss.mean("object_classes", values, classes != IGNORE)
 
 
 def joint_report(
@@ -508,11 +481,6 @@ def _known(record: VcrRecord, label: int | None) -> int:
     if label is None:
         raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
     return label
-
-
-def _column(kind: str, place: tuple[int, ...]) -> str:
-    """Name of a column of the official file."""
-    return f"{kind}_{place[0]}" if len(place) == 1 else f"rationale_conditioned_on_a{place[0]}_{place[1]}"
 
 
 TASK = VCR
