@@ -40,9 +40,9 @@ from visling.data.named_objects import (
     LISTED_NAMES,
     bind_objects,
     draw_names,
-    find_first_object,
     list_names,
     read_name_table,
+    shows_whole_image,
 )
 from visling.data.named_text import Cut, Links, Order, lay_out_choices
 from visling.data.text import NamedWord, TextLayout
@@ -249,10 +249,9 @@ class VCR(Task[VcrRecord, VcrConfig]):
 
     def _choose_regions(self, record: VcrRecord, regions: RegionArray) -> NDArray[np.int64]:
         """The regions of the shown objects, after that of the whole image, if the store has one."""
-        objects = self._find_objects(record, regions.size)
         bound = self.bind(record, regions)[self.shown_objects(record)].tolist()
-        whole = [0] if find_first_object(objects, regions.boxes) == 1 else []
-        return np.array([*whole, *dict.fromkeys(region for region in bound if region >= 0)], np.int64)
+        whole = np.flatnonzero(shows_whole_image(regions.boxes, regions.size)).tolist()
+        return np.array(list(dict.fromkeys(region for region in (*whole, *bound) if region >= 0)), np.int64)
 
     def _contexts(self, record: VcrRecord) -> list[tuple[Sentence, ...]]:
         """What the choices of a record are chosen by: the question, or the question with each possible answer."""
@@ -305,10 +304,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
         """Class of each region: that of the object that it shows, 0 for the whole image, IGNORE for others."""
         if not self.config.class_weight:
             return {}
-        objects = self._find_objects(record, regions[0].size)
-        classes = np.full(len(regions[0]), IGNORE)
-        if find_first_object(objects, regions[0].boxes) == 1:
-            classes[0] = 0
+        classes = np.where(shows_whole_image(regions[0].boxes, regions[0].size), 0, IGNORE)
         for kind, region in zip(record.objects, self.bind(record, regions[0]).tolist(), strict=True):
             if region >= 0 and kind in self.classes:
                 classes[region] = 1 + self.classes.index(kind)
