@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visling.data.annotations.files import read_json_lines
 from visling.errors import DataError
 from visling.metrics.answers import bootstrap
 from visling.tasks.base import Score
@@ -158,6 +160,30 @@ def detail_row(
         "top": [list(candidate) for candidate in prediction.top],
         "score": score,
     }
+
+
+def read_predictions(details: Path) -> list[Prediction]:
+    """The predictions that an evaluation has written into its `details_{split}.jsonl`, without boxes.
+
+    Raises:
+        DataError: the file is missing, or no such file.
+    """
+    predictions = []
+    for number, row in read_json_lines(details):
+        try:
+            predictions.append(
+                Prediction(
+                    id=row["id"],
+                    value=row["prediction"],
+                    confidence=row["confidence"],
+                    top=tuple((name, chance) for name, chance in row["top"]),
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{details}, line {number} is not a row of details: {error!r}. Give a file that evaluate has written."
+            ) from error
+    return predictions
 
 
 def mean_score(values: Sequence[float], groups: Sequence[str] | None = None, *, draws: int = 1000) -> Score:
