@@ -84,7 +84,7 @@ class SplitTwice(Tokenizer):
     """The multi-task release's pieces: those of the pieces as they are written."""
 
     def pieces(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        ids = []
+        ids: list[int] = []
         for piece, token in zip(super().pieces(text)[0], self.tokens(super().pieces(text)[0]), strict=True):
             ids += [piece] if piece == self.unk else super().pieces(token)[0].tolist()
         return np.array(ids, np.int64), np.arange(len(ids))
@@ -110,7 +110,7 @@ def records(folder: Path, name: str) -> list[VcrRecord]:
 
 
 def task_of(folder: Path, name: str, **changed: Any) -> VCR:
-    own = {"cut": "longer" if name.startswith("beta") else "second", "links": "every_piece"}
+    own: dict[str, Any] = {"cut": "longer" if name.startswith("beta") else "second", "links": "every_piece"}
     table = folder / "data" / "VCR" / "unisex_names_table.csv"
     phase = "answer" if "_qa_" in name else "rationale"
     own |= {"phase": phase, "name_table": table, **changed}

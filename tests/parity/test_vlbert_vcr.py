@@ -246,7 +246,7 @@ def build_model(folder: Path, task: VCR, sizes: dict[str, Any], visual: Tensor) 
     model = TaskModel(models.build("vlbert", config), task.heads, models.head_styles("vlbert"), group=task.group)
     parts = {"encoder": model.encoder, "classifier": model.heads["score"], "objects": model.heads["objects"]}
     models.spec("vlbert").keys["vcr"].load(load_file(folder / "model.safetensors"), parts, strict=False)
-    model.encoder.projection = Given(whole_last(visual))  # type: ignore[assignment]
+    model.encoder.projection = Given(whole_last(visual))
     return model.eval()
 
 

@@ -47,12 +47,14 @@ from visling.data.named_objects import (
 from visling.data.named_text import Cut, Links, Order, lay_out_choices
 from visling.data.text import NamedWord, TextLayout
 from visling.errors import DataError
-from visling.metrics.vcr import VcrScores, vcr_scores, write_phase, write_submission
+from visling.metrics.vcr import vcr_hits, write_phase, write_submission
 from visling.runtime import generator_for
 from visling.tasks.answers import class_loss, classification_loss, detail_row, mean_score, sigmoid_loss
-from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import IGNORE, Batch, Example, Head, Loss, Prediction, RegionArray, Targets
+from visling.tasks.base import Report, Task, by_id
+from visling.types import IGNORE, Batch, Example, Head, Loss, Prediction, RegionArray, Targets, TextRow
 
+JOINT_SCORES = ("answer", "rationale", "joint")
+"""Q -> A, QA -> R and Q -> AR in a joint report."""
 SUBFOLDER = "vcr"
 """Where a data set of several tasks keeps the files."""
 
@@ -209,7 +211,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
     def example(self, record: VcrRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """A row for each choice (for each choice of each answer, where the right answer is not known) and the image
         that all rows share."""
-        config, rows = self.config, []
+        config, rows = self.config, list[TextRow]()
         names = self._name_people(record, rng)
         wording = partial(with_names, objects=record.objects, conjunction=bool(config.conjunction))
         for parts in self._contexts(record):
@@ -434,8 +436,9 @@ def joint_report(
     for (prediction, _), (answer, _) in zip(by_id(rationales, records), labels, strict=True):
         given = _chances(prediction)
         reasons.append(given[answer if len(given) > 1 else 0])
-    official = vcr_scores(chosen, reasons, labels)
-    return Report(scores={name: Score(100 * part.value, part.count) for name, part in _parts(official).items()})
+    images = [record.images[0] for record in records]
+    hits = vcr_hits(chosen, reasons, labels).T.astype(float).tolist()
+    return Report(scores={name: mean_score(own, images) for name, own in zip(JOINT_SCORES, hits, strict=True)})
 
 
 def joint_submission(answers: Sequence[Prediction], rationales: Sequence[Prediction]) -> str:
@@ -459,10 +462,6 @@ def joint_submission(answers: Sequence[Prediction], rationales: Sequence[Predict
             "each answer. Evaluate a split without labels, such as test."
         )
     return write_submission({one.id: (_chances(one)[0], given[one.id]) for one in answers})
-
-
-def _parts(scores: VcrScores) -> dict[str, Any]:
-    return {"answer": scores.answer, "rationale": scores.rationale, "joint": scores.joint}
 
 
 def _chances(prediction: Prediction) -> NDArray[np.float64]:
