@@ -42,6 +42,7 @@ DOWNLOADS = {
     "official sentences and photographs (tests/tasks/test_nlvr2.py reads a sample of them)": ("nlvr2",),
     "official expressions and photographs (tests/parity/test_vlbert_refcoco.py reads samples of them)": ("refer",),
     "official phrases and boxes (tests/data/annotations/test_entities.py reads such files)": ("flickr30k",),
+    "official questions and stills (tests/parity/test_vlbert_vcr.py reads a sample of them)": ("vcr",),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 
@@ -64,8 +65,7 @@ LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md")
 
 QUICK = (
     "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
-    "docs/checkpoints.md", "docs/tasks/gqa.md",
-    "docs/checkpoints.md", "docs/tasks/referring.md",
+    "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 

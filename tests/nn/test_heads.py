@@ -387,3 +387,13 @@ def test_targets_of_regions_have_a_name_each() -> None:
         "masked.features": (2, 3, 3),
     }
     assert heads.flatten("pair", torch.zeros(1)).keys() == {"pair"}
+
+
+def test_the_whole_image_has_targets_too() -> None:
+    encoded, batch = encoded_batch()
+    head = build("region_targets", "vlbert", outputs=4, classes=4).eval()
+    whole = torch.randn(2, 4)
+    logits = heads.read("region_targets", head, dataclasses.replace(encoded, whole=whole), batch)
+    assert isinstance(logits, dict)
+    assert_close(logits["classes"], head(torch.cat([encoded.regions, whole[:, None]], dim=1))["classes"])
+    assert logits["classes"].shape == (2, 4, 4)

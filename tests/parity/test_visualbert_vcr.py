@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visling.data.annotations.vcr import VcrData, read_vcr
+from visling import models
+from visling.data.annotations.vcr import NUM_CHOICES, VcrData, read_vcr
 from visling.data.corpora.vcr import VcrChoices
 from visling.data.text import TextLayout, Tokenizer
+from visling.tasks.vcr import VCR, VcrConfig
 from visling.types import Example, InputSpec
 
 TOKENIZER = Tokenizer()
@@ -106,3 +108,31 @@ def test_links_to_pieces_stand_at_the_names(data: VcrData, recorded: tuple[int, 
             assert pieces[at] in FIRST_PIECES[objects[example.images][region]]
             drifted += at != recorded_at
     assert drifted > 20
+
+
+@pytest.mark.parametrize("phase", ["answer", "rationale"])
+def test_the_task_lays_out_the_rows_of_the_corpus(
+    data: VcrData, recorded: tuple[int, list[dict[str, Any]]], phase: Any
+) -> None:
+    """Fine-tuning reads what pre-training reads: ids, segments and links of each choice, here four rows at a time."""
+    most, _ = recorded
+    shown = examples(data, most)
+    task = VCR(VcrConfig(**models.spec("visualbert").tasks["vcr"], phase=phase))
+    layout = TextLayout(TOKENIZER, InputSpec(max_tokens=most))
+    start = 0 if phase == "answer" else NUM_CHOICES
+    for number, record in enumerate(data.records):
+        example = task.example(record, layout, np.random.default_rng(0))
+        first = 2 * NUM_CHOICES * number + start
+        there = shown[first : first + NUM_CHOICES]
+        assert [one.labels["matched"] for one in there].index(1) == example.labels["choice"]
+        for row, one in zip(example.rows, there, strict=True):
+            (expected,) = one.rows
+            assert expected.words is not None
+            assert row.words is not None
+            for ours, theirs in (
+                (row.ids, expected.ids),
+                (row.segments, expected.segments),
+                (row.words, expected.words),
+            ):
+                assert ours.tolist() == theirs.tolist()
+            assert sorted(row.links) == sorted(expected.links)

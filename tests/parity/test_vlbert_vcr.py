@@ -32,6 +32,7 @@ from visling.models.vlbert import VlBertConfig
 from visling.tasks.base import TaskSource
 from visling.tasks.vcr import VCR, VcrConfig
 from visling.types import Batch, RegionArray, Targets, TextRow
+from visling.vision.outlines import outline_mask
 
 CASES = (
     "q2a_train", "q2a_train_flip", "q2a_val", "q2a_test", "q2a_train_len20", "q2a_train_relevant",
@@ -245,7 +246,7 @@ def build_model(folder: Path, task: VCR, sizes: dict[str, Any], visual: Tensor) 
     model = TaskModel(models.build("vlbert", config), task.heads, models.head_styles("vlbert"), group=task.group)
     parts = {"encoder": model.encoder, "classifier": model.heads["score"], "objects": model.heads["objects"]}
     models.spec("vlbert").keys["vcr"].load(load_file(folder / "model.safetensors"), parts, strict=False)
-    model.encoder.projection = Given(whole_last(visual))  # type: ignore[assignment]
+    model.encoder.projection = Given(whole_last(visual))
     return model.eval()
 
 
@@ -304,3 +305,32 @@ def test_the_other_orders_of_question_and_choice(folder: Path, file: str, phase:
     tags = torch.where(links.any(2), links.long().argmax(2) + 1, 0)
     for name, ours in (("ids", batch.text.ids), ("segments", batch.text.segments), ("tags", tags)):
         assert torch.equal(ours, tensors[f"{file}.{order}.{name}"].flatten(0, 1)), name
+
+
+# Masks of outlines
+
+
+def test_masks_of_polygons_are_those_of_the_release(folder: Path) -> None:
+    for case in json.loads((folder / "polygons.json").read_text(encoding="utf-8")):
+        found = outline_mask(case["polygons"], case["box"], size=len(case["mask"]))
+        assert ["".join(map(str, row)) for row in found.astype(int).tolist()] == case["mask"], case["note"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_masks_of_objects_are_those_of_the_release(folder: Path, name: str) -> None:
+    """All of three cases, and in all cases the number of their cells; the first mask, of the whole image, is full."""
+    case = load_case(folder, name)
+    known, task = records(folder, case["file"]), task_of(case)
+    with np.load(folder / "masks.npz") as arrays:
+        whole = dict(arrays)
+    for there in case["rows"]:
+        record = known[there["annot_id"]]
+        described = read_metadata(record)
+        masks = [outline_mask(described.outlines[item], described.boxes[item]) for item in task.shown_objects(record)]
+        found = np.array([*[np.ones((14, 14), bool)] * case["image_box"], *masks])
+        if case["flip_forced"]:
+            found = found[..., ::-1]
+        assert found.sum((1, 2)).tolist() == there["masks_on"]
+        if (recorded := whole.get(f"{name}.{record.id}")) is not None:
+            assert np.array_equal(found, recorded)
+    assert name not in {key.partition(".")[0] for key in whole} or f"{name}.{case['rows'][0]['annot_id']}" in whole

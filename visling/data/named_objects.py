@@ -97,6 +97,11 @@ def find_first_object(objects: NDArray[np.float32], regions: NDArray[np.float32]
     return start if start in (0, 1) and bool((np.abs(regions[start:] - objects) <= SAME_BOX).all()) else None
 
 
+def shows_whole_image(regions: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(R,) which regions (R, 4), in pixels of an image of `size`, are the image itself."""
+    return np.all(np.abs(regions - np.array([0, 0, *size], np.float32)) <= SAME_BOX, axis=1)
+
+
 def bind_objects(
     objects: NDArray[np.float32], regions: NDArray[np.float32], *, least_overlap: float
 ) -> NDArray[np.int64]:

@@ -176,7 +176,7 @@ def cut_shared(parts: Sequence[int], choices: Sequence[int], limit: int) -> tupl
     All choices have one context, cut to what the longest of them needs.
 
     Source:
-        VL-BERT release, `vcr.py` (`truncate_q_a_r` and the like), where the choices are cut one after the other.
+        VL-BERT release, `vcr/data/datasets/vcr.py`, where the choices are cut one after the other.
     """
     context, kept = list(parts), []
     for choice in choices:

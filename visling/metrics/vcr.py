@@ -38,12 +38,12 @@ class VcrScores:
     """Q -> AR: both are right."""
 
 
-def vcr_scores(answers: ArrayLike, rationales: ArrayLike, labels: Sequence[tuple[int, int]]) -> VcrScores:
-    """Accuracies of scores.
+def vcr_hits(answers: ArrayLike, rationales: ArrayLike, labels: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """(N, 3) whether the answer, the rationale and both are right.
 
     Args:
-        answers: (N, 4).
-        rationales: (N, 4), given the right answer.
+        answers: (N, 4) scores.
+        rationales: (N, 4) scores, given the right answer.
         labels: (N) the right answer and the right rationale.
     Raises:
         DataError: the numbers of examples differ, or there is none.
@@ -54,9 +54,15 @@ def vcr_scores(answers: ArrayLike, rationales: ArrayLike, labels: Sequence[tuple
             f"scores of {len(chosen)} answers and of {len(reasons)} rationales for {len(labels)} labels: "
             "give one of each for at least one question."
         )
-    right = np.asarray(labels)
-    answer, rationale = chosen.argmax(1) == right[:, 0], reasons.argmax(1) == right[:, 1]
-    return VcrScores(*(_average(hits) for hits in (answer, rationale, answer & rationale)))
+    hits = np.column_stack([chosen.argmax(1), reasons.argmax(1)]) == np.asarray(labels)
+    return np.column_stack([hits, hits.all(1)])
+
+
+def vcr_scores(answers: ArrayLike, rationales: ArrayLike, labels: Sequence[tuple[int, int]]) -> VcrScores:
+    """Accuracies of scores; arguments and errors as of `vcr_hits`."""
+    return VcrScores(
+        *(Average(total=float(hits.sum()), count=len(hits)) for hits in vcr_hits(answers, rationales, labels).T)
+    )
 
 
 def submission_scores(text: str, labels: Mapping[str, tuple[int, int]]) -> VcrScores:
@@ -96,6 +102,24 @@ def write_submission(scores: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> str:
     return file.getvalue()
 
 
+def write_phase(scores: Mapping[str, NDArray[np.float64]], kind: str) -> str:
+    """The columns of one phase as a CSV file, named as in the official one.
+
+    Args:
+        scores: annot_id -> (1, choices) given the question or the right answer, or (answers, choices) given each.
+        kind: "answer" or "rationale"; rationales given the right answer alone are called `rationale_0` and so on.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for number, (name, given) in enumerate(scores.items()):
+        if not number:
+            each = [kind] if len(given) == 1 else [f"{kind}_conditioned_on_a{answer}" for answer in range(len(given))]
+            columns = [f"{column}_{choice}" for column in each for choice in range(given.shape[1])]
+            writer.writerow(["annot_id", *columns])
+        writer.writerow([name, *given.flatten().tolist()])
+    return file.getvalue()
+
+
 def read_submission(text: str) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """annot_id -> scores of the answers (4), and of the rationales given each answer (4, 4).
 
@@ -120,7 +144,3 @@ def read_submission(text: str) -> dict[str, tuple[NDArray[np.float64], NDArray[n
             raise DataError(f"the submission has {name!r} twice: score every question exactly once.")
         found[name] = scores[:CHOICES], scores[CHOICES:].reshape(CHOICES, CHOICES)
     return found
-
-
-def _average(hits: NDArray[np.bool_]) -> Average:
-    return Average(total=float(hits.sum()), count=len(hits))

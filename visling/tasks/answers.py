@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visling.data.annotations.files import read_json_lines
 from visling.errors import DataError
 from visling.metrics.answers import bootstrap
 from visling.tasks.base import Score
-from visling.types import Loss, Prediction, Record
+from visling.types import IGNORE, Loss, Prediction, Record
 
 
 def classification_loss(logits: Tensor, labels: Tensor, name: str = "answer") -> Loss:
@@ -76,6 +78,22 @@ def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -
             "answer_accuracy": (hits, torch.full((), len(choice), device=scores.device)),
         },
     )
+
+
+def class_loss(logits: Tensor, classes: Tensor) -> Loss:
+    """Cross-entropy of the classes of all regions of all rows; a last region without a target is the whole image,
+    class 0.
+
+    Args:
+        logits: (B, R, C) or (B, R+1, C).
+        classes: (B, R) int64, IGNORE = not counted.
+    Source:
+        VL-BERT release, `cnn_loss_reg`.
+    """
+    if logits.shape[1] > classes.shape[1]:
+        classes = F.pad(classes, (0, 1))
+    values = F.cross_entropy(logits.float().transpose(1, 2), classes, reduction="none", ignore_index=IGNORE)
+    return Loss.mean("object_classes", values, classes != IGNORE)
 
 
 def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:
@@ -146,6 +164,30 @@ def detail_row(
         "top": [list(candidate) for candidate in prediction.top],
         "score": score,
     }
+
+
+def read_predictions(details: Path) -> list[Prediction]:
+    """The predictions that an evaluation has written into its `details_{split}.jsonl`, without boxes.
+
+    Raises:
+        DataError: the file is missing, or no such file.
+    """
+    predictions = []
+    for number, row in read_json_lines(details):
+        try:
+            predictions.append(
+                Prediction(
+                    id=row["id"],
+                    value=row["prediction"],
+                    confidence=row["confidence"],
+                    top=tuple((name, chance) for name, chance in row["top"]),
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{details}, line {number} is not a row of details: {error!r}. Give a file that evaluate has written."
+            ) from error
+    return predictions
 
 
 def mean_score(values: Sequence[float], groups: Sequence[str] | None = None, *, draws: int = 1000) -> Score:

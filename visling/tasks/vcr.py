@@ -11,8 +11,6 @@ Releases VisualBERT, VL-BERT and ViLBERT call objects by other names, link, cut 
 
 from __future__ import annotations
 
-import csv
-import io
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,6 @@ from typing import Any, ClassVar, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from visling import config as configs
 from visling.data.annotations.vcr import (
@@ -43,19 +40,21 @@ from visling.data.named_objects import (
     LISTED_NAMES,
     bind_objects,
     draw_names,
-    find_first_object,
     list_names,
     read_name_table,
+    shows_whole_image,
 )
 from visling.data.named_text import Cut, Links, Order, lay_out_choices
 from visling.data.text import NamedWord, TextLayout
 from visling.errors import DataError
-from visling.metrics.vcr import VcrScores, vcr_scores, write_submission
+from visling.metrics.vcr import vcr_hits, write_phase, write_submission
 from visling.runtime import generator_for
-from visling.tasks.answers import classification_loss, detail_row, mean_score, sigmoid_loss
-from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import IGNORE, Batch, Example, Head, Loss, Prediction, RegionArray, Targets
+from visling.tasks.answers import class_loss, classification_loss, detail_row, mean_score, sigmoid_loss
+from visling.tasks.base import Report, Task, by_id
+from visling.types import IGNORE, Batch, Example, Head, Loss, Prediction, RegionArray, Targets, TextRow
 
+JOINT_SCORES = ("answer", "rationale", "joint")
+"""Q -> A, QA -> R and Q -> AR in a joint report."""
 SUBFOLDER = "vcr"
 """Where a data set of several tasks keeps the files."""
 
@@ -213,7 +212,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
     def example(self, record: VcrRecord, layout: TextLayout, rng: np.random.Generator) -> Example:
         """A row for each choice (for each choice of each answer, where the right answer is not known) and the image
         that all rows share."""
-        config, rows = self.config, []
+        config, rows = self.config, list[TextRow]()
         names = self._name_people(record, rng)
         wording = partial(with_names, objects=record.objects, conjunction=bool(config.conjunction))
         for parts in self._contexts(record):
@@ -253,10 +252,9 @@ class VCR(Task[VcrRecord, VcrConfig]):
 
     def _choose_regions(self, record: VcrRecord, regions: RegionArray) -> NDArray[np.int64]:
         """The regions of the shown objects, after that of the whole image, if the store has one."""
-        objects = self._find_objects(record, regions.size)
         bound = self.bind(record, regions)[self.shown_objects(record)].tolist()
-        whole = [0] if find_first_object(objects, regions.boxes) == 1 else []
-        return np.array([*whole, *dict.fromkeys(region for region in bound if region >= 0)], np.int64)
+        whole = np.flatnonzero(shows_whole_image(regions.boxes, regions.size)).tolist()
+        return np.array(list(dict.fromkeys(region for region in (*whole, *bound) if region >= 0)), np.int64)
 
     def _contexts(self, record: VcrRecord) -> list[tuple[Sentence, ...]]:
         """What the choices of a record are chosen by: the question, or the question with each possible answer."""
@@ -309,10 +307,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
         """Class of each region: that of the object that it shows, 0 for the whole image, IGNORE for others."""
         if not self.config.class_weight:
             return {}
-        objects = self._find_objects(record, regions[0].size)
-        classes = np.full(len(regions[0]), IGNORE)
-        if find_first_object(objects, regions[0].boxes) == 1:
-            classes[0] = 0
+        classes = np.where(shows_whole_image(regions[0].boxes, regions[0].size), 0, IGNORE)
         for kind, region in zip(record.objects, self.bind(record, regions[0]).tolist(), strict=True):
             if region >= 0 and kind in self.classes:
                 classes[region] = 1 + self.classes.index(kind)
@@ -377,15 +372,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
     def submission(self, predictions: Sequence[Prediction]) -> str:
         """This phase's columns of the official CSV file, which `joint_submission` completes; rationales given the right
         answer alone are `rationale_0` to `rationale_3`."""
-        kind = "answer" if self.config.phase == "answer" else "rationale"
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        for number, prediction in enumerate(predictions):
-            scores = sorted((tuple(map(int, name.split(":"))), chance) for name, chance in prediction.top)
-            if not number:
-                writer.writerow(["annot_id", *(_column(kind, place) for place, _ in scores)])
-            writer.writerow([prediction.id, *(chance for _, chance in scores)])
-        return file.getvalue()
+        return write_phase({one.id: _chances(one) for one in predictions}, self.config.phase)
 
     def baselines(self, train: Sequence[VcrRecord], records: Sequence[VcrRecord]) -> Mapping[str, list[Prediction]]:
         """The most frequent number of the right choice in the training questions."""
@@ -433,22 +420,6 @@ class VCR(Task[VcrRecord, VcrConfig]):
         return cls(configs.from_dict(VcrConfig, state.get("config", {})), state.get("classes", CLASSES))
 
 
-def class_loss(logits: Tensor, classes: Tensor) -> Loss:
-    """Cross-entropy of the classes of all regions of all rows; a last region without a target is the whole image,
-    class 0.
-
-    Args:
-        logits: (B, R, C) or (B, R+1, C).
-        classes: (B, R) int64, IGNORE = not counted.
-    Source:
-        VL-BERT release, `cnn_loss_reg`.
-    """
-    if logits.shape[1] > classes.shape[1]:
-        classes = F.pad(classes, (0, 1))
-    values = F.cross_entropy(logits.float().transpose(1, 2), classes, reduction="none", ignore_index=IGNORE)
-    return Loss.mean("object_classes", values, classes != IGNORE)
-
-
 def joint_report(
     answers: Sequence[Prediction], rationales: Sequence[Prediction], records: Sequence[VcrRecord]
 ) -> Report:
@@ -466,8 +437,9 @@ def joint_report(
     for (prediction, _), (answer, _) in zip(by_id(rationales, records), labels, strict=True):
         given = _chances(prediction)
         reasons.append(given[answer if len(given) > 1 else 0])
-    official = vcr_scores(chosen, reasons, labels)
-    return Report(scores={name: Score(100 * part.value, part.count) for name, part in _parts(official).items()})
+    images = [record.images[0] for record in records]
+    hits = vcr_hits(chosen, reasons, labels).T.astype(float).tolist()
+    return Report(scores={name: mean_score(own, images) for name, own in zip(JOINT_SCORES, hits, strict=True)})
 
 
 def joint_submission(answers: Sequence[Prediction], rationales: Sequence[Prediction]) -> str:
@@ -493,10 +465,6 @@ def joint_submission(answers: Sequence[Prediction], rationales: Sequence[Predict
     return write_submission({one.id: (_chances(one)[0], given[one.id]) for one in answers})
 
 
-def _parts(scores: VcrScores) -> dict[str, Any]:
-    return {"answer": scores.answer, "rationale": scores.rationale, "joint": scores.joint}
-
-
 def _chances(prediction: Prediction) -> NDArray[np.float64]:
     """(contexts, choices) probabilities of a prediction."""
     named = {tuple(map(int, name.split(":"))): chance for name, chance in prediction.top}
@@ -509,11 +477,6 @@ def _known(record: VcrRecord, label: int | None) -> int:
     if label is None:
         raise DataError(f"{record.id} has no label, so nothing can be scored. Write the submission file instead.")
     return label
-
-
-def _column(kind: str, place: tuple[int, ...]) -> str:
-    """Name of a column of the official file."""
-    return f"{kind}_{place[0]}" if len(place) == 1 else f"rationale_conditioned_on_a{place[0]}_{place[1]}"
 
 
 TASK = VCR
