@@ -161,9 +161,9 @@ class Predictor:
         one = bool(prediction.boxes) and prediction.value == prediction.boxes[0]
         pointed_at = ((text, prediction.confidence),) if one else prediction.top[: len(prediction.boxes)]
         return Answer(
-            text=str(prediction.value),
+            text=choices[int(prediction.value)] if choices else str(prediction.value),
             confidence=prediction.confidence,
-            top=prediction.top,
+            top=tuple((choices[int(name)], share) for name, share in prediction.top) if choices else prediction.top,
             boxes=prediction.boxes,
             pointed_at=pointed_at,
             question=text,

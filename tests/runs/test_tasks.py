@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from visling import api, models
 from visling import config as configs
+from visling.errors import ConfigError, RunError
 from visling.recipes.scenes import TASKS
 from visling.recipes.tables import FINETUNING
 from visling.runs.evaluate import evaluate
@@ -60,3 +62,39 @@ def check_raw_images(model: api.Predictor, pictures: list[Path]) -> None:
     for x1, y1, x2, y2 in answer.boxes:
         assert 0 <= x1 < x2 <= answer.image.width
         assert 0 <= y1 < y2 <= answer.image.height
+
+
+def test_both_phases_of_vcr_are_scored_together_or_written_into_one_file(world: Any, tmp_path: Path) -> None:
+    runs = {}
+    for phase in ("vcr", "vcr-rationale"):
+        config = configs.override(FINETUNING[f"visualbert-{phase}-scenes"](), TINY)
+        runs[phase] = tmp_path / phase
+        finetune(config, runs[phase], data=world.scenes, store=world.regions, device="cpu")
+    with pytest.raises(RunError, match=r"vcr has not been evaluated on 'val'. First: visling evaluate"):
+        evaluate(runs["vcr-rationale"], split="val", joint=runs["vcr"])
+    alone = evaluate(runs["vcr"], split="val")["scores"]["accuracy"]
+    found = evaluate(runs["vcr-rationale"], split="val", joint=runs["vcr"])
+    together = found["joint"]["scores"]
+    assert (together["answer"]["value"], together["rationale"]["value"]) == (
+        alone["value"],
+        found["scores"]["accuracy"]["value"],
+    )
+    assert together["joint"]["value"] <= min(together["answer"]["value"], together["rationale"]["value"])
+
+    # Without labels, as in the official test split, rationales are chosen given each answer.
+    data = tmp_path / "scenes"
+    shutil.copytree(world.scenes / "vcr", data / "vcr")
+    lines = [json.loads(line) for line in (data / "vcr" / "val.jsonl").read_text().splitlines()]
+    unlabelled = [{name: value for name, value in line.items() if not name.endswith("_label")} for line in lines]
+    (data / "vcr" / "val.jsonl").write_text("".join(json.dumps(line) + "\n" for line in unlabelled))
+    evaluate(runs["vcr"], split="val", data=data, overwrite=True)
+    found = evaluate(runs["vcr-rationale"], split="val", data=data, joint=runs["vcr"], overwrite=True)
+    assert found["scores"] == {}
+    assert "joint" not in found
+    written = (runs["vcr-rationale"] / "predictions_joint_val.csv").read_text().splitlines()
+    assert len(written) == 1 + len(lines)
+    assert {len(line.split(",")) for line in written} == {1 + 4 + 16}
+    other = configs.override(FINETUNING["visualbert-vqa-scenes"](), TINY)
+    finetune(other, tmp_path / "vqa", data=world.scenes, store=world.regions, device="cpu")
+    with pytest.raises(ConfigError, match="task vqa has one phase"):
+        evaluate(tmp_path / "vqa", split="val", joint=runs["vcr"])

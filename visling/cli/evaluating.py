@@ -30,6 +30,13 @@ def evaluate(
             "to this one's. May be repeated."
         ),
     ] = None,
+    joint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run of VCR's other phase that was evaluated on this split: scores both together (Q -> AR), or writes "
+            "the official file of both for a split without labels."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 256,
     device: Device = "auto",
     precision: Annotated[Precision, typer.Option(help="Precision of matrix products.")] = "fp32",
@@ -59,6 +66,7 @@ def evaluate(
             other_features=other_features,
             overwrite=overwrite,
             compare=compare or (),
+            joint=joint,
             progress=progress,
         )
     if json_:
@@ -71,6 +79,10 @@ def evaluate(
     for name, other in (*found["baselines"].items(), *found.get("compared", {}).items()):
         print(f"{name}{' (text only)' if other.get('text_only') else ''}")
         for key, score in other["scores"].items():
+            print(f"  {_describe_score(key, score, width=22)}")
+    if "joint" in found:
+        print(f"together with {joint}")
+        for key, score in found["joint"]["scores"].items():
             print(f"  {_describe_score(key, score, width=22)}")
     for category, rows in found["by"].items():
         print(f"by {category.replace('_', ' ')}")

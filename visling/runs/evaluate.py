@@ -25,6 +25,7 @@ from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
+from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
 from visling.train.state import gather
@@ -45,6 +46,7 @@ def evaluate(
     other_features: bool = False,
     overwrite: bool = False,
     compare: Sequence[Path] = (),
+    joint: Path | None = None,
     zero_shot: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -59,6 +61,8 @@ def evaluate(
         overwrite: replace the results of an earlier evaluation of this split.
         compare: other runs that were scored on this split, such as a model that saw no image; their scores are kept
             next to this one's.
+        joint: run of the other phase of a task in two phases (VCR) that was evaluated on this split: both are scored
+            together, or make the official result file together, predictions_joint_SPLIT.csv.
         zero_shot: of a pre-trained run or model folder: rank captions and images by its matching head.
         progress: of a task that ranks: called with (pairs done, pairs in all).
     Returns:
@@ -74,6 +78,7 @@ def evaluate(
     saved = read_model_folder(run)
     model, task = retrieval_model(saved) if zero_shot else saved.task_model()
     compared = {str(other): _read_scores(other, split, task.name) for other in compare}
+    others = None if joint is None else _read_other_phase(joint, split)
     known = read_run_json(run) if (run / "run.json").exists() else {}
     unknown = [
         name
@@ -114,18 +119,26 @@ def evaluate(
         }
     if compared:
         found["compared"] = compared
+    joint_file = None
+    if others is not None:
+        together, joint_file = task.join_phases(predictions, others, records)
+        if together is not None:
+            found["joint"] = together.to_dict(task.name, split)
     found |= {"text_only": saved.text_only, "truncated": truncated}
     if notes := task.notes(records):
         found["notes"] = list(notes)
     details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
     submission = task.submission(predictions)
-    name, text = (
-        (f"predictions_{split}.csv", submission)
-        if isinstance(submission, str)
-        else (f"predictions_{split}.json", json.dumps(submission))
-    )
+    files = {f"details_{split}.jsonl": details}
+    if isinstance(submission, str):
+        files[f"predictions_{split}.csv"] = submission
+    else:
+        files[f"predictions_{split}.json"] = json.dumps(submission)
+    if joint_file is not None:
+        files[f"predictions_joint_{split}.csv"] = joint_file
+    files[result.name] = json.dumps(found, indent=2) + "\n"  # last: it says that the others are complete
     if runtime.is_main():
-        _write_results(run, split, details=details, submission=(name, text), scores=found)
+        _write_results(run, files)
     return found
 
 
@@ -184,18 +197,26 @@ def _gather_sorted(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[in
     return sorted((item for process in gather(own) for item in process), key=lambda item: item[0])
 
 
-def _write_results(
-    run: Path, split: str, *, details: str, submission: tuple[str, str], scores: Mapping[str, Any]
-) -> None:
-    name, text = submission
+def _write_results(run: Path, files: Mapping[str, str]) -> None:
     try:
-        (run / f"details_{split}.jsonl").write_text(details, encoding="utf-8")
-        (run / name).write_text(text, encoding="utf-8")
-        (run / f"evaluation_{split}.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        for name, text in files.items():
+            (run / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(
             f"cannot write the results to {run}: {error}. Free space or fix permissions, then repeat with --overwrite."
         ) from error
+
+
+def _read_other_phase(run: Path, split: str) -> list[Prediction]:
+    """Predictions of another run on the split.
+
+    Raises:
+        RunError: it was not evaluated there.
+    """
+    file = run / f"details_{split}.jsonl"
+    if not file.exists():
+        raise RunError(f"{run} has not been evaluated on {split!r}. First: visling evaluate {run} --split {split}")
+    return read_predictions(file)
 
 
 def _read_scores(run: Path, split: str, task: str | None) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Task(ABC, Generic[R, C]):
     images: ClassVar[int] = 1
     """Images of one example."""
     choices: ClassVar[bool] = False
-    """Whether `query` reads a question and then the answers to choose from."""
+    """Whether `query` reads a question and then the answers to choose from; predictions name them by their number."""
     settings: ClassVar[type[Any]]
     """Config class `C`."""
 
@@ -237,6 +237,20 @@ class Task(ABC, Generic[R, C]):
     def details(self, predictions: Sequence[Prediction], records: Sequence[R]) -> list[dict[str, Any]]:
         """One row per example for `details_{split}.jsonl`: id, image, text, type, truth, prediction, confidence, top,
         score (a fraction, or None)."""
+
+    def join_phases(
+        self, predictions: Sequence[Prediction], others: Sequence[Prediction], records: Sequence[R]
+    ) -> tuple[Report | None, str | None]:
+        """Of a task in two phases, each with a model of its own: the scores of both together, or where the records have
+        no labels the official result file of both.
+
+        Args:
+            predictions: of this task's phase.
+            others: of the other phase.
+        Raises:
+            ConfigError: the task has one phase.
+        """
+        raise ConfigError(f"the task {self.name} has one phase: there is nothing to join.")
 
     def baselines(self, train: Sequence[R], records: Sequence[R]) -> Mapping[str, list[Prediction]]:
         """Predictions for the records by name of a predictor that looks at nothing but the labels of the training

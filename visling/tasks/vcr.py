@@ -374,6 +374,16 @@ class VCR(Task[VcrRecord, VcrConfig]):
         answer alone are `rationale_0` to `rationale_3`."""
         return write_phase({one.id: _chances(one) for one in predictions}, self.config.phase)
 
+    def join_phases(
+        self, predictions: Sequence[Prediction], others: Sequence[Prediction], records: Sequence[VcrRecord]
+    ) -> tuple[Report | None, str | None]:
+        """`joint_report`, or `joint_submission` where the right choices are not known."""
+        asked = self.config.phase == "answer"
+        answers, rationales = (predictions, others) if asked else (others, predictions)
+        if all(record.answer_label is not None and record.rationale_label is not None for record in records):
+            return joint_report(answers, rationales, records), None
+        return None, joint_submission(answers, rationales)
+
     def baselines(self, train: Sequence[VcrRecord], records: Sequence[VcrRecord]) -> Mapping[str, list[Prediction]]:
         """The most frequent number of the right choice in the training questions."""
         counts = Counter(self._label(record) for record in train)
