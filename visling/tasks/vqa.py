@@ -52,8 +52,9 @@ class VqaConfig:
     question_text: Literal["written", "release"] = "written"
     """Questions as people wrote them, or as VisualBERT's release tokenises them (without commas and inner question
     marks)."""
-    mask_unknown: bool = True
-    """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not)."""
+    mask_unknown: bool | None = None
+    """Never answer `<unk>`, where the vocabulary lists it (VisualBERT's validation; its test-file writer does not).
+    None: as in the family's release (VL-BERT: it may be answered), else never."""
     metric_version: Version = "2021"
     """Official script: "2021", or "2017" as it was when the five papers appeared. "mmf" is no official one: MMF's own
     normalisation of both sides."""
@@ -170,7 +171,7 @@ class VQA(Task[QuestionRecord, VqaConfig]):
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[QuestionRecord]) -> list[Prediction]:
         """The most probable answers; probabilities are a softmax, or with loss "bce" one sigmoid each."""
         scores = logits["classify"].detach().float().cpu()
-        if self.config.mask_unknown and self.answers.unknown is not None:
+        if self.config.mask_unknown is not False and self.answers.unknown is not None:
             scores = scores.index_fill(1, torch.tensor([self.answers.unknown]), -torch.inf)
         probabilities = scores.softmax(1) if self._kind_of_loss() == "kl" else scores.sigmoid()
         return top_answers(probabilities, records, list(self.answers), most=TOP)
