@@ -29,6 +29,7 @@ from test_vilbert import Recording as Weights
 from torch import Tensor
 from torch.testing import assert_close
 
+from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.referring import ReferringRecord
 from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
@@ -70,18 +71,15 @@ class Rows:
         return self.split.startswith("train")
 
     def task(self) -> Referring:
-        removed = self.folder / "data" / "cache" / "coco_test_ids.npy" if self.split == "train_clean" else None
-        return Referring(ReferringConfig(**SETTINGS, dataset=self.dataset, removed_images=removed))
+        return Referring(ReferringConfig(**SETTINGS, dataset=self.dataset))
 
     def records(self) -> list[ReferringRecord]:
         split = "train" if self.training or self.split == "mteval" else self.split
         records = self.task().records(self.folder / "data", split)
-        if self.split != "mteval":
+        if self.split not in ("train_clean", "mteval"):
             return records
-        cleaned = {
-            record.id for record in replace(self, described={**self.described, "split": "train_clean"}).records()
-        }
-        return [record for record in records if record.id not in cleaned]
+        cleaned = without_images(records, self.folder / "data" / "cache" / "coco_test_ids.npy")
+        return cleaned if self.split == "train_clean" else [record for record in records if record not in cleaned]
 
     def store(self) -> Store:
         """Detected regions, in training followed by the annotated ones."""

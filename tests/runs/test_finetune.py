@@ -338,12 +338,13 @@ def test_images_that_other_tasks_test_on_are_left_out_of_training(world: Any, tm
         questions = json.load(file)["questions"]
     removed = questions[0]["image_id"]
     (tmp_path / "images.txt").write_text(f"{removed}\n")
-    run = tiny(world, f"task_settings.without_images={tmp_path / 'images.txt'}", "train.max_steps=2")
+    run = tiny(world, f"without_images={tmp_path / 'images.txt'}", "train.max_steps=2")
     stream = io.StringIO()
     out = tmp_path / "run"
     finetune(run, out, data=world.scenes, store=world.regions, device="cpu", stream=stream)
     left_out = sum(question["image_id"] == removed for question in questions)
-    assert f"{left_out} training examples are left out, as the task's settings say" in stream.getvalue()
+    said = f"{left_out} training examples of the images in {tmp_path / 'images.txt'} are left out"
+    assert said in stream.getvalue()
     trained = json.loads((out / "run.json").read_text())["examples"]
     assert trained == {"train": whole["train"] - left_out, "valid": whole["valid"]}
     (tmp_path / "images.txt").unlink()

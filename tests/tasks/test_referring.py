@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from visling import models
+from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.referring import ReferringRecord
 from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
@@ -359,18 +360,8 @@ def test_records_by_setting(golden: Path) -> None:
     with pytest.raises(DataError, match=r"task_settings\.dataset"):
         task().records(root, "train")
     records = task(dataset="refcoco+").records(root, "train")
-    removed = root / "cache" / "coco_test_ids.npy"
-    kept = task(dataset="refcoco+", removed_images=removed).records(root, "train")
+    kept = without_images(records, root / "cache" / "coco_test_ids.npy")
     assert 0 < len(kept) < len(records)
-    assert task(dataset="refcoco+", removed_images=removed).records(root, "val")
-
-
-def test_removing_every_image_is_an_error(golden: Path, tmp_path: Path) -> None:
-    root = golden / "vilbert_tasks" / "refer" / "data" / "refcoco+"
-    images = sorted({one.images[0] for one in task().records(root, "train")})
-    np.save(tmp_path / "all.npy", np.array(images))
-    with pytest.raises(DataError, match="lists all images of split 'train'"):
-        task(removed_images=tmp_path / "all.npy").records(root, "train")
 
 
 def test_state_keeps_the_settings() -> None:

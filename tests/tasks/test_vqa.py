@@ -323,13 +323,6 @@ def test_a_pickled_list_names_the_answers(tmp_path: Path) -> None:
     assert list(VQA(VqaConfig(answers=tmp_path / "trainval_label2ans.pkl")).answers) == ["red", "", "blue"]
 
 
-def test_listed_images_are_left_out_of_training(tmp_path: Path) -> None:
-    np.save(tmp_path / "ids.npy", np.array(["5", "7"]))
-    records = [asked(5000, ["red"] * 10), asked(6000, ["red"] * 10), asked(7001, ["red"] * 10)]
-    assert [record.id for record in task("red", without_images=tmp_path / "ids.npy").for_training(records)] == ["6000"]
-    assert task("red").for_training(records) is records
-
-
 def test_state_restores_the_task(tmp_path: Path) -> None:
     path = tmp_path / "answers.txt"
     path.write_text("no\nyes\n\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from visling import config as configs
@@ -155,6 +156,9 @@ class FinetuneConfig:
     """Use only the first so many training examples (in a random order of the run's seed)."""
     valid_images: int | None = None
     """Validate on the examples of the first so many images only: a task that ranks scores all pairs of them."""
+    without_images: Path | None = None
+    """List of images (`.npy`, `.json`, or text with one per line) that are left out of training because other tasks
+    test on them: `coco_test_ids.npy` of ViLBERT's multi-task release."""
     flip: float = 0.0
     """Share of the training images that are mirrored: the boxes, with left and right exchanged in questions and
     answers, features as they are (VL-BERT's VQA and RefCOCO+: 0.5)."""

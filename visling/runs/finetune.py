@@ -9,6 +9,7 @@ from typing import TextIO
 
 from visling import config as configs
 from visling import models, runtime
+from visling.data.annotations.image_lists import without_images
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
 from visling.models.base import TaskStart
@@ -97,7 +98,7 @@ class Finetuning:
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
         read = read_records(self.task, data, config.train_split)
-        kept = self.task.for_training(read)
+        kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
         self.train_records = _limit_records(kept, config)
         self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
@@ -124,7 +125,7 @@ class Finetuning:
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
         if self.left_out:
-            notes.append(f"{self.left_out} training examples are left out, as the task's settings say")
+            notes.append(f"{self.left_out} training examples of the images in {config.without_images} are left out")
         batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:

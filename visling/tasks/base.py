@@ -166,10 +166,6 @@ class Task(ABC, Generic[R, C]):
             DataError: a file that is missing or not of its documented layout.
         """
 
-    def for_training(self, records: Sequence[R]) -> Sequence[R]:
-        """Those records of a training split that are trained on; settings of a task may leave some out."""
-        return records
-
     @abstractmethod
     def query(self, texts: Sequence[str], images: Sequence[str]) -> R:
         """A record without labels that asks the task about raw input.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from visling.data.annotations.referring import ReferringRecord, find_refer, read_refer, read_removed_images
+from visling.data.annotations.referring import ReferringRecord, find_refer, read_refer
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.grounding import DESCRIPTIONS, THRESHOLD, Rule, fits, overlap, referring_hits
@@ -62,9 +62,6 @@ class ReferringConfig:
     else not."""
     rule: Rule = "mattnet"
     """When a box is right: "mattnet", "inclusive" (VL-BERT's script) or "strict" (ViLBERT's)."""
-    removed_images: Path | None = None
-    """List of images that the training split leaves out, because other tasks test on them (ViLBERT's
-    `coco_test_ids.npy`)."""
 
 
 class Referring(Task[ReferringRecord, ReferringConfig]):
@@ -80,19 +77,12 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
         return {"regions": Head(kind="regions", outputs=1)}
 
     def records(self, root: Path, split: str) -> list[ReferringRecord]:
-        """Sentences of a split; see `read_refer` for its names. The training split lacks `removed_images`.
+        """Sentences of a split; see `read_refer` for its names.
 
         Raises:
-            DataError: see `find_refer` and `read_refer`; or no sentence is left.
+            DataError: see `find_refer` and `read_refer`.
         """
-        records = read_refer(find_refer(root, self.config.dataset), split, by=self.config.by)
-        if self.config.removed_images is None or split != "train":
-            return records
-        removed = read_removed_images(self.config.removed_images)
-        kept = [record for record in records if record.images[0] not in removed]
-        if not kept:
-            raise DataError(f"{self.config.removed_images} lists all images of split {split!r} of {root}.")
-        return kept
+        return read_refer(find_refer(root, self.config.dataset), split, by=self.config.by)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> ReferringRecord:
         """A phrase about one image whose object is not known."""

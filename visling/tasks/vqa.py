@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from visling import config as configs
-from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.prepared_questions import VqaLayout, read_vqa_layout
 from visling.data.annotations.questions import QuestionRecord, release_text
 from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
@@ -61,9 +60,6 @@ class VqaConfig:
     layout: VqaLayout | None = None
     """Which files to read where a folder holds several: "official", "lxmert", "imdb" or "targets"
     (`annotations.prepared_questions`). None: the only ones."""
-    without_images: Path | None = None
-    """List of images to leave out of training, because other tasks test on them (ViLBERT's multi-task release,
-    `coco_test_ids.npy`). Other splits keep theirs."""
 
 
 class VQA(Task[QuestionRecord, VqaConfig]):
@@ -116,11 +112,6 @@ class VQA(Task[QuestionRecord, VqaConfig]):
         """Questions of a split in the layout that the folder has, with answers where there are any. See `read_vqa` for
         parts of val."""
         return read_vqa_layout(root, split, self.config.layout)
-
-    def for_training(self, records: Sequence[QuestionRecord]) -> Sequence[QuestionRecord]:
-        """Those whose image is not on the list of `without_images`."""
-        listed = self.config.without_images
-        return records if listed is None else without_images(records, listed)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> QuestionRecord:
         """A question about one image that nobody has answered."""
@@ -257,9 +248,7 @@ class VQA(Task[QuestionRecord, VqaConfig]):
                 "Is answers.json of another task?"
             )
         # Both files may be gone: the answers are here, and the list of images is for training alone.
-        settings = {
-            key: value for key, value in state.get("config", {}).items() if key not in ("answers", "without_images")
-        }
+        settings = {key: value for key, value in state.get("config", {}).items() if key != "answers"}
         return cls(configs.from_dict(VqaConfig, settings), AnswerVocabulary(state["answers"]))
 
 

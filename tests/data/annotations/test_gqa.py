@@ -271,7 +271,7 @@ def test_parts_of_the_official_files(tmp_path: Path) -> None:
     save(tmp_path / "val_balanced_questions.json", {"07": QUESTION, "11": QUESTION})
     assert read_gqa_split(tmp_path, "trainval").ids() == ["07", "10"]
     assert read_gqa_split(tmp_path, "minval").ids() == ["11", "9"]
-    with pytest.raises(DataError, match=r"no file .*genome_test_ids\.npy"):
+    with pytest.raises(DataError, match=r"no list of images .*genome_test_ids\.npy"):
         read_gqa_split(tmp_path, "train_clean")
     np.save(tmp_path / "genome_test_ids.npy", np.array(["2375429"]))
     assert len(read_gqa_split(tmp_path, "train_clean")) == 0

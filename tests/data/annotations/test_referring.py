@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from visling.data.annotations.referring import find_refer, read_refer, read_removed_images
+from visling.data.annotations.referring import find_refer, read_refer
 from visling.errors import DataError
 
 
@@ -164,12 +163,3 @@ def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
     (folder / "instances.json").unlink()
     with pytest.raises(DataError, match="no annotation file"):
         read_refer(folder, "train")
-
-
-def test_lists_of_removed_images(tmp_path: Path) -> None:
-    np.save(tmp_path / "ids.npy", np.array(["9001", "COCO_train2014_000000000777"]))
-    np.save(tmp_path / "numbers.npy", np.array([9001, 777]))
-    for name in ("ids.npy", "numbers.npy"):
-        assert read_removed_images(tmp_path / name) == {"9001", "777"}
-    with pytest.raises(DataError, match="no file"):
-        read_removed_images(tmp_path / "gone.npy")

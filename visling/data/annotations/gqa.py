@@ -17,10 +17,12 @@ from typing import Any
 
 from visling.data.annotations.files import has_words
 from visling.data.annotations.gqa_records import GqaChoices, GqaColumns, GqaRecords
-from visling.data.annotations.pickles import read_object_array, read_pickle
+from visling.data.annotations.image_lists import read_image_list
+from visling.data.annotations.pickles import read_pickle
 from visling.data.annotations.questions import EMPTY, UNTOLD, find_gqa, has_gqa
 from visling.data.annotations.streamed import list_chunks, stream_list, stream_object
 from visling.errors import DataError
+from visling.image_ids import canonical
 
 NUM_MINVAL = 3000
 """Questions that ViLBERT holds out of trainval: the last ones by id, compared as text."""
@@ -100,8 +102,8 @@ def _without_test_images(records: GqaRecords, folder: Path) -> GqaRecords:
     """The questions about images that no other task is tested on."""
     places = [folder / "cache" / "genome_test_ids.npy", folder / "genome_test_ids.npy"]
     file = next((place for place in places if place.is_file()), places[0])
-    held_out = frozenset(map(str, read_object_array(file)))
-    return records.select([row for row, image in enumerate(records.image_ids()) if image not in held_out])
+    held_out = read_image_list(file)
+    return records.select([row for row, image in enumerate(records.image_ids()) if canonical(image) not in held_out])
 
 
 def read_gqa_files(

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from visling.data.annotations.files import entries, has_words, read_json
-from visling.data.annotations.pickles import read_object_array, read_pickle
+from visling.data.annotations.pickles import read_pickle
 from visling.errors import DataError, nearest
-from visling.image_ids import canonical, from_file_name
+from visling.image_ids import canonical
 from visling.types import Record
 
 DATASETS: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
@@ -124,16 +124,6 @@ def read_refer(folder: Path, split: str, *, by: str | None = None) -> list[Refer
                 raise DataError(f"{where}: sentence {record.id} occurs twice. Remove the copy.")
             records[record.id] = record
     return list(records.values())
-
-
-def read_removed_images(path: Path) -> frozenset[str]:
-    """Canonical ids of images that are not to be trained on: ViLBERT's `coco_test_ids.npy`, the images of any task's
-    test set.
-
-    Raises:
-        DataError: the file is missing or not a list of ids.
-    """
-    return frozenset(canonical(from_file_name(str(image))) for image in read_object_array(path))
 
 
 def _find_references(folder: Path, by: str | None) -> Path:
