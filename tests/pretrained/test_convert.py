@@ -503,6 +503,15 @@ def test_a_classifier_over_the_answers_of_gqa_needs_its_list_too(
     assert not (tmp_path / "model").exists()
 
 
+def test_a_classifier_over_the_answers_of_gqa_alone_makes_a_model_of_gqa(recorded: Any, tmp_path: Path) -> None:
+    source = widened(recorded("lxmert vqa"), 1842, "logit_fc.3")
+    assert convert(source, tmp_path, answers=[answers_file(tmp_path, 1842)], other_answers=True).task == "gqa"
+    _, task = read_model_folder(tmp_path / "model").task_model()
+    assert task.state()["config"]["loss"] == "bce"
+    assert task.answers is not None
+    assert len(task.answers) == 1842
+
+
 def test_every_classifier_has_a_list_of_its_own(recorded: Any, tmp_path: Path) -> None:
     source = recorded("vilbert multitask")
     gqa = widened(source, 1533, "vil_prediction_gqa.logit_fc.3")

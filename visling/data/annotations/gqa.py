@@ -4,8 +4,8 @@ Files    `{tier}_{balanced|all}_questions.json` or a folder of chunks of that na
          folder of chunks. LXMERT: `train.json`, `valid.json`, `testdev.json`, `submit.json`. ViLBERT:
          `cache/{part}_target.pkl` with `cache/trainval_label2ans.pkl`.
 Ids      Texts of digits, some of which begin with a zero; image ids are Visual Genome's numbers, or `n` and a number.
-Memory   The official files are gigabytes. They are streamed, and records are kept as columns of about 80 bytes a
-         question (`GqaRecords`): 14.3 million questions take 1.2 GB.
+Memory   The official files are gigabytes. They are streamed, and records are kept as columns of about 100 bytes a
+         question (`GqaRecords`): 14.3 million questions take 1.5 GB.
 """
 
 from __future__ import annotations
