@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from visling import models
 from visling.data.annotations.statements import find_nlvr2, nlvr2_group
@@ -17,6 +19,8 @@ from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
 from visling.models import head_styles
 from visling.models.task_model import TaskModel
+from visling.recipes.tables import FINETUNING
+from visling.runs.finetune import fit_to_family
 from visling.tasks.base import load
 from visling.tasks.nlvr import NLVR
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config, Nlvr2Record
@@ -130,6 +134,33 @@ def test_a_report_in_the_official_numbers() -> None:
         0.0,
     )
     assert (second["truth"], second["prediction"], second["score"]) == ("True", "True", 1.0)
+
+
+def test_the_losses_of_the_releases() -> None:
+    logits, targets = {"classify": torch.tensor([[0.3, -0.2], [1.0, 2.0]])}, Targets(answer=torch.tensor([0, 1]))
+    scores, labels = logits["classify"], cast(torch.Tensor, targets.answer)
+    softmax = NLVR2(Nlvr2Config(loss="cross_entropy")).loss(logits, targets)
+    assert softmax.value.item() == pytest.approx(F.cross_entropy(scores, labels).item())
+    both = NLVR2(Nlvr2Config(loss="bce")).loss(logits, targets)
+    one_hot = F.one_hot(labels, 2).float()
+    assert both.value.item() == pytest.approx(F.binary_cross_entropy_with_logits(scores, one_hot).item())
+    assert both.parts.keys() == softmax.parts.keys()
+    assert NLVR2().loss(logits, targets).value == softmax.value
+
+
+@pytest.mark.parametrize(("model", "loss"), [("vilbert", "bce"), ("lxmert", None), ("cvlp", None), ("vlbert", None)])
+def test_a_fine_tuning_has_the_loss_of_its_release(model: str, loss: str | None) -> None:
+    scenes = FINETUNING[f"{model}-nlvr2-scenes"]()
+    assert fit_to_family(scenes).task_settings["loss"] == "cross_entropy", "on scenes all families have the same"
+    own = replace(scenes, task_settings={"joined": False})
+    assert fit_to_family(own).task_settings.get("loss") == loss
+
+
+def test_the_more_frequent_label() -> None:
+    task, records = NLVR2(), NLVR2().records(ROOT, "dev")
+    (predictions,) = task.baselines(records, records).values()
+    assert {prediction.value for prediction in predictions} == {"False"}
+    assert task.report(predictions, records).scores["accuracy"].value == pytest.approx(100 * 8 / 15)
 
 
 @pytest.mark.parametrize("joined", [True, False])

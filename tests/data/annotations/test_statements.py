@@ -56,3 +56,40 @@ def test_a_file_of_the_folder_itself_comes_first(tmp_path: Path) -> None:
 def test_pairs_of_one_sentence_are_a_group() -> None:
     assert nlvr2_group("dev-7-0-1") == nlvr2_group("dev-7-3-1")
     assert nlvr2_group("dev-7-0-1") != nlvr2_group("dev-7-0-2")
+
+
+LXMERT = {
+    "identifier": "dev-7-0-0",
+    "img0": "left",
+    "img1": "right",
+    "sent": "a dog",
+    "uid": "nlvr2_valid_0",
+    "label": 1,
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_files_of_lxmert(tmp_path: Path, indent: int | None) -> None:
+    hidden = {name: value for name, value in LXMERT.items() if name != "label"} | {"identifier": "dev-7-1-0"}
+    (tmp_path / "valid.json").write_text(json.dumps([LXMERT, hidden], indent=indent))
+    first, second = read_nlvr2(tmp_path / "valid.json")
+    assert (first.id, first.images, first.sentence, first.label) == ("dev-7-0-0", ("left", "right"), "a dog", True)
+    assert second.label is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"label": "True"}, r"entry 1: label 'True' is unknown; expected 0 or 1"),
+        ({"label": 2}, r"entry 1: label 2 is unknown"),
+        ({"img1": None}, r"entry 1: field 'img1' must be a text"),
+        ({"identifier": "7-0"}, r"entry 1: identifier '7-0' is not of the form"),
+    ],
+)
+def test_entries_of_lxmert_that_cannot_be_read(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    (tmp_path / "valid.json").write_text(json.dumps([LXMERT | changed], indent=1))
+    with pytest.raises(DataError, match=message):
+        read_nlvr2(tmp_path / "valid.json")
+    (tmp_path / "valid.json").write_text("[1]")
+    with pytest.raises(DataError, match="entry 1 is a int; expected an object"):
+        read_nlvr2(tmp_path / "valid.json")

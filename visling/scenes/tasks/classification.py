@@ -68,8 +68,14 @@ class ClassificationWriter:
             number = len(self.single) + 1
             self.single.append({"id": number, "img": image, "label": label, "text": text})
         number = len(self.several) + 1
-        row = {"id": number, "image": image, "question": described.question, "labels": list(described.shapes)}
-        self.several.append(row)
+        self.several.append(
+            {
+                "id": number,
+                "image": f"../{image}",
+                "question": described.question,
+                "labels": list(described.shapes),
+            }
+        )
 
     def write(self, folder: Path) -> dict[str, int]:
         """Write the two files of the split."""
