@@ -39,6 +39,7 @@ DOWNLOADS = {
     "released features (tests/regions/formats reads samples of them)": ("train2014_obj36.tsv",),
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
     "official sentences and photographs (tests/tasks/test_nlvr2.py reads a sample of them)": ("nlvr2",),
+    "official captions (tests/parity/test_vilbert_retrieval.py reads files of their layout)": ("flickr30k",),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 
@@ -61,7 +62,7 @@ LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md")
 
 QUICK = (
     "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
-    "docs/checkpoints.md",
+    "docs/checkpoints.md", "docs/tasks/retrieval.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 
