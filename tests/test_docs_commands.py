@@ -43,6 +43,7 @@ DOWNLOADS = {
     "official expressions and photographs (tests/parity/test_vlbert_refcoco.py reads samples of them)": ("refer",),
     "official phrases and boxes (tests/data/annotations/test_entities.py reads such files)": ("flickr30k",),
     "official questions and stills (tests/parity/test_vlbert_vcr.py reads a sample of them)": ("vcr",),
+    "official captions (tests/parity/test_vilbert_retrieval.py reads files of their layout)": ("flickr30k",),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 
@@ -67,6 +68,7 @@ QUICK = (
     "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/checkpoints.md", "docs/tasks/classification.md", "docs/tasks/nlvr2.md",
+    "docs/checkpoints.md", "docs/tasks/retrieval.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 

@@ -54,7 +54,7 @@ def evaluate(
     from visling.runs import evaluate as evaluate_module
 
     runtime.limit_threads(threads)
-    with runtime.process_group(processes), progress_bar("pairs") as progress:
+    with runtime.process_group(processes), progress_bar("pairs", at_once=False) as progress:
         found = evaluate_module.evaluate(
             run,
             split=split,

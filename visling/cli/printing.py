@@ -104,8 +104,12 @@ def slugify(text: str, longest: int = 48) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; the context's value is called with (done, total)."""
+def progress_bar(title: str, *, at_once: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; the context's value is called with (done, total).
+
+    Args:
+        at_once: show it before the first call.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -125,5 +129,5 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(title, total=None, visible=at_once)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)

@@ -79,6 +79,7 @@ def test_every_family_sees_the_same(store: NativeStore, name: str) -> None:
     assert apart.regions.row is None
     for kind in ("features", "boxes", "mask", "size"):
         assert torch.equal(getattr(shared.regions, kind)[shared.regions.row], getattr(apart.regions, kind))
+    assert targets.region_scores is not None
     assert torch.equal(targets.region_scores, same_targets.region_scores)
     encoder = models.build(name, config)
     encoder.fit_features(torch.cat(tuple(shared.regions.features.float())))
