@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visling.scenes.files import write_lines
+from visling.scenes.files import stem, write_lines
 from visling.scenes.language import (
     OPPOSITE,
     RELATIONS,
@@ -63,7 +63,7 @@ class ClassificationWriter:
 
     def add(self, scene: Scene, described: Labelled, rng: np.random.Generator) -> None:
         """Keep all that is said, in random order."""
-        image = f"../images/{self.split}/scene_{scene.image_id:012d}.png"
+        image = f"../images/{self.split}/{stem(scene.image_id)}.png"
         for text, label in shuffled(rng, described.sentences):
             number = len(self.single) + 1
             self.single.append({"id": number, "img": image, "label": label, "text": text})

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from visling.scenes.files import stem
 from visling.scenes.language import counted, noun_phrase, traits_of, unique_traits
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.world import VALUES, Item, Scene, Traits, pick, shuffled
@@ -56,7 +57,7 @@ class EntitiesWriter:
 
     def add(self, scene: Scene, described: Described, rng: np.random.Generator) -> None:
         """Keep the files of a scene."""
-        self.scenes[_stem(scene)] = described
+        self.scenes[stem(scene.image_id)] = described
 
     def write(self, folder: Path) -> dict[str, int]:
         """Write the files of the split; returns the numbers of sentences and of phrases with a box."""
@@ -140,7 +141,7 @@ class _Describer:
             "object", _element("name", str(self.scene_chain)), _element("scene", "1"), _element("nobndbox", "0")
         )
         sides = [_element(name, str(number)) for name, number in (("width", size), ("height", size), ("depth", 3))]
-        name = _element("filename", f"{_stem(self.scene)}.png")
+        name = _element("filename", f"{stem(self.scene.image_id)}.png")
         return _element("annotation", name, _element("size", *sides), *objects, whole) + "\n"
 
 
@@ -153,10 +154,6 @@ def _box(item: Item) -> str:
 
 def _element(name: str, *content: str) -> str:
     return f"<{name}>{''.join(content)}</{name}>"
-
-
-def _stem(scene: Scene) -> str:
-    return f"scene_{scene.image_id:012d}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visling.scenes.files import write_json
+from visling.scenes.files import stem, write_json
 from visling.scenes.language import (
     OPPOSITE,
     RELATIONS,
@@ -317,7 +317,7 @@ class GqaWriter:
     def add(self, scene: Scene, described: tuple[list[_Question], dict[str, Any]], rng: np.random.Generator) -> None:
         """Choose balanced questions, and add what they entail."""
         questions, graph = described
-        image = f"scene_{scene.image_id:012d}"
+        image = stem(scene.image_id)
         self.graphs[image] = graph
         by_text = {question.text: question for question in questions}
         options = [_as_candidate(question) for question in questions if not question.one_sided]

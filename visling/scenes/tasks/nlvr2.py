@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visling.scenes.files import write_lines
+from visling.scenes.files import stem, write_lines
 from visling.scenes.language import NUMBERS, indefinite, noun_phrase, traits_of
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.world import VALUES, Scene, Traits, pick, shuffled
@@ -76,7 +76,7 @@ class Nlvr2Writer:
             pictures.mkdir(parents=True, exist_ok=True)
             for place, pair in enumerate(pairs):
                 for side, scene in enumerate(pair):
-                    source = folder / "images" / self.split / f"scene_{scene.image_id:012d}.png"
+                    source = folder / "images" / self.split / f"{stem(scene.image_id)}.png"
                     shutil.copyfile(source, pictures / f"{name}-{number}-{place}-img{side}.png")
             for said, sentence in enumerate(_choose_sentences(pairs, rng)):
                 rows += [

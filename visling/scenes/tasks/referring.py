@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visling.scenes.files import image_entry, info, license_entry, write_json
+from visling.scenes.files import image_entry, info, license_entry, stem, write_json
 from visling.scenes.language import RELATIONS, holds, noun_phrase, relation_words, traits_of, unique_traits
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.world import SHAPES, VALUES, Item, Scene, pick, shuffled
@@ -72,7 +72,7 @@ class ReferringWriter:
                 chosen[number] = way, shuffled(rng, texts)[: int(rng.integers(1, SENTENCES + 1))]
         if not chosen:
             return
-        name = f"scene_{scene.image_id:012d}.png"
+        name = f"{stem(scene.image_id)}.png"
         self.images.append(image_entry(scene.image_id, name, scene.size, scene.size))
         for number, item in enumerate(scene.items):
             x1, y1, x2, y2 = item.box
@@ -98,7 +98,7 @@ class ReferringWriter:
                     "category_id": SHAPES.index(scene.items[number].shape) + 1,
                     "split": _PARTS[way] if self.split == "test" else self.split,
                     "sent_ids": [sentence["sent_id"] for sentence in sentences],
-                    "file_name": f"scene_{scene.image_id:012d}_{number}.png",
+                    "file_name": f"{stem(scene.image_id)}_{number}.png",
                     "sentences": sentences,
                 }
             )

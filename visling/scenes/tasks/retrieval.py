@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visling.scenes.files import write_json
+from visling.scenes.files import stem, write_json
 from visling.scenes.language import indefinite, noun_phrase, traits_of
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.world import VALUES, Item, Scene, pick, shuffled
@@ -48,7 +48,7 @@ class RetrievalWriter:
         first = CAPTIONS * scene.image_id
         self._images.append(
             {
-                "filename": f"scene_{scene.image_id:012d}.png",
+                "filename": f"{stem(scene.image_id)}.png",
                 "imgid": scene.image_id,
                 "split": self._split,
                 "sentids": list(range(first, first + len(described))),
