@@ -26,6 +26,7 @@ from visling.errors import DataError
 from visling.metrics.vcr import read_submission, submission_scores
 from visling.recipes.tables import FINETUNING
 from visling.runs.finetune import fit_to_family
+from visling.tasks.answers import read_predictions
 from visling.tasks.base import TaskSource, TextOnly
 from visling.tasks.vcr import VCR, VcrConfig, joint_report, joint_submission
 from visling.types import IGNORE, Batch, InputSpec, Prediction, RegionArray, Targets
@@ -377,6 +378,18 @@ def test_joint_report_and_submission(tmp_path: Path) -> None:
         joint_submission(chosen, given)
     with pytest.raises(DataError, match="1 questions have predictions of one phase only, first 'val-2'"):
         joint_submission(chosen[:2], every)
+
+
+def test_predictions_are_read_back_from_details(tmp_path: Path) -> None:
+    task = VCR()
+    records = read(tmp_path, task, line(0), line(1))
+    predictions = predicted(task, records, np.array([[0, 3, 1, 0], [1, 0, 0, 0]]))
+    file = tmp_path / "details_val.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in task.details(predictions, records)))
+    assert read_predictions(file) == predictions
+    file.write_text('{"id": "val-0"}\n')
+    with pytest.raises(DataError, match="line 1 is not a row of details"):
+        read_predictions(file)
 
 
 def test_submissions_of_one_phase(tmp_path: Path) -> None:

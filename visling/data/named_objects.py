@@ -99,8 +99,8 @@ def find_first_object(objects: NDArray[np.float32], regions: NDArray[np.float32]
 
 def shows_whole_image(regions: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
     """(R,) which regions (R, 4), in pixels of an image of `size`, are the image itself."""
-    whole: NDArray[np.bool_] = np.all(np.abs(regions - np.array([0, 0, *size], np.float32)) <= SAME_BOX, axis=1)
-    return whole
+    distances: NDArray[np.float32] = np.abs(regions - np.array([0, 0, *size], np.float32)).max(1, initial=0)
+    return distances <= SAME_BOX
 
 
 def bind_objects(
