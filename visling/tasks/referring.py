@@ -1,12 +1,13 @@
-"""Referring expressions: which region does a phrase name? RefCOCO, RefCOCO+, RefCOCOg (Yu et al. 2016, Mao et al. 2016)
+"""Referring expressions: which region does a phrase name? RefCOCO and RefCOCO+ (Yu et al. 2016), RefCOCOg (Mao et al.
+2016).
 
 Shapes    B rows, R regions, K = R or R + 1 candidates: the regions and, last, the whole image where a family has it.
-Candidates Those of the store: a detector's regions, or the annotated boxes (`regions extract --boxes`). An object that
-          no candidate overlaps is a miss; its sentences are counted.
+Regions   Those of the store: a detector's, or the annotated boxes (`regions extract --boxes`). An object that no
+          candidate overlaps is a miss; its sentences are counted.
 Releases  VL-BERT asks of every candidate whether its overlap exceeds 0.5. ViLBERT learns the overlap itself, 0 where it
           is below 0.5. Both let the whole image compete. The softmax over the candidates is ours.
-Targets   `object_classes` 1 for what overlaps the object by more than one half, else 0, so that padding is IGNORE;
-          `region_scores` the overlaps. Both begin with the whole image, so that its place does not depend on padding.
+Targets   `object_classes`: 1 for what overlaps the object by more than one half, else 0; IGNORE on padding.
+          `region_scores`: the overlaps. Both begin with the whole image, so that its place does not depend on padding.
 """
 
 from __future__ import annotations
@@ -128,14 +129,9 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
                 "referring expressions are answered with a region: a model of the words alone has none to choose from. "
                 "Train without text_only."
             )
-        scores = logits["regions"].float()
-        # A batch without any region has one, which is padding, and its labels are of the whole image alone.
-        short = max(0, 2 - targets.object_classes.shape[1])
-        positive = F.pad(targets.object_classes, (0, short), value=IGNORE)
-        wanted = F.pad(targets.region_scores, (0, short))
-        positive, wanted = (torch.cat([each[:, 1:], each[:, :1]], dim=1) for each in (positive, wanted))
-        number = positive.shape[1] if self._has_whole(scores, positive.shape[1] - 1) else positive.shape[1] - 1
-        scores, positive, wanted = (each[:, :number] for each in (scores, positive, wanted))
+        scores, positive, overlaps = self._pick_candidates(
+            logits["regions"].float(), targets.object_classes, targets.region_scores
+        )
         real = positive != IGNORE
         kind = self.config.loss or "softmax"
         if kind == "positive":
@@ -145,7 +141,7 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
                 real,
             )
         elif kind == "overlap":
-            soft = wanted * (wanted >= THRESHOLD)
+            soft = overlaps * (overlaps >= THRESHOLD)
             values = F.binary_cross_entropy_with_logits(scores, soft, reduction="none")
             loss = Loss.mean("referring", values.masked_fill(~real, 0.0).sum(1))
         else:
@@ -156,6 +152,16 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
         hits = (positive.gather(1, best) == 1).sum()
         rows = torch.full((), len(scores), device=scores.device)
         return Loss(value=loss.value, parts={**loss.parts, "referring_accuracy": (hits, rows)})
+
+    def _pick_candidates(self, scores: Tensor, positive: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and targets of the candidates, (B, K) each; targets come with the whole image first."""
+        # A batch without any region has one, which is padding, and its targets are of the whole image alone.
+        short = max(0, 2 - positive.shape[1])
+        positive, overlaps = F.pad(positive, (0, short), value=IGNORE), F.pad(overlaps, (0, short))
+        regions = positive.shape[1] - 1
+        number = regions + self._has_whole(scores, regions)
+        positive, overlaps = (each.roll(-1, dims=1)[:, :number] for each in (positive, overlaps))
+        return scores[:, :number], positive, overlaps
 
     def decode(
         self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[ReferringRecord]
