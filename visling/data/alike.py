@@ -24,7 +24,7 @@ def nearest_images(store: RegionStore, images: Sequence[str], count: int) -> dic
     """
     means = np.stack([_average_regions(store, image) for image in images])  # (I, F)
     lengths = (means**2).sum(1)
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for start in range(0, len(images), _ROWS):
         rows = slice(start, start + _ROWS)
         distances = lengths[rows, None] - 2 * means[rows] @ means.T + lengths  # squared
