@@ -30,12 +30,13 @@ from numpy.typing import NDArray
 from training_step import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
 
 from visling import models, runtime
+from visling.data.annotations.retrieval import RetrievalRecord
 from visling.data.batches.collate import Collator
 from visling.models.task_model import TaskModel
 from visling.runs.inputs import Inputs
 from visling.runs.retrieve import score_pairs
 from visling.tasks.base import distinct_images
-from visling.tasks.retrieval import Retrieval, RetrievalRecord
+from visling.tasks.retrieval import Retrieval
 from visling.types import RegionArray
 
 WORDS = (
