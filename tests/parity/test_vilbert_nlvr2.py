@@ -76,7 +76,7 @@ class Recording:
     @property
     def task(self) -> NLVR2:
         """With the settings of the family's release."""
-        return NLVR2(Nlvr2Config(joined=False, **vilbert.SPEC.tasks["nlvr2"]))
+        return NLVR2(Nlvr2Config(**vilbert.SPEC.tasks["nlvr2"]))
 
     @property
     def store(self) -> Stored:

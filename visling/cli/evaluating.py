@@ -30,6 +30,12 @@ def evaluate(
             "to this one's. May be repeated."
         ),
     ] = None,
+    zero_shot: Annotated[
+        bool,
+        typer.Option(
+            "--zero-shot", help="Caption retrieval by the matching head of a pre-trained model, without fine-tuning."
+        ),
+    ] = False,
     joint: Annotated[
         Path | None,
         typer.Option(
@@ -67,6 +73,7 @@ def evaluate(
             overwrite=overwrite,
             compare=compare or (),
             joint=joint,
+            zero_shot=zero_shot,
             progress=progress,
         )
     if json_:

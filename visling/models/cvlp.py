@@ -273,6 +273,7 @@ SPEC = ModelSpec(
         "bert": KeyMap(_inside(_LXMERT["bert"])),
     },
     answers=lxmert.SPEC.answers,
+    tasks={"vqa": {"loss": "bce"}, "nlvr2": {"joined": False}},
     carries_answers=True,  # release: load_lxmert_qa, as in LXMERT's
     loads_from=("lxmert",),  # its query network is an LXMERT
 )

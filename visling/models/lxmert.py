@@ -606,6 +606,7 @@ SPEC = ModelSpec(
         ),
         "volta": VOLTA_ANSWERS,
     },
+    tasks={"vqa": {"loss": "bce"}, "nlvr2": {"joined": False}},
     carries_answers=True,  # release: load_lxmert_qa
     transformers=_describe_for_transformers,
 )

@@ -669,7 +669,7 @@ SPEC = ModelSpec(
     },
     tasks={
         "vqa": {"loss": "bce"},
-        "nlvr2": {"loss": "bce"},
+        "nlvr2": {"joined": False, "loss": "bce"},
         "referring": {"text": "raw", "loss": "overlap", "whole_image": True},
         # The encoder has no place for links: the release passes them on, but its attention ignores them.
         "vcr": {"loss": "softmax", "names": "drawn", "separated": True, "cut": "longer", "links": "none"},

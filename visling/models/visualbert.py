@@ -459,6 +459,7 @@ SPEC = ModelSpec(
     },
     tasks={
         "vqa": {"loss": "kl", "mask_unknown": True},
+        "nlvr2": {"joined": True},
         "vcr": {"loss": "softmax", "names": "mentioned", "links": "first_piece", "cut": "front"},
     },
     transformers=_describe_for_transformers,

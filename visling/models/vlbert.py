@@ -656,6 +656,7 @@ SPEC = ModelSpec(
     },
     tasks={
         "vqa": {"loss": "bce", "mask_unknown": False},  # its test predictions may be <unk>
+        "nlvr2": {"joined": False},  # ours: the release has no task with two images
         "referring": {"text": "tokens", "loss": "positive", "whole_image": True},
         "vcr": {
             "loss": "sigmoid",

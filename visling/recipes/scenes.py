@@ -79,8 +79,6 @@ class OnScenes:
     """Of the task, where they differ from its defaults."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `FinetuneConfig` that differ from the other tasks'."""
-    families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Family -> further settings of the task."""
     epochs: int = 6
 
 
@@ -92,8 +90,7 @@ TASKS: Mapping[str, OnScenes] = {
     "classification": OnScenes(title="Classification of a text with an image"),
     "nlvr2": OnScenes(
         title="Judging a sentence about two images",
-        settings={"joined": False, "loss": "cross_entropy"},
-        families={"visualbert": {"joined": True}},
+        settings={"loss": "cross_entropy"},
         changes={"valid_split": "dev"},
     ),
     "retrieval": OnScenes(title="Caption retrieval", metric="rsum", changes={"valid_images": 100}),
@@ -115,7 +112,7 @@ def on_scenes(model: str, task: str) -> FinetuneConfig:
         encoder=models.spec(model).presets["scenes"],
         any_features=True,
         task=how.task or task,
-        task_settings={**how.settings, **how.families.get(model, {})},
+        task_settings=dict(how.settings),
         batch_size=32,
         sort_by_length=SORTED_TOGETHER,
         train=TrainConfig(

@@ -30,7 +30,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError, RunError, nearest
-from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.recipes.configs import FinetuneConfig, PretrainConfig, value_at
 from visling.recipes.tables import FINETUNING, PRETRAINING, find_finetuning, find_pretraining
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs, fit_to_store
@@ -54,7 +54,7 @@ _BUDGET = (
 """Settings that must be the same for all models; the number of updates is made equal."""
 
 _MAY_GROW = ("seeds", "without_pretraining", "text_only")
-"""What a resumed comparison may extend, in addition to its tasks: they add runs to those that exist."""
+"""What a resumed comparison may extend, and its tasks: they add runs to those that exist."""
 
 _OWN = ("recipe", "model", "encoder", "any_features", "paper", "release")
 """Settings in which models differ by nature, and the remarks about them."""
@@ -287,14 +287,9 @@ def _compare_settings(phase: str, runs: Mapping[str, Any]) -> dict[str, dict[str
                 f"train.{name} is {limit:g}: models would get unequal numbers of updates. Use train.max_steps instead."
             )
     return {
-        name: {model: _look_up(configs.to_dict(run), name) for model, run in runs.items()} for name in sorted(names)
+        name: {model: value_at(configs.to_dict(run), name).get("here") for model, run in runs.items()}
+        for name in sorted(names)
     }
-
-
-def _look_up(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
 
 
 def _check_encoder(first: PretrainConfig, then: FinetuneConfig) -> None:
@@ -331,14 +326,12 @@ def _claim_folder(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]
             )
         known = read_comparison(out / FILE)
         changed = configs.difference(json.loads(json.dumps(plan)), known.get("plan", {}))
-        added = set(plan["tasks"]) - set(known.get("plan", {}).get("tasks", []))
+        had, have = set(known.get("plan", {}).get("tasks", [])), set(plan["tasks"])
+        may_grow = (*_MAY_GROW, "tasks") if had <= have else _MAY_GROW
+        added = have - had
         changed = {
-            name: pair
-            for name, pair in changed.items()
-            if name not in _MAY_GROW and not added.intersection(name.split("."))
+            name: pair for name, pair in changed.items() if name not in may_grow and added.isdisjoint(name.split("."))
         }
-        if added and set(known["plan"]["tasks"]) <= set(plan["tasks"]):
-            changed.pop("tasks", None)
         if changed:
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changed.items())[:5])
             raise RunError(

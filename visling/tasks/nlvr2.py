@@ -41,9 +41,10 @@ LABELS = ("False", "True")
 class Nlvr2Config:
     """How the two images are shown; it must be the preset's `pair`."""
 
-    joined: bool = True
+    joined: bool | None = None
     """True: one row with the regions of both images (VisualBERT). False: a row for each image, joined by the head
-    (LXMERT, CVLP, ViLBERT)."""
+    (LXMERT, CVLP, ViLBERT). None: as in the model's family, which a fine-tuning run fills in; joined where it names
+    none."""
     loss: Literal["cross_entropy", "bce"] | None = None
     """"cross_entropy" over the two outputs (VisualBERT, LXMERT, CVLP); "bce": binary cross-entropy of each output,
     averaged over both (ViLBERT's multi-task release). None: that of the model's family (`ModelSpec.tasks`), which a
@@ -61,12 +62,16 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
     @property
     def heads(self) -> Mapping[str, Head]:
         """One classification, class 1 = true; over both rows where each image has its own."""
-        return {"classify": Head(kind="classify" if self.config.joined else "pair", outputs=len(LABELS))}
+        return {"classify": Head(kind="classify" if self._joined else "pair", outputs=len(LABELS))}
 
     @property
     def group(self) -> int:
         """Rows of an example."""
-        return 1 if self.config.joined else 2
+        return 1 if self._joined else 2
+
+    @property
+    def _joined(self) -> bool:
+        return self.config.joined is not False
 
     def records(self, root: Path, split: str) -> list[Nlvr2Record]:
         """Statements of a split in the order of its file.
@@ -95,10 +100,10 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         Raises:
             ConfigError: the preset shows two images in another way than the settings say.
         """
-        if self.config.joined != (layout.spec.pair == "sequence"):
+        if self._joined != (layout.spec.pair == "sequence"):
             raise ConfigError(
                 f"the preset shows two images as {layout.spec.pair}, the task has "
-                f"joined={str(self.config.joined).lower()}: set "
+                f"joined={str(self._joined).lower()}: set "
                 f"task_settings={{joined = {str(layout.spec.pair == 'sequence').lower()}}}."
             )
         labels = {} if record.label is None else {"answer": int(record.label)}
