@@ -67,8 +67,7 @@ LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md")
 QUICK = (
     "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
-    "docs/checkpoints.md", "docs/tasks/classification.md", "docs/tasks/nlvr2.md",
-    "docs/checkpoints.md", "docs/tasks/retrieval.md",
+    "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 

@@ -289,6 +289,7 @@ def logits(kind: str, head: nn.Module, encoded: Encoded, batch: Batch) -> dict[s
 
 def expected_shapes(kind: str, encoded: Encoded) -> dict[str, tuple[int, ...]]:
     rows, regions, slots = ROWS, encoded.regions.shape[1], SLOTS.at.shape[1]
+    candidates = regions + (encoded.whole is not None)
     outputs = KINDS[kind].outputs
     return {
         "classify": {kind: (rows, outputs)},
@@ -297,8 +298,8 @@ def expected_shapes(kind: str, encoded: Encoded) -> dict[str, tuple[int, ...]]:
         "pair": {kind: (rows // GROUP, outputs)},
         "vocabulary": {kind: (rows, slots, outputs)},
         "slots_regions": {kind: (rows, slots, regions)},
-        "regions": {kind: (rows, regions + (encoded.whole is not None))},
-        "region_targets": {option: (rows, regions, width) for option, width in KINDS[kind].options.items()},
+        "regions": {kind: (rows, candidates)},
+        "region_targets": {option: (rows, candidates, width) for option, width in KINDS[kind].options.items()},
         "projection": {kind: (rows, regions, outputs)},
     }[kind]
 
@@ -310,9 +311,10 @@ def counted(kind: str, values: Tensor, batch: Batch) -> Tensor:
         return SLOTS.mask[..., None]
     if kind == "slots_regions":
         return SLOTS.mask[..., None] & real[:, None]
-    if kind == "regions":
-        return F.pad(real, (0, values.shape[1] - real.shape[1]), value=True)
-    return real[..., None] if kind in ("region_targets", "projection") else torch.ones((), dtype=torch.bool)
+    if kind in ("regions", "region_targets"):
+        real = F.pad(real, (0, values.shape[1] - real.shape[1]), value=True)  # the whole image, where a family has it
+        return real if kind == "regions" else real[..., None]
+    return real[..., None] if kind == "projection" else torch.ones((), dtype=torch.bool)
 
 
 def loss_of(kind: str, found: Mapping[str, Tensor], batch: Batch) -> Tensor:

@@ -39,6 +39,6 @@ def test_every_head_of_a_task_reads_what_its_kind_needs(name: str) -> None:
         "answer": (4, 6),
         "choice": (2, 2),
         "place": (4, 3 + (encoded.whole is not None)),
-        "objects.classes": (4, 3, 9),
+        "objects.classes": (4, 3 + (encoded.whole is not None), 9),
     }
     torch.testing.assert_close(logits["answer"], model.heads["answer"](encoded.pooled))

@@ -62,7 +62,7 @@ class Recording:
 
     @property
     def task(self) -> NLVR2:
-        return NLVR2(Nlvr2Config(joined=False, **models.spec(self.family).tasks.get("nlvr2", {})))
+        return NLVR2(Nlvr2Config(**models.spec(self.family).tasks["nlvr2"]))
 
     @property
     def sizes(self) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_a_classifier_becomes_a_task_model(recorded: Any, tmp_path: Path, name: 
     assert isinstance(task, VQA)
     assert list(task.answers) == [f"a{number}" for number in range(source.answers)]
     assert (task.config.loss, task.config.mask_unknown) == {"visualbert": ("kl", True), "vlbert": ("bce", False)}.get(
-        source.model, ("bce", True)
+        source.model, ("bce", None)
     )
     batch = verification.sample_batch(read_model_folder(tmp_path / "model"), 0)
     assert model.eval()(batch)["classify"].shape == (4, source.answers)

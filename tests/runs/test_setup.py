@@ -122,7 +122,7 @@ def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, wo
     run = configs.override(run, [*tiny, "any_features=true", "train.max_steps=1", "batch_size=4", "train.log_every=1"])
     if name == "visualbert-vqa":
         run = configs.override(run, ["train_split=train", "valid_split=val"])
-    data = world.nlvr if "nlvr" in name else world.scenes
+    data = world.nlvr if name.endswith(("-nlvr", "-panels")) else world.scenes
     if verb == "pretrain":
         state = pretraining.pretrain(run, tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
     else:
@@ -144,8 +144,8 @@ def test_every_recipe_that_scenes_can_feed_takes_a_step(verb: str, name: str, wo
     assert saved.encoder().config.hidden_size == run.encoder.hidden_size
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     (loss,) = [line["loss"] for line in lines if line["kind"] == "train"]
-    # The untrained detector's regions match no object: there is nothing to learn to ground.
-    assert 0 < loss < 100 or (loss == 0 and run.task == "grounding"), loss
+    # The untrained detector's regions may match no object: there is nothing to point at.
+    assert 0 < loss < 100 or (loss == 0 and run.task in ("grounding", "referring")), loss
 
 
 @pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, name in RELEASED if name.startswith("visualbert")])

@@ -84,7 +84,7 @@ class OnScenes:
 
 TASKS: Mapping[str, OnScenes] = {
     # All families have VisualBERT's loss, so that they can be compared.
-    "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl"}),
+    "vqa": OnScenes(title="Visual question answering", settings={"min_count": 1, "loss": "kl", "mask_unknown": True}),
     "grounding": OnScenes(title="Phrase grounding", metric="recall_at_1"),
     "referring": OnScenes(title="Referring expressions", settings={"loss": "softmax"}),
     "classification": OnScenes(title="Classification of a text with an image"),

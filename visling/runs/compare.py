@@ -33,6 +33,7 @@ from visling.errors import ConfigError, DataError, RunError, nearest
 from visling.recipes.configs import FinetuneConfig, PretrainConfig, value_at
 from visling.recipes.tables import FINETUNING, PRETRAINING, find_finetuning, find_pretraining
 from visling.regions.store import NativeStore
+from visling.runs.finetune import fit_to_family
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.jobs import FOLDER_SUFFIX, Job, Places, Start, carry_out
 from visling.runs.pretrain import read_corpora, run_answers
@@ -54,7 +55,7 @@ _BUDGET = (
 """Settings that must be the same for all models; the number of updates is made equal."""
 
 _MAY_GROW = ("seeds", "without_pretraining", "text_only")
-"""What a resumed comparison may extend, and its tasks: they add runs to those that exist."""
+"""What a resumed comparison may extend, and its tasks."""
 
 _OWN = ("recipe", "model", "encoder", "any_features", "paper", "release")
 """Settings in which models differ by nature, and the remarks about them."""
@@ -207,7 +208,9 @@ def _prepare(comparison: Comparison, place: Places) -> tuple[Comparison, dict[st
         first = {model: fit_to_store(comparison.pretraining(model), store) for model in comparison.models}
     phases: dict[str, Mapping[str, Any]] = {"pretrain": first}
     for task in comparison.tasks:
-        phases[task] = {model: fit_to_store(comparison.finetuning(model, task), store) for model in comparison.models}
+        phases[task] = {
+            model: fit_to_store(fit_to_family(comparison.finetuning(model, task)), store) for model in comparison.models
+        }
     differences = {phase: _compare_settings(phase, runs) for phase, runs in phases.items()}
     for task in comparison.tasks:
         for model in comparison.models:
@@ -272,7 +275,7 @@ def _compare_settings(phase: str, runs: Mapping[str, Any]) -> dict[str, dict[str
     names: set[str] = set()
     for model, run in others:
         names |= {name for name in configs.difference(run, base) if name.partition(".")[0] not in _OWN}
-        unequal = {name: pair for name, pair in configs.difference(run, base).items() if name.startswith(_BUDGET)}
+        unequal = {name: pair for name, pair in configs.difference(run, base).items() if name in _BUDGET}
         if unequal:
             listed = "; ".join(
                 f"{name} is {ours!r} for {first}, {theirs!r} for {model}" for name, (ours, theirs) in unequal.items()
