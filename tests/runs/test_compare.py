@@ -388,6 +388,21 @@ def test_other_things_do_not_go_into_a_comparison(world: Any, done: Path, tmp_pa
     assert found(out) == found(done)
 
 
+def test_a_resumed_comparison_may_have_more_tasks_but_no_fewer(world: Any, done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    more = replace(TINY, tasks=("vqa-scenes", "nlvr2-scenes"), split="train")
+    with pytest.raises(RunError, match="split was 'test', now 'train'"):
+        make(world, out, more, resume=True)
+    more = replace(TINY, tasks=("vqa-scenes", "gqa-scenes"))
+    rows = make(world, out, more, resume=True)["rows"]
+    assert [(row["task"], row["model"]) for row in rows] == [
+        (task, model) for task in more.tasks for model in TINY.models
+    ]
+    assert rows[:2] == found(done)["rows"], "what had been trained is kept"
+    with pytest.raises(RunError, match="also compares vqa-scenes: name them too"):
+        make(world, out, replace(TINY, tasks=("gqa-scenes",)), resume=True)
+
+
 def test_changed_annotations_are_noticed(world: Any, tmp_path: Path) -> None:
     data = world.annotations(tmp_path / "data")
     place = Places(data=data, store=world.regions, device="cpu", split="test")

@@ -1,5 +1,4 @@
-"""Controlled comparison: several models on the same data, budget and features, over several seeds, with and without
-pre-training.
+"""Controlled comparison: models on the same data, budget and features, over seeds, with and without pre-training.
 
 Every run is an ordinary run folder, as pretrain, finetune and evaluate write it:
 
@@ -54,8 +53,8 @@ _BUDGET = (
 )  # fmt: skip
 """Settings that must be the same for all models; the number of updates is made equal."""
 
-_MAY_GROW = ("seeds", "without_pretraining", "text_only")
-"""What a resumed comparison may extend, and its tasks."""
+_MAY_GROW = ("seeds", "tasks", "without_pretraining", "text_only")
+"""What a resumed comparison may extend: they add runs to those that exist."""
 
 _OWN = ("recipe", "model", "encoder", "any_features", "paper", "release")
 """Settings in which models differ by nature, and the remarks about them."""
@@ -330,11 +329,10 @@ def _claim_folder(out: Path, plan: Mapping[str, Any], resume: bool) -> list[int]
         known = read_comparison(out / FILE)
         changed = configs.difference(json.loads(json.dumps(plan)), known.get("plan", {}))
         had, have = set(known.get("plan", {}).get("tasks", [])), set(plan["tasks"])
-        may_grow = (*_MAY_GROW, "tasks") if had <= have else _MAY_GROW
-        added = have - had
-        changed = {
-            name: pair for name, pair in changed.items() if name not in may_grow and added.isdisjoint(name.split("."))
-        }
+        if missing := sorted(had - have):
+            raise RunError(f"{out} also compares {', '.join(missing)}: name them too, or use another --out.")
+        allowed = {name for name in changed if name in _MAY_GROW or (have - had).intersection(name.split("."))}
+        changed = {name: pair for name, pair in changed.items() if name not in allowed}
         if changed:
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changed.items())[:5])
             raise RunError(

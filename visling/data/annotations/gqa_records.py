@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar, overload
 
@@ -47,7 +47,7 @@ class GqaRecord(Record):
     """Steps of reasoning, as the official script counts them."""
     entailed: tuple[str, ...] = ()
     """Ids of the questions whose answers follow from its answer; only those of balanced questions are kept."""
-    choices: GqaChoices | None = None
+    choices: GqaChoices | None = field(default=None, repr=False)
     """Where its valid and plausible answers stand, shared by its split."""
 
 
