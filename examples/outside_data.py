@@ -123,6 +123,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
+    if given.out.exists():
+        parser.error(f"{given.out} exists: name another folder.")
     (given.out / "images").mkdir(parents=True)
     convert = convert_shapeworld if given.data == "shapeworld" else convert_shapes
     print(convert(given.folder, given.out))

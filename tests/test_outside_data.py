@@ -57,6 +57,8 @@ def test_shapeworld(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     regions = store[records["test"][0].images[0]]
     assert regions.boxes.tolist() == [[16, 32, 48, 64]], "clipped to the picture"
     assert regions.features.tolist() == [[1, 0, 0, 1]], "circle of circle and cross, red of blue and red"
+    with pytest.raises(SystemExit):
+        convert(monkeypatch, "shapeworld", tmp_path, tmp_path / "out")
 
 
 def test_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
