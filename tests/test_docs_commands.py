@@ -43,6 +43,7 @@ DOWNLOADS = {
     "official expressions and photographs (tests/parity/test_vlbert_refcoco.py reads samples of them)": ("refer",),
     "official phrases and boxes (tests/data/annotations/test_entities.py reads such files)": ("flickr30k",),
     "official questions and stills (tests/parity/test_vlbert_vcr.py reads a sample of them)": ("vcr",),
+    "drawings of others (tests/test_outside_data.py reads files of their layout)": ("shapes", "shapeworld"),
     "official captions (tests/parity/test_vilbert_retrieval.py reads files of their layout)": ("flickr30k",),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
@@ -61,7 +62,7 @@ SMALLER = {
 }
 """First words of a command -> what makes it small; the first that fits is appended."""
 
-LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md")
+LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md", "docs/results/tasks.md")
 """Pages whose commands train a detector and several models: minutes."""
 
 QUICK = (
