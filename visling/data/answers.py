@@ -71,11 +71,11 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a JSON list (of strings, or of LXMERT's `{"ans": ...}`), a pickled list of strings (`label2ans.pkl` of
-        ViLBERT), or a text file with one answer per line.
+        """Read a JSON list (of strings, or of LXMERT's `{"ans": ...}`), a list of strings (`label2ans.pkl`) or a
+        table from answer to number (`ans2label.pkl`) that ViLBERT pickled, or a text file with one answer per line.
 
         Raises:
-            DataError: the file is missing, or a `.json` or `.pkl` file is not such a list.
+            DataError: the file is missing, or a `.json` or `.pkl` file holds something else.
         """
         path = Path(path)
         if path.suffix == ".pkl":
@@ -129,11 +129,14 @@ class AnswerVocabulary:
 
 
 def _to_answers(entries: Any, path: Path) -> list[str]:
-    """Answers of the entries of a file.
+    """Answers of the entries of a file: a list, or a table from answer to number.
 
     Raises:
-        DataError: they are no list.
+        DataError: they are neither.
     """
+    numbers = {str(number) for number in entries.values()} if isinstance(entries, dict) else set()
+    if numbers and numbers == {str(number) for number in range(len(entries))}:
+        entries = sorted(entries, key=lambda answer: int(entries[answer]))
     if not isinstance(entries, list):
         raise DataError(
             f"answer vocabulary {path} must be a list of answers in the order of their indices; "

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from visling.scenes.world import SHAPES, Scene
+
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -52,6 +54,21 @@ def image_entry(image_id: int, file_name: str, width: int, height: int) -> dict[
         "flickr_url": "",
         "coco_url": "",
         "date_captured": _DATE,
+    }
+
+
+def instance_entry(scene: Scene, number: int) -> dict[str, Any]:
+    """One object of a scene as an entry of COCO's instances."""
+    item = scene.items[number]
+    x1, y1, x2, y2 = item.box
+    return {
+        "id": scene.image_id * 100 + number,
+        "image_id": scene.image_id,
+        "category_id": SHAPES.index(item.shape) + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": 0,
+        "segmentation": [],
     }
 
 

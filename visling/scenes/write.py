@@ -19,7 +19,17 @@ from visling.errors import RunError
 from visling.runtime import generator_for
 from visling.scenes.captions import captions
 from visling.scenes.drawing import draw_scene
-from visling.scenes.files import SCHEMA, image_entry, in_order, info, license_entry, stem, write_json, write_lines
+from visling.scenes.files import (
+    SCHEMA,
+    image_entry,
+    in_order,
+    info,
+    instance_entry,
+    license_entry,
+    stem,
+    write_json,
+    write_lines,
+)
 from visling.scenes.panels.write import write_panels
 from visling.scenes.questions import FAMILIES, answer_type, candidates
 from visling.scenes.quotas import Candidate, Quotas
@@ -201,20 +211,10 @@ class _SplitFiles:
         """Collect the annotations of one scene."""
         scene, config = drawn.scene, self.config
         self.images.append(image_entry(scene.image_id, f"{stem(scene.image_id)}.png", scene.size, scene.size))
-        for k, item in enumerate(scene.items):
-            x1, y1, x2, y2 = item.box
-            self.instances.append(
-                {
-                    "id": scene.image_id * 100 + k,
-                    "image_id": scene.image_id,
-                    "category_id": SHAPES.index(item.shape) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                    "segmentation": [],
-                    "attributes": [item.color, item.size, item.texture],
-                }
-            )
+        self.instances += [
+            instance_entry(scene, k) | {"attributes": [item.color, item.size, item.texture]}
+            for k, item in enumerate(scene.items)
+        ]
         for k, text in enumerate(drawn.captions):
             self.captions.append({"id": scene.image_id * 100 + k, "image_id": scene.image_id, "caption": text})
         if drawn.captions:

@@ -8,17 +8,64 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visling import config as configs
 from visling.data.annotations.files import read_json_lines
-from visling.errors import DataError
+from visling.data.answers import AnswerVocabulary
+from visling.errors import ConfigError, DataError
 from visling.metrics.answers import bootstrap
-from visling.tasks.base import Score
-from visling.types import IGNORE, Loss, Prediction, Record
+from visling.tasks.base import C, R, Score, Task
+from visling.types import IGNORE, Head, Loss, Prediction, Record
+
+
+class AnswerTask(Task[R, C]):
+    """What tasks have in common that classify an image and a question into listed answers; their settings have
+    `answers`, the file that lists them."""
+
+    def __init__(self, config: C | None = None, answers: AnswerVocabulary | None = None) -> None:
+        super().__init__(config)
+        file = getattr(self.config, "answers")  # noqa: B009  (C is any settings class with this field)
+        self._answers = AnswerVocabulary.load(file) if answers is None and file is not None else answers
+
+    @property
+    def answers(self) -> AnswerVocabulary:
+        """The answers, by index.
+
+        Raises:
+            ConfigError: not known yet.
+        """
+        if self._answers is None:
+            raise ConfigError(
+                "the answer vocabulary is not known yet: call setup(training records), or name a file in "
+                f"{self.settings.__name__}.answers."
+            )
+        return self._answers
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """One classification over the answers."""
+        return {"classify": Head(kind="classify", outputs=len(self.answers))}
+
+    def state(self) -> dict[str, Any]:
+        """Settings and answers in the order of the head's outputs."""
+        return {**super().state(), "answers": list(self.answers)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The task of a saved model, with its own answers."""
+        if not isinstance(state.get("answers"), list):
+            raise ConfigError(
+                f"the saved state of a {cls.name.upper()} task lists its answers under 'answers'; found none. "
+                "Is answers.json of another task?"
+            )
+        # The file of answers may be gone; what it held is here.
+        settings = {key: value for key, value in state.get("config", {}).items() if key != "answers"}
+        return cls(configs.from_dict(cls.settings, settings), AnswerVocabulary(state["answers"]))
 
 
 def classification_loss(logits: Tensor, labels: Tensor, name: str = "answer") -> Loss:

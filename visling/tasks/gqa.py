@@ -13,23 +13,22 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from torch import Tensor
 
-from visling import config as configs
-from visling.data.annotations.gqa import read_answers, read_gqa_split
+from visling.data.annotations.gqa import read_gqa_split
 from visling.data.annotations.gqa_records import GqaRecord, GqaRecords
 from visling.data.annotations.questions import UNTOLD
 from visling.data.answers import AnswerVocabulary, soft_scores
 from visling.data.text import TextLayout, swap_words
-from visling.errors import ConfigError, DataError
+from visling.errors import DataError
 from visling.metrics.answers import Average
 from visling.metrics.gqa import Choices, gqa_scores, label_scores
-from visling.tasks.answers import answer_loss, detail_row, mean_score, top_answers
-from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import Batch, Example, Head, Loss, Prediction, Targets
+from visling.tasks.answers import AnswerTask, answer_loss, detail_row, mean_score, top_answers
+from visling.tasks.base import Report, Score, by_id
+from visling.types import Batch, Example, Loss, Prediction, Targets
 
 TOP = 5
 """Candidates kept per prediction."""
@@ -50,7 +49,7 @@ class GqaConfig:
     """Training questions whose answer it must be for an answer to be listed."""
 
 
-class GQA(Task[GqaRecord, GqaConfig]):
+class GQA(AnswerTask[GqaRecord, GqaConfig]):
     """Answer a question that was made of the scene graph of an image."""
 
     name: ClassVar[str] = "gqa"
@@ -58,30 +57,8 @@ class GQA(Task[GqaRecord, GqaConfig]):
     settings: ClassVar[type[GqaConfig]] = GqaConfig
 
     def __init__(self, config: GqaConfig | None = None, answers: AnswerVocabulary | None = None) -> None:
-        super().__init__(config)
-        if answers is None and (file := self.config.answers) is not None:
-            answers = AnswerVocabulary(read_answers(file)) if file.suffix == ".pkl" else AnswerVocabulary.load(file)
-        self._answers = answers
+        super().__init__(config, answers)
         self._left_out = Counter[str]()
-
-    @property
-    def answers(self) -> AnswerVocabulary:
-        """The answers, by index.
-
-        Raises:
-            ConfigError: not known yet.
-        """
-        if self._answers is None:
-            raise ConfigError(
-                "the answer vocabulary is not known yet: call setup(training records), or name a file in "
-                "GqaConfig.answers."
-            )
-        return self._answers
-
-    @property
-    def heads(self) -> Mapping[str, Head]:
-        """One classification over the answers."""
-        return {"classify": Head(kind="classify", outputs=len(self.answers))}
 
     def setup(self, records: Sequence[GqaRecord]) -> None:
         """List the answers of the training questions, unless a vocabulary is given.
@@ -215,22 +192,6 @@ class GQA(Task[GqaRecord, GqaConfig]):
             )
             for prediction, record in by_id(predictions, records)
         ]
-
-    def state(self) -> dict[str, Any]:
-        """Settings and answers in the order of the head's outputs."""
-        return {**super().state(), "answers": list(self.answers)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The task of a saved model, with its own answers."""
-        if not isinstance(state.get("answers"), list):
-            raise ConfigError(
-                "the saved state of a GQA task lists its answers under 'answers'; found none. "
-                "Is answers.json of another task?"
-            )
-        # The file of answers may be gone; what it held is here.
-        settings = {key: value for key, value in state.get("config", {}).items() if key != "answers"}
-        return cls(configs.from_dict(GqaConfig, settings), AnswerVocabulary(state["answers"]))
 
 
 def _choices_of(records: Sequence[GqaRecord]) -> Choices | None:

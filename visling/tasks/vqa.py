@@ -15,22 +15,21 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from visling import config as configs
 from visling.data.annotations.prepared_questions import VqaLayout, read_vqa_layout
 from visling.data.annotations.questions import QuestionRecord, release_text
 from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout, swap_words
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import FEWEST_ANSWERS, Average, Version, normalise, vqa_accuracy, vqa_score
-from visling.tasks.answers import answer_loss, detail_row, mean_score, top_answers
-from visling.tasks.base import Report, Score, Task, by_id
-from visling.types import Batch, Example, Head, Loss, Prediction, Targets
+from visling.tasks.answers import AnswerTask, answer_loss, detail_row, mean_score, top_answers
+from visling.tasks.base import Report, Score, by_id
+from visling.types import Batch, Example, Loss, Prediction, Targets
 
 TOP = 5
 """Candidates kept per prediction."""
@@ -62,37 +61,12 @@ class VqaConfig:
     (`annotations.prepared_questions`). None: the only ones."""
 
 
-class VQA(Task[QuestionRecord, VqaConfig]):
+class VQA(AnswerTask[QuestionRecord, VqaConfig]):
     """Answer a question about an image."""
 
     name: ClassVar[str] = "vqa"
     metric: ClassVar[str] = "accuracy"
     settings: ClassVar[type[VqaConfig]] = VqaConfig
-
-    def __init__(self, config: VqaConfig | None = None, answers: AnswerVocabulary | None = None) -> None:
-        super().__init__(config)
-        if answers is None and self.config.answers is not None:
-            answers = AnswerVocabulary.load(self.config.answers)
-        self._answers = answers
-
-    @property
-    def answers(self) -> AnswerVocabulary:
-        """The answers, by index.
-
-        Raises:
-            ConfigError: not known yet.
-        """
-        if self._answers is None:
-            raise ConfigError(
-                "the answer vocabulary is not known yet: call setup(training records), or name a file in "
-                "VqaConfig.answers."
-            )
-        return self._answers
-
-    @property
-    def heads(self) -> Mapping[str, Head]:
-        """One classification over the answers."""
-        return {"classify": Head(kind="classify", outputs=len(self.answers))}
 
     def setup(self, records: Sequence[QuestionRecord]) -> None:
         """List the frequent answers of the training questions, unless a vocabulary is given.
@@ -234,22 +208,6 @@ class VQA(Task[QuestionRecord, VqaConfig]):
             )
             for prediction, record in by_id(predictions, records)
         ]
-
-    def state(self) -> dict[str, Any]:
-        """Settings and answers in the order of the head's outputs."""
-        return {**super().state(), "answers": list(self.answers)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The task of a saved model, with its own answers."""
-        if not isinstance(state.get("answers"), list):
-            raise ConfigError(
-                "the saved state of a VQA task lists its answers under 'answers'; found none. "
-                "Is answers.json of another task?"
-            )
-        # Both files may be gone: the answers are here, and the list of images is for training alone.
-        settings = {key: value for key, value in state.get("config", {}).items() if key != "answers"}
-        return cls(configs.from_dict(VqaConfig, settings), AnswerVocabulary(state["answers"]))
 
 
 def answer_vocabulary(records: Sequence[QuestionRecord], min_count: int) -> AnswerVocabulary:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from visling.data.annotations import gqa
-from visling.data.annotations.gqa import count_steps, read_answers, read_gqa_split
+from visling.data.annotations.gqa import count_steps, read_gqa_split
 from visling.data.annotations.questions import UNTOLD
+from visling.data.answers import AnswerVocabulary
 from visling.errors import DataError
 
 QUESTION = {
@@ -299,14 +300,22 @@ def test_not_a_cache(tmp_path: Path, entries: Any, message: str) -> None:
 @pytest.mark.parametrize("content", [["yes", "no"], {"no": 1, "yes": 0}])
 def test_pickled_answers(tmp_path: Path, content: Any) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=2))
-    assert read_answers(tmp_path / "a.pkl") == ["yes", "no"]
+    assert list(AnswerVocabulary.load(tmp_path / "a.pkl")) == ["yes", "no"]
 
 
-@pytest.mark.parametrize("content", [["yes", 3], {"no": 1, "yes": 1}, "yes"])
-def test_not_answers(tmp_path: Path, content: Any) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (["yes", 3], "holds strings; found 3"),
+        ({"no": 1, "yes": 1}, "must be a list of answers"),
+        ({"no": "one"}, "must be a list of answers"),
+        ("yes", "must be a list of answers"),
+    ],
+)
+def test_not_answers(tmp_path: Path, content: Any, message: str) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(DataError, match="must be a list of answers"):
-        read_answers(tmp_path / "a.pkl")
+    with pytest.raises(DataError, match=message):
+        AnswerVocabulary.load(tmp_path / "a.pkl")
 
 
 # Size

@@ -21,6 +21,7 @@ from visling.data.annotations.image_lists import read_image_list
 from visling.data.annotations.pickles import read_pickle
 from visling.data.annotations.questions import EMPTY, UNTOLD, find_gqa, has_gqa
 from visling.data.annotations.streamed import list_chunks, stream_list, stream_object
+from visling.data.answers import AnswerVocabulary
 from visling.errors import DataError
 from visling.image_ids import canonical
 
@@ -180,7 +181,7 @@ def read_vilbert_gqa(path: Path, left_out: Counter[str] | None = None) -> GqaRec
         DataError: a file is missing, damaged or of another layout, or a question comes twice or has no word.
     """
     entries = read_pickle(path)
-    answers = read_answers(path.parent / "trainval_label2ans.pkl")
+    answers = AnswerVocabulary.load(path.parent / "trainval_label2ans.pkl")
     columns = GqaColumns()
     keys = {"question_id", "image_id", "question", "labels"}
     if not isinstance(entries, list) or any(
@@ -198,20 +199,6 @@ def read_vilbert_gqa(path: Path, left_out: Counter[str] | None = None) -> GqaRec
             answer = answers[labels[0]] if labels else UNTOLD
             columns.append(id=number, image=str(entry["image_id"]), question=entry["question"], answer=answer)
     return _sort(_finish(columns, [path]))
-
-
-def read_answers(path: Path) -> list[str]:
-    """Answers of a pickled list, or of a pickled table from answer to number, in the order of their numbers.
-
-    Raises:
-        DataError: the file is missing, damaged, or neither.
-    """
-    content = read_pickle(path)
-    if isinstance(content, dict) and sorted(content.values()) == list(range(len(content))):
-        content = sorted(content, key=content.__getitem__)
-    if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content):
-        raise DataError(f"{path} must be a list of answers, or a table from answer to number; found another layout.")
-    return content
 
 
 def find_choices(folder: Path, split: str) -> GqaChoices | None:

@@ -287,7 +287,7 @@ def read_lxmert_questions(path: str | Path) -> list[QuestionRecord]:
 
 
 def answers_of_scores(scores: Mapping[str, float]) -> tuple[tuple[str, ...], str | None]:
-    """Answers of ten people that the scores stand for, and the most frequent one, if any is told.
+    """Answers of ten people that the scores stand for, and the most frequent one, if the file names one.
 
     A score of 0.3, 0.6, 0.9 or 1 stands for 1, 2, 3, or 4 and more people. As many are entered, and the rest of the ten
     as `UNTOLD`, so that the official rule gives each answer just its score.

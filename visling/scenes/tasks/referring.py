@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visling.scenes.files import image_entry, info, license_entry, stem, write_json
+from visling.scenes.files import image_entry, info, instance_entry, license_entry, stem, write_json
 from visling.scenes.language import RELATIONS, holds, noun_phrase, relation_words, traits_of, unique_traits
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.world import SHAPES, VALUES, Item, Scene, pick, shuffled
@@ -74,19 +74,7 @@ class ReferringWriter:
             return
         name = f"{stem(scene.image_id)}.png"
         self.images.append(image_entry(scene.image_id, name, scene.size, scene.size))
-        for number, item in enumerate(scene.items):
-            x1, y1, x2, y2 = item.box
-            self.annotations.append(
-                {
-                    "id": scene.image_id * 100 + number,
-                    "image_id": scene.image_id,
-                    "category_id": SHAPES.index(item.shape) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                    "segmentation": [],
-                }
-            )
+        self.annotations += [instance_entry(scene, number) for number in range(len(scene.items))]
         for number, (way, texts) in chosen.items():
             reference = scene.image_id * 100 + number
             sentences = [_write_sentence(reference * 10 + place, text) for place, text in enumerate(texts)]
