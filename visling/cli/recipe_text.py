@@ -51,7 +51,7 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             for name, weight in recipe["objectives"].items()
         ]
         yield "learns", ", ".join(learnt)
-        yield "starts from", "random weights" if recipe["start"] == "fresh" else recipe["start"]
+    yield "starts from", "random weights" if recipe["start"] == "random" else recipe["start"]
     yield "length", f"{_say_length(train)}, batches of {recipe['batch_size']}{_say_accumulation(train['accumulation'])}"
     yield "optimiser", _say_optimiser(train["optim"])
     yield "schedule", _say_schedule(train["optim"])

@@ -167,6 +167,9 @@ class FinetuneConfig:
     carry_answers: bool = True
     """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
     CVLP)."""
+    start: str = "random"
+    """What the weights start from: random (initialisation), released text weights (bert-base-uncased), or the
+    recipe whose model `--init` names."""
     release_start: bool = True
     """Whether a fine-tuning from a pre-trained model does what its family's release does first (VL-BERT: answers start
     from their word vectors, VCR's second segment from the first)."""

@@ -10,7 +10,7 @@ from visling import models
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.recipes import scenes
-from visling.recipes.configs import BERT_BASE, PretrainConfig
+from visling.recipes.configs import BERT_BASE, FinetuneConfig, PretrainConfig
 from visling.recipes.lxmert import lxmert_optimiser
 from visling.train.config import TrainConfig
 
@@ -144,6 +144,8 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "cvlp-from-lxmert": cvlp_from_lxmert,
     "cvlp-paper": cvlp_paper,
 }
+
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {}
 
 SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"cvlp-scenes": cvlp_scenes}
 """Of ours, on drawn scenes."""

@@ -11,7 +11,7 @@ from visling.data.corpora.base import Corpus
 from visling.objectives.image_qa import NUM_ANSWERS
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes import scenes
-from visling.recipes.configs import PretrainConfig
+from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 
@@ -166,6 +166,8 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "lxmert-two-phase-qa": lxmert_two_phase_qa,
     "lxmert-paper": lxmert_paper,
 }
+
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {}
 
 SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"lxmert-scenes": lxmert_scenes}
 """Of ours, on drawn scenes."""

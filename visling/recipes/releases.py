@@ -41,8 +41,9 @@ COMMON: Mapping[str, Mapping[str, str]] = {
 
 def describe_start(config: PretrainConfig | FinetuneConfig) -> str:
     """What a run's weights should start from, and how to say so; nothing for one that starts from scratch."""
-    if not isinstance(config, PretrainConfig) or config.start == "random":
+    if config.start == "random":
         return ""
-    key_alone = config.objective_settings.get("region_contrast", {}).get("key_start") == "init"
+    settings = config.objective_settings if isinstance(config, PretrainConfig) else {}
+    key_alone = settings.get("region_contrast", {}).get("key_start") == "init"
     what = "the key network of the published run" if key_alone else "the published run"
     return f"{what} starts from {config.start}: name such a model with --init"

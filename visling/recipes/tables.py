@@ -23,7 +23,13 @@ PUBLISHED_PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
 }
 """Pre-training of the papers and releases."""
 
-PUBLISHED_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {**visualbert.FINETUNING}
+PUBLISHED_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
+    **visualbert.FINETUNING,
+    **vlbert.FINETUNING,
+    **vilbert.FINETUNING,
+    **lxmert.FINETUNING,
+    **cvlp.FINETUNING,
+}
 """Fine-tuning of the papers and releases."""
 
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {

@@ -11,7 +11,7 @@ from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes import scenes
-from visling.recipes.configs import BERT_BASE, PretrainConfig
+from visling.recipes.configs import BERT_BASE, FinetuneConfig, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 
@@ -162,6 +162,8 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "vilbert-conceptual": vilbert_conceptual,
     "vilbert-multitask": vilbert_multitask,
 }
+
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {}
 
 SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vilbert-scenes": vilbert_scenes}
 """Of ours, on drawn scenes."""

@@ -191,6 +191,7 @@ def visualbert_vqa_finetuning() -> FinetuneConfig:
         task="vqa",
         task_settings={"min_count": None, "question_text": "release"},
         batch_size=64,
+        start="visualbert-vqa",
         train_split="train+val",
         valid_split="minival",
         train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
@@ -212,6 +213,7 @@ def visualbert_nlvr2_finetuning() -> FinetuneConfig:
         task="nlvr2",
         task_settings={"joined": True},
         batch_size=64,
+        start="visualbert-nlvr2",
         valid_split="dev",
         train=replace(_visualbert_training(2e-5), metric="accuracy", direction="max"),
         paper={"train.optim.lr": 5e-5},
@@ -235,6 +237,7 @@ def visualbert_flickr30k_finetuning() -> FinetuneConfig:
         task="grounding",
         task_settings={"phrase_at": "release", "unrelated": True},
         batch_size=32,
+        start="visualbert-flickr30k",
         train=replace(train, epochs=5, metric="recall_at_1", direction="max"),
     )
 

@@ -10,7 +10,7 @@ from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes import scenes
-from visling.recipes.configs import BERT_BASE, BERT_LARGE, PretrainConfig
+from visling.recipes.configs import BERT_BASE, BERT_LARGE, FinetuneConfig, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 from visling.vision.end_to_end import PRESETS as EXTRACTORS
@@ -154,6 +154,8 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "vlbert-base-e2e": vlbert_base_e2e,
     "vlbert-large-e2e": vlbert_large_e2e,
 }
+
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {}
 
 SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vlbert-scenes": vlbert_scenes}
 """Of ours, on drawn scenes."""
