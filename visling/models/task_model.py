@@ -14,7 +14,7 @@ from visling.types import Batch, Encoded, Head
 
 @dataclass(frozen=True, kw_only=True)
 class SavedHead:
-    """A head as a converted model folder describes it."""
+    """A head as a model folder describes it, where its style or size is not that of the family's main layout."""
 
     part: str
     """Its name in the key maps of the family."""

@@ -54,7 +54,8 @@ class ModelFolder:
     state: Mapping[str, Any]
     """What restores the task (its answer vocabulary)."""
     heads: Mapping[str, SavedHead] = field(default_factory=dict)
-    """Heads of converted weights by the prefix of their weights (`objectives.masked_lm.head`, `heads.classify`)."""
+    """Heads of converted weights, and those of a task that are not of the family's main layout, by the prefix of their
+    weights (`objectives.masked_lm.head`, `heads.classify`)."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where converted weights come from: file, its SHA-256, layout, and release if it is in the catalogue."""
     extractor: ExtractorConfig | None = None
@@ -176,11 +177,23 @@ def save_model_folder(
         fingerprint="" if store is None else store.fingerprint,
         tokenizer=tokenizer,
         trained=f"by the recipe {run.recipe}",
+        heads=None if task is None else _describe_heads(task, run.model, run.head_layout),
         extractor=cast(RegionExtractor, module.extractor).config
         if isinstance(module, PretrainModel) and module.extractor is not None
         else None,
     )
     save_weights(path, module)
+
+
+def _describe_heads(task: Task[Any, Any], model: str, layout: str | None) -> dict[str, SavedHead]:
+    """The heads of a task by the prefix of their weights; none where they are of the family's main layout."""
+    if layout is None:
+        return {}
+    styles = head_styles(model, layout)
+    return {
+        f"heads.{name}": SavedHead(part=name, head=head, style=styles[head.kind], group=task.group)
+        for name, head in task.heads.items()
+    }
 
 
 def describe_model_folder(
@@ -201,7 +214,7 @@ def describe_model_folder(
 
     Args:
         trained: for the model card: how, or where the weights come from.
-        heads: of converted weights, by the prefix of their weights.
+        heads: those that `ModelFolder.heads` describes.
         source: of converted weights.
         extractor: settings of the region extractor that was trained jointly.
     """

@@ -12,7 +12,7 @@ from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.data.corpora.readers import check_corpora
 from visling.errors import ConfigError
-from visling.models import encoder_config
+from visling.models import encoder_config, head_styles
 from visling.objectives.masked_regions import RegionLosses
 from visling.train.config import TrainConfig
 from visling.vision.end_to_end import ExtractorConfig
@@ -164,6 +164,9 @@ class FinetuneConfig:
     answers, features as they are (VL-BERT's VQA and RefCOCO+: 0.5)."""
     text_only: bool = False
     """Train without any region: what the words alone give away."""
+    head_layout: str | None = None
+    """Released layout of the family whose heads the task gets (ViLBERT's first release: "first"); None = the main
+    one."""
     carry_answers: bool = True
     """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
     CVLP)."""
@@ -183,6 +186,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
         _check_sorting(self.sort_by_length)
+        head_styles(self.model, self.head_layout)
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
 

@@ -182,7 +182,8 @@ class Finetuning:
         config, task, start = self.config, self.task, self.start
         seen = (image_id for record in self.train_records for image_id in record.images)
         encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
-        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
+        styles = models.head_styles(config.model, config.head_layout)
+        model = TaskModel(encoder, task.heads, styles, group=task.group)
         if start is None:
             return model.to(self.inputs.device), []
         load_part(encoder, start.weights, "encoder.", start.path)
