@@ -146,7 +146,7 @@ class Predictor:
             _file_key(one): found for one, found in zip(given, seen, strict=True) if not isinstance(one, Image.Image)
         }
         regions = tuple(found.regions for found in seen)
-        layout = TextLayout(self.tokenizer, self.spec)
+        layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
         record = self.task.query([text, *choices], [str(number) for number in range(self.task.images)])
         rng = runtime.generator_for(0)
         example = self.task.example(record, layout, rng)

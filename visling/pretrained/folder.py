@@ -58,6 +58,8 @@ class ModelFolder:
     weights (`objectives.masked_lm.head`, `heads.classify`)."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where converted weights come from: file, its SHA-256, layout, and release if it is in the catalogue."""
+    task_token: int | None = None
+    """Number of the task that its texts name, if the model has task tokens."""
     extractor: ExtractorConfig | None = None
     """The jointly trained region extractor that computes its features; the fingerprint is then that of the store of its
     boxes and classes."""
@@ -178,6 +180,7 @@ def save_model_folder(
         tokenizer=tokenizer,
         trained=f"by the recipe {run.recipe}",
         heads=None if task is None else _describe_heads(task, run.model, run.head_layout),
+        task_token=None if task is None else run.task_token,
         extractor=cast(RegionExtractor, module.extractor).config
         if isinstance(module, PretrainModel) and module.extractor is not None
         else None,
@@ -208,6 +211,7 @@ def describe_model_folder(
     trained: str,
     heads: Mapping[str, SavedHead] | None = None,
     source: Mapping[str, Any] | None = None,
+    task_token: int | None = None,
     extractor: ExtractorConfig | None = None,
 ) -> None:
     """Write a model folder except its weights.
@@ -216,6 +220,7 @@ def describe_model_folder(
         trained: for the model card: how, or where the weights come from.
         heads: those that `ModelFolder.heads` describes.
         source: of converted weights.
+        task_token: number of the task that its texts name, if the model has task tokens.
         extractor: settings of the region extractor that was trained jointly.
     """
     described = {
@@ -225,6 +230,7 @@ def describe_model_folder(
         "task": None if task is None else task.name,
         "text_only": text_only,
         "fingerprint": fingerprint,
+        **({"task_token": task_token} if task_token is not None else {}),
         **({"extractor": configs.to_dict(extractor)} if extractor is not None else {}),
         **({"heads": configs.to_dict(heads)} if heads else {}),
         **({"source": dict(source)} if source else {}),
@@ -278,6 +284,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             state=state,
             heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},
             source=described.get("source", {}),
+            task_token=described.get("task_token"),
             extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,
         )
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:

@@ -152,6 +152,9 @@ class FinetuneConfig:
     """One split, or several joined by "+" (train+nominival)."""
     valid_split: str = "val"
     """Split by which the best weights are chosen."""
+    task_token: int | None = None
+    """Number of the task among the model's task tokens, which every text names (ViLBERT's multi-task release: that of
+    its task file); None for a model without them."""
     train_limit: int | None = None
     """Use only the first so many training examples (in a random order of the run's seed)."""
     valid_images: int | None = None

@@ -100,7 +100,9 @@ def evaluate(
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
         check_images(records, regions)
-    inputs = Inputs(saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt")
+    inputs = Inputs(
+        saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt", task_token=saved.task_token
+    )
     predictions = predict_records(
         model.to(inputs.device),
         task,

@@ -117,7 +117,7 @@ class Finetuning:
             if self.store is not None:
                 override = other_features or config.text_only
                 check_fingerprint(self.start, self.store.fingerprint, override=override)
-        self.inputs = Inputs(config.model, config.encoder, regions, device)
+        self.inputs = Inputs(config.model, config.encoder, regions, device, task_token=config.task_token)
         self.origin = describe_origin(data=[data], task=config.task)
 
     def build(self) -> Training:

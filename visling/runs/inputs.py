@@ -94,12 +94,20 @@ class Inputs:
         regions: source of the region features; None for a model of the words alone.
         device: auto, cpu, cuda or cuda:N.
         vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
+        task_token: number of the task that every text names, for a model with task tokens.
     Raises:
-        ConfigError: the vocabulary has more entries than the model's word table, or no such device.
+        ConfigError: the vocabulary has more entries than the model's word table, no such device, or a task token that
+            is missing, or that the model lacks.
     """
 
     def __init__(
-        self, model: str, config: Any, regions: RegionStore | None, device: str, vocabulary: str | Path | None = None
+        self,
+        model: str,
+        config: Any,
+        regions: RegionStore | None,
+        device: str,
+        vocabulary: str | Path | None = None,
+        task_token: int | None = None,
     ) -> None:
         self.spec: InputSpec = models.spec(model).inputs(config)
         self.tokenizer = Tokenizer(self.spec.vocabulary if vocabulary is None else str(vocabulary))
@@ -108,7 +116,7 @@ class Inputs:
                 f"vocabulary {self.spec.vocabulary!r} has {self.tokenizer.size} entries, but encoder.vocab_size is "
                 f"{config.vocab_size}. Use --set encoder.vocab_size={self.tokenizer.size}."
             )
-        self.layout = TextLayout(self.tokenizer, self.spec)
+        self.layout = TextLayout(self.tokenizer, self.spec, task_token=task_token)
         self.regions = regions
         self.device = runtime.pick_device(device)
 
