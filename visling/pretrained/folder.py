@@ -6,9 +6,9 @@ import fnmatch
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from visling import config as configs
 from visling import models
 from visling.checkpoints import hub
 from visling.data.text import Tokenizer
-from visling.errors import CheckpointError
+from visling.errors import CheckpointError, nearest
 from visling.models import head_styles
 from visling.models.base import Encoder
 from visling.models.task_model import SavedHead, TaskModel
@@ -29,10 +29,26 @@ from visling.regions.store import NativeStore
 from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
 from visling.train.state import save_weights
-from visling.vision.end_to_end import ExtractorConfig, RegionExtractor
+from visling.vision.extractors import ExtractorSettings, read_settings
 
 FORMAT = 1
 """Version of the model folder's layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTask:
+    """One task of a model that was trained on several, as its folder describes it."""
+
+    task: str
+    """A module of `visling.tasks`, or a dotted path."""
+    heads: Mapping[str, str]
+    """Head of the task -> its name in the model; tasks that share a head have one name for it."""
+    max_tokens: int
+    """Longest text row."""
+    max_regions: int
+    """Regions used per image."""
+    task_token: int | None = None
+    """Number of the task that its texts name, if the model has task tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +76,9 @@ class ModelFolder:
     """Where converted weights come from: file, its SHA-256, layout, and release if it is in the catalogue."""
     task_token: int | None = None
     """Number of the task that its texts name, if the model has task tokens."""
-    extractor: ExtractorConfig | None = None
+    tasks: Mapping[str, SavedTask] = field(default_factory=dict)
+    """Name -> task of a model that was trained on several; `task` is then None, and `state` holds the state of each."""
+    extractor: ExtractorSettings | None = None
     """The jointly trained region extractor that computes its features; the fingerprint is then that of the store of its
     boxes and classes."""
 
@@ -70,12 +88,54 @@ class ModelFolder:
         load_part(encoder, self.weights, "encoder.", self.path)
         return encoder
 
+    def region_extractor(self) -> nn.Module | None:
+        """The network that computes its features, weights loaded; None if it reads those of a store."""
+        if self.extractor is None:
+            return None
+        extractor = self.extractor.build()
+        load_part(extractor, self.weights, "extractor.", self.path)
+        return extractor
+
+    def for_task(self, name: str | None) -> ModelFolder:
+        """The same model for one of the tasks that it was trained on; a model of one task needs no name.
+
+        Raises:
+            CheckpointError: it has several tasks and none is named, or none of that name.
+        """
+        if not self.tasks:
+            if name in (None, self.task):
+                return self
+            raise CheckpointError(f"{self.path} was not trained on several tasks: its task is {self.task}, not {name}.")
+        if name is None:
+            raise CheckpointError(f"{self.path} was trained on several tasks: name one of {', '.join(self.tasks)}.")
+        if name not in self.tasks:
+            raise CheckpointError(f"{self.path} was not trained on a task {name!r}. {nearest(name, self.tasks)}")
+        saved = self.tasks[name]
+        weights = {key: tensor for key, tensor in self.weights.items() if not key.startswith("heads.")}
+        for own, joint in saved.heads.items():
+            part = f"heads.{joint}."
+            weights |= {
+                f"heads.{own}.{key.removeprefix(part)}": tensor
+                for key, tensor in self.weights.items()
+                if key.startswith(part)
+            }
+        return replace(
+            self,
+            config=replace(self.config, max_tokens=saved.max_tokens, max_regions=saved.max_regions),
+            task=saved.task,
+            weights=weights,
+            state=self.state["tasks"][name],
+            task_token=saved.task_token,
+            tasks={},
+        )
+
     def task_model(self) -> tuple[TaskModel, Task[Any, Any]]:
         """The fine-tuned model and its task, restored.
 
         Raises:
-            CheckpointError: the folder holds a pre-trained encoder without a task head.
+            CheckpointError: the folder holds a pre-trained encoder without a task head, or several tasks.
         """
+        self.for_task(None)
         if self.task is None:
             raise CheckpointError(
                 f"{self.path} holds a pre-trained encoder without a task head. Fine-tune it first: visling finetune "
@@ -84,7 +144,10 @@ class ModelFolder:
         task = load_task(self.task).from_state(self.state)
         converted = {name: self.heads[f"heads.{name}"] for name in task.heads if f"heads.{name}" in self.heads}
         encoder = models.build(self.model, self.config)
-        model = TaskModel(encoder, task.heads, head_styles(self.model), group=task.group, saved=converted)
+        extractor = None if self.extractor is None else self.extractor.build()
+        model = TaskModel(
+            encoder, task.heads, head_styles(self.model), group=task.group, saved=converted, extractor=extractor
+        )
         unused = tuple(f"{path}." for path in self.heads if path.removeprefix("heads.") not in converted)
         weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith(unused)}
         load_part(model, weights, "", self.path)
@@ -173,7 +236,7 @@ def save_model_folder(
     describe_model_folder(
         path,
         model=run.model,
-        config=module.encoder.config,
+        config=run.encoder,
         task=task,
         text_only=text_only,
         fingerprint="" if store is None else store.fingerprint,
@@ -181,9 +244,7 @@ def save_model_folder(
         trained=f"by the recipe {run.recipe}",
         heads=None if task is None else _describe_heads(task, run.model, run.head_layout),
         task_token=None if task is None else run.task_token,
-        extractor=cast(RegionExtractor, module.extractor).config
-        if isinstance(module, PretrainModel) and module.extractor is not None
-        else None,
+        extractor=run.extractor,
     )
     save_weights(path, module)
 
@@ -212,7 +273,8 @@ def describe_model_folder(
     heads: Mapping[str, SavedHead] | None = None,
     source: Mapping[str, Any] | None = None,
     task_token: int | None = None,
-    extractor: ExtractorConfig | None = None,
+    tasks: Mapping[str, SavedTask] | None = None,
+    extractor: ExtractorSettings | None = None,
 ) -> None:
     """Write a model folder except its weights.
 
@@ -221,6 +283,7 @@ def describe_model_folder(
         heads: those that `ModelFolder.heads` describes.
         source: of converted weights.
         task_token: number of the task that its texts name, if the model has task tokens.
+        tasks: of a model of several tasks, whose states the caller writes into answers.json.
         extractor: settings of the region extractor that was trained jointly.
     """
     described = {
@@ -231,6 +294,7 @@ def describe_model_folder(
         "text_only": text_only,
         "fingerprint": fingerprint,
         **({"task_token": task_token} if task_token is not None else {}),
+        **({"tasks": configs.to_dict(tasks)} if tasks else {}),
         **({"extractor": configs.to_dict(extractor)} if extractor is not None else {}),
         **({"heads": configs.to_dict(heads)} if heads else {}),
         **({"source": dict(source)} if source else {}),
@@ -285,7 +349,8 @@ def read_model_folder(path: Path) -> ModelFolder:
             heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},
             source=described.get("source", {}),
             task_token=described.get("task_token"),
-            extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,
+            tasks={name: configs.from_dict(SavedTask, task) for name, task in described.get("tasks", {}).items()},
+            extractor=read_settings(described["extractor"]) if "extractor" in described else None,
         )
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(
@@ -315,6 +380,29 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
             f"another shape, first {first!r}{sizes}. Use the settings it was trained with (its config.json)."
         )
     module.load_state_dict(part)
+
+
+def load_encoder(encoder: Encoder, saved: ModelFolder) -> list[str]:
+    """Load the encoder of a model into one of the same family. Returns notes for the log.
+
+    A model that gets task tokens may start from one without: the table stays randomly initialised, as in ViLBERT's
+    multi-task release.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    weights, notes = dict(saved.weights), []
+    count = models.spec(saved.model).inputs(saved.config).num_tasks
+    table = encoder.state_dict().get(_TASK_TABLE)
+    if table is not None and not count:
+        weights[f"encoder.{_TASK_TABLE}"] = table
+        notes.append(f"the {len(table)} task tokens are randomly initialised: {saved.path} has none")
+    load_part(encoder, weights, "encoder.", saved.path)
+    return notes
+
+
+_TASK_TABLE = "tasks.weight"
+"""Of an encoder with task tokens."""
 
 
 def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[str]:
