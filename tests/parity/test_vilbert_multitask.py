@@ -221,7 +221,7 @@ def test_both_tasks_of_the_first_release_are_trained_in_every_iteration(schedule
     run = schedules["first_release"]["mannul, two tasks trained in turn"]
     lengths = run["iterations_per_epoch"]
     shape = {"iterations_per_epoch_of_each_task": lengths, "num_train_epochs": 20, "train_iter_multiplier": 1.0}
-    replay = Replay(lengths, dict.fromkeys(lengths, [0.5]), turns_of(shape, None))
+    replay = Replay(lengths, {name: [0.5] for name in lengths}, turns_of(shape, None))
     replay.run(config_of(epochs=20))
     assert replay.trained == run["iteration_and_task_of_each_backward"]
     assert len(replay.evaluations) == 20 * len(lengths)

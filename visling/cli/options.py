@@ -51,6 +51,10 @@ Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, into OUT/tensorboard.")
 ]
 
+TaskName = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="Of a run of several tasks: the one that is meant.")
+]
+
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, as a.b=value; may be repeated.")]
 
 Threads = Annotated[

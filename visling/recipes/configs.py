@@ -84,7 +84,7 @@ class PretrainConfig:
                     "Take it out, or add it."
                 )
 
-        _check_sorting(self.sort_by_length)
+        check_sorting(self.sort_by_length)
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
         if self.extractor is not None:
@@ -177,7 +177,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
-        _check_sorting(self.sort_by_length)
+        check_sorting(self.sort_by_length)
         head_styles(self.model, self.head_layout)
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
@@ -209,7 +209,7 @@ def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> None:
             )
 
 
-def _check_sorting(batches: int) -> None:
+def check_sorting(batches: int) -> None:
     if batches < 1:
         raise ConfigError(
             f"sort_by_length counts batches that are sorted together; found {batches}. For plain random batches set it "

@@ -25,6 +25,7 @@ from visling.pretrained.folder import (
     read_model_folder,
     save_model_folder,
 )
+from visling.pretrained.several import continue_heads, find_token
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
@@ -110,6 +111,8 @@ class Finetuning:
         elif self.start is not None:  # no feature is projected, but the weights of the projection are loaded
             encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
             config = replace(config, encoder=encoder)
+        if self.start is not None:
+            config = follow_task_token(config, self.start)
         self.config = config
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
@@ -134,6 +137,7 @@ class Finetuning:
                 override, extracts = other_features or config.text_only, config.extractor is not None
                 check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
         self.inputs = Inputs(config.model, config.encoder, regions, device, task_token=config.task_token)
+        self.layouts = [self.inputs.layout]
         if config.extractor is not None and images is not None and regions is not None:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
@@ -232,6 +236,8 @@ class Finetuning:
     def start_heads(self, model: TaskModel, start: ModelFolder) -> list[str]:
         """Start the heads of the task from another model, whose encoder has been loaded; returns notes for the log."""
         config, notes = self.config, []
+        if start.tasks:
+            return continue_heads(model, self.task, start, config.task_token)
         answers = () if self.task.answers is None else list(self.task.answers)
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
@@ -246,6 +252,23 @@ class Finetuning:
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
         return notes
+
+
+def follow_task_token(config: FinetuneConfig, start: ModelFolder) -> FinetuneConfig:
+    """The config with the task tokens of the model that it starts from, and the number of its task there, where it
+    leaves them open.
+
+    Raises:
+        ConfigError: several of the model's tasks could be meant.
+    """
+    count = models.spec(start.model).inputs(start.config).num_tasks
+    if start.model != config.model or not count:
+        return config
+    if not models.spec(config.model).inputs(config.encoder).num_tasks:
+        config = replace(config, encoder=replace(config.encoder, num_tasks=count))
+    if config.task_token is not None:
+        return config
+    return replace(config, task_token=find_token(start, load_task(config.task).configured(config.task_settings)))
 
 
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:

@@ -101,6 +101,7 @@ class Pretraining:
         self.store = NativeStore.open(store)
         self.config = config = fit_to_store(config, self.store)
         self.inputs = Inputs(config.model, config.encoder, self.store, device)
+        self.layouts = [self.inputs.layout]
         self.answers = run_answers(config, data)
         self.training, self.validation = (
             read_corpora(config, data, self.inputs.layout, self.store, valid=valid, answers=self.answers)

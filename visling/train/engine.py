@@ -292,7 +292,8 @@ class Trainer:
         epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
         self.log.valid(step=state.step, epoch=epoch, scores=scores)
         state.validated = state.step
-        self.position = self.batches.state_dict() if self.pace is not None else self.position
+        if state.batch == 0:  # at the end of an epoch a validation may change what follows
+            self.position = self.batches.state_dict()
         if _improves(scores, state, self.config):
             self._keep_best()
             self.log.event(f"step {state.step}: best {self.config.metric} so far, {state.best:.4f}", step=state.step)
@@ -372,8 +373,8 @@ class Trainer:
         return self.elapsed_before + time.monotonic() - self.began
 
     def _measure_share(self) -> float | None:
-        """Share of the run that has passed, by its pace or by the main process's clock; None where the number of updates
-        bounds it."""
+        """Share of the run that has passed, by its pace or by the main process's clock; None where the number of
+        updates bounds it."""
         if self.pace is not None:
             return self.pace.share(self.state.batch)
         return None if self.seconds is None else from_main(self._measure_elapsed() / self.seconds)

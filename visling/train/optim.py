@@ -74,8 +74,8 @@ class OptimConfig:
     restarts: int = 0
     """warmup_cosine only: how often the rate jumps back to its peak, at equal distances."""
     cosine_period: Literal["rest", "run"] = "rest"
-    """warmup_cosine only: what the half cosines are stretched over: the run after the warm-up, so that the last one ends
-    at 0; or as many updates as the whole run has, so that the end cuts it off (ViLBERT's multi-task release)."""
+    """warmup_cosine only: what the half cosines are stretched over: the run after the warm-up, so that the last one
+    ends at 0; or as many updates as the whole run has, so that the end cuts it off (ViLBERT's multi-task release)."""
     drop_epochs: tuple[float, ...] = ()
     """Epochs after each of which the rate is multiplied by `drop_factor`, in any schedule."""
     drop_factor: float = 0.1
