@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from visling import models
@@ -47,8 +48,8 @@ def vilbert_12in1() -> MultitaskConfig:
     """ViLBERT on nine of the tasks of 12-in-1 in turn, each with a token of its own, with dynamic stop-and-go.
 
     Visual Genome's questions, Visual7W and GuessWhat are not among the tasks here. The folders of the tasks are those
-    of the release's `datasets`; lists of images that other tasks test on (`coco_test_ids.npy`) are read from the
-    working folder.
+    of the release's `datasets`; lists of images that other tasks test on (`coco_test_ids.npy`, `flickr_test_ids.npy`)
+    are read from the working folder.
 
     Source:
         vilbert-multi-task, train_tasks.py and vilbert_tasks.yml, by the README's command
@@ -67,6 +68,7 @@ def vilbert_12in1() -> MultitaskConfig:
         max_regions=100,
         train_split="snli_ve_train",
         valid_split="snli_ve_dev",
+        without_images=Path("flickr_test_ids.npy"),
     )
     head_rate = HEAD_RATE / lr
     optim = multitask_optim(lr, {f"heads.{POINTING}_": 1.0, "heads.": head_rate})
@@ -103,7 +105,9 @@ def _name_norms(optim: OptimConfig) -> tuple[str, ...]:
 
 def _from_release(name: str, task: MultitaskTask, lr: float) -> JointTask:
     """A task with the numbers that it has alone, its loss scaled by its rate over `lr`."""
-    cleaned: dict[str, Any] = dict(task.cleaned)
+    splits: dict[str, Any] = {"train_split": task.train_split, "valid_split": task.valid_split, **task.cleaned}
+    if "without_images" in splits:
+        splits["without_images"] = Path(splits["without_images"])
     return JointTask(
         task=task.task,
         task_settings=task.settings,
@@ -115,7 +119,7 @@ def _from_release(name: str, task: MultitaskTask, lr: float) -> JointTask:
         max_regions=task.max_regions,
         loss_scale=task.lr / lr,
         epochs=task.epochs,
-        **{"train_split": task.train_split, "valid_split": task.valid_split, **cleaned},
+        **splits,
     )
 
 
