@@ -62,7 +62,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "card", "folder", "features", "answers", "recognise", "convert", "export", "verify",
     ),
     "recipes": (
-        "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "own", "nlvr",
+        "configs", "changes", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "own", "nlvr",
         "releases", "tables", "listing",
     ),
     "runs": (

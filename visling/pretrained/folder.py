@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fnmatch
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from visling import config as configs
 from visling import models
 from visling.checkpoints import hub
-from visling.data.text import Tokenizer
+from visling.data.text import VOCABULARIES, Tokenizer
 from visling.errors import CheckpointError
 from visling.models import head_styles
 from visling.models.base import Encoder
@@ -64,7 +67,7 @@ class ModelFolder:
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
         encoder = models.build(self.model, self.config)
-        load_part(encoder, self.weights, "encoder.", self.path)
+        load_encoder(encoder, self)
         return encoder
 
     def task_model(self) -> tuple[TaskModel, Task[Any, Any]]:
@@ -231,23 +234,10 @@ def read_model_folder(path: Path) -> ModelFolder:
     Raises:
         CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
-    folder = path if (path / "config.json").exists() else path / "model"
-    if not (folder / "config.json").exists():
-        raise CheckpointError(
-            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the "
-            "run finished its first epoch?"
-        )
+    folder = _find_model(path)
     answers = folder / "answers.json"
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        layout = described.get("format") if isinstance(described, dict) else type(described).__name__
-        if not isinstance(layout, int):
-            raise CheckpointError(
-                f"{folder} holds no model that pretrain or finetune wrote: the format in its config.json is "
-                f"{layout!r}. Check the path; visling convert reads weights of other libraries."
-            )
-        if layout != FORMAT:
-            raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
+    with _reading(folder):
+        described = _read_description(folder)
         state = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
         if not isinstance(state, dict):
             raise CheckpointError(
@@ -257,7 +247,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         return ModelFolder(
             path=folder,
             model=described["model"],
-            config=configs.from_dict(models.spec(described["model"]).config, described["config"]),
+            config=_encoder_config(described),
             task=described["task"],
             text_only=described["text_only"],
             fingerprint=described["fingerprint"],
@@ -267,6 +257,56 @@ def read_model_folder(path: Path) -> ModelFolder:
             source=described.get("source", {}),
             extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,
         )
+
+
+def read_encoder_config(path: Path) -> Any:
+    """Config of the encoder in a model folder or run folder, without its weights. A vocabulary that is not one of this
+    package is that of the folder.
+
+    Raises:
+        CheckpointError: as `read_model_folder`.
+    """
+    folder = _find_model(path)
+    with _reading(folder):
+        config = _encoder_config(_read_description(folder))
+    if (VOCABULARIES / f"{config.vocabulary}.txt").is_file():
+        return config
+    return dataclasses.replace(config, vocabulary=os.path.abspath(folder / "vocab.txt"))
+
+
+def _find_model(path: Path) -> Path:
+    folder = path if (path / "config.json").exists() else path / "model"
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the "
+            "run finished its first epoch?"
+        )
+    return folder
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """Contents of config.json."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layout = described.get("format") if isinstance(described, dict) else type(described).__name__
+    if not isinstance(layout, int):
+        raise CheckpointError(
+            f"{folder} holds no model that pretrain or finetune wrote: the format in its config.json is "
+            f"{layout!r}. Check the path; visling convert reads weights of other libraries."
+        )
+    if layout != FORMAT:
+        raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
+    return cast(dict[str, Any], described)
+
+
+def _encoder_config(described: Mapping[str, Any]) -> Any:
+    return configs.from_dict(models.spec(described["model"]).config, described["config"])
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Failures of reading the files of a model folder as CheckpointErrors."""
+    try:
+        yield
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again."
@@ -295,6 +335,26 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
             f"another shape, first {first!r}{sizes}. Use the settings it was trained with (its config.json)."
         )
     module.load_state_dict(part)
+
+
+def load_encoder(encoder: Encoder, saved: ModelFolder) -> None:
+    """Load the encoder of a model into one of the same family.
+
+    Raises:
+        CheckpointError: names or shapes differ; names the settings that do.
+    """
+    try:
+        load_part(encoder, saved.weights, "encoder.", saved.path)
+    except CheckpointError as error:
+        kept = models.spec(saved.model).kept
+        differing = [
+            f"encoder.{name} is {here}, not {there}"
+            for name, (there, here) in configs.difference(encoder.config, saved.config).items()
+            if name not in kept
+        ]
+        if not differing:
+            raise
+        raise CheckpointError(f"{error} Here {'; '.join(differing)}.") from error
 
 
 def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[str]:

@@ -18,11 +18,12 @@ from visling.pretrained.answers import carry_over
 from visling.pretrained.features import check_fingerprint, measure_features
 from visling.pretrained.folder import (
     check_family,
-    load_part,
+    load_encoder,
     objective_heads,
     read_model_folder,
     save_model_folder,
 )
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import FinetuneConfig
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
@@ -185,9 +186,9 @@ class Finetuning:
         model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
         if start is None:
             return model.to(self.inputs.device), []
-        load_part(encoder, start.weights, "encoder.", start.path)
+        load_encoder(encoder, start)
         answers = () if task.answers is None else list(task.answers)
-        notes = []
+        notes = describe_followed(config, start.path)
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
                 TaskStart(
