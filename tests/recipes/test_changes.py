@@ -14,7 +14,7 @@ from visling import config as configs
 from visling import models
 from visling.data.text import VOCABULARIES
 from visling.errors import CheckpointError, ConfigError
-from visling.pretrained.folder import read_encoder_config
+from visling.pretrained.description import read_encoder_config
 from visling.recipes.changes import change_recipe, describe_followed
 from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
 from visling.runs.finetune import finetune

@@ -138,7 +138,7 @@ def find_recipe(
         ConfigError: no such setting, or two that contradict each other.
         CheckpointError: no model in `init`.
     """
-    from visling.pretrained.folder import read_encoder_config
+    from visling.pretrained.description import read_encoder_config
     from visling.recipes.changes import change_recipe
 
     start = None if init is None else read_encoder_config(init)

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from visling.cli.options import (
+    Backbone,
     BatchSize,
     Device,
     Epochs,
+    Images,
     Init,
     LearningRate,
     OtherFeatures,
@@ -37,16 +39,8 @@ def pretrain(
     store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
     out: Out,
     init: Init = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images, for recipes that train their region extractor end to end (e2e)."),
-    ] = None,
-    backbone: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end."
-        ),
-    ] = None,
+    images: Images = None,
+    backbone: Backbone = None,
     other_features: OtherFeatures = False,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -97,6 +91,8 @@ def finetune(
         Path | None, typer.Option(help="Region store that holds every image; not needed with --text-only.")
     ] = None,
     init: Init = None,
+    images: Images = None,
+    backbone: Backbone = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
@@ -134,6 +130,8 @@ def finetune(
             device=device,
             resume=resume,
             other_features=other_features,
+            images=images,
+            backbone=backbone,
             stream=sys.stderr,
             tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],

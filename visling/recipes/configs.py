@@ -11,11 +11,11 @@ from visling import config as configs
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.data.corpora.readers import check_corpora, without_objectives
-from visling.errors import ConfigError, Conflicts, nearest, refuse
-from visling.models import encoder_config
+from visling.errors import ConfigError, Conflicts, VislingError, nearest, refuse
+from visling.models import encoder_config, head_styles
 from visling.objectives.masked_regions import RegionLosses
 from visling.train.config import TrainConfig
-from visling.vision.end_to_end import ExtractorConfig
+from visling.vision.extractors import ExtractorSettings
 
 OBJECTIVES = ("masked_lm", "matching", "masked_regions", "image_qa", "region_contrast")
 """What a pre-training may learn."""
@@ -52,7 +52,7 @@ class PretrainConfig:
     """Which regions are masked; None = none."""
     region_losses: RegionLosses | None = None
     """What the objective masked_regions predicts about them."""
-    extractor: ExtractorConfig | None = None
+    extractor: ExtractorSettings | None = None
     """Network that computes the features of regions from images, masked regions cut out, and is trained jointly
     (VL-BERT end to end); None = stored features."""
     flip: float = 0.0
@@ -108,7 +108,8 @@ class PretrainConfig:
                 )
         yield from _check_batches(self)
         if self.extractor is not None:
-            yield from self._check_extractor(self.extractor)
+            yield from _check_extractor(self.extractor, self.encoder)
+            yield from self._check_computed_features()
 
     def _drop_weightless(self) -> None:
         """Leave out objectives of weight 0 with their settings and with what only they read: corpora, region losses and
@@ -125,23 +126,8 @@ class PretrainConfig:
             if "region_contrast" not in self.objectives:
                 object.__setattr__(self, "region_masking", None)
 
-    def _check_extractor(self, extractor: ExtractorConfig) -> Iterator[ConfigError]:
-        """What cannot be asked about, or done to, features that are computed while training."""
-        if self.encoder.feature_size != extractor.feature_size:
-            yield ConfigError(
-                f"the extractor makes features of width {extractor.feature_size}, four times the last of "
-                f"extractor.widths, but encoder.feature_size is {self.encoder.feature_size}. "
-                f"Use --set encoder.feature_size={extractor.feature_size}."
-            )
-        for name, why in (
-            ("whiten_features", "measures stored features"),
-            ("masks_features", "hides features, but here pixels are hidden"),
-        ):
-            if getattr(self.encoder, name, False):
-                yield ConfigError(
-                    f"encoder.{name} {why}; the recipe's extractor makes features while it trains. "
-                    f"Use --set encoder.{name}=false."
-                )
+    def _check_computed_features(self) -> Iterator[ConfigError]:
+        """Objectives and maskings that need stored features."""
         if self.region_masking is not None and self.region_masking.random:
             yield ConfigError(
                 "region_masking.random takes stored features of other images, which an extractor does not read. "
@@ -187,6 +173,9 @@ class FinetuneConfig:
     """One split, or several joined by "+" (train+nominival)."""
     valid_split: str = "val"
     """Split by which the best weights are chosen."""
+    task_token: int | None = None
+    """Number of the task among the model's task tokens, which every text names (ViLBERT's multi-task release: that of
+    its task file); None for a model without them."""
     train_limit: int | None = None
     """Use only the first so many training examples (in a random order of the run's seed)."""
     valid_images: int | None = None
@@ -194,11 +183,17 @@ class FinetuneConfig:
     without_images: Path | None = None
     """List of images (`.npy`, `.json`, or text with one per line) that are left out of training because other tasks
     test on them: `coco_test_ids.npy` of ViLBERT's multi-task release."""
+    extractor: ExtractorSettings | None = None
+    """Network that computes the features of regions from images and is trained jointly (VL-BERT's RefCOCO+ and VCR);
+    None = stored features."""
     flip: float = 0.0
-    """Share of the training images that are mirrored: the boxes, with left and right exchanged in questions and
-    answers, features as they are (VL-BERT's VQA and RefCOCO+: 0.5)."""
+    """Share of the training images that are mirrored: the boxes, and the pixels if an extractor reads them, with left
+    and right exchanged in questions and answers. Stored features stay as they are (VL-BERT: 0.5)."""
     text_only: bool = False
     """Train without any region: what the words alone give away."""
+    head_layout: str | None = None
+    """Released layout of the family whose heads the task gets (ViLBERT's first release: "first"); None = the main
+    one."""
     carry_answers: bool = True
     """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
     CVLP)."""
@@ -220,7 +215,40 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
-        refuse(_check_batches(self))
+        refuse(self._find_problems())
+
+    def _find_problems(self) -> Iterator[VislingError]:
+        conflicts = Conflicts()
+        with conflicts.collect():
+            head_styles(self.model, self.head_layout)
+        yield from conflicts.errors
+        yield from _check_batches(self)
+        if self.extractor is not None:
+            yield from _check_extractor(self.extractor, self.encoder)
+            if self.text_only:
+                yield ConfigError(
+                    "text_only shows no region, so that the recipe's extractor would have nothing to compute. Use "
+                    "--set extractor=none."
+                )
+
+
+def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> Iterator[ConfigError]:
+    """What keeps an encoder from reading the features of an extractor."""
+    if encoder.feature_size != extractor.feature_size:
+        yield ConfigError(
+            f"the extractor makes features of width {extractor.feature_size}, four times the last of "
+            f"extractor.widths, but encoder.feature_size is {encoder.feature_size}. "
+            f"Use --set encoder.feature_size={extractor.feature_size}."
+        )
+    for name, why in (
+        ("whiten_features", "measures stored features"),
+        ("masks_features", "hides features, but here pixels are hidden"),
+    ):
+        if getattr(encoder, name, False):
+            yield ConfigError(
+                f"encoder.{name} {why}; the recipe's extractor makes features while it trains. "
+                f"Use --set encoder.{name}=false."
+            )
 
 
 def _check_batches(run: PretrainConfig | FinetuneConfig) -> Iterator[ConfigError]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TextIO
 
 from visling import runtime
 from visling.errors import RunError, VislingError
-from visling.pretrained.folder import read_encoder_config
+from visling.pretrained.description import read_encoder_config
 from visling.recipes.changes import change_recipe
 from visling.recipes.tables import find_finetuning, find_pretraining
 from visling.runs import finetune as finetuning_module
