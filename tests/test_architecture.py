@@ -59,11 +59,12 @@ ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
-        "card", "folder", "features", "answers", "several", "recognise", "convert", "export", "verify",
+        "card", "description", "folder", "features", "answers", "several", "recognise", "convert", "export",
+        "verify",
     ),
     "recipes": (
-        "configs", "multitask_configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert_tasks", "vilbert",
-        "lxmert", "cvlp", "nlvr", "multitask", "releases", "tables", "listing",
+        "configs", "multitask_configs", "changes", "detectors", "scenes", "visualbert", "vlbert", "vilbert_tasks",
+        "vilbert", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases", "tables", "listing",
     ),
     "runs": (
         "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",

@@ -10,6 +10,7 @@ import typer
 from visling.cli.options import (
     Device,
     Init,
+    LearningRate,
     OtherFeatures,
     Out,
     Processes,
@@ -44,6 +45,7 @@ def multitask(
     out: Out,
     init: Init = None,
     other_features: OtherFeatures = False,
+    lr: LearningRate = None,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -61,7 +63,7 @@ def multitask(
     from visling.recipes.tables import find_multitask
     from visling.runs import multitask as multitasking
 
-    run = find_recipe(find_multitask(recipe), set_, seed)
+    run = find_recipe(find_multitask(recipe), set_, {"--lr": lr, "--seed": seed}, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = multitasking.multitask(

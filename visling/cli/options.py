@@ -79,6 +79,16 @@ Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of every random choice; the recipe's by default.")
 ]
 
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Passes over the training data: --set train.epochs=N.")
+]
+
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Examples per step and process: --set batch_size=N.")
+]
+
+LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate: --set train.optim.lr=X.")]
+
 Dtype = Annotated[
     Literal["float16", "float32"],
     typer.Option("--dtype", help="How features are stored; float32 takes twice the space."),

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,14 +24,12 @@ from visling.models.task_model import SavedHead, TaskModel
 from visling.objectives.base import Objective
 from visling.objectives.pretrain_model import PretrainModel
 from visling.pretrained.card import write_card
+from visling.pretrained.description import FORMAT, find_model, parse_encoder_config, read_description, reading
 from visling.regions.store import NativeStore
 from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
 from visling.train.state import save_weights
 from visling.vision.extractors import ExtractorSettings, read_settings
-
-FORMAT = 1
-"""Version of the model folder's layout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +82,7 @@ class ModelFolder:
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
         encoder = models.build(self.model, self.config)
-        load_part(encoder, self.weights, "encoder.", self.path)
+        load_encoder(encoder, self)
         return encoder
 
     def region_extractor(self) -> nn.Module | None:
@@ -316,23 +313,10 @@ def read_model_folder(path: Path) -> ModelFolder:
     Raises:
         CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
-    folder = path if (path / "config.json").exists() else path / "model"
-    if not (folder / "config.json").exists():
-        raise CheckpointError(
-            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the "
-            "run finished its first epoch?"
-        )
+    folder = find_model(path)
     answers = folder / "answers.json"
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        layout = described.get("format") if isinstance(described, dict) else type(described).__name__
-        if not isinstance(layout, int):
-            raise CheckpointError(
-                f"{folder} holds no model that pretrain or finetune wrote: the format in its config.json is "
-                f"{layout!r}. Check the path; visling convert reads weights of other libraries."
-            )
-        if layout != FORMAT:
-            raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
+    with reading(folder):
+        described = read_description(folder)
         state = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
         if not isinstance(state, dict):
             raise CheckpointError(
@@ -342,7 +326,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         return ModelFolder(
             path=folder,
             model=described["model"],
-            config=configs.from_dict(models.spec(described["model"]).config, described["config"]),
+            config=parse_encoder_config(described),
             task=described["task"],
             text_only=described["text_only"],
             fingerprint=described["fingerprint"],
@@ -354,14 +338,6 @@ def read_model_folder(path: Path) -> ModelFolder:
             tasks={name: configs.from_dict(SavedTask, task) for name, task in described.get("tasks", {}).items()},
             extractor=read_settings(described["extractor"]) if "extractor" in described else None,
         )
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again."
-        ) from error
-    except KeyError as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} lacks {error}: it was edited or is damaged. Train or copy the model again."
-        ) from error
 
 
 def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, source: Path) -> None:
@@ -391,7 +367,7 @@ def load_encoder(encoder: Encoder, saved: ModelFolder) -> list[str]:
     multi-task release.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: names or shapes differ; names the settings that do.
     """
     weights, notes = dict(saved.weights), []
     count = models.spec(saved.model).inputs(saved.config).num_tasks
@@ -399,7 +375,17 @@ def load_encoder(encoder: Encoder, saved: ModelFolder) -> list[str]:
     if table is not None and not count:
         weights[f"encoder.{_TASK_TABLE}"] = table
         notes.append(f"the {len(table)} task tokens are randomly initialised: {saved.path} has none")
-    load_part(encoder, weights, "encoder.", saved.path)
+    try:
+        load_part(encoder, weights, "encoder.", saved.path)
+    except CheckpointError as error:
+        differing = [
+            f"encoder.{name} is {here}, not {there}"
+            for name, (there, here) in configs.difference(encoder.config, saved.config).items()
+            if name not in models.spec(saved.model).kept
+        ]
+        if not differing:
+            raise
+        raise CheckpointError(f"{error} Here {'; '.join(differing)}.") from error
     return notes
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from visling.errors import ConfigError
 from visling.models import encoder_config
-from visling.recipes.configs import FinetuneConfig, check_sorting
+from visling.recipes.configs import FinetuneConfig
 from visling.train.config import TrainConfig
 from visling.train.multitask import StopAndGo
 
@@ -84,6 +84,8 @@ class MultitaskConfig:
     start: str = "random"
     """What the weights start from: random (initialisation), released text weights (bert-base-uncased), or the recipe
     whose model `--init` names."""
+    from_init: Mapping[str, Any] = field(default_factory=dict)
+    """As in `FinetuneConfig`."""
     release_start: bool = True
     """As in `FinetuneConfig`."""
     carry_answers: bool = True
@@ -98,7 +100,6 @@ class MultitaskConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
-        check_sorting(self.sort_by_length)
         if not self.tasks:
             raise ConfigError("a run of several tasks needs at least one: tasks is empty.")
         if not self.multiplier > 0:
@@ -109,6 +110,7 @@ class MultitaskConfig:
                     f"a task cannot be called {name!r}: its name is that of a folder and of heads. Use letters, "
                     "digits, _, + and -."
                 )
+            self.finetuning(name)  # whose settings check each other
         self._check_tokens()
         self._check_training()
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from visling.config import load_module
 from visling.errors import ConfigError, nearest
-from visling.recipes import cvlp, lxmert, multitask, nlvr, releases, scenes, vilbert, visualbert, vlbert
+from visling.recipes import cvlp, lxmert, multitask, nlvr, own, releases, scenes, vilbert, visualbert, vlbert
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 
@@ -40,12 +40,14 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     **lxmert.SCENES,
     **cvlp.SCENES,
     **nlvr.PRETRAINING,
+    **own.PRETRAINING,
     **PUBLISHED_PRETRAINING,
 }
 
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **scenes.FINETUNING,
     **nlvr.FINETUNING,
+    **own.FINETUNING,
     **PUBLISHED_FINETUNING,
 }
 

@@ -26,6 +26,7 @@ from visling.pretrained.folder import (
     save_model_folder,
 )
 from visling.pretrained.several import continue_heads, find_token
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
@@ -229,7 +230,7 @@ class Finetuning:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
             return model.to(self.inputs.device), notes
-        notes += load_encoder(encoder, start)
+        notes += [*describe_followed(config, start.path), *load_encoder(encoder, start)]
         notes += self.start_heads(model, start)
         return model.to(self.inputs.device), notes
 

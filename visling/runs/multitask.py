@@ -26,6 +26,7 @@ from visling.pretrained.folder import (
     read_model_folder,
     save_model_folder,
 )
+from visling.recipes.changes import describe_followed
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
@@ -227,7 +228,7 @@ class Multitasking:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
         else:
-            notes += load_encoder(encoder, self.start)
+            notes += [*describe_followed(config, self.start.path), *load_encoder(encoder, self.start)]
             for name, task in tasks.items():
                 notes += [f"{name}: {note}" for note in task.start_heads(model.of_task(name), self.start)]
         return model.to(self.inputs.device), notes

@@ -19,7 +19,8 @@ from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.answers import save_answers
 from visling.pretrained.features import check_fingerprint, measure_features
-from visling.pretrained.folder import check_family, load_part, read_model_folder, save_model_folder
+from visling.pretrained.folder import check_family, load_encoder, read_model_folder, save_model_folder
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
@@ -181,9 +182,11 @@ class Pretraining:
         if start is not None:
             if key_alone:
                 key_encoder = models.build(config.model, config.encoder)
-            load_part(encoder if key_encoder is None else key_encoder, start.weights, "encoder.", start.path)
+            load_encoder(encoder if key_encoder is None else key_encoder, start)
         extractor, notes = build_extractor(config, start, self.backbone)
         objectives = build_objectives(config, encoder, self.answers, key_encoder)
+        if start is not None:
+            notes += describe_followed(config, start.path)
         if start is None:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
