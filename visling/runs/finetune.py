@@ -12,7 +12,7 @@ from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, DataError, StoreError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
@@ -54,6 +54,7 @@ def finetune(
     other_features: bool = False,
     images: Path | None = None,
     backbone: Path | None = None,
+    valid_store: Path | None = None,
     stream: TextIO | None = None,
     tensorboard: bool = False,
     command: Sequence[str] = (),
@@ -69,6 +70,8 @@ def finetune(
         images: folder of the images, for a recipe with an extractor.
         backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
             randomly initialised.
+        valid_store: region store of the validation images, where they are shown with other regions than in training
+            (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
         tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
     Returns:
@@ -79,7 +82,7 @@ def finetune(
     """
     run = Finetuning(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
-        backbone=backbone,
+        backbone=backbone, valid_store=valid_store,
     )  # fmt: skip
     return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
 
@@ -98,6 +101,7 @@ class Finetuning:
         other_features: bool,
         images: Path | None = None,
         backbone: Path | None = None,
+        valid_store: Path | None = None,
     ) -> None:
         if store is None and not config.text_only:
             raise ConfigError(
@@ -116,6 +120,7 @@ class Finetuning:
             config = follow_task_token(config, self.start)
         self.config = config
         regions = None if config.text_only else self.store
+        valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
         self.task = load_task(config.task).configured(config.task_settings)
         read = read_records(self.task, data, config.train_split)
         kept = read if config.without_images is None else without_images(read, config.without_images)
@@ -128,8 +133,9 @@ class Finetuning:
                 "are needed."
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
-        if regions is not None:
-            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
+        if regions is not None and valid_regions is not None:
+            check_images(self.train_records, regions)
+            check_images(self.valid_records, valid_regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
         if self.start is not None:
@@ -142,8 +148,9 @@ class Finetuning:
         if config.extractor is not None and images is not None and regions is not None:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
         self.backbone = backbone
-        self.origin = describe_origin(data=[data], images=images, task=config.task)
+        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
@@ -185,14 +192,14 @@ class Finetuning:
             training=True,
             sort_by_length=config.sort_by_length,
             flip=config.flip,
-            swap_sides=config.flip > 0,
+            swap_sides=config.flip > 0 and config.swap_sides,
         )
 
     def validate(self, model: TaskModel) -> dict[str, float]:
         """Scores of a model of the task on the validation records, in percent."""
         config, task, records = self.config, self.task, self.valid_records
         predictions = predict_records(
-            model, task, self.inputs, records, batch_size=config.batch_size, precision=config.train.precision
+            model, task, self.valid_inputs, records, batch_size=config.batch_size, precision=config.train.precision
         )
         return {name: score.value for name, score in task.report(predictions, records).scores.items()}
 
@@ -270,6 +277,33 @@ def follow_task_token(config: FinetuneConfig, start: ModelFolder) -> FinetuneCon
     if config.task_token is not None:
         return config
     return replace(config, task_token=find_token(start, load_task(config.task).configured(config.task_settings)))
+
+
+def _open_valid_store(
+    path: Path | None, regions: NativeStore | None, config: FinetuneConfig, other_features: bool
+) -> NativeStore | None:
+    """The region store of the validation images, if they have one of their own.
+
+    Raises:
+        ConfigError: no regions are shown.
+        StoreError: its features are of another detector or width than those that the run trains on.
+    """
+    if path is None:
+        return None
+    if regions is None:
+        raise ConfigError("a run without regions has none to validate on: leave out --valid-store.")
+    store = NativeStore.open(path)
+    if store.fingerprint != regions.fingerprint and not other_features:
+        raise StoreError(
+            f"{path} holds regions of another detector than {regions.path}. Extract both with the same one, or pass "
+            "--other-features."
+        )
+    if config.extractor is None and store.feature_size != regions.feature_size:
+        raise StoreError(
+            f"{path} holds features of width {store.feature_size}, {regions.path} of width {regions.feature_size}: a "
+            "model reads one width."
+        )
+    return store
 
 
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
