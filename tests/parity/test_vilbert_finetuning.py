@@ -1,0 +1,203 @@
+"""Which parameters ViLBERT's published fine-tunings update, at which rate and with which decay, as both releases' own
+training scripts set them up (`golden/vilbert_tasks/optimizer_groups.json`).
+
+The recording has the published names at full depth, of every head; a model of ours has the head of its task alone.
+Rates per update: tests/parity/test_optimisers.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visling import config as configs
+from visling import models
+from visling.models.task_model import TaskModel
+from visling.recipes.configs import FinetuneConfig
+from visling.recipes.vilbert import FINETUNING
+from visling.recipes.vilbert_tasks import TASKS
+from visling.tasks.base import load as load_task
+from visling.train.optim import BertAdam, ReleaseAdamW, build_optimizer, parameter_groups
+from visling.types import Head
+
+FIRST = {
+    "vilbert-vqa": ("VQA (TASK0)", "classifier"),
+    "vilbert-vcr": ("VCR Q-A + QA-R (TASK1-2)", "score"),
+    "vilbert-vcr-rationale": ("VCR Q-A + QA-R (TASK1-2)", "score"),
+    "vilbert-retrieval": ("RetrievalFlickr30k (TASK3)", "score"),
+    "vilbert-refcoco+": ("refcoco+ (TASK4)", "regions"),
+}
+"""Recipe -> recorded task, and the part of the key map that its head is."""
+PARTS = {"vqa": "classifier", "gqa": "classifier_gqa", "nlvr2": "pair", "referring": "regions"}
+"""Task -> part of the key map, where it is not "score"."""
+NOT_TRAINED = ("cls.", "vil_", "vision_logit.", "linguisic_logit.", "bert.embeddings.task_embeddings.")
+"""Heads of other tasks and the vectors of task tokens, which get no gradient where one task is trained without them."""
+NEVER_READ = (".biOutput.q_dense1.", ".biOutput.q_dense2.")
+
+RECIPES = sorted(FINETUNING)
+
+
+class Recorded:
+    """The groups and rates of one release."""
+
+    def __init__(self, golden: Path, name: str) -> None:
+        self.first = name in FIRST
+        self.config = FINETUNING[name]()
+        content = json.loads((golden / "vilbert_tasks" / "optimizer_groups.json").read_text(encoding="utf-8"))
+        self.content: dict[str, Any] = content["first_release" if self.first else "multi_task_release"]
+        if self.first:
+            title, self.part = FIRST[name]
+        else:
+            row = TASKS[name.removeprefix("vilbert-multitask-")]
+            title = next(title for title in self.content["tasks"] if title.endswith(f"(TASK{row.number})"))
+            self.part = PARTS.get(row.task, "score")
+        self.task: dict[str, Any] = self.content["tasks"][title]
+
+    def expected(self) -> dict[str, tuple[float, float]]:
+        """Published name -> rate and decay."""
+        groups = self.content["parameter_groups"]["groups"]
+        return {
+            name: (self.task["learning_rates"][group], about["weight_decay"])
+            for group, about in groups.items()
+            for name in about["names"]
+        }
+
+    def names(self, model: TaskModel) -> dict[str, str]:
+        """Our name -> published name."""
+        (head,) = dict(model.heads.items())
+        to_part = {name: name.replace(f"heads.{head}.", f"{self.part}.") for name, _ in model.named_parameters()}
+        keys = models.spec("vilbert").keys["first" if self.first else "multitask"]
+        written = keys.invert({to_part[name]: tensor for name, tensor in model.named_parameters()})
+        published = {id(tensor): name for name, tensor in written.items()}
+        return {name: published[id(tensor)] for name, tensor in model.named_parameters()}
+
+
+def build(config: FinetuneConfig) -> TaskModel:
+    """The recipe's model at full depth, narrow, with few answers."""
+    encoder = replace(
+        config.encoder,
+        vocab_size=40,
+        hidden_size=24,
+        intermediate_size=8,
+        max_positions=80,
+        region_hidden_size=16,
+        region_intermediate_size=8,
+        co_attention_size=16,
+        pooled_size=8,
+        feature_size=6,
+    )
+    task = load_task(config.task).configured(config.task_settings) if config.task not in ("vqa", "gqa") else None
+    if config.task == "nlvr2":
+        task = load_task("nlvr2").configured({"joined": False, "loss": "bce"})
+    heads = {"classify": Head(kind="classify", outputs=5)} if task is None else task.heads
+    styles = models.head_styles("vilbert", config.head_layout)
+    return TaskModel(models.build("vilbert", encoder), heads, styles, group=1 if task is None else task.group)
+
+
+def found(config: FinetuneConfig, model: TaskModel, names: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """Published name -> rate and decay."""
+    return {
+        names[name]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, config.train.optim)
+        for name in group["names"]
+    }
+
+
+def compare(recorded: Recorded, config: FinetuneConfig) -> None:
+    model = build(config)
+    ours, theirs = found(config, model, recorded.names(model)), recorded.expected()
+    assert ours.keys() <= theirs.keys()
+    left = theirs.keys() - ours.keys()
+    assert all(name.startswith(NOT_TRAINED) or any(part in name for part in NEVER_READ) for name in left), sorted(left)
+    for name, (rate, decay) in ours.items():
+        assert (pytest.approx(theirs[name][0]), theirs[name][1]) == (rate, decay), name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_groups_are_the_recorded_ones(golden: Path, name: str) -> None:
+    recorded = Recorded(golden, name)
+    assert recorded.content["parameter_groups"]["excluded_from_the_optimiser"] == []
+    compare(recorded, recorded.config)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_optimiser_is_the_recorded_one(golden: Path, name: str) -> None:
+    recorded = Recorded(golden, name)
+    defaults, optim = recorded.task["defaults"], recorded.config.train.optim
+    assert optim.lr == pytest.approx(defaults["lr"])
+    assert optim.warmup_share == 0.1
+    built, _ = build_optimizer(build(recorded.config), optim, total=100)
+    if recorded.first:
+        assert isinstance(built, BertAdam)
+        assert [*optim.betas, optim.eps] == [defaults["b1"], defaults["b2"], defaults["e"]]
+        assert built.max_grad_norm == defaults["max_grad_norm"]
+        (schedule,) = {each["optimizer_arguments"]["schedule"] for each in recorded.content["schedules"].values()}
+        assert optim.schedule == schedule
+    else:
+        assert isinstance(built, ReleaseAdamW)
+        assert [*optim.betas, optim.eps] == [*defaults["betas"], defaults["eps"]]
+        assert built.bias_correction is defaults["correct_bias"]
+        assert optim.clip == "none"
+        assert optim.schedule in recorded.task["command_arguments"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("vilbert-vqa", "train.optim.swap_decay=false"),
+        ("vilbert-vqa", "train.optim.rates={}"),
+        ("vilbert-vqa", "train.optim.no_decay_except=[]"),
+        ("vilbert-retrieval", "train.optim.lr=2e-5"),
+        ("vilbert-multitask-vqa", "train.optim.no_decay=['bias']"),
+        ("vilbert-multitask-vqa", "train.optim.no_decay_except=['attention.norm.weight']"),
+        ("vilbert-multitask-nlvr2", "train.optim.rates={}"),
+        ("vilbert-multitask-refcoco", "train.optim.rates={'heads.' = 5.0}"),
+    ],
+)
+def test_another_rule_is_noticed(golden: Path, name: str, change: str) -> None:
+    recorded = Recorded(golden, name)
+    with pytest.raises(AssertionError):
+        compare(recorded, configs.override(recorded.config, [change]))
+
+
+SCRATCH = (
+    "train.optim.rates={'encoder.embeddings.' = 1, 'encoder.text_norm.' = 1, 'encoder.text_layers.' = 1, '' = 2.5}"
+)
+"""The first release's `--vision_scratch`: 1e-4 for all that does not come from BERT."""
+FREEZE = (
+    "train.optim.exclude=['encoder.embeddings.', 'encoder.text_norm.', 'text_layers.0.', 'text_layers.1.', "
+    "'text_layers.2.']"
+)
+"""`--freeze 2`."""
+
+
+def test_vision_from_scratch(golden: Path) -> None:
+    """As many tensors at the rate of BERT's weights as recorded, and none of another kind."""
+    recorded = Recorded(golden, "vilbert-vqa")
+    config = configs.override(recorded.config, [SCRATCH])
+    model = build(config)
+    ours = found(config, model, recorded.names(model))
+    counts = {float(rate): number for rate, number in scratch(recorded).items()}
+    slow = Counter(f"{rate:.6g}" for rate, _ in ours.values())[f"{config.train.optim.lr:.6g}"]
+    assert slow == counts[config.train.optim.lr]
+    assert {f"{rate:.6g}" for rate, _ in ours.values()} == {f"{rate:.6g}" for rate in counts}
+
+
+def scratch(recorded: Recorded) -> dict[str, int]:
+    tensors: dict[str, int] = recorded.content["vision_scratch"]["wrapped"]["tensors_per_learning_rate"]
+    return tensors
+
+
+def test_frozen_text_layers(golden: Path) -> None:
+    recorded = Recorded(golden, "vilbert-vqa")
+    config = configs.override(recorded.config, [FREEZE])
+    model = build(config)
+    names = recorded.names(model)
+    frozen = set(names.values()) - set(found(config, model, names))
+    wanted = recorded.content["freeze_2"]["wrapped"]["frozen"]
+    assert frozen == {name.removeprefix("module.") for name in wanted}
