@@ -24,14 +24,15 @@ from visling.pretrained.folder import (
     save_model_folder,
 )
 from visling.recipes.configs import FinetuneConfig
+from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
+from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
-from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 
@@ -185,7 +186,8 @@ class Finetuning:
         styles = models.head_styles(config.model, config.head_layout)
         model = TaskModel(encoder, task.heads, styles, group=task.group)
         if start is None:
-            return model.to(self.inputs.device), []
+            published = describe_start(config)
+            return model.to(self.inputs.device), [f"starts from random weights; {published}"] if published else []
         load_part(encoder, start.weights, "encoder.", start.path)
         answers = () if task.answers is None else list(task.answers)
         notes = []
@@ -212,13 +214,20 @@ def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     """
     kind = load_task(config.task)
     settings = configs.from_dict(kind.settings, config.task_settings)
-    spec = models.spec(config.model)
-    if issubclass(kind, VQA) and settings.answers is None and settings.min_count is None:
+    if issubclass(kind, AnswerTask) and settings.answers is None and settings.min_count is None:
+        spec = models.spec(config.model)
         raise ConfigError(
             f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
             f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
-            "the answers of the training questions instead: --set task_settings.min_count=9."
+            f"the answers of the training questions instead: --set task_settings.min_count={kind.settings().min_count}."
         )
+    return fill_task_settings(config)
+
+
+def fill_task_settings(config: FinetuneConfig) -> FinetuneConfig:
+    """The config with the task's settings that it leaves open (None) as the family's release has them."""
+    kind, spec = load_task(config.task), models.spec(config.model)
+    settings = configs.from_dict(kind.settings, config.task_settings)
     names = [parent.name for parent in kind.__mro__ if issubclass(parent, Task) and "name" in vars(parent)]
     released = next((spec.tasks[name] for name in names if name in spec.tasks), {})
     left_open = {name: value for name, value in released.items() if getattr(settings, name) is None}
