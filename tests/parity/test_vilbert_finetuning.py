@@ -21,8 +21,11 @@ from visling.models.task_model import TaskModel
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.vilbert import FINETUNING
 from visling.recipes.vilbert_tasks import TASKS
+from visling.runs.finetune import fill_task_settings
+from visling.tasks.answers import AnswerTask
 from visling.tasks.base import load as load_task
 from visling.train.optim import BertAdam, ReleaseAdamW, build_optimizer, parameter_groups
+from visling.train.schedule import Plateau
 from visling.types import Head
 
 FIRST = {
@@ -91,12 +94,14 @@ def build(config: FinetuneConfig) -> TaskModel:
         pooled_size=8,
         feature_size=6,
     )
-    task = load_task(config.task).configured(config.task_settings) if config.task not in ("vqa", "gqa") else None
-    if config.task == "nlvr2":
-        task = load_task("nlvr2").configured({"joined": False, "loss": "bce"})
-    heads = {"classify": Head(kind="classify", outputs=5)} if task is None else task.heads
+    kind = load_task(config.task)
+    if issubclass(kind, AnswerTask):
+        heads, group = {"classify": Head(kind="classify", outputs=5)}, 1
+    else:
+        task = kind.configured(fill_task_settings(config).task_settings)
+        heads, group = dict(task.heads), task.group
     styles = models.head_styles("vilbert", config.head_layout)
-    return TaskModel(models.build("vilbert", encoder), heads, styles, group=1 if task is None else task.group)
+    return TaskModel(models.build("vilbert", encoder), heads, styles, group=group)
 
 
 def found(config: FinetuneConfig, model: TaskModel, names: dict[str, str]) -> dict[str, tuple[float, float]]:
@@ -165,6 +170,10 @@ def test_another_rule_is_noticed(golden: Path, name: str, change: str) -> None:
         compare(recorded, configs.override(recorded.config, [change]))
 
 
+DROPPING = ["train.optim.schedule=warmup_constant", "train.optim.drop_epochs=[5, 7]", "train.optim.drop_factor=0.2"]
+"""The multi-task release's `--lr_scheduler mannul`."""
+AUTOMATIC = ["train.optim.drop_epochs=[]", "train.optim.plateau={}"]
+"""The first release's `--lr_scheduler automatic`."""
 SCRATCH = (
     "train.optim.rates={'encoder.embeddings.' = 1, 'encoder.text_norm.' = 1, 'encoder.text_layers.' = 1, '' = 2.5}"
 )
@@ -201,3 +210,15 @@ def test_frozen_text_layers(golden: Path) -> None:
     frozen = set(names.values()) - set(found(config, model, names))
     wanted = recorded.content["freeze_2"]["wrapped"]["frozen"]
     assert frozen == {name.removeprefix("module.") for name in wanted}
+
+
+def test_the_page_has_the_options_as_settings() -> None:
+    """They are settings of the recipes, and amount to what the releases' options do."""
+    page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    for setting in (SCRATCH, FREEZE, *DROPPING, *AUTOMATIC):
+        assert f"--set {setting}" in page or f'--set "{setting}"' in page, setting
+    dropping = configs.override(FINETUNING["vilbert-multitask-vqa"](), DROPPING).train.optim
+    assert (dropping.schedule, dropping.drop_epochs, dropping.drop_factor) == ("warmup_constant", (5, 7), 0.2)
+    assert configs.override(FINETUNING["vilbert-vqa"](), AUTOMATIC).train.optim.plateau == Plateau(
+        factor=0.2, patience=1, cooldown=1, threshold=0.001
+    )
