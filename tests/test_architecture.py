@@ -67,8 +67,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
-        "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch", "estimate", "jobs",
-        "compare", "demo",
+        "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch", "typical_task", "estimate",
+        "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""
