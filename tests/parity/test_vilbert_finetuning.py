@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import finetuning_optimisers as optimisers
 import pytest
+from finetuning_optimisers import Group
 
 from visling import config as configs
-from visling import models
-from visling.models.task_model import TaskModel
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.vilbert import FINETUNING
 from visling.recipes.vilbert_tasks import TASKS
-from visling.runs.finetune import fill_task_settings
-from visling.tasks.answers import AnswerTask
-from visling.tasks.base import load as load_task
-from visling.train.optim import BertAdam, ReleaseAdamW, build_optimizer, parameter_groups
+from visling.train.optim import BertAdam, ReleaseAdamW, build_optimizer
 from visling.train.schedule import Plateau
-from visling.types import Head
 
 FIRST = {
     "vilbert-vqa": ("VQA (TASK0)", "classifier"),
@@ -50,6 +45,7 @@ class Recorded:
 
     def __init__(self, golden: Path, name: str) -> None:
         self.first = name in FIRST
+        self.layout = "first" if self.first else "multitask"
         self.config = FINETUNING[name]()
         content = json.loads((golden / "vilbert_tasks" / "optimizer_groups.json").read_text(encoding="utf-8"))
         self.content: dict[str, Any] = content["first_release" if self.first else "multi_task_release"]
@@ -61,66 +57,25 @@ class Recorded:
             self.part = PARTS.get(row.task, "score")
         self.task: dict[str, Any] = self.content["tasks"][title]
 
-    def expected(self) -> dict[str, tuple[float, float]]:
-        """Published name -> rate and decay."""
+    def expected(self) -> dict[str, Group]:
+        """Published name -> multiple of the rate, and decay."""
         groups = self.content["parameter_groups"]["groups"]
-        return {
-            name: (self.task["learning_rates"][group], about["weight_decay"])
-            for group, about in groups.items()
-            for name in about["names"]
-        }
+        rates = {group: rate / self.task["defaults"]["lr"] for group, rate in self.task["learning_rates"].items()}
+        return {name: (rates[group], each["weight_decay"]) for group, each in groups.items() for name in each["names"]}
 
-    def names(self, model: TaskModel) -> dict[str, str]:
-        """Our name -> published name."""
-        (head,) = dict(model.heads.items())
-        to_part = {name: name.replace(f"heads.{head}.", f"{self.part}.") for name, _ in model.named_parameters()}
-        keys = models.spec("vilbert").keys["first" if self.first else "multitask"]
-        written = keys.invert({to_part[name]: tensor for name, tensor in model.named_parameters()})
-        published = {id(tensor): name for name, tensor in written.items()}
-        return {name: published[id(tensor)] for name, tensor in model.named_parameters()}
-
-
-def build(config: FinetuneConfig) -> TaskModel:
-    """The recipe's model at full depth, narrow, with few answers."""
-    encoder = replace(
-        config.encoder,
-        vocab_size=40,
-        hidden_size=24,
-        intermediate_size=8,
-        max_positions=80,
-        region_hidden_size=16,
-        region_intermediate_size=8,
-        co_attention_size=16,
-        pooled_size=8,
-        feature_size=6,
-    )
-    kind = load_task(config.task)
-    if issubclass(kind, AnswerTask):
-        heads, group = {"classify": Head(kind="classify", outputs=5)}, 1
-    else:
-        task = kind.configured(fill_task_settings(config).task_settings)
-        heads, group = dict(task.heads), task.group
-    styles = models.head_styles("vilbert", config.head_layout)
-    return TaskModel(models.build("vilbert", encoder), heads, styles, group=group)
-
-
-def found(config: FinetuneConfig, model: TaskModel, names: dict[str, str]) -> dict[str, tuple[float, float]]:
-    """Published name -> rate and decay."""
-    return {
-        names[name]: (group["lr"], group["weight_decay"])
-        for group in parameter_groups(model, config.train.optim)
-        for name in group["names"]
-    }
+    def found(self, config: FinetuneConfig) -> dict[str, Group]:
+        """The same of a recipe of ours."""
+        parts = {f"heads.{name}": self.part for name in ("classify", "score", "regions")}
+        return optimisers.groups(config, self.layout, parts)
 
 
 def compare(recorded: Recorded, config: FinetuneConfig) -> None:
-    model = build(config)
-    ours, theirs = found(config, model, recorded.names(model)), recorded.expected()
+    ours, theirs = recorded.found(config), recorded.expected()
+    assert config.train.optim.lr == pytest.approx(recorded.task["defaults"]["lr"])
     assert ours.keys() <= theirs.keys()
     left = theirs.keys() - ours.keys()
     assert all(name.startswith(NOT_TRAINED) or any(part in name for part in NEVER_READ) for name in left), sorted(left)
-    for name, (rate, decay) in ours.items():
-        assert (pytest.approx(theirs[name][0]), theirs[name][1]) == (rate, decay), name
+    assert ours == {name: (pytest.approx(theirs[name][0]), theirs[name][1]) for name in ours}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -134,9 +89,8 @@ def test_groups_are_the_recorded_ones(golden: Path, name: str) -> None:
 def test_the_optimiser_is_the_recorded_one(golden: Path, name: str) -> None:
     recorded = Recorded(golden, name)
     defaults, optim = recorded.task["defaults"], recorded.config.train.optim
-    assert optim.lr == pytest.approx(defaults["lr"])
     assert optim.warmup_share == 0.1
-    built, _ = build_optimizer(build(recorded.config), optim, total=100)
+    built, _ = build_optimizer(optimisers.untrained_model(recorded.config), optim, total=100)
     if recorded.first:
         assert isinstance(built, BertAdam)
         assert [*optim.betas, optim.eps] == [defaults["b1"], defaults["b2"], defaults["e"]]
@@ -186,30 +140,21 @@ FREEZE = (
 
 
 def test_vision_from_scratch(golden: Path) -> None:
-    """As many tensors at the rate of BERT's weights as recorded, and none of another kind."""
+    """BERT's tensors have the rate of the command, as many as recorded, and all others that of the head."""
     recorded = Recorded(golden, "vilbert-vqa")
+    (slow, number), (fast, _) = recorded.content["vision_scratch"]["wrapped"]["tensors_per_learning_rate"].items()
     config = configs.override(recorded.config, [SCRATCH])
-    model = build(config)
-    ours = found(config, model, recorded.names(model))
-    counts = {float(rate): number for rate, number in scratch(recorded).items()}
-    slow = Counter(f"{rate:.6g}" for rate, _ in ours.values())[f"{config.train.optim.lr:.6g}"]
-    assert slow == counts[config.train.optim.lr]
-    assert {f"{rate:.6g}" for rate, _ in ours.values()} == {f"{rate:.6g}" for rate in counts}
-
-
-def scratch(recorded: Recorded) -> dict[str, int]:
-    tensors: dict[str, int] = recorded.content["vision_scratch"]["wrapped"]["tensors_per_learning_rate"]
-    return tensors
+    found = Counter(rate for rate, _ in recorded.found(config).values())
+    assert found.keys() == {1.0, float(fast) / float(slow)}
+    assert found[1.0] == number
+    assert float(slow) == pytest.approx(config.train.optim.lr)
 
 
 def test_frozen_text_layers(golden: Path) -> None:
     recorded = Recorded(golden, "vilbert-vqa")
-    config = configs.override(recorded.config, [FREEZE])
-    model = build(config)
-    names = recorded.names(model)
-    frozen = set(names.values()) - set(found(config, model, names))
-    wanted = recorded.content["freeze_2"]["wrapped"]["frozen"]
-    assert frozen == {name.removeprefix("module.") for name in wanted}
+    whole, rest = (recorded.found(configs.override(recorded.config, change)) for change in ([], [FREEZE]))
+    frozen = recorded.content["freeze_2"]["wrapped"]["frozen"]
+    assert whole.keys() - rest.keys() == {name.removeprefix("module.") for name in frozen}
 
 
 def test_the_page_has_the_options_as_settings() -> None:
