@@ -136,7 +136,7 @@ def _vilbert(name: str, optim: OptimConfig, *, paper: Mapping[str, Any], release
 
 
 def vilbert_vqa() -> FinetuneConfig:
-    """ViLBERT on VQA v2 as first released: 100 regions with the whole image, batch 256, BertAdam 4e-5, 20 epochs.
+    """ViLBERT on VQA v2 as first released: 99 regions of width 2048, batch 256, BertAdam 4e-5, 20 epochs.
 
     The answers are the 3,129 of the release, read from the file that `task_settings.answers` names; the classifier has
     a rate of 1e-4. Trains on train and val except for the last 3,000 questions of val, which validate.
@@ -157,7 +157,7 @@ def vilbert_vqa() -> FinetuneConfig:
 
 
 def vilbert_vcr() -> FinetuneConfig:
-    """ViLBERT on VCR's answers as first released: 100 regions with the whole image, batch 64, BertAdam 2e-5, 20 epochs.
+    """ViLBERT on VCR's answers as first released: 99 regions of width 2048, batch 64, BertAdam 2e-5, 20 epochs.
 
     The release trains answers and rationales jointly, one model for both; here each phase has a model of its own.
 
@@ -169,8 +169,7 @@ def vilbert_vcr() -> FinetuneConfig:
 
 
 def vilbert_vcr_rationale() -> FinetuneConfig:
-    """ViLBERT on VCR's rationales as first released: 100 regions with the whole image, batch 64, BertAdam 2e-5, 20
-    epochs.
+    """ViLBERT on VCR's rationales as first released: 99 regions of width 2048, batch 64, BertAdam 2e-5, 20 epochs.
 
     The release trains answers and rationales jointly, one model for both; here each phase has a model of its own.
 
@@ -181,7 +180,7 @@ def vilbert_vcr_rationale() -> FinetuneConfig:
 
 
 def vilbert_refcoco_plus() -> FinetuneConfig:
-    """ViLBERT on RefCOCO+ as first released: 100 regions with the whole image, batch 256, BertAdam 4e-5, 20 epochs.
+    """ViLBERT on RefCOCO+ as first released: 99 regions of width 2048, batch 256, BertAdam 4e-5, 20 epochs.
 
     The regions are the detections of MAttNet. The model learns their overlaps with the object.
 
@@ -200,8 +199,7 @@ def vilbert_refcoco_plus() -> FinetuneConfig:
 
 
 def vilbert_retrieval() -> FinetuneConfig:
-    """ViLBERT on Flickr30K retrieval as first released: 100 regions with the whole image, batch 64, BertAdam 4e-5, 20
-    epochs.
+    """ViLBERT on Flickr30K retrieval as first released: 99 regions of width 2048, batch 64, BertAdam 4e-5, 20 epochs.
 
     The right pair against three wrong ones, the last with a caption of an image that looks alike. Validated on the
     captions of 100 images.

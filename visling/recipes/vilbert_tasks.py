@@ -38,7 +38,8 @@ ANNOTATED_BOXES: Mapping[str, str] = {
 }
 VCR_REGIONS: Mapping[str, str] = {
     "regions": "the annotated objects follow the detected regions, of which as many are left out as do not fit",
-    "task_settings.name_table": "unisex_names_table.csv",
+    "names of people": "drawn from unisex_names_table.csv, which task_settings.name_table names; here from R2C's "
+    "neutral names",
 }
 RETRIEVAL_SPLITS: Mapping[str, Any] = {"valid_images": 100}
 """To rank all captions of 1,000 images takes five million pairs."""
@@ -175,7 +176,7 @@ def multitask_optim(lr: float, head_rates: Mapping[str, float]) -> OptimConfig:
 
 
 def multitask_vqa() -> FinetuneConfig:
-    """ViLBERT on VQA v2 as the multi-task release trains it alone: batch 128, AdamW 4e-5 (head 1e-4), 20 epochs.
+    """ViLBERT on VQA v2 as in the multi-task release, alone: batch 128, AdamW 4e-5 (head 1e-4), 20 epochs.
 
     The answers are the 3,129 of the release, read from the file that `task_settings.answers` names.
 
@@ -186,7 +187,7 @@ def multitask_vqa() -> FinetuneConfig:
 
 
 def multitask_gqa() -> FinetuneConfig:
-    """ViLBERT on GQA as the multi-task release trains it alone: batch 128, AdamW 4e-5 (head 1e-4), 20 epochs.
+    """ViLBERT on GQA as in the multi-task release, alone: batch 128, AdamW 4e-5 (head 1e-4), 20 epochs.
 
     The answers are the 1,533 of the release, read from the file that `task_settings.answers` names. Trains on the
     balanced questions of train and val except for the last 3,000 by id, which validate.
@@ -198,7 +199,7 @@ def multitask_gqa() -> FinetuneConfig:
 
 
 def multitask_nlvr2() -> FinetuneConfig:
-    """ViLBERT on NLVR2 as the multi-task release trains it alone: batch 64, AdamW 2e-5 (head 1e-4), 20 epochs.
+    """ViLBERT on NLVR2 as in the multi-task release, alone: batch 64, AdamW 2e-5 (head 1e-4), 20 epochs.
 
     A row for each of the two images, which the head joins; binary cross-entropy of both outputs.
 
@@ -209,8 +210,7 @@ def multitask_nlvr2() -> FinetuneConfig:
 
 
 def multitask_retrieval() -> FinetuneConfig:
-    """ViLBERT on Flickr30K retrieval as the multi-task release trains it alone: batch 128, AdamW 2e-5 (head 1e-4), 20
-    epochs.
+    """ViLBERT on Flickr30K retrieval as in the multi-task release, alone: batch 128, AdamW 2e-5 (head 1e-4), 20 epochs.
 
     The right pair against three wrong ones. Validated on the captions of 100 images.
 
@@ -221,8 +221,7 @@ def multitask_retrieval() -> FinetuneConfig:
 
 
 def multitask_retrieval_coco() -> FinetuneConfig:
-    """ViLBERT on COCO retrieval as the multi-task release trains it alone: batch 128, AdamW 2e-5 (head 1e-4), 20
-    epochs.
+    """ViLBERT on COCO retrieval as in the multi-task release, alone: batch 128, AdamW 2e-5 (head 1e-4), 20 epochs.
 
     The right pair against three wrong ones. Validated on the captions of 100 images.
 
@@ -233,7 +232,7 @@ def multitask_retrieval_coco() -> FinetuneConfig:
 
 
 def multitask_refcoco() -> FinetuneConfig:
-    """ViLBERT on RefCOCO as the multi-task release trains it alone: batch 256, AdamW 2e-5, 20 epochs.
+    """ViLBERT on RefCOCO as in the multi-task release, alone: batch 256, AdamW 2e-5, 20 epochs.
 
     The model learns the overlaps of the regions with the object.
 
@@ -244,7 +243,7 @@ def multitask_refcoco() -> FinetuneConfig:
 
 
 def multitask_refcoco_plus() -> FinetuneConfig:
-    """ViLBERT on RefCOCO+ as the multi-task release trains it alone: batch 256, AdamW 2e-5, 20 epochs.
+    """ViLBERT on RefCOCO+ as in the multi-task release, alone: batch 256, AdamW 2e-5, 20 epochs.
 
     The model learns the overlaps of the regions with the object.
 
@@ -255,7 +254,7 @@ def multitask_refcoco_plus() -> FinetuneConfig:
 
 
 def multitask_refcocog() -> FinetuneConfig:
-    """ViLBERT on RefCOCOg as the multi-task release trains it alone: batch 256, AdamW 2e-5, 20 epochs.
+    """ViLBERT on RefCOCOg as in the multi-task release, alone: batch 256, AdamW 2e-5, 20 epochs.
 
     The model learns the overlaps of the regions with the object.
 
@@ -266,7 +265,7 @@ def multitask_refcocog() -> FinetuneConfig:
 
 
 def multitask_vcr() -> FinetuneConfig:
-    """ViLBERT on VCR's answers by the numbers of the multi-task release: batch 64, AdamW 2e-5 (head 1e-4), 10 epochs.
+    """ViLBERT on VCR's answers as in the multi-task release, alone: batch 64, AdamW 2e-5 (head 1e-4), 10 epochs.
 
     Source:
         vilbert-multi-task, train_tasks.py and vilbert_tasks.yml (TASK5).
@@ -275,8 +274,7 @@ def multitask_vcr() -> FinetuneConfig:
 
 
 def multitask_vcr_rationale() -> FinetuneConfig:
-    """ViLBERT on VCR's rationales by the numbers of the multi-task release: batch 64, AdamW 2e-5 (head 1e-4), 10
-    epochs.
+    """ViLBERT on VCR's rationales as in the multi-task release, alone: batch 64, AdamW 2e-5 (head 1e-4), 10 epochs.
 
     Source:
         vilbert-multi-task, train_tasks.py and vilbert_tasks.yml (TASK6).
