@@ -82,8 +82,9 @@ STRANGERS: dict[str, set[str]] = {
 """Packages whose files are strangers to one another, but for these. `__init__`, the table of contents, may name them
 all."""
 
-COMPOSED: dict[str, set[str]] = {"models/cvlp.py": {"lxmert"}}
-"""File -> neighbours that it is made of: CVLP's networks are LXMERT's. What is not here has blocks in common only, and
+COMPOSED: dict[str, set[str]] = {"models/cvlp.py": {"lxmert"}, "models/vilbert_baseline.py": {"vilbert"}}
+"""File -> neighbours that it is made of: CVLP's networks are LXMERT's, and ViLBERT's baseline learns its tasks in its
+settings and under its names. What is not here has blocks in common only, and
 those live in `nn`."""
 
 CORE = {"torch", "numpy", "visling"}

@@ -123,7 +123,7 @@ def untrained_task(config: FinetuneConfig) -> tuple[TaskModel, Task[Any, Any]]:
         task = kind(settings)
     encoder = models.build(config.model, config.encoder)
     extractor = None if config.extractor is None else config.extractor.build()
-    styles = models.head_styles(config.model)
+    styles = models.head_styles(config.model, config.head_layout)
     return TaskModel(encoder, task.heads, styles, group=task.group, extractor=extractor), task
 
 
