@@ -12,7 +12,7 @@ from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, Conflicts, DataError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
@@ -98,48 +98,75 @@ class Finetuning:
         images: Path | None = None,
         backbone: Path | None = None,
     ) -> None:
+        conflicts = Conflicts()
         if store is None and not config.text_only:
-            raise ConfigError(
-                "a model that sees regions needs --store. For a model of the words alone use --text-only."
+            conflicts.errors.append(
+                ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")
             )
-        check_images_option(config, images, backbone)
-        config = fit_to_family(config)
-        self.store = None if store is None else NativeStore.open(store)
-        self.start = None if init is None else read_model_folder(init)
-        if self.store is not None:
-            config = fit_to_store(config, self.store)
-        elif self.start is not None:  # no feature is projected, but the weights of the projection are loaded
-            encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
-            config = replace(config, encoder=encoder)
-        self.config = config
-        regions = None if config.text_only else self.store
-        self.task = load_task(config.task).configured(config.task_settings)
-        read = read_records(self.task, data, config.train_split)
-        kept = read if config.without_images is None else without_images(read, config.without_images)
-        self.left_out = len(read) - len(kept)
-        self.train_records = _limit_records(kept, config)
-        self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
+        with conflicts.collect():
+            check_images_option(config, images, backbone)
+        self.store: NativeStore | None = None
+        with conflicts.collect():
+            self.store = None if store is None else NativeStore.open(store)
+        self.start: ModelFolder | None = None
+        with conflicts.collect():
+            self.start = None if init is None else read_model_folder(init)
+        with conflicts.collect():
+            config = fit_to_family(config)
+            self.task = load_task(config.task).configured(config.task_settings)
+            self._read_records(config, data)
+        conflicts.refuse()
+        self.config, regions = config, None if config.text_only else self.store
+        with conflicts.collect():
+            self.config = self._fit_encoder(config)
+        with conflicts.collect():
+            if regions is not None:
+                check_images(JoinedRecords(self.train_records, self.valid_records), regions)
+        with conflicts.collect():
+            if self.start is not None:
+                check_family(self.start, config.model)
+        with conflicts.collect():
+            if self.start is not None and self.store is not None:
+                override, extracts = other_features or config.text_only, config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
+        with conflicts.collect():
+            self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=config.task_token)
+        conflicts.refuse()
+        if regions is not None:
+            self.train_records = self.task.with_regions(self.train_records, regions)
+        self.task.setup(self.train_records)
+        if config.extractor is not None and images is not None and regions is not None:
+            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
+            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.backbone = backbone
+        self.origin = describe_origin(data=[data], images=images, task=config.task)
+
+    def _read_records(self, config: FinetuneConfig, data: Path) -> None:
+        """Read the training and validation records, as far as the config asks for them."""
+        conflicts = Conflicts()
+        with conflicts.collect():
+            read = read_records(self.task, data, config.train_split)
+            kept = read if config.without_images is None else without_images(read, config.without_images)
+            self.left_out = len(read) - len(kept)
+            self.train_records = _limit_records(kept, config)
+        with conflicts.collect():
+            self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
+        conflicts.refuse()
         if not self.train_records or not self.valid_records:
             raise DataError(
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
                 "are needed."
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
-        if regions is not None:
-            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
-            self.train_records = self.task.with_regions(self.train_records, regions)
-        self.task.setup(self.train_records)
-        if self.start is not None:
-            check_family(self.start, config.model)
-            if self.store is not None:
-                override, extracts = other_features or config.text_only, config.extractor is not None
-                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
-        self.inputs = Inputs(config.model, config.encoder, regions, device, task_token=config.task_token)
-        if config.extractor is not None and images is not None and regions is not None:
-            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
-            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
-        self.backbone = backbone
-        self.origin = describe_origin(data=[data], images=images, task=config.task)
+
+    def _fit_encoder(self, config: FinetuneConfig) -> FinetuneConfig:
+        """The config with the feature width of the store; without a store that of the model that it starts from: no
+        feature is projected, but the weights of the projection are loaded."""
+        if self.store is not None:
+            return fit_to_store(config, self.store)
+        if self.start is None:
+            return config
+        return replace(config, encoder=replace(config.encoder, feature_size=self.start.config.feature_size))
 
     def build(self) -> Training:
         """The model, its batches and its validation."""

@@ -14,12 +14,12 @@ from visling.data.batches.loader import Loader, Source
 from visling.data.batches.paired import PairedLoader
 from visling.data.corpora.reading import Corpora, answer_table, images_of, read
 from visling.data.text import TextLayout
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, Conflicts, DataError
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.answers import save_answers
 from visling.pretrained.features import check_fingerprint, measure_features
-from visling.pretrained.folder import check_family, load_encoder, read_model_folder, save_model_folder
+from visling.pretrained.folder import ModelFolder, check_family, load_encoder, read_model_folder, save_model_folder
 from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.releases import describe_start
@@ -97,32 +97,55 @@ class Pretraining:
         images: Path | None,
         backbone: Path | None,
     ) -> None:
-        check_objectives(config)
-        check_images_option(config, images, backbone)
-        self.store = NativeStore.open(store)
-        self.config = config = fit_to_store(config, self.store)
-        self.inputs = Inputs(config.model, config.encoder, self.store, device)
-        self.answers = run_answers(config, data)
-        self.training, self.validation = (
-            read_corpora(config, data, self.inputs.layout, self.store, valid=valid, answers=self.answers)
-            for valid in (False, True)
-        )
-        if not len(self.validation.images):
-            raise DataError(
-                f"split {config.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with "
-                "--set valid_split=NAME."
-            )
+        conflicts = Conflicts()
+        with conflicts.collect():
+            check_objectives(config)
+        with conflicts.collect():
+            check_images_option(config, images, backbone)
+        with conflicts.collect():
+            self.store = NativeStore.open(store)
+        self.start: ModelFolder | None = None
+        with conflicts.collect():
+            self.start = None if init is None else read_model_folder(init)
+        conflicts.refuse()
+        self.config = config
+        with conflicts.collect():
+            self.config = config = fit_to_store(config, self.store)
+        with conflicts.collect():
+            if self.start is not None:
+                check_family(self.start, config.model)
+        with conflicts.collect():
+            if self.start is not None:
+                extracts = config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=other_features, extracts=extracts)
+        with conflicts.collect():
+            self.inputs = Inputs(config.model, config.encoder, self.store, device)
+            self._read_data(data)
+        conflicts.refuse()
         if config.extractor is not None and images is not None:
             sources = (self.training.images, self.validation.images)
             files = find_corpus_pictures(config.corpora, images, sources, self.store)
             self.inputs.pictures = config.extractor.open_pictures(files)
         self.backbone = backbone
-        self.start = None if init is None else read_model_folder(init)
-        if self.start is not None:
-            check_family(self.start, config.model)
-            extracts = config.extractor is not None
-            check_fingerprint(self.start, self.store.fingerprint, override=other_features, extracts=extracts)
         self.origin = describe_origin(data=data, images=images)
+
+    def _read_data(self, data: Sequence[str]) -> None:
+        """Read the answers and the examples."""
+        config, layout = self.config, self.inputs.layout
+        conflicts = Conflicts()
+        self.answers: AnswerVocabulary | None = None
+        with conflicts.collect():
+            self.answers = run_answers(config, data)
+        with conflicts.collect():
+            self.training = read_corpora(config, data, layout, self.store, valid=False, answers=self.answers)
+        with conflicts.collect():
+            self.validation = read_corpora(config, data, layout, self.store, valid=True, answers=self.answers)
+        conflicts.refuse()
+        if not len(self.validation.images):
+            raise DataError(
+                f"split {config.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with "
+                "--set valid_split=NAME."
+            )
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
