@@ -66,7 +66,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "cvlp", "own", "nlvr", "releases", "tables", "listing",
     ),
     "runs": (
-        "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
+        "inputs", "spelling", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
         "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch", "estimate", "jobs",
         "compare", "demo",
     ),

@@ -30,10 +30,11 @@ from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
-from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
@@ -138,6 +139,8 @@ class Finetuning:
         if config.extractor is not None and images is not None and regions is not None:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        source = TaskSource(self.task, self.train_records, self.inputs.layout)
+        self.spelled = SpelledWords(self.config, self.inputs, [source], init)
         self.backbone = backbone
         self.origin = describe_origin(data=[data], images=images, task=config.task)
 
@@ -185,7 +188,8 @@ class Finetuning:
             )  # fmt: skip
 
         def record(folder: RunFolder) -> None:
-            folder.record({"examples": {"train": len(self.train_records), "valid": len(self.valid_records)}})
+            examples = {"train": len(self.train_records), "valid": len(self.valid_records)}
+            folder.record({"examples": examples, **self.spelled.record()})
 
         return Training(
             model=model,
@@ -203,7 +207,7 @@ class Finetuning:
         source = TaskSource(self.task, self.train_records, self.inputs.layout)
         return self.inputs.loader(
             TextOnly(source) if config.text_only else source,
-            batch_size=self._fit_batch()[0],
+            batch_size=fit_batch(config, len(source))[0],
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,
@@ -225,20 +229,13 @@ class Finetuning:
         if self.left_out:
             left_out = f"{self.left_out} training examples of the images in {self.config.without_images}"
             notes.append(f"{left_out} are left out")
-        shrunk = self._fit_batch()[1]
+        _, shrunk = fit_batch(self.config, len(self.train_records))
         return [
             *notes,
             *filter(None, [shrunk]),
+            *self.spelled.note(),
             *self.task.notes(JoinedRecords(self.train_records, self.valid_records)),
         ]
-
-    def _fit_batch(self) -> tuple[int, str]:
-        """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
-        asked, have = self.config.batch_size, len(self.train_records)
-        if have >= asked or runtime.world_size() > 1:
-            return asked, ""
-        fitting = max(1, have // self.config.train.accumulation)
-        return fitting, f"{have} training examples do not fill a batch of {asked}: batches of {fitting} are used"
 
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""

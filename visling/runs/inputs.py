@@ -100,6 +100,15 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
     return {setting: width for setting, (_, width) in differing.items()}
 
 
+def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int) -> tuple[int, str]:
+    """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
+    asked = config.batch_size
+    if examples >= asked or runtime.world_size() > 1:
+        return asked, ""
+    fitting = max(1, examples // config.train.accumulation)
+    return fitting, f"{examples} training examples do not fill a batch of {asked}: batches of {fitting} are used"
+
+
 class Inputs:
     """How a model is fed: what a batch must contain, its tokenizer, its regions, its device.
 

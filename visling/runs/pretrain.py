@@ -24,13 +24,14 @@ from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
-from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
 from visling.runs.pictures import build_extractor, check_images_option, find_corpus_pictures
 from visling.runs.question_scores import record_answers
 from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.spelling import SpelledWords
 from visling.runs.validate import Validation, text_loss
-from visling.train.state import State
+from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Targets
 
 Pair = tuple[Batch, Targets]
@@ -126,6 +127,8 @@ class Pretraining:
             sources = (self.training.images, self.validation.images)
             files = find_corpus_pictures(config.corpora, images, sources, self.store)
             self.inputs.pictures = config.extractor.open_pictures(files)
+        texts = [source for source in (self.training.images, self.training.text) if source is not None]
+        self.spelled = SpelledWords(config, self.inputs, texts, init)
         self.backbone = backbone
         self.origin = describe_origin(data=data, images=images)
 
@@ -173,6 +176,11 @@ class Pretraining:
             if answers is not None:
                 save_answers(path, answers)
 
+        def record(folder: RunFolder) -> None:
+            folder.record(self.spelled.record())
+            if answers is not None:
+                record_answers(folder, answers)
+
         return Training(
             model=model,
             step=step if self.training.text is None else paired_step,
@@ -187,8 +195,14 @@ class Pretraining:
                 precision=config.train.precision,
             ),
             save=save,
-            record=lambda folder: None if answers is None else record_answers(folder, answers),
-            notes=(*self.training.notes, *self.validation.notes, *notes),
+            record=record,
+            notes=(
+                *self.training.notes,
+                *self.validation.notes,
+                *filter(None, [fit_batch(config, len(self.training.images))[1]]),
+                *self.spelled.note(),
+                *notes,
+            ),
             begin=lambda: _fill_queue(model, captioned, config, self.inputs.device),
             after_update=model.after_update,
         )
@@ -224,7 +238,9 @@ class Pretraining:
         config = self.config
         random_regions = config.region_masking is not None and config.region_masking.random
         return self.inputs.loader(
-            source, batch_size=config.batch_size, seed=config.train.seed, training=training,
+            source,
+            batch_size=fit_batch(config, len(source))[0] if training else config.batch_size,
+            seed=config.train.seed, training=training,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
@@ -242,7 +258,7 @@ class Pretraining:
         assert corpora.text is not None
         return self.inputs.loader(
             corpora.text,
-            batch_size=max(1, round(corpora.text_share * config.batch_size)),
+            batch_size=max(1, round(corpora.text_share * fit_batch(config, len(self.training.images))[0])),
             seed=config.train.seed + _TEXT_SEED,
             training=training,
             sort_by_length=config.sort_by_length if training else 1,
