@@ -67,8 +67,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "vilbert_tasks", "vilbert", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases", "tables", "listing",
     ),
     "runs": (
-        "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
-        "pretrain", "retrieve", "evaluate", "finetune", "multitask", "count_products", "typical_batch",
+        "inputs", "spelling", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives",
+        "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask", "count_products", "typical_batch",
         "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
