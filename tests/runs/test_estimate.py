@@ -219,6 +219,15 @@ def test_the_queue_and_the_key_network_take_room() -> None:
     assert total.total == total.weights + total.gradients + total.optimiser + total.activations + total.buffers
 
 
+def test_averaged_weights_take_room_and_momentum_less_than_two_moments() -> None:
+    run = tiny("visualbert-coco")
+    optim = dataclasses.replace(run.train.optim, name="sgd")
+    changed = dataclasses.replace(run, train=dataclasses.replace(run.train, average=0.9, optim=optim))
+    plain, averaged = estimates.estimate(run).memory, estimates.estimate(changed).memory
+    assert averaged.weights == plain.weights + plain.gradients
+    assert averaged.optimiser * 2 == plain.optimiser
+
+
 def test_half_precision_keeps_less() -> None:
     run = dataclasses.replace(tiny("visualbert-coco"), batch_size=100)
     halved = dataclasses.replace(run, train=dataclasses.replace(run.train, precision="bf16"))

@@ -11,6 +11,7 @@ from visling.cli.options import (
     Device,
     Init,
     LearningRate,
+    LogTo,
     OtherFeatures,
     Out,
     Processes,
@@ -18,7 +19,6 @@ from visling.cli.options import (
     Resume,
     Seed,
     Settings,
-    Tensorboard,
     Threads,
 )
 from visling.cli.printing import print_model_folder
@@ -51,7 +51,7 @@ def multitask(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Train one model on several tasks in turn. A task whose score has stopped rising pauses.
@@ -76,7 +76,7 @@ def multitask(
             resume=resume,
             other_features=other_features,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Trained", out, state.stopped)

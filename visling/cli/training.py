@@ -16,6 +16,7 @@ from visling.cli.options import (
     Images,
     Init,
     LearningRate,
+    LogTo,
     OtherFeatures,
     Out,
     Processes,
@@ -23,7 +24,6 @@ from visling.cli.options import (
     Resume,
     Seed,
     Settings,
-    Tensorboard,
     Threads,
 )
 from visling.cli.printing import print_model_folder
@@ -50,7 +50,7 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
@@ -77,7 +77,7 @@ def pretrain(
             images=images,
             backbone=backbone,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Pre-trained", out, state.stopped)
@@ -111,7 +111,7 @@ def finetune(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task.
@@ -140,7 +140,7 @@ def finetune(
             backbone=backbone,
             valid_store=valid_store,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Fine-tuned", out, state.stopped)

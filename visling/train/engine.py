@@ -78,7 +78,8 @@ def fit(
     Args:
         model: on its device, with every parameter that `step` trains.
         step: a closure over `model`.
-        validate: scores by name of the model in its current state; None = the final weights are the best.
+        validate: scores by name of the model in its current state; None = the final weights are the best. Where
+            weights are averaged it is called once more, while they are in the model's place.
         run_folder: where the last state and the models that `config.keep` names are kept; None = nowhere.
         save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).
@@ -281,9 +282,9 @@ class Trainer:
         if self.average is not None:
             with self.average.in_place_of_model():
                 averaged = _evaluate(self.model, validate)
-        named = {f"averaged_{name}": score for name, score in averaged.items()}
+        prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
         epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
-        self.log.valid(step=state.step, epoch=epoch, scores={**scores, **named})
+        self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
         if state.batch == 0:  # at the end of an epoch a validation may change what follows
             self.position = self.batches.state_dict()
