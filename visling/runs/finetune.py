@@ -52,7 +52,7 @@ def finetune(
     backbone: Path | None = None,
     valid_store: Path | None = None,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train a model on a task; leaves a run folder.
@@ -69,7 +69,7 @@ def finetune(
         valid_store: region store of the validation images, where they are shown with other regions than in training
             (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
@@ -80,7 +80,7 @@ def finetune(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
         backbone=backbone, valid_store=valid_store,
     )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
+    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:
