@@ -515,13 +515,13 @@ def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypa
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_is_an_option_and_leaves_nothing_behind(call: Call, world: Any, training: list[object]) -> None:
     pytest.importorskip("tensorboard")
-    ended = call(*training, "--tensorboard", "--set", "train.metric=acc", "--out", "run")
+    ended = call(*training, "--log-to", "tensorboard", "--set", "train.metric=acc", "--out", "run")
     assert (ended.status, ended.err.splitlines()[-1].partition(", but")[0]) == (2, "visling: train.metric is 'acc'")
     assert not Path("run").exists()
-    assert call(*training, "--tensorboard", "--out", "run").status == 0
+    assert call(*training, "--log-to", "tensorboard", "--out", "run").status == 0
     assert any(file.stat().st_size > 100 for file in Path("run/tensorboard").iterdir())
     words = ("--data", world.scenes, "--store", world.regions, *tiny(world), "--out", "pretrained")
-    assert call("pretrain", "--recipe", "visualbert-scenes", *words, "--tensorboard").status == 0
+    assert call("pretrain", "--recipe", "visualbert-scenes", *words, "--log-to", "tensorboard").status == 0
     assert any(Path("pretrained/tensorboard").iterdir())
 
 

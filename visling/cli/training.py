@@ -11,6 +11,7 @@ import typer
 from visling.cli.options import (
     Device,
     Init,
+    LogTo,
     OtherFeatures,
     Out,
     Processes,
@@ -18,7 +19,6 @@ from visling.cli.options import (
     Resume,
     Seed,
     Settings,
-    Tensorboard,
     Threads,
 )
 from visling.cli.printing import print_model_folder
@@ -50,7 +50,7 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
@@ -76,7 +76,7 @@ def pretrain(
             images=images,
             backbone=backbone,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Pre-trained", out, state.stopped)
@@ -99,7 +99,7 @@ def finetune(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task.
@@ -123,7 +123,7 @@ def finetune(
             resume=resume,
             other_features=other_features,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Fine-tuned", out, state.stopped)

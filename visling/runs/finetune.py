@@ -48,7 +48,7 @@ def finetune(
     resume: bool = False,
     other_features: bool = False,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train a model on a task; leaves a run folder.
@@ -59,7 +59,7 @@ def finetune(
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
@@ -67,7 +67,7 @@ def finetune(
             checked.
     """
     run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
-    return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
+    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:
