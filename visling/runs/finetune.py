@@ -338,16 +338,23 @@ def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     Raises:
         ConfigError: a published recipe without the list of its release's answers.
     """
-    kind = load_task(config.task)
-    settings = configs.from_dict(kind.settings, config.task_settings)
-    if issubclass(kind, AnswerTask) and settings.answers is None and settings.min_count is None:
-        spec = models.spec(config.model)
+    if listed := describe_needed_answers(config):
+        least = load_task(config.task).settings().min_count
         raise ConfigError(
             f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
-            f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
-            f"the answers of the training questions instead: --set task_settings.min_count={kind.settings().min_count}."
+            f"--set task_settings.answers=FILE. For {config.model} it is {listed}. To list the answers of the training "
+            f"questions instead: --set task_settings.min_count={least}."
         )
     return fill_task_settings(config)
+
+
+def describe_needed_answers(config: FinetuneConfig) -> str:
+    """Which file lists the answers that a run is trained on; empty where it names one, counts them or has none."""
+    kind, spec = load_task(config.task), models.spec(config.model)
+    settings = configs.from_dict(kind.settings, config.task_settings)
+    if not issubclass(kind, AnswerTask) or settings.answers is not None or settings.min_count is not None:
+        return ""
+    return spec.answer_list(spec.layout).file
 
 
 def fill_task_settings(config: FinetuneConfig) -> FinetuneConfig:
