@@ -19,6 +19,7 @@ from finetuning_optimisers import Group
 from visling import config as configs
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.vilbert import FINETUNING
+from visling.recipes.vilbert_baseline import FINETUNING as BASELINE
 from visling.recipes.vilbert_tasks import TASKS
 from visling.train.optim import BertAdam, ReleaseAdamW, build_optimizer
 from visling.train.schedule import Plateau
@@ -122,6 +123,20 @@ def test_another_rule_is_noticed(golden: Path, name: str, change: str) -> None:
     recorded = Recorded(golden, name)
     with pytest.raises(AssertionError):
         compare(recorded, configs.override(recorded.config, [change]))
+
+
+@pytest.mark.parametrize("name", BASELINE)
+def test_the_baseline_has_the_rule_of_the_first_release(name: str) -> None:
+    """It was not recorded; the script is the same."""
+    config = BASELINE[name]()
+    parts = {"heads.classify": "classifier", "heads.score": "score", "heads.regions": "regions"}
+    found = optimisers.groups(config, "first", parts)
+    assert found.keys() >= {"bert.image_embeddings.token_type_embeddings.weight", "bert.pooler.dense.weight"}
+    for published, (rate, decay) in found.items():
+        assert decay == (0.01 if any(part in published for part in ("bias", "LayerNorm.weight")) else 0.0), published
+        assert rate * config.train.optim.lr == pytest.approx(
+            1e-4 if "vil_prediction" in published else config.train.optim.lr
+        )
 
 
 DROPPING = ["train.optim.schedule=warmup_constant", "train.optim.drop_epochs=[5, 7]", "train.optim.drop_factor=0.2"]

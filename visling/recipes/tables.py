@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 from visling.config import load_module
 from visling.errors import ConfigError, nearest
-from visling.recipes import cvlp, lxmert, nlvr, releases, scenes, vilbert, visualbert, vlbert
+from visling.recipes import cvlp, lxmert, nlvr, releases, scenes, vilbert, vilbert_baseline, visualbert, vlbert
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 
 PUBLISHED_PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     **visualbert.PRETRAINING,
     **vlbert.PRETRAINING,
     **vilbert.PRETRAINING,
+    **vilbert_baseline.PRETRAINING,
     **lxmert.PRETRAINING,
     **cvlp.PRETRAINING,
 }
@@ -27,6 +28,7 @@ PUBLISHED_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **visualbert.FINETUNING,
     **vlbert.FINETUNING,
     **vilbert.FINETUNING,
+    **vilbert_baseline.FINETUNING,
     **lxmert.FINETUNING,
     **cvlp.FINETUNING,
 }
