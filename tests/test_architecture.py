@@ -59,16 +59,18 @@ ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
-        "card", "folder", "features", "answers", "recognise", "convert", "export", "verify",
+        "card", "description", "folder", "features", "answers", "several", "recognise", "convert", "export",
+        "verify",
     ),
     "recipes": (
-        "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert_tasks", "vilbert", "vilbert_baseline",
-        "lxmert", "cvlp", "nlvr", "releases", "tables", "listing",
+        "configs", "multitask_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert",
+        "vilbert_tasks", "vilbert", "vilbert_baseline", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases",
+        "tables", "listing",
     ),
     "runs": (
         "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
-        "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch", "typical_task", "estimate",
-        "jobs", "compare", "demo",
+        "pretrain", "retrieve", "evaluate", "finetune", "multitask", "count_products", "typical_batch",
+        "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

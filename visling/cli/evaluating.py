@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, Threads
+from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
 
 
@@ -19,6 +19,14 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's by default.")] = None,
     store: Annotated[Path | None, typer.Option(help="Region store; the training run's by default.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the images, for a model that computes the features of regions itself; the training run's "
+            "by default."
+        ),
+    ] = None,
+    task: TaskName = None,
     other_features: OtherFeatures = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
@@ -66,6 +74,7 @@ def evaluate(
             split=split,
             data=data,
             store=store,
+            images=images,
             device=device,
             precision=precision,
             batch_size=batch_size,
@@ -74,6 +83,7 @@ def evaluate(
             compare=compare or (),
             joint=joint,
             zero_shot=zero_shot,
+            task=task,
             progress=progress,
         )
     if json_:

@@ -9,8 +9,13 @@ from typing import Annotated
 import typer
 
 from visling.cli.options import (
+    Backbone,
+    BatchSize,
     Device,
+    Epochs,
+    Images,
     Init,
+    LearningRate,
     OtherFeatures,
     Out,
     Processes,
@@ -34,17 +39,12 @@ def pretrain(
     store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
     out: Out,
     init: Init = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images, for recipes that train their region extractor end to end (e2e)."),
-    ] = None,
-    backbone: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end."
-        ),
-    ] = None,
+    images: Images = None,
+    backbone: Backbone = None,
     other_features: OtherFeatures = False,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -61,7 +61,8 @@ def pretrain(
     from visling.recipes.tables import find_pretraining
     from visling.runs import pretrain as pretraining
 
-    run = find_recipe(find_pretraining(recipe), set_, seed)
+    short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
+    run = find_recipe(find_pretraining(recipe), set_, short, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = pretraining.pretrain(
@@ -90,10 +91,21 @@ def finetune(
         Path | None, typer.Option(help="Region store that holds every image; not needed with --text-only.")
     ] = None,
     init: Init = None,
+    images: Images = None,
+    backbone: Backbone = None,
+    valid_store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Region store of the validation images, where they are shown with other regions than in training."
+        ),
+    ] = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
     ] = False,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -110,7 +122,9 @@ def finetune(
     from visling.recipes.tables import find_finetuning
     from visling.runs import finetune as finetuning
 
-    run = find_recipe(find_finetuning(recipe), [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
+    settings = [*(set_ or []), *(["text_only=true"] if text_only else [])]
+    short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
+    run = find_recipe(find_finetuning(recipe), settings, short, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = finetuning.finetune(
@@ -122,6 +136,9 @@ def finetune(
             device=device,
             resume=resume,
             other_features=other_features,
+            images=images,
+            backbone=backbone,
+            valid_store=valid_store,
             stream=sys.stderr,
             tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
 from visling.errors import ConfigError
-from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
+from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings, with_whole_image, without_regions
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
@@ -192,6 +192,24 @@ PRESETS: Mapping[str, VilbertConfig] = {
     ),
     # ours: from scratch on drawn scenes
     "scenes": dataclasses.replace(_SMALL, vocabulary="scenes", vocab_size=318),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(
+        _SMALL,
+        hidden_size=128,
+        num_layers=3,
+        num_heads=8,
+        intermediate_size=512,
+        region_hidden_size=128,
+        num_region_heads=8,
+        region_intermediate_size=128,
+        co_attention_size=128,
+        num_co_attention_heads=8,
+        pooled_size=128,
+        text_layers_before=(2, 3),
+        dropout_rate=0.1,
+        init_std=0.05,
+        max_tokens=40,
+    ),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,
@@ -652,4 +670,5 @@ SPEC = ModelSpec(
         # The encoder has no place for links: the release passes them on, but its attention ignores them.
         "vcr": {"loss": "softmax", "names": "drawn", "separated": True, "cut": "longer", "links": "none"},
     },
+    kept=KEPT_BY_RECIPES | {"num_tasks"},  # 12-in-1 adds its task table to a model that has none
 )

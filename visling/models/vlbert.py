@@ -31,9 +31,9 @@ from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError
-from visling.models.base import AnswerList, Encoder, ModelSpec, TaskStart
+from visling.models.base import KEPT_BY_RECIPES, AnswerList, Encoder, ModelSpec, TaskStart
 from visling.nn.embeddings import RegionFeatures
-from visling.nn.head_blocks import RegionScorer, RegionTargets, Transform, TransformClassifier
+from visling.nn.head_blocks import RegionScorer, RegionTargets, Scorer, Transform, TransformClassifier
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
@@ -165,6 +165,19 @@ PRESETS: Mapping[str, VlBertConfig] = {
     **{f"large_{name}": dataclasses.replace(config, **_LARGE) for name, config in _BASE_SIZED.items()},
     # ours: from scratch on drawn scenes, with the part of BERT's vocabulary that they use
     "scenes": dataclasses.replace(_SMALL, vocabulary="scenes", vocab_size=318),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(
+        _SMALL,
+        hidden_size=128,
+        num_layers=4,
+        num_heads=8,
+        intermediate_size=512,
+        visual_size=128,
+        dropout_rate=0.1,
+        feature_dropout_rate=0.1,
+        init_std=0.05,
+        max_tokens=40,
+    ),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,
@@ -473,7 +486,8 @@ def start_task(task: TaskStart) -> list[str]:
 
     VQA: the transform of the answer head is that of masked words, and its output weights are the word vectors of the
     answers (`CLASSIFIER_PRETRAINED`). Referring expressions, and the classes of VCR's regions: the transform is that of
-    masked regions (`PARTIAL_PRETRAIN_PREFIX_CHANGES`). VCR: segment B starts as A (`PARTIAL_PRETRAIN_SEGMB_INIT`).
+    masked regions (`PARTIAL_PRETRAIN_PREFIX_CHANGES`). VCR: segment B starts as A (`PARTIAL_PRETRAIN_SEGMB_INIT`), and
+    a choice is scored by how much more likely pre-training held text and image to match than not, if it learned that.
     """
     assert isinstance(task.encoder, VlBert)
     words = dict(task.objectives.get("masked_lm", {}))
@@ -489,6 +503,12 @@ def start_task(task: TaskStart) -> list[str]:
             done.append(f"the {len(task.answers)} answers of head {name} start from their word vectors")
         elif isinstance(head, RegionScorer | RegionTargets) and _take_over(head.transform, regions):
             done.append(f"the transform of head {name} starts from that of masked regions")
+        elif isinstance(head, Scorer) and (matching := task.objectives.get("matching")):
+            with torch.no_grad():
+                for kind, parameter in head.linear.named_parameters():
+                    unlike, alike = matching[f"linear.{kind}"]
+                    parameter.copy_((alike - unlike)[None])
+            done.append(f"head {name} starts from that of matching")
     if "score" in task.kinds.values():
         task.encoder.restart_second_segment()
         done.append("segment B, which pre-training never uses, starts as a copy of A")
@@ -667,5 +687,8 @@ SPEC = ModelSpec(
             "class_weight": 1.0,
         },
     },
+    kept=KEPT_BY_RECIPES
+    | {"feature_dropout_rate", "visual_scale_init", "text_visual_scale_init"}
+    | {"region_order", "joint_limit", "answer_slot"},
     start_task=start_task,
 )

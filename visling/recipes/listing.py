@@ -18,10 +18,11 @@ from visling import models
 
 
 def list_recipes() -> dict[str, dict[str, str]]:
-    """pretrain, finetune -> name of a recipe -> first paragraph of its docstring, in one line."""
+    """pretrain, finetune, multitask -> name of a recipe -> first paragraph of its docstring, in one line."""
     return {
         "pretrain": dict(_read_table("tables", "PRETRAINING")),
         "finetune": dict(_read_table("tables", "FINETUNING")),
+        "multitask": dict(_read_table("tables", "MULTITASK")),
     }
 
 

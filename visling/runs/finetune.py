@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -10,28 +10,33 @@ from typing import TextIO
 from visling import config as configs
 from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
+from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, DataError, StoreError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
 from visling.pretrained.features import check_fingerprint, measure_features
 from visling.pretrained.folder import (
+    ModelFolder,
     check_family,
-    load_part,
+    load_encoder,
     objective_heads,
     read_model_folder,
     save_model_folder,
 )
+from visling.pretrained.several import continue_heads, find_token
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.answers import AnswerTask
-from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
+from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
@@ -47,6 +52,9 @@ def finetune(
     device: str = "auto",
     resume: bool = False,
     other_features: bool = False,
+    images: Path | None = None,
+    backbone: Path | None = None,
+    valid_store: Path | None = None,
     stream: TextIO | None = None,
     tensorboard: bool = False,
     command: Sequence[str] = (),
@@ -55,9 +63,15 @@ def finetune(
 
     Args:
         data: folder of annotations.
-        store: region store that holds every image; may be None for a text-only run.
+        store: region store that holds every image; may be None for a text-only run. If the recipe has an extractor,
+            only boxes are read from it.
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
+        images: folder of the images, for a recipe with an extractor.
+        backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
+            randomly initialised.
+        valid_store: region store of the validation images, where they are shown with other regions than in training
+            (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
         tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
     Returns:
@@ -66,7 +80,10 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
+    run = Finetuning(
+        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+        backbone=backbone, valid_store=valid_store,
+    )  # fmt: skip
     return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
 
 
@@ -82,11 +99,15 @@ class Finetuning:
         init: Path | None,
         device: str,
         other_features: bool,
+        images: Path | None = None,
+        backbone: Path | None = None,
+        valid_store: Path | None = None,
     ) -> None:
         if store is None and not config.text_only:
             raise ConfigError(
                 "a model that sees regions needs --store. For a model of the words alone use --text-only."
             )
+        check_images_option(config, images, backbone)
         config = fit_to_family(config)
         self.store = None if store is None else NativeStore.open(store)
         self.start = None if init is None else read_model_folder(init)
@@ -95,8 +116,11 @@ class Finetuning:
         elif self.start is not None:  # no feature is projected, but the weights of the projection are loaded
             encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
             config = replace(config, encoder=encoder)
+        if self.start is not None:
+            config = follow_task_token(config, self.start)
         self.config = config
         regions = None if config.text_only else self.store
+        valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
         self.task = load_task(config.task).configured(config.task_settings)
         read = read_records(self.task, data, config.train_split)
         kept = read if config.without_images is None else without_images(read, config.without_images)
@@ -109,34 +133,34 @@ class Finetuning:
                 "are needed."
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
-        if regions is not None:
-            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
+        if regions is not None and valid_regions is not None:
+            check_images(self.train_records, regions)
+            check_images(self.valid_records, valid_regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
         if self.start is not None:
             check_family(self.start, config.model)
             if self.store is not None:
-                override = other_features or config.text_only
-                check_fingerprint(self.start, self.store.fingerprint, override=override)
-        self.inputs = Inputs(config.model, config.encoder, regions, device)
-        self.origin = describe_origin(data=[data], task=config.task)
+                override, extracts = other_features or config.text_only, config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
+        self.inputs = Inputs(config.model, config.encoder, regions, device, task_token=config.task_token)
+        self.layouts = [self.inputs.layout]
+        if config.extractor is not None and images is not None and regions is not None:
+            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
+            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
+        self.backbone = backbone
+        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
-        if self.left_out:
-            notes.append(f"{self.left_out} training examples of the images in {config.without_images} are left out")
-        batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:
-            return task.loss(model(batch), targets)
-
-        def validate() -> Mapping[str, float]:
-            predictions = predict_records(
-                model, task, inputs, self.valid_records, batch_size=config.batch_size, precision=config.train.precision
-            )
-            return {name: score.value for name, score in task.report(predictions, self.valid_records).scores.items()}
+            logits, own = model.respond(batch)
+            loss = task.loss(logits, targets)
+            return loss if own is None else loss + own
 
         def save(path: Path) -> None:
             save_model_folder(
@@ -147,28 +171,50 @@ class Finetuning:
         def record(folder: RunFolder) -> None:
             folder.record({"examples": {"train": len(self.train_records), "valid": len(self.valid_records)}})
 
-        source = TaskSource(task, self.train_records, inputs.layout)
         return Training(
             model=model,
             step=step,
-            batches=inputs.loader(
-                TextOnly(source) if config.text_only else source,
-                batch_size=batch_size,
-                seed=config.train.seed,
-                training=True,
-                sort_by_length=config.sort_by_length,
-                flip=config.flip,
-                swap_sides=config.flip > 0,
-            ),
-            validate=validate,
+            batches=self.load_batches(),
+            validate=lambda: self.validate(model),
             save=save,
             record=record,
-            notes=[
-                *notes,
-                *filter(None, [shrunk]),
-                *task.notes(JoinedRecords(self.train_records, self.valid_records)),
-            ],
+            notes=[*notes, *self.describe_examples()],
         )
+
+    def load_batches(self) -> Loader:
+        """The training batches."""
+        config = self.config
+        source = TaskSource(self.task, self.train_records, self.inputs.layout)
+        return self.inputs.loader(
+            TextOnly(source) if config.text_only else source,
+            batch_size=self._fit_batch()[0],
+            seed=config.train.seed,
+            training=True,
+            sort_by_length=config.sort_by_length,
+            flip=config.flip,
+            swap_sides=config.flip > 0 and config.swap_sides,
+        )
+
+    def validate(self, model: TaskModel) -> dict[str, float]:
+        """Scores of a model of the task on the validation records, in percent."""
+        config, task, records = self.config, self.task, self.valid_records
+        predictions = predict_records(
+            model, task, self.valid_inputs, records, batch_size=config.batch_size, precision=config.train.precision
+        )
+        return {name: score.value for name, score in task.report(predictions, records).scores.items()}
+
+    def describe_examples(self) -> list[str]:
+        """What there is to say about the examples, for the log."""
+        notes = []
+        if self.left_out:
+            left_out = f"{self.left_out} training examples of the images in {self.config.without_images}"
+            notes.append(f"{left_out} are left out")
+        shrunk = self._fit_batch()[1]
+        return [
+            *notes,
+            *filter(None, [shrunk]),
+            *self.task.notes(JoinedRecords(self.train_records, self.valid_records)),
+        ]
 
     def _fit_batch(self) -> tuple[int, str]:
         """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
@@ -181,20 +227,30 @@ class Finetuning:
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""
         config, task, start = self.config, self.task, self.start
-        seen = (image_id for record in self.train_records for image_id in record.images)
-        encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
+        encoder = models.build(config.model, config.encoder)
+        if config.extractor is None:
+            measure_features(encoder, self.store, list_images(self.train_records))
+        extractor, notes = build_extractor(config, start, self.backbone)
         styles = models.head_styles(config.model, config.head_layout)
-        model = TaskModel(encoder, task.heads, styles, group=task.group)
+        model = TaskModel(encoder, task.heads, styles, group=task.group, extractor=extractor)
         if start is None:
-            published = describe_start(config)
-            return model.to(self.inputs.device), [f"starts from random weights; {published}"] if published else []
-        load_part(encoder, start.weights, "encoder.", start.path)
-        answers = () if task.answers is None else list(task.answers)
-        notes = []
+            if published := describe_start(config):
+                notes.append(f"starts from random weights; {published}")
+            return model.to(self.inputs.device), notes
+        notes += [*describe_followed(config, start.path), *load_encoder(encoder, start)]
+        notes += self.start_heads(model, start)
+        return model.to(self.inputs.device), notes
+
+    def start_heads(self, model: TaskModel, start: ModelFolder) -> list[str]:
+        """Start the heads of the task from another model, whose encoder has been loaded; returns notes for the log."""
+        config, notes = self.config, []
+        if start.tasks:
+            return continue_heads(model, self.task, start, config.task_token)
+        answers = () if self.task.answers is None else list(self.task.answers)
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
                 TaskStart(
-                    encoder=encoder,
+                    encoder=model.encoder,
                     heads=dict(model.heads.items()),
                     kinds=model.kinds,
                     objectives=objective_heads(start),
@@ -203,7 +259,51 @@ class Finetuning:
             )
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
-        return model.to(self.inputs.device), notes
+        return notes
+
+
+def follow_task_token(config: FinetuneConfig, start: ModelFolder) -> FinetuneConfig:
+    """The config with the task tokens of the model that it starts from, and the number of its task there, where it
+    leaves them open.
+
+    Raises:
+        ConfigError: several of the model's tasks could be meant.
+    """
+    count = models.spec(start.model).inputs(start.config).num_tasks
+    if start.model != config.model or not count:
+        return config
+    if not models.spec(config.model).inputs(config.encoder).num_tasks:
+        config = replace(config, encoder=replace(config.encoder, num_tasks=count))
+    if config.task_token is not None:
+        return config
+    return replace(config, task_token=find_token(start, load_task(config.task).configured(config.task_settings)))
+
+
+def _open_valid_store(
+    path: Path | None, regions: NativeStore | None, config: FinetuneConfig, other_features: bool
+) -> NativeStore | None:
+    """The region store of the validation images, if they have one of their own.
+
+    Raises:
+        ConfigError: no regions are shown.
+        StoreError: its features are of another detector or width than those that the run trains on.
+    """
+    if path is None:
+        return None
+    if regions is None:
+        raise ConfigError("a run without regions has none to validate on: leave out --valid-store.")
+    store = NativeStore.open(path)
+    if store.fingerprint != regions.fingerprint and not other_features:
+        raise StoreError(
+            f"{path} holds regions of another detector than {regions.path}. Extract both with the same one, or pass "
+            "--other-features."
+        )
+    if config.extractor is None and store.feature_size != regions.feature_size:
+        raise StoreError(
+            f"{path} holds features of width {store.feature_size}, {regions.path} of width {regions.feature_size}: a "
+            "model reads one width."
+        )
+    return store
 
 
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:

@@ -15,11 +15,13 @@ from torch import nn
 from visling import config as configs
 from visling import runtime
 from visling.data.corpora.base import split_root
+from visling.data.text import TextLayout
 from visling.errors import VislingError
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
-from visling.train.engine import Batches, fit
+from visling.train.engine import Batches, Pace, fit
 from visling.train.log import Log
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
@@ -43,18 +45,25 @@ class Training:
     begin: Callable[[], None] | None = None
     """Called before the first update, not when a run is resumed."""
     after_update: Callable[[], None] | None = None
+    pace: Pace | None = None
+    """Of a run whose validations decide what is trained next."""
 
 
 class PreparedRun(Protocol):
     """A run whose inputs have been read and checked, and whose model has not been built."""
 
     @property
-    def config(self) -> PretrainConfig | FinetuneConfig:
+    def config(self) -> PretrainConfig | FinetuneConfig | MultitaskConfig:
         """Fitted to the store."""
         ...
 
     @property
     def inputs(self) -> Inputs: ...
+
+    @property
+    def layouts(self) -> Sequence[TextLayout]:
+        """What lays out its training texts, and counts those that it cuts."""
+        ...
 
     @property
     def store(self) -> NativeStore | None:
@@ -120,6 +129,7 @@ def carry_out(
             run_folder=folder,
             save_model=training.save,
             after_update=training.after_update,
+            pace=training.pace,
         )
         _conclude(run, folder, state, log)
     return state
@@ -143,7 +153,7 @@ def _open_folder(
                 "store": None if run.store is None else os.path.abspath(run.store.path),
                 **run.origin,
             },
-            may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
+            may_differ=("from_init", "train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
         )
         with Log(folder.log, stream=stream, tensorboard=board if tensorboard else None) as log:
             yield folder, log
@@ -169,17 +179,23 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
 
 
 def describe_origin(
-    *, data: Sequence[str | Path], images: Path | None = None, task: str | None = None
+    *,
+    data: Sequence[str | Path],
+    images: Path | None = None,
+    task: str | None = None,
+    valid_store: Path | None = None,
 ) -> dict[str, Any]:
     """Where a run's examples come from, for run.json; paths are absolute.
 
     Args:
         images: folder of the images; None = that of the annotations.
+        valid_store: region store of the validation images, if they have one of their own.
     """
     return {
         "task": task,
         "data": [os.path.abspath(root) for root in data],
         "images": os.path.abspath(split_root(str(data[0]))[0] if images is None else images),
+        **({} if valid_store is None else {"valid_store": os.path.abspath(valid_store)}),
     }
 
 
@@ -188,10 +204,12 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
 
     A run killed before the mark does all of this again when it is resumed; one stopped by `max_seconds` stays open.
     """
-    layout, store = run.inputs.layout, run.store
-    if layout.truncated:
-        often = f"{layout.truncated} times, counted over all epochs,"
-        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut", step=state.step)
+    store = run.store
+    for layout in run.layouts:
+        if layout.truncated:
+            often = f"{layout.truncated} times, counted over all epochs,"
+            longest = layout.spec.max_tokens
+            log.event(f"{often} a text was longer than {longest} word pieces and was cut", step=state.step)
     detector = None if store is None else store.settings.get("detector")
     if detector is not None and not Path(detector).is_dir():
         log.event(
