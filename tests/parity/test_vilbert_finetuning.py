@@ -2,7 +2,7 @@
 training scripts set them up (`golden/vilbert_tasks/optimizer_groups.json`).
 
 The recording has the published names at full depth, of every head; a model of ours has the head of its task alone.
-Rates per update: tests/parity/test_optimisers.py.
+Other schedules of both scripts: tests/parity/test_finetuning_schedules.py.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_the_optimiser_is_the_recorded_one(golden: Path, name: str) -> None:
     recorded = Recorded(golden, name)
     defaults, optim = recorded.task["defaults"], recorded.config.train.optim
     assert optim.warmup_share == 0.1
-    built, _ = build_optimizer(optimisers.untrained_model(recorded.config), optim, total=100)
+    built, _ = build_optimizer(optimisers.untrained_model(recorded.config), optim, total=100, per_epoch=5)
     if recorded.first:
         assert isinstance(built, BertAdam)
         assert [*optim.betas, optim.eps] == [defaults["b1"], defaults["b2"], defaults["e"]]
@@ -104,6 +104,22 @@ def test_the_optimiser_is_the_recorded_one(golden: Path, name: str) -> None:
         assert built.bias_correction is defaults["correct_bias"]
         assert optim.clip == "none"
         assert optim.schedule in recorded.task["command_arguments"]
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded_run"),
+    [
+        ("vilbert-vqa", "mannul, one task"),
+        ("vilbert-multitask-vqa", "warmup_linear, one task (README command)"),
+    ],
+)
+def test_rates_of_head_and_rest_at_every_update(golden: Path, name: str, recorded_run: str) -> None:
+    recorded = Recorded(golden, name)
+    run, optim = recorded.content["schedules"][recorded_run], recorded.config.train.optim
+    ours = optimisers.rates(recorded.config, run["updates"], range(run["updates"]))
+    assert ours == pytest.approx(run["lr_rest"], rel=1e-6, abs=1e-12)
+    (factor,) = optim.rates.values()
+    assert [factor * rate for rate in ours] == pytest.approx(run["lr_head"], rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize(

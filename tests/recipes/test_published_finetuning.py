@@ -365,7 +365,7 @@ def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
     model.train()
     total = estimates.updates(run)
     assert total is not None, "the size of its training splits is in runs/typical_task.py"
-    optimizer, schedule = build_optimizer(model, run.train.optim, total)
+    optimizer, schedule = build_optimizer(model, run.train.optim, total, per_epoch=total / run.train.epochs)
     # Biases are 0 at first: the smallest rate moves them.
     biases = [
         parameter
