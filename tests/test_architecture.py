@@ -68,8 +68,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tables", "listing",
     ),
     "runs": (
-        "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
-        "pretrain", "retrieve", "evaluate", "finetune", "multitask", "count_products", "typical_batch",
+        "inputs", "spelling", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives",
+        "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask", "count_products", "typical_batch",
         "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip

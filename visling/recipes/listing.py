@@ -46,7 +46,7 @@ def _read_rows(module: str, table: ast.expr) -> Iterator[tuple[str, str]]:
                 else:
                     yield str(ast.literal_eval(key)), _describe(module, value)
         case ast.DictComp(key=ast.JoinedStr(values=parts) as key, value=value):  # of every model, and of every task
-            titles = _read_titles(module) if "task" in ast.unparse(key) else {"": "A task"}
+            titles = _read_titles(module) if "{task}" in ast.unparse(key) else {"": "A task"}
             for model, (task, title) in itertools.product(models.names(), titles.items()):
                 filled = {"model": model, "task": task}
                 name = "".join(

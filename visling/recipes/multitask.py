@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from visling import models
-from visling.recipes import scenes
+from visling.recipes import scenes, vilbert
 from visling.recipes.multitask_configs import JointTask, MultitaskConfig
-from visling.recipes.vilbert_tasks import HEAD_RATE, NO_DECAY, TASKS, MultitaskTask, multitask_optim
+from visling.recipes.vilbert_tasks import (
+    ANNOTATED_BOXES,
+    FOUR_ALTERNATIVES,
+    HEAD_RATE,
+    LAST_BATCH,
+    RETRIEVAL_SPLITS,
+    TASKS,
+    MultitaskTask,
+    multitask_optim,
+)
 from visling.train.config import TrainConfig
 from visling.train.multitask import StopAndGo
 from visling.train.optim import OptimConfig
@@ -19,6 +28,9 @@ from visling.train.optim import OptimConfig
 POINTING, CHOOSING = "pointing", "choosing"
 """Heads that tasks share in both releases: `vision_logit`, a score of each region; `vil_logit`, one of each
 alternative."""
+
+RANKING = "image_r1"
+"""Score of retrieval: in percent as those of the other tasks, whose mean is shown; the task's own is a sum of six."""
 
 _SHARED: Mapping[str, str] = {"referring": POINTING, "retrieval": CHOOSING, "vcr": CHOOSING}
 """Task -> the name of its shared heads."""
@@ -88,12 +100,18 @@ def vilbert_12in1() -> MultitaskConfig:
             optim=replace(optim, no_decay_except=_name_norms(optim)),
         ),
         release={
-            "tasks": "twelve: without " + ", ".join(f"{name} ({what})" for name, what in LACKING.items()),
+            "further tasks": "three: " + ", ".join(f"{name} ({what})" for name, what in LACKING.items()),
             "snli-ve": "a linear head of three outputs, trained by the mean of binary cross-entropies",
-            "retrieval": "validated on the four alternatives of the test images, by accuracy; here all pairs of the "
-            "validation images are ranked",
-            "batches": "the last, smaller batch of a task's epoch is read too",
+            **{
+                f"tasks.{name}.{setting}": value
+                for name in ("retrieval-coco", "retrieval")
+                for setting, value in FOUR_ALTERNATIVES.items()
+            },
+            **ANNOTATED_BOXES,
+            **LAST_BATCH,
             "length": "that of the longest task times the epochs of the last task in the list (20, as of all of them)",
+            "heads of other tasks": "in the framework of its time their gradients in an update are zero, not absent, "
+            "so that their moments and their decay still move them",
         },
     )
 
@@ -106,6 +124,8 @@ def _name_norms(optim: OptimConfig) -> tuple[str, ...]:
 def _from_release(name: str, task: MultitaskTask, lr: float) -> JointTask:
     """A task with the numbers that it has alone, its loss scaled by its rate over `lr`."""
     splits: dict[str, Any] = {"train_split": task.train_split, "valid_split": task.valid_split, **task.cleaned}
+    if task.task == "retrieval":
+        splits |= {**RETRIEVAL_SPLITS, "metric": RANKING}
     if "without_images" in splits:
         splits["without_images"] = Path(splits["without_images"])
     return JointTask(
@@ -131,48 +151,33 @@ def vilbert_vcr_joint() -> MultitaskConfig:
     Source:
         vilbert_beta, train_tasks.py and vlbert_tasks.yml, by the README's command `--tasks 1-2 --learning_rate 2e-5`.
     """
-
-    def phase(name: str, max_tokens: int) -> JointTask:
-        settings = {} if name == "answer" else {"phase": "rationale"}
-        return JointTask(
-            task="vcr",
-            task_settings={**settings, "cut": "longer"},
-            shares=CHOOSING,
-            batch_size=64,
-            max_tokens=max_tokens,
-            max_regions=99,
-        )
-
+    phases = {"answer": vilbert.vilbert_vcr(), "rationale": vilbert.vilbert_vcr_rationale()}
+    alone = phases["answer"]
+    # The warm-up is a tenth of the iterations, but counts updates, of which an iteration makes two
+    optim = replace(alone.train.optim, warmup_share=alone.train.optim.warmup_share / len(phases))
     return MultitaskConfig(
         recipe="vilbert-vcr-joint",
         model="vilbert",
-        encoder=models.spec("vilbert").presets["vcr"],
-        tasks={"answer": phase("answer", 60), "rationale": phase("rationale", 80)},
+        encoder=phases["rationale"].encoder,
+        tasks={
+            name: JointTask(
+                task=run.task,
+                task_settings=run.task_settings,
+                shares=CHOOSING,
+                batch_size=run.batch_size,
+                max_tokens=run.encoder.max_tokens,
+                max_regions=run.encoder.max_regions,
+                epochs=run.train.epochs,
+                train_split=run.train_split,
+                valid_split=run.valid_split,
+            )
+            for name, run in phases.items()
+        },
         stop_and_go=None,
-        start="vilbert-conceptual",
-        train=TrainConfig(
-            epochs=20,
-            metric="mean",
-            direction="max",
-            keep=("best", "last"),
-            optim=OptimConfig(
-                name="bert_adam",
-                lr=2e-5,
-                betas=(0.9, 0.999),
-                eps=1e-6,
-                **NO_DECAY,
-                swap_decay=True,
-                clip="per_tensor",
-                clip_norm=1.0,
-                schedule="warmup_constant",
-                # A tenth of the iterations, counted in updates, of which an iteration makes two
-                warmup_share=0.05,
-                drop_epochs=(12, 16),
-                drop_factor=0.1,
-                evaluate="before",
-            ),
-        ),
-        release={"train.seed": "none", "batches": "the last, smaller batch of an epoch is read too"},
+        start=alone.start,
+        train=replace(alone.train, metric="mean", keep=("best", "last"), optim=optim),
+        paper=alone.paper,
+        release={name: value for name, value in alone.release.items() if name != "training"},
     )
 
 
@@ -203,7 +208,7 @@ def on_scenes(model: str) -> MultitaskConfig:
             valid_split=run.valid_split,
             valid_images=20 if name == "retrieval" else None,
             train_limit=800,
-            metric=run.train.metric,
+            metric=RANKING if name == "retrieval" else run.train.metric,
         )
         for name, run in alone.items()
     }

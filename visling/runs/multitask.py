@@ -6,16 +6,17 @@ Leaves    model/ with the encoder and all heads, which `visling finetune --init`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from visling import models
-from visling.errors import ConfigError, DataError, StoreError, nearest
+from visling.errors import ConfigError, DataError, StoreError, VislingError, nearest
 from visling.models.task_model import JointModel
 from visling.pretrained.features import check_fingerprint, measure_features
 from visling.pretrained.folder import (
@@ -133,14 +134,15 @@ class Multitasking:
         self.tasks: dict[str, Finetuning] = {}
         """Each task as a run of its own would be prepared."""
         for name in names:
-            self.tasks[name] = Finetuning(
-                config.finetuning(name),
-                data=paths[name],
-                store=stores.of(name, "--store"),
-                init=None,
-                device=device,
-                other_features=other_features,
-            )
+            with _naming(name):
+                self.tasks[name] = Finetuning(
+                    config.finetuning(name),
+                    data=paths[name],
+                    store=stores.of(name, "--store"),
+                    init=None,
+                    device=device,
+                    other_features=other_features,
+                )
         first = next(iter(self.tasks.values()))
         self.store, self.inputs = _store_of(first), first.inputs
         self._check_stores(other_features)
@@ -337,6 +339,16 @@ class Multitasking:
         states = {"tasks": {name: task.task.state() for name, task in self.tasks.items()}}
         (path / "answers.json").write_text(json.dumps(states) + "\n", encoding="utf-8")
         save_weights(path, model)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors about one task, with its name, and with that of its settings here."""
+    try:
+        yield
+    except VislingError as error:
+        told = str(error).replace("--set task_settings.", f"--set tasks.{name}.task_settings.")
+        raise type(error)(f"task {name}: {told}") from error
 
 
 def _store_of(task: Finetuning) -> NativeStore:

@@ -21,8 +21,9 @@ from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
-from visling.train.engine import Batches, Pace, fit
+from visling.train.engine import Batches, fit
 from visling.train.log import Log
+from visling.train.pace import Pace
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 

@@ -26,6 +26,7 @@ from visling.train.generators import capture_generators, restore_generators
 from visling.train.log import Log
 from visling.train.meter import Meter, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
+from visling.train.pace import Pace
 from visling.train.parallel import Backward, Step
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State, from_main, save_weights
@@ -55,29 +56,6 @@ class Batches(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Move to a position; the next iteration begins there."""
-        ...
-
-
-class Pace(Protocol):
-    """How far a run has come whose batches depend on its validations, so that neither the length of an epoch nor the
-    number of updates is known beforehand. It is validated after every epoch."""
-
-    @property
-    def most(self) -> int:
-        """Updates of the run, if there is no reason to make fewer."""
-        ...
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last update of the run has been made."""
-        ...
-
-    def share(self, update: int) -> float:
-        """Share of the run that has passed before update number `update` of this epoch; the schedule reads it."""
-        ...
-
-    def epoch(self, update: int) -> int:
-        """Epoch, from 1, that the log shows when `update` updates of this epoch have been made."""
         ...
 
 
