@@ -64,7 +64,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "recipes": (
         "configs", "multitask_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert",
-        "vilbert_tasks", "vilbert", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases", "tables", "listing",
+        "vilbert_tasks", "vilbert", "vilbert_baseline", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases",
+        "tables", "listing",
     ),
     "runs": (
         "inputs", "spelling", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives",

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -131,10 +130,11 @@ HEADS = {
 }
 
 
-def make_parts(changes: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """Encoder and heads by the part of the key map that they are."""
+def make_parts() -> tuple[VilbertBaseline, dict[str, nn.Module]]:
+    """The encoder; and with the heads, by the part of the key map that each is."""
     torch.manual_seed(3)
-    encoder = contract.build("vilbert-baseline", **changes)
+    encoder = contract.build("vilbert-baseline")
+    assert isinstance(encoder, VilbertBaseline)
     styles = models.head_styles("vilbert-baseline")
     parts: dict[str, nn.Module] = {"encoder": encoder}
     for part, head in HEADS.items():
@@ -143,7 +143,8 @@ def make_parts(changes: Mapping[str, Any]) -> dict[str, nn.Module]:
     for module in parts.values():
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.3)
-    return {part: module.eval() for part, module in parts.items()}
+        module.eval()
+    return encoder, parts
 
 
 def released(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -152,9 +153,7 @@ def released(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     )
 
 
-def compare(parts: Mapping[str, nn.Module], slow: Slow, batch: Batch) -> None:
-    encoder = parts["encoder"]
-    assert isinstance(encoder, VilbertBaseline)
+def compare(encoder: VilbertBaseline, parts: Mapping[str, nn.Module], slow: Slow, batch: Batch) -> None:
     encoded = encoder(batch)
     ours = {
         "alignment": parts["matching"](encoded.pooled).flip(-1),  # class 0 of the release means "fits"
@@ -180,11 +179,8 @@ def compare(parts: Mapping[str, nn.Module], slow: Slow, batch: Batch) -> None:
 
 
 def test_equals_the_arithmetic_of_the_release() -> None:
-    parts = make_parts({})
-    encoder = parts["encoder"]
-    assert isinstance(encoder, VilbertBaseline)
-    batch = contract.make_batch(links=False)
-    compare(parts, Slow(released(parts), encoder.config), batch)
+    encoder, parts = make_parts()
+    compare(encoder, parts, Slow(released(parts), encoder.config), contract.make_batch(links=False))
 
 
 @pytest.mark.parametrize(
@@ -200,13 +196,11 @@ def test_equals_the_arithmetic_of_the_release() -> None:
     ],
 )
 def test_another_weight_is_noticed(name_of: str, row: int) -> None:
-    parts = make_parts({})
-    encoder = parts["encoder"]
-    assert isinstance(encoder, VilbertBaseline)
+    encoder, parts = make_parts()
     weights = {name: tensor.clone() for name, tensor in released(parts).items()}
     weights[name_of][row].view(-1)[0] += 0.5  # one entry: a norm takes off what all have
     with pytest.raises(AssertionError):
-        compare(parts, Slow(weights, encoder.config), contract.make_batch(links=False))
+        compare(encoder, parts, Slow(weights, encoder.config), contract.make_batch(links=False))
 
 
 def test_the_first_rows_of_the_tables_and_the_other_segment_of_regions_learn_nothing() -> None:
@@ -222,42 +216,31 @@ def test_the_first_rows_of_the_tables_and_the_other_segment_of_regions_learn_not
 
 def test_dropout_is_where_the_release_has_it() -> None:
     """Not before the classifier, the score and the alignment, whose heads read the summary; before `vision_logit`."""
-    model = TaskModel(models.build_tiny("vilbert-baseline"), HEADS, models.head_styles("vilbert-baseline"))
+    encoder = models.build_tiny("vilbert-baseline")
+    assert isinstance(encoder, VilbertBaseline)
+    model = TaskModel(encoder, HEADS, models.head_styles("vilbert-baseline"))
     rates = {
         name: [module.p for module in head.modules() if isinstance(module, nn.Dropout)]
         for name, head in model.heads.items()
     }
     assert rates == {"classifier": [0.0, 0.5], "score": [0.0], "regions": [0.1]}
-    assert model.encoder.get_submodule("dropout").p == 0.1  # type: ignore[union-attr]
+    assert encoder.dropout.p == 0.1
 
 
 def test_starts_from_bert_with_its_summary_and_its_next_sentence_head() -> None:
-    parts = make_parts({})
-    width, words = PRESETS["tiny"].hidden_size, contract.VOCABULARY
-    vocabulary = heads.build(
-        Head(kind="vocabulary", outputs=words), parts["encoder"].dims, style="bert",  # type: ignore[arg-type]
-        words=parts["encoder"].word_embeddings,  # type: ignore[arg-type]
-    )  # fmt: skip
-    wanted = {"encoder": parts["encoder"], "matching": parts["matching"], "vocabulary": vocabulary}
-    named = {
-        name: tensor
-        for name, tensor in SPEC.keys["first"]
-        .invert(
-            {
-                f"{part}.{name}": tensor
-                for part, module in wanted.items()
-                for name, tensor in module.state_dict().items()
-            }
-        )
-        .items()
-        if "image_embeddings" not in name
-    }
-    source = {name: torch.randn_like(tensor) for name, tensor in named.items()}
-    source["cls.predictions.decoder.weight"] = source["bert.embeddings.word_embeddings.weight"]
+    encoder, parts = make_parts()
+    head = Head(kind="vocabulary", outputs=contract.VOCABULARY)
+    vocabulary = heads.build(head, encoder.dims, style="bert", words=encoder.word_embeddings)
+    wanted = {"encoder": encoder, "matching": parts["matching"], "vocabulary": vocabulary}
+    words = "bert.embeddings.word_embeddings.weight"
+    source = {name: torch.randn_like(tensor) for name, tensor in released(wanted).items() if "image_emb" not in name}
+    source["cls.predictions.decoder.weight"] = source[words]
     coverage = SPEC.keys["bert"].load(source, wanted)
-    assert {name.split(".")[1] for name in coverage.fresh} == {
-        "projection", "box_projection", "region_segments", "region_norm",
-    }  # fmt: skip
-    assert torch.equal(parts["encoder"].get_parameter("pooler.dense.weight"), source["bert.pooler.dense.weight"])
-    assert torch.equal(parts["matching"].get_parameter("linear.weight"), source["cls.seq_relationship.weight"])
-    assert source["bert.pooler.dense.weight"].shape == (width, width)
+    random = {"projection", "box_projection", "region_segments", "region_norm"}
+    assert {name.split(".")[1] for name in coverage.fresh} == random
+    for ours, theirs in (
+        (encoder.embeddings.words.weight, words),
+        (encoder.pooler.dense.weight, "bert.pooler.dense.weight"),
+        (parts["matching"].get_parameter("linear.weight"), "cls.seq_relationship.weight"),
+    ):
+        assert torch.equal(ours, source[theirs]), theirs

@@ -2,7 +2,7 @@
 training scripts set them up (`golden/vilbert_tasks/optimizer_groups.json`).
 
 The recording has the published names at full depth, of every head; a model of ours has the head of its task alone.
-Rates per update: tests/parity/test_optimisers.py.
+Other schedules of both scripts: tests/parity/test_finetuning_schedules.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from finetuning_optimisers import Group
 from visling import config as configs
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.vilbert import FINETUNING
+from visling.recipes.vilbert_baseline import FINETUNING as BASELINE
 from visling.recipes.vilbert_tasks import TASKS
 from visling.train.optim import BertAdam, ReleaseAdamW, build_optimizer
 from visling.train.schedule import Plateau
@@ -75,7 +76,9 @@ def compare(recorded: Recorded, config: FinetuneConfig) -> None:
     assert ours.keys() <= theirs.keys()
     left = theirs.keys() - ours.keys()
     assert all(name.startswith(NOT_TRAINED) or any(part in name for part in NEVER_READ) for name in left), sorted(left)
-    assert ours == {name: (pytest.approx(theirs[name][0]), theirs[name][1]) for name in ours}
+    for place in (0, 1):
+        values = {name: group[place] for name, group in ours.items()}
+        assert values == pytest.approx({name: theirs[name][place] for name in ours})
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -90,7 +93,7 @@ def test_the_optimiser_is_the_recorded_one(golden: Path, name: str) -> None:
     recorded = Recorded(golden, name)
     defaults, optim = recorded.task["defaults"], recorded.config.train.optim
     assert optim.warmup_share == 0.1
-    built, _ = build_optimizer(optimisers.untrained_model(recorded.config), optim, total=100)
+    built, _ = build_optimizer(optimisers.untrained_model(recorded.config), optim, total=100, per_epoch=5)
     if recorded.first:
         assert isinstance(built, BertAdam)
         assert [*optim.betas, optim.eps] == [defaults["b1"], defaults["b2"], defaults["e"]]
@@ -103,6 +106,22 @@ def test_the_optimiser_is_the_recorded_one(golden: Path, name: str) -> None:
         assert built.bias_correction is defaults["correct_bias"]
         assert optim.clip == "none"
         assert optim.schedule in recorded.task["command_arguments"]
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded_run"),
+    [
+        ("vilbert-vqa", "mannul, one task"),
+        ("vilbert-multitask-vqa", "warmup_linear, one task (README command)"),
+    ],
+)
+def test_rates_of_head_and_rest_at_every_update(golden: Path, name: str, recorded_run: str) -> None:
+    recorded = Recorded(golden, name)
+    run, optim = recorded.content["schedules"][recorded_run], recorded.config.train.optim
+    ours = optimisers.rates(recorded.config, run["updates"], range(run["updates"]))
+    assert ours == pytest.approx(run["lr_rest"], rel=1e-6, abs=1e-12)
+    (factor,) = optim.rates.values()
+    assert [factor * rate for rate in ours] == pytest.approx(run["lr_head"], rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +141,20 @@ def test_another_rule_is_noticed(golden: Path, name: str, change: str) -> None:
     recorded = Recorded(golden, name)
     with pytest.raises(AssertionError):
         compare(recorded, configs.override(recorded.config, [change]))
+
+
+@pytest.mark.parametrize("name", BASELINE)
+def test_the_baseline_has_the_rule_of_the_first_release(name: str) -> None:
+    """It was not recorded; the script is the same."""
+    config = BASELINE[name]()
+    parts = {"heads.classify": "classifier", "heads.score": "score", "heads.regions": "regions"}
+    found = optimisers.groups(config, "first", parts)
+    assert found.keys() >= {"bert.image_embeddings.token_type_embeddings.weight", "bert.pooler.dense.weight"}
+    for published, (rate, decay) in found.items():
+        assert decay == (0.01 if any(part in published for part in ("bias", "LayerNorm.weight")) else 0.0), published
+        assert rate * config.train.optim.lr == pytest.approx(
+            1e-4 if "vil_prediction" in published else config.train.optim.lr
+        )
 
 
 DROPPING = ["train.optim.schedule=warmup_constant", "train.optim.drop_epochs=[5, 7]", "train.optim.drop_factor=0.2"]

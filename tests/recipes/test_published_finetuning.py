@@ -218,6 +218,13 @@ _VILBERT_FIRST = {
     "encoder.feature_size": 2048,
     "encoder.max_regions": 99,
 }
+_STREAMS = ("encoder.text_layers_before", "encoder.region_layers_before", "encoder.region_hidden_size")
+_VILBERT_BASELINE = {
+    **{name: value for name, value in _VILBERT_FIRST.items() if name not in (*_STREAMS, "encoder.num_tasks")},
+    "head_layout": None,
+    "start": "vilbert-baseline-conceptual",
+    "encoder.num_layers": 12,
+}
 _VILBERT_MULTITASK = {
     **_VILBERT_FIRST,
     "head_layout": None,
@@ -252,6 +259,20 @@ VILBERT: Mapping[str, Mapping[str, Any]] = {
     "vilbert-retrieval": {
         **_VILBERT_FIRST, "batch_size": 64, "train.optim.lr": 4e-5, "encoder.max_tokens": 30, "train.metric": "rsum",
         "task_settings": {},
+    },
+    "vilbert-baseline-vqa": {
+        **_VILBERT_BASELINE, **_MINVAL, "batch_size": 256, "train.optim.lr": 4e-5, "encoder.max_tokens": 16,
+        "train.optim.rates": {"heads.classify.": 2.5},
+    },
+    "vilbert-baseline-vcr": {
+        **_VILBERT_BASELINE, **_VCR, "encoder.max_tokens": 60, "task_settings": {"phase": "answer"},
+    },
+    "vilbert-baseline-vcr-rationale": {
+        **_VILBERT_BASELINE, **_VCR, "encoder.max_tokens": 80, "task_settings": {"phase": "rationale"},
+    },
+    "vilbert-baseline-refcoco+": {
+        **_VILBERT_BASELINE, "batch_size": 256, "train.optim.lr": 4e-5, "encoder.max_tokens": 20,
+        "task_settings": {"dataset": "refcoco+"},
     },
     "vilbert-multitask-vqa": {
         **_VILBERT_MULTITASK, **_MINVAL, **_ANSWER_RATE, "batch_size": 128, "encoder.max_tokens": 23,

@@ -34,6 +34,7 @@ COMMON: Mapping[str, Mapping[str, str]] = {
         "called dynamic, but bounded by 128 on both sides. Here: bf16, weights in float32, no loss scale",
     },
     "vilbert": {**_STORED, **_average_over_devices("DistributedDataParallel or DataParallel")},
+    "vilbert-baseline": {**_STORED, **_average_over_devices("DistributedDataParallel or DataParallel")},
     "lxmert": {**_STORED, **_average_over_devices("4 GPUs")},
     "cvlp": {**_STORED, **_average_over_devices("DataParallel")},
 }

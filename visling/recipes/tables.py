@@ -11,7 +11,19 @@ from typing import Any, TypeVar
 
 from visling.config import load_module
 from visling.errors import ConfigError, nearest
-from visling.recipes import cvlp, lxmert, multitask, nlvr, own, releases, scenes, vilbert, visualbert, vlbert
+from visling.recipes import (
+    cvlp,
+    lxmert,
+    multitask,
+    nlvr,
+    own,
+    releases,
+    scenes,
+    vilbert,
+    vilbert_baseline,
+    visualbert,
+    vlbert,
+)
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 
@@ -19,6 +31,7 @@ PUBLISHED_PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     **visualbert.PRETRAINING,
     **vlbert.PRETRAINING,
     **vilbert.PRETRAINING,
+    **vilbert_baseline.PRETRAINING,
     **lxmert.PRETRAINING,
     **cvlp.PRETRAINING,
 }
@@ -28,6 +41,7 @@ PUBLISHED_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **visualbert.FINETUNING,
     **vlbert.FINETUNING,
     **vilbert.FINETUNING,
+    **vilbert_baseline.FINETUNING,
     **lxmert.FINETUNING,
     **cvlp.FINETUNING,
 }

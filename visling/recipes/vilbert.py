@@ -251,7 +251,7 @@ def _first_vcr(name: str, phase: str, encoder: VilbertConfig) -> FinetuneConfig:
         batch_size=64,
         lr=2e-5,
         settings={"phase": phase},
-        release={**VCR_REGIONS, "training": "both phases jointly, an update of each in turn; one model for both"},
+        release={**VCR_REGIONS, "training": "both phases jointly (vilbert-vcr-joint of visling multitask)"},
     )
 
 

@@ -34,7 +34,8 @@ NO_DECAY: Mapping[str, Any] = {
 
 LAST_BATCH: Mapping[str, str] = {"last batch of an epoch": "kept, though not full: up to one more update per epoch"}
 ANNOTATED_BOXES: Mapping[str, str] = {
-    "training regions": "the annotated boxes of the image follow the detected ones, as far as there is room"
+    "training regions": "the annotated boxes of an image follow the detected ones, as far as there is room; so they do "
+    "here if --store has both, and --valid-store the detected ones"
 }
 VCR_REGIONS: Mapping[str, str] = {
     "regions": "the annotated objects follow the detected regions, of which as many are left out as do not fit",
