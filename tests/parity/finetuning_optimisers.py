@@ -19,6 +19,7 @@ from visling.checkpoints.keymap import KeyMap
 from visling.recipes.configs import FinetuneConfig
 from visling.runs.typical_task import typical_task_batch, untrained_task
 from visling.train.optim import apply_schedule, build_optimizer, parameter_groups
+from visling.vision import end_to_end
 
 Group = tuple[float, float]
 """Multiple of the rate, and decay."""
@@ -118,7 +119,11 @@ def _for_anything(config: FinetuneConfig) -> Any:
 
 def _official(config: FinetuneConfig, layout: str, model: nn.Module, parts: Mapping[str, str]) -> dict[str, set[str]]:
     keys = models.spec(config.model).keys[layout]
-    return official_names(keys, (name for name, _ in model.named_parameters()), parts)
+    names = [name for name, _ in model.named_parameters()]
+    network = [name for name in names if name.startswith("extractor.")]
+    return official_names(keys, (name for name in names if name not in network), parts) | official_names(
+        end_to_end.KEYS["official"], network, {}
+    )
 
 
 def by_group(named: Mapping[str, Group]) -> dict[Group, set[str]]:

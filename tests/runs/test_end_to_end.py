@@ -26,6 +26,7 @@ from visling import models, runtime
 from visling.cli.app import app
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
+from visling.data.corpora.base import Typical
 from visling.data.text import TextLayout
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.models.vlbert import VlBert
@@ -36,9 +37,9 @@ from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_PRETRAININ
 from visling.regions.store import NativeStore
 from visling.runs import finetune as finetuning
 from visling.runs.inputs import Inputs, fit_to_store
-from visling.runs.pictures import find_pictures
+from visling.runs.pictures import find_corpus_pictures
 from visling.runs.pretrain import pretrain, read_corpora, untrained_model
-from visling.runs.typical_batch import UNKNOWN, typical_batch
+from visling.runs.typical_batch import typical_batch
 from visling.train.optim import build_optimizer
 from visling.types import Batch
 from visling.vision.end_to_end import KEYS, MEAN_BGR, ExtractorConfig, PictureFiles, RegionExtractor
@@ -75,7 +76,7 @@ def loader(world: Any, run: PretrainConfig, *, valid: bool = True, **settings: A
         run, [str(world.scenes)], TextLayout(tokenizer, spec), store, valid=valid, answers=None
     ).images
     assert run.extractor is not None
-    pictures = PictureFiles(find_pictures(run, world.scenes, [source], store), run.extractor)
+    pictures = PictureFiles(find_corpus_pictures(run.corpora, world.scenes, [source], store), run.extractor)
     collator = Collator(
         store, spec, tokenizer, masking=run.masking, region_masking=run.region_masking,
         needs=("region_probs", "class_slots"), pictures=pictures, flip=settings.pop("flip", run.flip),
@@ -235,7 +236,7 @@ def test_any_batch_gives_a_finite_gradient(world: Any, rows: int, precision: Any
     """Of one example, and of an image without regions, whose picture is seen as a whole all the same."""
     run = fit_to_store(end_to_end("encoder.text_visual_scale_init=1.0"), NativeStore.open(world.regions))
     model = untrained_model(run).train()
-    batch, targets = typical_batch(run, UNKNOWN, rows)
+    batch, targets = typical_batch(run, Typical(), rows)
     assert batch.regions is not None
     assert batch.pixels is not None
     mask = batch.regions.mask.clone()
@@ -258,14 +259,14 @@ def test_rows_may_share_a_picture(world: Any) -> None:
     torch.manual_seed(0)
     extractor = RegionExtractor(SMALL).eval()
     run = end_to_end()
-    batch, _ = typical_batch(run, UNKNOWN, 2)
+    batch, _ = typical_batch(run, Typical(), 2)
     assert batch.regions is not None
     assert batch.pixels is not None
     row = torch.tensor([1, 0, 1])
     regions = batch.regions.map(lambda tensor: tensor[row])
-    shared = extractor.describe(regions, dataclasses.replace(batch.pixels, row=row))
+    shared, _ = extractor.describe(regions, dataclasses.replace(batch.pixels, row=row))
     pixels = batch.pixels
-    apart = extractor.describe(
+    apart, _ = extractor.describe(
         regions, dataclasses.replace(pixels, images=pixels.images[row], size=pixels.size[row], row=torch.arange(3))
     )
     assert shared.whole is not None
@@ -519,9 +520,8 @@ def test_pictures_are_found_as_the_store_names_them(world: Any, tmp_path: Path) 
         folder.mkdir()
         for name in called:
             shutil.copy(world.picture("val"), folder / f"{name}.png")
-        return sorted(
-            path.stem for path in find_pictures(dataclasses.replace(run, **changes), folder, [made], store).values()
-        )
+        corpora = dataclasses.replace(run, **changes).corpora
+        return sorted(path.stem for path in find_corpus_pictures(corpora, folder, [made], store).values())
 
     assert find(*names) == names
     numbers = [str(int(name.rpartition("_")[2])) for name in names]

@@ -237,6 +237,8 @@ def _prepare_finetuning(config: FinetuneConfig) -> _TracedRun:
     model: nn.Module
     if config.task in task_names():
         model, task = untrained_task(config)
+        if isinstance(model.extractor, RegionExtractor):
+            pool_everything(model.extractor)
     else:
         model, task = (
             models.build(config.model, config.encoder),
@@ -296,7 +298,7 @@ def pool_everything(extractor: RegionExtractor) -> None:
     """Make an extractor treat every region as real and lay the same grid over each: that needs no values, and the
     products are the same."""
 
-    def forward(images: Tensor, boxes: Tensor, mask: Tensor, *, image: Tensor) -> Tensor:
+    def forward(images: Tensor, boxes: Tensor, mask: Tensor, instances: None, *, image: Tensor) -> Tensor:
         features = extractor.feature_map(images)
         rows, regions = mask.shape
         grid = features.new_zeros(rows, regions * POOL_SIZE, POOL_SIZE, 2, dtype=torch.float32)

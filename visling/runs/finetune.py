@@ -11,7 +11,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, DataError, StoreError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
@@ -28,10 +28,11 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.answers import AnswerTask
-from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
+from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
@@ -47,6 +48,9 @@ def finetune(
     device: str = "auto",
     resume: bool = False,
     other_features: bool = False,
+    images: Path | None = None,
+    backbone: Path | None = None,
+    valid_store: Path | None = None,
     stream: TextIO | None = None,
     log_to: Sequence[str] = (),
     command: Sequence[str] = (),
@@ -55,9 +59,15 @@ def finetune(
 
     Args:
         data: folder of annotations.
-        store: region store that holds every image; may be None for a text-only run.
+        store: region store that holds every image; may be None for a text-only run. If the recipe has an extractor,
+            only boxes are read from it.
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
+        images: folder of the images, for a recipe with an extractor.
+        backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
+            randomly initialised.
+        valid_store: region store of the validation images, where they are shown with other regions than in training
+            (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
         log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
@@ -66,7 +76,10 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
+    run = Finetuning(
+        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+        backbone=backbone, valid_store=valid_store,
+    )  # fmt: skip
     return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
@@ -82,11 +95,15 @@ class Finetuning:
         init: Path | None,
         device: str,
         other_features: bool,
+        images: Path | None = None,
+        backbone: Path | None = None,
+        valid_store: Path | None = None,
     ) -> None:
         if store is None and not config.text_only:
             raise ConfigError(
                 "a model that sees regions needs --store. For a model of the words alone use --text-only."
             )
+        check_images_option(config, images, backbone)
         config = fit_to_family(config)
         self.store = None if store is None else NativeStore.open(store)
         self.start = None if init is None else read_model_folder(init)
@@ -97,6 +114,7 @@ class Finetuning:
             config = replace(config, encoder=encoder)
         self.config = config
         regions = None if config.text_only else self.store
+        valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
         self.task = load_task(config.task).configured(config.task_settings)
         read = read_records(self.task, data, config.train_split)
         kept = read if config.without_images is None else without_images(read, config.without_images)
@@ -109,17 +127,23 @@ class Finetuning:
                 "are needed."
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
-        if regions is not None:
-            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
+        if regions is not None and valid_regions is not None:
+            check_images(self.train_records, regions)
+            check_images(self.valid_records, valid_regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
         if self.start is not None:
             check_family(self.start, config.model)
             if self.store is not None:
-                override = other_features or config.text_only
-                check_fingerprint(self.start, self.store.fingerprint, override=override)
+                override, extracts = other_features or config.text_only, config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
         self.inputs = Inputs(config.model, config.encoder, regions, device)
-        self.origin = describe_origin(data=[data], task=config.task)
+        if config.extractor is not None and images is not None and regions is not None:
+            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
+            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
+        self.backbone = backbone
+        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
@@ -130,11 +154,18 @@ class Finetuning:
         batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:
-            return task.loss(model(batch), targets)
+            logits, own = model.respond(batch)
+            loss = task.loss(logits, targets)
+            return loss if own is None else loss + own
 
         def validate() -> Mapping[str, float]:
             predictions = predict_records(
-                model, task, inputs, self.valid_records, batch_size=config.batch_size, precision=config.train.precision
+                model,
+                task,
+                self.valid_inputs,
+                self.valid_records,
+                batch_size=config.batch_size,
+                precision=config.train.precision,
             )
             return {name: score.value for name, score in task.report(predictions, self.valid_records).scores.items()}
 
@@ -158,7 +189,7 @@ class Finetuning:
                 training=True,
                 sort_by_length=config.sort_by_length,
                 flip=config.flip,
-                swap_sides=config.flip > 0,
+                swap_sides=config.flip > 0 and config.swap_sides,
             ),
             validate=validate,
             save=save,
@@ -181,15 +212,17 @@ class Finetuning:
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""
         config, task, start = self.config, self.task, self.start
-        seen = (image_id for record in self.train_records for image_id in record.images)
-        encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
-        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
+        encoder = models.build(config.model, config.encoder)
+        if config.extractor is None:
+            measure_features(encoder, self.store, list_images(self.train_records))
+        extractor, notes = build_extractor(config, start, self.backbone)
+        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group, extractor=extractor)
         if start is None:
-            published = describe_start(config)
-            return model.to(self.inputs.device), [f"starts from random weights; {published}"] if published else []
+            if published := describe_start(config):
+                notes.append(f"starts from random weights; {published}")
+            return model.to(self.inputs.device), notes
         load_part(encoder, start.weights, "encoder.", start.path)
         answers = () if task.answers is None else list(task.answers)
-        notes = []
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
                 TaskStart(
@@ -203,6 +236,33 @@ class Finetuning:
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
         return model.to(self.inputs.device), notes
+
+
+def _open_valid_store(
+    path: Path | None, regions: NativeStore | None, config: FinetuneConfig, other_features: bool
+) -> NativeStore | None:
+    """The region store of the validation images, if they have one of their own.
+
+    Raises:
+        ConfigError: no regions are shown.
+        StoreError: its features are of another detector or width than those that the run trains on.
+    """
+    if path is None:
+        return None
+    if regions is None:
+        raise ConfigError("a run without regions has none to validate on: leave out --valid-store.")
+    store = NativeStore.open(path)
+    if store.fingerprint != regions.fingerprint and not other_features:
+        raise StoreError(
+            f"{path} holds regions of another detector than {regions.path}. Extract both with the same one, or pass "
+            "--other-features."
+        )
+    if config.extractor is None and store.feature_size != regions.feature_size:
+        raise StoreError(
+            f"{path} holds features of width {store.feature_size}, {regions.path} of width {regions.feature_size}: a "
+            "model reads one width."
+        )
+    return store
 
 
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:

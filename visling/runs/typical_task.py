@@ -122,7 +122,9 @@ def untrained_task(config: FinetuneConfig) -> tuple[TaskModel, Task[Any, Any]]:
     else:
         task = kind(settings)
     encoder = models.build(config.model, config.encoder)
-    return TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group), task
+    extractor = None if config.extractor is None else config.extractor.build()
+    styles = models.head_styles(config.model)
+    return TaskModel(encoder, task.heads, styles, group=task.group, extractor=extractor), task
 
 
 def typical_task_batch(config: FinetuneConfig, task: Task[Any, Any], examples: int) -> tuple[Batch, Targets]:
