@@ -184,7 +184,7 @@ def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
         memory=Memory(
             weights=WEIGHT * (everything + (gradients if config.train.average is not None else 0)),
             gradients=WEIGHT * gradients,
-            optimiser=WEIGHT * (2 if optim.name != "sgd" else 1 if optim.momentum else 0) * moved,
+            optimiser=WEIGHT * moved * (2 if optim.name != "sgd" else 1 if optim.momentum else 0),
             activations=traced.kept,
             buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
         ),
