@@ -670,5 +670,7 @@ SPEC = ModelSpec(
         # The encoder has no place for links: the release passes them on, but its attention ignores them.
         "vcr": {"loss": "softmax", "names": "drawn", "separated": True, "cut": "longer", "links": "none"},
     },
+    # Retrieval and referring expressions have a number for each data set, VCR for each phase
+    task_tokens={"vqa": 1, "nlvr2": 12, "gqa": 15},
     kept=KEPT_BY_RECIPES | {"num_tasks"},  # 12-in-1 adds its task table to a model that has none
 )
