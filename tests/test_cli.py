@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -59,6 +59,12 @@ class Ended:
 
 
 Call = Callable[..., Ended]
+
+
+TABLES: Mapping[str, Mapping[str, Any]] = {
+    "pretrain": PRETRAINING, "finetune": FINETUNING, "multitask": MULTITASK,
+}  # fmt: skip
+"""Command -> its recipes."""
 
 
 @pytest.fixture
@@ -761,8 +767,7 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
     assert found["threads"] == 1
     assert "torch" in call("doctor").out
     listed = call("recipes", "list", "--json").json()
-    tables = {"pretrain": PRETRAINING, "finetune": FINETUNING, "multitask": MULTITASK}
-    assert set(listed) == {f"{verb} {name}" for verb, table in tables.items() for name in table}
+    assert set(listed) == {f"{verb} {name}" for verb, table in TABLES.items() for name in table}
     plain = call("recipes", "list").out
     for name in listed:
         assert name in plain
@@ -1194,7 +1199,7 @@ def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) ->
     assert tuple(words[: len(path)]) == path, "the example is of another verb"
     context = VERBS[path].make_context("visling", words[len(path) :])  # raises on an unknown option or a missing value
     recipe = context.params.get("recipe")
-    assert recipe is None or recipe in {"pretrain": PRETRAINING, "finetune": FINETUNING}[path[0]]
+    assert recipe is None or recipe in TABLES[path[0]]
 
 
 def test_the_commands_of_the_checkpoints_page_parse() -> None:
