@@ -21,6 +21,8 @@ from visling.errors import CheckpointError, ConfigError, DataError, RunError, St
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.recipes.tables import FINETUNING, MULTITASK
+from visling.regions.store import NativeStore
+from visling.regions.writer import StoreWriter
 from visling.runs.evaluate import evaluate
 from visling.runs.finetune import finetune
 from visling.runs.multitask import multitask
@@ -282,6 +284,16 @@ def test_stores_of_other_features(world: Any, tmp_path: Path) -> None:
         other_features=True,
     )  # fmt: skip
     assert json.loads((tmp_path / "run" / "run.json").read_text())["tasks"]["gqa"]["store"] == str(world.other_regions)
+
+
+def test_a_store_of_another_width(world: Any, tmp_path: Path) -> None:
+    store = NativeStore.open(world.regions)
+    with StoreWriter(tmp_path / "wide", feature_size=20, fingerprint=store.fingerprint) as writer:
+        for image in store.ids:
+            writer.add(image, replace(store[image], features=np.zeros((len(store[image]), 20), np.float32)))
+    with pytest.raises(StoreError, match=r"the store of gqa, holds features of width 20; those of .* are 16 wide"):
+        train(world, tmp_path / "run", store=[str(world.regions), f"gqa={tmp_path / 'wide'}"])
+    assert not (tmp_path / "run").exists()
 
 
 # Every family
