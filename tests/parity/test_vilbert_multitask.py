@@ -4,7 +4,7 @@ release's training scripts on a dummy model."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from visling.recipes.multitask import PUBLISHED
 from visling.recipes.vilbert_tasks import TASKS, multitask_optim
+from visling.train import engine
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
 from visling.train.log import Log, read
@@ -101,6 +102,8 @@ class Replay:
         self.turns, self.scores = turns, {name: iter(values) for name, values in scores.items()}
         self.last = {name: values[-1] for name, values in scores.items()}
         self.batches = TurnBatches({name: Numbers(length) for name, length in lengths.items()}, turns)
+        self.place = (-1, 0)
+        """First iteration of the stretch, and the number of the update in it."""
         self.trained: list[list[Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         self.traces: dict[str, list[dict[str, Any]]] = {name: [] for name in lengths}
@@ -110,7 +113,9 @@ class Replay:
 
         def step(batch: Any, labelled: Any) -> Loss:
             name, number = labelled
-            iteration, expected = self.turns.stretch[self.batches.state_dict()["done"] - 1]
+            first = self.turns.state_dict()["first"]
+            self.place = (first, self.place[1] + 1 if self.place[0] == first else 0)
+            iteration, expected = self.turns.stretch[self.place[1]]
             assert name == expected
             assert number == sum(other == name for _, other in self.trained), "each task reads its own batches in order"
             self.trained.append([iteration, name])
@@ -163,6 +168,25 @@ def test_a_run_trains_and_validates_the_tasks_in_the_iterations_of_the_release(r
     for name, known in run["controllers"].items():
         assert [pytest.approx(row) for row in replay.traces[name]] == known["trace"], name
         assert turns.controllers[name].paused == known["in_stop_at_end"]
+
+
+def test_batches_that_are_moved_ahead_do_not_change_the_order(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the next batch is taken while the last one is used, but none from beyond the next validation."""
+
+    def move_ahead(items: Iterable[Any], device: torch.device) -> Iterator[Any]:
+        ready: list[Any] = []
+        for item in items:
+            yield from ready
+            ready = [item]
+        yield from ready
+
+    monkeypatch.setattr(engine, "move_ahead", move_ahead)
+    run = recorded["trainer_runs"][0]
+    turns = turns_of(run, settings_of(recorded, every=run["train_iter_gap"], reset_after=RESETS))
+    replay = Replay(run["iterations_per_epoch_of_each_task"], run["validation_scores"], turns)
+    replay.run(config_of())
+    assert replay.trained == run["trained_iteration_and_task"]
+    assert replay.evaluations == run["evaluations"]
 
 
 def _trace(controller: Controller, trace: list[dict[str, Any]], turns: Turns) -> None:

@@ -40,14 +40,14 @@ from visling.types import Batch, Loss, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class TaskPaths:
     """Folders of annotations, or region stores: one for all tasks, and those of tasks that have their own."""
 
     common: Path | None
     own: Mapping[str, Path]
 
     @classmethod
-    def read(cls, given: Sequence[str], tasks: Sequence[str], option: str) -> Places:
+    def read(cls, given: Sequence[str], tasks: Sequence[str], option: str) -> TaskPaths:
         """From the command line: PATH for all tasks, NAME=PATH for one.
 
         Raises:
@@ -129,7 +129,7 @@ class Multitasking:
         other_features: bool,
     ) -> None:
         names = list(config.tasks)
-        folders, stores = Places.read(data, names, "--data"), Places.read(store, names, "--store")
+        folders, stores = TaskPaths.read(data, names, "--data"), TaskPaths.read(store, names, "--store")
         paths = {name: _find_folder(config, name, folders) for name in names}
         self.tasks: dict[str, Finetuning] = {}
         """Each task as a run of its own would be prepared."""
@@ -356,7 +356,7 @@ def _store_of(task: Finetuning) -> NativeStore:
     return task.store
 
 
-def _find_folder(config: MultitaskConfig, name: str, folders: Places) -> Path:
+def _find_folder(config: MultitaskConfig, name: str, folders: TaskPaths) -> Path:
     """Folder of a task's annotations.
 
     Raises:

@@ -181,8 +181,7 @@ class Turns:
             self._reset()
         self._first = last + 1
         self.due = [name for name in self.lengths if self._is_due(name, last)]
-        self.__dict__.pop("stretch", None)
-        self.__dict__.pop("_started", None)
+        self._forget_stretch()
 
     def validate(self, score: Callable[[str], float]) -> None:
         """Take the scores of the tasks that are `due`, and of those that come due while all tasks are paused: nothing
@@ -228,8 +227,7 @@ class Turns:
         self._first, self._trained, self.due = state["first"], state["trained"], list(state["due"])
         for name, controller in self.controllers.items():
             controller.load_state_dict(state["controllers"][name])
-        self.__dict__.pop("stretch", None)
-        self.__dict__.pop("_started", None)
+        self._forget_stretch()
 
     @cached_property
     def _started(self) -> list[int]:
@@ -239,6 +237,11 @@ class Turns:
             for number, (iteration, _) in enumerate(self.stretch)
         )
         return list(accumulate(begins, initial=0))[1:]
+
+    def _forget_stretch(self) -> None:
+        """Make the next reader of the stretch plan it anew."""
+        self.__dict__.pop("stretch", None)
+        self.__dict__.pop("_started", None)
 
     def _find_last(self) -> int:
         """Last iteration of the stretch: the next one after which a task is validated."""
