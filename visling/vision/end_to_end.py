@@ -16,30 +16,34 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 from visling.boxes import to_pixels, whole_image
-from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
+from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, tie
 from visling.errors import ConfigError, DataError
 from visling.types import Pixels, Regions
 from visling.vision import ops
 from visling.vision.images import read_image
+from visling.vision.resnet import (
+    EXPANSION,
+    HEAD_BLOCKS,
+    STRIDE,
+    FrozenNorm,
+    build_stage,
+    build_trunk,
+    check_sizes,
+    feature_map,
+    initialise,
+    map_network,
+)
 
-STRIDE = 16
-"""Pixels per cell of the feature map that regions are pooled from."""
 POOL_SIZE = 14
 """Side of the grid that each region is pooled to."""
-EXPANSION = 4
-"""Output channels of a bottleneck as a multiple of its width."""
-HEAD_BLOCKS = 3
-"""Bottlenecks of the last stage, at every depth."""
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean colour that is subtracted, blue first, as the Caffe networks expect (release, `NETWORK.PIXEL_MEANS`)."""
 _READERS = 4
@@ -69,20 +73,7 @@ class ExtractorConfig:
     """Most pixels of the longer side; 1200 in VCR."""
 
     def __post_init__(self) -> None:
-        if len(self.blocks) != 3 or len(self.widths) != 4:
-            raise ConfigError(
-                f"an extractor has 3 stages before regions are pooled and 1 after: found {len(self.blocks)} numbers of "
-                f"blocks, expected 3, and {len(self.widths)} widths, expected 4."
-            )
-        if min(self.blocks) < 1 or min(self.stem_size, *self.widths) < 1:
-            raise ConfigError(
-                f"blocks {self.blocks}, stem_size {self.stem_size} and widths {self.widths} must be at least 1."
-            )
-        if not 0 <= self.frozen_stages <= 5:
-            raise ConfigError(
-                f"frozen_stages counts the first convolution and four stages: found {self.frozen_stages}, "
-                "expected 0 to 5."
-            )
+        check_sizes(self.blocks, self.stem_size, self.widths, self.frozen_stages)
         if not 0 < self.shorter_side <= self.longer_side:
             raise ConfigError(
                 f"shorter_side must be positive and at most longer_side; found {self.shorter_side} and "
@@ -104,61 +95,6 @@ PRESETS: Mapping[str, ExtractorConfig] = {
 """Depths of the release; the released files have ResNet-101."""
 
 
-class FrozenNorm(nn.BatchNorm2d):
-    """Batch normalisation whose weights and statistics never change, not even in training."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-
-class NormedConvolution(nn.Module):
-    """A convolution followed by a frozen norm."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False
-        )
-        self.norm = FrozenNorm(outputs)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        normed: Tensor = self.norm(self.convolution(states))
-        return normed
-
-
-class Bottleneck(nn.Module):
-    """Three convolutions, narrow in the middle, with a shortcut around them."""
-
-    def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1) -> None:
-        super().__init__()
-        outputs = EXPANSION * width
-        # The stride is here and not in the wide window, as in the Caffe networks (release, `IMAGE_STRIDE_IN_1x1`).
-        self.reduce = NormedConvolution(inputs, width, stride=stride)
-        self.convolve = NormedConvolution(width, width, kernel=3, dilation=dilation)
-        self.expand = NormedConvolution(width, outputs)
-        self.shortcut = NormedConvolution(inputs, outputs, stride=stride) if stride > 1 or inputs != outputs else None
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, 4 * width, H / stride, W / stride)."""
-        carried = states if self.shortcut is None else self.shortcut(states)
-        states = functional.relu(self.reduce(states))
-        states = functional.relu(self.convolve(states))
-        return functional.relu(self.expand(states) + carried)
-
-
-def _build_stage(inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1) -> nn.Sequential:
-    """Bottlenecks of one width; the first one has the stride."""
-    first = Bottleneck(inputs, width, stride=stride, dilation=dilation)
-    return nn.Sequential(first, *(Bottleneck(EXPANSION * width, width, dilation=dilation) for _ in range(blocks - 1)))
-
-
 class RegionExtractor(nn.Module):
     """A ResNet up to stride 16 over the image, RoIAlign, its last stage over every region, and the mean over the
     grid."""
@@ -166,16 +102,11 @@ class RegionExtractor(nn.Module):
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
         self.config = config
-        first, *later, last = config.widths
-        self.stem = NormedConvolution(3, config.stem_size, kernel=7, stride=2)
-        self.stages = nn.ModuleList([_build_stage(config.stem_size, first, blocks=config.blocks[0], stride=1)])
-        for before, width, blocks in zip(config.widths, later, config.blocks[1:], strict=False):
-            self.stages.append(_build_stage(EXPANSION * before, width, blocks=blocks, stride=2))
+        *widths, last = config.widths
+        self.stem, self.stages = build_trunk(config.stem_size, widths, config.blocks, [FrozenNorm] * 4)
         stride, dilation = (1, 2) if config.dilated else (2, 1)
-        self.head = _build_stage(EXPANSION * later[-1], last, blocks=HEAD_BLOCKS, stride=stride, dilation=dilation)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.head = build_stage(EXPANSION * widths[-1], last, blocks=HEAD_BLOCKS, stride=stride, dilation=dilation)
+        initialise(self)
         for part in (self.stem, *self.stages, self.head)[: config.frozen_stages]:
             part.requires_grad_(False)
 
@@ -225,10 +156,7 @@ class RegionExtractor(nn.Module):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
-        states = functional.max_pool2d(functional.relu(self.stem(images)), kernel_size=3, stride=2, padding=1)
-        for stage in self.stages:
-            states = stage(states)
-        return states
+        return feature_map(self.stem, self.stages, images)
 
     def prepare(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """Normalised batch of RGB images, (H, W, 3) each.
@@ -293,26 +221,8 @@ def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int
 
 def _map_network(backbone: str, head: str) -> tuple[Rule, ...]:
     """Rules for every tensor of the network; in a file its last stage has a prefix of its own."""
-    rules = [
-        rename(f"{backbone}conv1.weight", "extractor.stem.convolution.weight"),
-        rename(f"{backbone}bn1.*", "extractor.stem.norm.*"),
-    ]
-    for theirs, ours in (
-        *((f"{backbone}layer{number + 1}", f"stages.{number}") for number in range(3)),
-        (head, "head"),
-    ):
-        for convolution, norm, name in (
-            *(
-                (f"conv{number}", f"bn{number}", name)
-                for number, name in enumerate(("reduce", "convolve", "expand"), start=1)
-            ),
-            ("downsample.0", "downsample.1", "shortcut"),
-        ):
-            rules += [
-                rename(f"{theirs}.*.{convolution}.weight", f"extractor.{ours}.*.{name}.convolution.weight"),
-                rename(f"{theirs}.*.{norm}.*", f"extractor.{ours}.*.{name}.norm.*"),
-            ]
-    return tuple(rules)
+    stages = [f"{backbone}layer{number}" for number in (1, 2, 3)]
+    return map_network((f"{backbone}conv1", f"{backbone}bn1"), [*stages, head])
 
 
 def _tie_copies(copy: str, original: str) -> tuple[Rule, ...]:
