@@ -19,6 +19,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's by default.")] = None,
     store: Annotated[Path | None, typer.Option(help="Region store; the training run's by default.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the images, for a model that computes the features of regions itself; the training run's "
+            "by default."
+        ),
+    ] = None,
     other_features: OtherFeatures = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
@@ -66,6 +73,7 @@ def evaluate(
             split=split,
             data=data,
             store=store,
+            images=images,
             device=device,
             precision=precision,
             batch_size=batch_size,

@@ -34,6 +34,19 @@ OtherFeatures = Annotated[
     bool, typer.Option("--other-features", help="Accept a model that was trained on another detector's features.")
 ]
 
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", help="Folder of the images, for recipes whose region extractor is trained jointly."),
+]
+
+Backbone = Annotated[
+    Path | None,
+    typer.Option(
+        "--backbone",
+        help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end.",
+    ),
+]
+
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, into OUT/tensorboard.")
 ]

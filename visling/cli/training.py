@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from visling.cli.options import (
+    Backbone,
     Device,
+    Images,
     Init,
     OtherFeatures,
     Out,
@@ -34,16 +36,8 @@ def pretrain(
     store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
     out: Out,
     init: Init = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images, for recipes that train their region extractor end to end (e2e)."),
-    ] = None,
-    backbone: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end."
-        ),
-    ] = None,
+    images: Images = None,
+    backbone: Backbone = None,
     other_features: OtherFeatures = False,
     set_: Settings = None,
     seed: Seed = None,
@@ -90,6 +84,8 @@ def finetune(
         Path | None, typer.Option(help="Region store that holds every image; not needed with --text-only.")
     ] = None,
     init: Init = None,
+    images: Images = None,
+    backbone: Backbone = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
@@ -122,6 +118,8 @@ def finetune(
             device=device,
             resume=resume,
             other_features=other_features,
+            images=images,
+            backbone=backbone,
             stream=sys.stderr,
             tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],

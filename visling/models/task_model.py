@@ -1,4 +1,4 @@
-"""An encoder with the heads of a task."""
+"""An encoder with the heads of a task, and the network that computes its region features, if it has one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from visling.models.base import Encoder
 from visling.nn import heads as heads_module
-from visling.types import Batch, Encoded, Head
+from visling.nn.extraction import extract_features
+from visling.types import Batch, Encoded, Head, Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class TaskModel(nn.Module):
         group: rows per example, which its heads see together.
         styles: head kind -> style of the family.
         saved: heads of another style or size, by name.
+        extractor: a `FeatureExtractor` that was or is trained jointly; None = the features of the batch.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class TaskModel(nn.Module):
         *,
         group: int = 1,
         saved: Mapping[str, SavedHead] | None = None,
+        extractor: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.extractor = extractor
         self.kinds = {name: head.kind for name, head in heads.items()}
         saved = saved or {}
         self.heads = nn.ModuleDict(
@@ -66,7 +70,12 @@ class TaskModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits by head name, or by head.target for a head of several targets; shapes in `nn.heads`."""
-        return self.read(self.encoder(batch), batch)
+        return self.respond(batch)[0]
+
+    def respond(self, batch: Batch) -> tuple[dict[str, Tensor], Loss | None]:
+        """The logits, and the extractor's own loss, if it has one."""
+        batch, own = extract_features(self.extractor, batch)
+        return self.read(self.encoder(batch), batch), own
 
     def read(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The heads' logits of a batch that the encoder has encoded."""

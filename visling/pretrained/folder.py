@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,7 +29,7 @@ from visling.regions.store import NativeStore
 from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
 from visling.train.state import save_weights
-from visling.vision.end_to_end import ExtractorConfig, RegionExtractor
+from visling.vision.extractors import ExtractorSettings, read_settings
 
 FORMAT = 1
 """Version of the model folder's layout."""
@@ -57,7 +57,7 @@ class ModelFolder:
     """Heads of converted weights by the prefix of their weights (`objectives.masked_lm.head`, `heads.classify`)."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where converted weights come from: file, its SHA-256, layout, and release if it is in the catalogue."""
-    extractor: ExtractorConfig | None = None
+    extractor: ExtractorSettings | None = None
     """The jointly trained region extractor that computes its features; the fingerprint is then that of the store of its
     boxes and classes."""
 
@@ -66,6 +66,14 @@ class ModelFolder:
         encoder = models.build(self.model, self.config)
         load_part(encoder, self.weights, "encoder.", self.path)
         return encoder
+
+    def region_extractor(self) -> nn.Module | None:
+        """The network that computes its features, weights loaded; None if it reads those of a store."""
+        if self.extractor is None:
+            return None
+        extractor = self.extractor.build()
+        load_part(extractor, self.weights, "extractor.", self.path)
+        return extractor
 
     def task_model(self) -> tuple[TaskModel, Task[Any, Any]]:
         """The fine-tuned model and its task, restored.
@@ -81,7 +89,10 @@ class ModelFolder:
         task = load_task(self.task).from_state(self.state)
         converted = {name: self.heads[f"heads.{name}"] for name in task.heads if f"heads.{name}" in self.heads}
         encoder = models.build(self.model, self.config)
-        model = TaskModel(encoder, task.heads, head_styles(self.model), group=task.group, saved=converted)
+        extractor = None if self.extractor is None else self.extractor.build()
+        model = TaskModel(
+            encoder, task.heads, head_styles(self.model), group=task.group, saved=converted, extractor=extractor
+        )
         unused = tuple(f"{path}." for path in self.heads if path.removeprefix("heads.") not in converted)
         weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith(unused)}
         load_part(model, weights, "", self.path)
@@ -176,9 +187,7 @@ def save_model_folder(
         fingerprint="" if store is None else store.fingerprint,
         tokenizer=tokenizer,
         trained=f"by the recipe {run.recipe}",
-        extractor=cast(RegionExtractor, module.extractor).config
-        if isinstance(module, PretrainModel) and module.extractor is not None
-        else None,
+        extractor=run.extractor,
     )
     save_weights(path, module)
 
@@ -195,7 +204,7 @@ def describe_model_folder(
     trained: str,
     heads: Mapping[str, SavedHead] | None = None,
     source: Mapping[str, Any] | None = None,
-    extractor: ExtractorConfig | None = None,
+    extractor: ExtractorSettings | None = None,
 ) -> None:
     """Write a model folder except its weights.
 
@@ -265,7 +274,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             state=state,
             heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},
             source=described.get("source", {}),
-            extractor=configs.from_dict(ExtractorConfig, described["extractor"]) if "extractor" in described else None,
+            extractor=read_settings(described["extractor"]) if "extractor" in described else None,
         )
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from visling.errors import ConfigError
 from visling.models import encoder_config
 from visling.objectives.masked_regions import RegionLosses
 from visling.train.config import TrainConfig
-from visling.vision.end_to_end import ExtractorConfig
+from visling.vision.extractors import ExtractorSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class PretrainConfig:
     """Which regions are masked; None = none."""
     region_losses: RegionLosses | None = None
     """What the objective masked_regions predicts about them."""
-    extractor: ExtractorConfig | None = None
+    extractor: ExtractorSettings | None = None
     """Network that computes the features of regions from images, masked regions cut out, and is trained jointly
     (VL-BERT end to end); None = stored features."""
     flip: float = 0.0
@@ -88,25 +88,11 @@ class PretrainConfig:
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
         if self.extractor is not None:
-            self._check_extractor(self.extractor)
+            _check_extractor(self.extractor, self.encoder)
+            self._check_computed_features()
 
-    def _check_extractor(self, extractor: ExtractorConfig) -> None:
-        """Refuse what cannot be asked about, or done to, features that are computed while training."""
-        if self.encoder.feature_size != extractor.feature_size:
-            raise ConfigError(
-                f"the extractor makes features of width {extractor.feature_size}, four times the last of "
-                f"extractor.widths, but encoder.feature_size is {self.encoder.feature_size}. "
-                f"Use --set encoder.feature_size={extractor.feature_size}."
-            )
-        for name, why in (
-            ("whiten_features", "measures stored features"),
-            ("masks_features", "hides features, but here pixels are hidden"),
-        ):
-            if getattr(self.encoder, name, False):
-                raise ConfigError(
-                    f"encoder.{name} {why}; the recipe's extractor makes features while it trains. "
-                    f"Use --set encoder.{name}=false."
-                )
+    def _check_computed_features(self) -> None:
+        """Refuse objectives and maskings that need stored features."""
         if self.region_masking is not None and self.region_masking.random:
             raise ConfigError(
                 "region_masking.random takes stored features of other images, which an extractor does not read. "
@@ -159,9 +145,12 @@ class FinetuneConfig:
     without_images: Path | None = None
     """List of images (`.npy`, `.json`, or text with one per line) that are left out of training because other tasks
     test on them: `coco_test_ids.npy` of ViLBERT's multi-task release."""
+    extractor: ExtractorSettings | None = None
+    """Network that computes the features of regions from images and is trained jointly (VL-BERT's RefCOCO+ and VCR);
+    None = stored features."""
     flip: float = 0.0
-    """Share of the training images that are mirrored: the boxes, with left and right exchanged in questions and
-    answers, features as they are (VL-BERT's VQA and RefCOCO+: 0.5)."""
+    """Share of the training images that are mirrored: the boxes, and the pixels if an extractor reads them, with left
+    and right exchanged in questions and answers. Stored features stay as they are (VL-BERT: 0.5)."""
     text_only: bool = False
     """Train without any region: what the words alone give away."""
     carry_answers: bool = True
@@ -185,6 +174,32 @@ class FinetuneConfig:
         _check_sorting(self.sort_by_length)
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
+        if self.extractor is not None:
+            _check_extractor(self.extractor, self.encoder)
+            if self.text_only:
+                raise ConfigError(
+                    "text_only shows no region, so that the recipe's extractor would have nothing to compute. Use "
+                    "--set extractor=none."
+                )
+
+
+def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> None:
+    """Refuse an encoder that does not read the features of an extractor, or measures stored ones."""
+    if encoder.feature_size != extractor.feature_size:
+        raise ConfigError(
+            f"the extractor makes features of width {extractor.feature_size}, four times the last of "
+            f"extractor.widths, but encoder.feature_size is {encoder.feature_size}. "
+            f"Use --set encoder.feature_size={extractor.feature_size}."
+        )
+    for name, why in (
+        ("whiten_features", "measures stored features"),
+        ("masks_features", "hides features, but here pixels are hidden"),
+    ):
+        if getattr(encoder, name, False):
+            raise ConfigError(
+                f"encoder.{name} {why}; the recipe's extractor makes features while it trains. "
+                f"Use --set encoder.{name}=false."
+            )
 
 
 def _check_sorting(batches: int) -> None:

@@ -24,6 +24,7 @@ from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.runs.pictures import open_pictures
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
@@ -40,6 +41,7 @@ def evaluate(
     split: str,
     data: Path | None = None,
     store: Path | None = None,
+    images: Path | None = None,
     device: str = "auto",
     precision: runtime.Precision = "fp32",
     batch_size: int = 256,
@@ -57,6 +59,8 @@ def evaluate(
         run: run folder, or a model folder, which needs `data` and `store`.
         data: folder of annotations; None = the one it was trained on.
         store: region store; None = the one it was trained on.
+        images: folder of the images, for a model that computes the features of regions from pixels; None = the one it
+            was trained on.
         other_features: accept features of another detector.
         overwrite: replace the results of an earlier evaluation of this split.
         compare: other runs that were scored on this split, such as a model that saw no image; their scores are kept
@@ -94,13 +98,16 @@ def evaluate(
     regions = None
     if not saved.text_only:
         regions = NativeStore.open(store if store is not None else Path(known["store"]))
-        check_fingerprint(saved, regions.fingerprint, override=other_features)
+        extracts = saved.extractor is not None
+        check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
     records = read_records(task, data, split)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
         check_images(records, regions)
     inputs = Inputs(saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt")
+    if regions is not None:
+        inputs.pictures = open_pictures(saved, records, images or known.get("images"), regions)
     predictions = predict_records(
         model.to(inputs.device),
         task,

@@ -27,9 +27,10 @@ from visling.recipes.configs import FinetuneConfig
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
-from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
+from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
 from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
@@ -46,6 +47,8 @@ def finetune(
     device: str = "auto",
     resume: bool = False,
     other_features: bool = False,
+    images: Path | None = None,
+    backbone: Path | None = None,
     stream: TextIO | None = None,
     tensorboard: bool = False,
     command: Sequence[str] = (),
@@ -54,9 +57,13 @@ def finetune(
 
     Args:
         data: folder of annotations.
-        store: region store that holds every image; may be None for a text-only run.
+        store: region store that holds every image; may be None for a text-only run. If the recipe has an extractor,
+            only boxes are read from it.
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
+        images: folder of the images, for a recipe with an extractor.
+        backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
+            randomly initialised.
         stream: where progress is written.
         tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
     Returns:
@@ -65,7 +72,10 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
+    run = Finetuning(
+        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+        backbone=backbone,
+    )  # fmt: skip
     return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
 
 
@@ -81,11 +91,14 @@ class Finetuning:
         init: Path | None,
         device: str,
         other_features: bool,
+        images: Path | None = None,
+        backbone: Path | None = None,
     ) -> None:
         if store is None and not config.text_only:
             raise ConfigError(
                 "a model that sees regions needs --store. For a model of the words alone use --text-only."
             )
+        check_images_option(config, images, backbone)
         config = fit_to_family(config)
         self.store = None if store is None else NativeStore.open(store)
         self.start = None if init is None else read_model_folder(init)
@@ -115,10 +128,14 @@ class Finetuning:
         if self.start is not None:
             check_family(self.start, config.model)
             if self.store is not None:
-                override = other_features or config.text_only
-                check_fingerprint(self.start, self.store.fingerprint, override=override)
+                override, extracts = other_features or config.text_only, config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
         self.inputs = Inputs(config.model, config.encoder, regions, device)
-        self.origin = describe_origin(data=[data], task=config.task)
+        if config.extractor is not None and images is not None and regions is not None:
+            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
+            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.backbone = backbone
+        self.origin = describe_origin(data=[data], images=images, task=config.task)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
@@ -129,7 +146,9 @@ class Finetuning:
         batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:
-            return task.loss(model(batch), targets)
+            logits, own = model.respond(batch)
+            loss = task.loss(logits, targets)
+            return loss if own is None else loss + own
 
         def validate() -> Mapping[str, float]:
             predictions = predict_records(
@@ -180,14 +199,15 @@ class Finetuning:
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""
         config, task, start = self.config, self.task, self.start
-        seen = (image_id for record in self.train_records for image_id in record.images)
-        encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
-        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
+        encoder = models.build(config.model, config.encoder)
+        if config.extractor is None:
+            measure_features(encoder, self.store, list_images(self.train_records))
+        extractor, notes = build_extractor(config, start, self.backbone)
+        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group, extractor=extractor)
         if start is None:
-            return model.to(self.inputs.device), []
+            return model.to(self.inputs.device), notes
         load_part(encoder, start.weights, "encoder.", start.path)
         answers = () if task.answers is None else list(task.answers)
-        notes = []
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
                 TaskStart(

@@ -10,6 +10,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader, Source
+from visling.data.batches.pixels import Pictures
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, StoreError
@@ -32,8 +33,8 @@ def fit_to_store(config: C, store: NativeStore) -> C:
             f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. "
             "The detector found nothing; score it with `visling detect eval`, train it longer, and extract again."
         )
-    extracts = isinstance(config, PretrainConfig) and config.extractor is not None  # then stored features are not read
-    if not extracts and config.encoder.feature_size != store.feature_size:
+    # With an extractor, stored features are not read.
+    if config.extractor is None and config.encoder.feature_size != store.feature_size:
         if not config.any_features:
             raise StoreError(
                 f"{store.path} holds features of width {store.feature_size}; recipe {config.recipe} reads "
@@ -110,6 +111,8 @@ class Inputs:
             )
         self.layout = TextLayout(self.tokenizer, self.spec)
         self.regions = regions
+        self.pictures: Pictures | None = None
+        """Of all images that are shown, where an extractor computes features; set once the examples are known."""
         self.device = runtime.pick_device(device)
 
     def loader(
@@ -131,7 +134,9 @@ class Inputs:
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
-        collator = Collator(None if text_only else self.regions, self.spec, self.tokenizer, **shown)
+        collator = Collator(
+            None if text_only else self.regions, self.spec, self.tokenizer, pictures=self.pictures, **shown
+        )
         return Loader(
             source,
             collator,
