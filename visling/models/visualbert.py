@@ -296,7 +296,7 @@ _OFFICIAL = KeyMap(
         rename("bert.flickr_attention.query.*", "slots_regions.query.*"),
         rename("bert.flickr_attention.key.*", "slots_regions.key.*"),
         drop("bert.flickr_attention.value.*", "the release never reads it"),
-        drop("detector.**", "VCR's own convolutional network: regions come from a store here"),
+        drop("detector.**", "VCR's own network: --backbone starts a region extractor from it"),
     )
 )
 _TRANSFORMERS = KeyMap(

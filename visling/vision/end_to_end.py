@@ -13,7 +13,6 @@ Shapes   B images, H x W pixels, C channels, S rows of regions, N regions of a r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -28,9 +27,9 @@ from torch.nn import functional
 from visling.boxes import to_pixels, whole_image
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, tie
 from visling.errors import ConfigError, DataError
-from visling.types import Pixels, Regions
+from visling.types import MaskGrid, Pixels, Regions
 from visling.vision import ops
-from visling.vision.images import read_image
+from visling.vision.pictures import GivenPictures, PictureFiles
 from visling.vision.resnet import (
     EXPANSION,
     HEAD_BLOCKS,
@@ -48,8 +47,6 @@ POOL_SIZE = 14
 """Side of the grid that each region is pooled to."""
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean colour that is subtracted, blue first, as the Caffe networks expect (release, `NETWORK.PIXEL_MEANS`)."""
-_READERS = 4
-"""Threads that decode the images of a batch; Pillow releases the interpreter lock while it decodes and scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +87,17 @@ class ExtractorConfig:
         return EXPANSION * self.widths[-1]
 
     @property
-    def mask_size(self) -> int:
-        """M: side of the maps that masks of objects multiply."""
-        return POOL_SIZE if self.dilated else POOL_SIZE // 2
+    def mask_grid(self) -> MaskGrid:
+        """Masks of objects, as large as the maps that they multiply."""
+        return MaskGrid(size=POOL_SIZE if self.dilated else POOL_SIZE // 2, inclusive=True)
+
+    @property
+    def canvas(self) -> None:
+        """Pictures are padded to the largest of a batch."""
+
+    def picture_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of what the network sees of an image of this size."""
+        return fitted_size(width, height, self.shorter_side, self.longer_side)
 
     def build(self) -> RegionExtractor:
         """The network, randomly initialised."""
@@ -105,6 +110,10 @@ class ExtractorConfig:
     def given_pictures(self, images: Mapping[str, NDArray[np.uint8]]) -> GivenPictures:
         """Pictures at hand, RGB (H, W, 3) by image id, as the network reads them."""
         return GivenPictures(images, self)
+
+    def prepare(self, image: NDArray[np.uint8], *, mirrored: bool) -> Tensor:
+        """`prepare_image`."""
+        return prepare_image(image, self, mirrored=mirrored)
 
 
 PRESETS: Mapping[str, ExtractorConfig] = {
@@ -201,39 +210,6 @@ class RegionExtractor(nn.Module):
         for row, image in zip(batch, prepared, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
         return batch, size
-
-
-class PictureFiles:
-    """Images by id as the network reads them, in the form that `data.batches.pixels.Pictures` asks for."""
-
-    def __init__(self, files: Mapping[str, Path], config: ExtractorConfig) -> None:
-        self.files, self.config, self.mask_size = files, config, config.mask_size
-
-    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
-        """Each image, (3, H, W) of its own size; several are decoded at a time.
-
-        Raises:
-            DataError: a file is missing or damaged.
-        """
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self._read_one, image_ids, mirrored))
-
-    def _read_one(self, image_id: str, mirrored: bool) -> Tensor:
-        return prepare_image(read_image(self.files[image_id]), self.config, mirrored=mirrored)
-
-
-class GivenPictures:
-    """As `PictureFiles`, of images at hand."""
-
-    def __init__(self, images: Mapping[str, NDArray[np.uint8]], config: ExtractorConfig) -> None:
-        self.images, self.config, self.mask_size = images, config, config.mask_size
-
-    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
-        """Each image, (3, H, W) of its own size."""
-        return [
-            prepare_image(self.images[image_id], self.config, mirrored=turned)
-            for image_id, turned in zip(image_ids, mirrored, strict=True)
-        ]
 
 
 def prepare_image(image: NDArray[np.uint8], config: ExtractorConfig, *, mirrored: bool = False) -> Tensor:

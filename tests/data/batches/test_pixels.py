@@ -17,7 +17,7 @@ from visling.data.batches.pixels import BoxesAlone, mirror_boxes, pad_pictures, 
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
-from visling.types import Example, InputSpec, RegionArray
+from visling.types import Example, InputSpec, MaskGrid, RegionArray
 
 BOXES = np.array([[[0, 0, 20, 10], [5, 2, 9, 6], [0, 0, 0, 0]]], np.float32)
 TOKENIZER = Tokenizer()
@@ -109,7 +109,8 @@ class Store:
 class Ones:
     """Pictures of ones."""
 
-    mask_size = 3
+    mask_grid = MaskGrid(size=3, inclusive=True)
+    canvas = None
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
