@@ -62,13 +62,13 @@ ORDER: dict[str, tuple[str, ...]] = {
         "card", "folder", "features", "answers", "recognise", "convert", "export", "verify",
     ),
     "recipes": (
-        "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "nlvr", "releases",
-        "tables", "listing",
+        "configs", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert", "vilbert", "lxmert", "cvlp", "nlvr",
+        "releases", "tables", "listing",
     ),
     "runs": (
         "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
-        "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch", "estimate", "jobs",
-        "compare", "demo",
+        "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch", "typical_task", "estimate",
+        "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

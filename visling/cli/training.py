@@ -86,6 +86,12 @@ def finetune(
     init: Init = None,
     images: Images = None,
     backbone: Backbone = None,
+    valid_store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Region store of the validation images, where they are shown with other regions than in training."
+        ),
+    ] = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
@@ -120,6 +126,7 @@ def finetune(
             other_features=other_features,
             images=images,
             backbone=backbone,
+            valid_store=valid_store,
             stream=sys.stderr,
             tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],

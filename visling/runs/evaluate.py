@@ -58,7 +58,8 @@ def evaluate(
     Args:
         run: run folder, or a model folder, which needs `data` and `store`.
         data: folder of annotations; None = the one it was trained on.
-        store: region store; None = the one it was trained on.
+        store: region store; None = the one it was validated on, which is the one it was trained on, unless the run has
+            a store for validation.
         images: folder of the images, for a model that computes the features of regions from pixels; None = the one it
             was trained on.
         other_features: accept features of another detector.
@@ -97,7 +98,7 @@ def evaluate(
     data = Path(known["data"][0]) if data is None else data
     regions = None
     if not saved.text_only:
-        regions = NativeStore.open(store if store is not None else Path(known["store"]))
+        regions = NativeStore.open(store or Path(known.get("valid_store") or known["store"]))
         extracts = saved.extractor is not None
         check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
     records = read_records(task, data, split)

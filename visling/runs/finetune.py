@@ -11,7 +11,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, DataError, StoreError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
@@ -24,15 +24,16 @@ from visling.pretrained.folder import (
     save_model_folder,
 )
 from visling.recipes.configs import FinetuneConfig
+from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
+from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
-from visling.tasks.vqa import VQA
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 
@@ -49,6 +50,7 @@ def finetune(
     other_features: bool = False,
     images: Path | None = None,
     backbone: Path | None = None,
+    valid_store: Path | None = None,
     stream: TextIO | None = None,
     tensorboard: bool = False,
     command: Sequence[str] = (),
@@ -64,6 +66,8 @@ def finetune(
         images: folder of the images, for a recipe with an extractor.
         backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
             randomly initialised.
+        valid_store: region store of the validation images, where they are shown with other regions than in training
+            (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
         tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
     Returns:
@@ -74,7 +78,7 @@ def finetune(
     """
     run = Finetuning(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
-        backbone=backbone,
+        backbone=backbone, valid_store=valid_store,
     )  # fmt: skip
     return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
 
@@ -93,6 +97,7 @@ class Finetuning:
         other_features: bool,
         images: Path | None = None,
         backbone: Path | None = None,
+        valid_store: Path | None = None,
     ) -> None:
         if store is None and not config.text_only:
             raise ConfigError(
@@ -109,6 +114,7 @@ class Finetuning:
             config = replace(config, encoder=encoder)
         self.config = config
         regions = None if config.text_only else self.store
+        valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
         self.task = load_task(config.task).configured(config.task_settings)
         read = read_records(self.task, data, config.train_split)
         kept = read if config.without_images is None else without_images(read, config.without_images)
@@ -121,8 +127,9 @@ class Finetuning:
                 "are needed."
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
-        if regions is not None:
-            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
+        if regions is not None and valid_regions is not None:
+            check_images(self.train_records, regions)
+            check_images(self.valid_records, valid_regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
         if self.start is not None:
@@ -134,8 +141,9 @@ class Finetuning:
         if config.extractor is not None and images is not None and regions is not None:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
         self.backbone = backbone
-        self.origin = describe_origin(data=[data], images=images, task=config.task)
+        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
@@ -152,7 +160,12 @@ class Finetuning:
 
         def validate() -> Mapping[str, float]:
             predictions = predict_records(
-                model, task, inputs, self.valid_records, batch_size=config.batch_size, precision=config.train.precision
+                model,
+                task,
+                self.valid_inputs,
+                self.valid_records,
+                batch_size=config.batch_size,
+                precision=config.train.precision,
             )
             return {name: score.value for name, score in task.report(predictions, self.valid_records).scores.items()}
 
@@ -176,7 +189,7 @@ class Finetuning:
                 training=True,
                 sort_by_length=config.sort_by_length,
                 flip=config.flip,
-                swap_sides=config.flip > 0,
+                swap_sides=config.flip > 0 and config.swap_sides,
             ),
             validate=validate,
             save=save,
@@ -205,6 +218,8 @@ class Finetuning:
         extractor, notes = build_extractor(config, start, self.backbone)
         model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group, extractor=extractor)
         if start is None:
+            if published := describe_start(config):
+                notes.append(f"starts from random weights; {published}")
             return model.to(self.inputs.device), notes
         load_part(encoder, start.weights, "encoder.", start.path)
         answers = () if task.answers is None else list(task.answers)
@@ -223,6 +238,33 @@ class Finetuning:
         return model.to(self.inputs.device), notes
 
 
+def _open_valid_store(
+    path: Path | None, regions: NativeStore | None, config: FinetuneConfig, other_features: bool
+) -> NativeStore | None:
+    """The region store of the validation images, if they have one of their own.
+
+    Raises:
+        ConfigError: no regions are shown.
+        StoreError: its features are of another detector or width than those that the run trains on.
+    """
+    if path is None:
+        return None
+    if regions is None:
+        raise ConfigError("a run without regions has none to validate on: leave out --valid-store.")
+    store = NativeStore.open(path)
+    if store.fingerprint != regions.fingerprint and not other_features:
+        raise StoreError(
+            f"{path} holds regions of another detector than {regions.path}. Extract both with the same one, or pass "
+            "--other-features."
+        )
+    if config.extractor is None and store.feature_size != regions.feature_size:
+        raise StoreError(
+            f"{path} holds features of width {store.feature_size}, {regions.path} of width {regions.feature_size}: a "
+            "model reads one width."
+        )
+    return store
+
+
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     """The config with the task's settings that it leaves open (None) as the family's release has them.
 
@@ -231,13 +273,20 @@ def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     """
     kind = load_task(config.task)
     settings = configs.from_dict(kind.settings, config.task_settings)
-    spec = models.spec(config.model)
-    if issubclass(kind, VQA) and settings.answers is None and settings.min_count is None:
+    if issubclass(kind, AnswerTask) and settings.answers is None and settings.min_count is None:
+        spec = models.spec(config.model)
         raise ConfigError(
             f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
             f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
-            "the answers of the training questions instead: --set task_settings.min_count=9."
+            f"the answers of the training questions instead: --set task_settings.min_count={kind.settings().min_count}."
         )
+    return fill_task_settings(config)
+
+
+def fill_task_settings(config: FinetuneConfig) -> FinetuneConfig:
+    """The config with the task's settings that it leaves open (None) as the family's release has them."""
+    kind, spec = load_task(config.task), models.spec(config.model)
+    settings = configs.from_dict(kind.settings, config.task_settings)
     names = [parent.name for parent in kind.__mro__ if issubclass(parent, Task) and "name" in vars(parent)]
     released = next((spec.tasks[name] for name in names if name in spec.tasks), {})
     left_open = {name: value for name, value in released.items() if getattr(settings, name) is None}

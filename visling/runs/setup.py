@@ -169,17 +169,23 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
 
 
 def describe_origin(
-    *, data: Sequence[str | Path], images: Path | None = None, task: str | None = None
+    *,
+    data: Sequence[str | Path],
+    images: Path | None = None,
+    task: str | None = None,
+    valid_store: Path | None = None,
 ) -> dict[str, Any]:
     """Where a run's examples come from, for run.json; paths are absolute.
 
     Args:
         images: folder of the images; None = that of the annotations.
+        valid_store: region store of the validation images, if they have one of their own.
     """
     return {
         "task": task,
         "data": [os.path.abspath(root) for root in data],
         "images": os.path.abspath(split_root(str(data[0]))[0] if images is None else images),
+        **({} if valid_store is None else {"valid_store": os.path.abspath(valid_store)}),
     }
 
 
