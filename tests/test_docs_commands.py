@@ -36,8 +36,11 @@ DOWNLOADS = {
         "bert-base-uncased.bin",
     ),
     "a model on the hub": ("uclanlp/visualbert-vqa-coco-pre", "unc-nlp/lxmert-vqa-uncased"),
-    "released features (tests/regions/formats reads samples of them)": ("train2014_obj36.tsv",),
+    "released features (tests/regions/formats reads samples of them)": (
+        "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv",
+    ),
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
+    "LXMERT's files (tests/parity/test_lxmert_vqa.py and its neighbours read files of their layout)": ("data",),
     "official questions (tests/data/annotations/test_gqa.py reads files of their layout)": ("gqa",),
     "official sentences and photographs (tests/tasks/test_nlvr2.py reads a sample of them)": ("nlvr2",),
     "official expressions and photographs (tests/parity/test_vlbert_refcoco.py reads samples of them)": ("refer",),

@@ -1,4 +1,4 @@
-"""The published recipes: every number that papers and releases state, literally; every recipe at full size."""
+"""The published pre-training recipes: every number that papers and releases state, literally; all at full size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from visling.recipes.releases import COMMON
 from visling.recipes.tables import (
     FINETUNING,
     PRETRAINING,
-    PUBLISHED_FINETUNING,
     PUBLISHED_PRETRAINING,
     common_differences,
 )
@@ -306,53 +305,9 @@ def test_the_models_are_kept_that_the_release_keeps(name: str) -> None:
     assert run.train.keep == (("last", "epochs") if run.model in ("vilbert", "cvlp") else ("best", "epochs"))
 
 
-def test_our_own_recipes_keep_the_best_model() -> None:
-    ours = [*(PRETRAINING.keys() - PUBLISHED_PRETRAINING), *(FINETUNING.keys() - PUBLISHED_FINETUNING)]
-    tables = {**PRETRAINING, **FINETUNING}
-    assert {name: tables[name]().train.keep for name in ours} == dict.fromkeys(ours, ("best",))
-    for name in ("visualbert-vqa", "visualbert-nlvr2", "visualbert-flickr30k"):
-        assert FINETUNING[name]().train.keep == ("best", "epochs")
-
-
 def test_every_recipe_is_checked() -> None:
     assert sorted(STATED) == NAMES
     assert set(PUBLISHED_PRETRAINING) <= set(PRETRAINING)
-
-
-def test_fine_tuning_on_vqa() -> None:
-    settings = configs.to_dict(FINETUNING["visualbert-vqa"]())
-    stated = {
-        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max",
-        "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
-        "train.optim.clip": "per_tensor", "train.optim.exclude": ["pooler"],
-        "encoder.answer_slot": "same_segment", "encoder.max_regions": 100,
-        "train_split": "train+val", "valid_split": "minival", "task_settings.min_count": None,
-        "task_settings.question_text": "release",
-    }  # fmt: skip
-    assert {setting: value(settings, setting) for setting in stated} == stated
-
-
-def test_fine_tuning_on_nlvr2() -> None:
-    settings = configs.to_dict(FINETUNING["visualbert-nlvr2"]())
-    stated = {
-        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max",
-        "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
-        "train.optim.exclude": ["pooler"], "encoder.feature_size": 1024, "encoder.max_regions": 144,
-        "encoder.pair": "sequence", "task_settings.joined": True, "valid_split": "dev",
-    }  # fmt: skip
-    assert {setting: value(settings, setting) for setting in stated} == stated
-
-
-def test_fine_tuning_on_flickr30k() -> None:
-    settings = configs.to_dict(FINETUNING["visualbert-flickr30k"]())
-    stated = {
-        "batch_size": 32, "train.epochs": 5, "train.patience": 3, "train.metric": "recall_at_1",
-        "train.direction": "max", "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1,
-        "train.optim.name": "bert_adam", "train.optim.exclude": ["pooler"], "encoder.feature_size": 2048,
-        "encoder.max_regions": 100, "encoder.append_spatial": True, "task_settings.phrase_at": "release",
-        "valid_split": "val",
-    }  # fmt: skip
-    assert {setting: value(settings, setting) for setting in stated} == stated
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -402,14 +357,6 @@ def test_the_page_lists_every_recipe_with_its_numbers() -> None:
             for setting in getattr(run, source):
                 shown = f"`{setting}`" if "." in setting else setting
                 assert f"| `{name}` | {source} | {shown} |" in page
-    tuning = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
-    for name, recipe in PUBLISHED_FINETUNING.items():
-        tuned = recipe()
-        assert f"| `{name}` | {tuned.task} | {tuned.batch_size} | {tuned.train.optim.lr:.0e} " in tuning
-        for source in ("paper", "release"):
-            for setting, there in getattr(tuned, source).items():
-                shown = f"`{setting}`" if "." in setting or hasattr(tuned, setting) else setting
-                assert f"| `{name}` | {source} | {shown} | {there} |" in tuning
 
 
 # ------------------------------------------------------------------------------------------------- differences, as data
@@ -427,19 +374,6 @@ def test_differences_are_differences(name: str) -> None:
             assert told[source] == settings[source][setting]
             if setting.partition(".")[0] in {field.name for field in dataclasses.fields(PretrainConfig)}:
                 assert setting == "from_epoch.image_qa" or told["here"] == value(settings, setting)
-
-
-@pytest.mark.parametrize("name", PUBLISHED_FINETUNING)
-def test_differences_of_fine_tuning_are_differences(name: str) -> None:
-    run = PUBLISHED_FINETUNING[name]()
-    found = differences(run, run)
-    settings = configs.to_dict(run)
-    for source in ("paper", "release"):
-        assert set(found[source]) == set(settings[source]), "an entry says what the recipe does anyway"
-        for setting, told in found[source].items():
-            assert told[source] == settings[source][setting]
-            if setting.partition(".")[0] in settings:
-                assert told["here"] == value(settings, setting)
 
 
 def changed(name: str, differs: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,9 @@ COMMON: Mapping[str, Mapping[str, str]] = {
 }
 """Family -> topic -> what its release does in every run."""
 
+FINETUNED_ON_ONE_DEVICE = ("lxmert", "cvlp")
+"""Families whose release averages losses over devices in pre-training alone."""
+
 
 def describe_start(config: PretrainConfig | FinetuneConfig) -> str:
     """What a run's weights should start from, and how to say so; nothing for one that starts from scratch."""

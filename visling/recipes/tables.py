@@ -53,8 +53,12 @@ T = TypeVar("T")
 
 def common_differences(config: PretrainConfig | FinetuneConfig) -> Mapping[str, str]:
     """Topic -> what the release does in all its runs; nothing for a recipe that is not published."""
-    published = PUBLISHED_PRETRAINING if isinstance(config, PretrainConfig) else PUBLISHED_FINETUNING
-    return releases.COMMON[config.model] if config.recipe in published and config.model in releases.COMMON else {}
+    pretrains = isinstance(config, PretrainConfig)
+    if config.recipe not in (PUBLISHED_PRETRAINING if pretrains else PUBLISHED_FINETUNING):
+        return {}
+    one_device = not pretrains and config.model in releases.FINETUNED_ON_ONE_DEVICE
+    common = releases.COMMON.get(config.model, {})
+    return {topic: told for topic, told in common.items() if topic != "losses" or not one_device}
 
 
 def summarise(recipe: Callable[[], Any]) -> str:

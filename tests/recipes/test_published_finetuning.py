@@ -1,0 +1,278 @@
+"""The published fine-tuning recipes: every number that papers and releases state, literally; every recipe at full
+size."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visling import config as configs
+from visling import models
+from visling.recipes.configs import BERT_BASE, BERT_LARGE, FinetuneConfig, PretrainConfig, differences
+from visling.recipes.tables import (
+    FINETUNING,
+    PRETRAINING,
+    PUBLISHED_FINETUNING,
+    PUBLISHED_PRETRAINING,
+    common_differences,
+)
+from visling.runs import estimate as estimates
+from visling.runs.typical_task import typical_task_batch, untrained_task
+from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
+
+NAMES = sorted(PUBLISHED_FINETUNING)
+PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
+
+# ------------------------------------------------------------------------------------------------------ literal numbers
+
+NEEDED = (
+    "batch_size", "train_split", "valid_split", "start", "train.epochs", "train.metric", "train.direction",
+    "train.keep", "train.optim.name", "train.optim.lr", "train.optim.weight_decay", "train.optim.no_decay",
+    "train.optim.clip", "train.optim.schedule",
+)  # fmt: skip
+"""What the entry of every recipe states at least."""
+
+_VISUALBERT_TRAINING = {
+    "train.patience": 3,
+    "train.direction": "max",
+    "train.keep": ["best", "epochs"],
+    "train.average": None,
+    "train.optim.name": "bert_adam",
+    "train.optim.lr": 2e-5,
+    "train.optim.betas": [0.9, 0.999],
+    "train.optim.eps": 1e-6,
+    "train.optim.weight_decay": 0.01,
+    "train.optim.no_decay": ["bias", "norm"],
+    "train.optim.exclude": ["pooler"],
+    "train.optim.clip": "per_tensor",
+    "train.optim.clip_norm": 1.0,
+    "train.optim.schedule": "warmup_linear",
+    "train.optim.warmup_share": 0.1,
+}
+VISUALBERT: Mapping[str, Mapping[str, Any]] = {
+    "visualbert-vqa": {
+        **_VISUALBERT_TRAINING, "batch_size": 64, "train.epochs": 10, "train.metric": "accuracy",
+        "start": "visualbert-vqa", "train_split": "train+val", "valid_split": "minival",
+        "task_settings.min_count": None, "task_settings.question_text": "release",
+        "encoder.answer_slot": "same_segment", "encoder.max_regions": 100, "encoder.feature_size": 2048,
+    },
+    "visualbert-nlvr2": {
+        **_VISUALBERT_TRAINING, "batch_size": 64, "train.epochs": 10, "train.metric": "accuracy",
+        "start": "visualbert-nlvr2", "train_split": "train", "valid_split": "dev", "task_settings.joined": True,
+        "encoder.pair": "sequence", "encoder.max_regions": 144, "encoder.feature_size": 1024,
+    },
+    "visualbert-flickr30k": {
+        **_VISUALBERT_TRAINING, "batch_size": 32, "train.epochs": 5, "train.metric": "recall_at_1",
+        "start": "visualbert-flickr30k", "train_split": "train", "valid_split": "val",
+        "task_settings.phrase_at": "release", "encoder.append_spatial": True, "encoder.max_regions": 100,
+        "encoder.feature_size": 2048,
+    },
+}  # fmt: skip
+
+VLBERT: Mapping[str, Mapping[str, Any]] = {}
+
+VILBERT: Mapping[str, Mapping[str, Any]] = {}
+
+_LXMERT_TRAINING = {
+    "batch_size": 32,
+    "flip": 0.0,
+    "carry_answers": True,
+    "train.accumulation": 1,
+    "train.epochs": 4,
+    "train.seed": 9595,
+    "train.precision": "fp32",
+    "train.metric": "accuracy",
+    "train.direction": "max",
+    "train.keep": ["best", "last"],
+    "train.patience": None,
+    "train.validate_every": 1,
+    "train.validate_unit": "epochs",
+    "train.average": None,
+    "train.optim.name": "bert_adam",
+    "train.optim.betas": [0.9, 0.999],
+    "train.optim.eps": 1e-6,
+    "train.optim.weight_decay": 0.01,
+    "train.optim.no_decay": [],
+    "train.optim.exclude": [],
+    "train.optim.rates": {},
+    "train.optim.clip": "global",
+    "train.optim.clip_norm": 5.0,
+    "train.optim.schedule": "warmup_linear",
+    "train.optim.warmup_share": 0.1,
+    "train.optim.warmup_steps": None,
+    "train.optim.evaluate": "before",
+    "encoder.num_text_layers": 9,
+    "encoder.num_region_layers": 5,
+    "encoder.num_cross_layers": 5,
+    "encoder.hidden_size": 768,
+    "encoder.dropout_rate": 0.1,
+    "encoder.max_tokens": 20,
+    "encoder.max_regions": 36,
+    "encoder.feature_size": 2048,
+}
+_LXMERT_VQA = {
+    **_LXMERT_TRAINING,
+    "train.optim.lr": 5e-5,
+    "train_split": "train+nominival",
+    "valid_split": "minival",
+    "task_settings": {"loss": "bce", "min_count": None, "layout": "lxmert"},
+}
+_LXMERT_GQA = {
+    **_LXMERT_TRAINING,
+    "train.optim.lr": 1e-5,
+    "train_split": "train+valid",
+    "valid_split": "testdev",
+    "task_settings": {"loss": "bce", "min_count": None},
+}
+_LXMERT_NLVR2 = {
+    **_LXMERT_TRAINING,
+    "train.optim.lr": 5e-5,
+    "train_split": "train",
+    "valid_split": "valid",
+    "task_settings": {"joined": False, "loss": "cross_entropy"},
+}
+_LXMERT_START, _CVLP_START = {"start": "lxmert-20epochs-qa"}, {"start": "cvlp-release"}
+LXMERT: Mapping[str, Mapping[str, Any]] = {
+    "lxmert-vqa": {**_LXMERT_VQA, **_LXMERT_START},
+    "lxmert-gqa": {**_LXMERT_GQA, **_LXMERT_START},
+    "lxmert-nlvr2": {**_LXMERT_NLVR2, **_LXMERT_START},
+}
+CVLP: Mapping[str, Mapping[str, Any]] = {
+    "cvlp-vqa": {**_LXMERT_VQA, **_CVLP_START, "train.epochs": 5, "train.average": 0.99995},
+    "cvlp-gqa": {**_LXMERT_GQA, **_CVLP_START, "train.epochs": 6, "train.average": 0.99997},
+    "cvlp-nlvr2": {**_LXMERT_NLVR2, **_CVLP_START, "train.epochs": 5, "train.average": 0.9995},
+}
+
+STATED: Mapping[str, Mapping[str, Any]] = {**VISUALBERT, **VLBERT, **VILBERT, **LXMERT, **CVLP}
+"""Recipe -> setting -> what the configuration file or script of the release says."""
+
+
+def value(settings: Any, name: str) -> Any:
+    for part in name.split("."):
+        settings = settings[part]
+    return settings
+
+
+def test_every_recipe_is_stated() -> None:
+    assert sorted(STATED) == NAMES
+    assert set(PUBLISHED_FINETUNING) <= set(FINETUNING)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_numbers_are_those_of_the_release(name: str) -> None:
+    settings = configs.to_dict(PUBLISHED_FINETUNING[name]())
+    assert settings["recipe"] == name
+    assert {setting: value(settings, setting) for setting in STATED[name]} == STATED[name]
+    assert not set(NEEDED) - set(STATED[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_survives_plain_values(name: str) -> None:
+    run = PUBLISHED_FINETUNING[name]()
+    assert configs.from_dict(FinetuneConfig, configs.to_dict(run)) == run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_starts_from_a_published_run_of_its_family(name: str) -> None:
+    """Or from BERT; a name may be one of pre-training and of fine-tuning."""
+    run = PUBLISHED_FINETUNING[name]()
+    if run.start in (BERT_BASE, BERT_LARGE):
+        return
+    tables: tuple[Mapping[str, Any], ...] = (PUBLISHED_PRETRAINING, PUBLISHED_FINETUNING)
+    starts: list[PretrainConfig | FinetuneConfig] = [table[run.start]() for table in tables if run.start in table]
+    assert any(start.model in (run.model, *models.spec(run.model).loads_from) for start in starts), run.start
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_says_what_it_is_and_where_its_numbers_come_from(name: str) -> None:
+    doc = PUBLISHED_FINETUNING[name].__doc__ or ""
+    assert doc.splitlines()[0].endswith(".")
+    assert "Source:" in doc
+
+
+def test_our_own_recipes_keep_the_best_model() -> None:
+    ours = [*(PRETRAINING.keys() - PUBLISHED_PRETRAINING), *(FINETUNING.keys() - PUBLISHED_FINETUNING)]
+    tables: Mapping[str, Any] = {**PRETRAINING, **FINETUNING}
+    assert {name: tables[name]().train.keep for name in ours} == dict.fromkeys(ours, ("best",))
+
+
+# ------------------------------------------------------------------------------------------------- differences, as data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_differences_are_differences(name: str) -> None:
+    run = PUBLISHED_FINETUNING[name]()
+    found = differences(run, run)
+    settings = configs.to_dict(run)
+    for source in ("paper", "release"):
+        assert set(found[source]) == set(settings[source]), "an entry says what the recipe does anyway"
+        for setting, told in found[source].items():
+            assert told[source] == settings[source][setting]
+            if setting.partition(".")[0] in settings:
+                assert told["here"] == value(settings, setting)
+
+
+def test_what_a_release_does_in_all_runs_holds_for_its_fine_tuning() -> None:
+    """LXMERT and CVLP are fine-tuned on one device."""
+    assert "losses" in common_differences(PUBLISHED_FINETUNING["visualbert-vqa"]())
+    for name in ("lxmert-vqa", "cvlp-nlvr2"):
+        assert set(common_differences(PUBLISHED_FINETUNING[name]())) == {"stored regions"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_lists_the_recipe_with_its_numbers(name: str) -> None:
+    page, run = PAGE.read_text(encoding="utf-8"), PUBLISHED_FINETUNING[name]()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` | {run.task} |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert int(cells[2].split()[0]) == run.batch_size * run.train.accumulation
+    assert float(cells[3].split()[0].strip(",")) == pytest.approx(run.train.optim.lr)
+    assert str(run.train.epochs) in cells
+    for source in ("paper", "release"):
+        for setting, there in getattr(run, source).items():
+            shown = f"`{setting}`" if "." in setting or hasattr(run, setting) else setting
+            assert f"| `{name}` | {source} | {shown} | {there} |" in page
+
+
+# ------------------------------------------------------------------------------------------------- full size, for real
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
+    began = time.monotonic()
+    run = PUBLISHED_FINETUNING[name]()
+    model, task = untrained_task(run)
+    model.train()
+    total = estimates.updates(run)
+    assert total is not None, "the size of its training splits is in runs/typical_task.py"
+    optimizer, schedule = build_optimizer(model, run.train.optim, total)
+    # Biases are 0 at first: the smallest rate moves them.
+    biases = [
+        parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        if name.endswith("bias") and not parameter.any()
+    ]
+    with_gradient: list[bool] = []
+    for done in range(2):
+        batch, targets = typical_task_batch(run, task, 2)
+        batch.validate()
+        loss = task.loss(model(batch), targets).value
+        loss.backward()
+        assert loss.isfinite()
+        with_gradient = [p.grad is not None and bool(p.grad.any()) for p in biases]
+        apply_schedule(optimizer, schedule, done)
+        clip_gradients(optimizer, run.train.optim)
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+    assert sum(with_gradient) > 0.9 * len(biases)
+    assert [bool(p.any()) for p in biases] == with_gradient
+    assert all(p.isfinite().all() for p in model.parameters())
+    del model, optimizer, biases  # before the next one is built
+    gc.collect()
+    record_property("seconds", round(time.monotonic() - began, 1))
