@@ -1,5 +1,7 @@
 """The contracts: what data hands to a model, what a model hands back, what a loss is.
 
+One file although it is long: the contracts refer to one another, and whoever looks for one finds all of them here.
+
 Letters  B batch rows, T tokens, R regions, S region rows, F region feature width, P and Q slots, G rows per example, N
          = B/G examples, Dt Dr Dp widths of text, region and pooled states, C detector classes, A answers, V vocabulary,
          I images, H heads.

@@ -247,13 +247,13 @@ def visualbert_flickr30k_finetuning() -> FinetuneConfig:
 
 
 def visualbert_vcr_finetuning() -> FinetuneConfig:
-    """VisualBERT on VCR, Q -> A, as released: its network for regions trained jointly, BertAdam 2e-5, batch 32, 8
-    epochs.
+    """VisualBERT on VCR, Q -> A, as released: its own network for regions, BertAdam 2e-5, batch 32, 8 epochs.
 
-    Pictures of 768 x 384, the whole image and the objects that question, answers or rationales name, each with its
-    class and its outline. The network starts from torchvision's ResNet-50 on ImageNet (`--backbone`), or is that of the
-    model which `--init` names. The head reads BERT's pooler, which nothing trains. `extractor=none` reads stored
-    features of width 512 instead; in the paper a network that stays as it is costs 0.8 points of Q -> AR.
+    The network is trained jointly. It sees pictures of 768 x 384, and in them the whole image and the objects that
+    question, answers or rationales name, each with its class and its outline. It starts from torchvision's ResNet-50 on
+    ImageNet (`--backbone`), or is that of the model which `--init` names. The head reads BERT's pooler, which nothing
+    trains. `extractor=none` reads stored features of width 512 instead; in the paper a network that is not trained
+    costs 0.8 points of Q -> AR.
 
     Source:
         configs/vcr/fine-tune-qa.json, utils/detector.py; paper, sections 4.2 and 5.
