@@ -58,15 +58,14 @@ def tiny(recipe: str = RECIPES[0], *settings: str) -> FinetuneConfig:
 
 @pytest.fixture(scope="module")
 def objects(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of the whole image and VCR's objects; its features are never read."""
+    """A store of VCR's objects; its features are never read."""
     path = tmp_path_factory.mktemp("objects") / "store"
     records = [record for split in ("train", "val") for record in VCR(tiny_task()).records(world.scenes, split)]
     with StoreWriter(path, feature_size=1, fingerprint="objects") as writer:
         for record in {record.images[0]: record for record in records}.values():
             found = read_metadata(record)
-            boxes = np.concatenate([[[0, 0, *found.size]], found.boxes]).astype(np.float32)
-            features = np.zeros((len(boxes), 1), np.float16)
-            writer.add(record.images[0], RegionArray(features=features, boxes=boxes, size=found.size))
+            features = np.zeros((len(found.boxes), 1), np.float16)
+            writer.add(record.images[0], RegionArray(features=features, boxes=found.boxes, size=found.size))
     return path
 
 

@@ -92,6 +92,11 @@ class ExtractorConfig:
         return MaskGrid(size=POOL_SIZE if self.dilated else POOL_SIZE // 2, inclusive=True)
 
     @property
+    def whole_image(self) -> bool:
+        """The whole image is no region: `RegionExtractor.describe` adds its feature."""
+        return False
+
+    @property
     def canvas(self) -> None:
         """Pictures are padded to the largest of a batch."""
 

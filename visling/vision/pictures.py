@@ -28,6 +28,11 @@ class PictureSettings(Protocol):
         ...
 
     @property
+    def whole_image(self) -> bool:
+        """Whether the image itself is the first region of each."""
+        ...
+
+    @property
     def canvas(self) -> Canvas | None:
         """What pictures are laid on; None = they are padded to the largest of a batch."""
         ...
@@ -42,7 +47,7 @@ class PictureFiles:
 
     def __init__(self, files: Mapping[str, Path], settings: PictureSettings) -> None:
         self.files, self.settings = files, settings
-        self.mask_grid, self.canvas = settings.mask_grid, settings.canvas
+        self.mask_grid, self.canvas, self.whole_image = settings.mask_grid, settings.canvas, settings.whole_image
 
     def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
         """Each image, (3, H, W) of its own size; several are decoded at a time.
@@ -62,7 +67,7 @@ class GivenPictures:
 
     def __init__(self, images: Mapping[str, NDArray[np.uint8]], settings: PictureSettings) -> None:
         self.images, self.settings = images, settings
-        self.mask_grid, self.canvas = settings.mask_grid, settings.canvas
+        self.mask_grid, self.canvas, self.whole_image = settings.mask_grid, settings.canvas, settings.whole_image
 
     def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
         """Each image, (3, H, W) of its own size."""

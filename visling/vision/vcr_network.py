@@ -107,6 +107,11 @@ class VcrNetworkConfig:
         return MASK_GRID
 
     @property
+    def whole_image(self) -> bool:
+        """The whole image is the first region (release, `add_image_as_a_box`)."""
+        return True
+
+    @property
     def canvas(self) -> Canvas:
         """What pictures are laid on."""
         return Canvas(width=self.picture_width, height=self.picture_height, colour=BLACK)

@@ -20,6 +20,7 @@ from visling.data.batches.masking import RegionMasking
 from visling.data.batches.pixels import (
     BoxesAlone,
     Pictures,
+    WithWholeImage,
     lay_on_canvas,
     mirror_boxes,
     pad_pictures,
@@ -106,7 +107,11 @@ class RegionCollator:
             raise ConfigError(
                 f"targets {', '.join(unmasked)} are asked for, but no region is masked: give a RegionMasking."
             )
-        self.store = store if pictures is None else BoxesAlone(store)
+        self.store = store
+        if pictures is not None:
+            self.store = BoxesAlone(store)
+            if pictures.whole_image:
+                self.store = WithWholeImage(self.store)
         self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
         self.shift = shift and pictures is not None and pictures.canvas is not None
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling.data.batches.masking import hide_pixels
+from visling.data.named_objects import shows_whole_image
 from visling.errors import DataError
 from visling.types import Canvas, MaskGrid, Pixels, RegionArray, RegionObjects, RegionStore
 
@@ -29,6 +30,8 @@ class Pictures(Protocol):
 
     mask_grid: MaskGrid
     """How the masks of objects are drawn that the extractor reads, where a task knows them."""
+    whole_image: bool
+    """Whether the image itself is the first region of each; a store need not hold it."""
     canvas: Canvas | None
     """What pictures are laid on; None = they are padded on the right and below to the largest of a batch."""
 
@@ -56,6 +59,29 @@ class BoxesAlone:
     def __getitem__(self, image_id: str) -> RegionArray:
         image = self.store[image_id]
         return dataclasses.replace(image, features=image.features[:, :0])
+
+
+class WithWholeImage:
+    """A view of a region store without features, in which the regions of every image begin with the image itself. What
+    a detector says of regions is left out."""
+
+    feature_size = 0
+
+    def __init__(self, store: BoxesAlone) -> None:
+        self.store, self.fingerprint = store, store.fingerprint
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self.store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        image = self.store[image_id]
+        boxes = image.boxes
+        if not shows_whole_image(boxes[:1], image.size).any():
+            boxes = np.concatenate([np.array([[0, 0, *image.size]], np.float32), boxes])
+        return RegionArray(features=np.zeros((len(boxes), 0), np.float16), boxes=boxes, size=image.size)
 
 
 def mirror_boxes(
