@@ -109,7 +109,7 @@ def test_names_without_gradient(golden: Path, task: str) -> None:
     told = recorded(golden, task)
     config = recipe(told)
     if config.extractor is not None:
-        small = {"widths": (4, 4, 4, 8), "mask_channels": 2, "picture_width": 48, "picture_height": 32}
+        small: dict[str, Any] = {"widths": (4, 4, 4, 8), "mask_channels": 2, "picture_width": 48, "picture_height": 32}
         config = dataclasses.replace(config, extractor=dataclasses.replace(config.extractor, **small))
     found = optimisers.without_gradient(config, LAYOUT, PARTS, **NARROW)
     held = {name for group in told["groups"] for name in group["names"]} | set(told["not_in_optimizer"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Slow:
         pooled = []
         for row, region in mask.nonzero().tolist():
             cells = align(states[row].detach().double().numpy(), boxes[row, region].tolist())
-            shape = self.mask_map(instances[row, region].numpy() - 0.5)
+            shape = self.mask_map(instances[row, region].double().numpy() - 0.5)
             cells[: len(shape)] += shape
             pooled.append(torch.from_numpy(cells).float())
         maps = self.stage(torch.stack(pooled), "detector.after_roi_align.0", 1).mean((2, 3))
@@ -123,10 +123,10 @@ class Slow:
         weight, bias = (self.tensors[f"detector.obj_downsample.1.{end}"] for end in ("weight", "bias"))
         return functional.relu(torch.cat([maps, named], 1) @ weight.T + bias)
 
-    def mask_map(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+    def mask_map(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """3 x 3 windows at every other cell of a mask, which is surrounded by zeros."""
         weight, bias = (self.tensors[f"detector.mask_upsample.{end}"].double().numpy() for end in ("weight", "bias"))
-        padded = np.pad(values.astype(np.float64), 1)
+        padded = np.pad(values, 1)
         found = np.zeros((len(weight), 7, 7))
         for channel in range(len(weight)):
             for y in range(7):
@@ -192,7 +192,7 @@ def test_features_are_those_of_the_slow_composition(training: bool) -> None:
             assert_close(after[f"{name}.{kind}"], 0.9 * old + 0.1 * new, **CLOSE)
 
 
-MUTATIONS = {
+MUTATIONS: Mapping[str, Callable[[VcrNetwork], object]] = {
     "stride in the 3 x 3 window": lambda network: _move_stride(network.stages[1][0]),
     "a map of half the size": lambda network: _stride(network.head[0]),
     "no mask": lambda network: network.masks.weight.data.zero_(),
@@ -281,7 +281,7 @@ def test_frozen_stages_stay_as_they_are() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.grad is not None:
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(0.1 * parameter.grad)
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not {name for name in changed if name.startswith(("stem.", "stages."))}
     trained = {name for name in before if not name.startswith(("stem.", "stages.", "classifier."))}

@@ -118,7 +118,7 @@ class Ones:
 
     mask_grid = MaskGrid(size=3, inclusive=True)
     whole_image = False
-    canvas = None
+    canvas: Canvas | None = None
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
