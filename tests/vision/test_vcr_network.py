@@ -193,20 +193,22 @@ def test_features_are_those_of_the_slow_composition(training: bool) -> None:
 
 
 MUTATIONS: Mapping[str, Callable[[VcrNetwork], object]] = {
-    "stride in the 3 x 3 window": lambda network: _move_stride(network.stages[1][0]),
-    "a map of half the size": lambda network: _stride(network.head[0]),
+    "stride in the 3 x 3 window": lambda network: _move_stride(network.get_submodule("stages.1.0")),
+    "a map of half the size": lambda network: _stride(network.get_submodule("head.0")),
     "no mask": lambda network: network.masks.weight.data.zero_(),
     "frozen norms": lambda network: [norm.eval() for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)],
     "another class": lambda network: network.classes.weight.data.copy_(network.classes.weight.data.roll(1, 0)),
 }
 
 
-def _move_stride(block: Bottleneck) -> None:
+def _move_stride(block: nn.Module) -> None:
+    assert isinstance(block, Bottleneck)
     stride, block.reduce.convolution.stride = block.reduce.convolution.stride, (1, 1)
     block.convolve.convolution.stride = stride
 
 
-def _stride(block: Bottleneck) -> None:
+def _stride(block: nn.Module) -> None:
+    assert isinstance(block, Bottleneck)
     assert block.shortcut is not None
     block.reduce.convolution.stride = block.shortcut.convolution.stride = (2, 2)
 
