@@ -102,7 +102,113 @@ VISUALBERT: Mapping[str, Mapping[str, Any]] = {
     "visualbert-vcr-rationale": {**_VISUALBERT_VCR, "train.epochs": 12, "task_settings.phase": "rationale"},
 }  # fmt: skip
 
-VLBERT: Mapping[str, Mapping[str, Any]] = {}
+_VLBERT_TRAINING = {
+    "flip": 0.5,
+    "swap_sides": True,
+    "release_start": True,
+    "train.seed": 12345,
+    "train.precision": "fp32",
+    "train.metric": "accuracy",
+    "train.direction": "max",
+    "train.keep": ["best", "epochs"],
+    "train.patience": None,
+    "train.average": None,
+    "train.optim.weight_decay": 1e-4,
+    "train.optim.no_decay": [],
+    "train.optim.exclude": [],
+    "train.optim.rates": {},
+    "train.optim.clip": "global",
+    "train.optim.evaluate": "after",
+    "encoder.feature_size": 2048,
+}
+_VLBERT_ADAMW = {
+    **_VLBERT_TRAINING,
+    "train.optim.name": "release_adamw",
+    "train.optim.betas": [0.9, 0.999],
+    "train.optim.eps": 1e-6,
+    "train.optim.bias_correction": True,
+    "train.optim.clip_norm": 1.0,
+    "train.optim.schedule": "triangle",
+    "train.optim.drop_epochs": [],
+}
+_VLBERT_NETWORK = {
+    "extractor.blocks": [3, 4, 23],
+    "extractor.widths": [64, 128, 256, 512],
+    "extractor.dilated": True,
+    "extractor.frozen_stages": 2,
+    "extractor.shorter_side": 600,
+    "encoder.masks_features": False,
+}
+_VLBERT_VQA = {
+    **_VLBERT_ADAMW,
+    "task_settings": {"min_count": None},
+    "train_split": "train+val",
+    "valid_split": "val",
+    "extractor": None,
+    "train.epochs": 5,
+    "train.optim.lr": pytest.approx(1.6e-4),
+    "train.optim.warmup_steps": 500,
+    "encoder.answer_slot": "second_segment",
+}
+_VLBERT_REFCOCO = {
+    **_VLBERT_ADAMW,
+    **_VLBERT_NETWORK,
+    "task_settings": {"dataset": "refcoco+", "rule": "inclusive"},
+    "train_split": "train",
+    "valid_split": "val",
+    "extractor.longer_side": 1000,
+    "train.epochs": 20,
+    "train.optim.lr": pytest.approx(2.56e-5),
+    "train.optim.warmup_steps": 3750,
+}
+_VLBERT_VCR = {
+    **_VLBERT_TRAINING,
+    **_VLBERT_NETWORK,
+    "swap_sides": False,
+    "train_split": "train",
+    "valid_split": "val",
+    "extractor.longer_side": 1200,
+    "train.epochs": 20,
+    "train.optim.name": "sgd",
+    "train.optim.momentum": 0.9,
+    "train.optim.lr": pytest.approx(4.48e-3),
+    "train.optim.clip_norm": 10.0,
+    "train.optim.schedule": "warmup_constant",
+    "train.optim.warmup_steps": 1000,
+    "train.optim.drop_epochs": [14.0, 18.0],
+    "train.optim.drop_factor": 0.1,
+    "encoder.max_tokens": 67,
+}
+_VLBERT_BASE = {
+    "encoder.hidden_size": 768, "encoder.visual_size": 768, "encoder.num_layers": 12, "encoder.num_heads": 12,
+    "encoder.intermediate_size": 3072,
+}  # fmt: skip
+_VLBERT_LARGE = {
+    "encoder.hidden_size": 1024, "encoder.visual_size": 1024, "encoder.num_layers": 24, "encoder.num_heads": 16,
+    "encoder.intermediate_size": 4096,
+}  # fmt: skip
+_BASE_E2E, _LARGE_E2E = ({**size, "start": start} for size, start in (
+    (_VLBERT_BASE, "vlbert-base-e2e"), (_VLBERT_LARGE, "vlbert-large-e2e"),
+))  # fmt: skip
+_TWICE, _FOUR_TIMES = ({"batch_size": size, "train.accumulation": parts} for size, parts in ((16, 2), (8, 4)))
+_FP16 = {"batch_size": 64, "train.accumulation": 1, "train.precision": "bf16"}
+_ANSWER, _RATIONALE = ({"task_settings": {"phase": phase}} for phase in ("answer", "rationale"))
+VLBERT: Mapping[str, Mapping[str, Any]] = {
+    "vlbert-base-vqa": {
+        **_VLBERT_VQA, **_VLBERT_BASE, "start": "vlbert-base-prec", "batch_size": 256, "train.accumulation": 1,
+    },
+    "vlbert-large-vqa": {
+        **_VLBERT_VQA, **_VLBERT_LARGE, "start": "vlbert-large-prec", "batch_size": 64, "train.accumulation": 4,
+    },
+    "vlbert-base-refcoco+": {**_VLBERT_REFCOCO, **_BASE_E2E, **_TWICE},
+    "vlbert-base-refcoco+-gt": {**_VLBERT_REFCOCO, **_BASE_E2E, **_TWICE},
+    "vlbert-large-refcoco+": {**_VLBERT_REFCOCO, **_LARGE_E2E, **_FOUR_TIMES},
+    "vlbert-large-refcoco+-gt": {**_VLBERT_REFCOCO, **_LARGE_E2E, **_FOUR_TIMES},
+    "vlbert-base-vcr": {**_VLBERT_VCR, **_BASE_E2E, **_ANSWER, "batch_size": 16, "train.accumulation": 4},
+    "vlbert-base-vcr-rationale": {**_VLBERT_VCR, **_BASE_E2E, **_RATIONALE, "batch_size": 16, "train.accumulation": 4},
+    "vlbert-large-vcr": {**_VLBERT_VCR, **_LARGE_E2E, **_ANSWER, **_FP16},
+    "vlbert-large-vcr-rationale": {**_VLBERT_VCR, **_LARGE_E2E, **_RATIONALE, **_FP16},
+}  # fmt: skip
 
 VILBERT: Mapping[str, Mapping[str, Any]] = {}
 
@@ -278,7 +384,7 @@ def test_two_updates_at_full_size(name: str, record_property: Any) -> None:
     model.train()
     total = estimates.updates(run)
     assert total is not None, "the size of its training splits is in runs/typical_task.py"
-    optimizer, schedule = build_optimizer(model, run.train.optim, total)
+    optimizer, schedule = build_optimizer(model, run.train.optim, total, per_epoch=total / run.train.epochs)
     # Biases are 0 at first: the smallest rate moves them.
     biases = [
         parameter

@@ -40,13 +40,21 @@ SIZES = frozenset({
 
 
 def small(name: str) -> FinetuneConfig:
-    """A published recipe with an encoder of the size of `tiny`, for two updates of two examples."""
+    """A published recipe with an encoder of the size of `tiny`, and a narrow region extractor if it has one, for two
+    updates of two examples."""
     run = PUBLISHED_FINETUNING[name]()
     tiny = models.spec(run.model).presets["tiny"]
     sizes = {field.name: getattr(tiny, field.name) for field in fields(tiny) if field.name in SIZES}
+    extractor = run.extractor
+    if extractor is not None:
+        extractor = replace(
+            extractor, blocks=(1, 1, 1), stem_size=4, widths=(4, 4, 4, 8), shorter_side=32, longer_side=64
+        )
+        sizes["feature_size"] = extractor.feature_size
     return replace(
         run,
         encoder=replace(run.encoder, **sizes),
+        extractor=extractor,
         batch_size=2,
         train=replace(run.train, max_steps=2, accumulation=1, log_every=1),
     )
@@ -137,7 +145,12 @@ def regions(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[i
 
 @pytest.mark.parametrize("name", PUBLISHED_FINETUNING)
 def test_a_published_recipe_trains_and_is_evaluated(
-    tmp_path: Path, official: Path, regions: Callable[[int], Path], name: str, monkeypatch: pytest.MonkeyPatch
+    world: Any,
+    tmp_path: Path,
+    official: Path,
+    regions: Callable[[int], Path],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module, constant in ((gqa_files, "NUM_MINVAL"), (vqa_files, "NUM_LAST")):
         monkeypatch.setattr(module, constant, 4)
@@ -146,7 +159,8 @@ def test_a_published_recipe_trains_and_is_evaluated(
         run = configs.override(run, [f"task_settings.answers={official}/answers_{run.task}.json"])
     data = official / "lxmert" / run.task if run.model in ("lxmert", "cvlp") else official / "scenes"
     out = tmp_path / "run"
-    state = finetune(run, out, data=data, store=regions(run.encoder.feature_size), device="cpu")
+    images = None if run.extractor is None else world.scenes
+    state = finetune(run, out, data=data, store=regions(run.encoder.feature_size), images=images, device="cpu")
     assert state.step == 2
     logged = read_log(out)
     assert all(np.isfinite(line["loss"]) for line in logged["train"])

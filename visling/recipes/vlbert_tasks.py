@@ -16,9 +16,6 @@ from visling.train.optim import OptimConfig
 from visling.vision.end_to_end import PRESETS as EXTRACTORS
 
 TEXT_LIMIT: Mapping[str, Any] = {"encoder.max_tokens": "no limit"}
-PADDED_PICTURES: Mapping[str, str] = {
-    "pictures": "padded to 600 x 1200 pixels, or 1200 x 600, also where no other picture of the batch is as large",
-}
 REFCOCO_PLUS: Mapping[str, Any] = {
     **TEXT_LIMIT,
     "encoder.max_regions": "no limit",
@@ -27,7 +24,8 @@ REFCOCO_PLUS: Mapping[str, Any] = {
     "validation": "an overlap has to exceed 0.5; its script for the test sets, and this recipe, accept 0.5",
 }
 VCR: Mapping[str, str] = {
-    **PADDED_PICTURES,
+    "pictures": "padded to 600 x 1200 pixels, or 1200 x 600, also where no picture of the batch is as large",
+    "pooler": "starts from BERT's; in a folder that was converted from a released file it is randomly initialised",
     "names of people": "go on where the last question stopped, so that they differ at every visit, in validation too",
 }
 
@@ -136,12 +134,11 @@ def _refcoco_plus(size: str, *, annotated: bool, batch_size: int, accumulation: 
 
 
 def vlbert_base_vcr() -> FinetuneConfig:
-    """VL-BERT base on VCR's answers as released: SGD 4.48e-3 with drops after 14 and 18 of 20 epochs, 16 questions four
-    times.
+    """VL-BERT base on VCR's answers as released: SGD 4.48e-3, 16 questions four times, 20 epochs.
 
-    The network that computes the features is trained jointly on pictures of at most 600 x 1200 pixels, whose regions
-    are the annotated objects under their masks. The classes of all regions are predicted too. Words stay as they are
-    where a picture is mirrored.
+    The rate falls to a tenth after 14 and after 18 epochs. The network that computes the features is trained jointly on
+    pictures of at most 600 x 1200 pixels, whose regions are the annotated objects under their masks. The classes of all
+    regions are predicted too. Words stay as they are where a picture is mirrored.
 
     Source:
         cfgs/vcr/base_q2a_4x16G_fp32.yaml: 4 GPUs x 4 x 4, LR 7e-5.
