@@ -96,7 +96,6 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "lmdb": ("regions/formats/lmdb.py",),
     "h5py": ("regions/formats/hdf5.py",),
     "matplotlib": ("analysis/plots.py",),
-    "tensorboard": ("train/log.py",),
     "fastapi": ("serve/",),
     "starlette": ("serve/",),
     "uvicorn": ("serve/", "cli/serve.py"),
@@ -104,8 +103,12 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
 """Third-party package -> files or folders that may import it; `CORE` and the standard library are free, anything else
 is banned."""
 
-INSIDE_FUNCTIONS: dict[str, tuple[str, ...]] = {"transformers": ("checkpoints/", "models/")}
-"""Optional packages that may only be imported inside a function, by an export."""
+INSIDE_FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "transformers": ("checkpoints/", "models/"),
+    "wandb": ("train/loggers.py",),
+    "trackio": ("train/loggers.py",),
+}
+"""Optional packages that may only be imported inside a function, by what offers them."""
 
 
 def imports(tree: ast.AST, package: Path) -> Iterator[tuple[str, bool]]:
@@ -177,7 +180,7 @@ def _outside(file: str, top: str, in_function: bool) -> str:
         return (
             ""
             if allowed
-            else f"{top} is optional: import it inside the exporting function, in {' or '.join(INSIDE_FUNCTIONS[top])}"
+            else f"{top} is optional: import it inside a function, in {' or '.join(INSIDE_FUNCTIONS[top])}"
         )
     if top not in OUTSIDE:
         return f"{top} is not among the packages that visling uses"
@@ -302,8 +305,8 @@ PLANTED = [
     ("regions/store.py", "import h5py", "only regions/formats/hdf5.py may import h5py"),
     ("runs/pretrain.py", "import typer", "only cli/ may import typer"),
     ("analysis/drawing.py", "import matplotlib.pyplot as plt", "only analysis/plots.py may import matplotlib"),
-    ("models/visualbert.py", "import transformers", "inside the exporting function"),
-    ("tasks/vqa.py", "def f():\n    import transformers", "inside the exporting function"),
+    ("models/visualbert.py", "import transformers", "inside a function"),
+    ("tasks/vqa.py", "def f():\n    import transformers", "inside a function"),
     ("data/loader.py", "from rich.progress import track", "may import rich"),
     ("extra.py", "from visling.types import Batch", "extra has no floor"),
 ]

@@ -116,9 +116,8 @@ def without_gradient(config: Config, layout: str, parts: Mapping[str, str], **si
 
 def rates(config: Config, total: int, done: Sequence[int]) -> list[float]:
     """Rate of the first group in a run of `total` updates, when so many updates have been made."""
-    optimizer, schedule = build_optimizer(
-        nn.Linear(1, 1, bias=False), _for_anything(config), total, per_epoch=total / config.train.epochs
-    )
+    module, per_epoch = nn.Linear(1, 1, bias=False), total / config.train.epochs
+    optimizer, schedule = build_optimizer(module, _for_anything(config), total, per_epoch=per_epoch)
     return [apply_schedule(optimizer, schedule, number) for number in done]
 
 

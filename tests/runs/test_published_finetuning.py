@@ -167,8 +167,12 @@ def test_a_published_recipe_trains_and_is_evaluated(
     logged = read_log(out)
     assert all(np.isfinite(line["loss"]) for line in logged["train"])
     assert any(run.start in line["message"] for line in logged["event"]), "no --init: the log says what is missing"
-    assert run.train.metric in logged["valid"][-1]["scores"]
+    averaged = run.train.average is not None
+    assert {run.train.metric, *([f"averaged_{run.train.metric}"] if averaged else [])} <= set(
+        logged["valid"][-1]["scores"]
+    )
     folders = ["model", *(["models/last"] if {"best", "last"} <= set(run.train.keep) else [])]
+    folders += ["models/averaged"] if averaged else []
     assert all((out / folder / "model.safetensors").is_file() for folder in folders)
     found = evaluate(out, split=run.valid_split, batch_size=8)
     assert found["scores"][run.train.metric]["count"] > 0

@@ -58,7 +58,8 @@ def recipes_show(
     json_: Annotated[bool, typer.Option("--json", help="Print every setting, as one JSON object.")] = False,
 ) -> None:
     """Show a recipe: data, size, main numbers, what it starts from, the differences from paper and release (those of
-    all its runs as `release_in_all_runs`), the estimated cost.
+    all its runs as `release_in_all_runs`), the estimated cost; of a fine-tuning also which files it reads, and which
+    list of answers it has to be given.
 
     A name may have a recipe for pretrain and one for finetune; one that lacks a changed setting is left out.
 
@@ -75,7 +76,9 @@ def recipes_show(
         summarise,
     )
     from visling.runs import estimate as estimates
+    from visling.runs.finetune import describe_needed_answers
     from visling.runs.objectives import check_objectives
+    from visling.tasks.base import load as load_task
 
     finders: dict[str, Callable[[str], Callable[[], Any]]] = {"pretrain": find_pretraining, "finetune": find_finetuning}
     offering, unknown = {}, []
@@ -104,6 +107,10 @@ def recipes_show(
         shown[verb] = configs.to_dict(config) | differences(config, offering[verb]())
         if common := common_differences(config):
             shown[verb]["release_in_all_runs"] = dict(common)
+        if verb == "finetune":
+            shown[verb]["files"] = load_task(config.task).files
+            if listed := describe_needed_answers(config):
+                shown[verb]["answers"] = f"{listed}; name it with --set task_settings.answers=FILE"
         if start := describe_start(config):
             shown[verb]["init"] = f"{start}; without it a run starts from random weights, and its log says so"
     if estimate:

@@ -13,6 +13,7 @@ from visling.cli.options import (
     Device,
     Images,
     Init,
+    LogTo,
     OtherFeatures,
     Out,
     Processes,
@@ -20,7 +21,6 @@ from visling.cli.options import (
     Resume,
     Seed,
     Settings,
-    Tensorboard,
     Threads,
 )
 from visling.cli.printing import print_model_folder
@@ -44,7 +44,7 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
@@ -70,7 +70,7 @@ def pretrain(
             images=images,
             backbone=backbone,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Pre-trained", out, state.stopped)
@@ -101,7 +101,7 @@ def finetune(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task.
@@ -128,7 +128,7 @@ def finetune(
             backbone=backbone,
             valid_store=valid_store,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Fine-tuned", out, state.stopped)

@@ -52,7 +52,7 @@ def finetune(
     backbone: Path | None = None,
     valid_store: Path | None = None,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train a model on a task; leaves a run folder.
@@ -69,7 +69,7 @@ def finetune(
         valid_store: region store of the validation images, where they are shown with other regions than in training
             (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
@@ -80,7 +80,7 @@ def finetune(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
         backbone=backbone, valid_store=valid_store,
     )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
+    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:
@@ -271,16 +271,23 @@ def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     Raises:
         ConfigError: a published recipe without the list of its release's answers.
     """
-    kind = load_task(config.task)
-    settings = configs.from_dict(kind.settings, config.task_settings)
-    if issubclass(kind, AnswerTask) and settings.answers is None and settings.min_count is None:
-        spec = models.spec(config.model)
+    if listed := describe_needed_answers(config):
+        least = load_task(config.task).settings().min_count
         raise ConfigError(
             f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
-            f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
-            f"the answers of the training questions instead: --set task_settings.min_count={kind.settings().min_count}."
+            f"--set task_settings.answers=FILE. For {config.model} it is {listed}. To list the answers of the training "
+            f"questions instead: --set task_settings.min_count={least}."
         )
     return fill_task_settings(config)
+
+
+def describe_needed_answers(config: FinetuneConfig) -> str:
+    """Which file lists the answers that a run is trained on; empty where it names one, counts them or has none."""
+    kind, spec = load_task(config.task), models.spec(config.model)
+    settings = configs.from_dict(kind.settings, config.task_settings)
+    if not issubclass(kind, AnswerTask) or settings.answers is not None or settings.min_count is not None:
+        return ""
+    return spec.answer_list(spec.layout).file
 
 
 def fill_task_settings(config: FinetuneConfig) -> FinetuneConfig:

@@ -51,7 +51,7 @@ def pretrain(
     images: Path | None = None,
     backbone: Path | None = None,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train an encoder from scratch or from another model folder; leaves a run folder.
@@ -67,7 +67,7 @@ def pretrain(
         backbone: weight file that the extractor starts from; without it the extractor is randomly initialised, or
             starts from that of `init`.
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
@@ -78,7 +78,7 @@ def pretrain(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
         backbone=backbone,
     )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
+    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Pretraining:

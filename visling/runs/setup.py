@@ -21,6 +21,7 @@ from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
 from visling.train.engine import Batches, fit
 from visling.train.log import Log
+from visling.train.loggers import check_loggers, open_loggers
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 
@@ -81,19 +82,19 @@ def carry_out(
     *,
     resume: bool = False,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train a prepared run; leaves a run folder.
 
     Args:
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
         command: the command line that asked for it.
     Returns:
         How far it came; `stopped` says why it ended.
     """
-    with _open_folder(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command) as opened:
+    with _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened:
         folder, log = opened
         runtime.seed_everything(run.config.train.seed)
         training = run.build()
@@ -127,11 +128,18 @@ def carry_out(
 
 @contextlib.contextmanager
 def _open_folder(
-    run: PreparedRun, out: Path, *, resume: bool, stream: TextIO | None, tensorboard: bool, command: Sequence[str]
+    run: PreparedRun,
+    out: Path,
+    *,
+    resume: bool,
+    stream: TextIO | None,
+    log_to: Sequence[str],
+    command: Sequence[str],
 ) -> Iterator[tuple[RunFolder, Log]]:
     """A run folder in which the run is recorded, and its log; `_conclude` marks it as finished."""
+    check_loggers(log_to)
     with claim_run_folder(out, resume=resume) as folder:
-        config, board = run.config, folder.path / "tensorboard"
+        config = run.config
         folder.record(
             {
                 "command": list(command),
@@ -145,7 +153,8 @@ def _open_folder(
             },
             may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
         )
-        with Log(folder.log, stream=stream, tensorboard=board if tensorboard else None) as log:
+        loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})
+        with Log(folder.log, stream=stream, loggers=loggers) as log:
             yield folder, log
 
 
@@ -161,7 +170,8 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
         if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
             for file in (folder.log, folder.path / "run.json"):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
+            for written in ("tensorboard", "wandb"):
+                shutil.rmtree(folder.path / written, ignore_errors=True)
             for made in (folder.last, *(() if existed else (folder.path,))):
                 with contextlib.suppress(OSError):  # absent, or it holds what is not ours
                     made.rmdir()
@@ -207,5 +217,12 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
         )
     elif detector is not None:
         folder.keep(Path(detector), "detector")
+    if state.averaged_best is not None:
+        metric, step = run.config.train.metric, state.averaged_best_step
+        folder.record({"averaged": {"model": "models/averaged", metric: state.averaged_best, "step": step}})
+        log.event(
+            f"models/averaged holds the best averaged weights: {metric} {state.averaged_best:.4f} at step {step}",
+            step=state.step,
+        )
     if state.stopped != "max_seconds":
         folder.finish()

@@ -187,9 +187,11 @@ def _draw_phrases(rows: int, tokens: int, number: int) -> Slots | None:
 
 def _draw_targets(task: Task[Any, Any], batch: Batch, examples: int) -> Targets:
     """Labels of all kinds; each task reads its own."""
-    rows, soft = len(batch.text.ids), isinstance(task, AnswerTask)
+    rows = len(batch.text.ids)
     given: dict[str, Any] = {
-        "answer": torch.rand(examples, len(task.answers)) if soft else torch.randint(0, 2, (examples,)),
+        "answer": torch.rand(examples, len(task.answers))
+        if isinstance(task, AnswerTask)
+        else torch.randint(0, 2, (examples,)),
         "choice": torch.randint(0, batch.group, (examples,)),
     }
     if batch.regions is not None:

@@ -24,7 +24,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, momentum: float) -> None:
         self._weight = 1 - momentum
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._names, self._parameters = list(named), list(named.values())
+        self._names = list(named)
+        self._parameters: list[Tensor] = list(named.values())
         self._averages = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
