@@ -16,16 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from visling import api, models
 from visling import config as configs
-from visling import models
 from visling.checkpoints import files
 from visling.data.annotations.vcr import read_metadata
-from visling.errors import CheckpointError
+from visling.errors import CheckpointError, ConfigError
 from visling.models.task_model import TaskModel
+from visling.pretrained.convert import convert
 from visling.pretrained.export import export
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.configs import FinetuneConfig
-from visling.recipes.tables import PUBLISHED_FINETUNING
+from visling.recipes.tables import PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
 from visling.regions.writer import StoreWriter
 from visling.runs.evaluate import evaluate
 from visling.runs.finetune import Finetuning, finetune
@@ -244,6 +245,12 @@ def test_the_loss_of_classes_trains_the_classifier(world: Any, objects: Path, tm
     assert step["loss"] == pytest.approx(parts["answer"] + 0.5 * parts["extractor_classes"], rel=1e-4)
 
 
+def test_pre_training_refuses_the_network() -> None:
+    config = PUBLISHED_PRETRAINING["visualbert-vcr"]()
+    with pytest.raises(ConfigError, match="the class and the outline of every object, which examples of pre-training"):
+        replace(config, extractor=VcrNetworkConfig(frozen_stages=4))
+
+
 def test_frozen_stages_leave_the_optimiser(world: Any, objects: Path) -> None:
     run = prepared(world, objects, "extractor.frozen_stages=4")
     model = run.build().model
@@ -251,6 +258,14 @@ def test_frozen_stages_leave_the_optimiser(world: Any, objects: Path) -> None:
     moved = {name for group in optimiser.param_groups for name in group["names"] if name.startswith("extractor.")}
     assert not {name for name in moved if name.startswith(("extractor.stem.", "extractor.stages."))}
     assert any(name.startswith("extractor.head.") and ".norm." in name for name in moved)
+
+
+def test_a_question_about_a_raw_picture_shows_all_regions(world: Any, tmp_path: Path) -> None:
+    tune(world, world.regions, tmp_path / "run", tiny(RECIPES[0], "train.max_steps=1"))
+    model = api.load(tmp_path / "run", device="cpu")
+    answer = model.answer(world.picture(), "how does it look?", ["red", "blue"])
+    assert answer.text in ("red", "blue")
+    assert answer == model.answer(world.picture(), "how does it look?", ["red", "blue"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -276,6 +291,22 @@ def test_a_model_goes_out_under_the_names_of_the_release_and_starts_another(
     other = "extractor.blocks=[1, 2, 1]"
     with pytest.raises(CheckpointError, match="read as a VisualBERT for VCR"):
         tune(world, objects, tmp_path / "other", tiny(RECIPES[0], other), backbone=tmp_path / "vcr.safetensors")
+
+
+def test_a_released_file_starts_the_encoder_and_the_network(
+    world: Any, objects: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Converted for `--init`, and as it is for `--backbone`."""
+    file, config = tmp_path / "vcr.safetensors", tiny(RECIPES[0], "train.max_steps=1", "train.optim.lr=0")
+    export(runs[RECIPES[0]], file)
+    convert(file, tmp_path / "start", layout="official", model="visualbert", config=config.encoder)
+    with pytest.raises(CheckpointError, match="name it with --backbone"):
+        tune(world, objects, tmp_path / "run", config, init=tmp_path / "start", backbone=file)
+    tune(world, objects, tmp_path / "run", config, init=tmp_path / "start", backbone=file, other_features=True)
+    started, trained = weights(tmp_path / "run"), weights(runs[RECIPES[0]])
+    parts = [name for name in trained if name.startswith(("encoder.", "extractor.")) and "running" not in name]
+    assert len(parts) > 50
+    assert all(torch.equal(started[name], trained[name]) for name in parts if "num_batches" not in name)
 
 
 def test_a_run_starts_from_the_network_of_its_model(

@@ -16,6 +16,7 @@ from visling.models import encoder_config
 from visling.objectives.masked_regions import RegionLosses
 from visling.train.config import TrainConfig
 from visling.vision.extractors import ExtractorSettings
+from visling.vision.vcr_network import VcrNetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,12 @@ class PretrainConfig:
             self._check_computed_features()
 
     def _check_computed_features(self) -> None:
-        """Refuse objectives and maskings that need stored features."""
+        """Refuse objectives and maskings that need stored features, and a network that needs more than boxes."""
+        if isinstance(self.extractor, VcrNetworkConfig):
+            raise ConfigError(
+                "VisualBERT's network for VCR reads the class and the outline of every object, which examples of "
+                "pre-training do not have. Pre-train on stored features, or use extractor.kind=vlbert."
+            )
         if self.region_masking is not None and self.region_masking.random:
             raise ConfigError(
                 "region_masking.random takes stored features of other images, which an extractor does not read. "

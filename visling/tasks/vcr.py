@@ -242,7 +242,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
             rows=tuple(rows),
             images=record.images,
             labels={} if label is None else {"choice": label},
-            chosen_regions=partial(self._choose_regions, record) if config.only_relevant else None,
+            chosen_regions=partial(self._choose_regions, record) if config.only_relevant and record.objects else None,
             linked_regions=partial(self.bind, record) if any(row.links for row in rows) else None,
             region_objects=partial(describe_objects, record, self.bind, self.classes),
         )
