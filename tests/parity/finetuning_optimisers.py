@@ -109,7 +109,7 @@ def without_gradient(config: Config, layout: str, parts: Mapping[str, str], **si
         model = pretrain.untrained_model(config)
         batch, targets = typical_batch(config, next(iter(typical_sizes(config).values())), 2)
         loss = model(batch, targets)
-    loss.value.backward()
+    loss.value.backward()  # type: ignore[no-untyped-call]
     unseen = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     return {theirs for theirs, made_of in _official(config, layout, model, parts).items() if made_of <= unseen}
 

@@ -4,9 +4,10 @@ scored, exported."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch.testing import assert_close
 from visling import api, models
 from visling import config as configs
 from visling.checkpoints import files
-from visling.data.annotations.vcr import read_metadata
+from visling.data.annotations.vcr import VcrRecord, read_metadata
 from visling.errors import CheckpointError, ConfigError
 from visling.models.task_model import TaskModel
 from visling.pretrained.convert import convert
@@ -106,8 +107,8 @@ def weights(run: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("training", [True, False])
 def test_pictures_boxes_classes_and_masks_are_those_of_the_release(world: Any, objects: Path, training: bool) -> None:
     run = prepared(world, objects)
-    records = run.train_records
-    source = TaskSource(run.task, records, run.inputs.layout)
+    task, records = cast(VCR, run.task), cast(Sequence[VcrRecord], run.train_records)
+    source = TaskSource(task, records, run.inputs.layout)
     loader = run.inputs.loader(source, batch_size=3, seed=1, training=training)
     places = set()
     for number, (indices, batch, _) in enumerate(loader.batches_with_index()):
@@ -129,7 +130,7 @@ def test_pictures_boxes_classes_and_masks_are_those_of_the_release(world: Any, o
             canvas = prepare_image(np.zeros((32, 96, 3), np.uint8), SMALL)
             canvas[:, pad_y : pad_y + high, pad_x : pad_x + wide] = shown
             assert_close(pixels.images[row], canvas)
-            described, relevant = read_metadata(record), run.task.shown_objects(record)
+            described, relevant = read_metadata(record), task.shown_objects(record)
             scale = wide / described.size[0]
             window = [pad_x, pad_y, pad_x + wide, pad_y + high]
             corners = [window, *(described.boxes[relevant] * scale + np.array([pad_x, pad_y] * 2)).tolist()]
@@ -137,7 +138,7 @@ def test_pictures_boxes_classes_and_masks_are_those_of_the_release(world: Any, o
             assert regions.mask[row].sum() == count
             placed = regions.boxes[row, :count] * torch.tensor([wide, high] * 2) + torch.tensor([pad_x, pad_y] * 2)
             assert_close(placed, torch.tensor(corners, dtype=torch.float32), rtol=0, atol=1e-4)
-            kinds = [0, *(1 + run.task.classes.index(record.objects[item]) for item in relevant)]
+            kinds = [0, *(1 + task.classes.index(record.objects[item]) for item in relevant)]
             assert pixels.classes[row, :count].tolist() == kinds
             assert bool(pixels.masks[row].all()), "drawn outlines are their boxes"
         if number == 4:
@@ -177,7 +178,7 @@ def test_the_whole_network_is_trained_but_its_classifier(world: Any, objects: Pa
     model, (batch, targets) = training.model, next(iter(training.batches))
     assert isinstance(model, TaskModel)
     model.train()
-    training.step(batch, targets).value.backward()
+    training.step(batch, targets).value.backward()  # type: ignore[no-untyped-call]
     network = {name for name, _ in model.named_parameters() if name.startswith("extractor.")}
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert network - trained == {"extractor.classifier.weight", "extractor.classifier.bias"}

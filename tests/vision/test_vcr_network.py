@@ -357,7 +357,7 @@ def test_the_loss_of_classes_is_weighted_once() -> None:
     assert_close(loss.value, 0.25 * expected)
     total, count = loss.parts["extractor_classes"]
     assert_close(total / count, expected.detach())
-    loss.value.backward()
+    loss.value.backward()  # type: ignore[no-untyped-call]
     assert network.classifier.weight.grad is not None
 
 
