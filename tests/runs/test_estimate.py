@@ -369,6 +369,15 @@ def test_updates_of_fine_tuning(name: str, updates: int | None) -> None:
     assert estimates.updates(FINETUNING[name]()) == updates
 
 
+def test_updates_follow_the_splits_and_the_limit() -> None:
+    run = FINETUNING["lxmert-nlvr2"]()
+    assert estimates.updates(configs.override(run, ["train_split=dev"])) == 6_982 // 32 * 4
+    assert estimates.updates(configs.override(run, ["train_limit=64"])) == 2 * 4
+    assert estimates.updates(configs.override(run, ["train_split=train+mine"])) is None
+    large = configs.override(FINETUNING["lxmert-vqa"](), ["task_settings.min_count=9", "train_split=train"])
+    assert estimates.updates(large) == 443_757 // 32 * 4
+
+
 def tiny_task(name: str, **changes: Any) -> FinetuneConfig:
     """A recipe of ours on its family's smallest preset, without dropout of attention."""
     run = FINETUNING[name]()
