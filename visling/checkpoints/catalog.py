@@ -52,7 +52,7 @@ _CLASSIFIERS = {
 HUB = "https://huggingface.co/"
 """Address before the owner/name of a repository on the hub."""
 _DRIVE = "https://drive.google.com/file/d/{}/view"
-_VCR_NOTE = "Also holds the region CNN (detector.*), which is dropped: extract features with it in another program."
+_VCR_NOTE = "Also holds the network that computes its region features: `visling finetune --backbone` reads it."
 
 
 def _official(name: str, preset: str, drive: str, *, heads: dict[str, Head], note: str = "") -> ReleasedFile:
