@@ -37,6 +37,8 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     width = "of any width" if recipe["any_features"] else f"of width {encoder.get('feature_size')}"
     words = f"{encoder.get('max_tokens')} word pieces ({encoder.get('vocabulary')})"
     yield "reads", f"up to {words} and {encoder.get('max_regions')} regions {width}"
+    if recipe["extractor"]:
+        yield "features", "computed from the pictures (--images) by a network that is trained jointly"
     if "task" in recipe:
         settings = "".join(
             f", {name} {_say(value)}" for name, value in recipe["task_settings"].items() if value is not None
