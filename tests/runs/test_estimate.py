@@ -221,6 +221,16 @@ def test_the_queue_and_the_key_network_take_room() -> None:
     assert total.total == total.weights + total.gradients + total.optimiser + total.activations + total.buffers
 
 
+def test_averaged_weights_take_room_and_momentum_less_than_two_moments() -> None:
+    run = tiny("visualbert-coco")
+    optim = dataclasses.replace(run.train.optim, name="sgd")
+    changed = dataclasses.replace(run, train=dataclasses.replace(run.train, average=0.9, optim=optim))
+    plain, averaged = estimates.estimate(run).memory, estimates.estimate(changed).memory
+    assert averaged.weights == plain.weights + plain.gradients
+    assert averaged.optimiser * 2 == plain.optimiser
+    assert estimates.estimate(configs.override(changed, ["train.optim.momentum=0.0"])).memory.optimiser == 0
+
+
 def test_half_precision_keeps_less() -> None:
     run = dataclasses.replace(tiny("visualbert-coco"), batch_size=100)
     halved = dataclasses.replace(run, train=dataclasses.replace(run.train, precision="bf16"))
@@ -399,17 +409,6 @@ def test_operations_of_a_task_equal_torchs_count_of_a_real_step(model: str, task
     found = estimates.estimate(run)
     assert found.flops_per_update == counter.get_total_flops()
     assert found.parameters == sum(p.numel() for p in network.parameters())
-
-
-def test_an_averaged_model_and_the_optimiser_take_room() -> None:
-    run = tiny_task("lxmert-vqa-scenes")
-    plain = estimates.estimate(run).memory
-    averaged = estimates.estimate(configs.override(run, ["train.average=0.99"])).memory
-    assert averaged.weights == 2 * plain.weights
-    assert averaged.total - plain.total == plain.weights
-    sgd = configs.override(run, ["train.optim.name=sgd"])
-    assert estimates.estimate(sgd).memory.optimiser == plain.optimiser // 2
-    assert estimates.estimate(configs.override(sgd, ["train.optim.momentum=0.0"])).memory.optimiser == 0
 
 
 def test_a_task_of_another_package_is_estimated_by_its_encoder() -> None:

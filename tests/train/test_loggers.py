@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from visling.errors import ConfigError
+from visling.errors import ConfigError, RunError
 from visling.train.log import Log
 from visling.train.loggers import EXTRAS, check_loggers, open_loggers
 from visling.train.state import RunFolder
@@ -95,7 +95,7 @@ class Service(ModuleType):
     ) -> None:
         super().__init__(name)
         self.calls: list[tuple[str, Any]] = []
-        self.Settings = dict
+        self.Settings, self.Error = dict, ConnectionError
         self.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode, project=project))
         self.login = lambda *, prompt, verify: credentials or prompt or verify
 
@@ -146,6 +146,17 @@ def test_what_wandb_is_told(
     assert wandb.calls[5][1]["id"] == identity
     write(tmp_path / "other", ["wandb"])
     assert wandb.calls[10][1]["id"] != identity
+
+
+def test_wandb_that_cannot_be_reached_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ConnectionError("no route")
+
+    wandb = Service("wandb", credentials=True)
+    wandb.init = fail  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(RunError, match=r"did not open the run: no route.*WANDB_MODE=offline"):
+        write(tmp_path / "run", ["wandb"])
 
 
 def test_what_trackio_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

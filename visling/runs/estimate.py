@@ -45,8 +45,8 @@ from visling.vision.vcr_network import VcrNetwork
 
 UTILISATION = 0.4
 """Share of a GPU's peak rate that training reaches; assumed, not measured. Small batches and short texts reach less."""
-WEIGHT, MOMENTS = 4, 8
-"""Bytes of a weight or a gradient, and of both moments of Adam: float32."""
+WEIGHT = 4
+"""Bytes of a weight, a gradient or a moment: float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Memory:
     """Bytes on one device."""
 
     weights: int
-    """All parameters, momentum copies and an averaged model included."""
+    """All parameters, momentum copies and averages included."""
     gradients: int
     optimiser: int
     activations: int
@@ -173,7 +173,7 @@ def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # built on meta: CVLP copies networks, and fake tensors cannot be copied
         traced = trace(model, traced_run.step, traced_run.draw_batches(), precision=config.train.precision)
-    kept = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moved = sum(p.numel() for group in parameter_groups(model, optim) for p in group["params"])
     everything = sum(p.numel() for p in model.parameters())
     followers = sum(
@@ -185,9 +185,9 @@ def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
         flops_per_update=traced.flops * config.train.accumulation,
         updates=updates(config),
         memory=Memory(
-            weights=WEIGHT * everything * (1 if config.train.average is None else 2),
-            gradients=WEIGHT * sum(p.numel() for p in kept),
-            optimiser=(MOMENTS if optim.name != "sgd" else WEIGHT if optim.momentum else 0) * moved,
+            weights=WEIGHT * (everything + (gradients if config.train.average is not None else 0)),
+            gradients=WEIGHT * gradients,
+            optimiser=WEIGHT * moved * (2 if optim.name != "sgd" else 1 if optim.momentum else 0),
             activations=traced.kept,
             buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
         ),

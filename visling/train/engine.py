@@ -76,7 +76,8 @@ def fit(
     Args:
         model: on its device, with every parameter that `step` trains.
         step: a closure over `model`.
-        validate: scores by name of the model in its current state; None = the final weights are the best.
+        validate: scores by name of the model in its current state; None = the final weights are the best. Where
+            weights are averaged it is called once more, while they are in the model's place.
         run_folder: where the last state and the models that `config.keep` names are kept; None = nowhere.
         save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from visling import runtime
-from visling.errors import ConfigError, nearest
+from visling.errors import ConfigError, RunError, nearest
 from visling.train.state import RunFolder
 
 EXTRAS: Mapping[str, str] = {"tensorboard": "log", "wandb": "wandb", "trackio": "trackio"}
@@ -77,20 +77,26 @@ class WeightsAndBiases:
         """See `Logger`."""
         import wandb
 
-        settings = wandb.setup().settings
-        mode = settings.mode
-        if mode == "online" and not wandb.login(prompt=False, verify=False):
-            mode = "offline"
-        self._run = wandb.init(
-            project=settings.project or PROJECT,
-            name=self._folder.path.resolve().name,
-            id=self._identity,
-            resume=None if mode == "offline" else "allow",  # offline, files of one id are joined when they are synced
-            mode=mode,
-            dir=str(self._folder.path),
-            config=dict(self._config),
-            settings=wandb.Settings(console="off"),
-        )
+        try:
+            settings = wandb.setup().settings
+            mode = settings.mode
+            if mode == "online" and not wandb.login(prompt=False, verify=False):
+                mode = "offline"
+            self._run = wandb.init(
+                project=settings.project or PROJECT,
+                name=self._folder.path.resolve().name,
+                id=self._identity,
+                resume=None if mode == "offline" else "allow",  # offline, `wandb sync` joins the files of one id
+                mode=mode,
+                dir=str(self._folder.path),
+                config=dict(self._config),
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            raise RunError(
+                f"Weights & Biases did not open the run: {error}. Check the connection and `wandb login`, or set "
+                "WANDB_MODE=offline and upload later with `wandb sync`."
+            ) from error
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """See `Logger`."""

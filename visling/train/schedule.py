@@ -19,7 +19,7 @@ class Plateau:
 
     Source:
         ViLBERT, both releases (`--lr_scheduler automatic`), whose values are the defaults: torch's ReduceLROnPlateau
-        with a relative threshold.
+        with a relative threshold, without its refusal to lower a rate by less than 1e-8.
     """
 
     factor: float = 0.2
