@@ -273,8 +273,8 @@ class Trainer:
         if self.average is not None:
             with self.average.in_place_of_model():
                 averaged = _evaluate(self.model, validate)
-        named = {f"averaged_{name}": score for name, score in averaged.items()}
-        self.log.valid(step=state.step, epoch=epoch, scores={**scores, **named})
+        prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
+        self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
         if _improves(scores, state, self.config):
             self._keep_best()
