@@ -62,8 +62,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "card", "folder", "features", "answers", "recognise", "convert", "export", "verify",
     ),
     "recipes": (
-        "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "nlvr", "releases",
-        "tables", "listing",
+        "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "own", "nlvr",
+        "releases", "tables", "listing",
     ),
     "runs": (
         "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from visling.train.optim import BertAdam, OptimConfig, Schedule, apply_schedule, build_optimizer, clip_gradients
+from visling.train.optim import BertAdam, OptimConfig, apply_schedule, build_optimizer, clip_gradients
+from visling.train.schedule import Schedule
 
 ATOL, RTOL = 1e-6, 1e-5  # stated by golden/bert_adam/config.json
 SCENARIOS = ("pretrain", "finetune", "constant", "warmup_constant")

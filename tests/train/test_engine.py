@@ -507,6 +507,12 @@ def test_seconds_must_be_positive() -> None:
             TrainConfig(seconds=seconds)
 
 
+@pytest.mark.parametrize("average", [-0.1, 1.0])
+def test_the_momentum_of_an_average_must_leave_it_movable(average: float) -> None:
+    with pytest.raises(ConfigError, match=r"train\.average must lie in \[0, 1\)"):
+        TrainConfig(average=average)
+
+
 def test_patience_must_not_be_negative() -> None:
     with pytest.raises(ConfigError, match="patience"):
         TrainConfig(patience=-1)

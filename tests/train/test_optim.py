@@ -16,7 +16,6 @@ from visling.train.optim import (
     BertAdam,
     OptimConfig,
     ReleaseAdamW,
-    Schedule,
     apply_schedule,
     build_optimizer,
     build_schedule,
@@ -24,6 +23,7 @@ from visling.train.optim import (
     clip_gradients,
     parameter_groups,
 )
+from visling.train.schedule import Plateau, Schedule
 
 
 class Net(nn.Module):
@@ -130,6 +130,13 @@ def test_every_optimiser_keeps_the_ratio_of_rates(name: Any) -> None:
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"schedule": "cosine"}, "set warmup_steps, 0 for none"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"schedule": "warmup_cosine", "restarts": -1}, "restarts"),
+        ({"restarts": 1}, 'belong to schedule "warmup_cosine"'),
+        ({"cosine_period": "run"}, 'belong to schedule "warmup_cosine"'),
+        ({"drop_epochs": (0.0,)}, "drop_epochs"),
+        ({"drop_epochs": (18.0, 14.0)}, "drop_epochs"),
+        ({"drop_factor": -0.1}, "drop_factor"),
     ],
 )
 def test_impossible_settings(change: dict[str, Any], message: str) -> None:
@@ -137,8 +144,14 @@ def test_impossible_settings(change: dict[str, Any], message: str) -> None:
         OptimConfig(**change)
 
 
+@pytest.mark.parametrize("change", [{"factor": 1.0}, {"patience": -1}, {"cooldown": -1}, {"threshold": -0.1}])
+def test_impossible_plateaus(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"plateau.*{next(iter(change))}"):
+        Plateau(**change)
+
+
 def test_config_survives_plain_values() -> None:
-    config = OptimConfig(name="bert_adam", exclude=("pooler",), warmup_steps=3)
+    config = OptimConfig(name="bert_adam", exclude=("pooler",), warmup_steps=3, drop_epochs=(14, 18), plateau=Plateau())
     assert configs.from_dict(OptimConfig, configs.to_dict(config)) == config
 
 

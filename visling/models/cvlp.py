@@ -68,6 +68,7 @@ PRESETS: Mapping[str, CvlpConfig] = {
     "base_replace": CvlpConfig(key_layers="replace"),  # key files with their successors
     # ours; a stream of three layers is the shortest of which one can be left out, and a third text layer costs least
     "scenes": _of(lxmert.PRESETS["scenes"], num_text_layers=3),
+    "small": _of(lxmert.PRESETS["small"]),
     "tiny": _of(lxmert.PRESETS["tiny"]),
 }
 """Released configurations at full size, and ours. Fine-tuned files have the size of "base"."""

@@ -193,6 +193,24 @@ PRESETS: Mapping[str, VilbertConfig] = {
     ),
     # ours: from scratch on drawn scenes
     "scenes": dataclasses.replace(_SMALL, vocabulary="scenes", vocab_size=318),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(
+        _SMALL,
+        hidden_size=128,
+        num_layers=3,
+        num_heads=8,
+        intermediate_size=512,
+        region_hidden_size=128,
+        num_region_heads=8,
+        region_intermediate_size=128,
+        co_attention_size=128,
+        num_co_attention_heads=8,
+        pooled_size=128,
+        text_layers_before=(2, 3),
+        dropout_rate=0.1,
+        init_std=0.05,
+        max_tokens=40,
+    ),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,

@@ -140,6 +140,8 @@ PRESETS: Mapping[str, VisualBertConfig] = {
     "nlvr": dataclasses.replace(
         _SMALL, hidden_size=96, num_heads=6, intermediate_size=384, dropout_rate=0.0, **_DRAWN_WORDS
     ),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(_SMALL, init_std=0.05, max_tokens=40, answer_slot="same_segment"),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,

@@ -165,6 +165,19 @@ PRESETS: Mapping[str, VlBertConfig] = {
     **{f"large_{name}": dataclasses.replace(config, **_LARGE) for name, config in _BASE_SIZED.items()},
     # ours: from scratch on drawn scenes, with the part of BERT's vocabulary that they use
     "scenes": dataclasses.replace(_SMALL, vocabulary="scenes", vocab_size=318),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(
+        _SMALL,
+        hidden_size=128,
+        num_layers=4,
+        num_heads=8,
+        intermediate_size=512,
+        visual_size=128,
+        dropout_rate=0.1,
+        feature_dropout_rate=0.1,
+        init_std=0.05,
+        max_tokens=40,
+    ),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,

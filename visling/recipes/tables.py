@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from visling.config import load_module
 from visling.errors import ConfigError, nearest
-from visling.recipes import cvlp, lxmert, nlvr, releases, scenes, vilbert, visualbert, vlbert
+from visling.recipes import cvlp, lxmert, nlvr, own, releases, scenes, vilbert, visualbert, vlbert
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 
 PUBLISHED_PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
@@ -39,12 +39,14 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     **lxmert.SCENES,
     **cvlp.SCENES,
     **nlvr.PRETRAINING,
+    **own.PRETRAINING,
     **PUBLISHED_PRETRAINING,
 }
 
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **scenes.FINETUNING,
     **nlvr.FINETUNING,
+    **own.FINETUNING,
     **PUBLISHED_FINETUNING,
 }
 

@@ -53,6 +53,10 @@ class TrainConfig:
     """Weights that are kept as model folders: the best by `metric`; the last (written at each validation and at the
     end); those after every epoch, as models/epoch-0001 and so on. model/ holds the best if they are kept, else the
     last; if both are, the last are in models/last."""
+    average: float | None = None
+    """Momentum m of a second, averaged model: average = m x average + (1 - m) x model after every update. It is
+    validated next to the model, with scores named averaged_<name>, and its best weights by `metric` are kept in
+    models/averaged; None = no such model."""
     patience: int | None = None
     """Stop when the best score is more than this many validations old (VisualBERT: 3); None = never."""
     save_every: int = 500
@@ -77,6 +81,10 @@ class TrainConfig:
         if self.seconds is not None and not self.seconds > 0:
             raise ConfigError(
                 f"train.seconds must be more than 0; found {self.seconds}. To train by epochs leave it out."
+            )
+        if self.average is not None and not 0 <= self.average < 1:
+            raise ConfigError(
+                f"train.average must lie in [0, 1); found {self.average}. To average no weights leave it out."
             )
         if self.seed < 0:
             raise ConfigError(f"train.seed must be 0 or more; found {self.seed}.")

@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visling.errors import ConfigError
-
-ScheduleName = Literal[
-    "constant", "warmup_constant", "warmup_linear", "warmup_cosine", "warmup_stable_decay", "cosine", "triangle"
-]
+from visling.train.schedule import Plateau, Schedule, ScheduleName
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Which optimiser updates which parameters, by how much, and how that changes over a run."""
 
-    name: Literal["bert_adam", "release_adamw", "adamw"] = "adamw"
-    """bert_adam: no bias correction (VisualBERT, LXMERT). release_adamw: VL-BERT's. adamw: torch's fused one."""
+    name: Literal["bert_adam", "release_adamw", "adamw", "sgd"] = "adamw"
+    """bert_adam: no bias correction (VisualBERT, LXMERT). release_adamw: VL-BERT's. adamw: torch's fused one. sgd:
+    torch's, with momentum (VL-BERT's VCR)."""
     lr: float = 5e-5
     """Peak learning rate."""
+    momentum: float = 0.9
+    """sgd only: share of the previous update that is repeated."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment."""
     eps: float = 1e-6
@@ -41,7 +41,7 @@ class OptimConfig:
     bias_correction: bool = True
     """release_adamw only: True in VL-BERT, False in ViLBERT's multi-task release."""
     weight_decay: float = 0.01
-    """Decoupled decay per update, times the learning rate."""
+    """Decay per update, times the learning rate; decoupled, except in sgd, where it is added to the gradient."""
     no_decay: tuple[str, ...] = ("bias", "norm")
     """Parameters whose name contains one of these, in any case, are not decayed (VisualBERT: bias, LayerNorm; LXMERT
     and VL-BERT: none)."""
@@ -71,6 +71,17 @@ class OptimConfig:
     """Updates spent warming up; replaces `warmup_share` when given, and cosine needs it."""
     decay_share: float = 0.3
     """Share of the run in which warmup_stable_decay falls to 0."""
+    restarts: int = 0
+    """warmup_cosine only: how often the rate jumps back to its peak, at equal distances."""
+    cosine_period: Literal["rest", "run"] = "rest"
+    """warmup_cosine only: what the half cosines are stretched over: the run after the warm-up, so that the last one ends
+    at 0; or as many updates as the whole run has, so that the end cuts it off (ViLBERT's multi-task release)."""
+    drop_epochs: tuple[float, ...] = ()
+    """Epochs after each of which the rate is multiplied by `drop_factor`, in any schedule."""
+    drop_factor: float = 0.1
+    """What the rate is multiplied by after each of `drop_epochs`."""
+    plateau: Plateau | None = None
+    """Lower the rate when the validation metric stops improving, in any schedule; None = do not."""
     evaluate: Literal["before", "after"] = "before"
     """Whether the schedule reads the number of updates before the increment (BertAdam: the first update has lr 0) or
     after (VL-BERT)."""
@@ -92,57 +103,23 @@ class OptimConfig:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas must lie in [0, 1); found {self.betas}.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must lie in [0, 1); found {self.momentum}.")
+        if self.restarts < 0:
+            raise ConfigError(f"restarts must be 0 or more; found {self.restarts}.")
+        if (self.restarts or self.cosine_period != "rest") and self.schedule != "warmup_cosine":
+            raise ConfigError(
+                f'restarts and cosine_period belong to schedule "warmup_cosine"; found {self.schedule!r}. '
+                "Change the schedule or leave them out."
+            )
+        if any(epoch <= 0 for epoch in self.drop_epochs) or list(self.drop_epochs) != sorted(set(self.drop_epochs)):
+            raise ConfigError(f"drop_epochs must be more than 0 and rise; found {self.drop_epochs}.")
+        if self.drop_factor < 0:
+            raise ConfigError(f"drop_factor must be 0 or more; found {self.drop_factor}.")
         if any(factor < 0 for factor in self.rates.values()):
             raise ConfigError(f"rates must be 0 or more; found {dict(self.rates)}. They are factors of lr.")
         if self.clip != "none" and self.clip_norm <= 0:
             raise ConfigError(f'clip_norm must be positive; found {self.clip_norm}. To clip nothing use clip = "none".')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Factor of the peak learning rate at each update."""
-
-    name: ScheduleName
-    total: int | None
-    """Updates of the whole run; None = not known, the run is bounded by time."""
-    warmup: float
-    """Share of the run spent warming up."""
-    warmup_steps: int = 0
-    """Updates over which cosine warms up."""
-    evaluate: Literal["before", "after"] = "before"
-    decay: float = 0.3
-    """Share of the run in which warmup_stable_decay falls."""
-
-    def factor(self, done: int, share: float | None = None) -> float:
-        """Factor of the next update when `done` updates have been made.
-
-        Args:
-            share: of the time of a run without a `total` that has passed.
-        Source:
-            warmup_linear, warmup_constant: BertAdam, x / w, then (1 - x) / (1 - w) or 1. VL-BERT's triangle is the same
-                line read one update later.
-            warmup_cosine: ours, half a cosine from the end of the warm-up (BertAdam's own jumps there).
-            cosine: ours, half a cosine over the whole run down to a fiftieth, times a linear warm-up that is never 0.
-            warmup_stable_decay: the peak rate until the last part of the run, then linear to 0.
-        """
-        if self.name == "constant":
-            return 1.0
-        x = share if self.total is None else (done + (self.evaluate == "after")) / self.total
-        assert x is not None, "a schedule without a total is read by the share of the time"
-        if self.name == "cosine":
-            warm = min(1.0, (done + 1) / (self.warmup_steps + 1))
-            return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(x, 1.0))))
-        if x < self.warmup:
-            return x / self.warmup
-        if self.name == "warmup_constant":
-            return 1.0
-        if x >= 1:
-            return 0.0
-        if self.name == "warmup_cosine":
-            return 0.5 * (1 + math.cos(math.pi * (x - self.warmup) / (1 - self.warmup)))
-        if self.name == "warmup_stable_decay":
-            return min(1.0, (1 - x) / self.decay)
-        return (x - 1) / (self.warmup - 1)
 
 
 class BertAdam(Optimizer):
