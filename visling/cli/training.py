@@ -21,7 +21,7 @@ from visling.cli.options import (
     Tensorboard,
     Threads,
 )
-from visling.cli.printing import print_model_folder
+from visling.cli.printing import print_model_folder, progress_bar
 from visling.cli.recipes import find_recipe
 
 
@@ -83,13 +83,50 @@ def pretrain(
 
 
 def finetune(
-    recipe: Recipe,
-    data: Annotated[Path, typer.Option(help="Folder of annotations of the task.")],
     out: Out,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME. "
+            "Without it, the small one for own data (FAMILY-small) of the task that --task names.",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What is learned: vqa, classification, ..., or a task of your own: MODULE.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the official annotations of a task.")] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --data: your own training examples, .jsonl, .json, .csv or .tsv."),
+    ] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|SHARE",
+            help="Your own validation examples; or the share of the images of --train to hold out, such as 0.1.",
+        ),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Your own test examples, checked now and scored later.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of your own images; their regions are extracted into OUT/regions first."),
+    ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="Detector folder for --images; the one that --init carries by default.")
+    ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Region store that holds every image; not needed with --text-only.")
+        Path | None,
+        typer.Option(help="Region store that holds every image; not needed with --images or --text-only."),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="File that lists the answers or labels; by default those of the training examples."),
     ] = None,
     init: Init = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model family with --task; that of --init by default, else visualbert.")
+    ] = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
@@ -102,22 +139,32 @@ def finetune(
     tensorboard: Tensorboard = False,
     resume: Resume = False,
 ) -> None:
-    """Fine-tune a model on a task.
+    """Fine-tune a model on a task, by a recipe or on files of your own.
 
     Example: visling finetune --recipe visualbert-vqa-scenes --data scenes --store regions --init pretrained --out vqa
+
+    Example: visling finetune --task vqa --train train.csv --valid 0.1 --images photos --init pretrained --out run
     """
     from visling import runtime
-    from visling.recipes.tables import find_finetuning
+    from visling.cli.own_data import OwnOptions
     from visling.runs import finetune as finetuning
 
-    run = find_recipe(find_finetuning(recipe), [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
+    options = OwnOptions(
+        recipe=recipe, task=task, data=data, train=train, valid=valid, test=test, images=images, detector=detector,
+        store=store, answers=answers, init=init, model=model, text_only=text_only,
+    )  # fmt: skip
+    source = options.source()
+    run = find_recipe(options.find_recipe(), [*(set_ or []), *options.settings()], seed)
     runtime.limit_threads(threads)
-    with runtime.process_group(processes):
+    with runtime.process_group(processes), progress_bar("Extracting regions", at_once=False) as progress:
         state = finetuning.finetune(
             run,
             out,
-            data=data,
+            data=source,
             store=store,
+            images=images,
+            detector=detector,
+            progress=progress,
             init=init,
             device=device,
             resume=resume,

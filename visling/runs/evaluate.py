@@ -24,10 +24,13 @@ from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.runs.own_files import TRAIN, OwnFiles, OwnRecords, read_files
+from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
+from visling.train.claim import REGIONS
 from visling.train.state import gather
 from visling.types import Batch, Prediction, Record, Targets
 
@@ -39,7 +42,9 @@ def evaluate(
     *,
     split: str,
     data: Path | None = None,
+    file: Path | None = None,
     store: Path | None = None,
+    images: Path | None = None,
     device: str = "auto",
     precision: runtime.Precision = "fp32",
     batch_size: int = 256,
@@ -55,8 +60,11 @@ def evaluate(
 
     Args:
         run: run folder, or a model folder, which needs `data` and `store`.
-        data: folder of annotations; None = the one it was trained on.
+        data: folder of annotations; None = the one, or the files, that it was trained on.
+        file: examples of one's own to score in place of a split; the results are named after it, not after `split`.
         store: region store; None = the one it was trained on.
+        images: folder of the images of `file`, whose regions are added to those in the run folder; None = that of the
+            training run.
         other_features: accept features of another detector.
         overwrite: replace the results of an earlier evaluation of this split.
         compare: other runs that were scored on this split, such as a model that saw no image; their scores are kept
@@ -72,6 +80,7 @@ def evaluate(
         RunError: the split was evaluated before, a model folder without `data` or `store`, or the results cannot be
             written.
     """
+    split = split if file is None else file.stem
     result = run / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
         raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")
@@ -82,7 +91,7 @@ def evaluate(
     known = read_run_json(run) if (run / "run.json").exists() else {}
     unknown = [
         name
-        for name, given in (("data", data), ("store", saved.text_only or store))
+        for name, given in (("data", data or file), ("store", saved.text_only or store))
         if not given and not known.get(name)
     ]
     if unknown:
@@ -90,12 +99,24 @@ def evaluate(
             f"{run} is not a run folder: it has no run.json that says what the model was trained on. "
             f"Give {' and '.join(f'--{name}' for name in unknown)}, or the folder that finetune wrote with --out."
         )
-    data = Path(known["data"][0]) if data is None else data
+    own = _read_own(task, known, split, data=data, file=file)
     regions = None
     if not saved.text_only:
-        regions = NativeStore.open(store if store is not None else Path(known["store"]))
+        if store is None:
+            store = run / REGIONS if (run / REGIONS).is_dir() else Path(known["store"])
+        if file is not None and own is not None and store == run / REGIONS:
+            folder = images if images is not None else Path(known["images"])
+            prepare_regions(own.images, folder, carried_detector(run), store, device=device, progress=progress)
+        regions = NativeStore.open(store)
         check_fingerprint(saved, regions.fingerprint, override=other_features)
-    records = read_records(task, data, split)
+    if own is not None:
+        records = own.splits[split]
+        task.check(records)
+        if regions is not None:
+            check_ids(own.images, regions)
+    else:
+        data = Path(known["data"][0]) if data is None else data
+        records = read_records(task, data, split)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
@@ -140,6 +161,16 @@ def evaluate(
     if runtime.is_main():
         _write_results(run, files)
     return found
+
+
+def _read_own(
+    task: Task[Any, Any], known: Mapping[str, Any], split: str, *, data: Path | None, file: Path | None
+) -> OwnRecords | None:
+    """The examples of a file of one's own, or of a split of a run on such files; None if a folder is scored."""
+    if file is not None:
+        return read_files(task, {split: file})
+    files = OwnFiles.from_run(known)
+    return None if data is not None or files is None else files.read_split(task, split)
 
 
 def predict_records(
@@ -238,9 +269,14 @@ def _score_baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Se
     """Scores of predictors that look at nothing, on the same records by the same metric; empty where the training data
     is unknown or gone."""
     data = Path(known["data"][0]) if known else None
-    if data is None or not data.is_dir():
+    files = OwnFiles.from_run(known)
+    if data is None or not (data.is_dir() if files is None else files.train.is_file()):
         return {}
-    found = task.baselines(read_records(task, data, known["config"]["train_split"]), records)
+    if files is None:
+        train = read_records(task, data, known["config"]["train_split"])
+    else:
+        train = files.read_split(task, TRAIN).splits[TRAIN]
+    found = task.baselines(train, records)
     return {name: task.report(predictions, records) for name, predictions in found.items()}
 
 

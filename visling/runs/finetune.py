@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from visling import config as configs
 from visling import models, runtime
@@ -27,37 +27,47 @@ from visling.recipes.configs import FinetuneConfig
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.own_files import TRAIN, VALID, OwnFiles
+from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
 from visling.tasks.base import load as load_task
 from visling.tasks.vqa import VQA
+from visling.train.claim import REGIONS, refuse_taken
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
+from visling.vision.extract import Progress
 
 
 def finetune(
     config: FinetuneConfig,
     out: Path,
     *,
-    data: Path,
+    data: Path | OwnFiles,
     store: Path | None,
+    images: Path | None = None,
+    detector: Path | None = None,
     init: Path | None = None,
     device: str = "auto",
     resume: bool = False,
     other_features: bool = False,
     stream: TextIO | None = None,
+    progress: Progress | None = None,
     tensorboard: bool = False,
     command: Sequence[str] = (),
 ) -> State:
     """Train a model on a task; leaves a run folder.
 
     Args:
-        data: folder of annotations.
-        store: region store that holds every image; may be None for a text-only run.
+        data: folder of annotations, or files of one's own.
+        store: region store that holds every image; may be None for a text-only run, or with `images`.
+        images: folder of the images of files of one's own; their regions are extracted into `out/regions` first.
+        detector: folder of the detector that extracts them; None = the one that `init` carries.
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
         stream: where progress is written.
+        progress: called with (images done, images in all) while regions are extracted.
         tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
     Returns:
         How far it came; `stopped` says why it ended.
@@ -65,7 +75,21 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    run = Finetuning(config, data=data, store=store, init=init, device=device, other_features=other_features)
+    if isinstance(data, OwnFiles) and images is not None and store is None:
+        refuse_taken(out, resume)
+        task = load_task(config.task).configured(config.task_settings)
+        store = out / REGIONS
+        prepare_regions(
+            data.read(task).images,
+            images,
+            detector if detector is not None else carried_detector(init),
+            store,
+            device=device,
+            progress=progress,
+        )
+    run = Finetuning(
+        config, data=data, store=store, images=images, init=init, device=device, other_features=other_features
+    )
     return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
 
 
@@ -76,8 +100,9 @@ class Finetuning:
         self,
         config: FinetuneConfig,
         *,
-        data: Path,
+        data: Path | OwnFiles,
         store: Path | None,
+        images: Path | None = None,
         init: Path | None,
         device: str,
         other_features: bool,
@@ -97,11 +122,19 @@ class Finetuning:
         self.config = config
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
-        read = read_records(self.task, data, config.train_split)
+        if isinstance(data, OwnFiles):
+            own = data.read(self.task)
+            config = self.config = replace(config, train_split=TRAIN, valid_split=VALID)
+            if regions is not None:
+                check_ids(own.images, regions)
+            read, valid = own.splits[TRAIN], own.splits[VALID]
+        else:
+            read = read_records(self.task, data, config.train_split)
+            valid = read_records(self.task, data, config.valid_split)
         kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
         self.train_records = _limit_records(kept, config)
-        self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
+        self.valid_records: Sequence[Record] = valid
         if not self.train_records or not self.valid_records:
             raise DataError(
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
@@ -112,18 +145,25 @@ class Finetuning:
             check_images(JoinedRecords(self.train_records, self.valid_records), regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
+        self.task.check(self.valid_records)
+        self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
         if self.start is not None:
             check_family(self.start, config.model)
             if self.store is not None:
                 override = other_features or config.text_only
                 check_fingerprint(self.start, self.store.fingerprint, override=override)
         self.inputs = Inputs(config.model, config.encoder, regions, device)
-        self.origin = describe_origin(data=[data], task=config.task)
+        if isinstance(data, OwnFiles):
+            self.origin = describe_origin(data=[data.train.parent], images=images, task=config.task)
+            self.origin["files"] = data.describe()
+        else:
+            self.origin = describe_origin(data=[data], task=config.task)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
+        notes = [*notes, *self.notes]
         if self.left_out:
             notes.append(f"{self.left_out} training examples of the images in {config.without_images} are left out")
         batch_size, shrunk = self._fit_batch()
@@ -222,6 +262,24 @@ def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     released = next((spec.tasks[name] for name in names if name in spec.tasks), {})
     left_open = {name: value for name, value in released.items() if getattr(settings, name) is None}
     return replace(config, task_settings={**config.task_settings, **left_open}) if left_open else config
+
+
+def _choose_metric(
+    config: FinetuneConfig, task: Task[Any, Any], train: Sequence[Record], valid: Sequence[Record]
+) -> tuple[FinetuneConfig, list[str]]:
+    """The config with a score that these validation examples define, and a note if it is another one: an area under
+    the ROC curve needs examples with and without a label."""
+    if config.train.metric == task.metric or not task.labelled(valid):
+        return config, []
+    predictions = next(iter(task.baselines(train, valid).values()), None)
+    if predictions is None:
+        return config, []
+    report = task.report(predictions, valid)
+    why = report.variants.get(config.train.metric)
+    if config.train.metric in report.scores or why is None:
+        return config, []
+    note = f"validation has no {config.train.metric} ({why}): the best weights are chosen by {task.metric}"
+    return replace(config, train=replace(config.train, metric=task.metric, direction="max")), [note]
 
 
 def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:

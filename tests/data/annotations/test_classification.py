@@ -150,5 +150,7 @@ def test_files_that_are_damaged(tmp_path: Path, name: str, text: str, message: s
 
 def test_a_table_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"is not UTF-8 text: line 2, byte 14: .* as Windows-1252 the line reads 'café,1'"):
+    with pytest.raises(
+        DataError, match=r"is not UTF-8 text: line 2, byte 14: .* as Windows-1252 the line reads 'café,1'"
+    ):
         read_classification(tmp_path / "a.csv")

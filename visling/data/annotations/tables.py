@@ -1,14 +1,14 @@
 """Examples of one's own: JSON lines, a JSON list, CSV or TSV, read into rows that know where they stand.
 
-Files      .jsonl: an object a line. .json: a list of objects. .csv, .tsv: a header and a row per example; cells with the
-           delimiter, quotes or line breaks in them stand in quotes. A .csv may be separated by semicolons, as
+Files      .jsonl: an object a line. .json: a list of objects. .csv, .tsv: a header and a row per example; cells with
+           the delimiter, quotes or line breaks in them stand in quotes. A .csv may be separated by semicolons, as
            spreadsheets in many countries write it.
 Encoding   UTF-8, with or without a byte order mark; .csv and .tsv also UTF-16 with one.
 Lists      A JSON list, or in a cell of a table several values joined by "|".
-Images     Named by a file: a path below the folder of the images, or an absolute one; the suffix may be left out. The id
-           of an image is the stem of its file, as in region stores.
-Problems   Are collected (`Problems`), so that all of them are reported together; until then, a cell that cannot be used
-           reads as empty.
+Images     Named by a file: a path below the folder of the images, or an absolute one; the suffix may be left out. The
+           id of an image is the stem of its file, as in region stores.
+Problems   Are collected (`Problems`), so that all of them are reported together; until then, a cell that cannot be
+           used reads as empty.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class ImageNames:
 
 @dataclass(frozen=True)
 class Row:
-    """One example of a table. Its methods read a field; a value that cannot be used is added to the problems and read as
-    empty, and so is a field that the table lacks, which `Table.require` has reported."""
+    """One example of a table. Its methods read a field; a value that cannot be used is added to the problems and read
+    as empty, and so is a field that the table lacks, which `Table.require` has reported."""
 
     table: Table
     place: Place
@@ -162,7 +162,7 @@ class Table:
         if not self.in_cells:
             return ()
         first: list[str] = next((cells for _, cells in self._cells() if cells), [])
-        return tuple(name.strip() for name in first)
+        return tuple(name.strip() or f"(column {number})" for number, name in enumerate(first, start=1))
 
     def find(self, names: Sequence[str]) -> str | None:
         """The first of these fields that the table has."""
@@ -179,8 +179,8 @@ class Table:
         return names[0] if found is None else found
 
     def ids(self, name: str = "id") -> list[str]:
-        """Ids of the rows by their field, or their numbers from 1 where the table has none; ids that are missing or come
-        twice are problems."""
+        """Ids of the rows by their field, or their numbers from 1 where the table has none; ids that are missing or
+        come twice are problems."""
         if name not in self.fields:
             return [str(number) for number in range(1, len(self.rows) + 1)]
         having = sum(not row.lacks(name) for row in self.rows)
@@ -243,7 +243,9 @@ class Table:
     def _explain_missing(self) -> str:
         """That the file is not there, and which similar one is."""
         folder = self.path.parent
-        there = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        there = (
+            sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        )
         close = difflib.get_close_matches(self.path.name, there, 1)
         if self.path.is_dir():
             return f"{self.path}: is a folder, not a file. Name a file in it, or give the folder with --data."
@@ -263,9 +265,7 @@ class Table:
                     "Put quotes around cells that hold the delimiter.",
                 )  # fmt: skip
             elif number:
-                yield Row(
-                    self, place, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
-                )
+                yield Row(self, place, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()})
 
     def _cells(self) -> Iterator[tuple[Place, list[str]]]:
         """Rows of cells with the line in which each begins; blank lines are skipped."""
