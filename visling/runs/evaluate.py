@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import runtime
+from visling.data.annotations.problems import Problems
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
 from visling.errors import DataError, RunError
@@ -106,7 +107,8 @@ def evaluate(
             store = run / REGIONS if (run / REGIONS).is_dir() else Path(known["store"])
         if file is not None and own is not None and store == run / REGIONS:
             folder = images if images is not None else Path(known["images"])
-            prepare_regions(own.images, folder, carried_detector(run), store, device=device, progress=progress)
+            detector = carried_detector(run)
+            prepare_regions(own.images, folder, detector, store, Problems(), device=device, progress=progress)
         regions = NativeStore.open(store)
         check_fingerprint(saved, regions.fingerprint, override=other_features)
     if own is not None:

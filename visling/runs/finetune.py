@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from visling import config as configs
 from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
+from visling.data.annotations.problems import Problems
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
 from visling.models.base import TaskStart
@@ -79,11 +80,13 @@ def finetune(
         refuse_taken(out, resume)
         task = load_task(config.task).configured(config.task_settings)
         store = out / REGIONS
+        problems = Problems()
         prepare_regions(
-            data.read(task).images,
+            data.collect(task, problems).images,
             images,
             detector if detector is not None else carried_detector(init),
             store,
+            problems,
             device=device,
             progress=progress,
         )
@@ -145,7 +148,11 @@ class Finetuning:
             check_images(JoinedRecords(self.train_records, self.valid_records), regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
-        self.task.check(self.valid_records)
+        try:
+            self.task.check(self.valid_records)
+        except DataError as error:
+            place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
+            raise DataError(f"{place}, {error}") from error
         self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
         if self.start is not None:
             check_family(self.start, config.model)

@@ -62,14 +62,20 @@ class OwnFiles:
         """The records of all files.
 
         Raises:
-            DataError: see `read_files`; or there is nothing to hold out.
+            DataError: everything that is wrong with the files; or there is nothing to hold out.
         """
-        paths = {TRAIN: self.train, VALID: self.valid, TEST: self.test}
-        found = read_files(task, {split: path for split, path in paths.items() if isinstance(path, Path)})
+        problems = Problems()
+        found = self.collect(task, problems)
+        problems.refuse()
         if not isinstance(self.valid, float):
             return found
         train, valid = hold_out(found.splits[TRAIN], self.valid, self.train)
         return OwnRecords({**found.splits, TRAIN: train, VALID: valid}, found.images)
+
+    def collect(self, task: Task[Any, Any], problems: Problems) -> OwnRecords:
+        """The records of the files as they are, nothing held out, and what is wrong with them."""
+        paths = {TRAIN: self.train, VALID: self.valid, TEST: self.test}
+        return collect_records(task, {split: path for split, path in paths.items() if isinstance(path, Path)}, problems)
 
     def read_split(self, task: Task[Any, Any], split: str) -> OwnRecords:
         """The records of one split.
@@ -105,9 +111,22 @@ def read_files(task: Task[Any, Any], files: Mapping[str, Path]) -> OwnRecords:
 
     Raises:
         ConfigError: the task reads its official files only.
-        DataError: everything that is wrong with the files; or a file without any example.
+        DataError: everything that is wrong with the files.
     """
-    problems, images = Problems(), ImageNames()
+    problems = Problems()
+    found = collect_records(task, files, problems)
+    problems.refuse()
+    return found
+
+
+def collect_records(task: Task[Any, Any], files: Mapping[str, Path], problems: Problems) -> OwnRecords:
+    """The records of files by their split; what is wrong with them, also that one holds no example, is added to the
+    problems.
+
+    Raises:
+        ConfigError: the task reads its official files only.
+    """
+    images = ImageNames()
     splits = {}
     for split, path in files.items():
         table, before = Table(path, problems, images), len(problems)
@@ -118,7 +137,6 @@ def read_files(task: Task[Any, Any], files: Mapping[str, Path]) -> OwnRecords:
                 f"the {split} file holds no example" if path.stat().st_size else f"the {split} file is empty",
                 "Write an example a line, tables with a header first, or name another file.",
             )
-    problems.refuse()
     return OwnRecords(splits, images)
 
 

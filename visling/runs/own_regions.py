@@ -47,6 +47,7 @@ def prepare_regions(
     folder: Path,
     detector: Path,
     target: Path,
+    problems: Problems,
     *,
     device: str = "auto",
     progress: Progress | None = None,
@@ -58,15 +59,16 @@ def prepare_regions(
         folder: of the images.
         detector: folder.
         target: store.
+        problems: what is wrong with the tables that name the images.
         progress: called with (images done, images in all).
     Raises:
-        DataError: images that are missing, unreadable, or not told apart by their names.
+        DataError: there are problems, or images that are missing, unreadable, or not told apart by their names.
         CheckpointError, StoreError: the detector cannot be read, or the store is of another one.
     """
     problem: tuple[type[VislingError], str] | None = None
     if runtime.is_main():
         try:
-            files = find_files(images, folder)
+            files = find_files(images, folder, problems)
             if not _holds(target, files):
                 _extract(files, detector, target, device=device, progress=progress)
         except VislingError as error:
@@ -109,18 +111,17 @@ def _extract(
         )
 
 
-def find_files(images: ImageNames, folder: Path) -> dict[str, Path]:
+def find_files(images: ImageNames, folder: Path, problems: Problems) -> dict[str, Path]:
     """The file of every named image, by its id.
 
     A name is an absolute path, a path below the folder, or the end of one; its suffix may be left out.
 
     Raises:
-        DataError: names all images that are missing, damaged, or not told apart, with the place of each.
+        DataError: there are problems; names all images that are missing, damaged, or not told apart, too.
     """
     below: dict[str, list[Path]] = defaultdict(list)
     for path in find_images(folder):
         below[path.stem].append(path)
-    problems = Problems()
     found: dict[str, dict[Path, Place]] = defaultdict(dict)
     missing: dict[str, Place] = {}
     for image, names in images.places.items():
@@ -129,19 +130,20 @@ def find_files(images: ImageNames, folder: Path) -> dict[str, Path]:
             if not fitting:
                 missing[name] = place
             elif len(fitting) > 1:
-                problems.add(place, f"{name!r} may be {fitting[0]} or {fitting[1]}", f"Name its folder. {_RENAME}")
+                either = f"{name!r} may be {fitting[0]} or {fitting[1]}"
+                problems.add(place, either, f"Name its folder. {_RENAME}", kind="either of two files")
             else:
                 found[image].setdefault(fitting[0].resolve(), place)
     for paths in found.values():
         if len(paths) > 1:
             (one, place), (two, other), *_ = paths.items()
-            problems.add(other, f"{two} has the name of {one}, which {place} names", _RENAME)
+            problems.add(other, f"{two} has the name of {one}, which {place} names", _RENAME, kind="one name")
         for path, place in paths.items():
             if reason := _why_unreadable(path):
-                problems.add(place, reason, "Replace the file, or remove the row.")
+                problems.add(place, reason, "Replace the file, or remove the row.", kind="unreadable")
     mend = _guess(missing, len(images.places), folder, below) if missing else ""
     for name, place in missing.items():
-        problems.add(place, f"no image {name!r} in {folder}", mend)
+        problems.add(place, f"no image {name!r} in {folder}", mend, kind="no image")
     problems.refuse()
     return {image: next(iter(paths)) for image, paths in found.items()}
 
@@ -222,5 +224,6 @@ def check_ids(images: ImageNames, store: NativeStore) -> None:
             problems.add(place, f"image {name!r} has no regions in {store.path}", guess, kind="no regions")
         elif len(folders) > 1 and others:
             (other, second), *_ = others
-            problems.add(second, f"{other!r} has the name of {name!r}, which {place} names", _RENAME)
+            same = f"{other!r} has the name of {name!r}, which {place} names"
+            problems.add(second, same, _RENAME, kind="one name")
     problems.refuse()

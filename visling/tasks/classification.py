@@ -317,6 +317,12 @@ class Classification(Task[LabelledText, ClassificationConfig]):
                 f"{number} of {len(records)} examples have a label that no training example has, such as {first!r}: "
                 "it cannot be predicted and counts as missed"
             )
+        labels = {label for record in records for label in record.labels or ()}
+        if not self._several and len(labels) == 1:
+            (label,) = labels
+            notes.append(
+                f"all {len(records)} examples have the label {label!r}: the area under the ROC curve is undefined"
+            )
         if number := sum(not record.text for record in records):
             notes.append(
                 f"{number} of {len(records)} examples have no text: the model reads {self.config.empty_text!r}"

@@ -39,9 +39,11 @@ class Problems:
         Args:
             what: what is wrong, what was found and what is expected, without a full stop.
             mend: what to do, in sentences.
-            kind: what problems have in common that are shown together; `mend` if left out.
+            kind: what problems that are shown together have in common; `what` up to a semicolon if left out.
         """
-        self._found.setdefault((kind or mend, place.path), []).append((place, f"{place}: {what}. {mend}"))
+        self._found.setdefault((kind or what.partition(";")[0], place.path), []).append(
+            (place, f"{place}: {what}. {mend}")
+        )
 
     def add_error(self, path: Path, error: DataError) -> None:
         """
@@ -73,12 +75,13 @@ class Problems:
         """The first problem of each kind, and where the others are."""
         for members in self._found.values():
             (place, said), *others = members
+            if place.unit == "file":
+                yield from dict.fromkeys(text for _, text in members)
+                continue
             more = ""
-            if others and place.unit != "file":
+            if others:
                 shown = ", ".join(str(other.number) for other, _ in others[:MOST_PLACES])
                 rest = f" and {len(others) - MOST_PLACES} others" if len(others) > MOST_PLACES else ""
                 plural = {"line": "lines", "entry": "entries"}[place.unit]
                 more = f" The same in {len(others)} more: {plural if len(others) > 1 else place.unit} {shown}{rest}."
-            elif others:
-                more = f" There are {len(others)} more of this kind."
             yield said + more

@@ -118,13 +118,14 @@ class Row:
             return ""
         file = str(value).strip()
         if "://" in file:
-            self.problem(f"{file} is an address, which is not read", "Download the images, and name their files.")
+            mend = "Download the images, and name their files."
+            self.problem(f"{file} is an address, which is not read", mend, kind="addresses")
             return ""
         return self.table.images.add(file, self.place)
 
-    def problem(self, what: str, mend: str) -> None:
-        """Report something that is wrong with this row."""
-        self.table.problems.add(self.place, what, mend)
+    def problem(self, what: str, mend: str, *, kind: str = "") -> None:
+        """Report something that is wrong with this row; see `Problems.add`."""
+        self.table.problems.add(self.place, what, mend, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -197,18 +198,19 @@ class Table:
             elif not identifier:
                 row.problem(f"field {name!r} must be a text or a whole number; found {value!r}", "Change the id.")
             elif identifier in known:
-                row.problem(f"id {identifier!r} is that of {known[identifier]} too", "Every row needs its own.")
+                same = f"id {identifier!r} is that of {known[identifier]} too"
+                row.problem(same, "Every row needs its own.", kind="ids")
             known.setdefault(identifier, row.place)
             found.append(identifier)
         return found
 
     def _read(self) -> Iterator[Row]:
         suffix = self.path.suffix.lower()
+        if not self.path.is_file():
+            raise DataError(self._explain_missing())
         if suffix not in SUFFIXES:
             raise DataError(f"{self.path}: {suffix or 'a name without suffix'} is no format of tables. "
                             f"Name a file that ends in {', '.join(SUFFIXES)}.")  # fmt: skip
-        if not self.path.is_file():
-            raise DataError(self._explain_missing())
         if suffix in DELIMITERS:
             yield from self._read_cells()
         elif suffix == ".json":
