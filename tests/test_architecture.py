@@ -59,11 +59,11 @@ ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
-        "card", "folder", "features", "answers", "recognise", "convert", "export", "verify",
+        "card", "description", "folder", "features", "answers", "recognise", "convert", "export", "verify",
     ),
     "recipes": (
-        "configs", "detectors", "scenes", "visualbert", "vlbert", "vilbert", "lxmert", "cvlp", "own", "nlvr",
-        "releases", "tables", "listing",
+        "configs", "changes", "detectors", "scenes", "visualbert", "vlbert", "vilbert_tasks", "vilbert", "lxmert",
+        "cvlp", "own", "nlvr", "releases", "tables", "listing",
     ),
     "runs": (
         "inputs", "setup", "own_files", "own_regions", "pictures", "detection_data", "detect", "question_scores",

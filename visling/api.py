@@ -146,14 +146,17 @@ class Predictor:
             _file_key(one): found for one, found in zip(given, seen, strict=True) if not isinstance(one, Image.Image)
         }
         regions = tuple(found.regions for found in seen)
-        layout = TextLayout(self.tokenizer, self.spec)
+        layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
         record = self.task.query([text, *choices], [str(number) for number in range(self.task.images)])
         rng = runtime.generator_for(0)
         example = self.task.example(record, layout, rng)
         if self.folder.text_only:
             example = replace(example, images=())
         store = None if self.folder.text_only else _GivenRegions(regions, self.folder.fingerprint)
-        batch, _ = Collator(store, self.spec, self.tokenizer)([example], [rng])
+        pictures = None
+        if self.folder.extractor is not None:
+            pictures = self.folder.extractor.given_pictures({str(n): one.pixels for n, one in enumerate(seen)})
+        batch, _ = Collator(store, self.spec, self.tokenizer, pictures=pictures)([example], [rng])
         batch = batch.to(self.device)
         with torch.inference_mode():
             prediction = self.task.decode(self.model(batch), batch, [record])[0]
@@ -268,5 +271,5 @@ def load(
             f"{saved.path} holds no detector, so raw images cannot be turned into regions. Name one with --detector."
         )
     found = Detector.load(folder, device=target)
-    check_fingerprint(saved, found.fingerprint, override=other_features)
+    check_fingerprint(saved, found.fingerprint, override=other_features, extracts=saved.extractor is not None)
     return Predictor(saved, found, target)

@@ -100,7 +100,7 @@ class Text(_Movable):
     answer_at: Tensor | None = None
     """(B,) int64: token whose state answers; None = the first token."""
     task: Tensor | None = None
-    """(B,) int64: ViLBERT's multi-task token."""
+    """(B,) int64: number of the task, the row of ViLBERT's table of task tokens; None without such a table."""
     row: Tensor | None = None
     """(B,) int64: text row of each batch row when one text meets many images; None = one to one."""
 
@@ -141,6 +141,11 @@ class Pixels(_Movable):
     """(I, 2) int64 unpadded height and width."""
     row: Tensor
     """(S,) int64: image of each region row."""
+    classes: Tensor | None = None
+    """(S, R) int64: class of the object that each region shows, from 1; 0 for the whole image and for no object."""
+    masks: Tensor | None = None
+    """(S, R, M, M) bool: cells of a grid over each region's box that its object covers; all, where no shape is
+    known. Mirrored with the image."""
 
 
 @contract
@@ -342,6 +347,29 @@ class RegionArray:
         return int(self.features.shape[0])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionObjects:
+    """What an annotation says of the objects that the regions of an image show."""
+
+    classes: NDArray[np.int64]
+    """(R,) as `Pixels.classes`."""
+    masks: NDArray[np.bool_]
+    """(R, M, M) as `Pixels.masks`, row y, column x; not mirrored."""
+
+
+class FeatureExtractor(Protocol):
+    """A module that computes the regions' features from the pixels of a batch, and is trained with the encoder."""
+
+    def describe(self, regions: Regions, pixels: Pixels) -> tuple[Regions, Loss | None]:
+        """The regions with `features` and `whole` computed from the pixels; and a loss of the extractor's own, which is
+        added to that of the run, if it has one.
+
+        Boxes are unit corners of the unpadded picture. `pixels.classes` and `pixels.masks` are None unless the task
+        knows its objects.
+        """
+        ...
+
+
 @runtime_checkable
 class RegionStore(Protocol):
     """Regions by image id, in constant time."""
@@ -381,6 +409,8 @@ class TextRow:
     """(token, region) pairs; (token, object) pairs where `Example.linked_regions` says which regions those are."""
     phrases: tuple[int, ...] = ()
     """Token positions to be grounded."""
+    task: int | None = None
+    """Number of the task, for models with task tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,6 +435,9 @@ class Example:
     linked_regions: Callable[[RegionArray], NDArray[np.int64]] | None = None
     """For rows whose links name objects of an annotation: called, as `region_labels` is, with the regions of the only
     image; returns (objects,) the region of each, -1 where there is none."""
+    region_objects: Callable[[RegionArray, int], RegionObjects] | None = None
+    """For a trained region extractor: called, as `linked_regions` is, with the regions of the only image, and with the
+    side M of the masks that the extractor reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,4 +485,5 @@ class InputSpec:
     pair: Literal["rows", "sequence"] = "rows"
     """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
     num_tasks: int = 0
-    """Tasks for which the model has a token of their own; above 0 every text names its task (`Text.task`)."""
+    """Tasks for which the model has a token of their own; above 0 every text names its task (`Text.task`), and the
+    vectors are the encoder's `tasks`."""

@@ -26,13 +26,13 @@ from visling.data.annotations.vcr import VcrRecord, read_metadata, read_vcr, wit
 from visling.data.batches.collate import Collator
 from visling.data.named_objects import CLASSES, LISTED_NAMES, list_names
 from visling.data.named_text import Order, split_words
+from visling.data.outlines import outline_mask
 from visling.data.text import TextLayout, Tokenizer
 from visling.models.task_model import TaskModel
 from visling.models.vlbert import VlBertConfig
 from visling.tasks.base import TaskSource
 from visling.tasks.vcr import VCR, VcrConfig
 from visling.types import Batch, RegionArray, Targets, TextRow
-from visling.vision.outlines import outline_mask
 
 CASES = (
     "q2a_train", "q2a_train_flip", "q2a_val", "q2a_test", "q2a_train_len20", "q2a_train_relevant",

@@ -36,7 +36,7 @@ from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_PRETRAININ
 from visling.regions.store import NativeStore
 from visling.runs import finetune as finetuning
 from visling.runs.inputs import Inputs, fit_to_store
-from visling.runs.pictures import find_pictures
+from visling.runs.pictures import find_corpus_pictures
 from visling.runs.pretrain import pretrain, read_corpora, untrained_model
 from visling.runs.typical_batch import UNKNOWN, typical_batch
 from visling.train.optim import build_optimizer
@@ -75,7 +75,7 @@ def loader(world: Any, run: PretrainConfig, *, valid: bool = True, **settings: A
         run, [str(world.scenes)], TextLayout(tokenizer, spec), store, valid=valid, answers=None
     ).images
     assert run.extractor is not None
-    pictures = PictureFiles(find_pictures(run, world.scenes, [source], store), run.extractor)
+    pictures = PictureFiles(find_corpus_pictures(run.corpora, world.scenes, [source], store), run.extractor)
     collator = Collator(
         store, spec, tokenizer, masking=run.masking, region_masking=run.region_masking,
         needs=("region_probs", "class_slots"), pictures=pictures, flip=settings.pop("flip", run.flip),
@@ -263,9 +263,9 @@ def test_rows_may_share_a_picture(world: Any) -> None:
     assert batch.pixels is not None
     row = torch.tensor([1, 0, 1])
     regions = batch.regions.map(lambda tensor: tensor[row])
-    shared = extractor.describe(regions, dataclasses.replace(batch.pixels, row=row))
+    shared, _ = extractor.describe(regions, dataclasses.replace(batch.pixels, row=row))
     pixels = batch.pixels
-    apart = extractor.describe(
+    apart, _ = extractor.describe(
         regions, dataclasses.replace(pixels, images=pixels.images[row], size=pixels.size[row], row=torch.arange(3))
     )
     assert shared.whole is not None
@@ -519,9 +519,8 @@ def test_pictures_are_found_as_the_store_names_them(world: Any, tmp_path: Path) 
         folder.mkdir()
         for name in called:
             shutil.copy(world.picture("val"), folder / f"{name}.png")
-        return sorted(
-            path.stem for path in find_pictures(dataclasses.replace(run, **changes), folder, [made], store).values()
-        )
+        corpora = dataclasses.replace(run, **changes).corpora
+        return sorted(path.stem for path in find_corpus_pictures(corpora, folder, [made], store).values())
 
     assert find(*names) == names
     numbers = [str(int(name.rpartition("_")[2])) for name in names]

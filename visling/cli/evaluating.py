@@ -21,10 +21,14 @@ def evaluate(
         Path | None, typer.Option(help="Instead of a split: your own examples, .jsonl, .json, .csv or .tsv.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's by default.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the images of --file; that of the training run by default.")
-    ] = None,
     store: Annotated[Path | None, typer.Option(help="Region store; the training run's by default.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the images: those of --file, or for a model that computes the features of regions itself; "
+            "the training run's by default."
+        ),
+    ] = None,
     other_features: OtherFeatures = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")

@@ -34,6 +34,19 @@ OtherFeatures = Annotated[
     bool, typer.Option("--other-features", help="Accept a model that was trained on another detector's features.")
 ]
 
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", help="Folder of the images, for recipes whose region extractor is trained jointly."),
+]
+
+Backbone = Annotated[
+    Path | None,
+    typer.Option(
+        "--backbone",
+        help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end.",
+    ),
+]
+
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, into OUT/tensorboard.")
 ]
@@ -61,6 +74,16 @@ Processes = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of every random choice; the recipe's by default.")
 ]
+
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Passes over the training data: --set train.epochs=N.")
+]
+
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Examples per step and process: --set batch_size=N.")
+]
+
+LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate: --set train.optim.lr=X.")]
 
 Dtype = Annotated[
     Literal["float16", "float32"],

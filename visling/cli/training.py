@@ -9,8 +9,13 @@ from typing import Annotated
 import typer
 
 from visling.cli.options import (
+    Backbone,
+    BatchSize,
     Device,
+    Epochs,
+    Images,
     Init,
+    LearningRate,
     OtherFeatures,
     Out,
     Processes,
@@ -34,17 +39,12 @@ def pretrain(
     store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
     out: Out,
     init: Init = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images, for recipes that train their region extractor end to end (e2e)."),
-    ] = None,
-    backbone: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end."
-        ),
-    ] = None,
+    images: Images = None,
+    backbone: Backbone = None,
     other_features: OtherFeatures = False,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -61,7 +61,8 @@ def pretrain(
     from visling.recipes.tables import find_pretraining
     from visling.runs import pretrain as pretraining
 
-    run = find_recipe(find_pretraining(recipe), set_, seed)
+    short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
+    run = find_recipe(find_pretraining(recipe), set_, short, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = pretraining.pretrain(
@@ -110,7 +111,10 @@ def finetune(
     test: Annotated[Path | None, typer.Option(help="Your own test examples, checked now and scored later.")] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of your own images; their regions are extracted into OUT/regions first."),
+        typer.Option(
+            help="Folder of the images: of your own, whose regions are extracted into OUT/regions first; or of those "
+            "in --store, for recipes whose region extractor is trained jointly."
+        ),
     ] = None,
     detector: Annotated[
         Path | None, typer.Option(help="Detector folder for --images; the one that --init carries by default.")
@@ -127,10 +131,14 @@ def finetune(
     model: Annotated[
         str | None, typer.Option(help="Model family with --task; that of --init by default, else visualbert.")
     ] = None,
+    backbone: Backbone = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
     ] = False,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -154,7 +162,8 @@ def finetune(
         store=store, answers=answers, init=init, model=model, text_only=text_only,
     )  # fmt: skip
     source = options.source()
-    run = find_recipe(options.find_recipe(), [*(set_ or []), *options.settings()], seed)
+    short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
+    run = find_recipe(options.find_recipe(), [*(set_ or []), *options.settings()], short, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes), progress_bar("Extracting regions", at_once=False) as progress:
         state = finetuning.finetune(
@@ -169,6 +178,7 @@ def finetune(
             device=device,
             resume=resume,
             other_features=other_features,
+            backbone=backbone,
             stream=sys.stderr,
             tensorboard=tensorboard,
             command=["visling", *sys.argv[1:]],

@@ -1,6 +1,6 @@
-"""Objects of an annotation: what texts call them, and which regions of a store show them.
+"""Objects of an annotation: what texts call them, which regions of a store show them, and what they are.
 
-Shapes   O objects of an image, R regions.
+Shapes   O objects of an image, R regions, M side of a mask.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from visling.boxes import iou
-from visling.data.annotations.vcr import PERSON
+from visling.data.annotations.vcr import PERSON, VcrRecord, read_metadata
+from visling.data.outlines import outline_mask
 from visling.errors import DataError
+from visling.types import IGNORE, RegionArray, RegionObjects
 
 LISTED_NAMES = (
     "Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry", "Jody", "Kendall", "Frankie", "Pat",
@@ -124,3 +126,48 @@ def bind_objects(
     overlaps = iou(torch.from_numpy(objects), torch.tensor(regions, dtype=torch.float32)).numpy()
     best = overlaps.argmax(1)
     return np.where(overlaps.max(1) >= least_overlap, best, -1)
+
+
+def classify_regions(
+    objects: Sequence[str], bound: NDArray[np.int64], regions: RegionArray, classes: Sequence[str]
+) -> NDArray[np.int64]:
+    """(R,) class of each region: that of the object that it shows, from 1, 0 for the whole image, IGNORE for others.
+
+    Args:
+        objects: class of each object.
+        bound: (O,) of `bind_objects`.
+        classes: all there are, by target less one.
+    """
+    found = np.where(shows_whole_image(regions.boxes, regions.size), 0, IGNORE)
+    for kind, region in zip(objects, bound.tolist(), strict=True):
+        if region >= 0 and kind in classes:
+            found[region] = 1 + classes.index(kind)
+    return found
+
+
+def describe_objects(
+    record: VcrRecord,
+    bind: Callable[[VcrRecord, RegionArray], NDArray[np.int64]],
+    classes: Sequence[str],
+    regions: RegionArray,
+    mask_size: int,
+) -> RegionObjects:
+    """Classes of the objects that the regions show, and masks drawn from their outlines; a question about raw input
+    knows no object.
+
+    Args:
+        bind: (O,) the region that shows each object of a record, as `bind_objects`.
+        classes: as in `classify_regions`.
+        mask_size: M.
+    Raises:
+        DataError: the objects of the image are not described.
+    """
+    masks = np.ones((len(regions), mask_size, mask_size), bool)
+    if record.metadata is None:
+        return RegionObjects(classes=np.zeros(len(regions), np.int64), masks=masks)
+    described, bound = read_metadata(record), bind(record, regions)
+    for item, region in enumerate(bound.tolist()):
+        if region >= 0:
+            masks[region] = outline_mask(described.outlines[item], described.boxes[item].tolist(), size=mask_size)
+    found = classify_regions(record.objects, bound, regions, classes)
+    return RegionObjects(classes=np.where(found == IGNORE, 0, found), masks=masks)

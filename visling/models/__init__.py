@@ -88,7 +88,20 @@ def encoder_config(model: str, given: Any) -> Any:
     return family.presets[given]
 
 
-def head_styles(model: str) -> dict[str, str]:
-    """Head kind -> style of a model's main release layout."""
+def head_styles(model: str, release: str | None = None) -> dict[str, str]:
+    """Head kind -> style of a model's main release layout, or of another one, where the kinds that it lacks have the
+    main one's.
+
+    Raises:
+        ConfigError: no such layout.
+    """
     spec = models.spec(model)
-    return {kind: style for (layout, kind), style in spec.head_styles.items() if layout == spec.layout}
+    layouts = dict.fromkeys(layout for layout, _ in spec.head_styles)
+    if release is not None and release not in layouts:
+        raise ConfigError(f"{model} has no heads of a layout {release!r}. {nearest(release, layouts)}")
+    return {
+        kind: style
+        for wanted in (spec.layout, release)
+        for (layout, kind), style in spec.head_styles.items()
+        if layout == wanted
+    }

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from visling.checkpoints.keymap import KeyMap, Rule, rename
 from visling.errors import ConfigError
 from visling.models import lxmert
-from visling.models.base import Encoder, ModelSpec
+from visling.models.base import KEPT_BY_RECIPES, Encoder, ModelSpec
 from visling.models.lxmert import Lxmert, LxmertConfig
 from visling.nn.momentum import MomentumCopy
 from visling.types import Batch, Encoded, InputSpec, Regions, Text
@@ -277,4 +277,5 @@ SPEC = ModelSpec(
     tasks={"vqa": {"loss": "bce"}, "nlvr2": {"joined": False}},
     carries_answers=True,  # release: load_lxmert_qa, as in LXMERT's
     loads_from=("lxmert",),  # its query network is an LXMERT
+    kept=KEPT_BY_RECIPES | {"key_layers", "key_drop_rate"},  # of the key network, which only pre-training has
 )

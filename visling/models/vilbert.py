@@ -35,7 +35,7 @@ from visling.boxes import locate
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
 from visling.errors import ConfigError
-from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
+from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
@@ -692,4 +692,5 @@ SPEC = ModelSpec(
         # The encoder has no place for links: the release passes them on, but its attention ignores them.
         "vcr": {"loss": "softmax", "names": "drawn", "separated": True, "cut": "longer", "links": "none"},
     },
+    kept=KEPT_BY_RECIPES | {"num_tasks"},  # 12-in-1 adds its task table to a model that has none
 )

@@ -24,7 +24,7 @@ from visling.boxes import spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError
-from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
+from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
@@ -464,5 +464,6 @@ SPEC = ModelSpec(
         "nlvr2": {"joined": True},
         "vcr": {"loss": "softmax", "names": "mentioned", "links": "first_piece", "cut": "front"},
     },
+    kept=KEPT_BY_RECIPES | {"answer_slot", "pair"},
     transformers=_describe_for_transformers,
 )

@@ -31,7 +31,7 @@ from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError
-from visling.models.base import AnswerList, Encoder, ModelSpec, TaskStart
+from visling.models.base import KEPT_BY_RECIPES, AnswerList, Encoder, ModelSpec, TaskStart
 from visling.nn.embeddings import RegionFeatures
 from visling.nn.head_blocks import RegionScorer, RegionTargets, Transform, TransformClassifier
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
@@ -680,5 +680,8 @@ SPEC = ModelSpec(
             "class_weight": 1.0,
         },
     },
+    kept=KEPT_BY_RECIPES
+    | {"feature_dropout_rate", "visual_scale_init", "text_visual_scale_init"}
+    | {"region_order", "joint_limit", "answer_slot"},
     start_task=start_task,
 )

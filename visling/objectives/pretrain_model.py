@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Protocol, cast
 
 from torch import nn
 
+from visling.nn.extraction import extract_features
 from visling.objectives.base import Objective, PretrainStep
-from visling.types import Batch, Loss, Pixels, Regions, Targets
-
-
-class FeatureExtractor(Protocol):
-    """A module that computes the regions' features from the pixels of a batch."""
-
-    def describe(self, regions: Regions, pixels: Pixels) -> Regions:
-        """The regions with features computed from the pixels."""
-        ...
+from visling.types import Batch, Loss, Targets
 
 
 class PretrainModel(nn.Module):
@@ -52,20 +43,12 @@ class PretrainModel(nn.Module):
             objective.after_update()
 
     def forward(self, batch: Batch, targets: Targets) -> Loss:
-        """Weighted sum of the objectives' losses on one batch; in training, one of weight 0 is not computed."""
-        batch = self.seen(batch)
+        """Weighted sum of the objectives' losses on one batch, and the extractor's own, if it has one; in training, an
+        objective of weight 0 is not computed."""
+        batch, own = extract_features(self.extractor, batch)
         step = PretrainStep(model=self.encoder, batch=batch, encoded=self.encoder(batch), targets=targets)
         losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._active()]
-        return sum(losses[1:], start=losses[0])
-
-    def seen(self, batch: Batch) -> Batch:
-        """The batch as the encoder reads it: with features computed from its pixels, if there is an extractor."""
-        if self.extractor is None or batch.regions is None:
-            return batch
-        assert batch.pixels is not None, "an extractor needs a batch with pixels"
-        return dataclasses.replace(
-            batch, regions=cast(FeatureExtractor, self.extractor).describe(batch.regions, batch.pixels)
-        )
+        return sum(losses[1:] if own is None else [*losses[1:], own], start=losses[0])
 
     def _active(self) -> Iterator[tuple[str, nn.Module]]:
         return (

@@ -78,7 +78,7 @@ def _small_training(*, epochs: int, lr: float, metric: str, direction: Literal["
         patience=6,
         log_every=50,
         save_every=1000,
-        optim=scenes.small_optimiser(lr),
+        optim=replace(scenes.small_optimiser(lr), schedule="warmup_linear", warmup_share=0.1),
     )
 
 

@@ -12,6 +12,7 @@ from visling.data.corpora.base import Corpus
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes import scenes
 from visling.recipes.configs import BERT_BASE, FinetuneConfig, PretrainConfig
+from visling.recipes.vilbert_tasks import NO_DECAY
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 
@@ -22,19 +23,6 @@ REGION_LOSSES = RegionLosses(classes="kl")
 MULTITASK_TOKEN_MASKING = TokenMasking(in_turn=True, mismatched=False)
 MULTITASK_REGION_MASKING = RegionMasking(whole="unflagged", mismatched=False)
 """Of the multi-task release, `objective` 1: the setting of 12-in-1."""
-
-_VILBERT_NO_DECAY: Mapping[str, Any] = {
-    "weight_decay": 0.01,
-    "no_decay": ("bias", "norm"),
-    # bias, LayerNorm.bias, LayerNorm.weight: biOutput.LayerNorm1.weight and LayerNorm2.weight are none of these
-    # Nor is vil_prediction.logit_fc.2.weight, the norm inside the multi-task release's answer heads
-    "no_decay_except": (
-        "text_attention.norm.weight",
-        "region_attention.norm.weight",
-        "heads.classify.norm.weight",
-        "heads.pair.norm.weight",
-    ),
-}
 
 
 def vilbert_conceptual() -> PretrainConfig:
@@ -51,7 +39,7 @@ def vilbert_conceptual() -> PretrainConfig:
         lr=1e-4,
         betas=(0.9, 0.999),
         eps=1e-6,
-        **_VILBERT_NO_DECAY,
+        **NO_DECAY,
         swap_decay=True,
         # the names in config/bert-base-uncased_weight_name.json; BERT's prediction head is not among them
         rates={"encoder.embeddings.": 0.1, "encoder.text_norm.": 0.1, "encoder.text_layers.": 0.1},
@@ -93,7 +81,7 @@ def vilbert_multitask() -> PretrainConfig:
         betas=(0.9, 0.98),
         eps=1e-8,
         bias_correction=True,
-        **_VILBERT_NO_DECAY,
+        **NO_DECAY,
         clip="none",
         schedule="warmup_linear",
         warmup_share=0.1,

@@ -27,6 +27,7 @@ from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
 from visling.runs.own_files import TRAIN, OwnFiles, OwnRecords, read_files
 from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
+from visling.runs.pictures import open_pictures
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
@@ -64,8 +65,8 @@ def evaluate(
         data: folder of annotations; None = the one, or the files, that it was trained on.
         file: examples of one's own to score in place of a split; the results are named after it, not after `split`.
         store: region store; None = the one it was trained on.
-        images: folder of the images of `file`, whose regions are added to those in the run folder; None = that of the
-            training run.
+        images: folder of the images; None = that of the training run. Read for a model that computes the features of
+            regions from pixels, and for the images of `file`, whose regions are added to those in the run folder.
         other_features: accept features of another detector.
         overwrite: replace the results of an earlier evaluation of this split.
         compare: other runs that were scored on this split, such as a model that saw no image; their scores are kept
@@ -110,7 +111,8 @@ def evaluate(
             detector = carried_detector(run)
             prepare_regions(own.images, folder, detector, store, Problems(), device=device, progress=progress)
         regions = NativeStore.open(store)
-        check_fingerprint(saved, regions.fingerprint, override=other_features)
+        extracts = saved.extractor is not None
+        check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
     if own is not None:
         records = own.splits[split]
         task.check(records)
@@ -123,7 +125,11 @@ def evaluate(
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
         check_images(records, regions)
-    inputs = Inputs(saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt")
+    inputs = Inputs(
+        saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt", task_token=saved.task_token
+    )
+    if regions is not None:
+        inputs.pictures = open_pictures(saved, records, images or known.get("images"), regions)
     predictions = predict_records(
         model.to(inputs.device),
         task,

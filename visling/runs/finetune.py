@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,6 +11,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.problems import Problems
+from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
 from visling.models.base import TaskStart
@@ -18,23 +19,27 @@ from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
 from visling.pretrained.features import check_fingerprint, measure_features
 from visling.pretrained.folder import (
+    ModelFolder,
     check_family,
-    load_part,
+    load_encoder,
     objective_heads,
     read_model_folder,
     save_model_folder,
 )
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import FinetuneConfig
+from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.own_files import TRAIN, VALID, OwnFiles
 from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
+from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
-from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, read_records
+from visling.tasks.answers import AnswerTask
+from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
-from visling.tasks.vqa import VQA
 from visling.train.claim import REGIONS, refuse_taken
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
@@ -47,12 +52,13 @@ def finetune(
     *,
     data: Path | OwnFiles,
     store: Path | None,
-    images: Path | None = None,
-    detector: Path | None = None,
     init: Path | None = None,
     device: str = "auto",
     resume: bool = False,
     other_features: bool = False,
+    images: Path | None = None,
+    detector: Path | None = None,
+    backbone: Path | None = None,
     stream: TextIO | None = None,
     progress: Progress | None = None,
     tensorboard: bool = False,
@@ -62,11 +68,15 @@ def finetune(
 
     Args:
         data: folder of annotations, or files of one's own.
-        store: region store that holds every image; may be None for a text-only run, or with `images`.
-        images: folder of the images of files of one's own; their regions are extracted into `out/regions` first.
-        detector: folder of the detector that extracts them; None = the one that `init` carries.
+        store: region store that holds every image; may be None for a text-only run, or for files of one's own with
+            `images`. If the recipe has an extractor, only boxes are read from it.
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
+        images: folder of the images, for a recipe with an extractor, or of files of one's own: without a store, their
+            regions are extracted into `out/regions` first.
+        detector: folder of the detector that extracts them; None = the one that `init` carries.
+        backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
+            randomly initialised.
         stream: where progress is written.
         progress: called with (images done, images in all) while regions are extracted.
         tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
@@ -78,21 +88,13 @@ def finetune(
     """
     if isinstance(data, OwnFiles) and images is not None and store is None:
         refuse_taken(out, resume)
-        task = load_task(config.task).configured(config.task_settings)
         store = out / REGIONS
-        problems = Problems()
-        prepare_regions(
-            data.collect(task, problems).images,
-            images,
-            detector if detector is not None else carried_detector(init),
-            store,
-            problems,
-            device=device,
-            progress=progress,
-        )
+        detector = carried_detector(init) if detector is None else detector
+        _extract_regions(config, data, images, detector, store, device=device, progress=progress)
     run = Finetuning(
-        config, data=data, store=store, images=images, init=init, device=device, other_features=other_features
-    )
+        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+        backbone=backbone,
+    )  # fmt: skip
     return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
 
 
@@ -105,15 +107,18 @@ class Finetuning:
         *,
         data: Path | OwnFiles,
         store: Path | None,
-        images: Path | None = None,
         init: Path | None,
         device: str,
         other_features: bool,
+        images: Path | None = None,
+        backbone: Path | None = None,
     ) -> None:
         if store is None and not config.text_only:
             raise ConfigError(
                 "a model that sees regions needs --store. For a model of the words alone use --text-only."
             )
+        extracted = isinstance(data, OwnFiles) and config.extractor is None  # the images were read before
+        check_images_option(config, None if extracted else images, backbone)
         config = fit_to_family(config)
         self.store = None if store is None else NativeStore.open(store)
         self.start = None if init is None else read_model_folder(init)
@@ -122,18 +127,16 @@ class Finetuning:
         elif self.start is not None:  # no feature is projected, but the weights of the projection are loaded
             encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
             config = replace(config, encoder=encoder)
-        self.config = config
         regions = None if config.text_only else self.store
         self.task = load_task(config.task).configured(config.task_settings)
         if isinstance(data, OwnFiles):
+            config = replace(config, train_split=TRAIN, valid_split=VALID)
             own = data.read(self.task)
-            config = self.config = replace(config, train_split=TRAIN, valid_split=VALID)
             if regions is not None:
                 check_ids(own.images, regions)
             read, valid = own.splits[TRAIN], own.splits[VALID]
         else:
-            read = read_records(self.task, data, config.train_split)
-            valid = read_records(self.task, data, config.valid_split)
+            read, valid = (read_records(self.task, data, split) for split in (config.train_split, config.valid_split))
         kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
         self.train_records = _limit_records(kept, config)
@@ -153,36 +156,32 @@ class Finetuning:
         except DataError as error:
             place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
             raise DataError(f"{place}, {error}") from error
-        self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
+        self.config, self.notes = _choose_metric(config, self.task, self.train_records, self.valid_records)
         if self.start is not None:
             check_family(self.start, config.model)
             if self.store is not None:
-                override = other_features or config.text_only
-                check_fingerprint(self.start, self.store.fingerprint, override=override)
-        self.inputs = Inputs(config.model, config.encoder, regions, device)
+                override, extracts = other_features or config.text_only, config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
+        self.inputs = Inputs(config.model, config.encoder, regions, device, task_token=config.task_token)
+        if config.extractor is not None and images is not None and regions is not None:
+            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
+            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.backbone = backbone
         if isinstance(data, OwnFiles):
-            self.origin = describe_origin(data=[data.train.parent], images=images, task=config.task)
-            self.origin["files"] = data.describe()
+            described = describe_origin(data=[data.train.parent], images=images, task=config.task)
+            self.origin = {**described, "files": data.describe()}
         else:
-            self.origin = describe_origin(data=[data], task=config.task)
+            self.origin = describe_origin(data=[data], images=images, task=config.task)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
-        notes = [*notes, *self.notes]
-        if self.left_out:
-            notes.append(f"{self.left_out} training examples of the images in {config.without_images} are left out")
-        batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:
-            return task.loss(model(batch), targets)
-
-        def validate() -> Mapping[str, float]:
-            predictions = predict_records(
-                model, task, inputs, self.valid_records, batch_size=config.batch_size, precision=config.train.precision
-            )
-            return {name: score.value for name, score in task.report(predictions, self.valid_records).scores.items()}
+            logits, own = model.respond(batch)
+            loss = task.loss(logits, targets)
+            return loss if own is None else loss + own
 
         def save(path: Path) -> None:
             save_model_folder(
@@ -193,28 +192,50 @@ class Finetuning:
         def record(folder: RunFolder) -> None:
             folder.record({"examples": {"train": len(self.train_records), "valid": len(self.valid_records)}})
 
-        source = TaskSource(task, self.train_records, inputs.layout)
         return Training(
             model=model,
             step=step,
-            batches=inputs.loader(
-                TextOnly(source) if config.text_only else source,
-                batch_size=batch_size,
-                seed=config.train.seed,
-                training=True,
-                sort_by_length=config.sort_by_length,
-                flip=config.flip,
-                swap_sides=config.flip > 0,
-            ),
-            validate=validate,
+            batches=self.load_batches(),
+            validate=lambda: self.validate(model),
             save=save,
             record=record,
-            notes=[
-                *notes,
-                *filter(None, [shrunk]),
-                *task.notes(JoinedRecords(self.train_records, self.valid_records)),
-            ],
+            notes=[*notes, *self.notes, *self.describe_examples()],
         )
+
+    def load_batches(self) -> Loader:
+        """The training batches."""
+        config = self.config
+        source = TaskSource(self.task, self.train_records, self.inputs.layout)
+        return self.inputs.loader(
+            TextOnly(source) if config.text_only else source,
+            batch_size=self._fit_batch()[0],
+            seed=config.train.seed,
+            training=True,
+            sort_by_length=config.sort_by_length,
+            flip=config.flip,
+            swap_sides=config.flip > 0,
+        )
+
+    def validate(self, model: TaskModel) -> dict[str, float]:
+        """Scores of a model of the task on the validation records, in percent."""
+        config, task, records = self.config, self.task, self.valid_records
+        predictions = predict_records(
+            model, task, self.inputs, records, batch_size=config.batch_size, precision=config.train.precision
+        )
+        return {name: score.value for name, score in task.report(predictions, records).scores.items()}
+
+    def describe_examples(self) -> list[str]:
+        """What there is to say about the examples, for the log."""
+        notes = []
+        if self.left_out:
+            left_out = f"{self.left_out} training examples of the images in {self.config.without_images}"
+            notes.append(f"{left_out} are left out")
+        shrunk = self._fit_batch()[1]
+        return [
+            *notes,
+            *filter(None, [shrunk]),
+            *self.task.notes(JoinedRecords(self.train_records, self.valid_records)),
+        ]
 
     def _fit_batch(self) -> tuple[int, str]:
         """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
@@ -227,18 +248,28 @@ class Finetuning:
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""
         config, task, start = self.config, self.task, self.start
-        seen = (image_id for record in self.train_records for image_id in record.images)
-        encoder = measure_features(models.build(config.model, config.encoder), self.store, seen)
-        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group)
+        encoder = models.build(config.model, config.encoder)
+        if config.extractor is None:
+            measure_features(encoder, self.store, list_images(self.train_records))
+        extractor, notes = build_extractor(config, start, self.backbone)
+        styles = models.head_styles(config.model, config.head_layout)
+        model = TaskModel(encoder, task.heads, styles, group=task.group, extractor=extractor)
         if start is None:
-            return model.to(self.inputs.device), []
-        load_part(encoder, start.weights, "encoder.", start.path)
-        answers = () if task.answers is None else list(task.answers)
-        notes = []
+            if published := describe_start(config):
+                notes.append(f"starts from random weights; {published}")
+            return model.to(self.inputs.device), notes
+        notes += [*describe_followed(config, start.path), *load_encoder(encoder, start)]
+        notes += self.start_heads(model, start)
+        return model.to(self.inputs.device), notes
+
+    def start_heads(self, model: TaskModel, start: ModelFolder) -> list[str]:
+        """Start the heads of the task from another model, whose encoder has been loaded; returns notes for the log."""
+        config, notes = self.config, []
+        answers = () if self.task.answers is None else list(self.task.answers)
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
                 TaskStart(
-                    encoder=encoder,
+                    encoder=model.encoder,
                     heads=dict(model.heads.items()),
                     kinds=model.kinds,
                     objectives=objective_heads(start),
@@ -247,7 +278,7 @@ class Finetuning:
             )
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
-        return model.to(self.inputs.device), notes
+        return notes
 
 
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
@@ -258,17 +289,38 @@ def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     """
     kind = load_task(config.task)
     settings = configs.from_dict(kind.settings, config.task_settings)
-    spec = models.spec(config.model)
-    if issubclass(kind, VQA) and settings.answers is None and settings.min_count is None:
+    if issubclass(kind, AnswerTask) and settings.answers is None and settings.min_count is None:
+        spec = models.spec(config.model)
         raise ConfigError(
             f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
             f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
-            "the answers of the training questions instead: --set task_settings.min_count=9."
+            f"the answers of the training questions instead: --set task_settings.min_count={kind.settings().min_count}."
         )
+    return fill_task_settings(config)
+
+
+def fill_task_settings(config: FinetuneConfig) -> FinetuneConfig:
+    """The config with the task's settings that it leaves open (None) as the family's release has them."""
+    kind, spec = load_task(config.task), models.spec(config.model)
+    settings = configs.from_dict(kind.settings, config.task_settings)
     names = [parent.name for parent in kind.__mro__ if issubclass(parent, Task) and "name" in vars(parent)]
     released = next((spec.tasks[name] for name in names if name in spec.tasks), {})
     left_open = {name: value for name, value in released.items() if getattr(settings, name) is None}
     return replace(config, task_settings={**config.task_settings, **left_open}) if left_open else config
+
+
+def _extract_regions(
+    config: FinetuneConfig,
+    files: OwnFiles,
+    images: Path,
+    detector: Path,
+    target: Path,
+    **how: Any,
+) -> None:
+    """Write the regions of the images that files of one's own name; see `prepare_regions`."""
+    problems = Problems()
+    task = load_task(config.task).configured(config.task_settings)
+    prepare_regions(files.collect(task, problems).images, images, detector, target, problems, **how)
 
 
 def _choose_metric(

@@ -10,6 +10,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader, Source
+from visling.data.batches.pixels import Pictures
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, StoreError
@@ -32,8 +33,8 @@ def fit_to_store(config: C, store: NativeStore) -> C:
             f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. "
             "The detector found nothing; score it with `visling detect eval`, train it longer, and extract again."
         )
-    extracts = isinstance(config, PretrainConfig) and config.extractor is not None  # then stored features are not read
-    if not extracts and config.encoder.feature_size != store.feature_size:
+    # With an extractor, stored features are not read.
+    if config.extractor is None and config.encoder.feature_size != store.feature_size:
         if not config.any_features:
             raise StoreError(
                 f"{store.path} holds features of width {store.feature_size}; recipe {config.recipe} reads "
@@ -94,12 +95,20 @@ class Inputs:
         regions: source of the region features; None for a model of the words alone.
         device: auto, cpu, cuda or cuda:N.
         vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
+        task_token: number of the task that every text names, for a model with task tokens.
     Raises:
-        ConfigError: the vocabulary has more entries than the model's word table, or no such device.
+        ConfigError: the vocabulary has more entries than the model's word table, no such device, or a task token that
+            is missing, or that the model lacks.
     """
 
     def __init__(
-        self, model: str, config: Any, regions: RegionStore | None, device: str, vocabulary: str | Path | None = None
+        self,
+        model: str,
+        config: Any,
+        regions: RegionStore | None,
+        device: str,
+        vocabulary: str | Path | None = None,
+        task_token: int | None = None,
     ) -> None:
         self.spec: InputSpec = models.spec(model).inputs(config)
         self.tokenizer = Tokenizer(self.spec.vocabulary if vocabulary is None else str(vocabulary))
@@ -108,8 +117,10 @@ class Inputs:
                 f"vocabulary {self.spec.vocabulary!r} has {self.tokenizer.size} entries, but encoder.vocab_size is "
                 f"{config.vocab_size}. Use --set encoder.vocab_size={self.tokenizer.size}."
             )
-        self.layout = TextLayout(self.tokenizer, self.spec)
+        self.layout = TextLayout(self.tokenizer, self.spec, task_token=task_token)
         self.regions = regions
+        self.pictures: Pictures | None = None
+        """Of all images that are shown, where an extractor computes features; set once the examples are known."""
         self.device = runtime.pick_device(device)
 
     def loader(
@@ -131,7 +142,9 @@ class Inputs:
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
-        collator = Collator(None if text_only else self.regions, self.spec, self.tokenizer, **shown)
+        collator = Collator(
+            None if text_only else self.regions, self.spec, self.tokenizer, pictures=self.pictures, **shown
+        )
         return Loader(
             source,
             collator,

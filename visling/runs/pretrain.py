@@ -18,20 +18,20 @@ from visling.errors import ConfigError, DataError
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.answers import save_answers
-from visling.pretrained.features import check_fingerprint, load_backbone, measure_features
-from visling.pretrained.folder import ModelFolder, check_family, load_part, read_model_folder, save_model_folder
+from visling.pretrained.features import check_fingerprint, measure_features
+from visling.pretrained.folder import check_family, load_encoder, read_model_folder, save_model_folder
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
-from visling.runs.pictures import find_pictures
+from visling.runs.pictures import build_extractor, check_images_option, find_corpus_pictures
 from visling.runs.question_scores import record_answers
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.runs.validate import Validation, text_loss
 from visling.train.state import State
 from visling.types import Batch, Loss, Targets
-from visling.vision.end_to_end import PictureFiles, RegionExtractor
 
 Pair = tuple[Batch, Targets]
 
@@ -98,7 +98,7 @@ class Pretraining:
         backbone: Path | None,
     ) -> None:
         check_objectives(config)
-        _check_images_option(config, images, backbone)
+        check_images_option(config, images, backbone)
         self.store = NativeStore.open(store)
         self.config = config = fit_to_store(config, self.store)
         self.inputs = Inputs(config.model, config.encoder, self.store, device)
@@ -112,10 +112,10 @@ class Pretraining:
                 f"split {config.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with "
                 "--set valid_split=NAME."
             )
-        self.pictures: PictureFiles | None = None
         if config.extractor is not None and images is not None:
-            files = find_pictures(config, images, (self.training.images, self.validation.images), self.store)
-            self.pictures = PictureFiles(files, config.extractor)
+            sources = (self.training.images, self.validation.images)
+            files = find_corpus_pictures(config.corpora, images, sources, self.store)
+            self.inputs.pictures = config.extractor.open_pictures(files)
         self.backbone = backbone
         self.start = None if init is None else read_model_folder(init)
         if self.start is not None:
@@ -181,9 +181,11 @@ class Pretraining:
         if start is not None:
             if key_alone:
                 key_encoder = models.build(config.model, config.encoder)
-            load_part(encoder if key_encoder is None else key_encoder, start.weights, "encoder.", start.path)
-        extractor, notes = _build_extractor(config, start, self.backbone)
+            load_encoder(encoder if key_encoder is None else key_encoder, start)
+        extractor, notes = build_extractor(config, start, self.backbone)
         objectives = build_objectives(config, encoder, self.answers, key_encoder)
+        if start is not None:
+            notes += describe_followed(config, start.path)
         if start is None:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
@@ -201,7 +203,7 @@ class Pretraining:
         return self.inputs.loader(
             source, batch_size=config.batch_size, seed=config.train.seed, training=training,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
-            region_masking=config.region_masking, pictures=self.pictures, flip=config.flip if training else 0.0,
+            region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
             pool=images_of(self.training.images) if random_regions else [],
         )  # fmt: skip
@@ -260,50 +262,8 @@ def untrained_model(config: PretrainConfig) -> PretrainModel:
         ConfigError: an objective is unknown or lacks its settings, or the family has no head for it.
     """
     encoder = models.build(config.model, config.encoder)
-    extractor = None if config.extractor is None else RegionExtractor(config.extractor)
+    extractor = None if config.extractor is None else config.extractor.build()
     return PretrainModel(encoder, build_objectives(config, encoder, None), config.objectives, extractor)
-
-
-def _check_images_option(config: PretrainConfig, images: Path | None, backbone: Path | None) -> None:
-    """Refuse a recipe with an extractor without images, and images without one."""
-    if config.extractor is not None and images is None:
-        raise ConfigError(
-            f"recipe {config.recipe} computes region features from pixels: name the folder of the images with --images."
-        )
-    options = [option for option, value in (("--images", images), ("--backbone", backbone)) if value is not None]
-    if config.extractor is None and options:
-        raise ConfigError(
-            f"recipe {config.recipe} reads the features of the store and no image: leave out "
-            f"{' and '.join(options)}, or use a recipe with an extractor (vlbert-base-e2e)."
-        )
-
-
-def _build_extractor(
-    config: PretrainConfig, start: ModelFolder | None, backbone: Path | None
-) -> tuple[RegionExtractor | None, list[str]]:
-    """The region extractor with its initial weights, and notes on them for the log.
-
-    Raises:
-        ConfigError: two sources of weights.
-        CheckpointError: they do not fit.
-    """
-    if config.extractor is None:
-        return None, []
-    extractor = RegionExtractor(config.extractor)
-    if start is not None and start.extractor is not None:
-        if backbone is not None:
-            raise ConfigError(
-                f"the region extractor can start from {start.path}, which has one, or from {backbone}: give --init or "
-                "--backbone."
-            )
-        load_part(extractor, start.weights, "extractor.", start.path)
-        return extractor, []
-    if backbone is not None:
-        return extractor, [load_backbone(extractor, backbone)]
-    return extractor, [
-        "the region extractor is randomly initialised, and its norms are frozen; the published run starts from a "
-        "detector of Visual Genome: name a ResNet file with --backbone"
-    ]
 
 
 def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, device: torch.device) -> None:

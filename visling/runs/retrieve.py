@@ -27,10 +27,12 @@ from visling.data.batches.collate import Collator
 from visling.data.corpora.base import check_images
 from visling.errors import CheckpointError, ConfigError, DataError, RunError
 from visling.models.task_model import TaskModel
+from visling.nn.extraction import extract_features
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import ModelFolder, load_part, objective_heads, read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.runs.pictures import open_pictures
 from visling.tasks.base import AllPairs, Report, distinct_images, read_records
 from visling.tasks.retrieval import Retrieval, RetrievalConfig
 from visling.train.state import gather
@@ -74,6 +76,7 @@ def retrieve(
     data: Path,
     store: Path,
     split: str,
+    images: Path | None = None,
     device: str = "auto",
     precision: runtime.Precision = "fp32",
     batch_size: int = 256,
@@ -88,6 +91,7 @@ def retrieve(
     Args:
         model: run or model folder of a retrieval model; or of a pre-trained one with a head of image-text matching,
             which then ranks as it is (zero-shot).
+        images: folder of the images, for a model that computes the features of regions from pixels.
         batch_size: pairs per tile.
         limit: only the first so many images and their captions.
         shortlist: scores of a cheaper model (`Retrieved.save`): only the `top` images of a caption by them, and the
@@ -99,14 +103,17 @@ def retrieve(
     saved = read_model_folder(model)
     scorer, task = retrieval_model(saved)
     regions = NativeStore.open(store)
-    check_fingerprint(saved, regions.fingerprint, override=other_features)
+    extracts = saved.extractor is not None
+    check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
     records = limit_images(read_records(task, data, split), limit)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no caption.")
     check_images(records, regions)
     inputs = Inputs(
-        saved.model, saved.config, None if saved.text_only else regions, device, vocabulary=saved.path / "vocab.txt"
-    )
+        saved.model, saved.config, None if saved.text_only else regions, device,
+        vocabulary=saved.path / "vocab.txt", task_token=saved.task_token,
+    )  # fmt: skip
+    inputs.pictures = open_pictures(saved, records, images, regions)
     wanted = None if shortlist is None else read_shortlist(shortlist, records, top)
     scores = score_pairs(
         scorer.to(inputs.device), task, inputs, records,
@@ -153,7 +160,13 @@ def _zero_shot(saved: ModelFolder) -> tuple[TaskModel, Retrieval]:
     task = Retrieval(RetrievalConfig(head="alignment"))
     styles = models.head_styles(saved.model)
     converted = {"alignment": saved.heads[_MATCHING]} if _MATCHING in saved.heads else None
-    model = TaskModel(saved.encoder(), task.heads, {"classify": styles["matching"]}, saved=converted)
+    model = TaskModel(
+        saved.encoder(),
+        task.heads,
+        {"classify": styles["matching"]},
+        saved=converted,
+        extractor=saved.region_extractor(),
+    )
     load_part(model.heads["alignment"], saved.weights, f"{_MATCHING}.", saved.path)
     return model, task
 
@@ -275,7 +288,7 @@ class _Scorer:
         self._model, self._ranking, self._device, self._most = model, ranking, inputs.device, most
         self._rows = tuple(ranking.text(record, inputs.layout) for record in records)
         self._collate_text = Collator(None, inputs.spec, inputs.tokenizer)
-        self._collate_images = Collator(inputs.regions, inputs.spec, inputs.tokenizer)
+        self._collate_images = Collator(inputs.regions, inputs.spec, inputs.tokenizer, pictures=inputs.pictures)
         self._sees = inputs.regions is not None
         order = np.argsort([len(row.ids) for row in self._rows], kind="stable")
         self._texts = [self._encode_text(order[first : first + side]) for first in range(0, len(order), side)]
@@ -309,9 +322,10 @@ class _Scorer:
 
     def _read_images(self, images: Sequence[str]) -> Regions:
         examples = [Example(id=image, rows=self._rows[:1], images=(image,)) for image in images]
-        regions = self._collate_images(examples, [_NO_DRAWS] * len(examples))[0].regions
+        batch = self._collate_images(examples, [_NO_DRAWS] * len(examples))[0].to(self._device)
+        regions = extract_features(self._model.extractor, batch)[0].regions
         assert regions is not None
-        return regions.to(self._device)
+        return regions
 
     def _to_device(self, rows: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(rows)).to(self._device)

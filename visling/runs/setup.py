@@ -143,7 +143,7 @@ def _open_folder(
                 "store": None if run.store is None else os.path.abspath(run.store.path),
                 **run.origin,
             },
-            may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
+            may_differ=("from_init", "train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
         )
         with Log(folder.log, stream=stream, tensorboard=board if tensorboard else None) as log:
             yield folder, log

@@ -66,7 +66,7 @@ def typical_batch(config: PretrainConfig | FinetuneConfig, size: Typical, rows: 
 
 def scaled_picture(config: PretrainConfig | FinetuneConfig) -> tuple[int, int] | None:
     """Width and height of a typical picture as the extractor sees it; None without an extractor."""
-    extractor = getattr(config, "extractor", None)
+    extractor = config.extractor
     return None if extractor is None else fitted_size(*PICTURE, extractor.shorter_side, extractor.longer_side)
 
 

@@ -25,7 +25,7 @@ from visling.types import IGNORE, Head, Loss, Prediction, Record
 
 class AnswerTask(Task[R, C]):
     """What tasks have in common that classify an image and a question into listed answers; their settings have
-    `answers`, the file that lists them."""
+    `answers`, the file that lists them, and `min_count`, by which they are listed without a file."""
 
     def __init__(self, config: C | None = None, answers: AnswerVocabulary | None = None) -> None:
         super().__init__(config)
@@ -45,6 +45,20 @@ class AnswerTask(Task[R, C]):
                 f"{self.settings.__name__}.answers."
             )
         return self._answers
+
+    @staticmethod
+    def least_count(min_count: int | None) -> int:
+        """The setting `min_count`, where no file lists the answers.
+
+        Raises:
+            ConfigError: it is None.
+        """
+        if min_count is None:
+            raise ConfigError(
+                "the answers are neither given nor to be counted: name their file in task_settings.answers, or set "
+                "task_settings.min_count."
+            )
+        return min_count
 
     @property
     def heads(self) -> Mapping[str, Head]:

@@ -308,6 +308,11 @@ def read_records(task: Task[R, Any], root: Path, split: str) -> Sequence[R]:
     return records
 
 
+def list_images(records: Sequence[Record]) -> Iterator[str]:
+    """Images of the records, in their order; one occurs as often as records name it."""
+    return (image for record in records for image in record.images)
+
+
 class JoinedRecords(Sequence[R]):
     """Several sequences of records as one, without a copy: those of the largest files are not built all at once."""
 
@@ -372,7 +377,12 @@ class TextOnly:
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """Example number `index`."""
         return replace(
-            self.source.example(index, rng), images=(), region_labels=None, chosen_regions=None, linked_regions=None
+            self.source.example(index, rng),
+            images=(),
+            region_labels=None,
+            chosen_regions=None,
+            linked_regions=None,
+            region_objects=None,
         )
 
 

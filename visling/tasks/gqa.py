@@ -45,8 +45,9 @@ class GqaConfig:
     answers: Path | None = None
     """File with the answer vocabulary of a released checkpoint: JSON, text, or a pickled list; None builds one from the
     training questions."""
-    min_count: int = 1
-    """Training questions whose answer it must be for an answer to be listed."""
+    min_count: int | None = 1
+    """Training questions whose answer it must be for an answer to be listed. None builds no list: `answers` must name
+    one, as in the published recipes."""
 
 
 class GQA(AnswerTask[GqaRecord, GqaConfig]):
@@ -64,13 +65,15 @@ class GQA(AnswerTask[GqaRecord, GqaConfig]):
         """List the answers of the training questions, unless a vocabulary is given.
 
         Raises:
+            ConfigError: neither a vocabulary nor a minimum count is given.
             DataError: no training question has an answer, or none is frequent enough.
         """
         if self._answers is None:
+            min_count = self.least_count(self.config.min_count)
             counts = Counter(record.answer for record in records if record.answer not in (None, UNTOLD))
             if not counts:
                 raise DataError(f"none of the {len(records)} training questions has an answer. Train on train or val.")
-            self._answers = AnswerVocabulary.build(counts, self.config.min_count)
+            self._answers = AnswerVocabulary.build(counts, min_count)
 
     def records(self, root: Path, split: str) -> GqaRecords:
         """Questions of a split, in official files, LXMERT's lists or ViLBERT's caches. See `read_gqa_split`."""

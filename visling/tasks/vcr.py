@@ -39,6 +39,8 @@ from visling.data.named_objects import (
     CLASSES,
     LISTED_NAMES,
     bind_objects,
+    classify_regions,
+    describe_objects,
     draw_names,
     list_names,
     read_name_table,
@@ -51,7 +53,7 @@ from visling.metrics.vcr import vcr_hits, write_phase, write_submission
 from visling.runtime import generator_for
 from visling.tasks.answers import class_loss, classification_loss, detail_row, mean_score, sigmoid_loss
 from visling.tasks.base import Report, Task, by_id
-from visling.types import IGNORE, Batch, Example, Head, Loss, Prediction, RegionArray, Targets, TextRow
+from visling.types import Batch, Example, Head, Loss, Prediction, RegionArray, Targets, TextRow
 
 JOINT_SCORES = ("answer", "rationale", "joint")
 """Q -> A, QA -> R and Q -> AR in a joint report."""
@@ -237,6 +239,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
             labels={} if label is None else {"choice": label},
             chosen_regions=partial(self._choose_regions, record) if config.only_relevant else None,
             linked_regions=partial(self.bind, record) if any(row.links for row in rows) else None,
+            region_objects=partial(describe_objects, record, self.bind, self.classes),
         )
 
     def shown_objects(self, record: VcrRecord) -> list[int]:
@@ -307,10 +310,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
         """Class of each region: that of the object that it shows, 0 for the whole image, IGNORE for others."""
         if not self.config.class_weight:
             return {}
-        classes = np.where(shows_whole_image(regions[0].boxes, regions[0].size), 0, IGNORE)
-        for kind, region in zip(record.objects, self.bind(record, regions[0]).tolist(), strict=True):
-            if region >= 0 and kind in self.classes:
-                classes[region] = 1 + self.classes.index(kind)
+        classes = classify_regions(record.objects, self.bind(record, regions[0]), regions[0], self.classes)
         rows = len(self._contexts(record)) * len(self._choices(record))
         return {"object_classes": np.tile(classes, (rows, 1))}
 

@@ -76,12 +76,7 @@ class VQA(AnswerTask[QuestionRecord, VqaConfig]):
             ConfigError: neither a vocabulary nor a minimum count is given.
         """
         if self._answers is None:
-            if self.config.min_count is None:
-                raise ConfigError(
-                    "the answers are neither given nor to be counted: name their file in task_settings.answers, or set "
-                    "task_settings.min_count."
-                )
-            self._answers = answer_vocabulary(records, self.config.min_count)
+            self._answers = answer_vocabulary(records, self.least_count(self.config.min_count))
 
     def records(self, root: Path, split: str) -> list[QuestionRecord]:
         """Questions of a split in the layout that the folder has, with answers where there are any. See `read_vqa` for

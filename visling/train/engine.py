@@ -55,6 +55,29 @@ class Batches(Protocol):
         ...
 
 
+class Pace(Protocol):
+    """How far a run has come whose batches depend on its validations, so that neither the length of an epoch nor the
+    number of updates is known beforehand. It is validated after every epoch."""
+
+    @property
+    def most(self) -> int:
+        """Updates of the run, if there is no reason to make fewer."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last update of the run has been made."""
+        ...
+
+    def share(self, update: int) -> float:
+        """Share of the run that has passed before update number `update` of this epoch; the schedule reads it."""
+        ...
+
+    def epoch(self, update: int) -> int:
+        """Epoch, from 1, that the log shows when `update` updates of this epoch have been made."""
+        ...
+
+
 def fit(
     model: nn.Module,
     step: Step,
@@ -66,6 +89,7 @@ def fit(
     run_folder: RunFolder | None = None,
     save_model: Callable[[Path], None] | None = None,
     after_update: Callable[[], None] | None = None,
+    pace: Pace | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -77,6 +101,7 @@ def fit(
         run_folder: where the last state and the models that `config.keep` names are kept; None = nowhere.
         save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).
+        pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
@@ -92,6 +117,7 @@ def fit(
         run_folder=run_folder,
         save_model=save_model,
         after_update=after_update,
+        pace=pace,
         reseed=reseed,
     )
     return trainer.run()
@@ -112,10 +138,11 @@ class Trainer:
         run_folder: RunFolder | None,
         save_model: Callable[[Path], None] | None,
         after_update: Callable[[], None] | None,
+        pace: Pace | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
-        self._validate, self._write_model, self._after_update = validate, save_model, after_update
+        self._validate, self._write_model, self._after_update, self.pace = validate, save_model, after_update, pace
         self.device = next(model.parameters()).device
         self.alone = runtime.world_size() == 1
         # On a CPU nothing runs ahead, so a bad loss is caught before it corrupts the weights; on a GPU it is seen when
@@ -129,8 +156,8 @@ class Trainer:
                 "Use smaller batches or less accumulation."
             )
         updates_per_epoch = self.limit // config.accumulation
-        self.total, self.seconds = _bound_run(config, updates_per_epoch)
-        self.optimizer, self.schedule = build_optimizer(model, config.optim, self.total)
+        self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
+        self.optimizer, self.schedule = build_optimizer(model, config.optim, self.total if pace is None else None)
         if reseed:
             runtime.seed_everything(config.seed + runtime.rank())
 
@@ -142,7 +169,8 @@ class Trainer:
             batches.epoch = 0
             self.position = batches.state_dict()
         if run_folder is not None:
-            epochs = None if self.total is None else self.total // updates_per_epoch - self.state.epoch
+            known = self.total is not None and pace is None
+            epochs = self.total // updates_per_epoch - self.state.epoch if known else None
             mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""
             run_folder.require_space(_estimate_space(model, config, epochs), mend=mend)
         self.saved_at = self.state.step if self.state.step else -1
@@ -160,6 +188,8 @@ class Trainer:
         self._start()
         reason = self._find_reason_to_stop()
         while not reason:
+            if self.pace is not None:
+                self.limit = len(self.batches)
             pairs = move_ahead(_with_positions(self.batches, self.limit - self.state.batch), self.device)
             epoch_ended = False
             while not reason and not epoch_ended:
@@ -232,7 +262,8 @@ class Trainer:
         if self.state.step % self.config.log_every == 0 or self._is_complete() or self._is_line_overdue():
             self.reported = time.monotonic()
             self.meter.read(self.state.step)
-            self.meter.report(self.log, self.state, epoch=self.epoch, lr=self.lr, seconds=self._measure_elapsed())
+            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch)
+            self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
         if epoch_ended and "epochs" in self.config.keep and self.run_folder is not None:
@@ -258,8 +289,10 @@ class Trainer:
         state = self.state
         self.meter.read(state.step)
         scores = _evaluate(self.model, validate)
+        epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
         self.log.valid(step=state.step, epoch=epoch, scores=scores)
         state.validated = state.step
+        self.position = self.batches.state_dict() if self.pace is not None else self.position
         if _improves(scores, state, self.config):
             self._keep_best()
             self.log.event(f"step {state.step}: best {self.config.metric} so far, {state.best:.4f}", step=state.step)
@@ -339,10 +372,15 @@ class Trainer:
         return self.elapsed_before + time.monotonic() - self.began
 
     def _measure_share(self) -> float | None:
-        """Share of the run's seconds that has passed, by the main process's clock; None where updates bound the run."""
+        """Share of the run that has passed, by its pace or by the main process's clock; None where the number of updates
+        bounds it."""
+        if self.pace is not None:
+            return self.pace.share(self.state.batch)
         return None if self.seconds is None else from_main(self._measure_elapsed() / self.seconds)
 
     def _is_complete(self) -> bool:
+        if self.pace is not None and self.pace.complete:
+            return True
         if self.total is not None:
             return self.state.step >= self.total
         return self.share is not None and self.share >= 1
@@ -368,8 +406,10 @@ def predict(
         model.train(training)
 
 
-def _bound_run(config: TrainConfig, updates_per_epoch: int) -> tuple[int | None, float | None]:
-    """Updates of the whole run, or the seconds of one that time bounds."""
+def _bound_run(config: TrainConfig, updates_per_epoch: int, pace: Pace | None) -> tuple[int | None, float | None]:
+    """Updates of the whole run (at most, with a pace), or the seconds of one that time bounds."""
+    if pace is not None:
+        return config.max_steps or pace.most, None
     if config.max_steps is None and config.seconds is not None:
         return None, config.seconds
     return config.max_steps or config.epochs * updates_per_epoch, None

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ _READERS = 4
 class ExtractorConfig:
     """Size of the network and of its input images. Defaults: the release, ResNet-101."""
 
+    kind: Literal["vlbert"] = "vlbert"
+    """Which network this is, of those in `vision/extractors.py`."""
     blocks: tuple[int, ...] = (3, 4, 23)
     """Bottlenecks of the first three stages, which run over the whole image; the last one, which runs over regions,
     always has three."""
@@ -93,6 +95,23 @@ class ExtractorConfig:
     def feature_size(self) -> int:
         """F."""
         return EXPANSION * self.widths[-1]
+
+    @property
+    def mask_size(self) -> int:
+        """M: side of the maps that masks of objects multiply."""
+        return POOL_SIZE if self.dilated else POOL_SIZE // 2
+
+    def build(self) -> RegionExtractor:
+        """The network, randomly initialised."""
+        return RegionExtractor(self)
+
+    def open_pictures(self, files: Mapping[str, Path]) -> PictureFiles:
+        """Pictures, in files by image id, as the network reads them."""
+        return PictureFiles(files, self)
+
+    def given_pictures(self, images: Mapping[str, NDArray[np.uint8]]) -> GivenPictures:
+        """Pictures at hand, RGB (H, W, 3) by image id, as the network reads them."""
+        return GivenPictures(images, self)
 
 
 PRESETS: Mapping[str, ExtractorConfig] = {
@@ -215,13 +234,17 @@ class RegionExtractor(nn.Module):
         described[mask] = maps.mean((2, 3))
         return described
 
-    def describe(self, regions: Regions, pixels: Pixels) -> Regions:
-        """The regions of a batch with features computed from its pixels, that of the whole image among them."""
+    def describe(self, regions: Regions, pixels: Pixels) -> tuple[Regions, None]:
+        """The regions of a batch with features computed from its pixels, that of the whole image among them, under the
+        masks of the objects that they show; there is no loss."""
         boxes = torch.cat([regions.boxes, whole_image(regions.size)], dim=1)  # (S, R + 1, 4)
         mask = torch.cat([regions.mask, regions.mask.new_ones(len(regions.mask), 1)], dim=1)
         size = pixels.size[pixels.row].flip(-1)  # width and height of the scaled image
-        features = self(pixels.images, to_pixels(boxes, size), mask, image=pixels.row)
-        return replace(regions, features=features[:, :-1], whole=features[:, -1])
+        masks = pixels.masks
+        if masks is not None:
+            masks = functional.pad(masks, (0, 0, 0, 0, 0, 1), value=True)  # that of the whole image is full
+        features = self(pixels.images, to_pixels(boxes, size), mask, masks, image=pixels.row)
+        return replace(regions, features=features[:, :-1], whole=features[:, -1]), None
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
@@ -254,7 +277,7 @@ class PictureFiles:
     """Images by id as the network reads them, in the form that `data.batches.pixels.Pictures` asks for."""
 
     def __init__(self, files: Mapping[str, Path], config: ExtractorConfig) -> None:
-        self.files, self.config = files, config
+        self.files, self.config, self.mask_size = files, config, config.mask_size
 
     def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
         """Each image, (3, H, W) of its own size; several are decoded at a time.
@@ -267,6 +290,20 @@ class PictureFiles:
 
     def _read_one(self, image_id: str, mirrored: bool) -> Tensor:
         return prepare_image(read_image(self.files[image_id]), self.config, mirrored=mirrored)
+
+
+class GivenPictures:
+    """As `PictureFiles`, of images at hand."""
+
+    def __init__(self, images: Mapping[str, NDArray[np.uint8]], config: ExtractorConfig) -> None:
+        self.images, self.config, self.mask_size = images, config, config.mask_size
+
+    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
+        """Each image, (3, H, W) of its own size."""
+        return [
+            prepare_image(self.images[image_id], self.config, mirrored=turned)
+            for image_id, turned in zip(image_ids, mirrored, strict=True)
+        ]
 
 
 def prepare_image(image: NDArray[np.uint8], config: ExtractorConfig, *, mirrored: bool = False) -> Tensor:

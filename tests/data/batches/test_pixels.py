@@ -109,6 +109,8 @@ class Store:
 class Ones:
     """Pictures of ones."""
 
+    mask_size = 3
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
 

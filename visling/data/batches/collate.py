@@ -108,6 +108,8 @@ class Collator:
             targets |= region_targets
             labels |= self.regions.labels(examples, gathered, regions, kept_regions)
             rows = self.regions.resolve_links(examples, rows, gathered, kept_regions)
+            if pixels is not None:
+                pixels = self.regions.add_objects(examples, gathered, pixels, regions, kept_regions)
         batch = Batch(
             text=text,
             regions=regions,

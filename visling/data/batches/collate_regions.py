@@ -17,7 +17,14 @@ from torch import Tensor
 
 from visling.data.batches.labels import REGION_LABELS, stack_labels
 from visling.data.batches.masking import RegionMasking
-from visling.data.batches.pixels import BoxesAlone, Pictures, mirror_boxes, pad_pictures, place_boxes
+from visling.data.batches.pixels import (
+    BoxesAlone,
+    Pictures,
+    mirror_boxes,
+    pad_pictures,
+    place_boxes,
+    stack_objects,
+)
 from visling.data.batches.region_order import ByConfidence, take_regions
 from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.batches.slots import slots_of_grid
@@ -236,6 +243,37 @@ class RegionCollator:
                     links = ((token, int(regions[item])) for token, item in rows[at].links)
                     resolved[at] = replace(rows[at], links=tuple(link for link in links if link[1] >= 0))
         return resolved
+
+    def add_objects(
+        self,
+        examples: Sequence[Example],
+        gathered: GatheredRegions,
+        pixels: Pixels,
+        regions: Regions,
+        kept: NDArray[np.int64] | None,
+    ) -> Pixels:
+        """The pixels with what the examples' `region_objects` say of the regions, as the model sees them; as they are,
+        where the examples know nothing of objects.
+
+        Raises:
+            ConfigError: some examples of the batch know their objects, others do not, or an example has several
+                images.
+        """
+        sources = [example.region_objects for example in examples if example.region_objects is not None]
+        if not sources:
+            return pixels
+        if len(sources) < len(examples) or gathered.images != 1:
+            raise ConfigError(
+                f"{len(sources)} of {len(examples)} examples, of {gathered.images} images each, know the objects that "
+                "their regions show: expected all, of one image."
+            )
+        assert self.pictures is not None
+        size = self.pictures.mask_size
+        objects = [
+            describe(shown[0], size) for describe, shown in zip(sources, _list_shown(gathered, kept), strict=True)
+        ]
+        classes, masks = stack_objects(objects, regions.mask.shape[1], size, gathered.mirrored)
+        return replace(pixels, classes=classes, masks=masks)
 
     def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:
         """What masking does to the gathered regions; their features are changed."""

@@ -1,7 +1,7 @@
 """Pictures of a batch for a region extractor that is trained jointly: boxes in their frame, hidden regions cut out,
-one padded block.
+one padded block, and the objects that the regions show.
 
-Letters  S region rows, one picture each, R regions, H and W height and width of a picture.
+Letters  S region rows, one picture each, R regions, H and W height and width of a picture, M side of a mask.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visling.data.batches.masking import hide_pixels
 from visling.errors import DataError
-from visling.types import Pixels, RegionArray, RegionStore
+from visling.types import Pixels, RegionArray, RegionObjects, RegionStore
 
 MAX_DISTORTION = 0.05
 """Share by which width over height of a picture may differ from that of the image whose regions are stored; scaled
@@ -26,6 +26,9 @@ copies are rounded."""
 
 class Pictures(Protocol):
     """Pictures by image id as a region extractor reads them."""
+
+    mask_size: int
+    """M: side of the masks of objects that the extractor reads, where a task knows them."""
 
     def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> Sequence[Tensor]:
         """Each picture, (3, H, W) float32 of its own size: scaled, mirrored where asked, normalised so that 0 is the
@@ -115,3 +118,20 @@ def pad_pictures(pictures: Sequence[Tensor], boxes: NDArray[np.float32], hidden:
         shown = picture if hidden is None else hide_pixels(picture, boxes[row], hidden[row])
         images[row, :, : picture.shape[1], : picture.shape[2]] = shown
     return Pixels(images=images, size=size, row=torch.arange(len(pictures)))
+
+
+def stack_objects(
+    objects: Sequence[RegionObjects], regions: int, mask_size: int, mirrored: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """Classes (S, R) and masks (S, R, M, M) of the objects of all rows, for `Pixels`; 0 and all cells on padding.
+
+    Args:
+        regions: R.
+        mirrored: (S) whether the picture is.
+    """
+    classes = np.zeros((len(objects), regions), np.int64)
+    masks = np.ones((len(objects), regions, mask_size, mask_size), bool)
+    for row, (one, turned) in enumerate(zip(objects, mirrored, strict=True)):
+        classes[row, : len(one.classes)] = one.classes
+        masks[row, : len(one.masks)] = one.masks[..., ::-1] if turned else one.masks
+    return torch.from_numpy(classes), torch.from_numpy(masks)

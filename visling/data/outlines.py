@@ -1,6 +1,6 @@
 """Masks of objects from the polygons of their outlines, as cells of a grid over the object's box.
 
-`end_to_end.RegionExtractor` multiplies the maps of regions by such masks (VL-BERT on VCR). No run reads outlines yet.
+Region extractors that are trained jointly read them on VCR: VL-BERT's multiplies the maps of regions by them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,23 @@
+"""What an encoder sees of a batch whose region features a jointly trained extractor computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from torch import nn
+
+from visling.types import Batch, FeatureExtractor, Loss
+
+
+def extract_features(extractor: nn.Module | None, batch: Batch) -> tuple[Batch, Loss | None]:
+    """The batch with features computed from its pixels, and the extractor's own loss, if it has one.
+
+    Args:
+        extractor: a `FeatureExtractor`; None = the features of the batch.
+    """
+    if extractor is None or batch.regions is None:
+        return batch, None
+    assert batch.pixels is not None, "an extractor needs a batch with pixels"
+    regions, loss = cast(FeatureExtractor, extractor).describe(batch.regions, batch.pixels)
+    return replace(batch, regions=regions), loss
