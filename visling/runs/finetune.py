@@ -16,7 +16,7 @@ from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
-from visling.pretrained.answers import carry_over
+from visling.pretrained.answers import carry_over, continue_task_head
 from visling.pretrained.features import check_fingerprint, measure_features
 from visling.pretrained.folder import (
     ModelFolder,
@@ -278,6 +278,11 @@ class Finetuning:
             )
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
+        if config.carry_answers and self.task.answers is not None:
+            given = any(config.task_settings.get(name) is not None for name in ("answers", "labels"))
+            name, vocabulary = self.task.name, self.task.answers
+            if note := continue_task_head(model, start, name, vocabulary, given=given):
+                notes.append(note)
         return notes
 
 

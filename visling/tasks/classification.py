@@ -318,7 +318,7 @@ class Classification(Task[LabelledText, ClassificationConfig]):
                 "it cannot be predicted and counts as missed"
             )
         labels = {label for record in records for label in record.labels or ()}
-        if not self._several and len(labels) == 1:
+        if not self._several and len(labels) == 1 and len(records) > 1:
             (label,) = labels
             notes.append(
                 f"all {len(records)} examples have the label {label!r}: the area under the ROC curve is undefined"
