@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import config as configs
-from visling.data.annotations.tables import Table
+from visling.data.annotations.tables import Table, find_table
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.loader import Source
 from visling.data.text import TextLayout
@@ -159,13 +159,17 @@ class Task(ABC, Generic[R, C]):
         """
         return None
 
-    @abstractmethod
     def records(self, root: Path, split: str) -> Sequence[R]:
-        """Annotations of a split; no image is opened.
+        """Annotations of a split; no image is opened. Without official files: those of the table {split}.jsonl, .json,
+        .csv or .tsv.
 
         Raises:
             DataError: a file that is missing or not of its documented layout.
         """
+        table = Table(find_table(root, split))
+        records = self.read_table(table)
+        table.problems.refuse()
+        return records
 
     def read_table(self, table: Table) -> Sequence[R]:
         """Examples of a file of one's own, row by row; what is wrong with them is added to the table's problems.

@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from visling.data.annotations.problems import Place
-from visling.data.annotations.tables import FILL_IN, SEPARATOR, SUFFIXES, Row, Table
-from visling.errors import DataError
+from visling.data.annotations.tables import FILL_IN, SEPARATOR, Row, Table, find_table
 from visling.types import Record
-
-_FOLDERS = (".", "classification")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,31 +47,8 @@ class FieldNames:
 
 
 def find_classification(root: Path, split: str) -> Path:
-    """The file of a split.
-
-    Raises:
-        DataError: there is none (names the files that are present), or several.
-    """
-    folders = [root / folder for folder in _FOLDERS]
-    matching = [file for folder in folders for suffix in SUFFIXES if (file := folder / f"{split}{suffix}").is_file()]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise DataError(
-            f"split {split!r} is in several files: {', '.join(map(str, matching))}. Keep one of them, or give the "
-            "folder of the one that is meant."
-        )
-    present = sorted(
-        str(file.relative_to(root))
-        for folder in folders
-        if folder.is_dir()
-        for file in folder.iterdir()
-        if file.suffix in SUFFIXES
-    )
-    raise DataError(
-        f"no file of split {split!r} in {root} or {root / 'classification'}: expected {split}.jsonl, .json, .csv or "
-        f".tsv; found {', '.join(present) or 'no file of these kinds'}. Check the folder and the split."
-    )
+    """The file of a split, in a folder or its folder classification/; see `find_table`."""
+    return find_table(root, split, "classification")
 
 
 def read_classification(path: Path, names: FieldNames | None = None) -> list[LabelledText]:

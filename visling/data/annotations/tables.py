@@ -38,6 +38,36 @@ SUFFIXES = (".jsonl", ".json", *DELIMITERS)
 FILL_IN = "Fill it in, or remove the row."
 
 
+def find_table(root: Path, split: str, folder: str = "") -> Path:
+    """The file of a split: `{split}.jsonl`, .json, .csv or .tsv.
+
+    Args:
+        folder: name of a folder in `root` that is also looked into.
+    Raises:
+        DataError: there is none (names the files that are present), or several.
+    """
+    folders = [root, *([root / folder] if folder else [])]
+    matching = [file for place in folders for suffix in SUFFIXES if (file := place / f"{split}{suffix}").is_file()]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise DataError(
+            f"split {split!r} is in several files: {', '.join(map(str, matching))}. Keep one of them, or give the "
+            "folder of the one that is meant."
+        )
+    present = sorted(
+        str(file.relative_to(root))
+        for place in folders
+        if place.is_dir()
+        for file in place.iterdir()
+        if file.suffix in SUFFIXES
+    )
+    raise DataError(
+        f"no file of split {split!r} in {' or '.join(map(str, folders))}: expected {split}.jsonl, .json, .csv or "
+        f".tsv; found {', '.join(present) or 'no file of these kinds'}. Check the folder and the split."
+    )
+
+
 @dataclass
 class ImageNames:
     """Images as tables name them, with the first place of each name."""
