@@ -71,9 +71,9 @@ class OwnOptions:
         find_finetuning(f"{family}-small")  # says which families there are
         return partial(on_own_data, family, self.task)
 
-    def settings(self) -> list[str]:
-        """What the options change in the recipe, as --set would."""
-        listed_in = "labels" if self.task == "classification" else "answers"
+    def settings(self, task: str) -> list[str]:
+        """What the options change in a recipe of this task, as --set would."""
+        listed_in = "labels" if task == "classification" else "answers"
         answers = [] if self.answers is None else [f"task_settings.{listed_in}={self.answers}"]
         return [*answers, *(["text_only=true"] if self.text_only else [])]
 

@@ -163,7 +163,8 @@ def finetune(
     )  # fmt: skip
     source = options.source()
     short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
-    run = find_recipe(options.find_recipe(), [*(set_ or []), *options.settings()], short, init)
+    chosen = options.find_recipe()
+    run = find_recipe(chosen, [*(set_ or []), *options.settings(chosen().task)], short, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes), progress_bar("Extracting regions", at_once=False) as progress:
         state = finetuning.finetune(

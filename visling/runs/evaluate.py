@@ -25,7 +25,7 @@ from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
-from visling.runs.own_files import TRAIN, OwnFiles, OwnRecords, read_files
+from visling.runs.own_files import TRAIN, OwnFiles, OwnRecords, check_records, read_files
 from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
 from visling.runs.pictures import open_pictures
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
@@ -113,9 +113,10 @@ def evaluate(
         regions = NativeStore.open(store)
         extracts = saved.extractor is not None
         check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
+    records: Sequence[Any]
     if own is not None:
         records = own.splits[split]
-        task.check(records)
+        check_records(task, records, str(file or f"split {split}"))
         if regions is not None:
             check_ids(own.images, regions)
     else:

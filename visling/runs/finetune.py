@@ -32,7 +32,7 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_to_store
-from visling.runs.own_files import TRAIN, VALID, OwnFiles
+from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
@@ -151,11 +151,8 @@ class Finetuning:
             check_images(JoinedRecords(self.train_records, self.valid_records), regions)
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
-        try:
-            self.task.check(self.valid_records)
-        except DataError as error:
-            place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
-            raise DataError(f"{place}, {error}") from error
+        place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
+        check_records(self.task, self.valid_records, str(place))
         self.config, self.notes = _choose_metric(config, self.task, self.train_records, self.valid_records)
         if self.start is not None:
             check_family(self.start, config.model)

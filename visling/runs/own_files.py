@@ -140,6 +140,20 @@ def collect_records(task: Task[Any, Any], files: Mapping[str, Path], problems: P
     return OwnRecords(splits, images)
 
 
+def check_records(task: Task[Any, Any], records: Sequence[Record], place: str) -> None:
+    """Refuse examples to be scored that are of another kind than those of training.
+
+    Args:
+        place: where they come from.
+    Raises:
+        DataError: they are; names the place.
+    """
+    try:
+        task.check(records)
+    except DataError as error:
+        raise DataError(f"{place}, {error}") from error
+
+
 def hold_out(records: Sequence[Record], share: float, source: Path) -> tuple[Sequence[Record], Sequence[Record]]:
     """Training and validation examples, without an image in common.
 
