@@ -66,9 +66,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "cvlp", "own", "nlvr", "releases", "tables", "listing",
     ),
     "runs": (
-        "inputs", "setup", "own_files", "own_regions", "pictures", "detection_data", "detect", "question_scores",
-        "objectives", "validate", "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch",
-        "estimate", "jobs", "compare", "demo",
+        "inputs", "spelling", "setup", "own_files", "own_regions", "pictures", "detection_data", "detect",
+        "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate", "finetune", "count_products",
+        "typical_batch", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

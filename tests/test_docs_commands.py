@@ -38,6 +38,9 @@ DOWNLOADS = {
     "a model on the hub": ("uclanlp/visualbert-vqa-coco-pre", "unc-nlp/lxmert-vqa-uncased"),
     "released features (tests/regions/formats reads samples of them)": ("train2014_obj36.tsv",),
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
+    "captions and features of one's own (tests/runs/test_conflicts.py reads captions of the scenes so)": (
+        "my_captions", "my_features",
+    ),
     "official questions (tests/data/annotations/test_gqa.py reads files of their layout)": ("gqa",),
     "official sentences and photographs (tests/tasks/test_nlvr2.py reads a sample of them)": ("nlvr2",),
     "official expressions and photographs (tests/parity/test_vlbert_refcoco.py reads samples of them)": ("refer",),

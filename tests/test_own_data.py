@@ -267,7 +267,7 @@ def test_options_that_conflict_or_are_missing_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         OwnOptions(**{**options, "valid": "v.csv", "detector": Path("d")}).source()
     message = str(caught.value)
-    assert message.startswith("4 options do not fit:")
+    assert message.startswith("4 problems were found:")
     for part in ("--task NAME, or --recipe NAME", "--train FILE", "--train is missing", "which is missing"):
         assert part in message
     own = {**options, "task": "vqa", "train": Path("t.csv"), "images": Path("photos")}

@@ -22,6 +22,7 @@ from PIL import Image
 
 from visling import models, runtime
 from visling.data.batches.collate import Collator
+from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, DataError
 from visling.pretrained import folder as folder_module
@@ -57,6 +58,8 @@ class Answer:
     regions_by_image: tuple[RegionArray, ...]
     truncated: bool
     """Whether the question was longer than the model reads and was cut."""
+    spelled_out: tuple[str, ...] = ()
+    """Words of the question that the model's vocabulary does not know, where they are more than half."""
 
     @property
     def image(self) -> Image.Image:
@@ -160,6 +163,7 @@ class Predictor:
         batch = batch.to(self.device)
         with torch.inference_mode():
             prediction = self.task.decode(self.model(batch), batch, [record])[0]
+        spelled = count_spelled(example.rows, self.tokenizer)
         # An expression has one box among candidates that have numbers; phrases have a box each.
         one = bool(prediction.boxes) and prediction.value == prediction.boxes[0]
         pointed_at = ((text, prediction.confidence),) if one else prediction.top[: len(prediction.boxes)]
@@ -173,6 +177,7 @@ class Predictor:
             images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,
             truncated=layout.truncated > 0,
+            spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
         )
 
     def rank(self, images: Sequence[ImageLike], text: str) -> list[tuple[ImageLike, float]]:

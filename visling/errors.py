@@ -55,7 +55,10 @@ def refuse(errors: Iterable[VislingError]) -> None:
     Raises:
         VislingError: there is an error.
     """
-    found = {str(one): one for error in errors for one in error.several or (error,)}
+    found: dict[str, VislingError] = {}
+    for error in errors:
+        for one in error.several or (error,):
+            found.setdefault(str(one), one)
     if not found:
         return
     if len(found) == 1:

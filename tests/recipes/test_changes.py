@@ -141,15 +141,16 @@ def test_short_options() -> None:
         ("--lr", 1e-3, "train.optim.lr=1e-4", r"--lr 0\.001 and --set train\.optim\.lr=1e-4 contradict"),
         ("--batch-size", 3, "batch_size=x", r"--batch-size 3 and --set batch_size=x contradict"),
         ("--seed", 1, "train.seed=2", r"--seed 1 and --set train\.seed=2 contradict"),
-        (
-            "--epochs",
-            3,
-            "train.max_steps=9",
-            r"train\.max_steps is 9 and replaces.*--set train\.max_steps=n",
-        ),
-        ("--epochs", 3, "train.seconds=60", r"train\.seconds is 60\.0 and replaces the epochs"),
     ],
 )
 def test_an_option_that_contradicts_a_setting(option: str, value: float, setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         change_recipe(PRETRAINING["lxmert-scenes"](), [setting], options={option: value})
+
+
+@pytest.mark.parametrize("field", ["max_steps", "seconds"])
+def test_epochs_of_a_recipe_that_counts_otherwise(field: str) -> None:
+    recipe = configs.override(PRETRAINING["lxmert-scenes"](), [f"train.{field}=60"])
+    with pytest.raises(ConfigError, match=rf"train\.{field} is 60 in recipe .*--set train\.{field}=none"):
+        change_recipe(recipe, options={"--epochs": 3})
+    assert change_recipe(recipe, [f"train.{field}=none"], options={"--epochs": 3}).train.epochs == 3

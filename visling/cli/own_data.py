@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visling.errors import ConfigError
+from visling.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
     from visling.recipes.configs import FinetuneConfig
@@ -45,9 +45,7 @@ class OwnOptions:
         """
         from visling.runs.own_files import OwnFiles
 
-        if problems := self._conflicts():
-            listed = "\n".join(f"- {problem}" for problem in problems)
-            raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} options do not fit:\n{listed}")
+        refuse([ConfigError(conflict) for conflict in self._conflicts()])
         if self.data is not None:
             return self.data
         assert self.train is not None

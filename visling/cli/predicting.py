@@ -104,12 +104,17 @@ def predict(
             print(f"  {len(regions)} regions, drawn in {target}")
         if answer.truncated:
             print(f"  the text was cut to {model.spec.max_tokens} word pieces")
+        if answer.spelled_out:
+            words = ", ".join(answer.spelled_out)
+            print(f"  most words are unknown to the model, which reads them letter by letter: {words}")
 
 
 def _describe(answer: Answer) -> dict[str, Any]:
     """An answer as a row of JSON lines; boxes only of tasks that point at regions."""
     found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
-    return found | ({"boxes": answer.boxes, "pointed_at": answer.pointed_at} if answer.boxes else {})
+    if answer.boxes:
+        found |= {"boxes": answer.boxes, "pointed_at": answer.pointed_at}
+    return found | ({"spelled_out": answer.spelled_out} if answer.spelled_out else {})
 
 
 def _list_answers(answer: Answer) -> list[str]:

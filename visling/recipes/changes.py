@@ -43,11 +43,11 @@ def change_recipe(
     """
     given = [*settings, *_spell_options(options or {}, settings)]
     own = _name_values(given)
+    _check_length(recipe, options or {}, own)
     followed = {} if "encoder" in own else _follow(recipe, start)
     completed = [] if "encoder" in own else _complete_vocabulary(own)
     inherited = [f"{name}={_write(value)}" for name, value in followed.items()]
     config = configs.override(recipe, [*inherited, *given, *completed])
-    _check_length(config, options or {})
     before = configs.to_dict(recipe)
     left_open = {"encoder.feature_size"} if config.any_features else set()  # the store's, and the model has the same
     taken = followed.keys() - own.keys() - left_open
@@ -98,13 +98,16 @@ def _spell_options(options: Mapping[str, Any], settings: Sequence[str]) -> list[
     return spelled
 
 
-def _check_length(config: PretrainConfig | FinetuneConfig, options: Mapping[str, Any]) -> None:
-    """Refuse a number of epochs where the length of the run is given in another way."""
-    for name in ("max_steps", "seconds"):
-        if options.get("--epochs") is not None and getattr(config.train, name) is not None:
+def _check_length(
+    recipe: PretrainConfig | FinetuneConfig, options: Mapping[str, Any], named: Mapping[str, str]
+) -> None:
+    """Refuse a number of epochs for a recipe whose length is given in another way, unless that is changed too."""
+    for field in ("max_steps", "seconds"):
+        found = getattr(recipe.train, field)
+        if options.get("--epochs") is not None and found is not None and f"train.{field}" not in named:
             raise ConfigError(
-                f"train.{name} is {getattr(config.train, name)} and replaces the epochs, so --epochs would change "
-                f"nothing: leave it out, or add --set train.{name}=none."
+                f"train.{field} is {found:g} in recipe {recipe.recipe} and replaces the epochs, so --epochs would "
+                f"change nothing: leave it out, or add --set train.{field}=none."
             )
 
 

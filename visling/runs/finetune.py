@@ -13,7 +13,7 @@ from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.problems import Problems
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, Conflicts, DataError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over, continue_task_head
@@ -31,12 +31,13 @@ from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
-from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
@@ -113,30 +114,75 @@ class Finetuning:
         images: Path | None = None,
         backbone: Path | None = None,
     ) -> None:
+        conflicts = Conflicts()
         if store is None and not config.text_only:
-            raise ConfigError(
-                "a model that sees regions needs --store. For a model of the words alone use --text-only."
+            conflicts.errors.append(
+                ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")
             )
         extracted = isinstance(data, OwnFiles) and config.extractor is None  # the images were read before
-        check_images_option(config, None if extracted else images, backbone)
-        config = fit_to_family(config)
-        self.store = None if store is None else NativeStore.open(store)
-        self.start = None if init is None else read_model_folder(init)
-        if self.store is not None:
-            config = fit_to_store(config, self.store)
-        elif self.start is not None:  # no feature is projected, but the weights of the projection are loaded
-            encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
-            config = replace(config, encoder=encoder)
-        regions = None if config.text_only else self.store
-        self.task = load_task(config.task).configured(config.task_settings)
+        with conflicts.collect():
+            check_images_option(config, None if extracted else images, backbone)
+        self.store: NativeStore | None = None
+        with conflicts.collect():
+            self.store = None if store is None else NativeStore.open(store)
+        self.start: ModelFolder | None = None
+        with conflicts.collect():
+            self.start = None if init is None else read_model_folder(init)
         if isinstance(data, OwnFiles):
             config = replace(config, train_split=TRAIN, valid_split=VALID)
-            own = data.read(self.task)
+        with conflicts.collect():
+            config = fit_to_family(config)
+            self.task = load_task(config.task).configured(config.task_settings)
+            self._read_records(config, data)
+        conflicts.refuse()
+        self.config, regions = config, None if config.text_only else self.store
+        with conflicts.collect():
+            self.config = self._fit_encoder(config)
+        with conflicts.collect():
             if regions is not None:
-                check_ids(own.images, regions)
+                check_images(JoinedRecords(self.train_records, self.valid_records), regions)
+        with conflicts.collect():
+            if self.start is not None:
+                check_family(self.start, config.model)
+        with conflicts.collect():
+            if self.start is not None and self.store is not None:
+                override, extracts = other_features or config.text_only, config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
+        with conflicts.collect():
+            self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=config.task_token)
+        conflicts.refuse()
+        if regions is not None:
+            self.train_records = self.task.with_regions(self.train_records, regions)
+        self.task.setup(self.train_records)
+        place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
+        check_records(self.task, self.valid_records, str(place))
+        self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
+        if config.extractor is not None and images is not None and regions is not None:
+            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
+            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        source = TaskSource(self.task, self.train_records, self.inputs.layout)
+        self.spelled = SpelledWords(self.config, self.inputs, [source], init)
+        self.backbone = backbone
+        if isinstance(data, OwnFiles):
+            described = describe_origin(data=[data.train.parent], images=images, task=config.task)
+            self.origin = {**described, "files": data.describe()}
+        else:
+            self.origin = describe_origin(data=[data], images=images, task=config.task)
+
+    def _read_records(self, config: FinetuneConfig, data: Path | OwnFiles) -> None:
+        """Read the training and validation records, as far as the config asks for them."""
+        if isinstance(data, OwnFiles):
+            own = data.read(self.task)
+            if self.store is not None and not config.text_only:
+                check_ids(own.images, self.store)
             read, valid = own.splits[TRAIN], own.splits[VALID]
         else:
-            read, valid = (read_records(self.task, data, split) for split in (config.train_split, config.valid_split))
+            conflicts = Conflicts()
+            with conflicts.collect():
+                read = read_records(self.task, data, config.train_split)
+            with conflicts.collect():
+                valid = read_records(self.task, data, config.valid_split)
+            conflicts.refuse()
         kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
         self.train_records = _limit_records(kept, config)
@@ -147,28 +193,15 @@ class Finetuning:
                 "are needed."
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
-        if regions is not None:
-            check_images(JoinedRecords(self.train_records, self.valid_records), regions)
-            self.train_records = self.task.with_regions(self.train_records, regions)
-        self.task.setup(self.train_records)
-        place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
-        check_records(self.task, self.valid_records, str(place))
-        self.config, self.notes = _choose_metric(config, self.task, self.train_records, self.valid_records)
-        if self.start is not None:
-            check_family(self.start, config.model)
-            if self.store is not None:
-                override, extracts = other_features or config.text_only, config.extractor is not None
-                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
-        self.inputs = Inputs(config.model, config.encoder, regions, device, task_token=config.task_token)
-        if config.extractor is not None and images is not None and regions is not None:
-            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
-            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
-        self.backbone = backbone
-        if isinstance(data, OwnFiles):
-            described = describe_origin(data=[data.train.parent], images=images, task=config.task)
-            self.origin = {**described, "files": data.describe()}
-        else:
-            self.origin = describe_origin(data=[data], images=images, task=config.task)
+
+    def _fit_encoder(self, config: FinetuneConfig) -> FinetuneConfig:
+        """The config with the feature width of the store; without a store that of the model that it starts from: no
+        feature is projected, but the weights of the projection are loaded."""
+        if self.store is not None:
+            return fit_to_store(config, self.store)
+        if self.start is None:
+            return config
+        return replace(config, encoder=replace(config.encoder, feature_size=self.start.config.feature_size))
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
@@ -187,7 +220,8 @@ class Finetuning:
             )  # fmt: skip
 
         def record(folder: RunFolder) -> None:
-            folder.record({"examples": {"train": len(self.train_records), "valid": len(self.valid_records)}})
+            examples = {"train": len(self.train_records), "valid": len(self.valid_records)}
+            folder.record({"examples": examples, **self.spelled.record()})
 
         return Training(
             model=model,
@@ -205,7 +239,7 @@ class Finetuning:
         source = TaskSource(self.task, self.train_records, self.inputs.layout)
         return self.inputs.loader(
             TextOnly(source) if config.text_only else source,
-            batch_size=self._fit_batch()[0],
+            batch_size=fit_batch(config, len(source))[0],
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,
@@ -227,20 +261,13 @@ class Finetuning:
         if self.left_out:
             left_out = f"{self.left_out} training examples of the images in {self.config.without_images}"
             notes.append(f"{left_out} are left out")
-        shrunk = self._fit_batch()[1]
+        _, shrunk = fit_batch(self.config, len(self.train_records))
         return [
             *notes,
             *filter(None, [shrunk]),
+            *self.spelled.note(),
             *self.task.notes(JoinedRecords(self.train_records, self.valid_records)),
         ]
-
-    def _fit_batch(self) -> tuple[int, str]:
-        """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
-        asked, have = self.config.batch_size, len(self.train_records)
-        if have >= asked or runtime.world_size() > 1:
-            return asked, ""
-        fitting = max(1, have // self.config.train.accumulation)
-        return fitting, f"{have} training examples do not fill a batch of {asked}: batches of {fitting} are used"
 
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""
