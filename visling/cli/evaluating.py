@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, Threads
+from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
 
 
@@ -29,6 +29,7 @@ def evaluate(
             "the training run's by default."
         ),
     ] = None,
+    task: TaskName = None,
     other_features: OtherFeatures = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
@@ -91,6 +92,7 @@ def evaluate(
             compare=compare or (),
             joint=joint,
             zero_shot=zero_shot,
+            task=task,
             progress=progress,
         )
     if json_:

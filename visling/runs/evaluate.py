@@ -55,6 +55,7 @@ def evaluate(
     compare: Sequence[Path] = (),
     joint: Path | None = None,
     zero_shot: bool = False,
+    task: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission
@@ -64,7 +65,8 @@ def evaluate(
         run: run folder, or a model folder, which needs `data` and `store`.
         data: folder of annotations; None = the one, or the files, that it was trained on.
         file: examples of one's own to score in place of a split; the results are named after it, not after `split`.
-        store: region store; None = the one it was trained on.
+        store: region store; None = the one it was validated on, which is the one it was trained on, unless the run has
+            a store for validation.
         images: folder of the images; None = that of the training run. Read for a model that computes the features of
             regions from pixels, and for the images of `file`, whose regions are added to those in the run folder.
         other_features: accept features of another detector.
@@ -74,6 +76,8 @@ def evaluate(
         joint: run of the other phase of a task in two phases (VCR) that was evaluated on this split: both are scored
             together, or make the official result file together, predictions_joint_SPLIT.csv.
         zero_shot: of a pre-trained run or model folder: rank captions and images by its matching head.
+        task: of a model of several tasks: the name of the one to score; the files are then those of tasks/NAME in the
+            run folder.
         progress: of a task that ranks: called with (pairs done, pairs in all).
     Returns:
         Contents of evaluation_SPLIT.json.
@@ -83,14 +87,16 @@ def evaluate(
             written.
     """
     split = split if file is None else file.stem
-    result = run / f"evaluation_{split}.json"
+    place = run if task is None else run / "tasks" / task
+    result = place / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
         raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")
-    saved = read_model_folder(run)
-    model, task = retrieval_model(saved) if zero_shot else saved.task_model()
-    compared = {str(other): _read_scores(other, split, task.name) for other in compare}
+    saved = read_model_folder(run).for_task(task)
+    model, scored = retrieval_model(saved) if zero_shot else saved.task_model()
+    compared = {str(other): _read_scores(other, split, scored.name) for other in compare}
     others = None if joint is None else _read_other_phase(joint, split)
     known = read_run_json(run) if (run / "run.json").exists() else {}
+    known = known.get("tasks", {}).get(task, known)
     unknown = [
         name
         for name, given in (("data", data or file), ("store", saved.text_only or store))
@@ -101,11 +107,12 @@ def evaluate(
             f"{run} is not a run folder: it has no run.json that says what the model was trained on. "
             f"Give {' and '.join(f'--{name}' for name in unknown)}, or the folder that finetune wrote with --out."
         )
-    own = _read_own(task, known, split, data=data, file=file)
+    own = _read_own(scored, known, split, data=data, file=file)
     regions = None
     if not saved.text_only:
         if store is None:
-            store = run / REGIONS if (run / REGIONS).is_dir() else Path(known["store"])
+            known_store = known.get("valid_store") or known["store"]
+            store = run / REGIONS if (run / REGIONS).is_dir() else Path(known_store)
         if file is not None and own is not None and store == run / REGIONS:
             folder = images if images is not None else Path(known["images"])
             detector = carried_detector(run)
@@ -116,12 +123,12 @@ def evaluate(
     records: Sequence[Any]
     if own is not None:
         records = own.splits[split]
-        check_records(task, records, str(file or f"split {split}"))
+        check_records(scored, records, str(file or f"split {split}"))
         if regions is not None:
             check_ids(own.images, regions)
     else:
         data = Path(known["data"][0]) if data is None else data
-        records = read_records(task, data, split)
+        records = read_records(scored, data, split)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
@@ -133,7 +140,7 @@ def evaluate(
         inputs.pictures = open_pictures(saved, records, images or known.get("images"), regions)
     predictions = predict_records(
         model.to(inputs.device),
-        task,
+        scored,
         inputs,
         records,
         batch_size=batch_size,
@@ -141,24 +148,24 @@ def evaluate(
         progress=progress,
     )
     truncated = sum(gather(inputs.layout.truncated))
-    found: dict[str, Any] = {"task": task.name, "split": split, "scores": {}, "by": {}, "baselines": {}}
-    if task.labelled(records):
-        found |= task.report(predictions, records).to_dict(task.name, split)
+    found: dict[str, Any] = {"task": scored.name, "split": split, "scores": {}, "by": {}, "baselines": {}}
+    if scored.labelled(records):
+        found |= scored.report(predictions, records).to_dict(scored.name, split)
         found["baselines"] = {
-            name: part.to_dict(task.name, split) for name, part in _score_baselines(task, known, records).items()
+            name: part.to_dict(scored.name, split) for name, part in _score_baselines(scored, known, records).items()
         }
     if compared:
         found["compared"] = compared
     joint_file = None
     if others is not None:
-        together, joint_file = task.join_phases(predictions, others, records)
+        together, joint_file = scored.join_phases(predictions, others, records)
         if together is not None:
-            found["joint"] = together.to_dict(task.name, split)
+            found["joint"] = together.to_dict(scored.name, split)
     found |= {"text_only": saved.text_only, "truncated": truncated}
-    if notes := task.notes(records):
+    if notes := scored.notes(records):
         found["notes"] = list(notes)
-    details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
-    submission = task.submission(predictions)
+    details = "".join(json.dumps(row) + "\n" for row in scored.details(predictions, records))
+    submission = scored.submission(predictions)
     files = {f"details_{split}.jsonl": details}
     if isinstance(submission, str):
         files[f"predictions_{split}.csv"] = submission
@@ -168,7 +175,7 @@ def evaluate(
         files[f"predictions_joint_{split}.csv"] = joint_file
     files[result.name] = json.dumps(found, indent=2) + "\n"  # last: it says that the others are complete
     if runtime.is_main():
-        _write_results(run, files)
+        _write_results(place, files)
     return found
 
 
@@ -239,6 +246,7 @@ def _gather_sorted(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[in
 
 def _write_results(run: Path, files: Mapping[str, str]) -> None:
     try:
+        run.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (run / name).write_text(text, encoding="utf-8")
     except OSError as error:
