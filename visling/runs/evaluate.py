@@ -120,7 +120,6 @@ def evaluate(
         regions = NativeStore.open(store)
         extracts = saved.extractor is not None
         check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
-    records: Sequence[Any]
     if own is not None:
         records = own.splits[split]
         check_records(scored, records, str(file or f"split {split}"))

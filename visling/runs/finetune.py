@@ -131,6 +131,8 @@ class Finetuning:
         self.store: NativeStore | None = None
         with conflicts.collect():
             self.store = None if store is None else NativeStore.open(store)
+        self.train_records: Sequence[Record] = ()
+        self.valid_records: Sequence[Record] = ()
         self.named = ImageNames()
         """Images as files of one's own name them."""
         self.start: ModelFolder | None = None
@@ -200,8 +202,7 @@ class Finetuning:
             conflicts.refuse()
         kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
-        self.train_records = _limit_records(kept, config)
-        self.valid_records: Sequence[Record] = valid
+        self.train_records, self.valid_records = _limit_records(kept, config), valid
         if not self.train_records or not self.valid_records:
             raise DataError(
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "

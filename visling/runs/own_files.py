@@ -102,7 +102,8 @@ class OwnFiles:
 class OwnRecords:
     """Records of files of one's own."""
 
-    splits: Mapping[str, Sequence[Record]]
+    splits: Mapping[str, Sequence[Any]]
+    """Split -> records of the task."""
     images: ImageNames
 
 

@@ -81,7 +81,7 @@ class Problems:
             more = ""
             if others:
                 shown = ", ".join(str(other.number) for other, _ in others[:MOST_PLACES])
-                rest = f" and {len(others) - MOST_PLACES} others" if len(others) > MOST_PLACES else ""
+                rest = f" and {len(others) - MOST_PLACES} more" if len(others) > MOST_PLACES else ""
                 plural = {"line": "lines", "entry": "entries"}[place.unit]
                 more = f" The same in {len(others)} more: {plural if len(others) > 1 else place.unit} {shown}{rest}."
             yield said + more
