@@ -59,16 +59,18 @@ ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
-        "card", "folder", "features", "answers", "recognise", "convert", "export", "verify",
+        "card", "description", "folder", "features", "answers", "several", "recognise", "convert", "export",
+        "verify",
     ),
     "recipes": (
-        "configs", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert", "vilbert", "lxmert", "cvlp", "nlvr",
-        "releases", "tables", "listing",
+        "configs", "multitask_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert",
+        "vilbert_tasks", "vilbert", "vilbert_baseline", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases",
+        "tables", "listing",
     ),
     "runs": (
-        "inputs", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives", "validate",
-        "pretrain", "retrieve", "evaluate", "finetune", "count_products", "typical_batch", "typical_task", "estimate",
-        "jobs", "compare", "demo",
+        "inputs", "spelling", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives",
+        "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask", "count_products", "typical_batch",
+        "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""
@@ -81,8 +83,9 @@ STRANGERS: dict[str, set[str]] = {
 """Packages whose files are strangers to one another, but for these. `__init__`, the table of contents, may name them
 all."""
 
-COMPOSED: dict[str, set[str]] = {"models/cvlp.py": {"lxmert"}}
-"""File -> neighbours that it is made of: CVLP's networks are LXMERT's. What is not here has blocks in common only, and
+COMPOSED: dict[str, set[str]] = {"models/cvlp.py": {"lxmert"}, "models/vilbert_baseline.py": {"vilbert"}}
+"""File -> neighbours that it is made of: CVLP's networks are LXMERT's, and ViLBERT's baseline learns its tasks in its
+settings and under its names. What is not here has blocks in common only, and
 those live in `nn`."""
 
 CORE = {"torch", "numpy", "visling"}

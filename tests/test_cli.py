@@ -32,7 +32,7 @@ from visling.errors import VislingError
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.detectors import PRESETS
 from visling.recipes.listing import list_recipes
-from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.recipes.tables import FINETUNING, MULTITASK, PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import demo, evaluate
 from visling.runs import finetune as finetuning
@@ -761,7 +761,8 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
     assert found["threads"] == 1
     assert "torch" in call("doctor").out
     listed = call("recipes", "list", "--json").json()
-    assert set(listed) == {f"pretrain {name}" for name in PRETRAINING} | {f"finetune {name}" for name in FINETUNING}
+    tables = {"pretrain": PRETRAINING, "finetune": FINETUNING, "multitask": MULTITASK}
+    assert set(listed) == {f"{verb} {name}" for verb, table in tables.items() for name in table}
     plain = call("recipes", "list").out
     for name in listed:
         assert name in plain

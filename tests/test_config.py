@@ -314,3 +314,47 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match=f"no configuration file {re.escape(str(path))}. Check the path"):
             configs.load_toml(path)
+
+
+def test_all_settings_that_cannot_be_read_are_named_at_once() -> None:
+    settings = ["epoch=3", "optim.lrr=1", "shuffle=maybe", "epochs", "optim.clip=none", "stages=3"]
+    with pytest.raises(ConfigError) as caught:
+        configs.override(FULL, settings)
+    assert len(caught.value.several) == 5
+    for said in (
+        "5 problems were found:\n- ",
+        "Did you mean 'epochs'",
+        "'optim.lrr'",
+        "'shuffle'",
+        "expected name=value",
+    ):
+        assert said in str(caught.value)
+
+
+def test_all_values_that_a_config_refuses_are_named_at_once() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Two:
+        first: Model = field(default_factory=Model)
+        second: Model = field(default_factory=Model)
+        size: int = 1
+
+        def __post_init__(self) -> None:
+            if self.size < 1:
+                raise ConfigError(f"size must be 1 or more; found {self.size}.")
+
+    with pytest.raises(ConfigError) as caught:
+        configs.override(Two(), ["first.width=10", "second.width=11", "size=0"])
+    assert [str(error) for error in caught.value.several] == [
+        "width must be a multiple of heads; found 10 and 3.",
+        "width must be a multiple of heads; found 11 and 3.",
+        "size must be 1 or more; found 0.",
+    ]
+    with pytest.raises(ConfigError) as alone:
+        configs.override(Two(), ["first.width=10"])
+    assert (str(alone.value), alone.value.several) == ("width must be a multiple of heads; found 10 and 3.", ())
+
+
+def test_unknown_keys_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        configs.from_dict(Run, {"name": "a", "epoch": 1, "optim": {"lrr": 2, "warmup_steps": "x"}})
+    assert len(caught.value.several) == 3

@@ -22,6 +22,7 @@ from PIL import Image
 
 from visling import models, runtime
 from visling.data.batches.collate import Collator
+from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, DataError
 from visling.pretrained import folder as folder_module
@@ -57,6 +58,8 @@ class Answer:
     regions_by_image: tuple[RegionArray, ...]
     truncated: bool
     """Whether the question was longer than the model reads and was cut."""
+    spelled_out: tuple[str, ...] = ()
+    """Words of the question that the model's vocabulary does not know, where they are more than half."""
 
     @property
     def image(self) -> Image.Image:
@@ -146,7 +149,7 @@ class Predictor:
             _file_key(one): found for one, found in zip(given, seen, strict=True) if not isinstance(one, Image.Image)
         }
         regions = tuple(found.regions for found in seen)
-        layout = TextLayout(self.tokenizer, self.spec)
+        layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
         record = self.task.query([text, *choices], [str(number) for number in range(self.task.images)])
         rng = runtime.generator_for(0)
         example = self.task.example(record, layout, rng)
@@ -160,6 +163,7 @@ class Predictor:
         batch = batch.to(self.device)
         with torch.inference_mode():
             prediction = self.task.decode(self.model(batch), batch, [record])[0]
+        spelled = count_spelled(example.rows, self.tokenizer)
         # An expression has one box among candidates that have numbers; phrases have a box each.
         one = bool(prediction.boxes) and prediction.value == prediction.boxes[0]
         pointed_at = ((text, prediction.confidence),) if one else prediction.top[: len(prediction.boxes)]
@@ -173,6 +177,7 @@ class Predictor:
             images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,
             truncated=layout.truncated > 0,
+            spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
         )
 
     def rank(self, images: Sequence[ImageLike], text: str) -> list[tuple[ImageLike, float]]:
@@ -250,18 +255,24 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, offline:
 
 
 def load(
-    path: str | Path, *, detector: str | Path | None = None, other_features: bool = False, device: str = "auto"
+    path: str | Path,
+    *,
+    task: str | None = None,
+    detector: str | Path | None = None,
+    other_features: bool = False,
+    device: str = "auto",
 ) -> Predictor:
     """Load a fine-tuned model for use on raw images.
 
     Args:
         path: run folder or model folder, or owner/name on the Hugging Face hub.
+        task: of a model of several tasks: the name of the one to ask.
         detector: folder of the detector; None = the one kept with the model.
         other_features: accept a detector whose features the model was not trained on.
     Raises:
         CheckpointError: no model, no detector, or a detector whose features the model was not trained on.
     """
-    saved = folder_module.from_pretrained(path)
+    saved = folder_module.from_pretrained(path).for_task(task)
     target = runtime.pick_device(device)
     if saved.text_only:
         return Predictor(saved, None, target)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from visling.errors import ConfigError, nearest
+from visling.errors import ConfigError, Conflicts, nearest
 
 T = TypeVar("T")
 
@@ -33,14 +33,20 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "") -> T
     """Build a config of class `kind` from plain values.
 
     Raises:
-        ConfigError: an unknown key (names the nearest valid one), a missing one, or a value of the wrong type.
+        ConfigError: unknown keys (names the nearest valid ones), missing ones, and values of the wrong type.
     """
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"{_dotted(where, key)!r} is not a setting of {kind.__name__}. {nearest(key, fields)}")
-    given = {key: _convert(hints[key], value, _dotted(where, key)) for key, value in values.items()}
+    conflicts = Conflicts()
+    given = {}
+    for key, value in values.items():
+        with conflicts.collect():
+            if key not in fields:
+                raise ConfigError(
+                    f"{_dotted(where, key)!r} is not a setting of {kind.__name__}. {nearest(key, fields)}"
+                )
+            given[key] = _convert(hints[key], value, _dotted(where, key))
+    conflicts.refuse()
     missing = [
         name
         for name, f in fields.items()
@@ -62,15 +68,23 @@ def override(config: T, settings: Iterable[str]) -> T:
             `none` is None where the setting allows that. The last one of a name wins. In a mapping, a name that it
             lacks is added.
     Raises:
-        ConfigError: no `=`, an unknown key (names the nearest valid one) or a value of the wrong type.
+        ConfigError: settings without `=`, unknown keys (names the nearest valid ones), values of the wrong type; or,
+            if there are none, values that the config refuses.
     """
+    conflicts = Conflicts()
     changes = []
     for setting in settings:
         path, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"cannot read setting {setting!r}: expected name=value, for example train.epochs=3.")
-        changes.append((path.strip().split("."), text.strip(), path.strip()))
-    replaced: T = _replace(config, type(config), changes) if changes else config
+        if equals:
+            changes.append((path.strip().split("."), text.strip(), path.strip()))
+        else:
+            conflicts.errors.append(
+                ConfigError(f"cannot read setting {setting!r}: expected name=value, for example train.epochs=3.")
+            )
+    read = _read_changes(config, type(config), changes, conflicts)
+    conflicts.refuse()
+    replaced: T = _replace(read, conflicts) if changes else config
+    conflicts.refuse()
     return replaced
 
 
@@ -102,25 +116,41 @@ def _differences(new: Any, old: Any, where: str) -> Iterable[tuple[str, tuple[An
         yield where, (old, new)
 
 
-def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]]) -> Any:
-    """A config, or a mapping in one, with each change (path from here, text of the value, whole name for messages) made
-    in one step.
+@dataclasses.dataclass(frozen=True)
+class _Changed:
+    """A config, or a mapping in one, whose settings are to be replaced in one step."""
+
+    value: Any
+    """As it was, or as another setting gives it as a whole."""
+    hint: Any
+    """Annotation of its place."""
+    where: str
+    """Its dotted name."""
+    changes: Mapping[str, Any]
+    """Name -> new value, itself a `_Changed` where settings below it are."""
+
+
+def _read_changes(
+    value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]], conflicts: Conflicts, where: str = ""
+) -> _Changed:
+    """What changes (path from here, text of the value, whole name for messages) ask for; those that cannot be read are
+    added to the conflicts.
 
     Args:
         hint: annotation of the place where `value` stands.
     """
     values: dict[str, Any] = {}
     below: dict[str, list[tuple[list[str], str, str]]] = {}
+    hints: dict[str, Any] = {}
     for (name, *rest), text, whole in changes:
-        inner = _hint(value, hint, name, whole, len(rest))
-        if rest:
-            below.setdefault(name, []).append((rest, text, whole))
-        else:
-            values[name] = _read(inner, text, whole)
-            below.pop(name, None)
+        with conflicts.collect():
+            hints[name] = _hint(value, hint, name, whole, len(rest))
+            if rest:
+                below.setdefault(name, []).append((rest, text, whole))
+            else:
+                values[name] = _read(hints[name], text, whole)
+                below.pop(name, None)
     for name, further in below.items():
-        rest, _, whole = further[0]
-        inner = _hint(value, hint, name, whole, len(rest))
         held = (
             values[name]
             if name in values
@@ -128,8 +158,20 @@ def _replace(value: Any, hint: Any, changes: Iterable[tuple[list[str], str, str]
             if isinstance(value, Mapping)
             else getattr(value, name)
         )
-        values[name] = _convert(inner, _replace(held, inner, further), ".".join(whole.split(".")[: -len(rest)]))
-    return {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
+        values[name] = _read_changes(held, hints[name], further, conflicts, _dotted(where, name))
+    return _Changed(value, hint, where, values)
+
+
+def _replace(changed: _Changed, conflicts: Conflicts) -> Any:
+    """The value with its changes made in one step; where a part of it refuses its own, that part stays as it was, and
+    the error is added to the conflicts."""
+    value, values = changed.value, {}
+    for name, new in changed.changes.items():
+        with conflicts.collect():
+            values[name] = _convert(new.hint, _replace(new, conflicts), new.where) if isinstance(new, _Changed) else new
+    with conflicts.collect():
+        return {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
+    return value
 
 
 def _hint(value: Any, hint: Any, name: str, whole: str, depth: int) -> Any:

@@ -3,12 +3,16 @@ found, what is expected, and how to fix it."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class VislingError(ValueError):
     """Base of every error that a user of this library can fix."""
+
+    several: tuple[VislingError, ...] = ()
+    """The errors that this one lists, if it stands for several."""
 
 
 class ConfigError(VislingError):
@@ -42,3 +46,54 @@ def nearest(wrong: str, valid: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     return f"Valid: {', '.join(names) if names else '(none)'}."
+
+
+def refuse(errors: Iterable[VislingError]) -> None:
+    """Raise what independent checks found, all at once: a single error as it is, several as one that lists them, of
+    their own kind if they share one.
+
+    Raises:
+        VislingError: there is an error.
+    """
+    found: dict[str, VislingError] = {}
+    for error in errors:
+        for one in error.several or (error,):
+            found.setdefault(str(one), one)
+    if not found:
+        return
+    if len(found) == 1:
+        raise next(iter(found.values()))
+    kinds = {type(error) for error in found.values()}
+    kind = kinds.pop() if len(kinds) == 1 else VislingError
+    listed = "".join("\n- " + message.replace("\n", "\n  ") for message in found)
+    joined = kind(f"{len(found)} problems were found:{listed}")
+    joined.several = tuple(found.values())
+    raise joined
+
+
+class Conflicts:
+    """Errors of steps that do not depend on each other, to be raised together.
+
+    Example:
+        conflicts = Conflicts()
+        with conflicts.collect():
+            check_the_store()
+        with conflicts.collect():
+            check_the_annotations()
+        conflicts.refuse()
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[VislingError] = []
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Remember an error of the block, which ends there, in place of raising it."""
+        try:
+            yield
+        except VislingError as error:
+            self.errors.append(error)
+
+    def refuse(self) -> None:
+        """Raise what was collected, see `refuse`."""
+        refuse(self.errors)

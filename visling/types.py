@@ -102,7 +102,7 @@ class Text(_Movable):
     answer_at: Tensor | None = None
     """(B,) int64: token whose state answers; None = the first token."""
     task: Tensor | None = None
-    """(B,) int64: ViLBERT's multi-task token."""
+    """(B,) int64: number of the task, the row of ViLBERT's table of task tokens; None without such a table."""
     row: Tensor | None = None
     """(B,) int64: text row of each batch row when one text meets many images; None = one to one."""
 
@@ -435,6 +435,8 @@ class TextRow:
     """(token, region) pairs; (token, object) pairs where `Example.linked_regions` says which regions those are."""
     phrases: tuple[int, ...] = ()
     """Token positions to be grounded."""
+    task: int | None = None
+    """Number of the task, for models with task tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -509,4 +511,5 @@ class InputSpec:
     pair: Literal["rows", "sequence"] = "rows"
     """Two images: two rows joined by the head, or one row with regions typed 0 and 1."""
     num_tasks: int = 0
-    """Tasks for which the model has a token of their own; above 0 every text names its task (`Text.task`)."""
+    """Tasks for which the model has a token of their own; above 0 every text names its task (`Text.task`), and the
+    vectors are the encoder's `tasks`."""

@@ -143,8 +143,21 @@ _VILBERT = {
     "train.optim.warmup_share": 0.1,
     "encoder.max_tokens": 36,
     "encoder.max_regions": 36,
-    "encoder.text_layers_before": [6, 7, 8, 9, 10, 11],
 }
+_VILBERT_FIRST = {
+    **_VILBERT,
+    "train.optim.name": "bert_adam",
+    "train.optim.betas": [0.9, 0.999],
+    "train.optim.eps": 1e-6,
+    "train.optim.clip": "per_tensor",
+    "train.optim.clip_norm": 1.0,
+    "train.optim.swap_decay": True,
+    "train.optim.evaluate": "before",
+    "masking.mismatched": True,
+    "region_masking.mismatched": True,
+    "region_masking.whole": "model",
+}
+_SIX_CO_ATTENTIONS = {"encoder.text_layers_before": [6, 7, 8, 9, 10, 11]}
 _LXMERT = {
     "corpora": ["lxmert"],
     "objectives": {"masked_lm": 1.0, "matching": 1.0, "masked_regions": 1.0, "image_qa": 1.0},
@@ -241,14 +254,14 @@ STATED: Mapping[str, Mapping[str, Any]] = {
         "start": "bert-large-uncased", "encoder.hidden_size": 1024, "encoder.num_layers": 24,
         "encoder.masks_features": False,
     },
-    "vilbert-conceptual": {
-        **_VILBERT, "train.optim.name": "bert_adam", "train.optim.betas": [0.9, 0.999], "train.optim.eps": 1e-6,
-        "train.optim.clip": "per_tensor", "train.optim.clip_norm": 1.0, "train.optim.swap_decay": True,
-        "train.optim.evaluate": "before", "masking.mismatched": True,
-        "region_masking.mismatched": True, "region_masking.whole": "model",
+    "vilbert-conceptual": {**_VILBERT_FIRST, **_SIX_CO_ATTENTIONS},
+    "vilbert-baseline-conceptual": {
+        **_VILBERT_FIRST, "encoder.hidden_size": 768, "encoder.num_layers": 12, "encoder.num_heads": 12,
+        "encoder.intermediate_size": 3072,
     },
     "vilbert-multitask": {
-        **_VILBERT, "train.optim.name": "release_adamw", "train.optim.betas": [0.9, 0.98], "train.optim.eps": 1e-8,
+        **_VILBERT, **_SIX_CO_ATTENTIONS,
+        "train.optim.name": "release_adamw", "train.optim.betas": [0.9, 0.98], "train.optim.eps": 1e-8,
         "train.optim.bias_correction": True, "train.optim.clip": "none", "train.optim.swap_decay": False,
         "train.optim.rates": {}, "train.optim.evaluate": "after", "masking.mismatched": False,
         "region_masking.mismatched": False, "region_masking.whole": "unflagged",
@@ -298,11 +311,14 @@ def test_the_numbers_are_those_of_the_release(name: str) -> None:
     assert settings["recipe"] == name
 
 
+KEPT_LAST = ("vilbert", "vilbert-baseline", "cvlp")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_models_are_kept_that_the_release_keeps(name: str) -> None:
     """ViLBERT and CVLP: a file for every epoch, the last one is used; the others also know the best."""
     run = PUBLISHED_PRETRAINING[name]()
-    assert run.train.keep == (("last", "epochs") if run.model in ("vilbert", "cvlp") else ("best", "epochs"))
+    assert run.train.keep == (("last", "epochs") if run.model in KEPT_LAST else ("best", "epochs"))
 
 
 def test_every_recipe_is_checked() -> None:
@@ -448,6 +464,12 @@ PARAMETERS = {
     "vlbert-base-e2e": 115_080_059 + 44_549_160 - 2_049_000 - 327_744,
     "vilbert-conceptual": 250_044_029 - 11_020_800,
     "vilbert-multitask": 250_044_029 - 11_020_800,
+    # BERT base with its pooler; features, locations, segments and norm of regions; heads of words, alignment, classes
+    "vilbert-baseline-conceptual": 109_482_240
+    + (2048 * 768 + 768 + 5 * 768 + 768 + 2 * 768 + 2 * 768)
+    + (768 * 768 + 768 + 2 * 768 + 30_522)
+    + (768 * 2 + 2)
+    + (768 * 768 + 768 + 2 * 768 + 768 * 1601 + 1601),
 }
 
 
@@ -485,11 +507,15 @@ def test_decay_and_rates_by_name(built: tuple[str, PretrainConfig, PretrainModel
         behind = {p for p in found if p.endswith(("text_attention.norm.weight", "region_attention.norm.weight"))}
         assert len(behind) == 12
         assert decayed == (small - behind if name == "vilbert-conceptual" else set(found) - small | behind)
+    elif run.model == "vilbert-baseline":
+        assert decayed == small
     else:
         assert decayed == {p for p, parameter in model.named_parameters() if parameter.requires_grad}
     slow = {parameter for parameter, (lr, _) in found.items() if lr == pytest.approx(1e-5)}
-    assert len(slow) == (197 if name == "vilbert-conceptual" else 0)  # those of bert-base-uncased_weight_name.json
-    assert all("encoder.text_" in parameter or "encoder.embeddings." in parameter for parameter in slow)
+    first = name in ("vilbert-conceptual", "vilbert-baseline-conceptual")
+    assert len(slow) == (197 if first else 0)  # those of bert-base-uncased_weight_name.json
+    text = ("encoder.text_", "encoder.embeddings.", "encoder.norm.", "encoder.layers.")
+    assert all(parameter.startswith(text) for parameter in slow)
     assert not any("pooler" in parameter for parameter in slow)
 
 

@@ -210,7 +210,122 @@ VLBERT: Mapping[str, Mapping[str, Any]] = {
     "vlbert-large-vcr-rationale": {**_VLBERT_VCR, **_LARGE_E2E, **_RATIONALE, **_FP16},
 }  # fmt: skip
 
-VILBERT: Mapping[str, Mapping[str, Any]] = {}
+_VILBERT_FIRST = {
+    "head_layout": "first",
+    "start": "vilbert-conceptual",
+    "train_split": "train",
+    "valid_split": "val",
+    "flip": 0.0,
+    "train.epochs": 20,
+    "train.metric": "accuracy",
+    "train.direction": "max",
+    "train.keep": ["last", "epochs"],
+    "train.patience": None,
+    "train.precision": "fp32",
+    "train.optim.name": "bert_adam",
+    "train.optim.betas": [0.9, 0.999],
+    "train.optim.eps": 1e-6,
+    "train.optim.weight_decay": 0.01,
+    "train.optim.no_decay": ["bias", "norm"],
+    "train.optim.swap_decay": True,
+    "train.optim.exclude": [],
+    "train.optim.rates": {},
+    "train.optim.clip": "per_tensor",
+    "train.optim.clip_norm": 1.0,
+    "train.optim.schedule": "warmup_constant",
+    "train.optim.warmup_share": 0.1,
+    "train.optim.evaluate": "before",
+    "train.optim.drop_epochs": [12, 16],
+    "train.optim.drop_factor": 0.1,
+    "train.optim.plateau": None,
+    "encoder.text_layers_before": [6, 7, 8, 9, 10, 11],
+    "encoder.region_layers_before": [0, 1, 2, 3, 4, 5],
+    "encoder.hidden_size": 768,
+    "encoder.region_hidden_size": 1024,
+    "encoder.num_tasks": 0,
+    "encoder.feature_size": 2048,
+    "encoder.max_regions": 99,
+}
+_STREAMS = ("encoder.text_layers_before", "encoder.region_layers_before", "encoder.region_hidden_size")
+_VILBERT_BASELINE = {
+    **{name: value for name, value in _VILBERT_FIRST.items() if name not in (*_STREAMS, "encoder.num_tasks")},
+    "head_layout": None,
+    "start": "vilbert-baseline-conceptual",
+    "encoder.num_layers": 12,
+}
+_VILBERT_MULTITASK = {
+    **_VILBERT_FIRST,
+    "head_layout": None,
+    "start": "vilbert-multitask",
+    "train.optim.name": "release_adamw",
+    "train.optim.bias_correction": False,
+    "train.optim.swap_decay": False,
+    "train.optim.rates": {"heads.": 5.0},
+    "train.optim.clip": "none",
+    "train.optim.schedule": "warmup_linear",
+    "train.optim.drop_epochs": [],
+    "encoder.max_regions": 100,
+}
+_MINVAL = {"train_split": "train+nominval", "valid_split": "minval", "task_settings": {"min_count": None}}
+_ANSWER_RATE = {"train.optim.lr": 4e-5, "train.optim.rates": {"heads.": 2.5}}
+_PAIRS = {"batch_size": 128, "train.optim.lr": 2e-5, "encoder.max_tokens": 30, "train.metric": "rsum"}
+_BOXES = {"batch_size": 256, "train.optim.lr": 2e-5, "encoder.max_tokens": 20, "train.optim.rates": {}}
+_VCR = {"batch_size": 64, "train.optim.lr": 2e-5}
+VILBERT: Mapping[str, Mapping[str, Any]] = {
+    "vilbert-vqa": {
+        **_VILBERT_FIRST, **_MINVAL, "batch_size": 256, "train.optim.lr": 4e-5, "encoder.max_tokens": 16,
+        "train.optim.rates": {"heads.classify.": 2.5},
+    },
+    "vilbert-vcr": {**_VILBERT_FIRST, **_VCR, "encoder.max_tokens": 60, "task_settings": {"phase": "answer"}},
+    "vilbert-vcr-rationale": {
+        **_VILBERT_FIRST, **_VCR, "encoder.max_tokens": 80, "task_settings": {"phase": "rationale"},
+    },
+    "vilbert-refcoco+": {
+        **_VILBERT_FIRST, "batch_size": 256, "train.optim.lr": 4e-5, "encoder.max_tokens": 20,
+        "task_settings": {"dataset": "refcoco+"},
+    },
+    "vilbert-retrieval": {
+        **_VILBERT_FIRST, "batch_size": 64, "train.optim.lr": 4e-5, "encoder.max_tokens": 30, "train.metric": "rsum",
+        "task_settings": {},
+    },
+    "vilbert-baseline-vqa": {
+        **_VILBERT_BASELINE, **_MINVAL, "batch_size": 256, "train.optim.lr": 4e-5, "encoder.max_tokens": 16,
+        "train.optim.rates": {"heads.classify.": 2.5},
+    },
+    "vilbert-baseline-vcr": {
+        **_VILBERT_BASELINE, **_VCR, "encoder.max_tokens": 60, "task_settings": {"phase": "answer"},
+    },
+    "vilbert-baseline-vcr-rationale": {
+        **_VILBERT_BASELINE, **_VCR, "encoder.max_tokens": 80, "task_settings": {"phase": "rationale"},
+    },
+    "vilbert-baseline-refcoco+": {
+        **_VILBERT_BASELINE, "batch_size": 256, "train.optim.lr": 4e-5, "encoder.max_tokens": 20,
+        "task_settings": {"dataset": "refcoco+"},
+    },
+    "vilbert-multitask-vqa": {
+        **_VILBERT_MULTITASK, **_MINVAL, **_ANSWER_RATE, "batch_size": 128, "encoder.max_tokens": 23,
+    },
+    "vilbert-multitask-gqa": {
+        **_VILBERT_MULTITASK, **_MINVAL, **_ANSWER_RATE, "batch_size": 128, "encoder.max_tokens": 26,
+        "train_split": "trainval",
+    },
+    "vilbert-multitask-nlvr2": {
+        **_VILBERT_MULTITASK, "batch_size": 64, "train.optim.lr": 2e-5, "encoder.max_tokens": 40, "valid_split": "dev",
+    },
+    "vilbert-multitask-retrieval": {**_VILBERT_MULTITASK, **_PAIRS, "task_settings": {}},
+    "vilbert-multitask-retrieval-coco": {**_VILBERT_MULTITASK, **_PAIRS, "task_settings": {"image_field": "id"}},
+    **{
+        f"vilbert-multitask-{name}": {**_VILBERT_MULTITASK, **_BOXES, "task_settings": {"dataset": name}}
+        for name in ("refcoco", "refcoco+", "refcocog")
+    },
+    "vilbert-multitask-vcr": {
+        **_VILBERT_MULTITASK, **_VCR, "encoder.max_tokens": 60, "train.epochs": 10, "task_settings": {"cut": "second"},
+    },
+    "vilbert-multitask-vcr-rationale": {
+        **_VILBERT_MULTITASK, **_VCR, "encoder.max_tokens": 80, "train.epochs": 10,
+        "task_settings": {"phase": "rationale", "cut": "second"},
+    },
+}  # fmt: skip
 
 _LXMERT_TRAINING = {
     "batch_size": 32,

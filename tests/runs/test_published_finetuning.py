@@ -69,6 +69,8 @@ def official(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(world.scenes, folder / "scenes", ignore=shutil.ignore_patterns("images", "nlvr"))
     for dataset in ("refcoco+", "refcocog"):
         shutil.copytree(folder / "scenes" / "refcoco", folder / "scenes" / dataset)
+    references = folder / "scenes" / "refcocog" / "refs(unc).p"
+    references.rename(references.with_name("refs(umd).p"))
     held_out = VQA().records(world.scenes, "val")
     images = sorted({record.images[0] for record in held_out})
     (folder / "scenes" / "annotations" / "minival.txt").write_text("\n".join(images[:2]))

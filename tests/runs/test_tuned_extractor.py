@@ -337,6 +337,8 @@ def test_the_command_line_trains_and_scores_it(world: Any, tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--split", "val", "--images", str(world.scenes)])
     assert done.exit_code == 0, done.output
     assert "accuracy" in done.output
+    shown = CliRunner().invoke(app, ["recipes", "show", "vlbert-base-refcoco+", "--no-estimate"]).output
+    assert "computed from the pictures (--images) by a network that is trained jointly" in shown
 
 
 def test_a_kind_of_network_that_does_not_exist() -> None:

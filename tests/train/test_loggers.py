@@ -114,15 +114,15 @@ class Service(ModuleType):
     ("service", "mode", "project"),
     [
         ({}, "offline", "visling"),
-        ({"credentials": True}, "online", "visling"),
-        ({"credentials": True, "mode": "offline"}, "offline", "visling"),
-        ({"mode": "disabled", "project": "mine"}, "disabled", "mine"),
+        ({"credentials": True}, None, "visling"),
+        ({"credentials": True, "mode": "offline"}, None, "visling"),
+        ({"mode": "disabled", "project": "mine"}, None, "mine"),
     ],
 )
 def test_what_wandb_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: dict[str, Any], mode: str, project: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: dict[str, Any], mode: str | None, project: str
 ) -> None:
-    """Online with credentials only, and never against the user's own mode."""
+    """Offline without credentials, else in the mode that the user has chosen."""
     wandb = Service("wandb", **service)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     folder = write(tmp_path / "run", ["wandb"])
@@ -132,7 +132,7 @@ def test_what_wandb_is_told(
         "project": project,
         "name": "run",
         "id": identity,
-        "resume": None if mode == "offline" else "allow",
+        "resume": "allow",
         "mode": mode,
         "dir": str(folder.path),
         "config": CONFIG,

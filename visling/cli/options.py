@@ -55,6 +55,10 @@ LogTo = Annotated[
     ),
 ]
 
+TaskName = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="Of a run of several tasks: the one that is meant.")
+]
+
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, as a.b=value; may be repeated.")]
 
 Threads = Annotated[
@@ -78,6 +82,16 @@ Processes = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of every random choice; the recipe's by default.")
 ]
+
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Passes over the training data: --set train.epochs=N.")
+]
+
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Examples per step and process: --set batch_size=N.")
+]
+
+LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate: --set train.optim.lr=X.")]
 
 Dtype = Annotated[
     Literal["float16", "float32"],

@@ -10,7 +10,7 @@ def describe_recipe(verb: str, about: str, recipe: Mapping[str, Any]) -> str:
     """The text of one recipe.
 
     Args:
-        verb: pretrain or finetune.
+        verb: pretrain, finetune or multitask.
         about: what it is, in a sentence.
         recipe: as `recipes show --json` prints it: the config, its differences and, if made, its estimate.
     """
@@ -37,7 +37,11 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     width = "of any width" if recipe["any_features"] else f"of width {encoder.get('feature_size')}"
     words = f"{encoder.get('max_tokens')} word pieces ({encoder.get('vocabulary')})"
     yield "reads", f"up to {words} and {encoder.get('max_regions')} regions {width}"
-    if "task" in recipe:
+    if recipe.get("extractor"):
+        yield "features", "computed from the pictures (--images) by a network that is trained jointly"
+    if "tasks" in recipe:
+        yield from _list_tasks(recipe)
+    elif "task" in recipe:
         settings = "".join(
             f", {name} {_say(value)}" for name, value in recipe["task_settings"].items() if value is not None
         )
@@ -59,16 +63,51 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ]
         yield "learns", ", ".join(learnt)
     yield "starts from", "random weights" if recipe["start"] == "random" else f"{recipe['start']}, by --init"
-    yield "length", f"{_say_length(train)}, batches of {recipe['batch_size']}{_say_accumulation(train['accumulation'])}"
+    if "tasks" not in recipe:
+        batches = f"batches of {recipe['batch_size']}{_say_accumulation(train['accumulation'])}"
+        yield "length", f"{_say_length(train)}, {batches}"
     yield "optimiser", _say_optimiser(train["optim"])
     yield "parameters", _say_parameters(train["optim"])
     yield "rate", _say_schedule(train["optim"])
     yield "keeps", _say_kept(train)
-    if recipe["flip"]:
+    if recipe.get("flip"):
         yield "mirrors", f"{recipe['flip']:.0%} of the training images"
     yield "precision", train["precision"]
     if "estimate" in recipe:
         yield from _list_costs(recipe["estimate"])
+
+
+def _list_tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rows of a run over several tasks: what each is, its numbers, and how they take turns."""
+    for name, task in recipe["tasks"].items():
+        parts = [
+            task["task"] + "".join(f", {key} {_say(value)}" for key, value in task["task_settings"].items()),
+            f"train on {task['train_split']}, validate on {task['valid_split']}",
+            f"batches of {task['batch_size']}",
+        ]
+        for key, what in (("max_tokens", "word pieces"), ("max_regions", "regions")):
+            parts += [f"{task[key]} {what}"] if task[key] is not None else []
+        parts += [f"loss x {task['loss_scale']:g}"] if task["loss_scale"] != 1 else []
+        parts += [f"token {task['task_token']}"] if task["task_token"] is not None else []
+        parts += [f"shares its heads ({task['shares']})"] if task["shares"] is not None else []
+        parts += [f"without the images in {task['without_images']}"] if task["without_images"] is not None else []
+        yield f"task {name}", "; ".join(parts)
+    longest = max(task["epochs"] for task in recipe["tasks"].values())
+    times = "" if recipe["multiplier"] == 1 else f", times {recipe['multiplier']:g}"
+    yield "length", f"{longest} epochs of the longest task{times}, in {recipe['train']['epochs']} parts"
+    yield "turns", f"an update of every task in every iteration{_say_pauses(recipe['stop_and_go'])}"
+    yield "cost", "not estimated; `visling recipes show` estimates what one of the tasks costs alone"
+
+
+def _say_pauses(rule: Mapping[str, Any] | None) -> str:
+    """When a task of several leaves out its turn."""
+    if rule is None:
+        return ""
+    often = "none" if rule["every"] is None else f"one in every {rule['every']} iterations"
+    return (
+        f"; of one whose best score has not risen by {100 * rule['threshold']:g} % in {rule['patience'] + 1} "
+        f"validations {often}, until it falls {100 * rule['resume_below']:g} % below it"
+    )
 
 
 def _list_costs(estimate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,7 +15,11 @@ from visling.cli.printing import show
 from visling.cli.recipe_text import describe_recipe
 from visling.errors import ConfigError, nearest
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from visling.recipes.configs import FinetuneConfig, PretrainConfig
+    from visling.recipes.multitask_configs import MultitaskConfig
+
+C = TypeVar("C", "PretrainConfig", "FinetuneConfig", "MultitaskConfig")
 
 recipes_app = typer.Typer(cls=Group, help="List the recipes, and show what one sets and costs.")
 
@@ -69,9 +74,11 @@ def recipes_show(
     from visling.recipes.releases import describe_start
     from visling.recipes.tables import (
         FINETUNING,
+        MULTITASK,
         PRETRAINING,
         common_differences,
         find_finetuning,
+        find_multitask,
         find_pretraining,
         summarise,
     )
@@ -80,7 +87,9 @@ def recipes_show(
     from visling.runs.objectives import check_objectives
     from visling.tasks.base import load as load_task
 
-    finders: dict[str, Callable[[str], Callable[[], Any]]] = {"pretrain": find_pretraining, "finetune": find_finetuning}
+    finders: dict[str, Callable[[str], Callable[[], Any]]] = {
+        "pretrain": find_pretraining, "finetune": find_finetuning, "multitask": find_multitask,
+    }  # fmt: skip
     offering, unknown = {}, []
     for verb, find in finders.items():
         try:
@@ -90,11 +99,11 @@ def recipes_show(
     if not offering and ":" in name:
         raise unknown[0]
     if not offering:
-        raise ConfigError(f"no recipe {name!r}. {nearest(name, {*PRETRAINING, *FINETUNING})}")
+        raise ConfigError(f"no recipe {name!r}. {nearest(name, {*PRETRAINING, *FINETUNING, *MULTITASK})}")
     chosen, refused = {}, []
     for verb, recipe in offering.items():
         try:
-            config = find_recipe(recipe, set_, None)
+            config = find_recipe(recipe, set_)
             if verb == "pretrain":
                 check_objectives(config)
             chosen[verb] = config
@@ -118,6 +127,8 @@ def recipes_show(
         for one in gpus:
             estimates.find_gpu(one)  # before anything is traced
         for verb, config in chosen.items():
+            if verb == "multitask":  # tracing each of its tasks takes a minute
+                continue
             shown[verb]["estimate"] = estimates.estimate(config).described(gpus)
     if json_:
         print(json.dumps(shown, indent=2))
@@ -126,11 +137,23 @@ def recipes_show(
     print("\n\n".join(texts))
 
 
-def find_recipe(recipe: Callable[[], T], settings: Sequence[str] | None, seed: int | None) -> T:
-    """The config of a recipe, with changed settings and, if given, another seed.
+def find_recipe(
+    recipe: Callable[[], C],
+    settings: Sequence[str] | None,
+    options: Mapping[str, Any] | None = None,
+    init: Path | None = None,
+) -> C:
+    """The config of a recipe as a run has it.
 
+    Args:
+        options: values of `recipes.changes.OPTIONS`; None = not given.
+        init: model or run folder that the run starts from.
     Raises:
-        ConfigError: no such setting.
+        ConfigError: no such setting, or two that contradict each other.
+        CheckpointError: no model in `init`.
     """
-    config = configs.override(recipe(), settings or ())
-    return config if seed is None else configs.override(config, [f"train.seed={seed}"])
+    from visling.pretrained.description import read_encoder_config
+    from visling.recipes.changes import change_recipe
+
+    start = None if init is None else read_encoder_config(init)
+    return change_recipe(recipe(), settings or (), options=options, start=start)

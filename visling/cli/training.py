@@ -10,9 +10,12 @@ import typer
 
 from visling.cli.options import (
     Backbone,
+    BatchSize,
     Device,
+    Epochs,
     Images,
     Init,
+    LearningRate,
     LogTo,
     OtherFeatures,
     Out,
@@ -39,6 +42,9 @@ def pretrain(
     images: Images = None,
     backbone: Backbone = None,
     other_features: OtherFeatures = False,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -55,7 +61,8 @@ def pretrain(
     from visling.recipes.tables import find_pretraining
     from visling.runs import pretrain as pretraining
 
-    run = find_recipe(find_pretraining(recipe), set_, seed)
+    short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
+    run = find_recipe(find_pretraining(recipe), set_, short, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = pretraining.pretrain(
@@ -96,6 +103,9 @@ def finetune(
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
     ] = False,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     set_: Settings = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -112,7 +122,9 @@ def finetune(
     from visling.recipes.tables import find_finetuning
     from visling.runs import finetune as finetuning
 
-    run = find_recipe(find_finetuning(recipe), [*(set_ or []), *(["text_only=true"] if text_only else [])], seed)
+    settings = [*(set_ or []), *(["text_only=true"] if text_only else [])]
+    short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
+    run = find_recipe(find_finetuning(recipe), settings, short, init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = finetuning.finetune(

@@ -150,6 +150,7 @@ def _lay_out_row(layout: TextLayout, first: NamedPieces, second: NamedPieces, li
             segments=np.zeros(len(text) + 2, np.int64),
             words=np.concatenate([special, text.words, special]),
             links=tuple((1 + at, item) for at, item in text.named(links)),
+            task=layout.task_token,
         )
     if order == "answer_first":
         first, second = second, first

@@ -134,11 +134,24 @@ class TextLayout:
     Args:
         cut: how a pair over `spec.max_tokens` is shortened from its front: "release" removes more than needed, as
             VisualBERT's released code does; "exact" removes just the excess.
+        task_token: number of the task that every row names, for a preset with task tokens.
+    Raises:
+        ConfigError: a preset with task tokens without a number, or with one beyond its table; a number for a preset
+            without them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, spec: InputSpec, *, cut: Literal["release", "exact"] = "release") -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        spec: InputSpec,
+        *,
+        cut: Literal["release", "exact"] = "release",
+        task_token: int | None = None,
+    ) -> None:
+        check_task_token(task_token, spec.num_tasks)
         self.tokenizer = tokenizer
         self.spec = spec
+        self.task_token = task_token
         self.cut = cut
         self.truncated = 0
         """Rows cut so far."""
@@ -183,7 +196,8 @@ class TextLayout:
         numbers[1 : 1 + len(ids)] = words
         if slot == "second_segment":
             segments[-2:] = 1
-        return TextRow(ids=row, segments=segments, words=numbers, answer_at=None if slot == "none" else len(row) - 2)
+        answer_at = None if slot == "none" else len(row) - 2
+        return TextRow(ids=row, segments=segments, words=numbers, answer_at=answer_at, task=self.task_token)
 
     def named(self, first: Sequence[NamedWord], second: Sequence[NamedWord], *, by_word: bool = False) -> TextRow:
         """`row(first, second)` of texts given word by word, each with the region that it names, if any: its first piece
@@ -261,7 +275,7 @@ class TextLayout:
         numbers[1:end] = a_words
         numbers[end + 1 : -1] = b_words + (a_words[-1] + 1 if len(a) else 0)
         segments[end + 1 :] = 1
-        return TextRow(ids=row, segments=segments, words=numbers)
+        return TextRow(ids=row, segments=segments, words=numbers, task=self.task_token)
 
     def _shorten(self, first: _Pieces, second: _Pieces, excess: int) -> tuple[_Pieces, _Pieces]:
         from_first = min(-(-excess // 2), max(len(first[0]) - _FRONT_KEPT, 0))
@@ -283,6 +297,30 @@ class TextLayout:
                 f"the {what} is empty: found {text!r}, expected at least one word. Drop the record or fill it in."
             )
         return pieces
+
+
+def check_task_token(token: int | None, num_tasks: int) -> None:
+    """Refuse the number of a task that does not belong to a model with `num_tasks` task tokens.
+
+    Raises:
+        ConfigError: it lacks, is not in the table, or the model has no task tokens.
+    """
+    if token is None and num_tasks:
+        raise ConfigError(
+            f"the model has {num_tasks} task tokens (encoder.num_tasks), so every text must name its task, and this "
+            f"run names none: set task_token to a number from 0 to {num_tasks - 1} (convert: --task-token), or train a "
+            "model without task tokens with --set encoder.num_tasks=0."
+        )
+    if token is not None and not num_tasks:
+        raise ConfigError(
+            f"task_token is {token}, but the model has no task tokens (encoder.num_tasks is 0). Leave task_token out, "
+            "or use a preset that has them, such as ViLBERT's multitask."
+        )
+    if token is not None and not 0 <= token < num_tasks:
+        raise ConfigError(
+            f"task_token must be a number from 0 to {num_tasks - 1}, a row of the model's {num_tasks} task tokens; "
+            f"found {token}."
+        )
 
 
 def swap_words(text: str) -> str:

@@ -22,6 +22,10 @@ MODELS: Mapping[str, str] = {
 }
 """Name -> module that offers `SPEC`."""
 
+BASELINES: Mapping[str, str] = {"vilbert-baseline": "visling.models.vilbert_baseline"}
+"""Models that a paper compares its own with: found by name like a family, but none of `names`, for all of which there
+are recipes on scenes and comparisons."""
+
 
 def names() -> tuple[str, ...]:
     """All family names of this package."""
@@ -36,11 +40,12 @@ def spec(name: str) -> ModelSpec[Any]:
     """
     from visling.models.base import ModelSpec
 
-    path = name if "." in name else MODELS.get(name)
+    known = {**MODELS, **BASELINES}
+    path = name if "." in name else known.get(name)
     module = None if path is None else configs.load_module(path)
     if module is None:
         raise ConfigError(
-            f"no model {name!r}. {nearest(name, MODELS)} A model of your own is given as my_package.my_module."
+            f"no model {name!r}. {nearest(name, known)} A model of your own is given as my_package.my_module."
         )
     spec = getattr(module, "SPEC", None)
     if not isinstance(spec, ModelSpec):
@@ -88,7 +93,20 @@ def encoder_config(model: str, given: Any) -> Any:
     return family.presets[given]
 
 
-def head_styles(model: str) -> dict[str, str]:
-    """Head kind -> style of a model's main release layout."""
+def head_styles(model: str, release: str | None = None) -> dict[str, str]:
+    """Head kind -> style of a model's main release layout, or of another one, where the kinds that it lacks have the
+    main one's.
+
+    Raises:
+        ConfigError: no such layout.
+    """
     spec = models.spec(model)
-    return {kind: style for (layout, kind), style in spec.head_styles.items() if layout == spec.layout}
+    layouts = dict.fromkeys(layout for layout, _ in spec.head_styles)
+    if release is not None and release not in layouts:
+        raise ConfigError(f"{model} has no heads of a layout {release!r}. {nearest(release, layouts)}")
+    return {
+        kind: style
+        for wanted in (spec.layout, release)
+        for (layout, kind), style in spec.head_styles.items()
+        if layout == wanted
+    }

@@ -100,6 +100,10 @@ VOLTA_ANSWERS = AnswerList(
 """Of VOLTA's reproductions of all families."""
 
 
+KEPT_BY_RECIPES = frozenset({"dropout_rate", "attention_dropout_rate", "init_std", "max_tokens", "max_regions"})
+"""Of `ModelSpec.kept`, what all families have: what is dropped out, how new weights are drawn, how much is read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Generic[C]):
     """One family, for code that builds, loads, feeds or converts it by name. Fields without a default are all that a
@@ -125,6 +129,11 @@ class ModelSpec(Generic[C]):
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"vqa": {"loss": "bce"}})
     """Task -> its settings as the family's release has them. A fine-tuning fills in those that its recipe leaves at
     None; a converted classifier is read by them."""
+    kept: frozenset[str] = KEPT_BY_RECIPES
+    """Settings of the config that stay those of the recipe when a run starts from another model. All others belong to
+    the weights, even those that shape none of them, and follow the model."""
+    task_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Task -> its number among the release's task tokens, of tasks that have one number for all data sets."""
     carries_answers: bool = False
     """Whether the answer head of a task starts from that of pre-training."""
     start_task: Callable[[TaskStart], list[str]] | None = None

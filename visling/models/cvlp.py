@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from visling.checkpoints.keymap import KeyMap, Rule, rename
 from visling.errors import ConfigError
 from visling.models import lxmert
-from visling.models.base import Encoder, ModelSpec
+from visling.models.base import KEPT_BY_RECIPES, Encoder, ModelSpec
 from visling.models.lxmert import Lxmert, LxmertConfig
 from visling.nn.momentum import MomentumCopy
 from visling.types import Batch, Encoded, InputSpec, Regions, Text
@@ -68,6 +68,7 @@ PRESETS: Mapping[str, CvlpConfig] = {
     "base_replace": CvlpConfig(key_layers="replace"),  # key files with their successors
     # ours; a stream of three layers is the shortest of which one can be left out, and a third text layer costs least
     "scenes": _of(lxmert.PRESETS["scenes"], num_text_layers=3),
+    "small": _of(lxmert.PRESETS["small"]),
     "tiny": _of(lxmert.PRESETS["tiny"]),
 }
 """Released configurations at full size, and ours. Fine-tuned files have the size of "base"."""
@@ -276,4 +277,5 @@ SPEC = ModelSpec(
     tasks={"vqa": {"loss": "bce"}, "nlvr2": {"joined": False}},
     carries_answers=True,  # release: load_lxmert_qa, as in LXMERT's
     loads_from=("lxmert",),  # its query network is an LXMERT
+    kept=KEPT_BY_RECIPES | {"key_layers", "key_drop_rate"},  # of the key network, which only pre-training has
 )

@@ -122,6 +122,20 @@ PRESETS: Mapping[str, LxmertConfig] = {
         vocabulary="scenes",
         vocab_size=318,
     ),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(
+        _SMALL,
+        hidden_size=128,
+        num_text_layers=3,
+        num_region_layers=1,
+        num_cross_layers=2,
+        num_heads=8,
+        intermediate_size=512,
+        max_positions=128,
+        feature_size=256,
+        init_std=0.05,
+        max_tokens=40,
+    ),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,

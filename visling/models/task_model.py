@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from visling.errors import ConfigError
 from visling.models.base import Encoder
 from visling.nn import heads as heads_module
 from visling.nn.extraction import extract_features
@@ -15,7 +16,7 @@ from visling.types import Batch, Encoded, Head, Loss
 
 @dataclass(frozen=True, kw_only=True)
 class SavedHead:
-    """A head as a converted model folder describes it."""
+    """A head as a model folder describes it, where its style or size is not that of the family's main layout."""
 
     part: str
     """Its name in the key maps of the family."""
@@ -83,3 +84,48 @@ class TaskModel(nn.Module):
         for name, head in self.heads.items():
             logits |= heads_module.flatten(name, heads_module.read(self.kinds[name], head, encoded, batch))
         return logits
+
+
+class JointModel(nn.Module):
+    """An encoder with the heads of several tasks; tasks that name a head alike share it.
+
+    Args:
+        tasks: name -> the task's heads by their own names, and rows per example.
+        names: task -> its head -> the head's name in this model.
+        styles: head kind -> style of the family.
+    Raises:
+        ConfigError: two tasks that share a head want different ones.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Mapping[str, tuple[Mapping[str, Head], int]],
+        names: Mapping[str, Mapping[str, str]],
+        styles: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict()
+        self._of_task: dict[str, TaskModel] = {}
+        wanted: dict[str, tuple[str, Head]] = {}
+        for task, (heads, group) in tasks.items():
+            model = TaskModel(encoder, heads, styles, group=group)
+            for own, head in heads.items():
+                name = names[task][own]
+                first, known = wanted.setdefault(name, (task, head))
+                if head != known:
+                    raise ConfigError(
+                        f"the tasks {first} and {task} cannot share the head {name}: one is {known.kind} of "
+                        f"{known.outputs} outputs, the other {head.kind} of {head.outputs}. Give one of them another "
+                        f"name: --set tasks.{task}.shares=OTHER."
+                    )
+                if name in self.heads:
+                    model.heads[own] = self.heads[name]
+                else:
+                    self.heads[name] = model.heads[own]
+            self._of_task[task] = model
+
+    def of_task(self, name: str) -> TaskModel:
+        """The encoder with the heads of one task: the same modules."""
+        return self._of_task[name]

@@ -24,7 +24,7 @@ from visling.boxes import spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError
-from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
+from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
@@ -140,6 +140,8 @@ PRESETS: Mapping[str, VisualBertConfig] = {
     "nlvr": dataclasses.replace(
         _SMALL, hidden_size=96, num_heads=6, intermediate_size=384, dropout_rate=0.0, **_DRAWN_WORDS
     ),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(_SMALL, init_std=0.05, max_tokens=40, answer_slot="same_segment"),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,
@@ -462,5 +464,6 @@ SPEC = ModelSpec(
         "nlvr2": {"joined": True},
         "vcr": {"loss": "softmax", "names": "mentioned", "links": "first_piece", "cut": "front"},
     },
+    kept=KEPT_BY_RECIPES | {"answer_slot", "pair"},
     transformers=_describe_for_transformers,
 )

@@ -31,7 +31,7 @@ from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError
-from visling.models.base import AnswerList, Encoder, ModelSpec, TaskStart
+from visling.models.base import KEPT_BY_RECIPES, AnswerList, Encoder, ModelSpec, TaskStart
 from visling.nn.embeddings import RegionFeatures
 from visling.nn.head_blocks import RegionScorer, RegionTargets, Scorer, Transform, TransformClassifier
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
@@ -165,6 +165,19 @@ PRESETS: Mapping[str, VlBertConfig] = {
     **{f"large_{name}": dataclasses.replace(config, **_LARGE) for name, config in _BASE_SIZED.items()},
     # ours: from scratch on drawn scenes, with the part of BERT's vocabulary that they use
     "scenes": dataclasses.replace(_SMALL, vocabulary="scenes", vocab_size=318),
+    # ours: from scratch on a few thousand examples of one's own
+    "small": dataclasses.replace(
+        _SMALL,
+        hidden_size=128,
+        num_layers=4,
+        num_heads=8,
+        intermediate_size=512,
+        visual_size=128,
+        dropout_rate=0.1,
+        feature_dropout_rate=0.1,
+        init_std=0.05,
+        max_tokens=40,
+    ),
     "tiny": dataclasses.replace(
         _SMALL,
         hidden_size=32,
@@ -674,5 +687,8 @@ SPEC = ModelSpec(
             "class_weight": 1.0,
         },
     },
+    kept=KEPT_BY_RECIPES
+    | {"feature_dropout_rate", "visual_scale_init", "text_visual_scale_init"}
+    | {"region_order", "joint_limit", "answer_slot"},
     start_task=start_task,
 )

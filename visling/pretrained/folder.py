@@ -6,11 +6,10 @@ import fnmatch
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,21 +17,35 @@ from visling import config as configs
 from visling import models
 from visling.checkpoints import hub
 from visling.data.text import Tokenizer
-from visling.errors import CheckpointError
+from visling.errors import CheckpointError, nearest
 from visling.models import head_styles
 from visling.models.base import Encoder
 from visling.models.task_model import SavedHead, TaskModel
 from visling.objectives.base import Objective
 from visling.objectives.pretrain_model import PretrainModel
 from visling.pretrained.card import write_card
+from visling.pretrained.description import FORMAT, find_model, parse_encoder_config, read_description, reading
 from visling.regions.store import NativeStore
 from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
 from visling.train.state import save_weights
 from visling.vision.extractors import ExtractorSettings, read_settings
 
-FORMAT = 1
-"""Version of the model folder's layout."""
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTask:
+    """One task of a model that was trained on several, as its folder describes it."""
+
+    task: str
+    """A module of `visling.tasks`, or a dotted path."""
+    heads: Mapping[str, str]
+    """Head of the task -> its name in the model; tasks that share a head have one name for it."""
+    max_tokens: int
+    """Longest text row."""
+    max_regions: int
+    """Regions used per image."""
+    task_token: int | None = None
+    """Number of the task that its texts name, if the model has task tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +67,14 @@ class ModelFolder:
     state: Mapping[str, Any]
     """What restores the task (its answer vocabulary)."""
     heads: Mapping[str, SavedHead] = field(default_factory=dict)
-    """Heads of converted weights by the prefix of their weights (`objectives.masked_lm.head`, `heads.classify`)."""
+    """Heads of converted weights, and those of a task that are not of the family's main layout, by the prefix of their
+    weights (`objectives.masked_lm.head`, `heads.classify`)."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where converted weights come from: file, its SHA-256, layout, and release if it is in the catalogue."""
+    task_token: int | None = None
+    """Number of the task that its texts name, if the model has task tokens."""
+    tasks: Mapping[str, SavedTask] = field(default_factory=dict)
+    """Name -> task of a model that was trained on several; `task` is then None, and `state` holds the state of each."""
     extractor: ExtractorSettings | None = None
     """The jointly trained region extractor that computes its features; the fingerprint is then that of the store of its
     boxes and classes."""
@@ -64,7 +82,7 @@ class ModelFolder:
     def encoder(self) -> Encoder:
         """The encoder alone, weights loaded."""
         encoder = models.build(self.model, self.config)
-        load_part(encoder, self.weights, "encoder.", self.path)
+        load_encoder(encoder, self)
         return encoder
 
     def region_extractor(self) -> nn.Module | None:
@@ -75,12 +93,48 @@ class ModelFolder:
         load_part(extractor, self.weights, "extractor.", self.path)
         return extractor
 
+    def for_task(self, name: str | None) -> ModelFolder:
+        """The same model for one of the tasks that it was trained on; a model of one task needs no name.
+
+        Raises:
+            CheckpointError: it has several tasks and none is named, or none of that name.
+        """
+        if not self.tasks:
+            if name is None:
+                return self
+            raise CheckpointError(
+                f"{self.path} was not trained on several tasks, among which {name!r} could be chosen. Leave --task out."
+            )
+        if name is None:
+            raise CheckpointError(f"{self.path} was trained on several tasks: name one of {', '.join(self.tasks)}.")
+        if name not in self.tasks:
+            raise CheckpointError(f"{self.path} was not trained on a task {name!r}. {nearest(name, self.tasks)}")
+        saved = self.tasks[name]
+        weights = {key: tensor for key, tensor in self.weights.items() if not key.startswith("heads.")}
+        for own, joint in saved.heads.items():
+            part = f"heads.{joint}."
+            weights |= {
+                f"heads.{own}.{key.removeprefix(part)}": tensor
+                for key, tensor in self.weights.items()
+                if key.startswith(part)
+            }
+        return replace(
+            self,
+            config=replace(self.config, max_tokens=saved.max_tokens, max_regions=saved.max_regions),
+            task=saved.task,
+            weights=weights,
+            state=self.state["tasks"][name],
+            task_token=saved.task_token,
+            tasks={},
+        )
+
     def task_model(self) -> tuple[TaskModel, Task[Any, Any]]:
         """The fine-tuned model and its task, restored.
 
         Raises:
-            CheckpointError: the folder holds a pre-trained encoder without a task head.
+            CheckpointError: the folder holds a pre-trained encoder without a task head, or several tasks.
         """
+        self.for_task(None)
         if self.task is None:
             raise CheckpointError(
                 f"{self.path} holds a pre-trained encoder without a task head. Fine-tune it first: visling finetune "
@@ -181,15 +235,28 @@ def save_model_folder(
     describe_model_folder(
         path,
         model=run.model,
-        config=module.encoder.config,
+        config=run.encoder,
         task=task,
         text_only=text_only,
         fingerprint="" if store is None else store.fingerprint,
         tokenizer=tokenizer,
         trained=f"by the recipe {run.recipe}",
+        heads=None if task is None else _describe_heads(task, run.model, run.head_layout),
+        task_token=None if task is None else run.task_token,
         extractor=run.extractor,
     )
     save_weights(path, module)
+
+
+def _describe_heads(task: Task[Any, Any], model: str, layout: str | None) -> dict[str, SavedHead]:
+    """The heads of a task by the prefix of their weights; none where they are of the family's main layout."""
+    if layout is None:
+        return {}
+    styles = head_styles(model, layout)
+    return {
+        f"heads.{name}": SavedHead(part=name, head=head, style=styles[head.kind], group=task.group)
+        for name, head in task.heads.items()
+    }
 
 
 def describe_model_folder(
@@ -204,14 +271,18 @@ def describe_model_folder(
     trained: str,
     heads: Mapping[str, SavedHead] | None = None,
     source: Mapping[str, Any] | None = None,
+    task_token: int | None = None,
+    tasks: Mapping[str, SavedTask] | None = None,
     extractor: ExtractorSettings | None = None,
 ) -> None:
     """Write a model folder except its weights.
 
     Args:
         trained: for the model card: how, or where the weights come from.
-        heads: of converted weights, by the prefix of their weights.
+        heads: those that `ModelFolder.heads` describes.
         source: of converted weights.
+        task_token: number of the task that its texts name, if the model has task tokens.
+        tasks: of a model of several tasks, whose states the caller writes into answers.json.
         extractor: settings of the region extractor that was trained jointly.
     """
     described = {
@@ -221,6 +292,8 @@ def describe_model_folder(
         "task": None if task is None else task.name,
         "text_only": text_only,
         "fingerprint": fingerprint,
+        **({"task_token": task_token} if task_token is not None else {}),
+        **({"tasks": configs.to_dict(tasks)} if tasks else {}),
         **({"extractor": configs.to_dict(extractor)} if extractor is not None else {}),
         **({"heads": configs.to_dict(heads)} if heads else {}),
         **({"source": dict(source)} if source else {}),
@@ -240,23 +313,10 @@ def read_model_folder(path: Path) -> ModelFolder:
     Raises:
         CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
-    folder = path if (path / "config.json").exists() else path / "model"
-    if not (folder / "config.json").exists():
-        raise CheckpointError(
-            f"no model in {path}: expected config.json and model.safetensors there or in {path / 'model'}. Has the "
-            "run finished its first epoch?"
-        )
+    folder = find_model(path)
     answers = folder / "answers.json"
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        layout = described.get("format") if isinstance(described, dict) else type(described).__name__
-        if not isinstance(layout, int):
-            raise CheckpointError(
-                f"{folder} holds no model that pretrain or finetune wrote: the format in its config.json is "
-                f"{layout!r}. Check the path; visling convert reads weights of other libraries."
-            )
-        if layout != FORMAT:
-            raise CheckpointError(f"{folder} has layout {layout}; this version reads {FORMAT}. Update visling.")
+    with reading(folder):
+        described = read_description(folder)
         state = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
         if not isinstance(state, dict):
             raise CheckpointError(
@@ -266,7 +326,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         return ModelFolder(
             path=folder,
             model=described["model"],
-            config=configs.from_dict(models.spec(described["model"]).config, described["config"]),
+            config=parse_encoder_config(described),
             task=described["task"],
             text_only=described["text_only"],
             fingerprint=described["fingerprint"],
@@ -274,16 +334,10 @@ def read_model_folder(path: Path) -> ModelFolder:
             state=state,
             heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},
             source=described.get("source", {}),
+            task_token=described.get("task_token"),
+            tasks={name: configs.from_dict(SavedTask, task) for name, task in described.get("tasks", {}).items()},
             extractor=read_settings(described["extractor"]) if "extractor" in described else None,
         )
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again."
-        ) from error
-    except KeyError as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} lacks {error}: it was edited or is damaged. Train or copy the model again."
-        ) from error
 
 
 def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, source: Path) -> None:
@@ -304,6 +358,39 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, sou
             f"another shape, first {first!r}{sizes}. Use the settings it was trained with (its config.json)."
         )
     module.load_state_dict(part)
+
+
+def load_encoder(encoder: Encoder, saved: ModelFolder) -> list[str]:
+    """Load the encoder of a model into one of the same family. Returns notes for the log.
+
+    A model that gets task tokens may start from one without: the table stays randomly initialised, as in ViLBERT's
+    multi-task release.
+
+    Raises:
+        CheckpointError: names or shapes differ; names the settings that do.
+    """
+    weights, notes = dict(saved.weights), []
+    count = models.spec(saved.model).inputs(saved.config).num_tasks
+    table = encoder.state_dict().get(_TASK_TABLE)
+    if table is not None and not count:
+        weights[f"encoder.{_TASK_TABLE}"] = table
+        notes.append(f"the {len(table)} task tokens are randomly initialised: {saved.path} has none")
+    try:
+        load_part(encoder, weights, "encoder.", saved.path)
+    except CheckpointError as error:
+        differing = [
+            f"encoder.{name} is {here}, not {there}"
+            for name, (there, here) in configs.difference(encoder.config, saved.config).items()
+            if name not in models.spec(saved.model).kept
+        ]
+        if not differing:
+            raise
+        raise CheckpointError(f"{error} Here {'; '.join(differing)}.") from error
+    return notes
+
+
+_TASK_TABLE = "tasks.weight"
+"""Of an encoder with task tokens."""
 
 
 def load_heads(objectives: Mapping[str, Objective], saved: ModelFolder) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ from typing import Any
 from visling import config as configs
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
-from visling.data.corpora.readers import check_corpora
-from visling.errors import ConfigError
-from visling.models import encoder_config
+from visling.data.corpora.readers import check_corpora, without_objectives
+from visling.errors import ConfigError, Conflicts, VislingError, nearest, refuse
+from visling.models import encoder_config, head_styles
 from visling.objectives.masked_regions import RegionLosses
 from visling.train.config import TrainConfig
 from visling.vision.extractors import ExtractorSettings
 from visling.vision.vcr_network import VcrNetworkConfig
+
+OBJECTIVES = ("masked_lm", "matching", "masked_regions", "image_qa", "region_contrast")
+"""What a pre-training may learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class PretrainConfig:
     """Whether the encoder's feature width follows the region store; a published run reads features of one width."""
     corpora: tuple[Corpus, ...]
     objectives: Mapping[str, float]
-    """Objective -> weight in the loss: masked_lm, matching, masked_regions, image_qa, region_contrast."""
+    """Objective (`OBJECTIVES`) -> weight in the loss. Weight 0 leaves an objective out, with all that only it needs."""
     from_epoch: Mapping[str, int] = field(default_factory=dict)
     """Objective -> epochs that pass before it counts; until then its weight is 0 (LXMERT's paper: image_qa 10)."""
     objective_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -70,6 +73,9 @@ class PretrainConfig:
     recipe whose model `--init` names."""
     train: TrainConfig
     """How long and how."""
+    from_init: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) of the encoder that is that of the model which `--init` names -> what the recipe has instead
+    (`recipes.changes`)."""
     paper: Mapping[str, Any] = field(default_factory=dict)
     """Setting (dotted) or topic -> what the paper has instead, where it is known."""
     release: Mapping[str, Any] = field(default_factory=dict)
@@ -77,37 +83,66 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
-        check_corpora(self.corpora)
+        conflicts = Conflicts()
+        with conflicts.collect():
+            check_corpora(self.corpora)
+        conflicts.errors += self._find_problems()
+        conflicts.refuse()
+        self._drop_weightless()
+
+    def _find_problems(self) -> Iterator[ConfigError]:
+        for name, weight in self.objectives.items():
+            if name not in OBJECTIVES:
+                yield ConfigError(f"unknown objective {name!r}. {nearest(name, OBJECTIVES)}")
+            elif weight < 0:
+                yield ConfigError(f"objectives.{name} is a weight, 0 or more; found {weight:g}. 0 leaves it out.")
+        if not any(self.objectives.values()):
+            yield ConfigError(
+                f"no objective has a weight above 0; found {', '.join(self.objectives) or 'none'}. "
+                f"Add one, for example --set objectives.masked_lm=1."
+            )
         for what, named in (("from_epoch", self.from_epoch), ("objective_settings", self.objective_settings)):
             if unknown := sorted(named.keys() - self.objectives.keys()):
-                raise ConfigError(
+                yield ConfigError(
                     f"{what} names {', '.join(unknown)}, which the objectives {', '.join(self.objectives)} lack. "
                     "Take it out, or add it."
                 )
-
-        _check_sorting(self.sort_by_length)
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
+        yield from _check_batches(self)
         if self.extractor is not None:
-            _check_extractor(self.extractor, self.encoder)
-            self._check_computed_features()
+            yield from _check_extractor(self.extractor, self.encoder)
+            yield from self._check_computed_features()
 
-    def _check_computed_features(self) -> None:
-        """Refuse objectives and maskings that need stored features, and a network that needs more than boxes."""
+    def _drop_weightless(self) -> None:
+        """Leave out objectives of weight 0 with their settings and with what only they read: corpora, region losses and
+        masked regions."""
+        dropped = {name for name, weight in self.objectives.items() if not weight}
+        if not dropped:
+            return
+        for field_name in ("objectives", "from_epoch", "objective_settings"):
+            named = getattr(self, field_name)
+            object.__setattr__(self, field_name, {name: value for name, value in named.items() if name not in dropped})
+        object.__setattr__(self, "corpora", without_objectives(self.corpora, dropped))
+        if "masked_regions" in dropped:
+            object.__setattr__(self, "region_losses", None)
+            if "region_contrast" not in self.objectives:
+                object.__setattr__(self, "region_masking", None)
+
+    def _check_computed_features(self) -> Iterator[ConfigError]:
+        """Objectives and maskings that need stored features, and a network that needs more than boxes."""
         if isinstance(self.extractor, VcrNetworkConfig):
-            raise ConfigError(
+            yield ConfigError(
                 "VisualBERT's network for VCR reads the class and the outline of every object, which examples of "
                 "pre-training do not have. Pre-train on stored features, or use extractor.kind=vlbert."
             )
         if self.region_masking is not None and self.region_masking.random:
-            raise ConfigError(
+            yield ConfigError(
                 "region_masking.random takes stored features of other images, which an extractor does not read. "
                 "Set it to 0."
             )
-        if "region_contrast" in self.objectives or (
+        if self.objectives.get("region_contrast") or (
             self.region_losses is not None and self.region_losses.features != "none"
         ):
-            raise ConfigError(
+            yield ConfigError(
                 "region_contrast and region_losses.features compare with stored features, but the recipe's extractor "
                 "makes others while it trains. Leave them out, or set extractor=none."
             )
@@ -144,6 +179,9 @@ class FinetuneConfig:
     """One split, or several joined by "+" (train+nominival)."""
     valid_split: str = "val"
     """Split by which the best weights are chosen."""
+    task_token: int | None = None
+    """Number of the task among the model's task tokens, which every text names (ViLBERT's multi-task release: that of
+    its task file); None for a model without them."""
     train_limit: int | None = None
     """Use only the first so many training examples (in a random order of the run's seed)."""
     valid_images: int | None = None
@@ -161,6 +199,9 @@ class FinetuneConfig:
     """Whether left and right are exchanged in questions and answers about mirrored images (VL-BERT: not in VCR)."""
     text_only: bool = False
     """Train without any region: what the words alone give away."""
+    head_layout: str | None = None
+    """Released layout of the family whose heads the task gets (ViLBERT's first release: "first"); None = the main
+    one."""
     carry_answers: bool = True
     """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
     CVLP)."""
@@ -172,6 +213,9 @@ class FinetuneConfig:
     from their word vectors, VCR's second segment from the first)."""
     train: TrainConfig
     """How long and how."""
+    from_init: Mapping[str, Any] = field(default_factory=dict)
+    """Setting (dotted) of the encoder that is that of the model which `--init` names -> what the recipe has instead
+    (`recipes.changes`)."""
     paper: Mapping[str, Any] = field(default_factory=dict)
     """Setting (dotted) or topic -> what the paper has instead, where it is known."""
     release: Mapping[str, Any] = field(default_factory=dict)
@@ -179,22 +223,27 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
-        _check_sorting(self.sort_by_length)
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is a share of the images, from 0 to 1; found {self.flip:g}.")
+        refuse(self._find_problems())
+
+    def _find_problems(self) -> Iterator[VislingError]:
+        conflicts = Conflicts()
+        with conflicts.collect():
+            head_styles(self.model, self.head_layout)
+        yield from conflicts.errors
+        yield from _check_batches(self)
         if self.extractor is not None:
-            _check_extractor(self.extractor, self.encoder)
+            yield from _check_extractor(self.extractor, self.encoder)
             if self.text_only:
-                raise ConfigError(
+                yield ConfigError(
                     "text_only shows no region, so that the recipe's extractor would have nothing to compute. Use "
                     "--set extractor=none."
                 )
 
 
-def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> None:
-    """Refuse an encoder that does not read the features of an extractor, or measures stored ones."""
+def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> Iterator[ConfigError]:
+    """What keeps an encoder from reading the features of an extractor."""
     if encoder.feature_size != extractor.feature_size:
-        raise ConfigError(
+        yield ConfigError(
             f"the extractor makes features of width {extractor.feature_size}, but encoder.feature_size is "
             f"{encoder.feature_size}. "
             f"Use --set encoder.feature_size={extractor.feature_size}."
@@ -204,18 +253,23 @@ def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> None:
         ("masks_features", "hides features, but here pixels are hidden"),
     ):
         if getattr(encoder, name, False):
-            raise ConfigError(
+            yield ConfigError(
                 f"encoder.{name} {why}; the recipe's extractor makes features while it trains. "
                 f"Use --set encoder.{name}=false."
             )
 
 
-def _check_sorting(batches: int) -> None:
-    if batches < 1:
-        raise ConfigError(
-            f"sort_by_length counts batches that are sorted together; found {batches}. For plain random batches set it "
-            "to 1."
+def _check_batches(run: PretrainConfig | FinetuneConfig) -> Iterator[ConfigError]:
+    """What is wrong with how examples are put into batches."""
+    if run.batch_size < 1:
+        yield ConfigError(f"batch_size must be at least 1; found {run.batch_size}.")
+    if run.sort_by_length < 1:
+        yield ConfigError(
+            f"sort_by_length counts batches that are sorted together; found {run.sort_by_length}. For plain random "
+            "batches set it to 1."
         )
+    if not 0 <= run.flip <= 1:
+        yield ConfigError(f"flip is a share of the images, from 0 to 1; found {run.flip:g}.")
 
 
 BERT_BASE, BERT_LARGE = "bert-base-uncased", "bert-large-uncased"

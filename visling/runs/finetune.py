@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -10,27 +10,32 @@ from typing import TextIO
 from visling import config as configs
 from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
+from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, DataError, StoreError
+from visling.errors import ConfigError, Conflicts, DataError, StoreError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
 from visling.pretrained.features import check_fingerprint, measure_features
 from visling.pretrained.folder import (
+    ModelFolder,
     check_family,
-    load_part,
+    load_encoder,
     objective_heads,
     read_model_folder,
     save_model_folder,
 )
+from visling.pretrained.several import continue_heads, find_token
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
-from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
@@ -99,75 +104,95 @@ class Finetuning:
         backbone: Path | None = None,
         valid_store: Path | None = None,
     ) -> None:
+        conflicts = Conflicts()
         if store is None and not config.text_only:
-            raise ConfigError(
-                "a model that sees regions needs --store. For a model of the words alone use --text-only."
+            conflicts.errors.append(
+                ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")
             )
-        check_images_option(config, images, backbone)
-        config = fit_to_family(config)
-        self.store = None if store is None else NativeStore.open(store)
-        self.start = None if init is None else read_model_folder(init)
-        if self.store is not None:
-            config = fit_to_store(config, self.store)
-        elif self.start is not None:  # no feature is projected, but the weights of the projection are loaded
-            encoder = replace(config.encoder, feature_size=self.start.config.feature_size)
-            config = replace(config, encoder=encoder)
-        self.config = config
-        regions = None if config.text_only else self.store
-        valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
-        self.task = load_task(config.task).configured(config.task_settings)
-        read = read_records(self.task, data, config.train_split)
-        kept = read if config.without_images is None else without_images(read, config.without_images)
-        self.left_out = len(read) - len(kept)
-        self.train_records = _limit_records(kept, config)
-        self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
+        with conflicts.collect():
+            check_images_option(config, images, backbone)
+        self.store: NativeStore | None = None
+        with conflicts.collect():
+            self.store = None if store is None else NativeStore.open(store)
+        self.start: ModelFolder | None = None
+        with conflicts.collect():
+            self.start = None if init is None else read_model_folder(init)
+        with conflicts.collect():
+            config = fit_to_family(config)
+            self.task = load_task(config.task).configured(config.task_settings)
+            self._read_records(config, data)
+        conflicts.refuse()
+        self.config, regions = config, None if config.text_only else self.store
+        with conflicts.collect():
+            self.config = self._fit_encoder(config)
+        valid_regions = regions
+        with conflicts.collect():
+            valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
+        with conflicts.collect():
+            if regions is not None:
+                check_images(self.train_records, regions)
+        with conflicts.collect():
+            if valid_regions is not None:
+                check_images(self.valid_records, valid_regions)
+        with conflicts.collect():
+            if self.start is not None:
+                check_family(self.start, config.model)
+        with conflicts.collect():
+            if self.start is not None and self.store is not None:
+                override, extracts = other_features or config.text_only, config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
+        with conflicts.collect():
+            self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=self.config.task_token)
+        conflicts.refuse()
+        self.layouts = [self.inputs.layout]
+        if regions is not None:
+            self.train_records = self.task.with_regions(self.train_records, regions)
+        self.task.setup(self.train_records)
+        if config.extractor is not None and images is not None and regions is not None:
+            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
+            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
+        source = TaskSource(self.task, self.train_records, self.inputs.layout)
+        self.spelled = SpelledWords(self.config, self.inputs, [source], init)
+        self.backbone = backbone
+        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
+
+    def _read_records(self, config: FinetuneConfig, data: Path) -> None:
+        """Read the training and validation records, as far as the config asks for them."""
+        conflicts = Conflicts()
+        with conflicts.collect():
+            read = read_records(self.task, data, config.train_split)
+            kept = read if config.without_images is None else without_images(read, config.without_images)
+            self.left_out = len(read) - len(kept)
+            self.train_records = _limit_records(kept, config)
+        with conflicts.collect():
+            self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
+        conflicts.refuse()
         if not self.train_records or not self.valid_records:
             raise DataError(
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
                 "are needed."
             )
         self.valid_records = limit_images(self.valid_records, config.valid_images)
-        if regions is not None and valid_regions is not None:
-            check_images(self.train_records, regions)
-            check_images(self.valid_records, valid_regions)
-            self.train_records = self.task.with_regions(self.train_records, regions)
-        self.task.setup(self.train_records)
-        if self.start is not None:
-            check_family(self.start, config.model)
-            if self.store is not None:
-                override, extracts = other_features or config.text_only, config.extractor is not None
-                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
-        self.inputs = Inputs(config.model, config.encoder, regions, device)
-        if config.extractor is not None and images is not None and regions is not None:
-            shown = list_images(JoinedRecords(self.train_records, self.valid_records))
-            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
-        self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
-        self.backbone = backbone
-        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
+
+    def _fit_encoder(self, config: FinetuneConfig) -> FinetuneConfig:
+        """The config with the feature width of the store; without a store that of the model that it starts from: no
+        feature is projected, but the weights of the projection are loaded. The task tokens are those of that model."""
+        if self.store is not None:
+            config = fit_to_store(config, self.store)
+        elif self.start is not None:
+            config = replace(config, encoder=replace(config.encoder, feature_size=self.start.config.feature_size))
+        return config if self.start is None else follow_task_token(config, self.start)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
-        if self.left_out:
-            notes.append(f"{self.left_out} training examples of the images in {config.without_images} are left out")
-        batch_size, shrunk = self._fit_batch()
 
         def step(batch: Batch, targets: Targets) -> Loss:
             logits, own = model.respond(batch)
             loss = task.loss(logits, targets)
             return loss if own is None else loss + own
-
-        def validate() -> Mapping[str, float]:
-            predictions = predict_records(
-                model,
-                task,
-                self.valid_inputs,
-                self.valid_records,
-                batch_size=config.batch_size,
-                precision=config.train.precision,
-            )
-            return {name: score.value for name, score in task.report(predictions, self.valid_records).scores.items()}
 
         def save(path: Path) -> None:
             save_model_folder(
@@ -176,38 +201,54 @@ class Finetuning:
             )  # fmt: skip
 
         def record(folder: RunFolder) -> None:
-            folder.record({"examples": {"train": len(self.train_records), "valid": len(self.valid_records)}})
+            examples = {"train": len(self.train_records), "valid": len(self.valid_records)}
+            folder.record({"examples": examples, **self.spelled.record()})
 
-        source = TaskSource(task, self.train_records, inputs.layout)
         return Training(
             model=model,
             step=step,
-            batches=inputs.loader(
-                TextOnly(source) if config.text_only else source,
-                batch_size=batch_size,
-                seed=config.train.seed,
-                training=True,
-                sort_by_length=config.sort_by_length,
-                flip=config.flip,
-                swap_sides=config.flip > 0 and config.swap_sides,
-            ),
-            validate=validate,
+            batches=self.load_batches(),
+            validate=lambda: self.validate(model),
             save=save,
             record=record,
-            notes=[
-                *notes,
-                *filter(None, [shrunk]),
-                *task.notes(JoinedRecords(self.train_records, self.valid_records)),
-            ],
+            notes=[*notes, *self.describe_examples()],
         )
 
-    def _fit_batch(self) -> tuple[int, str]:
-        """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
-        asked, have = self.config.batch_size, len(self.train_records)
-        if have >= asked or runtime.world_size() > 1:
-            return asked, ""
-        fitting = max(1, have // self.config.train.accumulation)
-        return fitting, f"{have} training examples do not fill a batch of {asked}: batches of {fitting} are used"
+    def load_batches(self) -> Loader:
+        """The training batches."""
+        config = self.config
+        source = TaskSource(self.task, self.train_records, self.inputs.layout)
+        return self.inputs.loader(
+            TextOnly(source) if config.text_only else source,
+            batch_size=fit_batch(config, len(source))[0],
+            seed=config.train.seed,
+            training=True,
+            sort_by_length=config.sort_by_length,
+            flip=config.flip,
+            swap_sides=config.flip > 0 and config.swap_sides,
+        )
+
+    def validate(self, model: TaskModel) -> dict[str, float]:
+        """Scores of a model of the task on the validation records, in percent."""
+        config, task, records = self.config, self.task, self.valid_records
+        predictions = predict_records(
+            model, task, self.valid_inputs, records, batch_size=config.batch_size, precision=config.train.precision
+        )
+        return {name: score.value for name, score in task.report(predictions, records).scores.items()}
+
+    def describe_examples(self) -> list[str]:
+        """What there is to say about the examples, for the log."""
+        notes = []
+        if self.left_out:
+            left_out = f"{self.left_out} training examples of the images in {self.config.without_images}"
+            notes.append(f"{left_out} are left out")
+        _, shrunk = fit_batch(self.config, len(self.train_records))
+        return [
+            *notes,
+            *filter(None, [shrunk]),
+            *self.spelled.note(),
+            *self.task.notes(JoinedRecords(self.train_records, self.valid_records)),
+        ]
 
     def _build_model(self) -> tuple[TaskModel, list[str]]:
         """The model with its initial weights, and notes on its heads."""
@@ -216,17 +257,26 @@ class Finetuning:
         if config.extractor is None:
             measure_features(encoder, self.store, list_images(self.train_records))
         extractor, notes = build_extractor(config, start, self.backbone)
-        model = TaskModel(encoder, task.heads, models.head_styles(config.model), group=task.group, extractor=extractor)
+        styles = models.head_styles(config.model, config.head_layout)
+        model = TaskModel(encoder, task.heads, styles, group=task.group, extractor=extractor)
         if start is None:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
             return model.to(self.inputs.device), notes
-        load_part(encoder, start.weights, "encoder.", start.path)
-        answers = () if task.answers is None else list(task.answers)
+        notes += [*describe_followed(config, start.path), *load_encoder(encoder, start)]
+        notes += self.start_heads(model, start)
+        return model.to(self.inputs.device), notes
+
+    def start_heads(self, model: TaskModel, start: ModelFolder) -> list[str]:
+        """Start the heads of the task from another model, whose encoder has been loaded; returns notes for the log."""
+        config, notes = self.config, []
+        if start.tasks:
+            return continue_heads(model, self.task, start, config.task_token)
+        answers = () if self.task.answers is None else list(self.task.answers)
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
                 TaskStart(
-                    encoder=encoder,
+                    encoder=model.encoder,
                     heads=dict(model.heads.items()),
                     kinds=model.kinds,
                     objectives=objective_heads(start),
@@ -235,7 +285,24 @@ class Finetuning:
             )
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
-        return model.to(self.inputs.device), notes
+        return notes
+
+
+def follow_task_token(config: FinetuneConfig, start: ModelFolder) -> FinetuneConfig:
+    """The config with the task tokens of the model that it starts from, and the number of its task there, where it
+    leaves them open.
+
+    Raises:
+        ConfigError: several of the model's tasks could be meant.
+    """
+    count = models.spec(start.model).inputs(start.config).num_tasks
+    if start.model != config.model or not count:
+        return config
+    if not models.spec(config.model).inputs(config.encoder).num_tasks:
+        config = replace(config, encoder=replace(config.encoder, num_tasks=count))
+    if config.task_token is not None:
+        return config
+    return replace(config, task_token=find_token(start, load_task(config.task).configured(config.task_settings)))
 
 
 def _open_valid_store(

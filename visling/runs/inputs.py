@@ -14,7 +14,7 @@ from visling.data.batches.loader import Loader, Source
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import ConfigError, StoreError
+from visling.errors import ConfigError, Conflicts, StoreError
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.regions.store import NativeStore
@@ -34,19 +34,33 @@ def fit_to_store(config: C, store: NativeStore) -> C:
             f"{store.path} holds {len(store)} images and no region at all: there is nothing to see. "
             "The detector found nothing; score it with `visling detect eval`, train it longer, and extract again."
         )
-    # With an extractor, stored features are not read.
-    if config.extractor is None and config.encoder.feature_size != store.feature_size:
-        if not config.any_features:
-            raise StoreError(
-                f"{store.path} holds features of width {store.feature_size}; recipe {config.recipe} reads "
-                f"{config.encoder.feature_size}, as its release does. Use features of that width, or "
-                "--set any_features=true to train another model."
-            )
-        config = replace(config, encoder=replace(config.encoder, feature_size=store.feature_size))
-    if isinstance(config, PretrainConfig) and config.region_losses is not None:
-        widths = _fit_losses(config.region_losses, config, store)
-        return configs.override(config, [f"region_losses.{setting}={width}" for setting, width in widths.items()])
+    conflicts = Conflicts()
+    with conflicts.collect():
+        config = _fit_encoder(config, store)
+    with conflicts.collect():
+        if isinstance(config, PretrainConfig) and config.region_losses is not None:
+            widths = _fit_losses(config.region_losses, config, store)
+            config = configs.override(config, [f"region_losses.{name}={width}" for name, width in widths.items()])
+    conflicts.refuse()
     return config
+
+
+def _fit_encoder(config: C, store: NativeStore) -> C:
+    if config.extractor is not None or config.encoder.feature_size == store.feature_size:
+        return config  # with an extractor, stored features are not read
+    if not config.any_features:
+        here = f"{store.path} holds features of width {store.feature_size}"
+        width = config.encoder.feature_size
+        if "encoder.feature_size" in config.from_init:
+            raise StoreError(
+                f"{here}; the model that --init names reads {width}. Use features of that width, or start from another "
+                "model."
+            )
+        raise StoreError(
+            f"{here}; recipe {config.recipe} reads {width}, as its release does. Use features of that width, or "
+            "--set any_features=true to train another model."
+        )
+    return replace(config, encoder=replace(config.encoder, feature_size=store.feature_size))
 
 
 def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore) -> dict[str, int]:
@@ -87,6 +101,15 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
     return {setting: width for setting, (_, width) in differing.items()}
 
 
+def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int) -> tuple[int, str]:
+    """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
+    asked = config.batch_size
+    if examples >= asked or runtime.world_size() > 1:
+        return asked, ""
+    fitting = max(1, examples // config.train.accumulation)
+    return fitting, f"{examples} training examples do not fill a batch of {asked}: batches of {fitting} are used"
+
+
 class Inputs:
     """How a model is fed: what a batch must contain, its tokenizer, its regions, its device.
 
@@ -96,12 +119,20 @@ class Inputs:
         regions: source of the region features; None for a model of the words alone.
         device: auto, cpu, cuda or cuda:N.
         vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
+        task_token: number of the task that every text names, for a model with task tokens.
     Raises:
-        ConfigError: the vocabulary has more entries than the model's word table, or no such device.
+        ConfigError: the vocabulary has more entries than the model's word table, no such device, or a task token that
+            is missing, or that the model lacks.
     """
 
     def __init__(
-        self, model: str, config: Any, regions: RegionStore | None, device: str, vocabulary: str | Path | None = None
+        self,
+        model: str,
+        config: Any,
+        regions: RegionStore | None,
+        device: str,
+        vocabulary: str | Path | None = None,
+        task_token: int | None = None,
     ) -> None:
         self.spec: InputSpec = models.spec(model).inputs(config)
         self.tokenizer = Tokenizer(self.spec.vocabulary if vocabulary is None else str(vocabulary))
@@ -110,7 +141,7 @@ class Inputs:
                 f"vocabulary {self.spec.vocabulary!r} has {self.tokenizer.size} entries, but encoder.vocab_size is "
                 f"{config.vocab_size}. Use --set encoder.vocab_size={self.tokenizer.size}."
             )
-        self.layout = TextLayout(self.tokenizer, self.spec)
+        self.layout = TextLayout(self.tokenizer, self.spec, task_token=task_token)
         self.regions = regions
         self.pictures: Pictures | None = None
         """Of all images that are shown, where an extractor computes features; set once the examples are known."""

@@ -14,22 +14,24 @@ from visling.data.batches.loader import Loader, Source
 from visling.data.batches.paired import PairedLoader
 from visling.data.corpora.reading import Corpora, answer_table, images_of, read
 from visling.data.text import TextLayout
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, Conflicts, DataError
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.answers import save_answers
 from visling.pretrained.features import check_fingerprint, measure_features
-from visling.pretrained.folder import check_family, load_part, read_model_folder, save_model_folder
+from visling.pretrained.folder import ModelFolder, check_family, load_encoder, read_model_folder, save_model_folder
+from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
-from visling.runs.inputs import Inputs, fit_to_store
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
 from visling.runs.pictures import build_extractor, check_images_option, find_corpus_pictures
 from visling.runs.question_scores import record_answers
 from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.spelling import SpelledWords
 from visling.runs.validate import Validation, text_loss
-from visling.train.state import State
+from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Targets
 
 Pair = tuple[Batch, Targets]
@@ -96,32 +98,58 @@ class Pretraining:
         images: Path | None,
         backbone: Path | None,
     ) -> None:
-        check_objectives(config)
-        check_images_option(config, images, backbone)
-        self.store = NativeStore.open(store)
-        self.config = config = fit_to_store(config, self.store)
-        self.inputs = Inputs(config.model, config.encoder, self.store, device)
-        self.answers = run_answers(config, data)
-        self.training, self.validation = (
-            read_corpora(config, data, self.inputs.layout, self.store, valid=valid, answers=self.answers)
-            for valid in (False, True)
-        )
+        conflicts = Conflicts()
+        with conflicts.collect():
+            check_objectives(config)
+        with conflicts.collect():
+            check_images_option(config, images, backbone)
+        with conflicts.collect():
+            self.store = NativeStore.open(store)
+        self.start: ModelFolder | None = None
+        with conflicts.collect():
+            self.start = None if init is None else read_model_folder(init)
+        conflicts.refuse()
+        self.config = config
+        with conflicts.collect():
+            self.config = config = fit_to_store(config, self.store)
+        with conflicts.collect():
+            if self.start is not None:
+                check_family(self.start, config.model)
+        with conflicts.collect():
+            if self.start is not None:
+                extracts = config.extractor is not None
+                check_fingerprint(self.start, self.store.fingerprint, override=other_features, extracts=extracts)
+        with conflicts.collect():
+            self.inputs = Inputs(config.model, config.encoder, self.store, device)
+            self._read_data(data)
+        conflicts.refuse()
+        self.layouts = [self.inputs.layout]
+        if config.extractor is not None and images is not None:
+            sources = (self.training.images, self.validation.images)
+            files = find_corpus_pictures(config.corpora, images, sources, self.store)
+            self.inputs.pictures = config.extractor.open_pictures(files)
+        texts = [source for source in (self.training.images, self.training.text) if source is not None]
+        self.spelled = SpelledWords(config, self.inputs, texts, init)
+        self.backbone = backbone
+        self.origin = describe_origin(data=data, images=images)
+
+    def _read_data(self, data: Sequence[str]) -> None:
+        """Read the answers and the examples."""
+        config, layout = self.config, self.inputs.layout
+        conflicts = Conflicts()
+        self.answers: AnswerVocabulary | None = None
+        with conflicts.collect():
+            self.answers = run_answers(config, data)
+        with conflicts.collect():
+            self.training = read_corpora(config, data, layout, self.store, valid=False, answers=self.answers)
+        with conflicts.collect():
+            self.validation = read_corpora(config, data, layout, self.store, valid=True, answers=self.answers)
+        conflicts.refuse()
         if not len(self.validation.images):
             raise DataError(
                 f"split {config.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with "
                 "--set valid_split=NAME."
             )
-        if config.extractor is not None and images is not None:
-            sources = (self.training.images, self.validation.images)
-            files = find_corpus_pictures(config.corpora, images, sources, self.store)
-            self.inputs.pictures = config.extractor.open_pictures(files)
-        self.backbone = backbone
-        self.start = None if init is None else read_model_folder(init)
-        if self.start is not None:
-            check_family(self.start, config.model)
-            extracts = config.extractor is not None
-            check_fingerprint(self.start, self.store.fingerprint, override=other_features, extracts=extracts)
-        self.origin = describe_origin(data=data, images=images)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
@@ -149,6 +177,11 @@ class Pretraining:
             if answers is not None:
                 save_answers(path, answers)
 
+        def record(folder: RunFolder) -> None:
+            folder.record(self.spelled.record())
+            if answers is not None:
+                record_answers(folder, answers)
+
         return Training(
             model=model,
             step=step if self.training.text is None else paired_step,
@@ -163,8 +196,14 @@ class Pretraining:
                 precision=config.train.precision,
             ),
             save=save,
-            record=lambda folder: None if answers is None else record_answers(folder, answers),
-            notes=(*self.training.notes, *self.validation.notes, *notes),
+            record=record,
+            notes=(
+                *self.training.notes,
+                *self.validation.notes,
+                *filter(None, [fit_batch(config, len(self.training.images))[1]]),
+                *self.spelled.note(),
+                *notes,
+            ),
             begin=lambda: _fill_queue(model, captioned, config, self.inputs.device),
             after_update=model.after_update,
         )
@@ -180,9 +219,11 @@ class Pretraining:
         if start is not None:
             if key_alone:
                 key_encoder = models.build(config.model, config.encoder)
-            load_part(encoder if key_encoder is None else key_encoder, start.weights, "encoder.", start.path)
+            load_encoder(encoder if key_encoder is None else key_encoder, start)
         extractor, notes = build_extractor(config, start, self.backbone)
         objectives = build_objectives(config, encoder, self.answers, key_encoder)
+        if start is not None:
+            notes += describe_followed(config, start.path)
         if start is None:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
@@ -198,7 +239,9 @@ class Pretraining:
         config = self.config
         random_regions = config.region_masking is not None and config.region_masking.random
         return self.inputs.loader(
-            source, batch_size=config.batch_size, seed=config.train.seed, training=training,
+            source,
+            batch_size=fit_batch(config, len(source))[0] if training else config.batch_size,
+            seed=config.train.seed, training=training,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
@@ -216,7 +259,7 @@ class Pretraining:
         assert corpora.text is not None
         return self.inputs.loader(
             corpora.text,
-            batch_size=max(1, round(corpora.text_share * config.batch_size)),
+            batch_size=max(1, round(corpora.text_share * fit_batch(config, len(self.training.images))[0])),
             seed=config.train.seed + _TEXT_SEED,
             training=training,
             sort_by_length=config.sort_by_length if training else 1,

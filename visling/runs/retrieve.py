@@ -110,8 +110,9 @@ def retrieve(
         raise DataError(f"split {split!r} of {data} holds no caption.")
     check_images(records, regions)
     inputs = Inputs(
-        saved.model, saved.config, None if saved.text_only else regions, device, vocabulary=saved.path / "vocab.txt"
-    )
+        saved.model, saved.config, None if saved.text_only else regions, device,
+        vocabulary=saved.path / "vocab.txt", task_token=saved.task_token,
+    )  # fmt: skip
     inputs.pictures = open_pictures(saved, records, images, regions)
     wanted = None if shortlist is None else read_shortlist(shortlist, records, top)
     scores = score_pairs(

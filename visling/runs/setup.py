@@ -15,13 +15,16 @@ from torch import nn
 from visling import config as configs
 from visling import runtime
 from visling.data.corpora.base import split_root
+from visling.data.text import TextLayout
 from visling.errors import VislingError
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
 from visling.train.engine import Batches, fit
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.pace import Pace
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 
@@ -44,18 +47,25 @@ class Training:
     begin: Callable[[], None] | None = None
     """Called before the first update, not when a run is resumed."""
     after_update: Callable[[], None] | None = None
+    pace: Pace | None = None
+    """Of a run whose validations decide what is trained next."""
 
 
 class PreparedRun(Protocol):
     """A run whose inputs have been read and checked, and whose model has not been built."""
 
     @property
-    def config(self) -> PretrainConfig | FinetuneConfig:
+    def config(self) -> PretrainConfig | FinetuneConfig | MultitaskConfig:
         """Fitted to the store."""
         ...
 
     @property
     def inputs(self) -> Inputs: ...
+
+    @property
+    def layouts(self) -> Sequence[TextLayout]:
+        """What lays out its training texts, and counts those that it cuts."""
+        ...
 
     @property
     def store(self) -> NativeStore | None:
@@ -121,6 +131,7 @@ def carry_out(
             run_folder=folder,
             save_model=training.save,
             after_update=training.after_update,
+            pace=training.pace,
         )
         _conclude(run, folder, state, log)
     return state
@@ -151,7 +162,7 @@ def _open_folder(
                 "store": None if run.store is None else os.path.abspath(run.store.path),
                 **run.origin,
             },
-            may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
+            may_differ=("from_init", "train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
         )
         loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})
         with Log(folder.log, stream=stream, loggers=loggers) as log:
@@ -204,10 +215,12 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
 
     A run killed before the mark does all of this again when it is resumed; one stopped by `max_seconds` stays open.
     """
-    layout, store = run.inputs.layout, run.store
-    if layout.truncated:
-        often = f"{layout.truncated} times, counted over all epochs,"
-        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut", step=state.step)
+    store = run.store
+    for layout in run.layouts:
+        if layout.truncated:
+            often = f"{layout.truncated} times, counted over all epochs,"
+            longest = layout.spec.max_tokens
+            log.event(f"{often} a text was longer than {longest} word pieces and was cut", step=state.step)
     detector = None if store is None else store.settings.get("detector")
     if detector is not None and not Path(detector).is_dir():
         log.event(

@@ -79,9 +79,13 @@ retrieval in Karpathy's split, grounding in that of Entities. RefCOCO+; the othe
 VARIANTS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("dataset", "refcoco"): {"splits": {"train": 120_624, "val": 10_834, "testA": 5_657, "testB": 5_095}},
     ("dataset", "refcocog"): {"tokens": 11, "splits": {"train": 80_512, "val": 4_896, "test": 9_602}},
+    ("image_field", "id"): {"splits": {"train": 566_435, "val": 25_010, "test": 25_010}},  # ViLBERT's files of COCO
     ("phase", "rationale"): {"tokens": 50},
 }
 """Setting of a task and its value -> what differs from `TASKS`."""
+
+ANSWERS: Mapping[tuple[str, str], int] = {("vilbert", "gqa"): 1533}
+"""Family and task -> answers that its release lists, where they are others than in `TASKS`."""
 
 
 def typical_size(config: FinetuneConfig) -> TypicalTask:
@@ -90,7 +94,7 @@ def typical_size(config: FinetuneConfig) -> TypicalTask:
     for (setting, value), differing in VARIANTS.items():
         if config.task_settings.get(setting) == value:
             size = replace(size, **differing)
-    return size
+    return replace(size, answers=ANSWERS.get((config.model, config.task), size.answers))
 
 
 def count_examples(config: FinetuneConfig) -> int | None:
@@ -123,7 +127,7 @@ def untrained_task(config: FinetuneConfig) -> tuple[TaskModel, Task[Any, Any]]:
         task = kind(settings)
     encoder = models.build(config.model, config.encoder)
     extractor = None if config.extractor is None else config.extractor.build()
-    styles = models.head_styles(config.model)
+    styles = models.head_styles(config.model, config.head_layout)
     return TaskModel(encoder, task.heads, styles, group=task.group, extractor=extractor), task
 
 

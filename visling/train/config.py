@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from visling import runtime
-from visling.errors import ConfigError
+from visling.errors import ConfigError, refuse
 from visling.train.optim import OptimConfig
 
 Kept = Literal["best", "last", "epochs"]
@@ -67,28 +68,31 @@ class TrainConfig:
     """Several GPUs only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
 
     def __post_init__(self) -> None:
+        refuse(self._find_problems())
+
+    def _find_problems(self) -> Iterator[ConfigError]:
         for name in ("epochs", "accumulation", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} must be 1 or more; found {getattr(self, name)}.")
+                yield ConfigError(f"train.{name} must be 1 or more; found {getattr(self, name)}.")
         if not self.keep or len(set(self.keep)) < len(self.keep):
-            raise ConfigError(
+            yield ConfigError(
                 f"train.keep must name each of best, last and epochs at most once, and one at least; found {self.keep}."
             )
         if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(
+            yield ConfigError(
                 f"train.max_steps must be 1 or more; found {self.max_steps}. To train by epochs leave it out."
             )
         if self.seconds is not None and not self.seconds > 0:
-            raise ConfigError(
+            yield ConfigError(
                 f"train.seconds must be more than 0; found {self.seconds}. To train by epochs leave it out."
             )
         if self.average is not None and not 0 <= self.average < 1:
-            raise ConfigError(
+            yield ConfigError(
                 f"train.average must lie in [0, 1); found {self.average}. To average no weights leave it out."
             )
         if self.seed < 0:
-            raise ConfigError(f"train.seed must be 0 or more; found {self.seed}.")
+            yield ConfigError(f"train.seed must be 0 or more; found {self.seed}.")
         if self.patience is not None and self.patience < 0:
-            raise ConfigError(
+            yield ConfigError(
                 f"train.patience must be 0 or more; found {self.patience}. To never stop early leave it out."
             )

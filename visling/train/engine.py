@@ -26,6 +26,7 @@ from visling.train.generators import capture_generators, restore_generators
 from visling.train.log import Log
 from visling.train.meter import Meter, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
+from visling.train.pace import Pace
 from visling.train.parallel import Backward, Step
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State, from_main, save_weights
@@ -69,6 +70,7 @@ def fit(
     run_folder: RunFolder | None = None,
     save_model: Callable[[Path], None] | None = None,
     after_update: Callable[[], None] | None = None,
+    pace: Pace | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -81,6 +83,7 @@ def fit(
         run_folder: where the last state and the models that `config.keep` names are kept; None = nowhere.
         save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).
+        pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
@@ -96,6 +99,7 @@ def fit(
         run_folder=run_folder,
         save_model=save_model,
         after_update=after_update,
+        pace=pace,
         reseed=reseed,
     )
     return trainer.run()
@@ -116,10 +120,11 @@ class Trainer:
         run_folder: RunFolder | None,
         save_model: Callable[[Path], None] | None,
         after_update: Callable[[], None] | None,
+        pace: Pace | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
-        self._validate, self._write_model, self._after_update = validate, save_model, after_update
+        self._validate, self._write_model, self._after_update, self.pace = validate, save_model, after_update, pace
         self.device = next(model.parameters()).device
         self.alone = runtime.world_size() == 1
         # On a CPU nothing runs ahead, so a bad loss is caught before it corrupts the weights; on a GPU it is seen when
@@ -133,8 +138,9 @@ class Trainer:
                 "Use smaller batches or less accumulation."
             )
         updates_per_epoch = self.limit // config.accumulation
-        self.total, self.seconds = _bound_run(config, updates_per_epoch)
-        self.optimizer, self.schedule = build_optimizer(model, config.optim, self.total, per_epoch=updates_per_epoch)
+        self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
+        known = self.total if pace is None else None
+        self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
             raise ConfigError(
@@ -151,7 +157,7 @@ class Trainer:
             batches.epoch = 0
             self.position = batches.state_dict()
         if run_folder is not None:
-            epochs = None if self.total is None else self.total // updates_per_epoch - self.state.epoch
+            epochs = None if known is None else known // updates_per_epoch - self.state.epoch
             mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""
             run_folder.require_space(estimate_space(model, config, epochs), mend=mend)
         self.saved_at = self.state.step if self.state.step else -1
@@ -169,6 +175,8 @@ class Trainer:
         self._start()
         reason = self._find_reason_to_stop()
         while not reason:
+            if self.pace is not None:
+                self.limit = len(self.batches)
             pairs = move_ahead(_with_positions(self.batches, self.limit - self.state.batch), self.device)
             epoch_ended = False
             while not reason and not epoch_ended:
@@ -243,7 +251,8 @@ class Trainer:
         if self.state.step % self.config.log_every == 0 or self._is_complete() or self._is_line_overdue():
             self.reported = time.monotonic()
             self.meter.read(self.state.step)
-            self.meter.report(self.log, self.state, epoch=self.epoch, lr=self.lr, seconds=self._measure_elapsed())
+            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch)
+            self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
         if epoch_ended and "epochs" in self.config.keep and self.run_folder is not None:
@@ -273,9 +282,12 @@ class Trainer:
         if self.average is not None:
             with self.average.in_place_of_model():
                 averaged = _evaluate(self.model, validate)
-        named = {f"averaged_{name}": score for name, score in averaged.items()}
-        self.log.valid(step=state.step, epoch=epoch, scores={**scores, **named})
+        prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
+        epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
+        self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
+        if state.batch == 0:  # at the end of an epoch a validation may change what follows
+            self.position = self.batches.state_dict()
         if _improves(scores, state, self.config):
             self._keep_best()
             self.log.event(f"step {state.step}: best {name} so far, {state.best:.4f}", step=state.step)
@@ -379,10 +391,15 @@ class Trainer:
         return self.elapsed_before + time.monotonic() - self.began
 
     def _measure_share(self) -> float | None:
-        """Share of the run's seconds that has passed, by the main process's clock; None where updates bound the run."""
+        """Share of the run that has passed, by its pace or by the main process's clock; None where the number of
+        updates bounds it."""
+        if self.pace is not None:
+            return self.pace.share(self.state.batch)
         return None if self.seconds is None else from_main(self._measure_elapsed() / self.seconds)
 
     def _is_complete(self) -> bool:
+        if self.pace is not None and self.pace.complete:
+            return True
         if self.total is not None:
             return self.state.step >= self.total
         return self.share is not None and self.share >= 1
@@ -408,8 +425,10 @@ def predict(
         model.train(training)
 
 
-def _bound_run(config: TrainConfig, updates_per_epoch: int) -> tuple[int | None, float | None]:
-    """Updates of the whole run, or the seconds of one that time bounds."""
+def _bound_run(config: TrainConfig, updates_per_epoch: int, pace: Pace | None) -> tuple[int | None, float | None]:
+    """Updates of the whole run (at most, with a pace), or the seconds of one that time bounds."""
+    if pace is not None:
+        return config.max_steps or pace.most, None
     if config.max_steps is None and config.seconds is not None:
         return None, config.seconds
     return config.max_steps or config.epochs * updates_per_epoch, None

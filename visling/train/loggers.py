@@ -79,15 +79,13 @@ class WeightsAndBiases:
 
         try:
             settings = wandb.setup().settings
-            mode = settings.mode
-            if mode == "online" and not wandb.login(prompt=False, verify=False):
-                mode = "offline"
+            closed = settings.mode == "online" and not wandb.login(prompt=False, verify=False)
             self._run = wandb.init(
                 project=settings.project or PROJECT,
                 name=self._folder.path.resolve().name,
                 id=self._identity,
-                resume=None if mode == "offline" else "allow",  # offline, `wandb sync` joins the files of one id
-                mode=mode,
+                resume="allow",  # of an offline run, `wandb sync` joins the files of one id
+                mode="offline" if closed else None,  # None: the user's
                 dir=str(self._folder.path),
                 config=dict(self._config),
                 settings=wandb.Settings(console="off"),

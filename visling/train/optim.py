@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from visling.errors import ConfigError
+from visling.errors import ConfigError, refuse
 from visling.train.schedule import Plateau, Schedule, ScheduleName
 
 
@@ -87,39 +87,42 @@ class OptimConfig:
     after (VL-BERT)."""
 
     def __post_init__(self) -> None:
+        refuse(self._find_problems())
+
+    def _find_problems(self) -> Iterator[ConfigError]:
         if not 0 <= self.warmup_share <= 1:
-            raise ConfigError(
+            yield ConfigError(
                 f"warmup_share must lie in [0, 1]; found {self.warmup_share}. For a number of updates use warmup_steps."
             )
         if not 0 < self.decay_share <= 1:
-            raise ConfigError(f"decay_share must lie in (0, 1]; found {self.decay_share}.")
+            yield ConfigError(f"decay_share must lie in (0, 1]; found {self.decay_share}.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps must be 0 or more; found {self.warmup_steps}.")
+            yield ConfigError(f"warmup_steps must be 0 or more; found {self.warmup_steps}.")
         if self.schedule == "cosine" and self.warmup_steps is None:
-            raise ConfigError('schedule "cosine" warms up over a number of updates: set warmup_steps, 0 for none.')
+            yield ConfigError('schedule "cosine" warms up over a number of updates: set warmup_steps, 0 for none.')
         if self.lr < 0 or self.eps < 0 or self.weight_decay < 0:
-            raise ConfigError(
+            yield ConfigError(
                 f"lr, eps and weight_decay must be 0 or more; found {self.lr}, {self.eps}, {self.weight_decay}."
             )
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas must lie in [0, 1); found {self.betas}.")
+            yield ConfigError(f"betas must lie in [0, 1); found {self.betas}.")
         if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must lie in [0, 1); found {self.momentum}.")
+            yield ConfigError(f"momentum must lie in [0, 1); found {self.momentum}.")
         if self.restarts < 0:
-            raise ConfigError(f"restarts must be 0 or more; found {self.restarts}.")
+            yield ConfigError(f"restarts must be 0 or more; found {self.restarts}.")
         if (self.restarts or self.cosine_period != "rest") and self.schedule != "warmup_cosine":
-            raise ConfigError(
+            yield ConfigError(
                 f'restarts and cosine_period belong to schedule "warmup_cosine"; found {self.schedule!r}. '
                 "Change the schedule or leave them out."
             )
         if any(epoch <= 0 for epoch in self.drop_epochs) or list(self.drop_epochs) != sorted(set(self.drop_epochs)):
-            raise ConfigError(f"drop_epochs must be more than 0 and rise; found {self.drop_epochs}.")
+            yield ConfigError(f"drop_epochs must be more than 0 and rise; found {self.drop_epochs}.")
         if self.drop_factor < 0:
-            raise ConfigError(f"drop_factor must be 0 or more; found {self.drop_factor}.")
+            yield ConfigError(f"drop_factor must be 0 or more; found {self.drop_factor}.")
         if any(factor < 0 for factor in self.rates.values()):
-            raise ConfigError(f"rates must be 0 or more; found {dict(self.rates)}. They are factors of lr.")
+            yield ConfigError(f"rates must be 0 or more; found {dict(self.rates)}. They are factors of lr.")
         if self.clip != "none" and self.clip_norm <= 0:
-            raise ConfigError(f'clip_norm must be positive; found {self.clip_norm}. To clip nothing use clip = "none".')
+            yield ConfigError(f'clip_norm must be positive; found {self.clip_norm}. To clip nothing use clip = "none".')
 
 
 class BertAdam(Optimizer):

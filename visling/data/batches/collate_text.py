@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from visling.data.batches.masking import TokenMasking, mask_rows
 from visling.data.batches.slots import slots_of_grid
@@ -38,7 +39,7 @@ class TextCollator:
         """Text, its targets, and the rows as they were laid out, cut to `kept` (B,) pieces.
 
         Raises:
-            DataError: a row longer than `spec.max_tokens`, or an answer slot in some rows only.
+            DataError: a row longer than `spec.max_tokens`, or an answer slot or a task in some rows only.
         """
         rows: Sequence[TextRow] = [row for example in examples for row in example.rows]
         lengths = np.array([len(row.ids) for row in rows])
@@ -55,17 +56,12 @@ class TextCollator:
         ids[mask] = pieces
         segments = np.zeros(mask.shape, np.int64)
         segments[mask] = np.concatenate([row.segments for row in rows])
-        answer_at = [row.answer_at for row in rows if row.answer_at is not None]
-        if answer_at and len(answer_at) != len(rows):
-            raise DataError(
-                f"{len(answer_at)} of {len(rows)} rows have an answer slot: "
-                "one batch holds rows with a slot or rows without."
-            )
         text = Text(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             segments=torch.from_numpy(segments),
-            answer_at=torch.tensor(answer_at, dtype=torch.int64) if answer_at else None,
+            answer_at=_stack_places("an answer slot", [row.answer_at for row in rows]),
+            task=_stack_places("a task", [row.task for row in rows]),
         )
         return text, {} if self.masking is None else _token_targets(rows, mask, chosen), rows
 
@@ -94,6 +90,16 @@ class TextCollator:
         if not self.masking.mismatched:
             chosen &= ~np.repeat(mismatched, lengths)
         return pieces, chosen
+
+
+def _stack_places(what: str, places: Sequence[int | None]) -> Tensor | None:
+    """(B,), or None where no row has one."""
+    given = [place for place in places if place is not None]
+    if given and len(given) != len(places):
+        raise DataError(
+            f"{len(given)} of {len(places)} rows have {what}: one batch holds rows with one or rows without."
+        )
+    return torch.tensor(given, dtype=torch.int64) if given else None
 
 
 def _token_targets(rows: Sequence[TextRow], mask: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class CorpusReader:
     """Its questions with their answers, if it has any."""
     settings: frozenset[str] = frozenset()
     """Fields of `Corpus` that it reads, besides `kind` and `weight`."""
+    serves: str | None = None
+    """The only objective for whose sake it is read in addition to other corpora, if there is one."""
     typical: Typical = Typical()
 
 
@@ -97,6 +99,8 @@ class TextReader:
     """Whether a folder has the corpus, in this split."""
     settings: frozenset[str] = frozenset()
     """Fields of `Corpus` that it reads, besides `kind` and `weight`."""
+    serves: str | None = "masked_lm"
+    """The only objective for whose sake it is read."""
     typical: Typical = Typical(images=0)
 
 

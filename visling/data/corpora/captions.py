@@ -246,6 +246,7 @@ READERS: Mapping[str, CorpusReader] = {
         shows="a caption of COCO, half of the time of another image (VisualBERT)",
         read=_read_single_captions,
         present=has_coco_captions,
+        serves="matching",
     ),
     "conceptual_captions": CorpusReader(
         shows="a caption of Conceptual Captions (released table or VL-BERT's rows), half of the time of another image "

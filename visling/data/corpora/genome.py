@@ -76,5 +76,6 @@ READERS: Mapping[str, CorpusReader] = {
         validates=False,
         numbered=True,
         questions=_read_questions,
+        serves="image_qa",
     ),
 }

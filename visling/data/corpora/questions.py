@@ -236,6 +236,7 @@ READERS: Mapping[str, CorpusReader] = {
         read=ask_with(_read_vqa),
         present=has_vqa,
         questions=_read_vqa,
+        serves="image_qa",
     ),
     "gqa": CorpusReader(
         shows="a question of GQA and the answer to predict, half of the time of another image if the run learns "
@@ -244,6 +245,7 @@ READERS: Mapping[str, CorpusReader] = {
         present=has_gqa,
         numbered=True,
         questions=_read_gqa,
+        serves="image_qa",
     ),
     "lxmert": CorpusReader(
         shows="a caption or question of LXMERT's merged files and the answer to predict, half of the time of another "

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from visling.data.corpora.base import Corpus, CorpusReader, TextReader
@@ -81,3 +81,12 @@ def check_corpora(corpora: Sequence[Corpus]) -> None:
                 raise ConfigError(
                     f"{setting.name} is a setting of {owners}; found it with {corpus.kind}. Leave it out."
                 )
+
+
+def without_objectives(corpora: Sequence[Corpus], dropped: Collection[str]) -> tuple[Corpus, ...]:
+    """The corpora without those that only serve objectives which a run does not learn; if no other has images, these
+    stay for their sentences."""
+    kept = tuple(corpus for corpus in corpora if find_reader(corpus.kind).serves not in dropped)
+    if any(isinstance(find_reader(corpus.kind), CorpusReader) for corpus in kept):
+        return kept
+    return tuple(corpora)

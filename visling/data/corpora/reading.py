@@ -22,7 +22,7 @@ from visling.data.corpora.base import (
 from visling.data.corpora.mixture import Labelled, Mixture
 from visling.data.corpora.readers import check_corpora, find_reader, readers
 from visling.data.text import TextLayout
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError, Conflicts, DataError
 from visling.regions.store import NativeStore
 
 Root = tuple[Path, str]
@@ -88,10 +88,16 @@ def read(
     roots = _find_roots(data, split, valid=valid)
     sources: list[RecordSource] = []
     weights: list[float] = []
+    conflicts = Conflicts()
     for context in contexts:
-        for source in _read_images(context, roots, valid=valid):
-            sources.append(source)
-            weights.append(context.corpus.weight)
+        with conflicts.collect():
+            for source in _read_images(context, roots, valid=valid):
+                sources.append(source)
+                weights.append(context.corpus.weight)
+    text, share = None, 0.0
+    with conflicts.collect():
+        text, share = _read_text(contexts, roots, valid=valid)
+    conflicts.refuse()
     if not roots:
         raise DataError(
             "every --data folder names its own split, so none is left to validate on: give one without @SPLIT."
@@ -106,7 +112,6 @@ def read(
         images = sources[0] if len(sources) == 1 and weights == [1.0] else Mixture(sources, weights)
     else:
         images = Mixture([Labelled(source, ("matched", "answer")) for source in sources], weights)
-    text, share = _read_text(contexts, roots, valid=valid)
     return Corpora(images=images, text=text, text_share=share, notes=tuple(notes))
 
 
