@@ -209,9 +209,10 @@ class Batch(_Movable):
                 bool(((pixels.row >= 0) & (pixels.row < len(pixels.images))).all()),
                 "pixels.row names an image that the batch lacks",
             )
-            inside = (pixels.size >= 1) & (
-                pixels.size <= torch.tensor(pixels.images.shape[2:], device=pixels.size.device)
-            )
+            first = torch.zeros_like(pixels.size) if pixels.corner is None else pixels.corner.flip(1)
+            last = first + pixels.size
+            block = torch.tensor(pixels.images.shape[2:], device=last.device)
+            inside = (pixels.size >= 1) & (first >= 0) & (last <= block)
             _require(bool(inside.all()), "the size of an image exceeds the padded pixels")
         if self.links is not None:
             text_real = text.mask if text.row is None else text.mask[text.row]

@@ -92,8 +92,8 @@ def _vlbert(name: str, drive: str) -> ReleasedFile:
     _, _, size, kind = name.split("-")
     if kind == "e2e":
         note = (
-            "Also holds the region network that computes its features, which is left out here; `visling pretrain "
-            "--backbone` reads it."
+            "Also holds the region network that computes its features, which is left out here; `--backbone` of "
+            "`visling pretrain` and `visling finetune` reads it."
         )
     else:
         note = "Reads features of bottom-up attention (ResNet-101, 10 to 100 regions)."

@@ -2,7 +2,7 @@
 feature per region out.
 
 Paper    Li et al. 2019 (arXiv 1908.03557), section 4.2; the network is that of R2C (Zellers et al. 2019, arXiv
-         1811.10830, appendix), a ResNet-50 (He et al. 2016, arXiv 1512.03385).
+         1811.10830), a ResNet-50 (He et al. 2016, arXiv 1512.03385).
 Release  uclanlp/visualbert, `utils/detector.py` (`SimpleDetector`) and `dataloaders/box_utils.py`.
 Differs  Frozen stages also keep the statistics of their norms. The release freezes weights alone and normalises by the
          statistics of the batch, in the PyTorch of its time even when it evaluates, so that predictions depended on
@@ -48,7 +48,7 @@ POOL_SIZE = 7
 """Side of the grid that each region is pooled to; instance masks have twice as many cells."""
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours in [0, 1], by which torchvision's networks are trained."""
-BLACK = (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225)
+BLACK = (-MEAN_RGB[0] / STD_RGB[0], -MEAN_RGB[1] / STD_RGB[1], -MEAN_RGB[2] / STD_RGB[2])
 """Black in normalised colours: the release fills the canvas before it normalises."""
 MASK_GRID = MaskGrid(size=2 * POOL_SIZE, inclusive=False)
 """Twice as many cells as the pooled map, which a convolution of stride 2 makes of them."""
