@@ -838,7 +838,7 @@ def test_the_text_of_a_recipe_says_what_differs(call: Call) -> None:
 def test_the_text_of_a_fine_tuning_says_what_it_needs_and_keeps(call: Call) -> None:
     shown = call("recipes", "show", "cvlp-gqa", "--set", "encoder.num_heads=6").out
     for words in (
-        "files +the official questions, LXMERT's lists, or ViLBERT's caches .*gqa.md",
+        "files +the official questions, LXMERT's lists, or ViLBERT's caches .docs.tasks.gqa.md.",
         "answers +data/.*trainval_label2ans.json.*name it with --set task_settings.answers=FILE",
         "trains on +train.valid, 1,075,062 examples",
         "validates +on testdev, where the highest accuracy is the best",

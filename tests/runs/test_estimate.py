@@ -154,7 +154,7 @@ def forward_multiplications(name: str, preset: str, tokens: int, regions: int) -
     config = dataclasses.replace(models.spec(name).presets[preset], max_tokens=tokens, max_regions=regions)
     run = PretrainConfig(
         recipe="any", model=name, encoder=config, corpora=PUBLISHED_PRETRAINING["lxmert-paper"]().corpora,
-        objectives={},
+        objectives={"masked_lm": 1.0},
         train=PUBLISHED_PRETRAINING["lxmert-paper"]().train,
     )  # fmt: skip
     with torch.device("meta"):
