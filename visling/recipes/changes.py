@@ -41,12 +41,12 @@ def change_recipe(
     Raises:
         ConfigError: no such setting or value, or an option that contradicts a setting.
     """
-    given = [*settings, *_spell_options(options or {}, settings)]
+    given: list[str] = [*settings, *_spell_options(options or {}, settings)]
     own = _name_values(given)
     _check_length(recipe, options or {}, own)
     followed = {} if "encoder" in own else _follow(recipe, start)
-    completed = [] if "encoder" in own else _complete_vocabulary(own)
-    inherited = [f"{name}={_write(value)}" for name, value in followed.items()]
+    completed: list[str] = [] if "encoder" in own else _complete_vocabulary(own)
+    inherited: list[str] = [f"{name}={_write(value)}" for name, value in followed.items()]
     config = configs.override(recipe, [*inherited, *given, *completed])
     before = configs.to_dict(recipe)
     left_open = {"encoder.feature_size"} if config.any_features else set()  # the store's, and the model has the same

@@ -151,7 +151,7 @@ class Finetuning:
             read = read_records(self.task, data, config.train_split)
             kept = read if config.without_images is None else without_images(read, config.without_images)
             self.left_out = len(read) - len(kept)
-            self.train_records = _limit_records(kept, config)
+            self.train_records: Sequence[Record] = _limit_records(kept, config)
         with conflicts.collect():
             self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
         conflicts.refuse()
