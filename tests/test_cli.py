@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -32,12 +32,13 @@ from visling.errors import VislingError
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.detectors import PRESETS
 from visling.recipes.listing import list_recipes
-from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.recipes.tables import FINETUNING, MULTITASK, PRETRAINING
 from visling.regions.store import NativeStore
 from visling.runs import demo, evaluate
 from visling.runs import finetune as finetuning
 from visling.runs.compare import Comparison
 from visling.scenes.drawing import STYLES
+from visling.tasks.gqa import GQA
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class Ended:
 
 
 Call = Callable[..., Ended]
+
+
+TABLES: Mapping[str, Mapping[str, Any]] = {
+    "pretrain": PRETRAINING, "finetune": FINETUNING, "multitask": MULTITASK,
+}  # fmt: skip
+"""Command -> its recipes."""
 
 
 @pytest.fixture
@@ -533,13 +540,13 @@ def test_only_errors_of_the_user_hide_the_trace(call: Call, world: Any, monkeypa
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_is_an_option_and_leaves_nothing_behind(call: Call, world: Any, training: list[object]) -> None:
     pytest.importorskip("tensorboard")
-    ended = call(*training, "--tensorboard", "--set", "train.metric=acc", "--out", "run")
+    ended = call(*training, "--log-to", "tensorboard", "--set", "train.metric=acc", "--out", "run")
     assert (ended.status, ended.err.splitlines()[-1].partition(", but")[0]) == (2, "visling: train.metric is 'acc'")
     assert not Path("run").exists()
-    assert call(*training, "--tensorboard", "--out", "run").status == 0
+    assert call(*training, "--log-to", "tensorboard", "--out", "run").status == 0
     assert any(file.stat().st_size > 100 for file in Path("run/tensorboard").iterdir())
     words = ("--data", world.scenes, "--store", world.regions, *tiny(world), "--out", "pretrained")
-    assert call("pretrain", "--recipe", "visualbert-scenes", *words, "--tensorboard").status == 0
+    assert call("pretrain", "--recipe", "visualbert-scenes", *words, "--log-to", "tensorboard").status == 0
     assert any(Path("pretrained/tensorboard").iterdir())
 
 
@@ -779,7 +786,7 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
     assert found["threads"] == 1
     assert "torch" in call("doctor").out
     listed = call("recipes", "list", "--json").json()
-    assert set(listed) == {f"pretrain {name}" for name in PRETRAINING} | {f"finetune {name}" for name in FINETUNING}
+    assert set(listed) == {f"{verb} {name}" for verb, table in TABLES.items() for name in table}
     plain = call("recipes", "list").out
     for name in listed:
         assert name in plain
@@ -845,6 +852,56 @@ def test_the_text_of_a_recipe_says_what_differs(call: Call) -> None:
         call("recipes", "show", "lxmert-paper", *tiny_lxmert).out,
         re.MULTILINE,
     )
+
+
+def test_the_text_of_a_fine_tuning_says_what_it_needs_and_keeps(call: Call) -> None:
+    shown = call("recipes", "show", "cvlp-gqa", "--set", "encoder.num_heads=6").out
+    for words in (
+        "files +the official questions, LXMERT's lists, or ViLBERT's caches .*gqa.md",
+        "answers +data/.*trainval_label2ans.json.*name it with --set task_settings.answers=FILE",
+        "trains on +train.valid, 1,075,062 examples",
+        "validates +on testdev, where the highest accuracy is the best",
+        "starts from +cvlp-release, by --init",
+        "length +6 epochs, batches of 32",
+        "optimiser +bert_adam, lr 1e-05, .*all gradients together clipped to a norm of 5",
+        "parameters +weight decay 0.01 on all parameters",
+        "rate +rises over 0.1 of the run, then falls linearly to 0",
+        "keeps +the best weights, the last, the best of a second model, .*momentum 0.99997",
+        "updates +201,570",
+    ):
+        assert re.search(f"^  {words}$", shown, re.MULTILINE), (words, shown)
+    named = call("recipes", "show", "cvlp-gqa", "--no-estimate", "--set", "task_settings.min_count=1", "--json").json()
+    assert "answers" not in named["finetune"]
+    assert named["finetune"]["files"] == GQA.files
+
+
+def test_the_text_of_a_recipe_says_how_the_rate_changes(call: Call) -> None:
+    def rate(*settings: str) -> str:
+        words = [word for setting in settings for word in ("--set", f"train.optim.{setting}")]
+        shown = call("recipes", "show", "lxmert-nlvr2", "--no-estimate", *words).out
+        found = re.search("^  rate +(.*)$", shown, re.MULTILINE)
+        assert found is not None
+        return found[1]
+
+    assert rate("schedule=constant") == "constant"
+    assert (
+        rate("schedule=warmup_constant", "warmup_steps=1000", "drop_epochs=[14.0, 18.0]")
+        == "rises over 1,000 updates, then stays, times 0.1 after epoch 14 and 18"
+    )
+    assert (
+        rate("schedule=warmup_cosine", "restarts=2", "plateau={factor = 0.5}")
+        == "rises over 0.1 of the run, then falls by half a cosine, 2 times from the peak again, times 0.5 where the "
+        "validation score stops improving"
+    )
+    shown = call(
+        "recipes", "show", "lxmert-nlvr2", "--no-estimate", "--set", "train.optim.name=sgd", "--set", "flip=0.5",
+        "--set", "train.optim.rates={heads = 2.5}", "--set", "train.optim.no_decay=[\"bias\"]",
+        "--set", "valid_images=7",
+    ).out  # fmt: skip
+    assert "sgd, lr 5e-05, momentum 0.9, all gradients" in shown
+    assert "weight decay 0.01 on all parameters but bias; heads at 2.5 times the rate" in shown
+    assert "50% of the training images" in shown
+    assert "on valid, the first 7 images, where the highest accuracy is the best" in shown
 
 
 def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:
@@ -1161,7 +1218,7 @@ def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) ->
     assert tuple(words[: len(path)]) == path, "the example is of another verb"
     context = VERBS[path].make_context("visling", words[len(path) :])  # raises on an unknown option or a missing value
     recipe = context.params.get("recipe")
-    assert recipe is None or recipe in {"pretrain": PRETRAINING, "finetune": FINETUNING}[path[0]]
+    assert recipe is None or recipe in TABLES[path[0]]
 
 
 def test_the_commands_of_the_checkpoints_page_parse() -> None:

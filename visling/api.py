@@ -255,18 +255,24 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, offline:
 
 
 def load(
-    path: str | Path, *, detector: str | Path | None = None, other_features: bool = False, device: str = "auto"
+    path: str | Path,
+    *,
+    task: str | None = None,
+    detector: str | Path | None = None,
+    other_features: bool = False,
+    device: str = "auto",
 ) -> Predictor:
     """Load a fine-tuned model for use on raw images.
 
     Args:
         path: run folder or model folder, or owner/name on the Hugging Face hub.
+        task: of a model of several tasks: the name of the one to ask.
         detector: folder of the detector; None = the one kept with the model.
         other_features: accept a detector whose features the model was not trained on.
     Raises:
         CheckpointError: no model, no detector, or a detector whose features the model was not trained on.
     """
-    saved = folder_module.from_pretrained(path)
+    saved = folder_module.from_pretrained(path).for_task(task)
     target = runtime.pick_device(device)
     if saved.text_only:
         return Predictor(saved, None, target)

@@ -143,6 +143,7 @@ _LXMERT = Expected(
 )
 EXPECTED: Mapping[str, Expected] = {
     "vlbert": Expected(behind_regions=2),
+    "vilbert-baseline": Expected(frozen_first_rows=True, behind_regions=1),
     "lxmert": _LXMERT,
     "cvlp": dataclasses.replace(
         _LXMERT, feeds={f"lxmert.{prefix}": fields for prefix, fields in _LXMERT_FEEDS.items()}

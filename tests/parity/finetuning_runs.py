@@ -32,9 +32,11 @@ from visling.tasks.base import Task, TaskSource
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config
 from visling.tasks.vqa import VQA, VqaConfig
 from visling.train import engine
+from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
 from visling.train.log import Log
 from visling.train.optim import apply_schedule, clip_gradients
+from visling.train.state import RunFolder
 from visling.types import Batch, InputSpec, Loss, Record, Targets
 
 FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -157,6 +159,12 @@ class Replayed:
     rates: list[float] = field(default_factory=list)
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     """After the update, by official name."""
+    averaged: list[dict[str, Tensor]] = field(default_factory=list)
+    """Averaged weights after the update, by official name, of a run that averages them."""
+    scores: list[float] = field(default_factory=list)
+    """Of the validations, in their order; where weights are averaged, those of the model and of the average in turn."""
+    predicted: list[list[int]] = field(default_factory=list)
+    """Number of the best answer to each validation record, likewise."""
     without_gradient: set[str] = field(default_factory=set)
     """Official names of parameters that never had a gradient."""
 
@@ -214,11 +222,21 @@ def read_data(recorded: Recorded, settings: Mapping[str, Any], splits: str, stor
 
 
 def replay(
-    recorded: Recorded, data: Data, run: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, **optim: Any
+    recorded: Recorded,
+    data: Data,
+    run: Mapping[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    valid: Data | None = None,
+    run_folder: RunFolder | None = None,
+    average: float | None = None,
+    **optim: Any,
 ) -> Replayed:
     """Train as recorded, through `engine.fit` and nothing else.
 
     Args:
+        valid: validate on the recorded records of it after each epoch.
+        average: momentum of averaged weights.
         optim: settings of the optimiser to change, to see that the comparison notices.
     """
     settings, steps = run["settings"], run["steps"]
@@ -244,19 +262,40 @@ def replay(
         found.norms.append(float(nn.utils.get_total_norm(gradients)))
         return clip_gradients(optimizer, config)
 
-    def schedule_and_note(*arguments: Any) -> float:
-        found.rates.append(apply_schedule(*arguments))
+    def schedule_and_note(*arguments: Any, **named: Any) -> float:
+        found.rates.append(apply_schedule(*arguments, **named))
         return found.rates[-1]
 
     def note_weights() -> None:
         found.weights.append({name: tensor.clone() for name, tensor in recorded.official(model).items()})
 
+    def update_and_note(weights: WeightAverage) -> None:
+        update_average(weights)
+        with weights.in_place_of_model():
+            found.averaged.append({name: tensor.clone() for name, tensor in recorded.official(model).items()})
+
+    def validate() -> dict[str, float]:
+        assert valid is not None
+        kept = recorded.read(f"rows_{settings['valid']}")["kept_ids"]
+        batch, targets = valid.collate([str(name) for name in kept])
+        with torch.inference_mode():
+            logits = model(batch)
+            reached, count = data.task.loss(logits, targets).parts["answer_accuracy"]
+        found.scores.append(float(reached / count))
+        found.predicted.append(next(iter(logits.values())).argmax(1).tolist())
+        return {"accuracy": found.scores[-1]}
+
+    update_average = WeightAverage.update
+    monkeypatch.setattr(WeightAverage, "update", update_and_note)
     monkeypatch.setattr(engine, "clip_gradients", clip_and_note)
     monkeypatch.setattr(engine, "apply_schedule", schedule_and_note)
     per_epoch = settings["updates_per_epoch"]
     batches = [data.collate([str(name) for name in each["ids"]]) for each in steps]
     config = TrainConfig(
         epochs=settings["epochs"],
+        metric="accuracy",
+        direction="max",
+        average=average,
         optim=replace(
             lxmert_optimiser(),
             **{
@@ -278,6 +317,8 @@ def replay(
         _Given([batches[start : start + per_epoch] for start in range(0, len(batches), per_epoch)]),
         config=config,
         log=Log(),
+        validate=None if valid is None else validate,
+        run_folder=run_folder,
         after_update=note_weights,
     )
     found.without_gradient = _official_names(recorded, model, unseen)

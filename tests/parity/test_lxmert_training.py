@@ -4,7 +4,7 @@ VQA, GQA and NLVR2 (`golden/{lxmert,cvlp}_tasks/*/training_run*`).
 Compared are the logits, loss, gradient norm and rate of every update, the weights after it, the training accuracy of
 every epoch and the score at the end. Keys have biases whose true gradient is zero: they drift by rounding, and are left
 out. GQA is read as questions of VQA with one answer, since LXMERT's files give both the same layout. Not compared:
-files that the release writes, and CVLP's averaged model, which the library does not have.
+files that the release writes. CVLP's averaged model: test_cvlp_averaged.py.
 """
 
 from __future__ import annotations

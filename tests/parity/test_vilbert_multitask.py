@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from visling.recipes.multitask import PUBLISHED
 from visling.recipes.vilbert_tasks import TASKS, multitask_optim
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
@@ -217,11 +219,16 @@ def test_the_rate_of_every_update_is_that_of_the_release(
         assert replay.evaluations == run["evaluations"]
 
 
-def test_both_tasks_of_the_first_release_are_trained_in_every_iteration(schedules: Any) -> None:
+def test_both_tasks_of_the_first_release_are_trained_in_every_iteration(schedules: Any, tmp_path: Path) -> None:
     run = schedules["first_release"]["mannul, two tasks trained in turn"]
     lengths = run["iterations_per_epoch"]
     shape = {"iterations_per_epoch_of_each_task": lengths, "num_train_epochs": 20, "train_iter_multiplier": 1.0}
-    replay = Replay(lengths, dict.fromkeys(lengths, [0.5]), turns_of(shape, None))
-    replay.run(config_of(epochs=20))
+    replay = Replay(lengths, {name: [0.5] for name in lengths}, turns_of(shape, None))
+    published = PUBLISHED["vilbert-vcr-joint"]().train
+    replay.run(
+        replace(published, log_every=1, optim=replace(published.optim, weight_decay=0.0)), tmp_path / "log.jsonl"
+    )
     assert replay.trained == run["iteration_and_task_of_each_backward"]
     assert len(replay.evaluations) == 20 * len(lengths)
+    rates = [line["lr"] for line in read(tmp_path / "log.jsonl") if line["kind"] == "train"]
+    assert rates == pytest.approx(run["lr_rest"], rel=1e-6, abs=1e-13)

@@ -26,6 +26,7 @@ from torch.testing import assert_close
 
 from visling.boxes import to_unit
 from visling.models.vlbert import RegionProjection
+from visling.types import Pixels, Regions
 from visling.vision import end_to_end, ops
 from visling.vision.end_to_end import KEYS, Bottleneck, ExtractorConfig, FrozenNorm, RegionExtractor
 
@@ -134,6 +135,38 @@ def compare_projected(recording: Recording, extractor: RegionExtractor) -> None:
         if "obj_reps_with_segms" in recorded:
             cut = extractor(inputs["images"], inputs["boxes"], real, inputs["segms"])
             assert_close(projection(cut, unit)[real], recorded["obj_reps_with_segms"][real], **CLOSE)
+            seen = describe_batch(extractor, inputs)
+            assert_close(projection(seen.features, unit)[real], recorded["obj_reps_with_segms"][real], **CLOSE)
+
+
+def describe_batch(extractor: RegionExtractor, inputs: Mapping[str, Tensor]) -> Regions:
+    """The regions as a run hands them to the encoder, under the masks of their objects."""
+    size = inputs["im_info"][:, :2]
+    regions = Regions(
+        features=torch.zeros(*inputs["box_mask"].shape, 0),
+        boxes=to_unit(inputs["boxes"], size),
+        mask=inputs["box_mask"],
+        size=size,
+    )
+    pixels = Pixels(
+        images=inputs["images"],
+        size=size.flip(1).long(),
+        row=torch.arange(len(size)),
+        masks=inputs["segms"].bool(),
+    )
+    return extractor.describe(regions, pixels)[0]
+
+
+def test_the_whole_image_has_no_mask(dilated: Recording) -> None:
+    inputs, extractor = dilated.inputs, dilated.extractor()
+    with torch.no_grad():
+        seen = describe_batch(extractor, inputs)
+        inputs["segms"] = torch.ones_like(inputs["segms"])
+        unmasked = describe_batch(extractor, inputs)
+    assert seen.whole is not None
+    assert unmasked.whole is not None
+    assert_close(seen.whole, unmasked.whole)
+    assert not torch.allclose(seen.features, unmasked.features)
 
 
 def test_features_of_regions(recording: Recording) -> None:

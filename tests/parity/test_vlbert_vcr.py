@@ -33,6 +33,7 @@ from visling.models.vlbert import VlBertConfig
 from visling.tasks.base import TaskSource
 from visling.tasks.vcr import VCR, VcrConfig
 from visling.types import Batch, RegionArray, Targets, TextRow
+from visling.vision.end_to_end import ExtractorConfig
 
 CASES = (
     "q2a_train", "q2a_train_flip", "q2a_val", "q2a_test", "q2a_train_len20", "q2a_train_relevant",
@@ -334,3 +335,32 @@ def test_masks_of_objects_are_those_of_the_release(folder: Path, name: str) -> N
         if (recorded := whole.get(f"{name}.{record.id}")) is not None:
             assert np.array_equal(found, recorded)
     assert name not in {key.partition(".")[0] for key in whole} or f"{name}.{case['rows'][0]['annot_id']}" in whole
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_of_pixels_has_the_masks_and_classes_of_the_release(folder: Path, name: str) -> None:
+    case = load_case(folder, name)
+    known, task = records(folder, case["file"]), task_of(case)
+    layout, spec = layout_of(folder, case), layout_of(folder, case).spec
+    shorter, longer = case["scales"]
+    files = {file.stem: file for file in (folder / "data" / "vcr1images").rglob("*.jpg")}
+    collator = Collator(
+        Objects(known),
+        spec,
+        layout.tokenizer,
+        pictures=ExtractorConfig(shorter_side=shorter, longer_side=longer).open_pictures(files),
+        flip=float(case["flip_forced"]),
+    )
+    with np.load(folder / "masks.npz") as arrays:
+        whole = dict(arrays)
+    first = int(case["image_box"])  # here that region is not of the batch: the extractor adds it
+    for there in case["rows"]:
+        example = TaskSource(task, [known[there["annot_id"]]], layout).example(0, Counted(0))
+        pixels = collator([example], [np.random.default_rng(0)])[0].pixels
+        assert pixels is not None
+        masks, classes = cast(Tensor, pixels.masks)[0], cast(Tensor, pixels.classes)[0]
+        count = len(there["boxes"]) - first
+        assert masks[:count].sum((1, 2)).tolist() == there["masks_on"][first:]
+        assert classes[:count].tolist() == [box[5] for box in there["boxes"][first:]]
+        if (recorded := whole.get(f"{name}.{there['annot_id']}")) is not None:
+            assert np.array_equal(masks[:count].numpy(), recorded[first:])

@@ -204,7 +204,18 @@ def test_other_heads_of_a_multi_task_file_stay_beside_the_tasks(recorded: Any, t
     }  # fmt: skip
     saved = read_model_folder(tmp_path / "model")
     saved.task_model()
+    assert (saved.task, saved.task_token) == ("vqa", 1)
     assert saved.head("heads.pair", saved.encoder()).get_parameter("linear.bias").shape == (2,)
+
+
+def test_a_task_token_can_be_chosen(recorded: Any, tmp_path: Path) -> None:
+    """Retrieval on COCO and on Flickr30K have a number each."""
+    convert(recorded("vilbert multitask"), tmp_path, task="retrieval", task_token=7, answers=[])
+    saved = read_model_folder(tmp_path / "model")
+    assert (saved.task, saved.task_token) == ("retrieval", 7)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ConfigError, match="the model has no task tokens"):
+        convert(recorded("visualbert"), tmp_path, task_token=7)
 
 
 def test_the_encoder_alone(recorded: Any, tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from visling.recipes.listing import list_recipes
-from visling.recipes.tables import FINETUNING, PRETRAINING, summarise
+from visling.recipes.tables import FINETUNING, MULTITASK, PRETRAINING, summarise
 
 
-@pytest.mark.parametrize(("verb", "table"), [("pretrain", PRETRAINING), ("finetune", FINETUNING)])
+@pytest.mark.parametrize(
+    ("verb", "table"), [("pretrain", PRETRAINING), ("finetune", FINETUNING), ("multitask", MULTITASK)]
+)
 def test_the_list_is_that_of_the_tables(verb: str, table: Mapping[str, Callable[[], Any]]) -> None:
     described = {name: summarise(recipe) for name, recipe in table.items()}
     assert list(list_recipes()[verb].items()) == list(described.items()), (

@@ -1,4 +1,4 @@
-"""The published recipes: every number that papers and releases state, literally; every recipe at full size."""
+"""The published pre-training recipes: every number that papers and releases state, literally; all at full size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from visling.recipes.releases import COMMON
 from visling.recipes.tables import (
     FINETUNING,
     PRETRAINING,
-    PUBLISHED_FINETUNING,
     PUBLISHED_PRETRAINING,
     common_differences,
 )
@@ -144,8 +143,21 @@ _VILBERT = {
     "train.optim.warmup_share": 0.1,
     "encoder.max_tokens": 36,
     "encoder.max_regions": 36,
-    "encoder.text_layers_before": [6, 7, 8, 9, 10, 11],
 }
+_VILBERT_FIRST = {
+    **_VILBERT,
+    "train.optim.name": "bert_adam",
+    "train.optim.betas": [0.9, 0.999],
+    "train.optim.eps": 1e-6,
+    "train.optim.clip": "per_tensor",
+    "train.optim.clip_norm": 1.0,
+    "train.optim.swap_decay": True,
+    "train.optim.evaluate": "before",
+    "masking.mismatched": True,
+    "region_masking.mismatched": True,
+    "region_masking.whole": "model",
+}
+_SIX_CO_ATTENTIONS = {"encoder.text_layers_before": [6, 7, 8, 9, 10, 11]}
 _LXMERT = {
     "corpora": ["lxmert"],
     "objectives": {"masked_lm": 1.0, "matching": 1.0, "masked_regions": 1.0, "image_qa": 1.0},
@@ -242,14 +254,14 @@ STATED: Mapping[str, Mapping[str, Any]] = {
         "start": "bert-large-uncased", "encoder.hidden_size": 1024, "encoder.num_layers": 24,
         "encoder.masks_features": False,
     },
-    "vilbert-conceptual": {
-        **_VILBERT, "train.optim.name": "bert_adam", "train.optim.betas": [0.9, 0.999], "train.optim.eps": 1e-6,
-        "train.optim.clip": "per_tensor", "train.optim.clip_norm": 1.0, "train.optim.swap_decay": True,
-        "train.optim.evaluate": "before", "masking.mismatched": True,
-        "region_masking.mismatched": True, "region_masking.whole": "model",
+    "vilbert-conceptual": {**_VILBERT_FIRST, **_SIX_CO_ATTENTIONS},
+    "vilbert-baseline-conceptual": {
+        **_VILBERT_FIRST, "encoder.hidden_size": 768, "encoder.num_layers": 12, "encoder.num_heads": 12,
+        "encoder.intermediate_size": 3072,
     },
     "vilbert-multitask": {
-        **_VILBERT, "train.optim.name": "release_adamw", "train.optim.betas": [0.9, 0.98], "train.optim.eps": 1e-8,
+        **_VILBERT, **_SIX_CO_ATTENTIONS,
+        "train.optim.name": "release_adamw", "train.optim.betas": [0.9, 0.98], "train.optim.eps": 1e-8,
         "train.optim.bias_correction": True, "train.optim.clip": "none", "train.optim.swap_decay": False,
         "train.optim.rates": {}, "train.optim.evaluate": "after", "masking.mismatched": False,
         "region_masking.mismatched": False, "region_masking.whole": "unflagged",
@@ -299,60 +311,19 @@ def test_the_numbers_are_those_of_the_release(name: str) -> None:
     assert settings["recipe"] == name
 
 
+KEPT_LAST = ("vilbert", "vilbert-baseline", "cvlp")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_models_are_kept_that_the_release_keeps(name: str) -> None:
     """ViLBERT and CVLP: a file for every epoch, the last one is used; the others also know the best."""
     run = PUBLISHED_PRETRAINING[name]()
-    assert run.train.keep == (("last", "epochs") if run.model in ("vilbert", "cvlp") else ("best", "epochs"))
-
-
-def test_our_own_recipes_keep_the_best_model() -> None:
-    ours = [*(PRETRAINING.keys() - PUBLISHED_PRETRAINING), *(FINETUNING.keys() - PUBLISHED_FINETUNING)]
-    tables = {**PRETRAINING, **FINETUNING}
-    assert {name: tables[name]().train.keep for name in ours} == dict.fromkeys(ours, ("best",))
-    for name in ("visualbert-vqa", "visualbert-nlvr2", "visualbert-flickr30k"):
-        assert FINETUNING[name]().train.keep == ("best", "epochs")
+    assert run.train.keep == (("last", "epochs") if run.model in KEPT_LAST else ("best", "epochs"))
 
 
 def test_every_recipe_is_checked() -> None:
     assert sorted(STATED) == NAMES
     assert set(PUBLISHED_PRETRAINING) <= set(PRETRAINING)
-
-
-def test_fine_tuning_on_vqa() -> None:
-    settings = configs.to_dict(FINETUNING["visualbert-vqa"]())
-    stated = {
-        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max",
-        "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
-        "train.optim.clip": "per_tensor", "train.optim.exclude": ["pooler"],
-        "encoder.answer_slot": "same_segment", "encoder.max_regions": 100,
-        "train_split": "train+val", "valid_split": "minival", "task_settings.min_count": None,
-        "task_settings.question_text": "release",
-    }  # fmt: skip
-    assert {setting: value(settings, setting) for setting in stated} == stated
-
-
-def test_fine_tuning_on_nlvr2() -> None:
-    settings = configs.to_dict(FINETUNING["visualbert-nlvr2"]())
-    stated = {
-        "batch_size": 64, "train.epochs": 10, "train.patience": 3, "train.metric": "accuracy", "train.direction": "max",
-        "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1, "train.optim.name": "bert_adam",
-        "train.optim.exclude": ["pooler"], "encoder.feature_size": 1024, "encoder.max_regions": 144,
-        "encoder.pair": "sequence", "task_settings.joined": True, "valid_split": "dev",
-    }  # fmt: skip
-    assert {setting: value(settings, setting) for setting in stated} == stated
-
-
-def test_fine_tuning_on_flickr30k() -> None:
-    settings = configs.to_dict(FINETUNING["visualbert-flickr30k"]())
-    stated = {
-        "batch_size": 32, "train.epochs": 5, "train.patience": 3, "train.metric": "recall_at_1",
-        "train.direction": "max", "train.optim.lr": 2e-5, "train.optim.warmup_share": 0.1,
-        "train.optim.name": "bert_adam", "train.optim.exclude": ["pooler"], "encoder.feature_size": 2048,
-        "encoder.max_regions": 100, "encoder.append_spatial": True, "task_settings.phrase_at": "release",
-        "valid_split": "val",
-    }  # fmt: skip
-    assert {setting: value(settings, setting) for setting in stated} == stated
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -402,14 +373,6 @@ def test_the_page_lists_every_recipe_with_its_numbers() -> None:
             for setting in getattr(run, source):
                 shown = f"`{setting}`" if "." in setting else setting
                 assert f"| `{name}` | {source} | {shown} |" in page
-    tuning = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
-    for name, recipe in PUBLISHED_FINETUNING.items():
-        tuned = recipe()
-        assert f"| `{name}` | {tuned.task} | {tuned.batch_size} | {tuned.train.optim.lr:.0e} " in tuning
-        for source in ("paper", "release"):
-            for setting, there in getattr(tuned, source).items():
-                shown = f"`{setting}`" if "." in setting or hasattr(tuned, setting) else setting
-                assert f"| `{name}` | {source} | {shown} | {there} |" in tuning
 
 
 # ------------------------------------------------------------------------------------------------- differences, as data
@@ -427,19 +390,6 @@ def test_differences_are_differences(name: str) -> None:
             assert told[source] == settings[source][setting]
             if setting.partition(".")[0] in {field.name for field in dataclasses.fields(PretrainConfig)}:
                 assert setting == "from_epoch.image_qa" or told["here"] == value(settings, setting)
-
-
-@pytest.mark.parametrize("name", PUBLISHED_FINETUNING)
-def test_differences_of_fine_tuning_are_differences(name: str) -> None:
-    run = PUBLISHED_FINETUNING[name]()
-    found = differences(run, run)
-    settings = configs.to_dict(run)
-    for source in ("paper", "release"):
-        assert set(found[source]) == set(settings[source]), "an entry says what the recipe does anyway"
-        for setting, told in found[source].items():
-            assert told[source] == settings[source][setting]
-            if setting.partition(".")[0] in settings:
-                assert told["here"] == value(settings, setting)
 
 
 def changed(name: str, differs: Mapping[str, Any]) -> dict[str, Any]:
@@ -514,6 +464,12 @@ PARAMETERS = {
     "vlbert-base-e2e": 115_080_059 + 44_549_160 - 2_049_000 - 327_744,
     "vilbert-conceptual": 250_044_029 - 11_020_800,
     "vilbert-multitask": 250_044_029 - 11_020_800,
+    # BERT base with its pooler; features, locations, segments and norm of regions; heads of words, alignment, classes
+    "vilbert-baseline-conceptual": 109_482_240
+    + (2048 * 768 + 768 + 5 * 768 + 768 + 2 * 768 + 2 * 768)
+    + (768 * 768 + 768 + 2 * 768 + 30_522)
+    + (768 * 2 + 2)
+    + (768 * 768 + 768 + 2 * 768 + 768 * 1601 + 1601),
 }
 
 
@@ -551,11 +507,15 @@ def test_decay_and_rates_by_name(built: tuple[str, PretrainConfig, PretrainModel
         behind = {p for p in found if p.endswith(("text_attention.norm.weight", "region_attention.norm.weight"))}
         assert len(behind) == 12
         assert decayed == (small - behind if name == "vilbert-conceptual" else set(found) - small | behind)
+    elif run.model == "vilbert-baseline":
+        assert decayed == small
     else:
         assert decayed == {p for p, parameter in model.named_parameters() if parameter.requires_grad}
     slow = {parameter for parameter, (lr, _) in found.items() if lr == pytest.approx(1e-5)}
-    assert len(slow) == (197 if name == "vilbert-conceptual" else 0)  # those of bert-base-uncased_weight_name.json
-    assert all("encoder.text_" in parameter or "encoder.embeddings." in parameter for parameter in slow)
+    first = name in ("vilbert-conceptual", "vilbert-baseline-conceptual")
+    assert len(slow) == (197 if first else 0)  # those of bert-base-uncased_weight_name.json
+    text = ("encoder.text_", "encoder.embeddings.", "encoder.norm.", "encoder.layers.")
+    assert all(parameter.startswith(text) for parameter in slow)
     assert not any("pooler" in parameter for parameter in slow)
 
 

@@ -116,7 +116,7 @@ def test_the_first_line_says_what_is_trained_on(data: tuple[Path, Path], tmp_pat
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_event_files_are_written_if_asked_for(data: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    train_detector(*data, tmp_path / "out", small("train.max_steps=2"), device="cpu", tensorboard=True)
+    train_detector(*data, tmp_path / "out", small("train.max_steps=2"), device="cpu", log_to=["tensorboard"])
     assert any((tmp_path / "out" / "tensorboard").iterdir())
     train_detector(*data, tmp_path / "plain", small("train.max_steps=2"), device="cpu")
     assert not (tmp_path / "plain" / "tensorboard").exists()

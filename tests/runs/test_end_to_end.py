@@ -26,6 +26,7 @@ from visling import models, runtime
 from visling.cli.app import app
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
+from visling.data.corpora.base import Typical
 from visling.data.text import TextLayout
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.models.vlbert import VlBert
@@ -38,7 +39,7 @@ from visling.runs import finetune as finetuning
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.pictures import find_corpus_pictures
 from visling.runs.pretrain import pretrain, read_corpora, untrained_model
-from visling.runs.typical_batch import UNKNOWN, typical_batch
+from visling.runs.typical_batch import typical_batch
 from visling.train.optim import build_optimizer
 from visling.types import Batch
 from visling.vision.end_to_end import KEYS, MEAN_BGR, ExtractorConfig, PictureFiles, RegionExtractor
@@ -235,7 +236,7 @@ def test_any_batch_gives_a_finite_gradient(world: Any, rows: int, precision: Any
     """Of one example, and of an image without regions, whose picture is seen as a whole all the same."""
     run = fit_to_store(end_to_end("encoder.text_visual_scale_init=1.0"), NativeStore.open(world.regions))
     model = untrained_model(run).train()
-    batch, targets = typical_batch(run, UNKNOWN, rows)
+    batch, targets = typical_batch(run, Typical(), rows)
     assert batch.regions is not None
     assert batch.pixels is not None
     mask = batch.regions.mask.clone()
@@ -258,7 +259,7 @@ def test_rows_may_share_a_picture(world: Any) -> None:
     torch.manual_seed(0)
     extractor = RegionExtractor(SMALL).eval()
     run = end_to_end()
-    batch, _ = typical_batch(run, UNKNOWN, 2)
+    batch, _ = typical_batch(run, Typical(), 2)
     assert batch.regions is not None
     assert batch.pixels is not None
     row = torch.tensor([1, 0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from visling.train.engine import _count_examples, fit, predict
 from visling.train.log import Log, read
 from visling.train.meter import Meter
 from visling.train.optim import OptimConfig
+from visling.train.schedule import Plateau, PlateauState
 from visling.train.state import RunFolder, State, Sums
 from visling.types import Batch, Loss, Text
 
@@ -505,6 +507,26 @@ def test_seconds_must_be_positive() -> None:
     for seconds in (0.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match=r"train\.seconds must be more than 0; found"):
             TrainConfig(seconds=seconds)
+
+
+def test_the_rate_drops_after_epochs_and_when_validation_stagnates(toy: ModuleType, tmp_path: Path) -> None:
+    """Epochs of 11 updates; the score rises once, by less than the threshold after that."""
+    scores = iter([0.5, 0.6, 0.6001, 0.6, 0.6, 0.6])
+    optim = replace(PLAIN, lr=1.0, drop_epochs=(4.0,), plateau=Plateau(factor=0.5, patience=1, cooldown=1))
+    with Log(tmp_path / "log.jsonl") as log:
+        _, state = train(toy, optim=optim, epochs=6, log_every=11, log=log, validate=lambda: {"accuracy": next(scores)})
+    lines = read(tmp_path / "log.jsonl")
+    assert [line["lr"] for line in lines if line["kind"] == "train"] == [1.0, 1.0, 1.0, 1.0, 0.05, 0.05]
+    told = [line for line in lines if line["kind"] == "event" and "stopped improving" in line["message"]]
+    assert [(line["step"], line["message"]) for line in told] == [
+        (44, "step 44: accuracy has stopped improving; the learning rate is multiplied by 0.5")
+    ]
+    assert state.plateau == PlateauState(best=0.6, stale=1, cooldown=0, level=0.5)
+
+
+def test_a_plateau_needs_a_validation(toy: ModuleType) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.plateau .* by 'accuracy', but this run is not validated"):
+        train(toy, optim=replace(PLAIN, plateau=Plateau()))
 
 
 @pytest.mark.parametrize("average", [-0.1, 1.0])

@@ -5,20 +5,36 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from visling.errors import ConfigError, DataError, RunError
+from visling.errors import DataError, RunError
 from visling.train.log import Log, cut, duration, read
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Recorder:
+    """A logger that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def start(self, step: int) -> None:
+        self.calls.append(("start", step))
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self.calls.append((step, dict(values)))
+
+    def close(self) -> None:
+        self.calls.append("close")
 
 
 def train_line(log: Log, step: int, **changes: Any) -> None:
@@ -173,33 +189,34 @@ def test_slow_runs_have_a_speed(speed: float, text: str) -> None:
 def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visling.runtime.is_main", lambda: False)
     stream = io.StringIO()
-    with Log(tmp_path / "log.jsonl", stream=stream, tensorboard=tmp_path / "board") as log:
+    other = Recorder()
+    with Log(tmp_path / "log.jsonl", stream=stream, loggers=[other]) as log:
         log.start(0, 10)
         train_line(log, 1)
+    assert other.calls == []
     assert stream.getvalue() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_loggers_receive_every_number() -> None:
+    other = Recorder()
+    with Log(loggers=[other]) as log:
+        log.start(4, 10)
+        train_line(log, 5)
+        log.valid(step=5, epoch=1, scores={"accuracy": 0.5, "averaged_accuracy": 0.6})
+        log.event("not a number", step=5)
+    assert other.calls == [
+        ("start", 4),
+        (5, {"train/loss": 1.5, "train/lr": 5e-5, "train/part/mlm": 1.0, "train/part/match": 0.5}),
+        (5, {"valid/accuracy": 0.5, "valid/averaged_accuracy": 0.6}),
+        "close",
+    ]
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").mkdir()
     with pytest.raises(RunError, match="cannot write the log"):
         Log(tmp_path / "log.jsonl").event("one", step=0)
-
-
-def test_missing_tensorboard_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"visling\[log\]"):
-        Log(tensorboard=tmp_path / "board")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    with Log(tensorboard=tmp_path / "board") as log:
-        log.start(0, 10)
-        train_line(log, 1)
-        log.valid(step=1, epoch=1, scores={"accuracy": 0.5})
-    assert any(file.stat().st_size > 100 for file in (tmp_path / "board").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from visling.train.optim import (
     ReleaseAdamW,
     apply_schedule,
     build_optimizer,
-    build_schedule,
     clip_each,
     clip_gradients,
     parameter_groups,
@@ -268,50 +267,21 @@ def test_an_inner_clip_is_not_doubled() -> None:
     assert float(net.dense.weight.grad.norm()) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_schedule_shapes() -> None:
-    def factors(name: Any, **settings: Any) -> list[float]:
-        schedule = build_schedule(OptimConfig(schedule=name, **settings), 8)
-        return [round(schedule.factor(done), 4) for done in range(9)]
-
-    assert factors("constant") == [1.0] * 9
-    assert factors("warmup_constant", warmup_share=0.25) == [0.0, 0.5, *[1.0] * 7]
-    assert factors("warmup_linear", warmup_steps=2) == [0.0, 0.5, 1.0, 0.8333, 0.6667, 0.5, 0.3333, 0.1667, 0.0]
-    assert factors("triangle", warmup_steps=3, evaluate="after") == [0.3333, 0.6667, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
-    assert factors("warmup_cosine", warmup_steps=2) == [0.0, 0.5, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]
-    assert factors("warmup_stable_decay", warmup_steps=2, decay_share=0.5) == [
-        0.0,
-        0.5,
-        1.0,
-        1.0,
-        1.0,
-        0.75,
-        0.5,
-        0.25,
-        0.0,
-    ]
-    assert factors("warmup_linear", warmup_share=1.0) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.0]
-
-
-def test_cosine_is_a_warm_up_times_half_a_cosine_down_to_a_fiftieth() -> None:
-    schedule = build_schedule(OptimConfig(schedule="cosine", warmup_steps=3), 8)
-    whole = [0.02 + 0.49 * (1 + math.cos(math.pi * done / 8)) for done in range(9)]
-    expected = [whole[0] / 4, whole[1] / 2, whole[2] * 3 / 4, *whole[3:]]
-    assert [schedule.factor(done) for done in range(9)] == pytest.approx(expected)
-    assert schedule.factor(20) == pytest.approx(0.02)
-
-
-def test_a_schedule_without_a_total_follows_the_share_of_the_time() -> None:
-    def factors(name: Any, **settings: Any) -> list[float]:
-        schedule = build_schedule(OptimConfig(schedule=name, **settings), None)
-        return [round(schedule.factor(100, share), 4) for share in (0.0, 0.125, 0.5, 1.0)]
-
-    assert factors("constant") == [1.0, 1.0, 1.0, 1.0]
-    assert factors("warmup_linear", warmup_share=0.25) == [0.0, 0.5, 0.6667, 0.0]
-    assert factors("cosine", warmup_steps=0) == [1.0, 0.9627, 0.51, 0.02]
-    with pytest.raises(ConfigError, match=r"5 should warm up\. Use optim\.warmup_share"):
-        build_schedule(OptimConfig(schedule="warmup_linear", warmup_steps=5), None)
-    with pytest.raises(ConfigError, match=r"bert_adam reads its schedule .* Use train\.max_steps"):
-        build_schedule(OptimConfig(name="bert_adam"), None)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_repeats_its_updates_and_decays_the_gradient(momentum: float) -> None:
+    net = Net()
+    config = OptimConfig(name="sgd", lr=0.1, momentum=momentum, weight_decay=0.01, schedule="constant", no_decay=())
+    optimizer, schedule = build_optimizer(net, config, 10)
+    assert isinstance(optimizer, torch.optim.SGD)
+    expected, velocity = net.dense.weight.detach().clone(), torch.zeros_like(net.dense.weight)
+    for done in range(3):
+        gradient = torch.full_like(expected, 0.5 - done)
+        net.dense.weight.grad = gradient.clone()
+        apply_schedule(optimizer, schedule, done)
+        optimizer.step()
+        velocity = momentum * velocity + gradient + 0.01 * expected
+        expected = expected - 0.1 * velocity
+    assert_close(net.dense.weight.detach(), expected)
 
 
 def test_rates_are_set_from_the_peak_at_every_update() -> None:

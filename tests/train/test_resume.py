@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from visling.errors import RunError
+from visling.train.schedule import Plateau
 from visling.train.state import RunFolder
 
 PROGRAM = Path(__file__).with_name("toy.py")
@@ -61,20 +63,39 @@ def test_stop_and_resume_equal_the_uninterrupted_run(
     assert all(torch.equal(best[name], expected[name]) for name in expected)
 
 
-KEEP = ("best", "last", "epochs")
+def test_averaged_weights_and_a_plateau_resume_exactly(toy: ModuleType, tmp_path: Path) -> None:
+    """Also in the middle of an epoch, after the rate has fallen."""
+    plateau = Plateau(factor=0.5, patience=0, cooldown=1)
+    changes = {"average": 0.8, "optim": replace(toy.config().optim, plateau=plateau, drop_epochs=(2.0,))}
+    whole, expected = toy.run(tmp_path / "whole", **changes)
+    assert expected.plateau.level < 1
+    assert expected.averaged_best is not None
+    for at in (1, 14, 22, 29):
+        path = tmp_path / str(at)
+        with pytest.raises(Stopped):
+            toy.run(path, at=at, how=stop, **changes)
+        resumed, state = toy.run(path, resume=True, **changes)
+        assert equal(whole, resumed)
+        assert toy.lines(path) == toy.lines(tmp_path / "whole")
+        assert (state.plateau, state.averaged_best) == (expected.plateau, expected.averaged_best)
+        for name in ("models/averaged/model.safetensors", "last/average-*.safetensors"):
+            (found,), (wanted,) = (list(folder.glob(name)) for folder in (path, tmp_path / "whole"))
+            found, wanted = load_file(found), load_file(wanted)
+            assert found.keys() == wanted.keys()
+            assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
 
 @pytest.fixture(scope="module")
 def whole_with_models(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, which keeps every model."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    toy.run(path, keep=KEEP)
+    toy.run(path, **toy.EVERYTHING)
     return path
 
 
 def assert_same_models(one: Path, other: Path) -> None:
     kept = {file.relative_to(one): load_file(file) for file in one.glob("model*/**/model.safetensors")}
-    assert len(kept) == 5
+    assert len(kept) == 6
     assert {file.relative_to(other) for file in other.glob("model*/**/*")} == {
         file.relative_to(one) for file in one.glob("model*/**/*")
     }
@@ -89,21 +110,21 @@ def test_a_killed_process_keeps_the_same_models(
     toy: ModuleType, whole_with_models: Path, tmp_path: Path, at: int
 ) -> None:
     killed = subprocess.run(
-        [sys.executable, PROGRAM, "kill", tmp_path / "run", str(at), *KEEP], check=False, timeout=120
+        [sys.executable, PROGRAM, "kill", tmp_path / "run", str(at), "everything"], check=False, timeout=120
     )
     assert killed.returncode == -signal.SIGKILL
-    toy.run(tmp_path / "run", resume=True, keep=KEEP)
+    toy.run(tmp_path / "run", resume=True, **toy.EVERYTHING)
     assert_same_models(whole_with_models, tmp_path / "run")
     assert toy.lines(tmp_path / "run") == toy.lines(whole_with_models)
 
 
-@pytest.mark.parametrize("at", range(1, 10))
+@pytest.mark.parametrize("at", range(1, 13))
 @pytest.mark.parametrize("written", [True, False])
 def test_a_kill_around_any_model_that_is_kept_changes_nothing(
     toy: ModuleType, whole_with_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, written: bool
 ) -> None:
-    """Three models of epochs, the last weights three times, the best up to three times; killed before one or after it,
-    with a state that is older."""
+    """Three models of epochs, the last weights three times, the best and the best averaged ones up to three times;
+    killed before one or after it, with a state that is older."""
     save, calls = RunFolder.save_model, 0
 
     def killed(self: RunFolder, *given: Any) -> None:
@@ -119,10 +140,10 @@ def test_a_kill_around_any_model_that_is_kept_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save_model", killed)
         try:
-            toy.run(tmp_path / "run", keep=KEEP)
+            toy.run(tmp_path / "run", **toy.EVERYTHING)
         except Stopped:
-            toy.run(tmp_path / "run", resume=True, keep=KEEP)
-    assert calls >= 7
+            toy.run(tmp_path / "run", resume=True, **toy.EVERYTHING)
+    assert calls >= 8
     assert_same_models(whole_with_models, tmp_path / "run")
     assert toy.lines(tmp_path / "run") == toy.lines(whole_with_models)
 
@@ -214,10 +235,13 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
                 assert found["parts"] == pytest.approx(expected["parts"], abs=1e-5)
                 if kind == "means":  # the mean of means is the big batch's mean only for equal counts
                     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-        weights, expected_weights = (load_file(next((run / "last").glob("model-*.safetensors"))) for run in (two, one))
-        for name, value in weights.items():
-            assert_close(value, expected_weights[name], atol=1e-5, rtol=1e-5)
+        for file in ("model-*.safetensors", *(["average-*.safetensors"] if kind == "means" else [])):
+            weights, expected_weights = (load_file(next((run / "last").glob(file))) for run in (two, one))
+            for name, value in weights.items():
+                assert_close(value, expected_weights[name], atol=1e-5, rtol=1e-5)
 
     other, _ = toy.make()
+    averaged = load_file(tmp_path / "two" / "means" / "models" / "averaged" / "model.safetensors")
+    assert averaged.keys() == weights.keys()
     with pytest.raises(RunError, match="saved by 2 processes"):
         RunFolder(tmp_path / "two" / "means").load_last(other, torch.optim.SGD(other.parameters()))

@@ -19,7 +19,8 @@ from torch import nn
 
 from visling.errors import RunError
 from visling.train import state as states
-from visling.train.state import RunFolder, State, Sums, capture_generators, restore_generators, save_weights
+from visling.train.generators import capture_generators, restore_generators
+from visling.train.state import RunFolder, State, Sums, save_weights
 
 
 class Tied(nn.Module):

@@ -25,6 +25,9 @@ from visling.types import Loss
 
 EXAMPLES, WIDTH, CLASSES = 44, 6, 3
 
+EVERYTHING: Mapping[str, Any] = {"keep": ("best", "last", "epochs"), "average": 0.8}
+"""Settings of a run that keeps every model."""
+
 
 class Toy(nn.Module):
     """Dropout, a norm, tied weights and a pooler that no step uses."""
@@ -167,7 +170,8 @@ def masked(model: nn.Module) -> Step:
 
 
 def distributed(path: Path, batch_size: int = 2) -> None:
-    """Two runs, normalised by steps and by counts, without dropout, as one of several processes or alone."""
+    """Two runs without dropout, as one of several processes or alone: normalised by steps, with averaged weights; and
+    normalised by counts."""
     with runtime.process_group():
         for kind in ("means", "counts"):
             model, step = make(dropout=0.0)
@@ -175,7 +179,8 @@ def distributed(path: Path, batch_size: int = 2) -> None:
             pairs = Pairs(batch_size, runtime.rank(), runtime.world_size())
             with Log(folder.log) as log:
                 if kind == "means":
-                    fit(model, step, pairs, config=config(), log=log, validate=accuracy(model), run_folder=folder)
+                    changed = config(average=0.8)
+                    fit(model, step, pairs, config=changed, log=log, validate=accuracy(model), run_folder=folder)
                 else:
                     fit(model, masked(model), pairs, config=config(normalise="counts"), log=log, run_folder=folder)
 
@@ -195,5 +200,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "distributed":
         distributed(Path(sys.argv[2]))
     else:
-        kept = {"keep": tuple(sys.argv[4:])} if sys.argv[4:] else {}
-        run(Path(sys.argv[2]), at=int(sys.argv[3]), how=lambda: os.kill(os.getpid(), signal.SIGKILL), **kept)
+        changes = EVERYTHING if sys.argv[4:] == ["everything"] else {}
+        run(Path(sys.argv[2]), at=int(sys.argv[3]), how=lambda: os.kill(os.getpid(), signal.SIGKILL), **changes)

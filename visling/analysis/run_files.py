@@ -84,7 +84,7 @@ class RunFiles:
 
     def open_store(self) -> RegionStore | None:
         """The region store that the run names; None if it names none, or if it cannot be opened."""
-        path = _as_path(self.about.get("store"))
+        path = _as_path(self.about.get("valid_store") or self.about.get("store"))
         if path is None:
             return None
         try:

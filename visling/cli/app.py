@@ -17,6 +17,7 @@ from visling.cli.demo import demo
 from visling.cli.detect import detect_app
 from visling.cli.doctor import doctor
 from visling.cli.evaluating import compare_models, evaluate, report
+from visling.cli.multitasking import multitask
 from visling.cli.options import Command, Group
 from visling.cli.predicting import predict
 from visling.cli.recipes import recipes_app
@@ -31,7 +32,7 @@ _INTERRUPTED = 130
 _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "First steps": {"demo": demo},
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
-    "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune},
+    "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune, "multitask": multitask},
     "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
     "Weights": {"catalog": catalog, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},

@@ -57,6 +57,10 @@ def convert(
             "--answers", help="Answers in the order of a classifier: .json, .pkl or one a line; may be repeated."
         ),
     ] = None,
+    task_token: Annotated[
+        int | None,
+        typer.Option("--task-token", help="Number of the task among the file's task tokens; the release's by default."),
+    ] = None,
     other_answers: Annotated[
         bool, typer.Option("--other-answers", help="Accept an answer list other than the release's.")
     ] = False,
@@ -100,6 +104,7 @@ def convert(
         settings=set_ or (),
         release=release,
         task=task,
+        task_token=task_token,
         answers=answers or (),
         other_answers=other_answers,
         encoder_only=encoder_only,

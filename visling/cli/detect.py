@@ -13,12 +13,12 @@ from visling.cli.options import (
     Device,
     Group,
     Json,
+    LogTo,
     Out,
     Precision,
     Processes,
     Resume,
     Settings,
-    Tensorboard,
     Threads,
 )
 from visling.cli.printing import rounded, show_with_unreadable
@@ -50,7 +50,7 @@ def detect_train(
     ] = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -81,7 +81,7 @@ def detect_train(
             device=device,
             resume=resume,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
         )
     counts = {
         "images": trained.images,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, Threads
+from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
 
 
@@ -26,6 +26,7 @@ def evaluate(
             "by default."
         ),
     ] = None,
+    task: TaskName = None,
     other_features: OtherFeatures = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier evaluation of this split.")
@@ -82,6 +83,7 @@ def evaluate(
             compare=compare or (),
             joint=joint,
             zero_shot=zero_shot,
+            task=task,
             progress=progress,
         )
     if json_:

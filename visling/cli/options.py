@@ -47,8 +47,16 @@ Backbone = Annotated[
     ),
 ]
 
-Tensorboard = Annotated[
-    bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, into OUT/tensorboard.")
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log-to",
+        help="Where losses and scores go in addition to OUT/log.jsonl: tensorboard, wandb or trackio; may be repeated.",
+    ),
+]
+
+TaskName = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="Of a run of several tasks: the one that is meant.")
 ]
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, as a.b=value; may be repeated.")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visling.cli.options import Device, Json, OtherFeatures
+from visling.cli.options import Device, Json, OtherFeatures, TaskName
 from visling.cli.printing import find_free_name, progress_bar, refuse_existing, save_picture, slugify
 from visling.errors import DataError, RunError
 
@@ -41,6 +41,7 @@ def predict(
         list[str] | None,
         typer.Option(help="An answer to choose from, for VCR; give two or more of them."),
     ] = None,
+    task: TaskName = None,
     detector: Annotated[
         Path | None, typer.Option(help="Detector folder; the one in the model folder by default.")
     ] = None,
@@ -74,13 +75,15 @@ def predict(
             refuse_existing(out)
         for number, row in rows:
             _check_images(row["images"], f"{input_}, line {number}: ")
-        _answer_file(load(run, detector=detector, other_features=other_features, device=device), input_, rows, out)
+        _answer_file(
+            load(run, task=task, detector=detector, other_features=other_features, device=device), input_, rows, out
+        )
         return
     assert words
     *places, text = words
     images = _list_images(places)
     _check_images(images)
-    model = load(run, detector=detector, other_features=other_features, device=device)
+    model = load(run, task=task, detector=detector, other_features=other_features, device=device)
     if model.task.all_pairs() is not None:
         _print_ranking(model, images, text, json_)
         return

@@ -17,8 +17,9 @@ from visling.errors import ConfigError, Conflicts, nearest
 
 if TYPE_CHECKING:
     from visling.recipes.configs import FinetuneConfig, PretrainConfig
+    from visling.recipes.multitask_configs import MultitaskConfig
 
-C = TypeVar("C", "PretrainConfig", "FinetuneConfig")
+C = TypeVar("C", "PretrainConfig", "FinetuneConfig", "MultitaskConfig")
 
 recipes_app = typer.Typer(cls=Group, help="List the recipes, and show what one sets and costs.")
 
@@ -62,7 +63,8 @@ def recipes_show(
     json_: Annotated[bool, typer.Option("--json", help="Print every setting, as one JSON object.")] = False,
 ) -> None:
     """Show a recipe: data, size, main numbers, what it starts from, the differences from paper and release (those of
-    all its runs as `release_in_all_runs`), the estimated cost.
+    all its runs as `release_in_all_runs`), the estimated cost; of a fine-tuning also which files it reads, and which
+    list of answers it has to be given.
 
     A name may have a recipe for pretrain and one for finetune; one that lacks a changed setting is left out.
 
@@ -72,16 +74,22 @@ def recipes_show(
     from visling.recipes.releases import describe_start
     from visling.recipes.tables import (
         FINETUNING,
+        MULTITASK,
         PRETRAINING,
         common_differences,
         find_finetuning,
+        find_multitask,
         find_pretraining,
         summarise,
     )
     from visling.runs import estimate as estimates
+    from visling.runs.finetune import describe_needed_answers
     from visling.runs.objectives import check_objectives
+    from visling.tasks.base import load as load_task
 
-    finders: dict[str, Callable[[str], Callable[[], Any]]] = {"pretrain": find_pretraining, "finetune": find_finetuning}
+    finders: dict[str, Callable[[str], Callable[[], Any]]] = {
+        "pretrain": find_pretraining, "finetune": find_finetuning, "multitask": find_multitask,
+    }  # fmt: skip
     offering, unknown = {}, []
     for verb, find in finders.items():
         try:
@@ -91,7 +99,7 @@ def recipes_show(
     if not offering and ":" in name:
         raise unknown[0]
     if not offering:
-        raise ConfigError(f"no recipe {name!r}. {nearest(name, {*PRETRAINING, *FINETUNING})}")
+        raise ConfigError(f"no recipe {name!r}. {nearest(name, {*PRETRAINING, *FINETUNING, *MULTITASK})}")
     chosen, refused = {}, []
     for verb, recipe in offering.items():
         try:
@@ -108,6 +116,10 @@ def recipes_show(
         shown[verb] = configs.to_dict(config) | differences(config, offering[verb]())
         if common := common_differences(config):
             shown[verb]["release_in_all_runs"] = dict(common)
+        if verb == "finetune":
+            shown[verb]["files"] = load_task(config.task).files
+            if listed := describe_needed_answers(config):
+                shown[verb]["answers"] = f"{listed}; name it with --set task_settings.answers=FILE"
         if start := describe_start(config):
             shown[verb]["init"] = f"{start}; without it a run starts from random weights, and its log says so"
     if estimate:
@@ -115,6 +127,8 @@ def recipes_show(
         for one in gpus:
             estimates.find_gpu(one)  # before anything is traced
         for verb, config in chosen.items():
+            if verb == "multitask":  # tracing each of its tasks takes a minute
+                continue
             shown[verb]["estimate"] = estimates.estimate(config).described(gpus)
     if json_:
         print(json.dumps(shown, indent=2))

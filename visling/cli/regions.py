@@ -33,10 +33,11 @@ def regions_extract(
         ),
     ] = None,
     boxes: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             help="Take features at these boxes instead of detecting any: a COCO instances file, the refer API's, "
-            "MAttNet's detections, or a folder of VCR's metadata. Images that it does not list are left out."
+            "MAttNet's detections, or a folder of VCR's metadata. Images that it does not list are left out. May be "
+            "repeated: the boxes of an image follow one another."
         ),
     ] = None,
     keep_detected: Annotated[
@@ -50,20 +51,24 @@ def regions_extract(
     Example: visling regions extract scenes/images --detector detector --out regions
     """
     from visling import runtime
-    from visling.data.annotations.boxes import read_boxes
+    from visling.data.annotations.boxes import join_boxes, read_boxes
     from visling.regions.writer import StoreWriter
     from visling.vision.detector import Detector
     from visling.vision.extract import extract, list_images
 
-    if keep_detected and boxes is None:
+    if keep_detected and not boxes:
         raise ConfigError("--keep-detected says where the boxes of --boxes go: name their file too.")
     on = runtime.pick_device(device)
     model = Detector.load(detector, device=on)
     files = list_images(images)
-    given = None if boxes is None else read_boxes(boxes)
+    given = join_boxes([read_boxes(path) for path in boxes]) if boxes else None
     settings: dict[str, Any] = {}
     if given is not None:
-        settings = {"boxes": str(boxes), "boxes_digest": given.fingerprint, "keep_detected": keep_detected}
+        settings = {
+            "boxes": ", ".join(map(str, boxes or ())),
+            "boxes_digest": given.fingerprint,
+            "keep_detected": keep_detected,
+        }
     resolved = runtime.resolve(precision, on)
     claim_store(out, resume)
     with (

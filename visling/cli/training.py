@@ -16,6 +16,7 @@ from visling.cli.options import (
     Images,
     Init,
     LearningRate,
+    LogTo,
     OtherFeatures,
     Out,
     Processes,
@@ -23,7 +24,6 @@ from visling.cli.options import (
     Resume,
     Seed,
     Settings,
-    Tensorboard,
     Threads,
 )
 from visling.cli.printing import print_model_folder
@@ -50,7 +50,7 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
@@ -77,7 +77,7 @@ def pretrain(
             images=images,
             backbone=backbone,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Pre-trained", out, state.stopped)
@@ -93,6 +93,12 @@ def finetune(
     init: Init = None,
     images: Images = None,
     backbone: Backbone = None,
+    valid_store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Region store of the validation images, where they are shown with other regions than in training."
+        ),
+    ] = None,
     other_features: OtherFeatures = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
@@ -105,7 +111,7 @@ def finetune(
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task.
@@ -132,8 +138,9 @@ def finetune(
             other_features=other_features,
             images=images,
             backbone=backbone,
+            valid_store=valid_store,
             stream=sys.stderr,
-            tensorboard=tensorboard,
+            log_to=log_to or (),
             command=["visling", *sys.argv[1:]],
         )
     print_model_folder("Fine-tuned", out, state.stopped)

@@ -124,6 +124,7 @@ def bind_objects(
     if not len(objects) or not len(regions):
         return np.full(len(objects), -1)
     overlaps = iou(torch.from_numpy(objects), torch.tensor(regions, dtype=torch.float32)).numpy()
+    overlaps[(objects[:, None] == regions).all(2)] = 1  # also where a box has no area
     best = overlaps.argmax(1)
     return np.where(overlaps.max(1) >= least_overlap, best, -1)
 

@@ -148,7 +148,7 @@ class TextLayout:
         cut: Literal["release", "exact"] = "release",
         task_token: int | None = None,
     ) -> None:
-        _check_task_token(task_token, spec.num_tasks)
+        check_task_token(task_token, spec.num_tasks)
         self.tokenizer = tokenizer
         self.spec = spec
         self.task_token = task_token
@@ -299,22 +299,27 @@ class TextLayout:
         return pieces
 
 
-def _check_task_token(token: int | None, num_tasks: int) -> None:
+def check_task_token(token: int | None, num_tasks: int) -> None:
+    """Refuse the number of a task that does not belong to a model with `num_tasks` task tokens.
+
+    Raises:
+        ConfigError: it lacks, is not in the table, or the model has no task tokens.
+    """
     if token is None and num_tasks:
         raise ConfigError(
-            f"the model has {num_tasks} task tokens (encoder.num_tasks), so every text must name its task, and this run "
-            f"names none: set task_token to a number from 0 to {num_tasks - 1}, or train a model without task tokens "
-            "with --set encoder.num_tasks=0."
+            f"the model has {num_tasks} task tokens (encoder.num_tasks), so every text must name its task, and this "
+            f"run names none: set task_token to a number from 0 to {num_tasks - 1} (convert: --task-token), or train a "
+            "model without task tokens with --set encoder.num_tasks=0."
         )
     if token is not None and not num_tasks:
         raise ConfigError(
-            f"task_token is {token}, but the model has no task tokens (encoder.num_tasks is 0). Leave task_token out, or "
-            "use a preset that has them, such as ViLBERT's multitask."
+            f"task_token is {token}, but the model has no task tokens (encoder.num_tasks is 0). Leave task_token out, "
+            "or use a preset that has them, such as ViLBERT's multitask."
         )
     if token is not None and not 0 <= token < num_tasks:
         raise ConfigError(
-            f"task_token must be a number from 0 to {num_tasks - 1}, a row of the model's {num_tasks} task tokens; found "
-            f"{token}."
+            f"task_token must be a number from 0 to {num_tasks - 1}, a row of the model's {num_tasks} task tokens; "
+            f"found {token}."
         )
 
 

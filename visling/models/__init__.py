@@ -22,6 +22,10 @@ MODELS: Mapping[str, str] = {
 }
 """Name -> module that offers `SPEC`."""
 
+BASELINES: Mapping[str, str] = {"vilbert-baseline": "visling.models.vilbert_baseline"}
+"""Models that a paper compares its own with: found by name like a family, but none of `names`, for all of which there
+are recipes on scenes and comparisons."""
+
 
 def names() -> tuple[str, ...]:
     """All family names of this package."""
@@ -36,11 +40,12 @@ def spec(name: str) -> ModelSpec[Any]:
     """
     from visling.models.base import ModelSpec
 
-    path = name if "." in name else MODELS.get(name)
+    known = {**MODELS, **BASELINES}
+    path = name if "." in name else known.get(name)
     module = None if path is None else configs.load_module(path)
     if module is None:
         raise ConfigError(
-            f"no model {name!r}. {nearest(name, MODELS)} A model of your own is given as my_package.my_module."
+            f"no model {name!r}. {nearest(name, known)} A model of your own is given as my_package.my_module."
         )
     spec = getattr(module, "SPEC", None)
     if not isinstance(spec, ModelSpec):

@@ -132,6 +132,8 @@ class ModelSpec(Generic[C]):
     kept: frozenset[str] = KEPT_BY_RECIPES
     """Settings of the config that stay those of the recipe when a run starts from another model. All others belong to
     the weights, even those that shape none of them, and follow the model."""
+    task_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Task -> its number among the release's task tokens, of tasks that have one number for all data sets."""
     carries_answers: bool = False
     """Whether the answer head of a task starts from that of pre-training."""
     start_task: Callable[[TaskStart], list[str]] | None = None

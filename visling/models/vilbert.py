@@ -31,13 +31,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visling.boxes import locate
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
 from visling.errors import ConfigError
 from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
-from visling.nn.embeddings import RegionFeatures, TextEmbeddings
+from visling.nn.embeddings import RegionFeatures, TextEmbeddings, with_whole_image, without_regions
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import gather
 from visling.nn.trace import Trace
@@ -324,12 +323,7 @@ class Vilbert(Encoder):
     def encode_regions(self, regions: Regions) -> Tensor:
         """Normed sums of the projected features and locations, the whole image behind the regions; (S, R + 1, Dr). In
         all releases the first region layer follows the first co-attention."""
-        dtype = self.projection.weight.dtype
-        features = self.region_features(regions.features, dtype)
-        whole = _mean(features, regions.mask) if regions.whole is None else self.region_features(regions.whole, dtype)
-        box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
-        features = torch.cat([features, whole[:, None]], dim=1)
-        locations = locate(torch.cat([regions.boxes, box], dim=1)).to(features.dtype)
+        features, locations = with_whole_image(regions, self.region_features, self.projection.weight.dtype)
         states: Tensor = self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations)))
         return states
 
@@ -384,20 +378,12 @@ class Vilbert(Encoder):
     def _run_regions(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
         """States and mask of the batch's region rows before the first co-attention; `states` as from
         `encode_regions`."""
-        regions = batch.regions if batch.regions is not None else self._no_regions(batch.text)
+        regions = batch.regions
+        if regions is None:
+            regions = without_regions(batch.text, self.config.feature_size, self.projection.weight)
         states = self.encode_regions(regions) if states is None else states
         mask = F.pad(regions.mask, (0, 1), value=True)
         return (states, mask) if regions.row is None else (states[regions.row], mask[regions.row])
-
-    def _no_regions(self, text: Text) -> Regions:
-        """Images without any region, one for each row of a batch that has text only."""
-        rows, weight = len(text.ids if text.row is None else text.row), self.projection.weight
-        return Regions(
-            features=weight.new_zeros(rows, 0, self.config.feature_size),
-            boxes=weight.new_zeros(rows, 0, 4),
-            mask=weight.new_zeros(rows, 0, dtype=torch.bool),
-            size=weight.new_ones(rows, 2),
-        )
 
     def _through_text(
         self, text: Tensor, mask: Tensor, numbers: Iterable[int], trace: Trace, row: Tensor | None = None
@@ -419,11 +405,6 @@ class Vilbert(Encoder):
         """Summary (B, Dp) of a text state (B, Dt) and the whole image (B, Dr)."""
         summaries = F.relu(self.text_pooler(text)), F.relu(self.region_pooler(whole))
         return summaries[0] * summaries[1] if self.config.fusion == "product" else summaries[0] + summaries[1]
-
-
-def _mean(features: Tensor, mask: Tensor) -> Tensor:
-    """Mean (S, F) of the real features (S, R, F); zeros where there is none."""
-    return features.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _region_sizes(config: VilbertConfig) -> LayerSizes:
@@ -505,16 +486,13 @@ _ENCODER = (
     rename("vision_logit.*", "regions.linear.*"),
     drop("linguisic_logit.*", "no task of the release reads it"),
 )
-_FIRST = KeyMap(
-    (
-        *_ENCODER,
-        *(
-            rename(f"vil_prediction.main.{theirs}.{name}", f"classifier.{ours}.{our_name}")
-            for theirs, ours in ((0, "dense"), (3, "output"))
-            for name, our_name in (("weight_g", "gain"), ("weight_v", "direction"), ("bias", "bias"))
-        ),
-    )
+WEIGHT_NORM_CLASSIFIER = tuple(
+    rename(f"vil_prediction.main.{theirs}.{name}", f"classifier.{ours}.{our_name}")
+    for theirs, ours in ((0, "dense"), (3, "output"))
+    for name, our_name in (("weight_g", "gain"), ("weight_v", "direction"), ("bias", "bias"))
 )
+"""The first release's classifier -> the "weight_norm" styles."""
+_FIRST = KeyMap((*_ENCODER, *WEIGHT_NORM_CLASSIFIER))
 
 
 def _gelu_norm(theirs: str, part: str) -> tuple[Rule, ...]:
@@ -692,5 +670,7 @@ SPEC = ModelSpec(
         # The encoder has no place for links: the release passes them on, but its attention ignores them.
         "vcr": {"loss": "softmax", "names": "drawn", "separated": True, "cut": "longer", "links": "none"},
     },
+    # Retrieval and referring expressions have a number for each data set, VCR for each phase
+    task_tokens={"vqa": 1, "nlvr2": 12, "gqa": 15},
     kept=KEPT_BY_RECIPES | {"num_tasks"},  # 12-in-1 adds its task table to a model that has none
 )

@@ -33,7 +33,7 @@ from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError
 from visling.models.base import KEPT_BY_RECIPES, AnswerList, Encoder, ModelSpec, TaskStart
 from visling.nn.embeddings import RegionFeatures
-from visling.nn.head_blocks import RegionScorer, RegionTargets, Transform, TransformClassifier
+from visling.nn.head_blocks import RegionScorer, RegionTargets, Scorer, Transform, TransformClassifier
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
@@ -486,7 +486,8 @@ def start_task(task: TaskStart) -> list[str]:
 
     VQA: the transform of the answer head is that of masked words, and its output weights are the word vectors of the
     answers (`CLASSIFIER_PRETRAINED`). Referring expressions, and the classes of VCR's regions: the transform is that of
-    masked regions (`PARTIAL_PRETRAIN_PREFIX_CHANGES`). VCR: segment B starts as A (`PARTIAL_PRETRAIN_SEGMB_INIT`).
+    masked regions (`PARTIAL_PRETRAIN_PREFIX_CHANGES`). VCR: segment B starts as A (`PARTIAL_PRETRAIN_SEGMB_INIT`), and
+    a choice is scored by how much more likely pre-training held text and image to match than not, if it learned that.
     """
     assert isinstance(task.encoder, VlBert)
     words = dict(task.objectives.get("masked_lm", {}))
@@ -502,6 +503,12 @@ def start_task(task: TaskStart) -> list[str]:
             done.append(f"the {len(task.answers)} answers of head {name} start from their word vectors")
         elif isinstance(head, RegionScorer | RegionTargets) and _take_over(head.transform, regions):
             done.append(f"the transform of head {name} starts from that of masked regions")
+        elif isinstance(head, Scorer) and (matching := task.objectives.get("matching")):
+            with torch.no_grad():
+                for kind, parameter in head.linear.named_parameters():
+                    unlike, alike = matching[f"linear.{kind}"]
+                    parameter.copy_((alike - unlike)[None])
+            done.append(f"head {name} starts from that of matching")
     if "score" in task.kinds.values():
         task.encoder.restart_second_segment()
         done.append("segment B, which pre-training never uses, starts as a copy of A")

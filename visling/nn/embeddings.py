@@ -1,14 +1,17 @@
 """What stands before any layer: the vectors of a word piece, summed, and region features as a projection reads them.
 
-Letters  B rows, T tokens, D width; N rows of features, F their width.
+Letters  B rows, T tokens, D width; N rows of features, F their width; S region rows, R regions.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from visling.boxes import locate
 from visling.errors import ConfigError
+from visling.types import Regions, Text
 
 
 class TextEmbeddings(nn.Module):
@@ -81,6 +84,38 @@ class RegionFeatures(nn.Module):
             )
         features = features.to(dtype)
         return features if self.whiten is None else self.whiten(features)
+
+
+def with_whole_image(regions: Regions, read: RegionFeatures, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Features (S, R + 1, F) and locations (S, R + 1, 5) of the regions and, behind them, of the whole image.
+
+    The feature of the whole image is `regions.whole` or, without it, the mean of the real regions, zeros where there is
+    none.
+
+    Source:
+        ViLBERT, both releases (`_image_features_reader.py`), where it stands before the regions.
+    """
+    features = read(regions.features, dtype)
+    whole = _mean(features, regions.mask) if regions.whole is None else read(regions.whole, dtype)
+    box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
+    features = torch.cat([features, whole[:, None]], dim=1)
+    return features, locate(torch.cat([regions.boxes, box], dim=1)).to(features.dtype)
+
+
+def without_regions(text: Text, feature_size: int, like: Tensor) -> Regions:
+    """Images without any region, one for each row of a batch that has text only; on the device of `like`."""
+    rows = len(text.ids if text.row is None else text.row)
+    return Regions(
+        features=like.new_zeros(rows, 0, feature_size),
+        boxes=like.new_zeros(rows, 0, 4),
+        mask=like.new_zeros(rows, 0, dtype=torch.bool),
+        size=like.new_ones(rows, 2),
+    )
+
+
+def _mean(features: Tensor, mask: Tensor) -> Tensor:
+    """Mean (S, F) of the real features (S, R, F); zeros where there is none."""
+    return features.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 class Whitening(nn.Module):

@@ -133,10 +133,15 @@ STYLES: Mapping[str, Mapping[str, Builder]] = {
         "weight_norm": lambda r: WeightNormClassifier(
             r.dims.pooled, 2 * r.dims.pooled, r.head.outputs, DROPOUT_RATE, WEIGHT_NORM_DROPOUT_RATE
         ),
+        "weight_norm_plain": lambda r: WeightNormClassifier(
+            r.dims.pooled, 2 * r.dims.pooled, r.head.outputs, 0.0, WEIGHT_NORM_DROPOUT_RATE
+        ),
         "match_first": lambda r: MatchFirst(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
+        "match_first_plain": lambda r: MatchFirst(r.dims.pooled, r.head.outputs, 0.0),
     },
     "score": {
         "linear": lambda r: Scorer(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
+        "plain": lambda r: Scorer(r.dims.pooled, r.head.outputs, 0.0),
         "vlbert": lambda r: Scorer(r.dims.pooled, r.head.outputs, DROPOUT_RATE),
     },
     "pair": {

@@ -22,7 +22,7 @@ from visling.checkpoints import files
 from visling.checkpoints.files import check_absent, whole_folder, write_tensors
 from visling.checkpoints.keymap import Coverage
 from visling.data.answers import AnswerVocabulary
-from visling.data.text import Tokenizer
+from visling.data.text import Tokenizer, check_task_token
 from visling.errors import CheckpointError, ConfigError
 from visling.models.base import Encoder
 from visling.models.task_model import SavedHead
@@ -80,6 +80,7 @@ def convert(
     settings: Sequence[str] = (),
     release: str | None = None,
     task: str | None = None,
+    task_token: int | None = None,
     answers: Sequence[Path] = (),
     other_answers: bool = False,
     encoder_only: bool = False,
@@ -100,6 +101,8 @@ def convert(
         release: name in the catalogue; None = the entry named like the file, if neither `layout` nor `model` is given.
         task: what the model will be used for; None = question answering if there is a classifier with as many outputs
             as a released one.
+        task_token: number of that task among the file's task tokens; None = that of the release, if it has one for all
+            data sets of the task.
         answers: files with the answers in the order of a classifier, each for the one of its length; for pre-training
             on questions the answer table.
         other_answers: accept lists that are not those of the release.
@@ -124,6 +127,8 @@ def convert(
     encoder, heads, coverage = _load(tensors, choice, store, encoder_only=encoder_only)
     lists = _answer_lists(choice, heads, task, answers, any_list=other_answers)
     chosen = _task(choice, heads, task, lists)
+    if task_token is not None:
+        check_task_token(task_token, models.spec(choice.model).inputs(choice.config).num_tasks)
     places = _places(heads, chosen)
     tokenizer = _tokenizer(choice)
     weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
@@ -140,6 +145,7 @@ def convert(
             tokenizer=tokenizer,
             trained=f"elsewhere; converted from {path.name} (layout {choice.layout})",
             heads={place: saved for place, (saved, _) in places.items()},
+            task_token=_find_task_token(choice, chosen) if task_token is None else task_token,
             source=_provenance(path, choice, coverage)
             | ({} if encoder_only else _precisions(tensors, choice, coverage)),
         )
@@ -272,6 +278,14 @@ def _answers(part: str, saved: SavedHead, heads: Iterable[str]) -> bool:
     return saved.head.kind == "classify" and (
         part.startswith("classifier") or (part == "answers" and "vocabulary" not in set(heads))
     )
+
+
+def _find_task_token(choice: Choice, task: tasks.Task[Any, Any] | None) -> int | None:
+    """Number that the release gives the task; None without task tokens, or where it has several for it."""
+    spec = models.spec(choice.model)
+    if task is None or not spec.inputs(choice.config).num_tasks:
+        return None
+    return spec.task_tokens.get(task.name)
 
 
 def _places(

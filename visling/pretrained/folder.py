@@ -100,9 +100,11 @@ class ModelFolder:
             CheckpointError: it has several tasks and none is named, or none of that name.
         """
         if not self.tasks:
-            if name in (None, self.task):
+            if name is None:
                 return self
-            raise CheckpointError(f"{self.path} was not trained on several tasks: its task is {self.task}, not {name}.")
+            raise CheckpointError(
+                f"{self.path} was not trained on several tasks, among which {name!r} could be chosen. Leave --task out."
+            )
         if name is None:
             raise CheckpointError(f"{self.path} was trained on several tasks: name one of {', '.join(self.tasks)}.")
         if name not in self.tasks:

@@ -14,8 +14,9 @@ from visling import models
 from visling.data.text import Tokenizer
 from visling.errors import ConfigError
 from visling.recipes.configs import FinetuneConfig, PretrainConfig, value_at
+from visling.recipes.multitask_configs import MultitaskConfig
 
-C = TypeVar("C", PretrainConfig, FinetuneConfig)
+C = TypeVar("C", PretrainConfig, FinetuneConfig, MultitaskConfig)
 
 OPTIONS: Mapping[str, str] = {
     "--epochs": "train.epochs",
@@ -54,7 +55,7 @@ def change_recipe(
     return dataclasses.replace(config, from_init={name: value_at(before, name)["here"] for name in sorted(taken)})
 
 
-def describe_followed(config: PretrainConfig | FinetuneConfig, start: Path) -> list[str]:
+def describe_followed(config: PretrainConfig | FinetuneConfig | MultitaskConfig, start: Path) -> list[str]:
     """What a run's encoder has of the model that it starts from, unlike its recipe, for the log."""
     if not config.from_init:
         return []
@@ -65,7 +66,7 @@ def describe_followed(config: PretrainConfig | FinetuneConfig, start: Path) -> l
     return [f"the encoder has the settings of {start}, unlike recipe {config.recipe}: {', '.join(followed)}"]
 
 
-def _follow(recipe: PretrainConfig | FinetuneConfig, start: Any) -> dict[str, Any]:
+def _follow(recipe: PretrainConfig | FinetuneConfig | MultitaskConfig, start: Any) -> dict[str, Any]:
     """Setting (dotted) of the encoder -> its value in the model that a run starts from, where the recipe differs and
     does not keep its own."""
     family = models.spec(recipe.model)
@@ -99,7 +100,7 @@ def _spell_options(options: Mapping[str, Any], settings: Sequence[str]) -> list[
 
 
 def _check_length(
-    recipe: PretrainConfig | FinetuneConfig, options: Mapping[str, Any], named: Mapping[str, str]
+    recipe: PretrainConfig | FinetuneConfig | MultitaskConfig, options: Mapping[str, Any], named: Mapping[str, str]
 ) -> None:
     """Refuse a number of epochs for a recipe whose length is given in another way, unless that is changed too."""
     for field in ("max_steps", "seconds"):

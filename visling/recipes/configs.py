@@ -187,8 +187,10 @@ class FinetuneConfig:
     """Network that computes the features of regions from images and is trained jointly (VL-BERT's RefCOCO+ and VCR);
     None = stored features."""
     flip: float = 0.0
-    """Share of the training images that are mirrored: the boxes, and the pixels if an extractor reads them, with left
-    and right exchanged in questions and answers. Stored features stay as they are (VL-BERT: 0.5)."""
+    """Share of the training images that are mirrored: the boxes, and the pixels if an extractor reads them. Stored
+    features stay as they are (VL-BERT: 0.5)."""
+    swap_sides: bool = True
+    """Whether left and right are exchanged in questions and answers about mirrored images (VL-BERT: not in VCR)."""
     text_only: bool = False
     """Train without any region: what the words alone give away."""
     head_layout: str | None = None

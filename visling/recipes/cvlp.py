@@ -148,7 +148,7 @@ def cvlp_vqa() -> FinetuneConfig:
     return FinetuneConfig(
         recipe="cvlp-vqa",
         model="cvlp",
-        encoder=models.spec("cvlp").presets["base_replace"],
+        encoder=models.spec("cvlp").presets["base"],
         task="vqa",
         task_settings=LXMERT_VQA,
         batch_size=32,
@@ -173,7 +173,7 @@ def cvlp_gqa() -> FinetuneConfig:
     return FinetuneConfig(
         recipe="cvlp-gqa",
         model="cvlp",
-        encoder=models.spec("cvlp").presets["base_replace"],
+        encoder=models.spec("cvlp").presets["base"],
         task="gqa",
         task_settings=LXMERT_ANSWERS,
         batch_size=32,
@@ -197,7 +197,7 @@ def cvlp_nlvr2() -> FinetuneConfig:
     return FinetuneConfig(
         recipe="cvlp-nlvr2",
         model="cvlp",
-        encoder=models.spec("cvlp").presets["base_replace"],
+        encoder=models.spec("cvlp").presets["base"],
         task="nlvr2",
         task_settings=LXMERT_NLVR2,
         batch_size=32,

@@ -18,10 +18,11 @@ from visling import models
 
 
 def list_recipes() -> dict[str, dict[str, str]]:
-    """pretrain, finetune -> name of a recipe -> first paragraph of its docstring, in one line."""
+    """pretrain, finetune, multitask -> name of a recipe -> first paragraph of its docstring, in one line."""
     return {
         "pretrain": dict(_read_table("tables", "PRETRAINING")),
         "finetune": dict(_read_table("tables", "FINETUNING")),
+        "multitask": dict(_read_table("tables", "MULTITASK")),
     }
 
 
@@ -45,7 +46,7 @@ def _read_rows(module: str, table: ast.expr) -> Iterator[tuple[str, str]]:
                 else:
                     yield str(ast.literal_eval(key)), _describe(module, value)
         case ast.DictComp(key=ast.JoinedStr(values=parts) as key, value=value):  # of every model, and of every task
-            titles = _read_titles(module) if "task" in ast.unparse(key) else {"": "A task"}
+            titles = _read_titles(module) if "{task}" in ast.unparse(key) else {"": "A task"}
             for model, (task, title) in itertools.product(models.names(), titles.items()):
                 filled = {"model": model, "task": task}
                 name = "".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.recipes.multitask_configs import MultitaskConfig
 
 _STORED: Mapping[str, str] = {
     "stored regions": "float32; a store holds features (unless --dtype float32), class distributions and confidences "
@@ -33,13 +34,17 @@ COMMON: Mapping[str, Mapping[str, str]] = {
         "called dynamic, but bounded by 128 on both sides. Here: bf16, weights in float32, no loss scale",
     },
     "vilbert": {**_STORED, **_average_over_devices("DistributedDataParallel or DataParallel")},
+    "vilbert-baseline": {**_STORED, **_average_over_devices("DistributedDataParallel or DataParallel")},
     "lxmert": {**_STORED, **_average_over_devices("4 GPUs")},
     "cvlp": {**_STORED, **_average_over_devices("DataParallel")},
 }
 """Family -> topic -> what its release does in every run."""
 
+FINETUNED_ON_ONE_DEVICE = ("lxmert", "cvlp")
+"""Families whose release averages losses over devices in pre-training alone."""
 
-def describe_start(config: PretrainConfig | FinetuneConfig) -> str:
+
+def describe_start(config: PretrainConfig | FinetuneConfig | MultitaskConfig) -> str:
     """What a run's weights should start from, and how to say so; nothing for one that starts from scratch."""
     if config.start == "random":
         return ""

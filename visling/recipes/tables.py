@@ -1,7 +1,7 @@
 """All recipes by name: the tables of the modules of this package, joined; and those of a module of your own.
 
 A recipe of your own is named MODULE:NAME, for example my_package.my_recipes:mine. The module offers tables as the
-families' files do: `PRETRAINING` and `FINETUNING`, each from a name to a function that returns the config.
+families' files do: `PRETRAINING`, `FINETUNING` and `MULTITASK`, each from a name to a function that returns the config.
 """
 
 from __future__ import annotations
@@ -11,13 +11,27 @@ from typing import Any, TypeVar
 
 from visling.config import load_module
 from visling.errors import ConfigError, nearest
-from visling.recipes import cvlp, lxmert, nlvr, own, releases, scenes, vilbert, visualbert, vlbert
+from visling.recipes import (
+    cvlp,
+    lxmert,
+    multitask,
+    nlvr,
+    own,
+    releases,
+    scenes,
+    vilbert,
+    vilbert_baseline,
+    visualbert,
+    vlbert,
+)
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.recipes.multitask_configs import MultitaskConfig
 
 PUBLISHED_PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     **visualbert.PRETRAINING,
     **vlbert.PRETRAINING,
     **vilbert.PRETRAINING,
+    **vilbert_baseline.PRETRAINING,
     **lxmert.PRETRAINING,
     **cvlp.PRETRAINING,
 }
@@ -27,6 +41,7 @@ PUBLISHED_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **visualbert.FINETUNING,
     **vlbert.FINETUNING,
     **vilbert.FINETUNING,
+    **vilbert_baseline.FINETUNING,
     **lxmert.FINETUNING,
     **cvlp.FINETUNING,
 }
@@ -50,13 +65,19 @@ FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **PUBLISHED_FINETUNING,
 }
 
+MULTITASK: Mapping[str, Callable[[], MultitaskConfig]] = multitask.MULTITASK
+
 T = TypeVar("T")
 
 
 def common_differences(config: PretrainConfig | FinetuneConfig) -> Mapping[str, str]:
     """Topic -> what the release does in all its runs; nothing for a recipe that is not published."""
-    published = PUBLISHED_PRETRAINING if isinstance(config, PretrainConfig) else PUBLISHED_FINETUNING
-    return releases.COMMON[config.model] if config.recipe in published and config.model in releases.COMMON else {}
+    pretrains = isinstance(config, PretrainConfig)
+    if config.recipe not in (PUBLISHED_PRETRAINING if pretrains else PUBLISHED_FINETUNING):
+        return {}
+    one_device = not pretrains and config.model in releases.FINETUNED_ON_ONE_DEVICE
+    common = releases.COMMON.get(config.model, {})
+    return {topic: told for topic, told in common.items() if topic != "losses" or not one_device}
 
 
 def summarise(recipe: Callable[[], Any]) -> str:
@@ -85,14 +106,23 @@ def find_finetuning(name: str) -> Callable[[], FinetuneConfig]:
     return _find(name, FINETUNING, "FINETUNING")
 
 
+def find_multitask(name: str) -> Callable[[], MultitaskConfig]:
+    """A recipe of several tasks, of this package or of a module of your own.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    return _find(name, MULTITASK, "MULTITASK")
+
+
 def _find(name: str, table: Mapping[str, Callable[[], T]], attribute: str) -> Callable[[], T]:
     path, colon, key = name.rpartition(":")
     if colon:
         table = _load_table(path, attribute, name)
     if key not in table:
-        other = {"PRETRAINING": ("finetune", FINETUNING), "FINETUNING": ("pretrain", PRETRAINING)}[attribute]
-        if not colon and name in other[1]:
-            raise ConfigError(f"{name!r} is a recipe of {other[0]}: use visling {other[0]}. {nearest(key, table)}")
+        others = {"pretrain": PRETRAINING, "finetune": FINETUNING, "multitask": MULTITASK}
+        if not colon and (verb := next((verb for verb, other in others.items() if name in other), None)):
+            raise ConfigError(f"{name!r} is a recipe of {verb}: use visling {verb}. {nearest(key, table)}")
         raise ConfigError(f"no recipe {name!r}. {nearest(key, table)}")
     return table[key]
 

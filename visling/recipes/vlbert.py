@@ -1,4 +1,4 @@
-"""VL-BERT's published pre-training."""
+"""VL-BERT's published pre-training; its fine-tuning is in `vlbert_tasks`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from visling import models
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.base import Corpus
 from visling.objectives.masked_regions import RegionLosses
-from visling.recipes import scenes
+from visling.recipes import scenes, vlbert_tasks
 from visling.recipes.configs import BERT_BASE, BERT_LARGE, FinetuneConfig, PretrainConfig
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
@@ -155,7 +155,7 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "vlbert-large-e2e": vlbert_large_e2e,
 }
 
-FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {}
+FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = vlbert_tasks.FINETUNING
 
 SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vlbert-scenes": vlbert_scenes}
 """Of ours, on drawn scenes."""

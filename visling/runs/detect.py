@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from visling.runs.setup import claim_run_folder
 from visling.runtime import Precision
 from visling.train.engine import fit
 from visling.train.log import Log
+from visling.train.loggers import check_loggers, open_loggers
 from visling.train.state import RunFolder, gather
 from visling.types import IGNORE
 from visling.vision.detector import Detector, Truth
@@ -78,7 +79,7 @@ def train_detector(
     device: str = "auto",
     resume: bool = False,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
 ) -> TrainedDetector:
     """Train a detector and save it in `out/model`; `out/last` holds what an interrupted run needs to resume exactly.
 
@@ -87,7 +88,7 @@ def train_detector(
         annotations: COCO instances JSON, or what a reader returned for another format.
         resume: continue the unfinished run in `out`; the settings must be the same.
         stream: where progress is written.
-        tensorboard: whether losses are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Raises:
         ConfigError: unknown device, or too few images for the number of processes.
         DataError: annotations or images cannot be used.
@@ -101,6 +102,7 @@ def train_detector(
     batches = DetectionBatches(
         samples, batch_size=config.batch_size, seed=config.train.seed, flip_rate=config.flip_rate
     )
+    check_loggers(log_to)
     with claim_run_folder(out, resume=resume) as folder:
         _record_start(folder, config, images, None if isinstance(annotations, Instances) else annotations)
         runtime.seed_everything(config.train.seed)
@@ -109,8 +111,8 @@ def train_detector(
         if not runtime.is_main():  # weights are equal everywhere, the sampled anchors and regions are not
             runtime.seed_everything(config.train.seed + runtime.rank())
 
-        board = out / "tensorboard" if tensorboard else None
-        with Log(folder.log, stream=stream, tensorboard=board, unit="images") as log:
+        loggers = open_loggers(log_to, folder, configs.to_dict(config))
+        with Log(folder.log, stream=stream, loggers=loggers, unit="images") as log:
             if not folder.has_last:
                 log.event(_describe_task(instances, config, target), step=0)
             state = fit(

@@ -26,19 +26,24 @@ from visling.errors import ConfigError, nearest
 from visling.nn.momentum import DependsOnValues
 from visling.objectives.pretrain_model import PretrainModel
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
-from visling.recipes.tables import PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
+from visling.recipes.tables import PUBLISHED_PRETRAINING
 from visling.runs.count_products import trace
 from visling.runs.pretrain import untrained_model
 from visling.runs.typical_batch import count_regions, scaled_picture, typical_batch, typical_sizes
+from visling.runs.typical_task import count_examples as count_task_examples
+from visling.runs.typical_task import count_regions as count_task_regions
+from visling.runs.typical_task import typical_size, typical_task_batch, untrained_task
 from visling.runs.validate import text_loss
+from visling.tasks.base import load as load_task
+from visling.tasks.base import names as task_names
 from visling.train.optim import parameter_groups
-from visling.types import Batch, Loss, Targets
+from visling.types import Batch, Encoded, Loss, Targets
 from visling.vision.end_to_end import POOL_SIZE, RegionExtractor
 
 UTILISATION = 0.4
 """Share of a GPU's peak rate that training reaches; assumed, not measured. Small batches and short texts reach less."""
-WEIGHT, MOMENTS = 4, 8
-"""Bytes of a weight or a gradient, and of both moments of Adam: float32."""
+WEIGHT = 4
+"""Bytes of a weight, a gradient or a moment: float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,7 @@ class Memory:
     """Bytes on one device."""
 
     weights: int
-    """All parameters, momentum copies included."""
+    """All parameters, momentum copies and averages included."""
     gradients: int
     optimiser: int
     activations: int
@@ -158,17 +163,15 @@ def find_gpu(name: str) -> Gpu:
 
 
 def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
-    """What training by a config costs; a fine-tuning config without its head."""
-    config = _with_own_features(config)
-    sizes = typical_sizes(config)
+    """What training by a config costs; of a fine-tuning whose task is of another package, its encoder alone."""
     with torch.device("meta"):
-        model, step = _build_pretraining(config) if isinstance(config, PretrainConfig) else _build_encoder(config)
+        traced_run = _prepare_pretraining(config) if isinstance(config, PretrainConfig) else _prepare_finetuning(config)
+    model, optim = traced_run.model, config.train.optim
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # built on meta: CVLP copies networks, and fake tensors cannot be copied
-        batches = [typical_batch(config, size, config.batch_size) for size in sizes.values()]
-        traced = trace(model, step, batches, precision=config.train.precision)
-    kept = [p for p in model.parameters() if p.requires_grad]
-    moved = sum(p.numel() for group in parameter_groups(model, config.train.optim) for p in group["params"])
+        traced = trace(model, traced_run.step, traced_run.draw_batches(), precision=config.train.precision)
+    gradients = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    moved = sum(p.numel() for group in parameter_groups(model, optim) for p in group["params"])
     everything = sum(p.numel() for p in model.parameters())
     followers = sum(
         p.numel() for name, p in model.named_parameters() if not p.requires_grad and not name.startswith("extractor.")
@@ -179,16 +182,16 @@ def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
         flops_per_update=traced.flops * config.train.accumulation,
         updates=updates(config),
         memory=Memory(
-            weights=WEIGHT * everything,
-            gradients=WEIGHT * sum(p.numel() for p in kept),
-            optimiser=MOMENTS * moved,
+            weights=WEIGHT * (everything + (gradients if config.train.average is not None else 0)),
+            gradients=WEIGHT * gradients,
+            optimiser=WEIGHT * moved * (2 if optim.name != "sgd" else 1 if optim.momentum else 0),
             activations=traced.kept,
             buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
         ),
         assumed={
             "examples per update": config.batch_size * config.train.accumulation,
-            "tokens": {name: size.tokens for name, size in sizes.items()},
-            "regions": {name: count_regions(config, size) for name, size in sizes.items()},
+            "tokens": traced_run.tokens,
+            "regions": traced_run.regions,
             "examples per epoch": _count_examples(config),
             **({} if (picture := scaled_picture(config)) is None else {"picture": list(picture)}),
             "precision": "bf16" if config.train.precision == "auto" else config.train.precision,
@@ -196,9 +199,68 @@ def estimate(config: PretrainConfig | FinetuneConfig) -> Estimate:
     )
 
 
-def _with_own_features(config: PretrainConfig | FinetuneConfig) -> PretrainConfig | FinetuneConfig:
+@dataclass(frozen=True, kw_only=True)
+class _TracedRun:
+    """What is traced of a run."""
+
+    model: nn.Module
+    step: Callable[[Batch, Targets], Tensor]
+    """Value to minimise."""
+    draw_batches: Callable[[], list[tuple[Batch, Targets]]]
+    """A batch of each of its corpora, or of its task."""
+    tokens: Mapping[str, int]
+    """Corpus or task -> assumed word pieces of a row."""
+    regions: Mapping[str, int]
+    """Corpus or task -> assumed regions of a row."""
+
+
+def _prepare_pretraining(config: PretrainConfig) -> _TracedRun:
+    config = _with_own_features(config)
+    model = untrained_model(dataclasses.replace(config, encoder=_remove_attention_dropout(config.encoder)))
+    for module in model.modules():
+        if isinstance(module, DependsOnValues):
+            module.use_typical_path()
+    if isinstance(model.extractor, RegionExtractor):
+        pool_everything(model.extractor)
+    sizes = typical_sizes(config)
+    return _TracedRun(
+        model=model,
+        step=functools.partial(loss_of, model),
+        draw_batches=lambda: [typical_batch(config, size, config.batch_size) for size in sizes.values()],
+        tokens={name: size.tokens for name, size in sizes.items()},
+        regions={name: count_regions(config, size) for name, size in sizes.items()},
+    )
+
+
+def _prepare_finetuning(config: FinetuneConfig) -> _TracedRun:
+    config = dataclasses.replace(config, encoder=_remove_attention_dropout(config.encoder))
+    model: nn.Module
+    if config.task in task_names():
+        model, task = untrained_task(config)
+        if isinstance(model.extractor, RegionExtractor):
+            pool_everything(model.extractor)
+    else:
+        model, task = (
+            models.build(config.model, config.encoder),
+            load_task(config.task).configured(config.task_settings),
+        )
+
+    def step(batch: Batch, targets: Targets) -> Tensor:
+        found = model(batch)
+        return found.pooled.float().sum() if isinstance(found, Encoded) else task.loss(found, targets).value
+
+    return _TracedRun(
+        model=model,
+        step=step,
+        draw_batches=lambda: [typical_task_batch(config, task, config.batch_size)],
+        tokens={config.task: typical_size(config).tokens},
+        regions={config.task: count_task_regions(config, task)},
+    )
+
+
+def _with_own_features(config: PretrainConfig) -> PretrainConfig:
     """A recipe for features of any width predicts those that its encoder reads, as every store has one width."""
-    if not isinstance(config, PretrainConfig) or config.region_losses is None or not config.any_features:
+    if config.region_losses is None or not config.any_features:
         return config
     losses = dataclasses.replace(config.region_losses, feature_size=config.encoder.feature_size)
     return dataclasses.replace(config, region_losses=losses)
@@ -214,7 +276,9 @@ def updates(config: PretrainConfig | FinetuneConfig) -> int | None:
 
 def _count_examples(config: PretrainConfig | FinetuneConfig) -> int | None:
     """Examples of an epoch of a published run, which ends with its first corpus; None for other runs."""
-    published = config.recipe in (*PUBLISHED_PRETRAINING, *PUBLISHED_FINETUNING)
+    if isinstance(config, FinetuneConfig):
+        return count_task_examples(config)
+    published = config.recipe in PUBLISHED_PRETRAINING
     return next(iter(typical_sizes(config).values())).examples if published else None
 
 
@@ -222,21 +286,6 @@ def _remove_attention_dropout(config: Any) -> Any:
     """The config without attention dropout, which the traced kernel lacks; it costs no product and, in fused kernels,
     no memory."""
     return dataclasses.replace(config, attention_dropout_rate=0.0)
-
-
-def _build_encoder(config: FinetuneConfig) -> tuple[nn.Module, Callable[[Batch, Targets], Tensor]]:
-    encoder = models.build(config.model, _remove_attention_dropout(config.encoder))
-    return encoder, lambda batch, _: encoder(batch).pooled.float().sum()
-
-
-def _build_pretraining(config: PretrainConfig) -> tuple[nn.Module, Callable[[Batch, Targets], Tensor]]:
-    model = untrained_model(dataclasses.replace(config, encoder=_remove_attention_dropout(config.encoder)))
-    for module in model.modules():
-        if isinstance(module, DependsOnValues):
-            module.use_typical_path()
-    if isinstance(model.extractor, RegionExtractor):
-        pool_everything(model.extractor)
-    return model, functools.partial(loss_of, model)
 
 
 def loss_of(model: PretrainModel, batch: Batch, targets: Targets) -> Tensor:
@@ -249,7 +298,7 @@ def pool_everything(extractor: RegionExtractor) -> None:
     """Make an extractor treat every region as real and lay the same grid over each: that needs no values, and the
     products are the same."""
 
-    def forward(images: Tensor, boxes: Tensor, mask: Tensor, *, image: Tensor) -> Tensor:
+    def forward(images: Tensor, boxes: Tensor, mask: Tensor, instances: None, *, image: Tensor) -> Tensor:
         features = extractor.feature_map(images)
         rows, regions = mask.shape
         grid = features.new_zeros(rows, regions * POOL_SIZE, POOL_SIZE, 2, dtype=torch.float32)

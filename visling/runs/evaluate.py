@@ -50,6 +50,7 @@ def evaluate(
     compare: Sequence[Path] = (),
     joint: Path | None = None,
     zero_shot: bool = False,
+    task: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission
@@ -58,7 +59,8 @@ def evaluate(
     Args:
         run: run folder, or a model folder, which needs `data` and `store`.
         data: folder of annotations; None = the one it was trained on.
-        store: region store; None = the one it was trained on.
+        store: region store; None = the one it was validated on, which is the one it was trained on, unless the run has
+            a store for validation.
         images: folder of the images, for a model that computes the features of regions from pixels; None = the one it
             was trained on.
         other_features: accept features of another detector.
@@ -68,6 +70,8 @@ def evaluate(
         joint: run of the other phase of a task in two phases (VCR) that was evaluated on this split: both are scored
             together, or make the official result file together, predictions_joint_SPLIT.csv.
         zero_shot: of a pre-trained run or model folder: rank captions and images by its matching head.
+        task: of a model of several tasks: the name of the one to score; the files are then those of tasks/NAME in the
+            run folder.
         progress: of a task that ranks: called with (pairs done, pairs in all).
     Returns:
         Contents of evaluation_SPLIT.json.
@@ -76,14 +80,16 @@ def evaluate(
         RunError: the split was evaluated before, a model folder without `data` or `store`, or the results cannot be
             written.
     """
-    result = run / f"evaluation_{split}.json"
+    place = run if task is None else run / "tasks" / task
+    result = place / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
         raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")
-    saved = read_model_folder(run)
-    model, task = retrieval_model(saved) if zero_shot else saved.task_model()
-    compared = {str(other): _read_scores(other, split, task.name) for other in compare}
+    saved = read_model_folder(run).for_task(task)
+    model, scored = retrieval_model(saved) if zero_shot else saved.task_model()
+    compared = {str(other): _read_scores(other, split, scored.name) for other in compare}
     others = None if joint is None else _read_other_phase(joint, split)
     known = read_run_json(run) if (run / "run.json").exists() else {}
+    known = known.get("tasks", {}).get(task, known)
     unknown = [
         name
         for name, given in (("data", data), ("store", saved.text_only or store))
@@ -97,10 +103,10 @@ def evaluate(
     data = Path(known["data"][0]) if data is None else data
     regions = None
     if not saved.text_only:
-        regions = NativeStore.open(store if store is not None else Path(known["store"]))
+        regions = NativeStore.open(store or Path(known.get("valid_store") or known["store"]))
         extracts = saved.extractor is not None
         check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
-    records = read_records(task, data, split)
+    records = read_records(scored, data, split)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
@@ -112,7 +118,7 @@ def evaluate(
         inputs.pictures = open_pictures(saved, records, images or known.get("images"), regions)
     predictions = predict_records(
         model.to(inputs.device),
-        task,
+        scored,
         inputs,
         records,
         batch_size=batch_size,
@@ -120,24 +126,24 @@ def evaluate(
         progress=progress,
     )
     truncated = sum(gather(inputs.layout.truncated))
-    found: dict[str, Any] = {"task": task.name, "split": split, "scores": {}, "by": {}, "baselines": {}}
-    if task.labelled(records):
-        found |= task.report(predictions, records).to_dict(task.name, split)
+    found: dict[str, Any] = {"task": scored.name, "split": split, "scores": {}, "by": {}, "baselines": {}}
+    if scored.labelled(records):
+        found |= scored.report(predictions, records).to_dict(scored.name, split)
         found["baselines"] = {
-            name: part.to_dict(task.name, split) for name, part in _score_baselines(task, known, records).items()
+            name: part.to_dict(scored.name, split) for name, part in _score_baselines(scored, known, records).items()
         }
     if compared:
         found["compared"] = compared
     joint_file = None
     if others is not None:
-        together, joint_file = task.join_phases(predictions, others, records)
+        together, joint_file = scored.join_phases(predictions, others, records)
         if together is not None:
-            found["joint"] = together.to_dict(task.name, split)
+            found["joint"] = together.to_dict(scored.name, split)
     found |= {"text_only": saved.text_only, "truncated": truncated}
-    if notes := task.notes(records):
+    if notes := scored.notes(records):
         found["notes"] = list(notes)
-    details = "".join(json.dumps(row) + "\n" for row in task.details(predictions, records))
-    submission = task.submission(predictions)
+    details = "".join(json.dumps(row) + "\n" for row in scored.details(predictions, records))
+    submission = scored.submission(predictions)
     files = {f"details_{split}.jsonl": details}
     if isinstance(submission, str):
         files[f"predictions_{split}.csv"] = submission
@@ -147,7 +153,7 @@ def evaluate(
         files[f"predictions_joint_{split}.csv"] = joint_file
     files[result.name] = json.dumps(found, indent=2) + "\n"  # last: it says that the others are complete
     if runtime.is_main():
-        _write_results(run, files)
+        _write_results(place, files)
     return found
 
 
@@ -208,6 +214,7 @@ def _gather_sorted(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[in
 
 def _write_results(run: Path, files: Mapping[str, str]) -> None:
     try:
+        run.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (run / name).write_text(text, encoding="utf-8")
     except OSError as error:

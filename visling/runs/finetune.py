@@ -12,7 +12,7 @@ from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, Conflicts, DataError
+from visling.errors import ConfigError, Conflicts, DataError, StoreError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over
@@ -25,6 +25,7 @@ from visling.pretrained.folder import (
     read_model_folder,
     save_model_folder,
 )
+from visling.pretrained.several import continue_heads, find_token
 from visling.recipes.changes import describe_followed
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
@@ -54,8 +55,9 @@ def finetune(
     other_features: bool = False,
     images: Path | None = None,
     backbone: Path | None = None,
+    valid_store: Path | None = None,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train a model on a task; leaves a run folder.
@@ -69,8 +71,10 @@ def finetune(
         images: folder of the images, for a recipe with an extractor.
         backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
             randomly initialised.
+        valid_store: region store of the validation images, where they are shown with other regions than in training
+            (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
@@ -79,9 +83,9 @@ def finetune(
     """
     run = Finetuning(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
-        backbone=backbone,
+        backbone=backbone, valid_store=valid_store,
     )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
+    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:
@@ -98,6 +102,7 @@ class Finetuning:
         other_features: bool,
         images: Path | None = None,
         backbone: Path | None = None,
+        valid_store: Path | None = None,
     ) -> None:
         conflicts = Conflicts()
         if store is None and not config.text_only:
@@ -120,9 +125,15 @@ class Finetuning:
         self.config, regions = config, None if config.text_only else self.store
         with conflicts.collect():
             self.config = self._fit_encoder(config)
+        valid_regions = regions
+        with conflicts.collect():
+            valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
         with conflicts.collect():
             if regions is not None:
-                check_images(JoinedRecords(self.train_records, self.valid_records), regions)
+                check_images(self.train_records, regions)
+        with conflicts.collect():
+            if valid_regions is not None:
+                check_images(self.valid_records, valid_regions)
         with conflicts.collect():
             if self.start is not None:
                 check_family(self.start, config.model)
@@ -131,18 +142,20 @@ class Finetuning:
                 override, extracts = other_features or config.text_only, config.extractor is not None
                 check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
         with conflicts.collect():
-            self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=config.task_token)
+            self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=self.config.task_token)
         conflicts.refuse()
+        self.layouts = [self.inputs.layout]
         if regions is not None:
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
         if config.extractor is not None and images is not None and regions is not None:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+        self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
         source = TaskSource(self.task, self.train_records, self.inputs.layout)
         self.spelled = SpelledWords(self.config, self.inputs, [source], init)
         self.backbone = backbone
-        self.origin = describe_origin(data=[data], images=images, task=config.task)
+        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
 
     def _read_records(self, config: FinetuneConfig, data: Path) -> None:
         """Read the training and validation records, as far as the config asks for them."""
@@ -164,12 +177,12 @@ class Finetuning:
 
     def _fit_encoder(self, config: FinetuneConfig) -> FinetuneConfig:
         """The config with the feature width of the store; without a store that of the model that it starts from: no
-        feature is projected, but the weights of the projection are loaded."""
+        feature is projected, but the weights of the projection are loaded. The task tokens are those of that model."""
         if self.store is not None:
-            return fit_to_store(config, self.store)
-        if self.start is None:
-            return config
-        return replace(config, encoder=replace(config.encoder, feature_size=self.start.config.feature_size))
+            config = fit_to_store(config, self.store)
+        elif self.start is not None:
+            config = replace(config, encoder=replace(config.encoder, feature_size=self.start.config.feature_size))
+        return config if self.start is None else follow_task_token(config, self.start)
 
     def build(self) -> Training:
         """The model, its batches and its validation."""
@@ -212,14 +225,14 @@ class Finetuning:
             training=True,
             sort_by_length=config.sort_by_length,
             flip=config.flip,
-            swap_sides=config.flip > 0,
+            swap_sides=config.flip > 0 and config.swap_sides,
         )
 
     def validate(self, model: TaskModel) -> dict[str, float]:
         """Scores of a model of the task on the validation records, in percent."""
         config, task, records = self.config, self.task, self.valid_records
         predictions = predict_records(
-            model, task, self.inputs, records, batch_size=config.batch_size, precision=config.train.precision
+            model, task, self.valid_inputs, records, batch_size=config.batch_size, precision=config.train.precision
         )
         return {name: score.value for name, score in task.report(predictions, records).scores.items()}
 
@@ -257,6 +270,8 @@ class Finetuning:
     def start_heads(self, model: TaskModel, start: ModelFolder) -> list[str]:
         """Start the heads of the task from another model, whose encoder has been loaded; returns notes for the log."""
         config, notes = self.config, []
+        if start.tasks:
+            return continue_heads(model, self.task, start, config.task_token)
         answers = () if self.task.answers is None else list(self.task.answers)
         if (start_task := models.spec(config.model).start_task) is not None and config.release_start:
             notes += start_task(
@@ -273,22 +288,73 @@ class Finetuning:
         return notes
 
 
+def follow_task_token(config: FinetuneConfig, start: ModelFolder) -> FinetuneConfig:
+    """The config with the task tokens of the model that it starts from, and the number of its task there, where it
+    leaves them open.
+
+    Raises:
+        ConfigError: several of the model's tasks could be meant.
+    """
+    count = models.spec(start.model).inputs(start.config).num_tasks
+    if start.model != config.model or not count:
+        return config
+    if not models.spec(config.model).inputs(config.encoder).num_tasks:
+        config = replace(config, encoder=replace(config.encoder, num_tasks=count))
+    if config.task_token is not None:
+        return config
+    return replace(config, task_token=find_token(start, load_task(config.task).configured(config.task_settings)))
+
+
+def _open_valid_store(
+    path: Path | None, regions: NativeStore | None, config: FinetuneConfig, other_features: bool
+) -> NativeStore | None:
+    """The region store of the validation images, if they have one of their own.
+
+    Raises:
+        ConfigError: no regions are shown.
+        StoreError: its features are of another detector or width than those that the run trains on.
+    """
+    if path is None:
+        return None
+    if regions is None:
+        raise ConfigError("a run without regions has none to validate on: leave out --valid-store.")
+    store = NativeStore.open(path)
+    if store.fingerprint != regions.fingerprint and not other_features:
+        raise StoreError(
+            f"{path} holds regions of another detector than {regions.path}. Extract both with the same one, or pass "
+            "--other-features."
+        )
+    if config.extractor is None and store.feature_size != regions.feature_size:
+        raise StoreError(
+            f"{path} holds features of width {store.feature_size}, {regions.path} of width {regions.feature_size}: a "
+            "model reads one width."
+        )
+    return store
+
+
 def fit_to_family(config: FinetuneConfig) -> FinetuneConfig:
     """The config with the task's settings that it leaves open (None) as the family's release has them.
 
     Raises:
         ConfigError: a published recipe without the list of its release's answers.
     """
-    kind = load_task(config.task)
-    settings = configs.from_dict(kind.settings, config.task_settings)
-    if issubclass(kind, AnswerTask) and settings.answers is None and settings.min_count is None:
-        spec = models.spec(config.model)
+    if listed := describe_needed_answers(config):
+        least = load_task(config.task).settings().min_count
         raise ConfigError(
             f"recipe {config.recipe} trains on the answers of its release, in their order: name their list with "
-            f"--set task_settings.answers=FILE. For {config.model} it is {spec.answer_list(spec.layout).file}. To list "
-            f"the answers of the training questions instead: --set task_settings.min_count={kind.settings().min_count}."
+            f"--set task_settings.answers=FILE. For {config.model} it is {listed}. To list the answers of the training "
+            f"questions instead: --set task_settings.min_count={least}."
         )
     return fill_task_settings(config)
+
+
+def describe_needed_answers(config: FinetuneConfig) -> str:
+    """Which file lists the answers that a run is trained on; empty where it names one, counts them or has none."""
+    kind, spec = load_task(config.task), models.spec(config.model)
+    settings = configs.from_dict(kind.settings, config.task_settings)
+    if not issubclass(kind, AnswerTask) or settings.answers is not None or settings.min_count is not None:
+        return ""
+    return spec.answer_list(spec.layout).file
 
 
 def fill_task_settings(config: FinetuneConfig) -> FinetuneConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,6 +146,12 @@ class Inputs:
         self.pictures: Pictures | None = None
         """Of all images that are shown, where an extractor computes features; set once the examples are known."""
         self.device = runtime.pick_device(device)
+
+    def with_regions(self, regions: RegionStore) -> Inputs:
+        """The same inputs with regions of another store."""
+        other = copy.copy(self)
+        other.regions = regions
+        return other
 
     def loader(
         self,

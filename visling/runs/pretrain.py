@@ -53,7 +53,7 @@ def pretrain(
     images: Path | None = None,
     backbone: Path | None = None,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train an encoder from scratch or from another model folder; leaves a run folder.
@@ -69,7 +69,7 @@ def pretrain(
         backbone: weight file that the extractor starts from; without it the extractor is randomly initialised, or
             starts from that of `init`.
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
         How far it came; `stopped` says why it ended.
     Raises:
@@ -80,7 +80,7 @@ def pretrain(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
         backbone=backbone,
     )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command)
+    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Pretraining:
@@ -123,6 +123,7 @@ class Pretraining:
             self.inputs = Inputs(config.model, config.encoder, self.store, device)
             self._read_data(data)
         conflicts.refuse()
+        self.layouts = [self.inputs.layout]
         if config.extractor is not None and images is not None:
             sources = (self.training.images, self.validation.images)
             files = find_corpus_pictures(config.corpora, images, sources, self.store)

@@ -15,12 +15,16 @@ from torch import nn
 from visling import config as configs
 from visling import runtime
 from visling.data.corpora.base import split_root
+from visling.data.text import TextLayout
 from visling.errors import VislingError
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
 from visling.train.engine import Batches, fit
 from visling.train.log import Log
+from visling.train.loggers import check_loggers, open_loggers
+from visling.train.pace import Pace
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 
@@ -43,18 +47,25 @@ class Training:
     begin: Callable[[], None] | None = None
     """Called before the first update, not when a run is resumed."""
     after_update: Callable[[], None] | None = None
+    pace: Pace | None = None
+    """Of a run whose validations decide what is trained next."""
 
 
 class PreparedRun(Protocol):
     """A run whose inputs have been read and checked, and whose model has not been built."""
 
     @property
-    def config(self) -> PretrainConfig | FinetuneConfig:
+    def config(self) -> PretrainConfig | FinetuneConfig | MultitaskConfig:
         """Fitted to the store."""
         ...
 
     @property
     def inputs(self) -> Inputs: ...
+
+    @property
+    def layouts(self) -> Sequence[TextLayout]:
+        """What lays out its training texts, and counts those that it cuts."""
+        ...
 
     @property
     def store(self) -> NativeStore | None:
@@ -81,19 +92,19 @@ def carry_out(
     *,
     resume: bool = False,
     stream: TextIO | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train a prepared run; leaves a run folder.
 
     Args:
         stream: where progress is written.
-        tensorboard: whether losses and scores are also written as event files, into `out/tensorboard`.
+        log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
         command: the command line that asked for it.
     Returns:
         How far it came; `stopped` says why it ended.
     """
-    with _open_folder(run, out, resume=resume, stream=stream, tensorboard=tensorboard, command=command) as opened:
+    with _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened:
         folder, log = opened
         runtime.seed_everything(run.config.train.seed)
         training = run.build()
@@ -120,6 +131,7 @@ def carry_out(
             run_folder=folder,
             save_model=training.save,
             after_update=training.after_update,
+            pace=training.pace,
         )
         _conclude(run, folder, state, log)
     return state
@@ -127,11 +139,18 @@ def carry_out(
 
 @contextlib.contextmanager
 def _open_folder(
-    run: PreparedRun, out: Path, *, resume: bool, stream: TextIO | None, tensorboard: bool, command: Sequence[str]
+    run: PreparedRun,
+    out: Path,
+    *,
+    resume: bool,
+    stream: TextIO | None,
+    log_to: Sequence[str],
+    command: Sequence[str],
 ) -> Iterator[tuple[RunFolder, Log]]:
     """A run folder in which the run is recorded, and its log; `_conclude` marks it as finished."""
+    check_loggers(log_to)
     with claim_run_folder(out, resume=resume) as folder:
-        config, board = run.config, folder.path / "tensorboard"
+        config = run.config
         folder.record(
             {
                 "command": list(command),
@@ -145,7 +164,8 @@ def _open_folder(
             },
             may_differ=("from_init", "train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
         )
-        with Log(folder.log, stream=stream, tensorboard=board if tensorboard else None) as log:
+        loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})
+        with Log(folder.log, stream=stream, loggers=loggers) as log:
             yield folder, log
 
 
@@ -161,7 +181,8 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
         if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
             for file in (folder.log, folder.path / "run.json"):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
+            for written in ("tensorboard", "wandb"):
+                shutil.rmtree(folder.path / written, ignore_errors=True)
             for made in (folder.last, *(() if existed else (folder.path,))):
                 with contextlib.suppress(OSError):  # absent, or it holds what is not ours
                     made.rmdir()
@@ -169,17 +190,23 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
 
 
 def describe_origin(
-    *, data: Sequence[str | Path], images: Path | None = None, task: str | None = None
+    *,
+    data: Sequence[str | Path],
+    images: Path | None = None,
+    task: str | None = None,
+    valid_store: Path | None = None,
 ) -> dict[str, Any]:
     """Where a run's examples come from, for run.json; paths are absolute.
 
     Args:
         images: folder of the images; None = that of the annotations.
+        valid_store: region store of the validation images, if they have one of their own.
     """
     return {
         "task": task,
         "data": [os.path.abspath(root) for root in data],
         "images": os.path.abspath(split_root(str(data[0]))[0] if images is None else images),
+        **({} if valid_store is None else {"valid_store": os.path.abspath(valid_store)}),
     }
 
 
@@ -188,10 +215,12 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
 
     A run killed before the mark does all of this again when it is resumed; one stopped by `max_seconds` stays open.
     """
-    layout, store = run.inputs.layout, run.store
-    if layout.truncated:
-        often = f"{layout.truncated} times, counted over all epochs,"
-        log.event(f"{often} a text was longer than {layout.spec.max_tokens} word pieces and was cut", step=state.step)
+    store = run.store
+    for layout in run.layouts:
+        if layout.truncated:
+            often = f"{layout.truncated} times, counted over all epochs,"
+            longest = layout.spec.max_tokens
+            log.event(f"{often} a text was longer than {longest} word pieces and was cut", step=state.step)
     detector = None if store is None else store.settings.get("detector")
     if detector is not None and not Path(detector).is_dir():
         log.event(
@@ -201,5 +230,12 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
         )
     elif detector is not None:
         folder.keep(Path(detector), "detector")
+    if state.averaged_best is not None:
+        metric, step = run.config.train.metric, state.averaged_best_step
+        folder.record({"averaged": {"model": "models/averaged", metric: state.averaged_best, "step": step}})
+        log.event(
+            f"models/averaged holds the best averaged weights: {metric} {state.averaged_best:.4f} at step {step}",
+            step=state.step,
+        )
     if state.stopped != "max_seconds":
         folder.finish()

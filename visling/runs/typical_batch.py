@@ -1,4 +1,4 @@
-"""Random batches of the shapes that a run's typical examples have, for estimates and tests.
+"""Random batches of the shapes that a pre-training's typical examples have, for estimates and tests.
 
 Letters  B rows, T tokens, R regions, F region feature width, P slots, C classes, H and W height and width of an image.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,15 +23,8 @@ from visling.vision.end_to_end import fitted_size
 PICTURE = (640, 480)
 """Width and height of a typical picture before scaling; the padding of smaller ones in a batch is not counted."""
 
-UNKNOWN = Typical()
-"""Of tasks that no published run is trained on."""
-TASKS: Mapping[str, Typical] = {
-    "vqa": Typical(tokens=10, examples=658_111),
-    "nlvr2": Typical(tokens=22, examples=86_373, images=2),
-}
 
-
-def typical_batch(config: PretrainConfig | FinetuneConfig, size: Typical, rows: int) -> tuple[Batch, Targets]:
+def typical_batch(config: PretrainConfig, size: Typical, rows: int) -> tuple[Batch, Targets]:
     """Random inputs and labels of the shapes that the typical examples of a run have."""
     spec = models.spec(config.model).inputs(config.encoder)
     tokens, regions = min(size.tokens, spec.max_tokens), count_regions(config, size)
@@ -40,26 +32,14 @@ def typical_batch(config: PretrainConfig | FinetuneConfig, size: Typical, rows: 
         ids=torch.randint(1, config.encoder.vocab_size, (rows, tokens)),
         mask=torch.ones(rows, tokens, dtype=torch.bool),
         segments=torch.zeros(rows, tokens, dtype=torch.int64),
-        answer_at=torch.full((rows,), tokens - 2)
-        if spec.answer_slot != "none" and isinstance(config, FinetuneConfig)
-        else None,
         task=torch.zeros(rows, dtype=torch.int64) if spec.num_tasks else None,
     )
-    if isinstance(config, FinetuneConfig):
-        return Batch(text=text, regions=_draw_regions(rows, regions, spec, images=size.images)), Targets()
     masking = config.region_masking
     hidden = masking.rate * masking.hide if masking is not None and masking.learned else 0.0
-    shown = _draw_regions(rows, regions, spec, images=size.images, hidden=hidden) if size.images else None
-    picture = scaled_picture(config)
+    shown = draw_regions(rows, regions, spec, images=size.images, hidden=hidden) if size.images else None
     pixels = None
-    if shown is not None and picture is not None:
-        wide, high = picture
+    if shown is not None and (pixels := draw_pixels(config, rows)) is not None:
         shown = dataclasses.replace(shown, features=shown.features[..., :0])
-        pixels = Pixels(
-            images=torch.randn(rows, 3, high, wide),
-            size=torch.tensor([[high, wide]]).expand(rows, -1),
-            row=torch.arange(rows),
-        )
     batch = Batch(text=text, regions=shown, pixels=pixels)
     return batch, _draw_targets(config, batch, regions)
 
@@ -70,7 +50,19 @@ def scaled_picture(config: PretrainConfig | FinetuneConfig) -> tuple[int, int] |
     return None if extractor is None else fitted_size(*PICTURE, extractor.shorter_side, extractor.longer_side)
 
 
-def _draw_regions(rows: int, number: int, spec: InputSpec, *, images: int, hidden: float = 0.0) -> Regions:
+def draw_pixels(config: PretrainConfig | FinetuneConfig, rows: int) -> Pixels | None:
+    """A typical picture for each of (S) region rows; None without an extractor."""
+    if (picture := scaled_picture(config)) is None:
+        return None
+    wide, high = picture
+    return Pixels(
+        images=torch.randn(rows, 3, high, wide),
+        size=torch.tensor([[high, wide]]).expand(rows, -1),
+        row=torch.arange(rows),
+    )
+
+
+def draw_regions(rows: int, number: int, spec: InputSpec, *, images: int, hidden: float = 0.0) -> Regions:
     """Regions of (B) rows; a share of them `hidden`, if it is not 0."""
     corners = torch.rand(rows, number, 2) * 0.5
     return Regions(
@@ -125,14 +117,12 @@ def _draw_slots(rows: int, length: int, rate: float) -> Slots:
     return Slots(at=torch.rand(rows, length).argsort(1)[:, :number], mask=torch.ones(rows, number, dtype=torch.bool))
 
 
-def typical_sizes(config: PretrainConfig | FinetuneConfig) -> dict[str, Typical]:
-    """Typical sizes of the examples of each corpus, or of the task."""
-    if isinstance(config, FinetuneConfig):
-        return {config.task: TASKS.get(config.task, UNKNOWN)}
+def typical_sizes(config: PretrainConfig) -> dict[str, Typical]:
+    """Typical sizes of the examples of each corpus."""
     return {corpus.kind: find_reader(corpus.kind).typical for corpus in config.corpora}
 
 
-def count_regions(config: PretrainConfig | FinetuneConfig, size: Typical) -> int:
+def count_regions(config: PretrainConfig, size: Typical) -> int:
     """Regions of a row: as many as the preset reads."""
     spec = models.spec(config.model).inputs(config.encoder)
     if spec.joint_limit is not None and size.images:

@@ -124,6 +124,8 @@ class Task(ABC, Generic[R, C]):
     """Images of one example."""
     choices: ClassVar[bool] = False
     """Whether `query` reads a question and then the answers to choose from; predictions name them by their number."""
+    files: ClassVar[str] = ""
+    """What `records` reads, in a few words for people."""
     settings: ClassVar[type[Any]]
     """Config class `C`."""
 

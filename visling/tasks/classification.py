@@ -77,6 +77,7 @@ class Classification(Task[LabelledText, ClassificationConfig]):
 
     name: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
+    files: ClassVar[str] = "one file per split, .jsonl, .json, .csv or .tsv (docs/tasks/classification.md)"
     settings: ClassVar[type[ClassificationConfig]] = ClassificationConfig
 
     def __init__(

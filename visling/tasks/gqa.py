@@ -55,6 +55,7 @@ class GQA(AnswerTask[GqaRecord, GqaConfig]):
 
     name: ClassVar[str] = "gqa"
     metric: ClassVar[str] = "accuracy"
+    files: ClassVar[str] = "the official questions, LXMERT's lists, or ViLBERT's caches (docs/tasks/gqa.md)"
     settings: ClassVar[type[GqaConfig]] = GqaConfig
 
     def __init__(self, config: GqaConfig | None = None, answers: AnswerVocabulary | None = None) -> None:

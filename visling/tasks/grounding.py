@@ -101,6 +101,7 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
 
     name: ClassVar[str] = "grounding"
     metric: ClassVar[str] = "recall_at_1"
+    files: ClassVar[str] = "sentences, boxes and lists of images of Flickr30K Entities (docs/tasks/grounding.md)"
     settings: ClassVar[type[GroundingConfig]] = GroundingConfig
 
     @cached_property

@@ -68,6 +68,7 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
 
     name: ClassVar[str] = "nlvr"
     metric: ClassVar[str] = "accuracy"
+    files: ClassVar[str] = "the folders of NLVR (docs/tasks/nlvr.md)"
     settings: ClassVar[type[NlvrConfig]] = NlvrConfig
 
     @property

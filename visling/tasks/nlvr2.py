@@ -57,6 +57,7 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
     name: ClassVar[str] = "nlvr2"
     metric: ClassVar[str] = "accuracy"
     images: ClassVar[int] = 2
+    files: ClassVar[str] = "one file per split, the official one or LXMERT's (docs/tasks/nlvr2.md)"
     settings: ClassVar[type[Nlvr2Config]] = Nlvr2Config
 
     @property

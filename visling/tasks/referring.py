@@ -70,6 +70,7 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
 
     name: ClassVar[str] = "referring"
     metric: ClassVar[str] = "accuracy"
+    files: ClassVar[str] = "instances.json and refs of RefCOCO, RefCOCO+ or RefCOCOg (docs/tasks/referring.md)"
     settings: ClassVar[type[ReferringConfig]] = ReferringConfig
 
     @property

@@ -86,6 +86,7 @@ class Retrieval(Task[RetrievalRecord, RetrievalConfig]):
 
     name: ClassVar[str] = "retrieval"
     metric: ClassVar[str] = "rsum"
+    files: ClassVar[str] = "captions of Flickr30K or COCO, Karpathy's files or ViLBERT's (docs/tasks/retrieval.md)"
     settings: ClassVar[type[RetrievalConfig]] = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig | None = None) -> None:

@@ -113,6 +113,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
     name: ClassVar[str] = "vcr"
     metric: ClassVar[str] = "accuracy"
     choices: ClassVar[bool] = True
+    files: ClassVar[str] = "one .jsonl file per split, and vcr1images (docs/tasks/vcr.md)"
     settings: ClassVar[type[VcrConfig]] = VcrConfig
 
     def __init__(self, config: VcrConfig | None = None, classes: Sequence[str] = CLASSES) -> None:

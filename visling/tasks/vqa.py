@@ -66,6 +66,7 @@ class VQA(AnswerTask[QuestionRecord, VqaConfig]):
 
     name: ClassVar[str] = "vqa"
     metric: ClassVar[str] = "accuracy"
+    files: ClassVar[str] = "VQA v2 in its own files, or in those that a release prepared of it (docs/tasks/vqa.md)"
     settings: ClassVar[type[VqaConfig]] = VqaConfig
 
     def setup(self, records: Sequence[QuestionRecord]) -> None:

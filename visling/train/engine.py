@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,16 @@ from torch.utils import _pytree as pytree
 
 from visling import runtime
 from visling.errors import ConfigError, DataError, nearest
+from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
+from visling.train.generators import capture_generators, restore_generators
 from visling.train.log import Log
 from visling.train.meter import Meter, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
+from visling.train.pace import Pace
 from visling.train.parallel import Backward, Step
-from visling.train.state import RunFolder, State, capture_generators, from_main, restore_generators, save_weights
+from visling.train.space import estimate_space
+from visling.train.state import RunFolder, State, from_main, save_weights
 from visling.train.transfer import move_ahead
 from visling.types import Batch, Loss
 
@@ -55,29 +59,6 @@ class Batches(Protocol):
         ...
 
 
-class Pace(Protocol):
-    """How far a run has come whose batches depend on its validations, so that neither the length of an epoch nor the
-    number of updates is known beforehand. It is validated after every epoch."""
-
-    @property
-    def most(self) -> int:
-        """Updates of the run, if there is no reason to make fewer."""
-        ...
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last update of the run has been made."""
-        ...
-
-    def share(self, update: int) -> float:
-        """Share of the run that has passed before update number `update` of this epoch; the schedule reads it."""
-        ...
-
-    def epoch(self, update: int) -> int:
-        """Epoch, from 1, that the log shows when `update` updates of this epoch have been made."""
-        ...
-
-
 def fit(
     model: nn.Module,
     step: Step,
@@ -97,7 +78,8 @@ def fit(
     Args:
         model: on its device, with every parameter that `step` trains.
         step: a closure over `model`.
-        validate: scores by name of the model in its current state; None = the final weights are the best.
+        validate: scores by name of the model in its current state; None = the final weights are the best. Where
+            weights are averaged it is called once more, while they are in the model's place.
         run_folder: where the last state and the models that `config.keep` names are kept; None = nowhere.
         save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).
@@ -157,22 +139,27 @@ class Trainer:
             )
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
-        self.optimizer, self.schedule = build_optimizer(model, config.optim, self.total if pace is None else None)
+        known = self.total if pace is None else None
+        self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
+        self.average = None if config.average is None else WeightAverage(model, config.average)
+        if config.optim.plateau is not None and validate is None:
+            raise ConfigError(
+                f"optim.plateau lowers the rate by {config.metric!r}, but this run is not validated. Leave it out."
+            )
         if reseed:
             runtime.seed_everything(config.seed + runtime.rank())
 
         self.state = State()
         if run_folder is not None and run_folder.has_last:
-            self.state, self.position = run_folder.load_last(model, self.optimizer)
+            self.state, self.position = run_folder.load_last(model, self.optimizer, self.average)
             batches.load_state_dict(self.position)
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
         if run_folder is not None:
-            known = self.total is not None and pace is None
-            epochs = self.total // updates_per_epoch - self.state.epoch if known else None
+            epochs = None if known is None else known // updates_per_epoch - self.state.epoch
             mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""
-            run_folder.require_space(_estimate_space(model, config, epochs), mend=mend)
+            run_folder.require_space(estimate_space(model, config, epochs), mend=mend)
         self.saved_at = self.state.step if self.state.step else -1
         self.kept_at = -1  # step at which the last weights were kept
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
@@ -229,8 +216,7 @@ class Trainer:
     def _fail_before_update(self, loss: Loss, generators: Mapping[str, Any] | None) -> NoReturn:
         """Save the state before the update whose loss is not finite, and raise."""
         self.meter.read(self.state.step)
-        if self.run_folder is not None:
-            self.run_folder.save_last(self.model, self.optimizer, self.state, self.position, generators)
+        self._write_last(generators)
         raise not_finite(
             self.state.step + 1,
             mean_parts(loss),
@@ -238,10 +224,13 @@ class Trainer:
         )
 
     def _update_weights(self) -> None:
-        self.lr = apply_schedule(self.optimizer, self.schedule, self.state.step, self.share)
+        level = self.state.plateau.level
+        self.lr = apply_schedule(self.optimizer, self.schedule, self.state.step, self.share, level=level)
         self.backward.finish()
         clip_gradients(self.optimizer, self.config.optim)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         self.model.zero_grad(set_to_none=True)
         if self._after_update is not None:
             self._after_update()
@@ -285,23 +274,47 @@ class Trainer:
             self._score(self._validate, self.epoch)
 
     def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
-        """Validate the model, and keep its weights: as the best if they are the best so far, as the last anyway."""
-        state = self.state
+        """Validate the model, and keep its weights: as the best if they are the best so far, as the last anyway. The
+        averaged weights are validated after it, and kept if they are the best averaged ones."""
+        state, name = self.state, self.config.metric
         self.meter.read(state.step)
-        scores = _evaluate(self.model, validate)
+        scores, averaged = _evaluate(self.model, validate), {}
+        if self.average is not None:
+            with self.average.in_place_of_model():
+                averaged = _evaluate(self.model, validate)
+        prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
         epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
-        self.log.valid(step=state.step, epoch=epoch, scores=scores)
+        self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
-        self.position = self.batches.state_dict() if self.pace is not None else self.position
+        if state.batch == 0:  # at the end of an epoch a validation may change what follows
+            self.position = self.batches.state_dict()
         if _improves(scores, state, self.config):
             self._keep_best()
-            self.log.event(f"step {state.step}: best {self.config.metric} so far, {state.best:.4f}", step=state.step)
+            self.log.event(f"step {state.step}: best {name} so far, {state.best:.4f}", step=state.step)
+        if averaged and _is_better(averaged[name], state.averaged_best, self.config.direction):
+            state.averaged_best, state.averaged_best_step = averaged[name], state.step
+            self._keep_average()
+            self.log.event(f"step {state.step}: best averaged {name} so far, {averaged[name]:.4f}", step=state.step)
+        self._lower_rate_if_due(scores[name])
         self._keep_last()
         self.meter.skip()
+
+    def _lower_rate_if_due(self, score: float) -> None:
+        plateau, state, name = self.config.optim.plateau, self.state, self.config.metric
+        if plateau is not None and state.plateau.add(score, plateau, self.config.direction):
+            self.log.event(
+                f"step {state.step}: {name} has stopped improving; the learning rate is multiplied by {plateau.factor}",
+                step=state.step,
+            )
 
     def _keep_best(self) -> None:
         if self.run_folder is not None and "best" in self.config.keep:
             self._save_model(self.run_folder.model)
+
+    def _keep_average(self) -> None:
+        if self.run_folder is not None and self.average is not None:
+            with self.average.in_place_of_model():
+                self._save_model(self.run_folder.averaged)
 
     def _keep_last(self) -> None:
         if self.run_folder is None or self.kept_at == self.state.step:
@@ -324,10 +337,15 @@ class Trainer:
     def _save_last(self) -> None:
         self.meter.read(self.state.step)
         self.state.elapsed = self._measure_elapsed()
-        if self.run_folder is not None:
-            self.run_folder.save_last(self.model, self.optimizer, self.state, self.position)
+        self._write_last()
         self.saved_at = self.state.step
         self.meter.skip()
+
+    def _write_last(self, generators: Mapping[str, Any] | None = None) -> None:
+        if self.run_folder is not None:
+            self.run_folder.save_last(
+                self.model, self.optimizer, self.state, self.position, generators, average=self.average
+            )
 
     def _find_reason_to_stop(self) -> str:
         """finished, patience, max_seconds, or nothing."""
@@ -350,6 +368,7 @@ class Trainer:
             self.saved_at = -1
         elif state.best is None:
             self._keep_best()
+            self._keep_average()
         self._keep_last()
         if self.saved_at != state.step:
             self._save_last()
@@ -372,8 +391,8 @@ class Trainer:
         return self.elapsed_before + time.monotonic() - self.began
 
     def _measure_share(self) -> float | None:
-        """Share of the run that has passed, by its pace or by the main process's clock; None where the number of updates
-        bounds it."""
+        """Share of the run that has passed, by its pace or by the main process's clock; None where the number of
+        updates bounds it."""
         if self.pace is not None:
             return self.pace.share(self.state.batch)
         return None if self.seconds is None else from_main(self._measure_elapsed() / self.seconds)
@@ -451,14 +470,16 @@ def _improves(scores: Mapping[str, float], state: State, config: TrainConfig) ->
             f"train.metric is {config.metric!r}, but validation reports no such score. {nearest(config.metric, scores)}"
         )
     score = scores[config.metric]
-    better = not math.isnan(score) and (
-        state.best is None or (score > state.best if config.direction == "max" else score < state.best)
-    )
+    better = _is_better(score, state.best, config.direction)
     if better:
         state.best, state.best_step, state.stale = score, state.step, 0
     else:
         state.stale += 1
     return better
+
+
+def _is_better(score: float, best: float | None, direction: Literal["max", "min"]) -> bool:
+    return not math.isnan(score) and (best is None or (score > best if direction == "max" else score < best))
 
 
 def _count_examples(item: tuple[Any, Any]) -> int:
@@ -470,18 +491,3 @@ def _count_examples(item: tuple[Any, Any]) -> int:
     if isinstance(batch, list):
         return len(batch)
     return next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))
-
-
-def _estimate_space(model: nn.Module, config: TrainConfig, epochs: int | None) -> int:
-    """Most bytes that a run's folder needs: two states (the old one is deleted when the new one is complete), the
-    models that are kept, and one that is about to replace another.
-
-    Args:
-        epochs: that are still to come; None = unknown, counted as one.
-    """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    models = 2 + ("best" in config.keep and "last" in config.keep)
-    if "epochs" in config.keep:
-        models += 1 if epochs is None else epochs
-    return int(2 * (weights + moments) + models * weights)

@@ -1,4 +1,4 @@
-"""What a run reports: JSON lines for programs, text or a progress bar for people, optionally TensorBoard."""
+"""What a run reports: JSON lines for programs, text or a progress bar for people, numbers for other loggers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from rich.table import Column
 from rich.text import Text
 
 from visling import runtime
-from visling.errors import ConfigError, DataError, RunError
+from visling.errors import DataError, RunError
+from visling.train.loggers import Logger
 
 
 class Log:
@@ -26,10 +27,8 @@ class Log:
     Args:
         path: JSON-lines file to append to; None = no file.
         stream: text for people (a progress bar if it is a terminal, plain lines otherwise); None = no text.
-        tensorboard: folder of event files; None = none.
+        loggers: what else receives the losses and scores.
         unit: what an example is called in text.
-    Raises:
-        ConfigError: TensorBoard output is requested but tensorboard is not installed.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class Log:
         path: Path | None = None,
         *,
         stream: TextIO | None = None,
-        tensorboard: Path | None = None,
+        loggers: Sequence[Logger] = (),
         unit: str = "examples",
     ) -> None:
         main = runtime.is_main()
@@ -49,10 +48,7 @@ class Log:
         self._task: Any = None
         self._total: int | None = None
         self._seconds: float | None = None
-        self._board: Any = None
-        self._board_folder = tensorboard if main else None
-        if self._board_folder is not None:
-            _summary_writer()
+        self._loggers = tuple(loggers) if main else ()
 
     def __enter__(self) -> Self:
         return self
@@ -71,8 +67,8 @@ class Log:
             self._file = None
         if self.path is not None:
             cut(self.path, step)
-        if self._board_folder is not None:
-            self._board = _summary_writer()(str(self._board_folder), purge_step=step + 1)
+        for logger in self._loggers:
+            logger.start(step)
         if self._stream is not None and self._stream.isatty():
             self._open_bar(step)
 
@@ -154,9 +150,8 @@ class Log:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        for logger in self._loggers:
+            logger.close()
 
     def _write(self, **values: Any) -> None:
         if self.path is None:
@@ -179,9 +174,8 @@ class Log:
             self._stream.flush()
 
     def _scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
+        for logger in self._loggers:
+            logger.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
 
     def _open_bar(self, step: int) -> None:
         fixed = Column(no_wrap=True)
@@ -265,14 +259,3 @@ def duration(seconds: float) -> str:
     if seconds < 36 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.1f} days"
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "TensorBoard output was requested, but tensorboard is not installed. "
-            "Install the extra: pip install 'visling[log]'."
-        ) from error
-    return SummaryWriter

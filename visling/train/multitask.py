@@ -10,6 +10,7 @@ Source   ViLBERT's multi-task release, `train_tasks.py` and `MultiTaskStopOnPlat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,6 +117,10 @@ class Turns:
         self.controllers = {} if stop_and_go is None else {name: Controller(stop_and_go) for name in lengths}
         self.due: list[str] = []
         """Tasks whose validation the end of the last stretch asks for; none while a stretch lasts."""
+        self.latest: dict[str, float] = {}
+        """Task -> its last validation score, if it has one that is a number."""
+        self.best: dict[str, float] = {}
+        """Task -> its highest validation score."""
         self._first = 0
         """First iteration of the stretch."""
         self._trained = 0
@@ -181,14 +186,18 @@ class Turns:
 
     def validate(self, score: Callable[[str], float]) -> None:
         """Take the scores of the tasks that are `due`, and of those that come due while all tasks are paused: nothing
-        is trained before that.
+        is trained before that. Of a run that ends within a stretch, take those of all tasks.
 
         Args:
             score: validation score of a task, as its model is now.
         """
+        if not self.due:
+            for name in self.lengths:
+                self._take(name, score(name))
         while self.due:
             for name in self.due:
                 value = score(name)
+                self._take(name, value)
                 if self.controllers:
                     self.controllers[name].record(value)
             self.due = []
@@ -197,9 +206,16 @@ class Turns:
             if not self.complete and not self.stretch:
                 self.advance()
 
+    def _take(self, name: str, score: float) -> None:
+        if not math.isnan(score):
+            self.latest[name] = score
+            self.best[name] = max(score, self.best.get(name, score))
+
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
+            "latest": dict(self.latest),
+            "best": dict(self.best),
             "first": self._first,
             "trained": self._trained,
             "due": list(self.due),
@@ -208,6 +224,7 @@ class Turns:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        self.latest, self.best = dict(state["latest"]), dict(state["best"])
         self._first, self._trained, self.due = state["first"], state["trained"], list(state["due"])
         for name, controller in self.controllers.items():
             controller.load_state_dict(state["controllers"][name])

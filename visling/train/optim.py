@@ -74,8 +74,8 @@ class OptimConfig:
     restarts: int = 0
     """warmup_cosine only: how often the rate jumps back to its peak, at equal distances."""
     cosine_period: Literal["rest", "run"] = "rest"
-    """warmup_cosine only: what the half cosines are stretched over: the run after the warm-up, so that the last one ends
-    at 0; or as many updates as the whole run has, so that the end cuts it off (ViLBERT's multi-task release)."""
+    """warmup_cosine only: what the half cosines are stretched over: the run after the warm-up, so that the last one
+    ends at 0; or as many updates as the whole run has, so that the end cuts it off (ViLBERT's multi-task release)."""
     drop_epochs: tuple[float, ...] = ()
     """Epochs after each of which the rate is multiplied by `drop_factor`, in any schedule."""
     drop_factor: float = 0.1
@@ -276,9 +276,11 @@ def _is_decayed(name: str, parameter: nn.Parameter, config: OptimConfig) -> bool
     return covered is config.swap_decay
 
 
-def build_schedule(config: OptimConfig, total: int | None) -> Schedule:
+def build_schedule(config: OptimConfig, total: int | None, *, per_epoch: float | None = None) -> Schedule:
     """The schedule of a run of `total` updates, or (None) of one that is bounded by time.
 
+    Args:
+        per_epoch: updates of an epoch, by which drops are placed.
     Raises:
         ConfigError: a run bounded by time with a warm-up or an optimiser that needs the number of updates.
     """
@@ -296,6 +298,7 @@ def build_schedule(config: OptimConfig, total: int | None) -> Schedule:
             )
     elif config.warmup_steps is not None:
         warmup = config.warmup_steps / total
+    assert per_epoch is not None or not config.drop_epochs, "drops need the updates of an epoch"
     return Schedule(
         name=config.schedule,
         total=total,
@@ -303,37 +306,58 @@ def build_schedule(config: OptimConfig, total: int | None) -> Schedule:
         warmup_steps=config.warmup_steps or 0,
         evaluate=config.evaluate,
         decay=config.decay_share,
+        restarts=config.restarts,
+        cosine_period=config.cosine_period,
+        drops=tuple(int(epoch * (per_epoch or 0)) for epoch in config.drop_epochs),
+        drop_factor=config.drop_factor,
     )
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, total: int | None) -> tuple[Optimizer, Schedule]:
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, total: int | None, *, per_epoch: float | None = None
+) -> tuple[Optimizer, Schedule]:
     """The optimiser of a module's parameters and the schedule of a run of `total` updates (None: bounded by time).
 
+    Args:
+        per_epoch: updates of an epoch, by which drops are placed.
     Raises:
         ConfigError: see `parameter_groups` and `build_schedule`.
     """
-    groups, schedule = parameter_groups(module, config), build_schedule(config, total)
+    groups, schedule = parameter_groups(module, config), build_schedule(config, total, per_epoch=per_epoch)
     for group in groups:
         group["initial_lr"] = group["lr"]
+    return _build(groups, config, schedule), schedule
+
+
+def _build(groups: list[dict[str, Any]], config: OptimConfig, schedule: Schedule) -> Optimizer:
     if config.name == "bert_adam":
         own = config.clip_norm if config.clip == "per_tensor" else None
         return BertAdam(
             groups, config.lr, betas=config.betas, eps=config.eps, schedule=schedule.factor, max_grad_norm=own
-        ), schedule
+        )
     if config.name == "release_adamw":
         return ReleaseAdamW(
             groups, config.lr, betas=config.betas, eps=config.eps, bias_correction=config.bias_correction
-        ), schedule
-    return torch.optim.AdamW(groups, config.lr, betas=config.betas, eps=config.eps, fused=True), schedule
+        )
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def apply_schedule(optimizer: Optimizer, schedule: Schedule, done: int, share: float | None = None) -> float:
-    """Set the learning rate of the next update after `done` updates, or after a share of the time, and return it."""
-    factor = schedule.factor(done, share)
-    if not isinstance(optimizer, BertAdam):  # BertAdam reads the schedule itself, by each parameter's own count
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-    return float(optimizer.param_groups[0]["initial_lr"] * factor)
+def apply_schedule(
+    optimizer: Optimizer, schedule: Schedule, done: int, share: float | None = None, *, level: float = 1.0
+) -> float:
+    """Set the learning rate of the next update after `done` updates, or after a share of the time, and return it.
+
+    Args:
+        level: what a plateau has multiplied the rate by.
+    """
+    shape, level = schedule.factor(done, share), level * schedule.drop(done)
+    # BertAdam reads the shape itself, by each parameter's own count
+    factor = level if isinstance(optimizer, BertAdam) else shape * level
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["initial_lr"] * shape * level)
 
 
 def _contains(name: str, parts: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
 """A run's folder: what is kept, how it is written so that a kill loses nothing, and exact resume.
 
 Layout  run.json (what the run is); log.jsonl; model/ (the best or the last weights); models/ (others that are
-        kept: last/, epoch-0001/, ...); last/ (everything needed to resume).
+        kept: last/, averaged/, epoch-0001/, ...); last/ (everything needed to resume).
 Atomic  Every file is written under a temporary name, flushed to the disk and renamed. last/state.json names the files
         that belong to it and is renamed last, so that at any moment it names one complete, consistent set.
 Safe    Weights are safetensors, the optimiser is a weights-only torch file, the rest is JSON. Nothing is unpickled
@@ -16,7 +16,6 @@ import datetime
 import json
 import os
 import pickle
-import random
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -35,6 +33,9 @@ from torch.optim import Optimizer
 from visling import config as configs
 from visling import runtime
 from visling.errors import RunError
+from visling.train.averaging import WeightAverage
+from visling.train.generators import capture_generators, restore_generators
+from visling.train.schedule import PlateauState
 
 _T = TypeVar("_T")
 
@@ -71,6 +72,10 @@ class State:
     best_step: int = 0
     stale: int = 0
     """Validations since the best one."""
+    averaged_best: float | None = None
+    """Best validation score of the averaged weights so far."""
+    averaged_best_step: int = 0
+    plateau: PlateauState = field(default_factory=PlateauState)
     validated: int = 0
     """Step of the last validation."""
     logged: int = 0
@@ -91,6 +96,8 @@ class RunFolder:
         """The model that everything uses by default: the best weights, or the last."""
         self.models = path / "models"
         """Other models that are kept, a folder each."""
+        self.averaged = self.models / "averaged"
+        """The best averaged weights, of a run that averages them."""
         self.last = path / "last"
         """State to resume from."""
         self.log = path / "log.jsonl"
@@ -226,6 +233,8 @@ class RunFolder:
         state: State,
         position: Mapping[str, Any],
         generators: Mapping[str, Any] | None = None,
+        *,
+        average: WeightAverage | None = None,
     ) -> None:
         """Save everything that `load_last` needs to resume exactly from here. Every process must call it.
 
@@ -242,10 +251,15 @@ class RunFolder:
             self.last.mkdir(exist_ok=True)
             serial = _read_json(self.last / "state.json")["serial"] + 1 if self.has_last else 1
             names = {"model": f"model-{serial:06d}.safetensors", "optimizer": f"optimizer-{serial:06d}.pt"}
+            if average is not None:
+                names["average"] = f"average-{serial:06d}.safetensors"
             tensors, ties = _untie(model.state_dict())
             try:
                 with _replace_file(self.last / names["model"]) as part:
                     save_file(tensors, part)
+                if average is not None:
+                    with _replace_file(self.last / names["average"]) as part:
+                        save_file(_untie(average.state_dict())[0], part)
                 with _replace_file(self.last / names["optimizer"]) as part:
                     torch.save(optimizer.state_dict(), part)
                 about = {
@@ -267,8 +281,10 @@ class RunFolder:
             if file.name not in named:
                 file.unlink()
 
-    def load_last(self, model: nn.Module, optimizer: Optimizer) -> tuple[State, dict[str, Any]]:
-        """Restore weights, optimiser and generators; return progress and the loader's position.
+    def load_last(
+        self, model: nn.Module, optimizer: Optimizer, average: WeightAverage | None = None
+    ) -> tuple[State, dict[str, Any]]:
+        """Restore weights, their average, optimiser and generators; return progress and the loader's position.
 
         Raises:
             RunError: the state is damaged, has another layout, was saved by another number of processes, or does not
@@ -278,6 +294,7 @@ class RunFolder:
             about = _read_json(self.last / "state.json")
             layout, names = about["format"], about["files"]
             tensors = load_file(self.last / names["model"])
+            averages = {} if average is None else load_file(self.last / names["average"])
             moments = torch.load(self.last / names["optimizer"], map_location="cpu", weights_only=True)
         except (
             OSError,
@@ -304,6 +321,8 @@ class RunFolder:
             )
         try:
             model.load_state_dict({**tensors, **{alias: tensors[kept] for alias, kept in about["ties"].items()}})
+            if average is not None:
+                average.load_state_dict(averages)
             optimizer.load_state_dict(moments)
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(
@@ -312,30 +331,8 @@ class RunFolder:
             ) from error
         restore_generators(about["generators"][runtime.rank()])
         state = about["state"]
-        return State(**{**state, "sums": Sums(**state["sums"]), "stopped": ""}), about["position"]
-
-
-def capture_generators() -> dict[str, Any]:
-    """State of the Python, NumPy and torch generators, on every device, as JSON values."""
-    numpy = np.random.get_state(legacy=False)
-    assert isinstance(numpy, dict)
-    return {
-        "python": random.getstate(),
-        "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": int(numpy["state"]["pos"])}},
-        "torch": _to_hex(torch.get_rng_state()),
-        "cuda": [_to_hex(state) for state in torch.cuda.get_rng_state_all()] if _cuda_in_use() else [],
-    }
-
-
-def restore_generators(generators: Mapping[str, Any]) -> None:
-    """Put the generators back into the state that `capture_generators` returned."""
-    version, numbers, gauss = generators["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    numpy = generators["numpy"]
-    np.random.set_state({**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], dtype=np.uint32)}})
-    torch.set_rng_state(_from_hex(generators["torch"]))
-    if generators["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_from_hex(state) for state in generators["cuda"]])
+        nested = {"sums": Sums(**state["sums"]), "plateau": PlateauState(**state.get("plateau", {}))}
+        return State(**{**state, **nested, "stopped": ""}), about["position"]
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
@@ -474,18 +471,6 @@ def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         alone = value.untyped_storage().nbytes() == value.numel() * value.element_size()
         kept[name] = value if alone else value.clone()
     return kept, ties
-
-
-def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-def _to_hex(state: Tensor) -> str:
-    return bytes(state.numpy().tobytes()).hex()
-
-
-def _from_hex(text: str) -> Tensor:
-    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
 def _now() -> str:

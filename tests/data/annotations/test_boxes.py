@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visling.data.annotations.boxes import read_boxes
+from visling.data.annotations.boxes import join_boxes, read_boxes
 from visling.errors import DataError
 
 IMAGES = [
@@ -75,6 +75,24 @@ def test_the_fingerprint_is_of_images_and_boxes(tmp_path: Path) -> None:
     second = read_boxes(write(tmp_path / "b.json", {"images": IMAGES[::-1], "annotations": ANNOTATIONS}))
     other = read_boxes(write(tmp_path / "c.json", {"images": IMAGES, "annotations": ANNOTATIONS[1:]}))
     assert first.fingerprint == second.fingerprint != other.fingerprint
+
+
+def test_boxes_of_several_files_follow_one_another(tmp_path: Path) -> None:
+    annotated = read_boxes(write(tmp_path / "i.json", {"images": IMAGES, "annotations": ANNOTATIONS}))
+    detected = read_boxes(
+        write(tmp_path / "d.json", [{"image_id": 9, "box": [0, 0, 1, 2]}, {"image_id": 7, "box": [0] * 4}])
+    )
+    given = join_boxes([detected, annotated])
+    found, other = given.find("COCO_train2014_000000000009"), given.find("7")
+    assert found is not None
+    assert other is not None
+    assert boxes_of(found) == [[0, 0, 1, 2], [5, 6, 15, 26], [1.5, 2, 4.5, 6]]
+    assert found[1] == (640, 480)
+    assert len(other[0]) == 1
+    assert len(detected.boxes["9"]) == 1, "the parts stay"
+    wider = {"images": [{**IMAGES[0], "width": 641}], "annotations": []}
+    with pytest.raises(DataError, match="640 x 480 pixels in one file of boxes, 641 x 480 in another"):
+        join_boxes([annotated, read_boxes(write(tmp_path / "w.json", wider))])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from visling.data.batches.pixels import BoxesAlone, mirror_boxes, pad_pictures, 
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
-from visling.types import Example, InputSpec, RegionArray
+from visling.types import Example, InputSpec, RegionArray, RegionObjects
 
 BOXES = np.array([[[0, 0, 20, 10], [5, 2, 9, 6], [0, 0, 0, 0]]], np.float32)
 TOKENIZER = Tokenizer()
@@ -168,3 +168,48 @@ def test_pictures_of_images_that_share_a_row_are_refused() -> None:
     example = Example(id="1", rows=(TextLayout(TOKENIZER, spec).row("a cat"),), images=("one", "three"))
     with pytest.raises(ConfigError, match="pictures need one image per row"):
         Collator(Store(), spec, TOKENIZER, pictures=Ones())([example], [generator_for(1)])
+
+
+def describe(regions: RegionArray, size: int) -> RegionObjects:
+    """Region k shows an object of class k + 1, which covers the left column of its box."""
+    masks = np.zeros((len(regions), size, size), bool)
+    masks[:, :, 0] = True
+    return RegionObjects(classes=np.arange(len(regions)) + 1, masks=masks)
+
+
+def collate_objects(*images: str, joint_limit: int | None = None, **known: Any) -> Any:
+    """A batch whose examples know their objects, unless `known` says otherwise."""
+    spec = InputSpec(feature_size=16, joint_limit=joint_limit)
+    layout = TextLayout(TOKENIZER, spec)
+    examples = [
+        Example(id=image, rows=(layout.row("a cat"),), images=(image,), region_objects=known.get(image, describe))
+        for image in images
+    ]
+    rngs = [generator_for(1, number) for number in range(len(images))]
+    collator = Collator(Store(), spec, TOKENIZER, pictures=Ones(), flip=known.get("flip", 0.0))
+    return collator(examples, rngs)[0]
+
+
+def test_classes_and_masks_of_objects_come_with_the_pixels() -> None:
+    pixels = collate_objects("one", "three").pixels
+    assert pixels.classes.tolist() == [[1, 0, 0], [1, 2, 3]]
+    assert pixels.masks.shape == (2, 3, 3, 3)
+    assert pixels.masks[1, 2].tolist() == [[True, False, False]] * 3
+    assert bool(pixels.masks[0, 1:].all()), "padding"
+    assert collated("one").pixels.masks is None
+
+
+def test_masks_are_mirrored_with_their_picture() -> None:
+    pixels = collate_objects("three", flip=1.0).pixels
+    assert pixels.masks[0, 0].tolist() == [[False, False, True]] * 3
+
+
+def test_objects_of_regions_beyond_the_limit_are_left_out() -> None:
+    pixels = collate_objects("three", joint_limit=4).pixels
+    assert pixels.classes.tolist() == [[1]]
+    assert pixels.masks.shape == (1, 1, 3, 3)
+
+
+def test_all_examples_of_a_batch_know_their_objects_or_none() -> None:
+    with pytest.raises(ConfigError, match="1 of 2 examples, of 1 images each, know the objects"):
+        collate_objects("one", "three", one=None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,29 @@ def read_boxes(path: Path) -> GivenBoxes:
     listed = entries(content, "annotations", ("image_id", "bbox"), path)
     known = ((names[entry["image_id"]], entry["bbox"]) for entry in listed if entry["image_id"] in names)
     return _collect(known, dict.fromkeys(names.values(), ()), sizes, path)
+
+
+def join_boxes(parts: Sequence[GivenBoxes]) -> GivenBoxes:
+    """The boxes of several files; those of an image follow one another in the order of the files, which may spell its
+    id differently.
+
+    Raises:
+        DataError: two files have another size of an image.
+    """
+    first, *others = parts
+    boxes, sizes = dict(first.boxes), dict(first.sizes)
+    for part in others:
+        known = Aliases(boxes)
+        for name, further in part.boxes.items():
+            own = known.find(name) or name
+            boxes[own] = np.concatenate([boxes[own], further]) if own in boxes else further
+            size = part.sizes.get(name)
+            if size is not None and sizes.setdefault(own, size) != size:
+                raise DataError(
+                    f"image {name} has {sizes[own][0]} x {sizes[own][1]} pixels in one file of boxes, "
+                    f"{size[0]} x {size[1]} in another. Give files about the same images."
+                )
+    return GivenBoxes(boxes=boxes, sizes=sizes)
 
 
 def _collect(

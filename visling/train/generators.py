@@ -1,0 +1,46 @@
+"""The state of all random generators, captured and restored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def capture_generators() -> dict[str, Any]:
+    """State of the Python, NumPy and torch generators, on every device, as JSON values."""
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": int(numpy["state"]["pos"])}},
+        "torch": _to_hex(torch.get_rng_state()),
+        "cuda": [_to_hex(state) for state in torch.cuda.get_rng_state_all()] if _cuda_in_use() else [],
+    }
+
+
+def restore_generators(generators: Mapping[str, Any]) -> None:
+    """Put the generators back into the state that `capture_generators` returned."""
+    version, numbers, gauss = generators["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy = generators["numpy"]
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], dtype=np.uint32)}})
+    torch.set_rng_state(_from_hex(generators["torch"]))
+    if generators["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([_from_hex(state) for state in generators["cuda"]])
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _to_hex(state: Tensor) -> str:
+    return bytes(state.numpy().tobytes()).hex()
+
+
+def _from_hex(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
