@@ -117,6 +117,8 @@ class Finetuning:
         self.start: ModelFolder | None = None
         with conflicts.collect():
             self.start = None if init is None else read_model_folder(init)
+        self.train_records: Sequence[Record] = ()
+        self.valid_records: Sequence[Record] = ()
         with conflicts.collect():
             config = fit_to_family(config)
             self.task = load_task(config.task).configured(config.task_settings)
@@ -164,9 +166,9 @@ class Finetuning:
             read = read_records(self.task, data, config.train_split)
             kept = read if config.without_images is None else without_images(read, config.without_images)
             self.left_out = len(read) - len(kept)
-            self.train_records: Sequence[Record] = _limit_records(kept, config)
+            self.train_records = _limit_records(kept, config)
         with conflicts.collect():
-            self.valid_records: Sequence[Record] = read_records(self.task, data, config.valid_split)
+            self.valid_records = read_records(self.task, data, config.valid_split)
         conflicts.refuse()
         if not self.train_records or not self.valid_records:
             raise DataError(
