@@ -30,7 +30,8 @@ PAGES = [str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *sorted((R
 
 DOWNLOADS = {
     "released weights, hundreds of megabytes each (tests/pretrained converts files of the same layouts)": (
-        "model_LXRT.pth", "vqa_coco_pre_trained.th", "vqa_fine_tuned.th", "nlvr2_fine_tuned.th", "ctrl_visualbert.bin",
+        "model_LXRT.pth", "vqa_coco_pre_trained.th", "vqa_fine_tuned.th", "nlvr2_fine_tuned.th", "vcr_pre_train.th",
+        "ctrl_visualbert.bin",
         "vl-bert-base-prec.model", "vl-bert-base-e2e.model", "vqa_best.model", "refcoco_best.model", "vcr_best.model",
         "pytorch_model_9.bin", "pytorch_model_19.bin", "pretrained_model.bin", "multi_task_model.bin",
         "pytorch_ckpt_latest.tar", "BEST.pth", "bert-base-uncased.bin",

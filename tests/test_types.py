@@ -156,6 +156,10 @@ BROKEN: dict[str, tuple[Callable[[], Batch], str]] = {
         lambda: with_pixels(size=torch.tensor([[4, 7], [2, 2]])),
         "exceeds the padded pixels",
     ),
+    "a picture beyond its canvas": (
+        lambda: with_pixels(size=torch.tensor([[4, 4], [2, 2]]), corner=torch.tensor([[3, 0], [0, 0]])),
+        "exceeds the padded pixels",
+    ),
 }
 
 
@@ -170,6 +174,7 @@ def test_valid_batches_pass() -> None:
     batch().validate()
     batch(group=2).validate()
     with_pixels().validate()
+    with_pixels(size=torch.tensor([[4, 4], [2, 2]]), corner=torch.tensor([[2, 0], [4, 2]])).validate()
     Batch(text=text(), regions=None, group=4).validate()
 
 

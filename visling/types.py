@@ -1,5 +1,7 @@
 """The contracts: what data hands to a model, what a model hands back, what a loss is.
 
+One file although it is long: the contracts refer to one another, and whoever looks for one finds all of them here.
+
 Letters  B batch rows, T tokens, R regions, S region rows, F region feature width, P and Q slots, G rows per example, N
          = B/G examples, Dt Dr Dp widths of text, region and pooled states, C detector classes, A answers, V vocabulary,
          I images, H heads.
@@ -136,7 +138,7 @@ class Pixels(_Movable):
     """Images for models whose region extractor is trained."""
 
     images: Tensor
-    """(I, 3, H, W) float32, normalised and zero-padded."""
+    """(I, 3, H, W) float32, normalised; padded with zeros on the right and below, or laid on a canvas."""
     size: Tensor
     """(I, 2) int64 unpadded height and width."""
     row: Tensor
@@ -146,6 +148,8 @@ class Pixels(_Movable):
     masks: Tensor | None = None
     """(S, R, M, M) bool: cells of a grid over each region's box that its object covers; all, where no shape is
     known. Mirrored with the image."""
+    corner: Tensor | None = None
+    """(I, 2) int64 x and y of the upper left corner of each image in its block; None = 0, 0."""
 
 
 @contract
@@ -205,9 +209,10 @@ class Batch(_Movable):
                 bool(((pixels.row >= 0) & (pixels.row < len(pixels.images))).all()),
                 "pixels.row names an image that the batch lacks",
             )
-            inside = (pixels.size >= 1) & (
-                pixels.size <= torch.tensor(pixels.images.shape[2:], device=pixels.size.device)
-            )
+            first = torch.zeros_like(pixels.size) if pixels.corner is None else pixels.corner.flip(1)
+            last = first + pixels.size
+            block = torch.tensor(pixels.images.shape[2:], device=last.device)
+            inside = (pixels.size >= 1) & (first >= 0) & (last <= block)
             _require(bool(inside.all()), "the size of an image exceeds the padded pixels")
         if self.links is not None:
             text_real = text.mask if text.row is None else text.mask[text.row]
@@ -383,6 +388,28 @@ class RegionStore(Protocol):
     def __len__(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """What every picture of a batch is laid on, where a region extractor reads pictures of one size."""
+
+    width: int
+    height: int
+    """Pixels."""
+    colour: tuple[float, float, float]
+    """Of what the picture leaves free, normalised as the picture is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskGrid:
+    """How the outline of an object becomes a mask: where in its box the cells lie that are asked for."""
+
+    size: int
+    """M: cells along each side."""
+    inclusive: bool
+    """Whether a box ends on its last pixels and cells start at its corner, what lies beyond clamped to it (VL-BERT), or
+    the cells' centres are spread evenly over the box (VisualBERT, after R2C)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One annotation as read from a file; subclasses add the fields of their data set."""
@@ -435,9 +462,9 @@ class Example:
     linked_regions: Callable[[RegionArray], NDArray[np.int64]] | None = None
     """For rows whose links name objects of an annotation: called, as `region_labels` is, with the regions of the only
     image; returns (objects,) the region of each, -1 where there is none."""
-    region_objects: Callable[[RegionArray, int], RegionObjects] | None = None
-    """For a trained region extractor: called, as `linked_regions` is, with the regions of the only image, and with the
-    side M of the masks that the extractor reads."""
+    region_objects: Callable[[RegionArray, MaskGrid], RegionObjects] | None = None
+    """For a trained region extractor: called, as `linked_regions` is, with the regions of the only image, and with how
+    the masks are drawn that the extractor reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,9 @@ from torch.testing import assert_close
 from visling.boxes import to_unit
 from visling.models.vlbert import RegionProjection
 from visling.types import Pixels, Regions
-from visling.vision import end_to_end, ops
-from visling.vision.end_to_end import KEYS, Bottleneck, ExtractorConfig, FrozenNorm, RegionExtractor
+from visling.vision import ops
+from visling.vision.end_to_end import KEYS, ExtractorConfig, RegionExtractor
+from visling.vision.resnet import HEAD_BLOCKS, Bottleneck, FrozenNorm
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -67,7 +68,7 @@ class Recording:
 
     def extractor(self) -> RegionExtractor:
         sizes = self.described["fast_rcnn_dims"][self.variant]
-        assert sizes["c5_blocks"] == end_to_end.HEAD_BLOCKS
+        assert sizes["c5_blocks"] == HEAD_BLOCKS
         extractor = RegionExtractor(
             ExtractorConfig(
                 blocks=tuple(sizes["blocks"]),

@@ -81,8 +81,9 @@ def test_the_numbers_are_those_of_the_configuration(golden: Path, task: str) -> 
     told = recorded(golden, "optimizer_groups")[task]
     config = recipe(told, task)
     optim, (group,) = config.train.optim, told["groups"]
-    assert config.batch_size == told["gpus"] * told["images_per_gpu"]
-    assert config.train.accumulation == told["accumulation"]
+    assert config.batch_size * config.train.accumulation == told["items_per_update"]
+    if not told["config"].startswith(("large_q2a_4x16G", "large_qa2r_4x16G")):  # the same run on fewer GPUs
+        assert config.train.accumulation == told["accumulation"]
     assert config.train.epochs == told["epochs"]
     assert (optim.clip, optim.clip_norm) == ("global", told["clip_global_norm"])
     assert optim.lr == pytest.approx(told["base_lr"], rel=1e-12)
@@ -219,6 +220,7 @@ def test_what_a_task_takes_of_a_pretrained_file(world: Any, golden: Path, tmp_pa
     told, task, matching = recorded(golden, "start_from_pretraining")[case], case.partition("_")[0], "_" in case
     depth = recipe(told, task).encoder.num_layers
     settings = (f"encoder.num_layers={depth}", *(() if task == "vqa" else NETWORK))
+    assert told["file"] == recipe(told, task).start.replace("vlbert", "vl-bert") + ".model"
     init = write_pretrained(world, tmp_path / "init", *settings, *(["objectives.matching=1.0"] if matching else []))
     started = start(world, task, init, *settings)
 

@@ -36,7 +36,8 @@ from visling.models import spec
 from visling.tasks.base import TaskSource, read_records
 from visling.tasks.referring import Referring, ReferringConfig
 from visling.types import Batch, InputSpec, RegionArray, Targets
-from visling.vision.end_to_end import ExtractorConfig, PictureFiles
+from visling.vision.end_to_end import ExtractorConfig
+from visling.vision.pictures import PictureFiles
 
 TASK = Referring(ReferringConfig(**spec("vlbert").tasks["referring"], rule="inclusive"))
 

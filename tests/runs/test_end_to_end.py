@@ -42,8 +42,9 @@ from visling.runs.pretrain import pretrain, read_corpora, untrained_model
 from visling.runs.typical_batch import typical_batch
 from visling.train.optim import build_optimizer
 from visling.types import Batch
-from visling.vision.end_to_end import KEYS, MEAN_BGR, ExtractorConfig, PictureFiles, RegionExtractor
+from visling.vision.end_to_end import KEYS, MEAN_BGR, ExtractorConfig, RegionExtractor
 from visling.vision.images import read_image
+from visling.vision.pictures import PictureFiles
 
 SMALL = ExtractorConfig(blocks=(1, 1, 1), stem_size=4, widths=(4, 4, 6, 4), shorter_side=32, longer_side=64)
 E2E = (

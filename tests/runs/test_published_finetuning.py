@@ -29,6 +29,7 @@ from visling.runs.finetune import finetune
 from visling.tasks.gqa import GQA
 from visling.tasks.nlvr2 import NLVR2
 from visling.tasks.vqa import VQA
+from visling.vision.vcr_network import VcrNetworkConfig
 
 SIZES = frozenset({
     "hidden_size", "num_layers", "num_text_layers", "num_region_layers", "num_cross_layers", "num_heads",
@@ -47,9 +48,10 @@ def small(name: str) -> FinetuneConfig:
     sizes = {field.name: getattr(tiny, field.name) for field in fields(tiny) if field.name in SIZES}
     extractor = run.extractor
     if extractor is not None:
-        extractor = replace(
-            extractor, blocks=(1, 1, 1), stem_size=4, widths=(4, 4, 4, 8), shorter_side=32, longer_side=64
-        )
+        pictures: dict[str, Any] = {"shorter_side": 32, "longer_side": 64}
+        if isinstance(extractor, VcrNetworkConfig):
+            pictures = {"picture_width": 64, "picture_height": 32, "mask_channels": 4}
+        extractor = replace(extractor, blocks=(1, 1, 1), stem_size=4, widths=(4, 4, 4, 8), **pictures)
         sizes["feature_size"] = extractor.feature_size
     return replace(
         run,

@@ -288,6 +288,30 @@ def test_only_relevant_regions_are_shown(tmp_path: Path) -> None:
     assert cast(Tensor, targets.object_classes)[[0, 4]].tolist() == [[0, 1, 17, IGNORE], [0, 1, 17, 1]]
 
 
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({}, [0, 1, 2]),  # [2] and [1] in the question, [0] in an answer
+        ({"answer_choices": [["Yes"]] * 4, "question": ["Does", [2], "bark", "?"]}, [2]),
+        ({"answer_choices": [["Yes"]] * 4, "question": ["Is", [1], "here", "?"]}, [1, 2]),  # a rationale names [2]
+        ({"answer_choices": [["Yes"]] * 4, "question": ["Is", [1], "like", "Everyone", "?"]}, [0, 1, 2]),
+        ({"answer_choices": [["Yes"]] * 4, "question": ["Why", "?"], "rationale_choices": [["Hm"]] * 4}, [0, 2]),
+    ],
+)
+@pytest.mark.parametrize("phase", ["answer", "rationale"])
+def test_relevant_to_all_texts_as_in_visualbert(
+    tmp_path: Path, phase: str, changed: dict[str, Any], shown: list[int]
+) -> None:
+    """In both phases, in the order of the objects, after the whole image."""
+    task = family("visualbert", only_relevant=True, relevance="all_texts", phase=phase)
+    (record,) = read(tmp_path, task, line(**changed))
+    assert task.shown_objects(record) == shown
+    batch, _ = collate(task, [record], Store([[0, 0, 64, 64], *OBJECTS]))
+    assert batch.regions is not None
+    boxes = batch.regions.boxes[0][batch.regions.mask[0]] * 64
+    assert boxes.tolist() == [[0, 0, 64, 64], *OBJECTS[shown].tolist()]
+
+
 def test_classes_of_ones_own_data_are_listed_and_kept(tmp_path: Path) -> None:
     task = family("vlbert")
     records = read(tmp_path, task, line(objects=["star", "dog", "moon"]))

@@ -25,12 +25,12 @@ from visling.vision.end_to_end import (
     MEAN_BGR,
     PRESETS,
     ExtractorConfig,
-    FrozenNorm,
-    PictureFiles,
     RegionExtractor,
     fitted_size,
     prepare_image,
 )
+from visling.vision.pictures import PictureFiles
+from visling.vision.resnet import FrozenNorm
 
 SMALL = ExtractorConfig(blocks=(1, 1, 1), stem_size=6, widths=(4, 5, 6, 7))
 HEAD = "image_feature_extractor.roi_head_feature_extractor"

@@ -52,7 +52,7 @@ _CLASSIFIERS = {
 HUB = "https://huggingface.co/"
 """Address before the owner/name of a repository on the hub."""
 _DRIVE = "https://drive.google.com/file/d/{}/view"
-_VCR_NOTE = "Also holds the region CNN (detector.*), which is dropped: extract features with it in another program."
+_VCR_NOTE = "Also holds the network that computes its region features: `visling finetune --backbone` reads it."
 
 
 def _official(name: str, preset: str, drive: str, *, heads: dict[str, Head], note: str = "") -> ReleasedFile:
@@ -92,8 +92,8 @@ def _vlbert(name: str, drive: str) -> ReleasedFile:
     _, _, size, kind = name.split("-")
     if kind == "e2e":
         note = (
-            "Also holds the region network that computes its features, which is left out here; `visling pretrain "
-            "--backbone` reads it."
+            "Also holds the region network that computes its features, which is left out here; `--backbone` of "
+            "`visling pretrain` and `visling finetune` reads it."
         )
     else:
         note = "Reads features of bottom-up attention (ResNet-101, 10 to 100 regions)."

@@ -43,7 +43,7 @@ Backbone = Annotated[
     Path | None,
     typer.Option(
         "--backbone",
-        help="Weight file that the region extractor starts from: a ResNet, or a VL-BERT trained end to end.",
+        help="Weight file that the region extractor starts from: a ResNet, or a released model that has one.",
     ),
 ]
 

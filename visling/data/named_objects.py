@@ -17,7 +17,7 @@ from visling.boxes import iou
 from visling.data.annotations.vcr import PERSON, VcrRecord, read_metadata
 from visling.data.outlines import outline_mask
 from visling.errors import DataError
-from visling.types import IGNORE, RegionArray, RegionObjects
+from visling.types import IGNORE, MaskGrid, RegionArray, RegionObjects
 
 LISTED_NAMES = (
     "Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry", "Jody", "Kendall", "Frankie", "Pat",
@@ -151,7 +151,7 @@ def describe_objects(
     bind: Callable[[VcrRecord, RegionArray], NDArray[np.int64]],
     classes: Sequence[str],
     regions: RegionArray,
-    mask_size: int,
+    grid: MaskGrid,
 ) -> RegionObjects:
     """Classes of the objects that the regions show, and masks drawn from their outlines; a question about raw input
     knows no object.
@@ -159,16 +159,18 @@ def describe_objects(
     Args:
         bind: (O,) the region that shows each object of a record, as `bind_objects`.
         classes: as in `classify_regions`.
-        mask_size: M.
+        grid: how masks are drawn.
     Raises:
         DataError: the objects of the image are not described.
     """
-    masks = np.ones((len(regions), mask_size, mask_size), bool)
+    masks = np.ones((len(regions), grid.size, grid.size), bool)
     if record.metadata is None:
         return RegionObjects(classes=np.zeros(len(regions), np.int64), masks=masks)
     described, bound = read_metadata(record), bind(record, regions)
     for item, region in enumerate(bound.tolist()):
         if region >= 0:
-            masks[region] = outline_mask(described.outlines[item], described.boxes[item].tolist(), size=mask_size)
+            masks[region] = outline_mask(
+                described.outlines[item], described.boxes[item].tolist(), size=grid.size, inclusive=grid.inclusive
+            )
     found = classify_regions(record.objects, bound, regions, classes)
     return RegionObjects(classes=np.where(found == IGNORE, 0, found), masks=masks)

@@ -99,7 +99,7 @@ class VisualBertConfig:
 _RELEASED: Mapping[str, VisualBertConfig] = {
     "vqa": VisualBertConfig(answer_slot="same_segment"),  # 100 fixed detections
     "nlvr2": VisualBertConfig(feature_size=1024, max_regions=144),  # best 144 of 150 detections per image
-    "vcr": VisualBertConfig(feature_size=512),  # output of its own CNN
+    "vcr": VisualBertConfig(feature_size=512),  # output of its own network, vision/vcr_network.py
     "flickr30k": VisualBertConfig(append_spatial=True),  # bottom-up features, 10 to 100 boxes
 }
 _SMALL = VisualBertConfig(
@@ -298,7 +298,7 @@ _OFFICIAL = KeyMap(
         rename("bert.flickr_attention.query.*", "slots_regions.query.*"),
         rename("bert.flickr_attention.key.*", "slots_regions.key.*"),
         drop("bert.flickr_attention.value.*", "the release never reads it"),
-        drop("detector.**", "VCR's own convolutional network: regions come from a store here"),
+        drop("detector.**", "VCR's network, which vision/vcr_network.py reads (`visling finetune --backbone`)"),
     )
 )
 _TRANSFORMERS = KeyMap(

@@ -525,7 +525,7 @@ def _take_over(transform: Transform, trained: Mapping[str, Tensor]) -> bool:
 
 
 _SEGMENTS = [f"encoder.embeddings.segments.{number}" for number in range(NUM_SEGMENTS)]
-_STORE_REGIONS = "the trained convolutional network, which vision/end_to_end.py reads (`visling pretrain --backbone`)"
+_STORE_REGIONS = "the trained convolutional network, which vision/end_to_end.py reads (`--backbone`)"
 
 
 def _encoder(prefix: str = "vlbert") -> tuple[Rule, ...]:

@@ -21,7 +21,7 @@ from visling.models.base import ModelSpec
 from visling.pretrained.convert import OBJECTIVES
 from visling.pretrained.folder import KEPT, ModelFolder, read_model_folder
 from visling.pretrained.recognise import BY_PRODUCTS
-from visling.vision import end_to_end
+from visling.vision.extractors import NETWORKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,13 @@ def export(folder: Path, out: Path, *, layout: str = "official") -> Exported:
         raise ConfigError(f"{saved.model} has no layout {layout!r}. {nearest(layout, [*spec.keys, 'official'])}")
     parts, left_out = _parts(saved)
     found, tensors, names = _invert(saved, spec, parts, layout)
-    if saved.extractor is not None and found in end_to_end.KEYS:
-        network = {name: tensor for name, tensor in saved.weights.items() if name.startswith("extractor.")}
-        tensors |= end_to_end.KEYS[found].invert(network)
-    elif saved.extractor is not None:
-        left_out["extractor"] = "the layout has no names for the network that computes features"
+    if saved.extractor is not None:
+        keys = NETWORKS[saved.extractor.kind].keys
+        if found in keys:
+            network = {name: tensor for name, tensor in saved.weights.items() if name.startswith("extractor.")}
+            tensors |= keys[found].invert(network)
+        else:
+            left_out["extractor"] = "the layout has no names for the network that computes features"
     if found == saved.source.get("layout"):
         tensors = _as_it_came(saved, tensors)
     if found == "transformers":
@@ -129,7 +131,7 @@ def _parts(saved: ModelFolder) -> tuple[dict[str, tuple[tuple[str, ...], dict[st
             continue
         first, *rest = name.split(".")
         if first == "extractor":
-            continue  # its names are those of vision/end_to_end.py
+            continue  # its names are in vision/extractors.py
         place = (
             first if first == "encoder" else f"{first}.{rest[0]}" if first == "heads" else ".".join([first, *rest[:2]])
         )

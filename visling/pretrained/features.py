@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from visling.checkpoints import files
 from visling.errors import CheckpointError
 from visling.models.base import Encoder
 from visling.pretrained.folder import ModelFolder
 from visling.regions.store import NativeStore
-from visling.vision import end_to_end
-from visling.vision.end_to_end import RegionExtractor
+from visling.vision.extractors import NETWORKS
 
 
 def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, extracts: bool = False) -> None:
@@ -38,7 +38,7 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
     if saved.extractor is None and extracts:
         raise CheckpointError(
             f"{saved.path} was trained on stored features and has no network that computes them, and this run "
-            "computes its own. If a file has that network (a VL-BERT end to end), name it with --backbone and pass "
+            "computes its own. If a file has that network (of the release), name it with --backbone and pass "
             "--other-features too. Otherwise start from text weights or a model with an extractor, or train the "
             "encoder on the features of this one with --other-features alone."
         )
@@ -57,23 +57,25 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
     )
 
 
-def load_backbone(extractor: RegionExtractor, path: Path) -> str:
-    """Start a region extractor from a file: a plain ResNet (in the release a detector converted to one), or a VL-BERT
-    trained end to end, whose network is used.
+def load_backbone(extractor: nn.Module, kind: str, path: Path) -> str:
+    """Start a region extractor from a file: a plain ResNet (VL-BERT's is a detector converted to one, VisualBERT's that
+    of torchvision), or a file of the release, whose network is used.
 
+    Args:
+        kind: of the extractor, in `vision.extractors.NETWORKS`.
     Returns:
         What was read, for the log.
     Raises:
         CheckpointError: no such file, or not a network of this size.
     """
-    tensors = files.read(path)
-    layout = "official" if any(name.startswith("image_feature_extractor.") for name in tensors) else "resnet"
+    tensors, network = files.read(path), NETWORKS[kind]
+    layout = "official" if any(name.startswith(network.prefix) for name in tensors) else "resnet"
     try:
-        end_to_end.KEYS[layout].load(tensors, {"extractor": extractor})
+        network.keys[layout].load(tensors, {"extractor": extractor})
     except CheckpointError as error:
         raise CheckpointError(
             f"{path} does not fill the region extractor, read as "
-            f"{'a VL-BERT end to end' if layout == 'official' else 'a plain ResNet'}: {error} Give a file of the "
+            f"{network.files if layout == 'official' else 'a plain ResNet'}: {error} Give a file of the "
             "recipe's depth, or change extractor.blocks."
         ) from error
     return f"the region extractor starts from {path} ({layout})"

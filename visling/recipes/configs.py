@@ -16,6 +16,7 @@ from visling.models import encoder_config, head_styles
 from visling.objectives.masked_regions import RegionLosses
 from visling.train.config import TrainConfig
 from visling.vision.extractors import ExtractorSettings
+from visling.vision.vcr_network import VcrNetworkConfig
 
 OBJECTIVES = ("masked_lm", "matching", "masked_regions", "image_qa", "region_contrast")
 """What a pre-training may learn."""
@@ -54,7 +55,7 @@ class PretrainConfig:
     """What the objective masked_regions predicts about them."""
     extractor: ExtractorSettings | None = None
     """Network that computes the features of regions from images, masked regions cut out, and is trained jointly
-    (VL-BERT end to end); None = stored features."""
+    (VL-BERT end to end, VisualBERT for VCR); None = stored features."""
     flip: float = 0.0
     """Share of the images that are mirrored in training: their boxes, and their pixels if an extractor reads them.
     Stored features and texts stay as they are (VL-BERT's release)."""
@@ -127,7 +128,12 @@ class PretrainConfig:
                 object.__setattr__(self, "region_masking", None)
 
     def _check_computed_features(self) -> Iterator[ConfigError]:
-        """Objectives and maskings that need stored features."""
+        """Objectives and maskings that need stored features, and a network that needs more than boxes."""
+        if isinstance(self.extractor, VcrNetworkConfig):
+            yield ConfigError(
+                "VisualBERT's network for VCR reads the class and the outline of every object, which examples of "
+                "pre-training do not have. Pre-train on stored features, or use extractor.kind=vlbert."
+            )
         if self.region_masking is not None and self.region_masking.random:
             yield ConfigError(
                 "region_masking.random takes stored features of other images, which an extractor does not read. "
@@ -184,8 +190,8 @@ class FinetuneConfig:
     """List of images (`.npy`, `.json`, or text with one per line) that are left out of training because other tasks
     test on them: `coco_test_ids.npy` of ViLBERT's multi-task release."""
     extractor: ExtractorSettings | None = None
-    """Network that computes the features of regions from images and is trained jointly (VL-BERT's RefCOCO+ and VCR);
-    None = stored features."""
+    """Network that computes the features of regions from images and is trained jointly (VL-BERT's RefCOCO+ and VCR,
+    VisualBERT's VCR); None = stored features."""
     flip: float = 0.0
     """Share of the training images that are mirrored: the boxes, and the pixels if an extractor reads them. Stored
     features stay as they are (VL-BERT: 0.5)."""
@@ -238,8 +244,8 @@ def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> Iterator[Con
     """What keeps an encoder from reading the features of an extractor."""
     if encoder.feature_size != extractor.feature_size:
         yield ConfigError(
-            f"the extractor makes features of width {extractor.feature_size}, four times the last of "
-            f"extractor.widths, but encoder.feature_size is {encoder.feature_size}. "
+            f"the extractor makes features of width {extractor.feature_size}, but encoder.feature_size is "
+            f"{encoder.feature_size}. "
             f"Use --set encoder.feature_size={extractor.feature_size}."
         )
     for name, why in (

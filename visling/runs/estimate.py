@@ -38,7 +38,10 @@ from visling.tasks.base import load as load_task
 from visling.tasks.base import names as task_names
 from visling.train.optim import parameter_groups
 from visling.types import Batch, Encoded, Loss, Targets
-from visling.vision.end_to_end import POOL_SIZE, RegionExtractor
+from visling.vision import end_to_end, vcr_network
+from visling.vision.end_to_end import RegionExtractor
+from visling.vision.resnet import feature_map
+from visling.vision.vcr_network import VcrNetwork
 
 UTILISATION = 0.4
 """Share of a GPU's peak rate that training reaches; assumed, not measured. Small batches and short texts reach less."""
@@ -220,8 +223,7 @@ def _prepare_pretraining(config: PretrainConfig) -> _TracedRun:
     for module in model.modules():
         if isinstance(module, DependsOnValues):
             module.use_typical_path()
-    if isinstance(model.extractor, RegionExtractor):
-        pool_everything(model.extractor)
+    pool_everything(model.extractor)
     sizes = typical_sizes(config)
     return _TracedRun(
         model=model,
@@ -237,8 +239,7 @@ def _prepare_finetuning(config: FinetuneConfig) -> _TracedRun:
     model: nn.Module
     if config.task in task_names():
         model, task = untrained_task(config)
-        if isinstance(model.extractor, RegionExtractor):
-            pool_everything(model.extractor)
+        pool_everything(model.extractor)
     else:
         model, task = (
             models.build(config.model, config.encoder),
@@ -294,20 +295,34 @@ def loss_of(model: PretrainModel, batch: Batch, targets: Targets) -> Tensor:
     return loss.value
 
 
-def pool_everything(extractor: RegionExtractor) -> None:
-    """Make an extractor treat every region as real and lay the same grid over each: that needs no values, and the
-    products are the same."""
+def pool_everything(extractor: nn.Module | None) -> None:
+    """Make a network that pools regions treat every one as real and lay the same grid over each: that needs no values,
+    and the products are the same. Others, and None, stay as they are."""
+
+    def pool(features: Tensor, mask: Tensor, side: int) -> Tensor:
+        rows, regions = mask.shape
+        grid = features.new_zeros(rows, regions * side, side, 2, dtype=torch.float32)
+        places = functional.grid_sample(features.float(), grid, align_corners=False)  # (B, C, N * side, side)
+        return torch.unflatten(places, 2, (regions, side)).transpose(1, 2).flatten(0, 1).to(features.dtype)
 
     def forward(images: Tensor, boxes: Tensor, mask: Tensor, instances: None, *, image: Tensor) -> Tensor:
-        features = extractor.feature_map(images)
-        rows, regions = mask.shape
-        grid = features.new_zeros(rows, regions * POOL_SIZE, POOL_SIZE, 2, dtype=torch.float32)
-        places = functional.grid_sample(features.float(), grid, align_corners=False)  # (B, C, N * 14, 14)
-        pooled = torch.unflatten(places, 2, (regions, POOL_SIZE)).transpose(1, 2).flatten(0, 1)
-        maps: Tensor = extractor.head(pooled.to(features.dtype))
-        return torch.unflatten(maps.mean((2, 3)), 0, (rows, regions))
+        assert isinstance(extractor, RegionExtractor)
+        maps: Tensor = extractor.head(pool(extractor.feature_map(images), mask, end_to_end.POOL_SIZE))
+        return torch.unflatten(maps.mean((2, 3)), 0, tuple(mask.shape))
 
-    setattr(extractor, "forward", forward)  # noqa: B010  (mypy knows methods as fixed)
+    def forward_with_objects(
+        images: Tensor, boxes: Tensor, mask: Tensor, classes: Tensor, instances: Tensor, *, image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(extractor, VcrNetwork)
+        pooled = pool(feature_map(extractor.stem, extractor.stages, images), mask, vcr_network.POOL_SIZE)
+        features, maps = extractor.project(pooled, classes.flatten(), instances.flatten(0, 1))
+        return torch.unflatten(features, 0, tuple(mask.shape)), maps
+
+    if isinstance(extractor, RegionExtractor):
+        setattr(extractor, "forward", forward)  # noqa: B010  (mypy knows methods as fixed)
+    elif isinstance(extractor, VcrNetwork):
+        extractor.config = dataclasses.replace(extractor.config, class_weight=0.0)  # its product is negligible
+        setattr(extractor, "forward", forward_with_objects)  # noqa: B010
 
 
 def _round(value: float) -> float:

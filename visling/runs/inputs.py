@@ -173,7 +173,12 @@ class Inputs:
             shown: further arguments of `Collator`, such as masking.
         """
         collator = Collator(
-            None if text_only else self.regions, self.spec, self.tokenizer, pictures=self.pictures, **shown
+            None if text_only else self.regions,
+            self.spec,
+            self.tokenizer,
+            pictures=self.pictures,
+            shift=training,
+            **shown,
         )
         return Loader(
             source,

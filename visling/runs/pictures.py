@@ -62,10 +62,10 @@ def build_extractor(
         load_part(extractor, start.weights, "extractor.", start.path)
         return extractor, []
     if backbone is not None:
-        return extractor, [load_backbone(extractor, backbone)]
+        return extractor, [load_backbone(extractor, config.extractor.kind, backbone)]
     return extractor, [
-        "the region extractor is randomly initialised, and its norms are frozen; the published run starts from a "
-        "trained network: name its file with --backbone"
+        "the region extractor is randomly initialised, and what the recipe freezes of it stays so; the published run "
+        "starts from a trained network: name its file with --backbone"
     ]
 
 

@@ -18,7 +18,6 @@ from visling.data.corpora.readers import find_reader
 from visling.objectives.image_qa import NUM_ANSWERS
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.types import Batch, InputSpec, Pixels, Regions, Slots, Targets, Text
-from visling.vision.end_to_end import fitted_size
 
 PICTURE = (640, 480)
 """Width and height of a typical picture before scaling; the padding of smaller ones in a batch is not counted."""
@@ -47,7 +46,7 @@ def typical_batch(config: PretrainConfig, size: Typical, rows: int) -> tuple[Bat
 def scaled_picture(config: PretrainConfig | FinetuneConfig) -> tuple[int, int] | None:
     """Width and height of a typical picture as the extractor sees it; None without an extractor."""
     extractor = config.extractor
-    return None if extractor is None else fitted_size(*PICTURE, extractor.shorter_side, extractor.longer_side)
+    return None if extractor is None else extractor.picture_size(*PICTURE)
 
 
 def draw_pixels(config: PretrainConfig | FinetuneConfig, rows: int) -> Pixels | None:

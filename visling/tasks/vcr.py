@@ -32,6 +32,7 @@ from visling.data.annotations.vcr import (
     has_vcr,
     read_metadata,
     read_vcr,
+    relevant_objects,
     spell_out,
     with_names,
 )
@@ -97,8 +98,11 @@ class VcrConfig:
     """Which pieces of a name are linked to the region of its object: "none", "first_piece" (VisualBERT), "every_piece"
     (VL-BERT)."""
     only_relevant: bool = False
-    """Show only regions of objects that question, answers or, for a rationale, rationales name, in the order of their
-    first mention; only these use up names (VL-BERT's option `only_use_relevant_dets`)."""
+    """Show only regions of relevant objects; only these use up names that are "listed"."""
+    relevance: Literal["phase", "all_texts"] = "phase"
+    """Which objects are relevant. "phase": those that question, answers or, for a rationale, rationales name, in the
+    order of their first mention (VL-BERT's option `only_use_relevant_dets`). "all_texts": `relevant_objects`
+    (VisualBERT)."""
     least_overlap: float = 0.5
     """Overlap (intersection over union) that a region needs to show an object, where the store holds other regions than
     VCR's objects (ours)."""
@@ -238,7 +242,7 @@ class VCR(Task[VcrRecord, VcrConfig]):
             rows=tuple(rows),
             images=record.images,
             labels={} if label is None else {"choice": label},
-            chosen_regions=partial(self._choose_regions, record) if config.only_relevant else None,
+            chosen_regions=partial(self._choose_regions, record) if config.only_relevant and record.objects else None,
             linked_regions=partial(self.bind, record) if any(row.links for row in rows) else None,
             region_objects=partial(describe_objects, record, self.bind, self.classes),
         )
@@ -247,6 +251,8 @@ class VCR(Task[VcrRecord, VcrConfig]):
         """The objects of a record whose regions are shown, in the order in which they are."""
         if not self.config.only_relevant:
             return list(range(len(record.objects)))
+        if self.config.relevance == "all_texts":
+            return relevant_objects(record)
         sentences = [record.question, *record.answer_choices]
         if self.config.phase == "rationale":
             sentences += record.rationale_choices

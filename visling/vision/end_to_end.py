@@ -13,10 +13,9 @@ Shapes   B images, H x W pixels, C channels, S rows of regions, N regions of a r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,24 +25,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visling.boxes import to_pixels, whole_image
-from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
+from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, tie
 from visling.errors import ConfigError, DataError
-from visling.types import Pixels, Regions
+from visling.types import MaskGrid, Pixels, Regions
 from visling.vision import ops
-from visling.vision.images import read_image
+from visling.vision.pictures import GivenPictures, PictureFiles
+from visling.vision.resnet import (
+    EXPANSION,
+    HEAD_BLOCKS,
+    STRIDE,
+    FrozenNorm,
+    build_stage,
+    build_trunk,
+    check_sizes,
+    feature_map,
+    initialise,
+    map_network,
+)
 
-STRIDE = 16
-"""Pixels per cell of the feature map that regions are pooled from."""
 POOL_SIZE = 14
 """Side of the grid that each region is pooled to."""
-EXPANSION = 4
-"""Output channels of a bottleneck as a multiple of its width."""
-HEAD_BLOCKS = 3
-"""Bottlenecks of the last stage, at every depth."""
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean colour that is subtracted, blue first, as the Caffe networks expect (release, `NETWORK.PIXEL_MEANS`)."""
-_READERS = 4
-"""Threads that decode the images of a batch; Pillow releases the interpreter lock while it decodes and scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +74,7 @@ class ExtractorConfig:
     """Most pixels of the longer side; 1200 in VCR."""
 
     def __post_init__(self) -> None:
-        if len(self.blocks) != 3 or len(self.widths) != 4:
-            raise ConfigError(
-                f"an extractor has 3 stages before regions are pooled and 1 after: found {len(self.blocks)} numbers of "
-                f"blocks, expected 3, and {len(self.widths)} widths, expected 4."
-            )
-        if min(self.blocks) < 1 or min(self.stem_size, *self.widths) < 1:
-            raise ConfigError(
-                f"blocks {self.blocks}, stem_size {self.stem_size} and widths {self.widths} must be at least 1."
-            )
-        if not 0 <= self.frozen_stages <= 5:
-            raise ConfigError(
-                f"frozen_stages counts the first convolution and four stages: found {self.frozen_stages}, "
-                "expected 0 to 5."
-            )
+        check_sizes(self.blocks, self.stem_size, self.widths, self.frozen_stages)
         if not 0 < self.shorter_side <= self.longer_side:
             raise ConfigError(
                 f"shorter_side must be positive and at most longer_side; found {self.shorter_side} and "
@@ -97,9 +87,22 @@ class ExtractorConfig:
         return EXPANSION * self.widths[-1]
 
     @property
-    def mask_size(self) -> int:
-        """M: side of the maps that masks of objects multiply."""
-        return POOL_SIZE if self.dilated else POOL_SIZE // 2
+    def mask_grid(self) -> MaskGrid:
+        """Masks of objects, as large as the maps that they multiply."""
+        return MaskGrid(size=POOL_SIZE if self.dilated else POOL_SIZE // 2, inclusive=True)
+
+    @property
+    def whole_image(self) -> bool:
+        """The whole image is no region: `RegionExtractor.describe` adds its feature."""
+        return False
+
+    @property
+    def canvas(self) -> None:
+        """Pictures are padded to the largest of a batch."""
+
+    def picture_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of what the network sees of an image of this size."""
+        return fitted_size(width, height, self.shorter_side, self.longer_side)
 
     def build(self) -> RegionExtractor:
         """The network, randomly initialised."""
@@ -113,6 +116,10 @@ class ExtractorConfig:
         """Pictures at hand, RGB (H, W, 3) by image id, as the network reads them."""
         return GivenPictures(images, self)
 
+    def prepare(self, image: NDArray[np.uint8], *, mirrored: bool) -> Tensor:
+        """`prepare_image`."""
+        return prepare_image(image, self, mirrored=mirrored)
+
 
 PRESETS: Mapping[str, ExtractorConfig] = {
     "resnet50": ExtractorConfig(blocks=(3, 4, 6)),
@@ -123,61 +130,6 @@ PRESETS: Mapping[str, ExtractorConfig] = {
 """Depths of the release; the released files have ResNet-101."""
 
 
-class FrozenNorm(nn.BatchNorm2d):
-    """Batch normalisation whose weights and statistics never change, not even in training."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-
-class NormedConvolution(nn.Module):
-    """A convolution followed by a frozen norm."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False
-        )
-        self.norm = FrozenNorm(outputs)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        normed: Tensor = self.norm(self.convolution(states))
-        return normed
-
-
-class Bottleneck(nn.Module):
-    """Three convolutions, narrow in the middle, with a shortcut around them."""
-
-    def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1) -> None:
-        super().__init__()
-        outputs = EXPANSION * width
-        # The stride is here and not in the wide window, as in the Caffe networks (release, `IMAGE_STRIDE_IN_1x1`).
-        self.reduce = NormedConvolution(inputs, width, stride=stride)
-        self.convolve = NormedConvolution(width, width, kernel=3, dilation=dilation)
-        self.expand = NormedConvolution(width, outputs)
-        self.shortcut = NormedConvolution(inputs, outputs, stride=stride) if stride > 1 or inputs != outputs else None
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, 4 * width, H / stride, W / stride)."""
-        carried = states if self.shortcut is None else self.shortcut(states)
-        states = functional.relu(self.reduce(states))
-        states = functional.relu(self.convolve(states))
-        return functional.relu(self.expand(states) + carried)
-
-
-def _build_stage(inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1) -> nn.Sequential:
-    """Bottlenecks of one width; the first one has the stride."""
-    first = Bottleneck(inputs, width, stride=stride, dilation=dilation)
-    return nn.Sequential(first, *(Bottleneck(EXPANSION * width, width, dilation=dilation) for _ in range(blocks - 1)))
-
-
 class RegionExtractor(nn.Module):
     """A ResNet up to stride 16 over the image, RoIAlign, its last stage over every region, and the mean over the
     grid."""
@@ -185,16 +137,11 @@ class RegionExtractor(nn.Module):
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
         self.config = config
-        first, *later, last = config.widths
-        self.stem = NormedConvolution(3, config.stem_size, kernel=7, stride=2)
-        self.stages = nn.ModuleList([_build_stage(config.stem_size, first, blocks=config.blocks[0], stride=1)])
-        for before, width, blocks in zip(config.widths, later, config.blocks[1:], strict=False):
-            self.stages.append(_build_stage(EXPANSION * before, width, blocks=blocks, stride=2))
+        *widths, last = config.widths
+        self.stem, self.stages = build_trunk(config.stem_size, widths, config.blocks, [FrozenNorm] * 4)
         stride, dilation = (1, 2) if config.dilated else (2, 1)
-        self.head = _build_stage(EXPANSION * later[-1], last, blocks=HEAD_BLOCKS, stride=stride, dilation=dilation)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.head = build_stage(EXPANSION * widths[-1], last, blocks=HEAD_BLOCKS, stride=stride, dilation=dilation)
+        initialise(self)
         for part in (self.stem, *self.stages, self.head)[: config.frozen_stages]:
             part.requires_grad_(False)
 
@@ -248,10 +195,7 @@ class RegionExtractor(nn.Module):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
-        states = functional.max_pool2d(functional.relu(self.stem(images)), kernel_size=3, stride=2, padding=1)
-        for stage in self.stages:
-            states = stage(states)
-        return states
+        return feature_map(self.stem, self.stages, images)
 
     def prepare(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """Normalised batch of RGB images, (H, W, 3) each.
@@ -271,39 +215,6 @@ class RegionExtractor(nn.Module):
         for row, image in zip(batch, prepared, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
         return batch, size
-
-
-class PictureFiles:
-    """Images by id as the network reads them, in the form that `data.batches.pixels.Pictures` asks for."""
-
-    def __init__(self, files: Mapping[str, Path], config: ExtractorConfig) -> None:
-        self.files, self.config, self.mask_size = files, config, config.mask_size
-
-    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
-        """Each image, (3, H, W) of its own size; several are decoded at a time.
-
-        Raises:
-            DataError: a file is missing or damaged.
-        """
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self._read_one, image_ids, mirrored))
-
-    def _read_one(self, image_id: str, mirrored: bool) -> Tensor:
-        return prepare_image(read_image(self.files[image_id]), self.config, mirrored=mirrored)
-
-
-class GivenPictures:
-    """As `PictureFiles`, of images at hand."""
-
-    def __init__(self, images: Mapping[str, NDArray[np.uint8]], config: ExtractorConfig) -> None:
-        self.images, self.config, self.mask_size = images, config, config.mask_size
-
-    def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> list[Tensor]:
-        """Each image, (3, H, W) of its own size."""
-        return [
-            prepare_image(self.images[image_id], self.config, mirrored=turned)
-            for image_id, turned in zip(image_ids, mirrored, strict=True)
-        ]
 
 
 def prepare_image(image: NDArray[np.uint8], config: ExtractorConfig, *, mirrored: bool = False) -> Tensor:
@@ -330,26 +241,8 @@ def fitted_size(width: int, height: int, shorter: int, longer: int) -> tuple[int
 
 def _map_network(backbone: str, head: str) -> tuple[Rule, ...]:
     """Rules for every tensor of the network; in a file its last stage has a prefix of its own."""
-    rules = [
-        rename(f"{backbone}conv1.weight", "extractor.stem.convolution.weight"),
-        rename(f"{backbone}bn1.*", "extractor.stem.norm.*"),
-    ]
-    for theirs, ours in (
-        *((f"{backbone}layer{number + 1}", f"stages.{number}") for number in range(3)),
-        (head, "head"),
-    ):
-        for convolution, norm, name in (
-            *(
-                (f"conv{number}", f"bn{number}", name)
-                for number, name in enumerate(("reduce", "convolve", "expand"), start=1)
-            ),
-            ("downsample.0", "downsample.1", "shortcut"),
-        ):
-            rules += [
-                rename(f"{theirs}.*.{convolution}.weight", f"extractor.{ours}.*.{name}.convolution.weight"),
-                rename(f"{theirs}.*.{norm}.*", f"extractor.{ours}.*.{name}.norm.*"),
-            ]
-    return tuple(rules)
+    stages = [f"{backbone}layer{number}" for number in (1, 2, 3)]
+    return map_network((f"{backbone}conv1", f"{backbone}bn1"), [*stages, head])
 
 
 def _tie_copies(copy: str, original: str) -> tuple[Rule, ...]:

@@ -13,11 +13,18 @@ from torch import Tensor
 
 from visling.data.batches.collate import Collator
 from visling.data.batches.masking import RegionMasking
-from visling.data.batches.pixels import BoxesAlone, mirror_boxes, pad_pictures, place_boxes
+from visling.data.batches.pixels import (
+    BoxesAlone,
+    WithWholeImage,
+    lay_on_canvas,
+    mirror_boxes,
+    pad_pictures,
+    place_boxes,
+)
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.runtime import generator_for
-from visling.types import Example, InputSpec, RegionArray, RegionObjects
+from visling.types import Canvas, Example, InputSpec, MaskGrid, RegionArray, RegionObjects
 
 BOXES = np.array([[[0, 0, 20, 10], [5, 2, 9, 6], [0, 0, 0, 0]]], np.float32)
 TOKENIZER = Tokenizer()
@@ -109,7 +116,9 @@ class Store:
 class Ones:
     """Pictures of ones."""
 
-    mask_size = 3
+    mask_grid = MaskGrid(size=3, inclusive=True)
+    whole_image = False
+    canvas: Canvas | None = None
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
@@ -170,9 +179,44 @@ def test_pictures_of_images_that_share_a_row_are_refused() -> None:
         Collator(Store(), spec, TOKENIZER, pictures=Ones())([example], [generator_for(1)])
 
 
-def describe(regions: RegionArray, size: int) -> RegionObjects:
+def test_pictures_lie_in_the_middle_of_their_canvas_or_anywhere() -> None:
+    canvas = Canvas(width=9, height=6, colour=(-1.0, -2.0, -3.0))
+    pictures = [torch.ones(3, 4, 4), torch.full((3, 6, 9), 2.0)]
+    boxes, hidden = np.array([[[0, 0, 1, 1]], [[0, 0, 0, 0]]], np.float32), np.array([[True], [False]])
+    found = lay_on_canvas(pictures, canvas, boxes, hidden, None)
+    assert found.corner is not None
+    assert found.corner.tolist() == [[2, 1], [0, 0]]
+    assert found.size.tolist() == [[4, 4], [6, 9]]
+    expected = torch.tensor(canvas.colour)[:, None, None].expand(3, 6, 9).clone()
+    expected[:, 1:5, 2:6] = 1
+    expected[:, 1:3, 2:4] = 0  # the hidden region
+    assert torch.equal(found.images, torch.stack([expected, pictures[1]]))
+    places = set()
+    for seed in range(200):
+        corner = lay_on_canvas(pictures, canvas, boxes, None, [generator_for(seed), generator_for(0)]).corner
+        assert corner is not None
+        assert corner[1].tolist() == [0, 0]
+        places.add(tuple(corner[0].tolist()))
+    assert places == {(x, y) for x in range(6) for y in range(3)}
+
+
+def test_boxes_reach_the_edge_of_a_picture_on_a_canvas() -> None:
+    boxes, size = BOXES[:, :2], np.array([[20, 10]], np.float32)
+    found, _ = place_boxes(boxes, size, [torch.zeros(3, 20, 40)], [False], ["9"], last_pixel=False)
+    assert found[0].tolist() == [[0, 0, 40, 20], [10, 4, 18, 12]]
+
+
+def test_the_whole_image_comes_first_once() -> None:
+    view = WithWholeImage(BoxesAlone(Store()))
+    assert view["three"].boxes[:2].tolist() == [[0, 0, 20, 10], [0, 0, 4, 4]]
+    assert view["three"].features.shape == (4, 0)
+    assert view["one"].boxes.tolist() == [[0, 0, 20, 10]], "the store has it"
+    assert ("one" in view, "two" in view, len(view)) == (True, False, 2)
+
+
+def describe(regions: RegionArray, grid: MaskGrid) -> RegionObjects:
     """Region k shows an object of class k + 1, which covers the left column of its box."""
-    masks = np.zeros((len(regions), size, size), bool)
+    masks = np.zeros((len(regions), grid.size, grid.size), bool)
     masks[:, :, 0] = True
     return RegionObjects(classes=np.arange(len(regions)) + 1, masks=masks)
 

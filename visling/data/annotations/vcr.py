@@ -36,6 +36,9 @@ NEUTRAL_NAMES = (
 )  # fmt: skip
 """Names of people in texts, in this order; one occurs twice in the release (R2C's list)."""
 
+EVERYONE = ("everyone", "everyones")
+"""Words that stand for all people, in lower case."""
+
 _FOLDERS = (".", "vcr1annots")
 
 Token = str | tuple[int, ...]
@@ -225,6 +228,25 @@ def read_metadata(record: VcrRecord) -> VcrMetadata:
             f"{size[0]} x {size[1]} pixels. Boxes are x1, y1, x2, y2 in pixels; unpack vcr1images.zip again."
         )
     return VcrMetadata(boxes=boxes[:, :4], confidence=boxes[:, 4], outlines=tuple(content["segms"]), size=size)
+
+
+def relevant_objects(record: VcrRecord) -> list[int]:
+    """The objects that question, answers or rationales name, in their order; in addition all people where a text says
+    "everyone", or none names an object.
+
+    Source:
+        VisualBERT release, `_get_dets_to_use` with `add_all_features`, after R2C.
+    """
+    named, everyone = set[int](), False
+    for text in (record.question, *record.answer_choices, *record.rationale_choices):
+        for token in text:
+            if isinstance(token, str):
+                everyone |= token.lower() in EVERYONE
+            else:
+                named.update(token)
+    if everyone or not named:
+        named.update(number for number, kind in enumerate(record.objects) if kind == PERSON)
+    return sorted(named)
 
 
 def with_names(

@@ -44,6 +44,7 @@ class Collator:
             stored features are not read.
         flip: share of the images that are mirrored: boxes, and pictures if they are read. Stored features stay as they
             are.
+        shift: lay each picture at a random place of its canvas, if the pictures have one; else in the middle.
         swap_sides: exchange "left" and "right" in the texts of mirrored images (VL-BERT's referring expressions); the
             labels of an example stay as they are.
         text_multiple: text is padded to a multiple of this.
@@ -65,6 +66,7 @@ class Collator:
         pool: Sequence[str] = (),
         pictures: Pictures | None = None,
         flip: float = 0.0,
+        shift: bool = False,
         swap_sides: bool = False,
         text_multiple: int = 1,
     ) -> None:
@@ -73,7 +75,7 @@ class Collator:
         self.regions: RegionCollator | None = None
         if store is not None:
             self.regions = RegionCollator(
-                store, spec, masking=region_masking, needs=needs, pool=pool, pictures=pictures, flip=flip
+                store, spec, masking=region_masking, needs=needs, pool=pool, pictures=pictures, flip=flip, shift=shift
             )
 
     def __call__(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> tuple[Batch, Targets]:

@@ -20,6 +20,8 @@ from visling.data.batches.masking import RegionMasking
 from visling.data.batches.pixels import (
     BoxesAlone,
     Pictures,
+    WithWholeImage,
+    lay_on_canvas,
     mirror_boxes,
     pad_pictures,
     place_boxes,
@@ -88,6 +90,7 @@ class RegionCollator:
         pool: Sequence[str],
         pictures: Pictures | None,
         flip: float,
+        shift: bool,
     ) -> None:
         if pictures is None and store.feature_size != spec.feature_size:
             raise StoreError(
@@ -104,8 +107,13 @@ class RegionCollator:
             raise ConfigError(
                 f"targets {', '.join(unmasked)} are asked for, but no region is masked: give a RegionMasking."
             )
-        self.store = store if pictures is None else BoxesAlone(store)
+        self.store = store
+        if pictures is not None:
+            self.store = BoxesAlone(store)
+            if pictures.whole_image:
+                self.store = WithWholeImage(self.store)
         self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
+        self.shift = shift and pictures is not None and pictures.canvas is not None
 
     def gather(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> GatheredRegions:
         """Regions of all images; whether images are mirrored is drawn here.
@@ -153,7 +161,7 @@ class RegionCollator:
     def _may_share(self) -> bool:
         """Whether an image that an example names twice looks the same both times: nothing is drawn for it, and no text
         decides how many of its regions are kept."""
-        return self.masking is None and not self.flip and self.spec.joint_limit is None
+        return self.masking is None and not self.flip and not self.shift and self.spec.joint_limit is None
 
     def __call__(
         self,
@@ -176,9 +184,17 @@ class RegionCollator:
             boxes, frame = mirror_boxes(boxes, size, gathered.mirrored), size
         else:
             read = self.pictures.read(gathered.image_ids, gathered.mirrored)
-            boxes, frame = place_boxes(boxes, size, read, gathered.mirrored, gathered.image_ids)
+            canvas = self.pictures.canvas
+            boxes, frame = place_boxes(
+                boxes, size, read, gathered.mirrored, gathered.image_ids, last_pixel=canvas is None
+            )
             # Regions that are left out below leave their hole (release).
-            pixels = pad_pictures(read, boxes, None if shown is None else shown.hidden)
+            hidden = None if shown is None else shown.hidden
+            if canvas is None:
+                pixels = pad_pictures(read, boxes, hidden)
+            else:
+                each = [rng for rng in rngs for _ in range(gathered.images)] if self.shift else None
+                pixels = lay_on_canvas(read, canvas, boxes, hidden, each)
         # Padded rows hold zeros and stay zeros; only real boxes are widened.
         unit = _to_unit(boxes, frame, real)
         image = None
@@ -268,11 +284,11 @@ class RegionCollator:
                 "their regions show: expected all, of one image."
             )
         assert self.pictures is not None
-        size = self.pictures.mask_size
+        grid = self.pictures.mask_grid
         objects = [
-            describe(shown[0], size) for describe, shown in zip(sources, _list_shown(gathered, kept), strict=True)
+            describe(shown[0], grid) for describe, shown in zip(sources, _list_shown(gathered, kept), strict=True)
         ]
-        classes, masks = stack_objects(objects, regions.mask.shape[1], size, gathered.mirrored)
+        classes, masks = stack_objects(objects, regions.mask.shape[1], grid.size, gathered.mirrored)
         return replace(pixels, classes=classes, masks=masks)
 
     def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling.data.batches.masking import hide_pixels
+from visling.data.named_objects import shows_whole_image
 from visling.errors import DataError
-from visling.types import Pixels, RegionArray, RegionObjects, RegionStore
+from visling.types import Canvas, MaskGrid, Pixels, RegionArray, RegionObjects, RegionStore
 
 MAX_DISTORTION = 0.05
 """Share by which width over height of a picture may differ from that of the image whose regions are stored; scaled
@@ -27,8 +28,12 @@ copies are rounded."""
 class Pictures(Protocol):
     """Pictures by image id as a region extractor reads them."""
 
-    mask_size: int
-    """M: side of the masks of objects that the extractor reads, where a task knows them."""
+    mask_grid: MaskGrid
+    """How the masks of objects are drawn that the extractor reads, where a task knows them."""
+    whole_image: bool
+    """Whether the image itself is the first region of each; a store need not hold it."""
+    canvas: Canvas | None
+    """What pictures are laid on; None = they are padded on the right and below to the largest of a batch."""
 
     def read(self, image_ids: Sequence[str], mirrored: Sequence[bool]) -> Sequence[Tensor]:
         """Each picture, (3, H, W) float32 of its own size: scaled, mirrored where asked, normalised so that 0 is the
@@ -56,6 +61,29 @@ class BoxesAlone:
         return dataclasses.replace(image, features=image.features[:, :0])
 
 
+class WithWholeImage:
+    """A view of a region store without features, in which the regions of every image begin with the image itself. What
+    a detector says of regions is left out."""
+
+    feature_size = 0
+
+    def __init__(self, store: BoxesAlone) -> None:
+        self.store, self.fingerprint = store, store.fingerprint
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self.store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        image = self.store[image_id]
+        boxes = image.boxes
+        if not shows_whole_image(boxes[:1], image.size).any():
+            boxes = np.concatenate([np.array([[0, 0, *image.size]], np.float32), boxes])
+        return RegionArray(features=np.zeros((len(boxes), 0), np.float16), boxes=boxes, size=image.size)
+
+
 def mirror_boxes(
     boxes: NDArray[np.float32], size: NDArray[np.float32], mirrored: Sequence[bool]
 ) -> NDArray[np.float32]:
@@ -80,11 +108,14 @@ def place_boxes(
     pictures: Sequence[Tensor],
     mirrored: Sequence[bool],
     image_ids: Sequence[str],
+    *,
+    last_pixel: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Boxes in pixels of the pictures, and width and height (S, 2) of these.
 
     Args:
         boxes: (S, R, 4) pixel corners in the images as they were stored, of `size` (S, 2).
+        last_pixel: cut boxes to the last pixel of a picture (VL-BERT), not to its edge.
     Raises:
         DataError: a picture differs in shape from the image whose regions are stored.
     Source:
@@ -101,7 +132,7 @@ def place_boxes(
                 "give the pictures from which the regions were extracted."
             )
     placed = mirror_boxes(boxes * np.tile(frame / size, 2)[:, None], frame, mirrored)
-    return np.clip(placed, 0, np.tile(frame, 2)[:, None] - 1), frame
+    return np.clip(placed, 0, np.tile(frame, 2)[:, None] - last_pixel), frame
 
 
 def pad_pictures(pictures: Sequence[Tensor], boxes: NDArray[np.float32], hidden: NDArray[np.bool_] | None) -> Pixels:
@@ -118,6 +149,42 @@ def pad_pictures(pictures: Sequence[Tensor], boxes: NDArray[np.float32], hidden:
         shown = picture if hidden is None else hide_pixels(picture, boxes[row], hidden[row])
         images[row, :, : picture.shape[1], : picture.shape[2]] = shown
     return Pixels(images=images, size=size, row=torch.arange(len(pictures)))
+
+
+def lay_on_canvas(
+    pictures: Sequence[Tensor],
+    canvas: Canvas,
+    boxes: NDArray[np.float32],
+    hidden: NDArray[np.bool_] | None,
+    rngs: Sequence[np.random.Generator] | None,
+) -> Pixels:
+    """The pictures, hidden regions cut out, each on a canvas that it fits on.
+
+    Args:
+        boxes: (S, R, 4) of `place_boxes`.
+        hidden: (S, R).
+        rngs: (S) generators that draw where each picture lies; None = in the middle.
+    Source:
+        VisualBERT release, `resize_image` of `dataloaders/box_utils.py`.
+    """
+    images = torch.tensor(canvas.colour)[:, None, None].repeat(len(pictures), 1, canvas.height, canvas.width)
+    corners = []
+    for row, picture in enumerate(pictures):
+        high, wide = picture.shape[1:]
+        free = (canvas.width - wide, canvas.height - high)
+        if rngs is None:
+            left, top = (pixels // 2 for pixels in free)
+        else:
+            left, top = (int(rngs[row].integers(pixels + 1)) for pixels in free)
+        shown = picture if hidden is None else hide_pixels(picture, boxes[row], hidden[row])
+        images[row, :, top : top + high, left : left + wide] = shown
+        corners.append((left, top))
+    return Pixels(
+        images=images,
+        size=torch.tensor([picture.shape[1:] for picture in pictures]),
+        row=torch.arange(len(pictures)),
+        corner=torch.tensor(corners),
+    )
 
 
 def stack_objects(

@@ -1,0 +1,177 @@
+"""Residual networks of bottlenecks, whose last stage runs over regions: the part that all trained extractors share.
+
+Paper    He et al. 2016 (arXiv 1512.03385).
+Releases jackroos/VL-BERT, `common/backbone/resnet/resnet.py`; uclanlp/visualbert, `utils/detector.py`.
+Shapes   B images, H x W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from visling.checkpoints.keymap import Rule, rename
+from visling.errors import ConfigError
+
+STRIDE = 16
+"""Pixels per cell of the feature map that regions are pooled from."""
+EXPANSION = 4
+"""Output channels of a bottleneck as a multiple of its width."""
+HEAD_BLOCKS = 3
+"""Bottlenecks of the last stage, at every depth."""
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """Batch normalisation whose weights and statistics never change, not even in training."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
+Norm = type[nn.BatchNorm2d]
+"""`FrozenNorm`, or `nn.BatchNorm2d`, which is trained and normalises a training batch by its own statistics."""
+
+
+class NormedConvolution(nn.Module):
+    """A convolution followed by a norm."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: Norm = FrozenNorm,
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False
+        )
+        self.norm = norm(outputs)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        normed: Tensor = self.norm(self.convolution(states))
+        return normed
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions, narrow in the middle, with a shortcut around them."""
+
+    def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1, norm: Norm = FrozenNorm) -> None:
+        super().__init__()
+        outputs = EXPANSION * width
+        # The stride is here and not in the wide window, as in the Caffe networks (VL-BERT's `IMAGE_STRIDE_IN_1x1`,
+        # and VisualBERT's `_load_resnet_imagenet`).
+        self.reduce = NormedConvolution(inputs, width, stride=stride, norm=norm)
+        self.convolve = NormedConvolution(width, width, kernel=3, dilation=dilation, norm=norm)
+        self.expand = NormedConvolution(width, outputs, norm=norm)
+        self.shortcut = (
+            NormedConvolution(inputs, outputs, stride=stride, norm=norm) if stride > 1 or inputs != outputs else None
+        )
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, 4 * width, H / stride, W / stride)."""
+        carried = states if self.shortcut is None else self.shortcut(states)
+        states = functional.relu(self.reduce(states))
+        states = functional.relu(self.convolve(states))
+        return functional.relu(self.expand(states) + carried)
+
+
+def build_stage(
+    inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1, norm: Norm = FrozenNorm
+) -> nn.Sequential:
+    """Bottlenecks of one width; the first one has the stride."""
+    first = Bottleneck(inputs, width, stride=stride, dilation=dilation, norm=norm)
+    later = (Bottleneck(EXPANSION * width, width, dilation=dilation, norm=norm) for _ in range(blocks - 1))
+    return nn.Sequential(first, *later)
+
+
+def build_trunk(
+    stem_size: int, widths: Sequence[int], blocks: Sequence[int], norms: Iterable[Norm]
+) -> tuple[NormedConvolution, nn.ModuleList]:
+    """The first convolution and the three stages that run over the whole image.
+
+    Args:
+        widths, blocks: of these stages.
+        norms: of the first convolution and of each stage.
+    """
+    first, *kinds = norms
+    stem = NormedConvolution(3, stem_size, kernel=7, stride=2, norm=first)
+    stages, inputs = nn.ModuleList(), stem_size
+    for number, (width, count, norm) in enumerate(zip(widths, blocks, kinds, strict=True)):
+        stages.append(build_stage(inputs, width, blocks=count, stride=2 if number else 1, norm=norm))
+        inputs = EXPANSION * width
+    return stem, stages
+
+
+def initialise(network: nn.Module) -> None:
+    """He et al.'s random convolutions."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def feature_map(stem: NormedConvolution, stages: nn.ModuleList, images: Tensor) -> Tensor:
+    """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
+    states = functional.max_pool2d(functional.relu(stem(images)), kernel_size=3, stride=2, padding=1)
+    for stage in stages:
+        states = stage(states)
+    return states
+
+
+def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], frozen_stages: int) -> None:
+    """Refuse sizes that make no network.
+
+    Raises:
+        ConfigError: a number of blocks or widths that is not that of the stages, a size below 1, or more frozen parts
+            than there are.
+    """
+    if len(blocks) != 3 or len(widths) != 4:
+        raise ConfigError(
+            f"an extractor has 3 stages before regions are pooled and 1 after: found {len(blocks)} numbers of "
+            f"blocks, expected 3, and {len(widths)} widths, expected 4."
+        )
+    if min(blocks) < 1 or min(stem_size, *widths) < 1:
+        raise ConfigError(f"blocks {blocks}, stem_size {stem_size} and widths {widths} must be at least 1.")
+    if not 0 <= frozen_stages <= 5:
+        raise ConfigError(
+            f"frozen_stages counts the first convolution and four stages: found {frozen_stages}, expected 0 to 5."
+        )
+
+
+def map_network(stem: tuple[str, str], stages: Sequence[str]) -> tuple[Rule, ...]:
+    """Rules of a key map for every tensor of the network.
+
+    Args:
+        stem: name of the first convolution and of its norm in the file.
+        stages: name of each of the four stages in the file.
+    """
+    convolution, norm = stem
+    rules = [
+        rename(f"{convolution}.weight", "extractor.stem.convolution.weight"),
+        rename(f"{norm}.*", "extractor.stem.norm.*"),
+    ]
+    for theirs, ours in zip(stages, ("stages.0", "stages.1", "stages.2", "head"), strict=True):
+        for convolution, norm, name in (
+            ("conv1", "bn1", "reduce"),
+            ("conv2", "bn2", "convolve"),
+            ("conv3", "bn3", "expand"),
+            ("downsample.0", "downsample.1", "shortcut"),
+        ):
+            rules += [
+                rename(f"{theirs}.*.{convolution}.weight", f"extractor.{ours}.*.{name}.convolution.weight"),
+                rename(f"{theirs}.*.{norm}.*", f"extractor.{ours}.*.{name}.norm.*"),
+            ]
+    return tuple(rules)
