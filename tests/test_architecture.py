@@ -68,9 +68,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tables", "listing",
     ),
     "runs": (
-        "inputs", "spelling", "setup", "pictures", "detection_data", "detect", "question_scores", "objectives",
-        "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask", "count_products", "typical_batch",
-        "typical_task", "estimate", "jobs", "compare", "demo",
+        "inputs", "spelling", "setup", "own_files", "own_regions", "pictures", "detection_data", "detect",
+        "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask",
+        "count_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

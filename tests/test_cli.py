@@ -1213,12 +1213,13 @@ def test_help_shows_an_example_that_parses(call: Call, path: tuple[str, ...]) ->
     shown = call(*path, "--help")
     assert shown.status == 0
     assert "Example: visling" in shown.out
-    (example,) = re.findall(r"Example: visling ((?:.+\n?)+)", VERBS[path].help)
-    words = shlex.split(example)
-    assert tuple(words[: len(path)]) == path, "the example is of another verb"
-    context = VERBS[path].make_context("visling", words[len(path) :])  # raises on an unknown option or a missing value
-    recipe = context.params.get("recipe")
-    assert recipe is None or recipe in TABLES[path[0]]
+    for example in re.findall(r"Example: visling ((?:.+\n?)+)", VERBS[path].help):
+        words = shlex.split(example)
+        assert tuple(words[: len(path)]) == path, "the example is of another verb"
+        # raises on an unknown option or a missing value
+        context = VERBS[path].make_context("visling", words[len(path) :])
+        recipe = context.params.get("recipe")
+        assert recipe is None or recipe in TABLES[path[0]]
 
 
 def test_the_commands_of_the_checkpoints_page_parse() -> None:

@@ -74,6 +74,9 @@ SMALLER = {
 LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md", "docs/results/tasks.md")
 """Pages whose commands train a detector and several models: minutes."""
 
+ELSEWHERE = ("docs/own_data.md",)
+"""Pages whose commands run on files of their own (tests/test_own_data.py)."""
+
 QUICK = (
     "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
@@ -153,13 +156,16 @@ def make_stand_ins(world: Any, folder: Path, commands: Sequence[Sequence[str]]) 
         "pretrained": lambda target: shutil.copytree(world.pretrained, target),
         "demo": lambda target: _make_demo(world, target),
         "NLVR": lambda target: make_nlvr(target, world.nlvr),
+        "photos": lambda target: shutil.copytree(world.picture().parent, target),
+        "train.csv": lambda target: _make_table(world, target),
+        "valid.csv": lambda target: _make_table(world, target),
         "photo.jpg": lambda target: Image.open(world.picture()).convert("RGB").save(target),
     }
     written = {name for words in commands for name in list_outputs(words)}
     for name, make in sources.items():
         if name not in written and any(reads(words, [name]) for words in commands):
             make(folder / name)
-            if name == "images":
+            if name in ("images", "photos"):
                 Image.open(world.picture()).convert("RGB").save(folder / name / "photo.jpg")
 
 
@@ -175,9 +181,17 @@ def _make_demo(world: Any, target: Path) -> None:
     """What `make demo` leaves."""
     (target / "small" / "visualbert").mkdir(parents=True)
     shutil.copytree(world.vqa, target / "small" / "visualbert" / "vqa")
+    shutil.copytree(world.pretrained, target / "small" / "visualbert" / "pretrain")
     pictures = target / "small" / "scenes" / "images" / "test"
     pictures.mkdir(parents=True)
     shutil.copy(world.picture(), pictures / PICTURE_OF_120)
+
+
+def _make_table(world: Any, target: Path) -> None:
+    """A table of one's own about pictures of the test split."""
+    names = sorted(path.name for path in world.picture().parent.glob("*.png"))
+    rows = [f"{name},is it red?,{answer}" for name in names for answer in ("yes", "no")]
+    target.write_text("\n".join(["image,question,answer", *rows]) + "\n")
 
 
 def settings_of(world: Any) -> list[str]:
@@ -203,7 +217,9 @@ def run_in_this_process(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -
 def test_every_command_is_run_or_needs_a_named_download(page: str) -> None:
     commands = list_commands(page)
     runnable, _ = split_runnable(commands)
-    assert not runnable or page in LONG or page in QUICK, f"{page}: no test runs {[shlex.join(w) for w in runnable]}"
+    assert not runnable or page in (*LONG, *QUICK, *ELSEWHERE), (
+        f"{page}: no test runs {[shlex.join(w) for w in runnable]}"
+    )
     for row in re.findall(r"^\|.*`visling [^`]* --out [^`]*`.*$", (ROOT / page).read_text(), flags=re.MULTILINE):
         pytest.fail(f"{page}: a command in a table is not run by any test; put it into a block: {row}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,7 +80,12 @@ def _main(
 
 
 def run() -> None:
-    """Run the command line; an error that the user can fix is printed without a traceback and ends with status 2."""
+    """Run the command line; an error that the user can fix is printed without a traceback and ends with status 2.
+
+    Tasks and recipes of one's own are also found in the working folder, as with `python -m visling`, but never in place
+    of an installed module.
+    """
+    sys.path.append(str(Path.cwd()))
     try:
         app()
     except VislingError as error:

@@ -17,13 +17,16 @@ from visling.cli.printing import progress_bar
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder of finetune; or a model folder, with --data and --store.")],
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    file: Annotated[
+        Path | None, typer.Option(help="Instead of a split: your own examples, .jsonl, .json, .csv or .tsv.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's by default.")] = None,
     store: Annotated[Path | None, typer.Option(help="Region store; the training run's by default.")] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the images, for a model that computes the features of regions itself; the training run's "
-            "by default."
+            help="Folder of the images: those of --file, or for a model that computes the features of regions itself; "
+            "the training run's by default."
         ),
     ] = None,
     task: TaskName = None,
@@ -63,16 +66,22 @@ def evaluate(
     """Score a model by the official metric and write the official submission file.
 
     Example: visling evaluate vqa --split test
+
+    Example: visling evaluate run --file more.csv --images photos
     """
     from visling import runtime
     from visling.runs import evaluate as evaluate_module
 
     runtime.limit_threads(threads)
-    with runtime.process_group(processes), progress_bar("pairs", at_once=False) as progress:
+    with (
+        runtime.process_group(processes),
+        progress_bar("images" if file is not None else "pairs", at_once=False) as progress,
+    ):
         found = evaluate_module.evaluate(
             run,
             split=split,
             data=data,
+            file=file,
             store=store,
             images=images,
             device=device,
@@ -90,7 +99,7 @@ def evaluate(
         print(json.dumps(found))
         return
     variants = "".join(f", {name} {value}" for name, value in found.get("variants", {}).items())
-    print(f"{run}, split {split}, task {found['task']}{variants}")
+    print(f"{run}, {f'file {file}' if file is not None else f'split {split}'}, task {found['task']}{variants}")
     for name, score in found["scores"].items():
         print(_describe_score(name, score))
     for name, other in (*found["baselines"].items(), *found.get("compared", {}).items()):

@@ -26,7 +26,7 @@ from visling.cli.options import (
     Settings,
     Threads,
 )
-from visling.cli.printing import print_model_folder
+from visling.cli.printing import print_model_folder, progress_bar
 from visling.cli.recipes import find_recipe
 
 
@@ -84,14 +84,53 @@ def pretrain(
 
 
 def finetune(
-    recipe: Recipe,
-    data: Annotated[Path, typer.Option(help="Folder of annotations of the task.")],
     out: Out,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME. "
+            "Without it, the small one for own data (FAMILY-small) of the task that --task names.",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What is learned: vqa, classification, ..., or a task of your own: MODULE.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the official annotations of a task.")] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --data: your own training examples, .jsonl, .json, .csv or .tsv."),
+    ] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|SHARE",
+            help="Your own validation examples; or the share of the images of --train to hold out, such as 0.1.",
+        ),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Your own test examples, checked now and scored later.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the images: of your own, whose regions are extracted into OUT/regions first; or of those "
+            "in --store, for recipes whose region extractor is trained jointly."
+        ),
+    ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="Detector folder for --images; the one that --init carries by default.")
+    ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Region store that holds every image; not needed with --text-only.")
+        Path | None,
+        typer.Option(help="Region store that holds every image; not needed with --images or --text-only."),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="File that lists the answers or labels; by default those of the training examples."),
     ] = None,
     init: Init = None,
-    images: Images = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model family with --task; that of --init by default, else visualbert.")
+    ] = None,
     backbone: Backbone = None,
     valid_store: Annotated[
         Path | None,
@@ -114,29 +153,38 @@ def finetune(
     log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
-    """Fine-tune a model on a task.
+    """Fine-tune a model on a task, by a recipe or on files of your own.
 
     Example: visling finetune --recipe visualbert-vqa-scenes --data scenes --store regions --init pretrained --out vqa
+
+    Example: visling finetune --task vqa --train train.csv --valid 0.1 --images photos --init pretrained --out run
     """
     from visling import runtime
-    from visling.recipes.tables import find_finetuning
+    from visling.cli.own_data import OwnOptions
     from visling.runs import finetune as finetuning
 
-    settings = [*(set_ or []), *(["text_only=true"] if text_only else [])]
+    options = OwnOptions(
+        recipe=recipe, task=task, data=data, train=train, valid=valid, test=test, images=images, detector=detector,
+        store=store, answers=answers, init=init, model=model, text_only=text_only,
+    )  # fmt: skip
+    source = options.source()
     short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
-    run = find_recipe(find_finetuning(recipe), settings, short, init)
+    chosen = options.find_recipe()
+    run = find_recipe(chosen, [*(set_ or []), *options.settings(chosen().task)], short, init)
     runtime.limit_threads(threads)
-    with runtime.process_group(processes):
+    with runtime.process_group(processes), progress_bar("Extracting regions", at_once=False) as progress:
         state = finetuning.finetune(
             run,
             out,
-            data=data,
+            data=source,
             store=store,
+            images=images,
+            detector=detector,
+            progress=progress,
             init=init,
             device=device,
             resume=resume,
             other_features=other_features,
-            images=images,
             backbone=backbone,
             valid_store=valid_store,
             stream=sys.stderr,

@@ -92,6 +92,41 @@ def carry_over(model: TaskModel, saved: ModelFolder, answers: Sequence[str]) -> 
     return _start(head, model.encoder.dims, saved, answers)
 
 
+def continue_task_head(
+    model: TaskModel, saved: ModelFolder, task: str, answers: AnswerVocabulary, *, given: bool
+) -> str:
+    """Start a task's answer head from that of a model which was fine-tuned on the same task with the same answers.
+    Returns a note for the log, empty if `saved` has no such head.
+
+    Args:
+        answers: the task's, in the order of its outputs.
+        given: whether they are a list that was named, not counted among the training examples.
+    Raises:
+        CheckpointError: the list that was named is not that of the model.
+    """
+    listed, head = saved.state.get("answers"), dict(model.heads.items()).get("classify")
+    if saved.task != task or not listed or head is None:
+        return ""
+    known, count = AnswerVocabulary(listed), f"{len(answers)} answer{'s' if len(answers) > 1 else ''}"
+    if known.fingerprint != answers.fingerprint:
+        other = f"{len(known)} (fingerprint {known.fingerprint[:8]}, first {known[0]!r})"
+        if given:
+            raise CheckpointError(
+                f"the list of {count} (fingerprint {answers.fingerprint[:8]}, first {answers[0]!r}) does not belong "
+                f"to {saved.path}, which gives {other}. Name its own list, or train a new answer head with --set "
+                "carry_answers=false."
+            )
+        return f"the answer head is randomly initialised: it gives {count}, {saved.path} {other}"
+    shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    prefix = "heads.classify."
+    if shapes != {
+        name.removeprefix(prefix): tensor.shape for name, tensor in saved.weights.items() if name.startswith(prefix)
+    }:
+        return f"the answer head is randomly initialised: {saved.path} has one of another layout"
+    load_part(head, saved.weights, prefix, saved.path)
+    return f"the answer head starts from that of {saved.path}, with the same {count}"
+
+
 def continue_head(objective: Objective, dims: Dims, saved: ModelFolder, answers: Sequence[str]) -> str:
     """Start the answer head of a pre-training from that of an earlier one, answer by answer. Returns a note for the
     log, empty if there was none.

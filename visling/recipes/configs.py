@@ -203,8 +203,8 @@ class FinetuneConfig:
     """Released layout of the family whose heads the task gets (ViLBERT's first release: "first"); None = the main
     one."""
     carry_answers: bool = True
-    """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT,
-    CVLP)."""
+    """Whether the answer head starts from that of pre-training, in the families whose release does so (LXMERT, CVLP),
+    or from that of a model that was fine-tuned on the same task with the same answers."""
     start: str = "random"
     """What the weights start from: random (initialisation), released text weights (bert-base-uncased), or the
     recipe whose model `--init` names."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import runtime
+from visling.data.annotations.problems import Problems
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
 from visling.errors import DataError, RunError
@@ -24,11 +25,14 @@ from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.runs.own_files import TRAIN, OwnFiles, OwnRecords, check_records, read_files
+from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
 from visling.runs.pictures import open_pictures
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
+from visling.train.claim import REGIONS
 from visling.train.state import gather
 from visling.types import Batch, Prediction, Record, Targets
 
@@ -40,6 +44,7 @@ def evaluate(
     *,
     split: str,
     data: Path | None = None,
+    file: Path | None = None,
     store: Path | None = None,
     images: Path | None = None,
     device: str = "auto",
@@ -58,11 +63,12 @@ def evaluate(
 
     Args:
         run: run folder, or a model folder, which needs `data` and `store`.
-        data: folder of annotations; None = the one it was trained on.
+        data: folder of annotations; None = the one, or the files, that it was trained on.
+        file: examples of one's own to score in place of a split; the results are named after it, not after `split`.
         store: region store; None = the one it was validated on, which is the one it was trained on, unless the run has
             a store for validation.
-        images: folder of the images, for a model that computes the features of regions from pixels; None = the one it
-            was trained on.
+        images: folder of the images; None = that of the training run. Read for a model that computes the features of
+            regions from pixels, and for the images of `file`, whose regions are added to those in the run folder.
         other_features: accept features of another detector.
         overwrite: replace the results of an earlier evaluation of this split.
         compare: other runs that were scored on this split, such as a model that saw no image; their scores are kept
@@ -80,6 +86,7 @@ def evaluate(
         RunError: the split was evaluated before, a model folder without `data` or `store`, or the results cannot be
             written.
     """
+    split = split if file is None else file.stem
     place = run if task is None else run / "tasks" / task
     result = place / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
@@ -92,7 +99,7 @@ def evaluate(
     known = known.get("tasks", {}).get(task, known)
     unknown = [
         name
-        for name, given in (("data", data), ("store", saved.text_only or store))
+        for name, given in (("data", data or file), ("store", saved.text_only or store))
         if not given and not known.get(name)
     ]
     if unknown:
@@ -100,13 +107,27 @@ def evaluate(
             f"{run} is not a run folder: it has no run.json that says what the model was trained on. "
             f"Give {' and '.join(f'--{name}' for name in unknown)}, or the folder that finetune wrote with --out."
         )
-    data = Path(known["data"][0]) if data is None else data
+    own = _read_own(scored, known, split, data=data, file=file)
     regions = None
     if not saved.text_only:
-        regions = NativeStore.open(store or Path(known.get("valid_store") or known["store"]))
+        if store is None:
+            known_store = known.get("valid_store") or known["store"]
+            store = run / REGIONS if (run / REGIONS).is_dir() else Path(known_store)
+        if file is not None and own is not None and store == run / REGIONS:
+            folder = images if images is not None else Path(known["images"])
+            detector = carried_detector(run)
+            prepare_regions(own.images, folder, detector, store, Problems(), device=device, progress=progress)
+        regions = NativeStore.open(store)
         extracts = saved.extractor is not None
         check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
-    records = read_records(scored, data, split)
+    if own is not None:
+        records = own.splits[split]
+        check_records(scored, records, str(file or f"split {split}"))
+        if regions is not None:
+            check_ids(own.images, regions)
+    else:
+        data = Path(known["data"][0]) if data is None else data
+        records = read_records(scored, data, split)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no example to score.")
     if regions is not None:
@@ -155,6 +176,16 @@ def evaluate(
     if runtime.is_main():
         _write_results(place, files)
     return found
+
+
+def _read_own(
+    task: Task[Any, Any], known: Mapping[str, Any], split: str, *, data: Path | None, file: Path | None
+) -> OwnRecords | None:
+    """The examples of a file of one's own, or of a split of a run on such files; None if a folder is scored."""
+    if file is not None:
+        return read_files(task, {split: file})
+    files = OwnFiles.from_run(known)
+    return None if data is not None or files is None else files.read_split(task, split)
 
 
 def predict_records(
@@ -254,9 +285,14 @@ def _score_baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Se
     """Scores of predictors that look at nothing, on the same records by the same metric; empty where the training data
     is unknown or gone."""
     data = Path(known["data"][0]) if known else None
-    if data is None or not data.is_dir():
+    files = OwnFiles.from_run(known)
+    if data is None or not (data.is_dir() if files is None else files.train.is_file()):
         return {}
-    found = task.baselines(read_records(task, data, known["config"]["train_split"]), records)
+    if files is None:
+        train = read_records(task, data, known["config"]["train_split"])
+    else:
+        train = files.read_split(task, TRAIN).splits[TRAIN]
+    found = task.baselines(train, records)
     return {name: task.report(predictions, records) for name, predictions in found.items()}
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from visling import config as configs
 from visling import models, runtime
 from visling.data.annotations.image_lists import without_images
+from visling.data.annotations.problems import Problems
+from visling.data.annotations.tables import ImageNames
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, Conflicts, DataError, StoreError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
-from visling.pretrained.answers import carry_over
+from visling.pretrained.answers import carry_over, continue_task_head
 from visling.pretrained.features import check_fingerprint, measure_features
 from visling.pretrained.folder import (
     ModelFolder,
@@ -32,6 +34,8 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
+from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
@@ -39,41 +43,48 @@ from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
+from visling.train.claim import REGIONS, refuse_taken
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
+from visling.vision.extract import Progress
 
 
 def finetune(
     config: FinetuneConfig,
     out: Path,
     *,
-    data: Path,
+    data: Path | OwnFiles,
     store: Path | None,
     init: Path | None = None,
     device: str = "auto",
     resume: bool = False,
     other_features: bool = False,
     images: Path | None = None,
+    detector: Path | None = None,
     backbone: Path | None = None,
     valid_store: Path | None = None,
     stream: TextIO | None = None,
+    progress: Progress | None = None,
     log_to: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> State:
     """Train a model on a task; leaves a run folder.
 
     Args:
-        data: folder of annotations.
-        store: region store that holds every image; may be None for a text-only run. If the recipe has an extractor,
-            only boxes are read from it.
+        data: folder of annotations, or files of one's own.
+        store: region store that holds every image; may be None for a text-only run, or for files of one's own with
+            `images`. If the recipe has an extractor, only boxes are read from it.
         init: pre-trained model or run folder; None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
-        images: folder of the images, for a recipe with an extractor.
+        images: folder of the images, for a recipe with an extractor, or of files of one's own: without a store, their
+            regions are extracted into `out/regions` first.
+        detector: folder of the detector that extracts them; None = the one that `init` carries.
         backbone: weight file that the extractor starts from; without it the extractor starts from that of `init`, or is
             randomly initialised.
         valid_store: region store of the validation images, where they are shown with other regions than in training
             (VL-BERT's RefCOCO+: detected ones without the annotated ones); also of later evaluations.
         stream: where progress is written.
+        progress: called with (images done, images in all) while regions are extracted.
         log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
     Returns:
         How far it came; `stopped` says why it ended.
@@ -81,6 +92,11 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
+    if isinstance(data, OwnFiles) and images is not None and store is None:
+        refuse_taken(out, resume)
+        store = out / REGIONS
+        detector = carried_detector(init) if detector is None else detector
+        _extract_regions(config, data, images, detector, store, device=device, progress=progress)
     run = Finetuning(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
         backbone=backbone, valid_store=valid_store,
@@ -95,7 +111,7 @@ class Finetuning:
         self,
         config: FinetuneConfig,
         *,
-        data: Path,
+        data: Path | OwnFiles,
         store: Path | None,
         init: Path | None,
         device: str,
@@ -109,16 +125,21 @@ class Finetuning:
             conflicts.errors.append(
                 ConfigError("a model that sees regions needs --store. For a model of the words alone use --text-only.")
             )
+        extracted = isinstance(data, OwnFiles) and config.extractor is None  # the images were read before
         with conflicts.collect():
-            check_images_option(config, images, backbone)
+            check_images_option(config, None if extracted else images, backbone)
         self.store: NativeStore | None = None
         with conflicts.collect():
             self.store = None if store is None else NativeStore.open(store)
+        self.train_records: Sequence[Record] = ()
+        self.valid_records: Sequence[Record] = ()
+        self.named = ImageNames()
+        """Images as files of one's own name them."""
         self.start: ModelFolder | None = None
         with conflicts.collect():
             self.start = None if init is None else read_model_folder(init)
-        self.train_records: Sequence[Record] = ()
-        self.valid_records: Sequence[Record] = ()
+        if isinstance(data, OwnFiles):
+            config = replace(config, train_split=TRAIN, valid_split=VALID)
         with conflicts.collect():
             config = fit_to_family(config)
             self.task = load_task(config.task).configured(config.task_settings)
@@ -132,6 +153,8 @@ class Finetuning:
             valid_regions = _open_valid_store(valid_store, regions, config, other_features) or regions
         with conflicts.collect():
             if regions is not None:
+                if valid_store is None:
+                    check_ids(self.named, regions)
                 check_images(self.train_records, regions)
         with conflicts.collect():
             if valid_regions is not None:
@@ -150,6 +173,9 @@ class Finetuning:
         if regions is not None:
             self.train_records = self.task.with_regions(self.train_records, regions)
         self.task.setup(self.train_records)
+        place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
+        check_records(self.task, self.valid_records, str(place))
+        self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
         if config.extractor is not None and images is not None and regions is not None:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
@@ -157,19 +183,26 @@ class Finetuning:
         source = TaskSource(self.task, self.train_records, self.inputs.layout)
         self.spelled = SpelledWords(self.config, self.inputs, [source], init)
         self.backbone = backbone
-        self.origin = describe_origin(data=[data], images=images, task=config.task, valid_store=valid_store)
+        root = data.train.parent if isinstance(data, OwnFiles) else data
+        self.origin = describe_origin(data=[root], images=images, task=config.task, valid_store=valid_store)
+        if isinstance(data, OwnFiles):
+            self.origin["files"] = data.describe()
 
-    def _read_records(self, config: FinetuneConfig, data: Path) -> None:
+    def _read_records(self, config: FinetuneConfig, data: Path | OwnFiles) -> None:
         """Read the training and validation records, as far as the config asks for them."""
-        conflicts = Conflicts()
-        with conflicts.collect():
-            read = read_records(self.task, data, config.train_split)
-            kept = read if config.without_images is None else without_images(read, config.without_images)
-            self.left_out = len(read) - len(kept)
-            self.train_records = _limit_records(kept, config)
-        with conflicts.collect():
-            self.valid_records = read_records(self.task, data, config.valid_split)
-        conflicts.refuse()
+        if isinstance(data, OwnFiles):
+            own = data.read(self.task)
+            self.named, read, valid = own.images, own.splits[TRAIN], own.splits[VALID]
+        else:
+            conflicts = Conflicts()
+            with conflicts.collect():
+                read = read_records(self.task, data, config.train_split)
+            with conflicts.collect():
+                valid = read_records(self.task, data, config.valid_split)
+            conflicts.refuse()
+        kept = read if config.without_images is None else without_images(read, config.without_images)
+        self.left_out = len(read) - len(kept)
+        self.train_records, self.valid_records = _limit_records(kept, config), valid
         if not self.train_records or not self.valid_records:
             raise DataError(
                 f"{data}: {len(self.train_records)} training and {len(self.valid_records)} validation examples; both "
@@ -213,7 +246,7 @@ class Finetuning:
             validate=lambda: self.validate(model),
             save=save,
             record=record,
-            notes=[*notes, *self.describe_examples()],
+            notes=[*notes, *self.notes, *self.describe_examples()],
         )
 
     def load_batches(self) -> Loader:
@@ -287,6 +320,11 @@ class Finetuning:
             )
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
+        if config.carry_answers and self.task.answers is not None:
+            given = any(config.task_settings.get(name) is not None for name in ("answers", "labels"))
+            name, vocabulary = self.task.name, self.task.answers
+            if note := continue_task_head(model, start, name, vocabulary, given=given):
+                notes.append(note)
         return notes
 
 
@@ -367,6 +405,38 @@ def fill_task_settings(config: FinetuneConfig) -> FinetuneConfig:
     released = next((spec.tasks[name] for name in names if name in spec.tasks), {})
     left_open = {name: value for name, value in released.items() if getattr(settings, name) is None}
     return replace(config, task_settings={**config.task_settings, **left_open}) if left_open else config
+
+
+def _extract_regions(
+    config: FinetuneConfig,
+    files: OwnFiles,
+    images: Path,
+    detector: Path,
+    target: Path,
+    **how: Any,
+) -> None:
+    """Write the regions of the images that files of one's own name; see `prepare_regions`."""
+    problems = Problems()
+    task = load_task(config.task).configured(config.task_settings)
+    prepare_regions(files.collect(task, problems).images, images, detector, target, problems, **how)
+
+
+def _choose_metric(
+    config: FinetuneConfig, task: Task[Any, Any], train: Sequence[Record], valid: Sequence[Record]
+) -> tuple[FinetuneConfig, list[str]]:
+    """The config with a score that these validation examples define, and a note if it is another one: an area under
+    the ROC curve needs examples with and without a label."""
+    if config.train.metric == task.metric or not task.labelled(valid):
+        return config, []
+    predictions = next(iter(task.baselines(train, valid).values()), None)
+    if predictions is None:
+        return config, []
+    report = task.report(predictions, valid)
+    why = report.variants.get(config.train.metric)
+    if config.train.metric in report.scores or why is None:
+        return config, []
+    note = f"validation has no {config.train.metric} ({why}): the best weights are chosen by {task.metric}"
+    return replace(config, train=replace(config.train, metric=task.metric, direction="max")), [note]
 
 
 def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:

@@ -80,6 +80,8 @@ VARIANTS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("dataset", "refcoco"): {"splits": {"train": 120_624, "val": 10_834, "testA": 5_657, "testB": 5_095}},
     ("dataset", "refcocog"): {"tokens": 11, "splits": {"train": 80_512, "val": 4_896, "test": 9_602}},
     ("phase", "rationale"): {"tokens": 50},
+    # ViLBERT's lines of COCO, Karpathy's split with five captions an image
+    ("image_field", "id"): {"splits": {"train": 566_435, "val": 25_000, "test": 25_000}},
 }
 """Setting of a task and its value -> what differs from `TASKS`."""
 

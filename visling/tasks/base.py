@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import config as configs
+from visling.data.annotations.tables import Table, find_table
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.loader import Source
 from visling.data.text import TextLayout
@@ -160,12 +161,34 @@ class Task(ABC, Generic[R, C]):
         """
         return None
 
-    @abstractmethod
     def records(self, root: Path, split: str) -> Sequence[R]:
-        """Annotations of a split; no image is opened.
+        """Annotations of a split; no image is opened. Without official files: those of the table {split}.jsonl, .json,
+        .csv or .tsv.
 
         Raises:
             DataError: a file that is missing or not of its documented layout.
+        """
+        table = Table(find_table(root, split))
+        records = self.read_table(table)
+        table.problems.refuse()
+        return records
+
+    def read_table(self, table: Table) -> Sequence[R]:
+        """Examples of a file of one's own, row by row; what is wrong with them is added to the table's problems.
+
+        Raises:
+            ConfigError: the task reads its official files only.
+        """
+        raise ConfigError(
+            f"the task {self.name} reads no files of one's own: give the folder of its official files with --data, or "
+            "write `read_table` in a task of your own."
+        )
+
+    def check(self, records: Sequence[R]) -> None:
+        """Refuse records to be scored that are of another kind than those of training; called after `setup`.
+
+        Raises:
+            DataError: they are.
         """
 
     @abstractmethod

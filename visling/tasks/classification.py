@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from visling import config as configs
 from visling.data.annotations.classification import (
-    SEPARATOR,
     FieldNames,
     LabelledText,
     find_classification,
-    read_classification,
+    labelled_texts,
 )
+from visling.data.annotations.tables import SEPARATOR, Table
 from visling.data.answers import AnswerVocabulary
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
@@ -153,6 +153,13 @@ class Classification(Task[LabelledText, ClassificationConfig]):
 
     def records(self, root: Path, split: str) -> list[LabelledText]:
         """Examples of a split in the order of its file; `split` is the name of the file without its suffix."""
+        table = Table(find_classification(root, split))
+        records = self.read_table(table)
+        table.problems.refuse()
+        return records
+
+    def read_table(self, table: Table) -> list[LabelledText]:
+        """Examples of a file in its order."""
         config = self.config
         given = {
             "text": config.text_field, "second": config.second_field, "image": config.image_field,
@@ -161,7 +168,23 @@ class Classification(Task[LabelledText, ClassificationConfig]):
         named = {what: (name,) for what, name in given.items() if name is not None}
         # The label may be absent from a hidden split.
         names = FieldNames(**named, required=frozenset(named.keys() - {"label"}))
-        return read_classification(find_classification(root, split), names)
+        return labelled_texts(table, names)
+
+    def check(self, records: Sequence[LabelledText]) -> None:
+        """Refuse one label where the training examples have lists of them, or the reverse."""
+        for record in records:
+            if why := self._why_other_kind(record):
+                raise DataError(f"example {record.id!r}: {why}")
+
+    def _why_other_kind(self, record: LabelledText) -> str:
+        """Why an example does not go with those of training; empty if it does."""
+        if record.labels is None or record.several == self._several:
+            return ""
+        kinds = ("one label", "a list of labels")
+        return (
+            f"it has {kinds[record.several]}, the training examples have {kinds[self._several]} each. Write all files "
+            "in the same form: one label under 'label', or lists under 'labels'."
+        )
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> LabelledText:
         """One or two texts about an image, or about none, without a label."""
@@ -182,13 +205,9 @@ class Classification(Task[LabelledText, ClassificationConfig]):
             DataError: one label where the model gives several, or the reverse.
         """
         labels: dict[str, Any] = {}
+        if why := self._why_other_kind(record):
+            raise DataError(why)
         if record.labels is not None:
-            if record.several != self._several:
-                kinds = ("one label", "a list of labels")
-                raise DataError(
-                    f"it has {kinds[record.several]}, the training examples have {kinds[self._several]} each. "
-                    "Write all splits in the same form."
-                )
             known = [self._index[label] for label in record.labels if label in self._index]
             if self._several:
                 labels["answer"] = np.isin(np.arange(len(self.answers)), known).astype(np.float32)
@@ -298,6 +317,12 @@ class Classification(Task[LabelledText, ClassificationConfig]):
             notes.append(
                 f"{number} of {len(records)} examples have a label that no training example has, such as {first!r}: "
                 "it cannot be predicted and counts as missed"
+            )
+        labels = {label for record in records for label in record.labels or ()}
+        if not self._several and len(labels) == 1 and len(records) > 1:
+            (label,) = labels
+            notes.append(
+                f"all {len(records)} examples have the label {label!r}: the area under the ROC curve is undefined"
             )
         if number := sum(not record.text for record in records):
             notes.append(

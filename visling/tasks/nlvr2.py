@@ -17,7 +17,14 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from visling.data.annotations.statements import Nlvr2Record, find_nlvr2, nlvr2_group, read_nlvr2
+from visling.data.annotations.statements import (
+    Nlvr2Record,
+    find_nlvr2,
+    nlvr2_group,
+    read_nlvr2,
+    table_statements,
+)
+from visling.data.annotations.tables import Table
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
@@ -89,6 +96,11 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
                 f"{root / 'nlvr2' / f'{split}.json'} or {root / 'data' / f'{split}.json'}."
             )
         return read_nlvr2(file)
+
+    def read_table(self, table: Table) -> list[Nlvr2Record]:
+        """Statements of a file of one's own: `image1`, `image2`, `text` and `label`; without official identifiers each
+        is a group of its own in the consistency."""
+        return table_statements(table)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> Nlvr2Record:
         """A sentence about two images, of unknown truth."""

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from visling.data.annotations.referring import ReferringRecord, find_refer, read_refer
+from visling.data.annotations.referring import ReferringRecord, find_refer, read_refer, table_expressions
+from visling.data.annotations.tables import Table
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.grounding import DESCRIPTIONS, THRESHOLD, Rule, fits, overlap, referring_hits
@@ -85,6 +86,10 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
             DataError: see `find_refer` and `read_refer`.
         """
         return read_refer(find_refer(root, self.config.dataset), split, by=self.config.by)
+
+    def read_table(self, table: Table) -> list[ReferringRecord]:
+        """Expressions of a file of one's own: `image`, `text`, and the corners `x1`, `y1`, `x2`, `y2` in pixels."""
+        return table_expressions(table)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> ReferringRecord:
         """A phrase about one image whose object is not known."""

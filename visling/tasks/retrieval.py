@@ -25,6 +25,7 @@ from torch import Tensor
 
 from visling.data.alike import nearest_images
 from visling.data.annotations.retrieval import CaptionText, ImageField, RetrievalRecord, read_retrieval
+from visling.data.annotations.tables import Table
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.ranking import CUTS, Ranking, Ties, average, best_ranks, sum_of_recalls, summarise
@@ -111,6 +112,15 @@ class Retrieval(Task[RetrievalRecord, RetrievalConfig]):
         data = read_retrieval(root, split, text=self.config.text, image_field=self.config.image_field)
         self._notes[split] = [f"{split}: {note}" for note in data.notes()]
         return list(data.records)
+
+    def read_table(self, table: Table) -> list[RetrievalRecord]:
+        """Captions of a file of one's own, one a row: `image` and `caption` (or `text`); ids begin with the name of the
+        file, because those of training and validation must differ."""
+        image, caption = table.require("image", "img"), table.require("caption", "text")
+        return [
+            RetrievalRecord(id=f"{table.path}:{identifier}", images=(row.image(image),), caption=row.text(caption))
+            for row, identifier in zip(table.rows, table.ids(), strict=True)
+        ]
 
     def with_regions(self, records: Sequence[RetrievalRecord], store: RegionStore) -> Sequence[RetrievalRecord]:
         """The records with images that look alike, unless the file names some or none are wanted."""

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from visling.data.annotations.prepared_questions import VqaLayout, read_vqa_layout
-from visling.data.annotations.questions import QuestionRecord, release_text
+from visling.data.annotations.questions import QuestionRecord, release_text, table_questions
+from visling.data.annotations.tables import Table
 from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout, swap_words
 from visling.errors import ConfigError, DataError
@@ -82,6 +83,11 @@ class VQA(AnswerTask[QuestionRecord, VqaConfig]):
         """Questions of a split in the layout that the folder has, with answers where there are any. See `read_vqa` for
         parts of val."""
         return read_vqa_layout(root, split, self.config.layout)
+
+    def read_table(self, table: Table) -> list[QuestionRecord]:
+        """Questions of a file of one's own: `image`, `question`, `answer` or `answers` (a list, in cells joined by
+        "|"), and, if there are any, `id` and `type`."""
+        return table_questions(table)
 
     def query(self, texts: Sequence[str], images: Sequence[str]) -> QuestionRecord:
         """A question about one image that nobody has answered."""
@@ -149,8 +155,9 @@ class VQA(AnswerTask[QuestionRecord, VqaConfig]):
             scores={"accuracy": replace(interval, value=scores.overall.percent)},
             variants={"script": self.config.metric_version},
             by={
-                "question_type": {name: _score(mean) for name, mean in scores.question_types.items()},
-                "answer_type": {name: _score(mean) for name, mean in scores.answer_types.items()},
+                name: {value: _score(mean) for value, mean in means.items()}
+                for name, means in (("question_type", scores.question_types), ("answer_type", scores.answer_types))
+                if any(means)  # no file of one's own has to name types
             },
         )
 
@@ -159,29 +166,40 @@ class VQA(AnswerTask[QuestionRecord, VqaConfig]):
         return all(record.answers is not None for record in records)
 
     def notes(self, records: Sequence[QuestionRecord]) -> list[str]:
-        """That questions have too few answers for the official rule."""
-        few = sum(0 < len(record.answers or ()) < FEWEST_ANSWERS for record in records)
+        """That questions have too few answers for the official rule, and that answers are not listed."""
+        few = [record for record in records if 0 < len(record.answers or ()) < FEWEST_ANSWERS]
         if not few:
             return []
-        return [
-            f"{few} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: to them, an answer scores "
-            "the share of people who gave it; by the official leave-one-out rule it could not reach 100"
+        notes = [
+            f"{len(few)} of {len(records)} questions have fewer than {FEWEST_ANSWERS} answers: to them, an answer "
+            "scores the share of people who gave it; by the official leave-one-out rule it could not reach 100"
         ]
+        unlisted = [record for record in few if not self._score(record.answers or ()).indices.size]
+        if unlisted:
+            notes.append(
+                f"{len(unlisted)} of {len(few)} questions have no answer that the model can give, such as "
+                f"{unlisted[0].multiple_choice_answer!r}, and score 0: the {len(self.answers)} answers are those of "
+                "the training questions, or of the list that was given"
+            )
+        return notes
 
     def submission(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The list that the evaluation server takes; it wants every question of the test file, once.
 
         Raises:
-            DataError: two predictions for one question, or an id that is no number.
+            DataError: two predictions for one question.
         """
         if len({prediction.id for prediction in predictions}) < len(predictions):
             twice = Counter(prediction.id for prediction in predictions).most_common(1)[0][0]
             raise DataError(f"two predictions answer question {twice!r}; the server takes one for each question.")
-        if wrong := next((prediction.id for prediction in predictions if not prediction.id.isdecimal()), None):
-            raise DataError(
-                f"question ids of VQA are numbers; found {wrong!r}. A submission holds the questions of a test file."
-            )
-        return [{"question_id": int(prediction.id), "answer": prediction.value} for prediction in predictions]
+        return [
+            {
+                # Those of VQA are numbers, those of one's own files may be anything.
+                "question_id": int(prediction.id) if prediction.id.isdecimal() else prediction.id,
+                "answer": prediction.value,
+            }
+            for prediction in predictions
+        ]
 
     def baselines(
         self, train: Sequence[QuestionRecord], records: Sequence[QuestionRecord]

@@ -34,6 +34,7 @@ from visling import config as configs
 from visling import runtime
 from visling.errors import RunError
 from visling.train.averaging import WeightAverage
+from visling.train.claim import refuse_taken
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.schedule import PlateauState
 
@@ -359,25 +360,10 @@ def gather(value: _T) -> list[_T]:
 
 
 def _claim(path: Path, resume: bool) -> None:
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file; a run needs a folder. Use another --out.")
-    if file := next((parent for parent in path.parents if parent.is_file()), None):
-        raise RunError(f"cannot write to {path}: {file} is a file, not a folder. Use another --out.")
-    # A kill during the very first write leaves only run.json.part: nothing was trained, and the next write replaces it.
-    held = sorted(entry.name for entry in path.iterdir() if entry.name != "run.json.part") if path.exists() else []
-    if resume:
-        if "run.json" not in held:
-            raise RunError(
-                f"nothing to resume in {path}: there is no run.json. Check the path, or start without --resume."
-            )
-        _check_writable(path)
-        return
-    if held:
-        some = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
-        offer = "continue it with --resume, " if "run.json" in held else ""
-        raise RunError(f"{path} is not empty: it holds {some}. Use another --out, {offer}or delete the folder.")
+    refuse_taken(path, resume)
     _check_writable(path)
-    _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
+    if not resume:
+        _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
 
 
 def _check_writable(path: Path) -> None:

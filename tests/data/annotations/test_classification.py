@@ -107,7 +107,7 @@ GOOD = {"id": 1, "image": "a.png", "text": "a cat", "label": "yes"}
         (GOOD | {"id": 2, "text": 5}, r"line 2: field 'text' must be a text; found 5"),
         (GOOD | {"id": True}, r"line 2: field 'id' must be a text or a whole number; found True"),
         (GOOD | {"id": 2, "image": ["a.png"]}, r"line 2: field 'image' must be the name of an image file"),
-        ([], r"line 2 is a JSON list"),
+        ([], r"line 2: a JSON list, not an object"),
     ],
 )
 def test_rows_that_cannot_be_read(tmp_path: Path, row: Any, message: str) -> None:
@@ -134,12 +134,12 @@ def test_labels_that_a_submission_could_not_tell_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "text,label\none,1,2\n", r"line 2 has 3 cells; the header names 2"),
-        ("a.csv", "text,label\none\n", r"line 2 has 1 cells; the header names 2"),
+        ("a.csv", "text,label\none,1,2\n", r"line 2: 3 cells; the header names 2"),
+        ("a.csv", "text,label\none\n", r"line 2: 1 cells; the header names 2"),
         ("a.csv", 'text,label\n"one" x,1\n', r"is not a table"),
         ("a.json", '{"text": "one"}', r"must be a list of objects; found a dict"),
-        ("a.json", "[1]", r"entry 1 must be an object; found a int"),
-        ("a.jsonl", '{"text": ', r"line 1 is not a JSON object"),
+        ("a.json", "[1]", r"entry 1: must be an object; found a int"),
+        ("a.jsonl", '{"text": ', r"line 1: not a JSON object"),
     ],
 )
 def test_files_that_are_damaged(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -150,5 +150,7 @@ def test_files_that_are_damaged(tmp_path: Path, name: str, text: str, message: s
 
 def test_a_table_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
-    with pytest.raises(DataError, match="is not UTF-8 text: byte 14"):
+    with pytest.raises(
+        DataError, match=r"is not UTF-8 text: line 2, byte 14: .* as Windows-1252 the line reads 'café,1'"
+    ):
         read_classification(tmp_path / "a.csv")

@@ -11,7 +11,9 @@ from sys import intern
 from typing import Any
 
 from visling.data.annotations.files import entries, has_words, is_split, read_ids, read_json, the_one
+from visling.data.annotations.problems import Place
 from visling.data.annotations.streamed import list_chunks, stream_object
+from visling.data.annotations.tables import FILL_IN, Row, Table
 from visling.errors import DataError
 from visling.image_ids import canonical
 from visling.types import Record
@@ -120,6 +122,47 @@ def _most_frequent(annotation: Mapping[str, Any], answers: Sequence[str]) -> str
     if named is not None or not answers:
         return named
     return Counter(answers).most_common(1)[0][0]
+
+
+def table_questions(table: Table) -> list[QuestionRecord]:
+    """Questions of a file of one's own. Fields: `image`, `question`, and `answer` (one) or `answers` (a list, in cells
+    joined by "|"), which a file without any answer lacks; `id` and `type` (or `question_type`) if there are any."""
+    image, question = table.require("image", "img"), table.require("question", "text")
+    answers, kind = table.find(("answers", "answer")), table.find(("type", "question_type")) or ""
+    if "answer" in table.fields and "answers" in table.fields:
+        table.problems.add(Place(table.path), "has the fields 'answer' and 'answers'", "Remove or rename one of them.")
+    having = sum(not row.lacks(answers) for row in table.rows) if answers is not None else 0
+    records = []
+    for row, identifier in zip(table.rows, table.ids(), strict=True):
+        given = _table_answers(row, answers, having) if answers is not None and having else None
+        records.append(
+            QuestionRecord(
+                id=identifier,
+                images=(row.image(image),),
+                question=row.text(question),
+                question_type=row.text(kind, optional=True),
+                answer_type="",
+                answers=given,
+                multiple_choice_answer=Counter(given).most_common(1)[0][0] if given else None,
+            )
+        )
+    return records
+
+
+def _table_answers(row: Row, name: str, having: int) -> tuple[str, ...]:
+    value = row.values.get(name)
+    if row.lacks(name) or value == []:
+        row.problem(f"no answer in field {name!r}; {having} of {len(row.table.rows)} rows have one", FILL_IN)
+        return ()
+    if name == "answers":
+        return row.texts(name)
+    if isinstance(value, list):
+        row.problem(f"field 'answer' holds a list: {value!r}", "Name the field 'answers', in every row.")
+        return ()
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        row.problem(f"field 'answer' must be a text or a number; found {value!r}", "Write it in quotes.")
+        return ()
+    return (str(value).strip(),)
 
 
 def _image_id(number: str, coco_split: str) -> str:

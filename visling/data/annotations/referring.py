@@ -17,6 +17,7 @@ from typing import Any
 
 from visling.data.annotations.files import entries, has_words, read_json
 from visling.data.annotations.pickles import read_pickle
+from visling.data.annotations.tables import Table
 from visling.errors import DataError, nearest
 from visling.image_ids import canonical
 from visling.types import Record
@@ -124,6 +125,39 @@ def read_refer(folder: Path, split: str, *, by: str | None = None) -> list[Refer
                 raise DataError(f"{where}: sentence {record.id} occurs twice. Remove the copy.")
             records[record.id] = record
     return list(records.values())
+
+
+def table_expressions(table: Table) -> list[ReferringRecord]:
+    """Expressions of a file of one's own. Fields: `image`, `text` (or `expression`, `sentence`), and the corners `x1`,
+    `y1`, `x2`, `y2` of the object in pixels, which a file without any box lacks; `id` if there are any."""
+    image, text = table.require("image", "img"), table.require("text", "expression", "sentence")
+    corners = ("x1", "y1", "x2", "y2")
+    boxed = any(name in table.fields for name in corners)
+    if boxed:
+        for name in corners:
+            table.require(name)
+    records = []
+    for row, identifier in zip(table.rows, table.ids(), strict=True):
+        raw, box = row.text(text), None
+        if boxed:
+            x1, y1, x2, y2 = (row.number(name) for name in corners)
+            if not (0 <= x1 < x2 and 0 <= y1 < y2):
+                row.problem(
+                    f"no box: x1 {x1:g}, y1 {y1:g}, x2 {x2:g}, y2 {y2:g}",
+                    "Give pixels of two corners, x1 < x2 and y1 < y2; a box of width and height is x1 + w, y1 + h.",
+                )
+            box = (x1, y1, x2 - x1, y2 - y1)
+        records.append(
+            ReferringRecord(
+                id=identifier,
+                images=(row.image(image),),
+                raw=raw,
+                sent=raw.lower(),
+                tokens=tuple(raw.split()),
+                box=box,
+            )
+        )
+    return records
 
 
 def _find_references(folder: Path, by: str | None) -> Path:

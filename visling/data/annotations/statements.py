@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from visling.data.annotations.files import read_json, read_json_lines, read_lines, text_field
+from visling.data.annotations.tables import FILL_IN, Row, Table
 from visling.errors import DataError
 from visling.types import Record
 
@@ -86,8 +87,46 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def nlvr2_group(identifier: str) -> str:
     """The group of the official consistency score: the identifier without its pair, so all pairs of one sentence of
     one set."""
-    split, image_set, _, sentence = identifier.rsplit("-", 3)
+    parts = identifier.rsplit("-", 3)
+    if len(parts) < 4:  # of one's own file: every pair is a group
+        return identifier
+    split, image_set, _, sentence = parts
     return f"{split}-{image_set}--{sentence}"
+
+
+def table_statements(table: Table) -> list[Nlvr2Record]:
+    """Statements of a file of one's own. Fields: `image1`, `image2`, `text` (or `sentence`), and `label` (true or
+    false, yes or no, 1 or 0), which a file without any label lacks; `id` if there are any."""
+    first, second = table.require("image1", "left"), table.require("image2", "right")
+    text, label = table.require("text", "sentence"), table.find(("label",))
+    having = sum(not row.lacks(label) for row in table.rows) if label is not None else 0
+    return [
+        Nlvr2Record(
+            id=identifier,
+            images=(row.image(first), row.image(second)),
+            sentence=row.text(text),
+            label=_table_label(row, label, having) if label is not None and having else None,
+        )
+        for row, identifier in zip(table.rows, table.ids(), strict=True)
+    ]
+
+
+def _table_label(row: Row, name: str, having: int) -> bool | None:
+    value = row.values.get(name)
+    if row.lacks(name):
+        row.problem(f"no label in field {name!r}; {having} of {len(row.table.rows)} rows have one", FILL_IN)
+        return None
+    label = _LABELS.get(str(value).strip().lower())
+    if label is None:
+        row.problem(
+            f"field {name!r} must be true or false; found {value!r}",
+            "Write true, yes or 1, or false, no or 0. For other labels take the task classification.",
+        )
+    return label
+
+
+_LABELS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+"""What a file of one's own may say."""
 
 
 def _read_label(row: Mapping[str, Any], where: str, *, of_lxmert: bool) -> bool | None:

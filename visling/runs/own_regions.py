@@ -1,0 +1,229 @@
+"""Regions of one's own images: the files that tables name are found, checked and given to a detector."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from visling import runtime
+from visling.data.annotations.problems import Place, Problems
+from visling.data.annotations.tables import ImageNames
+from visling.errors import CheckpointError, DataError, StoreError, VislingError
+from visling.regions.files import JOURNAL, MANIFEST
+from visling.regions.store import NativeStore
+from visling.regions.writer import StoreWriter
+from visling.train.state import from_main
+from visling.vision.detector import Detector
+from visling.vision.extract import Progress, extract, find_images
+from visling.vision.images import SUFFIXES, read_image
+
+_RENAME = "Regions are stored under the name without folder and suffix: rename one of the files, in the table too."
+
+
+def carried_detector(init: Path | None) -> Path:
+    """The detector that a model folder or run folder carries.
+
+    Raises:
+        CheckpointError: none is given, or it carries none.
+    """
+    mend = (
+        "Name one with --detector, or regions that exist with --store. A detector of photographs is trained by "
+        "`visling detect train`; released features are read by `visling regions import`."
+    )
+    if init is None:
+        raise CheckpointError(f"images need a detector, and no model that carries one is named with --init. {mend}")
+    folder = (init if (init / "config.json").exists() else init / "model") / "detector"
+    if not folder.is_dir():
+        raise CheckpointError(f"{init} carries no detector, so raw images cannot be turned into regions. {mend}")
+    return folder
+
+
+def prepare_regions(
+    images: ImageNames,
+    folder: Path,
+    detector: Path,
+    target: Path,
+    problems: Problems,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> None:
+    """Write the regions of the named images into a store, or add those that it lacks; all processes wait for the main
+    one.
+
+    Args:
+        folder: of the images.
+        detector: folder.
+        target: store.
+        problems: what is wrong with the tables that name the images.
+        progress: called with (images done, images in all).
+    Raises:
+        DataError: there are problems, or images that are missing, unreadable, or not told apart by their names.
+        CheckpointError, StoreError: the detector cannot be read, or the store is of another one.
+    """
+    problem: tuple[type[VislingError], str] | None = None
+    if runtime.is_main():
+        try:
+            files = find_files(images, folder, problems)
+            if not _holds(target, files):
+                _extract(files, detector, target, device=device, progress=progress)
+        except VislingError as error:
+            problem = (type(error), str(error))
+    problem = from_main(problem)
+    if problem is not None:
+        kind, message = problem
+        raise kind(message)
+
+
+def _holds(target: Path, images: Iterable[str]) -> bool:
+    """Whether a store is finished and has all images."""
+    return (target / MANIFEST).exists() and set(images) <= set(NativeStore.open(target).ids)
+
+
+def _extract(
+    files: Mapping[str, Path], detector: Path, target: Path, *, device: str, progress: Progress | None
+) -> None:
+    on = runtime.pick_device(device)
+    model = Detector.load(detector, device=on)
+    begun = (target / MANIFEST).exists() or (target / JOURNAL).exists()
+    if target.is_dir() and any(target.iterdir()) and not begun:
+        raise StoreError(f"{target} holds other files than regions. Use another --out, or remove it.")
+    with StoreWriter(
+        target,
+        feature_size=model.config.feature_size,
+        fingerprint=model.fingerprint,
+        class_names=model.config.class_names,
+        attribute_names=model.config.attribute_names,
+        settings={"detector": str(detector.resolve()), "precision": "fp32"},
+        may_differ=("detector",),  # the fingerprint says whether one that moved is the same
+        resume=begun,
+    ) as writer:
+        report = extract(files.values(), model, writer, progress=progress)
+    if report.unreadable:
+        listed = "".join(f"\n- {reason}" for _, reason in report.unreadable[:10])
+        raise DataError(
+            f"{len(report.unreadable)} of {len(files)} images cannot be read. Replace them, or remove their rows; the "
+            f"regions of the others are kept.{listed}"
+        )
+
+
+def find_files(images: ImageNames, folder: Path, problems: Problems) -> dict[str, Path]:
+    """The file of every named image, by its id.
+
+    A name is an absolute path, a path below the folder, or the end of one; its suffix may be left out.
+
+    Raises:
+        DataError: there are problems; names all images that are missing, damaged, or not told apart, too.
+    """
+    below: dict[str, list[Path]] = defaultdict(list)
+    for path in find_images(folder):
+        below[path.stem].append(path)
+    found: dict[str, dict[Path, Place]] = defaultdict(dict)
+    missing: dict[str, Place] = {}
+    for image, names in images.places.items():
+        for name, place in names.items():
+            fitting = _fitting(name, folder, below.get(image, []))
+            if not fitting:
+                missing[name] = place
+            elif len(fitting) > 1:
+                either = f"{name!r} may be {fitting[0]} or {fitting[1]}"
+                problems.add(place, either, f"Name its folder. {_RENAME}", kind="either of two files")
+            else:
+                found[image].setdefault(fitting[0].resolve(), place)
+    for paths in found.values():
+        if len(paths) > 1:
+            (one, place), (two, other), *_ = paths.items()
+            problems.add(other, f"{two} has the name of {one}, which {place} names", _RENAME, kind="one name")
+        for path, place in paths.items():
+            if reason := _why_unreadable(path):
+                problems.add(place, reason, "Replace the file, or remove the row.", kind="unreadable")
+    mend = _guess(missing, len(images.places), folder, below) if missing else ""
+    for name, place in missing.items():
+        problems.add(place, f"no image {name!r} in {folder}", mend, kind="no image")
+    problems.refuse()
+    return {image: next(iter(paths)) for image, paths in found.items()}
+
+
+def _fitting(name: str, folder: Path, namesakes: list[Path]) -> list[Path]:
+    """The files that a name may mean.
+
+    Args:
+        namesakes: files below the folder with the same stem.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    direct = folder / path  # an absolute path stands for itself
+    if direct.is_file():
+        return [direct]
+    if Path(name).is_absolute():
+        return [file for file in sorted(direct.parent.glob("*")) if _without_suffix(file) == str(direct)]
+    named = [
+        file
+        for file in namesakes
+        if file.name == path.name or (path.suffix.lower() not in SUFFIXES and file.stem == path.name)
+    ]
+    within = path.parent.parts
+    ending = [file for file in named if file.parent.parts[len(file.parent.parts) - len(within) :] == within]
+    return ending or named
+
+
+def _without_suffix(file: Path) -> str:
+    return str(file.with_suffix("")) if file.suffix.lower() in SUFFIXES else ""
+
+
+def _why_unreadable(path: Path) -> str:
+    """Why a file is no image, as far as its beginning tells; empty if it looks like one."""
+    try:
+        with Image.open(path):
+            return ""
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        try:
+            read_image(path)
+        except DataError as error:
+            return str(error).partition(". Replace")[0]
+    return ""
+
+
+def _guess(missing: Mapping[str, Place], images: int, folder: Path, below: Mapping[str, list[Path]]) -> str:
+    """What to do about missing images: another folder that has the first of them, or the most similar name."""
+    name, place = next(iter(missing.items()))
+    near = [folder.absolute().parent, place.path.absolute().parent]
+    nearby = [
+        candidate
+        for base in dict.fromkeys(near)
+        for candidate in [base, *sorted(path for path in base.iterdir() if path.is_dir())]
+        if candidate != folder.absolute()
+    ]
+    last = PurePosixPath(name.replace("\\", "/")).name
+    has_it = next((one for one in nearby if (one / name).is_file() or (one / last).is_file()), None)
+    lacking = f"{len(missing)} of {images} images are missing." if len(missing) > 1 else "Check the name."
+    if has_it is not None:
+        return f"{lacking} Did you mean the folder {has_it}?"
+    known = [path.name for paths in below.values() for path in paths]
+    close = difflib.get_close_matches(last, known, 1, 0.8) if len(known) < 10_000 else []
+    return f"{lacking} Did you mean {close[0]!r}?" if close else f"{lacking} Name their folder with --images."
+
+
+def check_ids(images: ImageNames, store: NativeStore) -> None:
+    """Check that a store has the named images under these very ids; only a plain number may stand for a name that ends
+    in it, as in stores of COCO.
+
+    Raises:
+        DataError: names the images that it lacks, and those that its ids do not tell apart.
+    """
+    known, problems = frozenset(store.ids), Problems()
+    for image, names in images.places.items():
+        (name, place), *others = names.items()
+        folders = {PurePosixPath(other.replace("\\", "/")).parent for other in names} - {PurePosixPath(".")}
+        if image not in known and not (image.isdecimal() and image in store):
+            close = difflib.get_close_matches(image, store.ids, 1, 0.8) if len(known) < 10_000 else []
+            guess = f"Did you mean {close[0]!r}?" if close else f"Its images are {', '.join(store.ids[:3])}, ..."
+            problems.add(place, f"image {name!r} has no regions in {store.path}", guess, kind="no regions")
+        elif len(folders) > 1 and others:
+            (other, second), *_ = others
+            same = f"{other!r} has the name of {name!r}, which {place} names"
+            problems.add(second, same, _RENAME, kind="one name")
+    problems.refuse()
