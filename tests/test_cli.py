@@ -316,6 +316,25 @@ def training(world: Any) -> list[object]:
     ]
 
 
+def test_a_model_is_fine_tuned_at_its_size_with_short_options(call: Call, world: Any) -> None:
+    """BERT's vocabulary in pre-training, and not a word of it afterwards."""
+    few = [*tiny(world), "--store", world.regions, "--data", world.scenes]
+    recipe = ("--recipe", "visualbert-scenes", "--set", "encoder.vocabulary=bert-base-uncased")
+    assert call("pretrain", *recipe, *few, "--lr", 0.01, "--out", "pretrained").status == 0
+    started = ("finetune", "--recipe", "visualbert-vqa-scenes", "--store", world.regions, "--data", world.scenes)
+    short = ("--init", "pretrained", "--epochs", 1, "--batch-size", 40, "--lr", 0.02, "--out", "run")
+    assert call(*started, *short).status == 0
+    config = json.loads(Path("run/run.json").read_text())["config"]
+    assert (config["encoder"]["vocab_size"], config["encoder"]["hidden_size"]) == (30522, 16)
+    assert (config["train"]["epochs"], config["batch_size"], config["train"]["optim"]["lr"]) == (1, 40, 0.02)
+    assert (
+        "unlike recipe visualbert-vqa-scenes: encoder.hidden_size 16 (recipe: 96)"
+        in (Path("run") / "log.jsonl").read_text()
+    )
+    wrong = ("--init", "gone", "--set", "train.epoch=1", "--lr", 1, "--set", "flip=no", "--out", "new")
+    refused(call(*started, *wrong), "3 problems were found", "no model in gone", "'epochs'", "'flip'")
+
+
 def test_a_taken_folder_is_refused_and_unchanged(
     call: Call, world: Any, training: list[object], tmp_path: Path
 ) -> None:

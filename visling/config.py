@@ -170,7 +170,7 @@ def _replace(changed: _Changed, conflicts: Conflicts) -> Any:
         with conflicts.collect():
             values[name] = _convert(new.hint, _replace(new, conflicts), new.where) if isinstance(new, _Changed) else new
     with conflicts.collect():
-        return {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
+        value = {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
     return value
 
 

@@ -28,7 +28,7 @@ from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import Typical
 from visling.data.text import TextLayout
-from visling.errors import CheckpointError, ConfigError, DataError
+from visling.errors import CheckpointError, ConfigError, DataError, VislingError
 from visling.models.vlbert import VlBert
 from visling.pretrained.export import export
 from visling.pretrained.folder import load_part, read_model_folder
@@ -459,7 +459,7 @@ def test_pictures_and_extractors_come_together(world: Any, tmp_path: Path) -> No
             ConfigError, match=rf"reads the features of the store and no image: leave out --{next(iter(given))}"
         ):
             train(world, tmp_path / "run", "extractor=none", "flip=0.0", **given)
-    with pytest.raises(ConfigError, match="recipe vlbert-base-e2e computes region features from pixels"):
+    with pytest.raises(VislingError, match="recipe vlbert-base-e2e computes region features from pixels") as both:
         pretrain(
             PUBLISHED_PRETRAINING["vlbert-base-e2e"](),
             tmp_path / "run",
@@ -467,6 +467,7 @@ def test_pictures_and_extractors_come_together(world: Any, tmp_path: Path) -> No
             store=tmp_path / "none",
             device="cpu",
         )
+    assert "no region store at" in str(both.value)
     assert not (tmp_path / "run").exists()
 
 

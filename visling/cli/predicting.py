@@ -108,8 +108,8 @@ def predict(
         if answer.truncated:
             print(f"  the text was cut to {model.spec.max_tokens} word pieces")
         if answer.spelled_out:
-            words = ", ".join(answer.spelled_out)
-            print(f"  most words are unknown to the model, which reads them letter by letter: {words}")
+            unknown = ", ".join(answer.spelled_out)
+            print(f"  most words are unknown to the model, which reads them letter by letter: {unknown}")
 
 
 def _describe(answer: Answer) -> dict[str, Any]:

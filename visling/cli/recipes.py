@@ -13,7 +13,7 @@ from visling import config as configs
 from visling.cli.options import Command, Group, Json, Settings
 from visling.cli.printing import show
 from visling.cli.recipe_text import describe_recipe
-from visling.errors import ConfigError, nearest
+from visling.errors import ConfigError, Conflicts, nearest
 
 if TYPE_CHECKING:
     from visling.recipes.configs import FinetuneConfig, PretrainConfig
@@ -155,5 +155,12 @@ def find_recipe(
     from visling.pretrained.description import read_encoder_config
     from visling.recipes.changes import change_recipe
 
-    start = None if init is None else read_encoder_config(init)
-    return change_recipe(recipe(), settings or (), options=options, start=start)
+    conflicts = Conflicts()
+    start = None
+    with conflicts.collect():
+        start = None if init is None else read_encoder_config(init)
+    config = recipe()
+    with conflicts.collect():
+        config = change_recipe(config, settings or (), options=options, start=start)
+    conflicts.refuse()
+    return config

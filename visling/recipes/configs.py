@@ -96,9 +96,9 @@ class PretrainConfig:
                 yield ConfigError(f"unknown objective {name!r}. {nearest(name, OBJECTIVES)}")
             elif weight < 0:
                 yield ConfigError(f"objectives.{name} is a weight, 0 or more; found {weight:g}. 0 leaves it out.")
-        if not any(self.objectives.values()):
+        if self.objectives and not any(self.objectives.values()):
             yield ConfigError(
-                f"no objective has a weight above 0; found {', '.join(self.objectives) or 'none'}. "
+                f"no objective has a weight above 0; found {', '.join(self.objectives)}. "
                 f"Add one, for example --set objectives.masked_lm=1."
             )
         for what, named in (("from_epoch", self.from_epoch), ("objective_settings", self.objective_settings)):

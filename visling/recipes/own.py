@@ -1,11 +1,13 @@
 """Small runs on one's own data, from scratch or from a model of the same recipe: BERT's vocabulary, region features of
 any width.
 
-Sizes    The presets "small" are 128 wide with five or six blocks in all, next to the 96 wide presets for drawn scenes:
-         most of their parameters are the 3.9 million of BERT's word table, of which an example trains a few rows. On
-         one core an update of 32 questions takes a tenth of a second, so 20 passes over 3,000 examples take minutes.
-         Wider ones (192) took twice the time and scored no better (docs/log.md).
-Data     Dropout is 0.1 as in all releases, 0 on scenes, where examples are drawn without end.
+Sizes    The presets "small" are 128 wide and have four blocks, or six in families with two streams. Most of their five
+         million parameters are the 3.9 million of BERT's word table, of which a small text trains a few rows. On one
+         core an epoch of 3,000 questions takes about eight seconds, so that a run takes minutes; a width of 192 took
+         twice the time and scored less (docs/log.md).
+Data     Dropout is 0.1 as in all releases; on scenes, where it is 0, examples can be drawn without end. The rate falls
+         linearly from the end of the warm-up: the plateau of the recipes for scenes, which binds words to regions in
+         long runs, scored less here.
 """
 
 from __future__ import annotations
