@@ -171,7 +171,7 @@ def _replace(changed: _Changed, conflicts: Conflicts) -> Any:
             values[name] = _convert(new.hint, _replace(new, conflicts), new.where) if isinstance(new, _Changed) else new
     with conflicts.collect():
         value = {**value, **values} if isinstance(value, Mapping) else dataclasses.replace(value, **values)
-    return value
+    return value  # noqa: RET504  (unchanged if the new value was refused)
 
 
 def _hint(value: Any, hint: Any, name: str, whole: str, depth: int) -> Any:
