@@ -1203,8 +1203,8 @@ def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "demo", "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect",
         "recipes list",
-        "recipes show", "pretrain", "finetune", "evaluate", "predict", "report", "doctor", "convert", "verify",
-        "catalog", "compare",
+        "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
+        "verify", "catalog", "compare",
     }  # fmt: skip
 
 
