@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
+from visling.cli.options import IMAGES, MACHINE, Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
 
 
@@ -25,7 +25,8 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Folder of annotations; the training run's by default.")
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Region store; the training run's by default.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Region store; the training run's by default.", rich_help_panel=IMAGES),
     ] = None,
     images: Annotated[
         Path | None,
@@ -33,6 +34,7 @@ def evaluate(
             metavar="DIR",
             help="Folder of the images: those of --file, or for a model that computes the features of regions itself; "
             "the training run's by default.",
+            rich_help_panel=IMAGES,
         ),
     ] = None,
     task: TaskName = None,
@@ -62,14 +64,22 @@ def evaluate(
             "the official file of both for a split without labels.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Examples per batch.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Examples per batch.", rich_help_panel=MACHINE)
+    ] = 256,
     device: Device = "auto",
-    precision: Annotated[Precision, typer.Option(help="Precision of matrix products.")] = "fp32",
+    precision: Annotated[
+        Precision, typer.Option(help="Precision of matrix products.", rich_help_panel=MACHINE)
+    ] = "fp32",
     threads: Threads = None,
     processes: Annotated[
         int,
         typer.Option(
-            "--processes", min=1, metavar="N", help="Processes that share the batches; the results do not change."
+            "--processes",
+            min=1,
+            metavar="N",
+            help="Processes that share the batches; the results do not change.",
+            rich_help_panel=MACHINE,
         ),
     ] = 1,
     json_: Json = False,
