@@ -40,7 +40,11 @@ def describe_recipe(verb: str, recipe: Mapping[str, Any], width: int | None = No
 
 
 def _wrap(text: str, width: int | None) -> list[str]:
-    return [text] if width is None else textwrap.wrap(text, width, subsequent_indent="    ", break_on_hyphens=False)
+    """Lines of a paragraph, or of an indented entry, which continues a little further to the right."""
+    if width is None:
+        return [text]
+    indent = "    " if text.startswith(" ") else ""
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -202,7 +206,7 @@ def _say_parameters(optim: Mapping[str, Any]) -> str:
     if spared and optim["no_decay_except"]:
         spared += f" (except {', '.join(optim['no_decay_except'])})"
     if optim["swap_decay"]:
-        which = f"only those named {spared}" if spared else "none"
+        which = f"those named {spared} alone" if spared else "none"
     else:
         which = f"all parameters but {spared}" if spared else "all parameters"
     parts = [f"weight decay {optim['weight_decay']:g} on {which}" if optim["weight_decay"] else "no weight decay"]
