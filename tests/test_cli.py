@@ -27,7 +27,7 @@ from visling import config as configs
 from visling import models, runtime
 from visling.checkpoints import catalog
 from visling.cli import app
-from visling.cli.printing import slugify
+from visling.cli.printing import format_rows, slugify
 from visling.errors import VislingError
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.detectors import PRESETS
@@ -788,8 +788,15 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
     listed = call("recipes", "list", "--json").json()
     assert set(listed) == {f"{verb} {name}" for verb, table in TABLES.items() for name in table}
     plain = call("recipes", "list").out
-    for name in listed:
-        assert name in plain
+    for heading in ("Small, for visling", "Published, for visling"):
+        assert [plain.count(f"{heading} {verb}\n") for verb in TABLES] == [1, 1, 1]
+    shown = re.findall(r"^  (\S+)  ", plain, flags=re.MULTILINE)
+    assert {name.replace("FAMILY", family) for name in shown for family in models.names()} == {
+        name for table in TABLES.values() for name in table
+    }
+    joined = [name for name in shown if name.startswith("FAMILY-")]
+    assert "FAMILY-vqa-scenes" in joined
+    assert len(shown) + len(joined) * (len(models.names()) - 1) == len(listed), "one row for what all families have"
     assert call("recipes").out == plain
     assert all(about.endswith((".", ":")) for about in listed.values()), listed
 
@@ -854,6 +861,25 @@ def test_the_text_of_a_recipe_says_what_differs(call: Call) -> None:
     )
 
 
+def test_the_help_of_fine_tuning_fits_80_columns_under_headings(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("finetune", "--help").out.splitlines()
+    assert max(map(len, lines)) == 80
+    assert len(lines) < 100, "a narrow column of help makes it long"
+    headings = re.findall(r"─ ([A-Z][a-z ]+) ─", "\n".join(lines))
+    assert headings == ["Options", "Your own files", "Images and regions", "Settings", "Machine"]
+
+
+def test_rows_are_wrapped_to_the_terminal_and_to_nothing_else() -> None:
+    rows = {"a-name": "word " * 20 + "last", "b": "short"}
+    assert [line.count("word") for line in format_rows(rows, None)] == [20, 0]
+    lines = format_rows(rows, 60)
+    assert len(lines) == 4
+    assert all(len(line) < 60 for line in lines)
+    assert [line.index("word") for line in lines[:2]] == [10, 10]
+    assert " ".join(" ".join(lines).split()) == f"a-name {rows['a-name']} b short"
+
+
 def test_the_text_of_a_fine_tuning_says_what_it_needs_and_keeps(call: Call) -> None:
     shown = call("recipes", "show", "cvlp-gqa", "--set", "encoder.num_heads=6").out
     for words in (
@@ -861,15 +887,20 @@ def test_the_text_of_a_fine_tuning_says_what_it_needs_and_keeps(call: Call) -> N
         "answers +data/.*trainval_label2ans.json.*name it with --set task_settings.answers=FILE",
         "trains on +train.valid, 1,075,062 examples",
         "validates +on testdev, where the highest accuracy is the best",
-        "starts from +cvlp-release, by --init",
+        "starts from +cvlp-release, which --init has to name; without it from random weights",
         "length +6 epochs, batches of 32",
         "optimiser +bert_adam, lr 1e-05, .*all gradients together clipped to a norm of 5",
         "parameters +weight decay 0.01 on all parameters",
         "rate +rises over 0.1 of the run, then falls linearly to 0",
         "keeps +the best weights, the last, the best of a second model, .*momentum 0.99997",
         "updates +201,570",
+        "seed +9595",
+        "source +run/gqa_finetune.bash; src/tasks/gqa.py. The paper's numbers could not be read.",
+        "stored regions: float32; .*",
     ):
         assert re.search(f"^  {words}$", shown, re.MULTILINE), (words, shown)
+    assert "After each update the averaged model keeps 0.99997 of itself" in shown, "the docstring's second paragraph"
+    assert "by rsum\n" in call("recipes", "show", "vilbert-retrieval", "--no-estimate").out, "it keeps no best model"
     named = call("recipes", "show", "cvlp-gqa", "--no-estimate", "--set", "task_settings.min_count=1", "--json").json()
     assert "answers" not in named["finetune"]
     assert named["finetune"]["files"] == GQA.files
@@ -901,7 +932,7 @@ def test_the_text_of_a_recipe_says_how_the_rate_changes(call: Call) -> None:
     assert "sgd, lr 5e-05, momentum 0.9, all gradients" in shown
     assert "weight decay 0.01 on all parameters but bias; heads at 2.5 times the rate" in shown
     assert "50% of the training images" in shown
-    assert "on valid, the first 7 images, where the highest accuracy is the best" in shown
+    assert "on valid (the first 7 images), where the highest accuracy is the best" in shown
 
 
 def test_a_setting_of_one_verb_shows_that_verb(call: Call) -> None:

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from visling.recipes.listing import list_recipes
-from visling.recipes.tables import FINETUNING, MULTITASK, PRETRAINING, summarise
+from visling.recipes import multitask
+from visling.recipes.listing import list_published, list_recipes
+from visling.recipes.tables import (
+    FINETUNING,
+    MULTITASK,
+    PRETRAINING,
+    PUBLISHED_FINETUNING,
+    PUBLISHED_PRETRAINING,
+    summarise,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,3 +28,11 @@ def test_the_list_is_that_of_the_tables(verb: str, table: Mapping[str, Callable[
         "a table is written in a form that recipes/listing.py does not follow"
     )
     assert all(described.values())
+
+
+def test_the_list_knows_the_published_recipes() -> None:
+    assert list_published() == {
+        "pretrain": set(PUBLISHED_PRETRAINING),
+        "finetune": set(PUBLISHED_FINETUNING),
+        "multitask": set(multitask.PUBLISHED),
+    }

@@ -17,6 +17,7 @@ from visling import models
 from visling.recipes.configs import BERT_BASE, BERT_LARGE, FinetuneConfig, PretrainConfig, differences
 from visling.recipes.tables import (
     FINETUNING,
+    MULTITASK,
     PRETRAINING,
     PUBLISHED_FINETUNING,
     PUBLISHED_PRETRAINING,
@@ -472,6 +473,9 @@ def test_what_a_release_does_in_all_runs_holds_for_its_fine_tuning() -> None:
     assert "losses" in common_differences(PUBLISHED_FINETUNING["visualbert-vqa"]())
     for name in ("lxmert-vqa", "cvlp-nlvr2"):
         assert set(common_differences(PUBLISHED_FINETUNING[name]())) == {"stored regions"}
+    for config in (PUBLISHED_FINETUNING["vilbert-vqa"](), MULTITASK["vilbert-12in1"]()):
+        assert set(common_differences(config)) == {"stored regions", "losses", "last batch of an epoch"}
+    assert common_differences(MULTITASK["vilbert-multitask-scenes"]()) == {}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,23 +10,31 @@ from typing import Annotated, Any
 
 import typer
 
-from visling.cli.options import Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
+from visling.cli.options import IMAGES, MACHINE, Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder of finetune; or a model folder, with --data and --store.")],
-    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split to score.")] = "test",
     file: Annotated[
-        Path | None, typer.Option(help="Instead of a split: your own examples, .jsonl, .json, .csv or .tsv.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of a split: your own examples, .jsonl, .json, .csv or .tsv."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of annotations; the training run's by default.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Region store; the training run's by default.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of annotations; the training run's by default.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Region store; the training run's by default.", rich_help_panel=IMAGES),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
+            metavar="DIR",
             help="Folder of the images: those of --file, or for a model that computes the features of regions itself; "
-            "the training run's by default."
+            "the training run's by default.",
+            rich_help_panel=IMAGES,
         ),
     ] = None,
     task: TaskName = None,
@@ -37,8 +45,9 @@ def evaluate(
     compare: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="RUN",
             help="Another run that was scored on this split, such as one that saw no image; its scores are shown next "
-            "to this one's. May be repeated."
+            "to this one's. May be repeated.",
         ),
     ] = None,
     zero_shot: Annotated[
@@ -50,16 +59,28 @@ def evaluate(
     joint: Annotated[
         Path | None,
         typer.Option(
+            metavar="RUN",
             help="Run of VCR's other phase that was evaluated on this split: scores both together (Q -> AR), or writes "
-            "the official file of both for a split without labels."
+            "the official file of both for a split without labels.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Examples per batch.", rich_help_panel=MACHINE)
+    ] = 256,
     device: Device = "auto",
-    precision: Annotated[Precision, typer.Option(help="Precision of matrix products.")] = "fp32",
+    precision: Annotated[
+        Precision, typer.Option(help="Precision of matrix products.", rich_help_panel=MACHINE)
+    ] = "fp32",
     threads: Threads = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Processes that share the batches; the results do not change.")
+        int,
+        typer.Option(
+            "--processes",
+            min=1,
+            metavar="N",
+            help="Processes that share the batches; the results do not change.",
+            rich_help_panel=MACHINE,
+        ),
     ] = 1,
     json_: Json = False,
 ) -> None:
@@ -129,14 +150,17 @@ def _describe_score(name: str, score: Mapping[str, Any], *, width: int = 24) -> 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     compare: Annotated[
-        list[Path] | None, typer.Option(help="Another run whose scores are shown next to it; may be repeated.")
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Another run whose scores are shown next to it; may be repeated."),
     ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Number of examples shown.")] = 24,
+    examples: Annotated[int, typer.Option(min=0, metavar="N", help="Number of examples shown.")] = 24,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images; the one that the run names by default.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the images; the one that the run names by default.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Region store to draw from; the run's by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write; RUN/report.html by default.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Region store to draw from; the run's by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write; RUN/report.html by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
 ) -> None:
     """Write one self-contained HTML page about a run: curves, scores, right and wrong answers with boxes, the exact
@@ -167,11 +191,11 @@ def compare_models(
             help="Fine-tuning: the recipes MODEL-TASK of each model, separated by commas.",
         ),
     ],
-    data: Annotated[Path, typer.Option(help="Folder of annotations, the same for all.")],
-    store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of annotations, the same for all.")],
+    store: Annotated[Path, typer.Option(metavar="DIR", help="Region store that holds every image.")],
     out: Out,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions, with seeds from 0.")] = 3,
-    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of repetitions, with seeds from 0.")] = 3,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split to score.")] = "test",
     without_pretraining: Annotated[
         bool, typer.Option("--without-pretraining", help="Also fine-tune from random weights.")
     ] = False,
@@ -188,7 +212,7 @@ def compare_models(
     pretrain_set: Annotated[
         list[str] | None, typer.Option(help="Change one setting of every pre-training, as a.b=value; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs in parallel, each on one thread.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs in parallel, each on one thread.")] = 1,
     device: Device = "auto",
     resume: Annotated[
         bool,

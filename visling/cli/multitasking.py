@@ -44,15 +44,15 @@ def multitask(
     ],
     out: Out,
     init: Init = None,
+    resume: Resume = False,
     other_features: OtherFeatures = False,
     lr: LearningRate = None,
-    set_: Settings = None,
     seed: Seed = None,
+    set_: Settings = None,
+    log_to: LogTo = None,
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    log_to: LogTo = None,
-    resume: Resume = False,
 ) -> None:
     """Train one model on several tasks in turn. A task whose score has stopped rising pauses.
 

@@ -13,37 +13,60 @@ import typer
 Precision = Literal["auto", "fp32", "bf16"]
 """That of `runtime`, which imports torch."""
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; it must be new or empty.")]
+OWN_FILES, IMAGES, SETTINGS, MACHINE = "Your own files", "Images and regions", "Settings", "Machine"
+"""Headings in the help of a command with many options; what stands under none of them comes first."""
+
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; it must be new or empty.")]
 
 Recipe = Annotated[
-    str, typer.Option("--recipe", help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME.")
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME.",
+    ),
 ]
 
 Init = Annotated[
     Path | None,
-    typer.Option("--init", help="Model folder or run folder to start from; random weights by default."),
+    typer.Option("--init", metavar="DIR", help="Model folder or run folder to start from; random weights by default."),
 ]
 
-Device = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="Device: auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE),
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the interrupted run in --out.")]
 
 OtherFeatures = Annotated[
-    bool, typer.Option("--other-features", help="Accept a model that was trained on another detector's features.")
+    bool,
+    typer.Option(
+        "--other-features",
+        help="Accept a model that was trained on another detector's features.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 
 Images = Annotated[
     Path | None,
-    typer.Option("--images", help="Folder of the images, for recipes whose region extractor is trained jointly."),
+    typer.Option(
+        "--images",
+        metavar="DIR",
+        help="Folder of the images, for recipes whose region extractor is trained jointly.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 
 Backbone = Annotated[
     Path | None,
     typer.Option(
         "--backbone",
+        metavar="FILE",
         help="Weight file that the region extractor starts from: a ResNet, or a released model that has one.",
+        rich_help_panel=IMAGES,
     ),
 ]
 
@@ -51,7 +74,9 @@ LogTo = Annotated[
     list[str] | None,
     typer.Option(
         "--log-to",
+        metavar="NAME",
         help="Where losses and scores go in addition to OUT/log.jsonl: tensorboard, wandb or trackio; may be repeated.",
+        rich_help_panel=SETTINGS,
     ),
 ]
 
@@ -59,14 +84,24 @@ TaskName = Annotated[
     str | None, typer.Option("--task", metavar="NAME", help="Of a run of several tasks: the one that is meant.")
 ]
 
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, as a.b=value; may be repeated.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="A.B=VALUE",
+        help="Change one setting, as a.b=value; may be repeated.",
+        rich_help_panel=SETTINGS,
+    ),
+]
 
 Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
         min=1,
+        metavar="N",
         help="CPU threads; PyTorch's choice by default. The small models gain nothing from a second.",
+        rich_help_panel=MACHINE,
     ),
 ]
 
@@ -75,23 +110,55 @@ Processes = Annotated[
     typer.Option(
         "--processes",
         min=1,
+        metavar="N",
         help="Processes to train with, one device each; each reads batches of batch_size.",
+        rich_help_panel=MACHINE,
     ),
 ]
 
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of every random choice; the recipe's by default.")
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        metavar="N",
+        help="Seed of every random choice; the recipe's by default.",
+        rich_help_panel=SETTINGS,
+    ),
 ]
 
 Epochs = Annotated[
-    int | None, typer.Option("--epochs", min=1, help="Passes over the training data: --set train.epochs=N.")
+    int | None,
+    typer.Option(
+        "--epochs",
+        min=1,
+        metavar="N",
+        help="Passes over the training data: --set train.epochs=N.",
+        rich_help_panel=SETTINGS,
+    ),
 ]
 
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Examples per step and process: --set batch_size=N.")
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        metavar="N",
+        help="Examples per step and process: --set batch_size=N.",
+        rich_help_panel=SETTINGS,
+    ),
 ]
 
-LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate: --set train.optim.lr=X.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        min=0,
+        metavar="X",
+        help="Peak learning rate: --set train.optim.lr=X.",
+        rich_help_panel=SETTINGS,
+    ),
+]
 
 Dtype = Annotated[
     Literal["float16", "float32"],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visling.errors import ConfigError, refuse
+from visling.errors import CheckpointError, ConfigError, refuse
 
 if TYPE_CHECKING:
     from visling.recipes.configs import FinetuneConfig
@@ -65,7 +64,7 @@ class OwnOptions:
         if self.recipe is not None:
             return find_finetuning(self.recipe)
         assert self.task is not None
-        family = self.model or _family_of(self.init) or DEFAULT_FAMILY
+        family = self.model or _find_family(self.init) or DEFAULT_FAMILY
         find_finetuning(f"{family}-small")  # says which families there are
         return partial(on_own_data, family, self.task)
 
@@ -132,14 +131,16 @@ def _read_share(text: str) -> float | None:
         return None
 
 
-def _family_of(init: Path | None) -> str | None:
+def _find_family(init: Path | None) -> str | None:
     """The family of a model folder or run folder; None without one, or where it cannot be read, which the run itself
     reports."""
+    from visling.pretrained.description import find_model, read_description, reading
+
     if init is None:
         return None
-    file = init / "config.json" if (init / "config.json").exists() else init / "model" / "config.json"
     try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        return str(described["model"])
-    except (OSError, ValueError, KeyError, TypeError):
+        folder = find_model(init)
+        with reading(folder):
+            return str(read_description(folder)["model"])
+    except CheckpointError:
         return None

@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import json
 import math
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,26 @@ def show(values: dict[str, Any], json_: bool, title: str = "") -> None:
     width = max((len(name) for name in values), default=0)
     for name, value in values.items():
         print(f"  {name:<{width}}  {'-' if value is None else value}")
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None if it is a file or a pipe, whose lines are not wrapped."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def format_rows(rows: Mapping[str, str], width: int | None) -> list[str]:
+    """Lines of a table of names and texts, in which a text continues under its beginning.
+
+    Args:
+        width: columns of the terminal; None = one line for each row.
+    """
+    names = max(map(len, rows), default=0)
+    lines: list[str] = []
+    for name, text in rows.items():
+        space = None if width is None else max(width - names - 5, 30)
+        first, *rest = [text] if space is None else textwrap.wrap(text, space, break_on_hyphens=False) or [""]
+        lines += [f"  {name:<{names}}  {first}".rstrip(), *(" " * (names + 4) + line for line in rest)]
+    return lines
 
 
 def show_with_unreadable(

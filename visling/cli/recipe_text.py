@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from visling.cli.printing import format_rows
 
-def describe_recipe(verb: str, about: str, recipe: Mapping[str, Any]) -> str:
+
+def describe_recipe(verb: str, recipe: Mapping[str, Any], width: int | None = None) -> str:
     """The text of one recipe.
 
     Args:
         verb: pretrain, finetune or multitask.
-        about: what it is, in a sentence.
-        recipe: as `recipes show --json` prints it: the config, its differences and, if made, its estimate.
+        recipe: as `recipes show --json` prints it: the config, what it is in words, its differences and, if made, its
+            estimate.
+        width: columns of the terminal; None = lines are not wrapped.
     """
-    rows = dict(_list_rows(recipe))
-    width = max(map(len, rows))
-    lines = [f"{recipe['recipe']}, for visling {verb}", about, ""]
-    lines += [f"  {name:<{width}}  {value}" for name, value in rows.items()]
+    lines = [f"{recipe['recipe']}, for visling {verb}", *_wrap(recipe["about"], width)]
+    if recipe.get("more"):
+        lines += ["", *_wrap(recipe["more"], width)]
+    lines += ["", *format_rows(dict(_list_rows(recipe)), width)]
     titles = {
         "changed": ("Changed", "recipe"),
         "paper": ("The paper differs", "paper"),
@@ -26,8 +30,21 @@ def describe_recipe(verb: str, about: str, recipe: Mapping[str, Any]) -> str:
     for part, (title, source) in titles.items():
         if recipe.get(part):
             lines += ["", title]
-            lines += [f"  {name}: {_say_difference(values, source)}" for name, values in recipe[part].items()]
+            for name, values in recipe[part].items():
+                lines += _wrap(f"  {name}: {_say_difference(values, source)}", width)
+    if recipe.get("release_in_all_runs"):
+        lines += ["", "The released code differs in every run"]
+        for name, value in recipe["release_in_all_runs"].items():
+            lines += _wrap(f"  {name}: {value}", width)
     return "\n".join(lines)
+
+
+def _wrap(text: str, width: int | None) -> list[str]:
+    """Lines of a paragraph, or of an indented entry, which continues a little further to the right."""
+    if width is None:
+        return [text]
+    indent = "    " if text.startswith(" ") else ""
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -38,7 +55,10 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     words = f"{encoder.get('max_tokens')} word pieces ({encoder.get('vocabulary')})"
     yield "reads", f"up to {words} and {encoder.get('max_regions')} regions {width}"
     if recipe.get("extractor"):
-        yield "features", "computed from the pictures (--images) by a network that is trained jointly"
+        yield (
+            "features",
+            "computed from the pictures (--images) by a network that is trained jointly and starts from --backbone",
+        )
     if "tasks" in recipe:
         yield from _list_tasks(recipe)
     elif "task" in recipe:
@@ -51,7 +71,7 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if "answers" in recipe:
             yield "answers", recipe["answers"]
         yield "trains on", recipe["train_split"] + _say_examples(recipe)
-        yield "validates", f"on {recipe['valid_split']}, {_say_validation(recipe)}"
+        yield "validates", _say_validation(recipe)
     else:
         corpora = [corpus["kind"] + _say_weight(corpus["weight"]) for corpus in recipe["corpora"]]
         yield "data", ", ".join(corpora)
@@ -62,7 +82,8 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             for name, weight in recipe["objectives"].items()
         ]
         yield "learns", ", ".join(learnt)
-    yield "starts from", "random weights" if recipe["start"] == "random" else f"{recipe['start']}, by --init"
+    by_init = f"{recipe['start']}, which --init has to name; without it from random weights"
+    yield "starts from", "random weights" if recipe["start"] == "random" else by_init
     if "tasks" not in recipe:
         batches = f"batches of {recipe['batch_size']}{_say_accumulation(train['accumulation'])}"
         yield "length", f"{_say_length(train)}, {batches}"
@@ -73,6 +94,9 @@ def _list_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if recipe.get("flip"):
         yield "mirrors", f"{recipe['flip']:.0%} of the training images"
     yield "precision", train["precision"]
+    yield "seed", str(train["seed"])
+    if recipe.get("source"):
+        yield "source", recipe["source"]
     if "estimate" in recipe:
         yield from _list_costs(recipe["estimate"])
 
@@ -82,7 +106,7 @@ def _list_tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, task in recipe["tasks"].items():
         parts = [
             task["task"] + "".join(f", {key} {_say(value)}" for key, value in task["task_settings"].items()),
-            f"train on {task['train_split']}, validate on {task['valid_split']}",
+            f"train on {task['train_split']}, validate on {task['valid_split']}" + _say_images(task["valid_images"]),
             f"batches of {task['batch_size']}",
         ]
         for key, what in (("max_tokens", "word pieces"), ("max_regions", "regions")):
@@ -135,9 +159,13 @@ def _say_examples(recipe: Mapping[str, Any]) -> str:
 
 
 def _say_validation(recipe: Mapping[str, Any]) -> str:
-    train, images = recipe["train"], recipe["valid_images"]
-    some = "" if images is None else f"the first {images} images, "
-    return f"{some}where the {'highest' if train['direction'] == 'max' else 'lowest'} {train['metric']} is the best"
+    train, best = recipe["train"], "highest" if recipe["train"]["direction"] == "max" else "lowest"
+    chosen = f"where the {best} {train['metric']} is the best" if "best" in train["keep"] else f"by {train['metric']}"
+    return f"on {recipe['valid_split']}{_say_images(recipe['valid_images'])}, {chosen}"
+
+
+def _say_images(number: int | None) -> str:
+    return "" if number is None else f" (the first {number} images)"
 
 
 def _say_length(train: Mapping[str, Any]) -> str:
@@ -175,8 +203,10 @@ def _say_clipping(optim: Mapping[str, Any]) -> str:
 def _say_parameters(optim: Mapping[str, Any]) -> str:
     """Which parameters are decayed, left out, or have a rate of their own."""
     spared = ", ".join([*optim["no_decay"], *(() if optim["decay_vectors"] else ("vectors",))])
+    if spared and optim["no_decay_except"]:
+        spared += f" (except {', '.join(optim['no_decay_except'])})"
     if optim["swap_decay"]:
-        which = f"only those named {spared}" if spared else "none"
+        which = f"those named {spared} alone" if spared else "none"
     else:
         which = f"all parameters but {spared}" if spared else "all parameters"
     parts = [f"weight decay {optim['weight_decay']:g} on {which}" if optim["weight_decay"] else "no weight decay"]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from visling import config as configs
+from visling import models
 from visling.cli.options import Command, Group, Json, Settings
-from visling.cli.printing import show
+from visling.cli.printing import format_rows, show, terminal_width
 from visling.cli.recipe_text import describe_recipe
 from visling.errors import ConfigError, Conflicts, nearest
 
@@ -36,13 +37,23 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command("list", cls=Command)
 def recipes_list(json_: Json = False) -> None:
-    """List the recipes of pretrain and finetune.
+    """List the recipes of pretrain, finetune and multitask: small ones, then the published ones.
 
     Example: visling recipes list
     """
-    from visling.recipes.listing import list_recipes
+    from visling.recipes.listing import join_families, list_published, list_recipes
 
-    show({f"{verb} {name}": what for verb, table in list_recipes().items() for name, what in table.items()}, json_)
+    recipes = list_recipes()
+    if json_:
+        show({f"{verb} {name}": what for verb, table in recipes.items() for name, what in table.items()}, json_)
+        return
+    published = list_published()
+    print(f"FAMILY is {', '.join(models.names()[:-1])} or {models.names()[-1]}. `visling recipes show NAME` says more.")
+    for title, wanted in (("Small", False), ("Published", True)):
+        for verb, table in recipes.items():
+            rows = {name: what for name, what in table.items() if (name in published[verb]) is wanted}
+            print(f"\n{title}, for visling {verb}")
+            print("\n".join(format_rows(join_families(rows), terminal_width())))
 
 
 @recipes_app.command("show", cls=Command)
@@ -62,11 +73,9 @@ def recipes_show(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print every setting, as one JSON object.")] = False,
 ) -> None:
-    """Show a recipe: data, size, main numbers, what it starts from, the differences from paper and release (those of
-    all its runs as `release_in_all_runs`), the estimated cost; of a fine-tuning also which files it reads, and which
-    list of answers it has to be given.
-
-    A name may have a recipe for pretrain and one for finetune; one that lacks a changed setting is left out.
+    """Show a recipe: what it is and where its numbers come from, its data, size and main numbers, what it starts from,
+    what paper and release do otherwise, and the estimated cost. A name may have a recipe for pretrain and one for
+    finetune; one that lacks a changed setting is left out.
 
     Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu H100
     """
@@ -77,10 +86,10 @@ def recipes_show(
         MULTITASK,
         PRETRAINING,
         common_differences,
+        explain,
         find_finetuning,
         find_multitask,
         find_pretraining,
-        summarise,
     )
     from visling.runs import estimate as estimates
     from visling.runs.finetune import describe_needed_answers
@@ -122,6 +131,8 @@ def recipes_show(
                 shown[verb]["answers"] = f"{listed}; name it with --set task_settings.answers=FILE"
         if start := describe_start(config):
             shown[verb]["init"] = f"{start}; without it a run starts from random weights, and its log says so"
+        about, more, source = explain(offering[verb])
+        shown[verb] |= {"about": about} | ({"more": more} if more else {}) | ({"source": source} if source else {})
     if estimate:
         gpus = tuple(gpu or (estimates.DEFAULT_GPU,))
         for one in gpus:
@@ -133,8 +144,7 @@ def recipes_show(
     if json_:
         print(json.dumps(shown, indent=2))
         return
-    texts = [describe_recipe(verb, summarise(offering[verb]), recipe) for verb, recipe in shown.items()]
-    print("\n\n".join(texts))
+    print("\n\n".join(describe_recipe(verb, recipe, terminal_width()) for verb, recipe in shown.items()))
 
 
 def find_recipe(

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from visling.cli.options import (
+    IMAGES,
+    OWN_FILES,
     Backbone,
     BatchSize,
     Device,
@@ -34,24 +36,27 @@ def pretrain(
     recipe: Recipe,
     data: Annotated[
         list[str],
-        typer.Option(help="Folder of annotations; may be repeated. DIR@SPLIT reads one split, for training only."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of annotations; may be repeated. DIR@SPLIT reads one split, for training only.",
+        ),
     ],
-    store: Annotated[Path, typer.Option(help="Region store that holds every image.")],
+    store: Annotated[Path, typer.Option(metavar="DIR", help="Region store that holds every image.")],
     out: Out,
     init: Init = None,
+    resume: Resume = False,
     images: Images = None,
     backbone: Backbone = None,
     other_features: OtherFeatures = False,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
-    set_: Settings = None,
     seed: Seed = None,
+    set_: Settings = None,
+    log_to: LogTo = None,
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    log_to: LogTo = None,
-    resume: Resume = False,
 ) -> None:
     """Pre-train an encoder on sentences about images.
 
@@ -89,69 +94,104 @@ def finetune(
         str | None,
         typer.Option(
             "--recipe",
+            metavar="NAME",
             help="Name of a recipe; `visling recipes list` shows them. Your own: MODULE:NAME. "
-            "Without it, the small one for own data (FAMILY-small) of the task that --task names.",
+            "Without it: the small one for your own data (FAMILY-small), with the task that --task names.",
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="What is learned: vqa, classification, ..., or a task of your own: MODULE.")
+        str | None,
+        typer.Option(metavar="NAME", help="What is learned: vqa, classification, ..., or a task of your own: MODULE."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the official annotations of a task.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the official annotations of a task.")
+    ] = None,
+    init: Init = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="FAMILY", help="Model family with --task; that of --init by default, else visualbert."),
+    ] = None,
+    resume: Resume = False,
     train: Annotated[
         Path | None,
-        typer.Option(help="Instead of --data: your own training examples, .jsonl, .json, .csv or .tsv."),
+        typer.Option(
+            metavar="FILE",
+            help="Instead of --data: training examples, .jsonl, .json, .csv or .tsv.",
+            rich_help_panel=OWN_FILES,
+        ),
     ] = None,
     valid: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|SHARE",
-            help="Your own validation examples; or the share of the images of --train to hold out, such as 0.1.",
+            help="Validation examples; or the share of the images of --train to hold out, such as 0.1.",
+            rich_help_panel=OWN_FILES,
         ),
     ] = None,
-    test: Annotated[Path | None, typer.Option(help="Your own test examples, checked now and scored later.")] = None,
-    images: Annotated[
+    test: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the images: of your own, whose regions are extracted into OUT/regions first; or of those "
-            "in --store, for recipes whose region extractor is trained jointly."
-        ),
-    ] = None,
-    detector: Annotated[
-        Path | None, typer.Option(help="Detector folder for --images; the one that --init carries by default.")
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Region store that holds every image; not needed with --images or --text-only."),
+        typer.Option(metavar="FILE", help="Test examples, checked now and scored later.", rich_help_panel=OWN_FILES),
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(help="File that lists the answers or labels; by default those of the training examples."),
+        typer.Option(
+            metavar="FILE",
+            help="List of the answers or labels; by default those of the training examples.",
+            rich_help_panel=OWN_FILES,
+        ),
     ] = None,
-    init: Init = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model family with --task; that of --init by default, else visualbert.")
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the images. With your own files: their regions are extracted into OUT/regions first. With "
+            "--store: for recipes whose region extractor is trained jointly.",
+            rich_help_panel=IMAGES,
+        ),
     ] = None,
-    backbone: Backbone = None,
+    detector: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Detector that extracts the regions of --images; by default the one that --init carries.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Region store that holds every image; not needed with --images or --text-only.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     valid_store: Annotated[
         Path | None,
         typer.Option(
-            help="Region store of the validation images, where they are shown with other regions than in training."
+            metavar="DIR",
+            help="Region store of the validation images, where they are shown with other regions than in training.",
+            rich_help_panel=IMAGES,
         ),
     ] = None,
-    other_features: OtherFeatures = False,
     text_only: Annotated[
-        bool, typer.Option("--text-only", help="Train without any region, to measure what the words alone give away.")
+        bool,
+        typer.Option(
+            "--text-only",
+            help="Train without any region, to measure what the words alone give away.",
+            rich_help_panel=IMAGES,
+        ),
     ] = False,
+    backbone: Backbone = None,
+    other_features: OtherFeatures = False,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
-    set_: Settings = None,
     seed: Seed = None,
+    set_: Settings = None,
+    log_to: LogTo = None,
     device: Device = "auto",
     threads: Threads = None,
     processes: Processes = 1,
-    log_to: LogTo = None,
-    resume: Resume = False,
 ) -> None:
     """Fine-tune a model on a task, by a recipe or on files of your own.
 

@@ -125,9 +125,10 @@ def cvlp_paper() -> PretrainConfig:
     )
 
 
-_DUMPS: Mapping[str, Any] = {
+_AVERAGED: Mapping[str, Any] = {
     "predictions": "both models' are written into one file, so that the averaged model's are left, by mistake; here "
     "evaluate writes those of the model that it is given",
+    "averaged model": "its last weights are kept too; here its best ones alone",
 }
 _ANSWER_HEAD: Mapping[str, Any] = {
     "answer head": "starts from that of the released file, which CVLP's losses never train; here from random weights, "
@@ -156,7 +157,7 @@ def cvlp_vqa() -> FinetuneConfig:
         train_split="train+nominival",
         valid_split="minival",
         train=_averaged(lr=5e-5, epochs=5, momentum=0.99995),
-        release={**_ANSWER_HEAD, **LXMERT_VALIDATED, **LXMERT_DROPPED, **_DUMPS},
+        release={**_ANSWER_HEAD, **LXMERT_VALIDATED, **LXMERT_DROPPED, **_AVERAGED},
     )
 
 
@@ -181,7 +182,7 @@ def cvlp_gqa() -> FinetuneConfig:
         train_split="train+valid",
         valid_split="testdev",
         train=_averaged(lr=1e-5, epochs=6, momentum=0.99997),
-        release={**_ANSWER_HEAD, **LXMERT_DROPPED, **_DUMPS},
+        release={**_ANSWER_HEAD, **LXMERT_DROPPED, **_AVERAGED},
     )
 
 
@@ -205,7 +206,7 @@ def cvlp_nlvr2() -> FinetuneConfig:
         train_split="train",
         valid_split="valid",
         train=_averaged(lr=5e-5, epochs=5, momentum=0.9995),
-        release={**LXMERT_DROPPED, **_DUMPS},
+        release={**LXMERT_DROPPED, **_AVERAGED},
     )
 
 

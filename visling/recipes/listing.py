@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,25 @@ def list_recipes() -> dict[str, dict[str, str]]:
         "finetune": dict(_read_table("tables", "FINETUNING")),
         "multitask": dict(_read_table("tables", "MULTITASK")),
     }
+
+
+def list_published() -> dict[str, set[str]]:
+    """pretrain, finetune, multitask -> names of the recipes of papers and releases."""
+    return {
+        "pretrain": {name for name, _ in _read_table("tables", "PUBLISHED_PRETRAINING")},
+        "finetune": {name for name, _ in _read_table("tables", "PUBLISHED_FINETUNING")},
+        "multitask": {name for name, _ in _read_table("multitask", "PUBLISHED")},
+    }
+
+
+def join_families(recipes: Mapping[str, str]) -> dict[str, str]:
+    """Recipes with those that every family has, described in the same words, in one row: FAMILY-vqa-scenes."""
+    joined: dict[str, str] = {}
+    for name, about in recipes.items():
+        family, _, rest = name.partition("-")
+        alike = all(recipes.get(f"{other}-{rest}") == about for other in models.names())
+        joined.setdefault(f"FAMILY-{rest}" if family in models.names() and alike else name, about)
+    return joined
 
 
 def _read_table(module: str, name: str) -> Iterator[tuple[str, str]]:

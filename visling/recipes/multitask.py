@@ -15,7 +15,6 @@ from visling.recipes.vilbert_tasks import (
     ANNOTATED_BOXES,
     FOUR_ALTERNATIVES,
     HEAD_RATE,
-    LAST_BATCH,
     RETRIEVAL_SPLITS,
     TASKS,
     MultitaskTask,
@@ -54,6 +53,9 @@ LACKING: Mapping[str, str] = {
     "GuessWhatPointing": "pointing among given boxes after a dialogue",
 }
 """Of the twelve, those that no task of this package reads."""
+
+
+_EVERY_EPOCH: Mapping[str, str] = {"models kept": "one after each of the 20 parts; the last is used"}
 
 
 def vilbert_12in1() -> MultitaskConfig:
@@ -100,6 +102,7 @@ def vilbert_12in1() -> MultitaskConfig:
             optim=replace(optim, no_decay_except=_name_norms(optim)),
         ),
         release={
+            **_EVERY_EPOCH,
             "further tasks": "three: " + ", ".join(f"{name} ({what})" for name, what in LACKING.items()),
             "snli-ve": "a linear head of three outputs, trained by the mean of binary cross-entropies",
             **{
@@ -108,7 +111,6 @@ def vilbert_12in1() -> MultitaskConfig:
                 for setting, value in FOUR_ALTERNATIVES.items()
             },
             **ANNOTATED_BOXES,
-            **LAST_BATCH,
             "length": "that of the longest task times the epochs of the last task in the list (20, as of all of them)",
             "heads of other tasks": "in the framework of its time their gradients in an update are zero, not absent, "
             "so that their moments and their decay still move them",
@@ -177,7 +179,7 @@ def vilbert_vcr_joint() -> MultitaskConfig:
         start=alone.start,
         train=replace(alone.train, metric="mean", keep=("best", "last"), optim=optim),
         paper=alone.paper,
-        release={name: value for name, value in alone.release.items() if name != "training"},
+        release={**_EVERY_EPOCH, **{name: value for name, value in alone.release.items() if name != "training"}},
     )
 
 

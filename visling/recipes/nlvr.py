@@ -15,7 +15,7 @@ from visling.train.config import TrainConfig
 
 
 def panels(model: str) -> PretrainConfig:
-    """Masked words of captions of drawn NLVR panels, the first step towards the recipe nlvr of the same model.
+    """Masked words of captions of drawn NLVR panels, the first step towards the model's recipe nlvr.
 
     It teaches which word belongs to which item; easy panels described in plain words serve best.
     """
@@ -34,7 +34,7 @@ def panels(model: str) -> PretrainConfig:
 
 
 def nlvr(model: str) -> PretrainConfig:
-    """Task-specific phase for NLVR, an idea of VisualBERT's: masked words of captions, and is a statement true.
+    """Task-specific phase for NLVR, an idea of VisualBERT's: masked words of captions, and whether a statement is true.
 
     It runs on drawn panels, then on NLVR's sentences too. VisualBERT's release masks words of the very statement it
     judges. NLVR shows each sentence with images it is true of and as many it is false of, so masked words cannot be

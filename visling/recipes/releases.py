@@ -40,6 +40,12 @@ COMMON: Mapping[str, Mapping[str, str]] = {
 }
 """Family -> topic -> what its release does in every run."""
 
+COMMON_IN_FINETUNING: Mapping[str, Mapping[str, str]] = {
+    family: {"last batch of an epoch": "kept, though not full: up to one more update per epoch"}
+    for family in ("vilbert", "vilbert-baseline")
+}
+"""The same of every fine-tuning."""
+
 FINETUNED_ON_ONE_DEVICE = ("lxmert", "cvlp")
 """Families whose release averages losses over devices in pre-training alone."""
 

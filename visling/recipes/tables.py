@@ -6,6 +6,7 @@ families' files do: `PRETRAINING`, `FINETUNING` and `MULTITASK`, each from a nam
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -70,22 +71,37 @@ MULTITASK: Mapping[str, Callable[[], MultitaskConfig]] = multitask.MULTITASK
 T = TypeVar("T")
 
 
-def common_differences(config: PretrainConfig | FinetuneConfig) -> Mapping[str, str]:
+def common_differences(config: PretrainConfig | FinetuneConfig | MultitaskConfig) -> Mapping[str, str]:
     """Topic -> what the release does in all its runs; nothing for a recipe that is not published."""
-    pretrains = isinstance(config, PretrainConfig)
-    if config.recipe not in (PUBLISHED_PRETRAINING if pretrains else PUBLISHED_FINETUNING):
+    published: Mapping[str, Any] = PUBLISHED_FINETUNING
+    if isinstance(config, PretrainConfig):
+        published = PUBLISHED_PRETRAINING
+    elif isinstance(config, MultitaskConfig):
+        published = multitask.PUBLISHED
+    if config.recipe not in published:
         return {}
-    one_device = not pretrains and config.model in releases.FINETUNED_ON_ONE_DEVICE
-    common = releases.COMMON.get(config.model, {})
-    return {topic: told for topic, told in common.items() if topic != "losses" or not one_device}
+    common = releases.COMMON[config.model]
+    if isinstance(config, PretrainConfig):
+        return common
+    one_device = config.model in releases.FINETUNED_ON_ONE_DEVICE
+    topics = {topic: told for topic, told in common.items() if topic != "losses" or not one_device}
+    return {**topics, **releases.COMMON_IN_FINETUNING.get(config.model, {})}
 
 
 def summarise(recipe: Callable[[], Any]) -> str:
     """First paragraph of a recipe's docstring; one that models and tasks share is a partial function and names the
     task by its title."""
-    text = " ".join((getattr(recipe, "func", recipe).__doc__ or "").partition("\n\n")[0].split())
+    return explain(recipe)[0]
+
+
+def explain(recipe: Callable[[], Any]) -> tuple[str, str, str]:
+    """What a recipe's docstring says: its first paragraph, the others, and the source of its numbers."""
+    function = getattr(recipe, "func", recipe)
+    text, _, source = inspect.cleandoc(function.__doc__ or "").partition("\n\nSource:\n")
+    first, *others = text.partition("\n\nArgs:\n")[0].split("\n\n")
+    first, more, source = (" ".join(part.split()) for part in (first, " ".join(others), source))
     given: tuple[Any, ...] = getattr(recipe, "args", ())
-    return text.replace("A task", scenes.TASKS[given[1]].title) if len(given) > 1 else text
+    return (first.replace("A task", scenes.TASKS[given[1]].title) if len(given) > 1 else first), more, source
 
 
 def find_pretraining(name: str) -> Callable[[], PretrainConfig]:

@@ -32,7 +32,6 @@ NO_DECAY: Mapping[str, Any] = {
 }
 """What both releases mean to decay, by the patterns that they look for."""
 
-LAST_BATCH: Mapping[str, str] = {"last batch of an epoch": "kept, though not full: up to one more update per epoch"}
 ANNOTATED_BOXES: Mapping[str, str] = {
     "training regions": "the annotated boxes of an image follow the detected ones, as far as there is room; so they do "
     "here if --store has both, and --valid-store the detected ones"
@@ -322,7 +321,6 @@ def _alone(
             **row.cleaned,
             **(release or {}),
             "updates": "in every fourth iteration only while the validation score stands still (stop-and-go)",
-            **LAST_BATCH,
         },
     )
 

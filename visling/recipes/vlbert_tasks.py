@@ -1,6 +1,7 @@
 """VL-BERT's published fine-tuning: VQA on stored features, RefCOCO+ and VCR with its region extractor trained jointly.
 
-Rates are the release's `LR` times the examples of an update, over all GPUs and micro-batches.
+Rates are the release's `LR` times the examples of an update, over all GPUs and micro-batches. The paper's own numbers
+could not be read.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _vqa(size: str, *, batch_size: int, accumulation: int) -> FinetuneConfig:
 
 
 def vlbert_base_refcoco_plus() -> FinetuneConfig:
-    """VL-BERT base on RefCOCO+ as released, among detected regions: AdamW 2.56e-5, 16 sentences twice, 20 epochs.
+    """VL-BERT base on RefCOCO+ as released, among detections: AdamW 2.56e-5, 2 x 16 sentences per update, 20 epochs.
 
     The network that computes the features is trained jointly. `--store` holds MAttNet's detections followed by the
     annotated boxes, `--valid-store` the detections alone; only their boxes are read.
@@ -98,7 +99,7 @@ def vlbert_base_refcoco_plus_gt() -> FinetuneConfig:
 
 
 def vlbert_large_refcoco_plus() -> FinetuneConfig:
-    """VL-BERT large on RefCOCO+ as released, among detected regions: as vlbert-base-refcoco+, 8 sentences four times.
+    """VL-BERT large on RefCOCO+ as released, among detections: as vlbert-base-refcoco+, 4 x 8 sentences per update.
 
     Source:
         cfgs/refcoco/large_detected_regions_4x16G.yaml: 4 GPUs x 2 x 4.
@@ -134,7 +135,7 @@ def _refcoco_plus(size: str, *, annotated: bool, batch_size: int, accumulation: 
 
 
 def vlbert_base_vcr() -> FinetuneConfig:
-    """VL-BERT base on VCR's answers as released: SGD 4.48e-3, 16 questions four times, 20 epochs.
+    """VL-BERT base on VCR's answers as released: SGD 4.48e-3, 4 x 16 questions per update, 20 epochs.
 
     The rate falls to a tenth after 14 and after 18 epochs. The network that computes the features is trained jointly on
     pictures of at most 600 x 1200 pixels, whose regions are the annotated objects under their masks. The classes of all
