@@ -265,14 +265,12 @@ class Multitasking:
         return {own: self.config.head_name(name, own) for own in self.tasks[name].task.heads}
 
     def _plan_turns(self, lengths: Mapping[str, int]) -> Turns:
-        config = self.config
+        config, epochs = self.config, self.config.train.epochs
         longest = max(config.tasks[name].epochs * length for name, length in lengths.items())
-        return Turns(
-            lengths,
-            epochs=config.train.epochs,
-            iterations_per_epoch=int(longest * config.multiplier / config.train.epochs),
-            stop_and_go=config.stop_and_go,
-        )
+        per_epoch = int(longest * config.multiplier / epochs)
+        if config.stop_and_go is None and config.train.max_steps is not None and per_epoch:
+            epochs = math.ceil(config.train.max_steps / (per_epoch * len(lengths)))  # `max_steps` replaces the epochs
+        return Turns(lengths, epochs=epochs, iterations_per_epoch=per_epoch, stop_and_go=config.stop_and_go)
 
     def _validate(self, model: JointModel, turns: Turns) -> Mapping[str, float]:
         """Scores of the tasks that are due, as TASK.SCORE, and the mean of the tasks' latest scores, 0 for one that has

@@ -270,7 +270,7 @@ class Trainer:
             due = epoch_ended and self.epoch % every == 0
         else:
             due = self.state.step % every == 0
-        if self._validate is not None and due:
+        if self._validate is not None and due and not self._is_complete():  # the end of the run validates by itself
             self._score(self._validate, self.epoch)
 
     def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
@@ -364,6 +364,8 @@ class Trainer:
         ended."""
         state, config = self.state, self.config
         if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
+            if self.pace is not None:
+                self.pace.finish()
             self._score(self._validate, state.epoch + (state.batch > 0))
             self.saved_at = -1
         elif state.best is None:
