@@ -84,7 +84,7 @@ class MultitaskConfig:
     start: str = "random"
     """What the weights start from: random (initialisation), released text weights (bert-base-uncased), or the recipe
     whose model `--init` names."""
-    from_init: Mapping[str, Any] = field(default_factory=dict)
+    from_init: Mapping[str, Any] | None = None
     """As in `FinetuneConfig`."""
     release_start: bool = True
     """As in `FinetuneConfig`."""
