@@ -117,6 +117,9 @@ def test_the_best_model_of_a_task_is_a_model_of_that_task_alone(world: Any, trai
     found = evaluate(tmp_path / "vqa", split="val", data=world.scenes, store=world.regions)
     assert found["scores"]["accuracy"]["value"] == pytest.approx(max(best.values()))
     assert {file.name for file in (trained / "models" / "vqa" / "detector").iterdir()}, "it predicts from raw images"
+    in_its_run = evaluate(trained / "models" / "vqa", split="val")
+    assert in_its_run == found | {"baselines": in_its_run["baselines"]}
+    assert in_its_run["baselines"], "data and store are those that the run names for the task"
 
 
 # Task tokens

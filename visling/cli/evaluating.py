@@ -15,7 +15,12 @@ from visling.cli.printing import progress_bar
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder of finetune; or a model folder, with --data and --store.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder of finetune, or a model folder; one that is in no run needs --data and --store."
+        ),
+    ],
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     file: Annotated[
         Path | None, typer.Option(help="Instead of a split: your own examples, .jsonl, .json, .csv or .tsv.")
