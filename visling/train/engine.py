@@ -331,7 +331,8 @@ class Trainer:
         self.run_folder.save_model(folder, (lambda at: save_weights(at, self.model)) if write is None else write)
 
     def _save_if_due(self) -> None:
-        if self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step:
+        due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
+        if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
 
     def _save_last(self) -> None:
