@@ -27,7 +27,7 @@ from visling.train.log import Log
 from visling.train.meter import Meter, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step
+from visling.train.parallel import Backward, Step, share_statistics
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State, from_main, save_weights
 from visling.train.transfer import move_ahead
@@ -278,6 +278,7 @@ class Trainer:
         averaged weights are validated after it, and kept if they are the best averaged ones."""
         state, name = self.state, self.config.metric
         self.meter.read(state.step)
+        share_statistics(self.model)
         scores, averaged = _evaluate(self.model, validate), {}
         if self.average is not None:
             with self.average.in_place_of_model():
