@@ -39,6 +39,7 @@ def test_the_encoder_follows_the_model_that_a_run_starts_from(model: str) -> Non
     for field in dataclasses.fields(family.config):
         owner = recipe.encoder if field.name in family.kept else start
         assert getattr(run.encoder, field.name) == getattr(owner, field.name), field.name
+    assert run.from_init is not None
     assert run.from_init["encoder.vocab_size"] == 318
     assert "encoder.feature_size" not in run.from_init, "the recipe leaves it to the store"
     assert not any(name.partition(".")[2] in family.kept for name in run.from_init)
@@ -61,6 +62,7 @@ def test_settings_have_the_last_word() -> None:
     recipe = FINETUNING["visualbert-vqa-scenes"]()
     run = change_recipe(recipe, ["encoder.hidden_size=64", "encoder.max_tokens=20"], start=start)
     assert (run.encoder.hidden_size, run.encoder.max_tokens, run.encoder.num_layers) == (64, 20, start.num_layers)
+    assert run.from_init is not None
     assert "encoder.hidden_size" not in run.from_init
     whole = change_recipe(recipe, ["encoder=vqa"], start=start)
     assert whole.encoder == models.spec("visualbert").presets["vqa"]
