@@ -95,6 +95,29 @@ def test_gradients_are_means_over_processes(tmp_path: Path) -> None:
     assert ended.stdout == "means\n"
 
 
+def test_trained_norms_have_the_statistics_of_the_main_process(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch\n"
+        "from visling import runtime\n"
+        "from visling.train.parallel import share_statistics\n"
+        "with runtime.process_group(2):\n"
+        "    trained, frozen = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3).requires_grad_(False)\n"
+        "    for norm in (trained, frozen):\n"
+        "        for _ in range(1 + runtime.rank()):\n"
+        "            norm(torch.arange(12.0).reshape(4, 3) * (1 + runtime.rank()))\n"
+        "    own = [buffer.clone() for buffer in trained.buffers()]\n"
+        "    other = frozen.running_mean.clone()\n"
+        "    share_statistics(torch.nn.Sequential(trained, frozen))\n"
+        "    same = [a.equal(b) for a, b in zip(own, trained.buffers())]\n"
+        "    assert same == [runtime.rank() == 0] * 3 and other.equal(frozen.running_mean)\n"
+        "    print('shared')\n"
+    )
+    ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "shared\n"
+
+
 STILL = ("train.optim.lr=0.0", "train.optim.weight_decay=0.0", "train.max_steps=1", "train.validate_every=1")
 """Settings under which training changes no weight: what is validated does not depend on how it was trained."""
 

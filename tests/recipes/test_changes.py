@@ -17,7 +17,8 @@ from visling.errors import CheckpointError, ConfigError
 from visling.pretrained.description import read_encoder_config
 from visling.recipes.changes import change_recipe, describe_followed
 from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
-from visling.runs.finetune import finetune
+from visling.runs.configure import configure
+from visling.runs.finetune import finetune, fit_to_family
 
 FEW = ("train.max_steps=2", "train.precision=fp32", "batch_size=4")
 
@@ -38,10 +39,11 @@ def test_the_encoder_follows_the_model_that_a_run_starts_from(model: str) -> Non
     for field in dataclasses.fields(family.config):
         owner = recipe.encoder if field.name in family.kept else start
         assert getattr(run.encoder, field.name) == getattr(owner, field.name), field.name
+    assert run.from_init is not None
     assert run.from_init["encoder.vocab_size"] == 318
     assert "encoder.feature_size" not in run.from_init, "the recipe leaves it to the store"
     assert not any(name.partition(".")[2] in family.kept for name in run.from_init)
-    assert dataclasses.replace(run, encoder=recipe.encoder, from_init={}) == recipe
+    assert dataclasses.replace(run, encoder=recipe.encoder, from_init=None) == recipe
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED_FINETUNING))
@@ -51,7 +53,8 @@ def test_a_published_fine_tuning_from_its_published_start_is_as_published(name: 
         return
     start = PUBLISHED_PRETRAINING[recipe.start]()
     run = change_recipe(recipe, start=start.encoder)
-    assert run == recipe, configs.difference(run, recipe)
+    assert run.from_init == {}
+    assert dataclasses.replace(run, from_init=None) == recipe, configs.difference(run, recipe)
 
 
 def test_settings_have_the_last_word() -> None:
@@ -59,6 +62,7 @@ def test_settings_have_the_last_word() -> None:
     recipe = FINETUNING["visualbert-vqa-scenes"]()
     run = change_recipe(recipe, ["encoder.hidden_size=64", "encoder.max_tokens=20"], start=start)
     assert (run.encoder.hidden_size, run.encoder.max_tokens, run.encoder.num_layers) == (64, 20, start.num_layers)
+    assert run.from_init is not None
     assert "encoder.hidden_size" not in run.from_init
     whole = change_recipe(recipe, ["encoder=vqa"], start=start)
     assert whole.encoder == models.spec("visualbert").presets["vqa"]
@@ -107,23 +111,27 @@ def test_a_vocabulary_of_ones_own_follows_as_the_file_in_the_model_folder(world:
 
 def test_a_recipe_of_another_size_fine_tunes_what_it_starts_from(world: Any, tmp_path: Path) -> None:
     """A recipe of BERT's vocabulary, from a model with the words of the scenes and another width."""
-    start = read_encoder_config(world.pretrained)
-    run = change_recipe(FINETUNING["visualbert-small"](), FEW, start=start)
-    out = tmp_path / "run"
-    finetune(run, out, data=world.scenes, store=world.regions, init=world.pretrained, device="cpu")
+    recipe, out = FINETUNING["visualbert-small"](), tmp_path / "run"
+    finetune(
+        configs.override(recipe, FEW),
+        out,
+        data=world.scenes,
+        store=world.regions,
+        init=world.pretrained,
+        device="cpu",
+    )
     assert json.loads((out / "model" / "config.json").read_text())["config"]["hidden_size"] == 16
     logged = [json.loads(line).get("message", "") for line in (out / "log.jsonl").read_text().splitlines()]
     (told,) = [message for message in logged if "unlike recipe visualbert-small" in message]
     assert "encoder.vocabulary scenes (recipe: bert-base-uncased)" in told
-    assert json.loads((out / "run.json").read_text())["config"]["from_init"]["encoder.hidden_size"] == 128
+    run = json.loads((out / "run.json").read_text())["config"]
+    assert run["from_init"]["encoder.hidden_size"] == 128
+    as_typed = configure(recipe, FEW, options={"--epochs": None}, init=world.pretrained)
+    assert run == configs.to_dict(fit_to_family(as_typed)), "the call and the command line agree"
 
 
 def test_a_setting_that_the_weights_do_not_fit_is_named(world: Any, tmp_path: Path) -> None:
-    run = change_recipe(
-        FINETUNING["visualbert-vqa-scenes"](),
-        [*FEW, "encoder.hidden_size=48"],
-        start=read_encoder_config(world.pretrained),
-    )
+    run = configure(FINETUNING["visualbert-vqa-scenes"](), [*FEW, "encoder.hidden_size=48"], init=world.pretrained)
     with pytest.raises(CheckpointError, match=r"do not fit.* Here encoder\.hidden_size is 48, not 16\.$"):
         finetune(run, tmp_path / "run", data=world.scenes, store=world.regions, init=world.pretrained, device="cpu")
 

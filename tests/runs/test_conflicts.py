@@ -15,6 +15,7 @@ from visling.data.corpora.readers import without_objectives
 from visling.errors import ConfigError, VislingError
 from visling.recipes.configs import OBJECTIVES
 from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.runs.configure import configure
 from visling.runs.finetune import finetune
 from visling.runs.objectives import _OBJECTIVES
 from visling.runs.pretrain import pretrain
@@ -25,15 +26,14 @@ FEW = ("train.max_steps=2", "train.precision=fp32", "batch_size=4")
 def test_a_pre_training_names_every_file_that_is_missing(world: Any, tmp_path: Path) -> None:
     """Two corpora, two splits, features of another width, a model of other features."""
     corpora = 'corpora=[{kind = "captions"}, {kind = "answered_questions"}]'
-    run = configs.override(
-        PRETRAINING["visualbert-scenes"](), [corpora, "any_features=false", "objectives={masked_lm=1}"]
-    )
+    settings = [corpora, "any_features=false", "encoder.feature_size=20", "objectives={masked_lm=1}"]
+    run = configure(PRETRAINING["visualbert-scenes"](), settings, init=world.pretrained)
     with pytest.raises(VislingError) as caught:
         pretrain(
             run, tmp_path / "run", data=[str(tmp_path)], store=world.other_regions, init=world.pretrained, device="cpu"
         )
     said = [str(error) for error in caught.value.several]
-    width = "features of width 16; recipe visualbert-scenes reads 256"
+    width = "features of width 16; recipe visualbert-scenes reads 20"
     for part in ("captions_train", "captions_val", "*train*_questions", "*val*_questions", width, "trained on region"):
         assert any(part in one for one in said), (part, said)
     assert len(said) == 6

@@ -600,7 +600,6 @@ def test_a_store_without_an_image_of_the_split_is_refused(world: Any, vqa: Path,
         ("nothing", CheckpointError, "no model in"),
         ("pretrained", CheckpointError, "without a task head"),
         ("detector", CheckpointError, "holds no model that pretrain or finetune wrote"),
-        ("vqa/model", RunError, "is not a run folder.*Give --data and --store, or the folder that finetune wrote"),
     ],
 )
 def test_what_is_no_fine_tuned_run_is_refused(world: Any, part: str, error: type[Exception], message: str) -> None:
@@ -608,13 +607,23 @@ def test_what_is_no_fine_tuned_run_is_refused(world: Any, part: str, error: type
         evaluate(world.folder / part, split="test", device="cpu")
 
 
-def test_a_model_folder_is_scored_on_the_data_and_regions_given(world: Any, vqa: Path) -> None:
+def test_a_model_folder_is_scored_on_the_data_and_regions_given(world: Any, vqa: Path, tmp_path: Path) -> None:
     expected = evaluate(vqa, split="test", device="cpu")
+    model = tmp_path / "copy"
+    shutil.copytree(vqa / "model", model)
+    with pytest.raises(RunError, match=r"is not a run folder, nor in one.*Give --data and --store, or the folder that"):
+        evaluate(model, split="test", device="cpu")
     with pytest.raises(RunError, match=r"Give --store, or"):
-        evaluate(vqa / "model", split="test", data=world.scenes, device="cpu")
-    found = evaluate(vqa / "model", split="test", data=world.scenes, store=world.regions, device="cpu")
+        evaluate(model, split="test", data=world.scenes, device="cpu")
+    found = evaluate(model, split="test", data=world.scenes, store=world.regions, device="cpu")
     assert found == expected | {"baselines": {}}
-    assert (vqa / "model" / "details_test.jsonl").read_bytes() == (vqa / "details_test.jsonl").read_bytes()
+    assert (model / "details_test.jsonl").read_bytes() == (vqa / "details_test.jsonl").read_bytes()
+
+
+def test_the_model_of_a_run_is_scored_on_what_its_run_names(vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = evaluate(vqa, split="test", device="cpu")
+    monkeypatch.chdir(vqa)
+    assert evaluate(Path("model"), split="test", device="cpu") == expected
 
 
 def test_converted_weights_are_scored(recorded: Any, world: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from visling import api
 from visling import config as configs
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.configs import FinetuneConfig
@@ -61,10 +62,13 @@ def test_the_averaged_weights_are_a_model_folder(world: Any, run: tuple[Path, st
     assert any(not own.weights[name].equal(other.weights[name]) for name in own.weights)
     assert (folder / "detector").is_dir()
     known = json.loads((run[0] / "run.json").read_text())
-    scored = evaluate(
-        folder, split=known["config"]["valid_split"], data=world.scenes, store=world.regions, device="cpu"
-    )
+    scored = evaluate(folder, split=known["config"]["valid_split"], device="cpu")
     assert scored["scores"]["accuracy"]["value"] == pytest.approx(known["averaged"]["accuracy"])
+    assert scored["baselines"], "its training examples are those of the run"
+    assert (folder / "evaluation_val.json").is_file()
+    assert not (run[0] / "evaluation_val.json").exists()
+    picture = next((world.scenes / "images" / "test").glob("*.png"))
+    assert api.load(folder, device="cpu").answer(picture, "what colour is the star?").text in own.state["answers"]
     state = finetune(
         averaged(world, "train.max_steps=1"),
         tmp_path / "next",

@@ -117,6 +117,9 @@ def test_the_best_model_of_a_task_is_a_model_of_that_task_alone(world: Any, trai
     found = evaluate(tmp_path / "vqa", split="val", data=world.scenes, store=world.regions)
     assert found["scores"]["accuracy"]["value"] == pytest.approx(max(best.values()))
     assert {file.name for file in (trained / "models" / "vqa" / "detector").iterdir()}, "it predicts from raw images"
+    in_its_run = evaluate(trained / "models" / "vqa", split="val")
+    assert in_its_run == found | {"baselines": in_its_run["baselines"]}
+    assert in_its_run["baselines"], "data and store are those that the run names for the task"
 
 
 # Task tokens
@@ -233,6 +236,45 @@ def test_a_resumed_run_has_the_same_tasks(world: Any, tmp_path: Path) -> None:
         train(world, tmp_path / "run", "tasks.vqa.loss_scale=2.0", resume=True)
 
 
+# A run that ends by its number of updates
+
+
+TASKS = {"vqa", "gqa", "referring", "retrieval", "vcr", "nlvr2"}
+
+
+def list_validations(run: Path) -> list[tuple[int, dict[str, float]]]:
+    """Step and scores of each."""
+    return [(line["step"], line["scores"]) for line in read(run / "log.jsonl") if line["kind"] == "valid"]
+
+
+def scores_all(scores: dict[str, float]) -> bool:
+    return {name.partition(".")[0] for name in scores} == {*TASKS, "mean"}
+
+
+def test_the_end_of_a_run_validates_every_task(world: Any, trained: Path, tmp_path: Path) -> None:
+    """Where it is between two validations, and where only some tasks are due."""
+    some = next(step for step, scores in list_validations(trained) if not scores_all(scores))
+    for steps in (some - 1, some):
+        out = tmp_path / str(steps)
+        train(world, out, f"train.max_steps={steps}")
+        step, scores = (validations := list_validations(out))[-1]
+        assert step == steps
+        assert scores_all(scores)
+        assert {folder.name for folder in (out / "models").iterdir()} == TASKS
+        train(world, out, f"train.max_steps={steps}", resume=True)
+        assert list_validations(out) == validations, "a finished run is not validated again"
+
+
+def test_a_run_may_make_more_updates_than_its_epochs(world: Any, tmp_path: Path) -> None:
+    train(world, tmp_path / "whole", "stop_and_go=none")
+    whole, _ = list_validations(tmp_path / "whole")[-1]
+    state = train(world, tmp_path / "longer", "stop_and_go=none", f"train.max_steps={whole + 5}")
+    assert state.step == whole + 5
+    step, scores = list_validations(tmp_path / "longer")[-1]
+    assert step == whole + 5
+    assert scores_all(scores)
+
+
 # What is refused
 
 
@@ -245,6 +287,7 @@ def test_a_resumed_run_has_the_same_tasks(world: Any, tmp_path: Path) -> None:
         (["train.accumulation=2"], "train.accumulation: every task makes updates of its own"),
         (["train.metric=vqa.accuracy"], 'use "mean"'),
         (["train.optim.drop_epochs=[1]"], "train.optim.drop_epochs"),
+        (["train.patience=3"], "train.patience: a task that has stopped improving pauses by itself"),
         (["tasks.nlvr2.shares=vqa"], "the tasks vqa and nlvr2 cannot share the head vqa_classify"),
         (["tasks.gqa.shares=vqa"], "the tasks vqa and gqa cannot share the head vqa_classify"),
         (["stop_and_go.every=0"], "stop_and_go.every must be 1 or more"),

@@ -312,17 +312,21 @@ def test_features_of_another_detector_need_consent(world: Any) -> None:
 
 
 def test_a_run_that_fails_before_it_saved_anything_frees_its_folder(world: Any, tmp_path: Path) -> None:
-    run = configs.override(PRETRAINING["visualbert-scenes"](), [*world.settings, "batch_size=1000"])
+    run = configs.override(PRETRAINING["visualbert-scenes"](), [*world.settings, "train.accumulation=1000"])
     out = tmp_path / "run"
-    with pytest.raises(ConfigError, match="Lower batch_size"):
+    with pytest.raises(ConfigError, match="less accumulation"):
         pretraining.pretrain(run, out, data=[str(world.scenes)], store=world.regions, device="cpu")
     assert not out.exists()
     out.mkdir()
-    with pytest.raises(ConfigError, match="Lower batch_size"):
+    with pytest.raises(ConfigError, match="less accumulation"):
         pretraining.pretrain(run, out, data=[str(world.scenes)], store=world.regions, device="cpu")
     assert list(out.iterdir()) == []
     pretraining.pretrain(
-        configs.override(run, ["batch_size=8"]), out, data=[str(world.scenes)], store=world.regions, device="cpu"
+        configs.override(run, ["train.accumulation=1"]),
+        out,
+        data=[str(world.scenes)],
+        store=world.regions,
+        device="cpu",
     )
 
 

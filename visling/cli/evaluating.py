@@ -15,7 +15,12 @@ from visling.cli.printing import progress_bar
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder of finetune; or a model folder, with --data and --store.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder of finetune, or a model folder; one that is in no run needs --data and --store."
+        ),
+    ],
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to score.")] = "test",
     file: Annotated[
         Path | None,

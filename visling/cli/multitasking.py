@@ -22,7 +22,6 @@ from visling.cli.options import (
     Threads,
 )
 from visling.cli.printing import print_model_folder
-from visling.cli.recipes import find_recipe
 
 
 def multitask(
@@ -62,8 +61,9 @@ def multitask(
     from visling import runtime
     from visling.recipes.tables import find_multitask
     from visling.runs import multitask as multitasking
+    from visling.runs.configure import configure
 
-    run = find_recipe(find_multitask(recipe), set_, {"--lr": lr, "--seed": seed}, init)
+    run = configure(find_multitask(recipe)(), set_ or (), options={"--lr": lr, "--seed": seed}, init=init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = multitasking.multitask(

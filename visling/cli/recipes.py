@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -14,13 +13,7 @@ from visling import models
 from visling.cli.options import Command, Group, Json, Settings
 from visling.cli.printing import format_rows, show, terminal_width
 from visling.cli.recipe_text import describe_recipe
-from visling.errors import ConfigError, Conflicts, nearest
-
-if TYPE_CHECKING:
-    from visling.recipes.configs import FinetuneConfig, PretrainConfig
-    from visling.recipes.multitask_configs import MultitaskConfig
-
-C = TypeVar("C", "PretrainConfig", "FinetuneConfig", "MultitaskConfig")
+from visling.errors import ConfigError, nearest
 
 recipes_app = typer.Typer(cls=Group, help="List the recipes, and show what one sets and costs.")
 
@@ -79,6 +72,7 @@ def recipes_show(
 
     Example: visling recipes show lxmert-20epochs-qa --set train.epochs=12 --gpu H100
     """
+    from visling.recipes.changes import change_recipe
     from visling.recipes.configs import differences
     from visling.recipes.releases import describe_start
     from visling.recipes.tables import (
@@ -112,7 +106,7 @@ def recipes_show(
     chosen, refused = {}, []
     for verb, recipe in offering.items():
         try:
-            config = find_recipe(recipe, set_)
+            config = change_recipe(recipe(), set_ or ())
             if verb == "pretrain":
                 check_objectives(config)
             chosen[verb] = config
@@ -145,32 +139,3 @@ def recipes_show(
         print(json.dumps(shown, indent=2))
         return
     print("\n\n".join(describe_recipe(verb, recipe, terminal_width()) for verb, recipe in shown.items()))
-
-
-def find_recipe(
-    recipe: Callable[[], C],
-    settings: Sequence[str] | None,
-    options: Mapping[str, Any] | None = None,
-    init: Path | None = None,
-) -> C:
-    """The config of a recipe as a run has it.
-
-    Args:
-        options: values of `recipes.changes.OPTIONS`; None = not given.
-        init: model or run folder that the run starts from.
-    Raises:
-        ConfigError: no such setting, or two that contradict each other.
-        CheckpointError: no model in `init`.
-    """
-    from visling.pretrained.description import read_encoder_config
-    from visling.recipes.changes import change_recipe
-
-    conflicts = Conflicts()
-    start = None
-    with conflicts.collect():
-        start = None if init is None else read_encoder_config(init)
-    config = recipe()
-    with conflicts.collect():
-        config = change_recipe(config, settings or (), options=options, start=start)
-    conflicts.refuse()
-    return config

@@ -29,7 +29,6 @@ from visling.cli.options import (
     Threads,
 )
 from visling.cli.printing import print_model_folder, progress_bar
-from visling.cli.recipes import find_recipe
 
 
 def pretrain(
@@ -65,9 +64,10 @@ def pretrain(
     from visling import runtime
     from visling.recipes.tables import find_pretraining
     from visling.runs import pretrain as pretraining
+    from visling.runs.configure import configure
 
     short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
-    run = find_recipe(find_pretraining(recipe), set_, short, init)
+    run = configure(find_pretraining(recipe)(), set_ or (), options=short, init=init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes):
         state = pretraining.pretrain(
@@ -202,6 +202,7 @@ def finetune(
     from visling import runtime
     from visling.cli.own_data import OwnOptions
     from visling.runs import finetune as finetuning
+    from visling.runs.configure import configure
 
     options = OwnOptions(
         recipe=recipe, task=task, data=data, train=train, valid=valid, test=test, images=images, detector=detector,
@@ -209,8 +210,8 @@ def finetune(
     )  # fmt: skip
     source = options.source()
     short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
-    chosen = options.find_recipe()
-    run = find_recipe(chosen, [*(set_ or []), *options.settings(chosen().task)], short, init)
+    chosen = options.find_recipe()()
+    run = configure(chosen, [*(set_ or []), *options.settings(chosen.task)], options=short, init=init)
     runtime.limit_threads(threads)
     with runtime.process_group(processes), progress_bar("Extracting regions", at_once=False) as progress:
         state = finetuning.finetune(

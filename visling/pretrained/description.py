@@ -51,6 +51,14 @@ def find_model(path: Path) -> Path:
     return folder
 
 
+def find_run(path: Path) -> Path | None:
+    """The run folder that a path is, or that has the model folder there as its model or in its models; None if there is
+    none."""
+    whole = path.absolute()
+    above = whole.parent if whole.name == "model" else whole.parent.parent if whole.parent.name == "models" else whole
+    return next((folder for folder in (whole, above) if (folder / "run.json").exists()), None)
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Contents of config.json.
 

@@ -49,6 +49,8 @@ def change_recipe(
     completed: list[str] = [] if "encoder" in own else _complete_vocabulary(own)
     inherited: list[str] = [f"{name}={_write(value)}" for name, value in followed.items()]
     config = configs.override(recipe, [*inherited, *given, *completed])
+    if not isinstance(start, models.spec(recipe.model).config):
+        return config
     before = configs.to_dict(recipe)
     left_open = {"encoder.feature_size"} if config.any_features else set()  # the store's, and the model has the same
     taken = followed.keys() - own.keys() - left_open

@@ -73,9 +73,9 @@ class PretrainConfig:
     recipe whose model `--init` names."""
     train: TrainConfig
     """How long and how."""
-    from_init: Mapping[str, Any] = field(default_factory=dict)
-    """Setting (dotted) of the encoder that is that of the model which `--init` names -> what the recipe has instead
-    (`recipes.changes`)."""
+    from_init: Mapping[str, Any] | None = None
+    """Setting (dotted) of the encoder that is that of the model which `--init` names -> what the recipe has instead;
+    None = the encoder is still the recipe's own, and a run takes that of the model first (`runs.configure`)."""
     paper: Mapping[str, Any] = field(default_factory=dict)
     """Setting (dotted) or topic -> what the paper has instead, where it is known."""
     release: Mapping[str, Any] = field(default_factory=dict)
@@ -213,9 +213,9 @@ class FinetuneConfig:
     from their word vectors, VCR's second segment from the first)."""
     train: TrainConfig
     """How long and how."""
-    from_init: Mapping[str, Any] = field(default_factory=dict)
-    """Setting (dotted) of the encoder that is that of the model which `--init` names -> what the recipe has instead
-    (`recipes.changes`)."""
+    from_init: Mapping[str, Any] | None = None
+    """Setting (dotted) of the encoder that is that of the model which `--init` names -> what the recipe has instead;
+    None = the encoder is still the recipe's own, and a run takes that of the model first (`runs.configure`)."""
     paper: Mapping[str, Any] = field(default_factory=dict)
     """Setting (dotted) or topic -> what the paper has instead, where it is known."""
     release: Mapping[str, Any] = field(default_factory=dict)

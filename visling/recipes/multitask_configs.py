@@ -84,7 +84,7 @@ class MultitaskConfig:
     start: str = "random"
     """What the weights start from: random (initialisation), released text weights (bert-base-uncased), or the recipe
     whose model `--init` names."""
-    from_init: Mapping[str, Any] = field(default_factory=dict)
+    from_init: Mapping[str, Any] | None = None
     """As in `FinetuneConfig`."""
     release_start: bool = True
     """As in `FinetuneConfig`."""
@@ -92,7 +92,8 @@ class MultitaskConfig:
     """As in `FinetuneConfig`."""
     train: TrainConfig
     """How long and how. `train.epochs` are parts of equal length into which the run is cut: drops and resets count
-    them. `train.metric` is "mean", of the tasks' latest scores."""
+    them. `train.max_steps` ends a run with `stop_and_go` early, without a change of its schedule. `train.metric` is
+    "mean", of the tasks' latest scores."""
     paper: Mapping[str, Any] = field(default_factory=dict)
     """Setting (dotted) or topic -> what the paper has instead, where it is known."""
     release: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +139,10 @@ class MultitaskConfig:
             ),
             "train.metric": (train.metric != "mean", 'the score of the whole run is the mean over tasks: use "mean"'),
             "train.direction": (train.direction != "max", "higher means are better: use max"),
+            "train.patience": (
+                train.patience is not None and self.stop_and_go is not None,
+                "a task that has stopped improving pauses by itself: leave it out, or use stop_and_go=none",
+            ),
             "train.optim.drop_epochs": (
                 bool(train.optim.drop_epochs) and self.stop_and_go is not None,
                 "a run with stop_and_go does not know its number of updates: use a schedule, or stop_and_go=none",

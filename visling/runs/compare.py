@@ -461,11 +461,11 @@ def _measure_run(run: Job, config: Mapping[str, Any]) -> dict[str, float]:
     """Size and effort of a finished run.
 
     Raises:
-        RunError: its folder holds a run of other settings.
+        RunError: its folder holds a run of other settings; an encoder that `from_init` changed differs by itself.
     """
     about = RunFolder(run.folder).read()
     own = {"train": {**config["train"], "seed": run.seed}, **({"text_only": True} if run.start == "text only" else {})}
-    changed = configs.difference(about.get("config", {}), {**config, **own})
+    changed = configs.difference({**about.get("config", {}), "from_init": None}, {**config, **own})
     if changed:
         listed = "; ".join(
             f"{name} should be {ours!r}, is {theirs!r}" for name, (ours, theirs) in list(changed.items())[:5]

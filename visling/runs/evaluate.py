@@ -21,6 +21,7 @@ from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
 from visling.errors import DataError, RunError
 from visling.models.task_model import TaskModel
+from visling.pretrained.description import find_run
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
@@ -62,7 +63,8 @@ def evaluate(
     file into the run folder.
 
     Args:
-        run: run folder, or a model folder, which needs `data` and `store`.
+        run: run folder, or a model folder, which needs `data` and `store` unless it is in the run folder that it was
+            trained in (RUN/models/averaged); its results are then its own.
         data: folder of annotations; None = the one, or the files, that it was trained on.
         file: examples of one's own to score in place of a split; the results are named after it, not after `split`.
         store: region store; None = the one it was validated on, which is the one it was trained on, unless the run has
@@ -95,8 +97,9 @@ def evaluate(
     model, scored = retrieval_model(saved) if zero_shot else saved.task_model()
     compared = {str(other): _read_scores(other, split, scored.name) for other in compare}
     others = None if joint is None else _read_other_phase(joint, split)
-    known = read_run_json(run) if (run / "run.json").exists() else {}
-    known = known.get("tasks", {}).get(task, known)
+    home = find_run(run)
+    known = {} if home is None else read_run_json(home)
+    known = known.get("tasks", {}).get(task or run.name, known)
     unknown = [
         name
         for name, given in (("data", data or file), ("store", saved.text_only or store))
@@ -104,16 +107,17 @@ def evaluate(
     ]
     if unknown:
         raise RunError(
-            f"{run} is not a run folder: it has no run.json that says what the model was trained on. "
+            f"{run} is not a run folder, nor in one: there is no run.json that says what the model was trained on. "
             f"Give {' and '.join(f'--{name}' for name in unknown)}, or the folder that finetune wrote with --out."
         )
     own = _read_own(scored, known, split, data=data, file=file)
     regions = None
     if not saved.text_only:
+        extracted = None if home is None else home / REGIONS
         if store is None:
-            known_store = known.get("valid_store") or known["store"]
-            store = run / REGIONS if (run / REGIONS).is_dir() else Path(known_store)
-        if file is not None and own is not None and store == run / REGIONS:
+            used = known.get("valid_store") or known["store"]
+            store = extracted if extracted is not None and extracted.is_dir() else Path(used)
+        if file is not None and own is not None and store == extracted:
             folder = images if images is not None else Path(known["images"])
             detector = carried_detector(run)
             prepare_regions(own.images, folder, detector, store, Problems(), device=device, progress=progress)

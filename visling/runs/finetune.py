@@ -32,6 +32,7 @@ from visling.recipes.changes import describe_followed
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
+from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
@@ -71,10 +72,12 @@ def finetune(
     """Train a model on a task; leaves a run folder.
 
     Args:
+        config: a recipe's, as it is or with changed settings (`runs.configure`).
         data: folder of annotations, or files of one's own.
         store: region store that holds every image; may be None for a text-only run, or for files of one's own with
             `images`. If the recipe has an extractor, only boxes are read from it.
-        init: pre-trained model or run folder; None starts from scratch.
+        init: pre-trained model or run folder, whose encoder's settings the run has (`runs.configure`); None starts from
+            scratch.
         other_features: accept that `init` was trained on features of another detector.
         images: folder of the images, for a recipe with an extractor, or of files of one's own: without a store, their
             regions are extracted into `out/regions` first.
@@ -138,6 +141,7 @@ class Finetuning:
         self.start: ModelFolder | None = None
         with conflicts.collect():
             self.start = None if init is None else read_model_folder(init)
+            config = follow_init(config, init)
         if isinstance(data, OwnFiles):
             config = replace(config, train_split=TRAIN, valid_split=VALID)
         with conflicts.collect():
@@ -212,12 +216,9 @@ class Finetuning:
         self.valid_records = limit_images(self.valid_records, config.valid_images)
 
     def _fit_encoder(self, config: FinetuneConfig) -> FinetuneConfig:
-        """The config with the feature width of the store; without a store that of the model that it starts from: no
-        feature is projected, but the weights of the projection are loaded. The task tokens are those of that model."""
+        """The config with the feature width of the store, and with the task tokens of the model that it starts from."""
         if self.store is not None:
             config = fit_to_store(config, self.store)
-        elif self.start is not None:
-            config = replace(config, encoder=replace(config.encoder, feature_size=self.start.config.feature_size))
         return config if self.start is None else follow_task_token(config, self.start)
 
     def build(self) -> Training:

@@ -51,7 +51,7 @@ def _fit_encoder(config: C, store: NativeStore) -> C:
     if not config.any_features:
         here = f"{store.path} holds features of width {store.feature_size}"
         width = config.encoder.feature_size
-        if "encoder.feature_size" in config.from_init:
+        if "encoder.feature_size" in (config.from_init or {}):
             raise StoreError(
                 f"{here}; the model that --init names reads {width}. Use features of that width, or start from another "
                 "model."

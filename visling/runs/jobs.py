@@ -17,11 +17,10 @@ from typing import Any, Literal, TextIO
 
 from visling import runtime
 from visling.errors import RunError, VislingError
-from visling.pretrained.description import read_encoder_config
-from visling.recipes.changes import change_recipe
 from visling.recipes.tables import find_finetuning, find_pretraining
 from visling.runs import finetune as finetuning_module
 from visling.runs import pretrain as pretraining_module
+from visling.runs.configure import configure
 from visling.runs.evaluate import evaluate
 from visling.train.state import RunFolder
 
@@ -91,7 +90,7 @@ def work(run: Job, place: Places, stream: TextIO | None = None) -> None:
 
 def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
     pretraining_module.pretrain(
-        change_recipe(find_pretraining(run.recipe)(), run.settings),
+        configure(find_pretraining(run.recipe)(), run.settings),
         run.folder,
         data=[str(place.data)],
         store=place.store,
@@ -104,11 +103,7 @@ def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -
 
 def _finetune(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
     finetuning_module.finetune(
-        change_recipe(
-            find_finetuning(run.recipe)(),
-            run.settings,
-            start=None if run.init is None else read_encoder_config(run.init),
-        ),
+        configure(find_finetuning(run.recipe)(), run.settings, init=run.init),
         run.folder,
         data=place.data,
         store=place.store,

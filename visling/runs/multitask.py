@@ -31,6 +31,7 @@ from visling.recipes.changes import describe_followed
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
+from visling.runs.configure import follow_init
 from visling.runs.finetune import Finetuning
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
@@ -98,10 +99,12 @@ def multitask(
     """Train a model on several tasks in turn; leaves a run folder.
 
     Args:
+        config: a recipe's, as it is or with changed settings (`runs.configure`).
         data: folder of annotations of all tasks, in which each may have a sub-folder (`JointTask.folder`); NAME=PATH
             for that of one task.
         store: region store of all images; NAME=PATH for that of one task.
-        init: pre-trained model or run folder; None starts from scratch.
+        init: pre-trained model or run folder, whose encoder's settings the run has (`runs.configure`); None starts from
+            scratch.
         other_features: accept that `init`, or another store, has features of another detector.
         stream: where progress is written.
         log_to: where losses and scores go in addition to `out/log.jsonl`: tensorboard, wandb, trackio.
@@ -128,7 +131,7 @@ class Multitasking:
         device: str,
         other_features: bool,
     ) -> None:
-        names = list(config.tasks)
+        config, names = follow_init(config, init), list(config.tasks)
         folders, stores = TaskPaths.read(data, names, "--data"), TaskPaths.read(store, names, "--store")
         paths = {name: _find_folder(config, name, folders) for name in names}
         self.tasks: dict[str, Finetuning] = {}
@@ -265,14 +268,12 @@ class Multitasking:
         return {own: self.config.head_name(name, own) for own in self.tasks[name].task.heads}
 
     def _plan_turns(self, lengths: Mapping[str, int]) -> Turns:
-        config = self.config
+        config, epochs = self.config, self.config.train.epochs
         longest = max(config.tasks[name].epochs * length for name, length in lengths.items())
-        return Turns(
-            lengths,
-            epochs=config.train.epochs,
-            iterations_per_epoch=int(longest * config.multiplier / config.train.epochs),
-            stop_and_go=config.stop_and_go,
-        )
+        per_epoch = int(longest * config.multiplier / epochs)
+        if config.stop_and_go is None and config.train.max_steps is not None and per_epoch:
+            epochs = math.ceil(config.train.max_steps / (per_epoch * len(lengths)))  # `max_steps` replaces the epochs
+        return Turns(lengths, epochs=epochs, iterations_per_epoch=per_epoch, stop_and_go=config.stop_and_go)
 
     def _validate(self, model: JointModel, turns: Turns) -> Mapping[str, float]:
         """Scores of the tasks that are due, as TASK.SCORE, and the mean of the tasks' latest scores, 0 for one that has

@@ -167,14 +167,19 @@ def hold_out(records: Sequence[Record], share: float, source: Path) -> tuple[Seq
     leaders: dict[str, str] = {}
 
     def leader(name: str) -> str:
+        """First name, in alphabetical order, of the images that stay together with this one."""
+        passed = []
         while (above := leaders.setdefault(name, name)) != name:
+            passed.append(name)
             name = above
+        leaders.update(dict.fromkeys(passed, name))  # a shorter way for the next
         return name
 
     names = [record.images or (record.id,) for record in records]
     for first, *others in names:
         for other in others:
-            leaders[leader(other)] = leader(first)
+            one, two = sorted((leader(first), leader(other)))
+            leaders[two] = one
     groups = [leader(first) for first, *_ in names]
     ordered = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).hexdigest())
     held = set(ordered[: math.ceil(share * len(ordered))])

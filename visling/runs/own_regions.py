@@ -13,6 +13,7 @@ from visling import runtime
 from visling.data.annotations.problems import Place, Problems
 from visling.data.annotations.tables import ImageNames
 from visling.errors import CheckpointError, DataError, StoreError, VislingError
+from visling.pretrained.description import find_model
 from visling.regions.files import JOURNAL, MANIFEST
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
@@ -28,7 +29,7 @@ def carried_detector(init: Path | None) -> Path:
     """The detector that a model folder or run folder carries.
 
     Raises:
-        CheckpointError: none is given, or it carries none.
+        CheckpointError: none is given, it is no model, or it carries none.
     """
     mend = (
         "Name one with --detector, or regions that exist with --store. A detector of photographs is trained by "
@@ -36,7 +37,7 @@ def carried_detector(init: Path | None) -> Path:
     )
     if init is None:
         raise CheckpointError(f"images need a detector, and no model that carries one is named with --init. {mend}")
-    folder = (init if (init / "config.json").exists() else init / "model") / "detector"
+    folder = find_model(init) / "detector"
     if not folder.is_dir():
         raise CheckpointError(f"{init} carries no detector, so raw images cannot be turned into regions. {mend}")
     return folder

@@ -24,6 +24,7 @@ from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
+from visling.runs.configure import follow_init
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
 from visling.runs.pictures import build_extractor, check_images_option, find_corpus_pictures
@@ -59,11 +60,13 @@ def pretrain(
     """Train an encoder from scratch or from another model folder; leaves a run folder.
 
     Args:
+        config: a recipe's, as it is or with changed settings (`runs.configure`).
         data: folders of annotations (a text corpus may be a file); every corpus is read from each folder that has it.
             `DIR@SPLIT` reads that split instead of the recipe's training split and uses none of it for validation
             (NLVR: dev.train leaves out what fine-tuning holds out).
         store: region store of the images of the corpora; if the recipe has an extractor, only boxes and classes are
             read from it.
+        init: model or run folder, whose encoder's settings the run has (`runs.configure`); None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
         images: folder of the images, for a recipe with an extractor.
         backbone: weight file that the extractor starts from; without it the extractor is randomly initialised, or
@@ -108,6 +111,7 @@ class Pretraining:
         self.start: ModelFolder | None = None
         with conflicts.collect():
             self.start = None if init is None else read_model_folder(init)
+            config = follow_init(config, init)
         conflicts.refuse()
         self.config = config
         with conflicts.collect():

@@ -27,7 +27,7 @@ from visling.train.log import Log
 from visling.train.meter import Meter, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step
+from visling.train.parallel import Backward, Step, share_statistics
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State, from_main, save_weights
 from visling.train.transfer import move_ahead
@@ -270,7 +270,7 @@ class Trainer:
             due = epoch_ended and self.epoch % every == 0
         else:
             due = self.state.step % every == 0
-        if self._validate is not None and due:
+        if self._validate is not None and due and not self._is_complete():  # the end of the run validates by itself
             self._score(self._validate, self.epoch)
 
     def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
@@ -278,6 +278,7 @@ class Trainer:
         averaged weights are validated after it, and kept if they are the best averaged ones."""
         state, name = self.state, self.config.metric
         self.meter.read(state.step)
+        share_statistics(self.model)
         scores, averaged = _evaluate(self.model, validate), {}
         if self.average is not None:
             with self.average.in_place_of_model():
@@ -331,7 +332,8 @@ class Trainer:
         self.run_folder.save_model(folder, (lambda at: save_weights(at, self.model)) if write is None else write)
 
     def _save_if_due(self) -> None:
-        if self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step:
+        due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
+        if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
 
     def _save_last(self) -> None:
@@ -364,6 +366,8 @@ class Trainer:
         ended."""
         state, config = self.state, self.config
         if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
+            if self.pace is not None:
+                self.pace.finish()
             self._score(self._validate, state.epoch + (state.batch > 0))
             self.saved_at = -1
         elif state.best is None:

@@ -183,9 +183,14 @@ class Turns:
         self.due = [name for name in self.lengths if self._is_due(name, last)]
         self._forget_stretch()
 
+    def finish(self) -> None:
+        """End the run here: the next validation is of all tasks, as it is at the planned end."""
+        if not self.complete:
+            self.due = []
+
     def validate(self, score: Callable[[str], float]) -> None:
         """Take the scores of the tasks that are `due`, and of those that come due while all tasks are paused: nothing
-        is trained before that. Of a run that ends within a stretch, take those of all tasks.
+        is trained before that. Where none is due the run has ended: take those of all tasks.
 
         Args:
             score: validation score of a task, as its model is now.

@@ -277,24 +277,24 @@ def _is_decayed(name: str, parameter: nn.Parameter, config: OptimConfig) -> bool
 
 
 def build_schedule(config: OptimConfig, total: int | None, *, per_epoch: float | None = None) -> Schedule:
-    """The schedule of a run of `total` updates, or (None) of one that is bounded by time.
+    """The schedule of a run of `total` updates, or (None) of one that is bounded by time or by stop-and-go.
 
     Args:
         per_epoch: updates of an epoch, by which drops are placed.
     Raises:
-        ConfigError: a run bounded by time with a warm-up or an optimiser that needs the number of updates.
+        ConfigError: a run whose number of updates is not known, with a warm-up or an optimiser that needs it.
     """
     warmup = config.warmup_share
     if total is None:
         if config.name == "bert_adam":
             raise ConfigError(
-                "bert_adam reads its schedule by the updates of each parameter, whose number a run of train.seconds "
-                "does not know. Use train.max_steps, or another optimiser."
+                "bert_adam reads its schedule by the updates of each parameter, whose number a run of train.seconds or "
+                "with stop_and_go does not know. Use train.max_steps, stop_and_go=none, or another optimiser."
             )
         if config.warmup_steps is not None and config.schedule not in ("constant", "cosine"):
             raise ConfigError(
-                f"a run of train.seconds does not know its number of updates, of which {config.warmup_steps} should "
-                f'warm up. Use optim.warmup_share, optim.schedule = "cosine", or train.max_steps.'
+                f"a run of train.seconds or with stop_and_go does not know its number of updates, of which "
+                f"{config.warmup_steps} should warm up. Use optim.warmup_share, train.max_steps or stop_and_go=none."
             )
     elif config.warmup_steps is not None:
         warmup = config.warmup_steps / total
@@ -316,7 +316,7 @@ def build_schedule(config: OptimConfig, total: int | None, *, per_epoch: float |
 def build_optimizer(
     module: nn.Module, config: OptimConfig, total: int | None, *, per_epoch: float | None = None
 ) -> tuple[Optimizer, Schedule]:
-    """The optimiser of a module's parameters and the schedule of a run of `total` updates (None: bounded by time).
+    """The optimiser of a module's parameters and the schedule of a run of `total` updates; see `build_schedule`.
 
     Args:
         per_epoch: updates of an epoch, by which drops are placed.

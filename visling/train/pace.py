@@ -26,3 +26,7 @@ class Pace(Protocol):
     def epoch(self, update: int) -> int:
         """Epoch, from 1, that the log shows when `update` updates of this epoch have been made."""
         ...
+
+    def finish(self) -> None:
+        """End the run, whatever was still to come: the next validation is the last, and of everything."""
+        ...

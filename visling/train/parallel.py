@@ -79,6 +79,17 @@ class Backward:
             self._counts = []
 
 
+def share_statistics(model: nn.Module) -> None:
+    """Give every process the main one's statistics of trained batch norms, of which each measures its own batches:
+    what is then validated is the model that is saved."""
+    if runtime.world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters()):
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace gradients by their means over processes; one that a process lacks counts as zero, one that all lack
     remains None.

@@ -81,7 +81,7 @@ class Schedule:
 
     name: ScheduleName
     total: int | None
-    """Updates of the whole run; None = not known, the run is bounded by time."""
+    """Updates of the whole run; None = not known: the run is bounded by time or by stop-and-go."""
     warmup: float
     """Share of the run spent warming up."""
     warmup_steps: int = 0
@@ -100,7 +100,7 @@ class Schedule:
         """The shape at the next update when `done` updates have been made.
 
         Args:
-            share: of the time of a run without a `total` that has passed.
+            share: of a run without a `total` that has passed.
         Source:
             warmup_linear, warmup_constant: BertAdam, x / w, then (1 - x) / (1 - w) or 1. VL-BERT's triangle is the same
                 line read one update later.

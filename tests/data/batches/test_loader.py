@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -238,6 +240,26 @@ def test_leaving_early_ends_the_thread() -> None:
         time.sleep(0.01)
     assert loader_threads() == before
     assert source.made < 200, "the queue is bounded"
+
+
+def test_a_program_that_ends_by_an_error_is_not_aborted() -> None:
+    """The iteration is never closed, and its thread is in the middle of torch: stopped there by the interpreter, it
+    would end the process with "terminate called without an active exception"."""
+    program = """
+import threading
+import torch
+from visling.data.batches.loader import _prefetch
+
+def work():
+    while True:
+        yield torch.cat([torch.randn(50) for _ in range(200)]).sum()
+
+batches = _prefetch(work(), 100_000, threading.Event())
+next(batches)
+raise SystemExit(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (3, "")
 
 
 def test_work_is_ahead_of_the_consumer() -> None:

@@ -248,11 +248,15 @@ class Loader:
 
 def _prefetch(items: Iterator[Indexed], depth: int, stop: threading.Event) -> Generator[Indexed, None, None]:
     """The items, made by a background thread at most `depth` ahead; its exceptions are raised here, and closing ends
-    it."""
+    it. If it is never closed (an error ends the program), it ends with the main thread: one that the interpreter stops
+    in the middle of torch aborts the process."""
     waiting: queue.Queue[tuple[Indexed | None, BaseException | None]] = queue.Queue(maxsize=depth)
 
     def offer(entry: tuple[Indexed | None, BaseException | None]) -> None:
         while not stop.is_set():
+            if not threading.main_thread().is_alive():
+                stop.set()
+                return
             with contextlib.suppress(queue.Full):
                 waiting.put(entry, timeout=0.1)
                 return
@@ -268,7 +272,7 @@ def _prefetch(items: Iterator[Indexed], depth: int, stop: threading.Event) -> Ge
         else:
             offer((None, None))
 
-    thread = threading.Thread(target=work, name="visling-loader", daemon=True)
+    thread = threading.Thread(target=work, name="visling-loader")
     thread.start()
     try:
         while True:
