@@ -32,6 +32,7 @@ from visling.data.annotations.statements import Nlvr2Record
 from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.models import vilbert
+from visling.nn import embeddings
 from visling.runtime import generator_for
 from visling.tasks.base import TaskSource
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config
@@ -191,7 +192,7 @@ def compare_step(
     change(model)
     number = int(expected["task_id_used"].removeprefix("TASK"))
     batch, targets, located = recorded_batch(recording, "rows_mt_train", number)
-    monkeypatch.setattr(vilbert, "locate", lambda boxes: located)
+    monkeypatch.setattr(embeddings, "locate", lambda boxes: located)
     head, task = model.heads["pair"], task or recording.task
     logits = {"classify": head(model.encoder(batch).pooled)}
     loss = task.loss(logits, targets)
