@@ -98,12 +98,13 @@ def test_another_average_is_noticed(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
     update, calls = WeightAverage.update, 0
+    weight = 1 - Recorded(golden / "cvlp_tasks", "cvlp", "vqa").read("training_strong")["settings"]["momentum_used"]
 
     def wrong(average: WeightAverage) -> None:
         nonlocal calls
         calls += 1
         if mistake == "momentum":
-            average._weight = 0.35
+            average._weight = 0.9 * weight
         elif mistake == "model instead":
             average._weight = 1.0
         elif calls % 2:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from test_finetuning_schedules import Recorded, iterations_per_epoch, read_vilbert
 from torch import nn
 
 from visling.recipes.multitask import PUBLISHED
-from visling.recipes.vilbert_tasks import TASKS, multitask_optim
+from visling.recipes.vilbert_tasks import multitask_optim
 from visling.train import engine
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
@@ -31,12 +32,6 @@ def recorded(golden: Path) -> Any:
     return json.loads((golden / "vilbert_tasks" / "multi_task" / "stop_and_go.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def schedules(golden: Path) -> Any:
-    groups = json.loads((golden / "vilbert_tasks" / "optimizer_groups.json").read_text(encoding="utf-8"))
-    return {name: groups[name]["schedules"] for name in ("first_release", "multi_task_release")}
-
-
 def state_of(controller: Controller) -> dict[str, Any]:
     return {
         "in_stop": controller.paused,
@@ -46,15 +41,37 @@ def state_of(controller: Controller) -> dict[str, Any]:
     }
 
 
-def settings_of(recorded: Mapping[str, Any], **changes: Any) -> StopAndGo:
+def settings_of(recorded: Mapping[str, Any]) -> StopAndGo:
     settings = recorded["settings"]
     return StopAndGo(
         patience=settings["patience"],
         threshold=settings["threshold"],
         resume_below=settings["continue_threshold"],
         cooldown=settings["cooldown"],
-        **changes,
     )
+
+
+def settings_of_script(recorded: Mapping[str, Any]) -> StopAndGo:
+    """The controllers' settings in the runs. The script has its numbers in its code, and our defaults are those: they
+    need not be the numbers with which the single controllers were recorded."""
+    settings = (settings_of(recorded), StopAndGo())
+    fitting = [each for each in settings if all(explains(each, run) for run in recorded["trainer_runs"])]
+    assert fitting, "no controller of ours pauses and resumes as those of the runs"
+    return fitting[0]
+
+
+def explains(settings: StopAndGo, run: Mapping[str, Any]) -> bool:
+    """Whether controllers with these settings go through the states of a run's, given its scores."""
+    for known in run["controllers"].values():
+        controller = Controller(settings)
+        for row in known["trace"]:
+            if "reset" in row:
+                controller.reset()
+                continue
+            controller.record(row["score"])
+            if state_of(controller) != pytest.approx({name: row[name] for name in state_of(controller)}):
+                return False
+    return True
 
 
 def test_a_controller_pauses_and_resumes_a_task_as_in_the_release(recorded: Any) -> None:
@@ -140,34 +157,36 @@ class Replay:
         return score
 
 
-def turns_of(run: Mapping[str, Any], stop_and_go: StopAndGo | None) -> Turns:
+def turns_of(recorded: Mapping[str, Any], run: Mapping[str, Any], **changes: Any) -> Turns:
     lengths, epochs = run["iterations_per_epoch_of_each_task"], run["num_train_epochs"]
-    own = TASKS["vqa"].epochs  # of every task in the runs
-    longest = max(lengths.values())
-    per_epoch = int(own * longest * run["train_iter_multiplier"] / epochs)
-    return Turns(lengths, epochs=epochs, iterations_per_epoch=per_epoch, stop_and_go=stop_and_go)
+    rule = replace(settings_of_script(recorded), every=run["train_iter_gap"], reset_after=RESETS)
+    return Turns(
+        lengths,
+        epochs=epochs,
+        iterations_per_epoch=iterations_per_epoch(lengths, epochs, run["train_iter_multiplier"]),
+        stop_and_go=replace(rule, **changes),
+    )
 
 
 def config_of(lr: float = 2e-5, **changes: Any) -> TrainConfig:
     return TrainConfig(optim=multitask_optim(lr, {}), metric="mean", direction="max", log_every=1, **changes)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_run_trains_and_validates_the_tasks_in_the_iterations_of_the_release(recorded: Any, number: int) -> None:
-    run = recorded["trainer_runs"][number]
-    assert run["error"] is None
-    stop_and_go = settings_of(recorded, every=run["train_iter_gap"], reset_after=RESETS)
-    turns = turns_of(run, stop_and_go)
-    replay = Replay(run["iterations_per_epoch_of_each_task"], run["validation_scores"], turns)
-    for name, controller in turns.controllers.items():
-        _trace(controller, replay.traces[name], turns)
-    replay.run(config_of())
-    assert replay.trained == run["trained_iteration_and_task"]
-    assert len(replay.trained) == run["updates"]
-    assert replay.evaluations == run["evaluations"]
-    for name, known in run["controllers"].items():
-        assert [pytest.approx(row) for row in replay.traces[name]] == known["trace"], name
-        assert turns.controllers[name].paused == known["in_stop_at_end"]
+def test_a_run_trains_and_validates_the_tasks_in_the_iterations_of_the_release(recorded: Any) -> None:
+    assert recorded["trainer_runs"]
+    for run in recorded["trainer_runs"]:
+        assert run["error"] is None
+        turns = turns_of(recorded, run)
+        replay = Replay(run["iterations_per_epoch_of_each_task"], run["validation_scores"], turns)
+        for name, controller in turns.controllers.items():
+            _trace(controller, replay.traces[name], turns)
+        replay.run(config_of())
+        assert replay.trained == run["trained_iteration_and_task"]
+        assert len(replay.trained) == run["updates"]
+        assert replay.evaluations == run["evaluations"]
+        for name, known in run["controllers"].items():
+            assert [pytest.approx(row) for row in replay.traces[name]] == known["trace"], name
+            assert turns.controllers[name].paused == known["in_stop_at_end"]
 
 
 def test_batches_that_are_moved_ahead_do_not_change_the_order(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +201,7 @@ def test_batches_that_are_moved_ahead_do_not_change_the_order(recorded: Any, mon
 
     monkeypatch.setattr(engine, "move_ahead", move_ahead)
     run = recorded["trainer_runs"][0]
-    turns = turns_of(run, settings_of(recorded, every=run["train_iter_gap"], reset_after=RESETS))
+    turns = turns_of(recorded, run)
     replay = Replay(run["iterations_per_epoch_of_each_task"], run["validation_scores"], turns)
     replay.run(config_of())
     assert replay.trained == run["trained_iteration_and_task"]
@@ -205,54 +224,80 @@ def _trace(controller: Controller, trace: list[dict[str, Any]], turns: Turns) ->
 
 
 def test_a_run_without_resets_is_another_one(recorded: Any) -> None:
-    run = recorded["trainer_runs"][0]
-    turns = turns_of(run, settings_of(recorded, every=run["train_iter_gap"]))
-    replay = Replay(run["iterations_per_epoch_of_each_task"], run["validation_scores"], turns)
-    replay.run(config_of())
-    assert replay.trained != run["trained_iteration_and_task"]
+    """Where a reset finds a task paused."""
+    runs = [run for run in recorded["trainer_runs"] if _has_reset_of_a_pause(run)]
+    if not runs:
+        pytest.skip("no reset in these runs finds a task paused")
+    for run in runs:
+        turns = turns_of(recorded, run, reset_after=())
+        replay = Replay(run["iterations_per_epoch_of_each_task"], run["validation_scores"], turns)
+        replay.run(config_of())
+        assert replay.trained != run["trained_iteration_and_task"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "warmup_linear, one task (README command)",
-        "warmup_linear, one task that stops improving",
-        "warmup_linear, two tasks",
-    ],
-)
-def test_the_rate_of_every_update_is_that_of_the_release(
-    recorded: Any, schedules: Any, tmp_path: Path, name: str
-) -> None:
+def _has_reset_of_a_pause(run: Mapping[str, Any]) -> bool:
+    """Whether a reset resumes a task for longer than until an iteration in which it would be trained anyway."""
+    gap = run["train_iter_gap"]
+    for known in run["controllers"].values():
+        trace = known["trace"]
+        for number, row in enumerate(trace):
+            if "reset" not in row or not number or not trace[number - 1].get("in_stop", False):
+                continue
+            pauses = [after["iteration"] for after in trace[number + 1 :] if after.get("in_stop", False)]
+            until = pauses[0] if pauses else trace[-1]["iteration"]
+            if any(iteration % gap for iteration in range(row["iteration"] + 1, until + 1)):
+                return True
+    return False
+
+
+def read_schedules(golden: Path, release: str) -> list[Recorded]:
+    """Recorded runs of a release without accumulation."""
+    return [run for run in read_vilbert(golden).values() if (run.release, run.accumulation) == (release, 1)]
+
+
+def test_the_rate_of_every_update_is_that_of_the_release(golden: Path, recorded: Any, tmp_path: Path) -> None:
     """The schedule advances once an iteration, behind its first update, and not where every task is paused."""
-    run = schedules["multi_task_release"][name]
-    lengths = run["iterations_per_epoch"]
-    arguments = dict(zip(run["arguments"][::2], run["arguments"][1::2], strict=True))
-    epochs = int(arguments.get("--num_train_epochs", 20))
-    shape = {"iterations_per_epoch_of_each_task": lengths, "num_train_epochs": epochs, "train_iter_multiplier": 1.0}
-    turns = turns_of(shape, settings_of(recorded, reset_after=RESETS))
-    rising = [float(number + 1) for number in range(1000)]
-    scores = run.get("validation_scores", dict.fromkeys(lengths, rising))
-    replay = Replay(lengths, scores, turns)
-    replay.run(config_of(run["optimizer_arguments"]["lr"]), tmp_path / "log.jsonl")
-    rates = [line["lr"] for line in read(tmp_path / "log.jsonl") if line["kind"] == "train"]
-    assert len(rates) == run["updates"]
-    assert rates == pytest.approx(run["lr_rest"], rel=1e-6, abs=1e-13)
-    if "iteration_and_task_of_each_backward" in run:
-        assert replay.trained == run["iteration_and_task_of_each_backward"]
-    if "evaluations" in run:
-        assert replay.evaluations == run["evaluations"]
+    runs = [run for run in read_schedules(golden, "multi_task_release") if run.scheduler == "warmup_linear"]
+    assert runs
+    for number, run in enumerate(runs):
+        known = run.values
+        lengths = known["iterations_per_epoch"]
+        shape = {
+            "iterations_per_epoch_of_each_task": lengths,
+            "num_train_epochs": run.epochs,
+            "train_iter_multiplier": float(run.option("--train_iter_multiplier", "1")),
+            "train_iter_gap": int(run.option("--train_iter_gap", "4")),
+        }
+        rising = [2.0**number for number in range(1000)]
+        scores = known.get("validation_scores", dict.fromkeys(lengths, rising))
+        replay = Replay(lengths, scores, turns_of(recorded, shape))
+        log = tmp_path / f"log{number}.jsonl"
+        replay.run(config_of(run.lr), log)
+        rates = [line["lr"] for line in read(log) if line["kind"] == "train"]
+        assert len(rates) == known["updates"]
+        assert rates == pytest.approx(known["lr_rest"], rel=1e-6, abs=1e-13)
+        if "iteration_and_task_of_each_backward" in known:
+            assert replay.trained == known["iteration_and_task_of_each_backward"]
+        if "evaluations" in known:
+            assert replay.evaluations == known["evaluations"]
 
 
-def test_both_tasks_of_the_first_release_are_trained_in_every_iteration(schedules: Any, tmp_path: Path) -> None:
-    run = schedules["first_release"]["mannul, two tasks trained in turn"]
-    lengths = run["iterations_per_epoch"]
-    shape = {"iterations_per_epoch_of_each_task": lengths, "num_train_epochs": 20, "train_iter_multiplier": 1.0}
-    replay = Replay(lengths, {name: [0.5] for name in lengths}, turns_of(shape, None))
+def test_both_tasks_of_the_first_release_are_trained_in_every_iteration(golden: Path, tmp_path: Path) -> None:
+    runs = [run for run in read_schedules(golden, "first_release") if _has_two_tasks_of_one_length(run)]
+    assert runs
     published = PUBLISHED["vilbert-vcr-joint"]().train
-    replay.run(
-        replace(published, log_every=1, optim=replace(published.optim, weight_decay=0.0)), tmp_path / "log.jsonl"
-    )
-    assert replay.trained == run["iteration_and_task_of_each_backward"]
-    assert len(replay.evaluations) == 20 * len(lengths)
-    rates = [line["lr"] for line in read(tmp_path / "log.jsonl") if line["kind"] == "train"]
-    assert rates == pytest.approx(run["lr_rest"], rel=1e-6, abs=1e-13)
+    for number, run in enumerate(runs):
+        lengths = run.values["iterations_per_epoch"]
+        turns = Turns(lengths, epochs=run.epochs, iterations_per_epoch=run.per_epoch, stop_and_go=None)
+        replay = Replay(lengths, {name: [0.5] for name in lengths}, turns)
+        optim, log = replace(published.optim, lr=run.lr, weight_decay=0.0), tmp_path / f"log{number}.jsonl"
+        replay.run(replace(published, epochs=run.epochs, log_every=1, optim=optim), log)
+        assert replay.trained == run.values["iteration_and_task_of_each_backward"]
+        assert len(replay.evaluations) == run.epochs * len(lengths)
+        rates = [line["lr"] for line in read(log) if line["kind"] == "train"]
+        assert rates == pytest.approx(run.values["lr_rest"], rel=1e-6, abs=1e-13)
+
+
+def _has_two_tasks_of_one_length(run: Recorded) -> bool:
+    lengths = list(run.values["iterations_per_epoch"].values())
+    return run.scheduler == "mannul" and len(lengths) == 2 and len(set(lengths)) == 1
