@@ -477,8 +477,6 @@ def test_an_evaluation_knows_the_splits(
 
 
 def test_a_thousand_labels(scans: Path, tune: Callable[..., None]) -> None:
-    rows = [{"image": f"a{n % 12:02}", "text": "t", "label": f"label {n}"} for n in range(1000)]
-    write(Path("t.csv"), rows)
-    write(Path("v.csv"), rows[:20])
-    tune("--train", "t.csv", "--valid", "v.csv", task="classification")
+    write(Path("t.csv"), [{"image": f"a{n % 12:02}", "text": "t", "label": f"label {n}"} for n in range(1000)])
+    tune("--train", "t.csv", "--valid", "t.csv", task="classification")
     assert len(json.loads(Path("run/model/answers.json").read_text())["answers"]) == 1000

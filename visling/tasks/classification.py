@@ -255,7 +255,8 @@ class Classification(Task[LabelledText, ClassificationConfig]):
         labels = [*listed, *unseen]
         truth = _flag(labels, [_labels_of(record) for _, record in pairs])
         given = _flag(labels, [self._split(prediction.value) for prediction, _ in pairs])
-        chances = np.array([[dict(prediction.top)[label] for label in listed] for prediction, _ in pairs])
+        tops = [dict(prediction.top) for prediction, _ in pairs]
+        chances = np.array([[top[label] for label in listed] for top in tops])
         found = label_scores(truth, given)
         count = len(pairs)
         groups = [record.images[0] if record.images else record.id for _, record in pairs]
