@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,6 +190,19 @@ def test_regions_are_extracted_once_and_an_interrupted_run_resumes(
     assert "is not empty" in message
 
 
+def test_a_run_stopped_while_regions_are_extracted_resumes(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nothing to resume in run" in refused(capsys, lambda: tune("--resume"))
+    assert "train.metric is 'nonsense'" in refused(capsys, lambda: tune("--set", "train.metric=nonsense"))
+    assert [entry.name for entry in Path("run").iterdir()] == ["regions"]
+    tune("--resume")
+    resumed = Path("run/model/model.safetensors").read_bytes()
+    shutil.rmtree("run")
+    tune()
+    assert Path("run/model/model.safetensors").read_bytes() == resumed
+
+
 def test_a_share_of_the_images_is_held_out(scans: Path, tune: Callable[..., None]) -> None:
     tune("--train", "train.jsonl", "--valid", "0.3")
     assert json.loads(Path("run/run.json").read_text())["files"]["valid"] == 0.3
@@ -308,6 +323,44 @@ def test_everything_that_is_wrong_is_reported_at_once(
     ):
         assert part in message, part
     assert not Path("run").exists(), "nothing is left behind"
+
+
+def test_files_the_detector_and_the_answers_are_checked_together(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("t.csv"), [{"image": "none.png", "question": "what?", "answer": "red"}])
+    files = ("--train", "t.csv", "--valid", "valid.csv")
+    wrong = ("--detector", "photos", "--set", "task_settings.answers=none.txt")
+    message = refused(capsys, lambda: tune(*files, *wrong))
+    for part in ("no image 'none.png' in photos", "photos is not a detector", "no answer vocabulary none.txt"):
+        assert part in message, part
+    assert not Path("run").exists(), "nothing is left behind"
+
+
+def test_folders_that_may_not_be_looked_into_are_passed_over(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scans / "lost+found").mkdir()
+    stat = os.stat
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if "lost+found/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    write(Path("t.csv"), [{"image": "none.png", "question": "what?", "answer": "red"}])
+    monkeypatch.setattr(os, "stat", refuse)
+    message = refused(capsys, lambda: tune("--train", "t.csv", "--valid", "valid.csv"))
+    assert "t.csv, line 2: no image 'none.png' in photos" in message
+
+
+def test_one_label_is_refused_with_its_file(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": f"a0{number}", "text": "one", "label": "x"} for number in range(4)]
+    write(Path("t.csv"), rows)
+    message = refused(capsys, lambda: tune("--train", "t.csv", "--valid", "t.csv", task="classification"))
+    assert "t.csv: the 4 training examples have 1 label: x. There is nothing to tell apart: add" in message
 
 
 @pytest.mark.parametrize(
