@@ -194,8 +194,9 @@ def test_a_run_stopped_while_regions_are_extracted_resumes(
     scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "nothing to resume in run" in refused(capsys, lambda: tune("--resume"))
-    assert "train.metric is 'nonsense'" in refused(capsys, lambda: tune("--set", "train.metric=nonsense"))
-    assert [entry.name for entry in Path("run").iterdir()] == ["regions"]
+    message = refused(capsys, lambda: tune("--set", "train.metric=nonsense"))
+    assert "train.metric is 'nonsense', but the task vqa reports no such score. Valid: accuracy." in message
+    assert [entry.name for entry in Path("run").iterdir()] == ["regions"], "it was refused before training"
     tune("--resume")
     resumed = Path("run/model/model.safetensors").read_bytes()
     shutil.rmtree("run")
@@ -219,7 +220,9 @@ def test_images_held_out_are_in_no_training_example() -> None:
     assert 5 <= len(valid) <= 12
     again, _ = hold_out(records[::-1], 0.25, Path("t.csv"))
     assert {record.id for record in again} == {record.id for record in train}, "the order of the file does not matter"
-    with pytest.raises(DataError, match=r"t\.csv: 1 image cannot be divided"):
+    few = [Record(id=str(number), images=(f"i{number}",)) for number in range(4)]
+    assert [len(part) for part in hold_out(few, 0.9, Path("t.csv"))] == [1, 3], "something is left to train on"
+    with pytest.raises(DataError, match=r"t\.csv: the examples cannot be divided .* without an image in common"):
         hold_out(records[:1], 0.5, Path("t.csv"))
     with pytest.raises(ConfigError, match=r"between 0 and 1; found 1\.5"):
         OwnFiles(train=Path("t.csv"), valid=1.5)
@@ -299,6 +302,8 @@ def test_options_that_conflict_or_are_missing_are_reported_together() -> None:
             OwnOptions(**{**own, **change}).source()
     assert OwnOptions(**{**own, "valid": "0.1"}).source() == OwnFiles(train=Path("t.csv"), valid=0.1)
     assert OwnOptions(**{**own, "valid": "0.1", "model": "lxmert"}).find_recipe()().recipe == "lxmert-small"
+    with pytest.raises(ConfigError, match=r"no model 'lxmart'\. Did you mean 'lxmert'"):
+        OwnOptions(**{**own, "valid": "0.1", "model": "lxmart"}).find_recipe()
 
 
 def test_everything_that_is_wrong_is_reported_at_once(
@@ -513,6 +518,26 @@ def test_regions_of_another_detector_are_not_mixed(
     write(Path("valid.csv"), [{"image": "new", "question": "what?", "answer": "red"}])
     message = refused(capsys, lambda: tune("--detector", str(world.other_detector)))
     assert "fingerprint" in message
+
+
+def test_images_are_not_extracted_for_a_run_on_other_regions(
+    scans: Path,
+    tune: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tune()
+    Path("run/regions").rename("regions")
+    tune_again = ["finetune", "--task", "vqa", "--train", "train.jsonl", "--valid", "valid.csv", "--store", "regions"]
+    settings = ["encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "train.max_steps=1"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    run_in_this_process([*tune_again, "--out", "other", "--device", "cpu", *changes], monkeypatch)
+    line = ["evaluate", "other", "--file", "valid.csv", "--images", "photos"]
+    message = refused(capsys, lambda: run_in_this_process(line, monkeypatch))
+    assert "so none are extracted from --images" in message
+    assert "--store" in message
+    run_in_this_process(line[:-2], monkeypatch)
+    assert Path("other/evaluation_valid.json").exists()
 
 
 def test_an_evaluation_knows_the_splits(

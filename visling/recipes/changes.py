@@ -42,7 +42,7 @@ def change_recipe(
     Raises:
         ConfigError: no such setting or value, or an option that contradicts a setting; names all of them.
     """
-    conflicts = Conflicts()
+    conflicts: Conflicts = Conflicts()
     given: list[str] = [*settings, *_spell_options(options or {}, settings, conflicts)]
     own = _name_values(given)
     with conflicts.collect():

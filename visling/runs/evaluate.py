@@ -113,6 +113,11 @@ def evaluate(
         if store is None:
             known_store = known.get("valid_store") or known["store"]
             store = run / REGIONS if (run / REGIONS).is_dir() else Path(known_store)
+        if images is not None and own is not None and store != run / REGIONS and saved.extractor is None:
+            raise RunError(
+                f"{run} was trained on the regions in {store}, so none are extracted from --images: extract them with "
+                "`visling regions extract` or import them, and name them with --store instead."
+            )
         if file is not None and own is not None and store == run / REGIONS:
             folder = images if images is not None else Path(known["images"])
             prepare_regions(own.images, folder, None, store, Problems(), init=run, device=device, progress=progress)

@@ -14,7 +14,7 @@ from visling.data.annotations.problems import Problems
 from visling.data.annotations.tables import ImageNames
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, Conflicts, DataError, StoreError
+from visling.errors import ConfigError, Conflicts, DataError, StoreError, VislingError, nearest
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over, continue_task_head
@@ -177,8 +177,8 @@ class Finetuning:
         try:
             self.task.setup(self.train_records)
         except DataError as error:
-            place = data.train if isinstance(data, OwnFiles) else f"{data}, split {config.train_split}"
-            raise DataError(f"{place}: {error}") from error
+            source = str(data.train) if isinstance(data, OwnFiles) else f"{data}, split {config.train_split}"
+            raise DataError(f"{source}: {error}") from error
         place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
         check_records(self.task, self.valid_records, str(place))
         self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
@@ -186,8 +186,8 @@ class Finetuning:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
         self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
-        source = TaskSource(self.task, self.train_records, self.inputs.layout)
-        self.spelled = SpelledWords(self.config, self.inputs, [source], init)
+        examples = TaskSource(self.task, self.train_records, self.inputs.layout)
+        self.spelled = SpelledWords(self.config, self.inputs, [examples], init)
         self.backbone = backbone
         root = data.train.parent if isinstance(data, OwnFiles) else data
         self.origin = describe_origin(data=[root], images=images, task=config.task, valid_store=valid_store)
@@ -435,8 +435,10 @@ def _open_task(config: FinetuneConfig, conflicts: Conflicts) -> Task[Any, Any]:
     """The task of a run. If its list of answers or labels cannot be read, that is added to the conflicts, and the task
     reads examples without one: what is wrong with them is reported together with it."""
     kind, settings = load_task(config.task), config.task_settings
-    with conflicts.collect():
+    try:
         return kind.configured(settings)
+    except VislingError as error:
+        conflicts.errors.append(error)
     return kind.configured({name: value for name, value in settings.items() if name not in ANSWER_LISTS})
 
 
@@ -444,16 +446,25 @@ def _choose_metric(
     config: FinetuneConfig, task: Task[Any, Any], train: Sequence[Record], valid: Sequence[Record]
 ) -> tuple[FinetuneConfig, list[str]]:
     """The config with a score that these validation examples define, and a note if it is another one: an area under
-    the ROC curve needs examples with and without a label."""
+    the ROC curve needs examples with and without a label.
+
+    Raises:
+        ConfigError: the scores of the task's baseline have no such name.
+    """
     if config.train.metric == task.metric or not task.labelled(valid):
         return config, []
     predictions = next(iter(task.baselines(train, valid).values()), None)
     if predictions is None:
         return config, []
     report = task.report(predictions, valid)
-    why = report.variants.get(config.train.metric)
-    if config.train.metric in report.scores or why is None:
+    if config.train.metric in report.scores:
         return config, []
+    why = report.variants.get(config.train.metric)
+    if why is None:
+        raise ConfigError(
+            f"train.metric is {config.train.metric!r}, but the task {task.name} reports no such score. "
+            f"{nearest(config.train.metric, report.scores)}"
+        )
     note = f"validation has no {config.train.metric} ({why}): the best weights are chosen by {task.metric}"
     return replace(config, train=replace(config.train, metric=task.metric, direction="max")), [note]
 
