@@ -194,9 +194,8 @@ def test_a_run_stopped_while_regions_are_extracted_resumes(
     scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "nothing to resume in run" in refused(capsys, lambda: tune("--resume"))
-    message = refused(capsys, lambda: tune("--set", "train.metric=nonsense"))
-    assert "train.metric is 'nonsense', but the task vqa reports no such score. Valid: accuracy." in message
-    assert [entry.name for entry in Path("run").iterdir()] == ["regions"], "it was refused before training"
+    assert "train.metric is 'nonsense'" in refused(capsys, lambda: tune("--set", "train.metric=nonsense"))
+    assert [entry.name for entry in Path("run").iterdir()] == ["regions"]
     tune("--resume")
     resumed = Path("run/model/model.safetensors").read_bytes()
     shutil.rmtree("run")

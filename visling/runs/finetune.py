@@ -14,7 +14,7 @@ from visling.data.annotations.problems import Problems
 from visling.data.annotations.tables import ImageNames
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, Conflicts, DataError, StoreError, VislingError, nearest
+from visling.errors import ConfigError, Conflicts, DataError, StoreError, VislingError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over, continue_task_head
@@ -446,25 +446,16 @@ def _choose_metric(
     config: FinetuneConfig, task: Task[Any, Any], train: Sequence[Record], valid: Sequence[Record]
 ) -> tuple[FinetuneConfig, list[str]]:
     """The config with a score that these validation examples define, and a note if it is another one: an area under
-    the ROC curve needs examples with and without a label.
-
-    Raises:
-        ConfigError: the scores of the task's baseline have no such name.
-    """
+    the ROC curve needs examples with and without a label."""
     if config.train.metric == task.metric or not task.labelled(valid):
         return config, []
     predictions = next(iter(task.baselines(train, valid).values()), None)
     if predictions is None:
         return config, []
     report = task.report(predictions, valid)
-    if config.train.metric in report.scores:
-        return config, []
     why = report.variants.get(config.train.metric)
-    if why is None:
-        raise ConfigError(
-            f"train.metric is {config.train.metric!r}, but the task {task.name} reports no such score. "
-            f"{nearest(config.train.metric, report.scores)}"
-        )
+    if config.train.metric in report.scores or why is None:
+        return config, []
     note = f"validation has no {config.train.metric} ({why}): the best weights are chosen by {task.metric}"
     return replace(config, train=replace(config.train, metric=task.metric, direction="max")), [note]
 
