@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -189,6 +191,19 @@ def test_regions_are_extracted_once_and_an_interrupted_run_resumes(
     assert "is not empty" in message
 
 
+def test_a_run_stopped_while_regions_are_extracted_resumes(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nothing to resume in run" in refused(capsys, lambda: tune("--resume"))
+    assert "train.metric is 'nonsense'" in refused(capsys, lambda: tune("--set", "train.metric=nonsense"))
+    assert [entry.name for entry in Path("run").iterdir()] == ["regions"]
+    tune("--resume")
+    resumed = Path("run/model/model.safetensors").read_bytes()
+    shutil.rmtree("run")
+    tune()
+    assert Path("run/model/model.safetensors").read_bytes() == resumed
+
+
 def test_a_share_of_the_images_is_held_out(scans: Path, tune: Callable[..., None]) -> None:
     tune("--train", "train.jsonl", "--valid", "0.3")
     assert json.loads(Path("run/run.json").read_text())["files"]["valid"] == 0.3
@@ -206,7 +221,9 @@ def test_images_held_out_are_in_no_training_example() -> None:
     turned = [replace(record, images=record.images[::-1]) for record in records[::-1]]
     again, _ = hold_out(turned, 0.25, Path("t.csv"))
     assert {record.id for record in again} == {record.id for record in train}, "no order in the file matters"
-    with pytest.raises(DataError, match=r"t\.csv: 1 image cannot be divided"):
+    few = [Record(id=str(number), images=(f"i{number}",)) for number in range(4)]
+    assert [len(part) for part in hold_out(few, 0.9, Path("t.csv"))] == [1, 3], "something is left to train on"
+    with pytest.raises(DataError, match=r"t\.csv: the examples cannot be divided .* without an image in common"):
         hold_out(records[:1], 0.5, Path("t.csv"))
     with pytest.raises(ConfigError, match=r"between 0 and 1; found 1\.5"):
         OwnFiles(train=Path("t.csv"), valid=1.5)
@@ -286,6 +303,8 @@ def test_options_that_conflict_or_are_missing_are_reported_together() -> None:
             OwnOptions(**{**own, **change}).source()
     assert OwnOptions(**{**own, "valid": "0.1"}).source() == OwnFiles(train=Path("t.csv"), valid=0.1)
     assert OwnOptions(**{**own, "valid": "0.1", "model": "lxmert"}).find_recipe()().recipe == "lxmert-small"
+    with pytest.raises(ConfigError, match=r"no model 'lxmart'\. Did you mean 'lxmert'"):
+        OwnOptions(**{**own, "valid": "0.1", "model": "lxmart"}).find_recipe()
 
 
 def test_everything_that_is_wrong_is_reported_at_once(
@@ -310,6 +329,44 @@ def test_everything_that_is_wrong_is_reported_at_once(
     ):
         assert part in message, part
     assert not Path("run").exists(), "nothing is left behind"
+
+
+def test_files_the_detector_and_the_answers_are_checked_together(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("t.csv"), [{"image": "none.png", "question": "what?", "answer": "red"}])
+    files = ("--train", "t.csv", "--valid", "valid.csv")
+    wrong = ("--detector", "photos", "--set", "task_settings.answers=none.txt")
+    message = refused(capsys, lambda: tune(*files, *wrong))
+    for part in ("no image 'none.png' in photos", "photos is not a detector", "no answer vocabulary none.txt"):
+        assert part in message, part
+    assert not Path("run").exists(), "nothing is left behind"
+
+
+def test_folders_that_may_not_be_looked_into_are_passed_over(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scans / "lost+found").mkdir()
+    stat = os.stat
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if "lost+found/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    write(Path("t.csv"), [{"image": "none.png", "question": "what?", "answer": "red"}])
+    monkeypatch.setattr(os, "stat", refuse)
+    message = refused(capsys, lambda: tune("--train", "t.csv", "--valid", "valid.csv"))
+    assert "t.csv, line 2: no image 'none.png' in photos" in message
+
+
+def test_one_label_is_refused_with_its_file(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": f"a0{number}", "text": "one", "label": "x"} for number in range(4)]
+    write(Path("t.csv"), rows)
+    message = refused(capsys, lambda: tune("--train", "t.csv", "--valid", "t.csv", task="classification"))
+    assert "t.csv: the 4 training examples have 1 label: x. There is nothing to tell apart: add" in message
 
 
 @pytest.mark.parametrize(
@@ -462,6 +519,26 @@ def test_regions_of_another_detector_are_not_mixed(
     write(Path("valid.csv"), [{"image": "new", "question": "what?", "answer": "red"}])
     message = refused(capsys, lambda: tune("--detector", str(world.other_detector)))
     assert "fingerprint" in message
+
+
+def test_images_are_not_extracted_for_a_run_on_other_regions(
+    scans: Path,
+    tune: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tune()
+    Path("run/regions").rename("regions")
+    tune_again = ["finetune", "--task", "vqa", "--train", "train.jsonl", "--valid", "valid.csv", "--store", "regions"]
+    settings = ["encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "train.max_steps=1"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    run_in_this_process([*tune_again, "--out", "other", "--device", "cpu", *changes], monkeypatch)
+    line = ["evaluate", "other", "--file", "valid.csv", "--images", "photos"]
+    message = refused(capsys, lambda: run_in_this_process(line, monkeypatch))
+    assert "so none are extracted from --images" in message
+    assert "--store" in message
+    run_in_this_process(line[:-2], monkeypatch)
+    assert Path("other/evaluation_valid.json").exists()
 
 
 def test_an_evaluation_knows_the_splits(

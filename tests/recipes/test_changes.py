@@ -156,6 +156,18 @@ def test_an_option_that_contradicts_a_setting(option: str, value: float, setting
         change_recipe(PRETRAINING["lxmert-scenes"](), [setting], options={option: value})
 
 
+def test_all_contradictions_are_reported_together() -> None:
+    options = {"--epochs": 3, "--batch-size": 7, "--lr": 1e-3, "--seed": None}
+    with pytest.raises(ConfigError, match=r"^4 problems were found:") as caught:
+        change_recipe(
+            PRETRAINING["lxmert-scenes"](),
+            ["train.epochs=4", "batch_size=8", "train.optim.lr=1e-4", "train.epoch=1"],
+            options=options,
+        )
+    for part in ("--epochs 3 and", "--batch-size 7 and", "--lr 0.001 and", "'train.epoch' is not a setting"):
+        assert part in str(caught.value)
+
+
 @pytest.mark.parametrize("field", ["max_steps", "seconds"])
 def test_epochs_of_a_recipe_that_counts_otherwise(field: str) -> None:
     recipe = configs.override(PRETRAINING["lxmert-scenes"](), [f"train.{field}=60"])

@@ -56,8 +56,9 @@ class OwnOptions:
         """The recipe that is named, or the one for own data of the family and the task.
 
         Raises:
-            ConfigError: no such recipe.
+            ConfigError: no such recipe or family.
         """
+        from visling import models
         from visling.recipes.own import on_own_data
         from visling.recipes.tables import find_finetuning
 
@@ -65,7 +66,7 @@ class OwnOptions:
             return find_finetuning(self.recipe)
         assert self.task is not None
         family = self.model or _find_family(self.init) or DEFAULT_FAMILY
-        find_finetuning(f"{family}-small")  # says which families there are
+        models.spec(family)  # says which families there are
         return partial(on_own_data, family, self.task)
 
     def settings(self, task: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from visling import config as configs
 from visling import models
 from visling.data.text import Tokenizer
-from visling.errors import ConfigError
+from visling.errors import ConfigError, Conflicts
 from visling.recipes.configs import FinetuneConfig, PretrainConfig, value_at
 from visling.recipes.multitask_configs import MultitaskConfig
 
@@ -40,15 +40,20 @@ def change_recipe(
         options: values of `OPTIONS`; None = not given.
         start: config of the model's encoder; one of another family changes nothing (it is refused when it is loaded).
     Raises:
-        ConfigError: no such setting or value, or an option that contradicts a setting.
+        ConfigError: no such setting or value, or an option that contradicts a setting; names all of them.
     """
-    given: list[str] = [*settings, *_spell_options(options or {}, settings)]
+    conflicts: Conflicts = Conflicts()
+    given: list[str] = [*settings, *_spell_options(options or {}, settings, conflicts)]
     own = _name_values(given)
-    _check_length(recipe, options or {}, own)
+    with conflicts.collect():
+        _check_length(recipe, options or {}, own)
     followed = {} if "encoder" in own else _follow(recipe, start)
     completed: list[str] = [] if "encoder" in own else _complete_vocabulary(own)
     inherited: list[str] = [f"{name}={_write(value)}" for name, value in followed.items()]
-    config = configs.override(recipe, [*inherited, *given, *completed])
+    config = recipe
+    with conflicts.collect():
+        config = configs.override(recipe, [*inherited, *given, *completed])
+    conflicts.refuse()
     if not isinstance(start, models.spec(recipe.model).config):
         return config
     before = configs.to_dict(recipe)
@@ -81,12 +86,8 @@ def _follow(recipe: PretrainConfig | FinetuneConfig | MultitaskConfig, start: An
     }
 
 
-def _spell_options(options: Mapping[str, Any], settings: Sequence[str]) -> list[str]:
-    """Options as settings.
-
-    Raises:
-        ConfigError: a setting gives another value.
-    """
+def _spell_options(options: Mapping[str, Any], settings: Sequence[str], conflicts: Conflicts) -> list[str]:
+    """Options as settings; those to which a setting gives another value are added to the conflicts."""
     named = _name_values(settings)
     spelled = []
     for option, value in options.items():
@@ -94,8 +95,8 @@ def _spell_options(options: Mapping[str, Any], settings: Sequence[str]) -> list[
         if value is None:
             continue
         if name in named and _read(named[name]) != value:
-            raise ConfigError(
-                f"{option} {value} and --set {name}={named[name]} contradict each other: give one of them."
+            conflicts.errors.append(
+                ConfigError(f"{option} {value} and --set {name}={named[name]} contradict each other: give one of them.")
             )
         spelled.append(f"{name}={_write(value)}")
     return spelled

@@ -27,7 +27,7 @@ from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
 from visling.runs.own_files import TRAIN, OwnFiles, OwnRecords, check_records, read_files
-from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
+from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import open_pictures
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
@@ -117,10 +117,14 @@ def evaluate(
         if store is None:
             used = known.get("valid_store") or known["store"]
             store = extracted if extracted is not None and extracted.is_dir() else Path(used)
+        if images is not None and own is not None and store != extracted and saved.extractor is None:
+            raise RunError(
+                f"{run} was trained on the regions in {store}, so none are extracted from --images: extract them with "
+                "`visling regions extract` or import them, and name them with --store instead."
+            )
         if file is not None and own is not None and store == extracted:
             folder = images if images is not None else Path(known["images"])
-            detector = carried_detector(run)
-            prepare_regions(own.images, folder, detector, store, Problems(), device=device, progress=progress)
+            prepare_regions(own.images, folder, None, store, Problems(), init=run, device=device, progress=progress)
         regions = NativeStore.open(store)
         extracts = saved.extractor is not None
         check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)

@@ -14,7 +14,7 @@ from visling.data.annotations.problems import Problems
 from visling.data.annotations.tables import ImageNames
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, Conflicts, DataError, StoreError
+from visling.errors import ConfigError, Conflicts, DataError, StoreError, VislingError
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over, continue_task_head
@@ -36,7 +36,7 @@ from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
-from visling.runs.own_regions import carried_detector, check_ids, prepare_regions
+from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
 from visling.runs.setup import Training, carry_out, describe_origin
@@ -48,6 +48,9 @@ from visling.train.claim import REGIONS, refuse_taken
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 from visling.vision.extract import Progress
+
+ANSWER_LISTS = ("answers", "labels")
+"""Settings of tasks that name a file of what a classifier's outputs stand for."""
 
 
 def finetune(
@@ -98,8 +101,7 @@ def finetune(
     if isinstance(data, OwnFiles) and images is not None and store is None:
         refuse_taken(out, resume)
         store = out / REGIONS
-        detector = carried_detector(init) if detector is None else detector
-        _extract_regions(config, data, images, detector, store, device=device, progress=progress)
+        _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
     run = Finetuning(
         config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
         backbone=backbone, valid_store=valid_store,
@@ -146,7 +148,7 @@ class Finetuning:
             config = replace(config, train_split=TRAIN, valid_split=VALID)
         with conflicts.collect():
             config = fit_to_family(config)
-            self.task = load_task(config.task).configured(config.task_settings)
+            self.task = _open_task(config, conflicts)
             self._read_records(config, data)
         conflicts.refuse()
         self.config, regions = config, None if config.text_only else self.store
@@ -176,7 +178,11 @@ class Finetuning:
         self.layouts = [self.inputs.layout]
         if regions is not None:
             self.train_records = self.task.with_regions(self.train_records, regions)
-        self.task.setup(self.train_records)
+        try:
+            self.task.setup(self.train_records)
+        except DataError as error:
+            source = str(data.train) if isinstance(data, OwnFiles) else f"{data}, split {config.train_split}"
+            raise DataError(f"{source}: {error}") from error
         place = data.valid if isinstance(data, OwnFiles) else f"{data}, split {config.valid_split}"
         check_records(self.task, self.valid_records, str(place))
         self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
@@ -184,8 +190,8 @@ class Finetuning:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
             self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
         self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
-        source = TaskSource(self.task, self.train_records, self.inputs.layout)
-        self.spelled = SpelledWords(self.config, self.inputs, [source], init)
+        examples = TaskSource(self.task, self.train_records, self.inputs.layout)
+        self.spelled = SpelledWords(self.config, self.inputs, [examples], init)
         self.backbone = backbone
         root = data.train.parent if isinstance(data, OwnFiles) else data
         self.origin = describe_origin(data=[root], images=images, task=config.task, valid_store=valid_store)
@@ -323,7 +329,7 @@ class Finetuning:
         if config.carry_answers and (note := carry_over(model, start, answers)):
             notes.append(note)
         if config.carry_answers and self.task.answers is not None:
-            given = any(config.task_settings.get(name) is not None for name in ("answers", "labels"))
+            given = any(config.task_settings.get(name) is not None for name in ANSWER_LISTS)
             name, vocabulary = self.task.name, self.task.answers
             if note := continue_task_head(model, start, name, vocabulary, given=given):
                 notes.append(note)
@@ -413,14 +419,28 @@ def _extract_regions(
     config: FinetuneConfig,
     files: OwnFiles,
     images: Path,
-    detector: Path,
+    detector: Path | None,
     target: Path,
     **how: Any,
 ) -> None:
     """Write the regions of the images that files of one's own name; see `prepare_regions`."""
-    problems = Problems()
-    task = load_task(config.task).configured(config.task_settings)
-    prepare_regions(files.collect(task, problems).images, images, detector, target, problems, **how)
+    problems, conflicts = Problems(), Conflicts()
+    task = _open_task(config, conflicts)
+    named = files.collect(task, problems).images
+    for error in conflicts.errors:
+        problems.add_error(files.train, error)
+    prepare_regions(named, images, detector, target, problems, **how)
+
+
+def _open_task(config: FinetuneConfig, conflicts: Conflicts) -> Task[Any, Any]:
+    """The task of a run. If its list of answers or labels cannot be read, that is added to the conflicts, and the task
+    reads examples without one: what is wrong with them is reported together with it."""
+    kind, settings = load_task(config.task), config.task_settings
+    try:
+        return kind.configured(settings)
+    except VislingError as error:
+        conflicts.errors.append(error)
+    return kind.configured({name: value for name, value in settings.items() if name not in ANSWER_LISTS})
 
 
 def _choose_metric(

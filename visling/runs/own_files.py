@@ -162,7 +162,7 @@ def hold_out(records: Sequence[Record], share: float, source: Path) -> tuple[Seq
     together stay together; examples without images are held out one by one.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: one of the two would be empty, as all examples have an image in common.
     """
     leaders: dict[str, str] = {}
 
@@ -182,12 +182,12 @@ def hold_out(records: Sequence[Record], share: float, source: Path) -> tuple[Seq
             leaders[two] = one
     groups = [leader(first) for first, *_ in names]
     ordered = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).hexdigest())
-    held = set(ordered[: math.ceil(share * len(ordered))])
+    held = set(ordered[: min(math.ceil(share * len(ordered)), len(ordered) - 1)])
     train = [record for record, group in zip(records, groups, strict=True) if group not in held]
     valid = [record for record, group in zip(records, groups, strict=True) if group in held]
-    if not train:
+    if len(ordered) < 2:
         raise DataError(
-            f"{source}: {len(ordered)} image{'' if len(ordered) == 1 else 's'} cannot be divided into training and "
-            "validation. Add examples of other images, or name a file with --valid."
+            f"{source}: the examples cannot be divided into training and validation without an image in common. "
+            "Add examples of other images, or name a file with --valid."
         )
     return train, valid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ from PIL import Image
 from visling import runtime
 from visling.data.annotations.problems import Place, Problems
 from visling.data.annotations.tables import ImageNames
-from visling.errors import CheckpointError, DataError, StoreError, VislingError
+from visling.errors import CheckpointError, Conflicts, DataError, StoreError, VislingError
 from visling.pretrained.description import find_model
 from visling.regions.files import JOURNAL, MANIFEST
 from visling.regions.store import NativeStore
@@ -25,7 +26,7 @@ from visling.vision.images import SUFFIXES, read_image
 _RENAME = "Regions are stored under the name without folder and suffix: rename one of the files, in the table too."
 
 
-def carried_detector(init: Path | None) -> Path:
+def _carried_detector(init: Path | None) -> Path:
     """The detector that a model folder or run folder carries.
 
     Raises:
@@ -46,10 +47,11 @@ def carried_detector(init: Path | None) -> Path:
 def prepare_regions(
     images: ImageNames,
     folder: Path,
-    detector: Path,
+    detector: Path | None,
     target: Path,
     problems: Problems,
     *,
+    init: Path | None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> None:
@@ -58,20 +60,20 @@ def prepare_regions(
 
     Args:
         folder: of the images.
-        detector: folder.
+        detector: folder; None = the one that `init` carries.
         target: store.
         problems: what is wrong with the tables that name the images.
+        init: model folder or run folder.
         progress: called with (images done, images in all).
     Raises:
         DataError: there are problems, or images that are missing, unreadable, or not told apart by their names.
         CheckpointError, StoreError: the detector cannot be read, or the store is of another one.
+        VislingError: both; nothing has been extracted.
     """
     problem: tuple[type[VislingError], str] | None = None
     if runtime.is_main():
         try:
-            files = find_files(images, folder, problems)
-            if not _holds(target, files):
-                _extract(files, detector, target, device=device, progress=progress)
+            _add_regions(images, folder, detector, target, problems, init=init, device=device, progress=progress)
         except VislingError as error:
             problem = (type(error), str(error))
     problem = from_main(problem)
@@ -80,16 +82,38 @@ def prepare_regions(
         raise kind(message)
 
 
+def _add_regions(
+    images: ImageNames,
+    folder: Path,
+    detector: Path | None,
+    target: Path,
+    problems: Problems,
+    *,
+    init: Path | None,
+    device: str,
+    progress: Progress | None,
+) -> None:
+    conflicts = Conflicts()
+    files: dict[str, Path] = {}
+    with conflicts.collect():
+        files = find_files(images, folder, problems)
+    with conflicts.collect():
+        detector = _carried_detector(init) if detector is None else detector
+        if conflicts.errors or not _holds(target, files):
+            model = Detector.load(detector, device=runtime.pick_device(device))
+            conflicts.refuse()
+            _extract(files, detector, model, target, progress=progress)
+    conflicts.refuse()
+
+
 def _holds(target: Path, images: Iterable[str]) -> bool:
     """Whether a store is finished and has all images."""
     return (target / MANIFEST).exists() and set(images) <= set(NativeStore.open(target).ids)
 
 
 def _extract(
-    files: Mapping[str, Path], detector: Path, target: Path, *, device: str, progress: Progress | None
+    files: Mapping[str, Path], detector: Path, model: Detector, target: Path, *, progress: Progress | None
 ) -> None:
-    on = runtime.pick_device(device)
-    model = Detector.load(detector, device=on)
     begun = (target / MANIFEST).exists() or (target / JOURNAL).exists()
     if target.is_dir() and any(target.iterdir()) and not begun:
         raise StoreError(f"{target} holds other files than regions. Use another --out, or remove it.")
@@ -195,17 +219,26 @@ def _guess(missing: Mapping[str, Place], images: int, folder: Path, below: Mappi
     nearby = [
         candidate
         for base in dict.fromkeys(near)
-        for candidate in [base, *sorted(path for path in base.iterdir() if path.is_dir())]
+        for candidate in [base, *_list_folders(base)]
         if candidate != folder.absolute()
     ]
     last = PurePosixPath(name.replace("\\", "/")).name
-    has_it = next((one for one in nearby if (one / name).is_file() or (one / last).is_file()), None)
+    has_it = next((one for one in nearby if any(os.path.isfile(one / part) for part in (name, last))), None)
     lacking = f"{len(missing)} of {images} images are missing." if len(missing) > 1 else "Check the name."
     if has_it is not None:
         return f"{lacking} Did you mean the folder {has_it}?"
     known = [path.name for paths in below.values() for path in paths]
     close = difflib.get_close_matches(last, known, 1, 0.8) if len(known) < 10_000 else []
     return f"{lacking} Did you mean {close[0]!r}?" if close else f"{lacking} Name their folder with --images."
+
+
+def _list_folders(base: Path) -> list[Path]:
+    """The folders in a folder; none where it may not be listed. `os.path` takes what may not be looked into, such as
+    lost+found, for absent, where methods of a path would raise."""
+    try:
+        return sorted(path for path in base.iterdir() if os.path.isdir(path))
+    except OSError:
+        return []
 
 
 def check_ids(images: ImageNames, store: NativeStore) -> None:

@@ -142,7 +142,7 @@ class Classification(Task[LabelledText, ClassificationConfig]):
         if len(listed) < (1 if self._several else 2):
             raise DataError(
                 f"the {len(records)} training examples have {len(listed)} label{'' if len(listed) == 1 else 's'}: "
-                f"{', '.join(listed) or 'none'}. There is nothing to tell apart."
+                f"{', '.join(listed) or 'none'}. There is nothing to tell apart: add examples of another."
             )
         if self.config.class_weights == "balanced":
             having = [max(counts[label], 1) for label in listed]

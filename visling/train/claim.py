@@ -11,7 +11,8 @@ REGIONS = "regions"
 
 
 def refuse_taken(path: Path, resume: bool) -> None:
-    """Check that a folder can become that of a run, or with `resume` that it holds one.
+    """Check that a folder can become that of a run, or with `resume` that it holds one, or the regions of one that was
+    stopped while they were extracted.
 
     Raises:
         RunError: it is not empty, but for regions of its own, or it holds nothing to resume.
@@ -24,7 +25,7 @@ def refuse_taken(path: Path, resume: bool) -> None:
     ours = ("run.json.part", REGIONS)
     held = sorted(entry.name for entry in path.iterdir() if entry.name not in ours) if path.exists() else []
     if resume:
-        if "run.json" not in held:
+        if "run.json" not in held and not (path / REGIONS).is_dir():
             raise RunError(
                 f"nothing to resume in {path}: there is no run.json. Check the path, or start without --resume."
             )

@@ -362,7 +362,7 @@ def gather(value: _T) -> list[_T]:
 def _claim(path: Path, resume: bool) -> None:
     refuse_taken(path, resume)
     _check_writable(path)
-    if not resume:
+    if not (path / "run.json").exists():
         _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
 
 

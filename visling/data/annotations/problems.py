@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from visling.errors import DataError
+from visling.errors import DataError, VislingError
 
 MOST_KINDS = 10
 """Kinds of problems that are described."""
@@ -45,10 +45,10 @@ class Problems:
             (place, f"{place}: {what}. {mend}")
         )
 
-    def add_error(self, path: Path, error: DataError) -> None:
+    def add_error(self, path: Path, error: VislingError) -> None:
         """
         Args:
-            error: why the file cannot be read; names it.
+            error: why the file, or what belongs to it, cannot be read; names it.
         """
         self._found.setdefault((str(error), path), []).append((Place(path), str(error)))
 
