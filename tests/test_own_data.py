@@ -360,6 +360,20 @@ def test_folders_that_may_not_be_looked_into_are_passed_over(
     assert "t.csv, line 2: no image 'none.png' in photos" in message
 
 
+def test_an_output_folder_that_may_not_be_made(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = os.mkdir
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path).name in ("run", "regions"):
+            raise PermissionError(13, "Permission denied", str(path))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    assert "cannot write the regions to run/regions: [Errno 13] Permission denied" in refused(capsys, tune)
+
+
 def test_one_label_is_refused_with_its_file(
     scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,12 @@ def _extract(
     begun = (target / MANIFEST).exists() or (target / JOURNAL).exists()
     if target.is_dir() and any(target.iterdir()) and not begun:
         raise StoreError(f"{target} holds other files than regions. Use another --out, or remove it.")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the regions to {target}: {error}. Use another --out, or fix permissions."
+        ) from error
     with StoreWriter(
         target,
         feature_size=model.config.feature_size,
