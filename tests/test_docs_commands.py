@@ -71,7 +71,13 @@ SMALLER = {
 }
 """First words of a command -> what makes it small; the first that fits is appended."""
 
-LONG = ("README.md", "docs/results/pretraining.md", "docs/results/nlvr.md", "docs/results/tasks.md")
+LONG = (
+    "README.md",
+    "docs/results/pretraining.md",
+    "docs/results/finetuning.md",
+    "docs/results/nlvr.md",
+    "docs/results/tasks.md",
+)
 """Pages whose commands train a detector and several models: minutes."""
 
 ELSEWHERE = ("docs/own_data.md",)

@@ -442,6 +442,20 @@ def test_images_are_found_or_told_apart(
     assert NativeStore.open(Path("run/regions")).ids == ["a00", "a01"]
 
 
+@pytest.mark.parametrize(("name", "found"), [("scans/photos/ward1/a01.png", True), ("ward0/a01.png", False)])
+def test_a_file_in_another_folder_is_not_the_named_one(
+    scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str], name: str, found: bool
+) -> None:
+    """Only ward1 has a01; folders above the given one may stand before a name."""
+    write(Path("t.csv"), [{"image": name, "question": "what?", "answer": "red"}])
+    if found:
+        tune("--train", "t.csv", "--valid", "t.csv")
+        assert NativeStore.open(Path("run/regions")).ids == ["a01"]
+    else:
+        message = refused(capsys, lambda: tune("--train", "t.csv", "--valid", "t.csv"))
+        assert "no image 'ward0/a01.png' in photos" in message
+
+
 def test_a_truncated_image_is_named_and_the_others_are_kept(
     scans: Path, tune: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

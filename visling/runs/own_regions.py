@@ -145,7 +145,8 @@ def _extract(
 def find_files(images: ImageNames, folder: Path, problems: Problems) -> dict[str, Path]:
     """The file of every named image, by its id.
 
-    A name is an absolute path, a path below the folder, or the end of one; its suffix may be left out.
+    A name is an absolute path, a path below the folder, or the end of one; or such a path with more folders before it,
+    as in a table that was written for a folder above. Its suffix may be left out.
 
     Raises:
         DataError: there are problems; names all images that are missing, damaged, or not told apart, too.
@@ -197,8 +198,12 @@ def _fitting(name: str, folder: Path, namesakes: list[Path]) -> list[Path]:
         if file.name == path.name or (path.suffix.lower() not in SUFFIXES and file.stem == path.name)
     ]
     within = path.parent.parts
-    ending = [file for file in named if file.parent.parts[len(file.parent.parts) - len(within) :] == within]
-    return ending or named
+    ending = [file for file in named if _ends_in(file.parent.parts, within)]
+    return ending or [file for file in named if _ends_in(within, file.relative_to(folder).parent.parts)]
+
+
+def _ends_in(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:
+    return parts[len(parts) - len(end) :] == end
 
 
 def _without_suffix(file: Path) -> str:
