@@ -133,7 +133,7 @@ def test_the_token_of_a_task_changes_what_the_model_says(world: Any, trained: Pa
     file.write_text(json.dumps(json.loads(file.read_text()) | {"task_token": 7}))
     details = []
     for place in (one, other):
-        evaluate(place, split="val", data=world.scenes, store=world.regions)
+        evaluate(place, split="val", data=world.scenes, store=world.regions, overwrite=True)
         details.append((place / "details_val.jsonl").read_text())
     assert details[0] != details[1]
 
