@@ -31,6 +31,7 @@ from visling.pretrained.folder import ModelFolder
 from visling.types import RegionArray
 from visling.vision.detector import Detector
 from visling.vision.images import read_image, to_pixels
+from visling.vision.pictures import GivenPictures
 
 ImageLike = str | Path | Image.Image
 """An image file, or an open image."""
@@ -158,7 +159,7 @@ class Predictor:
         store = None if self.folder.text_only else _GivenRegions(regions, self.folder.fingerprint)
         pictures = None
         if self.folder.extractor is not None:
-            pictures = self.folder.extractor.given_pictures({str(n): one.pixels for n, one in enumerate(seen)})
+            pictures = GivenPictures({str(n): one.pixels for n, one in enumerate(seen)}, self.folder.extractor)
         batch, _ = Collator(store, self.spec, self.tokenizer, pictures=pictures)([example], [rng])
         batch = batch.to(self.device)
         with torch.inference_mode():

@@ -34,6 +34,7 @@ from visling.tasks.base import TaskSource
 from visling.tasks.vcr import VCR, VcrConfig
 from visling.types import Batch, RegionArray, Targets, TextRow
 from visling.vision.end_to_end import ExtractorConfig
+from visling.vision.pictures import PictureFiles
 
 CASES = (
     "q2a_train", "q2a_train_flip", "q2a_val", "q2a_test", "q2a_train_len20", "q2a_train_relevant",
@@ -348,7 +349,7 @@ def test_a_batch_of_pixels_has_the_masks_and_classes_of_the_release(folder: Path
         Objects(known),
         spec,
         layout.tokenizer,
-        pictures=ExtractorConfig(shorter_side=shorter, longer_side=longer).open_pictures(files),
+        pictures=PictureFiles(files, ExtractorConfig(shorter_side=shorter, longer_side=longer)),
         flip=float(case["flip_forced"]),
     )
     with np.load(folder / "masks.npz") as arrays:

@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 
 class Recorder:
-    """A logger that remembers what it was told."""
+    """A logger that records what it receives."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and trackio: what they are told, that a resumed run continues where it was logged, and
+"""TensorBoard, Weights & Biases and trackio: what they receive, that a resumed run continues where it was logged, and
 that nothing leaves this machine. The services are run themselves where they are installed; what we tell them is
 compared on stand-ins too."""
 

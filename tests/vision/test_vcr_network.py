@@ -23,6 +23,7 @@ from visling import config as configs
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.types import Pixels, Regions
 from visling.vision import ops
+from visling.vision.pictures import PictureFiles
 from visling.vision.resnet import Bottleneck, FrozenNorm
 from visling.vision.vcr_network import (
     BLACK,
@@ -385,7 +386,7 @@ def test_black_is_what_a_black_picture_becomes() -> None:
 def test_pictures_are_read_by_id(tmp_path: Path) -> None:
     image = np.random.default_rng(1).integers(0, 256, (16, 40, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
-    pictures = SMALL.open_pictures({"a": tmp_path / "a.png", "b": tmp_path / "b.png"})
+    pictures = PictureFiles({"a": tmp_path / "a.png", "b": tmp_path / "b.png"}, SMALL)
     plain, turned = pictures.read(["a", "a"], [False, True])
     assert torch.equal(plain, prepare_image(image, SMALL))
     assert torch.equal(turned, plain.flip(2))

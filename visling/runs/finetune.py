@@ -48,6 +48,7 @@ from visling.train.claim import REGIONS, refuse_taken
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 from visling.vision.extract import Progress
+from visling.vision.pictures import PictureFiles
 
 ANSWER_LISTS = ("answers", "labels")
 """Settings of tasks that name a file of what a classifier's outputs stand for."""
@@ -188,7 +189,7 @@ class Finetuning:
         self.config, self.notes = _choose_metric(self.config, self.task, self.train_records, self.valid_records)
         if config.extractor is not None and images is not None and regions is not None:
             shown = list_images(JoinedRecords(self.train_records, self.valid_records))
-            self.inputs.pictures = config.extractor.open_pictures(find_pictures(shown, images, regions))
+            self.inputs.pictures = PictureFiles(find_pictures(shown, images, regions), config.extractor)
         self.valid_inputs = self.inputs if valid_regions is None else self.inputs.with_regions(valid_regions)
         examples = TaskSource(self.task, self.train_records, self.inputs.layout)
         self.spelled = SpelledWords(self.config, self.inputs, [examples], init)

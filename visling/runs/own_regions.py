@@ -191,7 +191,8 @@ def _fitting(name: str, folder: Path, namesakes: list[Path]) -> list[Path]:
     if direct.is_file():
         return [direct]
     if Path(name).is_absolute():
-        return [file for file in sorted(direct.parent.glob("*")) if _without_suffix(file) == str(direct)]
+        spellings = ((Path(f"{direct}{suffix}"), Path(f"{direct}{suffix.upper()}")) for suffix in sorted(SUFFIXES))
+        return [next(file for file in pair if file.is_file()) for pair in spellings if any(map(Path.is_file, pair))]
     named = [
         file
         for file in namesakes
@@ -204,10 +205,6 @@ def _fitting(name: str, folder: Path, namesakes: list[Path]) -> list[Path]:
 
 def _ends_in(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:
     return parts[len(parts) - len(end) :] == end
-
-
-def _without_suffix(file: Path) -> str:
-    return str(file.with_suffix("")) if file.suffix.lower() in SUFFIXES else ""
 
 
 def _why_unreadable(path: Path) -> str:

@@ -21,6 +21,7 @@ from visling.regions.store import NativeStore
 from visling.tasks.base import list_images
 from visling.types import Record
 from visling.vision.extract import find_images
+from visling.vision.pictures import PictureFiles
 
 
 def check_images_option(config: PretrainConfig | FinetuneConfig, images: Path | None, backbone: Path | None) -> None:
@@ -84,7 +85,7 @@ def open_pictures(
         raise RunError(
             f"{saved.path} computes the features of regions from pixels: name the folder of the images with --images."
         )
-    return saved.extractor.open_pictures(find_pictures(list_images(records), Path(images), store))
+    return PictureFiles(find_pictures(list_images(records), Path(images), store), saved.extractor)
 
 
 def find_corpus_pictures(

@@ -34,6 +34,7 @@ from visling.runs.spelling import SpelledWords
 from visling.runs.validate import Validation, text_loss
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Targets
+from visling.vision.pictures import PictureFiles
 
 Pair = tuple[Batch, Targets]
 
@@ -131,7 +132,7 @@ class Pretraining:
         if config.extractor is not None and images is not None:
             sources = (self.training.images, self.validation.images)
             files = find_corpus_pictures(config.corpora, images, sources, self.store)
-            self.inputs.pictures = config.extractor.open_pictures(files)
+            self.inputs.pictures = PictureFiles(files, config.extractor)
         texts = [source for source in (self.training.images, self.training.text) if source is not None]
         self.spelled = SpelledWords(config, self.inputs, texts, init)
         self.backbone = backbone

@@ -1,9 +1,8 @@
 """Networks that compute the features of regions from pixels and are trained jointly with an encoder, by their settings.
 
 A config names the network in its field `kind` and offers `feature_size` (F), `build()` (a module that is a
-`types.FeatureExtractor`), and `open_pictures(files)` and `given_pictures(images)`, which prepare images as the network
-reads them (`data.batches.pixels.Pictures`). Another network adds its config to `ExtractorSettings` and itself to
-`NETWORKS`.
+`types.FeatureExtractor`), and how the network reads images (`vision.pictures.PictureSettings`). Another network adds
+its config to `ExtractorSettings` and itself to `NETWORKS`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,7 +29,6 @@ from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
 from visling.errors import ConfigError
 from visling.types import Canvas, Loss, MaskGrid, Pixels, Regions
 from visling.vision import ops
-from visling.vision.pictures import GivenPictures, PictureFiles
 from visling.vision.resnet import (
     EXPANSION,
     HEAD_BLOCKS,
@@ -123,14 +121,6 @@ class VcrNetworkConfig:
     def build(self) -> VcrNetwork:
         """The network, randomly initialised."""
         return VcrNetwork(self)
-
-    def open_pictures(self, files: Mapping[str, Path]) -> PictureFiles:
-        """Pictures, in files by image id, as the network reads them."""
-        return PictureFiles(files, self)
-
-    def given_pictures(self, images: Mapping[str, NDArray[np.uint8]]) -> GivenPictures:
-        """Pictures at hand, RGB (H, W, 3) by image id, as the network reads them."""
-        return GivenPictures(images, self)
 
     def prepare(self, image: NDArray[np.uint8], *, mirrored: bool) -> Tensor:
         """`prepare_image`."""

@@ -222,7 +222,7 @@ def describe(regions: RegionArray, grid: MaskGrid) -> RegionObjects:
 
 
 def collate_objects(*images: str, joint_limit: int | None = None, **known: Any) -> Any:
-    """A batch whose examples know their objects, unless `known` says otherwise."""
+    """A batch of examples with annotated objects: those that `known` has for an image, else `describe`."""
     spec = InputSpec(feature_size=16, joint_limit=joint_limit)
     layout = TextLayout(TOKENIZER, spec)
     examples = [
