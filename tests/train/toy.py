@@ -185,6 +185,13 @@ def distributed(path: Path, batch_size: int = 2) -> None:
                     fit(model, masked(model), pairs, config=config(normalise="counts"), log=log, run_folder=folder)
 
 
+def gloo_threads() -> list[str]:
+    """Names of this process's threads that work for a process group; empty where the system does not list them."""
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.is_dir() else []
+    return [name for name in names if "gloo" in name]
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
     timed = ("seconds", "examples_per_second")
@@ -199,6 +206,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "distributed":
         distributed(Path(sys.argv[2]))
+        # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
+        assert not gloo_threads(), gloo_threads()
     else:
         changes = EVERYTHING if sys.argv[4:] == ["everything"] else {}
         run(Path(sys.argv[2]), at=int(sys.argv[3]), how=lambda: os.kill(os.getpid(), signal.SIGKILL), **changes)
