@@ -150,13 +150,13 @@ def test_a_model_that_moved_brings_its_detector(
     shutil.copytree(world.vqa / "model", tmp_path / "elsewhere")
     shutil.copy(world.picture(), tmp_path / "picture.png")
     loaded: list[Path] = []
-    original = api.Detector.load
+    original = api.load_detector
 
     def load(directory: Path, **options: Any) -> Any:
         loaded.append(directory)
         return original(directory, **options)
 
-    monkeypatch.setattr(api.Detector, "load", load)
+    monkeypatch.setattr(api, "load_detector", load)
     monkeypatch.chdir(tmp_path)
     moved = api.load("elsewhere", device="cpu")
     assert loaded == [Path("elsewhere/detector")]

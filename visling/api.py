@@ -29,9 +29,10 @@ from visling.pretrained import folder as folder_module
 from visling.pretrained.features import check_fingerprint
 from visling.pretrained.folder import ModelFolder
 from visling.types import RegionArray
-from visling.vision.detector import Detector
+from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, to_pixels
 from visling.vision.pictures import GivenPictures
+from visling.vision.region_detector import RegionDetector
 
 ImageLike = str | Path | Image.Image
 """An image file, or an open image."""
@@ -113,7 +114,7 @@ class _Seen(NamedTuple):
 class Predictor:
     """A fine-tuned model with its detector."""
 
-    def __init__(self, folder: ModelFolder, detector: Detector | None, device: torch.device) -> None:
+    def __init__(self, folder: ModelFolder, detector: RegionDetector | None, device: torch.device) -> None:
         self.folder, self.detector, self.device = folder, detector, device
         self.model, self.task = folder.task_model()
         self.model.to(device).eval()
@@ -126,12 +127,12 @@ class Predictor:
     @property
     def class_names(self) -> Sequence[str]:
         """Names of the detector's classes."""
-        return () if self.detector is None else self.detector.config.class_names
+        return () if self.detector is None else self.detector.class_names
 
     @property
     def attribute_names(self) -> Sequence[str]:
         """Names of the detector's attributes."""
-        return () if self.detector is None else self.detector.config.attribute_names
+        return () if self.detector is None else self.detector.attribute_names
 
     def answer(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Answer:
         """Answer a question about one raw image, or about as many as the task reads together: judge a sentence, choose
@@ -282,6 +283,6 @@ def load(
         raise CheckpointError(
             f"{saved.path} holds no detector, so raw images cannot be turned into regions. Name one with --detector."
         )
-    found = Detector.load(folder, device=target)
+    found = load_detector(folder, device=target)
     check_fingerprint(saved, found.fingerprint, override=other_features, extracts=saved.extractor is not None)
     return Predictor(saved, found, target)

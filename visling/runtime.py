@@ -140,8 +140,8 @@ def process_group(processes: int = 1) -> Iterator[None]:
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             yield
             return
-        # The first optimizer step imports this, and if a group exists by then, something in it keeps the group alive past
-        # `destroy_process_group`: gloo's threads, still running when the interpreter ends, may then abort the process.
+        # The first optimizer step imports this, and if a group exists by then, something in it keeps the group alive
+        # past `destroy_process_group`: gloo's threads, still running when the interpreter ends, may abort the process.
         importlib.import_module("torch._dynamo")
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())

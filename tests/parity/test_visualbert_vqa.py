@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from visling.data.annotations.pickles import read_object_array
 from visling.data.annotations.questions import QuestionRecord, release_text
 from visling.data.batches.collate import Collator
 from visling.data.batches.masking import TokenMasking
 from visling.data.corpora.questions import QuestionAnswer
 from visling.data.text import TextLayout, Tokenizer
+from visling.pickles import read_object_array
 from visling.runtime import generator_for
 from visling.tasks.base import TaskSource
 from visling.tasks.vqa import VQA, VqaConfig

@@ -153,3 +153,22 @@ def progress_bar(title: str, *, at_once: bool = True) -> Iterator[Callable[[int,
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None, visible=at_once)
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
+def claim_store(out: Path, resume: bool) -> None:
+    """Refuse a folder that is taken or cannot be created, before regions are written into it."""
+    from visling.regions.files import JOURNAL, MANIFEST
+
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
+    held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    is_store = MANIFEST in held or JOURNAL in held
+    if held and not (resume and is_store):
+        resuming = "add to it with --resume, " if is_store else ""
+        raise RunError(
+            f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, {resuming}or delete the folder."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error

@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.data.annotations.pickles import read_pickle
 from visling.errors import DataError
+from visling.pickles import read_pickle
 
 UNKNOWN = "<unk>"
 """Entry for "any other answer" in vocabularies derived from Pythia."""

@@ -19,9 +19,10 @@ from visling.regions.files import JOURNAL, MANIFEST
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
 from visling.train.state import from_main
-from visling.vision.detector import Detector
+from visling.vision.detectors import load_detector
 from visling.vision.extract import Progress, extract, find_images
 from visling.vision.images import SUFFIXES, read_image
+from visling.vision.region_detector import RegionDetector
 
 _RENAME = "Regions are stored under the name without folder and suffix: rename one of the files, in the table too."
 
@@ -100,7 +101,7 @@ def _add_regions(
     with conflicts.collect():
         detector = _carried_detector(init) if detector is None else detector
         if conflicts.errors or not _holds(target, files):
-            model = Detector.load(detector, device=runtime.pick_device(device))
+            model = load_detector(detector, device=runtime.pick_device(device))
             conflicts.refuse()
             _extract(files, detector, model, target, progress=progress)
     conflicts.refuse()
@@ -112,7 +113,7 @@ def _holds(target: Path, images: Iterable[str]) -> bool:
 
 
 def _extract(
-    files: Mapping[str, Path], detector: Path, model: Detector, target: Path, *, progress: Progress | None
+    files: Mapping[str, Path], detector: Path, model: RegionDetector, target: Path, *, progress: Progress | None
 ) -> None:
     begun = (target / MANIFEST).exists() or (target / JOURNAL).exists()
     if target.is_dir() and any(target.iterdir()) and not begun:
@@ -125,10 +126,10 @@ def _extract(
         ) from error
     with StoreWriter(
         target,
-        feature_size=model.config.feature_size,
+        feature_size=model.feature_size,
         fingerprint=model.fingerprint,
-        class_names=model.config.class_names,
-        attribute_names=model.config.attribute_names,
+        class_names=model.class_names,
+        attribute_names=model.attribute_names,
         settings={"detector": str(detector.resolve()), "precision": "fp32"},
         may_differ=("detector",),  # the fingerprint says whether one that moved is the same
         resume=begun,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ from visling.vision.anchors import (
 )
 from visling.vision.backbones import SmallBackbone
 from visling.vision.detector_config import DetectorConfig as DetectorConfig
+from visling.vision.detectors import load_detector
+from visling.vision.region_detector import RegionDetector, ScaledImage
 
 _FORMAT = "visling detector 1"
 """What `config.json` says that it describes."""
@@ -93,7 +95,7 @@ class _RegionOutput(NamedTuple):
     """(N, attributes) logits."""
 
 
-class Detector(nn.Module):
+class Detector(RegionDetector):
     """Images in; regions with feature, box, class and attributes out."""
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -137,10 +139,35 @@ class Detector(nn.Module):
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def feature_size(self) -> int:
+        """F."""
+        return self.config.feature_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Object classes, without the background."""
+        return self.config.class_names
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Attributes; empty without an attribute head."""
+        return self.config.attribute_names
+
+    def limit_regions(self, least: int | None = None, most: int | None = None) -> None:
+        """Change `min_regions` and `max_regions` of the configuration, and with them the fingerprint.
+
+        Raises:
+            ConfigError: numbers that the detector cannot keep.
+        """
+        changes = {"min_regions": least, "max_regions": most}
+        chosen: dict[str, Any] = {name: number for name, number in changes.items() if number is not None}
+        self.config = dataclasses.replace(self.config, **chosen)
+
     def losses(self, images: Sequence[NDArray[np.uint8]], truths: Sequence[Truth]) -> Loss:
         """Sum of the proposal, class, box and attribute losses of a batch of RGB images (H, W, 3) with their
         objects."""
-        batch, size, scale = self._prepare_images(images)
+        batch, size, scale = self._prepare_images([self.scale(image) for image in images])
         boxes, classes, attributes, has_attributes = self._pad_truths(truths, scale)
         features = self.backbone(batch)
         proposals = self._run_proposals(features, size)
@@ -174,14 +201,13 @@ class Detector(nn.Module):
             loss += Loss.mean("attribute", losses, mask).scaled(config.attribute_weight)
         return loss
 
-    @torch.no_grad()
-    def detect(self, images: Sequence[NDArray[np.uint8]], *, precision: Precision = "fp32") -> list[RegionArray]:
-        """Regions of each RGB image (H, W, 3), most confident first, boxes in pixels of the original image.
+    def scale(self, image: NDArray[Any]) -> ScaledImage:
+        """The picture scaled so that its longer side has `long_side` pixels."""
+        return ScaledImage(pixels=pixels.fit(image, self.config.long_side), size=(image.shape[1], image.shape[0]))
 
-        Images of different sizes are padded to a common one, which slightly changes the features near a padded border;
-        group equal sizes where results must not depend on the grouping. The module should be in evaluation mode. Class
-        distributions end with the background.
-        """
+    @torch.no_grad()
+    def detect_scaled(self, images: Sequence[ScaledImage], *, precision: Precision = "fp32") -> list[RegionArray]:
+        """Regions of each picture, most confident first; class distributions end with the background."""
         if not images:
             return []
         config = self.config
@@ -220,17 +246,13 @@ class Detector(nn.Module):
         return [_sort_by_confidence(regions) for regions in found]
 
     @torch.no_grad()
-    def regions_at(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        boxes: Sequence[NDArray[np.float32]],
-        *,
-        precision: Precision = "fp32",
+    def regions_at_scaled(
+        self, images: Sequence[ScaledImage], boxes: Sequence[NDArray[Any]], *, precision: Precision = "fp32"
     ) -> list[RegionArray]:
-        """Regions of each RGB image (H, W, 3) at given boxes instead of detected ones, in their order.
+        """Regions of each picture at given boxes instead of detected ones, in their order.
 
         Args:
-            boxes: of each image, (N, 4) pixel corners within it, with area.
+            boxes: of each picture, (R, 4) pixel corners of the original within it, with area.
         """
         if not images:
             return []
@@ -255,40 +277,23 @@ class Detector(nn.Module):
         """The detector saved in a folder, or in the `model` folder of a training's folder, in evaluation mode.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or weights and configuration do not belong together.
+            CheckpointError: a file is missing or damaged, weights and configuration do not belong together, or the
+                folder holds a detector of another kind.
         """
-        if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
-            directory = directory / "model"
-        try:
-            content: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            weights = load_file(directory / "model.safetensors")
-        except FileNotFoundError as error:
+        detector = load_detector(directory, device=device)
+        if not isinstance(detector, cls):
             raise CheckpointError(
-                f"{directory} is not a detector: no {Path(error.filename or 'model.safetensors').name}. "
-                "Give the folder that training wrote, with config.json and model.safetensors."
-            ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{directory / 'config.json'} is damaged: {error}. Copy or train the detector again."
-            ) from error
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{directory / 'model.safetensors'} is damaged: {error}. Copy or train the detector again."
-            ) from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            format_ = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise CheckpointError(
-                f"{directory / 'config.json'} does not describe a detector: format is {format_!r}, "
-                f"expected {_FORMAT!r}."
+                f"{directory} holds a detector of another kind, which cannot be used here: {type(detector).__name__}. "
+                "Give one that `visling detect train` wrote."
             )
-        try:
-            detector = cls(configs.from_dict(DetectorConfig, content["config"]))
-        except (ConfigError, KeyError) as error:
-            raise CheckpointError(f"{directory / 'config.json'} was written by another version: {error}") from error
-        detector._load_weights(weights, directory / "model.safetensors")
-        return detector.to(device).eval()
+        return detector
 
-    def _load_weights(self, weights: dict[str, Tensor], file: Path) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor], file: Path) -> None:
+        """Take the weights of a file, all of them.
+
+        Raises:
+            CheckpointError: names or shapes that differ from the network's.
+        """
         own = self.state_dict()
         missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
         wrong = [
@@ -309,12 +314,12 @@ class Detector(nn.Module):
             )
         self.load_state_dict(weights)
 
-    def _prepare_images(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepare_images(self, images: Sequence[ScaledImage]) -> tuple[Tensor, Tensor, Tensor]:
         """Padded batch; (B, 4) width, height, width, height of each scaled image; (B, 4) factors from scaled to
         original pixels."""
-        fitted = [pixels.fit(image, self.config.long_side) for image in images]
+        fitted = [image.pixels for image in images]
         size = torch.tensor([image.shape[1::-1] * 2 for image in fitted], dtype=torch.float32)
-        original = torch.tensor([image.shape[1::-1] * 2 for image in images], dtype=torch.float32)
+        original = torch.tensor([image.size * 2 for image in images], dtype=torch.float32)
         return (
             pixels.to_batch(fitted, self.backbone.multiple, self.device),
             size.to(self.device),
@@ -392,7 +397,7 @@ class Detector(nn.Module):
         return _RegionOutput(states.float(), self.classify(states).float(), deltas, attributes.float())
 
     def _split_regions(
-        self, output: _RegionOutput, boxes: Tensor, images: Sequence[NDArray[np.uint8]], counts: list[int]
+        self, output: _RegionOutput, boxes: Tensor, images: Sequence[ScaledImage], counts: list[int]
     ) -> list[RegionArray]:
         """Regions of the whole batch, split by image, in their order."""
         config = self.config
@@ -415,7 +420,7 @@ class Detector(nn.Module):
             RegionArray(
                 features=features,
                 boxes=corners,
-                size=(image.shape[1], image.shape[0]),
+                size=image.size,
                 classes=best.astype(np.int16),
                 class_confidence=score,
                 attributes=described.astype(np.int16),
@@ -426,6 +431,33 @@ class Detector(nn.Module):
                 images, zip(*arrays, strict=True), strict=True
             )
         ]
+
+
+def load(directory: Path, content: Mapping[str, Any]) -> Detector:
+    """The detector of a folder, on the CPU.
+
+    Args:
+        content: of `config.json`.
+    Raises:
+        CheckpointError: the weights are missing or damaged, or do not belong to the configuration.
+    """
+    try:
+        weights = load_file(directory / "model.safetensors")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{directory} is not a detector: no model.safetensors. "
+            "Give the folder that training wrote, with config.json and model.safetensors."
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{directory / 'model.safetensors'} is damaged: {error}. Copy or train the detector again."
+        ) from error
+    try:
+        detector = Detector(configs.from_dict(DetectorConfig, content["config"]))
+    except (ConfigError, KeyError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} was written by another version: {error}") from error
+    detector.load_weights(weights, directory / "model.safetensors")
+    return detector
 
 
 def _sort_by_confidence(regions: RegionArray) -> RegionArray:

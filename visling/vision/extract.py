@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from visling.errors import DataError
 from visling.runtime import Precision
 from visling.types import RegionArray
-from visling.vision.detector import Detector
 from visling.vision.images import SUFFIXES, read_image
+from visling.vision.region_detector import RegionDetector
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -112,7 +112,7 @@ def is_image_name(name: str) -> bool:
 
 def extract(
     images: Iterable[Path] | Path,
-    detector: Detector,
+    detector: RegionDetector,
     writer: RegionWriter,
     *,
     batch_size: int = 32,
@@ -149,7 +149,7 @@ def extract(
         unlisted = len(paths) - len(given.listed)
         paths = given.listed
     waiting = [path for path in paths if path.stem not in writer]
-    keep_probs = len(detector.config.class_names) <= FEW_CLASSES if probs is None else probs
+    keep_probs = len(detector.class_names) <= FEW_CLASSES if probs is None else probs
     detector.eval()
     unreadable: list[tuple[Path, str]] = []
     done = regions = uncommitted = 0

@@ -20,9 +20,9 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from visling.data.annotations.files import has_words, read_lines
-from visling.data.annotations.pickles import read_pickle
 from visling.errors import DataError
 from visling.image_ids import from_file_name
+from visling.pickles import read_pickle
 from visling.types import Record
 
 Box = tuple[float, float, float, float]

@@ -18,12 +18,12 @@ from typing import Any
 from visling.data.annotations.files import has_words
 from visling.data.annotations.gqa_records import GqaChoices, GqaColumns, GqaRecords
 from visling.data.annotations.image_lists import read_image_list
-from visling.data.annotations.pickles import read_pickle
 from visling.data.annotations.questions import EMPTY, UNTOLD, find_gqa, has_gqa
 from visling.data.annotations.streamed import list_chunks, stream_list, stream_object
 from visling.data.answers import AnswerVocabulary
 from visling.errors import DataError
 from visling.image_ids import canonical
+from visling.pickles import read_pickle
 
 NUM_MINVAL = 3000
 """Questions that ViLBERT holds out of trainval: the last ones by id, compared as text."""

@@ -16,7 +16,6 @@ from string import digits
 from typing import Any, Literal
 
 from visling.data.annotations.files import has_words, is_split, the_one
-from visling.data.annotations.pickles import read_object_array, read_pickle
 from visling.data.annotations.questions import (
     NUM_PEOPLE,
     UNTOLD,
@@ -33,6 +32,7 @@ from visling.data.annotations.questions import (
 )
 from visling.errors import DataError
 from visling.image_ids import canonical
+from visling.pickles import read_object_array, read_pickle
 
 VqaLayout = Literal["official", "lxmert", "imdb", "targets"]
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from visling.data.annotations.files import entries, has_words, read_json
-from visling.data.annotations.pickles import read_pickle
 from visling.data.annotations.tables import Table
 from visling.errors import DataError, nearest
 from visling.image_ids import canonical
+from visling.pickles import read_pickle
 from visling.types import Record
 
 DATASETS: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}

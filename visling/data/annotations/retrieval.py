@@ -18,9 +18,9 @@ import numpy as np
 
 from visling.data.annotations.captions import CaptionRecord, Captions, read_flickr30k_lines, read_karpathy
 from visling.data.annotations.files import the_one
-from visling.data.annotations.pickles import read_pickle
 from visling.errors import DataError
 from visling.image_ids import Aliases, canonical, from_file_name
+from visling.pickles import read_pickle
 
 MOST_CAPTIONS = 5
 """Captions of an image that are used: the first five, as in all published numbers; a few images of COCO have more."""

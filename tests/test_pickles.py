@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visling.data.annotations.pickles import read_object_array, read_pickle
 from visling.errors import DataError
+from visling.pickles import read_object_array, read_pickle
 
 
 class Harmful:
