@@ -30,7 +30,7 @@ def test_text_is_recognised_by_its_tabs_whatever_its_name(tmp_path: Path, name: 
 def test_every_format_of_the_table_has_a_reader() -> None:
     for known in formats.FORMATS:
         assert issubclass(formats._import_reader(known.module), formats.RegionReader)
-    assert formats.layouts() == ["bottom-up-attention", "lxmert-obj36"]
+    assert len(set(formats.layouts())) == len(formats.layouts()), "two formats have a layout of one name"
 
 
 def test_a_file_is_read_as_the_layout_that_is_named(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_an_unknown_file_is_described(tmp_path: Path, content: bytes, what: str)
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(DataError, match=rf"x is not a known file of region features: it is {what}") as caught:
         open_reader(tmp_path / "x")
-    assert "bottom-up-attention, lxmert-obj36 (tab-separated text, one image per line)" in str(caught.value)
+    assert "lxmert-obj36, volta-tsv (tab-separated text, one image per line)" in str(caught.value)
     assert "--layout" in str(caught.value)
 
 

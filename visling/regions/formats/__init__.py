@@ -48,7 +48,7 @@ def _is_tab_separated(path: Path) -> bool:
 FORMATS: tuple[Format, ...] = (
     Format(
         module="visling.regions.formats.tsv",
-        layouts=("bottom-up-attention", "lxmert-obj36"),
+        layouts=("bottom-up-attention", "vilbert-tsv", "lxmert-obj36", "volta-tsv"),
         description="tab-separated text, one image per line",
         recognises=_is_tab_separated,
     ),
