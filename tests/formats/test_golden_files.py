@@ -69,6 +69,37 @@ SAMPLES = (
     Sample(pattern="butd_6_fields.tsv", layout="bottom-up-attention", fields=BOXES, ids="numbers", shortened=True),
     Sample(pattern="lxmert_obj36_style.tsv", layout="lxmert-obj36", fields=LABELS),
     Sample(pattern="volta_13_fields.tsv", layout="volta-tsv", fields=(*LABELS, "probs")),
+    Sample(pattern="trainval2014_*.zip", layout="vlbert-json", fields=BOXES, ids="numbers"),
+    Sample(
+        pattern="*_frcnn.zip",
+        layout="vlbert-cc-json",
+        fields=PROBS,
+        ids="positions",
+        sorted_by_probs=True,
+        companions=("*_frcnn.json",),
+    ),
+    Sample(
+        pattern="updn_fixed36_style.hdf5",
+        layout="updn-hdf5",
+        fields=BOXES,
+        ids="numbers",
+        companions=("updn_fixed36_style_imgid2idx.pkl",),
+    ),
+    Sample(
+        pattern="ban_adaptive.hdf5",
+        layout="ban-hdf5",
+        fields=BOXES,
+        ids="numbers",
+        shortened=True,
+        rename={"updn_fixed36_style_imgid2idx.pkl": "ban_adaptive_imgid2idx.pkl"},
+    ),
+    Sample(pattern="volta_per_image_groups.h5", layout="volta-hdf5", fields=LABELS, images=(1, 0, 2)),
+    Sample(
+        pattern="unsupervised_visualbert.h5",
+        layout="unsupervised-visualbert-hdf5",
+        fields=LABELS,
+        companions=("unsupervised_visualbert.json",),
+    ),
 )
 """A layout is one row. (HDF5 lists the groups of a file by their names: `images` of VOLTA's.)"""
 

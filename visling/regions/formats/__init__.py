@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from visling.errors import ConfigError, DataError, nearest
 from visling.regions.formats.base import RegionReader, find_file
@@ -15,9 +17,10 @@ from visling.regions.formats.base import RegionReader, find_file
 _HEAD = 4096
 """Bytes at the front of a file by which it is recognised."""
 
+_NUMBERED_JSON = re.compile(r"\d+\.json")
+
 _SIGNATURES = {
-    b"\x89HDF": "an HDF5 file",
-    b"PK\x03\x04": "a zip archive (released text files come zipped: unpack them first)",
+    b"PK\x03\x04": "a zip archive of other files (released text files come zipped: unpack them first)",
     b"\x1f\x8b": "a gzip archive (unpack it first)",
     b"\x93NUMPY": "a NumPy array",
 }
@@ -45,12 +48,42 @@ def _is_tab_separated(path: Path) -> bool:
     return b"\0" not in line and (b"\t" in line or path.suffix == ".tsv")
 
 
+def _is_hdf5(path: Path) -> bool:
+    return path.is_file() and _read_head(path).startswith(b"\x89HDF\r\n\x1a\n")
+
+
+def _is_zipped_json(path: Path) -> bool:
+    """Whether the first file of an archive, or any file of a folder, is JSON named by a number."""
+    if path.is_dir():
+        return any(_NUMBERED_JSON.fullmatch(entry.name) for entry in path.iterdir())
+    head, start = _read_head(path), 0
+    while head.startswith(b"PK\x03\x04", start) and start + 30 <= len(head):
+        packed, _, name, extra = struct.unpack_from("<2L2H", head, start + 18)
+        member = PurePosixPath(head[start + 30 : start + 30 + name].decode("utf-8", "replace"))
+        if _NUMBERED_JSON.fullmatch(member.name):
+            return True
+        start += 30 + name + extra + packed  # a folder comes first, or what an operating system adds
+    return False
+
+
 FORMATS: tuple[Format, ...] = (
     Format(
         module="visling.regions.formats.tsv",
         layouts=("bottom-up-attention", "vilbert-tsv", "lxmert-obj36", "volta-tsv"),
         description="tab-separated text, one image per line",
         recognises=_is_tab_separated,
+    ),
+    Format(
+        module="visling.regions.formats.hdf5",
+        layouts=("updn-hdf5", "ban-hdf5", "volta-hdf5", "unsupervised-visualbert-hdf5"),
+        description="an HDF5 file",
+        recognises=_is_hdf5,
+    ),
+    Format(
+        module="visling.regions.formats.zipped_json",
+        layouts=("vlbert-json", "vlbert-cc-json"),
+        description="a zip archive or a folder of JSON files, one per image",
+        recognises=_is_zipped_json,
     ),
 )
 """The first that recognises a path reads it."""
