@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ _SIGNATURES = {
     b"\x89HDF": "an HDF5 file",
     b"PK\x03\x04": "a zip archive (released text files come zipped: unpack them first)",
     b"\x1f\x8b": "a gzip archive (unpack it first)",
-    b"\x93NUMPY": "a NumPy array",
 }
 """First bytes of a file -> what it is, for messages."""
 
@@ -45,12 +45,64 @@ def _is_tab_separated(path: Path) -> bool:
     return b"\0" not in line and (b"\t" in line or path.suffix == ".tsv")
 
 
+def _is_lmdb(path: Path) -> bool:
+    file = path / "data.mdb" if path.is_dir() else path
+    return file.is_file() and (path.is_dir() or _read_head(file)[16:20] == b"\xde\xc0\xef\xbe")
+
+
+def _is_numpy(path: Path) -> bool:
+    if path.is_dir():
+        return any(name.lower().endswith((".npy", ".npz")) for _, _, names in os.walk(path) for name in names)
+    return _read_head(path).startswith(b"\x93NUMPY") or _read_first_member(path).endswith(".npy")
+
+
+def _is_torch(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    magic = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+    return _read_head(path)[2:].startswith(magic) or _read_first_member(path).endswith("/data.pkl")
+
+
+def _read_first_member(path: Path) -> str:
+    """Name of the first member of a zip archive; empty for other files."""
+    head = _read_head(path)
+    if not head.startswith(b"PK\x03\x04"):
+        return ""
+    length = int.from_bytes(head[26:28], "little")
+    return head[30 : 30 + length].decode("utf-8", "replace")
+
+
 FORMATS: tuple[Format, ...] = (
     Format(
         module="visling.regions.formats.tsv",
         layouts=("bottom-up-attention", "vilbert-tsv", "lxmert-obj36", "volta-tsv"),
         description="tab-separated text, one image per line",
         recognises=_is_tab_separated,
+    ),
+    Format(
+        module="visling.regions.formats.lmdb",
+        layouts=(
+            "volta-lmdb",
+            "vilbert-lmdb",
+            "vilbert-multitask-lmdb",
+            "mmf-lmdb",
+            "conceptual-captions-lmdb",
+            "volta-conceptual-captions-lmdb",
+        ),
+        description="LMDB: a folder with data.mdb, or that file",
+        recognises=_is_lmdb,
+    ),
+    Format(
+        module="visling.regions.formats.numpy_files",
+        layouts=("mmf-npy", "pythia-fc6-npy", "vilbert-multitask-npy", "milvlg-npz", "visualbert-npz"),
+        description="a folder of .npy or .npz files, one image each",
+        recognises=_is_numpy,
+    ),
+    Format(
+        module="visling.regions.formats.torch_files",
+        layouts=("visualbert-th",),
+        description="a file of torch.save",
+        recognises=_is_torch,
     ),
 )
 """The first that recognises a path reads it."""
