@@ -37,6 +37,7 @@ RECORDED = {
 BOXES = ("boxes", "features")
 LABELS = (*BOXES, "classes", "class_confidence", "attributes", "attribute_confidence")
 PROBS = (*BOXES, "probs")
+MMF = (*BOXES, "classes", "probs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class Sample:
     """Whether its regions are read in descending order of their most probable class."""
     companions: tuple[str, ...] = ()
     """Patterns of files that belong to it and are not read by themselves."""
+    background: Literal["first", "absent"] = "first"
+    """Whether the layout's class distributions have a background; where they have none, it is what is left of 1."""
     rename: Mapping[str, str] | None = None
     """Companions that lie in the folder under another file's name -> the released name, which the reader looks for."""
 
@@ -99,6 +102,33 @@ SAMPLES = (
         layout="unsupervised-visualbert-hdf5",
         fields=LABELS,
         companions=("unsupervised_visualbert.json",),
+    ),
+    Sample(pattern="volta_base64.lmdb", layout="volta-lmdb", fields=LABELS, images=(2, 0, 1)),
+    Sample(
+        pattern="vilbert_mt_arrays.lmdb",
+        layout="vilbert-multitask-lmdb",
+        fields=BOXES,
+        images=(2, 0, 1),
+        ids="numbers",
+    ),
+    Sample(pattern="mmf.lmdb", layout="mmf-lmdb", fields=MMF, ids="own", background="absent"),
+    Sample(
+        pattern="COCO_val2014_*42.npy",
+        layout="mmf-npy",
+        fields=MMF,
+        images=(0,),
+        companions=("*_info.npy",),
+        background="absent",
+    ),
+    Sample(pattern="vilbert_single_dict.npy", layout="vilbert-multitask-npy", fields=MMF, images=(1,), ids="own"),
+    Sample(pattern="milvlg.npz", layout="milvlg-npz", fields=LABELS, images=(2,), ids="own"),
+    Sample(
+        pattern="features_dev_150.th",
+        layout="visualbert-th",
+        fields=(*BOXES, "class_confidence"),
+        images=(0, 1),
+        ids="own",
+        sizes=False,
     ),
 )
 """A layout is one row. (HDF5 lists the groups of a file by their names: `images` of VOLTA's.)"""
@@ -139,7 +169,10 @@ def expected_regions(sample: Sample, arrays: Mapping[str, NDArray[Any]], image: 
     if sample.sorted_by_probs:
         order = sorted(range(len(probs)), key=lambda row: -probs[row].max())
     regions = {field: arrays[f"{image}/{RECORDED[field]}"][order] for field in sample.fields}
-    if "probs" in regions:
+    if "probs" in regions and sample.background == "absent":
+        rest = np.clip(1 - regions["probs"].sum(axis=1, keepdims=True), 0, 1)
+        regions["probs"] = np.concatenate([regions["probs"], rest], axis=1)
+    elif "probs" in regions:
         regions["probs"] = np.concatenate([regions["probs"][:, 1:], regions["probs"][:, :1]], axis=1)
     return regions
 
