@@ -81,8 +81,8 @@ def test_unknown_folders_archives_and_missing_files_are_described(tmp_path: Path
     with pytest.raises(DataError, match="it is an empty folder"):
         open_reader(tmp_path)
     for name in "dcba":
-        (tmp_path / f"{name}.npy").touch()
-    with pytest.raises(DataError, match=r"it is a folder with a\.npy, b\.npy, c\.npy, \.\.\."):
+        (tmp_path / f"{name}.dat").touch()
+    with pytest.raises(DataError, match=r"it is a folder with a\.dat, b\.dat, c\.dat, \.\.\."):
         open_reader(tmp_path)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("x.tsv", BUTD)
