@@ -8,7 +8,6 @@ Letters  R regions of an image, F feature width, C classes without the backgroun
 
 from __future__ import annotations
 
-import base64
 import binascii
 import math
 from collections.abc import Mapping
@@ -138,8 +137,7 @@ class Entry:
         value = self._read_value(name)
         if isinstance(value, str | bytes):
             try:
-                content = base64.b64decode(value, validate=True)
-                return np.frombuffer(content, dtype)
+                return np.frombuffer(binascii.a2b_base64(value, strict_mode=True), dtype)
             except (binascii.Error, ValueError) as error:
                 raise self.damaged(f"has a field {name} that is not base64 of {np.dtype(dtype)} ({error})") from error
         if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:

@@ -38,7 +38,7 @@ DATA = "data.mdb"
 """The file of an LMDB folder."""
 _LISTS = (b"keys", b"__keys__")
 """Entries that list the keys."""
-_MAP_BYTES = 1 << 28
+_MAP_BYTES = 1 << 27
 """After so many bytes the file is mapped anew, so that pages that were read do not pile up in memory."""
 
 _VOLTA = FieldNames(
