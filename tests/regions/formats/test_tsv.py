@@ -84,7 +84,7 @@ def test_dirty_files_are_converted(tmp_path: Path) -> None:
     found = convert_regions(
         [RegionTsv(one), RegionTsv(two)], tmp_path / "store", progress=lambda done, total: shown.append((done, total))
     )
-    assert found == ConversionReport(images=4, regions=4, existing=0, repeated=2)
+    assert found == ConversionReport(images=4, regions=4, existing=0, repeated=2, clipped=1)
     size = one.stat().st_size + two.stat().st_size
     assert shown[-1] == (size, size)
     assert shown == sorted(shown)
@@ -114,7 +114,7 @@ def test_an_interrupted_conversion_resumes(tmp_path: Path) -> None:
         (line("b", number="two"), "'two' in the column number; expected a whole number"),
         (line("b", width="-40"), "'-40' in the column width"),
         (line("", 2), "empty column id"),
-        (line("b", features="A" * 31), "column features that is not base64"),
+        (line("b", features="A" * 31), "has features that are not base64"),
         (
             line("b", features=encode(np.zeros((2, F - 1)), "<f4")),
             "holds 16 bytes of features; expected 24 .2 x 3 of float32.",

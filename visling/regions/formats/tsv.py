@@ -14,7 +14,6 @@ Letters  R regions of an image, F feature width, C classes.
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from visling.errors import DataError
 from visling.regions.formats.base import ImageRegions, RegionReader, damaged_file
+from visling.regions.formats.base64_arrays import decode_array, measure_rows
 from visling.types import RegionArray
 
 _BOTTOM_UP = ("id", "width", "height", "number", "boxes", "features")
@@ -185,28 +185,18 @@ class _Line:
             raise self.damaged(f"has {text[:40]!r} in the column {column}; expected a whole number")
         return int(text)
 
-    def read_bytes(self, column: str) -> bytes:
-        try:
-            return binascii.a2b_base64(self.fields[column], strict_mode=True)
-        except binascii.Error as error:
-            raise self.damaged(f"has a column {column} that is not base64 ({error})") from error
-
     def read_array(self, column: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        content, expected = self.read_bytes(column), int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if len(content) != expected:
-            raise self.damaged(
-                f"holds {len(content)} bytes of {column}; expected {expected} "
-                f"({' x '.join(map(str, shape))} of {np.dtype(dtype).name})"
-            )
-        return np.frombuffer(content, dtype).reshape(shape)
+        try:
+            return decode_array(column, self.fields[column], dtype, shape)
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
 
     def measure_rows(self, column: str) -> int:
         """Width of an array of float32 with one row per region."""
-        length, count = len(self.read_bytes(column)), self.read_count("number")
-        width, rest = divmod(length, 4 * count)
-        if rest or not width:
-            raise self.damaged(f"holds {length} bytes of {column} for {count} boxes, which is not a whole width")
-        return width
+        try:
+            return measure_rows(column, self.fields[column], self.read_count("number"))
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
 
 
 READER = RegionTsv
