@@ -38,7 +38,7 @@ DOWNLOADS = {
     ),
     "a model on the hub": ("uclanlp/visualbert-vqa-coco-pre", "unc-nlp/lxmert-vqa-uncased"),
     "released features (tests/regions/formats reads samples of them)": (
-        "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv",
+        "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv", "mscoco_imgfeat",
     ),
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
     "LXMERT's files (tests/parity/test_lxmert_vqa.py and its neighbours read files of their layout)": ("data",),
