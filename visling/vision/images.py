@@ -5,51 +5,153 @@ Shapes   B images, H x W pixels.
 
 from __future__ import annotations
 
+import contextlib
+import struct
+import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from visling.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""File name endings, lower case, that count as images when a folder is listed."""
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic"}
+)
+"""File name endings, lower case, that count as images when a folder is listed. Photos in HEIC cannot be read; they are
+listed so that they are not passed over in silence."""
+
+LARGE = 40_000_000
+"""Pixels of an image beyond which only one is decoded at a time. Beyond 179 million Pillow refuses an image, unless
+`PIL.Image.MAX_IMAGE_PIXELS` is raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What an image file shows."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    has_more: bool
+    """Whether the file has further frames or pages, which are left out."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB pixels, upright by EXIF orientation; transparency is composited on white, 16 bit reduced to 8.
+    """(H, W, 3) RGB pixels, upright by EXIF orientation; transparency is composited on white, 16 bit reduced to 8. Of
+    an animation or of several pages the first one.
 
     Raises:
         DataError: the file is missing, empty, truncated, or not an image.
     """
+    return decode_image(path).pixels
+
+
+def decode_image(source: Path | BytesIO, name: str = "") -> Picture:
+    """A file or its content as `read_image` returns it, and whether there is more in it; may be called by any thread.
+
+    Args:
+        name: what messages call it; the path by default.
+    Raises:
+        DataError: the file is missing, empty, truncated, or not an image.
+    """
     try:
-        with warnings.catch_warnings():
-            # Odd metadata and merely large images do not make the pixels unusable; a decompression bomb still raises.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                return to_pixels(file)
+        with _QUIET, Image.open(source) as file, _wait_if_large(file.size):
+            pixels = to_pixels(file)
+            return Picture(pixels, _has_more(file))
     except FileNotFoundError as error:
-        raise DataError(f"no image {path}. Check the folder and the file name.") from error
+        raise DataError(f"no image {source}. Check the folder and the file name.") from error
     except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, not an image. Name the images in it.") from error
+        raise DataError(f"{source} is a folder, not an image. Name the images in it.") from error
     except MemoryError:
         raise
     # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files
     except Exception as error:
-        size = path.stat().st_size if path.is_file() else 0
-        raise DataError(
-            f"cannot read image {path} ({size:,} bytes): {error or type(error).__name__}. Replace or remove the file."
-        ) from error
+        content = source if isinstance(source, Path) else source.getvalue()
+        raise DataError(_explain_unreadable(name or str(source), content, error)) from error
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Pixels of an image that is already open, as `read_image` returns them."""
-    return np.array(_convert_to_rgb(ImageOps.exif_transpose(image)))
+    image.load()
+    return np.array(_convert_to_rgb(_turn_upright(image)))
+
+
+class _Quiet:
+    """Odd metadata and merely large images do not make the pixels unusable: Pillow's warnings are ignored while any
+    thread reads an image. `warnings.catch_warnings` alone is not safe in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+_ONE_LARGE = threading.Lock()
+
+
+def _wait_if_large(size: tuple[int, int]) -> contextlib.AbstractContextManager[object]:
+    """Context in which a large image is decoded: one at a time, however many threads there are."""
+    return _ONE_LARGE if size[0] * size[1] > LARGE else contextlib.nullcontext()
+
+
+def _has_more(file: Image.Image) -> bool:
+    # The second picture of an MPO file is the same one for the other eye, or smaller.
+    if file.format == "MPO":
+        return False
+    with contextlib.suppress(Exception):  # whatever is wrong behind the first frame
+        return bool(getattr(file, "is_animated", False))
+    return False
+
+
+def _explain_unreadable(name: str, content: Path | bytes, error: Exception) -> str:
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size if content.is_file() else 0
+    mend = "Replace or remove the file."
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is not an image of a known format"
+        beginning = content[:12] if isinstance(content, bytes) else _read_beginning(content)
+        if not size:
+            reason = "it is empty"
+        elif beginning[4:8] == b"ftyp":
+            reason = "it is a HEIC photo or a video"
+            mend = "Save the photo as JPEG."
+    else:
+        reason = str(error) or type(error).__name__
+    return f"cannot read image {name} ({size:,} bytes): {reason}. {mend}"
+
+
+def _read_beginning(file: Path) -> bytes:
+    with file.open("rb") as source:
+        return source.read(12)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is if its EXIF data are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
+        return image
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
