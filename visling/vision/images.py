@@ -6,6 +6,7 @@ Shapes   B images, H x W pixels.
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import threading
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -31,6 +33,10 @@ listed so that they are not passed over in silence."""
 LARGE = 40_000_000
 """Pixels of an image beyond which only one is decoded at a time. Beyond 179 million Pillow refuses an image, unless
 `PIL.Image.MAX_IMAGE_PIXELS` is raised."""
+
+
+_HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+"""Bytes 4 to 11 of photos in HEIC, the format of many telephones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def decode_image(source: Path | BytesIO, name: str = "") -> Picture:
         DataError: the file is missing, empty, truncated, or not an image.
     """
     try:
-        with _QUIET, Image.open(source) as file, _wait_if_large(file.size):
+        with _QUIET, _open(source) as content, Image.open(content) as file, _wait_if_large(file.size):
             pixels = to_pixels(file)
             return Picture(pixels, _has_more(file))
     except FileNotFoundError as error:
@@ -73,13 +79,16 @@ def decode_image(source: Path | BytesIO, name: str = "") -> Picture:
         raise
     # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files
     except Exception as error:
-        content = source if isinstance(source, Path) else source.getvalue()
-        raise DataError(_explain_unreadable(name or str(source), content, error)) from error
+        raise DataError(_explain_unreadable(name or str(source), source, error)) from error
+
+
+def _open(source: Path | BytesIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Pillow is not given paths: it maps such files, and garbles uncompressed TIFF files that must be turned."""
+    return source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source)
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Pixels of an image that is already open, as `read_image` returns them."""
-    image.load()
     return np.array(_convert_to_rgb(_turn_upright(image)))
 
 
@@ -125,25 +134,22 @@ def _has_more(file: Image.Image) -> bool:
     return False
 
 
-def _explain_unreadable(name: str, content: Path | bytes, error: Exception) -> str:
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size if content.is_file() else 0
+def _explain_unreadable(name: str, source: Path | BytesIO, error: Exception) -> str:
+    size, beginning = 0, b""
+    with contextlib.suppress(OSError), _open(source) as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(0)
+        beginning = content.read(12)
     mend = "Replace or remove the file."
-    if isinstance(error, UnidentifiedImageError):
-        reason = "it is not an image of a known format"
-        beginning = content[:12] if isinstance(content, bytes) else _read_beginning(content)
-        if not size:
-            reason = "it is empty"
-        elif beginning[4:8] == b"ftyp":
-            reason = "it is a HEIC photo or a video"
-            mend = "Save the photo as JPEG."
+    if not isinstance(error, UnidentifiedImageError):
+        reason = str(error).rstrip(".") or type(error).__name__
+    elif not size:
+        reason = "it is empty"
+    elif beginning[4:] in _HEIC:
+        reason, mend = "it is a HEIC photo, which cannot be decoded here", "Save it as JPEG."
     else:
-        reason = str(error) or type(error).__name__
+        reason = "it is not an image of a known format, or damaged at its beginning"
     return f"cannot read image {name} ({size:,} bytes): {reason}. {mend}"
-
-
-def _read_beginning(file: Path) -> bytes:
-    with file.open("rb") as source:
-        return source.read(12)
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
@@ -156,7 +162,11 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(_reduce_to_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+        values = np.asarray(image)
+        grey = _reduce_to_eight_bits(values, image.mode)
+        if isinstance(hidden := image.info.get("transparency"), int):
+            grey[values == hidden] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
