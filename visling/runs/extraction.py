@@ -77,9 +77,15 @@ def on_main(work: Callable[[], object]) -> None:
         raise kind(message)
 
 
-def owner(image_id: str, shares: int) -> int:
-    """The share, counted from 0, that an image belongs to."""
-    return zlib.crc32(image_id.encode("utf-8")) % shares
+def is_in_share(image_id: str, part: tuple[int, int], process: tuple[int, int]) -> bool:
+    """Whether an image is for this process of this run.
+
+    Args:
+        part: number of the run, from 1, and count of runs.
+        process: number of the process, from 0, and count of processes of this run.
+    """
+    rest, run = divmod(zlib.crc32(image_id.encode("utf-8")), part[1])
+    return run == part[0] - 1 and rest % process[1] == process[0]
 
 
 def extract_to_store(
@@ -105,8 +111,7 @@ def extract_to_store(
             all in one folder.
         DataError: see `extract`; or no image could be read.
     """
-    shares = part[1] * runtime.world_size()
-    mine = (part[0] - 1) * runtime.world_size() + runtime.rank()
+    process = runtime.rank(), runtime.world_size()
     own = target.path / PARTS / f"part-{runtime.rank():05d}" if runtime.world_size() > 1 else target.path
     on_main(lambda: _check_begun(target))
     stores = [target.path, *_list_parts(target.path)]
@@ -119,7 +124,7 @@ def extract_to_store(
             writer,
             boxes=boxes,
             progress=progress,
-            is_mine=lambda image_id: owner(image_id, shares) == mine,
+            is_mine=lambda image_id: is_in_share(image_id, part, process),
             existing=existing,
             **settings,
         )

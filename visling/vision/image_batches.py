@@ -82,13 +82,13 @@ class ImageBatches:
             group = groups.setdefault(shape, [])
             group.append(loaded)
             waiting += loaded.scaled.pixels.nbytes
-            if len(group) < self._choose_size(shape):
-                if waiting <= _WAITING_BYTES:
-                    continue
-                shape = max(groups, key=lambda shape: len(groups[shape]))
-            batch = groups.pop(shape)
-            waiting -= sum(one.scaled.pixels.nbytes for one in batch)
-            yield batch
+            if len(group) == self._choose_size(shape):
+                waiting -= _count_bytes(group)
+                yield groups.pop(shape)
+            while waiting > _WAITING_BYTES:
+                most = max(groups, key=lambda shape: len(groups[shape]))
+                waiting -= _count_bytes(groups[most])
+                yield groups.pop(most)
         yield from groups.values()
 
     def _choose_size(self, shape: tuple[int, ...]) -> int:
@@ -105,8 +105,9 @@ class ImageBatches:
         with ImageReader() as reader, ThreadPoolExecutor(self._workers) as pool:
             try:
                 while True:
-                    few = max(self._workers, min(most, _WAITING_BYTES // max(largest, 1)))
-                    while len(running) < few and (image := next(rest, None)) is not None:
+                    # The first images say how much memory others may need.
+                    fit = min(most, _WAITING_BYTES // largest) if largest else 0
+                    while len(running) < max(self._workers, fit) and (image := next(rest, None)) is not None:
                         running.append((image, pool.submit(self._try_load, reader, image)))
                     if not running:
                         return
@@ -136,3 +137,7 @@ class ImageBatches:
             self.scaling += end - middle
             self.first_of_several += picture.has_more
         return LoadedImage(image, scaled)
+
+
+def _count_bytes(group: list[LoadedImage]) -> int:
+    return sum(loaded.scaled.pixels.nbytes for loaded in group)
