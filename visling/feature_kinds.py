@@ -53,6 +53,15 @@ KINDS: Mapping[str, FeatureKind] = {
 }
 """Name -> kind. Fingerprints of one's own detectors are of no kind."""
 
+_EARLIER: Mapping[str, str] = {"lxmert-obj36": "bottom-up-36"}
+"""Fingerprint that earlier versions gave to converted features, their layout -> their kind."""
+
+
+def name_today(fingerprint: str) -> str:
+    """A fingerprint of an existing store or model as it is written today."""
+    return _EARLIER.get(fingerprint, fingerprint)
+
+
 NEAR: Mapping[tuple[str, str], str] = {
     ("bottom-up-36", "vg-frcnn-36"): (
         "the weights are the same; the port scales images to 800 pixels instead of 600, refines its boxes, and chooses "
