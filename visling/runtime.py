@@ -49,6 +49,12 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visling"  # set but empty counts as unset
 
 
+def is_offline() -> bool:
+    """Whether the environment forbids downloads: `VISLING_OFFLINE`, or the hub's own `HF_HUB_OFFLINE`."""
+    yes = ("1", "on", "yes", "true")
+    return any(os.environ.get(name, "").lower() in yes for name in ("VISLING_OFFLINE", "HF_HUB_OFFLINE"))
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """A device by name; "auto" takes the first GPU, else the CPU.
 

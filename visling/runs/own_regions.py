@@ -35,7 +35,7 @@ def _carried_detector(init: Path | None) -> Path:
     """
     mend = (
         "Name one with --detector, or regions that exist with --store. A detector of photographs is trained by "
-        "`visling detect train`; released features are read by `visling regions import`."
+        "`visling detect train`; released features are read by `visling regions convert`."
     )
     if init is None:
         raise CheckpointError(f"images need a detector, and no model that carries one is named with --init. {mend}")

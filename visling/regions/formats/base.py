@@ -1,4 +1,4 @@
-"""What every reader of feature files offers, and the one import that turns what they read into a store.
+"""What every reader of feature files offers, and the one converter that turns what they read into a store.
 
 A reader decodes one layout: it finds its way about the file and yields regions image by image. Everything else is
 common to all layouts and happens here: order, progress, resuming, repeated images, checks, counts.
@@ -75,6 +75,10 @@ class RegionReader(ABC):
     """Names of the classes, if the file holds them."""
     attribute_names: tuple[str, ...] = ()
     """Names of the attributes, if the file holds them."""
+    has_boxes: bool = True
+    """False where the layout holds no boxes: every region is the whole image."""
+    has_sizes: bool = True
+    """False where the layout holds no size of the images."""
     box_hint: str = "Does the file have another layout?"
     """Ends the message about a box that lies outside its image."""
 
@@ -98,8 +102,8 @@ class RegionReader(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportReport:
-    """What an import did."""
+class ConversionReport:
+    """What a conversion did."""
 
     images: int
     """Written now."""
@@ -132,7 +136,7 @@ def damaged_file(path: Path, where: str, what: str) -> DataError:
     )
 
 
-def import_regions(
+def convert_regions(
     files: Sequence[RegionReader],
     store: str | Path,
     *,
@@ -142,14 +146,14 @@ def import_regions(
     dtype: Literal["float16", "float32"] = "float16",
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> ImportReport:
+) -> ConversionReport:
     """Write the images of several files into one store; images that it already holds are skipped.
 
     Args:
         files: opened by `formats.open_reader`, or readers of your own.
         fingerprint: identity of the detector, if the files do not say it; their own if left out.
         class_names: names of the classes; those in the files if left out.
-        resume: continue an interrupted import, or add images to a store.
+        resume: continue an interrupted conversion, or add images to a store.
         progress: called with how much has been read so far and in all, in the unit of the first file.
     Raises:
         DataError: no file, one of another layout or width than the first, a damaged entry, or a label without a name.
@@ -157,7 +161,7 @@ def import_regions(
         StoreError: the folder already holds a store, or one with other features.
     """
     if not files:
-        raise DataError("no file of region features was given to import.")
+        raise DataError("no file of region features was given to convert.")
     first = files[0]
     for other in files[1:]:
         _check_same_kind(first, other)
@@ -195,7 +199,7 @@ def import_regions(
                     progress(finished + image.position, total)
             finished += file.total
         images = len(writer) - before
-    return ImportReport(images=images, regions=regions, existing=existing, repeated=repeated)
+    return ConversionReport(images=images, regions=regions, existing=existing, repeated=repeated)
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
@@ -226,7 +230,7 @@ def _check_same_kind(first: RegionReader, other: RegionReader) -> None:
         if here != there:
             raise DataError(
                 f"{first.path} has {what} {str(here)[:80]}, {other.path} {str(there)[:80]}: "
-                "one store holds features of one kind. Import them separately."
+                "one store holds features of one kind. Convert them separately."
             )
 
 
