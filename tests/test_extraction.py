@@ -17,10 +17,13 @@ import torch
 from PIL import Image
 
 from visling.cli import app
+from visling.errors import StoreError
 from visling.regions.files import JOURNAL, MANIFEST, committed_ids
 from visling.regions.store import NativeStore
+from visling.runs import extraction
 from visling.runs.extraction import is_in_share
 from visling.vision.detector import Detector, DetectorConfig
+from visling.vision.extract import ExtractionReport
 
 CONFIG = DetectorConfig(
     class_names=("thing",), attribute_names=("red",), long_side=32, channels=(4, 6), blocks=(0, 0),
@@ -118,6 +121,7 @@ def test_two_processes_write_the_store_of_one(place: Path, tmp_path: Path) -> No
     assert {path: path.read_bytes() for path in (tmp_path / "two").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_torchrun(place: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     words = command(place, "--out", tmp_path / "two")[2:]
@@ -175,6 +179,7 @@ def test_killed_processes_are_resumed_by_another_number(place: Path, tmp_path: P
     assert not (out / "parts").exists()
 
 
+@pytest.mark.slow
 def test_parts_are_joined_by_one_process_too(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "regions"
     running = begin(place, out, "--processes", "2", delay=0.3)
@@ -202,6 +207,33 @@ def test_machines_that_know_nothing_of_each_other(place: Path, tmp_path: Path) -
     ended = subprocess.run(merge, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     assert_same(tmp_path / "merged", place / "one")
+
+
+def test_parts_on_another_disk_are_named(place: Path, tmp_path: Path) -> None:
+    """As the first of two machines sees it that torchrun started, but which share no folder."""
+    detector = Detector.load(place / "detector")
+    target = extraction.Target(path=tmp_path, detector=detector, settings={})
+    target.open(tmp_path / "parts" / "part-00000").close()
+    report = ExtractionReport(done=1, skipped_existing=0, unreadable=(), regions=2)
+    with pytest.raises(StoreError, match=r"1 of 2 parts are not in .*parts: part-00001\. .*visling regions merge"):
+        extraction._finish(target, report, ["part-00000", "part-00001"])
+    assert (tmp_path / "parts" / "part-00000" / MANIFEST).exists()
+
+
+def test_a_part_without_images_is_merged_too(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [tmp_path / f"{number}" for number in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        words = [*command(place, "--out", part, "--part", f"{number}/2")[3:]]
+        words[2] = str(place / "images" / "a" / "image_1.png")
+        assert not call(words, monkeypatch, capsys)[0]
+    assert sorted(len(NativeStore.open(part)) for part in parts) == [0, 1]
+    for order in (parts, parts[::-1]):
+        merged = tmp_path / f"merged-{order[0].name}"
+        words = ["regions", "merge", *map(str, order), "--out", str(merged)]
+        assert not call(words, monkeypatch, capsys)[0]
+        assert NativeStore.open(merged).ids == ["image_1"]
 
 
 def test_every_image_belongs_to_one_process_of_one_machine() -> None:

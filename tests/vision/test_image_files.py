@@ -11,8 +11,17 @@ import pytest
 from PIL import Image
 
 from visling.errors import DataError
-from visling.image_ids import Aliases
-from visling.vision.image_files import ImageFile, ImageReader, check_ids, find_images, list_images
+from visling.image_ids import Aliases, from_file_name
+from visling.vision.image_files import (
+    ImageFile,
+    ImageReader,
+    as_images,
+    check_ids,
+    find_images,
+    is_image_name,
+    list_images,
+)
+from visling.vision.images import SUFFIXES
 
 
 def picture(shade: int = 0) -> bytes:
@@ -169,6 +178,12 @@ def test_an_image_stored_under_its_path_is_found_by_its_name() -> None:
     assert stored.find("same") is None
     assert stored.candidates("same") == ("train/same", "val/same")
     assert stored.find("other/dog") == "train/dog", "the folder of an annotation may be another"
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_annotations_name_images_by_the_id_that_is_stored(suffix: str) -> None:
+    assert is_image_name(f"a.b{suffix.upper()}")
+    assert from_file_name(f"train/a.b{suffix}") == as_images([Path(f"train/a.b{suffix}")])[0].id == "a.b"
 
 
 def test_names_that_no_store_can_hold() -> None:
