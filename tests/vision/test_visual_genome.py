@@ -193,3 +193,15 @@ def test_a_folder_of_pictures_becomes_a_store(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.classes, expected.classes)
     np.testing.assert_array_equal(found.attributes, expected.attributes)
     np.testing.assert_allclose(found.features, expected.features, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_changes_features_little() -> None:
+    detector = build(boxes="proposals")
+    (image,) = pictures((50, 70))
+    boxes = [np.array([[0, 0, 70, 50], [10, 5, 40, 45]], np.float32)]
+    (whole,) = detector.regions_at([image], boxes)
+    (half,) = detector.regions_at([image], boxes, precision="bf16")
+    assert half.features.dtype == np.float32
+    assert 0 < np.abs(half.features - whole.features).max() < 0.05 * np.abs(whole.features).max()
+    (found,) = detector.detect([image], precision="bf16")
+    assert len(found) >= detector.config.min_regions

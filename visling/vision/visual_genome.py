@@ -333,7 +333,7 @@ class VisualGenomeDetector(RegionDetector):
             boxes: (R, 4).
         """
         pooled = torch.split(self.pool(features, boxes), _CPU_CHUNK if features.device.type == "cpu" else _CHUNK)
-        output: RegionOutput = self.predict(torch.cat([backbone.head(piece).mean((2, 3)) for piece in pooled]))
+        output: RegionOutput = self.predict(torch.cat([backbone.head(piece).float().mean((2, 3)) for piece in pooled]))
         return output
 
     def _move_boxes(self, shifts: Tensor, base: Tensor, size: Tensor) -> Tensor:
@@ -361,7 +361,9 @@ class VisualGenomeDetector(RegionDetector):
         scores, best = probs.max(-1)
         boxes = proposals
         if config.boxes == "refined":
-            shifts = output.shifts[torch.arange(len(best)), best if config.class_specific_boxes else 0]
+            shifts = output.shifts[
+                torch.arange(len(best), device=best.device), best if config.class_specific_boxes else 0
+            ]
             boxes = self._move_boxes(shifts / shifts.new_tensor(config.box_scale), proposals, size)
         if config.selection == "original":
             chosen = select_by_class(
