@@ -708,7 +708,7 @@ def test_regions_are_taken_at_given_boxes(call: Call, world: Any) -> None:
 def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     file = golden / "lxmert_io" / "tiny_obj.tsv"
     Path("objects.txt").write_text("".join(f"thing {number},object\n" for number in range(1600)))
-    asked = ("regions", "import", file, "--out", "regions", "--json")
+    asked = ("regions", "convert", file, "--out", "regions", "--json")
     found = call(*asked, "--classes", "objects.txt", "--dtype", "float32").json()
     assert found == {"images": 3, "regions": 11, "found already": 0, "repeated entries": 0}
     store = NativeStore.open(Path("regions"))
@@ -719,20 +719,20 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     )
     inspected = call("regions", "inspect", "regions").out
     assert re.search(r"^  classes +1600$", inspected, flags=re.MULTILINE)
-    assert re.search(r"^  attributes +no names; give --attributes when importing$", inspected, flags=re.MULTILINE)
+    assert re.search(r"^  attributes +no names; give --attributes to `regions convert`$", inspected, flags=re.MULTILINE)
     assert call("regions", "inspect", "regions", "--json").json()["attributes"] == 0
     refused(call(*asked), "--resume")
     again = call(*asked, "--classes", "objects.txt", "--dtype", "float32", "--resume").json()
     assert (again["images"], again["found already"]) == (0, 3)
     Path("cut.tsv").write_bytes(file.read_bytes()[:-40])
-    refused(call("regions", "import", "cut.tsv", "--out", "other"), "cut.tsv, line 3", "truncated")
-    refused(call("regions", "import", "gone.tsv", "--out", "other", "--resume"), "no file gone.tsv")
-    refused(call("regions", "import", "objects.txt", "--out", "other"), "not a known file", "lxmert-obj36", "--layout")
+    refused(call("regions", "convert", "cut.tsv", "--out", "other"), "cut.tsv, line 3", "truncated")
+    refused(call("regions", "convert", "gone.tsv", "--out", "other", "--resume"), "no file gone.tsv")
+    refused(call("regions", "convert", "objects.txt", "--out", "other"), "not a known file", "lxmert-obj36", "--layout")
 
 
 def test_region_files_of_ones_own_layout_become_a_store(call: Call, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "toy", 2)
-    asked = ("regions", "import", folder, "--layout", "fixtures.toy_features", "--out", "regions", "--json")
+    asked = ("regions", "convert", folder, "--layout", "fixtures.toy_features", "--out", "regions", "--json")
     assert call(*asked).json()["images"] == 2
     store = NativeStore.open(Path("regions"))
     assert (store.ids, store.fingerprint, store.class_names) == (["0", "1"], "toy", ("cat", "dog"))
@@ -1163,7 +1163,7 @@ def start(*words: str) -> tuple[str, float, str]:
         "recipes list",
         "recipes --help",
         "detect train --help",
-        "regions import -h",
+        "regions convert -h",
         "pretrain --help",
         "finetune --help",
         "evaluate --help",
@@ -1232,7 +1232,7 @@ def test_help_lists_the_commands_in_groups(call: Call) -> None:
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
-        "demo", "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect",
+        "demo", "scenes", "detect train", "detect eval", "regions extract", "regions convert", "regions inspect",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
         "verify", "catalog", "compare",

@@ -24,7 +24,7 @@ from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.models.task_model import TaskModel
 from visling.recipes.lxmert import lxmert_optimiser
-from visling.regions.formats.base import import_regions
+from visling.regions.formats.base import convert_regions
 from visling.regions.formats.tsv import RegionTsv
 from visling.regions.store import NativeStore
 from visling.runtime import generator_for
@@ -79,7 +79,7 @@ class Recorded:
     def regions(self, target: Path, split: str) -> NativeStore:
         """The features that the release reads for a split, as a store."""
         files = (TESTDEV_FEATURES if split == "testdev" else FEATURES)[self.task]
-        import_regions([RegionTsv(self.root / "data" / file) for file in files], target, dtype="float32")
+        convert_regions([RegionTsv(self.root / "data" / file) for file in files], target, dtype="float32")
         return NativeStore.open(target)
 
     def records(self, splits: str) -> list[Record]:

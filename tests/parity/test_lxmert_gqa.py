@@ -26,7 +26,7 @@ from visling.data.corpora.base import check_images
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import DataError, StoreError
 from visling.metrics.gqa import label_scores
-from visling.regions.formats.base import import_regions
+from visling.regions.formats.base import convert_regions
 from visling.regions.formats.tsv import RegionTsv
 from visling.regions.store import NativeStore
 from visling.runtime import generator_for
@@ -62,7 +62,7 @@ class Recording:
         """testdev has a feature file of its own, in the release and here."""
         name = "gqa_testdev" if split == "testdev" else "vg_gqa"
         file = RegionTsv(self.data / "vg_gqa_imgfeat" / f"{name}_obj36.tsv")
-        import_regions([file], folder / name, dtype="float32")
+        convert_regions([file], folder / name, dtype="float32")
         return NativeStore.open(folder / name)
 
     def records(self, task: GQA, split: str) -> list[GqaRecord]:

@@ -31,7 +31,7 @@ from visling.data.text import TextLayout, Tokenizer
 from visling.errors import VislingError
 from visling.metrics.answers import source_scores
 from visling.nn.head_blocks import NormedClassifier
-from visling.regions.formats.base import import_regions
+from visling.regions.formats.base import convert_regions
 from visling.regions.formats.tsv import RegionTsv
 from visling.regions.store import NativeStore
 from visling.runtime import generator_for
@@ -114,7 +114,7 @@ def test_region_files_are_decoded_as_in_the_release(recording: Recording) -> Non
 
 def test_a_store_made_of_them_gives_the_model_what_the_release_gives_it(recording: Recording, tmp_path: Path) -> None:
     expected = recording.arrays
-    import_regions([RegionTsv(recording.regions)], tmp_path / "store", dtype="float32")
+    convert_regions([RegionTsv(recording.regions)], tmp_path / "store", dtype="float32")
     store = NativeStore.open(tmp_path / "store")
     for image in expected:
         kept = store[image]
@@ -199,7 +199,7 @@ def flattened(records: tuple[LxmertRecord, ...], table: AnswerVocabulary) -> lis
 
 
 def test_sentences_are_flattened_as_in_the_release(recording: Recording, tmp_path: Path) -> None:
-    import_regions([RegionTsv(recording.regions)], tmp_path / "store")
+    convert_regions([RegionTsv(recording.regions)], tmp_path / "store")
     store = NativeStore.open(tmp_path / "store")
     kept = tuple(
         record for record in recording.records if record.images[0] in store

@@ -30,7 +30,7 @@ from visling.data.corpora.base import check_images
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import DataError, StoreError
 from visling.models.task_model import TaskModel
-from visling.regions.formats.base import import_regions
+from visling.regions.formats.base import convert_regions
 from visling.regions.formats.tsv import RegionTsv
 from visling.regions.store import NativeStore
 from visling.runtime import generator_for
@@ -121,7 +121,7 @@ class Recording:
 def recording(request: pytest.FixtureRequest, golden: Path, tmp_path: Path) -> Recording:
     root = golden / f"{request.param}_tasks"
     files = sorted((root / "data" / "nlvr2_imgfeat").glob("*.tsv"))
-    import_regions([RegionTsv(file) for file in files], tmp_path / "store", dtype="float32")
+    convert_regions([RegionTsv(file) for file in files], tmp_path / "store", dtype="float32")
     return Recording(root, request.param, NativeStore.open(tmp_path / "store"))
 
 
@@ -258,7 +258,7 @@ def test_dump_file(recording: Recording) -> None:
 def test_another_rule_is_noticed(golden: Path, tmp_path: Path, change: str) -> None:
     root = golden / "lxmert_tasks"
     files = sorted((root / "data" / "nlvr2_imgfeat").glob("*.tsv"))
-    import_regions([RegionTsv(file) for file in files], tmp_path / "store", dtype="float32")
+    convert_regions([RegionTsv(file) for file in files], tmp_path / "store", dtype="float32")
     recording = Recording(root, "lxmert", NativeStore.open(tmp_path / "store"))
     first = recording.read("training_run")["steps"][0]
     records = recording.records(recording.read("training_run")["settings"]["train"])

@@ -229,6 +229,20 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Wait until no other process writes `target`, and keep the others waiting. The system releases the lock of a
+    process that ends, however it ends; on Windows nothing is locked."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with target.with_name(f".{target.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a weight file whole or not at all; the suffix says which kind."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

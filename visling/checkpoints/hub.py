@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from visling import runtime
 from visling.errors import CheckpointError
 
 FOLDER_FILES = (
@@ -31,25 +32,31 @@ def is_id(source: str | Path) -> bool:
 
 
 def fetch(
-    repository: str, *, files: Sequence[str] = FOLDER_FILES, revision: str | None = None, offline: bool | None = None
+    repository: str,
+    *,
+    files: Sequence[str] = FOLDER_FILES,
+    revision: str | None = None,
+    offline: bool | None = None,
+    into: Path | None = None,
 ) -> Path:
     """Folder with the files of a repository, in the hub's cache.
 
     Args:
         repository: owner/name.
         files: patterns of the names wanted.
-        offline: use the cache only; None = follow the variable HF_HUB_OFFLINE.
+        offline: use the cache only; None = follow VISLING_OFFLINE and HF_HUB_OFFLINE.
+        into: folder to copy the files to; that folder is returned.
     Raises:
         CheckpointError: there is no such repository, it cannot be reached, or it is not in the cache.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    alone = constants.HF_HUB_OFFLINE or runtime.is_offline() if offline is None else offline
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=list(files), local_files_only=alone
+                repository, revision=revision, allow_patterns=list(files), local_files_only=alone, local_dir=into
             )
         )
     except errors.RepositoryNotFoundError as error:
@@ -63,7 +70,7 @@ def fetch(
         if alone:
             raise CheckpointError(
                 f"there is no folder {repository} here, and the hub's cache has no copy; the hub itself is not "
-                "asked while offline (HF_HUB_OFFLINE or offline=True). Fetch it once online, or give the path "
+                "asked while offline (HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give the path "
                 "of a folder."
             ) from error
         raise CheckpointError(
@@ -92,9 +99,10 @@ def upload(
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or runtime.is_offline():
         raise CheckpointError(
-            f"cannot upload {folder} to {repository} while offline (HF_HUB_OFFLINE). Unset the variable."
+            f"cannot upload {folder} to {repository} while offline (HF_HUB_OFFLINE or VISLING_OFFLINE). Unset the "
+            "variable."
         )
     hub = huggingface_hub.HfApi(token=token)
     try:

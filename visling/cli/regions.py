@@ -1,4 +1,4 @@
-"""visling regions: extract, import and inspect region features."""
+"""visling regions: extract, convert and inspect region features."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ regions_app = typer.Typer(cls=Group, no_args_is_help=True, help="Create and insp
 regions_app.command("extract", cls=Command)(extract_regions)
 
 
-@regions_app.command("import", cls=Command)
-def regions_import(
+@regions_app.command("convert", cls=Command)
+def regions_convert(
     files: Annotated[
         list[Path],
         typer.Argument(metavar="FILE...", help="Released files, such as LXMERT's obj36 TSV files, unpacked."),
@@ -44,17 +44,18 @@ def regions_import(
 ) -> None:
     """Turn released files of region features into a store. If an image occurs twice, its first entry counts.
 
-    Example: visling regions import train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --out regions
+    Example: visling regions convert train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --out regions
     """
+    from visling.names import read_names
     from visling.regions.formats import open_reader
-    from visling.regions.formats.base import import_regions, read_names
+    from visling.regions.formats.base import convert_regions
 
     class_names, attribute_names = (() if names is None else read_names(names) for names in (classes, attributes))
     readers = [open_reader(file, layout) for file in files]
     claim_store(out, resume)
     unit, shown = (10**6, "MB") if readers[0].unit == "bytes" else (1, readers[0].unit)
-    with progress_bar(f"Importing, {shown}") as step:
-        report = import_regions(
+    with progress_bar(f"Converting, {shown}") as step:
+        report = convert_regions(
             readers,
             out,
             fingerprint=fingerprint,
@@ -109,7 +110,7 @@ def regions_inspect(
         "feature width": regions.feature_size,
         "fingerprint": regions.fingerprint,
         **{
-            what: len(names) if names or json_ else f"no names; give --{what} when importing"
+            what: len(names) if names or json_ else f"no names; give --{what} to `regions convert`"
             for what, names in named.items()
         },
         "first ids": ", ".join(regions.ids[:3]),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ FORMAT = "visling regions"
 
 MANIFEST, JOURNAL, INDEX = "manifest.json", "journal.jsonl", "index.safetensors"
 """File names: a finished store has a manifest, an unfinished one a journal."""
+
+PARTS = "parts"
+"""Folder of the stores that several processes write, until they are joined."""
 
 BOXES = "pixel corners x1 y1 x2 y2 of the original image"
 """What a manifest says about the boxes."""
@@ -82,7 +85,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     if not file.is_file():
-        if (path / JOURNAL).exists():
+        if (path / JOURNAL).exists() or (path / PARTS).is_dir():
             raise StoreError(
                 f"region store {path} is unfinished: writing it was interrupted. "
                 "Run the same command again with --resume."
@@ -106,22 +109,46 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def recover_journal(file: Path) -> list[dict[str, Any]]:
+def recover_journal(file: Path) -> Iterator[dict[str, Any]]:
     """Complete entries of a journal; a last line that an interruption cut short is removed from the file.
 
     Raises:
         StoreError: an entry is damaged.
     """
-    content = file.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) != len(content):
-        os.truncate(file, len(complete))
+    end = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                os.truncate(file, end)
+                return
+            end += len(line)
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise StoreError(
+                    f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
+                ) from error
+
+
+def committed_ids(path: Path) -> frozenset[str]:
+    """Ids of the images in a folder's store, finished or not; none without a store. Nothing is changed.
+
+    Raises:
+        StoreError: the store is damaged.
+    """
+    if (path / MANIFEST).is_file():
+        joined = read_tensors(path / read_manifest(path)["index"]["file"])["ids"].tobytes().decode("utf-8")
+        return frozenset(joined.split("\n")) if joined else frozenset()
+    if not (path / JOURNAL).is_file():
+        return frozenset()
+    content = (path / JOURNAL).read_bytes()
     try:
-        return [json.loads(line) for line in complete.splitlines()]
+        entries = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
     except json.JSONDecodeError as error:
         raise StoreError(
-            f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
+            f"{path / JOURNAL} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
         ) from error
+    return frozenset(image_id for entry in entries for image_id, *_ in entry.get("images", ()))
 
 
 def encode_entry(entry: Mapping[str, Any]) -> bytes:
@@ -183,6 +210,16 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     with file.open("rb") as source:
         length = int.from_bytes(source.read(8), "little")
         return json.loads(source.read(length)), 8 + length
+
+
+def load_rows(file: Path, name: str, first: int, rows: int) -> NDArray[Any]:
+    """Some rows of an array of a file, read without mapping it: what was read before does not stay in memory."""
+    header, start = read_header(file)
+    entry = header[name]
+    dtype = np.dtype({code: known for known, code in _DTYPES.items()}[entry["dtype"]])
+    shape = (rows, *entry["shape"][1:])
+    at = start + entry["data_offsets"][0] + first * dtype.itemsize * math.prod(shape[1:])
+    return np.fromfile(file, dtype, math.prod(shape), offset=at).reshape(shape)
 
 
 def read_tensors(file: Path) -> dict[str, NDArray[Any]]:

@@ -120,7 +120,7 @@ def evaluate(
         if images is not None and own is not None and store != extracted and saved.extractor is None:
             raise RunError(
                 f"{run} was trained on the regions in {store}, so none are extracted from --images: extract them with "
-                "`visling regions extract` or import them, and name them with --store instead."
+                "`visling regions extract` or convert released ones, and name them with --store instead."
             )
         if file is not None and own is not None and store == extracted:
             folder = images if images is not None else Path(known["images"])

@@ -1,5 +1,5 @@
-"""The import that all layouts share, seen through a layout that the package does not know (`fixtures/toy_features.py`)
-and that is not text, not one file, and not read by bytes."""
+"""The conversion that all layouts share, seen through a layout that the package does not know
+(`fixtures/toy_features.py`) and that is not text, not one file, and not read by bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 from fixtures.toy_features import ToyFolder, write_folder
 
 from visling.errors import BoxError, DataError, StoreError
-from visling.regions.formats.base import ImportReport, import_regions, read_names
+from visling.names import read_names
+from visling.regions.formats.base import ConversionReport, convert_regions
 from visling.regions.store import NativeStore
 
 COMMITTED = 256
-"""Images between two commits of an import."""
+"""Images between two commits of a conversion."""
 
 
 def read_contents(folder: Path) -> dict[str, bytes]:
@@ -39,10 +40,10 @@ def rewrite_index(folder: Path, **changes: object) -> None:
 def test_a_new_reader_is_one_file(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "toy", 3)
     shown: list[tuple[int, int]] = []
-    report = import_regions(
+    report = convert_regions(
         [ToyFolder(folder)], tmp_path / "store", dtype="float32", progress=lambda *now: shown.append(now)
     )
-    assert report == ImportReport(images=3, regions=6, existing=0, repeated=0)
+    assert report == ConversionReport(images=3, regions=6, existing=0, repeated=0)
     assert shown == [(1, 3), (2, 3), (3, 3)]
     store = NativeStore.open(tmp_path / "store")
     assert store.ids == ["0", "1", "2"]
@@ -60,18 +61,18 @@ def test_a_new_reader_is_one_file(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from fixtures.toy_features import ToyFolder
-from visling.regions.formats.base import import_regions
+from visling.regions.formats.base import convert_regions
 
 folder, store, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
-import_regions([ToyFolder(folder)], store, progress=lambda done, total: done == last and os._exit(9))
+convert_regions([ToyFolder(folder)], store, progress=lambda done, total: done == last and os._exit(9))
 """
-"""Imports a folder and dies by itself after some images."""
+"""Converts a folder and dies by itself after some images."""
 
 
-def test_a_killed_import_resumes_to_the_same_store(tmp_path: Path) -> None:
+def test_a_killed_conversion_resumes_to_the_same_store(tmp_path: Path) -> None:
     images = COMMITTED + 44
     folder = write_folder(tmp_path / "toy", images)
-    import_regions([ToyFolder(folder)], tmp_path / "whole")
+    convert_regions([ToyFolder(folder)], tmp_path / "whole")
     command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "killed"), str(images - 10)]
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     done = subprocess.run(
@@ -79,61 +80,63 @@ def test_a_killed_import_resumes_to_the_same_store(tmp_path: Path) -> None:
     )
     assert done.returncode == 9, done.stderr
     with pytest.raises(StoreError, match="already holds an unfinished region store"):
-        import_regions([ToyFolder(folder)], tmp_path / "killed")
-    report = import_regions([ToyFolder(folder)], tmp_path / "killed", resume=True)
-    assert report == ImportReport(images=44, regions=88, existing=COMMITTED, repeated=0)
+        convert_regions([ToyFolder(folder)], tmp_path / "killed")
+    report = convert_regions([ToyFolder(folder)], tmp_path / "killed", resume=True)
+    assert report == ConversionReport(images=44, regions=88, existing=COMMITTED, repeated=0)
     assert read_contents(tmp_path / "killed") == read_contents(tmp_path / "whole")
 
 
 def test_images_that_the_store_holds_are_not_decoded(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "toy", 2)
-    import_regions([ToyFolder(folder)], tmp_path / "store")
+    convert_regions([ToyFolder(folder)], tmp_path / "store")
     (folder / "1.npy").unlink()
     more = write_folder(tmp_path / "more", 3)
-    report = import_regions([ToyFolder(folder), ToyFolder(more)], tmp_path / "store", resume=True)
-    assert report == ImportReport(images=1, regions=2, existing=2, repeated=2)
+    report = convert_regions([ToyFolder(folder), ToyFolder(more)], tmp_path / "store", resume=True)
+    assert report == ConversionReport(images=1, regions=2, existing=2, repeated=2)
     (more / "1.npy").write_bytes(b"")
     with pytest.raises(
         DataError, match=r"more, 1\.npy, cannot be read .*\. The file is truncated, damaged or of another"
     ):
-        import_regions([ToyFolder(more)], tmp_path / "other")
+        convert_regions([ToyFolder(more)], tmp_path / "other")
 
 
 def test_names_given_replace_those_in_the_file(tmp_path: Path) -> None:
     reader = ToyFolder(write_folder(tmp_path / "toy", 9))
-    import_regions([reader], tmp_path / "store", class_names=["a", "b", "c"], attribute_names=["d"], fingerprint="mine")
+    convert_regions(
+        [reader], tmp_path / "store", class_names=["a", "b", "c"], attribute_names=["d"], fingerprint="mine"
+    )
     store = NativeStore.open(tmp_path / "store")
     assert (store.class_names, store.attribute_names, store.fingerprint) == (("a", "b", "c"), ("d",), "mine")
     with pytest.raises(DataError, match="has classes up to 1, but there are only 1 names"):
-        import_regions([reader], tmp_path / "other", class_names=["a"])
+        convert_regions([reader], tmp_path / "other", class_names=["a"])
 
 
 def test_boxes_are_clipped_and_those_far_outside_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "toy", 2)
     rewrite_image(folder, "1", 2, 1 + 0.5 / 41)
-    import_regions([ToyFolder(folder)], tmp_path / "store")
+    convert_regions([ToyFolder(folder)], tmp_path / "store")
     assert NativeStore.open(tmp_path / "store")["1"].boxes[1, 2] == 41
     rewrite_image(folder, "1", 2, 1 + 2 / 41)
     with pytest.raises(
         BoxError, match=r"toy, 1\.npy: a box of image '1' leaves the image of 41 x 20 by 2\.0 pixels\. Does the file"
     ):
-        import_regions([ToyFolder(folder)], tmp_path / "other")
+        convert_regions([ToyFolder(folder)], tmp_path / "other")
 
 
 def test_files_of_two_kinds_do_not_mix(tmp_path: Path) -> None:
     first = ToyFolder(write_folder(tmp_path / "a", 1))
     rewrite_index(write_folder(tmp_path / "b", 1), classes=["cat", "cow"])
     with pytest.raises(DataError, match=r"a has the class names \('cat', 'dog'\), .*b \('cat', 'cow'\)"):
-        import_regions([first, ToyFolder(tmp_path / "b")], tmp_path / "store")
+        convert_regions([first, ToyFolder(tmp_path / "b")], tmp_path / "store")
     rewrite_index(tmp_path / "b", classes=["cat"])
-    with pytest.raises(DataError, match=r"a has features of width 3, .*b 4: .* Import them separately"):
-        import_regions([first, ToyFolder(tmp_path / "b")], tmp_path / "store")
+    with pytest.raises(DataError, match=r"a has features of width 3, .*b 4: .* Convert them separately"):
+        convert_regions([first, ToyFolder(tmp_path / "b")], tmp_path / "store")
     other = ToyFolder(tmp_path / "a")
     other.layout = "toys"
     with pytest.raises(DataError, match=r"a has the layout toy, .*a toys"):
-        import_regions([first, other], tmp_path / "store")
+        convert_regions([first, other], tmp_path / "store")
     with pytest.raises(DataError, match="no file of region features was given"):
-        import_regions([], tmp_path / "store")
+        convert_regions([], tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 

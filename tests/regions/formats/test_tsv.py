@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from visling.errors import BoxError, DataError, StoreError
-from visling.regions.formats.base import ImportReport, import_regions
+from visling.regions.formats.base import ConversionReport, convert_regions
 from visling.regions.formats.tsv import RegionTsv
 from visling.regions.store import NativeStore
 
@@ -71,7 +71,7 @@ def test_both_layouts_are_decoded(tmp_path: Path, lxmert: bool) -> None:
         assert more.classes is more.class_confidence is more.attributes is more.attribute_confidence is None
 
 
-def test_dirty_files_are_imported(tmp_path: Path) -> None:
+def test_dirty_files_are_converted(tmp_path: Path) -> None:
     """Line ends of Python 2's csv module, blank lines, images without a region (the first ones, too), images that come
     again, boxes on the edge."""
     edge = encode([[-0.5, 0, 40.4, 20.9]], "<f4")
@@ -81,10 +81,10 @@ def test_dirty_files_are_imported(tmp_path: Path) -> None:
     two = write(tmp_path / "two.tsv", line("b", 1), line("a", 1))
     two.write_bytes(two.read_bytes().rstrip(b"\n"))
     shown: list[tuple[int, int]] = []
-    found = import_regions(
+    found = convert_regions(
         [RegionTsv(one), RegionTsv(two)], tmp_path / "store", progress=lambda done, total: shown.append((done, total))
     )
-    assert found == ImportReport(images=4, regions=4, existing=0, repeated=2)
+    assert found == ConversionReport(images=4, regions=4, existing=0, repeated=2, clipped=1)
     size = one.stat().st_size + two.stat().st_size
     assert shown[-1] == (size, size)
     assert shown == sorted(shown)
@@ -94,17 +94,17 @@ def test_dirty_files_are_imported(tmp_path: Path) -> None:
     assert store.fingerprint == store.settings["layout"] == "lxmert-obj36"
 
 
-def test_an_interrupted_import_resumes(tmp_path: Path) -> None:
+def test_an_interrupted_conversion_resumes(tmp_path: Path) -> None:
     whole = [line(name) for name in "abc"]
     file = write(tmp_path / "x.tsv", *whole[:2], whole[2][:-8])
     with pytest.raises(DataError, match="line 3, holds"):
-        import_regions([RegionTsv(file)], tmp_path / "store")
+        convert_regions([RegionTsv(file)], tmp_path / "store")
     write(file, *whole, line("a"))
-    found = import_regions([RegionTsv(file)], tmp_path / "store", resume=True)
-    assert found == ImportReport(images=1, regions=2, existing=2, repeated=1)
+    found = convert_regions([RegionTsv(file)], tmp_path / "store", resume=True)
+    assert found == ConversionReport(images=1, regions=2, existing=2, repeated=1)
     assert NativeStore.open(tmp_path / "store").ids == ["a", "b", "c"]
     with pytest.raises(StoreError, match="fingerprint is 'lxmert-obj36', this run's is 'other'"):
-        import_regions([RegionTsv(file)], tmp_path / "store", resume=True, fingerprint="other")
+        convert_regions([RegionTsv(file)], tmp_path / "store", resume=True, fingerprint="other")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_an_interrupted_import_resumes(tmp_path: Path) -> None:
 def test_damaged_lines_are_named(tmp_path: Path, broken: str, message: str) -> None:
     file = write(tmp_path / "x.tsv", line("a"), broken)
     with pytest.raises(DataError, match=rf"x\.tsv, line 2, .*{message.removeprefix('line 2, ')}.*download it again"):
-        import_regions([RegionTsv(file)], tmp_path / "store")
+        convert_regions([RegionTsv(file)], tmp_path / "store")
 
 
 def text_file(content: str) -> Callable[[Path], Path]:
@@ -169,25 +169,25 @@ def test_width_and_height_the_other_way_round_are_noticed(tmp_path: Path) -> Non
         BoxError,
         match=r"line 1: a box of image 'a' leaves the image of 20 x 40 by 2\.0 pixels.* has height before width",
     ):
-        import_regions([RegionTsv(write(file, line("a", 3, height="40", width="20")))], tmp_path / "store")
+        convert_regions([RegionTsv(write(file, line("a", 3, height="40", width="20")))], tmp_path / "store")
 
 
 def test_files_of_two_kinds_do_not_mix(tmp_path: Path) -> None:
     first, second = write(tmp_path / "x.tsv", line("a")), write(tmp_path / "y.tsv", line("b", lxmert=False))
     with pytest.raises(DataError, match=r"x\.tsv has the layout lxmert-obj36, .*y\.tsv bottom-up-attention"):
-        import_regions([RegionTsv(first), RegionTsv(second)], tmp_path / "store")
+        convert_regions([RegionTsv(first), RegionTsv(second)], tmp_path / "store")
     write(second, line("b", features=encode(np.zeros((2, 5)), "<f4")))
     with pytest.raises(DataError, match=r"features of width 3, .*y\.tsv 5"):
-        import_regions([RegionTsv(first), RegionTsv(second)], tmp_path / "store")
+        convert_regions([RegionTsv(first), RegionTsv(second)], tmp_path / "store")
     with pytest.raises(DataError, match="no file of region features was given"):
-        import_regions([], tmp_path / "store")
+        convert_regions([], tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
 def test_labels_without_a_name_are_refused(tmp_path: Path) -> None:
     file, names = write(tmp_path / "x.tsv", line("a")), ["sky", *map(str, range(6))]
     with pytest.raises(DataError, match="'a' has attributes up to 8, but there are only 7 names"):
-        import_regions([RegionTsv(file)], tmp_path / "store", class_names=names, attribute_names=names)
-    import_regions([RegionTsv(file)], tmp_path / "other", class_names=names, fingerprint="mine", dtype="float32")
+        convert_regions([RegionTsv(file)], tmp_path / "store", class_names=names, attribute_names=names)
+    convert_regions([RegionTsv(file)], tmp_path / "other", class_names=names, fingerprint="mine", dtype="float32")
     store = NativeStore.open(tmp_path / "other")
     assert (store.fingerprint, store.class_names[0], store.fields["features"].dtype) == ("mine", "sky", "float32")

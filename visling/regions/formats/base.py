@@ -1,4 +1,4 @@
-"""What every reader of feature files offers, and the one import that turns what they read into a store.
+"""What every reader of feature files offers, and the one converter that turns what they read into a store.
 
 A reader decodes one layout: it finds its way about the file and yields regions image by image. Everything else is
 common to all layouts and happens here: order, progress, resuming, repeated images, checks, counts.
@@ -8,16 +8,20 @@ Letters  R regions of an image, F feature width.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.errors import BoxError, DataError
+from visling.errors import BoxError, DataError, VislingError
+from visling.feature_kinds import KINDS
+from visling.regions.formats.kinds import recognise_kind
 from visling.regions.writer import StoreWriter
 from visling.types import RegionArray
 
@@ -31,6 +35,8 @@ _HIGHEST_LABEL = int(np.iinfo(np.int16).max)
 """A store keeps labels in 16 bits."""
 _COMMIT_EVERY = 256
 """Images between two commits: the most that an interruption costs."""
+_SAMPLE = 16
+"""Images at the front of a file whose numbers of regions tell the kind of its features."""
 
 
 class ImageRegions(NamedTuple):
@@ -75,6 +81,13 @@ class RegionReader(ABC):
     """Names of the classes, if the file holds them."""
     attribute_names: tuple[str, ...] = ()
     """Names of the attributes, if the file holds them."""
+    has_boxes: bool = True
+    """False where the layout holds no boxes: every region is the whole image."""
+    has_sizes: bool = True
+    """False where the layout holds no size of the images."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the way from the file to the store: what was computed because the layout lacks it,
+    or left out."""
     box_hint: str = "Does the file have another layout?"
     """Ends the message about a box that lies outside its image."""
 
@@ -83,8 +96,14 @@ class RegionReader(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the detector: the layout's name, unless the file says more."""
-        return self.layout
+        """Identity of the detector: the kind of the features where the layout, their width and the numbers of regions
+        at the front of the file tell it, else the layout's name."""
+        counts: list[int] = []
+        # A damaged entry is met again, and named, when the file is converted.
+        with contextlib.suppress(VislingError):
+            for image in itertools.islice(self.images(), _SAMPLE):
+                counts.append(0 if image.regions is None else len(image.regions))
+        return recognise_kind(self.layout, self.feature_size, [count for count in counts if count]) or self.layout
 
     @abstractmethod
     def images(self, skip: Container[str] = ()) -> Iterator[ImageRegions]:
@@ -98,8 +117,8 @@ class RegionReader(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportReport:
-    """What an import did."""
+class ConversionReport:
+    """What a conversion did."""
 
     images: int
     """Written now."""
@@ -109,6 +128,8 @@ class ImportReport:
     """Images that the store already held."""
     repeated: int
     """Entries left out because their image had come before; the first entry of an image counts."""
+    clipped: int = 0
+    """Boxes that left their image, by up to a pixel, and were cut to it."""
 
 
 def find_file(path: str | Path) -> Path:
@@ -132,7 +153,7 @@ def damaged_file(path: Path, where: str, what: str) -> DataError:
     )
 
 
-def import_regions(
+def convert_regions(
     files: Sequence[RegionReader],
     store: str | Path,
     *,
@@ -142,14 +163,14 @@ def import_regions(
     dtype: Literal["float16", "float32"] = "float16",
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> ImportReport:
+) -> ConversionReport:
     """Write the images of several files into one store; images that it already holds are skipped.
 
     Args:
         files: opened by `formats.open_reader`, or readers of your own.
-        fingerprint: identity of the detector, if the files do not say it; their own if left out.
+        fingerprint: identity of the detector; what the files tell of it if left out.
         class_names: names of the classes; those in the files if left out.
-        resume: continue an interrupted import, or add images to a store.
+        resume: continue an interrupted conversion, or add images to a store.
         progress: called with how much has been read so far and in all, in the unit of the first file.
     Raises:
         DataError: no file, one of another layout or width than the first, a damaged entry, or a label without a name.
@@ -157,83 +178,77 @@ def import_regions(
         StoreError: the folder already holds a store, or one with other features.
     """
     if not files:
-        raise DataError("no file of region features was given to import.")
+        raise DataError("no file of region features was given to convert.")
     first = files[0]
-    for other in files[1:]:
-        _check_same_kind(first, other)
+    fingerprints = [file.fingerprint if fingerprint is None else fingerprint for file in files]
+    for file, found in zip(files[1:], fingerprints[1:], strict=True):
+        _check_same_kind(first, fingerprints[0], file, found)
     names = {
         "classes": tuple(class_names) or first.class_names,
         "attributes": tuple(attribute_names) or first.attribute_names,
     }
+    lacking = {"has_boxes": first.has_boxes, "has_sizes": first.has_sizes}
+    settings: dict[str, Any] = {"layout": first.layout, **{name: False for name, has in lacking.items() if not has}}
+    if fingerprints[0] in KINDS:
+        settings["features"] = fingerprints[0]
     total, finished = sum(file.total for file in files), 0
-    seen: set[str] = set()
-    regions = existing = repeated = 0
+    regions = existing = repeated = clipped = 0
     with StoreWriter(
         store,
         feature_size=first.feature_size,
-        fingerprint=first.fingerprint if fingerprint is None else fingerprint,
+        fingerprint=fingerprints[0],
         class_names=names["classes"],
         attribute_names=names["attributes"],
         dtype=dtype,
-        settings={"layout": first.layout},
+        settings=settings,
+        may_differ=("features",),  # which earlier versions did not write
         resume=resume,
     ) as writer:
         before = len(writer)
+        found_again = bytearray(before)  # which of the images that the store held have come
         for file in files:
             for image in file.images(skip=writer):
-                if image.image_id in seen:
-                    repeated += 1
-                elif image.regions is None:
-                    existing += 1
-                else:
-                    writer.add(image.image_id, _check_regions(file, image, image.regions, names))
-                    regions += len(image.regions)
+                number = writer.number(image.image_id)
+                if number is None:
+                    assert image.regions is not None, "a reader skips only what it is asked to skip"
+                    checked, cut = _check_regions(file, image, image.regions, names)
+                    writer.add(image.image_id, checked)
+                    regions, clipped = regions + len(checked), clipped + cut
                     if (len(writer) - before) % _COMMIT_EVERY == 0:
                         writer.commit()
-                seen.add(image.image_id)
+                elif number < before and not found_again[number]:
+                    existing += 1
+                    found_again[number] = True
+                else:
+                    repeated += 1
                 if progress is not None:
                     progress(finished + image.position, total)
             finished += file.total
         images = len(writer) - before
-    return ImportReport(images=images, regions=regions, existing=existing, repeated=repeated)
+    return ConversionReport(images=images, regions=regions, existing=existing, repeated=repeated, clipped=clipped)
 
 
-def read_names(path: str | Path) -> tuple[str, ...]:
-    """Names of classes or attributes in the order of their ids, one per line; the first of several synonyms separated
-    by commas.
-
-    Raises:
-        DataError: the file is missing or not text.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read the names in {path}: {error}. Expected a text file with one name per line."
-        ) from error
-    return tuple(line.partition(",")[0].strip() for line in lines)
-
-
-def _check_same_kind(first: RegionReader, other: RegionReader) -> None:
+def _check_same_kind(first: RegionReader, fingerprint: str, other: RegionReader, found: str) -> None:
     """Refuse a file whose features do not belong into one store with those of the first."""
     for what, here, there in (
         ("the layout", first.layout, other.layout),
         ("features of width", first.feature_size, other.feature_size),
-        ("the fingerprint", first.fingerprint, other.fingerprint),
+        ("the fingerprint", fingerprint, found),
         ("the class names", first.class_names, other.class_names),
         ("the attribute names", first.attribute_names, other.attribute_names),
     ):
         if here != there:
             raise DataError(
                 f"{first.path} has {what} {str(here)[:80]}, {other.path} {str(there)[:80]}: "
-                "one store holds features of one kind. Import them separately."
+                "one store holds features of one kind. Convert them separately."
             )
 
 
 def _check_regions(
     file: RegionReader, image: ImageRegions, regions: RegionArray, names: Mapping[str, Sequence[str]]
-) -> RegionArray:
-    """The regions of one image with their boxes clipped to it, after checks of boxes and labels."""
+) -> tuple[RegionArray, int]:
+    """The regions of one image with their boxes clipped to it, after checks of boxes and labels; and how many boxes
+    were clipped."""
     for field, lowest in _LOWEST_LABELS.items():
         labels = getattr(regions, field)
         if labels is None or not labels.size:
@@ -248,10 +263,11 @@ def _check_regions(
                 f"{file.path}: image {image.image_id!r} has {field} up to {high}, but there are only "
                 f"{len(names[field])} names. Give the list that belongs to the file."
             )
-    return replace(regions, boxes=_clip_boxes(file, image, regions))
+    boxes, clipped = _clip_boxes(file, image, regions)
+    return replace(regions, boxes=boxes), clipped
 
 
-def _clip_boxes(file: RegionReader, image: ImageRegions, regions: RegionArray) -> NDArray[np.float32]:
+def _clip_boxes(file: RegionReader, image: ImageRegions, regions: RegionArray) -> tuple[NDArray[np.float32], int]:
     width, height = regions.size
     limits = np.array([width, height, width, height], np.float32)
     outside = np.maximum(regions.boxes - limits, -regions.boxes)
@@ -260,5 +276,5 @@ def _clip_boxes(file: RegionReader, image: ImageRegions, regions: RegionArray) -
             f"{file.path}, {image.where}: a box of image {image.image_id!r} leaves the image of {width} x {height} by "
             f"{outside.max():.1f} pixels. {file.box_hint}"
         )
-    clipped: NDArray[np.float32] = np.clip(regions.boxes, 0, limits)
-    return clipped
+    clipped = int((outside > 0).any(1).sum())
+    return np.clip(regions.boxes, 0, limits) if clipped else regions.boxes, clipped
