@@ -113,7 +113,8 @@ def test_the_first_line_says_what_is_trained_on(data: tuple[Path, Path], tmp_pat
     train_detector(*data, tmp_path / "out", small("train.max_steps=2"), stream=stream, device="cpu")
     lines = stream.getvalue().splitlines()
     assert lines[0] == (
-        "10 images, 10 boxes of 1 class, 2 attributes; longer side 32 pixels; 2 updates with 4 images each, on cpu"
+        "10 images, 10 boxes of 1 class, 2 attributes; longer side up to 32 pixels; 2 updates with 4 images each, on "
+        "cpu"
     )
     assert lines[1].startswith("10 boxes are few: a detector of photographs needs thousands.")
     assert "start from a detector of photographs with --init" in lines[1]

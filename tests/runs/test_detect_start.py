@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 from visling import config as configs
 from visling.errors import CheckpointError, ConfigError
 from visling.recipes.detectors import PRESETS, DetectConfig, detect_config
-from visling.runs.detect import train_detector
+from visling.runs.detect import evaluate_detector, train_detector
 from visling.train.log import read
 from visling.vision.detector import Detector
 from visling.vision.detector_config import DetectorConfig, ResNetConfig
 from visling.vision.detector_start import read_trainable
+from visling.vision.visual_genome import VisualGenomeDetector
+from visling.vision.visual_genome_config import VisualGenomeConfig
 
 SIZES = DetectorConfig(
     long_side=32,
@@ -182,3 +184,23 @@ def test_a_start_brings_its_size_and_settings_still_win() -> None:
     assert config.detector == replace(start, min_confidence=0.5)
     assert config.train == PRESETS["scenes"]().train
     assert detect_config([], "resnet50").frozen_stages == 2
+
+
+def test_the_visual_genome_detector_is_fine_tuned_on_ones_own_boxes(second: tuple[Path, Path], tmp_path: Path) -> None:
+    released = VisualGenomeDetector(
+        VisualGenomeConfig(
+            class_names=("blue", "tree"), attribute_names=("wet",), depth=50, stem_size=4, width=2, proposal_size=6,
+            anchor_sizes=(16.0,), pool_size=4, proposals=12, candidates=40, short_side=64, long_side=64, min_regions=2,
+            max_regions=8,
+        )
+    )  # fmt: skip
+    released.save(tmp_path / "vg")
+    start = read_trainable(tmp_path / "vg").config
+    config = detect_config(["train.max_steps=3", "batch_size=2", "train.save_every=1"], "default", start)
+    trained = train_detector(*second, tmp_path / "out", config, init=tmp_path / "vg", device="cpu")
+    loaded = read_trainable(tmp_path / "out")
+    assert isinstance(loaded, VisualGenomeDetector)
+    assert loaded.class_names == ("blue", "green")
+    assert loaded.fingerprint == trained.detector.fingerprint != released.fingerprint
+    assert torch.equal(loaded.state_dict()["stem.convolution.weight"], released.stem.convolution.weight)
+    assert evaluate_detector(tmp_path / "out", *second, device="cpu").images == 8

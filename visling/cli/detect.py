@@ -48,8 +48,8 @@ def detect_train(
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Trained detector to start from, with its size and input: what fits is taken, and classes and "
-            "attributes of the same name keep their rows."
+            help="Trained detector to start from, with its size and input, be it one's own or the released one: what "
+            "fits is taken, and classes and attributes of the same name keep their rows."
         ),
     ] = None,
     backbone: Annotated[

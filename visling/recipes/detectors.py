@@ -14,6 +14,7 @@ from visling.errors import ConfigError, nearest
 from visling.train.config import TrainConfig
 from visling.train.optim import OptimConfig
 from visling.vision.detector_config import DetectorConfig, ResNetConfig
+from visling.vision.visual_genome_config import VisualGenomeConfig
 
 
 def _train(*, max_steps: int, lr: float = 3e-3, warmup_steps: int = 30) -> TrainConfig:
@@ -38,7 +39,7 @@ def _train(*, max_steps: int, lr: float = 3e-3, warmup_steps: int = 30) -> Train
 class DetectConfig:
     """How a detector is built and trained."""
 
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    detector: DetectorConfig | VisualGenomeConfig = field(default_factory=DetectorConfig)
     """Size and thresholds; the names of classes and attributes are taken from the annotations."""
     batch_size: int = 16
     """Images per update and process."""
@@ -148,13 +149,16 @@ PRESETS: Mapping[str, Callable[[], DetectConfig]] = {
 }
 
 
-def detect_config(settings: Sequence[str], name: str, start: DetectorConfig | None = None) -> DetectConfig:
+def detect_config(
+    settings: Sequence[str], name: str, start: DetectorConfig | VisualGenomeConfig | None = None
+) -> DetectConfig:
     """The preset of a name with dotted settings replaced, as on the command line.
 
     `train.seconds` takes the place of the preset's updates, unless `train.max_steps` is set as well.
 
     Args:
-        start: config of the trained detector that training starts from, in place of the preset's.
+        start: config of the trained detector that training starts from, in place of the preset's. One on a ResNet is
+            trained as `resnet50` is, where `name` is "default".
     Raises:
         ConfigError: there is no such preset or setting; names the nearest.
     """
@@ -162,7 +166,8 @@ def detect_config(settings: Sequence[str], name: str, start: DetectorConfig | No
         raise ConfigError(f"no detector preset {name!r}. {nearest(name, PRESETS)}")
     keys = {setting.partition("=")[0].strip() for setting in settings}
     unbound = ["train.max_steps=none"] if "train.seconds" in keys and "train.max_steps" not in keys else []
-    preset = PRESETS[name]()
+    on_resnet = isinstance(start, VisualGenomeConfig) or (start is not None and start.resnet is not None)
+    preset = PRESETS["resnet50" if on_resnet and name == "default" else name]()
     if start is not None:
         preset = replace(preset, detector=start)
     return configs.override(preset, [*unbound, *settings])

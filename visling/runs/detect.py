@@ -28,8 +28,8 @@ from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
 from visling.train.state import RunFolder, gather
 from visling.types import IGNORE, RegionArray
-from visling.vision.detector import Detector
-from visling.vision.detector_start import read_trainable, start_from_detector, start_from_resnet
+from visling.vision.detector_config import DetectorConfig
+from visling.vision.detector_start import build_detector, read_trainable, start_from_detector, start_from_resnet
 from visling.vision.detectors import load_detector
 from visling.vision.region_detector import RegionDetector
 from visling.vision.trainable import TrainableDetector, Truth
@@ -130,7 +130,7 @@ def train_detector(
     config = _name_outputs(config, instances)
     _check_start(config, init, backbone)
     runtime.seed_everything(config.train.seed)
-    detector = Detector(config.detector)
+    detector = build_detector(config.detector)
     detector.freeze(config.frozen_stages)
     start = None
     resumed = resume and RunFolder(out).has_last  # with the weights that it has reached
@@ -270,7 +270,8 @@ def _check_start(config: DetectConfig, init: Path | None, backbone: Path | None)
             f"training starts from a detector ({init}), which has a backbone, or from a backbone ({backbone}): give "
             "--init or --backbone."
         )
-    if config.detector.resnet is not None and init is None and backbone is None:
+    on_resnet = not isinstance(config.detector, DetectorConfig) or config.detector.resnet is not None
+    if on_resnet and init is None and backbone is None:
         raise ConfigError(
             "a ResNet with frozen norms learns nothing from random weights: name torchvision's file with --backbone, "
             "a detector that has one with --init, or use --preset default, which trains a small network from scratch."
@@ -311,7 +312,7 @@ def _describe_task(instances: Instances, config: DetectConfig, batches: Detectio
     return (
         f"{_count(len(instances.records), 'image')}, {_count(boxes, 'box', 'boxes')} of "
         f"{_count(len(instances.category_names), 'class', 'classes')}{f' ({absent} without any)' if absent else ''}, "
-        f"{_count(len(instances.attribute_names), 'attribute')}; longer side {config.detector.long_side} pixels; "
+        f"{_count(len(instances.attribute_names), 'attribute')}; longer side up to {config.detector.long_side} pixels; "
         f"{_describe_length(config, batches)}, on {device}"
     )
 

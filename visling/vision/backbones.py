@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visling.errors import ConfigError
 from visling.vision.detector_config import ResNetConfig
 from visling.vision.resnet import (
     EXPANSION,
@@ -26,6 +25,7 @@ from visling.vision.resnet import (
     build_stage,
     build_trunk,
     feature_map,
+    freeze_parts,
     initialise,
 )
 
@@ -60,14 +60,9 @@ class Backbone(nn.Module, ABC):
         Raises:
             ConfigError: more parts than there are.
         """
-        if not 0 <= stages <= len(self.parts):
-            raise ConfigError(
-                f"frozen_stages counts the parts of the backbone from the pixels on: found {stages}, expected 0 to "
-                f"{len(self.parts)}."
-            )
+        freeze_parts(self.parts, stages)
         self._frozen = tuple(self.parts[:stages])
-        for part in self._frozen:
-            part.requires_grad_(False).eval()
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Frozen parts stay in evaluation mode."""

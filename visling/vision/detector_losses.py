@@ -166,3 +166,17 @@ def attribute_loss(logits: Tensor, targets: RegionTargets) -> Loss:
     """
     losses = functional.binary_cross_entropy_with_logits(logits, targets.attributes, reduction="none")
     return Loss.mean("attribute", losses, targets.annotated[:, None].expand_as(losses))
+
+
+def exclusive_attribute_loss(logits: Tensor, targets: RegionTargets) -> Loss:
+    """Loss of attributes that share one softmax: cross-entropy with equal shares for the attributes of an object, a
+    mean over the objects that have any.
+
+    Args:
+        logits: (B * S, K + 1), "no attribute" last, which nothing teaches.
+    Source:
+        MILVLG/bottom-up-attention.pytorch, bua/d2/modeling/roi_heads.py.
+    """
+    shares = targets.attributes / targets.attributes.sum(-1, keepdim=True).clamp(min=1)
+    losses = -(shares * logits.log_softmax(-1)[:, :-1]).sum(-1)
+    return Loss.mean("attribute", losses, targets.annotated & targets.attributes.any(-1))

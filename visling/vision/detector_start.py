@@ -14,9 +14,12 @@ from visling.checkpoints.keymap import KeyMap
 from visling.errors import CheckpointError, ConfigError
 from visling.vision.backbones import ResNetBackbone
 from visling.vision.detector import Detector
+from visling.vision.detector_config import DetectorConfig
 from visling.vision.detectors import load_detector
 from visling.vision.resnet import PLAIN_NETWORK
 from visling.vision.trainable import TrainableDetector
+from visling.vision.visual_genome import VisualGenomeDetector
+from visling.vision.visual_genome_config import VisualGenomeConfig
 
 _NAMES_SHOWN = 6
 """Names in a row of a printed report."""
@@ -56,6 +59,11 @@ class StartReport:
         return "\n".join(lines)
 
 
+def build_detector(config: DetectorConfig | VisualGenomeConfig) -> TrainableDetector:
+    """A detector with random weights."""
+    return Detector(config) if isinstance(config, DetectorConfig) else VisualGenomeDetector(config)
+
+
 def read_trainable(folder: Path) -> TrainableDetector:
     """The detector of a folder, if it can be trained.
 
@@ -66,7 +74,8 @@ def read_trainable(folder: Path) -> TrainableDetector:
     if not isinstance(detector, TrainableDetector):
         raise CheckpointError(
             f"{folder} holds a detector that finds regions, but cannot be trained here: {type(detector).__name__}. "
-            "Start from one that `visling detect train` wrote, or from a ResNet with --backbone."
+            "Start from one that `visling detect train` or `visling detect convert` wrote, or from a ResNet with "
+            "--backbone."
         )
     return detector
 

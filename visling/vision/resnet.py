@@ -189,6 +189,21 @@ def fold_norms(network: nn.Module) -> nn.Module:
     return folded
 
 
+def freeze_parts(parts: Sequence[nn.Module], stages: int) -> None:
+    """Freeze the first of the parts of a backbone: their weights receive no gradient.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    if not 0 <= stages <= len(parts):
+        raise ConfigError(
+            f"frozen_stages counts the parts of the backbone from the pixels on: found {stages}, expected 0 to "
+            f"{len(parts)}."
+        )
+    for part in parts[:stages]:
+        part.requires_grad_(False)
+
+
 def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], frozen_stages: int = 0) -> None:
     """Refuse sizes that make no network.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from visling.types import Loss
 from visling.vision.detector_config import DetectorConfig
 from visling.vision.region_detector import RegionDetector, ScaledImage
+from visling.vision.visual_genome_config import VisualGenomeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class Truth:
 class TrainableDetector(RegionDetector):
     """A detector with a training loss."""
 
-    config: DetectorConfig
+    config: DetectorConfig | VisualGenomeConfig
     """Size, vocabulary and thresholds."""
 
     @abstractmethod
