@@ -42,7 +42,7 @@ SIZES = DetectorConfig(
 )
 
 
-def few(*settings: str, detector: DetectorConfig = SIZES) -> DetectConfig:
+def few(*settings: str, detector: DetectorConfig | VisualGenomeConfig = SIZES) -> DetectConfig:
     usual = ("train.max_steps=4", "train.optim.lr=0.01", "train.optim.warmup_steps=1", "train.save_every=1")
     return configs.override(DetectConfig(detector=detector, batch_size=4), [*usual, *settings])
 
@@ -141,8 +141,9 @@ def test_frozen_stages_keep_what_they_start_from(
 
 def test_a_resnet_is_trained_from_a_file(first: tuple[Path, Path], tmp_path: Path) -> None:
     small = ResNetConfig(blocks=(1, 1, 1), stem_size=4, widths=(2, 3, 4, 5))
-    config = few("frozen_stages=2", detector=replace(SIZES, resnet=small, stride=16))
-    source = Detector(config.detector).backbone.state_dict()
+    sizes = replace(SIZES, resnet=small, stride=16)
+    config = few("frozen_stages=2", detector=sizes)
+    source = Detector(sizes).backbone.state_dict()
     layers = {"stages.0": "layer1", "stages.1": "layer2", "stages.2": "layer3", "head": "layer4"}
     names = {"reduce": "1", "convolve": "2", "expand": "3"}
     file = {}
@@ -161,7 +162,7 @@ def test_a_resnet_is_trained_from_a_file(first: tuple[Path, Path], tmp_path: Pat
     assert {name for name in source if name.startswith(("stem.", "stages.0."))} <= kept
     assert "stages.2.0.reduce.convolution.weight" not in kept
     assert {name for name in source if ".norm." in name} <= kept, "norms are frozen everywhere"
-    assert read_trainable(tmp_path / "out").config.resnet == small
+    assert Detector.load(tmp_path / "out").config.resnet == small
 
 
 def test_what_cannot_start_is_refused_before_anything_is_written(first: tuple[Path, Path], tmp_path: Path) -> None:

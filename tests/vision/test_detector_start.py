@@ -115,8 +115,10 @@ def reference(file: dict[str, Tensor], images: Tensor, *, stages: int) -> Tensor
     def convolve(states: Tensor, convolution: str, norm: str, stride: int = 1) -> Tensor:
         weight = file[f"{convolution}.weight"]
         states = functional.conv2d(states, weight, stride=stride, padding=weight.shape[-1] // 2)
-        values = [file[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
-        return functional.batch_norm(states, *values)
+        mean, variance, gain, offset = (
+            file[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        return functional.batch_norm(states, mean, variance, gain, offset)
 
     states = functional.max_pool2d(convolve(images, "conv1", "bn1", 2).relu(), 3, 2, 1)
     for stage in range(1, stages + 1):

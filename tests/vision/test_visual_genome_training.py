@@ -100,8 +100,8 @@ def test_perfect_outputs_have_no_loss_of_boxes(inclusive: bool, monkeypatch: pyt
     image, truth = SCENES[0]
     with torch.no_grad():
         for layer in (detector.propose.shift, detector.predict.refine):
-            layer.weight.zero_()
-            layer.bias.zero_()
+            for parameter in layer.parameters():
+                parameter.zero_()
     end = torch.tensor([0.0, 0.0, 1.0, 1.0]) * float(inclusive)
     boxes = torch.from_numpy(truth.boxes) - end
     logits = torch.zeros(1, 2)
@@ -121,7 +121,7 @@ def test_pooling_passes_gradients_to_the_largest_cells() -> None:
     image = torch.tensor([0, 1, 1])
     pooled = ops.roi_pool(features, boxes, image, output_size=3, scale=1 / 16)
     weights = torch.randn_like(pooled)
-    (pooled * weights).sum().backward()
+    (pooled * weights).sum().backward()  # type: ignore[no-untyped-call]
     expected = torch.zeros_like(features)
     for region, own in enumerate(image.tolist()):
         for channel in range(3):

@@ -178,7 +178,7 @@ def train_detector(
             unreadable = dict(entry for share in gather(samples.unreadable) for entry in share)
             for path, reason in unreadable.items():
                 log.event(f"left out {path}: {reason}", step=state.step)
-            warmup = config.train.optim.warmup_steps
+            warmup = config.train.optim.warmup_steps or 0
             if state.stopped == "finished" and state.step <= warmup:
                 log.event(
                     f"the run ended after {state.step} updates, before its learning rate had risen to its full height "

@@ -88,6 +88,8 @@ class _RegionOutput(NamedTuple):
 class Detector(TrainableDetector):
     """Images in; regions with feature, box, class and attributes out."""
 
+    config: DetectorConfig
+
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config

@@ -138,6 +138,8 @@ class RegionPredictor(nn.Module):
 class VisualGenomeDetector(TrainableDetector):
     """Pictures in; regions with feature, class, attribute and box out."""
 
+    config: VisualGenomeConfig
+
     def __init__(self, config: VisualGenomeConfig) -> None:
         super().__init__()
         self.config = config
