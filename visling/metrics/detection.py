@@ -165,9 +165,10 @@ def precision_recall(
     detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], *, threshold: float = 0.5
 ) -> PrecisionRecall:
     """The curve of the detections of all classes together: each is right if it finds an object of its class."""
+    classes = [one.classes for one in detections] + [one.classes for one in truths]
     matched = [
         _match_all(_select_class(detections, truths, number), threshold)
-        for number in sorted({int(c) for one in (*detections, *truths) for c in one.classes})
+        for number in sorted({int(number) for own in classes for number in own})
     ]
     scores = np.concatenate([one[0] for one in matched]) if matched else np.zeros(0)
     correct = np.concatenate([one[1] for one in matched]) if matched else np.zeros(0, np.bool_)
