@@ -159,6 +159,16 @@ def detect_eval(
             examples=pictures,
             progress=step,
         )
+    if out is not None:
+        write_detections(
+            out,
+            {"detector": str(detector), "fingerprint": scored.detector.fingerprint, "annotations": str(annotations)},
+            scored.scores,
+            scored.curve,
+            names=scored.detector.class_names,
+            attributes=scored.detector.attribute_names,
+            examples=[(one.image, one.truth, one.found) for one in scored.examples],
+        )
     best = scored.curve.best
     scores = {
         "images": scored.images,
@@ -170,19 +180,7 @@ def detect_eval(
         "images per second": round(scored.images_per_second, 1),
         **{f"average precision of {name}": rounded(value) for name, value in scored.ap.items()},
     }
-    show_with_unreadable(scores, scored.unreadable, json_)
-    if out is not None:
-        write_detections(
-            out,
-            {"detector": str(detector), "fingerprint": scored.detector.fingerprint, "annotations": str(annotations)},
-            scored.scores,
-            scored.curve,
-            names=scored.detector.class_names,
-            attributes=scored.detector.attribute_names,
-            examples=[(one.image, one.truth, one.found) for one in scored.examples],
-        )
-        if not json_:
-            print(f"Wrote {out}")
+    show_with_unreadable(scores, scored.unreadable, json_, "" if out is None else f"Wrote {out}")
     if scored.scores.mean_ap < _HARDLY_ANY:
         print(
             "warning: the detector finds hardly any of these objects. Train it longer or on more boxes (a detector of "
