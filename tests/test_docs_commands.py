@@ -55,6 +55,9 @@ DOWNLOADS = {
     "drawings of others (tests/test_outside_data.py reads files of their layout)": ("shapes", "shapeworld"),
     "the folders of ViLBERT's multi-task release (tests/parity reads samples of them)": ("datasets",),
     "official captions (tests/parity/test_vilbert_retrieval.py reads files of their layout)": ("flickr30k",),
+    "photographs and boxes of one's own (tests/runs/test_detect_start.py trains on drawings in each of these ways)": (
+        "my_photos",
+    ),
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 
@@ -89,6 +92,7 @@ QUICK = (
     "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
+    "docs/detectors/own.md",
     "docs/extracting.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,9 @@ from visling.errors import ConfigError
 
 if TYPE_CHECKING:
     from visling.vision.extract import ExtractionReport, Timings
+
+_MANY_EMPTY = 0.1
+"""Share of images without regions from which on a warning says so."""
 
 
 def extract_regions(
@@ -103,6 +107,13 @@ def extract_regions(
     timings: Annotated[
         bool, typer.Option("--timings", help="Say where the time went.", rich_help_panel=MACHINE)
     ] = False,
+    min_regions: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Keep the best boxes below the detector's confidence threshold, too, until there are this many."
+        ),
+    ] = None,
+    max_regions: Annotated[int | None, typer.Option(min=1, help="Keep only this many of the best boxes.")] = None,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -135,6 +146,11 @@ def extract_regions(
     with runtime.process_group(processes, PATIENCE), contextlib.ExitStack() as stack:
         on = runtime.pick_device(device)
         model = load_detector(detector, device=on)
+        limited = min_regions is not None or max_regions is not None
+        if limited:
+            model.limit_regions(min_regions, max_regions)
+            # Other limits make other features: what is kept with a model must be the detector that has them.
+            detector = out / "detector"
         resolved = runtime.resolve(precision, on)
         on_main(lambda: claim_store(out, resume))
         title = "Extracting" if runtime.world_size() == 1 else f"Extracting, share 1 of {runtime.world_size()}"
@@ -157,6 +173,8 @@ def extract_regions(
             probs=probs,
             workers=workers,
         )
+        if limited:
+            on_main(lambda: model.save(detector))
         if not runtime.is_main():
             return
     counts = _count(report)
@@ -166,12 +184,28 @@ def extract_regions(
             "boxes cut to their image": report.clipped,
             "boxes without area": report.empty,
         }
+    else:
+        counts["images without regions"] = report.without_regions
     if timings:
         counts |= _describe_timings(report.timings, report.done)
     title = f"Wrote {out}"
     if report.unreadable:
         title += f"; the images that cannot be read are listed in {out / UNREADABLE}"
     show_with_unreadable(counts, report.unreadable, json_, title)
+    if given is None and report.without_regions >= _MANY_EMPTY * max(report.done, 1):
+        _warn_of_empty(report.without_regions, report.done)
+
+
+def _warn_of_empty(empty: int, images: int) -> None:
+    """Say that many images have no region. It is no error, since the images may show nothing that the detector knows,
+    and a store of them is whole; training refuses one without any region."""
+    every = "ANY of the" if empty == images else f"{empty} of the"
+    print(
+        f"warning: the detector found nothing in {every} {images} images ({empty / images:.0%}); a model sees these as "
+        "blank. --min-regions 10 keeps the best boxes below its threshold. Or train it longer or on more boxes, or "
+        "take a detector or features made for such images (docs/detectors/own.md).",
+        file=sys.stderr,
+    )
 
 
 def _count(report: ExtractionReport) -> dict[str, Any]:

@@ -192,7 +192,16 @@ def _join_parts(target: Target) -> None:
 
 def _join_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
     """What all processes did; all of them counted the same unlisted images."""
-    counts = ("done", "skipped_existing", "unreadable", "regions", "clipped", "empty", "first_of_several")
+    counts = (
+        "done",
+        "skipped_existing",
+        "unreadable",
+        "regions",
+        "without_regions",
+        "clipped",
+        "empty",
+        "first_of_several",
+    )
     first, *others = reports
     joined: dict[str, Any] = {name: getattr(first, name) for name in counts}
     for report in others:

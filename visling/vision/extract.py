@@ -75,6 +75,8 @@ class ExtractionReport:
     """Files that are not images, or damaged ones, with the reason."""
     regions: int
     """Regions written."""
+    without_regions: int
+    """Images among `done` that have none."""
     unlisted: int = 0
     """Images that the given boxes do not list, left out."""
     clipped: int = 0
@@ -140,7 +142,7 @@ def extract(
     batches = ImageBatches(
         rest, detector.scale, batch_size=batch_size, workers=workers, device=detector.device.type
     )  # fmt: skip
-    done = regions = 0
+    done = regions = without = 0
     waiting = network = writing = 0.0
     start = last = time.perf_counter()
     for batch in batches:
@@ -150,6 +152,7 @@ def extract(
         for loaded, own in zip(batch, found, strict=True):
             writer.add(loaded.image.id, own if keep_probs else dataclasses.replace(own, probs=None))
             regions += len(own)
+            without += not len(own)
         writer.commit()
         done += len(batch)
         if progress is not None:
@@ -165,6 +168,7 @@ def extract(
         skipped_existing=len(files) - len(rest),
         unreadable=tuple(batches.unreadable),
         regions=regions,
+        without_regions=without,
         unlisted=unlisted,
         clipped=0 if given is None else given.clipped,
         empty=0 if given is None else given.empty,

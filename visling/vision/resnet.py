@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from visling.checkpoints.keymap import Rule, rename
+from visling.checkpoints.keymap import Rule, drop, fresh, rename
 from visling.errors import ConfigError
 
 STRIDE = 16
@@ -24,6 +24,8 @@ EXPANSION = 4
 """Output channels of a bottleneck as a multiple of its width."""
 HEAD_BLOCKS = 3
 """Bottlenecks of the last stage, at every depth."""
+MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's colours in [0, 1], by which torchvision's networks are trained."""
 
 
 class FrozenNorm(nn.BatchNorm2d):
@@ -73,13 +75,23 @@ class NormedConvolution(nn.Module):
 class Bottleneck(nn.Module):
     """Three convolutions, narrow in the middle, with a shortcut around them."""
 
-    def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1, norm: Norm = FrozenNorm) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: Norm = FrozenNorm,
+        stride_in_window: bool = False,
+    ) -> None:
         super().__init__()
         outputs = EXPANSION * width
-        # The stride is here and not in the wide window, as in the Caffe networks (VL-BERT's `IMAGE_STRIDE_IN_1x1`,
-        # and VisualBERT's `_load_resnet_imagenet`).
-        self.reduce = NormedConvolution(inputs, width, stride=stride, norm=norm)
-        self.convolve = NormedConvolution(width, width, kernel=3, dilation=dilation, norm=norm)
+        # The Caffe networks have the stride in the first convolution (VL-BERT's `IMAGE_STRIDE_IN_1x1`, VisualBERT's
+        # `_load_resnet_imagenet`), torchvision's in the 3 x 3 window.
+        first, second = (1, stride) if stride_in_window else (stride, 1)
+        self.reduce = NormedConvolution(inputs, width, stride=first, norm=norm)
+        self.convolve = NormedConvolution(width, width, kernel=3, stride=second, dilation=dilation, norm=norm)
         self.expand = NormedConvolution(width, outputs, norm=norm)
         self.shortcut = (
             NormedConvolution(inputs, outputs, stride=stride, norm=norm) if stride > 1 or inputs != outputs else None
@@ -94,28 +106,50 @@ class Bottleneck(nn.Module):
 
 
 def build_stage(
-    inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1, norm: Norm = FrozenNorm
+    inputs: int,
+    width: int,
+    *,
+    blocks: int,
+    stride: int,
+    dilation: int = 1,
+    norm: Norm = FrozenNorm,
+    stride_in_window: bool = False,
 ) -> nn.Sequential:
     """Bottlenecks of one width; the first one has the stride."""
-    first = Bottleneck(inputs, width, stride=stride, dilation=dilation, norm=norm)
+    first = Bottleneck(inputs, width, stride=stride, dilation=dilation, norm=norm, stride_in_window=stride_in_window)
     later = (Bottleneck(EXPANSION * width, width, dilation=dilation, norm=norm) for _ in range(blocks - 1))
     return nn.Sequential(first, *later)
 
 
 def build_trunk(
-    stem_size: int, widths: Sequence[int], blocks: Sequence[int], norms: Iterable[Norm]
+    stem_size: int,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    norms: Iterable[Norm],
+    *,
+    stride_in_window: bool = False,
 ) -> tuple[NormedConvolution, nn.ModuleList]:
     """The first convolution and the three stages that run over the whole image.
 
     Args:
         widths, blocks: of these stages.
         norms: of the first convolution and of each stage.
+        stride_in_window: whether a stage's stride is in its first 3 x 3 window.
     """
     first, *kinds = norms
     stem = NormedConvolution(3, stem_size, kernel=7, stride=2, norm=first)
     stages, inputs = nn.ModuleList(), stem_size
     for number, (width, count, norm) in enumerate(zip(widths, blocks, kinds, strict=True)):
-        stages.append(build_stage(inputs, width, blocks=count, stride=2 if number else 1, norm=norm))
+        stages.append(
+            build_stage(
+                inputs,
+                width,
+                blocks=count,
+                stride=2 if number else 1,
+                norm=norm,
+                stride_in_window=stride_in_window,
+            )
+        )
         inputs = EXPANSION * width
     return stem, stages
 
@@ -157,7 +191,22 @@ def fold_norms(network: Network) -> Network:
     return folded
 
 
-def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], frozen_stages: int) -> None:
+def freeze_parts(parts: Sequence[nn.Module], stages: int) -> None:
+    """Freeze the first of the parts of a backbone: their weights receive no gradient.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    if not 0 <= stages <= len(parts):
+        raise ConfigError(
+            f"frozen_stages counts the parts of the backbone from the pixels on: found {stages}, expected 0 to "
+            f"{len(parts)}."
+        )
+    for part in parts[:stages]:
+        part.requires_grad_(False)
+
+
+def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], frozen_stages: int = 0) -> None:
     """Refuse sizes that make no network.
 
     Raises:
@@ -214,3 +263,11 @@ def map_network(
                 rename(f"{theirs}.*.{norm}.*", f"{part}.{ours}.*.{name}.norm.*"),
             ]
     return tuple(rules)
+
+
+PLAIN_NETWORK: tuple[Rule, ...] = (
+    *map_network(("conv1", "bn1"), ["layer1", "layer2", "layer3", "layer4"]),
+    drop("fc.**", "classifies the whole image"),
+    fresh("extractor.**.num_batches_tracked", "older files lack this counter; nothing reads it"),
+)
+"""Rules of a key map for a plain ResNet under torchvision's names."""

@@ -34,10 +34,10 @@ from visling.checkpoints import files
 from visling.checkpoints.keymap import KeyMap, rename
 from visling.errors import CheckpointError, ConfigError
 from visling.runtime import Precision
-from visling.types import RegionArray
-from visling.vision import ops, visual_genome_images
+from visling.types import Loss, RegionArray
+from visling.vision import ops, visual_genome_images, visual_genome_training
 from visling.vision.anchors import base_anchors, caffe_anchors, cell_centres, clip_boxes, decode_boxes
-from visling.vision.region_detector import RegionDetector, ScaledImage
+from visling.vision.region_detector import ScaledImage
 from visling.vision.resnet import (
     HEAD_BLOCKS,
     STRIDE,
@@ -47,8 +47,10 @@ from visling.vision.resnet import (
     build_trunk,
     feature_map,
     fold_norms,
+    freeze_parts,
     initialise,
 )
+from visling.vision.trainable import TrainableDetector, Truth
 from visling.vision.visual_genome_config import BLOCKS, VisualGenomeConfig
 from visling.vision.visual_genome_selection import select_across_classes, select_by_class
 
@@ -122,19 +124,26 @@ class RegionPredictor(nn.Module):
             self.describe = nn.Linear(feature_size + feature_size // 8, feature_size // 4)
             self.attribute = nn.Linear(feature_size // 4, attributes + 1)
 
-    def forward(self, features: Tensor) -> RegionOutput:
-        """(N, F) -> the logits and shifts of N regions."""
+    def forward(self, features: Tensor, known: Tensor | None = None) -> RegionOutput:
+        """(N, F) -> the logits and shifts of N regions.
+
+        Args:
+            known: (N,) classes that the attributes depend on, C for the background; None = the likeliest.
+        """
         classes = self.classify(features).float()
         attributes = classes.new_zeros(len(features), 0)
         if self.has_attributes:
-            embedded = self.class_embedding(classes.argmax(-1))  # the background is a class here
+            # the background is a class here
+            embedded = self.class_embedding(classes.argmax(-1) if known is None else known)
             hidden = functional.relu(self.describe(torch.cat([features, embedded], dim=-1)))
             attributes = self.attribute(hidden).float()
         return RegionOutput(features, classes, attributes, self.refine(features).float().unflatten(1, (-1, 4)))
 
 
-class VisualGenomeDetector(RegionDetector):
+class VisualGenomeDetector(TrainableDetector):
     """Pictures in; regions with feature, class, attribute and box out."""
+
+    config: VisualGenomeConfig
 
     def __init__(self, config: VisualGenomeConfig) -> None:
         super().__init__()
@@ -256,6 +265,29 @@ class VisualGenomeDetector(RegionDetector):
                 found.append(self._to_array(output, corners, image))
         return found
 
+    def freeze(self, stages: int) -> None:
+        """Freeze the first convolution, then stages; norms are always frozen.
+
+        Raises:
+            ConfigError: more stages than there are.
+        """
+        freeze_parts((self.stem, *self.stages, self.head), stages)
+
+    def row_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the rows of the heads that predict classes, boxes of each class, and attributes."""
+        classes, attributes = self.class_names, self.attribute_names
+        rows = {"classify.weight": (*classes, ""), "classify.bias": (*classes, "")}
+        if self.config.class_specific_boxes:
+            rows |= {"refine.weight": classes, "refine.bias": classes}
+        if self.predict.has_attributes:
+            rows["class_embedding.weight"] = (*classes, "")
+            rows |= {"attribute.weight": (*attributes, ""), "attribute.bias": (*attributes, "")}
+        return {f"predict.{name}": names for name, names in rows.items()}
+
+    def losses_scaled(self, images: Sequence[ScaledImage], truths: Sequence[Truth]) -> Loss:
+        """Losses of proposals, classes, boxes and attributes, as `visual_genome_training` sums them."""
+        return visual_genome_training.losses(self, images, truths)
+
     def save(self, directory: Path, *, half: bool = False) -> None:
         """Write `config.json` and `model.safetensors`.
 
@@ -300,12 +332,7 @@ class VisualGenomeDetector(RegionDetector):
             to_original: (B, 4) factors that bring corners back to the original pictures.
         """
         config = self.config
-        height, width = output.logits.shape[2:]
-        corners = cell_centres(height, width, STRIDE, self.device) - STRIDE / 2
-        anchors = (corners.repeat(1, 2)[:, None] + self.base_anchors).flatten(0, 1)  # (A, 4)
-        logits = output.logits.permute(0, 2, 3, 1).flatten(1)  # (B, A), anchors of a cell innermost
-        shifts = torch.unflatten(output.shifts, 1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
-        shifts = shifts / shifts.new_tensor(config.proposal_box_scale)  # (B, A, 4)
+        anchors, logits, shifts = self.list_anchors(output)
         if config.filter_first:
             boxes = self._move_boxes(shifts, anchors, size[:, None])
             logits = logits.masked_fill(~self._is_large(boxes, to_original), -torch.inf)
@@ -319,6 +346,15 @@ class VisualGenomeDetector(RegionDetector):
             most=config.proposals,
         )
         return [(own[kept], logit[kept]) for own, logit, kept in zip(boxes, best, keep, strict=True)]
+
+    def list_anchors(self, output: Proposals) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors (A, 4) of all cells, their logits (B, A) and their shifts (B, A, 4)."""
+        height, width = output.logits.shape[2:]
+        corners = cell_centres(height, width, STRIDE, self.device) - STRIDE / 2
+        anchors = (corners.repeat(1, 2)[:, None] + self.base_anchors).flatten(0, 1)
+        logits = output.logits.permute(0, 2, 3, 1).flatten(1)  # anchors of a cell innermost
+        shifts = torch.unflatten(output.shifts, 1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        return anchors, logits, shifts / shifts.new_tensor(self.config.proposal_box_scale)
 
     def pool(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Cells of each region of a picture: (channels, H, W) and (R, 4) -> (R, channels, P, P)."""
