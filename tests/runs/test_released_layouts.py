@@ -1,0 +1,206 @@
+"""Every published recipe on files of the layout that its release reads: written, converted by the command, two steps.
+
+Files have the widths and numbers of regions of the release, encoders are small. A recipe whose release computes its
+features from pictures while it trains has no such file; what it does read of a store, boxes and class distributions, is
+in the layout that the table names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fixtures.published import (
+    IMAGES,
+    Files,
+    read_log,
+    small_finetuning,
+    small_pretraining,
+    train,
+    write_corpora,
+    write_official,
+)
+from fixtures.released_layouts import LAYOUTS, detect
+from PIL import Image
+from typer.testing import CliRunner
+
+from visling import config as configs
+from visling.cli.app import app
+from visling.data.annotations import gqa as gqa_files
+from visling.data.annotations import questions as vqa_files
+from visling.image_ids import canonical
+from visling.recipes.tables import PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
+from visling.regions.store import NativeStore
+from visling.runs.finetune import finetune
+
+for_lmdb = pytest.importorskip("lmdb")
+for_hdf5 = pytest.importorskip("h5py")
+
+LXMERT, FIRST, MULTITASK = "lxmert-obj36", "vilbert-lmdb", "vilbert-multitask-lmdb"
+
+PRETRAINED: Mapping[str, str | None] = {
+    "visualbert-coco": "pythia-fc6-npy",
+    "visualbert-vqa": "pythia-fc6-npy",
+    "visualbert-nlvr2-coco": "visualbert-th",
+    "visualbert-nlvr2": "visualbert-th",
+    "visualbert-flickr30k-coco": "ban-hdf5",
+    "visualbert-flickr30k": "ban-hdf5",
+    "visualbert-vcr-coco": None,
+    "visualbert-vcr": None,
+    **dict.fromkeys(
+        (
+            "vlbert-base-prec",
+            "vlbert-base-prec-without-text",
+            "vlbert-large-prec",
+            "vlbert-base-e2e",
+            "vlbert-large-e2e",
+        ),
+        "vlbert-cc-json",
+    ),
+    **dict.fromkeys(
+        ("vilbert-conceptual", "vilbert-multitask", "vilbert-baseline-conceptual"), "conceptual-captions-lmdb"
+    ),
+    **dict.fromkeys(
+        ("lxmert-20epochs-qa", "lxmert-two-phase-qa", "lxmert-paper", "cvlp-release", "cvlp-from-lxmert", "cvlp-paper"),
+        LXMERT,
+    ),
+}
+"""Published pre-training -> layout of its release's files; None = the release computes features from pictures and
+publishes no file."""
+
+FINETUNED: Mapping[str, str | None] = {
+    "visualbert-vqa": "pythia-fc6-npy",
+    "visualbert-nlvr2": "visualbert-th",
+    "visualbert-flickr30k": "ban-hdf5",
+    "visualbert-vcr": None,
+    "visualbert-vcr-rationale": None,
+    "vlbert-base-vqa": "vlbert-json",
+    "vlbert-large-vqa": "vlbert-json",
+    **{
+        f"vlbert-{size}-{task}": None
+        for size in ("base", "large")
+        for task in ("refcoco+", "refcoco+-gt", "vcr", "vcr-rationale")
+    },
+    **{
+        f"{family}-{task}": FIRST
+        for family in ("vilbert", "vilbert-baseline")
+        for task in ("vqa", "vcr", "vcr-rationale", "refcoco+")
+    },
+    "vilbert-retrieval": FIRST,
+    **{
+        f"vilbert-multitask-{task}": MULTITASK
+        for task in (
+            "vqa", "vcr", "vcr-rationale", "retrieval-coco", "retrieval",
+            "refcoco", "refcoco+", "refcocog", "nlvr2", "gqa",
+        )
+    },
+    **{f"{family}-{task}": LXMERT for family in ("lxmert", "cvlp") for task in ("vqa", "gqa", "nlvr2")},
+}  # fmt: skip
+"""Published fine-tuning, in the same way."""
+
+Convert = Callable[[str, Mapping[str, Any]], Path]
+
+
+def named(table: Mapping[str, str | None]) -> list[str]:
+    return [name for name, layout in table.items() if layout is not None]
+
+
+@pytest.fixture(scope="module")
+def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
+    """Stores by layout, made by the command from files of the layout."""
+    folder = tmp_path_factory.mktemp("layouts")
+
+    def store(layout: str, images: Mapping[str, Any]) -> Path:
+        path = folder / f"{layout}-{len(images)}"
+        if not path.exists():
+            files = folder / f"{layout}-{len(images)}-files"
+            files.mkdir()
+            source = LAYOUTS[layout].write(detect(images, LAYOUTS[layout]), files)
+            done = CliRunner().invoke(app, ["regions", "convert", str(source), "--out", str(path)])
+            assert done.exit_code == 0, done.output
+            assert f"  {layout}\n" in done.output, "recognised by its content"
+            found = NativeStore.open(path)
+            assert len(found) == len(images)
+            assert found.feature_size == LAYOUTS[layout].width
+        return path
+
+    return store
+
+
+@pytest.fixture(scope="module")
+def data(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder with everything that published pre-training reads."""
+    return write_corpora(files, tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="module")
+def official(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of every task that is fine-tuned."""
+    return write_official(world.scenes, tmp_path_factory.mktemp("official"))
+
+
+def test_every_published_recipe_is_in_the_table() -> None:
+    assert PRETRAINED.keys() == PUBLISHED_PRETRAINING.keys()
+    assert FINETUNED.keys() == PUBLISHED_FINETUNING.keys()
+    assert {*PRETRAINED.values(), *FINETUNED.values()} == {*LAYOUTS, None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", named(PRETRAINED))
+def test_a_recipe_pretrains_on_the_files_of_its_release(
+    tmp_path: Path,
+    data: Path,
+    convert: Convert,
+    name: str,
+) -> None:
+    layout = PRETRAINED[name]
+    assert layout is not None
+    ids = [image_id for image_id in IMAGES if canonical(image_id).isdecimal() or not LAYOUTS[layout].numbers]
+    if layout == "vlbert-cc-json":
+        ids = [f"{line:08d}" for line in range(2)]  # the lines of the captions
+    boxes = np.array([[0, 0, 30, 30], [10, 10, 50, 40], [40, 0, 60, 60], [0, 0, 63, 63]], np.float32)
+    store = convert(layout, dict.fromkeys(ids, ((64, 64), boxes)))
+    run = small_pretraining(name)
+    if run.model == "cvlp":
+        contrast = run.objective_settings["region_contrast"]
+        run = replace(run, objective_settings={"region_contrast": {**contrast, "queue_size": 2 * 36 * 4}})
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for image_id in ids if run.extractor is not None else ():
+        Image.new("RGB", (64, 64)).save(pictures / f"{image_id}.jpg")
+    lines = train(run, tmp_path / "run", data, store, pictures)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", named(FINETUNED))
+def test_a_recipe_is_finetuned_on_the_files_of_its_release(
+    world: Any,
+    tmp_path: Path,
+    official: Path,
+    convert: Convert,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module, constant in ((gqa_files, "NUM_MINVAL"), (vqa_files, "NUM_LAST")):
+        monkeypatch.setattr(module, constant, 4)
+    layout, scenes = FINETUNED[name], NativeStore.open(world.regions)
+    assert layout is not None
+    found = {image_id: (scenes[image_id].size, scenes[image_id].boxes) for image_id in scenes.ids}
+    numbered = LAYOUTS[layout].numbers
+    found = {
+        image_id: (size, boxes)
+        for image_id, (size, boxes) in found.items()
+        if len(boxes) and (canonical(image_id).isdecimal() or not numbered)
+    }
+    run = small_finetuning(name)
+    if run.task_settings.get("min_count", 0) is None:
+        run = configs.override(run, [f"task_settings.answers={official}/answers_{run.task}.json"])
+    files = official / "lxmert" / run.task if run.model in ("lxmert", "cvlp") else official / "scenes"
+    state = finetune(run, tmp_path / "run", data=files, store=convert(layout, found), device="cpu")
+    assert state.step == 2
+    assert all(np.isfinite(line["loss"]) for line in read_log(tmp_path / "run")["train"])
