@@ -1232,7 +1232,8 @@ def test_help_lists_the_commands_in_groups(call: Call) -> None:
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
-        "demo", "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect",
+        "demo", "detect wrap", "detect grid",
+        "scenes", "detect train", "detect eval", "regions extract", "regions import", "regions inspect",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
         "verify", "catalog", "compare",

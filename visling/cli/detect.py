@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from visling.cli.detector_adapters import detect_grid, detect_wrap
 from visling.cli.options import (
     Command,
     Device,
@@ -23,7 +24,9 @@ from visling.cli.options import (
 )
 from visling.cli.printing import rounded, show_with_unreadable
 
-detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train and score a region detector.")
+detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train and score a region detector, or make one.")
+detect_app.command("wrap", cls=Command)(detect_wrap)
+detect_app.command("grid", cls=Command)(detect_grid)
 
 
 @detect_app.command("train", cls=Command)

@@ -58,6 +58,8 @@ def extract_regions(
     on = runtime.pick_device(device)
     model = load_detector(detector, device=on)
     files = list_images(images)
+    if boxes:
+        model.check_given_boxes()
     given = join_boxes([read_boxes(path) for path in boxes]) if boxes else None
     settings: dict[str, Any] = {}
     if given is not None:

@@ -69,13 +69,23 @@ class NormedConvolution(nn.Module):
 class Bottleneck(nn.Module):
     """Three convolutions, narrow in the middle, with a shortcut around them."""
 
-    def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1, norm: Norm = FrozenNorm) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: Norm = FrozenNorm,
+        stride_in_window: bool = False,
+    ) -> None:
         super().__init__()
         outputs = EXPANSION * width
-        # The stride is here and not in the wide window, as in the Caffe networks (VL-BERT's `IMAGE_STRIDE_IN_1x1`,
-        # and VisualBERT's `_load_resnet_imagenet`).
-        self.reduce = NormedConvolution(inputs, width, stride=stride, norm=norm)
-        self.convolve = NormedConvolution(width, width, kernel=3, dilation=dilation, norm=norm)
+        # The stride is in the first convolution in the Caffe networks (VL-BERT's `IMAGE_STRIDE_IN_1x1`, and
+        # VisualBERT's `_load_resnet_imagenet`), and in the wide window in torchvision's.
+        first, second = (1, stride) if stride_in_window else (stride, 1)
+        self.reduce = NormedConvolution(inputs, width, stride=first, norm=norm)
+        self.convolve = NormedConvolution(width, width, kernel=3, stride=second, dilation=dilation, norm=norm)
         self.expand = NormedConvolution(width, outputs, norm=norm)
         self.shortcut = (
             NormedConvolution(inputs, outputs, stride=stride, norm=norm) if stride > 1 or inputs != outputs else None
@@ -90,18 +100,30 @@ class Bottleneck(nn.Module):
 
 
 def build_stage(
-    inputs: int, width: int, *, blocks: int, stride: int, dilation: int = 1, norm: Norm = FrozenNorm
+    inputs: int,
+    width: int,
+    *,
+    blocks: int,
+    stride: int,
+    dilation: int = 1,
+    norm: Norm = FrozenNorm,
+    stride_in_window: bool = False,
 ) -> nn.Sequential:
-    """Bottlenecks of one width; the first one has the stride."""
-    first = Bottleneck(inputs, width, stride=stride, dilation=dilation, norm=norm)
+    """Bottlenecks of one width; the first one has the stride, in its first convolution or in its wide window."""
+    first = Bottleneck(inputs, width, stride=stride, dilation=dilation, norm=norm, stride_in_window=stride_in_window)
     later = (Bottleneck(EXPANSION * width, width, dilation=dilation, norm=norm) for _ in range(blocks - 1))
     return nn.Sequential(first, *later)
 
 
 def build_trunk(
-    stem_size: int, widths: Sequence[int], blocks: Sequence[int], norms: Iterable[Norm]
+    stem_size: int,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    norms: Iterable[Norm],
+    *,
+    stride_in_window: bool = False,
 ) -> tuple[NormedConvolution, nn.ModuleList]:
-    """The first convolution and the three stages that run over the whole image.
+    """The first convolution and the stages that run over the whole image.
 
     Args:
         widths, blocks: of these stages.
@@ -111,7 +133,9 @@ def build_trunk(
     stem = NormedConvolution(3, stem_size, kernel=7, stride=2, norm=first)
     stages, inputs = nn.ModuleList(), stem_size
     for number, (width, count, norm) in enumerate(zip(widths, blocks, kinds, strict=True)):
-        stages.append(build_stage(inputs, width, blocks=count, stride=2 if number else 1, norm=norm))
+        stride = 2 if number else 1
+        stage = build_stage(inputs, width, blocks=count, stride=stride, norm=norm, stride_in_window=stride_in_window)
+        stages.append(stage)
         inputs = EXPANSION * width
     return stem, stages
 
@@ -124,7 +148,7 @@ def initialise(network: nn.Module) -> None:
 
 
 def feature_map(stem: NormedConvolution, stages: nn.ModuleList, images: Tensor) -> Tensor:
-    """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
+    """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16) after three stages, sides rounded up."""
     states = functional.max_pool2d(functional.relu(stem(images)), kernel_size=3, stride=2, padding=1)
     for stage in stages:
         states = stage(states)
