@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,9 @@ import typer
 from visling.cli.options import Device, Dtype, Json, Out, Precision, Resume
 from visling.cli.printing import claim_store, progress_bar, show_with_unreadable
 from visling.errors import ConfigError
+
+_MANY_EMPTY = 0.1
+"""Share of images without regions from which on a warning says so."""
 
 
 def extract_regions(
@@ -40,6 +44,13 @@ def extract_regions(
     keep_detected: Annotated[
         bool, typer.Option("--keep-detected", help="Put the boxes of --boxes behind the detected regions.")
     ] = False,
+    min_regions: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Keep the best boxes below the detector's confidence threshold, too, until there are this many."
+        ),
+    ] = None,
+    max_regions: Annotated[int | None, typer.Option(min=1, help="Keep only this many of the best boxes.")] = None,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
@@ -57,6 +68,11 @@ def extract_regions(
         raise ConfigError("--keep-detected says where the boxes of --boxes go: name their file too.")
     on = runtime.pick_device(device)
     model = load_detector(detector, device=on)
+    limited = min_regions is not None or max_regions is not None
+    if limited:
+        model.limit_regions(min_regions, max_regions)
+        # Other limits make other features: what is kept with a model must be the detector that has them.
+        detector = out / "detector"
     files = list_images(images)
     if boxes:
         model.check_given_boxes()
@@ -85,6 +101,8 @@ def extract_regions(
         ) as writer,
         progress_bar("Extracting") as step,
     ):
+        if limited:
+            model.save(detector)
         report = extract(
             files, model, writer, batch_size=batch_size, precision=resolved, probs=probs, progress=step, boxes=given,
             keep_detected=keep_detected,
@@ -96,4 +114,20 @@ def extract_regions(
             "boxes cut to their image": report.clipped,
             "boxes without area": report.empty,
         }
+    if given is None:
+        counts["images without regions"] = report.without_regions
     show_with_unreadable(counts, report.unreadable, json_, f"Wrote {out}")
+    if given is None and report.without_regions >= _MANY_EMPTY * max(report.done, 1):
+        _warn_of_empty(report.without_regions, report.done)
+
+
+def _warn_of_empty(empty: int, images: int) -> None:
+    """Say that many images have no region. It is no error, since the images may show nothing that the detector knows,
+    and a store of them is whole; training refuses one without any region."""
+    every = "ANY of the" if empty == images else f"{empty} of the"
+    print(
+        f"warning: the detector found nothing in {every} {images} images ({empty / images:.0%}); a model sees these as "
+        "blank. --min-regions 10 keeps the best boxes below its threshold. Or train it longer or on more boxes, or "
+        "take a detector or features made for such images (docs/detectors/own.md).",
+        file=sys.stderr,
+    )

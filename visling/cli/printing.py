@@ -155,6 +155,21 @@ def progress_bar(title: str, *, at_once: bool = True) -> Iterator[Callable[[int,
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
+def claim_folder(out: Path) -> None:
+    """Make a new or empty folder, before what it is to hold is computed.
+
+    Raises:
+        RunError: it holds something, or cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = sorted(entry.name for entry in out.iterdir())
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error
+    if held:
+        raise RunError(f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, or delete the folder.")
+
+
 def claim_store(out: Path, resume: bool) -> None:
     """Refuse a folder that is taken or cannot be created, before regions are written into it."""
     from visling.regions.files import JOURNAL, MANIFEST

@@ -65,6 +65,8 @@ class ExtractionReport:
     """Files that are not images, or damaged ones, with the reason."""
     regions: int
     """Regions written."""
+    without_regions: int
+    """Images among `done` that have none."""
     unlisted: int = 0
     """Images that the given boxes do not list, left out."""
     clipped: int = 0
@@ -152,7 +154,7 @@ def extract(
     keep_probs = len(detector.class_names) <= FEW_CLASSES if probs is None else probs
     detector.eval()
     unreadable: list[tuple[Path, str]] = []
-    done = regions = uncommitted = 0
+    done = regions = without = uncommitted = 0
     for batch in _group_by_size(waiting, batch_size, unreadable):
         pictures = [pixels for _, pixels in batch]
         if given is None:
@@ -164,6 +166,7 @@ def extract(
         for (path, _), detected in zip(batch, found, strict=True):
             writer.add(path.stem, detected if keep_probs else dataclasses.replace(detected, probs=None))
             regions += len(detected)
+            without += not len(detected)
         done += len(batch)
         uncommitted += len(batch)
         if uncommitted >= _COMMIT_EVERY:
@@ -179,6 +182,7 @@ def extract(
         skipped_existing=len(paths) - len(waiting),
         unreadable=tuple(unreadable),
         regions=regions,
+        without_regions=without,
         unlisted=unlisted,
         clipped=0 if given is None else given.clipped,
         empty=0 if given is None else given.empty,

@@ -22,14 +22,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visling.checkpoints import files as weight_files
+from visling.checkpoints.keymap import KeyMap
 from visling.errors import CheckpointError
 from visling.vision import transformers_files as files
-from visling.vision.end_to_end import KEYS
-from visling.vision.resnet import EXPANSION, HEAD_BLOCKS, FrozenNorm, build_stage, build_trunk, feature_map
+from visling.vision.resnet import (
+    EXPANSION,
+    HEAD_BLOCKS,
+    MEAN_RGB,
+    PLAIN_NETWORK,
+    STD_RGB,
+    FrozenNorm,
+    build_stage,
+    build_trunk,
+    feature_map,
+)
 from visling.vision.transformers_files import Source
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels, red first, from 0 to 1 (torchvision, `models/resnet.py`)."""
 
 _SPARE = ("pooler", "mask_token")
 """Parts of weight names that nothing of the feature map reads."""
@@ -66,7 +73,7 @@ class ResNetSizes:
     """Bottlenecks of the first three stages; the last one has three."""
 
 
-class ResNetBackbone(nn.Module):
+class PlainResNet(nn.Module):
     """ResNet-50, -101 or -152 as torchvision defines it: a quarter of the stride in the stem, a half in each later
     stage, in its wide window; 32 pixels a cell."""
 
@@ -85,7 +92,7 @@ class ResNetBackbone(nn.Module):
         """(B, F, H / 32, W / 32)."""
         weight = self.stem.convolution.weight
         pixels = torch.from_numpy(np.stack(images)).to(weight.device).permute(0, 3, 1, 2).float() / 255
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN_RGB, STD_RGB))
         maps: Tensor = self.head(feature_map(self.stem, self.stages, (pixels - mean) / std))
         return maps
 
@@ -103,7 +110,7 @@ class ResNetBackbone(nn.Module):
         files.write_json(directory / files.CONFIG, {**description, "resnet": asdict(self.sizes)})
 
 
-def read_resnet(path: Path) -> ResNetBackbone:
+def read_resnet(path: Path) -> PlainResNet:
     """The network of a weight file with torchvision's names, of the size that the file has.
 
     Raises:
@@ -129,9 +136,9 @@ def read_resnet(path: Path) -> ResNetBackbone:
         widths=tuple(len(tensors[f"{stage}.0.conv1.weight"]) for stage in stages),
         blocks=tuple(counts[:3]),
     )
-    network = ResNetBackbone(sizes)
+    network = PlainResNet(sizes)
     try:
-        KEYS["resnet"].load(tensors, {"extractor": network})
+        KeyMap(PLAIN_NETWORK).load(tensors, {"extractor": network})
     except CheckpointError as error:
         raise CheckpointError(f"{path} is no plain ResNet (ResNeXt and wide ones are not): {error}") from error
     return network

@@ -31,7 +31,7 @@ from visling.vision import ops
 from visling.vision import transformers_files as files
 from visling.vision.grid_backbones import (
     Backbone,
-    ResNetBackbone,
+    PlainResNet,
     ResNetSizes,
     read_resnet,
     read_transformers,
@@ -275,8 +275,8 @@ def wrap(
     return GridFeatures(backbone, config, name=str(source))
 
 
-def _load_resnet(directory: Path, sizes: ResNetSizes) -> ResNetBackbone:
-    network = ResNetBackbone(sizes)
+def _load_resnet(directory: Path, sizes: ResNetSizes) -> PlainResNet:
+    network = PlainResNet(sizes)
     file = directory / files.WEIGHTS
     try:
         network.load_state_dict(load_file(file))

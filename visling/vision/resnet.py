@@ -13,7 +13,7 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visling.checkpoints.keymap import Rule, rename
+from visling.checkpoints.keymap import Rule, drop, fresh, rename
 from visling.errors import ConfigError
 
 STRIDE = 16
@@ -22,6 +22,8 @@ EXPANSION = 4
 """Output channels of a bottleneck as a multiple of its width."""
 HEAD_BLOCKS = 3
 """Bottlenecks of the last stage, at every depth."""
+MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's colours in [0, 1], by which torchvision's networks are trained."""
 
 
 class FrozenNorm(nn.BatchNorm2d):
@@ -81,8 +83,8 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         outputs = EXPANSION * width
-        # The stride is in the first convolution in the Caffe networks (VL-BERT's `IMAGE_STRIDE_IN_1x1`, and
-        # VisualBERT's `_load_resnet_imagenet`), and in the wide window in torchvision's.
+        # The Caffe networks have the stride in the first convolution (VL-BERT's `IMAGE_STRIDE_IN_1x1`, VisualBERT's
+        # `_load_resnet_imagenet`), torchvision's in the 3 x 3 window.
         first, second = (1, stride) if stride_in_window else (stride, 1)
         self.reduce = NormedConvolution(inputs, width, stride=first, norm=norm)
         self.convolve = NormedConvolution(width, width, kernel=3, stride=second, dilation=dilation, norm=norm)
@@ -109,7 +111,7 @@ def build_stage(
     norm: Norm = FrozenNorm,
     stride_in_window: bool = False,
 ) -> nn.Sequential:
-    """Bottlenecks of one width; the first one has the stride, in its first convolution or in its wide window."""
+    """Bottlenecks of one width; the first one has the stride."""
     first = Bottleneck(inputs, width, stride=stride, dilation=dilation, norm=norm, stride_in_window=stride_in_window)
     later = (Bottleneck(EXPANSION * width, width, dilation=dilation, norm=norm) for _ in range(blocks - 1))
     return nn.Sequential(first, *later)
@@ -123,19 +125,27 @@ def build_trunk(
     *,
     stride_in_window: bool = False,
 ) -> tuple[NormedConvolution, nn.ModuleList]:
-    """The first convolution and the stages that run over the whole image.
+    """The first convolution and the three stages that run over the whole image.
 
     Args:
         widths, blocks: of these stages.
         norms: of the first convolution and of each stage.
+        stride_in_window: whether a stage's stride is in its first 3 x 3 window.
     """
     first, *kinds = norms
     stem = NormedConvolution(3, stem_size, kernel=7, stride=2, norm=first)
     stages, inputs = nn.ModuleList(), stem_size
     for number, (width, count, norm) in enumerate(zip(widths, blocks, kinds, strict=True)):
-        stride = 2 if number else 1
-        stage = build_stage(inputs, width, blocks=count, stride=stride, norm=norm, stride_in_window=stride_in_window)
-        stages.append(stage)
+        stages.append(
+            build_stage(
+                inputs,
+                width,
+                blocks=count,
+                stride=2 if number else 1,
+                norm=norm,
+                stride_in_window=stride_in_window,
+            )
+        )
         inputs = EXPANSION * width
     return stem, stages
 
@@ -148,14 +158,14 @@ def initialise(network: nn.Module) -> None:
 
 
 def feature_map(stem: NormedConvolution, stages: nn.ModuleList, images: Tensor) -> Tensor:
-    """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16) after three stages, sides rounded up."""
+    """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
     states = functional.max_pool2d(functional.relu(stem(images)), kernel_size=3, stride=2, padding=1)
     for stage in stages:
         states = stage(states)
     return states
 
 
-def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], frozen_stages: int) -> None:
+def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], frozen_stages: int = 0) -> None:
     """Refuse sizes that make no network.
 
     Raises:
@@ -199,3 +209,11 @@ def map_network(stem: tuple[str, str], stages: Sequence[str]) -> tuple[Rule, ...
                 rename(f"{theirs}.*.{norm}.*", f"extractor.{ours}.*.{name}.norm.*"),
             ]
     return tuple(rules)
+
+
+PLAIN_NETWORK: tuple[Rule, ...] = (
+    *map_network(("conv1", "bn1"), ["layer1", "layer2", "layer3", "layer4"]),
+    drop("fc.**", "classifies the whole image"),
+    fresh("extractor.**.num_batches_tracked", "older files lack this counter; nothing reads it"),
+)
+"""Rules of a key map for a plain ResNet under torchvision's names."""
