@@ -299,6 +299,21 @@ def test_a_taken_folder_is_refused_before_the_network_is_read(tmp_path: Path) ->
     assert isinstance(done.exception, RunError)
 
 
+def test_a_folder_that_cannot_be_written(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    done = run("detect", "wrap", folders["detr"], "--out", tmp_path / "out")
+    assert isinstance(done.exception, RunError)
+    assert "Permission denied" in str(done.exception)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="does not describe a detector: format is None"):
+        load_detector(tmp_path / "out")  # half-written: weights, and the network's own settings
+
+
 RETURNED = {"logits": 9, "pred_boxes": 4, "last_hidden_state": 2}
 
 

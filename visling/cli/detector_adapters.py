@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from visling.cli.options import Json, Out
 from visling.cli.printing import show
+from visling.errors import RunError
+
+if TYPE_CHECKING:
+    from visling.vision.region_detector import RegionDetector
 
 Offline = Annotated[bool, typer.Option("--offline", help="Use the hub's cache only, as with HF_HUB_OFFLINE.")]
 
@@ -45,7 +50,7 @@ def detect_wrap(
         max_regions=max_regions,
         offline=offline or None,
     )
-    detector.save(out)
+    _save(detector, out)
     facts = {
         "network": type(detector.network).__name__,
         "classes": len(detector.class_names),
@@ -90,7 +95,7 @@ def detect_grid(
 
     refuse_taken(out, resume=False)
     detector = grid_features.wrap(source, grid=grid, side=size, offline=offline or None)
-    detector.save(out)
+    _save(detector, out)
     config = detector.config
     rows, columns = config.cells
     facts = {
@@ -101,3 +106,17 @@ def detect_grid(
         "fingerprint": detector.fingerprint,
     }
     show(facts, json_, f"Wrote {out}")
+
+
+def _save(detector: RegionDetector, out: Path) -> None:
+    """Write the folder of a detector.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        detector.save(out)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the detector to {out}: {error}. Use another --out; what is there is no whole detector."
+        ) from error
