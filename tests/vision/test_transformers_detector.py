@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +94,17 @@ def test_a_picture_does_not_depend_on_the_others(detectors: dict[str, Transforme
         assert (first.boxes >= 0).all()
         assert (first.boxes[:, 2:] <= first.size).all()
     assert detectors[kind].detect([]) == []
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_pictures_are_scaled_by_many_threads_at_once(detectors: dict[str, TransformersDetector], kind: str) -> None:
+    images = [picture(20 + 5 * number, 90 - 5 * number, number) for number in range(12)]
+    alone = [detectors[kind].scale(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for first, second in zip(alone, pool.map(detectors[kind].scale, images), strict=True):
+            assert first.size == second.size
+            assert first.pixels.dtype == np.uint8
+            np.testing.assert_array_equal(first.pixels, second.pixels)
 
 
 def test_distributions_sum_to_one_and_name_the_best_class(detectors: dict[str, TransformersDetector]) -> None:
