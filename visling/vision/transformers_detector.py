@@ -124,7 +124,8 @@ class TransformersDetector(RegionDetector):
             do_normalize=False,
             do_pad=False,
         )
-        return ScaledImage(pixels=scaled["pixel_values"][0].transpose(1, 2, 0), size=(image.shape[1], image.shape[0]))
+        pixels = np.asarray(scaled["pixel_values"][0]).transpose(1, 2, 0)
+        return ScaledImage(pixels=pixels, size=(image.shape[1], image.shape[0]))
 
     @torch.no_grad()
     def detect_scaled(self, images: Sequence[ScaledImage], *, precision: Precision = "fp32") -> list[RegionArray]:
