@@ -254,6 +254,8 @@ def _end_to_end_on_scenes(task: str) -> FinetuneConfig:
         ),
         any_features=False,
         extractor=SCENES_EXTRACTOR,
+        # The rate of the stored runs, 1e-3, breaks the network down after some hundred updates (docs/log.md).
+        train=replace(run.train, optim=scenes.small_optimiser(4e-4)),
     )
 
 
