@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.transformers_models import save_backbone, save_detector
 from PIL import Image
 
 from visling.cli import app
@@ -38,7 +39,9 @@ DOWNLOADS = {
     ),
     "a model on the hub": (
         "uclanlp/visualbert-vqa-coco-pre", "unc-nlp/lxmert-vqa-uncased", "unc-nlp/frcnn-vg-finetuned",
+        "PekingU/rtdetr_r50vd", "openai/clip-vit-base-patch32",
     ),
+    "weights of torchvision (tests/vision/test_grid_features.py reads a file of their layout)": ("resnet50.pth",),
     "released features (tests/regions/formats reads samples of them)": (
         "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv", "coco_trainval_resnet101.lmdb",
         "VCR_resnet101_faster_rcnn_genome.lmdb", "VCR_gt_resnet101_faster_rcnn_genome.lmdb",
@@ -96,6 +99,7 @@ QUICK = (
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/detectors/own.md",
     "docs/extracting.md",
+    "docs/detectors/transformers.md", "docs/detectors/grid.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 
@@ -174,6 +178,8 @@ def make_stand_ins(world: Any, folder: Path, commands: Sequence[Sequence[str]]) 
         "photos": lambda target: shutil.copytree(world.picture().parent, target),
         "train.csv": lambda target: _make_table(world, target),
         "valid.csv": lambda target: _make_table(world, target),
+        "my_detr": lambda target: save_detector("detr", target),
+        "my_vit": lambda target: save_backbone("vit", target),
         "photo.jpg": lambda target: Image.open(world.picture()).convert("RGB").save(target),
     }
     written = {name for words in commands for name in list_outputs(words)}

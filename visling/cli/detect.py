@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from visling.cli.detector_adapters import detect_grid, detect_wrap
 from visling.cli.detector_weights import detect_convert
 from visling.cli.options import (
     Command,
@@ -27,8 +28,10 @@ from visling.cli.printing import claim_folder, progress_bar, rounded, show_with_
 _HARDLY_ANY = 0.01
 """Mean average precision below which a warning says what to do."""
 
-detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train, score or convert a region detector.")
+detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train, score, convert or make a region detector.")
 detect_app.command("convert", cls=Command)(detect_convert)
+detect_app.command("wrap", cls=Command)(detect_wrap)
+detect_app.command("grid", cls=Command)(detect_grid)
 
 
 @detect_app.command("train", cls=Command)

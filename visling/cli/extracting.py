@@ -146,6 +146,8 @@ def extract_regions(
     with runtime.process_group(processes, PATIENCE), contextlib.ExitStack() as stack:
         on = runtime.pick_device(device)
         model = load_detector(detector, device=on)
+        if given is not None:
+            model.check_given_boxes()
         limited = min_regions is not None or max_regions is not None
         if limited:
             model.limit_regions(min_regions, max_regions)
