@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "visling"
 
-CONTRACTS = {"types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles"}
+CONTRACTS = {"types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names"}
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
 BELOW_RUNS = BELOW_MODEL_FOLDERS | {"pretrained", "recipes"}
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors"},
     "image_ids": set(),
     "pickles": {"errors"},
+    "names": {"errors"},
     # floor 1: blocks; neighbours only as listed
     "checkpoints": CONTRACTS,
     "regions": CONTRACTS,
@@ -69,8 +70,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tables", "listing",
     ),
     "runs": (
-        "configure", "inputs", "spelling", "setup", "own_files", "own_regions", "pictures", "detection_data", "detect",
-        "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask",
+        "configure", "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
+        "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate",
+        "finetune", "multitask",
         "count_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip

@@ -1,7 +1,9 @@
 """A trained model as an object: load it and ask it about an image, or take its encoder, settings and answers.
 
-model = api.load("demo/small/vqa")
-print(model.answer("picture.png", "what colour is the star?"))
+model = api.load("demo/small/visualbert/vqa")
+answer = model.answer("picture.png", "what colour is the star?")
+print(answer)  # Answer(red 87 %, blue 9 %; "what colour is the star?", 7 regions)
+print(answer.text, answer.confidence)
 print(model.answer("picture.png", "why is it here?", choices=["it fell", "it was put here"]))  # VCR
 for image, score in model.rank(["a.png", "b.png"], "two red stars"): ...                     # retrieval
 
@@ -38,7 +40,7 @@ ImageLike = str | Path | Image.Image
 """An image file, or an open image."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Answer:
     """A model's prediction for one image, or for the images that its task reads together, with their regions."""
 
@@ -62,6 +64,15 @@ class Answer:
     """Whether the question was longer than the model reads and was cut."""
     spelled_out: tuple[str, ...] = ()
     """Words of the question that the model's vocabulary does not know, where they are more than half."""
+    notice: str = ""
+    """What makes the answer doubtful: images in which the detector found nothing."""
+
+    def __repr__(self) -> str:
+        """One line, and a second one if there is a notice."""
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.top[:3]) or self.text
+        counts = " and ".join(str(len(regions)) for regions in self.regions_by_image)
+        line = f'Answer({shares}; "{self.question}", {counts} regions)'
+        return f"{line}\n  {self.notice}" if self.notice else line
 
     @property
     def image(self) -> Image.Image:
@@ -180,6 +191,7 @@ class Predictor:
             regions_by_image=regions,
             truncated=layout.truncated > 0,
             spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
+            notice=self._describe_unseen(given, regions),
         )
 
     def rank(self, images: Sequence[ImageLike], text: str) -> list[tuple[ImageLike, float]]:
@@ -208,6 +220,21 @@ class Predictor:
             raise DataError(
                 f"the task {task.name} reads no answers to choose from; found {len(choices)}. Leave them out."
             )
+
+    def _describe_unseen(self, images: Sequence[ImageLike], regions: Sequence[RegionArray]) -> str:
+        """Which images the answer does not depend on, because the detector found nothing in them; empty if there is
+        none. A network that is trained jointly sees the whole image, too."""
+        if self.folder.text_only or self.folder.extractor is not None:
+            return ""
+        names = [
+            f"image {number}" if isinstance(image, Image.Image) else str(image)
+            for number, image in enumerate(images, 1)
+        ]
+        unseen = [name for name, found in zip(names, regions, strict=True) if not len(found)]
+        if not unseen:
+            return ""
+        alone = "from the words alone" if len(unseen) == len(images) else "without it"
+        return f"the detector found nothing in {' and '.join(unseen)}; this is answered {alone}"
 
     def _look_at(self, image: ImageLike) -> _Seen:
         """Pixels and regions of an image, remembered from the last prediction if it is the same file."""

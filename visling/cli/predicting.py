@@ -105,6 +105,8 @@ def predict(
             print(f"{', '.join(group)}: {line}")
         for regions, target in zip(answer.regions_by_image, targets, strict=True):
             print(f"  {len(regions)} regions, drawn in {target}")
+        if answer.notice:
+            print(f"  {answer.notice}")
         if answer.truncated:
             print(f"  the text was cut to {model.spec.max_tokens} word pieces")
         if answer.spelled_out:
@@ -117,6 +119,7 @@ def _describe(answer: Answer) -> dict[str, Any]:
     found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
     if answer.boxes:
         found |= {"boxes": answer.boxes, "pointed_at": answer.pointed_at}
+    found |= {"notice": answer.notice} if answer.notice else {}
     return found | ({"spelled_out": answer.spelled_out} if answer.spelled_out else {})
 
 
@@ -161,7 +164,7 @@ def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path)
 
 def _list_images(places: Sequence[str]) -> list[str]:
     """Image files as they were named, and those below folders."""
-    from visling.vision.extract import find_images
+    from visling.vision.image_files import find_images
 
     return [
         image for place in places for image in (map(str, find_images(Path(place))) if Path(place).is_dir() else [place])

@@ -57,7 +57,7 @@ def format_rows(rows: Mapping[str, str], width: int | None) -> list[str]:
 
 
 def show_with_unreadable(
-    values: dict[str, Any], unreadable: Sequence[tuple[Path, str]], json_: bool, title: str = ""
+    values: dict[str, Any], unreadable: Sequence[tuple[object, str]], json_: bool, title: str = ""
 ) -> None:
     """`show`, with the number of unreadable images; each is named on stderr, and in the JSON object."""
     values = {**values, "unreadable": len(unreadable)}
@@ -162,14 +162,29 @@ def progress_bar(title: str, *, at_once: bool = True) -> Iterator[Callable[[int,
         yield step
 
 
+def claim_folder(out: Path) -> None:
+    """Make a new or empty folder, before what it is to hold is computed.
+
+    Raises:
+        RunError: it holds something, or cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = sorted(entry.name for entry in out.iterdir())
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error
+    if held:
+        raise RunError(f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, or delete the folder.")
+
+
 def claim_store(out: Path, resume: bool) -> None:
     """Refuse a folder that is taken or cannot be created, before regions are written into it."""
-    from visling.regions.files import JOURNAL, MANIFEST
+    from visling.regions.files import JOURNAL, MANIFEST, PARTS
 
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
     held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
-    is_store = MANIFEST in held or JOURNAL in held
+    is_store = not {MANIFEST, JOURNAL, PARTS}.isdisjoint(held)
     if held and not (resume and is_store):
         resuming = "add to it with --resume, " if is_store else ""
         raise RunError(

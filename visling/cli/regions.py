@@ -59,8 +59,9 @@ def regions_convert(
 
     Example: visling regions convert train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --out regions
     """
+    from visling.names import read_names
     from visling.regions.formats import open_sources
-    from visling.regions.formats.base import convert_regions, read_names
+    from visling.regions.formats.base import convert_regions
     from visling.regions.rows import OPTIONAL
     from visling.regions.store import NativeStore
 

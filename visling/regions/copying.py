@@ -52,8 +52,10 @@ def merge(
     """
     if not stores:
         raise StoreError("nothing to merge: give at least one region store.")
-    for other in stores[1:]:
-        _check_same_features(stores[0], other)
+    # A store without regions, such as the part of a process that got no image, does not know its optional fields.
+    first = next((store for store in stores if store.manifest["regions"]), stores[0])
+    for other in stores:
+        _check_same_features(first, other)
     for one, next_one in itertools.pairwise(heapq.merge(*(store.ids for store in stores))):
         if one == next_one:
             holders = " and ".join(str(store.path) for store in stores if one in store.ids)
@@ -97,14 +99,9 @@ def _copy(
 
 
 def _check_same_features(first: NativeStore, other: NativeStore) -> None:
+    keys = ["feature_size", "dtype", "class_names", "attribute_names", *["fields"] * bool(other.manifest["regions"])]
     described = [
-        {
-            "fingerprint": name_today(store.fingerprint),
-            **{
-                key: store.manifest[key]
-                for key in ("feature_size", "dtype", "class_names", "attribute_names", "fields")
-            },
-        }
+        {"fingerprint": name_today(store.fingerprint), **{key: store.manifest[key] for key in keys}}
         for store in (first, other)
     ]
     for key, value in described[0].items():

@@ -78,6 +78,13 @@ class RegionDetector(nn.Module, ABC):
     def detect_scaled(self, images: Sequence[ScaledImage], *, precision: Precision = "fp32") -> list[RegionArray]:
         """Regions of each picture, most confident first. Class distributions end with the background."""
 
+    def check_given_boxes(self) -> None:
+        """Refuse given boxes before any picture is read, if the detector takes no features at them.
+
+        Raises:
+            ConfigError: it does not.
+        """
+
     @abstractmethod
     def regions_at_scaled(
         self, images: Sequence[ScaledImage], boxes: Sequence[NDArray[Any]], *, precision: Precision = "fp32"

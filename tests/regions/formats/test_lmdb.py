@@ -123,6 +123,23 @@ def test_the_spelling_of_voltas_hdf5_is_read(tmp_path: Path) -> None:
     assert (regions.class_confidence.tolist(), regions.attribute_confidence.tolist()) == ([1, 1], [0, 0])
 
 
+def test_features_of_mmf_in_voltas_spelling_are_read(tmp_path: Path) -> None:
+    """Of ResNeXt-101: base64 and arrays in one entry, no id, no background, and MMF's number of boxes."""
+    arrays, probs = make_arrays(3), np.zeros((3, 1600), np.float32)
+    probs[:, 4] = 0.75
+    row = {
+        "feature_path": "val/4385058960", "features": encode(arrays["features"]).encode(), "img_h": 90, "img_w": 100,
+        "num_boxes": 2, "objects": np.array([4, 4, 4]), "cls_prob": probs, "boxes": encode(arrays["boxes"]).encode(),
+    }  # fmt: skip
+    reader = open_reader(write_lmdb(tmp_path / "a.lmdb", {"val/4385058960": row}))
+    regions = read_all(reader)["4385058960"]
+    assert reader.layout == "volta-lmdb"
+    np.testing.assert_array_equal(regions.boxes, arrays["boxes"])
+    assert regions.classes.tolist() == [4, 4, 4]
+    assert regions.probs.shape == (3, 1601)
+    assert regions.probs[0, [4, 1600]].tolist() == [0.75, 0.25]
+
+
 def test_a_number_of_mmf_is_not_the_number_of_rows(tmp_path: Path) -> None:
     rows = {"val/a": make_mmf_row("val/a", num_boxes=1), "train/7": make_mmf_row("train/7", count=0)}
     images = read_all(open_reader(write_lmdb(tmp_path / "a.lmdb", rows)))
@@ -300,8 +317,8 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         (make_vilbert_row("2", image_w=None, image_h=None), "entry 2, lacks the size of the image"),
         (make_vilbert_row("2", image_w="wide"), "entry 2, has 'wide' in the field image_w"),
         (make_vilbert_row("2", num_boxes="4"), "entry 2, says that it has 4 regions, and has 3"),
-        (make_vilbert_row("2", boxes="AAAA"), "entry 2, has a field boxes that is not base64"),
-        (make_vilbert_row("2", features="A*=="), "entry 2, has a field features that is not base64"),
+        (make_vilbert_row("2", boxes="AAAA"), "entry 2, holds 3 bytes of boxes, not a whole number of float32"),
+        (make_vilbert_row("2", features="A*=="), "entry 2, has features that are not base64"),
         (
             make_vilbert_row("2", features=encode(np.zeros(19, np.float32))),
             "holds 19 numbers of features for 3 regions",

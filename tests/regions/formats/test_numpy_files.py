@@ -72,6 +72,7 @@ def test_folders_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "val" / "up").symlink_to(tmp_path)
     reader = open_reader(tmp_path)
     assert (reader.layout, reader.total, reader.feature_size) == ("mmf-npy", 4, F)
+    assert reader.notes == ("the probability of the background is what those of the classes leave of 1",)
     images = list(reader.images(skip={"b"}))
     assert [image.image_id for image in images] == ["COCO_train2014_000000000009", "b", "z", "x"]
     assert [image.position for image in images] == [1, 2, 3, 4]
@@ -90,10 +91,17 @@ def test_features_without_boxes_are_whole_images(tmp_path: Path) -> None:
     for name in ("COCO_val2014_000000000042", "COCO_val2014_000000000073"):
         save(tmp_path / "fc6" / f"{name}.npy", make_features(100))
     reader = open_reader(tmp_path / "fc6")
-    assert (reader.layout, reader.has_boxes, reader.has_sizes) == ("pythia-fc6-npy", False, False)
+    assert (reader.layout, reader.has_boxes, reader.has_sizes, reader.notes) == ("pythia-fc6-npy", False, False, ())
     convert_regions([reader], tmp_path / "store")
     image = NativeStore.open(tmp_path / "store")["42"]
     assert (len(image), image.size, image.boxes.tolist()) == (100, (1, 1), [[0, 0, 1, 1]] * 100)
+
+
+def test_the_kind_of_the_features_is_recognised(tmp_path: Path) -> None:
+    save(tmp_path / "fc6" / "COCO_val2014_000000000042.npy", np.zeros((100, 2048), np.float32))
+    assert open_reader(tmp_path / "fc6").fingerprint == "detectron-100"
+    save(tmp_path / "other" / "COCO_val2014_000000000042.npy", np.zeros((99, 2048), np.float32))
+    assert open_reader(tmp_path / "other").fingerprint == "pythia-fc6-npy"
 
 
 def test_the_dictionaries_of_vilbert_are_read(tmp_path: Path) -> None:
@@ -135,6 +143,7 @@ def test_the_archives_of_visualbert_keep_the_name_of_the_image(tmp_path: Path) -
     reader = open_reader(tmp_path)
     images = read_all(reader)
     assert (reader.layout, reader.has_sizes) == ("visualbert-npz", False)
+    assert reader.notes == ("the size of an image is that of the smallest image that holds all of its boxes",)
     assert list(images) == ["COCO_train2014_000000000009", "dev-850-0-img0"]
     regions = images["dev-850-0-img0"]
     assert regions.size == tuple(np.ceil(make_boxes(3)[:, 2:].max(axis=0)).astype(int)), "the boxes fit in"

@@ -2,6 +2,7 @@
 regions, or two detectors.
 
 Sources  The releases' pages of data, which `visling.feature_kinds` names detector by detector.
+         VOLTA's text files and the LMDBs made of them come from the Caffe network (its `data/*/extract_*_image.py`).
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ _RELEASED: Mapping[str, tuple[_Released, ...]] = {
     "bottom-up-attention": (_FIXED, _ADAPTIVE),
     "vilbert-tsv": (_ADAPTIVE,),
     "lxmert-obj36": (_FIXED,),
-    "volta-tsv": (_PORT,),
+    "volta-tsv": (_FIXED,),
     "volta-hdf5": (_PORT,),
     "vlbert-json": (_FIXED, _ADAPTIVE),
     "vlbert-cc-json": (_ADAPTIVE,),
     "updn-hdf5": (_FIXED,),
     "ban-hdf5": (_ADAPTIVE,),
     "unsupervised-visualbert-hdf5": (_FIXED,),
-    "volta-lmdb": (_PORT,),
-    "volta-conceptual-captions-lmdb": (_PORT,),
+    "volta-lmdb": (_FIXED,),
+    "volta-conceptual-captions-lmdb": (_FIXED,),
     "vilbert-lmdb": (_ADAPTIVE,),
     "conceptual-captions-lmdb": (_ADAPTIVE,),
     "vilbert-multitask-lmdb": (_RESNEXT,),
