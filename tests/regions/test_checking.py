@@ -23,7 +23,9 @@ def image(count: int = 3, **changes: Any) -> RegionArray:
     """Regions with labels among 9 classes and 4 attributes, and distributions."""
     found = regions(0, count, details=True)
     probs = np.random.default_rng(0).dirichlet(np.ones(9), count).astype(np.float16)
-    fields = {name: np.array(getattr(found, name)) for name in ("features", "boxes", "classes", "class_confidence")}
+    fields: dict[str, Any] = {
+        name: np.array(getattr(found, name)) for name in ("features", "boxes", "classes", "class_confidence")
+    }
     fields |= {name: np.array(getattr(found, name)) for name in ("attributes", "attribute_confidence")}
     fields |= {"probs": probs, "size": found.size, **changes}
     fields["classes"] = np.minimum(fields["classes"], 7) if "classes" not in changes else fields["classes"]

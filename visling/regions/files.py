@@ -167,11 +167,12 @@ def hash_file(file: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def write_atomically(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that it is either complete or absent, whatever interrupts the writing."""
     temporary = file.with_name(file.name + ".tmp")
     with temporary.open("wb") as target:
-        target.write(content)
+        for part in parts:
+            target.write(part)
         target.flush()
         os.fsync(target.fileno())
     temporary.replace(file)
@@ -200,9 +201,9 @@ def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     header, parts, start = {}, [], 0
     for name, array in tensors.items():
         header[name] = describe_tensor(str(array.dtype), array.shape, start)
-        parts.append(np.ascontiguousarray(array).tobytes())
-        start += len(parts[-1])
-    write_atomically(file, encode_header(header) + b"".join(parts))
+        parts.append(memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B"))
+        start += array.nbytes
+    write_atomically(file, encode_header(header), *parts)
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
