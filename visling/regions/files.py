@@ -201,7 +201,7 @@ def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     header, parts, start = {}, [], 0
     for name, array in tensors.items():
         header[name] = describe_tensor(str(array.dtype), array.shape, start)
-        parts.append(memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B"))
+        parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         start += array.nbytes
     write_atomically(file, encode_header(header), *parts)
 
