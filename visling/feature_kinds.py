@@ -66,7 +66,14 @@ NEAR: Mapping[tuple[str, str], str] = {
 """(kind that weights were trained on, kind at hand) -> how they differ, where the second may stand for the first."""
 
 
+def fits(needed: str, found: str) -> bool:
+    """Whether features of one kind may stand for those that weights were trained on: the same kind, or one near it."""
+    return needed == found or (needed, found) in NEAR
+
+
 def describe_kind(name: str) -> str:
-    """A kind in words for messages, with its name."""
-    kind = KINDS[name]
+    """A kind in words for messages, with its name; a name that is not listed, as it is."""
+    kind = KINDS.get(name)
+    if kind is None:
+        return name
     return f"{name} ({kind.detector}; {kind.regions} regions, width {kind.width})"

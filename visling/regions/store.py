@@ -41,6 +41,8 @@ class NativeStore:
         self.class_names = tuple(manifest["class_names"])
         self.attribute_names = tuple(manifest["attribute_names"])
         self.settings: Mapping[str, Any] = manifest["settings"]
+        self.kind = str(self.settings.get("features", ""))
+        """Kind of the features in `feature_kinds`; empty if it is of none, or not known."""
         self.fields = {name: Field(**field) for name, field in manifest["fields"].items()}
         index = read_tensors(path / manifest["index"]["file"])
         joined = index["ids"].tobytes().decode("utf-8")

@@ -130,7 +130,7 @@ def _extract(
         fingerprint=model.fingerprint,
         class_names=model.class_names,
         attribute_names=model.attribute_names,
-        settings={"detector": str(detector.resolve()), "precision": "fp32"},
+        settings={"detector": str(detector.resolve()), "precision": "fp32", **model.store_settings},
         may_differ=("detector",),  # the fingerprint says whether one that moved is the same
         resume=begun,
     ) as writer:
