@@ -15,6 +15,7 @@ from visling.vision.region_detector import RegionDetector
 
 FORMATS: Mapping[str, str] = {
     "visling detector 1": "visling.vision.detector",
+    "visling visual-genome detector 1": "visling.vision.visual_genome",
 }
 """`format` in `config.json` -> module that offers `load(directory, content)`, which returns the detector of a folder
 whose `config.json` holds `content`, on the CPU."""

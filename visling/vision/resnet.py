@@ -7,11 +7,13 @@ Shapes   B images, H x W pixels, C channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Self
 
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visling.checkpoints.keymap import Rule, rename
 from visling.errors import ConfigError
@@ -123,12 +125,34 @@ def initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def feature_map(stem: NormedConvolution, stages: nn.ModuleList, images: Tensor) -> Tensor:
-    """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
-    states = functional.max_pool2d(functional.relu(stem(images)), kernel_size=3, stride=2, padding=1)
+def feature_map(stem: nn.Module, stages: Iterable[nn.Module], images: Tensor, *, caffe_pool: bool = False) -> Tensor:
+    """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up.
+
+    Args:
+        caffe_pool: the windows of the pooling begin at the border, not one cell before it, and the last one may reach
+            beyond the other border.
+    """
+    states = functional.max_pool2d(
+        functional.relu(stem(images)), kernel_size=3, stride=2, padding=0 if caffe_pool else 1, ceil_mode=caffe_pool
+    )
     for stage in stages:
         states = stage(states)
     return states
+
+
+def fold_norms(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode in which every norm is part of the convolution before it: the same function up to
+    rounding, with half the passes over memory.
+
+    Copying the weights takes far less time than evaluating them once on a picture.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    folded = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}).eval()
+    for parent in list(folded.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, NormedConvolution):
+                setattr(parent, name, fuse_conv_bn_eval(child.convolution, child.norm))
+    return folded
 
 
 def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], frozen_stages: int) -> None:
@@ -151,27 +175,40 @@ def check_sizes(blocks: Sequence[int], stem_size: int, widths: Sequence[int], fr
         )
 
 
-def map_network(stem: tuple[str, str], stages: Sequence[str]) -> tuple[Rule, ...]:
+TORCHVISION = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("downsample.0", "downsample.1"))
+DETECTRON2 = (
+    ("conv1", "conv1.norm"),
+    ("conv2", "conv2.norm"),
+    ("conv3", "conv3.norm"),
+    ("shortcut", "shortcut.norm"),
+)
+"""Names of a bottleneck's convolutions, each with its norm: of the narrow ones in order, and of the shortcut."""
+
+
+def map_network(
+    stem: tuple[str, str],
+    stages: Sequence[str],
+    *,
+    bottleneck: Sequence[tuple[str, str]] = TORCHVISION,
+    part: str = "extractor",
+) -> tuple[Rule, ...]:
     """Rules of a key map for every tensor of the network.
 
     Args:
         stem: name of the first convolution and of its norm in the file.
         stages: name of each of the four stages in the file.
+        bottleneck: names within a bottleneck in the file, in the order of `TORCHVISION`.
+        part: our name of the module that has the network's `stem`, `stages` and `head`.
     """
     convolution, norm = stem
     rules = [
-        rename(f"{convolution}.weight", "extractor.stem.convolution.weight"),
-        rename(f"{norm}.*", "extractor.stem.norm.*"),
+        rename(f"{convolution}.weight", f"{part}.stem.convolution.weight"),
+        rename(f"{norm}.*", f"{part}.stem.norm.*"),
     ]
     for theirs, ours in zip(stages, ("stages.0", "stages.1", "stages.2", "head"), strict=True):
-        for convolution, norm, name in (
-            ("conv1", "bn1", "reduce"),
-            ("conv2", "bn2", "convolve"),
-            ("conv3", "bn3", "expand"),
-            ("downsample.0", "downsample.1", "shortcut"),
-        ):
+        for (convolution, norm), name in zip(bottleneck, ("reduce", "convolve", "expand", "shortcut"), strict=True):
             rules += [
-                rename(f"{theirs}.*.{convolution}.weight", f"extractor.{ours}.*.{name}.convolution.weight"),
-                rename(f"{theirs}.*.{norm}.*", f"extractor.{ours}.*.{name}.norm.*"),
+                rename(f"{theirs}.*.{convolution}.weight", f"{part}.{ours}.*.{name}.convolution.weight"),
+                rename(f"{theirs}.*.{norm}.*", f"{part}.{ours}.*.{name}.norm.*"),
             ]
     return tuple(rules)

@@ -1,0 +1,170 @@
+"""The Visual Genome detector without a recording: selections, given boxes, its folder, its switches."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from visling.errors import CheckpointError, ConfigError
+from visling.vision.detectors import load_detector
+from visling.vision.visual_genome import VisualGenomeDetector
+from visling.vision.visual_genome_config import VisualGenomeConfig, original_settings
+
+CLASSES, ATTRIBUTES = tuple(map("class {}".format, range(5))), tuple(map("attribute {}".format, range(3)))
+
+
+def tiny(**changes: Any) -> VisualGenomeConfig:
+    sizes: dict[str, Any] = {
+        "depth": 50, "stem_size": 4, "width": 2, "proposal_size": 6, "anchor_sizes": (16.0, 32.0),
+        "pool_size": 4, "proposals": 20, "candidates": 60, "short_side": 64, "long_side": 100, "min_regions": 4,
+        "max_regions": 8,
+    }  # fmt: skip
+    return VisualGenomeConfig(class_names=CLASSES, attribute_names=ATTRIBUTES, **{**sizes, **changes})
+
+
+def build(**changes: Any) -> VisualGenomeDetector:
+    return VisualGenomeDetector(tiny(**changes)).eval()
+
+
+def pictures(*sizes: tuple[int, int]) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_saved_detector_finds_the_same_regions(tmp_path: Path, half: bool) -> None:
+    detector = build()
+    detector.save(tmp_path / "saved", half=half)
+    loaded = load_detector(tmp_path / "saved")
+    assert isinstance(loaded, VisualGenomeDetector)
+    assert loaded.config == detector.config
+    assert loaded.fingerprint == detector.fingerprint
+    images = pictures((50, 70))
+    for found, expected in zip(loaded.detect(images), detector.detect(images), strict=True):
+        for field in dataclasses.fields(found):
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+
+
+def test_a_folder_in_half_precision_has_half_the_bytes(tmp_path: Path) -> None:
+    for half in (False, True):
+        build(width=16).save(tmp_path / str(half), half=half)
+    whole, halved = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("False", "True"))
+    assert halved < 0.6 * whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channel_order": "RGB"},
+        {"boxes": "proposals"},
+        {"resize": "factor"},
+        {"short_side": 80},
+        {"thresholds": (0.5,)},
+        {"count_no_attribute": True},
+        {"max_regions": 9},
+        {"selection": "original"},
+    ],
+)
+def test_the_fingerprint_depends_on_every_switch(change: dict[str, Any]) -> None:
+    detector = build()
+    before = detector.fingerprint
+    detector.config = dataclasses.replace(detector.config, **change)
+    assert detector.fingerprint != before
+
+
+def test_the_fingerprint_depends_on_the_weights_and_not_on_counters() -> None:
+    detector = build()
+    before = detector.fingerprint
+    detector.state_dict()["stem.norm.num_batches_tracked"].fill_(7)
+    assert detector.fingerprint == before
+    detector.state_dict()["head.1.expand.norm.running_mean"][0] += 0.01
+    assert detector.fingerprint != before
+
+
+def test_limits_change_the_number_of_regions() -> None:
+    detector = build(thresholds=(1.0,))
+    (image,) = pictures((60, 60))
+    detector.limit_regions(3, 5)
+    assert len(detector.detect([image])[0]) == 5
+    detector.limit_regions(most=4)
+    assert len(detector.detect([image])[0]) == 4
+    with pytest.raises(ConfigError, match="max_regions is 21; expected 1 to 20"):
+        detector.limit_regions(most=21)
+    with pytest.raises(ConfigError, match=r"min_regions \(9\) and max_regions \(4\)"):
+        detector.limit_regions(least=9)
+    assert detector.config.max_regions == 4
+
+
+def test_regions_of_a_batch_of_equal_sizes_are_those_of_single_pictures() -> None:
+    for settings in ({}, original_settings(4, 8) | {"short_side": 64, "long_side": 100, "proposals": 20}):
+        detector = build(**settings)
+        images = pictures((50, 70), (50, 70))
+        together = detector.detect(images)
+        for image, found in zip(images, together, strict=True):
+            (alone,) = detector.detect([image])
+            np.testing.assert_allclose(found.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
+            np.testing.assert_array_equal(found.classes, alone.classes)
+            np.testing.assert_allclose(found.features, alone.features, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, original_settings(4, 8) | {"short_side": 64, "long_side": 100, "proposals": 20}]
+)
+def test_given_boxes_have_the_features_of_regions_found_there(settings: dict[str, Any]) -> None:
+    detector = build(**{**settings, "boxes": "proposals"})
+    images = pictures((47, 70), (70, 47))
+    for image, found in zip(images, [detector.detect([one])[0] for one in images], strict=True):
+        (given,) = detector.regions_at([image], [found.boxes])
+        np.testing.assert_array_equal(given.boxes, found.boxes)
+        np.testing.assert_allclose(given.features, found.features, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(given.classes, found.classes)
+        np.testing.assert_array_equal(given.attributes, found.attributes)
+
+
+def test_no_boxes_and_no_pictures_give_no_regions() -> None:
+    detector = build()
+    (found,) = detector.regions_at(pictures((40, 40)), [np.zeros((0, 4), np.float32)])
+    assert len(found) == 0
+    assert found.features.shape == (0, detector.feature_size)
+    assert detector.detect([]) == []
+    assert detector.regions_at([], []) == []
+
+
+def test_a_detector_without_attributes_names_none() -> None:
+    detector = VisualGenomeDetector(dataclasses.replace(tiny(), attribute_names=())).eval()
+    (found,) = detector.detect(pictures((40, 40)))
+    assert found.attributes is None
+    assert found.attribute_confidence is None
+
+
+def test_distributions_end_with_the_background() -> None:
+    detector = build()
+    with torch.no_grad():
+        detector.predict.classify.bias[-1] = 50.0
+    (found,) = detector.detect(pictures((40, 40)))
+    assert found.probs is not None
+    assert found.probs.shape[1] == len(CLASSES) + 1
+    np.testing.assert_allclose(found.probs[:, -1], 1.0, atol=1e-6)
+    assert (found.class_confidence < 1e-6).all()
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    detector = build()
+    detector.save(tmp_path / "saved")
+    file = tmp_path / "saved/model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_detector(tmp_path / "saved")
+    file.unlink()
+    with pytest.raises(CheckpointError, match="no weight file"):
+        load_detector(tmp_path / "saved")
+    build(width=3).save(tmp_path / "other")
+    (tmp_path / "other/model.safetensors").rename(file)
+    with pytest.raises(CheckpointError, match="shape differs"):
+        load_detector(tmp_path / "saved")
