@@ -70,8 +70,8 @@ def fetch(
         if alone:
             raise CheckpointError(
                 f"there is no folder {repository} here, and the hub's cache has no copy; the hub itself is not "
-                "asked while offline (HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give the path "
-                "of a folder."
+                "asked while offline (HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give "
+                "the path of a folder."
             ) from error
         raise CheckpointError(
             f"there is no folder {repository} here, and the hub cannot be reached: {_shorten(error)}. Check the "

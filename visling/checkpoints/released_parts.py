@@ -257,5 +257,5 @@ READY: tuple[ReadyAnswer, ...] = (
     ),
 )
 """Fine-tuned weights with all that an answer about a photograph needs. VL-BERT, VOLTA and CVLP published pre-trained
-weights only; VisualBERT's for VCR needs boxes and masks that people drew; the answer lists of the multi-task ViLBERT lie
-in an archive of all its data."""
+weights only; VisualBERT's for VCR needs boxes and masks that people drew; the answer lists of the multi-task ViLBERT
+lie in an archive of all its data."""

@@ -76,9 +76,7 @@ def extract_regions(
             class_names=model.class_names,
             attribute_names=model.attribute_names,
             dtype=dtype,
-            settings={
-                "detector": str(detector.resolve()), "precision": resolved, **model.store_settings, **settings
-            },
+            settings={"detector": str(detector.resolve()), "precision": resolved, **model.store_settings, **settings},
             # The fingerprint says whether a detector that moved is the same, the digest whether boxes are.
             may_differ=("detector", "boxes"),
             resume=resume,

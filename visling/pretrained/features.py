@@ -93,9 +93,7 @@ def _compare_kinds(saved: ModelFolder, found: Features) -> str:
         if found.kind
         else f"these ({found.fingerprint[:12]}) are of a detector that is not known to compute them"
     )
-    usable = ", ".join(
-        detector.name for detector in catalog.DETECTORS if fits(needed, detector.makes)
-    )
+    usable = ", ".join(detector.name for detector in catalog.DETECTORS if fits(needed, detector.makes))
     raise CheckpointError(
         f"{saved.path} was trained on region features of the kind {describe_kind(needed)}; {these}. Other features "
         "give wrong answers without any error. "

@@ -7,7 +7,6 @@ Both are converted when the name is first used, and found again from then on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from visling.errors import CheckpointError
 from visling.feature_kinds import describe_kind
 from visling.pretrained.convert import convert
 from visling.pretrained.fetch import Report, fetch_entry
-from visling.vision.detector_weights import convert_detector
 
 
 class Prepared(NamedTuple):
@@ -79,6 +77,8 @@ def prepare_detector(name: str, *, offline: bool | None = None, report: Report |
     Raises:
         CheckpointError: it cannot be had, or is not what the catalogue says.
     """
+    from visling.vision.detector_weights import convert_detector
+
     entry, folder = catalog.find_detector(name), runtime.home() / "detectors" / name
     if not _is_made(folder):
         source = fetch_entry(entry, offline=offline, report=report)
