@@ -77,12 +77,17 @@ def prepare_detector(name: str, *, offline: bool | None = None, report: Report |
     Raises:
         CheckpointError: it cannot be had, or is not what the catalogue says.
     """
-    from visling.vision.detector_weights import convert_detector
+    from visling.vision.visual_genome_conversion import convert_detector
 
     entry, folder = catalog.find_detector(name), runtime.home() / "detectors" / name
     if not _is_made(folder):
         source = fetch_entry(entry, offline=offline, report=report)
-        _make_once(folder, lambda: convert_detector(source, folder, features=entry.makes, **entry.settings))
+        _make_once(
+            folder,
+            lambda: convert_detector(
+                source, folder, selection="original", regions=entry.regions, kind=entry.kinds["original"]
+            ),
+        )
     return folder
 
 
