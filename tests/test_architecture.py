@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "visling"
 
-CONTRACTS = {"types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "feature_kinds"}
+CONTRACTS = {
+    "types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names", "feature_kinds",
+}  # fmt: skip
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
 BELOW_RUNS = BELOW_MODEL_FOLDERS | {"pretrained", "recipes"}
@@ -27,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors"},
     "image_ids": set(),
     "pickles": {"errors"},
+    "names": {"errors"},
     "feature_kinds": set(),
     # floor 1: blocks; neighbours only as listed
     "checkpoints": CONTRACTS,

@@ -16,7 +16,7 @@ from torch import Tensor
 from visling.vision import visual_genome_images
 from visling.vision.visual_genome import Backbone, VisualGenomeDetector
 from visling.vision.visual_genome_config import VisualGenomeConfig, read_config
-from visling.vision.visual_genome_weights import KEYS, load_weights, unify
+from visling.vision.visual_genome_weights import KEYS, load_weights
 
 TOLERANCE = 1e-5
 """Largest difference of a stage, as a share of its largest value; measured: 2e-6, from the folded norms."""
@@ -46,7 +46,7 @@ def build(recorded: Path) -> VisualGenomeDetector:
     attributes = len(weights["roi_heads.box_predictor.attr_score.bias"]) - 1
     names = tuple(map("class {}".format, range(classes))), tuple(map("attribute {}".format, range(attributes)))
     detector = VisualGenomeDetector(read_config(recorded / "tiny/config.json", *names).config).eval()
-    coverage = load_weights(detector, unify(weights))
+    coverage = load_weights(detector, weights)
     assert len(coverage.mapped) == len(weights)
     assert not coverage.fresh
     return detector

@@ -1,4 +1,4 @@
-"""visling detect: train and score a region detector."""
+"""visling detect: train and score a region detector, or make one of released weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from visling.cli.detector_weights import detect_convert
 from visling.cli.options import (
     Command,
     Device,
@@ -23,7 +24,8 @@ from visling.cli.options import (
 )
 from visling.cli.printing import rounded, show_with_unreadable
 
-detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train and score a region detector.")
+detect_app = typer.Typer(cls=Group, no_args_is_help=True, help="Train, score or convert a region detector.")
+detect_app.command("convert", cls=Command)(detect_convert)
 
 
 @detect_app.command("train", cls=Command)

@@ -46,8 +46,9 @@ def regions_convert(
 
     Example: visling regions convert train2014_obj36.tsv val2014_obj36.tsv --classes objects_vocab.txt --out regions
     """
+    from visling.names import read_names
     from visling.regions.formats import open_reader
-    from visling.regions.formats.base import convert_regions, read_names
+    from visling.regions.formats.base import convert_regions
 
     class_names, attribute_names = (() if names is None else read_names(names) for names in (classes, attributes))
     readers = [open_reader(file, layout) for file in files]

@@ -52,28 +52,50 @@ _TORCH_BEFORE_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors of a weight file under the names of the transformers port and in its conventions.
+    """Tensors of a weight file.
 
     Args:
         file: a PyTorch or safetensors file, or a pickle of detectron2, {"model": {name: array}}.
     Raises:
         CheckpointError: no such file, truncated, holds no weights, or asks for code to be run.
     """
-    return unify(_read_pickled_arrays(file) if _is_plain_pickle(file) else files.read(file))
+    return _read_pickled_arrays(file) if _is_plain_pickle(file) else files.read(file)
+
+
+def count_outputs(weights: Mapping[str, Tensor], file: Path) -> tuple[int, int]:
+    """Classes without the background, and attributes without "no attribute", of a file's weights.
+
+    Raises:
+        CheckpointError: they are not those of such a detector.
+    """
+    named = {KEYS.repaired(name): value for name, value in weights.items()}
+    classes, attributes = (named.get(f"{_PREDICTOR}.{name}.bias") for name in ("cls_score", "attr_score"))
+    if classes is None:
+        raise CheckpointError(
+            f"{file} is no Faster R-CNN of detectron2's layout: {_PREDICTOR}.cls_score.bias is not among its "
+            f"{len(named)} keys, the first of which are {', '.join(list(named)[:3])}."
+        )
+    return len(classes) - 1, 0 if attributes is None else len(attributes) - 1
 
 
 def load_weights(detector: VisualGenomeDetector, weights: Mapping[str, Tensor]) -> Coverage:
-    """Copy weights, as `read_weights` returns them, into a detector.
+    """Copy released weights, of either convention, into a detector.
 
     Raises:
         CheckpointError: a key that is not known or missing, or a shape that is not the configuration's.
     """
     try:
-        return KEYS.load(weights, {"detector": detector})
+        return KEYS.load(unify(weights), {"detector": detector})
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error} Of this detector: the configuration, classes and attributes of these weights."
+            f"{error} A detector's are depth, width and vocabulary: those of its configuration file and names."
         ) from error
+
+
+def has_caffe_conventions(weights: Mapping[str, Tensor]) -> bool:
+    """Whether each anchor has two logits, background and object, as in Caffe and in MILVLG's port."""
+    objectness, shift = (weights.get(f"{_HEADS}.{name}.bias") for name in ("objectness_logits", "anchor_deltas"))
+    return objectness is not None and shift is not None and 4 * len(objectness) == 2 * len(shift)
 
 
 def unify(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,13 +105,13 @@ def unify(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     anchor, background first, whose difference is the one logit of the others: the order of anchors is the same.
     """
     named = {KEYS.repaired(name): value for name, value in weights.items()}
-    objectness, shift = (named.get(f"{_HEADS}.{name}.weight") for name in ("objectness_logits", "anchor_deltas"))
-    if objectness is None or shift is None or 4 * len(objectness) != 2 * len(shift):
+    if not has_caffe_conventions(named):
         return dict(weights)
     for name in ("weight", "bias"):
         background, foreground = named[f"{_HEADS}.objectness_logits.{name}"].float().chunk(2)
         named[f"{_HEADS}.objectness_logits.{name}"] = foreground - background
-        named[f"{_PREDICTOR}.bbox_pred.{name}"] = named[f"{_PREDICTOR}.bbox_pred.{name}"][4:]
+        refinements = named[f"{_PREDICTOR}.bbox_pred.{name}"]
+        named[f"{_PREDICTOR}.bbox_pred.{name}"] = refinements[4:] if len(refinements) > 4 else refinements
     for name in ("cls_score.weight", "cls_score.bias", "cls_embedding.weight", "attr_score.weight", "attr_score.bias"):
         if (value := named.get(f"{_PREDICTOR}.{name}")) is not None:
             named[f"{_PREDICTOR}.{name}"] = value.roll(-1, dims=0)

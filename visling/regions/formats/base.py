@@ -202,22 +202,6 @@ def convert_regions(
     return ConversionReport(images=images, regions=regions, existing=existing, repeated=repeated)
 
 
-def read_names(path: str | Path) -> tuple[str, ...]:
-    """Names of classes or attributes in the order of their ids, one per line; the first of several synonyms separated
-    by commas.
-
-    Raises:
-        DataError: the file is missing or not text.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read the names in {path}: {error}. Expected a text file with one name per line."
-        ) from error
-    return tuple(line.partition(",")[0].strip() for line in lines)
-
-
 def _check_same_kind(first: RegionReader, other: RegionReader) -> None:
     """Refuse a file whose features do not belong into one store with those of the first."""
     for what, here, there in (
