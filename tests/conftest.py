@@ -26,7 +26,7 @@ from visling.scenes import ScenesConfig, write_scenes
 from visling.vision.detector import Detector
 from visling.vision.extract import extract, find_images
 
-pytest_plugins = ["fixtures.corpora", "fixtures.file_server", "fixtures.released_files"]
+pytest_plugins = ["fixtures.corpora", "fixtures.file_server", "fixtures.published", "fixtures.released_files"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

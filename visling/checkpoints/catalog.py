@@ -28,6 +28,7 @@ __all__ = [
     "find",
     "find_answers",
     "find_detector",
+    "find_detector_at",
     "find_entry",
     "find_ready",
 ]
@@ -86,6 +87,11 @@ def find_detector(name: str) -> ReleasedDetector:
         if detector.name == name:
             return detector
     raise CheckpointError(f"no detector {name!r} in the catalogue. {nearest(name, [d.name for d in DETECTORS])}")
+
+
+def find_detector_at(repository: str) -> ReleasedDetector | None:
+    """The detector that is published as owner/name on the hub; None if it is not listed."""
+    return next((detector for detector in DETECTORS if detector.source == f"{HUB}{repository}"), None)
 
 
 def find_answers(name: str) -> AnswerFile:

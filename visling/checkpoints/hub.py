@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,12 @@ def fetch(
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise CheckpointError(f"cannot fetch {repository} from the hub: {_shorten(error)}.") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"cannot fetch {repository}: the hub answered with a page that is not for programs ({_shorten(error)}). A "
+            "proxy or a portal may answer in its place; open https://huggingface.co in a browser, and repeat the "
+            "command later."
+        ) from error
 
 
 def upload(

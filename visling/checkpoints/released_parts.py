@@ -54,8 +54,8 @@ DETECTORS: tuple[ReleasedDetector, ...] = (
         dead=_UNC_DEAD,
     ),
 )
-"""Detectors that can be read here. So can the files of MILVLG's port, which were on OneDrive (a user asked for a copy in
-May 2023, issue 104 of its repository): `visling detect convert` takes them. The Caffe files, Pythia's and the
+"""Detectors that can be read here. So can the files of MILVLG's port, which were on OneDrive (a user asked for a copy
+in May 2023, issue 104 of its repository): `visling detect convert` takes them. The Caffe files, Pythia's and the
 multi-task release's networks (vqa-maskrcnn-benchmark) and Detectron's Mask R-CNN cannot be read."""
 
 _LXMERT_DATA = "https://raw.githubusercontent.com/airsplay/lxmert/0db1182b9030da3ce41f17717cc628e1cd0a95d5/data/"

@@ -19,6 +19,7 @@ from visling.errors import CheckpointError
 from visling.feature_kinds import describe_kind
 from visling.pretrained.convert import convert
 from visling.pretrained.fetch import Report, fetch_entry
+from visling.vision.visual_genome_conversion import convert_detector
 
 
 class Prepared(NamedTuple):
@@ -77,16 +78,12 @@ def prepare_detector(name: str, *, offline: bool | None = None, report: Report |
     Raises:
         CheckpointError: it cannot be had, or is not what the catalogue says.
     """
-    from visling.vision.visual_genome_conversion import convert_detector
-
     entry, folder = catalog.find_detector(name), runtime.home() / "detectors" / name
     if not _is_made(folder):
         source = fetch_entry(entry, offline=offline, report=report)
         _make_once(
             folder,
-            lambda: convert_detector(
-                source, folder, selection="original", regions=entry.regions, kind=entry.kinds["original"]
-            ),
+            lambda: convert_detector(source, folder, selection="original", regions=entry.regions, listed=entry),
         )
     return folder
 
