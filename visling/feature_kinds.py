@@ -38,7 +38,7 @@ KINDS: Mapping[str, FeatureKind] = {
             detector=f"{_VG_FRCNN}, its weights for {regions} regions, {how}", width=2048, regions=regions
         )
         for regions in ("36", "10 to 100")
-        for suffix, how in (("", "regions chosen as in Caffe"), ("-port", "regions chosen as the port does"))
+        for suffix, how in (("", "regions chosen as the port does"), ("-caffe", "regions chosen as in Caffe"))
     },
     "detectron-100": FeatureKind(
         detector="Pythia's Detectron network trained on Visual Genome (fc6)", width=2048, regions="100"
@@ -65,9 +65,18 @@ _AS_PORT = (
 NEAR: Mapping[tuple[str, str], str] = {
     (f"bottom-up-{regions}", f"vg-frcnn-{regions}{suffix}"): difference
     for regions in ("36", "10-100")
-    for suffix, difference in (("", _AS_ORIGINAL), ("-port", _AS_PORT))
+    for suffix, difference in (("", _AS_PORT), ("-caffe", _AS_ORIGINAL))
 }
 """(kind that weights were trained on, kind at hand) -> how they differ, where the second may stand for the first."""
+
+
+_EARLIER: Mapping[str, str] = {"lxmert-obj36": "bottom-up-36"}
+"""Fingerprint that earlier versions gave to converted features, their layout -> their kind."""
+
+
+def name_today(fingerprint: str) -> str:
+    """A fingerprint of an existing store or model as it is written today."""
+    return _EARLIER.get(fingerprint, fingerprint)
 
 
 def fits(needed: str, found: str) -> bool:

@@ -81,14 +81,14 @@ def test_one_word_answers_and_the_second_call_uses_what_was_converted(
     assert first.out.startswith("photo.jpg: ")
     assert "36 regions, drawn in answers/photo-what-is-the-man-holding.png" in first.out
     assert Path("answers/photo-what-is-the-man-holding.png").stat().st_size > 1000
-    assert "note: the regions are vg-frcnn-36" in first.err
+    assert "note: the regions are vg-frcnn-36-caffe" in first.err
     assert "comes near bottom-up-36" in first.err
     assert "Fetching unc-nlp/lxmert-vqa-uncased" in first.err
     assert made(published) == {"models/lxmert-vqa", "detectors/vg-frcnn"}
     saved = read_model_folder(published.home / "models/lxmert-vqa")
     assert (saved.features, saved.task, saved.source["release"]) == ("bottom-up-36", "vqa", "lxmert-vqa-uncased")
     detector = load_detector(published.home / "detectors/vg-frcnn")
-    assert detector.kind == "vg-frcnn-36"
+    assert detector.kind == "vg-frcnn-36-caffe"
     shutil.rmtree(published.cache)  # neither the hub nor the server is needed any more
     second = ask(call, "--offline")
     assert second.out.splitlines()[0] == first.out.splitlines()[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from visling.checkpoints.entries import (
     HUB,
     AnswerFile,
-    FeatureFile,
+    Published,
     ReadyAnswer,
     ReleasedDetector,
     ReleasedFile,
@@ -33,7 +33,7 @@ __all__ = [
     "find_ready",
 ]
 
-Entry = ReadyAnswer | ReleasedFile | ReleasedDetector | AnswerFile | FeatureFile
+Entry = ReadyAnswer | Published
 
 
 def entries() -> Iterator[Entry]:

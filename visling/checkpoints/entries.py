@@ -148,6 +148,10 @@ class FeatureFile:
         return reach_of(self.source)
 
 
+Published = ReleasedFile | ReleasedDetector | AnswerFile | FeatureFile
+"""What has an address."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadyAnswer:
     """Weights, answers and detector that answer together: what `visling predict --run NAME` fetches."""

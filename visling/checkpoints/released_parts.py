@@ -12,7 +12,7 @@ _UNC_DEAD = "The server was unreachable in October 2021 and came back (issue 108
 _FACEBOOK = "https://dl.fbaipublicfiles.com/"
 _DRIVE_FILE = "https://drive.google.com/file/d/{}/view"
 
-_KINDS_36: dict[Selection, str] = {"original": "vg-frcnn-36", "port": "vg-frcnn-36-port"}
+_KINDS_36: dict[Selection, str] = {"original": "vg-frcnn-36-caffe", "port": "vg-frcnn-36"}
 
 DETECTORS: tuple[ReleasedDetector, ...] = (
     ReleasedDetector(
@@ -46,7 +46,7 @@ DETECTORS: tuple[ReleasedDetector, ...] = (
     ),
     ReleasedDetector(
         name="vg-frcnn-10-100",
-        kinds={"original": "vg-frcnn-10-100", "port": "vg-frcnn-10-100-port"},
+        kinds={"original": "vg-frcnn-10-100-caffe", "port": "vg-frcnn-10-100"},
         regions=(10, 100),
         source=f"{_UNC}models/faster_rcnn_from_caffe_attr_original.pkl",
         licence="none stated; code Apache-2.0",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from visling.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from visling.checkpoints.catalog import Entry
-    from visling.checkpoints.entries import ReadyAnswer, ReleasedFile
+    from visling.checkpoints.entries import Published, ReadyAnswer, ReleasedFile
 
 _REACHES = {"hub": "on the hub", "address": "download", "by hand": "by hand"}
 
@@ -81,8 +81,13 @@ def catalog(
     elif (model, layout) != (None, None):
         _show_weights(model, layout, json_)
     elif json_:
-        groups = {"ready": catalog.READY, "weights": catalog.RELEASED_FILES, "detectors": catalog.DETECTORS}
-        groups |= {"answers": catalog.ANSWERS, "features": catalog.FEATURES}
+        groups: dict[str, Sequence[Entry]] = {
+            "ready": catalog.READY,
+            "weights": catalog.RELEASED_FILES,
+            "detectors": catalog.DETECTORS,
+            "answers": catalog.ANSWERS,
+            "features": catalog.FEATURES,
+        }
         print(json.dumps({group: [_to_json(entry) for entry in entries] for group, entries in groups.items()}))
     else:
         _show_overview()
@@ -144,7 +149,7 @@ def _show_group(title: str, rows: Iterable[tuple[str, str]]) -> None:
     print("\n".join(format_rows(dict(rows), terminal_width())), end="\n\n")
 
 
-def _locate(entry: Entry) -> str:
+def _locate(entry: Published) -> str:
     """How an entry is had, and whether anybody has reported trouble."""
     return f"{_REACHES[entry.reach]}, trouble reported" if entry.dead else _REACHES[entry.reach]
 
@@ -166,11 +171,12 @@ def _summarise_ready(ready: ReadyAnswer) -> str:
     weights = catalog.find(ready.weights)
     if not ready.detector:
         return f"{ready.task}; no: nothing here makes {weights.features}"
-    parts = [weights, catalog.find_detector(ready.detector)]
+    detector = catalog.find_detector(ready.detector)
+    parts: list[Published] = [weights, detector]
     parts += [catalog.find_answers(ready.answers)] if ready.answers else []
     ways = list(dict.fromkeys(_REACHES[part.reach] for part in parts))
     trouble = [part.name for part in parts if part.dead]
-    how = "makes" if weights.features == parts[1].makes else "comes near"
+    how = "makes" if weights.features == detector.makes else "comes near"
     return (
         f"{ready.task}; {ready.detector} {how} {weights.features}; {' and '.join(ways)}"
         f"{', trouble reported with ' + ', '.join(trouble) if trouble else ''}"

@@ -339,13 +339,15 @@ def _find_kind(choice: Choice, store: NativeStore | None) -> str:
     Raises:
         CheckpointError: the store holds features of another kind than the release was trained on.
     """
-    released = "" if choice.release is None else choice.release.features
-    if store is not None and store.kind and released and not fits(released, store.kind):
+    release = choice.release
+    if release is None or not release.features:
+        return "" if store is None else store.kind
+    if store is not None and store.kind and not fits(release.features, store.kind):
         raise CheckpointError(
-            f"{store.path} holds features of the kind {describe_kind(store.kind)}, but {choice.release.name} was "
-            f"trained on {describe_kind(released)}: leave --features out, or name a store of that kind."
+            f"{store.path} holds features of the kind {describe_kind(store.kind)}, but {release.name} was "
+            f"trained on {describe_kind(release.features)}: leave --features out, or name a store of that kind."
         )
-    return released or ("" if store is None else store.kind)
+    return release.features
 
 
 def _provenance(path: Path, choice: Choice, coverage: Coverage) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from urllib.parse import unquote, urlparse
 from visling import runtime
 from visling.checkpoints import catalog, hub
 from visling.checkpoints.download import download
-from visling.checkpoints.entries import HUB, AnswerFile, FeatureFile, ReadyAnswer, ReleasedDetector, ReleasedFile
+from visling.checkpoints.entries import (
+    HUB,
+    AnswerFile,
+    FeatureFile,
+    Published,
+    ReadyAnswer,
+    ReleasedDetector,
+    ReleasedFile,
+)
 from visling.errors import CheckpointError
 
 Report = Callable[[str, int, int], None]
@@ -43,7 +51,7 @@ def fetch(
     entry = catalog.find_entry(name)
     if not isinstance(entry, ReadyAnswer):
         return [Fetched(entry.name, fetch_entry(entry, into=into, offline=offline, report=report))]
-    parts: list[ReleasedFile | ReleasedDetector | AnswerFile] = [catalog.find(entry.weights)]
+    parts: list[Published] = [catalog.find(entry.weights)]
     if entry.answers:
         parts.append(catalog.find_answers(entry.answers))
     if entry.detector:
@@ -52,7 +60,7 @@ def fetch(
 
 
 def fetch_entry(
-    entry: ReleasedFile | ReleasedDetector | AnswerFile | FeatureFile,
+    entry: Published,
     *,
     into: Path | None = None,
     offline: bool | None = None,
