@@ -15,8 +15,9 @@ import pytest
 from fixtures.region_stores import COUNTS, F, assert_same, regions, write
 
 from visling.errors import StoreError
+from visling.regions.copying import merge, subset
 from visling.regions.store import NativeStore
-from visling.regions.writer import StoreWriter, merge, subset
+from visling.regions.writer import StoreWriter
 from visling.types import RegionStore
 
 

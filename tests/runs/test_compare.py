@@ -20,8 +20,8 @@ from visling import config as configs
 from visling.errors import ConfigError, DataError, RunError, StoreError
 from visling.recipes import tables
 from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.regions.copying import subset
 from visling.regions.store import NativeStore
-from visling.regions.writer import subset
 from visling.runs import compare as comparison_module
 from visling.runs import finetune as finetuning
 from visling.runs import jobs as jobs_module

@@ -27,8 +27,9 @@ from visling.pretrained import convert as conversion
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.tables import FINETUNING, PRETRAINING
+from visling.regions.copying import subset
 from visling.regions.store import NativeStore
-from visling.regions.writer import StoreWriter, subset
+from visling.regions.writer import StoreWriter
 from visling.runs import pretrain as pretraining
 from visling.runs.evaluate import evaluate
 from visling.runs.finetune import finetune, fit_to_family

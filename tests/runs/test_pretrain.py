@@ -26,8 +26,9 @@ from visling.pretrained.answers import table_of
 from visling.pretrained.folder import ModelFolder, load_part, read_model_folder
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.tables import PRETRAINING
+from visling.regions.copying import subset
 from visling.regions.store import NativeStore
-from visling.regions.writer import StoreWriter, subset
+from visling.regions.writer import StoreWriter
 from visling.runs.estimate import estimate
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.pretrain import pretrain, read_corpora

@@ -12,7 +12,7 @@ from torch import nn
 
 from visling.checkpoints import catalog, files
 from visling.errors import CheckpointError
-from visling.feature_kinds import NEAR, describe_kind, fits
+from visling.feature_kinds import NEAR, describe_kind, fits, name_today
 from visling.models.base import Encoder
 from visling.pretrained.folder import ModelFolder
 from visling.regions.store import NativeStore
@@ -61,7 +61,7 @@ def check_features(saved: ModelFolder, found: Features, *, override: bool, extra
             "--other-features too. Otherwise start from text weights or a model with an extractor, or train the "
             "encoder on the features of this one with --other-features alone."
         )
-    if saved.fingerprint == found.fingerprint:
+    if name_today(saved.fingerprint) == name_today(found.fingerprint):
         return ""
     if saved.features and saved.extractor is None:
         return _compare_kinds(saved, found)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,22 +106,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def recover_journal(file: Path) -> list[dict[str, Any]]:
+def recover_journal(file: Path) -> Iterator[dict[str, Any]]:
     """Complete entries of a journal; a last line that an interruption cut short is removed from the file.
 
     Raises:
         StoreError: an entry is damaged.
     """
-    content = file.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) != len(content):
-        os.truncate(file, len(complete))
-    try:
-        return [json.loads(line) for line in complete.splitlines()]
-    except json.JSONDecodeError as error:
-        raise StoreError(
-            f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
-        ) from error
+    end = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                os.truncate(file, end)
+                return
+            end += len(line)
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise StoreError(
+                    f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
+                ) from error
 
 
 def encode_entry(entry: Mapping[str, Any]) -> bytes:
@@ -183,6 +186,16 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     with file.open("rb") as source:
         length = int.from_bytes(source.read(8), "little")
         return json.loads(source.read(length)), 8 + length
+
+
+def load_rows(file: Path, name: str, first: int, rows: int) -> NDArray[Any]:
+    """Some rows of an array of a file, read without mapping it: what was read before does not stay in memory."""
+    header, start = read_header(file)
+    entry = header[name]
+    dtype = np.dtype({code: known for known, code in _DTYPES.items()}[entry["dtype"]])
+    shape = (rows, *entry["shape"][1:])
+    at = start + entry["data_offsets"][0] + first * dtype.itemsize * math.prod(shape[1:])
+    return np.fromfile(file, dtype, math.prod(shape), offset=at).reshape(shape)
 
 
 def read_tensors(file: Path) -> dict[str, NDArray[Any]]:

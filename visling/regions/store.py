@@ -16,7 +16,8 @@ Letters  R regions of an image, F feature width, K attributes kept per region, C
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,9 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visling.errors import StoreError
+from visling.feature_kinds import KINDS, name_today
 from visling.image_ids import Aliases
-from visling.regions.files import Field, Placement, hash_file, read_manifest, read_tensors
+from visling.regions.files import Field, Placement, hash_file, load_rows, read_manifest, read_tensors
 from visling.types import RegionArray, RegionStore
+
+_SCAN_BYTES = 1 << 25
+"""Read at a time by a scan."""
 
 
 class NativeStore:
@@ -41,7 +46,8 @@ class NativeStore:
         self.class_names = tuple(manifest["class_names"])
         self.attribute_names = tuple(manifest["attribute_names"])
         self.settings: Mapping[str, Any] = manifest["settings"]
-        self.kind = str(self.settings.get("features", ""))
+        named = name_today(self.fingerprint)
+        self.kind = str(self.settings.get("features", named if named in KINDS else ""))
         """Kind of the features in `feature_kinds`; empty if it is of none, or not known."""
         self.fields = {name: Field(**field) for name, field in manifest["fields"].items()}
         index = read_tensors(path / manifest["index"]["file"])
@@ -49,8 +55,6 @@ class NativeStore:
         self.ids: list[str] = joined.split("\n") if joined else []
         """Sorted image ids."""
         self._starts, self._counts, self._sizes = index["starts"], index["counts"], index["sizes"]
-        self._position = {image_id: number for number, image_id in enumerate(self.ids)}
-        self._aliases = Aliases(self.ids)
         self._first_rows = np.array([shard["first_row"] for shard in manifest["shards"]], dtype=np.int64)
         self._shards = [read_tensors(path / shard["file"]) for shard in manifest["shards"]]
 
@@ -81,6 +85,15 @@ class NativeStore:
             raise StoreError(
                 f"region store {path} is damaged: {error}. Copy the folder again or repeat the extraction."
             ) from error
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        """Image id -> its place in the index."""
+        return {image_id: number for number, image_id in enumerate(self.ids)}
+
+    @cached_property
+    def _aliases(self) -> Aliases:
+        return Aliases(self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,13 +128,49 @@ class NativeStore:
         return self.ids[self._locate(image_id)]
 
     @property
-    def placements(self) -> dict[str, Placement]:
-        """Where the regions of every image lie, in the order in which they were written."""
-        table = {
-            image_id: Placement(int(start), int(count), int(size[0]), int(size[1]))
-            for image_id, start, count, size in zip(self.ids, self._starts, self._counts, self._sizes, strict=True)
-        }
-        return dict(sorted(table.items(), key=lambda item: item[1].first_row))
+    def counts(self) -> NDArray[np.int64]:
+        """Number of regions of every image, in the order of `ids`."""
+        return np.asarray(self._counts)
+
+    def placements(self) -> Iterator[tuple[str, Placement]]:
+        """Where the regions of every image lie, in the order of the rows."""
+        for number in np.argsort(self._starts, kind="stable").tolist():
+            width, height = self._sizes[number].tolist()
+            yield self.ids[number], Placement(int(self._starts[number]), int(self._counts[number]), width, height)
+
+    def scan(self, image_ids: Iterable[str] | None = None) -> Iterator[tuple[str, RegionArray]]:
+        """Images with their regions in the order of the rows, read in large pieces: whatever the store's size, a scan
+        needs little memory.
+
+        Args:
+            image_ids: exact ids; None = all.
+        """
+        numbers = np.arange(len(self)) if image_ids is None else np.array([self._position[name] for name in image_ids])
+        numbers = numbers[np.argsort(self._starts[numbers], kind="stable")].astype(np.int64)
+        starts, counts = self._starts[numbers], self._counts[numbers]
+        shards = np.searchsorted(self._first_rows, starts, side="right") - 1
+        most = max(_SCAN_BYTES // sum(field.row_bytes for field in self.fields.values()), 1)
+        first = 0
+        while first < len(numbers):
+            last, end = first + 1, int(starts[first] + counts[first])
+            while (
+                last < len(numbers)
+                and shards[last] == shards[first]
+                and starts[last] == end
+                and starts[last] + counts[last] - starts[first] <= most
+            ):
+                end += int(counts[last])
+                last += 1
+            rows = self._load_rows(int(shards[first]), int(starts[first]), end)
+            for number in numbers[first:last].tolist():
+                low = int(self._starts[number] - starts[first])
+                high = low + int(self._counts[number])
+                width, height = self._sizes[number].tolist()
+                yield (
+                    self.ids[number],
+                    RegionArray(size=(width, height), **{name: array[low:high] for name, array in rows.items()}),
+                )
+            first = last
 
     @property
     def shard_starts(self) -> list[int]:
@@ -175,19 +224,25 @@ class NativeStore:
         owner = np.flatnonzero((self._starts <= best[0]) & (best[0] < self._starts + self._counts))[0]
         return self.ids[int(owner)], best[1]
 
+    def damaged_files(self) -> Iterator[tuple[str, str]]:
+        """Name of every file whose SHA-256 is not that of the manifest, and what to do; reads all of them."""
+        for entry in (self.manifest["index"], *self.manifest["shards"]):
+            digest = hash_file(self.path / entry["file"])
+            if digest != entry["sha256"]:
+                yield (
+                    entry["file"],
+                    f"{self.path / entry['file']} is damaged: SHA-256 {digest[:16]}..., expected "
+                    f"{entry['sha256'][:16]}.... Copy the file again or repeat the extraction.",
+                )
+
     def check(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
 
         Raises:
             StoreError: a file differs; names it.
         """
-        for entry in (self.manifest["index"], *self.manifest["shards"]):
-            digest = hash_file(self.path / entry["file"])
-            if digest != entry["sha256"]:
-                raise StoreError(
-                    f"{self.path / entry['file']} is damaged: SHA-256 {digest[:16]}..., expected "
-                    f"{entry['sha256'][:16]}.... Copy the file again or repeat the extraction."
-                )
+        for _, what in self.damaged_files():
+            raise StoreError(what)
 
     def _locate(self, image_id: str) -> int:
         """Position of an image in the index."""
@@ -221,6 +276,14 @@ class NativeStore:
         shard = int(np.searchsorted(self._first_rows, start, side="right")) - 1
         first = start - int(self._first_rows[shard])
         return self._shards[shard][name][first : first + count]
+
+    def _load_rows(self, shard: int, start: int, end: int) -> dict[str, NDArray[Any]]:
+        """Global rows from `start` up to `end` of all fields, which lie in one shard."""
+        if start == end:
+            return {name: np.empty(field.shape(0), field.dtype) for name, field in self.fields.items()}
+        file = self.path / self.manifest["shards"][shard]["file"]
+        first = start - int(self._first_rows[shard])
+        return {name: load_rows(file, name, first, end - start) for name in self.fields}
 
     def _copy_rows(self, name: str, rows: NDArray[np.int64], mask: NDArray[np.bool_], out: NDArray[Any]) -> None:
         """Copy global rows of one field to `out`; zeros where the mask is False."""

@@ -1,4 +1,4 @@
-"""Writing a region store: journaled, resumable, with a digest per shard; subsets and merged stores.
+"""Writing a region store: journaled, resumable, with a digest per shard.
 
 What lies on the disk meanwhile is described in `regions/store.py`.
 """
@@ -9,7 +9,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visling.errors import StoreError
+from visling.feature_kinds import name_today
 from visling.regions.files import (
     BOXES,
     FORMAT,
@@ -97,8 +99,10 @@ class StoreWriter:
         }
         self._fields: dict[str, Field] | None = None
         """None until an image with regions decides them."""
-        self._images: dict[str, Placement] = {}
-        """By image id, in the order of writing."""
+        self._numbers: dict[str, int] = {}
+        """Image id -> its number in the order of writing."""
+        self._table = array("q")
+        """Placement of every image, four numbers each: small, however many images there are."""
         self._pending: list[str] = []
         """Images added since the last commit."""
         self._rows = 0
@@ -115,19 +119,23 @@ class StoreWriter:
         self._begin(resume)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._images
+        return image_id in self._numbers
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._numbers)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.close()
+            self._finish()
         else:
             self.suspend()
+
+    def number(self, image_id: str) -> int | None:
+        """How many images were written before this one; None if it is not in the store."""
+        return self._numbers.get(image_id)
 
     def add(self, image_id: str, regions: RegionArray) -> None:
         """Append the regions of one image; durable after the next `commit`.
@@ -137,7 +145,7 @@ class StoreWriter:
                 store holds.
             BoxError: a box that is not pixel corners, or an image without size.
         """
-        if image_id in self._images:
+        if image_id in self._numbers:
             raise StoreError(f"image {image_id!r} is already in region store {self.path}; every image is stored once.")
         if not image_id or "\n" in image_id:
             raise StoreError(f"{image_id!r} cannot be an image id: it must be non-empty and without line breaks.")
@@ -156,9 +164,9 @@ class StoreWriter:
             if in_shard and (in_shard + count) * row_bytes > self._shard_bytes:
                 self.commit()
                 self._close_shard()
-            for name, array in rows.items():
-                self._open_part(name).write(array.tobytes())
-        self._images[image_id] = Placement(self._rows, count, *regions.size)
+            for name, numbers in rows.items():
+                self._open_part(name).write(numbers.data)
+        self._place(image_id, Placement(self._rows, count, *regions.size))
         self._pending.append(image_id)
         self._rows += count
 
@@ -169,7 +177,7 @@ class StoreWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self._append_journal({"images": [[image_id, *self._images[image_id]] for image_id in self._pending]})
+        self._append_journal(self._describe_images(self._pending))
         self._pending = []
 
     def suspend(self) -> None:
@@ -179,15 +187,20 @@ class StoreWriter:
 
     def close(self) -> NativeStore:
         """Finish the store and open it."""
+        self._finish()
+        return NativeStore.open(self.path)
+
+    def _finish(self) -> None:
         if self._finished:
-            return NativeStore.open(self.path)
+            return
         self.commit()
         if self._fields is None:
             self._fields = choose_fields({}, feature_size=self._header["feature_size"], dtype=self._header["dtype"])
         if self._rows > self._open_start:
             self._close_shard()
-        ids = sorted(self._images)
-        table = np.array([self._images[image_id] for image_id in ids], dtype=np.int64).reshape(len(ids), 4)
+        ids = sorted(self._numbers)
+        order = np.fromiter((self._numbers[image_id] for image_id in ids), np.int64, len(ids))
+        table = np.array(self._table, dtype=np.int64).reshape(len(ids), 4)[order]
         index: dict[str, NDArray[Any]] = {
             "starts": table[:, 0],
             "counts": table[:, 1],
@@ -210,7 +223,7 @@ class StoreWriter:
         }
         write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8"))
         self._journal.unlink(missing_ok=True)
-        return NativeStore.open(self.path)
+        self._finished = True
 
     # Beginning and resuming
 
@@ -235,7 +248,8 @@ class StoreWriter:
         store = NativeStore.open(self.path)
         self._check_header({key: store.manifest.get(key) for key in self._header})
         self._fields = store.fields if store.manifest["regions"] else None
-        self._images = store.placements
+        for image_id, placement in store.placements():
+            self._place(image_id, placement)
         self._rows = self._open_start = int(store.manifest["regions"])
         self._shard_starts = store.shard_starts
         self._finished = True
@@ -246,7 +260,8 @@ class StoreWriter:
             lines: list[dict[str, Any]] = [{"store": self._header}]
             if self._fields is not None:
                 lines.append({"fields": {name: asdict(field) for name, field in self._fields.items()}})
-            lines.append({"images": [[image_id, *row] for image_id, row in self._images.items()]})
+            ids = list(self._numbers)
+            lines.extend(self._describe_images(ids[at : at + 1000]) for at in range(0, len(ids), 1000))
             lines.extend({"closed": first} for first in self._shard_starts)
             write_atomically(self._journal, b"".join(encode_entry(entry) for entry in lines))
             (self.path / MANIFEST).unlink()
@@ -257,26 +272,28 @@ class StoreWriter:
     def _recover(self) -> None:
         """Read the journal back and cut off what was written after the last commit."""
         entries = recover_journal(self._journal)
-        if not entries or "store" not in entries[0]:
+        first = next(entries, {})
+        if "store" not in first:
             raise StoreError(
                 f"{self._journal} does not begin with the store's description: the folder cannot be resumed. "
                 "Delete it and start again."
             )
-        self._check_header(entries[0]["store"])
-        for entry in entries[1:]:
+        self._check_header(first["store"])
+        for entry in entries:
             if "fields" in entry:
                 self._fields = {name: Field(**field) for name, field in entry["fields"].items()}
             elif "closed" in entry:
                 self._shard_starts.append(int(entry["closed"]))
             else:
-                self._images.update((image_id, Placement(*placement)) for image_id, *placement in entry["images"])
-        self._rows = sum(placement.regions for placement in self._images.values())
+                for image_id, *placement in entry["images"]:
+                    self._place(image_id, Placement(*placement))
+        self._rows = sum(self._table[1::4])
         # A shard may have been renamed just before the interruption, without an entry in the journal.
         renamed = self.path / shard_name(len(self._shard_starts))
         if self._fields is not None and renamed.exists():
-            first = int(read_header(renamed)[0]["__metadata__"]["first_row"])
-            self._append_journal({"closed": first})
-            self._shard_starts.append(first)
+            start = int(read_header(renamed)[0]["__metadata__"]["first_row"])
+            self._append_journal({"closed": start})
+            self._shard_starts.append(start)
         if self._shard_starts:
             last = self.path / shard_name(len(self._shard_starts) - 1)
             self._open_start = self._shard_starts[-1] + len(read_tensors(last)["boxes"])
@@ -290,10 +307,12 @@ class StoreWriter:
             if key == "settings":
                 self._check_settings(stored.get(key) or {}, expected)
                 self._header[key] = stored.get(key)
+            elif key == "fingerprint" and name_today(str(stored.get(key))) == name_today(str(expected)):
+                self._header[key] = stored.get(key)
             elif stored.get(key) != expected:
                 raise StoreError(
                     f"region store {self.path} cannot be resumed: its {key.replace('_', ' ')} is "
-                    f"{_shorten(stored.get(key))}, this run's is {_shorten(expected)}. "
+                    f"{shorten(stored.get(key))}, this run's is {shorten(expected)}. "
                     "Use the detector and settings it was begun with, or another folder."
                 )
 
@@ -302,9 +321,19 @@ class StoreWriter:
             if stored.get(name) != expected.get(name):
                 raise StoreError(
                     f"region store {self.path} cannot be resumed: it was made with {name} "
-                    f"{_shorten(stored.get(name))}, this run has {_shorten(expected.get(name))}. "
+                    f"{shorten(stored.get(name))}, this run has {shorten(expected.get(name))}. "
                     "Use the settings it was begun with, or another folder."
                 )
+
+    def _place(self, image_id: str, placement: Placement) -> None:
+        self._numbers[image_id] = len(self._numbers)
+        self._table.extend(placement)
+
+    def _describe_images(self, image_ids: Sequence[str]) -> dict[str, Any]:
+        """Entry of the journal for some images."""
+        numbers = (self._numbers[image_id] for image_id in image_ids)
+        placements = (self._table[4 * number : 4 * number + 4] for number in numbers)
+        return {"images": [[image_id, *placed] for image_id, placed in zip(image_ids, placements, strict=True)]}
 
     def _truncate_parts(self) -> None:
         """Cut the parts of the growing shard back to the committed rows."""
@@ -391,60 +420,7 @@ class StoreWriter:
             os.fsync(file.fileno())
 
 
-def subset(store: NativeStore, image_ids: Iterable[str], path: str | Path) -> NativeStore:
-    """A new store with some images of another, under the same ids.
-
-    Raises:
-        StoreError: an image is missing, or `path` already holds a store.
-    """
-    with _begin_copy(store, path) as writer:
-        for image_id in sorted({store.resolve(image_id) for image_id in image_ids}):
-            writer.add(image_id, store[image_id])
-    return NativeStore.open(path)
-
-
-def merge(stores: Sequence[NativeStore], path: str | Path) -> NativeStore:
-    """A new store with the images of several.
-
-    Raises:
-        StoreError: no store, stores of different features, an image in two of them, or `path` already holds a store.
-    """
-    if not stores:
-        raise StoreError("nothing to merge: give at least one region store.")
-    for other in stores[1:]:
-        for key in ("fingerprint", "feature_size", "dtype", "class_names", "attribute_names", "fields"):
-            if other.manifest[key] != stores[0].manifest[key]:
-                raise StoreError(
-                    f"stores {stores[0].path} and {other.path} cannot be merged: {key.replace('_', ' ')} "
-                    f"{_shorten(stores[0].manifest[key])} and {_shorten(other.manifest[key])} differ. "
-                    "Extract both with the same detector and settings."
-                )
-        if (first := stores[0].settings.get("precision")) != (second := other.settings.get("precision")):
-            raise StoreError(
-                f"stores {stores[0].path} and {other.path} cannot be merged: their features were computed in {first} "
-                f"and {second}. Extract both with the same --precision."
-            )
-    with _begin_copy(stores[0], path) as writer:
-        for store in stores:
-            for image_id in store.ids:
-                writer.add(image_id, store[image_id])
-    return NativeStore.open(path)
-
-
-def _begin_copy(store: NativeStore, path: str | Path) -> StoreWriter:
-    """Writer of a new store for features like those of another."""
-    return StoreWriter(
-        path,
-        feature_size=store.feature_size,
-        fingerprint=store.fingerprint,
-        class_names=store.class_names,
-        attribute_names=store.attribute_names,
-        dtype=store.manifest["dtype"],
-        settings=store.settings,
-    )
-
-
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value as messages show it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

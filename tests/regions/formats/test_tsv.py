@@ -84,7 +84,7 @@ def test_dirty_files_are_converted(tmp_path: Path) -> None:
     found = convert_regions(
         [RegionTsv(one), RegionTsv(two)], tmp_path / "store", progress=lambda done, total: shown.append((done, total))
     )
-    assert found == ConversionReport(images=4, regions=4, existing=0, repeated=2)
+    assert found == ConversionReport(images=4, regions=4, existing=0, repeated=2, clipped=1)
     size = one.stat().st_size + two.stat().st_size
     assert shown[-1] == (size, size)
     assert shown == sorted(shown)

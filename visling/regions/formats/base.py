@@ -8,16 +8,20 @@ Letters  R regions of an image, F feature width.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.errors import BoxError, DataError
+from visling.errors import BoxError, DataError, VislingError
+from visling.feature_kinds import KINDS
+from visling.regions.formats.kinds import recognise_kind
 from visling.regions.writer import StoreWriter
 from visling.types import RegionArray
 
@@ -31,6 +35,8 @@ _HIGHEST_LABEL = int(np.iinfo(np.int16).max)
 """A store keeps labels in 16 bits."""
 _COMMIT_EVERY = 256
 """Images between two commits: the most that an interruption costs."""
+_SAMPLE = 16
+"""Images at the front of a file whose numbers of regions tell the kind of its features."""
 
 
 class ImageRegions(NamedTuple):
@@ -79,6 +85,9 @@ class RegionReader(ABC):
     """False where the layout holds no boxes: every region is the whole image."""
     has_sizes: bool = True
     """False where the layout holds no size of the images."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the way from the file to the store: what was computed because the layout lacks it,
+    or left out."""
     box_hint: str = "Does the file have another layout?"
     """Ends the message about a box that lies outside its image."""
 
@@ -87,8 +96,14 @@ class RegionReader(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the detector: the layout's name, unless the file says more."""
-        return self.layout
+        """Identity of the detector: the kind of the features where the layout, their width and the numbers of regions
+        at the front of the file tell it, else the layout's name."""
+        counts: list[int] = []
+        # A damaged entry is met again, and named, when the file is converted.
+        with contextlib.suppress(VislingError):
+            for image in itertools.islice(self.images(), _SAMPLE):
+                counts.append(0 if image.regions is None else len(image.regions))
+        return recognise_kind(self.layout, self.feature_size, [count for count in counts if count]) or self.layout
 
     @abstractmethod
     def images(self, skip: Container[str] = ()) -> Iterator[ImageRegions]:
@@ -113,6 +128,8 @@ class ConversionReport:
     """Images that the store already held."""
     repeated: int
     """Entries left out because their image had come before; the first entry of an image counts."""
+    clipped: int = 0
+    """Boxes that left their image, by up to a pixel, and were cut to it."""
 
 
 def find_file(path: str | Path) -> Path:
@@ -151,7 +168,7 @@ def convert_regions(
 
     Args:
         files: opened by `formats.open_reader`, or readers of your own.
-        fingerprint: identity of the detector, if the files do not say it; their own if left out.
+        fingerprint: identity of the detector; what the files tell of it if left out.
         class_names: names of the classes; those in the files if left out.
         resume: continue an interrupted conversion, or add images to a store.
         progress: called with how much has been read so far and in all, in the unit of the first file.
@@ -163,51 +180,60 @@ def convert_regions(
     if not files:
         raise DataError("no file of region features was given to convert.")
     first = files[0]
-    for other in files[1:]:
-        _check_same_kind(first, other)
+    fingerprints = [file.fingerprint if fingerprint is None else fingerprint for file in files]
+    for file, found in zip(files[1:], fingerprints[1:], strict=True):
+        _check_same_kind(first, fingerprints[0], file, found)
     names = {
         "classes": tuple(class_names) or first.class_names,
         "attributes": tuple(attribute_names) or first.attribute_names,
     }
+    lacking = {"has_boxes": first.has_boxes, "has_sizes": first.has_sizes}
+    settings: dict[str, Any] = {"layout": first.layout, **{name: False for name, has in lacking.items() if not has}}
+    if fingerprints[0] in KINDS:
+        settings["features"] = fingerprints[0]
     total, finished = sum(file.total for file in files), 0
-    seen: set[str] = set()
-    regions = existing = repeated = 0
+    regions = existing = repeated = clipped = 0
     with StoreWriter(
         store,
         feature_size=first.feature_size,
-        fingerprint=first.fingerprint if fingerprint is None else fingerprint,
+        fingerprint=fingerprints[0],
         class_names=names["classes"],
         attribute_names=names["attributes"],
         dtype=dtype,
-        settings={"layout": first.layout},
+        settings=settings,
+        may_differ=("features",),  # which earlier versions did not write
         resume=resume,
     ) as writer:
         before = len(writer)
+        found_again = bytearray(before)  # which of the images that the store held have come
         for file in files:
             for image in file.images(skip=writer):
-                if image.image_id in seen:
-                    repeated += 1
-                elif image.regions is None:
-                    existing += 1
-                else:
-                    writer.add(image.image_id, _check_regions(file, image, image.regions, names))
-                    regions += len(image.regions)
+                number = writer.number(image.image_id)
+                if number is None:
+                    assert image.regions is not None, "a reader skips only what it is asked to skip"
+                    checked, cut = _check_regions(file, image, image.regions, names)
+                    writer.add(image.image_id, checked)
+                    regions, clipped = regions + len(checked), clipped + cut
                     if (len(writer) - before) % _COMMIT_EVERY == 0:
                         writer.commit()
-                seen.add(image.image_id)
+                elif number < before and not found_again[number]:
+                    existing += 1
+                    found_again[number] = True
+                else:
+                    repeated += 1
                 if progress is not None:
                     progress(finished + image.position, total)
             finished += file.total
         images = len(writer) - before
-    return ConversionReport(images=images, regions=regions, existing=existing, repeated=repeated)
+    return ConversionReport(images=images, regions=regions, existing=existing, repeated=repeated, clipped=clipped)
 
 
-def _check_same_kind(first: RegionReader, other: RegionReader) -> None:
+def _check_same_kind(first: RegionReader, fingerprint: str, other: RegionReader, found: str) -> None:
     """Refuse a file whose features do not belong into one store with those of the first."""
     for what, here, there in (
         ("the layout", first.layout, other.layout),
         ("features of width", first.feature_size, other.feature_size),
-        ("the fingerprint", first.fingerprint, other.fingerprint),
+        ("the fingerprint", fingerprint, found),
         ("the class names", first.class_names, other.class_names),
         ("the attribute names", first.attribute_names, other.attribute_names),
     ):
@@ -220,8 +246,9 @@ def _check_same_kind(first: RegionReader, other: RegionReader) -> None:
 
 def _check_regions(
     file: RegionReader, image: ImageRegions, regions: RegionArray, names: Mapping[str, Sequence[str]]
-) -> RegionArray:
-    """The regions of one image with their boxes clipped to it, after checks of boxes and labels."""
+) -> tuple[RegionArray, int]:
+    """The regions of one image with their boxes clipped to it, after checks of boxes and labels; and how many boxes
+    were clipped."""
     for field, lowest in _LOWEST_LABELS.items():
         labels = getattr(regions, field)
         if labels is None or not labels.size:
@@ -236,10 +263,11 @@ def _check_regions(
                 f"{file.path}: image {image.image_id!r} has {field} up to {high}, but there are only "
                 f"{len(names[field])} names. Give the list that belongs to the file."
             )
-    return replace(regions, boxes=_clip_boxes(file, image, regions))
+    boxes, clipped = _clip_boxes(file, image, regions)
+    return replace(regions, boxes=boxes), clipped
 
 
-def _clip_boxes(file: RegionReader, image: ImageRegions, regions: RegionArray) -> NDArray[np.float32]:
+def _clip_boxes(file: RegionReader, image: ImageRegions, regions: RegionArray) -> tuple[NDArray[np.float32], int]:
     width, height = regions.size
     limits = np.array([width, height, width, height], np.float32)
     outside = np.maximum(regions.boxes - limits, -regions.boxes)
@@ -248,5 +276,5 @@ def _clip_boxes(file: RegionReader, image: ImageRegions, regions: RegionArray) -
             f"{file.path}, {image.where}: a box of image {image.image_id!r} leaves the image of {width} x {height} by "
             f"{outside.max():.1f} pixels. {file.box_hint}"
         )
-    clipped: NDArray[np.float32] = np.clip(regions.boxes, 0, limits)
-    return clipped
+    clipped = int((outside > 0).any(1).sum())
+    return np.clip(regions.boxes, 0, limits) if clipped else regions.boxes, clipped

@@ -1,0 +1,54 @@
+"""Which kinds of features were released in which layout: the layout alone does not tell fixed from adaptive numbers of
+regions, or two detectors.
+
+Sources  The releases' pages of data, which `visling.feature_kinds` names detector by detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from visling.feature_kinds import KINDS
+
+
+class _Released(NamedTuple):
+    """A kind of features that files of a layout hold, and the numbers of regions that tell it from others."""
+
+    kind: str
+    fewest: int
+    """Regions of an image that has any."""
+    most: int
+
+
+_FIXED = _Released("bottom-up-36", 36, 36)
+_ADAPTIVE = _Released("bottom-up-10-100", 10, 100)
+_PORT = _Released("vg-frcnn-36", 36, 36)
+
+_RELEASED: Mapping[str, tuple[_Released, ...]] = {
+    "bottom-up-attention": (_FIXED, _ADAPTIVE),
+    "vilbert-tsv": (_ADAPTIVE,),
+    "lxmert-obj36": (_FIXED,),
+    "volta-tsv": (_PORT,),
+    "volta-hdf5": (_PORT,),
+    "vlbert-json": (_FIXED, _ADAPTIVE),
+    "vlbert-cc-json": (_ADAPTIVE,),
+    "updn-hdf5": (_FIXED,),
+    "ban-hdf5": (_ADAPTIVE,),
+    "unsupervised-visualbert-hdf5": (_FIXED,),
+}
+"""Layout -> the kinds that were released in it, most particular first."""
+
+
+def recognise_kind(layout: str, width: int, counts: Sequence[int]) -> str | None:
+    """The kind of features that was released in a layout with this width and these numbers of regions; None if none
+    was.
+
+    Args:
+        counts: regions of some images that have any.
+    """
+    for released in _RELEASED.get(layout, ()):
+        fits = counts and released.fewest <= min(counts) and max(counts) <= released.most
+        if fits and KINDS[released.kind].width == width:
+            return released.kind
+    return None
