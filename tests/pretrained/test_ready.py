@@ -268,6 +268,9 @@ def test_the_whole_way_at_full_size(
         else torch.randn(shape, generator=generator) * 0.02
         for name, shape in shapes.items()
     }
+    sides = torch.tensor([(64 * 2**size, ratio) for size in range(4) for ratio in (0.5, 1.0, 2.0)])
+    half = torch.stack([sides[:, 0] / sides[:, 1].sqrt(), sides[:, 0] * sides[:, 1].sqrt()], dim=1) / 2
+    detector["proposal_generator.anchor_generator.cell_anchors.0"] = torch.cat([-half, half], dim=1)
     torch.save(detector, folder / "pytorch_model.bin")
     settings = {"roi_heads": {"num_classes": 1600}, "roi_box_head": {"attr": True, "num_attrs": 400}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
