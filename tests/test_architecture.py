@@ -73,8 +73,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tables", "listing",
     ),
     "runs": (
-        "configure", "inputs", "spelling", "setup", "own_files", "own_regions", "pictures", "detection_data", "detect",
-        "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask",
+        "configure", "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
+        "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate",
+        "finetune", "multitask",
         "count_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip

@@ -9,9 +9,9 @@ _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", "
 
 
 def canonical(image_id: str | int) -> str:
-    """The spelling that all aliases of an id share: the number after the last underscore without leading zeros, else
-    the id itself."""
-    text = str(image_id)
+    """The spelling that all aliases of an id share, which leaves out folders: the number after the last underscore
+    without leading zeros, else the whole name."""
+    text = str(image_id).rpartition("/")[2]
     tail = text.rpartition("_")[2]
     return str(int(tail)) if tail.isascii() and tail.isdigit() else text
 

@@ -196,7 +196,7 @@ def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path)
 
 def _list_images(places: Sequence[str]) -> list[str]:
     """Image files as they were named, and those below folders."""
-    from visling.vision.extract import find_images
+    from visling.vision.image_files import find_images
 
     return [
         image for place in places for image in (map(str, find_images(Path(place))) if Path(place).is_dir() else [place])

@@ -58,7 +58,7 @@ def format_rows(rows: Mapping[str, str], width: int | None) -> list[str]:
 
 
 def show_with_unreadable(
-    values: dict[str, Any], unreadable: Sequence[tuple[Path, str]], json_: bool, title: str = ""
+    values: dict[str, Any], unreadable: Sequence[tuple[object, str]], json_: bool, title: str = ""
 ) -> None:
     """`show`, with the number of unreadable images; each is named on stderr, and in the JSON object."""
     values = {**values, "unreadable": len(unreadable)}
@@ -180,12 +180,12 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def claim_store(out: Path, resume: bool) -> None:
     """Refuse a folder that is taken or cannot be created, before regions are written into it."""
-    from visling.regions.files import JOURNAL, MANIFEST
+    from visling.regions.files import JOURNAL, MANIFEST, PARTS
 
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
     held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
-    is_store = MANIFEST in held or JOURNAL in held
+    is_store = not {MANIFEST, JOURNAL, PARTS}.isdisjoint(held)
     if held and not (resume and is_store):
         resuming = "add to it with --resume, " if is_store else ""
         raise RunError(

@@ -25,6 +25,9 @@ FORMAT = "visling regions"
 MANIFEST, JOURNAL, INDEX = "manifest.json", "journal.jsonl", "index.safetensors"
 """File names: a finished store has a manifest, an unfinished one a journal."""
 
+PARTS = "parts"
+"""Folder of the stores that several processes write, until they are joined."""
+
 BOXES = "pixel corners x1 y1 x2 y2 of the original image"
 """What a manifest says about the boxes."""
 
@@ -82,7 +85,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     if not file.is_file():
-        if (path / JOURNAL).exists():
+        if (path / JOURNAL).exists() or (path / PARTS).is_dir():
             raise StoreError(
                 f"region store {path} is unfinished: writing it was interrupted. "
                 "Run the same command again with --resume."
@@ -125,6 +128,27 @@ def recover_journal(file: Path) -> Iterator[dict[str, Any]]:
                 raise StoreError(
                     f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
                 ) from error
+
+
+def committed_ids(path: Path) -> frozenset[str]:
+    """Ids of the images in a folder's store, finished or not; none without a store. Nothing is changed.
+
+    Raises:
+        StoreError: the store is damaged.
+    """
+    if (path / MANIFEST).is_file():
+        joined = read_tensors(path / read_manifest(path)["index"]["file"])["ids"].tobytes().decode("utf-8")
+        return frozenset(joined.split("\n")) if joined else frozenset()
+    if not (path / JOURNAL).is_file():
+        return frozenset()
+    content = (path / JOURNAL).read_bytes()
+    try:
+        entries = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    except json.JSONDecodeError as error:
+        raise StoreError(
+            f"{path / JOURNAL} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
+        ) from error
+    return frozenset(image_id for entry in entries for image_id, *_ in entry.get("images", ()))
 
 
 def encode_entry(entry: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.regions.store import NativeStore
 from visling.tasks.base import list_images
 from visling.types import Record
-from visling.vision.extract import find_images
+from visling.vision.image_files import find_images
 from visling.vision.pictures import PictureFiles
 
 

@@ -17,6 +17,9 @@ from visling import boxes as box_ops
 _CHUNK_NUMBERS = 2**24
 """Most numbers in one intermediate tensor (64 MiB in float32)."""
 
+_CACHED_NUMBERS = 2**18
+"""Numbers of an intermediate tensor that stays in the processor's cache (1 MiB in float32)."""
+
 _OUTSIDE = -4.0
 """Coordinate outside grid_sample's unit square, where every map reads zero."""
 
@@ -141,7 +144,7 @@ def roi_pool(features: Tensor, boxes: Tensor, image: Tensor, *, output_size: int
             windows = _window_maxima(strips, columns, dim=2)
             flat = windows.flatten(0, 2)
             fitting = ((tall == rows) & (broad == columns)).nonzero()[:, 0]
-            for at in torch.split(fitting, max(1, _CHUNK_NUMBERS // channels)):
+            for at in torch.split(fitting, max(1, _CACHED_NUMBERS // channels)):
                 first = image[at] * windows.shape[1]
                 corner = [
                     flat[(first + y) * windows.shape[2] + x]

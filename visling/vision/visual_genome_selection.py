@@ -56,8 +56,27 @@ def select_by_class(
         peteanderson80/bottom-up-attention, tools/generate_tsv.py.
     """
     over = box_ops.iou(boxes, boxes, inclusive=True) > threshold
-    confidence = torch.where(ops.suppress_by_score(over, probs.T), probs.T, 0.0).amax(0)
+    # Classes whose probabilities are all below those of enough regions rarely decide anything: they are left out first.
+    likely = probs.amax(1).sort(descending=True).values[: 2 * least]
+    floor = min(min_confidence, float(likely[-1])) if len(likely) else min_confidence
+    confidence = _survive_by_class(over, probs, floor)
+    if int((confidence > 0).sum()) < least:
+        confidence = _survive_by_class(over, probs, 0.0)
     sure = (confidence >= min_confidence).nonzero()[:, 0]
     if least <= len(sure) <= most:
         return sure
     return confidence.argsort(descending=True, stable=True)[: least if len(sure) < least else most]
+
+
+def _survive_by_class(over: Tensor, probs: Tensor, floor: float) -> Tensor:
+    """(R,) largest probability with which each proposal survives in any class; 0 where it is below the floor.
+
+    Args:
+        over: (R, R) bool: pairs of which one must go.
+        probs: (R, C).
+    """
+    scores = probs.T[(probs >= floor).any(0)]
+    confidence = probs.new_zeros(len(probs))
+    if len(scores):
+        confidence = torch.where(ops.suppress_by_score(over, scores), scores, 0.0).amax(0)
+    return torch.where(confidence >= floor, confidence, 0.0)
