@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from fixtures.file_server import FileServer
 from fixtures.published import Published, add_repository, publish
 from PIL import Image
 
@@ -209,6 +212,19 @@ def test_a_repository_with_damaged_weights_leaves_nothing(published: Published, 
     refused(ask(call), "pytorch_model.bin", "truncated")
     assert made(published) == {"detectors/vg-frcnn"}
     assert not any(path.name.endswith(".part") for path in published.home.rglob("*"))
+
+
+def test_a_hub_that_answers_with_a_page_is_named(file_server: FileServer, tmp_path: Path) -> None:
+    page = "/api/models/unc-nlp/lxmert-vqa-uncased/revision/main"
+    file_server.files[page], file_server.types[page] = b"<!DOCTYPE html><html>Maintenance</html>", "text/html"
+    environment = os.environ | {"HF_ENDPOINT": file_server.address, "HF_HOME": str(tmp_path / "hf")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "visling", "fetch", "lxmert-vqa-uncased"],
+        env=environment | {"VISLING_HOME": str(tmp_path / "home")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended
+    assert "the hub answered with a page that is not for programs" in ended.stderr
+    assert [path for path, _ in file_server.asked] == [page]
 
 
 def test_fetch_brings_all_parts_of_a_name(published: Published, call: Callable[..., Ended], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,7 +118,7 @@ def _show_overview() -> None:
     )
     _show_group(
         "Weights: visling convert NAME --to MODEL",
-        (
+        _join_epochs(
             (entry.name, f"{entry.family}; {_name_features(entry)}; {_locate(entry)}")
             for entry in catalog.RELEASED_FILES
         ),
@@ -142,6 +143,16 @@ def _show_overview() -> None:
         ),
     )
     print("`visling catalog NAME` shows the address, licence, size and notes of an entry.")
+
+
+def _join_epochs(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Rows in which files that differ in their epoch alone share one."""
+    joined: dict[tuple[str, str], list[str]] = {}
+    for name, text in rows:
+        joined.setdefault((re.sub(r"(?<=Epoch)\d+", "", name), text), []).append(name)
+    return [
+        (names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}", text) for (_, text), names in joined.items()
+    ]
 
 
 def _show_group(title: str, rows: Iterable[tuple[str, str]]) -> None:
