@@ -224,7 +224,7 @@ def test_a_hub_that_answers_with_a_page_is_named(file_server: FileServer, tmp_pa
     )  # fmt: skip
     assert ended.returncode == 2, ended
     assert "the hub answered with a page that is not for programs" in ended.stderr
-    assert [path for path, _ in file_server.asked] == [page]
+    assert page in [path for path, _ in file_server.asked]
 
 
 def test_fetch_brings_all_parts_of_a_name(published: Published, call: Callable[..., Ended], tmp_path: Path) -> None:
