@@ -43,6 +43,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/store.py --out benchmarks/results
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results
+	$(BIN)/python benchmarks/extraction.py --out benchmarks/results
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -59,5 +60,5 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing visling with its development tools into $(VENV) (once; about three minutes) ..."
-	$(INSTALL) -e '.[dev,hf,log,wandb]'
+	$(INSTALL) -e '.[dev,formats,hf,log,wandb]'
 	@touch $@

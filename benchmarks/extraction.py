@@ -281,9 +281,8 @@ def make_torchvision(watch: Stopwatch, content: Mapping[str, Any]) -> dict[str, 
 
         def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
             """(N, 5) image and corners."""
-            return watch.wrap(ops.roi_pool)(
-                features, boxes[:, 1:], boxes[:, 0].long(), output_size=self.output_size, scale=self.scale
-            )
+            pool: Callable[..., Tensor] = watch.wrap(ops.roi_pool)
+            return pool(features, boxes[:, 1:], boxes[:, 0].long(), output_size=self.output_size, scale=self.scale)
 
     add_module("torchvision.ops", {"RoIPool": RoIPool})
     add_module("torchvision.ops.boxes", {"nms": watch.wrap(nms), "batched_nms": watch.wrap(batched_nms)})

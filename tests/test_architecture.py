@@ -103,6 +103,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "rich": ("cli/", "train/log.py", "runs/"),
     "typer": ("cli/",),
     "lmdb": ("regions/formats/lmdb.py",),
+    "msgpack": ("regions/formats/tensorpack.py",),
     "h5py": ("regions/formats/hdf5.py",),
     "yaml": ("vision/",),
     "matplotlib": ("analysis/plots.py",),

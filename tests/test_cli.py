@@ -651,10 +651,9 @@ def test_evaluate_says_what_it_cut(call: Call, world: Any, tmp_path: Path) -> No
 
 def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
     store = NativeStore.open(world.regions)
-    found = call("regions", "inspect", world.regions, "--image", world.picture(), "--check", "--json").json()
+    found = call("regions", "inspect", world.regions, "--image", world.picture(), "--json").json()
     assert found["images"] == len(store)
     assert found["fingerprint"] == store.fingerprint
-    assert found["digests"] == "all match"
     assert (found["classes"], found["attributes"]) == (len(store.class_names), len(store.attribute_names))
     assert found["drawing"] == f"{world.picture().stem}-regions.png"
     with Image.open(found["drawing"]) as drawing, Image.open(world.picture()) as picture:
@@ -664,12 +663,35 @@ def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
 
 def test_check_finds_a_flipped_bit(call: Call, world: Any, tmp_path: Path) -> None:
     store = shutil.copytree(world.regions, tmp_path / "regions")
+    sound = call("regions", "check", store)
+    assert (sound.status, re.findall("problems +([0-9]+)", sound.out)) == (0, ["0"])
     (shard,) = store.glob("shard-*.safetensors")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(bytes(content))
     assert call("regions", "inspect", store).status == 0
-    refused(call("regions", "inspect", store, "--check"), "is damaged", shard.name)
+    damaged = call("regions", "check", store)
+    assert damaged.status == 1
+    assert f"{shard.name} is damaged" in damaged.out
+    listed = call("regions", "check", store, "--json")
+    assert (listed.status, listed.json()["found"][0]["kind"]) == (1, "digest")
+
+
+def test_stores_are_cut_and_joined(call: Call, world: Any) -> None:
+    ids = NativeStore.open(world.regions).ids
+    Path("half.txt").write_text("\n".join(ids[: len(ids) // 2]))
+    take = ("regions", "subset", world.regions, "--json")
+    assert call(*take, "--images", "half.txt", "--out", "half").json()["images"] == len(ids) // 2
+    assert call(*take, "--images", ids[-1], "--images", ids[-2], "--out", "two").json()["images"] == 2
+    joined = call("regions", "merge", "half", "two", "--out", "joined", "--json").json()
+    assert joined["images"] == len(ids) // 2 + 2
+    assert NativeStore.open("joined").ids == [*ids[: len(ids) // 2], *ids[-2:]]
+    refused(call(*take, "--images", "gone.txt", "--out", "new"), "gone.txt is neither an image of", "nor a file")
+    Path("other.txt").write_text(f"{ids[0]}\nnobody\n")
+    refused(call(*take, "--images", "other.txt", "--out", "new"), "1 of 2 images are not in", "nobody")
+    refused(call("regions", "merge", "half", world.regions, "--out", "new"), f"image {ids[0]!r} is in half and")
+    refused(call("regions", "merge", "half", "two", "--out", "joined"), "joined is not empty", "--resume")
+    assert not Path("new").is_dir() or not list(Path("new").iterdir())
 
 
 def test_extraction_resumes_and_adds(call: Call, world: Any) -> None:
@@ -710,7 +732,14 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     Path("objects.txt").write_text("".join(f"thing {number},object\n" for number in range(1600)))
     asked = ("regions", "convert", file, "--out", "regions", "--json")
     found = call(*asked, "--classes", "objects.txt", "--dtype", "float32").json()
-    assert found == {"images": 3, "regions": 11, "found already": 0, "repeated entries": 0}
+    assert (found["images"], found["regions"], found["found already"], found["repeated entries"]) == (3, 11, 0, 0)
+    assert (found["layout"], found["feature width"], found["boxes"], found["image sizes"]) == (
+        "lxmert-obj36", 8, True, True
+    )  # fmt: skip
+    assert (found["fields"], found["missing"]) == (
+        ["features", "boxes", "classes", "class_confidence", "attributes", "attribute_confidence"],
+        ["probs"],
+    )
     store = NativeStore.open(Path("regions"))
     assert (store.fingerprint, store.class_names[1599], store.fields["features"].dtype) == (
         "lxmert-obj36",
@@ -1252,6 +1281,7 @@ def test_help_lists_the_commands_in_groups(call: Call) -> None:
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "demo", "scenes", "detect train", "detect eval", "regions extract", "regions convert", "regions inspect",
+        "regions merge", "regions subset", "regions check",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
         "verify", "catalog", "fetch", "compare",

@@ -91,6 +91,7 @@ QUICK = (
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/regions.md",
+    "docs/extracting.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 

@@ -164,7 +164,7 @@ def test_damaged_exif_does_not_spoil_a_picture(tmp_path: Path, exif: bytes) -> N
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tif"])
 def test_of_several_frames_or_pages_the_first_is_taken(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
-    how = {"lossless": True} if kind == "webp" else {}
+    how: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
     frames[0].save(tmp_path / f"many.{kind}", save_all=True, append_images=frames[1:], **how)
     frames[0].save(tmp_path / f"one.{kind}", **how)
     many, one = (decode_image(tmp_path / f"{name}.{kind}") for name in ("many", "one"))

@@ -147,13 +147,20 @@ def progress_bar(title: str, *, at_once: bool = True) -> Iterator[Callable[[int,
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None, visible=at_once)
-        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+        task = progress.add_task(title, total=None, visible=at_once, rate="")
+
+        def step(done: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            rate = "" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f}/s"
+            progress.update(task, completed=done, total=total, visible=True, rate=rate)
+
+        yield step
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ class NativeStore:
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Where the regions of every image lie, in the order of the rows."""
-        for number in np.argsort(self._starts, kind="stable").tolist():
+        for number in np.lexsort((self._counts, self._starts)).tolist():  # an image without regions takes no row
             width, height = self._sizes[number].tolist()
             yield self.ids[number], Placement(int(self._starts[number]), int(self._counts[number]), width, height)
 
@@ -145,8 +145,9 @@ class NativeStore:
         Args:
             image_ids: exact ids; None = all.
         """
-        numbers = np.arange(len(self)) if image_ids is None else np.array([self._position[name] for name in image_ids])
-        numbers = numbers[np.argsort(self._starts[numbers], kind="stable")].astype(np.int64)
+        chosen = range(len(self)) if image_ids is None else [self._position[name] for name in image_ids]
+        numbers = np.array(chosen, np.int64)
+        numbers = numbers[np.lexsort((self._counts[numbers], self._starts[numbers]))]
         starts, counts = self._starts[numbers], self._counts[numbers]
         shards = np.searchsorted(self._first_rows, starts, side="right") - 1
         most = max(_SCAN_BYTES // sum(field.row_bytes for field in self.fields.values()), 1)

@@ -30,7 +30,7 @@ def test_text_is_recognised_by_its_tabs_whatever_its_name(tmp_path: Path, name: 
 def test_every_format_of_the_table_has_a_reader() -> None:
     for known in formats.FORMATS:
         assert issubclass(formats._import_reader(known.module), formats.RegionReader)
-    assert formats.layouts() == ["bottom-up-attention", "lxmert-obj36"]
+    assert len(set(formats.layouts())) == len(formats.layouts()), "two formats have a layout of one name"
 
 
 def test_a_file_is_read_as_the_layout_that_is_named(tmp_path: Path) -> None:
@@ -64,9 +64,7 @@ def test_a_reader_of_ones_own_is_named_by_its_module(tmp_path: Path, monkeypatch
         (b"", "an empty file"),
         (b"{}\nabc", r"text that begins with '\{\}\\nabc'"),
         ("é".encode() * 3000, "text that begins with 'é"),
-        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"\x1f\x8b\x08", "a gzip archive"),
-        (b"\x93NUMPY\x01", "a NumPy array"),
         (b"\x80\x02}q\xff\x00\x01\x02", "binary data that begins with 80 02 7d 71 ff 00 01 02"),
     ],
 )
@@ -74,7 +72,7 @@ def test_an_unknown_file_is_described(tmp_path: Path, content: bytes, what: str)
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(DataError, match=rf"x is not a known file of region features: it is {what}") as caught:
         open_reader(tmp_path / "x")
-    assert "bottom-up-attention, lxmert-obj36 (tab-separated text, one image per line)" in str(caught.value)
+    assert "lxmert-obj36, volta-tsv (tab-separated text, one image per line)" in str(caught.value)
     assert "--layout" in str(caught.value)
 
 
@@ -82,8 +80,8 @@ def test_unknown_folders_archives_and_missing_files_are_described(tmp_path: Path
     with pytest.raises(DataError, match="it is an empty folder"):
         open_reader(tmp_path)
     for name in "dcba":
-        (tmp_path / f"{name}.npy").touch()
-    with pytest.raises(DataError, match=r"it is a folder with a\.npy, b\.npy, c\.npy, \.\.\."):
+        (tmp_path / f"{name}.dat").touch()
+    with pytest.raises(DataError, match=r"it is a folder with a\.dat, b\.dat, c\.dat, \.\.\."):
         open_reader(tmp_path)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("x.tsv", BUTD)
