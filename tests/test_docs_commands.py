@@ -34,11 +34,13 @@ DOWNLOADS = {
         "ctrl_visualbert.bin",
         "vl-bert-base-prec.model", "vl-bert-base-e2e.model", "vqa_best.model", "refcoco_best.model", "vcr_best.model",
         "pytorch_model_9.bin", "pytorch_model_19.bin", "pretrained_model.bin", "multi_task_model.bin",
-        "pytorch_ckpt_latest.tar", "BEST.pth", "bert-base-uncased.bin",
+        "pytorch_ckpt_latest.tar", "BEST.pth", "bert-base-uncased.bin", "bua-caffe-frcn-r101-k10-100.pth",
     ),
-    "a model on the hub": ("uclanlp/visualbert-vqa-coco-pre", "unc-nlp/lxmert-vqa-uncased"),
+    "a model on the hub": (
+        "uclanlp/visualbert-vqa-coco-pre", "unc-nlp/lxmert-vqa-uncased", "unc-nlp/frcnn-vg-finetuned",
+    ),
     "what a name of the catalogue stands for (tests/pretrained/test_ready.py has files of the true names)": (
-        "lxmert-vqa", "lxmert-train2014-features", "downloads", "unc-nlp/frcnn-vg-finetuned",
+        "lxmert-vqa", "lxmert-train2014-features", "downloads",
     ),
     "released features (tests/regions/formats reads samples of them)": (
         "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv",

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from visling.errors import CheckpointError, ConfigError
+from visling.regions.store import NativeStore
+from visling.regions.writer import StoreWriter
 from visling.vision.detectors import load_detector
+from visling.vision.extract import extract
 from visling.vision.visual_genome import VisualGenomeDetector
 from visling.vision.visual_genome_config import VisualGenomeConfig, original_settings
 
@@ -150,7 +154,7 @@ def test_distributions_end_with_the_background() -> None:
     assert found.probs is not None
     assert found.probs.shape[1] == len(CLASSES) + 1
     np.testing.assert_allclose(found.probs[:, -1], 1.0, atol=1e-6)
-    assert (found.class_confidence < 1e-6).all()
+    np.testing.assert_allclose(np.asarray(found.class_confidence), 0.0, atol=1e-6)
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
@@ -168,3 +172,36 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "other/model.safetensors").rename(file)
     with pytest.raises(CheckpointError, match="shape differs"):
         load_detector(tmp_path / "saved")
+
+
+def test_a_folder_of_pictures_becomes_a_store(tmp_path: Path) -> None:
+    """Of different sizes, one of them damaged: extraction takes the detector as any other."""
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(pictures((40, 60), (60, 40), (40, 60))):
+        Image.fromarray(image).save(tmp_path / f"photos/photo_{number}.png")
+    (tmp_path / "photos/broken.png").write_bytes(b"no picture")
+    detector = build()
+    identity = detector.fingerprint
+    with StoreWriter(tmp_path / "store", feature_size=detector.feature_size, fingerprint=identity) as writer:
+        report = extract(tmp_path / "photos", detector, writer)
+    assert (report.done, len(report.unreadable)) == (3, 1)
+    store = NativeStore.open(tmp_path / "store")
+    assert store.fingerprint == identity
+    found = store["photo_1"]
+    (expected,) = detector.detect(pictures((40, 60), (60, 40))[1:])
+    assert found.size == (40, 60)
+    np.testing.assert_array_equal(found.classes, expected.classes)
+    np.testing.assert_array_equal(found.attributes, expected.attributes)
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_changes_features_little() -> None:
+    detector = build(boxes="proposals")
+    (image,) = pictures((50, 70))
+    boxes = [np.array([[0, 0, 70, 50], [10, 5, 40, 45]], np.float32)]
+    (whole,) = detector.regions_at([image], boxes)
+    (half,) = detector.regions_at([image], boxes, precision="bf16")
+    assert half.features.dtype == np.float32
+    assert 0 < np.abs(half.features - whole.features).max() < 0.05 * np.abs(whole.features).max()
+    (found,) = detector.detect([image], precision="bf16")
+    assert len(found) >= detector.config.min_regions

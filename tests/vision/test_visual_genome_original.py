@@ -47,10 +47,10 @@ def build(least: int, most: int, **changes: Any) -> VisualGenomeDetector:
         detector.config = own
         mean = features.mean(0)
         spread = float((features - mean).norm(dim=1).mean())
-        for layer in (detector.predict.classify, detector.predict.describe):
-            weight = torch.randn(len(layer.weight), len(mean)) * 1.5 / spread
-            layer.weight[:, : len(mean)] = weight
-            layer.bias.copy_(-weight @ mean)
+        for linear in (detector.predict.classify, detector.predict.describe):
+            weight = torch.randn(len(linear.weight), len(mean)) * 1.5 / spread
+            linear.weight[:, : len(mean)] = weight
+            linear.bias = nn.Parameter(-weight @ mean)
         nn.init.normal_(detector.predict.attribute.weight)
     return detector
 
@@ -164,6 +164,13 @@ def run_unit(unit: NormedConvolution, states: torch.Tensor) -> torch.Tensor:
     return (states - mean) / spread * weight + bias
 
 
+def run_blocks(stage: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    for block in stage.children():
+        assert isinstance(block, Bottleneck)
+        states = run_block(block, states)
+    return states
+
+
 def run_block(block: Bottleneck, states: torch.Tensor) -> torch.Tensor:
     carried = states if block.shortcut is None else run_unit(block.shortcut, states)
     for unit in (block.reduce, block.convolve):
@@ -197,8 +204,7 @@ def compose(detector: VisualGenomeDetector, image: NDArray[np.uint8]) -> dict[st
     states = run_unit(detector.stem, states).relu()
     states = functional.max_pool2d(states, 3, 2, 0, ceil_mode=True)
     for stage in detector.stages:
-        for block in stage:
-            states = run_block(block, states)
+        states = run_blocks(stage, states)
     hidden = detector.propose.hidden(states).relu()
     logits, shifts = (
         layer(hidden)[0].double().numpy() for layer in (detector.propose.objectness, detector.propose.shift)
@@ -206,8 +212,7 @@ def compose(detector: VisualGenomeDetector, image: NDArray[np.uint8]) -> dict[st
     size = blob.shape[1], blob.shape[0]
     rois = propose(logits, shifts, detector.base_anchors.double().numpy(), size, factor, config)
     regions = torch.from_numpy(np.stack([pool(states[0].numpy(), box, config.pool_size) for box in rois])).float()
-    for block in detector.head:
-        regions = run_block(block, regions)
+    regions = run_blocks(detector.head, regions)
     features = regions.mean((2, 3))
     classes = detector.predict.classify(features)
     embedded = detector.predict.class_embedding(classes.argmax(1))
@@ -220,8 +225,8 @@ def compose(detector: VisualGenomeDetector, image: NDArray[np.uint8]) -> dict[st
         "features": features.numpy()[chosen],
         "classes": probs[chosen, :-1].argmax(1),
         "class_confidence": probs[chosen, :-1].max(1),
-        "attributes": attributes[chosen, :-1].argmax(1),
-        "attribute_confidence": attributes[chosen, :-1].max(1),
+        "attributes": attributes[chosen, :-1].argmax(1)[:, None],
+        "attribute_confidence": attributes[chosen, :-1].max(1)[:, None],
         "probs": probs[chosen],
     }
 

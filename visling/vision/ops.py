@@ -138,9 +138,9 @@ def roi_pool(features: Tensor, boxes: Tensor, image: Tensor, *, output_size: int
     place, image = (region * output_size + down) * output_size + across, image[region]
     pooled = features.new_zeros(len(boxes) * output_size**2, channels)
     cells = features.permute(0, 2, 3, 1)  # (B, H, W, C)
-    for rows in tall.unique().tolist():
+    for rows in sorted(set(tall.tolist())):
         strips = _window_maxima(cells, rows, dim=1)
-        for columns in broad[tall == rows].unique().tolist():
+        for columns in sorted(set(broad[tall == rows].tolist())):
             windows = _window_maxima(strips, columns, dim=2)
             flat = windows.flatten(0, 2)
             fitting = ((tall == rows) & (broad == columns)).nonzero()[:, 0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Self, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,6 +38,8 @@ class FrozenNorm(nn.BatchNorm2d):
         """Stay in evaluation mode."""
         return super().train(False)
 
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Norm = type[nn.BatchNorm2d]
 """`FrozenNorm`, or `nn.BatchNorm2d`, which is trained and normalises a training batch by its own statistics."""
@@ -140,7 +142,7 @@ def feature_map(stem: nn.Module, stages: Iterable[nn.Module], images: Tensor, *,
     return states
 
 
-def fold_norms(network: nn.Module) -> nn.Module:
+def fold_norms(network: Network) -> Network:
     """A copy in evaluation mode in which every norm is part of the convolution before it: the same function up to
     rounding, with half the passes over memory.
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,11 +60,15 @@ _CPU_CHUNK, _CHUNK = 16, 256
 a fifth more time on a CPU than 16."""
 
 
+_CPU_PICTURES, _PICTURES = 1, 8
+"""Pictures whose feature maps are computed together, on a CPU, where more would only take memory, and elsewhere."""
+
+
 class Backbone(NamedTuple):
     """The residual network, its norms folded into its convolutions."""
 
     stem: nn.Module
-    stages: nn.ModuleList
+    stages: Iterable[nn.Module]
     head: nn.Module
 
 
@@ -161,7 +165,7 @@ class VisualGenomeDetector(RegionDetector):
                 nn.init.constant_(module.expand.norm.weight, 0.2)
         for layer in (self.propose.objectness, self.propose.shift, self.predict.classify, self.predict.refine):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -200,7 +204,7 @@ class VisualGenomeDetector(RegionDetector):
             ConfigError: more than there are proposals, or more at least than at most.
         """
         changes = {"min_regions": least, "max_regions": most}
-        given = {name: value for name, value in changes.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         self.config = dataclasses.replace(self.config, **given)
 
     def scale(self, image: NDArray[Any]) -> ScaledImage:
@@ -274,7 +278,8 @@ class VisualGenomeDetector(RegionDetector):
     def fold(self) -> Backbone:
         """The residual network as it is evaluated."""
         parts = nn.ModuleDict({"stem": self.stem, "stages": self.stages, "head": self.head})
-        return Backbone(**dict(fold_norms(parts).items()))
+        folded = fold_norms(parts)
+        return Backbone(folded["stem"], list(folded["stages"].children()), folded["head"])
 
     def prepare(self, images: Sequence[ScaledImage]) -> Tensor:
         """Input of the network, (B, 3, h, w)."""
@@ -282,7 +287,11 @@ class VisualGenomeDetector(RegionDetector):
 
     def run_trunk(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Feature map of the whole pictures, (B, channels, h / 16, w / 16)."""
-        return feature_map(backbone.stem, backbone.stages, images, caffe_pool=self.config.caffe_pool)
+        pieces = torch.split(images, _CPU_PICTURES if images.device.type == "cpu" else _PICTURES)
+        caffe_pool = self.config.caffe_pool
+        return torch.cat(
+            [feature_map(backbone.stem, backbone.stages, piece, caffe_pool=caffe_pool) for piece in pieces]
+        )
 
     def select_proposals(self, output: Proposals, size: Tensor, to_original: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Boxes (R, 4) and logits (R,) of the best distinct proposals of each picture, best first.
@@ -325,7 +334,7 @@ class VisualGenomeDetector(RegionDetector):
             boxes: (R, 4).
         """
         pooled = torch.split(self.pool(features, boxes), _CPU_CHUNK if features.device.type == "cpu" else _CHUNK)
-        output: RegionOutput = self.predict(torch.cat([backbone.head(piece).mean((2, 3)) for piece in pooled]))
+        output: RegionOutput = self.predict(torch.cat([backbone.head(piece).float().mean((2, 3)) for piece in pooled]))
         return output
 
     def _move_boxes(self, shifts: Tensor, base: Tensor, size: Tensor) -> Tensor:
@@ -353,7 +362,9 @@ class VisualGenomeDetector(RegionDetector):
         scores, best = probs.max(-1)
         boxes = proposals
         if config.boxes == "refined":
-            shifts = output.shifts[torch.arange(len(best)), best if config.class_specific_boxes else 0]
+            shifts = output.shifts[
+                torch.arange(len(best), device=best.device), best if config.class_specific_boxes else 0
+            ]
             boxes = self._move_boxes(shifts / shifts.new_tensor(config.box_scale), proposals, size)
         if config.selection == "original":
             chosen = select_by_class(
@@ -377,8 +388,8 @@ class VisualGenomeDetector(RegionDetector):
             # The original leaves a share to "no attribute"; the port removes it before the softmax.
             logits = output.attributes if self.config.count_no_attribute else output.attributes[:, :-1]
             share, attributes = logits.softmax(-1)[:, : len(self.attribute_names)].max(-1)
-            arrays["attributes"] = attributes.cpu().numpy().astype(np.int16)
-            arrays["attribute_confidence"] = share.cpu().numpy()
+            arrays["attributes"] = attributes[:, None].cpu().numpy().astype(np.int16)
+            arrays["attribute_confidence"] = share[:, None].cpu().numpy()
         return RegionArray(
             features=output.features.float().cpu().numpy(),
             boxes=boxes.cpu().numpy(),

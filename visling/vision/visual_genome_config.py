@@ -241,9 +241,11 @@ class _Loader(yaml.SafeLoader):
     """Plain values only; Python's tuples, which detectron2 writes, are lists."""
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True)
-)
+def _construct_tuple(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return list(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 
 
 def read_config(
