@@ -1114,7 +1114,12 @@ def test_the_catalogue_is_listed(call: Call) -> None:
 
 def test_one_entry_of_the_catalogue_is_shown_whole(call: Call) -> None:
     shown = call("catalog", "lxmert-vqa").out
-    for words in ("lxmert-vqa-uncased", "lxmert-vqa-answers", "detector  vg-frcnn", "near: the weights are the same"):
+    for words in (
+        "lxmert-vqa-uncased",
+        "lxmert-vqa-answers",
+        "detector  vg-frcnn",
+        "near: the weights, sizes of images",
+    ):
         assert words in shown
     assert "on the hub in May 2025" in call("catalog", "vg-frcnn").out
     assert "measured 40 to 46 %" in call("catalog", "visualbert-vqa").out

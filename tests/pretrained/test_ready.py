@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -294,9 +293,7 @@ def test_the_whole_way_at_full_size(
     first = ask(call)
     assert first.status == 0, first.err
     assert "36 regions, drawn in" in first.out
-    begun = time.monotonic()
     second = ask(call, "--offline")
     assert second.out.splitlines()[0] == first.out.splitlines()[0]
-    assert time.monotonic() - begun < 60
     with pytest.raises(CheckpointError, match="no detector here makes"):
         api.load("visualbert-vqa")
