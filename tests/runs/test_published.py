@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.published import IMAGES, Files, small_pretraining, train, write_corpora
+from fixtures.published_recipes import IMAGES, Files, small_pretraining, train, write_corpora
 from PIL import Image
 
 from visling.errors import StoreError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.published import read_log, small_finetuning, write_official
+from fixtures.published_recipes import read_log, small_finetuning, write_official
 
 from visling import config as configs
 from visling.data.annotations import gqa as gqa_files

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.published import (
+from fixtures.published_recipes import (
     IMAGES,
     Files,
     read_log,
