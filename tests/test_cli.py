@@ -1285,10 +1285,8 @@ def test_help_lists_the_commands_in_groups(call: Call) -> None:
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
-        "demo", "scenes", "detect train", "detect eval", "detect convert", "detect wrap", "detect grid",
-        "regions extract", "regions convert", "regions inspect",
-        "regions merge", "regions subset", "regions check",
-        "recipes list",
+        "demo", "scenes", "detect train", "detect eval", "detect wrap", "detect grid", "detect convert", "regions extract",
+        "regions convert", "regions inspect", "regions merge", "regions subset", "regions check", "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
         "verify", "catalog", "fetch", "compare",
     }  # fmt: skip

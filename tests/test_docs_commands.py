@@ -48,7 +48,7 @@ DOWNLOADS = {
     "released features (tests/regions/formats reads samples of them)": (
         "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv", "coco_trainval_resnet101.lmdb",
         "VCR_resnet101_faster_rcnn_genome.lmdb", "VCR_gt_resnet101_faster_rcnn_genome.lmdb",
-        "training_feat_part_0.lmdb", "detectron_fix_100", "features_train_150.th",
+        "training_feat_part_0.lmdb", "detectron_fix_100", "features_train_150.th", "mscoco_imgfeat",
     ),
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
     "LXMERT's files (tests/parity/test_lxmert_vqa.py and its neighbours read files of their layout)": ("data",),
@@ -97,7 +97,8 @@ ELSEWHERE = ("docs/own_data.md",)
 """Pages whose commands run on files of their own (tests/test_own_data.py)."""
 
 QUICK = (
-    "docs/tour.md", "docs/formats/store.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md", "docs/recipes.md",
+    "docs/tour.md", "docs/formats/store.md", "docs/converting_regions.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
+    "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/detectors/own.md",

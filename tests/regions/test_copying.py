@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +90,37 @@ def test_only_stores_of_the_same_features_are_merged(tmp_path: Path) -> None:
         merge([first, bf16], tmp_path / "mixed")
     with pytest.raises(StoreError, match="nothing to merge"):
         merge([], tmp_path / "nothing")
+
+
+MANY = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from visling.regions import writer
+from visling.types import RegionArray
+
+writer.os.fsync = lambda handle: None
+regions = RegionArray(
+    features=np.zeros((1, 1), np.float32), boxes=np.array([[0, 0, 9, 9]], np.float32), size=(10, 10)
+)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with writer.StoreWriter(Path(sys.argv[1]), feature_size=1, fingerprint="x") as store:
+    for number in range(int(sys.argv[2])):
+        store.add(f"{number:012d}", regions)
+        if number % 256 == 255:
+            store.commit()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / int(sys.argv[2]))
+"""
+"""Writes images of one region; prints the growth of its memory in bytes per image."""
+
+
+@pytest.mark.slow
+def test_a_store_of_millions_of_images_is_written_in_little_memory(tmp_path: Path) -> None:
+    """Three million images, as Conceptual Captions has, are to be written in under 1 GB."""
+    paths = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, str(tmp_path / "store"), "200000"],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 240
