@@ -27,7 +27,7 @@ from visling.vision.detector import Detector
 from visling.vision.extract import extract
 from visling.vision.image_files import find_images
 
-pytest_plugins = ["fixtures.corpora", "fixtures.released_files"]
+pytest_plugins = ["fixtures.corpora", "fixtures.file_server", "fixtures.published", "fixtures.released_files"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

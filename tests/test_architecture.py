@@ -64,8 +64,8 @@ ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
-        "card", "description", "folder", "features", "answers", "several", "recognise", "convert", "export",
-        "verify",
+        "card", "description", "folder", "features", "answers", "several", "fetch", "recognise", "convert", "ready",
+        "export", "verify",
     ),
     "recipes": (
         "configs", "multitask_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert",

@@ -1090,20 +1090,44 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
 
 def test_the_catalogue_is_listed(call: Call) -> None:
     everything = call("catalog")
+    for name in ("lxmert-vqa", "vqa_fine_tuned", "vg-frcnn", "lxmert-vqa-answers", "lxmert-train2014-features"):
+        assert re.search(rf"^  {name} ", everything.out, flags=re.MULTILINE), name
+    for words in ("vg-frcnn comes near bottom-up-36", "trouble reported with vg-frcnn", "nothing here makes detectron"):
+        assert words in everything.out
+    weights = call("catalog", "--model", "visualbert", "--layout", "official")
     for words in (
         "vqa_fine_tuned",
         "visualbert, preset vqa, layout official",
         "classifier 3129",
         "licence",
+        "detectron-100 (Pythia's",
         "unknown",
         "known dead",
-        "about 870 MB",
         "nothing known",
     ):
-        assert words in everything.out
+        assert words in weights.out
+    assert "about 870 MB" in call("catalog", "model_LXRT").out
     chosen = call("catalog", "--model", "lxmert", "--layout", "transformers", "--json").json()
     assert {entry["name"] for entry in chosen} == {"lxmert-base-uncased", "lxmert-vqa-uncased", "lxmert-gqa-uncased"}
     assert all(entry["sha256"] is None for entry in chosen)
+
+
+def test_one_entry_of_the_catalogue_is_shown_whole(call: Call) -> None:
+    shown = call("catalog", "lxmert-vqa").out
+    for words in (
+        "lxmert-vqa-uncased",
+        "lxmert-vqa-answers",
+        "detector  vg-frcnn",
+        "near: the weights, sizes of images",
+    ):
+        assert words in shown
+    assert "on the hub in May 2025" in call("catalog", "vg-frcnn").out
+    assert "measured 40 to 46 %" in call("catalog", "visualbert-vqa").out
+    assert call("catalog", "lxmert-vqa-answers", "--json").json()["reach"] == "address"
+    groups = call("catalog", "--json").json()
+    assert {"ready", "weights", "detectors", "answers", "features"} == set(groups)
+    refused(call("catalog", "lxmert-vqb"), "nothing is called 'lxmert-vqb'", "Did you mean 'lxmert-vqa'")
+    refused(call("catalog", "lxmert-vqa", "--model", "lxmert"), "leave them out where NAME is given")
 
 
 def test_models_are_compared(call: Call, world: Any) -> None:
@@ -1262,10 +1286,10 @@ def test_help_lists_the_commands_in_groups(call: Call) -> None:
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "demo", "scenes", "detect train", "detect eval", "detect wrap", "detect grid", "detect convert",
-        "regions extract",
-        "regions convert", "regions inspect", "regions merge", "regions subset", "regions check", "recipes list",
+        "regions extract", "regions convert", "regions inspect", "regions merge", "regions subset", "regions check",
+        "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
-        "verify", "catalog", "compare",
+        "verify", "catalog", "fetch", "compare",
     }  # fmt: skip
 
 
@@ -1306,8 +1330,11 @@ def test_the_commands_of_the_checkpoints_page_parse() -> None:
                 family = models.spec(given["model"])
                 assert given["preset"] in family.presets
                 assert given["from_"] in family.keys
-        elif path == ("catalog",):
+        elif path == ("catalog",) and given["model"] is not None:
             assert any(entry.family == given["model"] for entry in catalog.RELEASED_FILES)
+        elif path in (("catalog",), ("fetch",)):
+            for name in given.get("names") or [given["name"]]:
+                assert catalog.find_entry(name).name == name
 
 
 @pytest.mark.parametrize("path", VERBS, ids=" ".join)

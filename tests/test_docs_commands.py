@@ -42,6 +42,9 @@ DOWNLOADS = {
         "PekingU/rtdetr_r50vd", "openai/clip-vit-base-patch32",
     ),
     "weights of torchvision (tests/vision/test_grid_features.py reads a file of their layout)": ("resnet50.pth",),
+    "what a name of the catalogue stands for (tests/pretrained/test_ready.py has files of the true names)": (
+        "lxmert-vqa", "lxmert-train2014-features", "downloads",
+    ),
     "released features (tests/regions/formats reads samples of them)": (
         "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv", "coco_trainval_resnet101.lmdb",
         "VCR_resnet101_faster_rcnn_genome.lmdb", "VCR_gt_resnet101_faster_rcnn_genome.lmdb",
@@ -99,6 +102,7 @@ QUICK = (
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/detectors/own.md",
+    "docs/regions.md",
     "docs/extracting.md",
     "docs/detectors/transformers.md", "docs/detectors/grid.md",
 )  # fmt: skip
@@ -131,7 +135,11 @@ def list_outputs(words: Sequence[str]) -> list[str]:
 
 def reads(words: Sequence[str], names: Iterable[str]) -> bool:
     """Whether a word is one of these names, or a path or split in it."""
-    inputs = [word for i, word in enumerate(words) if words[i - 1] not in ("--out", "--to", "--release", "--model")]
+    inputs = [
+        word
+        for i, word in enumerate(words)
+        if words[i - 1] not in ("--out", "--to", "--release", "--model", "--recipe")
+    ]
     return any(name in (word, re.split(r"[/@]", word)[0], word.partition("=")[2]) for word in inputs for name in names)
 
 
@@ -141,7 +149,7 @@ def split_runnable(commands: Sequence[list[str]]) -> tuple[list[list[str]], list
     runnable: list[list[str]] = []
     needing: list[list[str]] = []
     for words in commands:
-        needs = reads(words, absent)
+        needs = words[0] not in ("catalog", "recipes") and reads(words, absent)
         (needing if needs else runnable).append(words)
         absent |= set(list_outputs(words)) if needs else set()
     return runnable, needing

@@ -28,8 +28,10 @@ from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, DataError
 from visling.pretrained import folder as folder_module
-from visling.pretrained.features import check_fingerprint
+from visling.pretrained.features import check_features
+from visling.pretrained.fetch import Report
 from visling.pretrained.folder import ModelFolder
+from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
 from visling.types import RegionArray
 from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, to_pixels
@@ -125,8 +127,12 @@ class _Seen(NamedTuple):
 class Predictor:
     """A fine-tuned model with its detector."""
 
-    def __init__(self, folder: ModelFolder, detector: RegionDetector | None, device: torch.device) -> None:
+    def __init__(
+        self, folder: ModelFolder, detector: RegionDetector | None, device: torch.device, *, notice: str = ""
+    ) -> None:
         self.folder, self.detector, self.device = folder, detector, device
+        self.notice = notice
+        """How the detector's features differ from those of the training, where they only come near."""
         self.model, self.task = folder.task_model()
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
@@ -276,7 +282,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, offline:
     Args:
         source: run folder or model folder, or owner/name on the Hugging Face hub.
         revision: branch, tag or commit on the hub.
-        offline: use the hub's cache only; None = follow the variable HF_HUB_OFFLINE.
+        offline: use the hub's cache only; None = follow the variables VISLING_OFFLINE and HF_HUB_OFFLINE.
     Raises:
         CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
@@ -290,19 +296,30 @@ def load(
     detector: str | Path | None = None,
     other_features: bool = False,
     device: str = "auto",
+    offline: bool | None = None,
+    report: Report | None = None,
 ) -> Predictor:
     """Load a fine-tuned model for use on raw images.
 
     Args:
-        path: run folder or model folder, or owner/name on the Hugging Face hub.
+        path: run folder or model folder, a name of the catalogue (what it stands for is downloaded and converted when
+            it is first used), or owner/name on the Hugging Face hub.
         task: of a model of several tasks: the name of the one to ask.
-        detector: folder of the detector; None = the one kept with the model.
+        detector: folder of the detector, or its name in the catalogue; None = the one kept with the model, or listed
+            with its name.
         other_features: accept a detector whose features the model was not trained on.
+        offline: download nothing; None = follow the variables VISLING_OFFLINE and HF_HUB_OFFLINE.
+        report: called while files are downloaded, see `pretrained.fetch.Report`.
     Raises:
-        CheckpointError: no model, no detector, or a detector whose features the model was not trained on.
+        CheckpointError: no model, no detector, one whose features the model was not trained on, or a download failed.
     """
-    saved = folder_module.from_pretrained(path).for_task(task)
     target = runtime.pick_device(device)
+    if detector is not None and is_detector_name(detector):
+        detector = prepare_detector(str(detector), offline=offline, report=report)
+    if is_ready_name(path):
+        found = prepare(str(path), detector=detector, offline=offline, report=report)
+        path, detector = found.model, found.detector
+    saved = folder_module.from_pretrained(path, offline=offline).for_task(task)
     if saved.text_only:
         return Predictor(saved, None, target)
     folder = Path(detector) if detector is not None else saved.path / "detector"
@@ -310,6 +327,6 @@ def load(
         raise CheckpointError(
             f"{saved.path} holds no detector, so raw images cannot be turned into regions. Name one with --detector."
         )
-    found = load_detector(folder, device=target)
-    check_fingerprint(saved, found.fingerprint, override=other_features, extracts=saved.extractor is not None)
-    return Predictor(saved, found, target)
+    network = load_detector(folder, device=target)
+    notice = check_features(saved, network, override=other_features, extracts=saved.extractor is not None)
+    return Predictor(saved, network, target, notice=notice)

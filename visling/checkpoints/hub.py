@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +71,8 @@ def fetch(
         if alone:
             raise CheckpointError(
                 f"there is no folder {repository} here, and the hub's cache has no copy; the hub itself is not "
-                "asked while offline (HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give the path "
-                "of a folder."
+                "asked while offline (HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give "
+                "the path of a folder."
             ) from error
         raise CheckpointError(
             f"there is no folder {repository} here, and the hub cannot be reached: {_shorten(error)}. Check the "
@@ -79,6 +80,12 @@ def fetch(
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise CheckpointError(f"cannot fetch {repository} from the hub: {_shorten(error)}.") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"cannot fetch {repository}: the hub answered with a page that is not for programs ({_shorten(error)}). A "
+            "proxy or a portal may answer in its place; open https://huggingface.co in a browser, and repeat the "
+            "command later."
+        ) from error
 
 
 def upload(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from visling.cli.options import Json, Out, Settings
+from visling.cli.options import Json, Offline, Out, Settings
 from visling.cli.printing import show
 from visling.errors import ConfigError
 
@@ -47,9 +47,7 @@ def detect_convert(
     ] = None,
     set_: Settings = None,
     half: Annotated[bool, typer.Option("--half", help="Store matrices in half precision: half the file.")] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use the hub's cache only, as with HF_HUB_OFFLINE.")
-    ] = False,
+    offline: Offline = False,
     json_: Json = False,
 ) -> None:
     """Make a detector of released weights of the Visual Genome detector (bottom-up attention).

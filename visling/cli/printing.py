@@ -17,6 +17,7 @@ from visling.errors import RunError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.progress import TaskID
 
 
 def rounded(score: float | None) -> float | None:
@@ -175,6 +176,28 @@ def claim_folder(out: Path) -> None:
         raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error
     if held:
         raise RunError(f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, or delete the folder.")
+
+
+@contextlib.contextmanager
+def download_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar of downloads on a terminal, a line for each of them elsewhere; the context's value is called with
+    (what, bytes here, all bytes), where 0 bytes in all are unknown."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+
+        def show_download(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(f"Fetching {what}", total=total or None)
+                if not console.is_terminal:
+                    print(f"Fetching {what}", file=sys.stderr, flush=True)
+            progress.update(tasks[what], completed=done, total=total or None)
+
+        yield show_download
 
 
 def claim_store(out: Path, resume: bool) -> None:

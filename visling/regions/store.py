@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visling.errors import StoreError
+from visling.feature_kinds import KINDS, name_today
 from visling.image_ids import Aliases
 from visling.regions.files import Field, Placement, hash_file, load_rows, read_manifest, read_tensors
 from visling.types import RegionArray, RegionStore
@@ -45,6 +46,9 @@ class NativeStore:
         self.class_names = tuple(manifest["class_names"])
         self.attribute_names = tuple(manifest["attribute_names"])
         self.settings: Mapping[str, Any] = manifest["settings"]
+        named = name_today(self.fingerprint)
+        self.kind = str(self.settings.get("features", named if named in KINDS else ""))
+        """Kind of the features in `feature_kinds`; empty if it is of none, or not known."""
         self.fields = {name: Field(**field) for name, field in manifest["fields"].items()}
         index = read_tensors(path / manifest["index"]["file"])
         joined = index["ids"].tobytes().decode("utf-8")

@@ -57,7 +57,7 @@ class Target:
             class_names=self.detector.class_names,
             attribute_names=self.detector.attribute_names,
             dtype=self.dtype,
-            settings=self.settings,
+            settings={**self.settings, **self.detector.store_settings},
             may_differ=self.may_differ,
             resume=True,
         )

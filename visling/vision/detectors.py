@@ -40,6 +40,7 @@ def load_detector(directory: Path, *, device: torch.device | str = "cpu") -> Reg
     content = read_description(directory)
     module = importlib.import_module(FORMATS[content["format"]])
     detector: RegionDetector = module.load(directory, content)
+    detector.kind = str(content.get("features", ""))
     return detector.to(device).eval()
 
 

@@ -37,6 +37,14 @@ class RegionDetector(nn.Module, ABC):
     `detect` and `regions_at` do both steps for the pictures at hand.
     """
 
+    kind: str = ""
+    """Kind of its features in `feature_kinds`, which `load_detector` reads; empty for one's own."""
+
+    @property
+    def store_settings(self) -> dict[str, str]:
+        """What the settings of a store of its regions say of the features."""
+        return {"features": self.kind} if self.kind else {}
+
     @property
     @abstractmethod
     def device(self) -> torch.device:

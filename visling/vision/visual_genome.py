@@ -303,7 +303,8 @@ class VisualGenomeDetector(TrainableDetector):
         weights = {name: value.half() if name in small else value for name, value in self.state_dict().items()}
         directory.mkdir(parents=True, exist_ok=True)
         files.write_tensors(weights, directory / "model.safetensors")
-        content = {"format": FORMAT, "fingerprint": self.fingerprint, "config": configs.to_dict(self.config)}
+        content = {"format": FORMAT, "fingerprint": self.fingerprint, **self.store_settings}
+        content["config"] = configs.to_dict(self.config)
         (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def fold(self) -> Backbone:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from visling import config as configs
 from visling.checkpoints import files, hub
+from visling.checkpoints.catalog import find_detector_at
+from visling.checkpoints.entries import ReleasedDetector
 from visling.checkpoints.keymap import Coverage
 from visling.errors import CheckpointError, ConfigError
 from visling.names import VISUAL_GENOME_ATTRIBUTES, VISUAL_GENOME_CLASSES, read_names
@@ -61,6 +63,7 @@ def convert_detector(
     settings: Iterable[str] = (),
     half: bool = False,
     offline: bool | None = None,
+    listed: ReleasedDetector | None = None,
 ) -> ConvertedDetector:
     """Write a detector's folder from released weights.
 
@@ -73,12 +76,16 @@ def convert_detector(
         settings: `name=value` for single fields of `VisualGenomeConfig`.
         half: store matrices in half precision.
         offline: use the hub's cache only.
+        listed: what the catalogue says of the weights, from which the kind of the features is known; None = its entry
+            of that repository, if there is one.
     Raises:
         CheckpointError: there are no such weights, they are damaged or those of another network; `out` exists.
         ConfigError: the configuration contradicts itself, the vocabulary or the weights.
         DataError: a file of names cannot be read.
     """
     files.check_absent(out)
+    listed = listed or find_detector_at(str(source))
+    changed = bool(config or classes or attributes or tuple(settings))
     found = _locate(source, offline)
     weights_file = found["weights"]
     assert weights_file is not None
@@ -90,6 +97,8 @@ def convert_detector(
     chosen = _choose(read.config, selection, regions)
     chosen = configs.override(chosen, settings)
     detector = VisualGenomeDetector(chosen)
+    if listed is not None and not changed and (chosen.min_regions, chosen.max_regions) == listed.regions:
+        detector.kind = listed.kinds[chosen.selection]
     coverage = load_weights(detector, weights)
     with files.whole_folder(out) as folder:
         detector.save(folder, half=half)
