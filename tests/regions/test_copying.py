@@ -72,6 +72,22 @@ def test_a_subset_keeps_the_ids_of_its_store(tmp_path: Path) -> None:
         subset(store, ["absent"], tmp_path / "other")
 
 
+def test_copies_take_along_the_detector_that_lies_in_a_store(tmp_path: Path) -> None:
+    """As shares of several machines, moved to one, have it: only their own folders hold the detector."""
+    here = tmp_path / "1" / "detector"
+    first, second = write(tmp_path / "1", {"a": 2}, settings={"detector": str(here)}), write(tmp_path / "2", {"b": 3})
+    here.mkdir()
+    (here / "config.json").write_text("{}")
+    for number, copied in enumerate((merge([second, first], tmp_path / "both"), subset(first, "a", tmp_path / "part"))):
+        found = copied.find_detector()
+        assert found == copied.path / "detector", number
+        assert (found / "config.json").read_text() == "{}"
+        assert copied.settings["detector"] == str(found)
+    moved = NativeStore.open((tmp_path / "both").rename(tmp_path / "moved"))
+    assert moved.find_detector() == tmp_path / "moved" / "detector"
+    assert second.find_detector() is None
+
+
 def test_only_stores_of_the_same_features_are_merged(tmp_path: Path) -> None:
     first = write(tmp_path / "1", {"a": 2, "c": 1})
     second = write(tmp_path / "2", {"b": 3})

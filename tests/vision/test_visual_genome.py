@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from PIL import Image
 from visling.errors import CheckpointError, ConfigError
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
+from visling.vision import visual_genome
 from visling.vision.detectors import load_detector
 from visling.vision.extract import extract
-from visling.vision.visual_genome import VisualGenomeDetector
+from visling.vision.visual_genome import Backbone, VisualGenomeDetector
 from visling.vision.visual_genome_config import VisualGenomeConfig, original_settings
 
 CLASSES, ATTRIBUTES = tuple(map("class {}".format, range(5))), tuple(map("attribute {}".format, range(3)))
@@ -102,6 +104,88 @@ def test_limits_change_the_number_of_regions() -> None:
     with pytest.raises(ConfigError, match=r"min_regions \(9\) and max_regions \(4\)"):
         detector.limit_regions(least=9)
     assert detector.config.max_regions == 4
+
+
+def test_features_with_other_limits_are_of_no_known_kind() -> None:
+    detector = build()
+    detector.kind = "vg-frcnn-36"
+    detector.limit_regions(4, 8)
+    assert detector.store_settings == {"features": "vg-frcnn-36"}, "those it has"
+    detector.limit_regions(most=7)
+    assert detector.store_settings == {}
+
+
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (2, 2000)])
+@pytest.mark.parametrize("original", [False, True])
+def test_a_picture_of_one_line_has_features(size: tuple[int, int], original: bool) -> None:
+    settings = original_settings(4, 8) | {"short_side": 64, "long_side": 100, "proposals": 20} if original else {}
+    detector = build(**settings)
+    (image,) = pictures(size)
+    assert 1 in detector.scale(image).pixels.shape
+    (found,) = detector.detect([image])
+    assert np.isfinite(found.features).all()
+    (given,) = detector.regions_at([image], [np.array([[0, 0, size[1], size[0]]], np.float32)])
+    assert given.features.any()
+
+
+def change_in_place(detector: VisualGenomeDetector) -> None:
+    detector.state_dict()["stages.0.0.expand.norm.weight"].mul_(1.5)
+
+
+def load_others(detector: VisualGenomeDetector) -> None:
+    detector.load_state_dict({name: value * 1.1 for name, value in detector.state_dict().items()})
+
+
+def replace_a_tensor(detector: VisualGenomeDetector) -> None:
+    detector.head[0].reduce.convolution.weight = torch.nn.Parameter(torch.randn(16, 32, 1, 1))
+
+
+def train_a_step(detector: VisualGenomeDetector) -> None:
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=0.01)
+    detector.head[0](torch.rand(1, 32, 4, 4)).sum().backward()
+    optimizer.step()
+
+
+def round_to_half(detector: VisualGenomeDetector, folder: Path) -> None:
+    detector.save(folder, half=True)
+
+
+@pytest.mark.parametrize("change", [change_in_place, load_others, replace_a_tensor, train_a_step, round_to_half])
+def test_folded_norms_are_kept_until_a_weight_changes(
+    tmp_path: Path, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = build()
+    folds: list[int] = []
+    fold = visual_genome.fold_norms
+    monkeypatch.setattr(visual_genome, "fold_norms", lambda parts: folds.append(1) or fold(parts))
+    regions = torch.rand(2, 32, 4, 4)
+    with torch.no_grad():
+        before = detector.fold().head(regions)
+        assert detector.fold().head(regions).equal(before)
+        assert len(folds) == 1
+    change(detector, *([tmp_path / "saved"] if change is round_to_half else []))
+    with torch.no_grad():
+        torch.testing.assert_close(detector.fold().head(regions), detector.head(regions), rtol=1e-4, atol=1e-5)
+        image = torch.rand(1, 3, 40, 40) * 255
+        plain = Backbone(detector.stem, detector.stages, detector.head)
+        expected = detector.run_trunk(plain, image)
+        found = detector.run_trunk(detector.fold(), image)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert len(folds) == 2
+
+
+def test_training_gives_up_the_folded_copy() -> None:
+    detector = build()
+    with torch.no_grad():
+        kept = detector.fold()
+        assert detector.eval().fold() is kept
+        assert detector.train().eval().fold() is not kept
+
+
+def test_weights_whose_changes_are_not_counted_are_folded_each_time() -> None:
+    with torch.inference_mode():
+        detector = build()
+        assert detector.fold() is not detector.fold()
 
 
 def test_regions_of_a_batch_of_equal_sizes_are_those_of_single_pictures() -> None:

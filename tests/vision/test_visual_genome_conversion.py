@@ -236,7 +236,7 @@ def test_a_selection_brings_all_that_belongs_to_it(folder: Path, tmp_path: Path)
         convert_detector(folder, tmp_path / "port", selection="port").config
         == read_config(folder / "config.yaml", *NAMES).config
     )
-    other = convert_detector(folder, tmp_path / "rgb", settings=["channel_order=RGB"]).config
+    other = convert_detector(folder, tmp_path / "rgb", settings=iter(["channel_order=RGB"])).config
     assert other.channel_order == "RGB"
 
 

@@ -18,8 +18,9 @@ from visling.vision.visual_genome import Backbone, VisualGenomeDetector
 from visling.vision.visual_genome_config import VisualGenomeConfig, read_config
 from visling.vision.visual_genome_weights import KEYS, load_weights
 
-TOLERANCE = 1e-5
-"""Largest difference of a stage, as a share of its largest value; measured: 2e-6, from the folded norms."""
+TOLERANCE = 1e-4
+"""Largest difference of a stage, as a share of its largest value, as the recording promises. Measured: 2e-6, from the
+folded norms; 2e-5 where random shifts move boxes by thirty times their size."""
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,12 @@ def forget_the_dilation(detector: VisualGenomeDetector) -> None:
             module.dilation, module.padding = (1, 1), (1, 1)
 
 
+def embed_the_class_before(detector: VisualGenomeDetector) -> None:
+    weight = detector.predict.class_embedding.weight
+    with torch.no_grad():
+        weight.copy_(weight.roll(1, dims=0))
+
+
 def nudge(name: str) -> Callable[[VisualGenomeDetector], None]:
     def change(detector: VisualGenomeDetector) -> None:
         detector.state_dict()[name].mul_(1.01)
@@ -176,7 +183,7 @@ def nudge(name: str) -> Callable[[VisualGenomeDetector], None]:
         (scale_proposals_shifts, "proposals0"),
         (forget_the_dilation, "feature_pooled"),
         (nudge("predict.classify.weight"), "obj_logits"),
-        (nudge("predict.class_embedding.weight"), "attr_logits"),
+        (embed_the_class_before, "attr_logits"),
         (nudge("predict.refine.weight"), "box_deltas"),
     ],
 )
@@ -205,7 +212,8 @@ def test_folded_norms_are_the_same_function(recorded: Path) -> None:
         found = detector.run_trunk(detector.fold(), images)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
         regions = expected[0].repeat(1, 3, 3)[None, :, :14, :14]
-        torch.testing.assert_close(detector.fold().head(regions), detector.head(regions), rtol=1e-4, atol=1e-4)
+        states = detector.head(regions)
+        torch.testing.assert_close(detector.fold().head(regions), states, rtol=1e-4, atol=1e-5 * float(states.max()))
     assert {"stem.norm.running_var", "head.2.expand.norm.weight"} <= detector.state_dict().keys()
 
 

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visling.cli.options import Json, Out
+from visling.cli.options import Json, Offline, Out
 from visling.cli.printing import show
 from visling.errors import RunError
 
 if TYPE_CHECKING:
     from visling.vision.region_detector import RegionDetector
-
-Offline = Annotated[bool, typer.Option("--offline", help="Use the hub's cache only, as with HF_HUB_OFFLINE.")]
 
 
 def detect_wrap(

@@ -126,6 +126,7 @@ def extract_regions(
     """
     from visling import runtime
     from visling.data.annotations.boxes import join_boxes, read_boxes
+    from visling.regions.files import DETECTOR
     from visling.runs.extraction import PATIENCE, UNREADABLE, Target, extract_to_store, on_main
     from visling.vision.detectors import load_detector
     from visling.vision.image_files import list_images
@@ -152,7 +153,7 @@ def extract_regions(
         if limited:
             model.limit_regions(min_regions, max_regions)
             # Other limits make other features: what is kept with a model must be the detector that has them.
-            detector = out / "detector"
+            detector = out / DETECTOR
         resolved = runtime.resolve(precision, on)
         on_main(lambda: claim_store(out, resume))
         title = "Extracting" if runtime.world_size() == 1 else f"Extracting, share 1 of {runtime.world_size()}"

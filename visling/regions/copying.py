@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from visling.errors import StoreError
 from visling.feature_kinds import name_today
+from visling.regions.files import DETECTOR
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, shorten
 
@@ -72,6 +74,8 @@ def _copy(
 ) -> None:
     """Write images of stores of the same features into one."""
     first = parts[0][0]
+    kept = next((store.path / DETECTOR for store, _ in parts if (store.path / DETECTOR).is_dir()), None)
+    moved = {} if kept is None else {"detector": str((Path(path) / DETECTOR).resolve())}
     total = sum(len(image_ids) for _, image_ids in parts)
     done = copied = 0
     with StoreWriter(
@@ -81,9 +85,11 @@ def _copy(
         class_names=first.class_names,
         attribute_names=first.attribute_names,
         dtype=first.manifest["dtype"],
-        settings=first.settings,
+        settings={**first.settings, **moved},
         resume=resume,
     ) as writer:
+        if kept is not None:
+            shutil.copytree(kept, writer.path / DETECTOR, dirs_exist_ok=True)
         for store, image_ids in parts:
             row_bytes = sum(field.row_bytes for field in store.fields.values())
             missing = [image_id for image_id in image_ids if image_id not in writer]

@@ -25,6 +25,9 @@ FORMAT = "visling regions"
 MANIFEST, JOURNAL, INDEX = "manifest.json", "journal.jsonl", "index.safetensors"
 """File names: a finished store has a manifest, an unfinished one a journal."""
 
+DETECTOR = "detector"
+"""Folder of the detector, in stores of which no other place has it."""
+
 PARTS = "parts"
 """Folder of the stores that several processes write, until they are joined."""
 

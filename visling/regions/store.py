@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from visling.errors import StoreError
 from visling.feature_kinds import KINDS, name_today
 from visling.image_ids import Aliases
-from visling.regions.files import Field, Placement, hash_file, load_rows, read_manifest, read_tensors
+from visling.regions.files import DETECTOR, Field, Placement, hash_file, load_rows, read_manifest, read_tensors
 from visling.types import RegionArray, RegionStore
 
 _SCAN_BYTES = 1 << 25
@@ -126,6 +126,14 @@ class NativeStore:
             StoreError: no such image, or an alias of several.
         """
         return self.ids[self._locate(image_id)]
+
+    def find_detector(self) -> Path | None:
+        """Folder of the detector that computed the features: the one in the store, which moves with it, or the one that
+        was used; None if neither is there."""
+        places = [self.path / DETECTOR]
+        if (used := self.settings.get("detector")) is not None:
+            places.append(Path(used))
+        return next((place for place in places if place.is_dir()), None)
 
     @property
     def counts(self) -> NDArray[np.int64]:

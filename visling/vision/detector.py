@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from visling import config as configs
 from visling import runtime
+from visling.checkpoints.files import add_tensors
 from visling.errors import CheckpointError, ConfigError
 from visling.runtime import Precision
 from visling.types import Loss, RegionArray
@@ -132,9 +133,7 @@ class Detector(TrainableDetector):
         if self.config.resnet is None:
             del settings["resnet"]  # detectors that are older than this setting keep their identity
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        add_tensors(digest, self.state_dict())
         return digest.hexdigest()
 
     @property

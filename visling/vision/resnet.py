@@ -168,8 +168,12 @@ def feature_map(stem: nn.Module, stages: Iterable[nn.Module], images: Tensor, *,
         caffe_pool: the windows of the pooling begin at the border, not one cell before it, and the last one may reach
             beyond the other border.
     """
+    states = functional.relu(stem(images))
+    height, width = states.shape[2:]
+    if caffe_pool and min(height, width) < 2:  # the first window needs two cells; zeros change no maximum after a ReLU
+        states = functional.pad(states, (0, max(2 - width, 0), 0, max(2 - height, 0)))
     states = functional.max_pool2d(
-        functional.relu(stem(images)), kernel_size=3, stride=2, padding=0 if caffe_pool else 1, ceil_mode=caffe_pool
+        states, kernel_size=3, stride=2, padding=0 if caffe_pool else 1, ceil_mode=caffe_pool
     )
     for stage in stages:
         states = stage(states)
@@ -179,8 +183,6 @@ def feature_map(stem: nn.Module, stages: Iterable[nn.Module], images: Tensor, *,
 def fold_norms(network: Network) -> Network:
     """A copy in evaluation mode in which every norm is part of the convolution before it: the same function up to
     rounding, with half the passes over memory.
-
-    Copying the weights takes far less time than evaluating them once on a picture.
     """
     tensors = [*network.parameters(), *network.buffers()]
     folded = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}).eval()

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from visling.checkpoints import hub
+from visling.checkpoints.files import add_tensors
 from visling.errors import CheckpointError, ConfigError
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -56,11 +57,9 @@ class Source:
 
 
 def digest_weights(weights: Mapping[str, Tensor]) -> bytes:
-    """SHA-256 of names, shapes and values."""
+    """SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    add_tensors(digest, weights)
     return digest.digest()
 
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -148,6 +148,8 @@ class VisualGenomeDetector(TrainableDetector):
     def __init__(self, config: VisualGenomeConfig) -> None:
         super().__init__()
         self.config = config
+        self._folded: tuple[tuple[tuple[int, int], ...], Backbone] | None = None
+        """Memory and version of every tensor of the network, and the network with folded norms that has these."""
         widths = [config.width * 2**stage for stage in range(4)]
         self.stem, self.stages = build_trunk(config.stem_size, widths[:3], BLOCKS[config.depth], [FrozenNorm] * 4)
         stride, dilation = (1, 2) if config.dilated_head else (2, 1)
@@ -185,10 +187,9 @@ class VisualGenomeDetector(TrainableDetector):
     def fingerprint(self) -> str:
         """SHA-256 of configuration and weights."""
         digest = hashlib.sha256(json.dumps(configs.to_dict(self.config), sort_keys=True).encode())
-        for name, value in sorted(self.state_dict().items()):
-            if not name.endswith("num_batches_tracked"):  # nothing reads it, and files of one release differ in it
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        # Nothing reads the counters, and files of one release differ in them.
+        weights = {name: value for name, value in self.state_dict().items() if not name.endswith("num_batches_tracked")}
+        files.add_tensors(digest, weights)
         return digest.hexdigest()
 
     @property
@@ -207,14 +208,18 @@ class VisualGenomeDetector(TrainableDetector):
         return self.config.attribute_names
 
     def limit_regions(self, least: int | None = None, most: int | None = None) -> None:
-        """Change how many regions an image has.
+        """Change how many regions an image has, and with it the fingerprint; with other numbers than its own, the
+        features are of no known kind.
 
         Raises:
             ConfigError: more than there are proposals, or more at least than at most.
         """
         changes = {"min_regions": least, "max_regions": most}
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        self.config = dataclasses.replace(self.config, **given)
+        limited = dataclasses.replace(self.config, **given)
+        if limited != self.config:
+            self.kind = ""
+        self.config = limited
 
     def scale(self, image: NDArray[Any]) -> ScaledImage:
         """The picture at the size of the configuration, in float32."""
@@ -296,9 +301,10 @@ class VisualGenomeDetector(TrainableDetector):
                 halves it.
         """
         if half:
-            for parameter in self.parameters():
-                if parameter.dim() > 1:
-                    parameter.data.copy_(parameter.data.half())
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    if parameter.dim() > 1:
+                        parameter.copy_(parameter.half())
         small = {name for name, value in self.named_parameters() if half and value.dim() > 1}
         weights = {name: value.half() if name in small else value for name, value in self.state_dict().items()}
         directory.mkdir(parents=True, exist_ok=True)
@@ -308,10 +314,22 @@ class VisualGenomeDetector(TrainableDetector):
         (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def fold(self) -> Backbone:
-        """The residual network as it is evaluated."""
+        """The residual network as it is evaluated; computed again only after its weights have changed or moved."""
         parts = nn.ModuleDict({"stem": self.stem, "stages": self.stages, "head": self.head})
-        folded = fold_norms(parts)
-        return Backbone(folded["stem"], list(folded["stages"].children()), folded["head"])
+        tensors = [*parts.parameters(), *parts.buffers()]
+        if any(tensor.is_inference() for tensor in tensors):  # their changes are not counted
+            return _fold(parts)
+        # PyTorch counts every change in place, but those by way of `.data`, which nothing here makes.
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if self._folded is None or self._folded[0] != state:
+            self._folded = state, _fold(parts)
+        return self._folded[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training gives up the copy that predicts."""
+        if mode:
+            self._folded = None
+        return super().train(mode)
 
     def prepare(self, images: Sequence[ScaledImage]) -> Tensor:
         """Input of the network, (B, 3, h, w)."""
@@ -435,6 +453,11 @@ class VisualGenomeDetector(TrainableDetector):
             probs=probs.cpu().numpy(),
             **arrays,
         )
+
+
+def _fold(parts: nn.ModuleDict) -> Backbone:
+    folded = fold_norms(parts)
+    return Backbone(folded["stem"], list(folded["stages"].children()), folded["head"])
 
 
 def load(directory: Path, content: Mapping[str, Any]) -> VisualGenomeDetector:

@@ -85,7 +85,8 @@ def convert_detector(
     """
     files.check_absent(out)
     listed = listed or find_detector_at(str(source))
-    changed = bool(config or classes or attributes or tuple(settings))
+    settings = tuple(settings)
+    changed = bool(config or classes or attributes or settings)
     found = _locate(source, offline)
     weights_file = found["weights"]
     assert weights_file is not None
