@@ -26,6 +26,7 @@ ARGUMENTS = {
         "--models vilbert lxmert --images 3 --captions 6 --regions 4 --batch-size 4 --sample-images 2 "
         "--single-images 1 --threads 1 --repeats 2"
     ),
+    "conversion": "--images 5 --regions 3 --feature-size 8 --threads 1 --warmup 0 --repeats 2",
     "extraction": "--size tiny --images 3 --width 90 --height 60 --threads 1 --repeats 2",
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
 }
@@ -76,6 +77,7 @@ def test_every_benchmark_is_run_here_listed_and_made() -> None:
         ("store", 1),
         ("region_contrast", 1),
         ("retrieval", 1),
+        ("conversion", 1),
         ("extraction", 1),
         pytest.param("region_contrast", 2, marks=pytest.mark.slow),
         pytest.param("training_step", 2, marks=pytest.mark.slow),
@@ -100,7 +102,7 @@ def test_a_benchmark_measures_and_writes(
         assert result["not_claimed"]
         assert {"torch", "visling"} <= result["versions"].keys()
         medians = list(found(result, "median"))
-        assert len(medians) >= 5
+        assert len(medians) >= 3
         assert all(median > 0 for median in medians)
         page = file.with_suffix(".md").read_text()
         assert result["date"] in page

@@ -49,6 +49,7 @@ DOWNLOADS = {
         "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv", "coco_trainval_resnet101.lmdb",
         "VCR_resnet101_faster_rcnn_genome.lmdb", "VCR_gt_resnet101_faster_rcnn_genome.lmdb",
         "training_feat_part_0.lmdb", "detectron_fix_100", "features_train_150.th", "mscoco_imgfeat",
+        "trainval2014_resnet101_faster_rcnn_genome.zip", "train36.hdf5",
     ),
     "official images and captions (tests/data/corpora reads samples of them)": ("conceptual",),
     "LXMERT's files (tests/parity/test_lxmert_vqa.py and its neighbours read files of their layout)": ("data",),

@@ -214,7 +214,7 @@ def test_parts_on_another_disk_are_named(place: Path, tmp_path: Path) -> None:
     detector = Detector.load(place / "detector")
     target = extraction.Target(path=tmp_path, detector=detector, settings={})
     target.open(tmp_path / "parts" / "part-00000").close()
-    report = ExtractionReport(done=1, skipped_existing=0, unreadable=(), regions=2)
+    report = ExtractionReport(done=1, skipped_existing=0, unreadable=(), regions=2, without_regions=0)
     with pytest.raises(StoreError, match=r"1 of 2 parts are not in .*parts: part-00001\. .*visling regions merge"):
         extraction._finish(target, report, ["part-00000", "part-00001"])
     assert (tmp_path / "parts" / "part-00000" / MANIFEST).exists()

@@ -105,10 +105,15 @@ class _Rows(_Entries):
 
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(path, file)
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Refuse a file without one of the datasets."""
         for name in self.fields.values():
-            if name not in file:
+            if name not in self.file:
                 raise DataError(
-                    f"{path} has no dataset {name}; the layout {self.layout} has {', '.join(self.fields.values())}."
+                    f"{self.path} has no dataset {name}; the layout {self.layout} has "
+                    f"{', '.join(self.fields.values())}."
                 )
 
     def check_shapes(self, dimensions: int, widths: Mapping[str, int]) -> None:
@@ -184,9 +189,11 @@ class _Ban(_UpDown):
     layout = "ban-hdf5"
     dimensions = 2
 
-    def __init__(self, path: Path, file: Any) -> None:
-        ranges = np.asarray(file["pos_boxes"])
-        total = file["image_features"].shape[0] if "image_features" in file else 0
+    def check_names(self) -> None:
+        """Refuse a file without one of the datasets, or with ranges that are not of its rows."""
+        super().check_names()
+        ranges, total = np.asarray(self.file["pos_boxes"]), self.file["image_features"].shape[0]
+        path = self.path
         if ranges.ndim != 2 or ranges.shape[1] != 2:
             raise DataError(f"{path} has pos_boxes of shape {ranges.shape}; expected a first and a last row per image.")
         wrong = (ranges[:, 0] < 0) | (ranges[:, 1] < ranges[:, 0]) | (ranges[:, 1] > total)
@@ -194,7 +201,6 @@ class _Ban(_UpDown):
             row = int(wrong.argmax())
             raise damaged_file(path, f"row {row}", f"has pos_boxes {ranges[row].tolist()} in a file of {total} regions")
         self._ranges = ranges
-        super().__init__(path, file)
 
     @classmethod
     def recognises(cls, file: Any) -> bool:
