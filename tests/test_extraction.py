@@ -151,6 +151,7 @@ def test_a_kill_costs_one_batch(place: Path, tmp_path: Path) -> None:
     assert_same(out, place / "one")
 
 
+@pytest.mark.slow
 def test_killed_processes_are_resumed_by_another_number(place: Path, tmp_path: Path) -> None:
     """Also: a process does not outlive the command that started it."""
     out = tmp_path / "regions"
@@ -193,6 +194,7 @@ def test_parts_are_joined_by_one_process_too(place: Path, tmp_path: Path) -> Non
     assert_same(out, place / "one")
 
 
+@pytest.mark.slow
 def test_machines_that_know_nothing_of_each_other(place: Path, tmp_path: Path) -> None:
     """Three shares, one of them by two processes: disjoint, complete, and joined by `visling regions merge`."""
     counts = []
