@@ -748,7 +748,7 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     )
     inspected = call("regions", "inspect", "regions").out
     assert re.search(r"^  classes +1600$", inspected, flags=re.MULTILINE)
-    assert re.search(r"^  attributes +no names; give --attributes to `regions convert`$", inspected, flags=re.MULTILINE)
+    assert re.search(r"^  attributes +no names$", inspected, flags=re.MULTILINE)
     assert call("regions", "inspect", "regions", "--json").json()["attributes"] == 0
     refused(call(*asked), "--resume")
     again = call(*asked, "--classes", "objects.txt", "--dtype", "float32", "--resume").json()
@@ -1067,7 +1067,10 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
         (("convert", weights, "--model", "vilbart", *size, "--to", "new"), ["no model 'vilbart'", "'vilbert'"]),
         (("convert", weights, "--model", "vilbert", *size, "--to", "new"), ["fit no family with --model 'vilbert'"]),
         (("convert", weights, *size, "--answers", "gone.json", "--to", "new"), ["has none, only: "]),
-        (("convert", "owner/name", "--offline", "--to", "new"), ["no folder owner/name here", "HF_HUB_OFFLINE"]),
+        (
+            ("convert", "owner/name", "--offline", "--to", "new"),
+            ["is neither a folder here", "HF_HUB_OFFLINE"],
+        ),
         (("convert", "vqa_fine_tuned", "--to", "new"), ["published at https://"]),
         (("convert", "model", "--to-layout", "oficial", "--to", "new"), ["no layout 'oficial'", "'official'"]),
         (

@@ -43,7 +43,7 @@ DOWNLOADS = {
     ),
     "weights of torchvision (tests/vision/test_grid_features.py reads a file of their layout)": ("resnet50.pth",),
     "what a name of the catalogue stands for (tests/pretrained/test_ready.py has files of the true names)": (
-        "lxmert-vqa", "lxmert-train2014-features", "downloads",
+        "lxmert-vqa", "lxmert-train2014-features", "downloads", "vg-frcnn",
     ),
     "released features (tests/regions/formats reads samples of them)": (
         "train2014_obj36.tsv", "gqa_testdev_obj36.tsv", "train_obj36.tsv", "coco_trainval_resnet101.lmdb",

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
+from visling.checkpoints import hub
+from visling.checkpoints.catalog import READY
 from visling.data.batches.collate import Collator
 from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import CheckpointError, DataError
+from visling.errors import CheckpointError, DataError, nearest
 from visling.pretrained import folder as folder_module
 from visling.pretrained.features import check_features
 from visling.pretrained.fetch import Report
@@ -319,6 +321,9 @@ def load(
     if is_ready_name(path):
         found = prepare(str(path), detector=detector, offline=offline, report=report)
         path, detector = found.model, found.detector
+    elif not Path(path).exists() and not hub.is_id(path):
+        hint = nearest(str(path), [ready.name for ready in READY], otherwise="Check the path.")
+        raise CheckpointError(f"no model in {path}: there is no such folder, and no such name in the catalogue. {hint}")
     saved = folder_module.from_pretrained(path, offline=offline).for_task(task)
     if saved.text_only:
         return Predictor(saved, None, target)

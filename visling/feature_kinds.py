@@ -46,7 +46,7 @@ KINDS: Mapping[str, FeatureKind] = {
     "detectron-coco-150": FeatureKind(
         detector="Detectron's Mask R-CNN ResNet-101-FPN trained on COCO (model 35861858, fc6)",
         width=1024,
-        regions="up to 150, of which 144 are read",
+        regions="up to 150",
     ),
     "resnext-152-100": FeatureKind(
         detector="vqa-maskrcnn-benchmark's ResNeXt-152 trained on Visual Genome (fc6)", width=2048, regions="100"

@@ -360,7 +360,8 @@ def test_a_release_that_is_not_here_says_where_it_is(tmp_path: Path, monkeypatch
 def test_the_hub_is_not_asked_while_offline(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
-        CheckpointError, match=r"no folder uclanlp/visualbert-vqa here.*not asked while offline \(HF_HUB_OFFLINE"
+        CheckpointError,
+        match=r"visualbert-vqa is neither a folder here.*not asked while offline \(HF_HUB_OFFLINE",
     ):
         conversion.convert(source, tmp_path / "m", offline=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

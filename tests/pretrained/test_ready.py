@@ -25,6 +25,7 @@ from visling.cli import app
 from visling.errors import CheckpointError
 from visling.pretrained.folder import read_model_folder
 from visling.pretrained.ready import is_ready_name
+from visling.regions.store import NativeStore
 from visling.vision.detectors import load_detector
 
 QUESTION = "what is the man holding?"
@@ -148,7 +149,47 @@ def test_no_network(published: Published, call: Callable[..., Ended], monkeypatc
     monkeypatch.setattr(catalog, "ANSWERS", answers)
     refused(ask(call), "cannot download http://127.0.0.1:9/answers.json", "Check the connection")
     shutil.rmtree(published.folder(published.weights).parents[1])
-    refused(ask(call), "the hub's cache has no copy", "Fetch it once online")
+    refused(ask(call), "cannot fetch lxmert-vqa-uncased", "nor in the hub's cache", "Fetch it once online")
+
+
+def test_weights_that_the_hub_lacks_can_be_put_where_the_message_says(
+    published: Published, call: Callable[..., Ended]
+) -> None:
+    weights = published.folder(published.weights)
+    here = published.home / "downloads" / "lxmert-vqa-uncased"
+    shutil.copytree(weights, here.with_name("elsewhere"))
+    shutil.rmtree(weights.parents[1])
+    refused(ask(call), f"can be put into {here}")
+    here.with_name("elsewhere").rename(here)
+    assert ask(call).status == 0
+
+
+def test_a_data_folder_that_cannot_be_written_is_found_before_anything_is_fetched(
+    published: Published, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISLING_HOME", "photo.jpg")
+    for command in (["predict", "--run", "lxmert-vqa", "photo.jpg", QUESTION], _extract("vg-frcnn")):
+        ended = call(*command, "--device", "cpu")
+        refused(ended, "cannot write to the data folder photo.jpg", "VISLING_HOME")
+        assert "Fetching" not in ended.err
+    assert published.server.asked == []
+
+
+def test_regions_are_extracted_with_a_detector_of_the_catalogue(
+    published: Published, call: Callable[..., Ended]
+) -> None:
+    ended = call(*_extract("vg-frcnn"), "--device", "cpu")
+    assert ended.status == 0, ended.err
+    assert made(published) == {"detectors/vg-frcnn"}
+    assert NativeStore.open("regions").counts.tolist() == [36]
+
+
+def test_a_name_that_is_nearly_right(call: Callable[..., Ended]) -> None:
+    refused(ask(call, name="lxmert-vqb"), "no model in lxmert-vqb", "Did you mean 'lxmert-vqa'?")
+
+
+def _extract(detector: str) -> list[str]:
+    return ["regions", "extract", "photo.jpg", "--detector", detector, "--out", "regions"]
 
 
 def test_a_detector_that_the_hub_lacks_comes_from_its_mirror(published: Published, call: Callable[..., Ended]) -> None:

@@ -69,7 +69,9 @@ def find_entry(name: str) -> Entry:
     for entry in entries():
         if entry.name == name:
             return entry
-    raise CheckpointError(f"nothing is called {name!r} in the catalogue. {nearest(name, {e.name for e in entries()})}")
+    names = {entry.name for entry in entries()}
+    hint = nearest(name, names, otherwise="`visling catalog` lists all names.")
+    raise CheckpointError(f"nothing is called {name!r} in the catalogue. {hint}")
 
 
 def find_ready(name: str) -> ReadyAnswer | None:

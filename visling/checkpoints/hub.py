@@ -62,21 +62,19 @@ def fetch(
         )
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"there is no folder {repository} here and no such repository on the hub. Check the name; a private one "
-            "needs `hf auth login`."
+            f"{repository} is neither a folder here nor a repository on the hub. Check the name; a private one needs "
+            "`hf auth login`."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} on the hub has no revision {revision!r}. Check its name.") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if alone:
             raise CheckpointError(
-                f"there is no folder {repository} here, and the hub's cache has no copy; the hub itself is not "
-                "asked while offline (HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give "
-                "the path of a folder."
+                f"{repository} is neither a folder here nor in the hub's cache; the hub is not asked while offline "
+                "(HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give the path of a folder."
             ) from error
         raise CheckpointError(
-            f"there is no folder {repository} here, and the hub cannot be reached: {_shorten(error)}. Check the "
-            "connection."
+            f"{repository} is no folder here, and the hub cannot be reached: {_shorten(error)}. Check the connection."
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise CheckpointError(f"cannot fetch {repository} from the hub: {_shorten(error)}.") from error
@@ -125,4 +123,5 @@ def upload(
 
 
 def _shorten(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text.removeprefix("Got: ")[:200]

@@ -75,7 +75,7 @@ def predict(
     json_: Json = False,
 ) -> None:
     """Ask a model about raw images and draw what it saw: a question, a sentence to judge (about as many images as the
-    task reads), a choice among answers, an expression or [phrases] to point at, a caption that ranks images.
+    task reads), a choice among answers, an expression or phrases in brackets to point at, a caption that ranks images.
 
     A file of questions is answered in one call.
 

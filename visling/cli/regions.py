@@ -144,10 +144,7 @@ def regions_inspect(
         **_describe_counts(regions),
         "feature width": regions.feature_size,
         "fingerprint": regions.fingerprint,
-        **{
-            what: len(names) if names or json_ else f"no names; give --{what} to `regions convert`"
-            for what, names in named.items()
-        },
+        **{what: len(names) if names or json_ else "no names" for what, names in named.items()},
         "first ids": ", ".join(regions.ids[:3]),
         **{f"setting {name}": value for name, value in regions.settings.items()},
     }

@@ -71,10 +71,7 @@ def fetch_entry(
     if isinstance(entry, ReleasedDetector) and entry.reach == "hub":
         return _fetch_from_hub_or_mirror(entry, folder, into is not None, offline, report)
     if entry.reach == "hub":
-        repository = entry.source.removeprefix(HUB)
-        _say(report, repository)
-        target = None if into is None else folder
-        return hub.fetch(repository, files=hub.RELEASE_FILES, offline=offline, into=target)
+        return _fetch_from_hub(entry.name, entry.source.removeprefix(HUB), folder, into is not None, offline, report)
     if entry.reach == "by hand":
         return _find_by_hand(entry.name, entry.source, folder)
     return _download(
@@ -85,6 +82,22 @@ def fetch_entry(
         size=None if isinstance(entry, FeatureFile) else entry.size,
         sha256=entry.sha256 if isinstance(entry, ReleasedFile | AnswerFile) else None,
     )
+
+
+def _fetch_from_hub(
+    name: str, repository: str, folder: Path, copied: bool, offline: bool | None, report: Report | None
+) -> Path:
+    """Folder with the files of a repository: the one that a person has filled, or the hub's."""
+    if not copied and _holds_files(folder):
+        return folder
+    _say(report, repository)
+    try:
+        return hub.fetch(repository, files=hub.RELEASE_FILES, offline=offline, into=folder if copied else None)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"cannot fetch {name}. {error} Its files (config.json and the weights) from elsewhere can "
+            f"be put into {folder}."
+        ) from error
 
 
 def _fetch_from_hub_or_mirror(
@@ -124,12 +137,16 @@ def _find_by_hand(name: str, source: str, folder: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no file; says where the file is published.
     """
-    if folder.is_dir() and any(file.is_file() and not file.name.startswith(".") for file in folder.iterdir()):
+    if _holds_files(folder):
         return folder
     raise CheckpointError(
         f"{name} is not downloaded automatically: it is published at {source}. Download it there in a browser and put "
         f"the file into {folder}, or give its path."
     )
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(file.is_file() and not file.name.startswith(".") for file in folder.iterdir())
 
 
 def _download(

@@ -7,6 +7,7 @@ Both are converted when the name is first used, and found again from then on.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -62,8 +63,10 @@ def prepare(
             f"{name} reads {describe_kind(needed)}, and no detector here makes such features. {entry.why_no_detector} "
             "To try another detector anyway, name it with --detector and pass --other-features."
         )
-    # Everything is fetched before anything is converted: what cannot be had is known at once.
     model = runtime.home() / "models" / name
+    if not _is_made(model):
+        _claim_data_folder()
+    # Everything is fetched before anything is converted: what cannot be had is known at once.
     make = None if _is_made(model) else _convert_later(entry, model, offline, report)
     if detector is None:
         detector = prepare_detector(entry.detector, offline=offline, report=report)
@@ -80,6 +83,7 @@ def prepare_detector(name: str, *, offline: bool | None = None, report: Report |
     """
     entry, folder = catalog.find_detector(name), runtime.home() / "detectors" / name
     if not _is_made(folder):
+        _claim_data_folder()
         source = fetch_entry(entry, offline=offline, report=report)
         _make_once(
             folder,
@@ -111,6 +115,23 @@ def _make_once(folder: Path, make: Callable[[], object]) -> None:
     except OSError as error:
         raise CheckpointError(
             f"cannot write {folder}: {error.strerror or error}. Free space, or use another data folder (VISLING_HOME)."
+        ) from error
+
+
+def _claim_data_folder() -> None:
+    """Make sure, before a gigabyte is downloaded, that what is made of it can be written.
+
+    Raises:
+        CheckpointError: the data folder cannot be made or written to.
+    """
+    home = runtime.home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to the data folder {home}: {error.strerror or error}. Name another one with VISLING_HOME."
         ) from error
 
 

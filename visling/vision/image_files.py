@@ -269,7 +269,7 @@ def _read_list(file: Path, base: Path | None) -> Iterator[_Place]:
         what = "is a folder" if (folder / line).is_dir() else "does not exist"
         raise DataError(
             f"{len(missing)} of {len(named)} lines of {file} name no image file: line {number}, {line!r}, {what} "
-            f"in {folder}. Name the folder that the lines are relative to with --base, or mend the list."
+            f"in {folder.absolute()}. Name the folder that the lines are relative to with --base, or mend the list."
         )
     yield from found
 

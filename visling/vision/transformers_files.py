@@ -91,7 +91,7 @@ def find_folder(source: str | Path, *, offline: bool | None = None) -> Path:
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no folder {source}. Give a folder that transformers wrote (save_pretrained), or the owner/name "
-            "of a model on the hub."
+            "of a model on the hub. (`visling detect grid` also reads a weight file of torchvision.)"
         )
     return folder
 
