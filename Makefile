@@ -43,6 +43,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/store.py --out benchmarks/results
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results
+	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
+	$(BIN)/python benchmarks/extraction.py --out benchmarks/results
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

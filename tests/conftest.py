@@ -24,9 +24,10 @@ from visling.runs import finetune as finetuning
 from visling.runs import pretrain as pretraining
 from visling.scenes import ScenesConfig, write_scenes
 from visling.vision.detector import Detector
-from visling.vision.extract import extract, find_images
+from visling.vision.extract import extract
+from visling.vision.image_files import find_images
 
-pytest_plugins = ["fixtures.corpora", "fixtures.released_files"]
+pytest_plugins = ["fixtures.corpora", "fixtures.file_server", "fixtures.published", "fixtures.released_files"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

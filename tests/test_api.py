@@ -310,7 +310,7 @@ def test_a_model_on_the_hub_is_fetched(world: Any, model: Predictor, monkeypatch
 
 def test_the_hub_is_not_asked_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = r"no folder owner/name here, and the hub's cache has no copy.*not asked while offline \(HF_HUB_OFFLINE"
+    message = r"owner/name is neither a folder here nor in the hub's cache.*not asked while offline \(HF_HUB_OFFLINE"
     with pytest.raises(CheckpointError, match=message):
         from_pretrained("owner/name", offline=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

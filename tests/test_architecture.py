@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "visling"
 
-CONTRACTS = {"types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles"}
+CONTRACTS = {
+    "types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names", "feature_kinds",
+}  # fmt: skip
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
 BELOW_RUNS = BELOW_MODEL_FOLDERS | {"pretrained", "recipes"}
@@ -27,6 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors"},
     "image_ids": set(),
     "pickles": {"errors"},
+    "names": {"errors"},
+    "feature_kinds": set(),
     # floor 1: blocks; neighbours only as listed
     "checkpoints": CONTRACTS,
     "regions": CONTRACTS,
@@ -60,8 +64,8 @@ ORDER."""
 
 ORDER: dict[str, tuple[str, ...]] = {
     "pretrained": (
-        "card", "description", "folder", "features", "answers", "several", "recognise", "convert", "export",
-        "verify",
+        "card", "description", "folder", "features", "answers", "several", "fetch", "recognise", "convert", "ready",
+        "export", "verify",
     ),
     "recipes": (
         "configs", "multitask_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert",
@@ -69,8 +73,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tables", "listing",
     ),
     "runs": (
-        "configure", "inputs", "spelling", "setup", "own_files", "own_regions", "pictures", "detection_data", "detect",
-        "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate", "finetune", "multitask",
+        "configure", "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
+        "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate",
+        "finetune", "multitask",
         "count_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+
+from visling.types import RegionArray
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 ARGUMENTS = {
@@ -23,6 +26,8 @@ ARGUMENTS = {
         "--models vilbert lxmert --images 3 --captions 6 --regions 4 --batch-size 4 --sample-images 2 "
         "--single-images 1 --threads 1 --repeats 2"
     ),
+    "conversion": "--images 5 --regions 3 --feature-size 8 --threads 1 --warmup 0 --repeats 2",
+    "extraction": "--size tiny --images 3 --width 90 --height 60 --threads 1 --repeats 2",
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
 }
 
@@ -72,6 +77,8 @@ def test_every_benchmark_is_run_here_listed_and_made() -> None:
         ("store", 1),
         ("region_contrast", 1),
         ("retrieval", 1),
+        ("conversion", 1),
+        ("extraction", 1),
         pytest.param("region_contrast", 2, marks=pytest.mark.slow),
         pytest.param("training_step", 2, marks=pytest.mark.slow),
     ],
@@ -95,11 +102,35 @@ def test_a_benchmark_measures_and_writes(
         assert result["not_claimed"]
         assert {"torch", "visling"} <= result["versions"].keys()
         medians = list(found(result, "median"))
-        assert len(medians) >= 5
+        assert len(medians) >= 3
         assert all(median > 0 for median in medians)
         page = file.with_suffix(".md").read_text()
         assert result["date"] in page
         assert "nan" not in page
+
+
+def test_extraction_names_what_the_port_lacks(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "utils.py").touch()
+    with pytest.raises(SystemExit, match=r"lacks modeling_frcnn\.py, processing_image\.py: copy them from"):
+        load("extraction").main([*ARGUMENTS["extraction"].split(), "--port", str(tmp_path), "--out", str(tmp_path)])
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_extraction_refuses_to_time_sides_that_differ(load: Callable[[str], ModuleType]) -> None:
+    module, rng = load("extraction"), np.random.default_rng(0)
+    boxes = np.cumsum(rng.random((4, 4), np.float32) + 1, axis=0) * 9
+    ours = RegionArray(features=rng.random((4, 8), np.float32), boxes=boxes, size=(200, 200))
+    theirs: dict[str, Any] = {
+        "preds_per_image": np.array([4]), "boxes": boxes[None, ::-1], "roi_features": ours.features[None, ::-1]
+    }  # fmt: skip
+    assert module.check_agreement({"1": ours}, {"1": theirs}, 4) == 0
+    for change in (
+        {"boxes": boxes[None] + [[[30.0]]]},
+        {"roi_features": ours.features[None, ::-1] + 0.1},
+        {"preds_per_image": np.array([3])},
+    ):
+        with pytest.raises(SystemExit, match=r"differ|regions"):
+            module.check_agreement({"1": ours}, {"1": {**theirs, **change}}, 4)
 
 
 def found(value: Any, key: str) -> Iterator[Any]:

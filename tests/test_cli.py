@@ -651,10 +651,9 @@ def test_evaluate_says_what_it_cut(call: Call, world: Any, tmp_path: Path) -> No
 
 def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
     store = NativeStore.open(world.regions)
-    found = call("regions", "inspect", world.regions, "--image", world.picture(), "--check", "--json").json()
+    found = call("regions", "inspect", world.regions, "--image", world.picture(), "--json").json()
     assert found["images"] == len(store)
     assert found["fingerprint"] == store.fingerprint
-    assert found["digests"] == "all match"
     assert (found["classes"], found["attributes"]) == (len(store.class_names), len(store.attribute_names))
     assert found["drawing"] == f"{world.picture().stem}-regions.png"
     with Image.open(found["drawing"]) as drawing, Image.open(world.picture()) as picture:
@@ -664,12 +663,35 @@ def test_regions_can_be_looked_at(call: Call, world: Any) -> None:
 
 def test_check_finds_a_flipped_bit(call: Call, world: Any, tmp_path: Path) -> None:
     store = shutil.copytree(world.regions, tmp_path / "regions")
+    sound = call("regions", "check", store)
+    assert (sound.status, re.findall("problems +([0-9]+)", sound.out)) == (0, ["0"])
     (shard,) = store.glob("shard-*.safetensors")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(bytes(content))
     assert call("regions", "inspect", store).status == 0
-    refused(call("regions", "inspect", store, "--check"), "is damaged", shard.name)
+    damaged = call("regions", "check", store)
+    assert damaged.status == 1
+    assert f"{shard.name} is damaged" in damaged.out
+    listed = call("regions", "check", store, "--json")
+    assert (listed.status, listed.json()["found"][0]["kind"]) == (1, "digest")
+
+
+def test_stores_are_cut_and_joined(call: Call, world: Any) -> None:
+    ids = NativeStore.open(world.regions).ids
+    Path("half.txt").write_text("\n".join(ids[: len(ids) // 2]))
+    take = ("regions", "subset", world.regions, "--json")
+    assert call(*take, "--images", "half.txt", "--out", "half").json()["images"] == len(ids) // 2
+    assert call(*take, "--images", ids[-1], "--images", ids[-2], "--out", "two").json()["images"] == 2
+    joined = call("regions", "merge", "half", "two", "--out", "joined", "--json").json()
+    assert joined["images"] == len(ids) // 2 + 2
+    assert NativeStore.open("joined").ids == [*ids[: len(ids) // 2], *ids[-2:]]
+    refused(call(*take, "--images", "gone.txt", "--out", "new"), "gone.txt is neither an image of", "nor a file")
+    Path("other.txt").write_text(f"{ids[0]}\nnobody\n")
+    refused(call(*take, "--images", "other.txt", "--out", "new"), "1 of 2 images are not in", "nobody")
+    refused(call("regions", "merge", "half", world.regions, "--out", "new"), f"image {ids[0]!r} is in half and")
+    refused(call("regions", "merge", "half", "two", "--out", "joined"), "joined is not empty", "--resume")
+    assert not Path("new").is_dir() or not list(Path("new").iterdir())
 
 
 def test_extraction_resumes_and_adds(call: Call, world: Any) -> None:
@@ -710,7 +732,14 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     Path("objects.txt").write_text("".join(f"thing {number},object\n" for number in range(1600)))
     asked = ("regions", "convert", file, "--out", "regions", "--json")
     found = call(*asked, "--classes", "objects.txt", "--dtype", "float32").json()
-    assert found == {"images": 3, "regions": 11, "found already": 0, "repeated entries": 0}
+    assert (found["images"], found["regions"], found["found already"], found["repeated entries"]) == (3, 11, 0, 0)
+    assert (found["layout"], found["feature width"], found["boxes"], found["image sizes"]) == (
+        "lxmert-obj36", 8, True, True
+    )  # fmt: skip
+    assert (found["fields"], found["missing"]) == (
+        ["features", "boxes", "classes", "class_confidence", "attributes", "attribute_confidence"],
+        ["probs"],
+    )
     store = NativeStore.open(Path("regions"))
     assert (store.fingerprint, store.class_names[1599], store.fields["features"].dtype) == (
         "lxmert-obj36",
@@ -719,7 +748,7 @@ def test_released_region_files_become_a_store(call: Call, golden: Path) -> None:
     )
     inspected = call("regions", "inspect", "regions").out
     assert re.search(r"^  classes +1600$", inspected, flags=re.MULTILINE)
-    assert re.search(r"^  attributes +no names; give --attributes to `regions convert`$", inspected, flags=re.MULTILINE)
+    assert re.search(r"^  attributes +no names$", inspected, flags=re.MULTILINE)
     assert call("regions", "inspect", "regions", "--json").json()["attributes"] == 0
     refused(call(*asked), "--resume")
     again = call(*asked, "--classes", "objects.txt", "--dtype", "float32", "--resume").json()
@@ -1038,7 +1067,10 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
         (("convert", weights, "--model", "vilbart", *size, "--to", "new"), ["no model 'vilbart'", "'vilbert'"]),
         (("convert", weights, "--model", "vilbert", *size, "--to", "new"), ["fit no family with --model 'vilbert'"]),
         (("convert", weights, *size, "--answers", "gone.json", "--to", "new"), ["has none, only: "]),
-        (("convert", "owner/name", "--offline", "--to", "new"), ["no folder owner/name here", "HF_HUB_OFFLINE"]),
+        (
+            ("convert", "owner/name", "--offline", "--to", "new"),
+            ["is neither a folder here", "HF_HUB_OFFLINE"],
+        ),
         (("convert", "vqa_fine_tuned", "--to", "new"), ["published at https://"]),
         (("convert", "model", "--to-layout", "oficial", "--to", "new"), ["no layout 'oficial'", "'official'"]),
         (
@@ -1061,20 +1093,44 @@ def test_mistakes_with_weights_end_with_a_message(call: Call, world: Any, tmp_pa
 
 def test_the_catalogue_is_listed(call: Call) -> None:
     everything = call("catalog")
+    for name in ("lxmert-vqa", "vqa_fine_tuned", "vg-frcnn", "lxmert-vqa-answers", "lxmert-train2014-features"):
+        assert re.search(rf"^  {name} ", everything.out, flags=re.MULTILINE), name
+    for words in ("vg-frcnn comes near bottom-up-36", "trouble reported with vg-frcnn", "nothing here makes detectron"):
+        assert words in everything.out
+    weights = call("catalog", "--model", "visualbert", "--layout", "official")
     for words in (
         "vqa_fine_tuned",
         "visualbert, preset vqa, layout official",
         "classifier 3129",
         "licence",
+        "detectron-100 (Pythia's",
         "unknown",
         "known dead",
-        "about 870 MB",
         "nothing known",
     ):
-        assert words in everything.out
+        assert words in weights.out
+    assert "about 870 MB" in call("catalog", "model_LXRT").out
     chosen = call("catalog", "--model", "lxmert", "--layout", "transformers", "--json").json()
     assert {entry["name"] for entry in chosen} == {"lxmert-base-uncased", "lxmert-vqa-uncased", "lxmert-gqa-uncased"}
     assert all(entry["sha256"] is None for entry in chosen)
+
+
+def test_one_entry_of_the_catalogue_is_shown_whole(call: Call) -> None:
+    shown = call("catalog", "lxmert-vqa").out
+    for words in (
+        "lxmert-vqa-uncased",
+        "lxmert-vqa-answers",
+        "detector  vg-frcnn",
+        "near: the weights, sizes of images",
+    ):
+        assert words in shown
+    assert "on the hub in May 2025" in call("catalog", "vg-frcnn").out
+    assert "measured 40 to 46 %" in call("catalog", "visualbert-vqa").out
+    assert call("catalog", "lxmert-vqa-answers", "--json").json()["reach"] == "address"
+    groups = call("catalog", "--json").json()
+    assert {"ready", "weights", "detectors", "answers", "features"} == set(groups)
+    refused(call("catalog", "lxmert-vqb"), "nothing is called 'lxmert-vqb'", "Did you mean 'lxmert-vqa'")
+    refused(call("catalog", "lxmert-vqa", "--model", "lxmert"), "leave them out where NAME is given")
 
 
 def test_models_are_compared(call: Call, world: Any) -> None:
@@ -1232,10 +1288,11 @@ def test_help_lists_the_commands_in_groups(call: Call) -> None:
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert {" ".join(path) for path in VERBS} == {
-        "demo", "scenes", "detect train", "detect eval", "regions extract", "regions convert", "regions inspect",
+        "demo", "scenes", "detect train", "detect eval", "detect wrap", "detect grid", "detect convert",
+        "regions extract", "regions convert", "regions inspect", "regions merge", "regions subset", "regions check",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
-        "verify", "catalog", "compare",
+        "verify", "catalog", "fetch", "compare",
     }  # fmt: skip
 
 
@@ -1276,8 +1333,11 @@ def test_the_commands_of_the_checkpoints_page_parse() -> None:
                 family = models.spec(given["model"])
                 assert given["preset"] in family.presets
                 assert given["from_"] in family.keys
-        elif path == ("catalog",):
+        elif path == ("catalog",) and given["model"] is not None:
             assert any(entry.family == given["model"] for entry in catalog.RELEASED_FILES)
+        elif path in (("catalog",), ("fetch",)):
+            for name in given.get("names") or [given["name"]]:
+                assert catalog.find_entry(name).name == name
 
 
 @pytest.mark.parametrize("path", VERBS, ids=" ".join)

@@ -20,6 +20,7 @@ import typer
 
 from visling import config as configs
 from visling import models
+from visling.checkpoints import catalog
 from visling.cli.app import app
 from visling.errors import RunError
 from visling.recipes.detectors import detect_config
@@ -67,6 +68,9 @@ def check(words: list[str]) -> None:
         assert rest[0] in command.commands, f"visling {' '.join(words)}: no verb {rest[0]!r}"
         command, rest = command.commands[rest[0]], rest[1:]
     given = command.make_context("visling", rest).params
+    if words[0] == "catalog" and given["name"] is not None:
+        catalog.find_entry(given["name"])
+        return
     name = given.get("recipe", given.get("name"))
     if name is not None:
         tables = [TABLES[words[0]]] if words[0] in TABLES else list(TABLES.values())

@@ -19,6 +19,8 @@ from visling.image_ids import Aliases, canonical, from_file_name, same
         ("dev_850-0", "dev_850-0"),
         ("n161313", "n161313"),
         ("image_", "image_"),
+        ("val/dev-1-0", "dev-1-0"),
+        ("train2014/COCO_train2014_000000000009", "9"),
         ("scene_²", "scene_²"),
         ("7162685234", "7162685234"),
         ("", ""),

@@ -185,7 +185,7 @@ def test_a_process_group_is_joined_and_left_even_after_an_error(monkeypatch: pyt
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     gpus(monkeypatch, 0)
-    monkeypatch.setattr(torch.distributed, "init_process_group", calls.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: calls.append(backend))
     monkeypatch.setattr(torch.distributed, "barrier", lambda: calls.append("all done"))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("left"))
     with pytest.raises(KeyError), runtime.process_group():

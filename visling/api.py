@@ -1,7 +1,9 @@
 """A trained model as an object: load it and ask it about an image, or take its encoder, settings and answers.
 
-model = api.load("demo/small/vqa")
-print(model.answer("picture.png", "what colour is the star?"))
+model = api.load("demo/small/visualbert/vqa")
+answer = model.answer("picture.png", "what colour is the star?")
+print(answer)  # Answer(red 87 %, blue 9 %; "what colour is the star?", 7 regions)
+print(answer.text, answer.confidence)
 print(model.answer("picture.png", "why is it here?", choices=["it fell", "it was put here"]))  # VCR
 for image, score in model.rank(["a.png", "b.png"], "two red stars"): ...                     # retrieval
 
@@ -21,13 +23,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
+from visling.checkpoints import hub
+from visling.checkpoints.catalog import READY
 from visling.data.batches.collate import Collator
 from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import CheckpointError, DataError
+from visling.errors import CheckpointError, DataError, nearest
 from visling.pretrained import folder as folder_module
-from visling.pretrained.features import check_fingerprint
+from visling.pretrained.features import check_features
+from visling.pretrained.fetch import Report
 from visling.pretrained.folder import ModelFolder
+from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
 from visling.types import RegionArray
 from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, to_pixels
@@ -38,7 +44,7 @@ ImageLike = str | Path | Image.Image
 """An image file, or an open image."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Answer:
     """A model's prediction for one image, or for the images that its task reads together, with their regions."""
 
@@ -62,6 +68,15 @@ class Answer:
     """Whether the question was longer than the model reads and was cut."""
     spelled_out: tuple[str, ...] = ()
     """Words of the question that the model's vocabulary does not know, where they are more than half."""
+    notice: str = ""
+    """What makes the answer doubtful: images in which the detector found nothing."""
+
+    def __repr__(self) -> str:
+        """One line, and a second one if there is a notice."""
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.top[:3]) or self.text
+        counts = " and ".join(str(len(regions)) for regions in self.regions_by_image)
+        line = f'Answer({shares}; "{self.question}", {counts} regions)'
+        return f"{line}\n  {self.notice}" if self.notice else line
 
     @property
     def image(self) -> Image.Image:
@@ -114,8 +129,12 @@ class _Seen(NamedTuple):
 class Predictor:
     """A fine-tuned model with its detector."""
 
-    def __init__(self, folder: ModelFolder, detector: RegionDetector | None, device: torch.device) -> None:
+    def __init__(
+        self, folder: ModelFolder, detector: RegionDetector | None, device: torch.device, *, notice: str = ""
+    ) -> None:
         self.folder, self.detector, self.device = folder, detector, device
+        self.notice = notice
+        """How the detector's features differ from those of the training, where they only come near."""
         self.model, self.task = folder.task_model()
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
@@ -180,6 +199,7 @@ class Predictor:
             regions_by_image=regions,
             truncated=layout.truncated > 0,
             spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
+            notice=self._describe_unseen(given, regions),
         )
 
     def rank(self, images: Sequence[ImageLike], text: str) -> list[tuple[ImageLike, float]]:
@@ -208,6 +228,21 @@ class Predictor:
             raise DataError(
                 f"the task {task.name} reads no answers to choose from; found {len(choices)}. Leave them out."
             )
+
+    def _describe_unseen(self, images: Sequence[ImageLike], regions: Sequence[RegionArray]) -> str:
+        """Which images the answer does not depend on, because the detector found nothing in them; empty if there is
+        none. A network that is trained jointly sees the whole image, too."""
+        if self.folder.text_only or self.folder.extractor is not None:
+            return ""
+        names = [
+            f"image {number}" if isinstance(image, Image.Image) else str(image)
+            for number, image in enumerate(images, 1)
+        ]
+        unseen = [name for name, found in zip(names, regions, strict=True) if not len(found)]
+        if not unseen:
+            return ""
+        alone = "from the words alone" if len(unseen) == len(images) else "without it"
+        return f"the detector found nothing in {' and '.join(unseen)}; this is answered {alone}"
 
     def _look_at(self, image: ImageLike) -> _Seen:
         """Pixels and regions of an image, remembered from the last prediction if it is the same file."""
@@ -249,7 +284,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, offline:
     Args:
         source: run folder or model folder, or owner/name on the Hugging Face hub.
         revision: branch, tag or commit on the hub.
-        offline: use the hub's cache only; None = follow the variable HF_HUB_OFFLINE.
+        offline: use the hub's cache only; None = follow the variables VISLING_OFFLINE and HF_HUB_OFFLINE.
     Raises:
         CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
@@ -263,19 +298,33 @@ def load(
     detector: str | Path | None = None,
     other_features: bool = False,
     device: str = "auto",
+    offline: bool | None = None,
+    report: Report | None = None,
 ) -> Predictor:
     """Load a fine-tuned model for use on raw images.
 
     Args:
-        path: run folder or model folder, or owner/name on the Hugging Face hub.
+        path: run folder or model folder, a name of the catalogue (what it stands for is downloaded and converted when
+            it is first used), or owner/name on the Hugging Face hub.
         task: of a model of several tasks: the name of the one to ask.
-        detector: folder of the detector; None = the one kept with the model.
+        detector: folder of the detector, or its name in the catalogue; None = the one kept with the model, or listed
+            with its name.
         other_features: accept a detector whose features the model was not trained on.
+        offline: download nothing; None = follow the variables VISLING_OFFLINE and HF_HUB_OFFLINE.
+        report: called while files are downloaded, see `pretrained.fetch.Report`.
     Raises:
-        CheckpointError: no model, no detector, or a detector whose features the model was not trained on.
+        CheckpointError: no model, no detector, one whose features the model was not trained on, or a download failed.
     """
-    saved = folder_module.from_pretrained(path).for_task(task)
     target = runtime.pick_device(device)
+    if detector is not None and is_detector_name(detector):
+        detector = prepare_detector(str(detector), offline=offline, report=report)
+    if is_ready_name(path):
+        found = prepare(str(path), detector=detector, offline=offline, report=report)
+        path, detector = found.model, found.detector
+    elif not Path(path).exists() and not hub.is_id(path):
+        hint = nearest(str(path), [ready.name for ready in READY], otherwise="Check the path.")
+        raise CheckpointError(f"no model in {path}: there is no such folder, and no such name in the catalogue. {hint}")
+    saved = folder_module.from_pretrained(path, offline=offline).for_task(task)
     if saved.text_only:
         return Predictor(saved, None, target)
     folder = Path(detector) if detector is not None else saved.path / "detector"
@@ -283,6 +332,6 @@ def load(
         raise CheckpointError(
             f"{saved.path} holds no detector, so raw images cannot be turned into regions. Name one with --detector."
         )
-    found = load_detector(folder, device=target)
-    check_fingerprint(saved, found.fingerprint, override=other_features, extracts=saved.extractor is not None)
-    return Predictor(saved, found, target)
+    network = load_detector(folder, device=target)
+    notice = check_features(saved, network, override=other_features, extracts=saved.extractor is not None)
+    return Predictor(saved, network, target, notice=notice)

@@ -39,13 +39,13 @@ class RunError(VislingError):
     """A run folder that cannot be used: already taken, unfinished, or not writable."""
 
 
-def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """Sentence that names the valid key closest to a wrong one, or lists them all when none is close."""
+def nearest(wrong: str, valid: Iterable[str], otherwise: str = "") -> str:
+    """Sentence that names the valid key closest to a wrong one; when none is close, `otherwise`, or the list of all."""
     names = sorted(valid)
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return f"Valid: {', '.join(names) if names else '(none)'}."
+    return otherwise or f"Valid: {', '.join(names) if names else '(none)'}."
 
 
 def refuse(errors: Iterable[VislingError]) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".npz"})
+_IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic",
+        ".npy", ".npz",
+    }
+)  # fmt: skip
 
 
 def canonical(image_id: str | int) -> str:
-    """The spelling that all aliases of an id share: the number after the last underscore without leading zeros, else
-    the id itself."""
-    text = str(image_id)
+    """The spelling that all aliases of an id share, which leaves out folders: the number after the last underscore
+    without leading zeros, else the whole name."""
+    text = str(image_id).rpartition("/")[2]
     tail = text.rpartition("_")[2]
     return str(int(tail)) if tail.isascii() and tail.isdigit() else text
 

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Literal
@@ -35,6 +37,10 @@ def versions() -> dict[str, str]:
 Precision = Literal["auto", "fp32", "bf16"]
 """Of matrix products. auto: bf16 where the device has units for it, fp32 elsewhere (bf16 emulated in software is ten
 times slower than fp32)."""
+
+
+_PARENT = "VISLING_PARENT"
+"""Environment variable of the processes that a command starts: the number of its own process."""
 
 
 def home() -> Path:
@@ -137,9 +143,13 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def process_group(processes: int = 1) -> Iterator[None]:
+def process_group(processes: int = 1, patience: timedelta | None = None) -> Iterator[None]:
     """Join the other processes if torchrun started this one, or start `processes` - 1 more of this same command; does
-    nothing for a single process."""
+    nothing for a single process.
+
+    Args:
+        patience: how long they wait for each other; None = PyTorch's choice, which is minutes.
+    """
     with contextlib.ExitStack() as stack:
         if processes > 1 and "RANK" not in os.environ:
             stack.enter_context(_start_others(processes))
@@ -151,13 +161,29 @@ def process_group(processes: int = 1) -> Iterator[None]:
         importlib.import_module("torch._dynamo")
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        _end_with_parent()
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
         try:
             yield
             # Nobody leaves while another still saves: a process that ends badly after this can harm nothing.
             dist.barrier()
         finally:
             dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Let a process that `_start_others` started end soon after the one that did: if that is killed, nobody else ends
+    this one, which would write into the files of a run that has been resumed meanwhile."""
+    parent = os.environ.get(_PARENT)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -174,7 +200,9 @@ def _start_others(processes: int) -> Iterator[None]:
         members = []
         for number in range(1, processes):
             output = stack.enter_context(tempfile.TemporaryFile("w+"))
-            environment = os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            environment = (
+                os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number), _PARENT: str(os.getpid())}
+            )
             members.append(
                 (
                     subprocess.Popen(

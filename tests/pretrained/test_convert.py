@@ -36,7 +36,7 @@ from visling.pretrained import convert as conversion
 from visling.pretrained import verify as verification
 from visling.pretrained.answers import carry_over, table_of
 from visling.pretrained.export import export
-from visling.pretrained.features import check_fingerprint
+from visling.pretrained.features import check_features
 from visling.pretrained.folder import KEPT, check_family, load_heads, read_model_folder
 from visling.pretrained.recognise import _head, _only_preset
 from visling.recipes.tables import PRETRAINING
@@ -344,9 +344,12 @@ def test_a_file_that_is_called_like_a_release_is_taken_for_it(
         conversion.convert(tmp_path / "vqa_pre_trained.th", tmp_path / "n", config=source.config)
 
 
-def test_a_release_that_is_not_here_says_where_it_is(tmp_path: Path) -> None:
+def test_a_release_that_is_not_here_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISLING_HOME", str(tmp_path / "home"))
     with pytest.raises(CheckpointError, match=r"published at https://drive.google.com/.*Download it"):
         conversion.convert("vqa_fine_tuned", tmp_path / "m")
+    with pytest.raises(CheckpointError, match=r"http://nlp.cs.unc.edu/data/model_LXRT.pth is not asked while offline"):
+        conversion.convert("model_LXRT", tmp_path / "m", offline=True)
     with pytest.raises(CheckpointError, match=r"no weight file gone.pth.*visling catalog"):
         conversion.convert("gone.pth", tmp_path / "m")
     with pytest.raises(CheckpointError, match="Did you mean 'vqa_fine_tuned'"):
@@ -357,7 +360,8 @@ def test_a_release_that_is_not_here_says_where_it_is(tmp_path: Path) -> None:
 def test_the_hub_is_not_asked_while_offline(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
-        CheckpointError, match=r"no folder uclanlp/visualbert-vqa here.*not asked while offline \(HF_HUB_OFFLINE"
+        CheckpointError,
+        match=r"visualbert-vqa is neither a folder here.*not asked while offline \(HF_HUB_OFFLINE",
     ):
         conversion.convert(source, tmp_path / "m", offline=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -694,11 +698,11 @@ def test_the_features_are_told_or_asked_for(recorded: Any, world: Any, tmp_path:
         CheckpointError,
         match=r"which region features they were trained on is not recorded.*--other-features.*--features STORE",
     ):
-        check_fingerprint(unknown, store.fingerprint, override=False)
-    check_fingerprint(unknown, store.fingerprint, override=True)
+        check_features(unknown, store, override=False)
+    check_features(unknown, store, override=True)
     shutil.rmtree(tmp_path / "model")
     convert(recorded("visualbert"), tmp_path, features=world.regions)
-    check_fingerprint(read_model_folder(tmp_path / "model"), store.fingerprint, override=False)
+    check_features(read_model_folder(tmp_path / "model"), store, override=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------- BERT
@@ -761,7 +765,7 @@ def test_every_family_starts_from_bert(world: Any, tmp_path: Path, model: str, b
     assert bool(done.heads) == (not bare)
     saved = read_model_folder(tmp_path / "start")
     assert saved.text_only  # trained without regions, so any store will do
-    check_fingerprint(saved, "another", override=False)
+    check_features(saved, NativeStore.open(world.other_regions), override=False)
     start = saved.encoder()
     words = weights["embeddings.word_embeddings.weight" if bare else "bert.embeddings.word_embeddings.weight"]
     assert torch.equal(start.word_embeddings.weight, words)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,10 +16,9 @@ import pytest
 from fixtures.region_stores import COUNTS, F, assert_same, regions, write
 
 from visling.errors import StoreError
-from visling.regions.copying import merge, subset
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
-from visling.types import RegionStore
+from visling.types import RegionArray, RegionStore
 
 
 @pytest.mark.parametrize("details", [False, True])
@@ -165,6 +165,7 @@ def test_a_finished_store_takes_more_images(tmp_path: Path) -> None:
 IMAGES = 20
 KILLED = """
 import json, os, sys
+from dataclasses import replace
 from pathlib import Path
 from fixtures.region_stores import F, regions
 from visling.regions.writer import StoreWriter
@@ -252,30 +253,37 @@ def test_a_part_shorter_than_its_journal_is_an_error(tmp_path: Path) -> None:
         StoreWriter(tmp_path, feature_size=F, fingerprint="det-1", resume=True)
 
 
-def test_a_subset_keeps_the_ids_of_its_store(tmp_path: Path) -> None:
-    store = write(tmp_path / "all", details=True)
-    part = subset(store, ["z", "9", "z"], tmp_path / "part")
-    assert part.ids == ["COCO_train2014_000000000009", "z"]
-    assert_same(part["9"], regions(4, 4, details=True))
-    assert part.fingerprint == store.fingerprint
-    with pytest.raises(StoreError, match="nearest"):
-        subset(store, ["absent"], tmp_path / "other")
+def test_an_interrupted_conversion_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    """Then the layout named the features."""
+    begun = StoreWriter(tmp_path, feature_size=F, fingerprint="lxmert-obj36")
+    begun.add("a", regions(0, 2))
+    begun.suspend()
+    with StoreWriter(tmp_path, feature_size=F, fingerprint="bottom-up-36", resume=True) as writer:
+        writer.add("b", regions(1, 2))
+    assert NativeStore.open(tmp_path).fingerprint == "lxmert-obj36"
+    with pytest.raises(StoreError, match="fingerprint is 'lxmert-obj36', this run's is 'vg-frcnn-36'"):
+        StoreWriter(tmp_path, feature_size=F, fingerprint="vg-frcnn-36", resume=True)
 
 
-def test_only_stores_of_the_same_features_are_merged(tmp_path: Path) -> None:
-    first = write(tmp_path / "1", {"a": 2, "c": 1})
-    second = write(tmp_path / "2", {"b": 3})
-    merged = merge([first, second], tmp_path / "both")
-    assert merged.ids == ["a", "b", "c"]
-    assert np.array_equal(merged["b"].features, second["b"].features)
-    with pytest.raises(StoreError, match="already in"):
-        merge([first, first], tmp_path / "twice")
-    with StoreWriter(tmp_path / "3", feature_size=F, fingerprint="det-2") as writer:
-        writer.add("d", regions(0, 1))
-    with pytest.raises(StoreError, match="fingerprint 'det-1' and 'det-2' differ"):
-        merge([first, NativeStore.open(tmp_path / "3")], tmp_path / "mixed")
-    bf16 = write(tmp_path / "4", {"d": 1}, settings={"precision": "bf16"})
-    with pytest.raises(StoreError, match=r"computed in None and bf16.*--precision"):
-        merge([first, bf16], tmp_path / "mixed")
-    with pytest.raises(StoreError, match="nothing to merge"):
-        merge([], tmp_path / "nothing")
+def test_numbers_that_are_not_finite_are_refused_in_every_field(tmp_path: Path) -> None:
+    good = regions(0, 2, details=True)
+    for name in ("class_confidence", "attribute_confidence", "probs"):
+        values = np.array(getattr(good, name))
+        values.flat[1] = np.nan
+        with (
+            StoreWriter(tmp_path / name, feature_size=F, fingerprint="x") as writer,
+            pytest.raises(StoreError, match=f"{name} of image 'a' holds numbers that are not finite"),
+        ):
+            writer.add("a", replace(good, **{name: values}))
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_half_precision_is_rounded_as_numpy_does(tmp_path: Path, read_only: bool) -> None:
+    values = np.random.default_rng(0).normal(size=(500, F)).astype(np.float32)
+    values[:, 0] = np.logspace(-9, 4.8, 500)  # subnormal numbers, too
+    values[0] = [65504, -65504, 65503.9, 2.0**-25, 0.1]
+    values.setflags(write=not read_only)
+    boxes = np.tile(np.array([0, 0, 9, 9], np.float32), (500, 1))
+    with StoreWriter(tmp_path, feature_size=F, fingerprint="x") as writer:
+        writer.add("a", RegionArray(features=values, boxes=boxes, size=(10, 10)))
+    np.testing.assert_array_equal(NativeStore.open(tmp_path)["a"].features, values.astype(np.float16))

@@ -26,7 +26,10 @@ from visling.runs.detect import evaluate_detector, train_detector
 from visling.runs.detection_data import DetectionBatches, Samples, mirror
 from visling.train.log import read
 from visling.types import Loss
-from visling.vision.detector import Detector, DetectorConfig, Truth
+from visling.vision.detector import Detector, DetectorConfig
+from visling.vision.detector_losses import pad_truths
+from visling.vision.region_detector import ScaledImage
+from visling.vision.trainable import Truth
 
 CONFIG = DetectConfig(
     detector=DetectorConfig(
@@ -109,8 +112,14 @@ def test_the_first_line_says_what_is_trained_on(data: tuple[Path, Path], tmp_pat
     stream = io.StringIO()
     train_detector(*data, tmp_path / "out", small("train.max_steps=2"), stream=stream, device="cpu")
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "10 images, 10 boxes, 1 classes, 2 attributes; longer side 32 pixels, on cpu"
-    assert "images/s" in lines[1]
+    assert lines[0] == (
+        "10 images, 10 boxes of 1 class, 2 attributes; longer side up to 32 pixels; 2 updates with 4 images each, on "
+        "cpu"
+    )
+    assert lines[1].startswith("10 boxes are few: a detector of photographs needs thousands.")
+    assert "start from a detector of photographs with --init" in lines[1]
+    assert "images/s" in lines[2]
+    assert "before its learning rate had risen" in stream.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -155,7 +164,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 ) -> None:
     config = small("flip_rate=0.5")
     whole = train_detector(*data, tmp_path / "whole", config, device="cpu")
-    losses, original = [0], Detector.losses
+    losses, original = [0], Detector.losses_scaled
 
     def failing(self: Detector, *arguments: object) -> Loss:
         losses[0] += 1
@@ -164,7 +173,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
         return original(self, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Detector, "losses", failing)
+        patch.setattr(Detector, "losses_scaled", failing)
         with pytest.raises(KeyboardInterrupt):
             train_detector(*data, tmp_path / "cut", config, device="cpu")
     assert not (tmp_path / "cut" / "model").exists()
@@ -182,7 +191,7 @@ from visling.recipes.detectors import DetectConfig
 from visling.runs.detect import train_detector
 from visling.vision.detector import Detector
 
-losses, original = [0], Detector.losses
+losses, original = [0], Detector.losses_scaled
 
 def kill(self, *arguments):
     losses[0] += 1
@@ -190,7 +199,7 @@ def kill(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *arguments)
 
-Detector.losses = kill
+Detector.losses_scaled = kill
 config = configs.from_dict(DetectConfig, eval(sys.argv[4]))
 train_detector(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, device="cpu")
 """
@@ -265,9 +274,9 @@ def test_mirroring_moves_the_boxes_with_the_pixels() -> None:
         attributes=np.zeros((2, 0), bool),
         has_attributes=np.zeros(2, bool),
     )
-    mirrored, moved = mirror(picture, truth)
-    assert moved.boxes.tolist() == [[3, 0, 4, 2], [0, 0, 3, 1]]
-    assert (mirrored[:, 3] == picture[:, 0]).all()
+    mirrored, moved = mirror(ScaledImage(pixels=picture, size=(8, 4)), truth)
+    assert moved.boxes.tolist() == [[7, 0, 8, 2], [4, 0, 7, 1]]
+    assert (mirrored.pixels[:, 3] == picture[:, 0]).all()
 
 
 def test_images_of_other_sizes_are_scaled_with_their_boxes(tmp_path: Path) -> None:
@@ -279,10 +288,14 @@ def test_images_of_other_sizes_are_scaled_with_their_boxes(tmp_path: Path) -> No
         "categories": [{"id": 1, "name": "object"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    samples = Samples(tmp_path, read_instances(tmp_path / "a.json"), CONFIG.detector, cache_bytes=10**6)
-    (((picture,), (truth,)),) = DetectionBatches(samples, batch_size=1, seed=0)
-    assert picture.shape == (8, 32, 3)
-    assert truth.boxes.tolist() == [[5, 2, 15, 6]]
+    detector = Detector(CONFIG.detector)
+    samples = Samples(tmp_path, read_instances(tmp_path / "a.json"), detector, cache_bytes=10**6)
+    (((image,), (truth,)),) = DetectionBatches(samples, batch_size=1, seed=0)
+    assert image.pixels.shape == (8, 32, 3)
+    assert image.size == (64, 16)
+    _, _, scale = detector._prepare_images([image])
+    padded = pad_truths([truth], scale, num_attributes=0)
+    assert padded.boxes.tolist() == [[[5, 2, 15, 6]]]
 
 
 def test_annotations_are_recognised_by_their_content(
@@ -343,7 +356,7 @@ def test_a_picture_of_another_size_than_annotated_is_left_out(data: tuple[Path, 
 def test_presets_count_updates_and_give_way_to_seconds_that_are_asked_for() -> None:
     trains = {name: detect_config([], name).train for name in PRESETS}
     assert {name: (train.max_steps, train.seconds) for name, train in trains.items()} == {
-        "scenes": (450, None), "nlvr": (750, None), "default": (900, None),
+        "scenes": (450, None), "nlvr": (750, None), "default": (900, None), "resnet50": (5000, None),
     }  # fmt: skip
     timed = detect_config(["train.seconds=30"], "scenes").train
     assert (timed.max_steps, timed.seconds) == (None, 30)
@@ -373,12 +386,12 @@ def test_presets_build_and_settings_are_checked() -> None:
 @pytest.fixture
 def samples(data: tuple[Path, Path]) -> Samples:
     named = replace(CONFIG.detector, class_names=("square",), attribute_names=("blue", "red"))
-    return Samples(data[0], read_instances(data[1]), named, cache_bytes=10**6)
+    return Samples(data[0], read_instances(data[1]), Detector(named), cache_bytes=10**6)
 
 
 def read_rest(batches: DetectionBatches) -> list[bytes]:
     """The pixels of the epoch's remaining batches."""
-    return [b"".join(picture.tobytes() for picture in pictures) for pictures, _ in batches]
+    return [b"".join(image.pixels.tobytes() for image in images) for images, _ in batches]
 
 
 def test_batches_resume_at_any_position(samples: Samples) -> None:
@@ -417,8 +430,8 @@ def test_a_batch_without_a_readable_image_is_replaced(samples: Samples) -> None:
     batches = DetectionBatches(samples, batch_size=1, seed=3)
     iterator = iter(batches)
     pictures, positions = [], []
-    for (picture,), _ in iterator:
-        pictures.append(picture.tobytes())
+    for (image,), _ in iterator:
+        pictures.append(image.pixels.tobytes())
         positions.append(batches.state_dict())
     assert len(pictures) == len(batches) == 10  # nine can be read, so the first comes twice
     assert pictures[-1] == pictures[0]

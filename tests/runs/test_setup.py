@@ -16,7 +16,7 @@ from visling import api, models
 from visling import config as configs
 from visling.data.corpora.base import check_images, split_root
 from visling.errors import CheckpointError, ConfigError, RunError, StoreError
-from visling.pretrained.features import check_fingerprint
+from visling.pretrained.features import check_features
 from visling.pretrained.folder import read_model_folder
 from visling.recipes.configs import FinetuneConfig
 from visling.recipes.tables import FINETUNING, PRETRAINING, PUBLISHED_FINETUNING, PUBLISHED_PRETRAINING
@@ -303,12 +303,12 @@ def test_a_pretrained_encoder_is_no_task_model(world: Any) -> None:
 
 
 def test_features_of_another_detector_need_consent(world: Any) -> None:
-    saved, other = read_model_folder(world.vqa), NativeStore.open(world.other_regions).fingerprint
-    assert other != saved.fingerprint
+    saved, other = read_model_folder(world.vqa), NativeStore.open(world.other_regions)
+    assert other.fingerprint != saved.fingerprint
     with pytest.raises(CheckpointError, match="--other-features"):
-        check_fingerprint(saved, other, override=False)
-    check_fingerprint(saved, other, override=True)
-    check_fingerprint(saved, saved.fingerprint, override=False)
+        check_features(saved, other, override=False)
+    assert check_features(saved, other, override=True) == ""
+    assert check_features(saved, NativeStore.open(world.regions), override=False) == ""
 
 
 def test_a_run_that_fails_before_it_saved_anything_frees_its_folder(world: Any, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_wandb_itself_writes_into_the_run_folder(tmp_path: Path) -> None:
     """Two offline files of one identity, which `wandb sync` joins."""
     pytest.importorskip("wandb")
     folder = write(tmp_path / "run", ["wandb"])
+    time.sleep(1.1)  # its folders are named by the second
     write(tmp_path / "run", ["wandb"], resume=True)
     identity = folder.read()["logged_as"]["wandb"]
     files = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))

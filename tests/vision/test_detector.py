@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from visling.errors import CheckpointError, ConfigError
 from visling.types import IGNORE, RegionArray
 from visling.vision.backbones import SmallBackbone
-from visling.vision.detector import Detector, DetectorConfig, Truth
+from visling.vision.detector import Detector, DetectorConfig
+from visling.vision.trainable import Truth
 
 TINY = DetectorConfig(
     class_names=("wide", "tall"),

@@ -15,7 +15,8 @@ from visling.regions.writer import StoreWriter
 from visling.types import RegionArray
 from visling.vision import extract as extraction
 from visling.vision.detector import Detector, DetectorConfig
-from visling.vision.extract import extract, find_images
+from visling.vision.extract import extract
+from visling.vision.image_files import find_images
 
 CONFIG = DetectorConfig(
     class_names=("thing",),
@@ -123,14 +124,11 @@ def test_bad_files_are_reported_and_the_rest_is_done(folder: Path, detector: Det
     writer = Memory()
     report = extract(folder, detector, writer, batch_size=3)
     assert report.done == 14
-    assert sorted(path.name for path, _ in report.unreadable) == ["cut.png", "empty.jpg", "page.png"]
+    assert sorted(image.path.name for image, _ in report.unreadable) == ["cut.png", "empty.jpg", "page.png"]
     assert all(reason for _, reason in report.unreadable)
 
 
-def test_an_interrupted_extraction_resumes(
-    folder: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extraction, "_COMMIT_EVERY", 4)
+def test_an_interrupted_extraction_resumes(folder: Path, detector: Detector, tmp_path: Path) -> None:
     whole, store = Memory(), tmp_path / "store"
     extract(folder, detector, whole, batch_size=2)
 
@@ -159,9 +157,8 @@ def test_an_interrupted_extraction_resumes(
         np.testing.assert_allclose(opened[image_id].boxes, regions.boxes, atol=1e-3)
 
 
-def test_work_is_committed_as_it_goes(folder: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "_COMMIT_EVERY", 4)
-    writer = Memory(fail_at=10)
+def test_an_interruption_costs_one_batch_at_most(folder: Path, detector: Detector) -> None:
+    writer = Memory(fail_at=9)
     with pytest.raises(KeyboardInterrupt):
         extract(folder, detector, writer, batch_size=2)
     assert len(writer.committed) == 8
@@ -189,17 +186,3 @@ def test_nothing_to_extract_is_an_error(tmp_path: Path, detector: Detector) -> N
         extract(tmp_path, detector, Memory())
     with pytest.raises(DataError, match="no image was given"):
         extract([], detector, Memory())
-
-
-def test_few_images_wait_for_others_of_their_size(detector: Detector, tmp_path: Path) -> None:
-    """Forty sizes and batches of ten: rare sizes are released early instead of piling up."""
-    for number in range(60):
-        Image.new("RGB", (4 + number % 40, 8)).save(tmp_path / f"{number}.png")
-    unreadable: list[tuple[Path, str]] = []
-    taken = most = 0
-    for batch in extraction._group_by_size(find_images(tmp_path), 5, unreadable):
-        assert len({pixels.shape for _, pixels in batch}) == 1
-        taken += len(batch)
-        most = max(most, len(batch))
-    assert taken == 60
-    assert most > 1

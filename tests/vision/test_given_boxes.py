@@ -15,7 +15,6 @@ from visling.errors import DataError
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
 from visling.types import RegionArray
-from visling.vision import extract as extraction
 from visling.vision.detector import Detector, DetectorConfig
 from visling.vision.extract import extract
 
@@ -107,10 +106,7 @@ def test_boxes_of_other_images_and_of_other_sizes_are_refused(folder: Path, dete
         extract(folder, detector, Memory(), boxes=scaled)
 
 
-def test_an_interrupted_extraction_resumes(
-    folder: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extraction, "_COMMIT_EVERY", 1)
+def test_an_interrupted_extraction_resumes(folder: Path, detector: Detector, tmp_path: Path) -> None:
     boxes, whole, store = GivenBoxes(boxes=BOXES), Memory(), tmp_path / "store"
     extract(folder, detector, whole, boxes=boxes, keep_detected=True)
 

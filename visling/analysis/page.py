@@ -172,3 +172,11 @@ pre { background: var(--card); border-radius: 8px; padding: .8rem 1rem; overflow
 @media print { .wide, pre { overflow: visible; } pre { white-space: pre-wrap; } h2 { break-after: avoid; } }
 """
 )
+
+CHART_STYLE = """\
+text { fill: #5c6470; font: 12px system-ui, sans-serif; } .grid { stroke: #dfe3e8; }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round; } .dashed { stroke-dasharray: 5 3; }
+.c0 { stroke: #1d78c8; } .c1 { stroke: #d1495b; } .c2 { stroke: #2a9d69; } .c3 { stroke: #b8770a; }
+.c4 { stroke: #8e4fd0; } .c5 { stroke: #0e8ea6; }
+"""
+"""Of a chart that is a file of its own, in the report's colours."""

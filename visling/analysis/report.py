@@ -421,7 +421,11 @@ def _render_image(image: str, file: Path | None, store: RegionStore | None) -> s
             scale=_IMAGE_SIZE // max(picture.size),
         )
     alt = f"Image {image}" + (f" with {count} regions drawn" if count else "")
-    return f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{_encode_image(picture)}">'
+    unseen = "" if regions is None or count else '<p class="none">the detector found nothing in this image</p>'
+    return (
+        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{_encode_image(picture)}">'
+        f"{unseen}"
+    )
 
 
 def _find_regions(image: str, store: RegionStore | None) -> RegionArray | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from visling.checkpoints.entries import (
     HUB,
     AnswerFile,
-    FeatureFile,
+    Published,
     ReadyAnswer,
     ReleasedDetector,
     ReleasedFile,
@@ -16,9 +16,24 @@ from visling.checkpoints.released_parts import ANSWERS, DETECTORS, FEATURES, REA
 from visling.checkpoints.released_weights import RELEASED_FILES
 from visling.errors import CheckpointError, nearest
 
-__all__ = ["ANSWERS", "DETECTORS", "FEATURES", "HUB", "READY", "RELEASED_FILES", "ReleasedFile", "find", "find_entry"]
+__all__ = [
+    "ANSWERS",
+    "DETECTORS",
+    "FEATURES",
+    "HUB",
+    "READY",
+    "RELEASED_FILES",
+    "ReleasedFile",
+    "entries",
+    "find",
+    "find_answers",
+    "find_detector",
+    "find_detector_at",
+    "find_entry",
+    "find_ready",
+]
 
-Entry = ReadyAnswer | ReleasedFile | ReleasedDetector | AnswerFile | FeatureFile
+Entry = ReadyAnswer | Published
 
 
 def entries() -> Iterator[Entry]:
@@ -54,7 +69,9 @@ def find_entry(name: str) -> Entry:
     for entry in entries():
         if entry.name == name:
             return entry
-    raise CheckpointError(f"nothing is called {name!r} in the catalogue. {nearest(name, {e.name for e in entries()})}")
+    names = {entry.name for entry in entries()}
+    hint = nearest(name, names, otherwise="`visling catalog` lists all names.")
+    raise CheckpointError(f"nothing is called {name!r} in the catalogue. {hint}")
 
 
 def find_ready(name: str) -> ReadyAnswer | None:
@@ -62,6 +79,30 @@ def find_ready(name: str) -> ReadyAnswer | None:
     return next((ready for ready in READY if ready.name == name), None)
 
 
-def find_detector(name: str) -> ReleasedDetector | None:
-    """The detector of this name; None if there is none."""
-    return next((detector for detector in DETECTORS if detector.name == name), None)
+def find_detector(name: str) -> ReleasedDetector:
+    """The detector of this name.
+
+    Raises:
+        CheckpointError: the catalogue has none.
+    """
+    for detector in DETECTORS:
+        if detector.name == name:
+            return detector
+    raise CheckpointError(f"no detector {name!r} in the catalogue. {nearest(name, [d.name for d in DETECTORS])}")
+
+
+def find_detector_at(repository: str) -> ReleasedDetector | None:
+    """The detector that is published as owner/name on the hub; None if it is not listed."""
+    return next((detector for detector in DETECTORS if detector.source == f"{HUB}{repository}"), None)
+
+
+def find_answers(name: str) -> AnswerFile:
+    """The list of answers of this name.
+
+    Raises:
+        CheckpointError: the catalogue has none.
+    """
+    for answers in ANSWERS:
+        if answers.name == name:
+            return answers
+    raise CheckpointError(f"no list of answers {name!r} in the catalogue. {nearest(name, [a.name for a in ANSWERS])}")

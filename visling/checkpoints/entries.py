@@ -11,6 +11,8 @@ from visling.head import Head
 HUB = "https://huggingface.co/"
 """Address before the owner/name of a repository on the hub."""
 
+Selection = Literal["original", "port"]
+
 Reach = Literal["hub", "address", "by hand"]
 """How a published file is had: a repository on the hub, an address that can be downloaded from, or a page (a drive, a
 share) on which somebody has to click."""
@@ -69,22 +71,27 @@ class ReleasedDetector:
 
     name: str
     """Unique in the catalogue."""
-    makes: str
-    """Kind of its features in `feature_kinds`."""
+    kinds: Mapping[Selection, str]
+    """How regions are chosen (`visling detect convert --selection`) -> kind of the features in `feature_kinds`."""
+    regions: tuple[int, int]
+    """Fewest and most regions per image."""
     source: str
     """Where it is published: a repository on the hub, or the address of its one file."""
     mirror: str = ""
     """Address of a folder with the same files, asked when the source does not have them."""
     files: tuple[str, ...] = ()
     """Names of its files in the repository and in the mirror."""
-    settings: Mapping[str, int | str] = field(default_factory=dict)
-    """What `visling detect convert` is told in addition to the files."""
     licence: str
     size: int | None = None
     """Bytes of the weight file; None = unknown."""
     note: str = ""
     dead: str = ""
     """As of `ReleasedFile`."""
+
+    @property
+    def makes(self) -> str:
+        """Kind of the features that it is converted for here: chosen as the original did, as for released files."""
+        return self.kinds["original"]
 
     @property
     def reach(self) -> Reach:
@@ -139,6 +146,10 @@ class FeatureFile:
     def reach(self) -> Reach:
         """How the file is had."""
         return reach_of(self.source)
+
+
+Published = ReleasedFile | ReleasedDetector | AnswerFile | FeatureFile
+"""What has an address."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def add_tensors(hashed: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Add names, types, shapes and values of tensors to a digest, in the order of their names."""
+    for name, value in sorted(tensors.items()):
+        hashed.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        hashed.update(value.detach().cpu().contiguous().numpy().tobytes())
+
+
 def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names without the prefixes of wrapping modules; a prefix goes only if every name has it."""
     names = list(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,24 +62,28 @@ def fetch(
         )
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"there is no folder {repository} here and no such repository on the hub. Check the name; a private one "
-            "needs `hf auth login`."
+            f"{repository} is neither a folder here nor a repository on the hub. Check the name; a private one needs "
+            "`hf auth login`."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} on the hub has no revision {revision!r}. Check its name.") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if alone:
             raise CheckpointError(
-                f"there is no folder {repository} here, and the hub's cache has no copy; the hub itself is not "
-                "asked while offline (HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give the path "
-                "of a folder."
+                f"{repository} is neither a folder here nor in the hub's cache; the hub is not asked while offline "
+                "(HF_HUB_OFFLINE, VISLING_OFFLINE or --offline). Fetch it once online, or give the path of a folder."
             ) from error
         raise CheckpointError(
-            f"there is no folder {repository} here, and the hub cannot be reached: {_shorten(error)}. Check the "
-            "connection."
+            f"{repository} is no folder here, and the hub cannot be reached: {_shorten(error)}. Check the connection."
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise CheckpointError(f"cannot fetch {repository} from the hub: {_shorten(error)}.") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"cannot fetch {repository}: the hub answered with a page that is not for programs ({_shorten(error)}). A "
+            "proxy or a portal may answer in its place; open https://huggingface.co in a browser, and repeat the "
+            "command later."
+        ) from error
 
 
 def upload(
@@ -118,4 +123,5 @@ def upload(
 
 
 def _shorten(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text.removeprefix("Got: ")[:200]

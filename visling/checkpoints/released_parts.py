@@ -5,17 +5,20 @@ As for the weights, this project has downloaded none of it but the lists that sa
 
 from __future__ import annotations
 
-from visling.checkpoints.entries import HUB, AnswerFile, FeatureFile, ReadyAnswer, ReleasedDetector
+from visling.checkpoints.entries import HUB, AnswerFile, FeatureFile, ReadyAnswer, ReleasedDetector, Selection
 
 _UNC = "http://nlp.cs.unc.edu/"
 _UNC_DEAD = "The server was unreachable in October 2021 and came back (issue 108 of airsplay/lxmert)."
 _FACEBOOK = "https://dl.fbaipublicfiles.com/"
 _DRIVE_FILE = "https://drive.google.com/file/d/{}/view"
 
+_KINDS_36: dict[Selection, str] = {"original": "vg-frcnn-36-caffe", "port": "vg-frcnn-36"}
+
 DETECTORS: tuple[ReleasedDetector, ...] = (
     ReleasedDetector(
         name="vg-frcnn",
-        makes="vg-frcnn-36",
+        kinds=_KINDS_36,
+        regions=(36, 36),
         source=f"{HUB}unc-nlp/frcnn-vg-finetuned",
         mirror="https://s3.amazonaws.com/models.huggingface.co/bert/unc-nlp/frcnn-vg-finetuned/",
         files=("config.yaml", "pytorch_model.bin"),
@@ -31,7 +34,8 @@ DETECTORS: tuple[ReleasedDetector, ...] = (
     ),
     ReleasedDetector(
         name="vg-frcnn-pickle",
-        makes="vg-frcnn-36",
+        kinds=_KINDS_36,
+        regions=(36, 36),
         source=f"{_UNC}models/faster_rcnn_from_caffe_attr.pkl",
         licence="none stated; code Apache-2.0",
         note=(
@@ -42,16 +46,17 @@ DETECTORS: tuple[ReleasedDetector, ...] = (
     ),
     ReleasedDetector(
         name="vg-frcnn-10-100",
-        makes="vg-frcnn-10-100",
+        kinds={"original": "vg-frcnn-10-100-caffe", "port": "vg-frcnn-10-100"},
+        regions=(10, 100),
         source=f"{_UNC}models/faster_rcnn_from_caffe_attr_original.pkl",
-        settings={"min_regions": 10, "max_regions": 100},
         licence="none stated; code Apache-2.0",
         note="The weights for 10 to 100 regions, as airsplay/py-bottom-up-attention publishes them.",
         dead=_UNC_DEAD,
     ),
 )
-"""Detectors that can be read here. The Caffe files themselves, MILVLG's ports (another layout, on OneDrive), Pythia's
-and the multi-task release's networks (vqa-maskrcnn-benchmark) and Detectron's Mask R-CNN cannot."""
+"""Detectors that can be read here. So can the files of MILVLG's port, which were on OneDrive (a user asked for a copy
+in May 2023, issue 104 of its repository): `visling detect convert` takes them. The Caffe files, Pythia's and the
+multi-task release's networks (vqa-maskrcnn-benchmark) and Detectron's Mask R-CNN cannot be read."""
 
 _LXMERT_DATA = "https://raw.githubusercontent.com/airsplay/lxmert/0db1182b9030da3ce41f17717cc628e1cd0a95d5/data/"
 """The last state of the repository."""
@@ -257,5 +262,5 @@ READY: tuple[ReadyAnswer, ...] = (
     ),
 )
 """Fine-tuned weights with all that an answer about a photograph needs. VL-BERT, VOLTA and CVLP published pre-trained
-weights only; VisualBERT's for VCR needs boxes and masks that people drew; the answer lists of the multi-task ViLBERT lie
-in an archive of all its data."""
+weights only; VisualBERT's for VCR needs boxes and masks that people drew; the answer lists of the multi-task ViLBERT
+lie in an archive of all its data."""

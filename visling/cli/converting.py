@@ -1,4 +1,4 @@
-"""visling convert, verify, catalog."""
+"""visling convert, verify."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Annotated
 import typer
 
 from visling import config as configs
-from visling.cli.options import Json, Settings
+from visling.cli.options import Json, Offline, Settings
 from visling.cli.printing import show
-from visling.errors import CheckpointError, ConfigError, nearest
+from visling.errors import CheckpointError, ConfigError
 
 
 def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="Weight file, folder with one, or owner/name on the hub; with --to-layout a model or run folder."
+            help="Weight file, folder with one, name in `visling catalog`, or owner/name on the hub; with "
+            "--to-layout a model or run folder."
         ),
     ],
     to: Annotated[
@@ -69,14 +70,12 @@ def convert(
         Path | None, typer.Option("--features", help="Region store with the features that the weights were trained on.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of parameters that the file does not hold.")] = 0,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use the hub's cache only, as with HF_HUB_OFFLINE.")
-    ] = False,
+    offline: Offline = False,
     json_: Json = False,
 ) -> None:
     """Convert released weights to a model folder, or a model folder to a released layout.
 
-    Released weights need the file that `visling catalog` names, downloaded by you (those on the hub are fetched).
+    Released weights are named as in `visling catalog` and fetched, or given as a file.
 
     Example: visling convert model_LXRT.pth --release model_LXRT --to lxmert
     """
@@ -178,42 +177,3 @@ def verify(
         print(found)
     if found.first is not None:
         raise typer.Exit(1)
-
-
-def catalog(
-    model: Annotated[str | None, typer.Option("--model", help="List one model family only.")] = None,
-    layout: Annotated[str | None, typer.Option("--layout", help="List one layout only.")] = None,
-    json_: Json = False,
-) -> None:
-    """List the released weight files that `convert` knows: contents, location, licence.
-
-    Example: visling catalog --model lxmert
-    """
-    from visling.checkpoints import catalog
-
-    chosen = [
-        entry for entry in catalog.RELEASED_FILES if model in (None, entry.family) and layout in (None, entry.layout)
-    ]
-    if not chosen:
-        pairs = {f"--model {entry.family} --layout {entry.layout}" for entry in catalog.RELEASED_FILES}
-        raise ConfigError(f"the catalogue has no such file. {nearest(f'--model {model} --layout {layout}', pairs)}")
-    if json_:
-        print(json.dumps([configs.to_dict(entry) for entry in chosen]))
-        return
-    for entry in chosen:
-        heads = ", ".join(f"{part} {head.outputs}" for part, head in entry.heads.items()) or "none"
-        rounded = "unknown" if entry.megabytes is None else f"about {entry.megabytes} MB"
-        size = rounded if entry.size is None else f"{entry.size / 1e6:.0f} MB"
-        facts = {
-            "model": f"{entry.family}, preset {entry.preset}, layout {entry.layout}",
-            "heads": heads,
-            "at": entry.source,
-        }
-        facts |= {
-            "licence": entry.licence,
-            "size": size,
-            "SHA-256": entry.sha256 or "unknown",
-            "known dead": entry.dead or "nothing known",
-        }
-        facts |= {"note": entry.note} if entry.note else {}
-        show(facts, False, entry.name)

@@ -39,6 +39,14 @@ Device = Annotated[
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        help="Download nothing, as with the variables VISLING_OFFLINE and HF_HUB_OFFLINE: use what is here.",
+    ),
+]
+
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the interrupted run in --out.")]
 
 OtherFeatures = Annotated[

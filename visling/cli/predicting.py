@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visling.cli.options import Device, Json, OtherFeatures, TaskName
-from visling.cli.printing import find_free_name, progress_bar, refuse_existing, save_picture, slugify
+from visling.cli.options import Device, Json, Offline, OtherFeatures, TaskName
+from visling.cli.printing import (
+    download_bar,
+    find_free_name,
+    progress_bar,
+    refuse_existing,
+    save_picture,
+    slugify,
+)
 from visling.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -22,7 +29,13 @@ _USE = 'visling predict --run RUN image.png "how many stars are there?"'
 
 
 def predict(
-    run: Annotated[Path, typer.Option(help="Run folder, model folder, or owner/name on the hub.")],
+    run: Annotated[
+        Path,
+        typer.Option(
+            help='Run folder, model folder, a name under "Ready to answer" in `visling catalog`, or owner/name on the '
+            "hub."
+        ),
+    ],
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="IMAGE... TEXT", help="Image files or folders of them, then the question or sentence."),
@@ -43,9 +56,14 @@ def predict(
     ] = None,
     task: TaskName = None,
     detector: Annotated[
-        Path | None, typer.Option(help="Detector folder; the one in the model folder by default.")
+        Path | None,
+        typer.Option(
+            help="Detector folder, or its name in `visling catalog`; by default the one in the model folder, or that "
+            "of the name."
+        ),
     ] = None,
     other_features: OtherFeatures = False,
+    offline: Offline = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -57,9 +75,11 @@ def predict(
     json_: Json = False,
 ) -> None:
     """Ask a model about raw images and draw what it saw: a question, a sentence to judge (about as many images as the
-    task reads), a choice among answers, an expression or [phrases] to point at, a caption that ranks images.
+    task reads), a choice among answers, an expression or phrases in brackets to point at, a caption that ranks images.
 
     A file of questions is answered in one call.
+
+    Example: visling predict --run lxmert-vqa photo.jpg "what is the man holding?"
 
     Example: visling predict --run vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
     """
@@ -67,7 +87,9 @@ def predict(
         raise typer.BadParameter("give IMAGE... TEXT or --input, not both")
     if input_ is None and len(words or ()) < 2:
         raise typer.BadParameter(f"give one or more images, then the text: {_USE}; or --input FILE")
-    from visling.api import load
+
+    def load() -> Predictor:
+        return _load(run, task, detector, other_features, device, offline)
 
     if input_ is not None:
         rows = list(_read_questions(input_))
@@ -75,15 +97,13 @@ def predict(
             refuse_existing(out)
         for number, row in rows:
             _check_images(row["images"], f"{input_}, line {number}: ")
-        _answer_file(
-            load(run, task=task, detector=detector, other_features=other_features, device=device), input_, rows, out
-        )
+        _answer_file(load(), input_, rows, out)
         return
     assert words
     *places, text = words
     images = _list_images(places)
     _check_images(images)
-    model = load(run, task=task, detector=detector, other_features=other_features, device=device)
+    model = load()
     if model.task.all_pairs() is not None:
         _print_ranking(model, images, text, json_)
         return
@@ -105,6 +125,8 @@ def predict(
             print(f"{', '.join(group)}: {line}")
         for regions, target in zip(answer.regions_by_image, targets, strict=True):
             print(f"  {len(regions)} regions, drawn in {target}")
+        if answer.notice:
+            print(f"  {answer.notice}")
         if answer.truncated:
             print(f"  the text was cut to {model.spec.max_tokens} word pieces")
         if answer.spelled_out:
@@ -112,11 +134,27 @@ def predict(
             print(f"  most words are unknown to the model, which reads them letter by letter: {unknown}")
 
 
+def _load(
+    run: Path, task: str | None, detector: Path | None, other_features: bool, device: str, offline: bool
+) -> Predictor:
+    from visling.api import load
+
+    with download_bar() as report:
+        model = load(
+            run, task=task, detector=detector, other_features=other_features, device=device, offline=offline or None,
+            report=report,
+        )  # fmt: skip
+    if model.notice:
+        print(f"note: {model.notice}", file=sys.stderr)
+    return model
+
+
 def _describe(answer: Answer) -> dict[str, Any]:
     """An answer as a row of JSON lines; boxes only of tasks that point at regions."""
     found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
     if answer.boxes:
         found |= {"boxes": answer.boxes, "pointed_at": answer.pointed_at}
+    found |= {"notice": answer.notice} if answer.notice else {}
     return found | ({"spelled_out": answer.spelled_out} if answer.spelled_out else {})
 
 
@@ -161,7 +199,7 @@ def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path)
 
 def _list_images(places: Sequence[str]) -> list[str]:
     """Image files as they were named, and those below folders."""
-    from visling.vision.extract import find_images
+    from visling.vision.image_files import find_images
 
     return [
         image for place in places for image in (map(str, find_images(Path(place))) if Path(place).is_dir() else [place])

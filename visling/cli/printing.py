@@ -17,6 +17,7 @@ from visling.errors import RunError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.progress import TaskID
 
 
 def rounded(score: float | None) -> float | None:
@@ -57,7 +58,7 @@ def format_rows(rows: Mapping[str, str], width: int | None) -> list[str]:
 
 
 def show_with_unreadable(
-    values: dict[str, Any], unreadable: Sequence[tuple[Path, str]], json_: bool, title: str = ""
+    values: dict[str, Any], unreadable: Sequence[tuple[object, str]], json_: bool, title: str = ""
 ) -> None:
     """`show`, with the number of unreadable images; each is named on stderr, and in the JSON object."""
     values = {**values, "unreadable": len(unreadable)}
@@ -146,23 +147,67 @@ def progress_bar(title: str, *, at_once: bool = True) -> Iterator[Callable[[int,
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None, visible=at_once)
-        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+        task = progress.add_task(title, total=None, visible=at_once, rate="")
+
+        def step(done: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            rate = "" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f}/s"
+            progress.update(task, completed=done, total=total, visible=True, rate=rate)
+
+        yield step
+
+
+def claim_folder(out: Path) -> None:
+    """Make a new or empty folder, before what it is to hold is computed.
+
+    Raises:
+        RunError: it holds something, or cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = sorted(entry.name for entry in out.iterdir())
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error
+    if held:
+        raise RunError(f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, or delete the folder.")
+
+
+@contextlib.contextmanager
+def download_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar of downloads on a terminal, a line for each of them elsewhere; the context's value is called with
+    (what, bytes here, all bytes), where 0 bytes in all are unknown."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+
+        def show_download(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(f"Fetching {what}", total=total or None)
+                if not console.is_terminal:
+                    print(f"Fetching {what}", file=sys.stderr, flush=True)
+            progress.update(tasks[what], completed=done, total=total or None)
+
+        yield show_download
 
 
 def claim_store(out: Path, resume: bool) -> None:
     """Refuse a folder that is taken or cannot be created, before regions are written into it."""
-    from visling.regions.files import JOURNAL, MANIFEST
+    from visling.regions.files import JOURNAL, MANIFEST, PARTS
 
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
     held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
-    is_store = MANIFEST in held or JOURNAL in held
+    is_store = not {MANIFEST, JOURNAL, PARTS}.isdisjoint(held)
     if held and not (resume and is_store):
         resuming = "add to it with --resume, " if is_store else ""
         raise RunError(

@@ -55,6 +55,8 @@ class DetectionScores:
     """Mean over the classes that occur of the average precision; NaN without any object."""
     ap: dict[int, float]
     """Average precision of each class that occurs."""
+    objects_by_class: dict[int, int]
+    """Objects counted of each class that occurs."""
     recall: float
     """Share of objects found with the right class."""
     recall_any_class: float
@@ -68,6 +70,25 @@ class DetectionScores:
     """Objects counted."""
     detections: int
     """Detections given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecall:
+    """Detections of all classes in order of their confidence, and what those down to each of them are worth."""
+
+    confidence: NDArray[np.float64]
+    """(D,), falling."""
+    precision: NDArray[np.float64]
+    """(D,) share of the detections so far that are right in place and class."""
+    recall: NDArray[np.float64]
+    """(D,) share of the objects that they have found."""
+
+    @property
+    def best(self) -> int | None:
+        """Place of the highest F1, the harmonic mean of precision and recall; None without a right detection."""
+        if not len(self.recall) or self.recall[-1] == 0:
+            return None
+        return int(np.argmax(2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)))
 
 
 def match(
@@ -119,19 +140,18 @@ def score(
 ) -> DetectionScores:
     """All scores at one IoU threshold; both sequences hold the same images in the same order."""
     ap: dict[int, float] = {}
-    found = objects = 0
+    count: dict[int, int] = {}
+    found = 0
     for number in sorted({int(c) for truth in truths for c in truth.classes[_mask_counted(truth)]}):
-        pairs = [
-            (_select_detected(d, d.classes == number), _select_true(t, t.classes == number))
-            for d, t in zip(detections, truths, strict=True)
-        ]
-        ap[number], hits, total = _average_precision_of(pairs, threshold)
-        found, objects = found + hits, objects + total
+        ap[number], hits, count[number] = _average_precision_of(_select_class(detections, truths, number), threshold)
+        found += hits
+    objects = sum(count.values())
     _, anywhere, _ = _average_precision_of(list(zip(detections, truths, strict=True)), threshold)
     accuracy, attribute_ap = _score_attributes(detections, truths, threshold)
     return DetectionScores(
         mean_ap=float(np.mean(list(ap.values()))) if ap else float("nan"),
         ap=ap,
+        objects_by_class=count,
         recall=found / objects if objects else float("nan"),
         recall_any_class=anywhere / objects if objects else float("nan"),
         attribute_accuracy=accuracy,
@@ -141,20 +161,45 @@ def score(
     )
 
 
+def precision_recall(
+    detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], *, threshold: float = 0.5
+) -> PrecisionRecall:
+    """The curve of the detections of all classes together: each is right if it finds an object of its class."""
+    classes = [one.classes for one in detections] + [one.classes for one in truths]
+    matched = [
+        _match_all(_select_class(detections, truths, number), threshold)
+        for number in sorted({int(number) for own in classes for number in own})
+    ]
+    scores = np.concatenate([one[0] for one in matched]) if matched else np.zeros(0)
+    correct = np.concatenate([one[1] for one in matched]) if matched else np.zeros(0, np.bool_)
+    order = np.argsort(-scores, kind="stable")
+    hits = correct[order].cumsum()
+    return PrecisionRecall(
+        confidence=scores[order].astype(np.float64),
+        precision=hits / np.arange(1, len(hits) + 1),
+        recall=hits / max(sum(one[2] for one in matched), 1),
+    )
+
+
 def _average_precision_of(pairs: Sequence[tuple[DetectedBoxes, TrueBoxes]], threshold: float) -> tuple[float, int, int]:
     """Average precision, objects found and objects, all regardless of class."""
+    scores, correct, objects = _match_all(pairs, threshold)
+    return average_precision(scores, correct, objects), int(correct.sum()), objects
+
+
+def _match_all(
+    pairs: Sequence[tuple[DetectedBoxes, TrueBoxes]], threshold: float
+) -> tuple[NDArray[np.floating], NDArray[np.bool_], int]:
+    """Score of each detection that counts, whether it is right, and the number of objects, all regardless of class."""
     scores, correct, objects = [], [], 0
     for detected, truth in pairs:
         objects += int(_mask_counted(truth).sum())
         matched = match(detected.boxes, detected.scores, truth.boxes, ignored=truth.ignored, threshold=threshold)
         scores.append(detected.scores[matched != -2])
         correct.append(matched[matched != -2] >= 0)
-    joined = np.concatenate(correct) if correct else np.zeros(0, np.bool_)
-    return (
-        average_precision(np.concatenate(scores) if scores else np.zeros(0), joined, objects),
-        int(joined.sum()),
-        objects,
-    )
+    if not pairs:
+        return np.zeros(0), np.zeros(0, np.bool_), 0
+    return np.concatenate(scores), np.concatenate(correct), objects
 
 
 def _score_attributes(
@@ -195,6 +240,16 @@ def _score_attributes(
 
 def _mask_counted(truth: TrueBoxes) -> NDArray[np.bool_]:
     return np.ones(len(truth.classes), np.bool_) if truth.ignored is None else ~truth.ignored
+
+
+def _select_class(
+    detections: Sequence[DetectedBoxes], truths: Sequence[TrueBoxes], number: int
+) -> list[tuple[DetectedBoxes, TrueBoxes]]:
+    """Detections and objects of one class, image by image."""
+    return [
+        (_select_detected(d, d.classes == number), _select_true(t, t.classes == number))
+        for d, t in zip(detections, truths, strict=True)
+    ]
 
 
 def _select_detected(detected: DetectedBoxes, chosen: NDArray[np.bool_]) -> DetectedBoxes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from visling.feature_kinds import describe_kind
+
 
 def write_card(described: Mapping[str, Any], trained: str, answers: Sequence[str]) -> str:
     """The model card, with the hub's header."""
@@ -20,6 +22,11 @@ def write_card(described: Mapping[str, Any], trained: str, answers: Sequence[str
             "It computes them from pixels with its own network, whose weights are included (`extractor.`); others give "
             "wrong answers without an error. Boxes and classes were those of the regions "
             f"`{described['fingerprint']}`."
+        )
+    elif "features" in described:
+        features = (
+            f"It was trained on region features of the kind {describe_kind(described['features'])}; others give wrong "
+            "answers without an error."
         )
     elif described["fingerprint"]:
         features = (

@@ -24,6 +24,7 @@ from visling.checkpoints.keymap import Coverage
 from visling.data.answers import AnswerVocabulary
 from visling.data.text import Tokenizer, check_task_token
 from visling.errors import CheckpointError, ConfigError
+from visling.feature_kinds import describe_kind, fits
 from visling.models.base import Encoder
 from visling.models.task_model import SavedHead
 from visling.pretrained.answers import ANSWER_TASKS, save_answers, why_not_of
@@ -109,7 +110,7 @@ def convert(
         encoder_only: leave all heads out.
         features: region store whose features the weights were trained on; its fingerprint is recorded.
         seed: for parameters that the file does not hold.
-        offline: use the hub's cache only; None = follow HF_HUB_OFFLINE.
+        offline: download nothing; None = follow VISLING_OFFLINE and HF_HUB_OFFLINE.
     Raises:
         CheckpointError: unreadable or unsafe file, another layout, weights that do not fit, answers that are missing or
             wrong, or `out` is taken.
@@ -142,6 +143,7 @@ def convert(
             task=chosen,
             text_only=choice.layout == "bert",
             fingerprint="" if store is None else store.fingerprint,
+            features=_find_kind(choice, store),
             tokenizer=tokenizer,
             trained=f"elsewhere; converted from {path.name} (layout {choice.layout})",
             heads={place: saved for place, (saved, _) in places.items()},
@@ -329,6 +331,23 @@ def _tokenizer(choice: Choice) -> Tokenizer:
             f"{choice.config.vocab_size} rows. Name the vocabulary of the file with --set vocabulary=FILE."
         )
     return found
+
+
+def _find_kind(choice: Choice, store: NativeStore | None) -> str:
+    """Kind of the features that the weights were trained on: that of the release, else of the store.
+
+    Raises:
+        CheckpointError: the store holds features of another kind than the release was trained on.
+    """
+    release = choice.release
+    if release is None or not release.features:
+        return "" if store is None else store.kind
+    if store is not None and store.kind and not fits(release.features, store.kind):
+        raise CheckpointError(
+            f"{store.path} holds features of the kind {describe_kind(store.kind)}, but {release.name} was "
+            f"trained on {describe_kind(release.features)}: leave --features out, or name a store of that kind."
+        )
+    return release.features
 
 
 def _provenance(path: Path, choice: Choice, coverage: Coverage) -> dict[str, Any]:

@@ -5,29 +5,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from visling.checkpoints import files
+from visling.checkpoints import catalog, files
 from visling.errors import CheckpointError
+from visling.feature_kinds import NEAR, describe_kind, fits, name_today
 from visling.models.base import Encoder
 from visling.pretrained.folder import ModelFolder
 from visling.regions.store import NativeStore
 from visling.vision.extractors import NETWORKS
 
 
-def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, extracts: bool = False) -> None:
+class Features(Protocol):
+    """What computes or holds region features: a detector or a store."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the detector."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the features in `feature_kinds`; empty if it is of none, or not known."""
+
+
+def check_features(saved: ModelFolder, found: Features, *, override: bool, extracts: bool = False) -> str:
     """Refuse region features other than those a model was trained on.
 
     Args:
+        found: the detector or the store at hand.
+        override: accept any.
         extracts: whether the run computes features with a region extractor of its own, and reads only boxes and classes
             from the store.
+    Returns:
+        How the features differ from those of the training, to be shown to the user, where they are near enough; else
+        empty.
     Raises:
-        CheckpointError: the fingerprints differ, or only one side computes its own features, and `override` is off.
+        CheckpointError: the features differ, or only one side computes its own, and `override` is off.
     """
     if saved.text_only or override:
-        return
+        return ""
     if saved.extractor is not None and not extracts:
         raise CheckpointError(
             f"{saved.path} was trained jointly with a region extractor of its own and with no other features; this "
@@ -42,8 +61,10 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
             "--other-features too. Otherwise start from text weights or a model with an extractor, or train the "
             "encoder on the features of this one with --other-features alone."
         )
-    if saved.fingerprint == fingerprint:
-        return
+    if name_today(saved.fingerprint) == name_today(found.fingerprint):
+        return ""
+    if saved.features and saved.extractor is None:
+        return _compare_kinds(saved, found)
     if not saved.fingerprint:
         raise CheckpointError(
             f"{saved.path} holds converted weights; which region features they were trained on is not recorded. "
@@ -51,9 +72,33 @@ def check_fingerprint(saved: ModelFolder, fingerprint: str, *, override: bool, e
             "once with visling convert --features STORE."
         )
     raise CheckpointError(
-        f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {fingerprint[:12]}. "
+        f"{saved.path} was trained on region features {saved.fingerprint[:12]}; these are {found.fingerprint[:12]}. "
         "Features of another detector give wrong answers without any error. Extract regions with the same detector, "
         "or pass --other-features to continue anyway."
+    )
+
+
+def _compare_kinds(saved: ModelFolder, found: Features) -> str:
+    """`check_features` for a model whose features are of a known kind."""
+    needed = saved.features
+    if found.kind == needed:
+        return ""
+    if fits(needed, found.kind):
+        return (
+            f"the regions are {describe_kind(found.kind)}, which comes near {describe_kind(needed)}, on which "
+            f"{saved.path.name} was trained: {NEAR[needed, found.kind]}"
+        )
+    these = (
+        f"these are {describe_kind(found.kind)}"
+        if found.kind
+        else f"these ({found.fingerprint[:12]}) are of a detector that is not known to compute them"
+    )
+    usable = ", ".join(detector.name for detector in catalog.DETECTORS if fits(needed, detector.makes))
+    raise CheckpointError(
+        f"{saved.path} was trained on region features of the kind {describe_kind(needed)}; {these}. Other features "
+        "give wrong answers without any error. "
+        + (f"Detectors that come near it: {usable} (visling catalog {usable.split(',')[0]}). " if usable else "")
+        + "`visling catalog` lists feature files of each kind. To continue anyway, pass --other-features."
     )
 
 

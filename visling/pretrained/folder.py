@@ -66,6 +66,9 @@ class ModelFolder:
     weights: Mapping[str, Tensor]
     state: Mapping[str, Any]
     """What restores the task (its answer vocabulary)."""
+    features: str = ""
+    """Kind of the region features it was trained on, in `feature_kinds`; empty if they are of none, or it is not
+    known."""
     heads: Mapping[str, SavedHead] = field(default_factory=dict)
     """Heads of converted weights, and those of a task that are not of the family's main layout, by the prefix of their
     weights (`objectives.masked_lm.head`, `heads.classify`)."""
@@ -190,7 +193,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, offline:
 
     Args:
         revision: branch, tag or commit on the hub.
-        offline: use the hub's cache only; None = follow the variable HF_HUB_OFFLINE.
+        offline: use the hub's cache only; None = follow the variables VISLING_OFFLINE and HF_HUB_OFFLINE.
     Raises:
         CheckpointError: not found, not a model folder, damaged files, or a newer layout.
     """
@@ -239,6 +242,7 @@ def save_model_folder(
         task=task,
         text_only=text_only,
         fingerprint="" if store is None else store.fingerprint,
+        features="" if store is None else store.kind,
         tokenizer=tokenizer,
         trained=f"by the recipe {run.recipe}",
         heads=None if task is None else _describe_heads(task, run.model, run.head_layout),
@@ -269,6 +273,7 @@ def describe_model_folder(
     fingerprint: str,
     tokenizer: Tokenizer,
     trained: str,
+    features: str = "",
     heads: Mapping[str, SavedHead] | None = None,
     source: Mapping[str, Any] | None = None,
     task_token: int | None = None,
@@ -279,6 +284,7 @@ def describe_model_folder(
 
     Args:
         trained: for the model card: how, or where the weights come from.
+        features: kind of the region features in `feature_kinds`, if it is known.
         heads: those that `ModelFolder.heads` describes.
         source: of converted weights.
         task_token: number of the task that its texts name, if the model has task tokens.
@@ -292,6 +298,7 @@ def describe_model_folder(
         "task": None if task is None else task.name,
         "text_only": text_only,
         "fingerprint": fingerprint,
+        **({"features": features} if features else {}),
         **({"task_token": task_token} if task_token is not None else {}),
         **({"tasks": configs.to_dict(tasks)} if tasks else {}),
         **({"extractor": configs.to_dict(extractor)} if extractor is not None else {}),
@@ -330,6 +337,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             task=described["task"],
             text_only=described["text_only"],
             fingerprint=described["fingerprint"],
+            features=described.get("features", ""),
             weights=load_file(folder / "model.safetensors"),
             state=state,
             heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},

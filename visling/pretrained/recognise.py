@@ -20,6 +20,7 @@ from visling.models import encoder_config
 from visling.models.base import Encoder, ModelSpec
 from visling.models.task_model import SavedHead
 from visling.nn.heads import STYLES, build
+from visling.pretrained.fetch import fetch_entry
 from visling.types import Dims, Head, HeadKind
 
 BY_PRODUCTS = ("official_key", "vqa_start", "refcoco_start", "vcr_start")
@@ -74,13 +75,7 @@ def find_weights(
             known = listed.get(path.name) or listed.get(path.stem)
         return _weights_in(path), known
     if name in listed:
-        known = listed[name]
-        if not known.source.startswith(catalog.HUB):
-            raise CheckpointError(
-                f"{name} is not downloaded automatically: it is published at {known.source}. Download it, then give "
-                "the path of the file."
-            )
-        name = known.source.removeprefix(catalog.HUB)
+        return _weights_in(fetch_entry(listed[name], offline=offline)), listed[name]
     if hub.is_id(name):
         if known is None and by_name:
             known = next((entry for entry in catalog.RELEASED_FILES if entry.source == f"{catalog.HUB}{name}"), None)

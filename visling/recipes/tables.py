@@ -61,6 +61,7 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
 
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **scenes.FINETUNING,
+    **vlbert.SCENES_FINETUNING,
     **nlvr.FINETUNING,
     **own.FINETUNING,
     **PUBLISHED_FINETUNING,

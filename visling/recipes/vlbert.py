@@ -157,5 +157,7 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
 
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = vlbert_tasks.FINETUNING
 
+SCENES_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = vlbert_tasks.SCENES
+
 SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vlbert-scenes": vlbert_scenes}
 """Of ours, on drawn scenes."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from visling.errors import StoreError
 from visling.feature_kinds import name_today
+from visling.regions.files import DETECTOR
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, shorten
 
@@ -52,8 +54,10 @@ def merge(
     """
     if not stores:
         raise StoreError("nothing to merge: give at least one region store.")
-    for other in stores[1:]:
-        _check_same_features(stores[0], other)
+    # A store without regions, such as the part of a process that got no image, does not know its optional fields.
+    first = next((store for store in stores if store.manifest["regions"]), stores[0])
+    for other in stores:
+        _check_same_features(first, other)
     for one, next_one in itertools.pairwise(heapq.merge(*(store.ids for store in stores))):
         if one == next_one:
             holders = " and ".join(str(store.path) for store in stores if one in store.ids)
@@ -70,6 +74,8 @@ def _copy(
 ) -> None:
     """Write images of stores of the same features into one."""
     first = parts[0][0]
+    kept = next((store.path / DETECTOR for store, _ in parts if (store.path / DETECTOR).is_dir()), None)
+    moved = {} if kept is None else {"detector": str((Path(path) / DETECTOR).resolve())}
     total = sum(len(image_ids) for _, image_ids in parts)
     done = copied = 0
     with StoreWriter(
@@ -79,9 +85,11 @@ def _copy(
         class_names=first.class_names,
         attribute_names=first.attribute_names,
         dtype=first.manifest["dtype"],
-        settings=first.settings,
+        settings={**first.settings, **moved},
         resume=resume,
     ) as writer:
+        if kept is not None:
+            shutil.copytree(kept, writer.path / DETECTOR, dirs_exist_ok=True)
         for store, image_ids in parts:
             row_bytes = sum(field.row_bytes for field in store.fields.values())
             missing = [image_id for image_id in image_ids if image_id not in writer]
@@ -97,14 +105,9 @@ def _copy(
 
 
 def _check_same_features(first: NativeStore, other: NativeStore) -> None:
+    keys = ["feature_size", "dtype", "class_names", "attribute_names", *["fields"] * bool(other.manifest["regions"])]
     described = [
-        {
-            "fingerprint": name_today(store.fingerprint),
-            **{
-                key: store.manifest[key]
-                for key in ("feature_size", "dtype", "class_names", "attribute_names", "fields")
-            },
-        }
+        {"fingerprint": name_today(store.fingerprint), **{key: store.manifest[key] for key in keys}}
         for store in (first, other)
     ]
     for key, value in described[0].items():

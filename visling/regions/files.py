@@ -25,6 +25,12 @@ FORMAT = "visling regions"
 MANIFEST, JOURNAL, INDEX = "manifest.json", "journal.jsonl", "index.safetensors"
 """File names: a finished store has a manifest, an unfinished one a journal."""
 
+DETECTOR = "detector"
+"""Folder of the detector, in stores of which no other place has it."""
+
+PARTS = "parts"
+"""Folder of the stores that several processes write, until they are joined."""
+
 BOXES = "pixel corners x1 y1 x2 y2 of the original image"
 """What a manifest says about the boxes."""
 
@@ -82,7 +88,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     if not file.is_file():
-        if (path / JOURNAL).exists():
+        if (path / JOURNAL).exists() or (path / PARTS).is_dir():
             raise StoreError(
                 f"region store {path} is unfinished: writing it was interrupted. "
                 "Run the same command again with --resume."
@@ -127,6 +133,27 @@ def recover_journal(file: Path) -> Iterator[dict[str, Any]]:
                 ) from error
 
 
+def committed_ids(path: Path) -> frozenset[str]:
+    """Ids of the images in a folder's store, finished or not; none without a store. Nothing is changed.
+
+    Raises:
+        StoreError: the store is damaged.
+    """
+    if (path / MANIFEST).is_file():
+        joined = read_tensors(path / read_manifest(path)["index"]["file"])["ids"].tobytes().decode("utf-8")
+        return frozenset(joined.split("\n")) if joined else frozenset()
+    if not (path / JOURNAL).is_file():
+        return frozenset()
+    content = (path / JOURNAL).read_bytes()
+    try:
+        entries = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    except json.JSONDecodeError as error:
+        raise StoreError(
+            f"{path / JOURNAL} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
+        ) from error
+    return frozenset(image_id for entry in entries for image_id, *_ in entry.get("images", ()))
+
+
 def encode_entry(entry: Mapping[str, Any]) -> bytes:
     """One line of a journal."""
     return json.dumps(entry, separators=(",", ":")).encode("utf-8") + b"\n"
@@ -143,11 +170,12 @@ def hash_file(file: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def write_atomically(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that it is either complete or absent, whatever interrupts the writing."""
     temporary = file.with_name(file.name + ".tmp")
     with temporary.open("wb") as target:
-        target.write(content)
+        for part in parts:
+            target.write(part)
         target.flush()
         os.fsync(target.fileno())
     temporary.replace(file)
@@ -176,9 +204,9 @@ def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     header, parts, start = {}, [], 0
     for name, array in tensors.items():
         header[name] = describe_tensor(str(array.dtype), array.shape, start)
-        parts.append(np.ascontiguousarray(array).tobytes())
-        start += len(parts[-1])
-    write_atomically(file, encode_header(header) + b"".join(parts))
+        parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        start += array.nbytes
+    write_atomically(file, encode_header(header), *parts)
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

@@ -16,7 +16,7 @@ from visling.errors import BoxError, StoreError
 from visling.regions.files import Field
 from visling.types import RegionArray
 
-_OPTIONAL = {
+OPTIONAL = {
     "classes": "int16",
     "class_confidence": "float16",
     "attributes": "int16",
@@ -44,13 +44,13 @@ def check_arrays(image_id: str, regions: RegionArray, *, feature_size: int, dtyp
     low, high = _measure(regions.features)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise StoreError(f"features of image {image_id!r} contain numbers that are not finite. Extract them again.")
-    if dtype == "float16" and max(-low, high) > np.finfo(np.float16).max:
+    if dtype == "float16" and max(-low, high) > float(np.finfo(np.float16).max):
         raise StoreError(
             f"features of image {image_id!r} exceed the range of float16 (65504). "
             "Store them as float32 (--dtype float32)."
         )
     arrays: dict[str, NDArray[Any]] = {"features": regions.features, "boxes": regions.boxes}
-    for name in _OPTIONAL:
+    for name in OPTIONAL:
         array = getattr(regions, name)
         if array is None:
             continue
@@ -67,7 +67,7 @@ def check_arrays(image_id: str, regions: RegionArray, *, feature_size: int, dtyp
 def choose_fields(arrays: Mapping[str, NDArray[Any]], *, feature_size: int, dtype: str) -> dict[str, Field]:
     """Fields of a store whose first image with regions has these arrays."""
     fields = {"features": Field(dtype=dtype, width=feature_size), "boxes": Field(dtype="float32", width=4)}
-    for name, stored in _OPTIONAL.items():
+    for name, stored in OPTIONAL.items():
         if name in arrays:
             fields[name] = Field(dtype=stored, width=max(arrays[name].shape[1], 1) if arrays[name].ndim == 2 else 0)
     return fields

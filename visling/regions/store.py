@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visling.errors import StoreError
+from visling.feature_kinds import KINDS, name_today
 from visling.image_ids import Aliases
-from visling.regions.files import Field, Placement, hash_file, load_rows, read_manifest, read_tensors
+from visling.regions.files import DETECTOR, Field, Placement, hash_file, load_rows, read_manifest, read_tensors
 from visling.types import RegionArray, RegionStore
 
 _SCAN_BYTES = 1 << 25
@@ -45,6 +46,9 @@ class NativeStore:
         self.class_names = tuple(manifest["class_names"])
         self.attribute_names = tuple(manifest["attribute_names"])
         self.settings: Mapping[str, Any] = manifest["settings"]
+        named = name_today(self.fingerprint)
+        self.kind = str(self.settings.get("features", named if named in KINDS else ""))
+        """Kind of the features in `feature_kinds`; empty if it is of none, or not known."""
         self.fields = {name: Field(**field) for name, field in manifest["fields"].items()}
         index = read_tensors(path / manifest["index"]["file"])
         joined = index["ids"].tobytes().decode("utf-8")
@@ -123,6 +127,14 @@ class NativeStore:
         """
         return self.ids[self._locate(image_id)]
 
+    def find_detector(self) -> Path | None:
+        """Folder of the detector that computed the features: the one in the store, which moves with it, or the one that
+        was used; None if neither is there."""
+        places = [self.path / DETECTOR]
+        if (used := self.settings.get("detector")) is not None:
+            places.append(Path(used))
+        return next((place for place in places if place.is_dir()), None)
+
     @property
     def counts(self) -> NDArray[np.int64]:
         """Number of regions of every image, in the order of `ids`."""
@@ -130,7 +142,7 @@ class NativeStore:
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Where the regions of every image lie, in the order of the rows."""
-        for number in np.argsort(self._starts, kind="stable").tolist():
+        for number in np.lexsort((self._counts, self._starts)).tolist():  # an image without regions takes no row
             width, height = self._sizes[number].tolist()
             yield self.ids[number], Placement(int(self._starts[number]), int(self._counts[number]), width, height)
 
@@ -141,8 +153,9 @@ class NativeStore:
         Args:
             image_ids: exact ids; None = all.
         """
-        numbers = np.arange(len(self)) if image_ids is None else np.array([self._position[name] for name in image_ids])
-        numbers = numbers[np.argsort(self._starts[numbers], kind="stable")].astype(np.int64)
+        chosen = range(len(self)) if image_ids is None else [self._position[name] for name in image_ids]
+        numbers = np.array(chosen, np.int64)
+        numbers = numbers[np.lexsort((self._counts[numbers], self._starts[numbers]))]
         starts, counts = self._starts[numbers], self._counts[numbers]
         shards = np.searchsorted(self._first_rows, starts, side="right") - 1
         most = max(_SCAN_BYTES // sum(field.row_bytes for field in self.fields.values()), 1)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -99,10 +99,10 @@ class StoreWriter:
         }
         self._fields: dict[str, Field] | None = None
         """None until an image with regions decides them."""
-        self._numbers: dict[str, int] = {}
-        """Image id -> its number in the order of writing."""
+        self._images: dict[str, None] = {}
+        """Ids in the order of writing; a dictionary is a set that keeps it."""
         self._table = array("q")
-        """Placement of every image, four numbers each: small, however many images there are."""
+        """Placement of every image in the same order, four numbers each: small, however many there are."""
         self._pending: list[str] = []
         """Images added since the last commit."""
         self._rows = 0
@@ -119,10 +119,13 @@ class StoreWriter:
         self._begin(resume)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._numbers
+        return image_id in self._images
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._images)
 
     def __enter__(self) -> Self:
         return self
@@ -133,10 +136,6 @@ class StoreWriter:
         else:
             self.suspend()
 
-    def number(self, image_id: str) -> int | None:
-        """How many images were written before this one; None if it is not in the store."""
-        return self._numbers.get(image_id)
-
     def add(self, image_id: str, regions: RegionArray) -> None:
         """Append the regions of one image; durable after the next `commit`.
 
@@ -145,7 +144,7 @@ class StoreWriter:
                 store holds.
             BoxError: a box that is not pixel corners, or an image without size.
         """
-        if image_id in self._numbers:
+        if image_id in self._images:
             raise StoreError(f"image {image_id!r} is already in region store {self.path}; every image is stored once.")
         if not image_id or "\n" in image_id:
             raise StoreError(f"{image_id!r} cannot be an image id: it must be non-empty and without line breaks.")
@@ -177,7 +176,7 @@ class StoreWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self._append_journal(self._describe_images(self._pending))
+        self._append_journal(self._describe_images(self._pending, len(self) - len(self._pending)))
         self._pending = []
 
     def suspend(self) -> None:
@@ -198,15 +197,16 @@ class StoreWriter:
             self._fields = choose_fields({}, feature_size=self._header["feature_size"], dtype=self._header["dtype"])
         if self._rows > self._open_start:
             self._close_shard()
-        ids = sorted(self._numbers)
-        order = np.fromiter((self._numbers[image_id] for image_id in ids), np.int64, len(ids))
-        table = np.array(self._table, dtype=np.int64).reshape(len(ids), 4)[order]
+        ids = list(self._images)
+        order = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
+        table = np.frombuffer(self._table, np.int64).reshape(-1, 4)
         index: dict[str, NDArray[Any]] = {
-            "starts": table[:, 0],
-            "counts": table[:, 1],
-            "sizes": table[:, 2:].astype(np.int32),
-            "ids": np.frombuffer("\n".join(ids).encode("utf-8"), dtype=np.uint8),
+            "starts": table[order, 0],
+            "counts": table[order, 1],
+            "sizes": table[order, 2:].astype(np.int32),
+            "ids": np.frombuffer("\n".join(ids[number] for number in order).encode("utf-8"), dtype=np.uint8),
         }
+        del table  # a view of it would keep the table from growing
         write_tensors(self.path / INDEX, index)
         shards = [
             {"first_row": first, "rows": end - first, **describe_file(self.path / shard_name(number))}
@@ -260,8 +260,8 @@ class StoreWriter:
             lines: list[dict[str, Any]] = [{"store": self._header}]
             if self._fields is not None:
                 lines.append({"fields": {name: asdict(field) for name, field in self._fields.items()}})
-            ids = list(self._numbers)
-            lines.extend(self._describe_images(ids[at : at + 1000]) for at in range(0, len(ids), 1000))
+            ids = list(self._images)
+            lines.extend(self._describe_images(ids[at : at + 1000], at) for at in range(0, len(ids), 1000))
             lines.extend({"closed": first} for first in self._shard_starts)
             write_atomically(self._journal, b"".join(encode_entry(entry) for entry in lines))
             (self.path / MANIFEST).unlink()
@@ -326,14 +326,13 @@ class StoreWriter:
                 )
 
     def _place(self, image_id: str, placement: Placement) -> None:
-        self._numbers[image_id] = len(self._numbers)
+        self._images[image_id] = None
         self._table.extend(placement)
 
-    def _describe_images(self, image_ids: Sequence[str]) -> dict[str, Any]:
-        """Entry of the journal for some images."""
-        numbers = (self._numbers[image_id] for image_id in image_ids)
-        placements = (self._table[4 * number : 4 * number + 4] for number in numbers)
-        return {"images": [[image_id, *placed] for image_id, placed in zip(image_ids, placements, strict=True)]}
+    def _describe_images(self, image_ids: Sequence[str], first: int) -> dict[str, Any]:
+        """Entry of the journal for images that were written one after another, `first` others before them."""
+        numbered = enumerate(image_ids, first)
+        return {"images": [[image_id, *self._table[4 * at : 4 * at + 4]] for at, image_id in numbered]}
 
     def _truncate_parts(self) -> None:
         """Cut the parts of the growing shard back to the committed rows."""

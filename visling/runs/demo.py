@@ -163,7 +163,10 @@ def ask(question: ClearQuestion, run: Path) -> None:
         raise RunError(
             f"the demo stopped: `visling predict` ended with status {ended.returncode}; see its message above."
         )
-    print(describe_answer(question, json.loads(ended.stdout)["top"]))
+    answer = json.loads(ended.stdout)
+    print(describe_answer(question, answer["top"]))
+    if "notice" in answer:
+        print(answer["notice"])
 
 
 def _call(command: list[str], mark: str) -> int:

@@ -16,8 +16,9 @@ from visling import runtime
 from visling.data.annotations.instances import InstanceRecord, Instances
 from visling.errors import ConfigError, DataError, nearest
 from visling.types import IGNORE
-from visling.vision.detector import DetectorConfig, Truth
-from visling.vision.images import fit, read_image
+from visling.vision.images import read_image
+from visling.vision.region_detector import RegionDetector, ScaledImage
+from visling.vision.trainable import Truth
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -30,16 +31,17 @@ _BATCHES_LOADED_AHEAD = 2
 
 
 class Samples:
-    """Annotated images: read, scaled, and kept in memory while there is room."""
+    """Annotated images: read, scaled for a detector, and kept in memory while there is room."""
 
-    def __init__(self, folder: Path, instances: Instances, config: DetectorConfig, *, cache_bytes: int) -> None:
-        self.folder, self.records, self.config = folder, instances.records, config
+    def __init__(self, folder: Path, instances: Instances, detector: RegionDetector, *, cache_bytes: int) -> None:
+        self.folder, self.records = folder, instances.records
         self.unreadable: list[tuple[Path, str]] = []
         self._bad: set[int] = set()
         self._room = cache_bytes
-        self._cache: dict[int, tuple[Picture, Truth]] = {}
-        self._classes = {name: number for number, name in enumerate(config.class_names)}
-        self._attributes = {name: number for number, name in enumerate(config.attribute_names)}
+        self._cache: dict[int, tuple[ScaledImage, Truth]] = {}
+        self._scale = detector.scale
+        self._classes = {name: number for number, name in enumerate(detector.class_names)}
+        self._attributes = {name: number for number, name in enumerate(detector.attribute_names)}
         self.shapes = np.array([1.0 if one.size is None else one.size[1] / one.size[0] for one in self.records])
         """Heights over widths as annotated; 1 where they are not known."""
 
@@ -100,21 +102,19 @@ class Samples:
         """Class numbers of one image's objects, crowds included."""
         return np.array([self._classes[name] for name in self.records[index].categories], np.int64)
 
-    def scaled(self, index: int) -> tuple[Picture, Truth] | None:
-        """Pixels and objects of one image, scaled to the detector's input; None if it cannot be used."""
+    def scaled(self, index: int) -> tuple[ScaledImage, Truth] | None:
+        """One image as the detector reads it, with its objects; None if it cannot be used."""
         if index in self._cache:
             return self._cache[index]
         sample = self.original(index)
         if sample is None:
             return None
         picture, truth = sample
-        small = fit(picture, self.config.long_side)
-        factor = np.array([small.shape[1] / picture.shape[1], small.shape[0] / picture.shape[0]] * 2, np.float32)
-        sample = small, replace(truth, boxes=truth.boxes * factor)
-        if small.nbytes <= self._room:
-            self._room -= small.nbytes
-            self._cache[index] = sample
-        return sample
+        small = self._scale(picture)
+        if small.pixels.nbytes <= self._room:
+            self._room -= small.pixels.nbytes
+            self._cache[index] = small, truth
+        return small, truth
 
     def _build_truth(self, record: InstanceRecord) -> Truth:
         attributes = np.zeros((len(record.categories), len(self._attributes)), np.bool_)
@@ -129,13 +129,14 @@ class Samples:
         )
 
 
-def mirror(picture: Picture, truth: Truth) -> tuple[Picture, Truth]:
+def mirror(image: ScaledImage, truth: Truth) -> tuple[ScaledImage, Truth]:
     """An image with its boxes, left and right exchanged."""
-    width = picture.shape[1]
+    width = image.size[0]
     boxes = truth.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array(
         [width, 0, width, 0], np.float32
     )
-    return np.ascontiguousarray(picture[:, ::-1]), replace(truth, boxes=boxes)
+    mirrored = replace(image, pixels=np.ascontiguousarray(image.pixels[:, ::-1]))
+    return mirrored, replace(truth, boxes=boxes)
 
 
 class DetectionBatches:
@@ -186,7 +187,7 @@ class DetectionBatches:
         """Batches of an epoch in this process."""
         return len(self.samples) // (self.batch_size * self.world_size)
 
-    def __iter__(self) -> Iterator[tuple[list[Picture], list[Truth]]]:
+    def __iter__(self) -> Iterator[tuple[list[ScaledImage], list[Truth]]]:
         groups = self._group_images()
         with ThreadPoolExecutor(1) as pool:
             while self._count < len(self):
@@ -195,7 +196,7 @@ class DetectionBatches:
                     self._next = number + 1
                     if pairs:
                         self._count += 1
-                        yield [picture for picture, _ in pairs], [truth for _, truth in pairs]
+                        yield [image for image, _ in pairs], [truth for _, truth in pairs]
                     if self._count == len(self):
                         return
                 if start == 0 and self._count == count:
@@ -235,7 +236,7 @@ class DetectionBatches:
         starts = range(0, len(order) - size + 1, size)
         return [order[start : start + size][self.rank :: self.world_size].tolist() for start in starts]
 
-    def _load(self, indices: list[int]) -> list[tuple[Picture, Truth]]:
+    def _load(self, indices: list[int]) -> list[tuple[ScaledImage, Truth]]:
         """The readable images of a batch, some of them mirrored."""
         loaded = []
         for index in indices:

@@ -22,7 +22,7 @@ from visling.data.corpora.base import check_images
 from visling.errors import DataError, RunError
 from visling.models.task_model import TaskModel
 from visling.pretrained.description import find_run
-from visling.pretrained.features import check_fingerprint
+from visling.pretrained.features import check_features
 from visling.pretrained.folder import read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
@@ -111,7 +111,7 @@ def evaluate(
             f"Give {' and '.join(f'--{name}' for name in unknown)}, or the folder that finetune wrote with --out."
         )
     own = _read_own(scored, known, split, data=data, file=file)
-    regions = None
+    regions, notice = None, ""
     if not saved.text_only:
         extracted = None if home is None else home / REGIONS
         if store is None:
@@ -127,7 +127,7 @@ def evaluate(
             prepare_regions(own.images, folder, None, store, Problems(), init=run, device=device, progress=progress)
         regions = NativeStore.open(store)
         extracts = saved.extractor is not None
-        check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
+        notice = check_features(saved, regions, override=other_features, extracts=extracts)
     if own is not None:
         records = own.splits[split]
         check_records(scored, records, str(file or f"split {split}"))
@@ -169,8 +169,8 @@ def evaluate(
         if together is not None:
             found["joint"] = together.to_dict(scored.name, split)
     found |= {"text_only": saved.text_only, "truncated": truncated}
-    if notes := scored.notes(records):
-        found["notes"] = list(notes)
+    if notes := [*filter(None, [notice]), *scored.notes(records)]:
+        found["notes"] = notes
     details = "".join(json.dumps(row) + "\n" for row in scored.details(predictions, records))
     submission = scored.submission(predictions)
     files = {f"details_{split}.jsonl": details}

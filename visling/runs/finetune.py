@@ -18,7 +18,7 @@ from visling.errors import ConfigError, Conflicts, DataError, StoreError, Vislin
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over, continue_task_head
-from visling.pretrained.features import check_fingerprint, measure_features
+from visling.pretrained.features import check_features, measure_features
 from visling.pretrained.folder import (
     ModelFolder,
     check_family,
@@ -126,6 +126,8 @@ class Finetuning:
         backbone: Path | None = None,
         valid_store: Path | None = None,
     ) -> None:
+        self.notice = ""
+        """How the features differ from those that `init` was trained on, where they only come near."""
         conflicts = Conflicts()
         if store is None and not config.text_only:
             conflicts.errors.append(
@@ -172,7 +174,7 @@ class Finetuning:
         with conflicts.collect():
             if self.start is not None and self.store is not None:
                 override, extracts = other_features or config.text_only, config.extractor is not None
-                check_fingerprint(self.start, self.store.fingerprint, override=override, extracts=extracts)
+                self.notice = check_features(self.start, self.store, override=override, extracts=extracts)
         with conflicts.collect():
             self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=self.config.task_token)
         conflicts.refuse()
@@ -255,7 +257,7 @@ class Finetuning:
             validate=lambda: self.validate(model),
             save=save,
             record=record,
-            notes=[*notes, *self.notes, *self.describe_examples()],
+            notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples()],
         )
 
     def load_batches(self) -> Loader:

@@ -18,7 +18,7 @@ from typing import TextIO
 from visling import models
 from visling.errors import ConfigError, DataError, StoreError, VislingError, nearest
 from visling.models.task_model import JointModel
-from visling.pretrained.features import check_fingerprint, measure_features
+from visling.pretrained.features import check_features, measure_features
 from visling.pretrained.folder import (
     SavedTask,
     check_family,
@@ -151,9 +151,11 @@ class Multitasking:
         self._check_stores(other_features)
         self.config = replace(config, encoder=replace(config.encoder, feature_size=self.store.feature_size))
         self.start = None if init is None else read_model_folder(init)
+        self.notice = ""
+        """How the features differ from those that `init` was trained on, where they only come near."""
         if self.start is not None:
             check_family(self.start, config.model)
-            check_fingerprint(self.start, self.store.fingerprint, override=other_features)
+            self.notice = check_features(self.start, self.store, override=other_features)
         self.folder: RunFolder | None = None
         """Where the best models are kept; known when the run begins."""
         self.layouts = [task.inputs.layout for task in self.tasks.values()]
@@ -212,7 +214,11 @@ class Multitasking:
             validate=lambda: self._validate(model, turns),
             save=lambda path: self._save(path, model),
             record=record,
-            notes=[*notes, *(f"{name}: {note}" for name, task in tasks.items() for note in task.describe_examples())],
+            notes=[
+                *filter(None, [self.notice]),
+                *notes,
+                *(f"{name}: {note}" for name, task in tasks.items() for note in task.describe_examples()),
+            ],
             pace=None if config.stop_and_go is None else turns,
         )
 
@@ -333,6 +339,7 @@ class Multitasking:
             task=None,
             text_only=False,
             fingerprint=self.store.fingerprint,
+            features=self.store.kind,
             tokenizer=self.inputs.tokenizer,
             trained=f"by the recipe {self.config.recipe}",
             tasks=saved,

@@ -13,14 +13,14 @@ from PIL import Image
 from visling import runtime
 from visling.data.annotations.problems import Place, Problems
 from visling.data.annotations.tables import ImageNames
-from visling.errors import CheckpointError, Conflicts, DataError, StoreError, VislingError
+from visling.errors import CheckpointError, Conflicts, DataError, StoreError
 from visling.pretrained.description import find_model
 from visling.regions.files import JOURNAL, MANIFEST
 from visling.regions.store import NativeStore
-from visling.regions.writer import StoreWriter
-from visling.train.state import from_main
+from visling.runs.extraction import Target, on_main
 from visling.vision.detectors import load_detector
-from visling.vision.extract import Progress, extract, find_images
+from visling.vision.extract import Progress, extract
+from visling.vision.image_files import find_images
 from visling.vision.images import SUFFIXES, read_image
 from visling.vision.region_detector import RegionDetector
 
@@ -71,16 +71,9 @@ def prepare_regions(
         CheckpointError, StoreError: the detector cannot be read, or the store is of another one.
         VislingError: both; nothing has been extracted.
     """
-    problem: tuple[type[VislingError], str] | None = None
-    if runtime.is_main():
-        try:
-            _add_regions(images, folder, detector, target, problems, init=init, device=device, progress=progress)
-        except VislingError as error:
-            problem = (type(error), str(error))
-    problem = from_main(problem)
-    if problem is not None:
-        kind, message = problem
-        raise kind(message)
+    on_main(
+        lambda: _add_regions(images, folder, detector, target, problems, init=init, device=device, progress=progress)
+    )
 
 
 def _add_regions(
@@ -124,16 +117,9 @@ def _extract(
         raise StoreError(
             f"cannot write the regions to {target}: {error}. Use another --out, or fix permissions."
         ) from error
-    with StoreWriter(
-        target,
-        feature_size=model.feature_size,
-        fingerprint=model.fingerprint,
-        class_names=model.class_names,
-        attribute_names=model.attribute_names,
-        settings={"detector": str(detector.resolve()), "precision": "fp32"},
-        may_differ=("detector",),  # the fingerprint says whether one that moved is the same
-        resume=begun,
-    ) as writer:
+    settings = {"detector": str(detector.resolve()), "precision": "fp32"}
+    # The fingerprint says whether a detector that moved is the same.
+    with Target(path=target, detector=model, settings=settings, may_differ=("detector",)).open(target) as writer:
         report = extract(files.values(), model, writer, progress=progress)
     if report.unreadable:
         listed = "".join(f"\n- {reason}" for _, reason in report.unreadable[:10])

@@ -20,7 +20,7 @@ from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.regions.store import NativeStore
 from visling.tasks.base import list_images
 from visling.types import Record
-from visling.vision.extract import find_images
+from visling.vision.image_files import find_images
 from visling.vision.pictures import PictureFiles
 
 
@@ -65,8 +65,8 @@ def build_extractor(
     if backbone is not None:
         return extractor, [load_backbone(extractor, config.extractor.kind, backbone)]
     return extractor, [
-        "the region extractor is randomly initialised, and what the recipe freezes of it stays so; the published run "
-        "starts from a trained network: name its file with --backbone"
+        "the region extractor is randomly initialised, and what the recipe freezes of it stays so; to start from a "
+        "trained network, as published runs do, name its file with --backbone"
     ]
 
 

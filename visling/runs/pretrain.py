@@ -18,7 +18,7 @@ from visling.errors import ConfigError, Conflicts, DataError
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.answers import save_answers
-from visling.pretrained.features import check_fingerprint, measure_features
+from visling.pretrained.features import check_features, measure_features
 from visling.pretrained.folder import ModelFolder, check_family, load_encoder, read_model_folder, save_model_folder
 from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
@@ -102,6 +102,8 @@ class Pretraining:
         images: Path | None,
         backbone: Path | None,
     ) -> None:
+        self.notice = ""
+        """How the features differ from those that `init` was trained on, where they only come near."""
         conflicts = Conflicts()
         with conflicts.collect():
             check_objectives(config)
@@ -123,7 +125,7 @@ class Pretraining:
         with conflicts.collect():
             if self.start is not None:
                 extracts = config.extractor is not None
-                check_fingerprint(self.start, self.store.fingerprint, override=other_features, extracts=extracts)
+                self.notice = check_features(self.start, self.store, override=other_features, extracts=extracts)
         with conflicts.collect():
             self.inputs = Inputs(config.model, config.encoder, self.store, device)
             self._read_data(data)
@@ -207,6 +209,7 @@ class Pretraining:
                 *self.validation.notes,
                 *filter(None, [fit_batch(config, len(self.training.images))[1]]),
                 *self.spelled.note(),
+                *filter(None, [self.notice]),
                 *notes,
             ),
             begin=lambda: _fill_queue(model, captioned, config, self.inputs.device),

@@ -28,7 +28,7 @@ from visling.data.corpora.base import check_images
 from visling.errors import CheckpointError, ConfigError, DataError, RunError
 from visling.models.task_model import TaskModel
 from visling.nn.extraction import extract_features
-from visling.pretrained.features import check_fingerprint
+from visling.pretrained.features import check_features
 from visling.pretrained.folder import ModelFolder, load_part, objective_heads, read_model_folder
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
@@ -56,6 +56,8 @@ class Retrieved:
     """Ids of the captions."""
     predictions: list[Prediction]
     report: Report
+    notice: str
+    """How the features differ from those that the model was trained on, where they only come near."""
 
     def save(self, path: Path) -> None:
         """Write the scores to an .npz file, which `read_shortlist` takes.
@@ -104,7 +106,7 @@ def retrieve(
     scorer, task = retrieval_model(saved)
     regions = NativeStore.open(store)
     extracts = saved.extractor is not None
-    check_fingerprint(saved, regions.fingerprint, override=other_features, extracts=extracts)
+    notice = check_features(saved, regions, override=other_features, extracts=extracts)
     records = limit_images(read_records(task, data, split), limit)
     if not records:
         raise DataError(f"split {split!r} of {data} holds no caption.")
@@ -126,6 +128,7 @@ def retrieve(
         texts=tuple(record.id for record in records),
         predictions=predictions,
         report=task.report(predictions, records),
+        notice=notice,
     )
 
 

@@ -221,15 +221,14 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
             often = f"{layout.truncated} times, counted over all epochs,"
             longest = layout.spec.max_tokens
             log.event(f"{often} a text was longer than {longest} word pieces and was cut", step=state.step)
-    detector = None if store is None else store.settings.get("detector")
-    if detector is not None and not Path(detector).is_dir():
+    if store is not None and (detector := store.find_detector()) is not None:
+        folder.keep(detector, "detector")
+    elif store is not None and (gone := store.settings.get("detector")) is not None:
         log.event(
-            f"no detector was kept with the model: {detector}, which computed the regions, is gone. To predict, name "
-            "one with --detector",
+            f"no detector was kept with the model: {gone}, which computed the regions, is gone. To predict, name one "
+            "with --detector",
             step=state.step,
         )
-    elif detector is not None:
-        folder.keep(Path(detector), "detector")
     if state.averaged_best is not None:
         metric, step = run.config.train.metric, state.averaged_best_step
         folder.record({"averaged": {"model": "models/averaged", metric: state.averaged_best, "step": step}})

@@ -20,10 +20,28 @@ _LARGEST_GROWTH = math.log(1000.0 / 16.0)
 """Bound on predicted log width and height changes, so that no untrained box overflows (detectron's value)."""
 
 
+_CAFFE_CELL = 16
+"""Pixels of a cell, and side of the square that anchors are scaled from."""
+
+
 def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """(sizes x ratios, 4) corners around the origin, sizes outermost; a ratio is height over width at equal area."""
     sides = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in sizes for ratio in ratios]
     return torch.tensor([[-width / 2, -height / 2, width / 2, height / 2] for width, height in sides])
+
+
+def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """(ratios x sizes, 4) corners around the first cell, ratios outermost, as Caffe's detectors round them.
+
+    Args:
+        sizes: square roots of the areas in pixels, up to rounding.
+    Source:
+        rbgirshick/py-faster-rcnn, lib/rpn/generate_anchors.py.
+    """
+    sides = [(width, round(width * ratio)) for ratio in ratios for width in [round(_CAFFE_CELL / math.sqrt(ratio))]]
+    extents = torch.tensor([[side * size / _CAFFE_CELL for side in pair] for pair in sides for size in sizes])
+    centre = (_CAFFE_CELL - 1) / 2
+    return torch.cat([centre - (extents - 1) / 2, centre + (extents - 1) / 2], dim=1)
 
 
 def cell_centres(height: int, width: int, stride: int, device: torch.device) -> Tensor:
@@ -41,9 +59,13 @@ def encode_boxes(boxes: Tensor, base: Tensor) -> Tensor:
     )
 
 
-def decode_boxes(deltas: Tensor, base: Tensor) -> Tensor:
-    """Inverse of `encode_boxes`; growth is bounded."""
-    start = box_ops.corners_to_centre(base)
+def decode_boxes(deltas: Tensor, base: Tensor, *, inclusive: bool = False) -> Tensor:
+    """Inverse of `encode_boxes`; growth is bounded.
+
+    Args:
+        inclusive: both end pixels belong to a base box, as in Caffe-era code, whose results end one pixel further.
+    """
+    start = box_ops.corners_to_centre(base + base.new_tensor([0, 0, 1, 1]) if inclusive else base)
     extent = start[..., 2:]
     centre = start[..., :2] + deltas[..., :2] * extent
     return box_ops.centre_to_corners(

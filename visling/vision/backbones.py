@@ -8,10 +8,26 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from visling.vision.detector_config import ResNetConfig
+from visling.vision.resnet import (
+    EXPANSION,
+    HEAD_BLOCKS,
+    MEAN_RGB,
+    STD_RGB,
+    STRIDE,
+    FrozenNorm,
+    build_stage,
+    build_trunk,
+    feature_map,
+    freeze_parts,
+    initialise,
+)
 
 
 class Backbone(nn.Module, ABC):
@@ -23,6 +39,37 @@ class Backbone(nn.Module, ABC):
     """Height and width of the input must be multiples of this number of pixels."""
     channels: int
     """Channels of the feature map."""
+    _frozen: Sequence[nn.Module] = ()
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[nn.Module]:
+        """What can be frozen, from the pixels on."""
+
+    @abstractmethod
+    def region_size(self, pool_size: int) -> int:
+        """D: width of a region's state for a grid of pool_size x pool_size cells."""
+
+    @abstractmethod
+    def describe(self, pooled: Tensor) -> Tensor:
+        """Regions pooled from the feature map (N, channels, pool_size, pool_size) -> their states (N, D)."""
+
+    def freeze(self, stages: int) -> None:
+        """Freeze the first parts: their weights receive no gradient, and the statistics of their norms do not change.
+
+        Raises:
+            ConfigError: more parts than there are.
+        """
+        freeze_parts(self.parts, stages)
+        self._frozen = tuple(self.parts[:stages])
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -83,6 +130,19 @@ class SmallBackbone(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        """The levels; what merges them is always trained."""
+        return tuple(self.levels)
+
+    def region_size(self, pool_size: int) -> int:
+        """All cells of all channels."""
+        return self.channels * pool_size**2
+
+    def describe(self, pooled: Tensor) -> Tensor:
+        """All cells in one row."""
+        return pooled.flatten(1)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, channels, H / stride, W / stride)."""
         states, levels = images.contiguous(memory_format=torch.channels_last), []
@@ -99,3 +159,46 @@ class SmallBackbone(Backbone):
         assert coarse is not None
         merged: Tensor = self.merge(levels[self.top] + functional.interpolate(coarse, scale_factor=2.0))
         return merged
+
+
+class ResNetBackbone(Backbone):
+    """A ResNet under torchvision's weights: three stages over the image, the last one over every region, and the mean
+    over its grid (He et al. 2016, arXiv 1512.03385, as in section 4.2 of Ren et al. 2015). Batch norms are frozen."""
+
+    stride = multiple = STRIDE
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        *widths, last = config.widths
+        self.stem, self.stages = build_trunk(
+            config.stem_size, widths, config.blocks, [FrozenNorm] * 4, stride_in_window=True
+        )
+        self.channels, self._region_size = EXPANSION * widths[-1], EXPANSION * last
+        # Without its stride: regions are pooled to the grid that it would leave.
+        self.head = build_stage(self.channels, last, blocks=HEAD_BLOCKS, stride=1)
+        initialise(self)
+        mean, deviation = (torch.tensor(colour)[:, None, None] for colour in (MEAN_RGB, STD_RGB))
+        # From [-1, 1] to ImageNet's normalised colours.
+        self.register_buffer("gain", 0.5 / deviation, persistent=False)
+        self.register_buffer("offset", (0.5 - mean) / deviation, persistent=False)
+        self.gain: Tensor
+        self.offset: Tensor
+
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        """The first convolution, and the four stages."""
+        return (self.stem, *self.stages, self.head)
+
+    def region_size(self, pool_size: int) -> int:
+        """Channels of the last stage."""
+        return self._region_size
+
+    def describe(self, pooled: Tensor) -> Tensor:
+        """The last stage, and the mean over the grid."""
+        states: Tensor = self.head(pooled).mean((2, 3))
+        return states
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, channels, H / 16, W / 16)."""
+        images = images * self.gain + self.offset
+        return feature_map(self.stem, self.stages, images.contiguous(memory_format=torch.channels_last))

@@ -1,11 +1,10 @@
-"""Faster R-CNN with classes and attributes, small enough to be trained from scratch in minutes.
+"""Faster R-CNN with classes and attributes, small enough to be trained from scratch in minutes; or on a ResNet.
 
 Paper    Ren et al. 2015 (arXiv 1506.01497); attributes as in Anderson et al. 2018 (arXiv 1707.07998), section 3.1.
 Differs  One feature map without a pyramid; attributes are independent (sigmoid), because an object has several; the
          final boxes are pooled a second time, so that feature, class and attributes describe the box that is reported.
-Shapes   B images, A anchors of an image, N truth boxes of an image (padded), R regions of an image, S regions sampled
-         for training, C classes, K attributes kept per region, F region feature width. Boxes are pixel corners of the
-         network's input, unless a name states another system.
+Shapes   B images, A anchors of an image, R regions of an image, C classes, K attributes kept per region, F region
+         feature width. Boxes are pixel corners of the network's input, unless a name states another system.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +26,10 @@ from torch.nn import functional
 
 from visling import config as configs
 from visling import runtime
+from visling.checkpoints.files import add_tensors
 from visling.errors import CheckpointError, ConfigError
 from visling.runtime import Precision
-from visling.types import IGNORE, Loss, RegionArray
+from visling.types import Loss, RegionArray
 from visling.vision import images as pixels
 from visling.vision import ops
 from visling.vision.anchors import (
@@ -38,35 +37,27 @@ from visling.vision.anchors import (
     cell_centres,
     clip_boxes,
     decode_boxes,
-    encode_boxes,
     has_area,
-    sample_anchors,
-    sample_regions,
 )
-from visling.vision.backbones import SmallBackbone
+from visling.vision.backbones import Backbone, ResNetBackbone, SmallBackbone
 from visling.vision.detector_config import DetectorConfig as DetectorConfig
+from visling.vision.detector_losses import (
+    REFINEMENT_SCALE,
+    attribute_loss,
+    pad_truths,
+    proposal_loss,
+    region_loss,
+    sample_targets,
+)
 from visling.vision.detectors import load_detector
-from visling.vision.region_detector import RegionDetector, ScaledImage
+from visling.vision.region_detector import ScaledImage
+from visling.vision.trainable import TrainableDetector, Truth
 
 _FORMAT = "visling detector 1"
 """What `config.json` says that it describes."""
 
-_REFINEMENT_SCALE = (10.0, 10.0, 5.0, 5.0)
-"""Factors that bring region refinements to unit size (released detectors' `bbox_reg_weights`)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Truth:
-    """Annotated objects of one image."""
-
-    boxes: NDArray[np.float32]
-    """(N, 4) pixel corners of the original image."""
-    classes: NDArray[np.int64]
-    """(N,) class, or IGNORE for areas in which nothing should be learnt (crowds)."""
-    attributes: NDArray[np.bool_]
-    """(N, attributes) which of them the object has."""
-    has_attributes: NDArray[np.bool_]
-    """(N,) whether the object's attributes were annotated."""
+_LEAST_SIDE = 0.99
+"""Of a detected region, in pixels of the original: one, less what rounding takes."""
 
 
 class _ProposalOutput(NamedTuple):
@@ -95,14 +86,20 @@ class _RegionOutput(NamedTuple):
     """(N, attributes) logits."""
 
 
-class Detector(RegionDetector):
+class Detector(TrainableDetector):
     """Images in; regions with feature, box, class and attributes out."""
+
+    config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = SmallBackbone(
-            channels=config.channels, blocks=config.blocks, stem_stride=config.stem_stride, stride=config.stride
+        self.backbone: Backbone = (
+            SmallBackbone(
+                channels=config.channels, blocks=config.blocks, stem_stride=config.stem_stride, stride=config.stride
+            )
+            if config.resnet is None
+            else ResNetBackbone(config.resnet)
         )
         num_anchors = len(config.anchor_sizes) * len(config.anchor_ratios)
         self.propose = nn.Sequential(
@@ -110,8 +107,7 @@ class Detector(RegionDetector):
             nn.ReLU(inplace=True),
             nn.Conv2d(config.proposal_size, num_anchors * 5, 1),
         )
-        pooled = self.backbone.channels * config.pool_size**2
-        self.embed = nn.Linear(pooled + 2, config.feature_size)
+        self.embed = nn.Linear(self.backbone.region_size(config.pool_size) + 2, config.feature_size)
         self.classify = nn.Linear(config.feature_size, len(config.class_names) + 1)
         self.regress = nn.Linear(
             config.feature_size, 4 * (len(config.class_names) if config.class_specific_boxes else 1)
@@ -133,10 +129,11 @@ class Detector(RegionDetector):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of configuration and weights: the identity of the features that this detector computes."""
-        digest = hashlib.sha256(json.dumps(configs.to_dict(self.config), sort_keys=True).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        settings = configs.to_dict(self.config)
+        if self.config.resnet is None:
+            del settings["resnet"]  # detectors that are older than this setting keep their identity
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        add_tensors(digest, self.state_dict())
         return digest.hexdigest()
 
     @property
@@ -164,41 +161,52 @@ class Detector(RegionDetector):
         chosen: dict[str, Any] = {name: number for name, number in changes.items() if number is not None}
         self.config = dataclasses.replace(self.config, **chosen)
 
-    def losses(self, images: Sequence[NDArray[np.uint8]], truths: Sequence[Truth]) -> Loss:
-        """Sum of the proposal, class, box and attribute losses of a batch of RGB images (H, W, 3) with their
-        objects."""
-        batch, size, scale = self._prepare_images([self.scale(image) for image in images])
-        boxes, classes, attributes, has_attributes = self._pad_truths(truths, scale)
+    def freeze(self, stages: int) -> None:
+        """Freeze the first levels of the small backbone, or the first convolution and stages of a ResNet.
+
+        Raises:
+            ConfigError: more stages than there are.
+        """
+        self.backbone.freeze(stages)
+
+    def row_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the rows of the class head, of the attribute head, and of refinements if each class has its own."""
+        classes = self.config.class_names
+        layers = {"classify": (*classes, "")}
+        if self.config.class_specific_boxes:
+            layers["regress"] = classes
+        if self.describe is not None:
+            layers["describe"] = self.config.attribute_names
+        return {f"{layer}.{kind}": names for layer, names in layers.items() for kind in ("weight", "bias")}
+
+    def losses_scaled(self, images: Sequence[ScaledImage], truths: Sequence[Truth]) -> Loss:
+        """Sum of the proposal, class, box and attribute losses of a batch of pictures with their objects."""
+        config = self.config
+        batch, size, scale = self._prepare_images(images)
+        padded = pad_truths(truths, scale, num_attributes=len(config.attribute_names))
         features = self.backbone(batch)
         proposals = self._run_proposals(features, size)
-        loss = self._proposal_loss(proposals, boxes, classes)
-
-        config, background = self.config, len(self.config.class_names)
+        loss = proposal_loss(
+            *proposals,
+            padded,
+            positive=config.anchor_positive,
+            negative=config.anchor_negative,
+            count=config.anchor_samples,
+        )
         with torch.no_grad():
             candidates, real = self._select_proposals(proposals, size)
-            regions, owner, overlap, real = sample_regions(
-                candidates, real, boxes, classes, positive=config.region_positive, count=config.region_samples
-            )  # (B, S, ...)
-            rows = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(owner)
-            positive = real & (overlap >= config.region_positive)
-            label = torch.where(positive, classes[rows, owner], background)
-            label = torch.where(real, label, IGNORE).flatten()
-            has_object = label.ne(IGNORE) & positive.flatten()
-        output = self._run_head(features, regions.flatten(0, 1), rows.flatten())
-        losses = functional.cross_entropy(output.classes, label, ignore_index=IGNORE, reduction="none")
-        loss += Loss.mean("class", losses, label.ne(IGNORE))
-
-        shift = output.deltas[:, 0]
-        if config.class_specific_boxes:
-            shift = output.deltas[torch.arange(len(label), device=label.device), label.clamp(0, background - 1)]
-        wanted = encode_boxes(boxes[rows, owner], regions).flatten(0, 1) * regions.new_tensor(_REFINEMENT_SCALE)
-        loss += Loss.mean("box", functional.smooth_l1_loss(shift, wanted, reduction="none").sum(-1), has_object)
+        targets = sample_targets(
+            candidates,
+            real,
+            padded,
+            background=len(config.class_names),
+            positive=config.region_positive,
+            count=config.region_samples,
+        )
+        output = self._run_head(features, targets.regions, targets.image)
+        loss += region_loss(output.classes, output.deltas, targets)
         if self.describe is not None:
-            annotated = has_object & has_attributes[rows, owner].flatten()
-            target = attributes[rows, owner].flatten(0, 1)
-            losses = functional.binary_cross_entropy_with_logits(output.attributes, target, reduction="none")
-            mask = annotated[:, None].expand_as(losses)
-            loss += Loss.mean("attribute", losses, mask).scaled(config.attribute_weight)
+            loss += attribute_loss(output.attributes, targets).scaled(config.attribute_weight)
         return loss
 
     def scale(self, image: NDArray[Any]) -> ScaledImage:
@@ -223,7 +231,7 @@ class Detector(RegionDetector):
                 if config.class_specific_boxes
                 else first.deltas[:, 0]
             )
-            shift = shift / proposals.new_tensor(_REFINEMENT_SCALE)
+            shift = shift / proposals.new_tensor(REFINEMENT_SCALE)
             boxes = clip_boxes(decode_boxes(shift, proposals[real]), size[rows[real]])
 
             scores = torch.full(real.shape, -1.0, device=self.device).masked_scatter_(real, score)
@@ -234,7 +242,9 @@ class Detector(RegionDetector):
                 .gather(1, order[..., None].expand(-1, -1, 4))
             )
             classes = torch.zeros_like(order).masked_scatter_(real, best).gather(1, order)
-            valid = (scores >= 0) & has_area(corners)
+            # What is thinner than a pixel of the original shows nothing that the picture has.
+            sides = (corners[..., 2:] - corners[..., :2]) * scale[:, None, :2]
+            valid = (scores >= 0) & (sides >= _LEAST_SIDE).all(-1)
             keep = ops.suppress(
                 corners, config.final_threshold, real=valid, classes=None if config.suppress_across_classes else classes
             )
@@ -326,24 +336,6 @@ class Detector(RegionDetector):
             (original / size).to(self.device),
         )
 
-    def _pad_truths(self, truths: Sequence[Truth], scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes (B, N, 4) in input pixels, classes (B, N), attributes (B, N, ...) and whether they were annotated.
-
-        Padding has an empty box, which overlaps nothing, and class IGNORE.
-        """
-        most = max(1, *(len(truth.classes) for truth in truths)) if truths else 1
-        boxes = np.zeros((len(truths), most, 4), np.float32)
-        classes = np.full((len(truths), most), IGNORE, np.int64)
-        attributes = np.zeros((len(truths), most, len(self.config.attribute_names)), np.float32)
-        annotated = np.zeros((len(truths), most), np.bool_)
-        for row, truth in enumerate(truths):
-            count = len(truth.classes)
-            boxes[row, :count], classes[row, :count] = truth.boxes, truth.classes
-            attributes[row, :count], annotated[row, :count] = truth.attributes, truth.has_attributes
-        arrays = (boxes, classes, attributes, annotated)
-        moved = [torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays]
-        return moved[0] / scale[:, None], moved[1], moved[2], moved[3]
-
     def _run_proposals(self, features: Tensor, size: Tensor) -> _ProposalOutput:
         output = self.propose(features).float()
         batch, _, height, width = output.shape
@@ -365,33 +357,13 @@ class Detector(RegionDetector):
         first = keep.int().sort(dim=1, descending=True, stable=True).indices[:, : config.proposals]
         return boxes.gather(1, first[..., None].expand(-1, -1, 4)), keep.gather(1, first)
 
-    def _proposal_loss(self, proposals: _ProposalOutput, boxes: Tensor, classes: Tensor) -> Loss:
-        config = self.config
-        with torch.no_grad():
-            sample = sample_anchors(
-                proposals.anchors,
-                proposals.inside,
-                boxes,
-                classes,
-                positive=config.anchor_positive,
-                negative=config.anchor_negative,
-                count=config.anchor_samples,
-            )
-            row, anchor = sample.positive.nonzero(as_tuple=True)
-            wanted = encode_boxes(boxes[row, sample.owner[row, anchor]], proposals.anchors[anchor])
-        objectness = functional.binary_cross_entropy_with_logits(
-            proposals.logits, sample.positive.float(), reduction="none"
-        )
-        shift = functional.smooth_l1_loss(proposals.deltas[row, anchor], wanted, beta=1 / 9, reduction="none").sum(-1)
-        return Loss.mean("objectness", objectness, sample.chosen) + Loss.mean("proposal_box", shift)
-
     def _run_head(self, features: Tensor, regions: Tensor, image: Tensor) -> _RegionOutput:
         pooled = ops.roi_align(
             features, regions, image, output_size=self.config.pool_size, scale=1 / self.config.stride, sampling_ratio=1
         )
         # Pooling hides how large a region is, but "large" is an attribute: its size is a further input.
         extent = ((regions[:, 2:] - regions[:, :2]).clamp(min=1) / self.config.stride).log()
-        states = functional.relu(self.embed(torch.cat([pooled.flatten(1), extent], dim=1)))
+        states = functional.relu(self.embed(torch.cat([self.backbone.describe(pooled), extent], dim=1)))
         attributes = states.new_zeros(len(states), 0) if self.describe is None else self.describe(states)
         deltas = self.regress(states).float().unflatten(1, (-1, 4))
         return _RegionOutput(states.float(), self.classify(states).float(), deltas, attributes.float())

@@ -6,6 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from visling.errors import ConfigError
+from visling.vision.resnet import STRIDE, check_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Size of a ResNet as backbone."""
+
+    blocks: tuple[int, ...] = (3, 4, 6)
+    """Bottlenecks of the three stages that run over the image: those of ResNet-50; ResNet-101 has (3, 4, 23). The stage
+    that runs over regions has three at every depth."""
+    stem_size: int = 64
+    """Channels of the first convolution."""
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Width inside the bottlenecks of each of the four stages."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self.blocks, self.stem_size, self.widths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +43,9 @@ class DetectorConfig:
     """Residual blocks of each level."""
     stride: int = 4
     """Pixels per cell of the feature map that anchors and pooling use."""
+    resnet: ResNetConfig | None = None
+    """A ResNet in place of the small backbone that `stem_stride`, `channels` and `blocks` describe; None = the small
+    one."""
     anchor_sizes: tuple[float, ...] = (16.0, 24.0, 36.0)
     """Sides of the square anchors at each cell, in input pixels."""
     anchor_ratios: tuple[float, ...] = (1.0,)
@@ -82,7 +102,9 @@ class DetectorConfig:
                 f"channels and blocks describe the same levels: found {len(self.channels)} and {len(self.blocks)} "
                 "values."
             )
-        if self.stride not in strides:
+        if self.resnet is not None and self.stride != STRIDE:
+            raise ConfigError(f"the feature map of a ResNet has stride {STRIDE}; found stride {self.stride}.")
+        if self.resnet is None and self.stride not in strides:
             raise ConfigError(
                 f"stride {self.stride} is not the stride of a level; choose one of {strides} or change channels."
             )

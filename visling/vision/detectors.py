@@ -15,6 +15,9 @@ from visling.vision.region_detector import RegionDetector
 
 FORMATS: Mapping[str, str] = {
     "visling detector 1": "visling.vision.detector",
+    "visling visual-genome detector 1": "visling.vision.visual_genome",
+    "visling grid 1": "visling.vision.grid_features",
+    "visling transformers detector 1": "visling.vision.transformers_detector",
 }
 """`format` in `config.json` -> module that offers `load(directory, content)`, which returns the detector of a folder
 whose `config.json` holds `content`, on the CPU."""
@@ -37,6 +40,7 @@ def load_detector(directory: Path, *, device: torch.device | str = "cpu") -> Reg
     content = read_description(directory)
     module = importlib.import_module(FORMATS[content["format"]])
     detector: RegionDetector = module.load(directory, content)
+    detector.kind = str(content.get("features", ""))
     return detector.to(device).eval()
 
 

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visling.boxes import to_pixels, whole_image
-from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, tie
+from visling.checkpoints.keymap import KeyMap, Rule, drop, tie
 from visling.errors import ConfigError, DataError
 from visling.types import MaskGrid, Pixels, Regions
 from visling.vision import ops
 from visling.vision.resnet import (
     EXPANSION,
     HEAD_BLOCKS,
+    PLAIN_NETWORK,
     STRIDE,
     FrozenNorm,
     build_stage,
@@ -269,13 +270,7 @@ KEYS: Mapping[str, KeyMap] = {
             drop("cnn_loss_reg.**", _TASK),
         )
     ),
-    "resnet": KeyMap(
-        (
-            *_map_network("", "layer4"),
-            drop("fc.**", "classifies the whole image"),
-            fresh("extractor.**.num_batches_tracked", "older files lack this counter; nothing reads it"),
-        )
-    ),
+    "resnet": KeyMap(PLAIN_NETWORK),
 }
 """Rules for part "extractor": of files trained end to end ("official"), and of the plain ResNet from which such
 training starts ("resnet")."""

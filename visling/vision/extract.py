@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +15,8 @@ from numpy.typing import NDArray
 from visling.errors import DataError
 from visling.runtime import Precision
 from visling.types import RegionArray
-from visling.vision.images import SUFFIXES, read_image
+from visling.vision.image_batches import ImageBatches, LoadedImage
+from visling.vision.image_files import ImageFile, as_images, check_ids, find_images
 from visling.vision.region_detector import RegionDetector
 
 Progress = Callable[[int, int], None]
@@ -25,15 +24,6 @@ Progress = Callable[[int, int], None]
 
 FEW_CLASSES = 100
 """Up to this many classes, class distributions are small compared with the features and are kept by default."""
-
-_READERS = 2
-"""Decoding threads; Pillow releases the interpreter lock while it decodes."""
-
-_COMMIT_EVERY = 512
-"""Images between two commits: the most that an interruption costs."""
-
-_AHEAD = 4
-"""Batches' worth of images that are decoded ahead, and that wait for others of their size."""
 
 
 class RegionWriter(Protocol):
@@ -54,158 +44,186 @@ class BoxSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Where the time of an extraction went, in seconds. Those of several processes are added up, but for `elapsed`."""
+
+    elapsed: float = 0.0
+    """From the first image to the last; of several processes the longest."""
+    total: float = 0.0
+    """The same, added up. Of it:"""
+    waiting: float = 0.0
+    """for images that were not decoded and scaled yet,"""
+    network: float = 0.0
+    """in the detector,"""
+    writing: float = 0.0
+    """writing and committing."""
+    reading: float = 0.0
+    """Of the background threads: reading and decoding files,"""
+    scaling: float = 0.0
+    """and scaling images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionReport:
     """What became of the images."""
 
     done: int
     """Images whose regions were written."""
     skipped_existing: int
-    """Images that the store already held."""
-    unreadable: tuple[tuple[Path, str], ...]
+    """Images whose regions were there already."""
+    unreadable: tuple[tuple[ImageFile, str], ...]
     """Files that are not images, or damaged ones, with the reason."""
     regions: int
     """Regions written."""
+    without_regions: int
+    """Images among `done` that have none."""
     unlisted: int = 0
     """Images that the given boxes do not list, left out."""
     clipped: int = 0
     """Given boxes that reached beyond their image and were cut to it."""
     empty: int = 0
     """Given boxes without area in their image, left out."""
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All files below a folder whose names end like images, sorted.
-
-    Raises:
-        DataError: the folder does not exist or holds none.
-    """
-    if not folder.is_dir():
-        raise DataError(f"no image folder {folder}. Check the path.")
-    # os.walk, unlike Path.rglob in Python 3.11 and 3.12, follows links to folders; data sets on shared disks often have
-    # them.
-    files = sorted(
-        Path(base) / name
-        for base, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image_name(name)
-    )
-    if not files:
-        raise DataError(f"no image in {folder} or below it; image names end in {', '.join(sorted(SUFFIXES))}.")
-    return files
-
-
-def list_images(places: Iterable[Path]) -> list[Path]:
-    """Image files, and those below folders, in the order given.
-
-    Raises:
-        DataError: a folder holds no image, a place does not exist, none was given, or two files share a stem.
-    """
-    paths = [path for place in places for path in ([place] if place.is_file() else find_images(place))]
-    _check_stems(paths)
-    return paths
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name ends like an image; hidden files do not count."""
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    first_of_several: int = 0
+    """Animated images and files of several pages, of which the first frame was taken."""
+    timings: Timings = Timings()
 
 
 def extract(
-    images: Iterable[Path] | Path,
+    images: Iterable[Path | ImageFile] | Path,
     detector: RegionDetector,
     writer: RegionWriter,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     precision: Precision = "fp32",
     probs: bool | None = None,
     progress: Progress | None = None,
     limit: int | None = None,
     boxes: BoxSource | None = None,
     keep_detected: bool = False,
+    workers: int | None = None,
+    is_mine: Callable[[str], bool] = lambda image_id: True,
+    existing: Container[str] = frozenset(),
 ) -> ExtractionReport:
-    """Write the regions of every image under its file stem; images that the writer holds are skipped.
+    """Write the regions of every image under its id, a path's being its file stem; images that the writer holds are
+    skipped.
 
-    Only images of equal size share a batch, so that the features of an image do not depend on the others in it. The
-    detector is put into evaluation mode and runs where its weights are.
+    Only images of equal scaled size share a batch, so that the features of an image do not depend on the others in it.
+    Every batch is committed: an interruption costs no more than one. The detector is put into evaluation mode and runs
+    where its weights are.
 
     Args:
-        images: files, or a folder that is searched with all its subfolders.
+        images: image files (`image_files.list_images`), or a folder that is searched with all its subfolders.
+        batch_size: images per step; None = as many as have some million pixels at the size that the detector reads.
         probs: whether to keep the class distribution of every region, background last; None = if the detector has at
             most 100 classes.
         limit: stop after this many images, existing and unreadable ones included.
         boxes: where features are taken, in place of the detector's own regions and in the given order. Images that are
             not listed are left out; one that is listed without a box has no region.
         keep_detected: put the given boxes behind the detected regions.
+        workers: threads that decode and scale; None = as suits the device.
+        is_mine: which images this process takes; the report counts only those, but for `unlisted`.
+        existing: images that are stored elsewhere and skipped, too.
     Raises:
-        DataError: two files share a stem, the folder holds no image, or the list is empty; none of the images is listed
+        DataError: two images share an id, the folder holds no image, or the list is empty; none of the images is listed
             with boxes, or one of them has another size than its boxes were drawn on.
     """
-    paths = find_images(images) if isinstance(images, Path) else [Path(path) for path in images]
-    _check_stems(paths)
-    paths = paths[:limit]
-    given = None if boxes is None else _Boxes(boxes, paths)
+    files = as_images(find_images(images) if isinstance(images, Path) else images)
+    check_ids(files)
+    files = files[:limit]
+    given = None if boxes is None else _Boxes(boxes, files)
     unlisted = 0
     if given is not None:
-        unlisted = len(paths) - len(given.listed)
-        paths = given.listed
-    waiting = [path for path in paths if path.stem not in writer]
+        unlisted = len(files) - len(given.listed)
+        files = given.listed
+    files = [image for image in files if is_mine(image.id)]
+    rest = [image for image in files if image.id not in writer and image.id not in existing]
     keep_probs = len(detector.class_names) <= FEW_CLASSES if probs is None else probs
     detector.eval()
-    unreadable: list[tuple[Path, str]] = []
-    done = regions = uncommitted = 0
-    for batch in _group_by_size(waiting, batch_size, unreadable):
-        pictures = [pixels for _, pixels in batch]
-        if given is None:
-            found = detector.detect(pictures, precision=precision)
-        else:
-            found = detector.regions_at(pictures, [given.take(*one) for one in batch], precision=precision)
-            if keep_detected:
-                found = list(map(_join_regions, detector.detect(pictures, precision=precision), found))
-        for (path, _), detected in zip(batch, found, strict=True):
-            writer.add(path.stem, detected if keep_probs else dataclasses.replace(detected, probs=None))
-            regions += len(detected)
+    batches = ImageBatches(
+        rest, detector.scale, batch_size=batch_size, workers=workers, device=detector.device.type
+    )  # fmt: skip
+    done = regions = without = 0
+    waiting = network = writing = 0.0
+    start = last = time.perf_counter()
+    for batch in batches:
+        got = time.perf_counter()
+        found = _run_detector(detector, batch, given, keep_detected=keep_detected, precision=precision)
+        detected = time.perf_counter()
+        for loaded, own in zip(batch, found, strict=True):
+            writer.add(loaded.image.id, own if keep_probs else dataclasses.replace(own, probs=None))
+            regions += len(own)
+            without += not len(own)
+        writer.commit()
         done += len(batch)
-        uncommitted += len(batch)
-        if uncommitted >= _COMMIT_EVERY:
-            writer.commit()
-            uncommitted = 0
         if progress is not None:
-            progress(len(paths) - len(waiting) + done + len(unreadable), len(paths))
-    writer.commit()
+            progress(len(files) - len(rest) + done + len(batches.unreadable), len(files))
+        written = time.perf_counter()
+        waiting, network, writing = waiting + got - last, network + detected - got, writing + written - detected
+        last = written
+    end = time.perf_counter()
     if progress is not None:
-        progress(len(paths), len(paths))
+        progress(len(files), len(files))
     return ExtractionReport(
         done=done,
-        skipped_existing=len(paths) - len(waiting),
-        unreadable=tuple(unreadable),
+        skipped_existing=len(files) - len(rest),
+        unreadable=tuple(batches.unreadable),
         regions=regions,
+        without_regions=without,
         unlisted=unlisted,
         clipped=0 if given is None else given.clipped,
         empty=0 if given is None else given.empty,
+        first_of_several=batches.first_of_several,
+        timings=Timings(
+            elapsed=end - start,
+            total=end - start,
+            waiting=waiting + end - last,
+            network=network,
+            writing=writing,
+            reading=batches.reading,
+            scaling=batches.scaling,
+        ),
     )
 
 
-class _Boxes:
-    """Given boxes of the listed images among `paths`, cut to their images; counts what was cut or left out."""
+def _run_detector(
+    detector: RegionDetector,
+    batch: list[LoadedImage],
+    given: _Boxes | None,
+    *,
+    keep_detected: bool,
+    precision: Precision,
+) -> list[RegionArray]:
+    """Regions of a batch: detected, at given boxes, or both."""
+    images = [loaded.scaled for loaded in batch]
+    if given is None:
+        return detector.detect_scaled(images, precision=precision)
+    found = detector.regions_at_scaled(images, [given.take(one) for one in batch], precision=precision)
+    if keep_detected:
+        found = list(map(_join_regions, detector.detect_scaled(images, precision=precision), found))
+    return found
 
-    def __init__(self, source: BoxSource, paths: list[Path]) -> None:
+
+class _Boxes:
+    """Given boxes of the listed ones among images, cut to their images; counts what was cut or left out."""
+
+    def __init__(self, source: BoxSource, images: list[ImageFile]) -> None:
         self._source = source
-        self.listed = [path for path in paths if source.find(path.stem) is not None]
+        self.listed = [image for image in images if source.find(image.id) is not None]
         if not self.listed:
             raise DataError(
-                f"none of the {len(paths)} images has boxes, not even {paths[0].name}. Images are found by their file "
+                f"none of the {len(images)} images has boxes, not even {images[0]}. Images are found by their file "
                 "name, or the number that it ends in: give the annotations of these images."
             )
         self.clipped = self.empty = 0
 
-    def take(self, path: Path, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def take(self, loaded: LoadedImage) -> NDArray[np.float32]:
         """Pixel corners (N, 4) of an image."""
-        found = self._source.find(path.stem)
+        found = self._source.find(loaded.image.id)
         assert found is not None
-        (boxes, size), own = found, (picture.shape[1], picture.shape[0])
+        (boxes, size), own = found, loaded.scaled.size
         if size is not None and size != own:
             raise DataError(
-                f"{path} has {own[0]} x {own[1]} pixels, but its boxes were drawn on {size[0]} x {size[1]}. "
+                f"{loaded.image} has {own[0]} x {own[1]} pixels, but its boxes were drawn on {size[0]} x {size[1]}. "
                 "Give the pictures that were annotated, not scaled copies."
             )
         within = boxes.clip(0, np.array([*own, *own], np.float32))
@@ -223,62 +241,3 @@ def _join_regions(first: RegionArray, second: RegionArray) -> RegionArray:
         if isinstance(value := getattr(first, field.name), np.ndarray)
     }
     return dataclasses.replace(first, **arrays)
-
-
-def _check_stems(paths: list[Path]) -> None:
-    if not paths:
-        raise DataError("no image was given to extract regions from.")
-    repeated = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
-    if repeated:
-        first, second = [path for path in paths if path.stem == repeated[0]][:2]
-        raise DataError(
-            f"{len(repeated)} image names occur more than once, for example {first} and {second}. Regions are stored "
-            "under the file name without folder and suffix: rename the files, or extract the folders into separate "
-            "stores."
-        )
-
-
-def _group_by_size(
-    paths: list[Path], batch_size: int, unreadable: list[tuple[Path, str]]
-) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
-    """Batches of images of equal size; unreadable files are appended to the list.
-
-    Images of rare sizes wait for others of their size, but never more than a few batches' worth of images wait in all.
-    """
-    groups: dict[tuple[int, ...], list[tuple[Path, NDArray[np.uint8]]]] = {}
-    for path, pixels in _decode_ahead(paths, _AHEAD * batch_size):
-        if isinstance(pixels, str):
-            unreadable.append((path, pixels))
-            continue
-        group = groups.setdefault(pixels.shape, [])
-        group.append((path, pixels))
-        if len(group) == batch_size:
-            yield groups.pop(pixels.shape)
-        elif sum(map(len, groups.values())) > _AHEAD * batch_size:
-            yield groups.pop(max(groups, key=lambda shape: len(groups[shape])))
-    yield from groups.values()
-
-
-def _decode_ahead(paths: list[Path], ahead: int) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
-    """Each file in order with its pixels, or with the reason why it has none; background threads decode ahead."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        rest = iter(paths)
-        running: deque[tuple[Path, Future[NDArray[np.uint8] | str]]] = deque()
-        try:
-            while True:
-                while len(running) < ahead and (path := next(rest, None)) is not None:
-                    running.append((path, pool.submit(_try_read, path)))
-                if not running:
-                    return
-                path, future = running.popleft()
-                yield path, future.result()
-        finally:
-            for _, future in running:
-                future.cancel()
-
-
-def _try_read(path: Path) -> NDArray[np.uint8] | str:
-    try:
-        return read_image(path)
-    except DataError as error:
-        return str(error)

@@ -5,56 +5,168 @@ Shapes   B images, H x W pixels.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import struct
+import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from visling.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""File name endings, lower case, that count as images when a folder is listed."""
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic"}
+)
+"""File name endings, lower case, that count as images when a folder is listed. Photos in HEIC cannot be read; they are
+listed so that they are not passed over in silence."""
+
+LARGE = 40_000_000
+"""Pixels of an image beyond which only one is decoded at a time. Beyond 179 million Pillow refuses an image, unless
+`PIL.Image.MAX_IMAGE_PIXELS` is raised."""
+
+
+_HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+"""Bytes 4 to 11 of photos in HEIC, the format of many telephones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What an image file shows."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    has_more: bool
+    """Whether the file has further frames or pages, which are left out."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB pixels, upright by EXIF orientation; transparency is composited on white, 16 bit reduced to 8.
+    """(H, W, 3) RGB pixels, upright by EXIF orientation; transparency is composited on white, 16 bit reduced to 8. Of
+    an animation or of several pages the first one.
 
     Raises:
         DataError: the file is missing, empty, truncated, or not an image.
     """
+    return decode_image(path).pixels
+
+
+def decode_image(source: Path | BytesIO, name: str = "") -> Picture:
+    """A file or its content as `read_image` returns it, and whether there is more in it; may be called by any thread.
+
+    Args:
+        name: what messages call it; the path by default.
+    Raises:
+        DataError: the file is missing, empty, truncated, or not an image.
+    """
     try:
-        with warnings.catch_warnings():
-            # Odd metadata and merely large images do not make the pixels unusable; a decompression bomb still raises.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                return to_pixels(file)
+        with _QUIET, _open(source) as content, Image.open(content) as file, _wait_if_large(file.size):
+            pixels = to_pixels(file)
+            return Picture(pixels, _has_more(file))
     except FileNotFoundError as error:
-        raise DataError(f"no image {path}. Check the folder and the file name.") from error
+        raise DataError(f"no image {source}. Check the folder and the file name.") from error
     except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, not an image. Name the images in it.") from error
+        raise DataError(f"{source} is a folder, not an image. Name the images in it.") from error
     except MemoryError:
         raise
     # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ... on damaged files
     except Exception as error:
-        size = path.stat().st_size if path.is_file() else 0
-        raise DataError(
-            f"cannot read image {path} ({size:,} bytes): {error or type(error).__name__}. Replace or remove the file."
-        ) from error
+        raise DataError(_explain_unreadable(name or str(source), source, error)) from error
+
+
+def _open(source: Path | BytesIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Pillow is not given paths: it maps such files, and garbles uncompressed TIFF files that must be turned."""
+    return source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source)
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Pixels of an image that is already open, as `read_image` returns them."""
-    return np.array(_convert_to_rgb(ImageOps.exif_transpose(image)))
+    return np.array(_convert_to_rgb(_turn_upright(image)))
+
+
+class _Quiet:
+    """Odd metadata and merely large images do not make the pixels unusable: Pillow's warnings are ignored while any
+    thread reads an image. `warnings.catch_warnings` alone is not safe in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+_ONE_LARGE = threading.Lock()
+
+
+def _wait_if_large(size: tuple[int, int]) -> contextlib.AbstractContextManager[object]:
+    """Context in which a large image is decoded: one at a time, however many threads there are."""
+    return _ONE_LARGE if size[0] * size[1] > LARGE else contextlib.nullcontext()
+
+
+def _has_more(file: Image.Image) -> bool:
+    # The second picture of an MPO file is the same one for the other eye, or smaller.
+    if file.format == "MPO":
+        return False
+    with contextlib.suppress(Exception):  # whatever is wrong behind the first frame
+        return bool(getattr(file, "is_animated", False))
+    return False
+
+
+def _explain_unreadable(name: str, source: Path | BytesIO, error: Exception) -> str:
+    size, beginning = 0, b""
+    with contextlib.suppress(OSError), _open(source) as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(0)
+        beginning = content.read(12)
+    mend = "Replace or remove the file."
+    if not isinstance(error, UnidentifiedImageError):
+        reason = str(error).rstrip(".") or type(error).__name__
+    elif not size:
+        reason = "it is empty"
+    elif beginning[4:] in _HEIC:
+        reason, mend = "it is a HEIC photo, which cannot be decoded here", "Save it as JPEG."
+    else:
+        reason = "it is not an image of a known format, or damaged at its beginning"
+    return f"cannot read image {name} ({size:,} bytes): {reason}. {mend}"
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is if its EXIF data are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
+        return image
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(_reduce_to_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+        values = np.asarray(image)
+        grey = _reduce_to_eight_bits(values, image.mode)
+        if isinstance(hidden := image.info.get("transparency"), int):
+            grey[values == hidden] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -6,7 +6,7 @@ Source   RoIAlign: He et al. 2017 (arXiv 1703.06870), section 3. RoIPool: Girshi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from visling import boxes as box_ops
 
 _CHUNK_NUMBERS = 2**24
 """Most numbers in one intermediate tensor (64 MiB in float32)."""
+
+_CACHED_NUMBERS = 2**18
+"""Numbers of an intermediate tensor that stays in the processor's cache (1 MiB in float32)."""
 
 _OUTSIDE = -4.0
 """Coordinate outside grid_sample's unit square, where every map reads zero."""
@@ -113,61 +116,65 @@ def _rank_in_image(image: Tensor, images: int) -> tuple[Tensor, int]:
 def roi_pool(features: Tensor, boxes: Tensor, image: Tensor, *, output_size: int, scale: float) -> Tensor:
     """Maximum of the feature map in a grid of whole-cell bins over each box; 0 in empty bins.
 
+    The maximum of a bin is that of four windows in its corners whose sides are the largest powers of two that fit; the
+    maxima of all windows of one size are computed once for the whole map.
+
     Args:
         features: (B, C, H, W).
         boxes: (N, 4) pixel corners of the network's input, both end pixels included.
         image: (N,) int64 index of each box's feature map.
         scale: feature cells per pixel (1 / stride).
     Returns:
-        (N, C, P, P).
+        (N, C, P, P), channels last.
     """
     channels, height, width = features.shape[1:]
     scaled = boxes.float() * scale
     corners = torch.where(scaled < 0, (scaled - 0.5).ceil(), (scaled + 0.5).floor()).long()  # half away from zero
-    across, across_real = _divide_axis(corners[:, 0], corners[:, 2], width, output_size)  # (N, P, K)
-    down, down_real = _divide_axis(corners[:, 1], corners[:, 3], height, output_size)
-    pooled = features.new_zeros(len(boxes), channels, output_size, output_size)
-    pieces, places = [], []
-    for index, rows in _split_by_image(
-        image, features.shape[0], per_region=output_size * channels * down.shape[2] * width
-    ):
-        strips = features[index][:, down[rows]].amax(3)  # (C, n, P, W)
-        columns = across[rows].flatten(1)[None, :, None].expand(channels, -1, output_size, -1)
-        cells = torch.unflatten(strips.gather(3, columns), 3, across.shape[1:]).amax(4)  # (C, n, P, P)
-        real = down_real[rows][:, :, None] & across_real[rows][:, None, :]
-        pieces.append(torch.where(real, cells, torch.zeros((), dtype=cells.dtype, device=cells.device)).transpose(0, 1))
-        places.append(rows)
-    return _join_in_order(pieces, places, pooled)
+    left, right = _divide_axis(corners[:, 0], corners[:, 2], width, output_size)  # (N, P)
+    top, bottom = _divide_axis(corners[:, 1], corners[:, 3], height, output_size)
+    region, down, across = ((top < bottom)[:, :, None] & (left < right)[:, None, :]).nonzero(as_tuple=True)  # real bins
+    top, bottom, left, right = top[region, down], bottom[region, down], left[region, across], right[region, across]
+    tall, broad = _log2(bottom - top), _log2(right - left)
+    place, image = (region * output_size + down) * output_size + across, image[region]
+    pooled = features.new_zeros(len(boxes) * output_size**2, channels)
+    cells = features.permute(0, 2, 3, 1)  # (B, H, W, C)
+    for rows in sorted(set(tall.tolist())):
+        strips = _window_maxima(cells, rows, dim=1)
+        for columns in sorted(set(broad[tall == rows].tolist())):
+            windows = _window_maxima(strips, columns, dim=2)
+            flat = windows.flatten(0, 2)
+            fitting = ((tall == rows) & (broad == columns)).nonzero()[:, 0]
+            for at in torch.split(fitting, max(1, _CACHED_NUMBERS // channels)):
+                first = image[at] * windows.shape[1]
+                corner = [
+                    flat[(first + y) * windows.shape[2] + x]
+                    for y in (top[at], bottom[at] - 2**rows)
+                    for x in (left[at], right[at] - 2**columns)
+                ]
+                pooled.index_copy_(0, place[at], functools.reduce(torch.maximum, corner))
+    return torch.unflatten(pooled, 0, (len(boxes), output_size, output_size)).permute(0, 3, 1, 2)
 
 
 def _divide_axis(low: Tensor, high: Tensor, cells: int, bins: int) -> tuple[Tensor, Tensor]:
-    """Cells of each bin, (N, bins, K) with the last one repeated, and whether the bin has any, (N, bins)."""
+    """First cell of each bin and the one after its last, both (N, bins)."""
     each = (high - low + 1).clamp(min=1).float() / bins
     number = torch.arange(bins, device=low.device)
-    start = ((number * each[:, None]).floor().long() + low[:, None]).clamp(0, cells)
-    stop = (((number + 1) * each[:, None]).ceil().long() + low[:, None]).clamp(0, cells)
-    most = max(int((stop - start).max()), 1) if len(low) else 1
-    inside = torch.minimum(start[..., None] + torch.arange(most, device=low.device), stop[..., None] - 1)
-    return inside.clamp(0, cells - 1), stop > start
+    start = (number * each[:, None]).floor().long() + low[:, None]
+    stop = ((number + 1) * each[:, None]).ceil().long() + low[:, None]
+    return start.clamp(0, cells), stop.clamp(0, cells)
 
 
-def _split_by_image(image: Tensor, images: int, *, per_region: int) -> Iterator[tuple[int, Tensor]]:
-    """(image, indices of its regions) in pieces small enough for memory."""
-    chunk = max(1, _CHUNK_NUMBERS // per_region)
-    order = image.argsort(stable=True)
-    for index, rows in enumerate(torch.split(order, torch.bincount(image, minlength=images).tolist())):
-        for piece in torch.split(rows, chunk):
-            if len(piece):
-                yield index, piece
+def _log2(numbers: Tensor) -> Tensor:
+    """Largest exponents whose powers of two are at most these positive whole numbers."""
+    return torch.frexp(numbers.float()).exponent.long() - 1
 
 
-def _join_in_order(pieces: list[Tensor], places: list[Tensor], empty: Tensor) -> Tensor:
-    """Pieces joined in the order of the regions; `empty` when there is none."""
-    if not pieces:
-        return empty
-    place = torch.cat(places)
-    joined = torch.cat(pieces)
-    return joined if bool((place.diff() > 0).all()) else joined[place.argsort()]
+def _window_maxima(cells: Tensor, exponent: int, dim: int) -> Tensor:
+    """Maximum over the windows of 2**exponent cells along an axis; the window's first cell is its place."""
+    for power in range(exponent):
+        length = cells.shape[dim] - 2**power
+        cells = torch.maximum(cells.narrow(dim, 0, length), cells.narrow(dim, 2**power, length))
+    return cells
 
 
 def suppress(
@@ -177,6 +184,7 @@ def suppress(
     real: Tensor | None = None,
     classes: Tensor | None = None,
     inclusive: bool = False,
+    most: int | None = None,
 ) -> Tensor:
     """Which boxes survive greedy non-maximum suppression, for many images at once.
 
@@ -188,6 +196,7 @@ def suppress(
         real: (B, N) bool; padding neither survives nor suppresses.
         classes: (B, N) int64; boxes of different classes do not suppress each other. None = all of one class.
         inclusive: count both end pixels, as Caffe-era code does.
+        most: keep only so many of an image, the best ones; what follows them need not be looked at.
     Returns:
         (B, N) bool.
     """
@@ -198,17 +207,42 @@ def suppress(
         over = box_ops.iou(boxes[:, start:stop], boxes[:, start:], inclusive=inclusive) > threshold  # (B, b, N - start)
         if classes is not None:
             over &= classes[:, start:stop, None] == classes[:, None, start:]
-        inner = over[:, :, : stop - start].triu(1).float()
-        candidates = keep[:, start:stop]
-        survivors = candidates
-        while True:
-            again = candidates & (torch.bmm(survivors[:, None].float(), inner)[:, 0] == 0)
-            if torch.equal(again, survivors):
-                break
-            survivors = again
+        survivors = _survive(keep[:, start:stop], over[:, :, : stop - start])
         keep[:, start:stop] = survivors
         keep[:, stop:] &= ~(over[:, :, stop - start :] & survivors[:, :, None]).any(1)
+        if most is not None and bool((keep[:, :stop].sum(1) >= most).all()):
+            break
+    return keep if most is None else keep & (keep.cumsum(1) <= most)
+
+
+def suppress_by_score(over: Tensor, scores: Tensor) -> Tensor:
+    """Which boxes survive greedy non-maximum suppression under each of many scores.
+
+    Args:
+        over: (N, N) bool: pairs of boxes of which only one may survive.
+        scores: (C, N); equal ones keep the boxes' order.
+    Returns:
+        (C, N) bool.
+    """
+    count = len(over)
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    chunk = max(1, _CHUNK_NUMBERS // max(count, 1) ** 2)
+    for piece, kept in zip(torch.split(scores, chunk), torch.split(keep, chunk), strict=True):
+        order = piece.argsort(dim=1, descending=True, stable=True)
+        ranked = over[order[:, :, None], order[:, None, :]]
+        kept.scatter_(1, order, _survive(torch.ones_like(kept), ranked))
     return keep
+
+
+def _survive(candidates: Tensor, over: Tensor) -> Tensor:
+    """The candidates (B, n) without those that overlap, by `over` (B, n, n), an earlier one that survives."""
+    earlier = over.triu(1).float()
+    survivors = candidates
+    while True:
+        again = candidates & (torch.bmm(survivors[:, None].float(), earlier)[:, 0] == 0)
+        if torch.equal(again, survivors):
+            return survivors
+        survivors = again
 
 
 def nms(

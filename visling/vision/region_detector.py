@@ -37,6 +37,14 @@ class RegionDetector(nn.Module, ABC):
     `detect` and `regions_at` do both steps for the pictures at hand.
     """
 
+    kind: str = ""
+    """Kind of its features in `feature_kinds`, which `load_detector` reads; empty for one's own."""
+
+    @property
+    def store_settings(self) -> dict[str, str]:
+        """What the settings of a store of its regions say of the features."""
+        return {"features": self.kind} if self.kind else {}
+
     @property
     @abstractmethod
     def device(self) -> torch.device:
@@ -77,6 +85,13 @@ class RegionDetector(nn.Module, ABC):
     @abstractmethod
     def detect_scaled(self, images: Sequence[ScaledImage], *, precision: Precision = "fp32") -> list[RegionArray]:
         """Regions of each picture, most confident first. Class distributions end with the background."""
+
+    def check_given_boxes(self) -> None:
+        """Refuse given boxes before any picture is read, if the detector takes no features at them.
+
+        Raises:
+            ConfigError: it does not.
+        """
 
     @abstractmethod
     def regions_at_scaled(

@@ -32,6 +32,9 @@ from visling.vision import ops
 from visling.vision.resnet import (
     EXPANSION,
     HEAD_BLOCKS,
+    MEAN_RGB,
+    PLAIN_NETWORK,
+    STD_RGB,
     STRIDE,
     FrozenNorm,
     build_stage,
@@ -44,8 +47,6 @@ from visling.vision.resnet import (
 
 POOL_SIZE = 7
 """Side of the grid that each region is pooled to; instance masks have twice as many cells."""
-MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours in [0, 1], by which torchvision's networks are trained."""
 BLACK = (-MEAN_RGB[0] / STD_RGB[0], -MEAN_RGB[1] / STD_RGB[1], -MEAN_RGB[2] / STD_RGB[2])
 """Black in normalised colours: the release fills the canvas before it normalises."""
 MASK_GRID = MaskGrid(size=2 * POOL_SIZE, inclusive=False)
@@ -245,9 +246,7 @@ KEYS: Mapping[str, KeyMap] = {
     ),
     "resnet": KeyMap(
         (
-            *map_network(("conv1", "bn1"), ["layer1", "layer2", "layer3", "layer4"]),
-            drop("fc.**", "classifies the whole image"),
-            fresh("extractor.**.num_batches_tracked", "older files lack this counter; nothing reads it"),
+            *PLAIN_NETWORK,
             *(
                 fresh(f"extractor.{name}.**", "not in a plain ResNet: random")
                 for name in ("masks", "classes", "projection", "classifier")

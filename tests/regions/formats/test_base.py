@@ -14,7 +14,8 @@ import pytest
 from fixtures.toy_features import ToyFolder, write_folder
 
 from visling.errors import BoxError, DataError, StoreError
-from visling.regions.formats.base import ConversionReport, convert_regions, read_names
+from visling.names import read_names
+from visling.regions.formats.base import ConversionReport, convert_regions
 from visling.regions.store import NativeStore
 
 COMMITTED = 256

@@ -10,9 +10,13 @@ import pytest
 from fixtures.toy_features import ToyFolder, write_folder
 
 from visling.errors import ConfigError, DataError
+from visling.feature_kinds import KINDS
 from visling.regions import formats
-from visling.regions.formats import open_reader
+from visling.regions.formats import open_reader, open_sources
+from visling.regions.formats.base import convert_regions
+from visling.regions.formats.kinds import _RELEASED, recognise_kind
 from visling.regions.formats.tsv import RegionTsv
+from visling.regions.store import NativeStore
 
 BUTD = "\t".join(["7", "40", "20", "1", "AAAAAAAAAAAAAIA/AACAPw==", "AACAPwAAgD8="])
 """An image of bottom-up attention with one region and features of width 2."""
@@ -80,8 +84,8 @@ def test_unknown_folders_archives_and_missing_files_are_described(tmp_path: Path
     with pytest.raises(DataError, match="it is an empty folder"):
         open_reader(tmp_path)
     for name in "dcba":
-        (tmp_path / f"{name}.npy").touch()
-    with pytest.raises(DataError, match=r"it is a folder with a\.npy, b\.npy, c\.npy, \.\.\."):
+        (tmp_path / f"{name}.dat").touch()
+    with pytest.raises(DataError, match=r"it is a folder with a\.dat, b\.dat, c\.dat, \.\.\."):
         open_reader(tmp_path)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("x.tsv", BUTD)
@@ -90,3 +94,35 @@ def test_unknown_folders_archives_and_missing_files_are_described(tmp_path: Path
     for layout in (None, "lxmert-obj36", "fixtures.toy_features"):
         with pytest.raises(DataError, match=r"no file .*gone of region features"):
             open_reader(tmp_path / "gone", layout)
+
+
+def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
+    """Text files in a folder are read one by one, and what else lies there is named; a folder that is a layout is read
+    as one."""
+    folder = tmp_path / "mscoco_imgfeat"
+    folder.mkdir()
+    for name, image in (("b.tsv", "8"), ("a.tsv", "7"), (".hidden.tsv", "9")):
+        (folder / name).write_text(image + BUTD[1:])
+    (folder / "objects_vocab.txt").write_text("cat\ndog\n")
+    readers, left_out = open_sources([folder])
+    assert [reader.path.name for reader in readers] == ["a.tsv", "b.tsv"]
+    assert [path.name for path in left_out] == ["objects_vocab.txt"]
+    convert_regions(readers, tmp_path / "store")
+    assert NativeStore.open(tmp_path / "store").ids == ["7", "8"]
+    ((toy,), others) = open_sources([write_folder(tmp_path / "toy", 1)], "fixtures.toy_features")
+    assert (type(toy), others) == (ToyFolder, [])
+    for reader in readers:
+        reader.path.unlink()
+    with pytest.raises(DataError, match="is not a known file of region features: it is a folder with"):
+        open_sources([folder])
+
+
+def test_layouts_name_the_features_that_were_released_in_them() -> None:
+    assert set(_RELEASED) == set(formats.layouts())
+    assert {known.kind for released in _RELEASED.values() for known in released} <= KINDS.keys()
+    assert recognise_kind("bottom-up-attention", 2048, [36, 36]) == "bottom-up-36"
+    assert recognise_kind("bottom-up-attention", 2048, [36, 12, 100]) == "bottom-up-10-100"
+    assert recognise_kind("bottom-up-attention", 2048, [36, 101]) is None
+    assert recognise_kind("bottom-up-attention", 1024, [36]) is None, "another width: another detector"
+    assert recognise_kind("lxmert-obj36", 2048, []) is None
+    assert recognise_kind("toy", 2048, [36]) is None

@@ -194,3 +194,21 @@ def test_labels_without_a_name_are_refused(tmp_path: Path) -> None:
     convert_regions([RegionTsv(file)], tmp_path / "other", class_names=names, fingerprint="mine", dtype="float32")
     store = NativeStore.open(tmp_path / "other")
     assert (store.fingerprint, store.class_names[0], store.fields["features"].dtype) == ("mine", "sky", "float32")
+
+
+def test_features_of_two_numbers_of_regions_are_told_apart(tmp_path: Path) -> None:
+    """36 and 10 to 100 regions are two detectors in one layout; a name that is given decides."""
+
+    def wide(name: str, count: int) -> str:
+        features = encode(np.zeros((count, 2048)), "<f4")
+        return line(name, count, lxmert=False, height="90", width="90", features=features)
+
+    fixed = write(tmp_path / "fixed.tsv", wide("a", 36), wide("b", 36))
+    adaptive = write(tmp_path / "adaptive.tsv", wide("c", 12))
+    convert_regions([RegionTsv(fixed)], tmp_path / "store")
+    store = NativeStore.open(tmp_path / "store")
+    assert store.fingerprint == store.settings["features"] == "bottom-up-36"
+    with pytest.raises(DataError, match=r"has the fingerprint bottom-up-36, .*adaptive\.tsv bottom-up-10-100"):
+        convert_regions([RegionTsv(fixed), RegionTsv(adaptive)], tmp_path / "both")
+    convert_regions([RegionTsv(fixed), RegionTsv(adaptive)], tmp_path / "both", fingerprint="mine")
+    assert NativeStore.open(tmp_path / "both").settings == {"layout": "bottom-up-attention"}

@@ -8,7 +8,7 @@ import importlib
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -170,6 +170,35 @@ def open_reader(path: str | Path, layout: str | None = None) -> RegionReader:
         f"{path} is not a known file of region features: it is {_describe_content(path)}. Layouts that can be read: "
         f"{readable}. Name one of them (--layout), or give a reader of your own as my_package.my_module."
     )
+
+
+def open_sources(paths: Sequence[str | Path], layout: str | None = None) -> tuple[list[RegionReader], list[Path]]:
+    """Readers of several feature files, or of the files in a folder, and what lies in such a folder besides.
+
+    A folder that is no layout by itself stands for its files, in the order of their names.
+
+    Raises:
+        DataError: see `open_reader`; or two layouts, or features of two kinds, one of which is named.
+        ConfigError: see `open_reader`.
+    """
+    readers: list[RegionReader] = []
+    left_out: list[Path] = []
+    for path in map(Path, paths):
+        files, others = _list_files(path, layout)
+        readers += [open_reader(file, layout) for file in files]
+        left_out += others
+    return readers, left_out
+
+
+def _list_files(path: Path, layout: str | None) -> tuple[list[Path], list[Path]]:
+    """Feature files that a path stands for, and files next to them that are none."""
+    own = layout is not None and "." in layout
+    known = [each for each in FORMATS if layout is None or layout in each.layouts]
+    if own or not path.is_dir() or any(each.recognises(path) for each in known):
+        return [path], []
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if any(each.recognises(entry) for each in known)]
+    return (files, [entry for entry in entries if entry not in files]) if files else ([path], [])
 
 
 def _import_reader(module: str) -> type[RegionReader]:

@@ -205,43 +205,26 @@ def convert_regions(
         resume=resume,
     ) as writer:
         before = len(writer)
-        found_again = bytearray(before)  # which of the images that the store held have come
+        awaited = set(writer)  # images that the store held, until they come
         for file in files:
             for image in file.images(skip=writer):
-                number = writer.number(image.image_id)
-                if number is None:
+                if image.image_id in awaited:
+                    awaited.remove(image.image_id)
+                    existing += 1
+                elif image.image_id in writer:
+                    repeated += 1
+                else:
                     assert image.regions is not None, "a reader skips only what it is asked to skip"
                     checked, cut = _check_regions(file, image, image.regions, names)
                     writer.add(image.image_id, checked)
                     regions, clipped = regions + len(checked), clipped + cut
                     if (len(writer) - before) % _COMMIT_EVERY == 0:
                         writer.commit()
-                elif number < before and not found_again[number]:
-                    existing += 1
-                    found_again[number] = True
-                else:
-                    repeated += 1
                 if progress is not None:
                     progress(finished + image.position, total)
             finished += file.total
         images = len(writer) - before
     return ConversionReport(images=images, regions=regions, existing=existing, repeated=repeated, clipped=clipped)
-
-
-def read_names(path: str | Path) -> tuple[str, ...]:
-    """Names of classes or attributes in the order of their ids, one per line; the first of several synonyms separated
-    by commas.
-
-    Raises:
-        DataError: the file is missing or not text.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read the names in {path}: {error}. Expected a text file with one name per line."
-        ) from error
-    return tuple(line.partition(",")[0].strip() for line in lines)
 
 
 def _check_same_kind(first: RegionReader, fingerprint: str, other: RegionReader, found: str) -> None:

@@ -8,8 +8,6 @@ Letters  R regions of an image, F feature width, C classes without the backgroun
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from visling.errors import DataError
 from visling.regions.formats.base import damaged_file
+from visling.regions.formats.base64_arrays import decode_bytes
 from visling.types import RegionArray
 
 UNKNOWN_SIZE = (1, 1)
@@ -47,7 +46,8 @@ class FieldNames:
     attribute_confidence: tuple[str, ...] = ()
     probs: str | None = None
     background: Literal["first", "absent"] = "first"
-    """Column of the background in `probs`; where it was removed, its probability is what the others leave of 1."""
+    """Column of the background in `probs`, unless there are 1,600 or 1,601 columns, which say it; where it was removed,
+    its probability is what the others leave of 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,10 +138,12 @@ class Entry:
         value = self._read_value(name)
         if isinstance(value, str | bytes):
             try:
-                content = base64.b64decode(value, validate=True)
-                return np.frombuffer(content, dtype)
-            except (binascii.Error, ValueError) as error:
-                raise self.damaged(f"has a field {name} that is not base64 of {np.dtype(dtype)} ({error})") from error
+                content = decode_bytes(name, value)
+            except ValueError as error:
+                raise self.damaged(str(error)) from error
+            if len(content) % np.dtype(dtype).itemsize:
+                raise self.damaged(f"holds {len(content)} bytes of {name}, not a whole number of {np.dtype(dtype)}")
+            return np.frombuffer(content, dtype)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
             found = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
             raise self.damaged(f"has a field {name} of type {found}; expected an array of numbers")
@@ -181,6 +183,16 @@ def build_regions(entry: Entry, names: FieldNames, feature_size: int | None, *, 
     return RegionArray(features=features, boxes=boxes, size=size, **labels)
 
 
+def list_notes(names: FieldNames, *, has_boxes: bool, has_sizes: bool) -> tuple[str, ...]:
+    """What is computed because a layout lacks it (`RegionReader.notes`)."""
+    notes = []
+    if has_boxes and not has_sizes:
+        notes.append("the size of an image is that of the smallest image that holds all of its boxes")
+    if names.probs is not None and names.background == "absent":
+        notes.append("the probability of the background is what those of the classes leave of 1")
+    return tuple(notes)
+
+
 def _read_features(entry: Entry, name: str) -> NDArray[Any]:
     """(R, F) features of an image without boxes: only an array says how many they are."""
     features = entry.fields.get(name)
@@ -212,9 +224,11 @@ def _read_labels(entry: Entry, names: FieldNames, count: int) -> dict[str, NDArr
         found["class_confidence"] = entry.read_labels(names.probs, "<f4", count)
     elif names.probs and given is not None:
         rows = entry.read_rows(names.probs, count)
-        # MMF's switch --background keeps the background as class 0, also in `objects`.
-        counted = names.background == "absent" and rows.shape[1] == _CLASSES + 1
-        if names.background == "first" or counted:
+        # Of Visual Genome's classes the width says it. MMF's switch --background keeps the background as class 0, also
+        # in `objects`; VOLTA's LMDBs of MMF's features lack it, unlike its others.
+        whole = rows.shape[1] == _CLASSES + 1 or (names.background == "first" and rows.shape[1] != _CLASSES)
+        counted = whole and names.background == "absent"
+        if whole:
             found["probs"] = np.roll(rows, -1, axis=1)
         else:
             rest = np.clip(1 - rows.sum(axis=1, keepdims=True), 0, 1)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,6 @@ class RegionHdf5(RegionReader):
             raise DataError(f"{self.path} is a folder; expected an HDF5 file of region features.")
         self._entries = _open_entries(self.path, layout)
         self.layout = self._entries.layout
-        self.notes = self._entries.notes
         self.total = len(self._entries.image_ids)
         self.feature_size = self._entries.find_feature_size()
 
@@ -70,8 +68,6 @@ class _Entries(ABC):
     layout: str
     fields: Mapping[str, str]
     """Field of a region array -> dataset."""
-    notes: tuple[str, ...] = ()
-    """As `RegionReader.notes`."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self.path = path
@@ -109,10 +105,15 @@ class _Rows(_Entries):
 
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(path, file)
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Refuse a file without one of the datasets."""
         for name in self.fields.values():
-            if name not in file:
+            if name not in self.file:
                 raise DataError(
-                    f"{path} has no dataset {name}; the layout {self.layout} has {', '.join(self.fields.values())}."
+                    f"{self.path} has no dataset {name}; the layout {self.layout} has "
+                    f"{', '.join(self.fields.values())}."
                 )
 
     def check_shapes(self, dimensions: int, widths: Mapping[str, int]) -> None:
@@ -156,7 +157,6 @@ class _UpDown(_Rows):
     layout = "updn-hdf5"
     fields: Mapping[str, str] = {"features": "image_features", "boxes": "image_bb", "spatial": "spatial_features"}
     dimensions = 3
-    notes = ("the sizes of the images were computed from their boxes in pixels and in unit coordinates",)
 
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(path, file)
@@ -189,23 +189,22 @@ class _Ban(_UpDown):
     layout = "ban-hdf5"
     dimensions = 2
 
-    @classmethod
-    def recognises(cls, file: Any) -> bool:
-        return "pos_boxes" in file
-
-    @cached_property
-    def _ranges(self) -> NDArray[Any]:
-        """(N, 2) first row of an image and the one behind its last."""
-        ranges, total = np.asarray(self.file["pos_boxes"]), len(self.file["image_features"])
+    def check_names(self) -> None:
+        """Refuse a file without one of the datasets, or with ranges that are not of its rows."""
+        super().check_names()
+        ranges, total = np.asarray(self.file["pos_boxes"]), self.file["image_features"].shape[0]
+        path = self.path
         if ranges.ndim != 2 or ranges.shape[1] != 2:
-            raise DataError(
-                f"{self.path} has pos_boxes of shape {ranges.shape}; expected a first and a last row per image."
-            )
+            raise DataError(f"{path} has pos_boxes of shape {ranges.shape}; expected a first and a last row per image.")
         wrong = (ranges[:, 0] < 0) | (ranges[:, 1] < ranges[:, 0]) | (ranges[:, 1] > total)
         if wrong.any():
             row = int(wrong.argmax())
-            raise self.damaged(row, f"has pos_boxes {ranges[row].tolist()} in a file of {total} regions")
-        return ranges
+            raise damaged_file(path, f"row {row}", f"has pos_boxes {ranges[row].tolist()} in a file of {total} regions")
+        self._ranges = ranges
+
+    @classmethod
+    def recognises(cls, file: Any) -> bool:
+        return "pos_boxes" in file
 
     def count_images(self) -> int:
         return len(self._ranges)

@@ -2,6 +2,7 @@
 regions, or two detectors.
 
 Sources  The releases' pages of data, which `visling.feature_kinds` names detector by detector.
+         VOLTA's text files and the LMDBs made of them come from the Caffe network (its `data/*/extract_*_image.py`).
 """
 
 from __future__ import annotations
@@ -24,18 +25,31 @@ class _Released(NamedTuple):
 _FIXED = _Released("bottom-up-36", 36, 36)
 _ADAPTIVE = _Released("bottom-up-10-100", 10, 100)
 _PORT = _Released("vg-frcnn-36", 36, 36)
+_RESNEXT = _Released("resnext-152-100", 1, 100)
 
 _RELEASED: Mapping[str, tuple[_Released, ...]] = {
     "bottom-up-attention": (_FIXED, _ADAPTIVE),
     "vilbert-tsv": (_ADAPTIVE,),
     "lxmert-obj36": (_FIXED,),
-    "volta-tsv": (_PORT,),
+    "volta-tsv": (_FIXED,),
     "volta-hdf5": (_PORT,),
     "vlbert-json": (_FIXED, _ADAPTIVE),
     "vlbert-cc-json": (_ADAPTIVE,),
     "updn-hdf5": (_FIXED,),
     "ban-hdf5": (_ADAPTIVE,),
     "unsupervised-visualbert-hdf5": (_FIXED,),
+    "volta-lmdb": (_FIXED,),
+    "volta-conceptual-captions-lmdb": (_FIXED,),
+    "vilbert-lmdb": (_ADAPTIVE,),
+    "conceptual-captions-lmdb": (_ADAPTIVE,),
+    "vilbert-multitask-lmdb": (_RESNEXT,),
+    "vilbert-multitask-npy": (_RESNEXT,),
+    "mmf-lmdb": (_RESNEXT,),
+    "mmf-npy": (_RESNEXT,),
+    "pythia-fc6-npy": (_Released("detectron-100", 100, 100),),
+    "milvlg-npz": (_FIXED, _ADAPTIVE),
+    "visualbert-npz": (_Released("detectron-coco-150", 1, 150),),
+    "visualbert-th": (_Released("detectron-coco-150", 1, 150),),
 }
 """Layout -> the kinds that were released in it, most particular first."""
 

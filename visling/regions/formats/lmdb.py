@@ -2,7 +2,8 @@
 
 Layouts  What an entry's value is gives the layout; all entries of a file have the same one.
          volta-lmdb                      a row of LXMERT's or VOLTA's TSV file as a dictionary: base64 text, or arrays
-                                         under the spellings of VOLTA's HDF5 files (obj_id, obj_conf, attr_id, ...)
+                                         under the spellings of VOLTA's HDF5 files (obj_id, obj_conf, attr_id, ...);
+                                         or MMF's features of ResNeXt-101 under these spellings
          vilbert-lmdb                    a row of ViLBERT's TSV file as a dictionary of base64 text
          vilbert-multitask-lmdb          the same fields as arrays
          mmf-lmdb                        arrays and, in files of detector regions, boxes and class probabilities; the
@@ -31,14 +32,14 @@ from visling.errors import ConfigError, DataError
 from visling.image_ids import from_file_name
 from visling.pickles import load_pickle
 from visling.regions.formats.base import ImageRegions, RegionReader, damaged_file
-from visling.regions.formats.entries import Entry, FieldNames, build_regions
+from visling.regions.formats.entries import Entry, FieldNames, build_regions, list_notes
 from visling.types import RegionArray
 
 DATA = "data.mdb"
 """The file of an LMDB folder."""
 _LISTS = (b"keys", b"__keys__")
 """Entries that list the keys."""
-_MAP_BYTES = 1 << 28
+_MAP_BYTES = 1 << 27
 """After so many bytes the file is mapped anew, so that pages that were read do not pile up in memory."""
 
 _VOLTA = FieldNames(
@@ -94,6 +95,7 @@ class RegionLmdb(RegionReader):
         size = self._names.size
         self.has_sizes = size is not None and first.find(*size) is not None
         self._vcr_names = _read_vcr_names(self.path)
+        self.notes = list_notes(self._names, has_boxes=self.has_boxes, has_sizes=self.has_sizes)
         self.feature_size = self._find_feature_size()
 
     def images(self, skip: Container[str] = ()) -> Iterator[ImageRegions]:
@@ -122,11 +124,9 @@ class RegionLmdb(RegionReader):
         raise DataError(f"{self.path} holds no region: every image has 0 boxes.")
 
     def _find_name(self, entry: Entry) -> str:
-        """Image id of an entry: what its value says, else its key."""
-        field = "img_id" if self.layout == "volta-lmdb" else "image_id"
-        if self.layout == "mmf-lmdb":
-            return from_file_name(entry.where.partition(" ")[2])
-        name = entry.read_text(field)
+        """Image id of an entry."""
+        # The key is a path where MMF's features were packed, by its own script or by VOLTA's.
+        name = entry.read_text(entry.find("img_id", "image_id", "feature_path") or "image_id")
         return self._vcr_names.get(name, from_file_name(name))
 
     # The file
@@ -226,7 +226,7 @@ def _decode_name(name: Any) -> str:
 
 def _find_layout(fields: Mapping[str, Any]) -> str | None:
     """Layout of a value that is a dictionary."""
-    if "img_id" in fields:
+    if "img_id" in fields or "img_h" in fields:
         return "volta-lmdb"
     if "feature_path" in fields:
         return "mmf-lmdb"

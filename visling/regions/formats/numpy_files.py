@@ -22,7 +22,7 @@ from visling.errors import DataError
 from visling.image_ids import from_file_name
 from visling.pickles import read_array, read_arrays
 from visling.regions.formats.base import ImageRegions, RegionReader
-from visling.regions.formats.entries import Entry, FieldNames, build_regions
+from visling.regions.formats.entries import Entry, FieldNames, build_regions, list_notes
 from visling.types import RegionArray
 
 SUFFIXES = (".npy", ".npz")
@@ -75,6 +75,7 @@ class RegionArrays(RegionReader):
         self._names = _LAYOUTS[self.layout]
         self.has_boxes = self.layout != "pythia-fc6-npy"
         self.has_sizes = self._names.size is not None
+        self.notes = list_notes(self._names, has_boxes=self.has_boxes, has_sizes=self.has_sizes)
         self.feature_size = self._find_feature_size()
 
     def images(self, skip: Container[str] = ()) -> Iterator[ImageRegions]:

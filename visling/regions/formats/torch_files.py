@@ -27,7 +27,7 @@ from visling.errors import DataError
 from visling.image_ids import from_file_name
 from visling.pickles import load_pickle
 from visling.regions.formats.base import ImageRegions, RegionReader, damaged_file
-from visling.regions.formats.entries import Entry, FieldNames, build_regions
+from visling.regions.formats.entries import Entry, FieldNames, build_regions, list_notes
 from visling.types import RegionArray
 
 _LAYOUT = "visualbert-th"
@@ -120,6 +120,7 @@ class RegionTensors(RegionReader):
     """A file of tensors by image."""
 
     has_sizes = False
+    notes = list_notes(_NAMES, has_boxes=True, has_sizes=False)
 
     def __init__(self, path: str | Path, layout: str | None = None) -> None:
         super().__init__(path)

@@ -46,7 +46,7 @@ class _File(NamedTuple):
 class _Image(NamedTuple):
     """What a JSON file says of its image, arrays still as text."""
 
-    count: int
+    number: int
     size: tuple[int, int]
     boxes: str
     features: str
@@ -112,10 +112,10 @@ class ZippedJson(RegionReader):
                     f"{self.path} has the layout {layout}, not {wanted}: {file.name} has "
                     f"{'no' if image.probs is None else 'a'} field {_PROBS}."
                 )
-            if image.count:
+            if image.number:
                 try:
-                    probs = 0 if image.probs is None else measure_rows(_PROBS, image.probs, image.count)
-                    return layout, measure_rows("features", image.features, image.count), probs
+                    probs = 0 if image.probs is None else measure_rows(_PROBS, image.probs, image.number)
+                    return layout, measure_rows("features", image.features, image.number), probs
                 except ValueError as error:
                     raise self._damaged(file, str(error)) from error
         raise DataError(f"{self.path} holds no region: every file has 0 boxes.")
@@ -128,11 +128,11 @@ class ZippedJson(RegionReader):
                 file, f"has {first}field {_PROBS}, others have {other}such field: two layouts are mixed"
             )
         try:
-            boxes = decode_array("boxes", image.boxes, "<f4", (image.count, 4))
-            features = decode_array("features", image.features, "<f4", (image.count, self.feature_size))
+            boxes = decode_array("boxes", image.boxes, "<f4", (image.number, 4))
+            features = decode_array("features", image.features, "<f4", (image.number, self.feature_size))
             if image.probs is None:
                 return RegionArray(boxes=boxes, features=features, size=image.size)
-            probs = decode_array(_PROBS, image.probs, "<f4", (image.count, self._probs_size))
+            probs = decode_array(_PROBS, image.probs, "<f4", (image.number, self._probs_size))
         except ValueError as error:
             raise self._damaged(file, str(error)) from error
         order = np.argsort(probs.max(axis=1, initial=0), kind="stable")[::-1]
