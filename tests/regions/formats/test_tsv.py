@@ -212,3 +212,36 @@ def test_features_of_two_numbers_of_regions_are_told_apart(tmp_path: Path) -> No
         convert_regions([RegionTsv(fixed), RegionTsv(adaptive)], tmp_path / "both")
     convert_regions([RegionTsv(fixed), RegionTsv(adaptive)], tmp_path / "both", fingerprint="mine")
     assert NativeStore.open(tmp_path / "both").settings == {"layout": "bottom-up-attention"}
+
+
+def with_probs(text: str, probs: Any, *more: str) -> str:
+    return "\t".join([text, encode(probs, "<f4"), *more])
+
+
+@pytest.mark.parametrize("lxmert", [True, False])
+def test_class_probabilities_have_the_background_last(tmp_path: Path, lxmert: bool) -> None:
+    """ViLBERT's 7 columns and VOLTA's 13, the last two of which are scores or ids and not read."""
+    probs, more = np.array([[0.7, 0.1, 0.2], [0.0, 0.25, 0.75]]), ("!", "!") if lxmert else ()
+    empty = with_probs(line("empty", 0, lxmert=lxmert), [], *more)
+    file = write(tmp_path / "x.tsv", empty, with_probs(line("a", lxmert=lxmert), probs, *more), end="\r\n")
+    reader = RegionTsv(file)
+    assert reader.layout == ("volta-tsv" if lxmert else "vilbert-tsv")
+    convert_regions([reader], tmp_path / "store")
+    stored = NativeStore.open(tmp_path / "store")["a"].probs
+    np.testing.assert_array_equal(stored, probs[:, [1, 2, 0]].astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        (np.ones((2, 2)), "line 2, holds 16 bytes of probs; expected 24 .2 x 3 of float32"),
+        (np.ones((3, 3)), "line 2, holds 36 bytes of probs; expected 24"),
+    ],
+)
+def test_class_probabilities_of_another_length_are_named(tmp_path: Path, probs: Any, message: str) -> None:
+    first = with_probs(line("a", lxmert=False), np.ones((2, 3)))
+    file = write(tmp_path / "x.tsv", first, with_probs(line("b", lxmert=False), probs))
+    with pytest.raises(DataError, match=message):
+        list(RegionTsv(file).images())
+    with pytest.raises(DataError, match="line 1, holds 20 bytes of probs for 2 boxes, which is not a whole width"):
+        RegionTsv(write(file, with_probs(line("a", lxmert=False), np.ones(5))))

@@ -48,6 +48,7 @@ class RegionHdf5(RegionReader):
             raise DataError(f"{self.path} is a folder; expected an HDF5 file of region features.")
         self._entries = _open_entries(self.path, layout)
         self.layout = self._entries.layout
+        self.notes = self._entries.notes
         self.total = len(self._entries.image_ids)
         self.feature_size = self._entries.find_feature_size()
 
@@ -68,6 +69,8 @@ class _Entries(ABC):
     layout: str
     fields: Mapping[str, str]
     """Field of a region array -> dataset."""
+    notes: tuple[str, ...] = ()
+    """As `RegionReader.notes`."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self.path = path
@@ -157,6 +160,7 @@ class _UpDown(_Rows):
     layout = "updn-hdf5"
     fields: Mapping[str, str] = {"features": "image_features", "boxes": "image_bb", "spatial": "spatial_features"}
     dimensions = 3
+    notes = ("the sizes of the images were computed from their boxes in pixels and in unit coordinates",)
 
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(path, file)

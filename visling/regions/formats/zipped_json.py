@@ -29,6 +29,9 @@ from visling.types import RegionArray
 _PROBS = "classes"
 """Field with the class probabilities: a layout has it in all of its files or in none."""
 
+_WHOLE = "image_box_feature"
+"""Field that is not read."""
+
 
 class _File(NamedTuple):
     """A JSON file that is not read yet."""
@@ -51,6 +54,8 @@ class _Image(NamedTuple):
     boxes: str
     features: str
     probs: str | None
+    has_whole: bool
+    """Whether it holds a feature of the whole image."""
 
 
 class ZippedJson(RegionReader):
@@ -106,6 +111,10 @@ class ZippedJson(RegionReader):
         regions has them."""
         for file in self._list_files():
             image = self._parse(file)
+            if image.has_whole:
+                self.notes = (
+                    f"{_WHOLE}, the feature of the whole image, was left out: models take the mean of its regions",
+                )
             layout = "vlbert-json" if image.probs is None else "vlbert-cc-json"
             if wanted not in (None, layout):
                 raise DataError(
@@ -123,10 +132,8 @@ class ZippedJson(RegionReader):
     def _decode_regions(self, file: _File) -> RegionArray:
         image = self._parse(file)
         if (image.probs is None) != (self._probs_size == 0):
-            first, other = ("no ", "a ") if self._probs_size else ("a ", "no ")
-            raise self._damaged(
-                file, f"has {first}field {_PROBS}, others have {other}such field: two layouts are mixed"
-            )
+            here, there = ("no field", "one") if image.probs is None else ("a field", "none")
+            raise self._damaged(file, f"has {here} {_PROBS}, others have {there}: two layouts are mixed")
         try:
             boxes = decode_array("boxes", image.boxes, "<f4", (image.number, 4))
             features = decode_array("features", image.features, "<f4", (image.number, self.feature_size))
@@ -155,11 +162,11 @@ class ZippedJson(RegionReader):
         count, width, height = (self._read_count(file, fields, name) for name in ("num_boxes", "image_w", "image_h"))
         boxes, features = (self._read_text(file, fields, name) for name in ("boxes", "features"))
         probs = self._read_text(file, fields, _PROBS) if _PROBS in fields else None
-        return _Image(count, (width, height), boxes, features, probs)
+        return _Image(count, (width, height), boxes, features, probs, _WHOLE in fields)
 
     def _read_count(self, file: _File, fields: Mapping[str, Any], name: str) -> int:
         value = fields[name]
-        if not isinstance(value, int) or value < 0:
+        if type(value) is not int or value < 0:
             raise self._damaged(file, f"has {str(value)[:40]!r} in the field {name}; expected a whole number")
         return value
 
