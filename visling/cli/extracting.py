@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from visling.cli.options import IMAGES, MACHINE, Device, Dtype, Json, Out, Precision, Resume, Threads
-from visling.cli.printing import claim_store, progress_bar, show_with_unreadable
+from visling.cli.printing import claim_store, download_bar, progress_bar, show_with_unreadable
 from visling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MANY_EMPTY = 0.1
 
 
 def extract_regions(
-    detector: Annotated[Path, typer.Option(help="Folder of a trained detector.")],
+    detector: Annotated[Path, typer.Option(help="Folder of a detector, or its name in `visling catalog`.")],
     out: Out,
     images: Annotated[
         list[str] | None,
@@ -126,6 +126,7 @@ def extract_regions(
     """
     from visling import runtime
     from visling.data.annotations.boxes import join_boxes, read_boxes
+    from visling.pretrained.ready import is_detector_name, prepare_detector
     from visling.regions.files import DETECTOR
     from visling.runs.extraction import PATIENCE, UNREADABLE, Target, extract_to_store, on_main
     from visling.vision.detectors import load_detector
@@ -143,6 +144,9 @@ def extract_regions(
             "boxes_digest": given.fingerprint,
             "keep_detected": keep_detected,
         }
+    if is_detector_name(detector):
+        with download_bar() as show_download:
+            detector = prepare_detector(str(detector), report=show_download)
     runtime.limit_threads(threads)
     with runtime.process_group(processes, PATIENCE), contextlib.ExitStack() as stack:
         on = runtime.pick_device(device)
