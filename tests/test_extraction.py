@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,19 @@ def test_machines_that_know_nothing_of_each_other(place: Path, tmp_path: Path) -
     ended = subprocess.run(merge, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     assert_same(tmp_path / "merged", place / "one")
+
+
+def test_a_detector_of_the_catalogue_is_taken_by_its_name(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As converted by an earlier command: nothing is fetched."""
+    named = shutil.copytree(place / "detector", tmp_path / "home" / "detectors" / "vg-frcnn")
+    monkeypatch.setenv("VISLING_HOME", str(tmp_path / "home"))
+    ended = run(place, "--out", tmp_path / "out", "--detector", "vg-frcnn")
+    assert ended.returncode == 0, ended.stderr
+    found, expected = NativeStore.open(tmp_path / "out"), NativeStore.open(place / "one")
+    assert (found.ids, found.fingerprint) == (expected.ids, expected.fingerprint)
+    assert found.settings["detector"] == str(named)
 
 
 def test_parts_on_another_disk_are_named(place: Path, tmp_path: Path) -> None:

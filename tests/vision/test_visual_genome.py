@@ -137,7 +137,9 @@ def load_others(detector: VisualGenomeDetector) -> None:
 
 
 def replace_a_tensor(detector: VisualGenomeDetector) -> None:
-    detector.head[0].reduce.convolution.weight = torch.nn.Parameter(torch.randn(16, 32, 1, 1))
+    convolution = detector.head.get_submodule("0.reduce.convolution")
+    assert isinstance(convolution, torch.nn.Conv2d)
+    convolution.weight = torch.nn.Parameter(torch.randn(16, 32, 1, 1))
 
 
 def train_a_step(detector: VisualGenomeDetector) -> None:
@@ -156,8 +158,13 @@ def test_folded_norms_are_kept_until_a_weight_changes(
 ) -> None:
     detector = build()
     folds: list[int] = []
-    fold = visual_genome.fold_norms
-    monkeypatch.setattr(visual_genome, "fold_norms", lambda parts: folds.append(1) or fold(parts))
+    fold = visual_genome._fold
+
+    def count_and_fold(parts: torch.nn.ModuleDict) -> Backbone:
+        folds.append(1)
+        return fold(parts)
+
+    monkeypatch.setattr(visual_genome, "_fold", count_and_fold)
     regions = torch.rand(2, 32, 4, 4)
     with torch.no_grad():
         before = detector.fold().head(regions)

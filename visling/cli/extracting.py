@@ -145,8 +145,8 @@ def extract_regions(
             "keep_detected": keep_detected,
         }
     if is_detector_name(detector):
-        with download_bar() as downloading:
-            detector = prepare_detector(str(detector), report=downloading)
+        with download_bar() as show_download:
+            detector = prepare_detector(str(detector), report=show_download)
     runtime.limit_threads(threads)
     with runtime.process_group(processes, PATIENCE), contextlib.ExitStack() as stack:
         on = runtime.pick_device(device)

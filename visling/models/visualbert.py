@@ -98,7 +98,7 @@ class VisualBertConfig:
 
 _RELEASED: Mapping[str, VisualBertConfig] = {
     "vqa": VisualBertConfig(answer_slot="same_segment"),  # 100 fixed detections
-    "nlvr2": VisualBertConfig(feature_size=1024, max_regions=144),  # best 144 of 150 detections per image
+    "nlvr2": VisualBertConfig(feature_size=1024, max_regions=144),  # first 144 of up to 150 rows per image
     "vcr": VisualBertConfig(feature_size=512),  # output of its own network, vision/vcr_network.py
     "flickr30k": VisualBertConfig(append_spatial=True),  # bottom-up features, 10 to 100 boxes
 }
