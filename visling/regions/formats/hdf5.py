@@ -160,7 +160,7 @@ class _UpDown(_Rows):
     layout = "updn-hdf5"
     fields: Mapping[str, str] = {"features": "image_features", "boxes": "image_bb", "spatial": "spatial_features"}
     dimensions = 3
-    notes = ("the sizes of the images were computed from their boxes in pixels and in unit coordinates",)
+    notes = ("the sizes of the images follow exactly from their boxes, in pixels and in unit coordinates",)
 
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(path, file)
