@@ -83,7 +83,7 @@ def test_lists(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     Path("elsewhere/list.txt").write_text(f"trip/2.JPG\n{tmp_path}/photos/1.jpg\n")
     assert ids("@elsewhere/list.txt", base=photos) == ["2", "1"]
-    with pytest.raises(DataError, match=r"1 of 2 lines .*: line 1, 'trip/2.JPG', does not exist in .*elsewhere.*--base"):
+    with pytest.raises(DataError, match=r"1 of 2 lines .*: line 1, 'trip/2.JPG', does not .*elsewhere.*--base"):
         ids("@elsewhere/list.txt")
     Path("list.txt").write_text("photos/trip\n")
     with pytest.raises(DataError, match="'photos/trip', is a folder"):
