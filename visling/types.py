@@ -351,6 +351,15 @@ class RegionArray:
     def __len__(self) -> int:
         return int(self.features.shape[0])
 
+    def join(self, other: RegionArray) -> RegionArray:
+        """These regions and, behind them, others of the same image with the same fields."""
+        arrays: dict[str, Any] = {
+            field.name: np.concatenate([value, getattr(other, field.name)])
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        return dataclasses.replace(self, **arrays)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionObjects:

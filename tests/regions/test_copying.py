@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -52,6 +53,45 @@ def test_copies_are_shown_and_resume(tmp_path: Path) -> None:
     whole = merge([first, second], tmp_path / "whole")
     for file in whole.path.iterdir():
         assert file.read_bytes() == (merged.path / file.name).read_bytes()
+
+
+def test_regions_of_an_image_in_several_stores_are_joined_in_their_order(tmp_path: Path) -> None:
+    """Optional fields too; images that only one of them holds are taken as they are, empty ones as well."""
+    stores = [
+        write(tmp_path / "1", {"a": 2, "b": 0, "c": 1}, details=True),
+        write(tmp_path / "2", {"a": 3, "b": 2, "d": 1}, details=True),
+        write(tmp_path / "3", {"a": 1, "e": 1, "d": 2}, details=True),
+    ]
+    with pytest.raises(StoreError, match=r"image 'a' is in .*1 and .*2 and .*3.*--join"):
+        merge(stores, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(stores, tmp_path / "joined", join=True, progress=stop)
+    shown: list[tuple[int, int]] = []
+    joined = merge(stores, tmp_path / "joined", join=True, resume=True, progress=lambda *now: shown.append(now))
+    assert shown[-1] == (9, 9)
+    assert {image_id: joined.count(image_id) for image_id in joined.ids} == {"a": 6, "b": 2, "c": 1, "d": 3, "e": 1}
+    for image_id in joined.ids:
+        held = [store[image_id] for store in stores if image_id in store]
+        expected = held[0]
+        for more in held[1:]:
+            expected = expected.join(more)
+        assert_same(joined[image_id], expected)
+        np.testing.assert_array_equal(joined[image_id].features, np.concatenate([one.features for one in held]))
+
+
+def test_images_of_two_sizes_are_not_joined(tmp_path: Path) -> None:
+    first = write(tmp_path / "1", {"a": 2})
+    with StoreWriter(tmp_path / "2", feature_size=F, fingerprint=first.fingerprint) as writer:
+        writer.add("a", dataclasses.replace(regions(0, 1), size=(1000, 900)))
+    second = NativeStore.open(tmp_path / "2")
+    with pytest.raises(StoreError, match=r"image 'a' has .* 1000 x 900 in .*2: its regions cannot be joined"):
+        merge([first, second], tmp_path / "both", join=True)
 
 
 def test_a_store_of_an_earlier_version_is_merged_with_one_of_today(tmp_path: Path) -> None:

@@ -22,10 +22,17 @@ _SHOWN = 20
 def merge_stores(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Region stores of the same features.")],
     out: Out,
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join", help="An image that is in several stores gets the regions of all, in the order of the stores."
+        ),
+    ] = False,
     resume: Resume = False,
     json_: Json = False,
 ) -> None:
-    """Join region stores into one. Their features must be of one detector, and no image may be in two of them.
+    """Merge region stores into one. Their features must be of one detector; no image may be in two of them without
+    --join.
 
     Example: visling regions merge regions more-regions --out joined
     """
@@ -35,7 +42,7 @@ def merge_stores(
     opened = [NativeStore.open(store) for store in stores]
     claim_store(out, resume)
     with progress_bar("Merging") as step:
-        merged = merge(opened, out, resume=resume, progress=step)
+        merged = merge(opened, out, join=join, resume=resume, progress=step)
     _show_store(merged, json_, out)
 
 

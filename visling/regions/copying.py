@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 from visling.errors import StoreError
@@ -14,6 +14,7 @@ from visling.feature_kinds import name_today
 from visling.regions.files import DETECTOR
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter, shorten
+from visling.types import RegionArray
 
 _COMMIT_BYTES = 1 << 28
 """Copied between two commits: the most that an interruption costs."""
@@ -43,14 +44,21 @@ def subset(
 
 
 def merge(
-    stores: Sequence[NativeStore], path: str | Path, *, resume: bool = False, progress: Progress | None = None
+    stores: Sequence[NativeStore],
+    path: str | Path,
+    *,
+    join: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> NativeStore:
     """A new store with the images of several.
 
     Args:
+        join: an image of several stores gets the regions of all, in the order of the stores; else it is refused.
         resume: continue an interrupted copy, or add images to a store.
     Raises:
-        StoreError: no store, stores of different features, an image in two of them, or `path` already holds a store.
+        StoreError: no store, stores of different features, an image in two of them (with `join`: of different sizes),
+            or `path` already holds a store.
     """
     if not stores:
         raise StoreError("nothing to merge: give at least one region store.")
@@ -58,21 +66,31 @@ def merge(
     first = next((store for store in stores if store.manifest["regions"]), stores[0])
     for other in stores:
         _check_same_features(first, other)
-    for one, next_one in itertools.pairwise(heapq.merge(*(store.ids for store in stores))):
-        if one == next_one:
-            holders = " and ".join(str(store.path) for store in stores if one in store.ids)
-            raise StoreError(
-                f"image {one!r} is in {holders}: a merged store holds every image once. Take it out of one of them "
-                "with `visling regions subset`."
-            )
-    _copy([(store, store.ids) for store in stores], path, resume, progress)
+    listed = heapq.merge(*(store.ids for store in stores))
+    shared = {one for one, next_one in itertools.pairwise(listed) if one == next_one}
+    if shared and not join:
+        one = min(shared)
+        holders = " and ".join(str(store.path) for store in stores if one in store.ids)
+        raise StoreError(
+            f"image {one!r} is in {holders}: a merged store holds every image once. Take it out of one of them "
+            "with `visling regions subset`, or put its regions behind one another with --join."
+        )
+    _copy([(store, store.ids) for store in stores], path, resume, progress, shared)
     return NativeStore.open(path)
 
 
 def _copy(
-    parts: Sequence[tuple[NativeStore, Sequence[str]]], path: str | Path, resume: bool, progress: Progress | None
+    parts: Sequence[tuple[NativeStore, Sequence[str]]],
+    path: str | Path,
+    resume: bool,
+    progress: Progress | None,
+    shared: Container[str] = (),
 ) -> None:
-    """Write images of stores of the same features into one."""
+    """Write images of stores of the same features into one.
+
+    Args:
+        shared: images that several of the stores hold, whose regions are joined.
+    """
     first = parts[0][0]
     kept = next((store.path / DETECTOR for store, _ in parts if (store.path / DETECTOR).is_dir()), None)
     moved = {} if kept is None else {"detector": str((Path(path) / DETECTOR).resolve())}
@@ -90,11 +108,15 @@ def _copy(
     ) as writer:
         if kept is not None:
             shutil.copytree(kept, writer.path / DETECTOR, dirs_exist_ok=True)
-        for store, image_ids in parts:
+        for number, (store, image_ids) in enumerate(parts):
             row_bytes = sum(field.row_bytes for field in store.fields.values())
             missing = [image_id for image_id in image_ids if image_id not in writer]
             done += len(image_ids) - len(missing)
+            # The stores before this one have written the images that they share with it.
+            later = [other for other, _ in parts[number + 1 :]]
             for image_id, regions in store.scan(missing):
+                if image_id in shared:
+                    regions = _join(regions, later, image_id)
                 writer.add(image_id, regions)
                 done, copied = done + 1, copied + len(regions) * row_bytes
                 if copied >= _COMMIT_BYTES:
@@ -102,6 +124,22 @@ def _copy(
                     copied = 0
                 if progress is not None:
                     progress(done, total)
+
+
+def _join(regions: RegionArray, later: Iterable[NativeStore], image_id: str) -> RegionArray:
+    """Regions of an image with those that other stores hold of it under the same id."""
+    for other in later:
+        if image_id not in other or other.resolve(image_id) != image_id:
+            continue
+        more = other[image_id]
+        if more.size != regions.size:
+            raise StoreError(
+                f"image {image_id!r} has {regions.size[0]} x {regions.size[1]} pixels in one store and "
+                f"{more.size[0]} x {more.size[1]} in {other.path}: its regions cannot be joined. Extract both from the "
+                "same pictures."
+            )
+        regions = regions.join(more)
+    return regions
 
 
 def _check_same_features(first: NativeStore, other: NativeStore) -> None:

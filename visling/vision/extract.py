@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,7 +199,7 @@ def _run_detector(
         return detector.detect_scaled(images, precision=precision)
     found = detector.regions_at_scaled(images, [given.take(one) for one in batch], precision=precision)
     if keep_detected:
-        found = list(map(_join_regions, detector.detect_scaled(images, precision=precision), found))
+        found = list(map(RegionArray.join, detector.detect_scaled(images, precision=precision), found))
     return found
 
 
@@ -231,13 +231,3 @@ class _Boxes:
         self.clipped += int((within != boxes).any(1)[kept].sum())
         self.empty += int((~kept).sum())
         return within[kept]
-
-
-def _join_regions(first: RegionArray, second: RegionArray) -> RegionArray:
-    """The regions of two arrays of one image, one after the other."""
-    arrays: dict[str, Any] = {
-        field.name: np.concatenate([value, getattr(second, field.name)])
-        for field in dataclasses.fields(first)
-        if isinstance(value := getattr(first, field.name), np.ndarray)
-    }
-    return dataclasses.replace(first, **arrays)
