@@ -156,6 +156,14 @@ def test_a_header_that_lies_about_its_objects_is_noticed(tmp_path: Path) -> None
         read_array(tmp_path)
 
 
+def test_an_array_too_large_for_an_image_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1000))
+    assert read_arrays(tmp_path / "a.npz")["x"].shape == (1000,)
+    monkeypatch.setattr("visling.pickles._LARGEST_MEMBER", 8000)
+    with pytest.raises(DataError, match=r"a\.npz is not a file of arrays .*x\.npy unpacks to 8128 bytes"):
+        read_arrays(tmp_path / "a.npz")
+
+
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     whole = pickle.dumps(list(range(1000)))
     (tmp_path / "cut.p").write_bytes(whole[:500])

@@ -37,6 +37,9 @@ _NUMPY = {
 }
 
 
+_LARGEST_MEMBER = 1 << 28
+"""Most bytes of one array in a .npz file, which holds one image: a hundred times what the released ones have."""
+
 _UNREADABLE = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
     MemoryError,
@@ -164,7 +167,11 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     with _open_file(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                contents = {name: archive.read(name) for name in archive.namelist() if name.endswith(".npy")}
+                arrays = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                for member in arrays:
+                    if member.file_size > _LARGEST_MEMBER:
+                        raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes")
+                contents = {member.filename: archive.read(member) for member in arrays}
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
             raise DataError(f"{path} is not a file of arrays that can be read: {error}. Download it again.") from error
     return {
@@ -212,4 +219,4 @@ def _explain_damage(place: str, what: str) -> Iterator[None]:
             "get it from its authors, and do not open it with other programs."
         ) from error
     except _UNREADABLE as error:
-        raise DataError(f"{place} {what}: {error or 'it is truncated'}. Download the file again.") from error
+        raise DataError(f"{place} {what}: {str(error) or 'it is truncated'}. Download the file again.") from error

@@ -136,31 +136,6 @@ class Detector(TrainableDetector):
         add_tensors(digest, self.state_dict())
         return digest.hexdigest()
 
-    @property
-    def feature_size(self) -> int:
-        """F."""
-        return self.config.feature_size
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Object classes, without the background."""
-        return self.config.class_names
-
-    @property
-    def attribute_names(self) -> tuple[str, ...]:
-        """Attributes; empty without an attribute head."""
-        return self.config.attribute_names
-
-    def limit_regions(self, least: int | None = None, most: int | None = None) -> None:
-        """Change `min_regions` and `max_regions` of the configuration, and with them the fingerprint.
-
-        Raises:
-            ConfigError: numbers that the detector cannot keep.
-        """
-        changes = {"min_regions": least, "max_regions": most}
-        chosen: dict[str, Any] = {name: number for name, number in changes.items() if number is not None}
-        self.config = dataclasses.replace(self.config, **chosen)
-
     def freeze(self, stages: int) -> None:
         """Freeze the first levels of the small backbone, or the first convolution and stages of a ResNet.
 

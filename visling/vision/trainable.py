@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,35 @@ class TrainableDetector(RegionDetector):
 
     config: DetectorConfig | VisualGenomeConfig
     """Size, vocabulary and thresholds."""
+
+    @property
+    def feature_size(self) -> int:
+        """F."""
+        return self.config.feature_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes, without the background."""
+        return self.config.class_names
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Of the attributes; empty without an attribute head."""
+        return self.config.attribute_names
+
+    def limit_regions(self, least: int | None = None, most: int | None = None) -> None:
+        """Change `min_regions` and `max_regions` of the configuration, and with them the fingerprint; with other
+        numbers than its own, the features are of no known kind.
+
+        Raises:
+            ConfigError: more than there are proposals, or more at least than at most.
+        """
+        changes = {"min_regions": least, "max_regions": most}
+        given: dict[str, Any] = {name: number for name, number in changes.items() if number is not None}
+        limited = dataclasses.replace(self.config, **given)
+        if limited != self.config:
+            self.kind = ""
+        self.config = limited
 
     @abstractmethod
     def freeze(self, stages: int) -> None:

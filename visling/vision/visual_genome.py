@@ -15,7 +15,6 @@ Shapes   B images, A anchors of an image, R regions of an image, N regions of a 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,35 +190,6 @@ class VisualGenomeDetector(TrainableDetector):
         weights = {name: value for name, value in self.state_dict().items() if not name.endswith("num_batches_tracked")}
         files.add_tensors(digest, weights)
         return digest.hexdigest()
-
-    @property
-    def feature_size(self) -> int:
-        """F."""
-        return self.config.feature_size
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the C classes, without the background."""
-        return self.config.class_names
-
-    @property
-    def attribute_names(self) -> tuple[str, ...]:
-        """Of the K attributes."""
-        return self.config.attribute_names
-
-    def limit_regions(self, least: int | None = None, most: int | None = None) -> None:
-        """Change how many regions an image has, and with it the fingerprint; with other numbers than its own, the
-        features are of no known kind.
-
-        Raises:
-            ConfigError: more than there are proposals, or more at least than at most.
-        """
-        changes = {"min_regions": least, "max_regions": most}
-        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        limited = dataclasses.replace(self.config, **given)
-        if limited != self.config:
-            self.kind = ""
-        self.config = limited
 
     def scale(self, image: NDArray[Any]) -> ScaledImage:
         """The picture at the size of the configuration, in float32."""

@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from visling.checkpoints.entries import Selection
 from visling.errors import CheckpointError, ConfigError
 
 BLOCKS: Mapping[int, tuple[int, int, int]] = {50: (3, 4, 6), 101: (3, 4, 23), 152: (3, 8, 36)}
 """Depth -> bottlenecks of the three stages that run over the whole image; He et al. 2016, table 1."""
-
-Selection = Literal["port", "original"]
 
 
 @dataclass(frozen=True, kw_only=True)

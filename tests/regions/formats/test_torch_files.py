@@ -189,6 +189,11 @@ def test_an_archive_without_its_parts_is_named(tmp_path: Path) -> None:
             archive.writestr(name, member)
     with pytest.raises(DataError, match="big-endian"):
         open_reader(tmp_path / "z.th")
+    with zipfile.ZipFile(tmp_path / "c.th", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    with pytest.raises(DataError, match=r"compressed data\.pkl, which torch\.save does not write"):
+        open_reader(tmp_path / "c.th")
 
 
 def test_a_folder_and_another_version_are_refused(tmp_path: Path) -> None:

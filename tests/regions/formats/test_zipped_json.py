@@ -192,6 +192,7 @@ def test_a_changed_byte_of_a_member_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
+        (26, 0x7FFF, r"would unpack to \d{10} bytes"),
         (8, 1, "is encrypted; only archives without a password"),
         (10, 12, "is compressed by method 12"),
         (42, 7, "is not where the archive's directory says"),

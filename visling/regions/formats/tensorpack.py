@@ -27,9 +27,8 @@ def decode_message(content: bytes, place: str) -> Any:
     try:
         return msgpack.unpackb(content, raw=True, strict_map_key=False, object_hook=_decode_array)
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(
-            f"{place} is not read as a record of tensorpack: {error or 'it is truncated'}. Download the file again."
-        ) from error
+        why = str(error) or "it is truncated"
+        raise DataError(f"{place} is not read as a record of tensorpack: {why}. Download the file again.") from error
 
 
 def _decode_array(fields: Mapping[Any, Any]) -> Any:

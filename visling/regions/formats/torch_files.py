@@ -193,6 +193,8 @@ def _open_archive(path: Path) -> _Saved:
             order = members.get(f"{folder}byteorder")
             if order is not None and archive.read(order) != b"little":
                 raise DataError(f"{path} was written by a big-endian machine, which is not supported.")
+            if members[found[0]].compress_type != zipfile.ZIP_STORED:
+                raise DataError(f"{path} has a compressed data.pkl, which torch.save does not write.")
             pickled = archive.read(found[0])
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise DataError(f"{path} is not a whole zip archive: {error}. It is truncated: download it again.") from error

@@ -37,6 +37,8 @@ _LARGE_FIELDS = 0x0001
 """Kind of the extra field with the sizes that do not fit into 32 bits."""
 _TOO_LARGE = 0xFFFFFFFF
 """In place of such a size."""
+_LARGEST_MEMBER = 1 << 28
+"""Most bytes that one image may unpack to: a hundred times what the released ones have."""
 _BUFFER = 1 << 20
 
 
@@ -73,13 +75,15 @@ def read_member(file: BinaryIO, member: Member) -> bytes:
     """Content of a member of an open archive.
 
     Raises:
-        ValueError: encrypted, compressed by another method than deflate, truncated or damaged; the message begins with
-            a verb.
+        ValueError: encrypted, compressed by another method than deflate, too large for one image, truncated or damaged;
+            the message begins with a verb.
     """
     if member.flags & _ENCRYPTED:
         raise ValueError("is encrypted; only archives without a password are read")
     if member.method not in (_STORED, _DEFLATED):
         raise ValueError(f"is compressed by method {member.method}; only stored (0) and deflated (8) members are read")
+    if max(member.packed, member.size) > _LARGEST_MEMBER:
+        raise ValueError(f"would unpack to {member.size} bytes; an image has at most {_LARGEST_MEMBER}")
     file.seek(member.start)
     header = file.read(_LOCAL.size)
     if len(header) != _LOCAL.size or not header.startswith(b"PK\x03\x04"):
