@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.bars import SMALL
 from PIL import Image
 
 from visling import config as configs
@@ -26,29 +27,12 @@ from visling.runs.detect import evaluate_detector, train_detector
 from visling.runs.detection_data import DetectionBatches, Samples, mirror
 from visling.train.log import read
 from visling.types import Loss
-from visling.vision.detector import Detector, DetectorConfig
+from visling.vision.detector import Detector
 from visling.vision.detector_losses import pad_truths
 from visling.vision.region_detector import ScaledImage
 from visling.vision.trainable import Truth
 
-CONFIG = DetectConfig(
-    detector=DetectorConfig(
-        long_side=32,
-        channels=(8, 12),
-        blocks=(0, 0),
-        anchor_sizes=(12.0,),
-        proposal_size=8,
-        pool_size=3,
-        feature_size=16,
-        anchor_samples=16,
-        region_samples=12,
-        candidates=32,
-        proposals=12,
-        max_regions=8,
-        min_confidence=0.05,
-    ),
-    batch_size=4,
-)
+CONFIG = DetectConfig(detector=SMALL, batch_size=4)
 
 
 TINY = (

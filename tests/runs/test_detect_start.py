@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.bars import SMALL
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -25,24 +26,8 @@ from visling.vision.detector_start import read_trainable
 from visling.vision.visual_genome import VisualGenomeDetector
 from visling.vision.visual_genome_config import VisualGenomeConfig
 
-SIZES = DetectorConfig(
-    long_side=32,
-    channels=(8, 12),
-    blocks=(0, 0),
-    anchor_sizes=(12.0,),
-    proposal_size=8,
-    pool_size=3,
-    feature_size=16,
-    anchor_samples=16,
-    region_samples=12,
-    candidates=32,
-    proposals=12,
-    max_regions=8,
-    min_confidence=0.05,
-)
 
-
-def few(*settings: str, detector: DetectorConfig | VisualGenomeConfig = SIZES) -> DetectConfig:
+def few(*settings: str, detector: DetectorConfig | VisualGenomeConfig = SMALL) -> DetectConfig:
     usual = ("train.max_steps=4", "train.optim.lr=0.01", "train.optim.warmup_steps=1", "train.save_every=1")
     return configs.override(DetectConfig(detector=detector, batch_size=4), [*usual, *settings])
 
@@ -141,7 +126,7 @@ def test_frozen_stages_keep_what_they_start_from(
 
 def test_a_resnet_is_trained_from_a_file(first: tuple[Path, Path], tmp_path: Path) -> None:
     small = ResNetConfig(blocks=(1, 1, 1), stem_size=4, widths=(2, 3, 4, 5))
-    sizes = replace(SIZES, resnet=small, stride=16)
+    sizes = replace(SMALL, resnet=small, stride=16)
     config = few("frozen_stages=2", detector=sizes)
     source = Detector(sizes).backbone.state_dict()
     layers = {"stages.0": "layer1", "stages.1": "layer2", "stages.2": "layer3", "head": "layer4"}
@@ -166,7 +151,7 @@ def test_a_resnet_is_trained_from_a_file(first: tuple[Path, Path], tmp_path: Pat
 
 
 def test_what_cannot_start_is_refused_before_anything_is_written(first: tuple[Path, Path], tmp_path: Path) -> None:
-    on_resnet = few(detector=replace(SIZES, resnet=ResNetConfig(), stride=16))
+    on_resnet = few(detector=replace(SMALL, resnet=ResNetConfig(), stride=16))
     out, gone = tmp_path / "out", tmp_path / "gone"
     with pytest.raises(ConfigError, match="learns nothing from random weights: name torchvision's file"):
         train_detector(*first, out, on_resnet, device="cpu")
@@ -180,7 +165,7 @@ def test_what_cannot_start_is_refused_before_anything_is_written(first: tuple[Pa
 
 
 def test_a_start_brings_its_size_and_settings_still_win() -> None:
-    start = replace(SIZES, class_names=("red",), min_regions=3)
+    start = replace(SMALL, class_names=("red",), min_regions=3)
     config = detect_config(["detector.min_confidence=0.5"], "scenes", start)
     assert config.detector == replace(start, min_confidence=0.5)
     assert config.train == PRESETS["scenes"]().train

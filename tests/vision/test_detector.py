@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.bars import draw_bars
 from safetensors.torch import load_file, save_file
 
 from visling.errors import CheckpointError, ConfigError
@@ -38,27 +39,7 @@ TINY = DetectorConfig(
 )
 
 
-def scene(seed: int) -> tuple[np.ndarray, Truth]:
-    """One wide and one tall bar, red or blue, on white."""
-    rng = np.random.default_rng(seed)
-    image = np.full((48, 48, 3), 240, np.uint8)
-    boxes, attributes = [], []
-    for number in range(2):
-        width, height = (16, 8) if number == 0 else (8, 16)
-        x, y = int(rng.integers(0, 48 - width)), number * 24 + int(rng.integers(0, 24 - height + 1))
-        blue = bool(rng.integers(2))
-        image[y : y + height, x : x + width] = (30, 30, 220) if blue else (220, 30, 30)
-        boxes.append([x, y, x + width, y + height])
-        attributes.append([not blue, blue, False])
-    return image, Truth(
-        boxes=np.array(boxes, np.float32),
-        classes=np.array([0, 1]),
-        attributes=np.array(attributes),
-        has_attributes=np.array([True, True]),
-    )
-
-
-SCENES = [scene(seed) for seed in range(16)]
+SCENES = [draw_bars(seed, 16) for seed in range(16)]
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.bars import draw_bars
 
 from visling.recipes.detectors import detect_config
 from visling.types import IGNORE
 from visling.vision import ops
 from visling.vision.detector_losses import RegionTargets, exclusive_attribute_loss
 from visling.vision.detector_start import build_detector, read_trainable, start_from_detector
-from visling.vision.trainable import Truth
 from visling.vision.visual_genome import VisualGenomeDetector
 from visling.vision.visual_genome_config import VisualGenomeConfig, original_settings
 
@@ -32,27 +32,7 @@ def tiny(**changes: Any) -> VisualGenomeConfig:
     return VisualGenomeConfig(**{**sizes, **changes})
 
 
-def scene(seed: int) -> tuple[np.ndarray[Any, Any], Truth]:
-    """One wide and one tall bar, red or blue, on white; not as large as the detector reads it."""
-    rng = np.random.default_rng(seed)
-    image = np.full((48, 48, 3), 240, np.uint8)
-    boxes, attributes = [], []
-    for number in range(2):
-        width, height = (20, 10) if number == 0 else (10, 20)
-        x, y = int(rng.integers(0, 48 - width)), number * 24 + int(rng.integers(0, 24 - height + 1))
-        blue = bool(rng.integers(2))
-        image[y : y + height, x : x + width] = (30, 30, 220) if blue else (220, 30, 30)
-        boxes.append([x, y, x + width, y + height])
-        attributes.append([not blue, blue, False])
-    return image, Truth(
-        boxes=np.array(boxes, np.float32),
-        classes=np.array([0, 1]),
-        attributes=np.array(attributes),
-        has_attributes=np.array([True, True]),
-    )
-
-
-SCENES = [scene(seed) for seed in range(4)]
+SCENES = [draw_bars(seed, 20) for seed in range(4)]
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "port": {},
     "original": {**original_settings(1, 8), **SMALL_INPUT, "min_side": 4.0},

@@ -13,14 +13,13 @@ from torch import Tensor
 from visling import config as configs
 from visling.checkpoints import files, hub
 from visling.checkpoints.catalog import find_detector_at
-from visling.checkpoints.entries import ReleasedDetector
+from visling.checkpoints.entries import ReleasedDetector, Selection
 from visling.checkpoints.keymap import Coverage
 from visling.errors import CheckpointError, ConfigError
 from visling.names import VISUAL_GENOME_ATTRIBUTES, VISUAL_GENOME_CLASSES, read_names
 from visling.vision.visual_genome import VisualGenomeDetector
 from visling.vision.visual_genome_config import (
     ReadConfig,
-    Selection,
     VisualGenomeConfig,
     original_settings,
     read_config,
