@@ -11,6 +11,7 @@ any part or the store itself holds is not extracted again, whatever number of pr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -48,12 +49,17 @@ class Target:
     may_differ: Sequence[str] = ()
     """See `StoreWriter`."""
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The detector's, which reads all of its weights."""
+        return self.detector.fingerprint
+
     def open(self, path: Path) -> StoreWriter:
         """Writer of the store or a part of it, which is continued if it has been begun."""
         return StoreWriter(
             path,
             feature_size=self.detector.feature_size,
-            fingerprint=self.detector.fingerprint,
+            fingerprint=self.fingerprint,
             class_names=self.detector.class_names,
             attribute_names=self.detector.attribute_names,
             dtype=self.dtype,
