@@ -105,6 +105,9 @@ class Text(_Movable):
     """(B,) int64: number of the task, the row of ViLBERT's table of task tokens; None without such a table."""
     row: Tensor | None = None
     """(B,) int64: text row of each batch row when one text meets many images; None = one to one."""
+    count: int | None = field(default=None, metadata={"static": True})
+    """Real tokens of all rows, or a few more so that batches have few different numbers (`data.batches.shapes`);
+    None = whoever needs the number counts the mask."""
 
 
 @contract
@@ -130,6 +133,8 @@ class Regions(_Movable):
     """(S, R) int64: which of several images a region belongs to."""
     labels: Tensor | None = None
     """(S, R) int64 detector class."""
+    count: int | None = field(default=None, metadata={"static": True})
+    """Real regions of all rows, as `Text.count`."""
 
 
 @contract
@@ -177,6 +182,7 @@ class Batch(_Movable):
         )
         _require(text.mask.dtype == torch.bool, f"text mask must be boolean; found {text.mask.dtype}")
         _require(bool(text.mask.any(1).all()), "a text row has no real token")
+        _require_count("tokens", text.count, text.mask)
         _require(rows % self.group == 0, f"{rows} rows are not a multiple of the group of {self.group}")
         if self.regions is None:
             return
@@ -188,6 +194,7 @@ class Batch(_Movable):
             regions.boxes.shape == (*real.shape, 4), f"boxes must be (S, R, 4); found {tuple(regions.boxes.shape)}"
         )
         _require(bool((real.int().diff(dim=1) <= 0).all()), "real regions must come before padding")
+        _require_count("regions", regions.count, real)
         paired = len(real) if regions.row is None else len(regions.row)
         _require(
             paired == rows,
@@ -226,6 +233,14 @@ class Batch(_Movable):
 def _require(true: bool, message: str) -> None:
     if not true:
         raise ValueError(f"invalid batch: {message}")
+
+
+def _require_count(what: str, count: int | None, mask: Tensor) -> None:
+    real = int(mask.sum())
+    _require(
+        count is None or real <= count <= mask.numel(),
+        f"a count of {count} {what} for {real} real ones in {mask.numel()} places",
+    )
 
 
 @contract
