@@ -113,7 +113,7 @@ def check_agreement(
         loss = trained.loss(fed[name])
         torch.autograd.backward(loss)
         gradients = [p.grad for p in trained.side.module.parameters() if p.grad is not None]
-        found["loss"][name] = float(loss)
+        found["loss"][name] = loss.item()
         found["gradient norm"][name] = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
         trained.optimizer.step()
         with torch.no_grad():
@@ -373,8 +373,8 @@ def describe(found: Mapping[str, Any], spec: str = ".2f", *, spread: Literal["qu
 def add_options(parser: argparse.ArgumentParser, *, pairs: int, warmup: int = 1) -> None:
     """The options that all benchmarks of steps have."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the dated result")
-    parser.add_argument("--layers", type=int, help="at most so many layers of each kind (default: the base size)")
-    parser.add_argument("--hidden-size", type=int, help="width of the model (default: the base size)")
+    parser.add_argument("--preset", help="of every family (default: that of its release, base size)")
+    parser.add_argument("--layers", type=int, help="at most so many layers of each kind (default: the preset's)")
     parser.add_argument("--batch-size", type=int, default=32, help="rows of a batch")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="of matrix products, on all sides"
@@ -421,7 +421,7 @@ def stem_of(name: str, options: argparse.Namespace, device: torch.device, *parts
     """Name of the files of a result."""
     changed = [
         f"{key.replace('_', '-')}-{value}"
-        for key in ("layers", "hidden_size")
+        for key in ("preset", "layers")
         if (value := getattr(options, key)) is not None
     ]
     return "_".join(

@@ -4,7 +4,6 @@ while it runs, against those computed from lengths and settings."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
