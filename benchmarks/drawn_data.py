@@ -181,7 +181,7 @@ def draw_store(model: str, spec: InputSpec, num_images: int, detected: Collectio
 
 
 def draw_pretraining(
-    config: PretrainConfig, number: int, device: torch.device, *, needs: Collection[str]
+    config: PretrainConfig, batch_size: int, number: int, device: torch.device, *, needs: Collection[str]
 ) -> list[tuple[Batch, Targets]]:
     """Random batches of a recipe's examples: masked as it masks, with what its objectives predict, features in float32.
 
@@ -190,7 +190,7 @@ def draw_pretraining(
     """
     spec = models.spec(config.model).inputs(config.encoder)
     tokenizer = Tokenizer(spec.vocabulary)
-    num_images = count_images(number, config.batch_size, CAPTIONS_PER_IMAGE)
+    num_images = count_images(number, batch_size, CAPTIONS_PER_IMAGE)
     detected = ["labels"] * ("region_classes" in needs) + ["probs"] * ("region_probs" in needs)
     store = draw_store(config.model, spec, num_images, detected)
     layout, records = TextLayout(tokenizer, spec), draw_captions(num_images, tokenizer)
@@ -210,7 +210,7 @@ def draw_pretraining(
         needs=needs,
         pool=[image_id(at) for at in range(num_images)],
     )
-    return take_batches(source, collator, config.batch_size, number, device)
+    return take_batches(source, collator, batch_size, number, device)
 
 
 def draw_questions(

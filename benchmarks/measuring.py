@@ -86,9 +86,13 @@ class Trained:
         with runtime.autocast(self.device, self.precision):
             return self.side.loss(fed).float()
 
-    def update(self, fed: Any) -> None:
-        """One step: forward, loss, backward, AdamW."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def update(self, fed: Any, *, keep_gradients: bool = False) -> None:
+        """One step: forward, loss, backward, AdamW.
+
+        Args:
+            keep_gradients: set them to zero before, instead of freeing them.
+        """
+        self.optimizer.zero_grad(set_to_none=not keep_gradients)
         torch.autograd.backward(self.loss(fed))
         self.optimizer.step()
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from visling.recipes.lxmert import lxmert_20epochs_qa
 from visling.recipes.vilbert import vilbert_conceptual
 from visling.recipes.visualbert import visualbert_coco
 from visling.recipes.vlbert import vlbert_base_prec_without_text
+from visling.runs.needed_products import Needed, pretraining_products, task_products
 from visling.runs.pretrain import untrained_model
 from visling.tasks.answers import answer_loss
 from visling.types import Batch, Head, InputSpec, Targets
@@ -42,8 +43,10 @@ NUM_ANSWERS = 3129
 
 
 def shrink(config: Any, layers: int | None) -> Any:
-    """An encoder's config with at most so many layers of each kind; of ViLBERT the last ones, which alternate. Our small
-    presets lose their whitening, which no other implementation has."""
+    """An encoder's config with at most so many layers of each kind; of ViLBERT the last ones, which alternate.
+
+    visling's small presets lose their whitening, which no other implementation has.
+    """
     if getattr(config, "whiten_features", False):
         config = replace(config, whiten_features=False)
     if layers is None:
@@ -61,11 +64,11 @@ def shrink(config: Any, layers: int | None) -> Any:
     return replace(config, **{name: min(getattr(config, name), layers) for name in counts if name.startswith("num_")})
 
 
-def pretraining_config(model: str, options: argparse.Namespace, batch_size: int | None = None) -> PretrainConfig:
+def pretraining_config(model: str, options: argparse.Namespace) -> PretrainConfig:
     """The recipe of a family, as small as the options ask for."""
     run = RECIPES[model]()
     encoder = run.encoder if options.preset is None else models.spec(model).presets[options.preset]
-    run = replace(run, encoder=shrink(encoder, options.layers), batch_size=batch_size or options.batch_size)
+    run = replace(run, encoder=shrink(encoder, options.layers))
     if run.region_losses is not None:
         run = replace(run, region_losses=replace(run.region_losses, feature_size=run.encoder.feature_size))
     return run
@@ -88,9 +91,13 @@ class Pretraining:
         """`Targets` fields that the objectives read."""
         return frozenset[str]().union(*(objective.reads() for objective in self.module.all_objectives()))
 
-    def draw(self, number: int, device: torch.device) -> list[tuple[Batch, Targets]]:
+    def draw(self, batch_size: int, number: int, device: torch.device) -> list[tuple[Batch, Targets]]:
         """Random batches of the recipe."""
-        return draw_pretraining(self.config, number, device, needs=self.needs)
+        return draw_pretraining(self.config, batch_size, number, device, needs=self.needs)
+
+    def needed(self, batch: Batch, targets: Targets) -> Needed:
+        """Products that a step needs."""
+        return pretraining_products(self.module, batch, targets)
 
     def feed(self, batch: Batch, targets: Targets) -> tuple[Batch, Targets]:
         """As they are."""
@@ -120,6 +127,10 @@ class Answering:
         """Random batches of questions, each with its image."""
         return draw_questions(self.model, self.spec, batch_size, number, device, num_answers=NUM_ANSWERS)
 
+    def needed(self, batch: Batch, targets: Targets) -> Needed:
+        """Products that the logits and their gradient need."""
+        return task_products(self.module, batch)
+
     def feed(self, batch: Batch, targets: Targets) -> tuple[Batch, Targets]:
         """As they are."""
         return batch, targets
@@ -145,18 +156,3 @@ def share_images(batch: Batch) -> Batch:
     shared = regions.map(lambda tensor: tensor[::QUESTIONS_PER_IMAGE])
     row = torch.arange(rows, device=regions.mask.device) // QUESTIONS_PER_IMAGE
     return replace(batch, regions=replace(shared, row=row))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A way to compute the same that visling is compared with."""
-
-    name: str
-    """As the table names it."""
-    target: float | None = None
-    """Least wanted ratio of its time to visling's; None = none was set."""
-
-
-def names_of(peers: Sequence[Peer]) -> str:
-    """The names, for readers."""
-    return " and ".join(peer.name for peer in peers)

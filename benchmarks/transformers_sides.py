@@ -193,7 +193,8 @@ class VisualBertAnswering:
 
 
 def build(name: str, config: Any, parts: dict[str, nn.Module], **changes: Any) -> Any:
-    """A class of transformers, randomly initialised; visling's modules, by part of the key map, get its weights."""
+    """A class of transformers, randomly initialised; visling's modules, by part of the key map, get its weights, unless
+    they have none (device meta)."""
     import transformers  # here, so that the memory of our side is measured without it
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -202,7 +203,8 @@ def build(name: str, config: Any, parts: dict[str, nn.Module], **changes: Any) -
     described = spec.transformers(config, {part: dict(module.state_dict()) for part, module in parts.items()})
     kind = getattr(transformers, name)
     built = kind(kind.config_class(**described, **changes))
-    spec.keys["transformers"].load(built.state_dict(), parts)
+    if not any(parameter.is_meta for module in parts.values() for parameter in module.parameters()):
+        spec.keys["transformers"].load(built.state_dict(), parts)
     return built
 
 
