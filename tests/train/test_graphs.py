@@ -1,4 +1,4 @@
-"""Recorded steps equal ordinary ones bit for bit; when steps are recorded and when not. A stand-in for a GPU records."""
+"""Recorded steps equal ordinary ones bit for bit; when steps are recorded. A stand-in for a GPU records."""
 
 from __future__ import annotations
 

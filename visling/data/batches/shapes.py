@@ -105,6 +105,7 @@ def _widen_text(text: Text, width: int) -> Text:
         mask=mask,
         segments=_pad(text.segments, {1: width}),
         count=_count(mask),
+        shared=None if text.row is None else _count(mask[text.row]),
     )
 
 
@@ -126,6 +127,7 @@ def _widen_regions(regions: Regions, most: int, rows: int) -> Regions:
         image=None if regions.image is None else _pad(regions.image, both),
         labels=None if regions.labels is None else _pad(regions.labels, both),
         count=_count(mask),
+        shared=None if regions.row is None else _count(mask[regions.row]),
     )
 
 
