@@ -179,13 +179,13 @@ def check_images(records: Iterable[Record], store: NativeStore) -> None:
         StoreError: names the first example and image, and how many images are missing.
         DataError: an example has no image.
     """
-    missing: dict[str, str] = {}
+    named: dict[str, str] = {}
     for record in records:
         if not record.images:
             raise DataError(f"example {record.id!r} has no image. Train a model of the words alone: --text-only.")
         for image in record.images:
-            if image not in store:
-                missing.setdefault(image, record.id)
+            named.setdefault(image, record.id)
+    missing = {image: example for image, example in named.items() if image not in store}
     for image, example in missing.items():
         try:
             store.count(image)
