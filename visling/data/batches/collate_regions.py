@@ -30,6 +30,7 @@ from visling.data.batches.pixels import (
 from visling.data.batches.region_order import ByConfidence, take_regions
 from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.batches.slots import slots_of_grid
+from visling.draws import Draws, Stream
 from visling.errors import ConfigError, DataError, StoreError
 from visling.regions.store import gather
 from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore, TextRow
@@ -115,7 +116,7 @@ class RegionCollator:
         self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
         self.shift = shift and pictures is not None and pictures.canvas is not None
 
-    def gather(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> GatheredRegions:
+    def gather(self, examples: Sequence[Example], draws: Draws) -> GatheredRegions:
         """Regions of all images; whether images are mirrored is drawn here.
 
         Raises:
@@ -125,11 +126,12 @@ class RegionCollator:
                 under a preset that sorts them.
         """
         store = _sort_by_confidence(self.store, examples) if self.spec.region_order == "confidence" else self.store
-        mirrored = [
-            (self.pictures is not None or self.flip > 0) and rng.random() < self.flip
-            for example, rng in zip(examples, rngs, strict=True)
-            for _ in example.images
-        ]
+        mirrored = [False for example in examples for _ in example.images]
+        if self.pictures is not None or self.flip > 0:
+            rngs = draws.each(Stream.MIRROR)
+            mirrored = [
+                rng.random() < self.flip for example, rng in zip(examples, rngs, strict=True) for _ in example.images
+            ]
         _check_images(examples, self.spec)
         image_ids, row = [image for example in examples for image in example.images], None
         images, group = len(examples[0].images), len(examples[0].rows)
@@ -166,7 +168,7 @@ class RegionCollator:
     def __call__(
         self,
         gathered: GatheredRegions,
-        rngs: Sequence[np.random.Generator],
+        draws: Draws,
         mismatched: NDArray[np.bool_],
         kept: NDArray[np.int64] | None,
     ) -> tuple[Regions, Pixels | None, dict[str, Any]]:
@@ -176,7 +178,7 @@ class RegionCollator:
         """
         features, boxes, real, size = gathered.features, gathered.boxes, gathered.mask, gathered.size
         clean = features.copy() if "region_features" in self.needs else None
-        shown = self._hide_features(gathered, rngs)
+        shown = self._hide_features(gathered, draws)
         whole = pixels = None
         if self.pictures is None:
             whole = self._average_image(features, real, shown, limited=kept is not None)
@@ -193,7 +195,9 @@ class RegionCollator:
             if canvas is None:
                 pixels = pad_pictures(read, boxes, hidden)
             else:
-                each = [rng for rng in rngs for _ in range(gathered.images)] if self.shift else None
+                each = None
+                if self.shift:
+                    each = [rng for rng in draws.generators(Stream.PLACE) for _ in range(gathered.images)]
                 pixels = lay_on_canvas(read, canvas, boxes, hidden, each)
         # Padded rows hold zeros and stay zeros; only real boxes are widened.
         unit = _to_unit(boxes, frame, real)
@@ -291,7 +295,7 @@ class RegionCollator:
         classes, masks = stack_objects(objects, regions.mask.shape[1], grid.size, gathered.mirrored)
         return replace(pixels, classes=classes, masks=masks)
 
-    def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:
+    def _hide_features(self, gathered: GatheredRegions, draws: Draws) -> Shown | None:
         """What masking does to the gathered regions; their features are changed."""
         if self.masking is None:
             return None
@@ -300,7 +304,7 @@ class RegionCollator:
             gathered.boxes,
             gathered.mask,
             self.masking,
-            [rng for rng in rngs for _ in range(gathered.images)],
+            [rng for rng in draws.generators(Stream.REGIONS) for _ in range(gathered.images)],
             store=gathered.store,
             pool=self.pool,
             max_regions=self.spec.max_regions,
