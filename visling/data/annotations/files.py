@@ -12,7 +12,6 @@ from typing import Any
 from visling.errors import DataError
 from visling.image_ids import from_file_name
 
-
 _PRINTABLE = re.compile(r"[!-~]")
 """ASCII characters that are neither blanks nor control characters nor accents: nearly every text has one."""
 
