@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.text import TextLayout, Tokenizer

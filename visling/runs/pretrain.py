@@ -10,7 +10,8 @@ import torch
 
 from visling import models, runtime
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.batches.paired import PairedLoader
 from visling.data.corpora.reading import Corpora, answer_table, images_of, read
 from visling.data.text import TextLayout

@@ -1,8 +1,8 @@
 """Batches of an epoch in an order that depends on (seed, epoch) alone, prepared ahead by one thread.
 
-A chunk is a few global batches' worth of examples. Its examples are built, sorted by text length and cut into batches,
-which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process goes
-through the same chunks and takes its share of each global batch.
+A chunk is a few global batches' worth of examples. What they show is chosen, sorted by text length and cut into
+batches, which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process
+goes through the same chunks, takes its share of each global batch, and lays out and masks no other texts.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visling import runtime
 from visling.data.batches.collate import Collator
+from visling.data.batches.examples import Source, as_batch_source
+from visling.draws import KeyedDraws, Stream
 from visling.errors import ConfigError, DataError
-from visling.types import Batch, Example, Targets
+from visling.types import Batch, Targets
 
 _ORDER, _CHUNK = 0x6F72646572, 0x6368756E6B
 """Keys that keep the streams of order and chunk shuffling apart from those of examples."""
-
-
-class Source(Protocol):
-    """Examples by number; randomness comes only from the generator passed in."""
-
-    def __len__(self) -> int: ...
-    def example(self, index: int, rng: np.random.Generator) -> Example: ...
 
 
 Indexed = tuple[NDArray[np.int64], Batch, Targets]
@@ -38,8 +33,8 @@ Indexed = tuple[NDArray[np.int64], Batch, Targets]
 class Loader:
     """Iterates over one epoch's `(Batch, Targets)`; restart it anywhere with `state_dict` and `load_state_dict`.
 
-    Set `epoch` before each pass: order and examples follow from (seed, epoch). A generator for (seed, epoch, index)
-    makes and masks each example, so neither process count nor restarts change it.
+    Set `epoch` before each pass: order and examples follow from (seed, epoch). The numbers that make and mask an
+    example depend on (seed, epoch, index) alone, so neither process count nor restarts change it.
 
     Args:
         collator: makes the batches of the examples.
@@ -72,7 +67,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self.source, self.collator = source, collator
+        self.source, self.collator = as_batch_source(source), collator
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
         self.deal, self.prefetch, self.pin = deal, prefetch, pin
@@ -182,26 +177,35 @@ class Loader:
         chunk_size = size * self.bucket
         for chunk in range(first // self.bucket, -(-len(order) // chunk_size)):
             indices = order[chunk * chunk_size : (chunk + 1) * chunk_size]
-            if self.bucket == 1:
-                batches = [indices]
-                ready: dict[int, tuple[Example, np.random.Generator]] = {}
-            else:
-                ready = {}
-                for index in indices:
-                    if stop.is_set():
-                        return
-                    ready[int(index)] = self._make_example(int(index), epoch)
-                batches = self._sort_into_batches(indices, ready, epoch, chunk)
+            batches, choices = [indices], {}
+            if self.bucket > 1:
+                choices = self._choose(indices, epoch, stop)
+                if stop.is_set():
+                    return
+                batches = self._sort_into_batches(indices, list(choices.values()), epoch, chunk)
             for number, members in enumerate(batches, start=chunk * self.bucket):
                 if number < first or (self.deal == "batches" and (number - first) % self.world_size):
                     continue
                 share = members[self.rank :: self.world_size] if self.deal == "examples" else members
                 if not len(share):
                     continue
-                pairs = [ready.pop(int(index)) if ready else self._make_example(int(index), epoch) for index in share]
-                batch, targets = self.collator([example for example, _ in pairs], [rng for _, rng in pairs])
+                own = choices if self.bucket > 1 else self._choose(share, epoch, stop)
+                if stop.is_set():
+                    return
+                examples = self.source.lay_out([own.pop(index) for index in share.tolist()])
+                batch, targets = self.collator(examples, KeyedDraws(self.seed, epoch, share))
                 self._validate_first(batch)
                 yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))
+
+    def _choose(self, indices: NDArray[np.int64], epoch: int, stop: threading.Event) -> dict[int, Any]:
+        """What each example shows, by its number; `stop` interrupts."""
+        choices = {}
+        rngs = KeyedDraws(self.seed, epoch, indices).each(Stream.EXAMPLE)
+        for index, rng in zip(indices.tolist(), rngs, strict=True):
+            if stop.is_set():
+                break
+            choices[index] = self.source.choose(index, rng)
+        return choices
 
     def _validate_first(self, batch: Batch) -> None:
         """Validate the first batch of a run; a fault of the store shows from the start."""
@@ -215,20 +219,12 @@ class Loader:
                 f"the first batch cannot be read by a model: {error}. Look at the store with `visling regions inspect`."
             ) from error
 
-    def _make_example(self, index: int, epoch: int) -> tuple[Example, np.random.Generator]:
-        rng = runtime.generator_for(self.seed, epoch, index)
-        return self.source.example(index, rng), rng
-
     def _sort_into_batches(
-        self,
-        indices: NDArray[np.int64],
-        ready: Mapping[int, tuple[Example, np.random.Generator]],
-        epoch: int,
-        chunk: int,
+        self, indices: NDArray[np.int64], choices: Sequence[Any], epoch: int, chunk: int
     ) -> list[NDArray[np.int64]]:
         """Global batches of a chunk: sorted by longest row, cut, and shuffled if the loader shuffles; a smaller batch
         stays last."""
-        lengths = np.array([max(len(row.ids) for row in ready[int(index)][0].rows) for index in indices])
+        lengths = self.source.measure(choices)
         ordered = indices[np.argsort(lengths, kind="stable")]
         size = self._global_size
         rest = len(ordered) % size
