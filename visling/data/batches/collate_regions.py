@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visling.data.batches.examples import ExampleBatch, list_images, offer_any
 from visling.data.batches.labels import REGION_LABELS, stack_labels
 from visling.data.batches.masking import RegionMasking
 from visling.data.batches.pixels import (
@@ -130,15 +131,14 @@ class RegionCollator:
         if self.spec.region_order == "confidence":
             _refuse_numbered(examples)
             store = ByConfidence(store)
-        mirrored = [False for example in examples for _ in example.images]
+        named = list_images(examples)
+        mirrored = [False for own in named for _ in own]
         if self.pictures is not None or self.flip > 0:
             rngs = draws.each(Stream.MIRROR)
-            mirrored = [
-                rng.random() < self.flip for example, rng in zip(examples, rngs, strict=True) for _ in example.images
-            ]
-        _check_images(examples, self.spec)
-        image_ids, row = [image for example in examples for image in example.images], None
-        images, group = len(examples[0].images), len(examples[0].rows)
+            mirrored = [rng.random() < self.flip for own, rng in zip(named, rngs, strict=True) for _ in own]
+        _check_images(examples, named, self.spec)
+        image_ids, row = [image for own in named for image in own], None
+        images, group = len(named[0]), len(examples[0].rows)
         if group > 1 and images == 1:
             row = np.arange(len(image_ids)).repeat(group)
         elif images == group > 1 and self._may_share:
@@ -237,7 +237,7 @@ class RegionCollator:
         self, examples: Sequence[Example], gathered: GatheredRegions, regions: Regions, kept: NDArray[np.int64] | None
     ) -> dict[str, Tensor]:
         """What the examples' `region_labels` say of the regions, as the model sees them."""
-        if all(example.region_labels is None for example in examples):
+        if not offer_any(examples, "region_labels"):
             return {}
         labels = []
         for example, shown in zip(examples, _list_shown(gathered, kept), strict=True):
@@ -256,7 +256,7 @@ class RegionCollator:
     ) -> Sequence[Links]:
         """Links of all rows, those to objects replaced by links to the regions that show them; links to objects that no
         region shows are left out."""
-        if all(example.linked_regions is None for example in examples):
+        if not offer_any(examples, "linked_regions"):
             return links
         resolved = list(links)
         for number, (example, shown) in enumerate(zip(examples, _list_shown(gathered, kept), strict=True)):
@@ -282,9 +282,9 @@ class RegionCollator:
             ConfigError: some examples of the batch know their objects, others do not, or an example has several
                 images.
         """
-        sources = [example.region_objects for example in examples if example.region_objects is not None]
-        if not sources:
+        if not offer_any(examples, "region_objects"):
             return pixels
+        sources = [example.region_objects for example in examples if example.region_objects is not None]
         if len(sources) < len(examples) or gathered.images != 1:
             raise ConfigError(
                 f"{len(sources)} of {len(examples)} examples, of {gathered.images} images each, know the objects that "
@@ -357,7 +357,7 @@ class RegionCollator:
 
 def _choose_regions(examples: Sequence[Example], image_ids: Sequence[str], store: RegionStore, most: int) -> Orders:
     """The choice of each example for its only image, from the first regions, at most `most`."""
-    if all(example.chosen_regions is None for example in examples):
+    if not offer_any(examples, "chosen_regions"):
         return None
     return [
         None if example.chosen_regions is None else example.chosen_regions(take_regions(store[image], slice(most)))
@@ -379,6 +379,12 @@ def _list_shown(gathered: GatheredRegions, kept: NDArray[np.int64] | None) -> It
 
 def _refuse_numbered(examples: Sequence[Example]) -> None:
     """Refuse examples that name regions by their number in the store, where the most confident ones come first."""
+    if (
+        isinstance(examples, ExampleBatch)
+        and not any(examples.rows.links)
+        and REGION_LABELS.isdisjoint(examples.labels)
+    ):
+        return
     for example in examples:
         numbered = example.linked_regions is None and any(row.links for row in example.rows)
         if numbered or not REGION_LABELS.isdisjoint(example.labels):
@@ -388,9 +394,10 @@ def _refuse_numbered(examples: Sequence[Example]) -> None:
             )
 
 
-def _check_images(examples: Sequence[Example], spec: InputSpec) -> None:
-    """Refuse examples whose images and rows do not fit together."""
-    first, images, group = examples[0], len(examples[0].images), len(examples[0].rows)
+def _check_images(examples: Sequence[Example], named: Sequence[tuple[str, ...]], spec: InputSpec) -> None:
+    """Refuse examples whose images, `named` for each, and rows do not fit together."""
+    first, images = examples[0], len(named[0])
+    group = len(first.rows)
     joined = group == 1 and images > 1
     if joined and spec.pair != "sequence":
         raise DataError(
@@ -401,9 +408,9 @@ def _check_images(examples: Sequence[Example], spec: InputSpec) -> None:
         raise DataError(
             f"example {first.id!r} has {images} images for {group} rows; expected one image in all, or one per row."
         )
-    if odd := next((example for example in examples if len(example.images) != images), None):
+    if (odd := next((number for number, own in enumerate(named) if len(own) != images), None)) is not None:
         raise DataError(
-            f"example {odd.id!r} has {len(odd.images)} images where others have {images}: "
+            f"example {examples[odd].id!r} has {len(named[odd])} images where others have {images}: "
             "one batch holds one kind of example."
         )
 
