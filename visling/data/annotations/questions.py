@@ -101,7 +101,7 @@ def read_questions(
         if _is_empty(question, number, questions, left_out):
             continue
         # Millions of answers are a few thousand different ones: each text is kept once.
-        answers = tuple(intern(_to_text(answer["answer"])) for answer in annotation["answers"]) if annotation else None
+        answers = tuple([intern(_to_text(answer["answer"])) for answer in annotation["answers"]]) if annotation else None
         records.append(
             QuestionRecord(
                 id=str(number),

@@ -197,6 +197,8 @@ class CorpusContext:
     """Answers that image question answering chooses from; None = the run does not learn it."""
     notes: list[str] = field(default_factory=list)
     """What was left out, a sentence per corpus; shared by all corpora of a run."""
+    captions: dict[tuple[Path, str], Captions] = field(default_factory=dict)
+    """COCO's captions by folder and split, which several corpora of a run read; shared by all of them."""
 
     def note(self, root: Path, left_out: Mapping[str, int]) -> None:
         """Add a note of what was left out of the corpus and how often, if anything was."""
