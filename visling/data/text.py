@@ -109,10 +109,10 @@ class Tokenizer:
             pieces = self._remember(text, self._engine.encode(text, add_special_tokens=False))
         return pieces
 
-    def split(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def split(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         """Ids and word numbers (P,) of the pieces of many texts, one text after the other, and how many pieces each has
         (M,); on all cores, and not remembered."""
-        ids, words, lengths = ([np.zeros(0, np.int64)] for _ in range(3))
+        ids, words, lengths = ([np.zeros(0, np.int32)] for _ in range(3))
         for start in range(0, len(texts), 10_000):
             encodings = self._engine.encode_batch(texts[start : start + 10_000], add_special_tokens=False)
             for found, values in (
@@ -120,7 +120,7 @@ class Tokenizer:
                 (words, chain.from_iterable(encoding.word_ids for encoding in encodings)),
                 (lengths, map(len, encodings)),
             ):
-                found.append(np.fromiter(values, np.int64))
+                found.append(np.fromiter(values, np.int32))
         return np.concatenate(ids), np.concatenate(words), np.concatenate(lengths)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:

@@ -51,7 +51,7 @@ def split_texts(texts: Sequence[str], tokenizer: Tokenizer) -> Texts:
 def _split(texts: Sequence[str], tokenizer: Tokenizer) -> Texts:
     ids, words, lengths = tokenizer.split(texts)
     width = np.int16 if max(tokenizer.size, int(words.max(initial=0))) <= np.iinfo(np.int16).max else np.int32
-    return Texts(np.concatenate([[0], np.cumsum(lengths)]), ids.astype(width), words.astype(width))
+    return Texts(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), ids.astype(width), words.astype(width))
 
 
 def _fingerprint(texts: Sequence[str], tokenizer: Tokenizer) -> str:
@@ -75,8 +75,9 @@ def _write(file: Path, key: str, texts: Texts) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".texts-", delete=False) as part:
         try:
-            for content in (header.tobytes(), *arrays):
-                part.write(content)
+            part.write(header.tobytes())
+            for array in arrays:
+                part.write(array)
             part.close()
             Path(part.name).replace(file)
         except BaseException:

@@ -162,14 +162,16 @@ class Inputs:
         seed: int = 0,
         training: bool,
         sort_by_length: int = 1,
+        workers: int = 0,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
         """Batches of examples: in training shuffled and complete; otherwise in order, every example once over all
-        processes.
+        processes. What the source does once, such as splitting its texts into word pieces, is done here.
 
         Args:
             sort_by_length: global batches that are sorted by text length together; 1 = none.
+            workers: processes that prepare the batches; 0 = a thread.
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
@@ -181,7 +183,7 @@ class Inputs:
             shift=training,
             **shown,
         )
-        return Loader(
+        loader = Loader(
             source,
             collator,
             batch_size=batch_size,
@@ -190,5 +192,10 @@ class Inputs:
             drop_last=training,
             bucket=sort_by_length,
             deal="examples" if training else "batches",
+            workers=workers,
+            layout=self.layout,
             pin=self.device.type == "cuda",
         )
+        with runtime.one_first():
+            loader.source.prepare()
+        return loader

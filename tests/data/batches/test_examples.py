@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,16 +14,17 @@ from visling.data.annotations.captions import CaptionRecord
 from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.collate import Collator
-from visling.data.batches.examples import BatchSource, ExampleBatch, OneByOne, Source
+from visling.data.batches.examples import BatchSource, ExampleBatch, Source
 from visling.data.batches.loader import Loader
 from visling.data.batches.masking import TokenMasking
+from visling.data.corpora.base import RecordSource
 from visling.data.corpora.captions import CaptionPairs, SingleCaption, VilbertCaptions
 from visling.data.corpora.mixture import Labelled, Mixture
 from visling.data.corpora.questions import LxmertSentences
 from visling.data.text import TextLayout, Tokenizer
 from visling.draws import KeyedDraws, Stream
 from visling.errors import DataError
-from visling.types import Batch, Example, InputSpec, Targets
+from visling.types import Batch, Example, InputSpec, Record, Targets
 
 TOKENIZER = Tokenizer()
 SPEC = InputSpec(max_tokens=24)
@@ -50,6 +51,23 @@ QUESTIONS = [
 ANSWERS = AnswerVocabulary(["no", "red", "yes"])
 
 
+@dataclass(frozen=True)
+class Single:
+    """A source of which only single examples are known."""
+
+    source: Source
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return cast(RecordSource, self.source).records
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        return self.source.example(index, rng)
+
+
 def sources(layout: TextLayout) -> dict[str, BatchSource]:
     """One of every kind that makes many examples at once."""
     questions = LxmertSentences(QUESTIONS, layout, answers=ANSWERS)
@@ -65,8 +83,8 @@ def sources(layout: TextLayout) -> dict[str, BatchSource]:
         "lxmert": Mixture(both, [1.0, 1.0]),
         "parts of passes": Mixture(both, [0.4, 2.6]),
         "pairs and single": Mixture([CaptionPairs(CAPTIONS, layout), SingleCaption(CAPTIONS, layout)]),
-        "with single examples": Mixture([OneByOne(CaptionPairs(CAPTIONS, layout)), SingleCaption(CAPTIONS, layout)]),
-        "labelled single examples": Labelled(OneByOne(questions), ("matched", "answer")),
+        "with single examples": Mixture([Single(CaptionPairs(CAPTIONS, layout)), SingleCaption(CAPTIONS, layout)]),
+        "labelled single examples": Labelled(Single(questions), ("matched", "answer")),
     }
 
 
@@ -137,19 +155,6 @@ def test_an_empty_caption_is_refused_as_by_itself(at: int) -> None:
     for make_them in (source.measure, source.lay_out):
         with pytest.raises(DataError, match=rf"the {'second ' if at else ''}text is empty: found ''"):
             make_them([choices[0], wrong] if 3 not in choices[0].texts else [wrong])
-
-
-@dataclass(frozen=True)
-class Single:
-    """A source of which only single examples are known."""
-
-    source: Source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def example(self, index: int, rng: np.random.Generator) -> Example:
-        return self.source.example(index, rng)
 
 
 MASKINGS = {
