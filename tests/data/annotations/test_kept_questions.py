@@ -95,7 +95,8 @@ def test_changed_sources_are_read_again(tmp_path: Path, count_readings: Callable
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"{}\n"]
+    "damage",
+    [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"{}\n", lambda b: b"7\n"],
 )
 def test_a_damaged_file_is_made_again(
     tmp_path: Path, count_readings: Callable[[], int], damage: Callable[[bytes], bytes]
