@@ -16,8 +16,8 @@ Utilisation Operations of the products that real positions which are read need, 
             product of two 8192 x 8192 matrices, measured before and after.
 Waits       Whether the host waited for the device within a step (`torch.cuda.set_sync_debug_mode`).
 Feed        Caption pairs a second with 36 regions, from a store in the system's cache to the device.
-Time        Before a measurement begins, there must be room for one as long as the longest so far; what there was no
-            room for is listed. Nothing is left out silently.
+Time        Before a measurement begins, there must be room for one as long as the longest so far. What there was no
+            room for is listed, and so is what failed, with the reason: sides that disagree, too little memory.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ from visling.data.batches.masking import TokenMasking
 from visling.data.batches.shapes import give_few_shapes
 from visling.data.corpora.captions import SingleCaption
 from visling.data.text import TextLayout, Tokenizer
+from visling.errors import VislingError
 from visling.nn.momentum import DependsOnValues
 from visling.objectives.region_contrast import RegionContrast
 from visling.recipes.cvlp import cvlp_release
@@ -98,21 +99,26 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self._began, self._longest = seconds, time.monotonic(), 0.0
-        self.left_out: list[str] = []
+        self.left_out: dict[str, str] = {}
+        """What was not measured, and why."""
 
-    def spend(self, what: str, work: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The result of a measurement, unless there is no room for one as long as the longest so far."""
-        start = time.monotonic()
+    def spend(self, what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """The result of a measurement; None if there is no room for one as long as the longest so far, or if it
+        fails."""
+        start, found = time.monotonic(), None
         if start - self._began + self._longest > self.seconds:
-            self.left_out.append(what)
-            return
-        found = work()
+            self.left_out[what] = "the time was up"
+            return None
+        try:
+            found = work()
+        except (SystemExit, VislingError, torch.OutOfMemoryError) as error:
+            self.left_out[what] = str(error)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._longest = max(self._longest, time.monotonic() - start)
         print(f"{time.monotonic() - self._began:5.0f} s  {what}", flush=True)
-        yield found
+        return found
 
 
 class Stepped:
@@ -436,8 +442,8 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"# Five models on one device, {result['date']}"
     yield ""
     yield (
-        "Samples a second and utilisation are medians of rounds in turn; ratio: the other's time over visling's, pair by "
-        "pair. Utilisation: operations of the products that real positions which are read need, over time times the "
+        "Samples a second and utilisation are medians of rounds in turn; ratio: the other's time over visling's, pair "
+        "by pair. Utilisation: operations of the products that real positions which are read need, over time times the "
         "rate of a plain product. Memory: beyond weights, moments and batches, at the peak of a step. Shapes: of "
         f"{BATCHES} batches."
     )
@@ -468,16 +474,16 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
             for what, values in one["agreement"].items()
         )
         yield (
-            f"- {one['model']}, {one['work']}: {one['rows']} rows of {batches['tokens_per_row']['mean']:.1f} tokens and "
-            f"{batches['regions_per_image']['mean']:.1f} regions, {batches['padding_share']:.0%} padding; "
+            f"- {one['model']}, {one['work']}: {one['rows']} rows of {batches['tokens_per_row']['mean']:.1f} tokens "
+            f"and {batches['regions_per_image']['mean']:.1f} regions, {batches['padding_share']:.0%} padding; "
             f"{sum(needed) / len(needed):,.1f} GFLOP needed; plain products at {one['product_tflops']['before']:.4g} "
             f"TFLOP/s before and {one['product_tflops']['after']:.4g} after. {agreed}."
         )
     if (feed := result["feed"]) is not None:
         rates = " and ".join(f"{rate:,.0f}" for rate in feed["pairs_per_second"])
         yield f"- Feed: {rates} pairs a second, with {feed['regions']} regions each."
-    left_out = ", ".join(result["left_out"]) or "nothing"
-    yield f"- Left out because the time was up: {left_out}."
+    for what, why in result["left_out"].items():
+        yield f"- Not measured: {what}: {why}"
     yield ""
     yield from circumstances(result)
 
@@ -498,10 +504,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measurements = []
     for model in options.models:
         for work in options.works:
-            measure = partial(MEASURES[work], model, options, device)
-            for found in budget.spend(f"{model}, {work}", measure):
+            found = budget.spend(f"{model}, {work}", partial(MEASURES[work], model, options, device))
+            if found is not None:
                 measurements.append({"model": model, "work": work, **found})
-    feed = next(budget.spend("feed", partial(measure_feed, options, device)), None)
+    feed = budget.spend("feed", partial(measure_feed, options, device))
     result = finish("gpu", options, device, load_before, measurements=measurements, feed=feed, left_out=budget.left_out)
     print(write_result(options.out, stem_of("gpu", options, device), result, page(result)))
 

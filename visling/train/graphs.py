@@ -71,7 +71,8 @@ class CudaRecorder:
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # what ordinary steps kept is needed for the pool of the recordings
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Meanwhile another thread may page-lock batches, which would spoil a recording that watches all threads
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
         self._pool = graph.pool()
         return result, graph.replay
