@@ -37,7 +37,7 @@ import torch
 import vqa_inference
 import vqa_training
 from dense_sides import DenseAnswering
-from drawn_data import CAPTIONS_PER_IMAGE, describe_batches, draw_captions, draw_regions, image_id
+from drawn_data import CAPTIONS_PER_IMAGE, QUESTIONS_PER_IMAGE, describe_batches, draw_captions, draw_regions, image_id
 from measuring import (
     Rate,
     Trained,
@@ -55,7 +55,7 @@ from measuring import (
     synchronise,
     write_result,
 )
-from sides import Answering, Pretraining, pretraining_config, shrink, vqa_config
+from sides import Answering, Pretraining, pretraining_config, share_images, shrink, vqa_config
 from steps import AGREEMENT_ROWS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -221,7 +221,8 @@ def measure_steps(
     recordable: bool,
 ) -> dict[str, Any]:
     """Steps of all sides in turn."""
-    mine = Trained(ours, device, options.precision)
+    side: Any = ours
+    mine = Trained(side, device, options.precision)
     agreement = agree(ours, mine, peers, spec, options, device)
     drawn = ours.draw(options.batch_size, BATCHES, torch.device("cpu"))
     rounded = [give_few_shapes(*pair, spec) for pair in drawn]
@@ -311,9 +312,9 @@ def measure_inference(model: str, options: argparse.Namespace, device: torch.dev
         name, theirs = "dense padded to the longest", DenseAnswering(ours)
     for side in (ours, theirs):
         side.module.eval()
-    rows = -(-options.batch_size // vqa_inference.QUESTIONS_PER_IMAGE) * vqa_inference.QUESTIONS_PER_IMAGE
+    rows = -(-options.batch_size // QUESTIONS_PER_IMAGE) * QUESTIONS_PER_IMAGE
     drawn = vqa_inference.draw_by_image(ours, rows, BATCHES, torch.device("cpu"))
-    shared = [(vqa_inference.share_images(batch), targets) for batch, targets in drawn]
+    shared = [(share_images(batch), targets) for batch, targets in drawn]
     rounded = [give_few_shapes(*pair, ours.spec) for pair in shared]
     fed = [theirs.feed(*to_device(pair, device)) for pair in drawn]
     inputs = {

@@ -38,7 +38,7 @@ WAITING = {
 """Operations whose result the host needs before it can go on."""
 
 
-class NoWaiting(TorchDispatchMode):
+class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses what would make the host wait for a GPU, or copy a constant to it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,14 +59,14 @@ def test_the_guard_sees_what_waits() -> None:
         lambda: bool(values.any()),
         lambda: values[values > 1],
         lambda: values.nonzero(),
-        lambda: values.unique(),
+        lambda: torch.unique_consecutive(values),
         lambda: values.clone().__setitem__(values > 1, 0.0),
         lambda: values + torch.tensor([1.0]),
         lambda: torch.repeat_interleave(values, torch.ones(4, dtype=torch.int64)),
     ):
-        with pytest.raises(AssertionError, match=r"the host|a constant"), NoWaiting():
+        with pytest.raises(AssertionError, match=r"the host|a constant"), NoWaiting():  # type: ignore[no-untyped-call]
             work()
-    with NoWaiting():
+    with NoWaiting():  # type: ignore[no-untyped-call]
         values.masked_fill(values > 1, 0.0)[torch.zeros(2, dtype=torch.int64)].sum()
 
 
@@ -174,9 +174,9 @@ def test_a_step_never_waits_for_the_device(name: str, make: Callable[[str], Work
     optimizer, schedule = build_optimizer(work.model, work.optim, 100, per_epoch=10)
     for done in (20, 21):  # the first creates the moments
         apply_schedule(optimizer, schedule, done)
-        with NoWaiting():
+        with NoWaiting():  # type: ignore[no-untyped-call]
             loss = torch.stack([work.loss(batch, targets) for batch, targets in work.batches]).sum()
-            loss.backward()
+            torch.autograd.backward(loss)
             clip_gradients(optimizer, work.optim)
             optimizer.step()
             work.model.zero_grad(set_to_none=True)
@@ -196,7 +196,7 @@ def lean(name: str, make: Callable[[str], Work], monkeypatch: pytest.MonkeyPatch
         if field.name in ("num_layers", "num_text_layers", "num_region_layers", "num_cross_layers")
         and not hasattr(preset, "text_layers_before")
     }
-    monkeypatch.setitem(spec.presets, "tiny", dataclasses.replace(preset, **zeros, **layers))  # type: ignore[arg-type]
+    monkeypatch.setitem(spec.presets, "tiny", dataclasses.replace(preset, **zeros, **layers))
     work = make(name)
     for module in work.model.modules():
         if isinstance(module, nn.Dropout):  # of the heads
@@ -208,8 +208,8 @@ def lean(name: str, make: Callable[[str], Work], monkeypatch: pytest.MonkeyPatch
     ("name", "make"),
     [
         ("visualbert-coco", pretraining),
-        ("vlbert-base-prec-without-text", pretraining),
-        ("vilbert-conceptual", pretraining),
+        pytest.param("vlbert-base-prec-without-text", pretraining, marks=pytest.mark.slow),
+        pytest.param("vilbert-conceptual", pretraining, marks=pytest.mark.slow),
         ("lxmert-20epochs-qa", pretraining),
         pytest.param("visualbert-vqa", finetuning, marks=pytest.mark.slow),
         pytest.param("vlbert-base-vqa", finetuning, marks=pytest.mark.slow),
@@ -226,10 +226,10 @@ def test_a_compiler_sees_a_whole_step(name: str, make: Callable[[str], Work], mo
     for loss in (work.loss, compiled):
         work.model.zero_grad(set_to_none=True)
         value = torch.stack([loss(batch, targets) for batch, targets in work.batches]).sum()
-        value.backward()
+        torch.autograd.backward(value)
         found.append((value.detach(), {key: p.grad for key, p in work.model.named_parameters() if p.grad is not None}))
     (expected, gradients), (value, others) = found
     assert_close(value, expected, atol=1e-5, rtol=1e-5)
     assert others.keys() == gradients.keys()
     for key, gradient in gradients.items():
-        assert_close(others[key], gradient, atol=1e-4, rtol=1e-4, msg=lambda text, at=key: f"{at}: {text}")
+        assert_close(others[key], gradient, atol=1e-4, rtol=1e-4, msg=f"the gradients of {key} differ")

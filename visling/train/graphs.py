@@ -159,7 +159,8 @@ class RecordedSteps:
         for parameter in self._parameters:
             parameter.grad = None
         generators = _host_generators()
-        result, reason = self._recorder.watch(lambda: self._run(item))
+        watched: tuple[tuple[Tensor, Parts], str] = self._recorder.watch(lambda: self._run(item))
+        result, reason = watched
         if generators != _host_generators():
             reason = "it draws random numbers on the host"
         if reason:

@@ -102,7 +102,7 @@ def epoch(recipe: str, *, few_shapes: bool, batches: int = 40) -> Iterator[tuple
     config = PUBLISHED_PRETRAINING[recipe]()
     spec = dataclasses.replace(models.spec(config.model).inputs(config.encoder), feature_size=WIDTH)
     fewest = 10 if spec.max_regions == 100 else spec.max_regions
-    counts = runtime.generator_for(0).integers(fewest, spec.max_regions + 1, 500)
+    counts = runtime.generator_for(0).integers(fewest, spec.max_regions + 1, 500).tolist()
     needs = set() if config.region_losses is None else set(config.region_losses.needs)
     if "region_contrast" in config.objectives:
         needs.add("region_features")
@@ -198,7 +198,8 @@ def test_text_alone() -> None:
     example = Example(id="1", rows=(LAYOUT.row("a red cat"),), images=())
     batch, _ = Collator(None, SPEC, TOKENIZER, few_shapes=True)([example], rngs)
     assert batch.regions is None
-    assert 5 <= batch.text.count <= batch.text.ids.shape[1] == 6
+    assert batch.text.count in (5, 6)
+    assert batch.text.ids.shape == (1, 6)
 
 
 def test_regions_that_rows_share_have_few_numbers_of_rows() -> None:

@@ -40,8 +40,8 @@ def round_up(number: int, whole: int, *, steps: int = 2) -> int:
     """
     if not number:
         return 0
-    size = whole / 2 ** ((whole // number).bit_length() - 1)  # number lies between its half and it
-    unit = size / (2 * steps)
+    halvings = (whole // number).bit_length() - 1  # the number lies between a half and the whole of what is left
+    unit: float = whole / (2 * steps << halvings)
     return math.ceil(unit * math.ceil(number / unit))
 
 
