@@ -230,9 +230,7 @@ class TwoStreams(nn.Module):
         assert batch.regions is not None
         first, found = self.encoder.config.text_layers_before[0], {}
         text, regions = Packing.of(batch.text.mask), Packing.of(F.pad(batch.regions.mask, (0, 1), value=True))
-        outputs = {
-            name: (regions if "region" in name else text).unpack(states) for name, states in packed.items()
-        }
+        outputs = {name: (regions if "region" in name else text).unpack(states) for name, states in packed.items()}
         for number in range(self.encoder.config.num_layers):
             at = 2 * number if number < first else 2 * first + 4 * (number - first) + 2
             found[f"{at}.text"] = outputs[f"text_layers.{number}.self_attention"]
