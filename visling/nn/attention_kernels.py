@@ -21,7 +21,7 @@ from torch.nn.attention.varlen import varlen_attn
 from visling.nn.packing import Packing
 from visling.nn.row_attention import attend_rows
 
-WORK_OF_A_ROW = 2**18
+WORK_OF_A_ROW = 100_000
 """Multiplications of a row's scores, H x M x N x E, from which `rows` beats `padded` on a CPU, forward and backward
 (benchmarks/attention.py)."""
 
