@@ -51,6 +51,7 @@ def test_real_positions_are_packed_in_order_and_laid_out_again(width: tuple[int,
     assert rows.lengths == [3, 0, 4, 1]
     assert torch.equal(packed, states[MASK])
     assert torch.equal(rows.unpack(packed), masked(states, MASK))
+    assert torch.equal(rows.unpack_real(packed), masked(states, MASK))
     assert rows.places[rows.at].tolist() == list(range(REAL))
 
 
@@ -62,6 +63,7 @@ def test_padding_fills_up_behind_what_is_real(count: int) -> None:
     assert rows.lengths == [3, 0, 4, 1]
     assert torch.equal(rows.pack(states)[:REAL], states[MASK])
     assert torch.equal(rows.unpack(rows.pack(states))[MASK], states[MASK])
+    assert torch.equal(rows.unpack_real(rows.pack(states)), masked(states, MASK))
 
 
 def test_more_than_all_positions_are_all_positions() -> None:
@@ -104,7 +106,7 @@ def test_a_batch_without_columns_is_shared_and_read() -> None:
     assert rows.read(chosen, most).take(torch.zeros(0, 5)).shape == (0, 5)
 
 
-# --------------------------------------------------------------------------------------------------------------- sharing
+# -------------------------------------------------------------------------------------------------------------- sharing
 
 
 @pytest.mark.parametrize("count", [None, REAL + 3])
@@ -146,13 +148,13 @@ def test_all_is_read_without_a_copy() -> None:
 
 
 def slots(at: list[list[int]], mask: list[list[bool]], taken: list[int] | None = None) -> Slots:
-    return Slots(
-        at=torch.tensor(at), mask=torch.tensor(mask), taken=None if taken is None else torch.tensor(taken)
-    )
+    return Slots(at=torch.tensor(at), mask=torch.tensor(mask), taken=None if taken is None else torch.tensor(taken))
 
 
 ONE = slots([[3], [0], [1], [0]], [[True], [False], [True], [True]])
-TWO = slots([[1, 3], [0, 0], [1, 2], [0, 0]], [[True, True], [False, False], [True, True], [False, False]], [0, 1, 4, 5])
+TWO = slots(
+    [[1, 3], [0, 0], [1, 2], [0, 0]], [[True, True], [False, False], [True, True], [False, False]], [0, 1, 4, 5]
+)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_counts_of_joint_sequences_add_up_where_the_host_knows_them() -> None:
         assert add_counts(text(tokens, text_row), regions(real, region_row)) is None
 
 
-# ------------------------------------------------------------------------------------------------------------- gradients
+# ------------------------------------------------------------------------------------------------------------ gradients
 
 
 def shared_and_read(states: Tensor, weight: Tensor, *, count: int | None) -> Tensor:
@@ -267,7 +269,10 @@ def padded_and_masked(states: Tensor, weight: Tensor) -> Tensor:
 def test_values_and_gradients_equal_masked_computation_on_all_positions(count: int | None) -> None:
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     states = padded(dtype=torch.float64).requires_grad_()
-    paths: list[Callable[[Tensor, Tensor], Tensor]] = [functools.partial(shared_and_read, count=count), padded_and_masked]
+    paths: list[Callable[[Tensor, Tensor], Tensor]] = [
+        functools.partial(shared_and_read, count=count),
+        padded_and_masked,
+    ]
     found = []
     for path in paths:
         output = path(states, weight)
