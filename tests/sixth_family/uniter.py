@@ -117,15 +117,15 @@ class Uniter(Encoder):
         rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions))
         states = self.dropout(rows.pack(torch.cat([text, regions], dim=1)))  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", rows.unpack(states))
+        trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=None)
-        padded = read.rows.unpack(through_layers(self.layers, states, rows, trace, read=read))  # (B, T + R, D)
+        padded = read.rows.unpack_real(through_layers(self.layers, states, rows, trace, read=read))  # (B, T + R, D)
         return Encoded(
             text=padded[:, :num_tokens],
             regions=padded[:, num_tokens:],
-            pooled=self.pooler(padded),
+            pooled=self.pooler(padded) if reads.pooled else padded[:, 0, :0],
             maps=trace.maps(),
             states=trace.states(),
         )
