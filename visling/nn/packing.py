@@ -29,8 +29,6 @@ class Packing:
 
     def __init__(self, mask: Tensor, at: Tensor, *, bounded: bool = False) -> None:
         self.mask, self.at, self.bounded = mask, at, bounded
-        # Not cached properties: those of Python 3.11 take a lock, which no compiler understands
-        self._places: Tensor | None = None
         self._lengths: list[int] | None = None
 
     @classmethod
@@ -56,7 +54,7 @@ class Packing:
 
     @property
     def lengths(self) -> list[int]:
-        """Packed positions of each row, as numbers: waits for the device."""
+        """Real positions of each row, as numbers: waits for the device, once."""
         if self._lengths is None:
             self._lengths = self.mask.sum(1).tolist()
         return self._lengths
@@ -64,10 +62,9 @@ class Packing:
     @property
     def places(self) -> Tensor:
         """(B * N,) int64: where each position is found among the packed ones; 0 for those that are not packed."""
-        if self._places is None:
-            self._places = torch.zeros(self.mask.numel(), dtype=torch.int64, device=self.at.device)
-            self._places[self.at] = torch.arange(len(self.at), device=self.at.device)
-        return self._places
+        places = torch.zeros(self.mask.numel(), dtype=torch.int64, device=self.at.device)
+        places[self.at] = torch.arange(len(self.at), device=self.at.device)
+        return places
 
     @property
     def row(self) -> Tensor:
@@ -82,11 +79,18 @@ class Packing:
         return flat.index_select(0, self.at)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """(K, ...) -> (B, N, ...); zeros where nothing was packed."""
+        """(K, ...) -> (B, N, ...); zeros where nothing was packed. What fills up a packing goes to padding."""
         if not self.full:
             # Places differ, so nothing is added up; of the ways to lay rows out this is the fast one.
             packed = packed.new_zeros(self.mask.numel(), *packed.shape[1:]).index_add_(0, self.at, packed)
         return packed.view(*self.mask.shape, *packed.shape[1:])
+
+    def unpack_real(self, packed: Tensor) -> Tensor:
+        """(K, ...) -> (B, N, ...); zeros at padding, also where it fills up the packing."""
+        padded = self.unpack(packed)
+        if not self.bounded and not torch.compiler.is_compiling():  # nothing but real positions was packed
+            return padded
+        return padded.where(self.mask.view(*self.mask.shape, *[1] * (padded.dim() - 2)), 0.0)
 
     def share(self, packed: Tensor, row: Tensor | None, count: int | None) -> tuple[Tensor, Packing]:
         """States of rows (S, N) as the rows of a batch read them, and their packing.
