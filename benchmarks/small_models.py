@@ -136,8 +136,10 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
     def seconds(self, model: str, work: str) -> float:
         """Computing time of a step, mean of a few."""
