@@ -40,7 +40,8 @@ check-slow: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py --out benchmarks/results
-	$(BIN)/python benchmarks/store.py --out benchmarks/results
+	$(BIN)/python benchmarks/store.py --out benchmarks/results --threads 1
+	$(BIN)/python benchmarks/startup.py --out benchmarks/results
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "conversion": "--images 5 --regions 3 --feature-size 8 --threads 1 --warmup 0 --repeats 2",
     "extraction": "--size tiny --images 3 --width 90 --height 60 --threads 1 --repeats 2",
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
+    "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
 
 
@@ -80,6 +81,7 @@ def test_every_benchmark_is_run_here_listed_and_made() -> None:
         ("conversion", 1),
         ("extraction", 1),
         pytest.param("region_contrast", 2, marks=pytest.mark.slow),
+        pytest.param("startup", 2, marks=pytest.mark.slow),
         pytest.param("training_step", 2, marks=pytest.mark.slow),
     ],
 )

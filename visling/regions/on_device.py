@@ -64,7 +64,7 @@ class DeviceFeatures:
     def _average(self, whole: Tensor) -> Tensor:
         """What `describe_average` describes, (S, F) float32."""
         total = self.rows[whole[:, 1:].long()].sum(1, dtype=torch.float32)
-        return total / whole[:, :1].float()
+        return total / whole[:, :1].float().clamp(min=torch.finfo(torch.float32).tiny)  # 0 in a row of padding
 
 
 def describe_average(numbers: NDArray[np.int64], divisor: NDArray[np.float32]) -> NDArray[np.float64]:
