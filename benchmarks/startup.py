@@ -100,7 +100,7 @@ def write_sparse_store(path: Path, options: argparse.Namespace) -> None:
     fields = {"features": Field(dtype="float16", width=options.feature_size), "boxes": Field(dtype="float32", width=4)}
     path.mkdir()
     images_per_shard = max(SHARD_BYTES // (regions * sum(field.row_bytes for field in fields.values())), 1)
-    shards = []
+    shards: list[dict[str, Any]] = []
     for first in range(0, options.images, images_per_shard):
         rows = min(images_per_shard, options.images - first) * regions
         file, length = path / shard_name(len(shards)), fields["features"].row_bytes * rows

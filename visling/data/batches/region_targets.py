@@ -91,9 +91,9 @@ def whole_image(
 ) -> NDArray[np.float32]:
     """Whole-image feature (S, F) of features (S, R, F) as masking left them, 0 where they are hidden or padding; see
     `RegionMasking.whole`."""
-    divisor = count_averaged(real, shown, kind, slots)
-    mean: NDArray[np.float32] = _sum_regions(torch.from_numpy(features)).numpy() / divisor[:, None]
-    return mean
+    total: NDArray[np.float32] = _sum_regions(torch.from_numpy(features)).numpy()
+    total /= count_averaged(real, shown, kind, slots)[:, None]
+    return total
 
 
 def count_averaged(
