@@ -36,8 +36,10 @@ ARGUMENTS = {
     "extraction": "--size tiny --images 3 --width 90 --height 60 --threads 1 --repeats 2",
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
     "table": "",
+    "gpu": f"{SMALL} --device cpu --precision fp32",
+    "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
-WITH_TRANSFORMERS = {"pretraining", "vqa_training", "vqa_inference", "step_memory"}
+WITH_TRANSFORMERS = {"gpu", "pretraining", "vqa_training", "vqa_inference", "step_memory"}
 SHARED = {"measuring", "drawn_data", "sides", "steps", "transformers_sides", "dense_sides"}
 """Modules of the folder that are no scripts."""
 
@@ -84,9 +86,10 @@ def test_every_benchmark_is_run_here_listed_and_made() -> None:
 @pytest.mark.parametrize(
     ("name", "processes"),
     [
-        *((name, 1) for name in ARGUMENTS if name not in ("small_models", "step_memory", "table")),
+        *((name, 1) for name in ARGUMENTS if name not in ("small_models", "startup", "step_memory", "table")),
         pytest.param("region_contrast", 2, marks=pytest.mark.slow),
         pytest.param("step_memory", 2, marks=pytest.mark.slow),
+        pytest.param("startup", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_measures_and_writes(
@@ -197,6 +200,26 @@ def test_an_older_checkout_is_measured_in_turn(load: Callable[[str], ModuleType]
     assert "| visualbert | answering |" in file.with_suffix(".md").read_text()
     with pytest.raises(SystemExit, match="is no checkout"):
         module.main([*ARGUMENTS["small_models"].split(), "--against", str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_the_time_of_a_gpu_bounds_what_is_measured(
+    load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("gpu")
+
+    def refuse(*_: object) -> dict[str, Any]:
+        raise SystemExit("the sides disagree, nothing is timed")
+
+    monkeypatch.setattr(module, "MEASURES", {**module.MEASURES, "pre-training": refuse})
+    for seconds, why in ((60, "the sides disagree, nothing is timed"), (-1, "the time was up")):
+        folder = tmp_path / str(seconds)
+        arguments = f"{ARGUMENTS['gpu']} --models vilbert --works pre-training --seconds {seconds} --out {folder}"
+        module.main(arguments.split())
+        (file,) = folder.glob("*.json")
+        result = json.loads(file.read_text())
+        assert result["left_out"]["vilbert, pre-training"] == why
+        assert f"Not measured: vilbert, pre-training: {why}" in file.with_suffix(".md").read_text()
+        assert (result["feed"] is None) == (seconds < 0)
 
 
 def test_extraction_names_what_the_port_lacks(load: Callable[[str], ModuleType], tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ class NativeStore:
         *,
         order: Orders = None,
         buffer: NDArray[Any] | None = None,
+        numbered: bool = False,
     ) -> dict[str, NDArray[Any]]:
         """First regions of several images, padded with zeros, each copied once out of the mapped files.
 
@@ -200,6 +201,8 @@ class NativeStore:
             order: see `gather`.
             buffer: flat array of the store's feature type that receives the features if it is large enough; its
                 content is overwritten.
+            numbered: the features are left where they are, and told by number: (S, R, 1), that of their row in the
+                store, counted from 1; 0 is padding.
         Returns:
             features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height;
             R is the longest count, at least 1.
@@ -209,33 +212,15 @@ class NativeStore:
         numbers = self._locate_all(image_ids)
         counts = _count_shown(self._counts[numbers], max_regions, order)
         most = max(int(counts.max(initial=0)), 1)
-        shape = (len(numbers), most, self.feature_size)
-        size = int(np.prod(shape))
-        dtype = self.fields["features"].dtype
-        if buffer is not None and buffer.dtype == dtype and buffer.size >= size:
-            features = buffer.reshape(-1)[:size].reshape(shape)
+        boxes, mask = np.empty((len(numbers), most, 4), np.float32), np.arange(most) < counts[:, None]
+        self._copy_images("boxes", numbers, counts, order, boxes)
+        if numbered:
+            features = np.zeros((len(numbers), most, 1), np.int64)
+            features[mask, 0] = self._list_rows(numbers, counts, order) + 1
         else:
-            features = np.empty(shape, dtype)
-        boxes = np.empty((len(numbers), most, 4), np.float32)
-        shards, first = self._place_rows(self._starts[numbers])
-        places = list(zip(shards.tolist(), first.tolist(), counts.tolist(), strict=True))
-        for name, target in (("features", features), ("boxes", boxes)):
-            arrays = [shard[name] for shard in self._shards]
-            # The regions of an image lie side by side in one shard: a slice is copied faster than single rows are.
-            for row, (shard, low, count) in enumerate(places):
-                chosen = None if order is None else order[row]
-                if chosen is not None and count:
-                    np.take(arrays[shard], low + chosen[:count], axis=0, out=target[row, :count], mode="clip")
-                elif count:
-                    target[row, :count] = arrays[shard][low : low + count]
-                if count < most:
-                    target[row, count:] = 0
-        return {
-            "features": features,
-            "boxes": boxes,
-            "mask": np.arange(most) < counts[:, None],
-            "size": self._sizes[numbers].astype(np.float32),
-        }
+            features = _fit_buffer(buffer, (len(numbers), most, self.feature_size), self.fields["features"].dtype)
+            self._copy_images("features", numbers, counts, order, features)
+        return {"features": features, "boxes": boxes, "mask": mask, "size": self._sizes[numbers].astype(np.float32)}
 
     def take(
         self, field: str, image_ids: Sequence[str], owners: NDArray[np.int64], regions: NDArray[np.int64]
@@ -243,13 +228,27 @@ class NativeStore:
         """See `take`."""
         if field not in self.fields:
             return None
-        rows = self._starts[self._locate_all(image_ids)][owners] + regions
+        rows = self.number_rows(image_ids, owners, regions)
         shards, first = self._place_rows(rows)
         taken = np.empty(self.fields[field].shape(len(rows)), self.fields[field].dtype)
         for shard in np.unique(shards).tolist():
             here = shards == shard
             taken[here] = self._shards[shard][field][first[here]]
         return taken
+
+    def number_rows(
+        self, image_ids: Sequence[str], owners: NDArray[np.int64], regions: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """(N,) global row of region `regions[k]` of image `image_ids[owners[k]]`."""
+        rows: NDArray[np.int64] = self._starts[self._locate_all(image_ids)][owners] + regions
+        return rows
+
+    def feature_blocks(self, most_bytes: int) -> Iterator[NDArray[Any]]:
+        """The features of all regions in the order of the rows, (rows, F), read in pieces."""
+        step = max(most_bytes // self.fields["features"].row_bytes, 1)
+        for entry in self.manifest["shards"]:
+            for first in range(0, int(entry["rows"]), step):
+                yield load_rows(self.path / entry["file"], "features", first, min(step, int(entry["rows"]) - first))
 
     def count_regions(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
         """See `count_regions`."""
@@ -316,6 +315,38 @@ class NativeStore:
     def _locate_all(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
         """Positions of images in the index."""
         return np.fromiter(map(self._locate, image_ids), np.int64, len(image_ids))
+
+    def _copy_images(
+        self,
+        name: str,
+        numbers: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        order: Orders,
+        out: NDArray[Any],
+    ) -> None:
+        """Copy the first `counts` regions of images, by their positions in the index, to `out` (S, R, ...), zeros
+        behind them."""
+        arrays = [shard[name] for shard in self._shards]
+        shards, first = self._place_rows(self._starts[numbers])
+        # The regions of an image lie side by side in one shard: a slice is copied faster than single rows are.
+        for row, (shard, low, count) in enumerate(zip(shards.tolist(), first.tolist(), counts.tolist(), strict=True)):
+            chosen = None if order is None else order[row]
+            if chosen is not None and count:
+                np.take(arrays[shard], low + chosen[:count], axis=0, out=out[row, :count], mode="clip")
+            elif count:
+                out[row, :count] = arrays[shard][low : low + count]
+            if count < out.shape[1]:
+                out[row, count:] = 0
+
+    def _list_rows(self, numbers: NDArray[np.int64], counts: NDArray[np.int64], order: Orders) -> NDArray[np.int64]:
+        """Global rows of the first `counts` regions of images, one image after the other."""
+        if order is None:
+            within = np.concatenate([np.arange(count) for count in counts.tolist()] or [np.empty(0, np.int64)])
+        else:
+            pairs = zip(order, counts.tolist(), strict=True)
+            within = np.concatenate([np.arange(count) if own is None else own[:count] for own, count in pairs])
+        rows: NDArray[np.int64] = np.repeat(self._starts[numbers], counts) + within
+        return rows
 
     def _place_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shard that holds each of these global rows, and the row within it."""
@@ -392,6 +423,14 @@ def count_regions(store: RegionStore, image_ids: Sequence[str]) -> NDArray[np.in
         counts: NDArray[np.int64] = own(image_ids)
         return counts
     return np.array([len(store[image_id]) for image_id in image_ids], np.int64)
+
+
+def _fit_buffer(buffer: NDArray[Any] | None, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """The front of a flat buffer in this shape, if it has the type and is large enough; else new memory."""
+    size = int(np.prod(shape))
+    if buffer is not None and buffer.dtype == dtype and buffer.size >= size:
+        return buffer.reshape(-1)[:size].reshape(shape)
+    return np.empty(shape, dtype)
 
 
 def _count_shown(stored: NDArray[np.int64], max_regions: int | None, order: Orders) -> NDArray[np.int64]:

@@ -170,6 +170,7 @@ def _open_folder(
             may_differ=(
                 "from_init",
                 "workers",
+                "store_on_device",
                 "train.log_every",
                 "train.log_seconds",
                 "train.save_every",

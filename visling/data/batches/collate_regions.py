@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,19 @@ from visling.data.batches.pixels import (
     stack_objects,
 )
 from visling.data.batches.region_order import ByConfidence, take_regions
-from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
+from visling.data.batches.region_targets import (
+    REGION_TARGETS,
+    Shown,
+    count_averaged,
+    detected,
+    hide_regions,
+    whole_image,
+)
 from visling.data.batches.slots import slots_of_grid
 from visling.data.text_arrays import Links
 from visling.draws import Draws, Stream
 from visling.errors import ConfigError, DataError, StoreError
+from visling.regions.on_device import FeatureRows, describe_average
 from visling.regions.store import Orders, gather
 from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore
 
@@ -315,14 +323,17 @@ class RegionCollator:
 
     def _average_image(
         self, features: NDArray[Any], real: NDArray[np.bool_], shown: Shown | None, *, limited: bool
-    ) -> NDArray[np.float32] | None:
+    ) -> NDArray[np.floating[Any]] | None:
         """Whole-image features (S, F), unless they are left to the model. A limit cuts regions that the average counts,
-        so it is computed here."""
+        so it is computed here; of features that live on the device it is only described."""
         kind = "model" if self.masking is None else self.masking.whole
         if kind == "model" and not limited:
             return None
         slots = 0 if self.masking is None else self.masking.whole_slots
-        return whole_image(features, real, shown, "unflagged" if kind == "unflagged" else "visible", slots)
+        how: Literal["visible", "unflagged"] = "unflagged" if kind == "unflagged" else "visible"
+        if isinstance(self.store, FeatureRows):
+            return describe_average(features, count_averaged(real, shown, how, slots))
+        return whole_image(features, real, shown, how, slots)
 
     def _region_targets(
         self,

@@ -91,16 +91,22 @@ def whole_image(
 ) -> NDArray[np.float32]:
     """Whole-image feature (S, F) of features (S, R, F) as masking left them, 0 where they are hidden or padding; see
     `RegionMasking.whole`."""
+    total: NDArray[np.float32] = _sum_regions(torch.from_numpy(features)).numpy()
+    total /= count_averaged(real, shown, kind, slots)[:, None]
+    return total
+
+
+def count_averaged(
+    real: NDArray[np.bool_], shown: Shown | None, kind: Literal["visible", "unflagged"], slots: int
+) -> NDArray[np.float32]:
+    """(S,) by what the sum of an image's features is divided to get that of the whole image."""
     if kind == "visible":
         number = (real if shown is None else real & ~shown.hidden).sum(1, dtype=np.float32)
         if shown is not None:
             number += np.float32(VISIBLE_SHARE) * shown.hidden.any(1)
     else:
         number = np.float32(slots) - (0 if shown is None else shown.overlapping.sum(1, dtype=np.float32))
-        number = np.where(number > 0, number, np.float32(1))
-    total = _sum_regions(torch.from_numpy(features)).numpy()
-    mean: NDArray[np.float32] = total / np.where(number > 0, number, np.float32(1))[:, None]
-    return mean
+    return np.where(number > 0, number, np.float32(1))
 
 
 _SUMMED_TOGETHER = 4
