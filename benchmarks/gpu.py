@@ -56,7 +56,6 @@ from measuring import (
     write_result,
 )
 from sides import Answering, Pretraining, pretraining_config, share_images, shrink, vqa_config
-from steps import AGREEMENT_ROWS
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -85,6 +84,8 @@ from visling.types import Batch, InputSpec, Targets
 MODELS = ("lxmert", "visualbert", "vilbert", "vlbert", "cvlp")
 SECONDS = 440.0
 """Of the whole run, if not told otherwise."""
+AGREEMENT_ROWS = 8
+"""Of the batch on which all sides must agree."""
 BATCHES = 4
 """Different batches, taken in turn."""
 FED_IMAGES = 512
@@ -253,11 +254,14 @@ def measure_steps(
         "shapes": len({shape_of(pair) for pair in rounded}),
         "recorded": whole.recorded,
         "waits": watch(partial(plain.update, fed["visling"][0]), device),
-        "peak_mib": {
-            name: peak(partial(plain.update if name == "visling" else way, fed[name][0]), device)
-            for name, way in ways.items()
-            if name != "visling, operation by operation"
-        },
+        "peak_mib": peaks(
+            {
+                name: partial(plain.update if name == "visling" else way, fed[name][0])
+                for name, way in ways.items()
+                if name != "visling, operation by operation"
+            },
+            device,
+        ),
     }
 
 
@@ -341,7 +345,7 @@ def measure_inference(model: str, options: argparse.Namespace, device: torch.dev
         "shapes": len({shape_of(pair) for pair in rounded}),
         "recorded": False,
         "waits": watch(partial(ways["visling"], inputs["visling"][0]), device),
-        "peak_mib": {side: peak(partial(way, inputs[side][0]), device) for side, way in ways.items()},
+        "peak_mib": peaks({side: partial(way, inputs[side][0]) for side, way in ways.items()}, device),
     }
 
 
@@ -386,16 +390,18 @@ def watch(work: Callable[[], object], device: torch.device) -> str:
     return CudaRecorder(device).watch(work)[1] or "no"
 
 
-def peak(work: Callable[[], object], device: torch.device) -> float | None:
-    """Memory on the device that a piece of work needs in addition to what is there before, in MiB."""
-    if device.type != "cuda":
-        return None
-    synchronise(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    work()
-    synchronise(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / MIB
+def peaks(works: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Memory on the device that each piece of work needs in addition to what is there before, in MiB; on a CPU
+    nothing."""
+    found: dict[str, float] = {}
+    for name, work in works.items() if device.type == "cuda" else ():
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        synchronise(device)
+        found[name] = (torch.cuda.max_memory_allocated(device) - before) / MIB
+    return found
 
 
 def measure_feed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

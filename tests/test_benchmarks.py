@@ -109,6 +109,7 @@ def test_a_benchmark_measures_and_writes(
     measured = [*found(result, "median"), *(each for one in found(result, "peak_mib") for each in one.values())]
     assert len(measured) >= 2
     assert all(value > 0 for value in measured)
+    assert not result.get("left_out")
     assert not result.get("claims"), "a small model claims nothing"
     page = file.with_suffix(".md").read_text()
     assert result["date"] in page

@@ -115,6 +115,8 @@ def _widen_regions(regions: Regions, most: int, rows: int) -> Regions:
     if regions.row is not None:
         region_rows = round_up(region_rows, max(rows, region_rows))
     both, first = {0: region_rows, 1: most}, {0: region_rows}
+    # Of a store on the device, what describes the average has one number for each region and one more
+    whole_sizes = first if regions.features.is_floating_point() else {0: region_rows, 1: 1 + most}
     mask = _pad(regions.mask, both)
     return dataclasses.replace(
         regions,
@@ -122,7 +124,7 @@ def _widen_regions(regions: Regions, most: int, rows: int) -> Regions:
         boxes=_pad(regions.boxes, both),
         mask=mask,
         size=_pad(regions.size, first, value=1.0),
-        whole=None if regions.whole is None else _pad(regions.whole, first),
+        whole=None if regions.whole is None else _pad(regions.whole, whole_sizes),
         hidden=None if regions.hidden is None else _pad(regions.hidden, both),
         image=None if regions.image is None else _pad(regions.image, both),
         labels=None if regions.labels is None else _pad(regions.labels, both),
