@@ -15,7 +15,8 @@ Peers       transformers for LXMERT and VisualBERT; for ViLBERT, VL-BERT and CVL
 Utilisation Operations of the products that real positions which are read need, over the time times the rate of one
             product of two 8192 x 8192 matrices, measured before and after.
 Waits       Whether the host waited for the device within a step (`torch.cuda.set_sync_debug_mode`).
-Feed        Caption pairs a second with 36 regions, from a store in the system's cache to the device.
+Feed        Captions a second with 36 regions each, on the device: from a store in the system's cache, and from one
+            whose features live on the device.
 Time        Before a measurement begins, there must be room for one as long as the longest so far. What there was no
             room for is listed, and so is what failed, with the reason: sides that disagree, too little memory.
 """
@@ -37,7 +38,7 @@ import torch
 import vqa_inference
 import vqa_training
 from dense_sides import DenseAnswering
-from drawn_data import CAPTIONS_PER_IMAGE, QUESTIONS_PER_IMAGE, describe_batches, draw_captions, draw_regions, image_id
+from drawn_data import QUESTIONS_PER_IMAGE, describe_batches, draw_captions, draw_regions, image_id
 from measuring import (
     Rate,
     Trained,
@@ -72,6 +73,7 @@ from visling.errors import VislingError
 from visling.nn.momentum import DependsOnValues
 from visling.objectives.region_contrast import RegionContrast
 from visling.recipes.cvlp import cvlp_release
+from visling.regions.on_device import FeatureRows, load_features
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
 from visling.tasks.answers import answer_loss
@@ -405,7 +407,8 @@ def peaks(works: Mapping[str, Callable[[], object]], device: torch.device) -> di
 
 
 def measure_feed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Masked captions with their regions from a store to the device, pairs a second, with nothing else to do."""
+    """Masked captions with their regions on the device, pairs a second, with nothing else to do: from a store in the
+    system's cache, and from one on the device."""
     spec = models.spec("lxmert").inputs(models.spec("lxmert").presets[options.preset or "base"])
     tokenizer = Tokenizer(spec.vocabulary)
     images = FED_IMAGES if options.preset is None else 4 * options.batch_size
@@ -415,22 +418,31 @@ def measure_feed(options: argparse.Namespace, device: torch.device) -> dict[str,
             for number in range(images):
                 rng = runtime.generator_for(0, 5, number)
                 writer.add(image_id(number), draw_regions(spec.max_regions, spec.feature_size, rng))
-        loader = Loader(
-            SingleCaption(draw_captions(images, tokenizer), TextLayout(tokenizer, spec), false_caption_ratio=0.5),
-            Collator(NativeStore.open(path), spec, tokenizer, masking=TokenMasking(), few_shapes=True),
-            batch_size=options.batch_size,
-            seed=0,
-            bucket=1,
-            pin=device.type == "cuda",
-        )
-        rates = []
-        for epoch in range(3):  # in the first the store comes into the cache
-            loader.epoch, pairs, start = epoch, 0, time.perf_counter()
-            for batch, _ in move_ahead(loader, device):
-                pairs += len(batch.text.ids)
-            synchronise(device)
-            rates.append(pairs / (time.perf_counter() - start))
-    return {"pairs_per_second": rates[1:], "pairs": images * CAPTIONS_PER_IMAGE, "regions": spec.max_regions}
+        store = NativeStore.open(path)
+        captions = draw_captions(images, tokenizer)
+        source = SingleCaption(captions, TextLayout(tokenizer, spec), false_caption_ratio=0.5)
+        rates: dict[str, list[float]] = {}
+        table = load_features(store, device)
+        for place in ("host", "device"):
+            shown = store if place == "host" else FeatureRows(store)
+            collator = Collator(shown, spec, tokenizer, masking=TokenMasking(), few_shapes=True)
+            loader = Loader(
+                source, collator, batch_size=options.batch_size, seed=0, bucket=1, pin=device.type == "cuda"
+            )
+            rates[place] = []
+            for epoch in range(3):  # in the first the store comes into the cache
+                loader.epoch, pairs, start = epoch, 0, time.perf_counter()
+                for batch, targets in move_ahead(loader, device):
+                    if place == "device":
+                        table.fill(batch, targets)
+                    pairs += len(batch.text.ids)
+                synchronise(device)
+                rates[place].append(pairs / (time.perf_counter() - start))
+    return {
+        "pairs_per_second": {place: values[1:] for place, values in rates.items()},
+        "pairs": len(captions),
+        "regions": spec.max_regions,
+    }
 
 
 MEASURES: Mapping[str, Callable[[str, argparse.Namespace, torch.device], dict[str, Any]]] = {
@@ -487,8 +499,11 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"TFLOP/s before and {one['product_tflops']['after']:.4g} after. {agreed}."
         )
     if (feed := result["feed"]) is not None:
-        rates = " and ".join(f"{rate:,.0f}" for rate in feed["pairs_per_second"])
-        yield f"- Feed: {rates} pairs a second, with {feed['regions']} regions each."
+        rates = "; ".join(
+            f"store on the {place} " + " and ".join(f"{rate:,.0f}" for rate in values)
+            for place, values in feed["pairs_per_second"].items()
+        )
+        yield f"- Feed, pairs a second with {feed['regions']} regions each: {rates}."
     for what, why in result["left_out"].items():
         yield f"- Not measured: {what}: {why}"
     yield ""

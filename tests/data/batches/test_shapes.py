@@ -254,6 +254,22 @@ def test_phrases_and_links() -> None:
     assert wider.phrases.at.shape[1] >= FEWEST_SLOTS or wider.phrases.at.shape[1] == wider.text.ids.shape[1] == 6
 
 
+def test_row_numbers_of_a_store_on_the_device() -> None:
+    """What describes the average of an image has a number for each of its regions, behind a divisor."""
+    examples = [Example(id=image, rows=(LAYOUT.row("a cat"),), images=(image,)) for image in ("0", "2")]
+    (batch, targets), _ = make(*examples)
+    rows, width = batch.regions.mask.shape
+    numbers, whole = torch.arange(1, 1 + rows * width).view(rows, width, 1), torch.ones(rows, 1 + width)
+    regions = dataclasses.replace(batch.regions, features=numbers * batch.regions.mask[..., None], whole=whole.double())
+    wider, _ = give_few_shapes(dataclasses.replace(batch, regions=regions), targets, SPEC)
+    most = wider.regions.mask.shape[1]
+    assert most > width
+    assert wider.regions.features.shape == (rows, most, 1)
+    assert wider.regions.whole.shape == (rows, 1 + most)
+    assert wider.regions.whole.sum() == whole.sum()
+    assert wider.regions.features.sum() == regions.features.sum(), "row 0 holds zeros"
+
+
 def test_pixels_are_left_as_they_are() -> None:
     (batch, targets), _ = make(Example(id="1", rows=(LAYOUT.row("a cat"),), images=("0",)))
     pixels = Pixels(images=torch.zeros(1, 3, 8, 8), size=torch.tensor([[8, 8]]), row=torch.zeros(1, dtype=torch.int64))

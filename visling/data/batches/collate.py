@@ -31,12 +31,11 @@ from visling.types import Batch, Example, InputSpec, Regions, RegionStore, Slots
 class Collator:
     """Makes one batch and its labels of many examples, on the CPU: `collator(examples, draws)`.
 
-    Text is padded to the longest row, rounded up to `text_multiple` (never beyond `spec.max_tokens`); regions to the
-    most of any image. An image shared by rows of an example is given once, with `regions.row`; several images of
-    a single row are joined (`spec.pair` "sequence"). Regions come in the order that `spec.region_order` names, and so
-    do targets about them. Where text and regions together are longer than `spec.joint_limit`, the longer of them loses
-    its end, after masking, as VL-BERT's release does it. A question that was paired with another image (label `matched`
-    0) loses its answer.
+    Text is padded to the longest row, regions to the most of any image, or both further (`few_shapes`). An image shared
+    by rows of an example is given once, with `regions.row`; several images of a single row are joined (`spec.pair`
+    "sequence"). Regions come in the order that `spec.region_order` names, and so do targets about them. Where text and
+    regions together are longer than `spec.joint_limit`, the longer of them loses its end, after masking, as VL-BERT's
+    release does it. A question that was paired with another image (label `matched` 0) loses its answer.
 
     Args:
         store: None gives text-only batches; settings about regions are then not read.
@@ -51,12 +50,10 @@ class Collator:
         shift: lay each picture at a random place of its canvas, if the pictures have one; else in the middle.
         swap_sides: exchange "left" and "right" in the texts of mirrored images (VL-BERT's referring expressions); the
             labels of an example stay as they are.
-        text_multiple: text is padded to a multiple of this.
         few_shapes: round sizes up and give counts, so that batches come in few shapes (`data.batches.shapes`).
     Raises:
         StoreError: the store's features have another width than `spec` says.
-        ConfigError: random features without a pool, targets about masked regions without a region masking, or a
-            `text_multiple` that is not positive.
+        ConfigError: random features without a pool, or targets about masked regions without a region masking.
     """
 
     def __init__(
@@ -73,11 +70,10 @@ class Collator:
         flip: float = 0.0,
         shift: bool = False,
         swap_sides: bool = False,
-        text_multiple: int = 1,
         few_shapes: bool = False,
     ) -> None:
         self.spec, self.tokenizer, self.swap_sides, self.few_shapes = spec, tokenizer, swap_sides, few_shapes
-        self.text = TextCollator(spec, tokenizer, masking, text_multiple)
+        self.text = TextCollator(spec, tokenizer, masking)
         self.regions: RegionCollator | None = None
         if store is not None:
             self.regions = RegionCollator(

@@ -18,17 +18,15 @@ from visling.data.batches.slots import slots_of_grid
 from visling.data.text import Tokenizer
 from visling.data.text_arrays import TextRows
 from visling.draws import Draws
-from visling.errors import ConfigError, DataError
+from visling.errors import DataError
 from visling.types import Example, InputSpec, Text
 
 
 class TextCollator:
     """Text rows of many examples as tensors; see `Collator` for its settings."""
 
-    def __init__(self, spec: InputSpec, tokenizer: Tokenizer, masking: TokenMasking | None, multiple: int) -> None:
-        if multiple < 1:
-            raise ConfigError(f"text_multiple must be at least 1; found {multiple}.")
-        self.spec, self.tokenizer, self.masking, self.multiple = spec, tokenizer, masking, multiple
+    def __init__(self, spec: InputSpec, tokenizer: Tokenizer, masking: TokenMasking | None) -> None:
+        self.spec, self.tokenizer, self.masking = spec, tokenizer, masking
 
     def __call__(
         self,
@@ -48,9 +46,7 @@ class TextCollator:
         if kept is not None:
             rows, stays = rows.cut(kept)
             pieces, chosen = pieces[stays], chosen[stays]
-        longest = int(rows.lengths.max())
-        width = max(min(-(-longest // self.multiple) * self.multiple, self.spec.max_tokens), longest)
-        mask = np.arange(width) < rows.lengths[:, None]
+        mask = np.arange(int(rows.lengths.max())) < rows.lengths[:, None]
         ids = np.full(mask.shape, self.tokenizer.pad, np.int64)
         ids[mask] = pieces
         segments = np.zeros(mask.shape, np.int64)
