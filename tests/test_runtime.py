@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -226,3 +228,32 @@ def test_the_entry_settles_threads_and_keeps_a_given_setting(
         monkeypatch.delenv("OMP_WAIT_POLICY")
     __main__.main()
     assert seen == [expected]
+
+
+# Memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+def test_freed_memory_is_kept_or_given_back() -> None:
+    """The system clears the pages that a process asks for: it is asked once, or for every tensor again."""
+    script = """
+import resource
+import sys
+import torch
+from visling import runtime
+
+runtime.keep_freed_memory(sys.argv[1] == "keep")
+asked = []
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)  # 128 MiB
+    asked.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(asked[-1])
+"""
+
+    def pages(way: str) -> int:
+        command = [sys.executable, "-c", script, way]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("give back") > 50  # huge pages or small ones
+    assert pages("keep") < 10
