@@ -176,7 +176,10 @@ class Finetuning:
                 override, extracts = other_features or config.text_only, config.extractor is not None
                 self.notice = check_features(self.start, self.store, override=override, extracts=extracts)
         with conflicts.collect():
-            self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=self.config.task_token)
+            self.inputs = Inputs(
+                config.model, self.config.encoder, regions, device, task_token=self.config.task_token,
+                few_shapes=config.train.few_shapes,
+            )  # fmt: skip
         conflicts.refuse()
         self.layouts = [self.inputs.layout]
         if regions is not None:
@@ -258,6 +261,7 @@ class Finetuning:
             save=save,
             record=record,
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples()],
+            variant=lambda: None,
         )
 
     def load_batches(self) -> Loader:

@@ -120,6 +120,7 @@ class Inputs:
         device: auto, cpu, cuda or cuda:N.
         vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
         task_token: number of the task that every text names, for a model with task tokens.
+        few_shapes: whether batches come in few shapes (`data.batches.shapes`); None = on a GPU.
     Raises:
         ConfigError: the vocabulary has more entries than the model's word table, no such device, or a task token that
             is missing, or that the model lacks.
@@ -133,6 +134,7 @@ class Inputs:
         device: str,
         vocabulary: str | Path | None = None,
         task_token: int | None = None,
+        few_shapes: bool | None = None,
     ) -> None:
         self.spec: InputSpec = models.spec(model).inputs(config)
         self.tokenizer = Tokenizer(self.spec.vocabulary if vocabulary is None else str(vocabulary))
@@ -146,6 +148,7 @@ class Inputs:
         self.pictures: Pictures | None = None
         """Of all images that are shown, where an extractor computes features; set once the examples are known."""
         self.device = runtime.pick_device(device)
+        self.few_shapes = self.device.type == "cuda" if few_shapes is None else few_shapes
 
     def with_regions(self, regions: RegionStore) -> Inputs:
         """The same inputs with regions of another store."""
@@ -178,6 +181,7 @@ class Inputs:
             self.tokenizer,
             pictures=self.pictures,
             shift=training,
+            few_shapes=self.few_shapes,
             **shown,
         )
         return Loader(

@@ -127,7 +127,7 @@ class Pretraining:
                 extracts = config.extractor is not None
                 self.notice = check_features(self.start, self.store, override=other_features, extracts=extracts)
         with conflicts.collect():
-            self.inputs = Inputs(config.model, config.encoder, self.store, device)
+            self.inputs = Inputs(config.model, config.encoder, self.store, device, few_shapes=config.train.few_shapes)
             self._read_data(data)
         conflicts.refuse()
         self.layouts = [self.inputs.layout]
@@ -214,6 +214,10 @@ class Pretraining:
             ),
             begin=lambda: _fill_queue(model, captioned, config, self.inputs.device),
             after_update=model.after_update,
+            # The key network of region contrast draws the layers that it skips
+            variant=None
+            if "region_contrast" in config.objectives
+            else lambda: tuple(config.weights(batches.epoch).values()),
         )
 
     def _build_model(self) -> tuple[PretrainModel, list[str]]:

@@ -18,6 +18,7 @@ from visling.data.batches.collate_text import TextCollator
 from visling.data.batches.labels import drop_mismatched_answers, stack_labels
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.batches.pixels import Pictures
+from visling.data.batches.shapes import give_few_shapes
 from visling.data.batches.slots import slots_of_counts
 from visling.data.text import Tokenizer, swap_sides
 from visling.errors import ConfigError, DataError
@@ -48,6 +49,7 @@ class Collator:
         swap_sides: exchange "left" and "right" in the texts of mirrored images (VL-BERT's referring expressions); the
             labels of an example stay as they are.
         text_multiple: text is padded to a multiple of this.
+        few_shapes: round sizes up and give counts, so that batches come in few shapes (`data.batches.shapes`).
     Raises:
         StoreError: the store's features have another width than `spec` says.
         ConfigError: random features without a pool, targets about masked regions without a region masking, or a
@@ -69,8 +71,9 @@ class Collator:
         shift: bool = False,
         swap_sides: bool = False,
         text_multiple: int = 1,
+        few_shapes: bool = False,
     ) -> None:
-        self.spec, self.tokenizer, self.swap_sides = spec, tokenizer, swap_sides
+        self.spec, self.tokenizer, self.swap_sides, self.few_shapes = spec, tokenizer, swap_sides, few_shapes
         self.text = TextCollator(spec, tokenizer, masking, text_multiple)
         self.regions: RegionCollator | None = None
         if store is not None:
@@ -120,7 +123,8 @@ class Collator:
             pixels=pixels,
             group=group,
         )
-        return batch, Targets(**{**targets, **drop_mismatched_answers(labels, group)})
+        labelled = Targets(**{**targets, **drop_mismatched_answers(labels, group)})
+        return give_few_shapes(batch, labelled, self.spec) if self.few_shapes else (batch, labelled)
 
 
 def _count_rows(examples: Sequence[Example]) -> int:
