@@ -119,12 +119,11 @@ def explain_killed(*, receiving: bool = False) -> Iterator[None]:
 
 
 def _receive(made: Any, layout: TextLayout | None) -> Generator[Any, None, None]:
-    none = object()
     try:
         while True:
             with explain_killed(receiving=True):
-                found = next(made, none)
-            if found is none:
+                found = next(made, None)
+            if found is None:
                 return
             if found.error is not None:
                 raise found.error
