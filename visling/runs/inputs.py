@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.text import TextLayout, Tokenizer
@@ -164,14 +165,16 @@ class Inputs:
         seed: int = 0,
         training: bool,
         sort_by_length: int = 1,
+        workers: int = 0,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
         """Batches of examples: in training shuffled and complete; otherwise in order, every example once over all
-        processes.
+        processes. What the source does once, such as splitting its texts into word pieces, is done here.
 
         Args:
             sort_by_length: global batches that are sorted by text length together; 1 = none.
+            workers: processes that prepare the batches; 0 = a thread.
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
@@ -184,7 +187,7 @@ class Inputs:
             few_shapes=self.few_shapes,
             **shown,
         )
-        return Loader(
+        loader = Loader(
             source,
             collator,
             batch_size=batch_size,
@@ -193,5 +196,10 @@ class Inputs:
             drop_last=training,
             bucket=sort_by_length,
             deal="examples" if training else "batches",
+            workers=workers,
+            layout=self.layout,
             pin=self.device.type == "cuda",
         )
+        with runtime.one_first():
+            loader.source.prepare()
+        return loader

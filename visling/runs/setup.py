@@ -168,6 +168,7 @@ def _open_folder(
             },
             may_differ=(
                 "from_init",
+                "workers",
                 "train.log_every",
                 "train.log_seconds",
                 "train.save_every",

@@ -30,9 +30,11 @@ from visling.data.batches.pixels import (
 from visling.data.batches.region_order import ByConfidence, take_regions
 from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.batches.slots import slots_of_grid
+from visling.data.text_arrays import Links
+from visling.draws import Draws, Stream
 from visling.errors import ConfigError, DataError, StoreError
 from visling.regions.store import gather
-from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore, TextRow
+from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore
 
 MIN_EXTENT = 1e-5
 """Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the
@@ -115,7 +117,7 @@ class RegionCollator:
         self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
         self.shift = shift and pictures is not None and pictures.canvas is not None
 
-    def gather(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> GatheredRegions:
+    def gather(self, examples: Sequence[Example], draws: Draws) -> GatheredRegions:
         """Regions of all images; whether images are mirrored is drawn here.
 
         Raises:
@@ -125,11 +127,12 @@ class RegionCollator:
                 under a preset that sorts them.
         """
         store = _sort_by_confidence(self.store, examples) if self.spec.region_order == "confidence" else self.store
-        mirrored = [
-            (self.pictures is not None or self.flip > 0) and rng.random() < self.flip
-            for example, rng in zip(examples, rngs, strict=True)
-            for _ in example.images
-        ]
+        mirrored = [False for example in examples for _ in example.images]
+        if self.pictures is not None or self.flip > 0:
+            rngs = draws.each(Stream.MIRROR)
+            mirrored = [
+                rng.random() < self.flip for example, rng in zip(examples, rngs, strict=True) for _ in example.images
+            ]
         _check_images(examples, self.spec)
         image_ids, row = [image for example in examples for image in example.images], None
         images, group = len(examples[0].images), len(examples[0].rows)
@@ -166,7 +169,7 @@ class RegionCollator:
     def __call__(
         self,
         gathered: GatheredRegions,
-        rngs: Sequence[np.random.Generator],
+        draws: Draws,
         mismatched: NDArray[np.bool_],
         kept: NDArray[np.int64] | None,
     ) -> tuple[Regions, Pixels | None, dict[str, Any]]:
@@ -176,7 +179,7 @@ class RegionCollator:
         """
         features, boxes, real, size = gathered.features, gathered.boxes, gathered.mask, gathered.size
         clean = features.copy() if "region_features" in self.needs else None
-        shown = self._hide_features(gathered, rngs)
+        shown = self._hide_features(gathered, draws)
         whole = pixels = None
         if self.pictures is None:
             whole = self._average_image(features, real, shown, limited=kept is not None)
@@ -193,7 +196,9 @@ class RegionCollator:
             if canvas is None:
                 pixels = pad_pictures(read, boxes, hidden)
             else:
-                each = [rng for rng in rngs for _ in range(gathered.images)] if self.shift else None
+                each = None
+                if self.shift:
+                    each = [rng for rng in draws.generators(Stream.PLACE) for _ in range(gathered.images)]
                 pixels = lay_on_canvas(read, canvas, boxes, hidden, each)
         # Padded rows hold zeros and stay zeros; only real boxes are widened.
         unit = _to_unit(boxes, frame, real)
@@ -243,21 +248,21 @@ class RegionCollator:
     def resolve_links(
         self,
         examples: Sequence[Example],
-        rows: Sequence[TextRow],
+        links: Sequence[Links],
         gathered: GatheredRegions,
         kept: NDArray[np.int64] | None,
-    ) -> Sequence[TextRow]:
-        """The rows, links to objects replaced by links to the regions that show them; links to objects that no region
-        shows are left out."""
+    ) -> Sequence[Links]:
+        """Links of all rows, those to objects replaced by links to the regions that show them; links to objects that no
+        region shows are left out."""
         if all(example.linked_regions is None for example in examples):
-            return rows
-        resolved = list(rows)
+            return links
+        resolved = list(links)
         for number, (example, shown) in enumerate(zip(examples, _list_shown(gathered, kept), strict=True)):
             if example.linked_regions is not None:
                 regions = example.linked_regions(shown[0])
                 for at in range(number * gathered.group, (number + 1) * gathered.group):
-                    links = ((token, int(regions[item])) for token, item in rows[at].links)
-                    resolved[at] = replace(rows[at], links=tuple(link for link in links if link[1] >= 0))
+                    found = ((token, int(regions[item])) for token, item in links[at])
+                    resolved[at] = tuple(link for link in found if link[1] >= 0)
         return resolved
 
     def add_objects(
@@ -291,7 +296,7 @@ class RegionCollator:
         classes, masks = stack_objects(objects, regions.mask.shape[1], grid.size, gathered.mirrored)
         return replace(pixels, classes=classes, masks=masks)
 
-    def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:
+    def _hide_features(self, gathered: GatheredRegions, draws: Draws) -> Shown | None:
         """What masking does to the gathered regions; their features are changed."""
         if self.masking is None:
             return None
@@ -300,7 +305,7 @@ class RegionCollator:
             gathered.boxes,
             gathered.mask,
             self.masking,
-            [rng for rng in rngs for _ in range(gathered.images)],
+            [rng for rng in draws.generators(Stream.REGIONS) for _ in range(gathered.images)],
             store=gathered.store,
             pool=self.pool,
             max_regions=self.spec.max_regions,
