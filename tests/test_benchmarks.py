@@ -38,6 +38,7 @@ ARGUMENTS = {
     "extraction": "--size tiny --images 3 --width 90 --height 60 --threads 1 --repeats 2",
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
     "table": "",
+    "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
 WITH_TRANSFORMERS = {"pretraining", "vqa_training", "vqa_inference", "step_memory"}
 SHARED = {"measuring", "drawn_data", "sides", "steps", "transformers_sides", "dense_sides"}
@@ -89,6 +90,7 @@ def test_every_benchmark_is_run_here_listed_and_made() -> None:
         *((name, 1) for name in ARGUMENTS if name not in ("small_models", "step_memory", "table")),
         pytest.param("region_contrast", 2, marks=pytest.mark.slow),
         pytest.param("step_memory", 2, marks=pytest.mark.slow),
+        pytest.param("startup", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_measures_and_writes(

@@ -64,6 +64,9 @@ class PretrainConfig:
     workers: int = 0
     """Processes that prepare training batches; 0 = a thread, which is fast enough for stored features. Batches are the
     same. Where a GPU waits for pictures and cores are free, try 2."""
+    store_on_device: bool = False
+    """Keep the features of the whole store in the device's memory while training: batches then carry row numbers, a few
+    bytes per region. Batches are the same. A GPU with room for them never waits for the disk or the host."""
     sort_by_length: int = 1
     """Batches of all processes whose training examples are sorted by text length together, before they are cut and
     shuffled: less padding, but losses are means over a batch, so words of long texts count for less. 1 = plain random
@@ -177,6 +180,9 @@ class FinetuneConfig:
     workers: int = 0
     """Processes that prepare training batches; 0 = a thread, which is fast enough for stored features. Batches are the
     same. Where a GPU waits for pictures and cores are free, try 2."""
+    store_on_device: bool = False
+    """Keep the features of the whole store in the device's memory while training: batches then carry row numbers, a few
+    bytes per region. Batches are the same. A GPU with room for them never waits for the disk or the host."""
     sort_by_length: int = 1
     """Batches of all processes whose training examples are sorted by text length together, before they are cut and
     shuffled: less padding, but losses are means over a batch, so words of long texts count for less. 1 = plain random
@@ -276,6 +282,12 @@ def _check_batches(run: PretrainConfig | FinetuneConfig) -> Iterator[ConfigError
         )
     if run.workers < 0:
         yield ConfigError(f"workers must be 0 or more; found {run.workers}. 0 prepares batches in a thread.")
+    text_only = isinstance(run, FinetuneConfig) and run.text_only
+    if run.store_on_device and (run.extractor is not None or text_only):
+        yield ConfigError(
+            "store_on_device=true keeps stored features on the device, and this run reads none: it "
+            f"{'sees the words alone' if text_only else 'computes features while it trains'}. Leave it out."
+        )
     if not 0 <= run.flip <= 1:
         yield ConfigError(f"flip is a share of the images, from 0 to 1; found {run.flip:g}.")
 

@@ -237,8 +237,11 @@ class Finetuning:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
+        if config.store_on_device:
+            inputs.move_features()
 
         def step(batch: Batch, targets: Targets) -> Loss:
+            batch, targets = inputs.fill(batch, targets)
             logits, own = model.respond(batch)
             loss = task.loss(logits, targets)
             return loss if own is None else loss + own

@@ -18,8 +18,9 @@ from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, Conflicts, StoreError
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.regions.on_device import DeviceFeatures, FeatureRows, load_features
 from visling.regions.store import NativeStore
-from visling.types import InputSpec, RegionStore
+from visling.types import Batch, InputSpec, RegionStore, Targets
 
 C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
@@ -150,6 +151,22 @@ class Inputs:
         """Of all images that are shown, where an extractor computes features; set once the examples are known."""
         self.device = runtime.pick_device(device)
         self.few_shapes = self.device.type == "cuda" if few_shapes is None else few_shapes
+        self.features: DeviceFeatures | None = None
+        """Of the store, where they live on the device; see `move_features`."""
+
+    def move_features(self) -> None:
+        """Keep the features of the store on the device: training batches carry row numbers from now on, which `fill`
+        replaces.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        assert isinstance(self.regions, NativeStore)
+        self.features = load_features(self.regions, self.device)
+
+    def fill(self, batch: Batch, targets: Targets) -> tuple[Batch, Targets]:
+        """A training batch and its targets, on the device, with the features that live there."""
+        return (batch, targets) if self.features is None else self.features.fill(batch, targets)
 
     def with_regions(self, regions: RegionStore) -> Inputs:
         """The same inputs with regions of another store."""
@@ -178,8 +195,11 @@ class Inputs:
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
+        regions = self.regions
+        if training and self.features is not None and isinstance(regions, NativeStore):
+            regions = FeatureRows(regions)
         collator = Collator(
-            None if text_only else self.regions,
+            None if text_only else regions,
             self.spec,
             self.tokenizer,
             pictures=self.pictures,

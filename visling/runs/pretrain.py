@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from visling import models, runtime
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.examples import Source
@@ -163,6 +161,8 @@ class Pretraining:
         """The model, its batches and its validation."""
         config, answers = self.config, self.answers
         model, notes = self._build_model()
+        if config.store_on_device:
+            self.inputs.move_features()
         captioned = self._load_examples(model, self.training.images, training=True)
         batches = (
             captioned
@@ -172,7 +172,7 @@ class Pretraining:
 
         def step(batch: Batch, targets: Targets) -> Loss:
             model.weights = config.weights(batches.epoch)
-            loss: Loss = model(batch, targets)
+            loss: Loss = model(*self.inputs.fill(batch, targets))
             return loss
 
         def paired_step(about_images: Pair, text: Pair) -> Loss:
@@ -213,7 +213,7 @@ class Pretraining:
                 *filter(None, [self.notice]),
                 *notes,
             ),
-            begin=lambda: _fill_queue(model, captioned, config, self.inputs.device),
+            begin=lambda: _fill_queue(model, captioned, config, self.inputs),
             after_update=model.after_update,
             # The key network of region contrast draws the layers that it skips
             variant=None
@@ -319,7 +319,7 @@ def untrained_model(config: PretrainConfig) -> PretrainModel:
     return PretrainModel(encoder, build_objectives(config, encoder, None), config.objectives, extractor)
 
 
-def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, device: torch.device) -> None:
+def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, inputs: Inputs) -> None:
     """Fill the queue of region contrast before the first update, with batches from epochs that training does not reach
     (CVLP's release: its first 30).
 
@@ -333,8 +333,8 @@ def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, d
     while filled < int(contrast.queue.filled):
         batches.epoch, filled = epoch, int(contrast.queue.filled)
         for batch, targets in batches:
-            with runtime.autocast(device, config.train.precision):
-                contrast.fill(batch.to(device), targets.to(device))
+            with runtime.autocast(inputs.device, config.train.precision):
+                contrast.fill(*inputs.fill(batch.to(inputs.device), targets.to(inputs.device)))
             if contrast.queue.full:
                 batches.epoch = 0
                 return

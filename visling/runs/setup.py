@@ -124,6 +124,7 @@ def carry_out(
                 log.event(note, step=0)
             if training.begin is not None:
                 training.begin()
+        runtime.resume_collector()
         state = fit(
             training.model,
             training.step,
@@ -169,6 +170,7 @@ def _open_folder(
             may_differ=(
                 "from_init",
                 "workers",
+                "store_on_device",
                 "train.log_every",
                 "train.log_seconds",
                 "train.save_every",
