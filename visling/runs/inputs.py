@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
@@ -160,14 +163,16 @@ class Inputs:
         batch_size: int,
         seed: int = 0,
         training: bool,
+        order: NDArray[np.int64] | None = None,
         sort_by_length: int = 1,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
         """Batches of examples: in training shuffled and complete; otherwise in order, every example once over all
-        processes.
+        processes, and what rows of a batch have in common given once.
 
         Args:
+            order: numbers of the examples in the order in which they come outside training; None = as in the source.
             sort_by_length: global batches that are sorted by text length together; 1 = none.
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
@@ -178,6 +183,7 @@ class Inputs:
             self.tokenizer,
             pictures=self.pictures,
             shift=training,
+            share=not training,
             **shown,
         )
         return Loader(
@@ -187,6 +193,7 @@ class Inputs:
             seed=seed,
             shuffle=training,
             drop_last=training,
+            order=order,
             bucket=sort_by_length,
             deal="examples" if training else "batches",
             pin=self.device.type == "cuda",

@@ -18,6 +18,7 @@ from visling.data.batches.collate_text import TextCollator
 from visling.data.batches.labels import drop_mismatched_answers, stack_labels
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.batches.pixels import Pictures
+from visling.data.batches.sharing import share_texts
 from visling.data.batches.slots import slots_of_counts
 from visling.data.text import Tokenizer, swap_sides
 from visling.errors import ConfigError, DataError
@@ -48,6 +49,9 @@ class Collator:
         swap_sides: exchange "left" and "right" in the texts of mirrored images (VL-BERT's referring expressions); the
             labels of an example stay as they are.
         text_multiple: text is padded to a multiple of this.
+        share: give what several rows of the batch read once, an image with `regions.row` and a text with `text.row`:
+            for evaluation. In training each row of the releases has dropout noise of its own, so only rows of one
+            example share their image there.
     Raises:
         StoreError: the store's features have another width than `spec` says.
         ConfigError: random features without a pool, targets about masked regions without a region masking, or a
@@ -69,14 +73,16 @@ class Collator:
         shift: bool = False,
         swap_sides: bool = False,
         text_multiple: int = 1,
+        share: bool = False,
     ) -> None:
-        self.spec, self.tokenizer, self.swap_sides = spec, tokenizer, swap_sides
+        self.spec, self.tokenizer, self.swap_sides, self.share = spec, tokenizer, swap_sides, share
         self.text = TextCollator(spec, tokenizer, masking, text_multiple)
         self.regions: RegionCollator | None = None
         if store is not None:
             self.regions = RegionCollator(
-                store, spec, masking=region_masking, needs=needs, pool=pool, pictures=pictures, flip=flip, shift=shift
-            )
+                store, spec, masking=region_masking, needs=needs, pool=pool, pictures=pictures, flip=flip, shift=shift,
+                share=share,
+            )  # fmt: skip
 
     def __call__(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> tuple[Batch, Targets]:
         """One batch.
@@ -95,7 +101,7 @@ class Collator:
         # Mirroring is drawn first, as the release does it. The cut is known before anything else is drawn, and made
         # after it: the releases mask first.
         gathered = None if self.regions is None else self.regions.gather(examples, rngs)
-        if gathered is not None and self.swap_sides:
+        if gathered is not None and any(gathered.mirrored) and self.swap_sides:
             examples = _swap_mirrored(examples, gathered.mirrored, self.tokenizer)
         labels = stack_labels(examples, [example.labels for example in examples], group)
         matched = labels.get("matched")
@@ -104,6 +110,8 @@ class Collator:
         if gathered is not None and self.spec.joint_limit is not None:
             kept_text, kept_regions = _fit_joint_limit(self.spec.joint_limit, examples, gathered.mask.sum(1))
         text, targets, rows = self.text(examples, rngs, mismatched, kept_text)
+        if self.share:
+            text = share_texts(text)
         regions = pixels = None
         if self.regions is not None and gathered is not None:
             regions, pixels, region_targets = self.regions(gathered, rngs, mismatched, kept_regions)
@@ -196,7 +204,7 @@ def _mark_links(rows: Sequence[TextRow], text: Text, regions: Regions | None) ->
     if regions is None or not any(row.links for row in rows):
         return None
     mask = regions.mask if regions.row is None else regions.mask[regions.row]
-    links = torch.zeros((*text.mask.shape, mask.shape[1]), dtype=torch.bool)
+    links = torch.zeros((len(rows), text.mask.shape[1], mask.shape[1]), dtype=torch.bool)
     for number, row in enumerate(rows):
         for token, region in row.links:
             if token < len(row.ids) and region < mask.shape[1]:

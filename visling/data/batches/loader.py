@@ -49,6 +49,8 @@ class Loader:
         deal: what processes share out. "examples": each global batch has batch_size examples for each of them
             (training). "batches": whole batches of batch_size examples in turn, the same ones that one process alone
             would make, so that results do not depend on the number of processes (evaluation).
+        order: numbers of all examples in the order in which they come where nothing is shuffled; None = as in the
+            source.
         prefetch: batches prepared ahead by a background thread; 0 works in the caller's thread.
         pin: page-lock batches for asynchronous transfer to a GPU.
         rank, world_size: this process's share; None = those of the process group.
@@ -67,6 +69,7 @@ class Loader:
         drop_last: bool = True,
         bucket: int | None = None,
         deal: Literal["examples", "batches"] = "examples",
+        order: NDArray[np.int64] | None = None,
         prefetch: int = 4,
         pin: bool = False,
         rank: int | None = None,
@@ -76,6 +79,7 @@ class Loader:
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
         self.deal, self.prefetch, self.pin = deal, prefetch, pin
+        self.order = np.arange(len(source)) if order is None else order
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
         for name, value in (
@@ -167,11 +171,7 @@ class Loader:
 
     def _draw_order(self) -> NDArray[np.int64]:
         count = len(self.source)
-        order = (
-            runtime.generator_for(self.seed, self._epoch, _ORDER).permutation(count)
-            if self.shuffle
-            else np.arange(count)
-        )
+        order = runtime.generator_for(self.seed, self._epoch, _ORDER).permutation(count) if self.shuffle else self.order
         return order[: count - count % self._global_size] if self.drop_last else order
 
     def _make_batches(self, start: int, stop: threading.Event) -> Generator[Indexed, None, None]:
