@@ -21,12 +21,13 @@ from visling.data.batches.pixels import Pictures
 from visling.data.batches.sharing import share_texts
 from visling.data.batches.slots import slots_of_counts
 from visling.data.text import Tokenizer, swap_sides
+from visling.draws import Draws, as_draws
 from visling.errors import ConfigError, DataError
 from visling.types import Batch, Example, InputSpec, Regions, RegionStore, Slots, Targets, Text, TextRow
 
 
 class Collator:
-    """Makes one batch and its labels of many examples, on the CPU: `collator(examples, rngs)`.
+    """Makes one batch and its labels of many examples, on the CPU: `collator(examples, draws)`.
 
     Text is padded to the longest row, rounded up to `text_multiple` (never beyond `spec.max_tokens`); regions to the
     most of any image. An image shared by rows of an example is given once, with `regions.row`; several images of
@@ -84,12 +85,14 @@ class Collator:
                 share=share,
             )  # fmt: skip
 
-    def __call__(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> tuple[Batch, Targets]:
+    def __call__(
+        self, examples: Sequence[Example], draws: Draws | Sequence[np.random.Generator]
+    ) -> tuple[Batch, Targets]:
         """One batch.
 
         Args:
-            rngs: one generator per example; drawn from first for mirroring, if there is any, then for its text rows
-                and its images, if they are masked.
+            draws: random numbers of the examples. Of a generator that is given for each, those for mirroring come
+                first, if there is any, then those for its text rows and its images, if they are masked.
         Raises:
             StoreError: an image is missing (names the example), or the store lacks what a target is computed from.
             DataError: examples that do not fit together, a row longer than `spec.max_tokens`, or a picture that is
@@ -97,10 +100,10 @@ class Collator:
             ConfigError: a label that `Targets` does not know, region targets or pictures of images that are joined in
                 one row, or examples that name regions by number under a preset that sorts them.
         """
-        group = _count_rows(examples)
+        group, draws = _count_rows(examples), as_draws(draws)
         # Mirroring is drawn first, as the release does it. The cut is known before anything else is drawn, and made
         # after it: the releases mask first.
-        gathered = None if self.regions is None else self.regions.gather(examples, rngs)
+        gathered = None if self.regions is None else self.regions.gather(examples, draws)
         if gathered is not None and any(gathered.mirrored) and self.swap_sides:
             examples = _swap_mirrored(examples, gathered.mirrored, self.tokenizer)
         labels = stack_labels(examples, [example.labels for example in examples], group)
@@ -109,12 +112,12 @@ class Collator:
         kept_text = kept_regions = None
         if gathered is not None and self.spec.joint_limit is not None:
             kept_text, kept_regions = _fit_joint_limit(self.spec.joint_limit, examples, gathered.mask.sum(1))
-        text, targets, rows = self.text(examples, rngs, mismatched, kept_text)
+        text, targets, rows = self.text(examples, draws, mismatched, kept_text)
         if self.share:
             text = share_texts(text)
         regions = pixels = None
         if self.regions is not None and gathered is not None:
-            regions, pixels, region_targets = self.regions(gathered, rngs, mismatched, kept_regions)
+            regions, pixels, region_targets = self.regions(gathered, draws, mismatched, kept_regions)
             targets |= region_targets
             labels |= self.regions.labels(examples, gathered, regions, kept_regions)
             rows = self.regions.resolve_links(examples, rows, gathered, kept_regions)

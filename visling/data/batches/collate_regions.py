@@ -31,6 +31,7 @@ from visling.data.batches.region_order import ByConfidence, take_regions
 from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.batches.sharing import Scope, number_images
 from visling.data.batches.slots import slots_of_grid
+from visling.draws import Draws, Stream
 from visling.errors import ConfigError, DataError, StoreError
 from visling.regions.store import gather
 from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore, TextRow
@@ -114,7 +115,7 @@ class RegionCollator:
         self.share = share
         self.shift = shift and pictures is not None and pictures.canvas is not None
 
-    def gather(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> GatheredRegions:
+    def gather(self, examples: Sequence[Example], draws: Draws) -> GatheredRegions:
         """Regions of all images; whether images are mirrored is drawn here.
 
         Raises:
@@ -124,11 +125,12 @@ class RegionCollator:
                 under a preset that sorts them.
         """
         store = _sort_by_confidence(self.store, examples) if self.spec.region_order == "confidence" else self.store
-        mirrored = [
-            (self.pictures is not None or self.flip > 0) and rng.random() < self.flip
-            for example, rng in zip(examples, rngs, strict=True)
-            for _ in example.images
-        ]
+        mirrored = [False for example in examples for _ in example.images]
+        if self.pictures is not None or self.flip > 0:
+            rngs = draws.each(Stream.MIRROR)
+            mirrored = [
+                rng.random() < self.flip for example, rng in zip(examples, rngs, strict=True) for _ in example.images
+            ]
         _check_images(examples, self.spec)
         images, group = len(examples[0].images), len(examples[0].rows)
         image_ids, shown, row = number_images(
@@ -175,7 +177,7 @@ class RegionCollator:
     def __call__(
         self,
         gathered: GatheredRegions,
-        rngs: Sequence[np.random.Generator],
+        draws: Draws,
         mismatched: NDArray[np.bool_],
         kept: NDArray[np.int64] | None,
     ) -> tuple[Regions, Pixels | None, dict[str, Any]]:
@@ -185,7 +187,7 @@ class RegionCollator:
         """
         features, boxes, real, size = gathered.features, gathered.boxes, gathered.mask, gathered.size
         clean = features.copy() if "region_features" in self.needs else None
-        shown = self._hide_features(gathered, rngs)
+        shown = self._hide_features(gathered, draws)
         whole = pixels = None
         if self.pictures is None:
             whole = self._average_image(features, real, shown, limited=kept is not None)
@@ -206,7 +208,9 @@ class RegionCollator:
             if canvas is None:
                 pixels = pad_pictures(pictures, boxes, hidden)
             else:
-                each = [rng for rng in rngs for _ in range(gathered.images)] if self.shift else None
+                each = None
+                if self.shift:
+                    each = [rng for rng in draws.generators(Stream.PLACE) for _ in range(gathered.images)]
                 pixels = lay_on_canvas(pictures, canvas, boxes, hidden, each)
             pixels = replace(pixels, row=torch.from_numpy(of))
         # Padded rows hold zeros and stay zeros; only real boxes are widened.
@@ -305,7 +309,7 @@ class RegionCollator:
         classes, masks = stack_objects(objects, regions.mask.shape[1], grid.size, gathered.mirrored)
         return replace(pixels, classes=classes, masks=masks)
 
-    def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:
+    def _hide_features(self, gathered: GatheredRegions, draws: Draws) -> Shown | None:
         """What masking does to the gathered regions; their features are changed."""
         if self.masking is None:
             return None
@@ -314,7 +318,7 @@ class RegionCollator:
             gathered.boxes,
             gathered.mask,
             self.masking,
-            [rng for rng in rngs for _ in range(gathered.images)],
+            [rng for rng in draws.generators(Stream.REGIONS) for _ in range(gathered.images)],
             store=gathered.store,
             pool=self.pool,
             max_regions=self.spec.max_regions,

@@ -17,6 +17,7 @@ from torch import Tensor
 from visling.data.batches.masking import TokenMasking, mask_rows
 from visling.data.batches.slots import slots_of_grid
 from visling.data.text import Tokenizer
+from visling.draws import Draws, Stream
 from visling.errors import ConfigError, DataError
 from visling.types import Example, InputSpec, Text, TextRow
 
@@ -32,7 +33,7 @@ class TextCollator:
     def __call__(
         self,
         examples: Sequence[Example],
-        rngs: Sequence[np.random.Generator],
+        draws: Draws,
         mismatched: NDArray[np.bool_],
         kept: NDArray[np.int64] | None,
     ) -> tuple[Text, dict[str, Any], Sequence[TextRow]]:
@@ -44,7 +45,7 @@ class TextCollator:
         rows: Sequence[TextRow] = [row for example in examples for row in example.rows]
         lengths = np.array([len(row.ids) for row in rows])
         self._check_lengths(examples, lengths)
-        pieces, chosen = self._mask_pieces(rows, lengths, rngs, mismatched)
+        pieces, chosen = self._mask_pieces(rows, lengths, draws, mismatched)
         if kept is not None:
             stays = np.concatenate([_keep_ends(length, keep) for length, keep in zip(lengths, kept, strict=True)])
             rows = [_cut_row(row, int(keep)) for row, keep in zip(rows, kept, strict=True)]
@@ -78,13 +79,13 @@ class TextCollator:
         self,
         rows: Sequence[TextRow],
         lengths: NDArray[np.int64],
-        rngs: Sequence[np.random.Generator],
+        draws: Draws,
         mismatched: NDArray[np.bool_],
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Pieces of all rows, one after the other, as the model reads them, and which of them are predicted."""
         if self.masking is None:
             return np.concatenate([row.ids for row in rows]), np.zeros(int(lengths.sum()), bool)
-        group = len(rows) // len(rngs)
+        group, rngs = len(rows) // len(draws), draws.generators(Stream.TOKENS)
         owners = [rngs[number // group] for number in range(len(rows))]
         pieces, chosen = mask_rows(rows, self.masking, self.tokenizer, owners)
         if not self.masking.mismatched:
