@@ -119,7 +119,8 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(work: Any) -> int:
         with torch.no_grad(), MatrixProducts() as products:
             work()
-        return products.flops
+        flops: int = products.flops
+        return flops
 
     return call
 

@@ -141,7 +141,11 @@ def test_labels_links_and_phrases_stay_with_their_rows() -> None:
     examples = ask(
         (("b",), ["the red star"]), (("b",), ["the red star"]), (("a",), ["the red star"]), region_labels=label
     )
-    marks = [{"links": ((1, 3),)}, {"links": ((2, 0),), "phrases": (2,)}, {"links": ((0, 2),), "phrases": (1, 3)}]
+    marks: list[dict[str, Any]] = [
+        {"links": ((1, 3),)},
+        {"links": ((2, 0),), "phrases": (2,)},
+        {"links": ((0, 2),), "phrases": (1, 3)},
+    ]
     examples = [
         replace(example, rows=(replace(example.rows[0], **mark),))
         for example, mark in zip(examples, marks, strict=True)
@@ -158,6 +162,10 @@ def test_labels_links_and_phrases_stay_with_their_rows() -> None:
     assert_equal(targets, expected)
 
 
+def know_links(regions: Sequence[int]) -> Any:
+    return lambda _: np.array(regions)
+
+
 def test_links_to_objects_are_those_of_each_question() -> None:
     examples = ask((("b",), ["red star"]), (("a",), ["red star"]), (("b",), ["red star"]))
     objects = ([3, 1], [0, 1], [2, -1])
@@ -165,7 +173,7 @@ def test_links_to_objects_are_those_of_each_question() -> None:
         replace(
             example,
             rows=(replace(example.rows[0], links=((1, 0), (2, 1))),),
-            linked_regions=lambda regions, at=at: np.array(at),
+            linked_regions=know_links(at),
         )
         for example, at in zip(examples, objects, strict=True)
     ]
@@ -311,3 +319,12 @@ def test_groups_come_in_the_order_of_their_images() -> None:
     assert order_by_images([("a", "b"), ("b", "a"), ("a", "b")]).tolist() == [0, 2, 1]
     assert order_by_images([()] * 3).tolist() == [0, 1, 2]
     assert order_by_images([]).tolist() == []
+
+
+@given(named=st.lists(st.sampled_from("abcdefgh").map(lambda name: (name,))), size=st.integers(1, 9))
+def test_a_batch_reads_at_most_one_image_that_another_has_read(named: list[tuple[str, ...]], size: int) -> None:
+    order = order_by_images(named)
+    assert sorted(order) == list(range(len(named)))
+    batches = [order[first : first + size] for first in range(0, len(named), size)]
+    reads = sum(len({named[at] for at in batch}) for batch in batches)
+    assert reads <= len(set(named)) + max(len(batches) - 1, 0)

@@ -72,6 +72,6 @@ def share_texts(text: Text) -> Text:
 
 def order_by_images(named: Iterable[tuple[str, ...]]) -> NDArray[np.int64]:
     """Numbers of examples in an order in which those about the same images follow one another: groups as their images
-    are first named, the examples of a group as they come."""
+    are first named, the examples of a group as they come. Cut into batches, each splits one group at most."""
     found: dict[tuple[str, ...], int] = {}
     return np.argsort([found.setdefault(images, len(found)) for images in named], kind="stable")
