@@ -146,10 +146,6 @@ def test_labels_links_and_phrases_stay_with_their_rows() -> None:
         {"links": ((2, 0),), "phrases": (2,)},
         {"links": ((0, 2),), "phrases": (1, 3)},
     ]
-        {"links": ((1, 3),)},
-        {"links": ((2, 0),), "phrases": (2,)},
-        {"links": ((0, 2),), "phrases": (1, 3)},
-    ]
     examples = [
         replace(example, rows=(replace(example.rows[0], **mark),))
         for example, mark in zip(examples, marks, strict=True)
