@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 # The script's folder is on the path: benchmarks share how results are written.
-from training_step import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
+from measuring import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
 
 from visling import runtime
 from visling.regions.formats import open_reader

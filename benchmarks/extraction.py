@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
-from torch import Tensor, nn
 
 # The script's folder is on the path: the benchmarks share how results are written.
-from training_step import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
+from measuring import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
+from PIL import Image
+from torch import Tensor, nn
 
 from visling import runtime
 from visling.image_ids import from_file_name

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 # The script's folder is on the path: the benchmarks share how results are written.
-from training_step import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
+from measuring import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
+from torch import Tensor
+from torch.nn import functional as F
 
 from visling import runtime
 from visling.nn.momentum import RingQueue

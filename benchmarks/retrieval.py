@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 # The script's folder is on the path: the benchmarks share how results are written.
-from training_step import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
+from measuring import SEED, circumstances, load_averages, machine, resident, summary, versions, write_result
+from numpy.typing import NDArray
 
 from visling import models, runtime
 from visling.data.annotations.retrieval import RetrievalRecord

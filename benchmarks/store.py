@@ -29,22 +29,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-# The script's folder is on the path: the two benchmarks share how captions are drawn and results are written.
-from training_step import (
-    CAPTIONS_PER_IMAGE,
-    SEED,
-    circumstances,
-    draw_captions,
-    draw_regions,
-    image_id,
-    load_averages,
-    machine,
-    summary,
-    versions,
-    write_result,
-)
+# The script's folder is on the path: the benchmarks share how captions are drawn and results are written.
+from drawn_data import CAPTIONS_PER_IMAGE, draw_captions, draw_regions, image_id
+from measuring import SEED, circumstances, load_averages, machine, summary, versions, write_result
+from numpy.typing import NDArray
 
 from visling import runtime
 from visling.data.batches.collate import Collator

@@ -31,6 +31,9 @@ ARGUMENTS = {
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
 }
 
+SHARED = {"measuring", "drawn_data"}
+"""Modules of the folder that are no scripts."""
+
 
 class Here:
     """Stands for a new process: what would run there runs here."""
@@ -54,13 +57,13 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module
-    for name in ARGUMENTS:
+    for name in (*ARGUMENTS, *SHARED):
         if name not in before:
             sys.modules.pop(name, None)
 
 
 def test_every_benchmark_is_run_here_listed_and_made() -> None:
-    names = {file.stem for file in FOLDER.glob("*.py")}
+    names = {file.stem for file in FOLDER.glob("*.py")} - SHARED
     assert names == set(ARGUMENTS)
     page, makefile = (
         (FOLDER / "README.md").read_text(encoding="utf-8"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -226,3 +228,30 @@ def test_the_entry_settles_threads_and_keeps_a_given_setting(
         monkeypatch.delenv("OMP_WAIT_POLICY")
     __main__.main()
     assert seen == [expected]
+
+
+# Memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+def test_freed_memory_is_kept_and_given_back() -> None:
+    """The system clears pages that a process asks for: it is asked again only where freed ones were given back."""
+    script = """
+import resource
+import torch
+from visling import runtime
+
+def pages(keep):
+    runtime.keep_freed_memory(keep)
+    torch.ones(2**25), torch.ones(2**25)  # 128 MiB each
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**25)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(pages(True), pages(False), pages(True))
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    kept, given_back, kept_again = map(int, printed.split())
+    assert given_back > 1000, "torch asks the system for a page or a huge page each time"
+    assert max(kept, kept_again) < given_back / 10

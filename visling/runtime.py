@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import platform
@@ -104,6 +105,30 @@ def limit_threads(count: int | None) -> None:
     """Limit torch to this many CPU threads; None leaves its choice."""
     if count is not None:
         torch.set_num_threads(count)
+
+
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1
+"""Parameters of glibc's `mallopt`."""
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let this process keep the memory that it frees, instead of handing it back to the system, which must clear it
+    before the next step gets it: a tenth of a training step on a CPU, and more of one with few threads. The highest
+    amount in use stays about the same. Without glibc: nothing.
+
+    Args:
+        keep: False = as glibc does it by itself once large tensors have come and gone.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    settings = (
+        {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
+        if keep
+        else {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
+    )
+    for name, value in settings.items():
+        libc.mallopt(name, value)
 
 
 def seed_everything(seed: int) -> None:

@@ -105,6 +105,9 @@ class Text(_Movable):
     """(B,) int64: number of the task, the row of ViLBERT's table of task tokens; None without such a table."""
     row: Tensor | None = None
     """(B,) int64: text row of each batch row when one text meets many images; None = one to one."""
+    count: int | None = field(default=None, metadata={"static": True})
+    """Positions of all rows that a model computes, at least the real ones, so that shapes repeat and nothing waits for
+    the device; None = the real ones, counted by the model."""
 
 
 @contract
@@ -130,6 +133,8 @@ class Regions(_Movable):
     """(S, R) int64: which of several images a region belongs to."""
     labels: Tensor | None = None
     """(S, R) int64 detector class."""
+    count: int | None = field(default=None, metadata={"static": True})
+    """As `Text.count`, of regions."""
 
 
 @contract
@@ -255,17 +260,44 @@ class Maps(_Movable):
     regions_to_regions: dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What a caller reads of `Encoded`. The last layers compute nothing else; other states are zeros."""
+
+    pooled: bool = True
+    text: tuple[Slots, ...] | None = None
+    """Token positions; None = all."""
+    regions: tuple[Slots, ...] | None = None
+    """Regions; None = all."""
+    whole: bool = True
+    """The whole-image state, of models that have one."""
+
+    def __or__(self, other: Reads) -> Reads:
+        """What either reads."""
+        return Reads(
+            pooled=self.pooled or other.pooled,
+            text=None if self.text is None or other.text is None else self.text + other.text,
+            regions=None if self.regions is None or other.regions is None else self.regions + other.regions,
+            whole=self.whole or other.whole,
+        )
+
+
+EVERYTHING = Reads()
+NOTHING = Reads(pooled=False, text=(), regions=(), whole=False)
+POOLED = Reads(text=(), regions=(), whole=False)
+
+
 @contract
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded(_Movable):
-    """What every model returns."""
+    """What every model returns: all of it, or what a caller reads (`Reads`)."""
 
     text: Tensor
     """(B, T, Dt)."""
     regions: Tensor
     """(B, R, Dr): only the regions of the batch; R = 0 for text-only rows."""
     pooled: Tensor
-    """(B, Dp): the model's own cross-modal summary, fusion and read-out done."""
+    """(B, Dp): the model's own cross-modal summary, fusion and read-out done; (B, 0) where it is not read."""
     whole: Tensor | None = None
     """(B, Dr): a model's global region."""
     maps: Maps | None = None

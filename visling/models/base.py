@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import Tensor, nn
 
 from visling.checkpoints.keymap import KeyMap
-from visling.types import Batch, Dims, Encoded, HeadKind, InputSpec, Regions, Text
+from visling.types import EVERYTHING, Batch, Dims, Encoded, HeadKind, InputSpec, Reads, Regions, Text
 
 C = TypeVar("C")
 """The config of a family."""
@@ -36,11 +36,13 @@ class Encoder(nn.Module, ABC):
         """The word table, for heads that are tied to it."""
 
     @abstractmethod
-    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
-        """States of every real position.
+    def forward(self, batch: Batch, *, capture: bool = False, reads: Reads = EVERYTHING) -> Encoded:
+        """States of every real position, or of those that are read.
 
         Args:
             capture: also return attention maps and the hidden states of every layer; slower, same values.
+            reads: what the caller reads of the result; the last layers compute nothing else. With `capture` everything
+                is computed.
         """
 
     def encode_text(self, text: Text) -> Tensor | None:
@@ -53,10 +55,12 @@ class Encoder(nn.Module, ABC):
         layer reads both."""
         return None
 
-    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+    def encode_pairs(
+        self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None, *, reads: Reads = EVERYTHING
+    ) -> Encoded:
         """As `forward`, without computing again what `encode_text` and `encode_regions` returned for the batch's text
         rows and region rows."""
-        encoded: Encoded = self(batch)
+        encoded: Encoded = self(batch, reads=reads)
         return encoded
 
     def fit_features(self, features: Tensor) -> None:

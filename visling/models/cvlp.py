@@ -31,7 +31,7 @@ from visling.models import lxmert
 from visling.models.base import KEPT_BY_RECIPES, Encoder, ModelSpec
 from visling.models.lxmert import Lxmert, LxmertConfig
 from visling.nn.momentum import MomentumCopy
-from visling.types import Batch, Encoded, InputSpec, Regions, Text
+from visling.types import EVERYTHING, Batch, Encoded, InputSpec, Reads, Regions, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,7 @@ class Cvlp(Encoder):
         batch: Batch,
         *,
         capture: bool = False,
+        reads: Reads = EVERYTHING,
         text_states: Tensor | None = None,
         region_states: Tensor | None = None,
     ) -> Encoded:
@@ -97,7 +98,9 @@ class Cvlp(Encoder):
             text_states: what `encode_text` returned for these text rows; they are computed if not given.
             region_states: what `encode_regions` returned for these region rows.
         """
-        encoded: Encoded = self.lxmert(batch, capture=capture, text_states=text_states, region_states=region_states)
+        encoded: Encoded = self.lxmert(
+            batch, capture=capture, reads=reads, text_states=text_states, region_states=region_states
+        )
         return encoded
 
     def encode_text(self, text: Text) -> Tensor:
@@ -108,9 +111,11 @@ class Cvlp(Encoder):
         """States of the region rows before they meet any text, (S, R, D)."""
         return self.lxmert.encode_regions(regions)
 
-    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+    def encode_pairs(
+        self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None, *, reads: Reads = EVERYTHING
+    ) -> Encoded:
         """The cross-modality layers alone."""
-        return self.lxmert.encode_pairs(batch, text_states, region_states)
+        return self.lxmert.encode_pairs(batch, text_states, region_states, reads=reads)
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -151,7 +156,14 @@ class KeyNetwork(nn.Module):
             else None
         )
 
-    def forward(self, batch: Batch, *, capture: bool = False, chosen: Sequence[bool] | None = None) -> Encoded:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        capture: bool = False,
+        reads: Reads = EVERYTHING,
+        chosen: Sequence[bool] | None = None,
+    ) -> Encoded:
         """States as the query network has them.
 
         Args:
@@ -159,7 +171,7 @@ class KeyNetwork(nn.Module):
         """
         if chosen is None and self.training:
             chosen = self._draw_pairs() if self.typical is None else self.typical
-        encoded: Encoded = self.lxmert(batch, capture=capture, replacements=self._replacements(chosen))
+        encoded: Encoded = self.lxmert(batch, capture=capture, reads=reads, replacements=self._replacements(chosen))
         return encoded
 
     def use_typical_path(self) -> None:

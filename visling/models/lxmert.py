@@ -11,8 +11,8 @@ Differs  The paper draws two cross-attention blocks in a layer; the release shar
          of its three text tables is never updated by look-ups. We follow the release, so its checkpoints load. Boxes
          are the unit corners as they are; regions carry no other position. Region masks, which the release has but
          never uses, are always used. VOLTA's reproduction ends its pooler in ReLU (preset "volta").
-Shapes   B rows, T tokens, R regions, S text or region rows, which batch rows may share, D hidden width; feature_size
-         is the region features' width.
+Shapes   B rows, T tokens, R regions, S text or region rows, which batch rows may share, K packed positions
+         (`nn.packing`), Kt tokens and Kr regions, D hidden width; feature_size is the region features' width.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, repair
 from visling.errors import ConfigError, nearest
 from visling.models.base import VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
 from visling.nn.coattention import CrossModalityLayer
+from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
+from visling.nn.packing import Packing, Reading, mark_read
 from visling.nn.pooling import FirstTokenPooler
 from visling.nn.trace import Trace
-from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
+from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Regions, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ class RegionEmbeddings(nn.Module):
         self.box_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """(S, R, F) and unit corners (S, R, 4) -> (S, R, D)."""
+        """(K, F) and unit corners (K, 4) -> (K, D)."""
         mean: Tensor = (self.feature_norm(self.features(features)) + self.box_norm(self.boxes(boxes))) / 2
         return mean
 
@@ -195,7 +197,7 @@ class Lxmert(Encoder):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.region_embeddings = RegionEmbeddings(width, feature_size=config.feature_size, norm_eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.text_layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_text_layers))
         self.region_layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_region_layers))
         self.cross_layers = nn.ModuleList(CrossModalityLayer(sizes) for _ in range(config.num_cross_layers))
@@ -207,6 +209,7 @@ class Lxmert(Encoder):
         batch: Batch,
         *,
         capture: bool = False,
+        reads: Reads = EVERYTHING,
         text_states: Tensor | None = None,
         region_states: Tensor | None = None,
         replacements: Replacements = _NONE,
@@ -222,13 +225,28 @@ class Lxmert(Encoder):
         """
         self._require_layers(replacements)
         trace = Trace(capture)
-        text, text_mask = self._run_text(batch.text, text_states, trace, replacements)  # (B, T, D), (B, T)
-        regions, region_mask = text[:, :0], text_mask[:, :0]
-        if batch.regions is not None:
-            regions, region_mask = self._run_regions(batch.regions, region_states, trace, replacements)  # (B, R, D)
-        for name, layer in _layers("cross_layers", self.cross_layers, replacements):
-            text, regions = layer(text, regions, text_mask, region_mask, trace.at(name))
-        return Encoded(text=text, regions=regions, pooled=self.pooler(text), maps=trace.maps(), states=trace.states())
+        text, text_rows = self._run_text(batch.text, text_states, trace, replacements)  # (Kt, D)
+        regions, region_rows = self._run_regions(batch, region_states, trace, replacements)  # (Kr, D)
+        layers = list(_layers("cross_layers", self.cross_layers, replacements))
+        if capture or reads == EVERYTHING:
+            last = layers[:0]
+        else:
+            layers, last = layers[:-1], layers[-1:]
+        for name, layer in layers:
+            text, regions = layer(text, regions, text_rows, region_rows, trace.at(name))
+        read_text, read_regions = text_rows.read_all(), region_rows.read_all()
+        for _, layer in last:
+            assert isinstance(layer, CrossModalityLayer)
+            read_text, read_regions = _what_is_read(reads, text_rows, region_rows)
+            text, regions = layer.read(text, regions, text_rows, region_rows, read_text, read_regions)
+        states = read_text.rows.unpack(text)  # (B, T, D)
+        return Encoded(
+            text=states,
+            regions=read_regions.rows.unpack(regions),  # (B, R, D)
+            pooled=self.pooler(states) if reads.pooled else states[:, 0, :0],
+            maps=trace.maps(),
+            states=trace.states(),
+        )
 
     def encode_text(self, text: Text, *, trace: Trace | None = None, replacements: Replacements = _NONE) -> Tensor:
         """States of the text rows before they meet any region, (S, T, D).
@@ -236,8 +254,9 @@ class Lxmert(Encoder):
         Args:
             trace: receives states (of the batch's rows) and attention.
         """
-        states = self.dropout(self.norm(self.embeddings(text.ids, text.segments)))
-        return self._through("text", self.text_layers, states, text.mask, text.row, trace, replacements)
+        rows = Packing.of(text.mask, text.count)
+        states = self.dropout(self.norm(rows.pack(self.embeddings(text.ids, text.segments))))
+        return rows.unpack(self._through("text", self.text_layers, states, rows, text.row, trace, replacements))
 
     def encode_regions(
         self, regions: Regions, *, trace: Trace | None = None, replacements: Replacements = _NONE
@@ -247,14 +266,17 @@ class Lxmert(Encoder):
         Raises:
             ConfigError: the features are of another width than the model's.
         """
+        rows = Packing.of(regions.mask, regions.count)
         dtype = self.region_embeddings.features.weight.dtype
-        features, boxes = self.region_features(regions.features, dtype), regions.boxes.to(dtype)
+        features, boxes = self.region_features(rows.pack(regions.features), dtype), rows.pack(regions.boxes).to(dtype)
         states = self.dropout(self.region_embeddings(features, boxes))
-        return self._through("region", self.region_layers, states, regions.mask, regions.row, trace, replacements)
+        return rows.unpack(self._through("region", self.region_layers, states, rows, regions.row, trace, replacements))
 
-    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+    def encode_pairs(
+        self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None, *, reads: Reads = EVERYTHING
+    ) -> Encoded:
         """The cross-modality layers alone."""
-        encoded: Encoded = self(batch, text_states=text_states, region_states=region_states)
+        encoded: Encoded = self(batch, reads=reads, text_states=text_states, region_states=region_states)
         return encoded
 
     @property
@@ -278,36 +300,50 @@ class Lxmert(Encoder):
 
     def _run_text(
         self, text: Text, states: Tensor | None, trace: Trace, replacements: Replacements
-    ) -> tuple[Tensor, Tensor]:
-        """States and mask of the batch's text rows before they meet any region; `states` as from `encode_text`."""
+    ) -> tuple[Tensor, Packing]:
+        """Packed states of the batch's text rows before they meet any region; `states` as from `encode_text`."""
         if states is None:
             states = self.encode_text(text, trace=trace, replacements=replacements)
-        return _share(states, text.row), _share(text.mask, text.row)
+        rows = Packing.of(text.mask, text.count)
+        return rows.share(rows.pack(states), text.row)
 
     def _run_regions(
-        self, regions: Regions, states: Tensor | None, trace: Trace, replacements: Replacements
-    ) -> tuple[Tensor, Tensor]:
-        """States and mask of the batch's region rows before they meet any text; `states` as from `encode_regions`."""
+        self, batch: Batch, states: Tensor | None, trace: Trace, replacements: Replacements
+    ) -> tuple[Tensor, Packing]:
+        """Packed states of the batch's region rows before they meet any text; `states` as from `encode_regions`."""
+        regions = batch.regions
+        if regions is None:
+            mask = batch.text.mask if batch.text.row is None else batch.text.mask[batch.text.row]
+            return self.norm.weight.new_zeros(0, self.config.hidden_size), Packing.of(mask[:, :0])
         if states is None:
             states = self.encode_regions(regions, trace=trace, replacements=replacements)
-        return _share(states, regions.row), _share(regions.mask, regions.row)
+        rows = Packing.of(regions.mask, regions.count)
+        return rows.share(rows.pack(states), regions.row)
 
     def _through(
         self,
         stream: Literal["text", "region"],
         layers: nn.ModuleList,
         states: Tensor,
-        mask: Tensor,
+        rows: Packing,
         row: Tensor | None,
         trace: Trace | None,
         replacements: Replacements,
     ) -> Tensor:
-        """States (S, N, D) through the layers of one stream."""
+        """Packed states (K, D) through the layers of one stream."""
         trace = trace or Trace(False)
-        trace.add_states(f"{stream}_embeddings", states, row)
+        trace.add_states(f"{stream}_embeddings", rows.unpack(states), row)
         for name, layer in _layers(f"{stream}_layers", layers, replacements):
-            states = layer(states, mask, trace.at(name, "text" if stream == "text" else "regions", row))
+            states = layer(states, rows, trace.at(name, "text" if stream == "text" else "regions", row))
         return states
+
+
+def _what_is_read(reads: Reads, text: Packing, regions: Packing) -> tuple[Reading, Reading]:
+    """Positions of both streams that are read after the last layer."""
+    first = text.mask.new_zeros(len(text.mask), dtype=torch.int64) if reads.pooled else None
+    return text.read(*mark_read(reads.text, text.mask, first=first)), regions.read(
+        *mark_read(reads.regions, regions.mask)
+    )
 
 
 def _layers(prefix: str, layers: nn.ModuleList, replacements: Replacements) -> Iterator[tuple[str, nn.Module]]:
@@ -317,11 +353,6 @@ def _layers(prefix: str, layers: nn.ModuleList, replacements: Replacements) -> I
         chosen = replacements.get(name, layer)
         if chosen is not None:
             yield name, chosen
-
-
-def _share(states: Tensor, row: Tensor | None) -> Tensor:
-    """States (S, ...) of the batch's rows, (B, ...)."""
-    return states if row is None else states[row]
 
 
 def inputs(config: LxmertConfig) -> InputSpec:

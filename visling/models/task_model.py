@@ -11,7 +11,7 @@ from visling.errors import ConfigError
 from visling.models.base import Encoder
 from visling.nn import heads as heads_module
 from visling.nn.extraction import extract_features
-from visling.types import Batch, Encoded, Head, Loss
+from visling.types import NOTHING, Batch, Encoded, Head, Loss, Reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,14 @@ class TaskModel(nn.Module):
     def respond(self, batch: Batch) -> tuple[dict[str, Tensor], Loss | None]:
         """The logits, and the extractor's own loss, if it has one."""
         batch, own = extract_features(self.extractor, batch)
-        return self.read(self.encoder(batch), batch), own
+        return self.read(self.encoder(batch, reads=self.reads_of_encoded(batch)), batch), own
+
+    def reads_of_encoded(self, batch: Batch) -> Reads:
+        """What the heads read of the encoded batch."""
+        reads = NOTHING
+        for kind in self.kinds.values():
+            reads |= heads_module.reads_of_encoded(kind, batch)
+        return reads
 
     def read(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The heads' logits of a batch that the encoder has encoded."""

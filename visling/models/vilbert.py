@@ -21,7 +21,7 @@ Shapes   B rows, T tokens, R regions, U text rows, S region rows, Dt and Dr widt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -36,11 +36,13 @@ from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
 from visling.errors import ConfigError
 from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
+from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings, with_whole_image, without_regions
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
+from visling.nn.packing import Packing, Reading, mark_read
 from visling.nn.pooling import gather
 from visling.nn.trace import Trace
-from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
+from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Regions, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +254,7 @@ class Vilbert(Encoder):
         self.projection = nn.Linear(config.feature_size, region_size)
         self.box_projection = nn.Linear(5, region_size)
         self.region_norm = nn.LayerNorm(region_size, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         text, regions = LayerSizes.of(config), _region_sizes(config)
         self.text_layers = nn.ModuleList(TransformerLayer(text) for _ in range(config.num_layers))
         self.region_layers = nn.ModuleList(
@@ -274,6 +276,7 @@ class Vilbert(Encoder):
         batch: Batch,
         *,
         capture: bool = False,
+        reads: Reads = EVERYTHING,
         text_states: Tensor | None = None,
         region_states: Tensor | None = None,
     ) -> Encoded:
@@ -287,23 +290,31 @@ class Vilbert(Encoder):
             region_states: what `encode_regions` returned for these region rows.
         """
         config, trace = self.config, Trace(capture)
-        text = self._embed_text(batch.text) if text_states is None else text_states  # (U, T + task, Dt)
-        regions, region_mask = self._run_regions(batch, region_states)  # (B, R + 1, Dr)
-        trace.add_states("text_embeddings", text, batch.text.row)
-        trace.add_states("region_embeddings", regions)
+        text_rows = self._pack_text(batch.text)
+        text = self._embed_text(batch.text, text_rows) if text_states is None else text_rows.pack(text_states)
+        regions, region_rows = self._run_regions(batch, region_states)  # (Kr, Dr)
+        trace.add_states("text_embeddings", text_rows.unpack(text), batch.text.row)
+        trace.add_states("region_embeddings", region_rows.unpack(regions))
         if text_states is None:
-            text = self._through_first_layers(batch.text, text, trace)
-        text, text_mask, answer_at = self._rows_of(batch.text, text)  # (B, T + task, Dt)
+            text = self._through_first_layers(batch.text, text, text_rows, trace)
+        text, text_rows = text_rows.share(text, batch.text.row)  # (Kt, Dt)
+        answer_at = batch.text.answer_at
+        if answer_at is not None and batch.text.row is not None:
+            answer_at = answer_at[batch.text.row]
 
         text_spans = _spans(self._num_first_layers, *config.text_layers_before, config.num_layers)
         region_spans = _spans(0, *config.region_layers_before, config.num_region_layers)
         for number, layer in enumerate(self.co_attention_layers):
-            text = self._through_text(text, text_mask, text_spans[number], trace)
-            regions = self._through_regions(regions, region_mask, text, text_mask, region_spans[number], trace)
+            text = self._through_text(text, text_rows, text_spans[number], trace)
+            regions = self._through_regions(regions, region_rows, text, text_rows, region_spans[number], trace)
             here = trace.at(f"co_attention_layers.{number}")
-            text, regions = layer(text, regions, text_mask, region_mask, here)
-        regions = self._through_regions(regions, region_mask, text, text_mask, region_spans[-1], trace)
-        text = self._through_text(text, text_mask, text_spans[-1], trace)
+            text, regions = layer(text, regions, text_rows, region_rows, here)
+        read_text, read_regions = text_rows.read_all(), region_rows.read_all()
+        if reads != EVERYTHING and not capture:
+            read_text, read_regions = self._what_is_read(reads, text_rows, region_rows, answer_at)
+        last = regions, region_rows, text, text_rows, region_spans[-1], trace
+        regions = read_regions.rows.unpack(self._through_regions(*last, read=read_regions))  # (B, R + 1, Dr)
+        text = read_text.rows.unpack(self._through_text(text, text_rows, text_spans[-1], trace, read=read_text))
 
         whole = regions[:, -1]
         return Encoded(
@@ -318,18 +329,20 @@ class Vilbert(Encoder):
     def encode_text(self, text: Text) -> Tensor:
         """States of the text rows, and of the task token behind them, before the first co-attention;
         (U, T + task, Dt)."""
-        return self._through_first_layers(text, self._embed_text(text), Trace(False))
+        rows = self._pack_text(text)
+        return rows.unpack(self._through_first_layers(text, self._embed_text(text, rows), rows, Trace(False)))
 
     def encode_regions(self, regions: Regions) -> Tensor:
         """Normed sums of the projected features and locations, the whole image behind the regions; (S, R + 1, Dr). In
         all releases the first region layer follows the first co-attention."""
-        features, locations = with_whole_image(regions, self.region_features, self.projection.weight.dtype)
-        states: Tensor = self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations)))
-        return states
+        features, locations, rows = with_whole_image(regions, self.region_features, self.projection.weight.dtype)
+        return rows.unpack(self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations))))
 
-    def encode_pairs(self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None) -> Encoded:
+    def encode_pairs(
+        self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None, *, reads: Reads = EVERYTHING
+    ) -> Encoded:
         """The layers from the first co-attention on."""
-        encoded: Encoded = self(batch, text_states=text_states, region_states=region_states)
+        encoded: Encoded = self(batch, reads=reads, text_states=text_states, region_states=region_states)
         return encoded
 
     @property
@@ -347,9 +360,16 @@ class Vilbert(Encoder):
         before = self.config.text_layers_before
         return before[0] if before else 0
 
-    def _embed_text(self, text: Text) -> Tensor:
-        """Normed sums of the word, position and segment vectors, the task's own vector behind them;
-        (U, T + task, Dt)."""
+    def _pack_text(self, text: Text) -> Packing:
+        """Where the tokens, and the task token behind them, lie; (U, T + task)."""
+        if self.tasks is None:
+            return Packing.of(text.mask, text.count)
+        count = None if text.count is None else text.count + len(text.mask)
+        return Packing.of(F.pad(text.mask, (0, 1), value=True), count)
+
+    def _embed_text(self, text: Text, rows: Packing) -> Tensor:
+        """Normed sums of the word, position and segment vectors, the task's own vector behind them; packed,
+        (Kt, Dt)."""
         states = self.embeddings(text.ids, text.segments)
         if (self.tasks is None) != (text.task is None):
             raise ConfigError(
@@ -358,48 +378,65 @@ class Vilbert(Encoder):
             )
         if self.tasks is not None:
             states = torch.cat([states, self.tasks(text.task)[:, None]], dim=1)
-        embedded: Tensor = self.dropout(self.text_norm(states))
+        embedded: Tensor = self.dropout(self.text_norm(rows.pack(states)))
         return embedded
 
-    def _through_first_layers(self, text: Text, states: Tensor, trace: Trace) -> Tensor:
-        return self._through_text(states, self._mask_text(text), range(self._num_first_layers), trace, text.row)
+    def _through_first_layers(self, text: Text, states: Tensor, rows: Packing, trace: Trace) -> Tensor:
+        return self._through_text(states, rows, range(self._num_first_layers), trace, text.row)
 
-    def _mask_text(self, text: Text) -> Tensor:
-        """(U, T + task)."""
-        return text.mask if self.tasks is None else F.pad(text.mask, (0, 1), value=True)
-
-    def _rows_of(self, text: Text, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text states, mask and answer positions of the batch's rows."""
-        mask = self._mask_text(text)
-        if text.row is None:
-            return states, mask, text.answer_at
-        return states[text.row], mask[text.row], None if text.answer_at is None else text.answer_at[text.row]
-
-    def _run_regions(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
-        """States and mask of the batch's region rows before the first co-attention; `states` as from
+    def _run_regions(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Packing]:
+        """Packed states of the batch's region rows before the first co-attention; `states` as from
         `encode_regions`."""
         regions = batch.regions
         if regions is None:
             regions = without_regions(batch.text, self.config.feature_size, self.projection.weight)
         states = self.encode_regions(regions) if states is None else states
-        mask = F.pad(regions.mask, (0, 1), value=True)
-        return (states, mask) if regions.row is None else (states[regions.row], mask[regions.row])
+        count = None if regions.count is None else regions.count + len(regions.mask)
+        rows = Packing.of(F.pad(regions.mask, (0, 1), value=True), count)
+        return rows.share(rows.pack(states), regions.row)
+
+    def _what_is_read(
+        self, reads: Reads, text_rows: Packing, region_rows: Packing, answer_at: Tensor | None
+    ) -> tuple[Reading, Reading]:
+        """Positions of both streams that are read after the last layers. `pooled` reads the whole image too."""
+        first = text_rows.mask.new_zeros(len(text_rows.mask), dtype=torch.int64) if answer_at is None else answer_at
+        text = mark_read(reads.text, text_rows.mask, first=first if reads.pooled else None)
+        whole = first.new_full(first.shape, region_rows.mask.shape[1] - 1) if reads.whole or reads.pooled else None
+        return text_rows.read(*text), region_rows.read(*mark_read(reads.regions, region_rows.mask, first=whole))
 
     def _through_text(
-        self, text: Tensor, mask: Tensor, numbers: Iterable[int], trace: Trace, row: Tensor | None = None
+        self,
+        text: Tensor,
+        rows: Packing,
+        numbers: Sequence[int],
+        trace: Trace,
+        row: Tensor | None = None,
+        *,
+        read: Reading | None = None,
     ) -> Tensor:
+        """Packed text states through some layers; where `read` is given, only those that are read after the last."""
         for number in numbers:
-            text = self.text_layers[number](text, mask, trace.at(f"text_layers.{number}", "text", row))
-        return text
+            here, last = trace.at(f"text_layers.{number}", "text", row), number == numbers[-1]
+            text = self.text_layers[number](text, rows, here, read=read if last else None)
+        return text if numbers or read is None else read.take(text)
 
     def _through_regions(
-        self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, numbers: Iterable[int], trace: Trace
+        self,
+        regions: Tensor,
+        rows: Packing,
+        text: Tensor,
+        text_rows: Packing,
+        numbers: Sequence[int],
+        trace: Trace,
+        *,
+        read: Reading | None = None,
     ) -> Tensor:
-        gating = (text, text_mask) if self.config.gated_regions else ()
+        """The same for region states."""
+        gating = (text, text_rows) if self.config.gated_regions else ()
         for number in numbers:
-            here = trace.at(f"region_layers.{number}", "regions")
-            regions = self.region_layers[number](regions, mask, *gating, here)
-        return regions
+            here, last = trace.at(f"region_layers.{number}", "regions"), number == numbers[-1]
+            regions = self.region_layers[number](regions, rows, *gating, here, read=read if last else None)
+        return regions if numbers or read is None else read.take(regions)
 
     def _pool(self, text: Tensor, whole: Tensor) -> Tensor:
         """Summary (B, Dp) of a text state (B, Dt) and the whole image (B, Dr)."""

@@ -18,18 +18,19 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
 from visling.errors import ConfigError
 from visling.models import vilbert
 from visling.models.base import AnswerList, Encoder, ModelSpec
+from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings, with_whole_image, without_regions
-from visling.nn.layers import LayerSizes, TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise, through_layers
+from visling.nn.packing import Packing, add_counts, read_joint
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
-from visling.types import Batch, Dims, Encoded, InputSpec, Text
+from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Text
 
 REGION_SEGMENT = 1
 """Row of their own segment table that all regions have."""
@@ -125,23 +126,25 @@ class VilbertBaseline(Encoder):
         self.box_projection = nn.Linear(5, width)
         self.region_segments = nn.Embedding(config.num_segments, width)
         self.region_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.layers = nn.ModuleList(TransformerLayer(LayerSizes.of(config)) for _ in range(config.num_layers))
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
 
-    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+    def forward(self, batch: Batch, *, capture: bool = False, reads: Reads = EVERYTHING) -> Encoded:
         """States of text, regions and the whole image; `pooled` is the summary of `text.answer_at`, or the first
         token."""
         text, text_mask, answer_at = self._embed_text(batch.text)  # (B, T, D)
         regions, region_mask = self._embed_regions(batch)  # (B, R + 1, D)
-        num_tokens = text.shape[1]
-        states = torch.cat([text, regions], dim=1)  # (B, T + R + 1, D)
-        mask = torch.cat([text_mask, region_mask], dim=1)
+        num_tokens, num_regions = text.shape[1], regions.shape[1] - 1
+        rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions, extra=1))
         trace = Trace(capture, num_tokens=num_tokens)
+        states = torch.cat([text, regions], dim=1)  # (B, T + R + 1, D)
         trace.add_states("embeddings", states)
-        for number, layer in enumerate(self.layers):
-            states = layer(states, mask, trace.at(f"layers.{number}"))
+        read = rows.read_all()
+        if reads != EVERYTHING and not capture:
+            read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=answer_at)
+        states = read.rows.unpack(through_layers(self.layers, rows.pack(states), rows, trace, read=read))
         return Encoded(
             text=states[:, :num_tokens],
             regions=states[:, num_tokens:-1],
@@ -157,7 +160,9 @@ class VilbertBaseline(Encoder):
 
     def _embed_text(self, text: Text) -> tuple[Tensor, Tensor, Tensor | None]:
         """Normed sums of the word, position and segment vectors (B, T, D), mask (B, T) and answer positions (B,)."""
-        states, row = self.dropout(self.norm(self.embeddings(text.ids, text.segments))), text.row
+        rows = Packing.of(text.mask, text.count)
+        packed = self.dropout(self.norm(rows.pack(self.embeddings(text.ids, text.segments))))
+        states, row = rows.unpack(packed), text.row
         if row is None:
             return states, text.mask, text.answer_at
         return states[row], text.mask[row], None if text.answer_at is None else text.answer_at[row]
@@ -168,10 +173,10 @@ class VilbertBaseline(Encoder):
         regions = batch.regions
         if regions is None:
             regions = without_regions(batch.text, self.config.feature_size, self.projection.weight)
-        features, locations = with_whole_image(regions, self.region_features, self.projection.weight.dtype)
+        features, locations, rows = with_whole_image(regions, self.region_features, self.projection.weight.dtype)
         segment = self.region_segments.weight[REGION_SEGMENT]
         summed = self.projection(features) + self.box_projection(locations) + segment
-        states, mask = self.dropout(self.region_norm(summed)), F.pad(regions.mask, (0, 1), value=True)
+        states, mask = rows.unpack(self.dropout(self.region_norm(summed))), rows.mask
         return (states, mask) if regions.row is None else (states[regions.row], mask[regions.row])
 
 

@@ -25,11 +25,13 @@ from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, tie
 from visling.errors import ConfigError
 from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, HeadWeights, ModelSpec
+from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings
-from visling.nn.layers import LayerSizes, TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise, through_layers
+from visling.nn.packing import Packing, add_counts, read_joint
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
-from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
+from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Regions, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,35 +179,38 @@ class VisualBert(Encoder):
             config.max_positions, width
         )  # Quirk: only row 0 is ever read; the files hold the whole table
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         sizes = LayerSizes.of(config)
         self.layers = nn.ModuleList(TransformerLayer(sizes) for _ in range(config.num_layers))
         self.additional_layer = TransformerLayer(sizes) if config.bypass else None
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
 
-    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+    def forward(self, batch: Batch, *, capture: bool = False, reads: Reads = EVERYTHING) -> Encoded:
         """States of text and regions; `pooled` is the raw state at `text.answer_at` where given, else the pooled first
         token."""
         text, text_mask, answer_at = self._embed_text(batch.text)  # (B, T, D)
         regions, region_mask = self._embed_regions(batch, like=text)  # (B, R, D)
         num_tokens = text.shape[1]
-        states = self.dropout(self.norm(torch.cat([text, regions], dim=1)))  # (B, T + R, D)
-        mask = torch.cat([text_mask, region_mask], dim=1)
+        rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions))
+        states = self.dropout(self.norm(rows.pack(torch.cat([text, regions], dim=1))))  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", states)
+        trace.add_states("embeddings", rows.unpack(states))
+        read = rows.read_all()
+        if reads != EVERYTHING and not capture:
+            read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=regions.shape[1], answer_at=answer_at)
 
         if self.additional_layer is None:
-            states = self._through_layers(states, mask, trace)
+            states = through_layers(self.layers, states, rows, trace, read=read)
         else:
-            text = self._through_layers(states[:, :num_tokens], text_mask, trace)
-            states = torch.cat([text, states[:, num_tokens:]], dim=1)
-            states = self.additional_layer(states, mask, trace.at("additional_layer"))
+            states = self._bypass(states, rows, num_tokens, trace)
+            states = self.additional_layer(states, rows, trace.at("additional_layer"), read=read)
 
+        padded = read.rows.unpack(states)  # (B, T + R, D)
         return Encoded(
-            text=states[:, :num_tokens],
-            regions=states[:, num_tokens:],
-            pooled=self.pooler(states) if answer_at is None else gather(states, answer_at),
+            text=padded[:, :num_tokens],
+            regions=padded[:, num_tokens:],
+            pooled=self.pooler(padded) if answer_at is None else gather(padded, answer_at),
             maps=trace.maps(),
             states=trace.states(),
         )
@@ -245,15 +250,16 @@ class VisualBert(Encoder):
 
     def _project(self, regions: Regions) -> Tensor:
         """Feature, visual segment and visual position vectors, summed; (S, R, D), one row per image row."""
-        features = self.region_features(regions.features, self.projection.weight.dtype)
+        rows = Packing.of(regions.mask, regions.count)
+        features = self.region_features(rows.pack(regions.features), self.projection.weight.dtype)  # (Kr, F)
         if self.config.append_spatial:
-            features = torch.cat([features, spatial_six(regions.boxes).to(features.dtype)], dim=-1)
+            features = torch.cat([features, spatial_six(rows.pack(regions.boxes)).to(features.dtype)], dim=-1)
         if regions.image is None:
             segments = self.visual_segments.weight[self.config.region_segment]
         else:
-            segments = self.visual_segments(regions.image)
+            segments = self.visual_segments(rows.pack(regions.image))
         projected: Tensor = self.projection(features)
-        return projected + segments + self.visual_positions.weight[0]
+        return rows.unpack(projected + segments + self.visual_positions.weight[0])
 
     def _linked_positions(self, links: Tensor) -> Tensor:
         """Mean TEXT position vector of the tokens that name each region, (B, R, D); zeros where none does."""
@@ -261,10 +267,11 @@ class VisualBert(Encoder):
         weights = links.transpose(1, 2).to(positions.dtype)
         return weights @ positions / weights.sum(-1, keepdim=True).clamp(min=1)
 
-    def _through_layers(self, states: Tensor, mask: Tensor, trace: Trace) -> Tensor:
-        for number, layer in enumerate(self.layers):
-            states = layer(states, mask, trace.at(f"layers.{number}"))
-        return states
+    def _bypass(self, states: Tensor, rows: Packing, num_tokens: int, trace: Trace) -> Tensor:
+        """Packed states (K, D) of which the tokens alone went through the layers."""
+        padded, text_rows = rows.unpack(states), Packing.of(rows.mask[:, :num_tokens])
+        text = through_layers(self.layers, text_rows.pack(padded[:, :num_tokens]), text_rows, trace)
+        return rows.pack(torch.cat([text_rows.unpack(text), padded[:, num_tokens:]], dim=1))
 
 
 def inputs(config: VisualBertConfig) -> InputSpec:

@@ -32,12 +32,14 @@ from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError
 from visling.models.base import KEPT_BY_RECIPES, AnswerList, Encoder, ModelSpec, TaskStart
+from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures
 from visling.nn.head_blocks import RegionScorer, RegionTargets, Scorer, Transform, TransformClassifier
-from visling.nn.layers import LayerSizes, TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise, through_layers
+from visling.nn.packing import Packing, read_joint
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
-from visling.types import Batch, Dims, Encoded, InputSpec, Regions, Text
+from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Regions, Text
 
 SCALE = 100.0
 """Coordinates, as shares of the image's width and height, are multiplied by this (release, `coordinate_embeddings`)."""
@@ -218,11 +220,11 @@ class RegionProjection(nn.Module):
     def __init__(self, *, feature_size: int, coordinate_size: int, visual_size: int, dropout_rate: float) -> None:
         super().__init__()
         self.coordinate_size = coordinate_size
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
         self.linear = nn.Linear(8 * coordinate_size + feature_size, visual_size)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Features (S, N, F) and unit corners (S, N, 4) -> (S, N, Dv)."""
+        """Features (K, F) and unit corners (K, 4) -> (K, Dv)."""
         placed = torch.cat([geometry(boxes, self.coordinate_size).to(features.dtype), features], dim=-1)
         return F.relu(self.linear(self.dropout(placed)))
 
@@ -273,56 +275,58 @@ class JointEmbeddings(nn.Module):
         )
         self.visual_text, self.visual_regions = path(), path()
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(
-        self, text: Text, token_visual: Tensor, region_words: Tensor, region_visual: Tensor, region_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Embedded sequence and its mask.
+        self, text: Text, token_visual: Tensor, region_words: Tensor, region_visual: Tensor, region_rows: Packing
+    ) -> tuple[Tensor, Packing]:
+        """Embedded sequence (K, D), packed, and its rows (B, T + N + 1); [END] is last.
 
         Args:
             text: one row per batch row, real tokens first.
-            token_visual: (B, T, Dv) visual embedding of each token.
+            token_visual: (B, T, Dv) visual embedding of each token, or (B, 1, Dv) of all tokens of a row.
             region_words: (B, N, D) token embeddings of the regions.
             region_visual: (B, N, Dv).
-            region_mask: (B, N) bool.
-        Returns:
-            (B, T + N + 1, D) and (B, T + N + 1) bool; [END] is last.
+            region_rows: (B, N).
         Raises:
             ConfigError: the text is longer than the position table allows.
         """
-        longest, rows = text.ids.shape[1], self.positions.num_embeddings
-        if longest + 2 > rows:
+        longest, most = text.ids.shape[1], self.positions.num_embeddings
+        if longest + 2 > most:
             raise ConfigError(
                 f"a text row has {longest} tokens, and regions and [END] need one position each, but the position "
-                f"table holds {rows}. Lower max_tokens or raise max_positions."
+                f"table holds {most}. Lower max_tokens or raise max_positions."
             )
         # All regions share the position after the row's own text; [END] has the one after, even without regions.
         length = text.mask.sum(1)  # (B,)
         segments = torch.cat(tuple(self.segments))  # (3, D)
-        tokens = (
-            self.words(text.ids)
-            + self.positions.weight[:longest]
-            + F.embedding(text.segments, segments)
-            + self.visual_text(token_visual)
-        )
-        regions = region_words + self.visual_regions(region_visual) + (self.positions(length) + segments[2])[:, None]
+        if token_visual.shape[1] == 1:
+            visual_text = self.visual_text(token_visual)
+        else:
+            text_rows = Packing.of(text.mask, text.count)
+            visual_text = text_rows.unpack(self.visual_text(text_rows.pack(token_visual)))
+        tokens = self.words(text.ids) + self.positions.weight[:longest] + F.embedding(text.segments, segments)
+        seen = region_rows.unpack(self.visual_regions(region_rows.pack(region_visual)))
+        regions = region_words + seen + (self.positions(length) + segments[2])[:, None]
         end = (self.end + self.positions(length + 1) + segments[2])[:, None]
-        states = self.dropout(self.norm(torch.cat([tokens, regions, end], dim=1)))
-        return states, torch.cat([text.mask, region_mask, region_mask.new_ones(len(region_mask), 1)], dim=1)
+        mask = torch.cat([text.mask, region_rows.mask, text.mask.new_ones(len(length), 1)], dim=1)
+        count = text.count + len(region_rows.at) + len(mask) if text.count is not None and region_rows.bounded else None
+        rows = Packing.of(mask, count)
+        states = self.dropout(self.norm(rows.pack(torch.cat([tokens + visual_text, regions, end], dim=1))))
+        return states, rows
 
 
 class VisualInputs(NamedTuple):
     """The visual half of every row's sequence; N = 0 where the batch has no images."""
 
     token_visual: Tensor
-    """(B, T, Dv) visual embeddings of the tokens."""
+    """(B, T, Dv) visual embeddings of the tokens, or (B, 1, Dv) of all tokens of a row."""
     words: Tensor
     """(B, N, D) token embeddings of the regions."""
     visual: Tensor
     """(B, N, Dv) visual embeddings of the regions, the whole image last."""
-    mask: Tensor
-    """(B, N) bool."""
+    rows: Packing
+    """(B, N)."""
 
 
 class VlBert(Encoder):
@@ -349,7 +353,7 @@ class VlBert(Encoder):
         self.pooler = FirstTokenPooler(width)
         self._initialise()
 
-    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+    def forward(self, batch: Batch, *, capture: bool = False, reads: Reads = EVERYTHING) -> Encoded:
         """States of text, regions and whole image; `pooled` is the raw state at `text.answer_at` where given, else the
         pooled first token.
 
@@ -361,17 +365,19 @@ class VlBert(Encoder):
             if batch.regions is None
             else self._embed_images(batch.regions, batch.links, text)
         )
-        num_tokens, num_regions = text.ids.shape[1], max(seen.mask.shape[1] - 1, 0)
-        states, mask = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.mask)  # (B, T + N + 1, D)
+        num_tokens, num_regions = text.ids.shape[1], max(seen.rows.mask.shape[1] - 1, 0)
+        states, rows = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.rows)  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", states)
-        for number, layer in enumerate(self.layers):
-            states = layer(states, mask, trace.at(f"layers.{number}"))
+        trace.add_states("embeddings", rows.unpack(states))
+        read = rows.read_all()
+        if reads != EVERYTHING and not capture:
+            read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=text.answer_at)
+        padded = read.rows.unpack(through_layers(self.layers, states, rows, trace, read=read))  # (B, T + N + 1, D)
         return Encoded(
-            text=states[:, :num_tokens],
-            regions=states[:, num_tokens : num_tokens + num_regions],
-            whole=None if batch.regions is None else states[:, num_tokens + num_regions],
-            pooled=self.pooler(states) if text.answer_at is None else gather(states, text.answer_at),
+            text=padded[:, :num_tokens],
+            regions=padded[:, num_tokens : num_tokens + num_regions],
+            whole=None if batch.regions is None else padded[:, num_tokens + num_regions],
+            pooled=self.pooler(padded) if text.answer_at is None else gather(padded, text.answer_at),
             maps=trace.maps(),
             states=trace.states(),
         )
@@ -402,29 +408,28 @@ class VlBert(Encoder):
     def _without_images(self, text: Text) -> VisualInputs:
         rows = len(text.ids)
         return VisualInputs(
-            token_visual=self.text_only.expand(*text.ids.shape, -1),
+            token_visual=self.text_only.expand(rows, 1, -1),
             words=self.image_word.new_empty(rows, 0, self.config.hidden_size),
             visual=self.image_word.new_empty(rows, 0, self.config.visual_size),
-            mask=text.mask[:, :0],
+            rows=Packing.of(text.mask[:, :0], None if text.count is None else 0),
         )
 
     def _embed_images(self, regions: Regions, links: Tensor | None, text: Text) -> VisualInputs:
         """Regions and whole image of every row, and the visual embedding of each token."""
-        visual, words, mask = self._embed_regions(regions)
+        visual, words, rows = self._embed_regions(regions)
         if regions.row is not None:
-            visual, words, mask = visual[regions.row], words[regions.row], mask[regions.row]
+            visual, words, rows = visual[regions.row], words[regions.row], Packing.of(rows.mask[regions.row])
         whole = visual[:, -1:]  # (B, 1, Dv)
         token_visual = whole if links is None else _linked(links, visual[:, :-1], otherwise=whole)
-        token_visual = torch.where(mask[:, -1:, None], token_visual, self.text_only)
-        return VisualInputs(
-            token_visual=token_visual.expand(-1, text.ids.shape[1], -1), words=words, visual=visual, mask=mask
-        )
+        token_visual = torch.where(rows.mask[:, -1:, None], token_visual, self.text_only)
+        return VisualInputs(token_visual=token_visual, words=words, visual=visual, rows=rows)
 
-    def _embed_regions(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
-        """Visual embeddings (S, N, Dv), token embeddings (S, N, D) and mask (S, N) of the regions and, last, the whole
+    def _embed_regions(self, regions: Regions) -> tuple[Tensor, Tensor, Packing]:
+        """Visual embeddings (S, N, Dv), token embeddings (S, N, D) and rows (S, N) of the regions and, last, the whole
         image."""
         dtype = self.image_word.dtype
-        features, whole = self.region_features(regions.features, dtype), regions.whole
+        real, whole = Packing.of(regions.mask, regions.count), regions.whole
+        features = real.unpack(self.region_features(real.pack(regions.features), dtype))  # (S, R, F)
         if whole is None:
             whole, present = _whole_image(features, regions.mask, regions.hidden), regions.mask.any(1)
         else:
@@ -434,11 +439,13 @@ class VlBert(Encoder):
             words = torch.where(regions.hidden[..., None], self.mask_word, words)
             if self.mask_feature is not None:
                 features = torch.where(regions.hidden[..., None], self.mask_feature, features)
-        visual = self.projection(
-            torch.cat([features, whole[:, None]], dim=1), torch.cat([regions.boxes, whole_image(regions.size)], dim=1)
-        )
+        mask = torch.cat([regions.mask, present[:, None]], dim=1)
+        rows = Packing.of(mask, None if regions.count is None else regions.count + len(mask))
+        features = torch.cat([features, whole[:, None]], dim=1)
+        boxes = torch.cat([regions.boxes, whole_image(regions.size)], dim=1)
+        visual = rows.unpack(self.projection(rows.pack(features), rows.pack(boxes)))
         words = torch.cat([words, self.image_word.expand(len(words), 1, -1)], dim=1)
-        return visual, words, torch.cat([regions.mask, present[:, None]], dim=1)
+        return visual, words, rows
 
 
 def _rows_of(text: Text) -> Text:

@@ -1,15 +1,20 @@
 """Multi-head attention: queries from one sequence, keys and values from the same or another one.
 
-Letters  B rows, M query positions, N key positions, H heads, A attention width (all heads together), Dx and Dy widths
-         of the two sequences.
-Masks    (B, N) boolean over keys, True = real; a row without any real key attends to nothing and gets zeros.
+Letters  B rows, M query positions, N key positions, Kq and Kk packed ones, H heads, A attention width (all heads
+         together), Dx and Dy widths of the two sequences.
+Rows     States are packed (`nn.packing`); a row without any key attends to nothing and gets zeros.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from visling.nn.attention_kernels import choose_kernel, split_heads
+from visling.nn.dropout import drop
+from visling.nn.packing import Packing
 
 
 class Attention(nn.Module):
@@ -29,45 +34,40 @@ class Attention(nn.Module):
         self.key = nn.Linear(context_size, attention_size)
         self.value = nn.Linear(context_size, attention_size)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, y: Tensor, x_rows: Packing, y_rows: Packing, *, capture: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Context of every query position.
 
         Args:
-            x: (B, M, Dx) states that attend.
-            y: (B, N, Dy) states that are attended to; `x` itself for self-attention, which then projects in one matrix
-                product.
-            mask: (B, N) bool.
+            x: (Kq, Dx) packed states that attend.
+            y: (Kk, Dy) packed states that are attended to.
             capture: also return the probabilities (before dropout), at the cost of the slow path.
         Returns:
-            (B, M, A), and (B, H, M, N) or None.
+            (Kq, A), and padded (B, H, M, N) or None.
         """
-        if y is x:
-            weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
-            bias = torch.cat([self.query.bias, self.key.bias, self.value.bias])
-            query, key, value = F.linear(x, weight, bias).chunk(3, dim=-1)
-        else:
-            query, key, value = self.query(x), self.key(y), self.value(y)
-        return self.mix(query, key, value, mask, capture=capture)
+        # Three products: to join the matrices would copy them at every call, and a product of their width is no faster.
+        return self.mix(self.query(x), self.key(y), self.value(y), x_rows, y_rows, capture=capture)
 
     def mix(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, capture: bool = False
+        self, query: Tensor, key: Tensor, value: Tensor, x_rows: Packing, y_rows: Packing, *, capture: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Context (B, M, A) of projected queries (B, M, A), keys and values (B, N, A); mask and probabilities as in
-        `forward`."""
-        query, key, value, mask = self._split(query), self._split(key), self._split(value), mask[:, None, None, :]
+        """Context (Kq, A) of projected queries (Kq, A), keys and values (Kk, A); probabilities as in `forward`."""
         dropout_rate = self.dropout_rate if self.training else 0.0
-        probs = None
         if capture:
-            probs = probabilities(query, key, mask)
-            context = F.dropout(probs, dropout_rate) @ value
-        else:
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_rate)
-        return context.transpose(1, 2).flatten(2), probs
+            return self._mix_padded(query, key, value, x_rows, y_rows)
+        kernel = choose_kernel(query, x_rows, y_rows, num_heads=self.num_heads, dropout_rate=dropout_rate)
+        return kernel(query, key, value, x_rows, y_rows, num_heads=self.num_heads, dropout_rate=dropout_rate), None
 
-    def _split(self, states: Tensor) -> Tensor:
-        """(B, N, A) -> (B, H, N, A/H)."""
-        # No -1 here: it is ambiguous where N is 0.
-        return states.view(*states.shape[:2], self.num_heads, states.shape[-1] // self.num_heads).transpose(1, 2)
+    def _mix_padded(
+        self, query: Tensor, key: Tensor, value: Tensor, x_rows: Packing, y_rows: Packing
+    ) -> tuple[Tensor, Tensor]:
+        """The same with the probabilities: written out."""
+        split = partial(split_heads, num_heads=self.num_heads)
+        query, key, value = split(x_rows.unpack(query)), split(y_rows.unpack(key)), split(y_rows.unpack(value))
+        probs = probabilities(query, key, y_rows.mask[:, None, None, :])
+        context = drop(probs, self.dropout_rate, training=self.training) @ value
+        return x_rows.pack(context.transpose(1, 2).flatten(2)), probs
 
 
 def probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The layers in which a text stream and a region stream meet.
 
-Letters  B rows, T tokens, R regions, H heads, D width of both streams, or Dt and Dr, A attention width.
-Masks    (B, T) and (B, R) boolean, True = real.
+Letters  B rows, T tokens, R regions, Kt and Kr packed ones, H heads, D width of both streams, or Dt and Dr, A attention
+         width.
+Rows     States of both streams are packed (`nn.packing`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from visling.nn.layers import AttentionBlock, FeedForwardBlock, LayerSizes
+from visling.nn.packing import Packing, Reading
 from visling.nn.trace import LayerTrace
 
 
@@ -48,17 +50,17 @@ class CoAttentionLayer(nn.Module):
         self,
         text: Tensor,
         regions: Tensor,
-        text_mask: Tensor,
-        region_mask: Tensor,
+        text_rows: Packing,
+        region_rows: Packing,
         trace: LayerTrace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """New text (B, T, Dt) and region states (B, R, Dr); states and attention are reported to `trace`."""
+        """New text (Kt, Dt) and region states (Kr, Dr); states and attention are reported to `trace`."""
         capture = trace is not None
-        informed_text, text_probs = self.text_attention(text, regions, region_mask, capture=capture)
-        informed_regions, region_probs = self.region_attention(regions, text, text_mask, capture=capture)
+        informed_text, text_probs = self.text_attention(text, regions, text_rows, region_rows, capture=capture)
+        informed_regions, region_probs = self.region_attention(regions, text, region_rows, text_rows, capture=capture)
         text, regions = self.text_feed_forward(informed_text), self.region_feed_forward(informed_regions)
         if trace is not None:
-            trace.add_streams(text, regions)
+            trace.add_streams(text, regions, text_rows, region_rows)
             trace.add_cross_attention(text_probs, region_probs)
         return text, regions
 
@@ -78,18 +80,33 @@ class GatedLayer(nn.Module):
         self.key_gate = nn.Linear(text_size, sizes.hidden_size)
 
     def forward(
-        self, regions: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, trace: LayerTrace | None = None
+        self,
+        regions: Tensor,
+        rows: Packing,
+        text: Tensor,
+        text_rows: Packing,
+        trace: LayerTrace | None = None,
+        *,
+        read: Reading | None = None,
     ) -> Tensor:
-        """New region states (B, R, Dr); states and attention are reported to `trace`."""
+        """New region states (Kr, Dr), or only those that are read; states and attention are reported to `trace`."""
         block, attention = self.self_attention, self.self_attention.attention
-        shares = text_mask[..., None].to(text.dtype)
-        mean = (text * shares).sum(1, keepdim=True) / shares.sum(1, keepdim=True)  # (B, 1, Dt)
-        query = attention.query(regions) * (1 + torch.sigmoid(self.query_gate(mean)))
-        key = attention.key(regions) * (1 + torch.sigmoid(self.key_gate(mean)))
-        context, probs = attention.mix(query, key, attention.value(regions), mask, capture=trace is not None)
-        states: Tensor = self.feed_forward(block.norm(regions + block.dropout(block.output(context))))
+        read = rows.read_all() if read is None else read
+        queries = read.take(regions)
+        real = text_rows.mask[..., None]
+        mean = text_rows.unpack(text).masked_fill(~real, 0.0).sum(1) / real.sum(1)  # (B, Dt)
+        query_gate, key_gate = (1 + torch.sigmoid(gate(mean)) for gate in (self.query_gate, self.key_gate))
+        context, probs = attention.mix(
+            attention.query(queries) * query_gate[read.rows.row],
+            attention.key(regions) * key_gate[rows.row],
+            attention.value(regions),
+            read.rows,
+            rows,
+            capture=trace is not None,
+        )
+        states: Tensor = self.feed_forward(block.add(queries, context))
         if trace is not None:
-            trace.add(states, probs)
+            trace.add(states, rows, probs)
         return states
 
 
@@ -110,22 +127,65 @@ class CrossModalityLayer(nn.Module):
         self,
         text: Tensor,
         regions: Tensor,
-        text_mask: Tensor,
-        region_mask: Tensor,
+        text_rows: Packing,
+        region_rows: Packing,
         trace: LayerTrace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """New text (B, T, D) and region states (B, R, D); states and attention are reported to `trace`, as parts .cross
-        and .self."""
+        """New text (Kt, D) and region states (Kr, D); states and attention are reported to `trace`, as parts .cross and
+        .self."""
         capture = trace is not None
-        text_cross, to_regions = self.cross_attention(text, regions, region_mask, capture=capture)
-        regions_cross, to_text = self.cross_attention(regions, text, text_mask, capture=capture)
-        text_self, within_text = self.text_self_attention(text_cross, text_cross, text_mask, capture=capture)
-        regions_self, within_regions = self.region_self_attention(
-            regions_cross, regions_cross, region_mask, capture=capture
+        text_cross, to_regions = self.cross_attention(text, regions, text_rows, region_rows, capture=capture)
+        regions_cross, to_text = self.cross_attention(regions, text, region_rows, text_rows, capture=capture)
+        text_self, within_text = self.text_self_attention.attend_within(text_cross, text_rows, capture=capture)
+        regions_self, within_regions = self.region_self_attention.attend_within(
+            regions_cross, region_rows, capture=capture
         )
         text, regions = self.text_feed_forward(text_self), self.region_feed_forward(regions_self)
         if trace is not None:
-            trace.add_streams(text, regions)
+            trace.add_streams(text, regions, text_rows, region_rows)
             trace.add_cross_attention(to_regions, to_text, part=".cross")
             trace.add_self_attention(within_text, within_regions, part=".self")
         return text, regions
+
+    def read(
+        self,
+        text: Tensor,
+        regions: Tensor,
+        text_rows: Packing,
+        region_rows: Packing,
+        read_text: Reading,
+        read_regions: Reading,
+    ) -> tuple[Tensor, Tensor]:
+        """New states of the positions that are read, of a last layer: a stream of which nothing is read is not
+        computed."""
+        return (
+            self._read(
+                text, regions, text_rows, region_rows, read_text, self.text_self_attention, self.text_feed_forward
+            ),
+            self._read(
+                regions,
+                text,
+                region_rows,
+                text_rows,
+                read_regions,
+                self.region_self_attention,
+                self.region_feed_forward,
+            ),
+        )
+
+    def _read(
+        self,
+        x: Tensor,
+        y: Tensor,
+        x_rows: Packing,
+        y_rows: Packing,
+        read: Reading,
+        self_attention: AttentionBlock,
+        feed_forward: FeedForwardBlock,
+    ) -> Tensor:
+        if len(read.rows.at) == 0:
+            return x[:0]
+        crossed, _ = self.cross_attention(x, y, x_rows, y_rows)
+        attended, _ = self_attention.attend_within(crossed, x_rows, read)
+        states: Tensor = feed_forward(attended)
+        return states

@@ -1,6 +1,6 @@
 """What stands before any layer: the vectors of a word piece, summed, and region features as a projection reads them.
 
-Letters  B rows, T tokens, D width; N rows of features, F their width; S region rows, R regions.
+Letters  B rows, T tokens, D width; N rows of features, F their width; S region rows, R regions, K packed ones.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from visling.boxes import locate
 from visling.errors import ConfigError
+from visling.nn.packing import Packing
 from visling.types import Regions, Text
 
 
@@ -86,8 +87,9 @@ class RegionFeatures(nn.Module):
         return features if self.whiten is None else self.whiten(features)
 
 
-def with_whole_image(regions: Regions, read: RegionFeatures, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Features (S, R + 1, F) and locations (S, R + 1, 5) of the regions and, behind them, of the whole image.
+def with_whole_image(regions: Regions, read: RegionFeatures, dtype: torch.dtype) -> tuple[Tensor, Tensor, Packing]:
+    """Packed features (K, F) and locations (K, 5) of the regions and, behind those of each row, of the whole image; and
+    their rows (S, R + 1).
 
     The feature of the whole image is `regions.whole` or, without it, the mean of the real regions, zeros where there is
     none.
@@ -95,11 +97,14 @@ def with_whole_image(regions: Regions, read: RegionFeatures, dtype: torch.dtype)
     Source:
         ViLBERT, both releases (`_image_features_reader.py`), where it stands before the regions.
     """
-    features = read(regions.features, dtype)
+    real = Packing.of(regions.mask, regions.count)
+    features = real.unpack(read(real.pack(regions.features), dtype))  # (S, R, F)
     whole = _mean(features, regions.mask) if regions.whole is None else read(regions.whole, dtype)
     box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
-    features = torch.cat([features, whole[:, None]], dim=1)
-    return features, locate(torch.cat([regions.boxes, box], dim=1)).to(features.dtype)
+    mask = F.pad(regions.mask, (0, 1), value=True)
+    rows = Packing.of(mask, None if regions.count is None else regions.count + len(mask))
+    features = rows.pack(torch.cat([features, whole[:, None]], dim=1))
+    return features, locate(rows.pack(torch.cat([regions.boxes, box], dim=1))).to(dtype), rows
 
 
 def without_regions(text: Text, feature_size: int, like: Tensor) -> Regions:

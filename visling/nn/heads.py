@@ -17,6 +17,7 @@ projection      head(states (B, N, Dr))                          -> (B, N, A): e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ from visling.nn.head_blocks import (
 )
 from visling.nn.layers import initialise, initialise_xavier
 from visling.nn.pooling import gather
-from visling.types import Batch, Dims, Encoded, Head, HeadKind
+from visling.types import NOTHING, POOLED, Batch, Dims, Encoded, Head, HeadKind, Reads
 
 
 def build(head: Head, dims: Dims, *, style: str, words: nn.Embedding | None = None, group: int = 1) -> nn.Module:
@@ -86,6 +87,17 @@ def _select_inputs(kind: HeadKind, encoded: Encoded, batch: Batch, at: Tensor | 
     if kind in ("regions", "region_targets") and encoded.whole is not None:
         return (torch.cat([encoded.regions, encoded.whole[:, None]], dim=1),)
     return (encoded.regions if kind in ("regions", "region_targets", "projection") else encoded.pooled,)
+
+
+def reads_of_encoded(kind: HeadKind, batch: Batch) -> Reads:
+    """What `read` takes of the encoded batch for a head of this kind, without `at`."""
+    if kind in ("classify", "score", "pair"):
+        return POOLED
+    if kind == "vocabulary":
+        return replace(NOTHING, text=None)
+    if kind == "slots_regions":
+        return replace(NOTHING, text=None if batch.phrases is None else (batch.phrases,), regions=None)
+    return replace(NOTHING, regions=None, whole=kind != "projection")
 
 
 def flatten(name: str, logits: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,19 +1,26 @@
 """The post-norm Transformer layer of BERT: attention block, feed-forward block (Devlin et al. 2019; Vaswani et al.
 2017, section 3).
 
-Letters  B rows, M query positions, N key positions, D width of the stream, H heads.
+States are packed (`nn.packing`): padding is never computed. The last layer of a model may be told which positions are
+read after it, and computes no others.
+
+Letters  B rows, M query positions, N key positions, K packed positions, Kx and Ky of two sequences, D width of the
+         stream, H heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from visling.nn.attention import Attention
-from visling.nn.trace import LayerTrace
+from visling.nn.dropout import Dropout, add_dropped
+from visling.nn.gelu import linear_of_gelu
+from visling.nn.packing import Packing, Reading
+from visling.nn.trace import LayerTrace, Trace
 
 
 class LayerSettings(Protocol):
@@ -84,14 +91,28 @@ class AttentionBlock(nn.Module):
             dropout_rate=sizes.attention_dropout_rate,
         )
         self.output = nn.Linear(attention_size, sizes.hidden_size)
-        self.dropout = nn.Dropout(sizes.dropout_rate)
+        self.dropout = Dropout(sizes.dropout_rate)
         self.norm = nn.LayerNorm(sizes.hidden_size, eps=sizes.norm_eps)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool = False) -> tuple[Tensor, Tensor | None]:
-        """New states of `x` (B, M, D) after reading `y` (B, N, .) where `mask` (B, N) holds; probabilities (B, H, M, N)
-        if captured."""
-        context, probs = self.attention(x, y, mask, capture=capture)
-        return self.norm(x + self.dropout(self.output(context))), probs
+    def forward(
+        self, x: Tensor, y: Tensor, x_rows: Packing, y_rows: Packing, *, capture: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """New states of `x` (Kx, D) after reading `y` (Ky, .); probabilities (B, H, M, N) if captured."""
+        context, probs = self.attention(x, y, x_rows, y_rows, capture=capture)
+        return self.add(x, context), probs
+
+    def attend_within(
+        self, states: Tensor, rows: Packing, read: Reading | None = None, *, capture: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention: new states of the positions that are read (all unless `read` is given)."""
+        read = rows.read_all() if read is None else read
+        attended: tuple[Tensor, Tensor | None] = self(read.take(states), states, read.rows, rows, capture=capture)
+        return attended
+
+    def add(self, x: Tensor, context: Tensor) -> Tensor:
+        """What follows attention: output projection of the context (Kx, A), dropout, residual, norm."""
+        states: Tensor = self.norm(add_dropped(x, self.output(context), self.dropout.p, training=self.training))
+        return states
 
 
 class FeedForwardBlock(nn.Module):
@@ -101,12 +122,13 @@ class FeedForwardBlock(nn.Module):
         super().__init__()
         self.up = nn.Linear(sizes.hidden_size, sizes.intermediate_size)
         self.down = nn.Linear(sizes.intermediate_size, sizes.hidden_size)
-        self.dropout = nn.Dropout(sizes.dropout_rate)
+        self.dropout = Dropout(sizes.dropout_rate)
         self.norm = nn.LayerNorm(sizes.hidden_size, eps=sizes.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """New states, (B, M, D)."""
-        output: Tensor = self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+        """New states, (K, D)."""
+        states = linear_of_gelu(self.up(x), self.down.weight, self.down.bias)
+        output: Tensor = self.norm(add_dropped(x, states, self.dropout.p, training=self.training))
         return output
 
 
@@ -118,13 +140,26 @@ class TransformerLayer(nn.Module):
         self.self_attention = AttentionBlock(sizes)
         self.feed_forward = FeedForwardBlock(sizes)
 
-    def forward(self, states: Tensor, mask: Tensor, trace: LayerTrace | None = None) -> Tensor:
-        """New states (B, N, D); states and attention are reported to `trace`."""
-        attended, probs = self.self_attention(states, states, mask, capture=trace is not None)
+    def forward(
+        self, states: Tensor, rows: Packing, trace: LayerTrace | None = None, *, read: Reading | None = None
+    ) -> Tensor:
+        """New states (K, D), or only those that are read; states and attention are reported to `trace`."""
+        attended, probs = self.self_attention.attend_within(states, rows, read, capture=trace is not None)
         states = self.feed_forward(attended)
         if trace is not None:
-            trace.add(states, probs)
+            trace.add(states, rows, probs)
         return states
+
+
+def through_layers(
+    layers: Iterable[nn.Module], states: Tensor, rows: Packing, trace: Trace, *, read: Reading | None = None
+) -> Tensor:
+    """Packed states (K, D) after all layers, or only those that are read; they report as layers.0, layers.1, ..."""
+    every = list(layers)
+    for number, layer in enumerate(every):
+        here = trace.at(f"layers.{number}")
+        states = layer(states, rows, here, read=read) if number == len(every) - 1 else layer(states, rows, here)
+    return states if every or read is None else read.take(states)
 
 
 def initialise_xavier(module: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Hidden states and attention maps that a caller asked to capture.
 
-Letters  B rows, S rows before they are shared out to the batch, N positions, T tokens, R regions, H heads, D width.
+Letters  B rows, S rows before they are shared out to the batch, N positions, T tokens, R regions, K packed positions
+         (Kt, Kr: tokens, regions), H heads, D width.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from visling.nn.packing import Packing
 from visling.types import Maps
 
 Stream = Literal["joint", "text", "regions"]
@@ -85,16 +87,16 @@ class LayerTrace:
     stream: Stream
     row: Tensor | None
 
-    def add(self, states: Tensor, probs: Tensor | None) -> None:
-        """The output (S, N, D) and the self-attention (S, H, N, N) of a layer of one stream."""
-        self.trace.add_states(self.name, states, self.row)
+    def add(self, states: Tensor, rows: Packing, probs: Tensor | None) -> None:
+        """The output (K, D), packed, and the self-attention (S, H, N, N) of a layer of one stream."""
+        self.trace.add_states(self.name, rows.unpack(states), self.row)
         if probs is not None:
             self.trace.add_maps(self.name, self.stream, probs, self.row)
 
-    def add_streams(self, text: Tensor, regions: Tensor) -> None:
-        """The outputs of a layer of two streams, (B, T, Dt) and (B, R, Dr)."""
-        self.trace.add_states(f"{self.name}.text", text)
-        self.trace.add_states(f"{self.name}.regions", regions)
+    def add_streams(self, text: Tensor, regions: Tensor, text_rows: Packing, region_rows: Packing) -> None:
+        """The outputs of a layer of two streams, packed: (Kt, Dt) and (Kr, Dr)."""
+        self.trace.add_states(f"{self.name}.text", text_rows.unpack(text))
+        self.trace.add_states(f"{self.name}.regions", region_rows.unpack(regions))
 
     def add_cross_attention(self, text: Tensor | None, regions: Tensor | None, *, part: str = "") -> None:
         """Its attention from text to regions (B, H, T, R) and back (B, H, R, T); `part` follows the layer's name."""

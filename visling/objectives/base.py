@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from visling.errors import ConfigError
-from visling.types import Batch, Dims, Encoded, Loss, Targets
+from visling.types import EVERYTHING, Batch, Dims, Encoded, Loss, Reads, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,10 @@ class Objective(nn.Module, ABC):
     def reads(self) -> frozenset[str]:
         """`needs`, or more where they depend on settings."""
         return self.needs
+
+    def reads_of_encoded(self, batch: Batch, targets: Targets) -> Reads:
+        """What the loss of this batch reads of the encoder's states."""
+        return EVERYTHING
 
     def check(self, targets: Targets) -> None:
         """Raise `ConfigError` if the batch lacks a target that this objective reads."""

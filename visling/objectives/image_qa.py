@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from visling.nn.heads import build
 from visling.objectives.base import Objective, PretrainStep
-from visling.types import IGNORE, Dims, Head, Loss
+from visling.types import IGNORE, POOLED, Batch, Dims, Head, Loss, Reads, Targets
 
 NUM_ANSWERS = 9500
 """Entries of LXMERT's answer table."""
@@ -35,6 +35,9 @@ class ImageQA(Objective):
     def __init__(self, dims: Dims, style: str, words: nn.Embedding, *, num_answers: int = NUM_ANSWERS) -> None:
         super().__init__(dims, style, words)
         self.head = build(Head(kind="classify", outputs=num_answers), dims, style=style)
+
+    def reads_of_encoded(self, batch: Batch, targets: Targets) -> Reads:
+        return POOLED
 
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)

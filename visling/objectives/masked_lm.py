@@ -10,6 +10,7 @@ Source   VisualBERT section 3.2 and release: cross-entropy, mean over the labell
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from visling.nn.heads import build
 from visling.nn.pooling import gather, take
 from visling.objectives.base import Objective, Over, PretrainStep, average
-from visling.types import IGNORE, Dims, Head, Loss, Slots
+from visling.types import IGNORE, NOTHING, Batch, Dims, Head, Loss, Reads, Slots, Targets
 
 
 class MaskedLM(Objective):
@@ -30,6 +31,9 @@ class MaskedLM(Objective):
         super().__init__(dims, style, words)
         self.over: Over = over
         self.head = build(Head(kind="vocabulary", outputs=words.num_embeddings), dims, style=style, words=words)
+
+    def reads_of_encoded(self, batch: Batch, targets: Targets) -> Reads:
+        return replace(NOTHING, text=() if targets.token_slots is None else (targets.token_slots,))
 
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)

@@ -16,7 +16,7 @@ Differs  LXMERT's paper predicts the labels of hidden regions only and knows no 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -27,7 +27,7 @@ from visling.errors import ConfigError
 from visling.nn.heads import build
 from visling.nn.pooling import gather
 from visling.objectives.base import Objective, Over, PretrainStep, average
-from visling.types import IGNORE, Dims, Head, Loss, Regions, Slots, Targets
+from visling.types import IGNORE, NOTHING, Batch, Dims, Head, Loss, Reads, Regions, Slots, Targets
 
 SUM_TOLERANCE = 0.1
 """How far from 1 the sum of a detector distribution may be for it to count (VL-BERT release)."""
@@ -129,6 +129,10 @@ class MaskedRegions(Objective):
 
     def reads(self) -> frozenset[str]:
         return self.losses.needs
+
+    def reads_of_encoded(self, batch: Batch, targets: Targets) -> Reads:
+        slots = targets.class_slots, targets.feature_slots
+        return replace(NOTHING, regions=tuple(each for each in slots if each is not None))
 
     def forward(self, step: PretrainStep) -> Loss:
         if step.batch.regions is None:  # text alone, as one of VL-BERT's two corpora

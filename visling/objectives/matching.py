@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from visling.nn.heads import build
 from visling.objectives.base import Objective, PretrainStep
-from visling.types import IGNORE, Dims, Head, Loss
+from visling.types import IGNORE, POOLED, Batch, Dims, Head, Loss, Reads, Targets
 
 
 class Matching(Objective):
@@ -26,6 +26,9 @@ class Matching(Objective):
     def __init__(self, dims: Dims, style: str, words: nn.Embedding) -> None:
         super().__init__(dims, style, words)
         self.head = build(Head(kind="classify", outputs=2), dims, style=style)
+
+    def reads_of_encoded(self, batch: Batch, targets: Targets) -> Reads:
+        return POOLED
 
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)

@@ -8,7 +8,7 @@ from torch import nn
 
 from visling.nn.extraction import extract_features
 from visling.objectives.base import Objective, PretrainStep
-from visling.types import Batch, Loss, Targets
+from visling.types import NOTHING, Batch, Loss, Targets
 
 
 class PretrainModel(nn.Module):
@@ -46,9 +46,18 @@ class PretrainModel(nn.Module):
         """Weighted sum of the objectives' losses on one batch, and the extractor's own, if it has one; in training, an
         objective of weight 0 is not computed."""
         batch, own = extract_features(self.extractor, batch)
-        step = PretrainStep(model=self.encoder, batch=batch, encoded=self.encoder(batch), targets=targets)
+        step = self.encode(batch, targets)
         losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._active()]
         return sum(losses[1:] if own is None else [*losses[1:], own], start=losses[0])
+
+    def encode(self, batch: Batch, targets: Targets) -> PretrainStep:
+        """What the objectives see of a batch: the states that they read."""
+        reads = NOTHING
+        for _, objective in self._active():
+            assert isinstance(objective, Objective)
+            reads |= objective.reads_of_encoded(batch, targets)
+        encoded = self.encoder(batch, reads=reads)
+        return PretrainStep(model=self.encoder, batch=batch, encoded=encoded, targets=targets)
 
     def _active(self) -> Iterator[tuple[str, nn.Module]]:
         return (

@@ -29,7 +29,10 @@ from visling.errors import ConfigError
 from visling.nn.heads import build
 from visling.nn.momentum import HasMomentumCopy, MomentumCopy, RingQueue, from_all_processes
 from visling.objectives.base import Objective, PretrainStep
-from visling.types import Batch, Dims, Head, Loss, Targets
+from visling.types import NOTHING, Batch, Dims, Head, Loss, Reads, Targets
+
+REGIONS = dataclasses.replace(NOTHING, regions=None)
+"""What contrast reads of both networks' states: every region."""
 
 BLOCK = 2**24
 """Scores that exist at one time; two arrays of this size (64 MB each in float32) are the loss's working memory."""
@@ -103,6 +106,9 @@ class RegionContrast(Objective):
         self._encoder = (encoder,)  # in a tuple: one owner, one entry in files and optimisers
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
+    def reads_of_encoded(self, batch: Batch, targets: Targets) -> Reads:
+        return REGIONS
+
     def forward(self, step: PretrainStep) -> Loss:
         self.check(step.targets)
         mask = _region_mask(step.batch, step.encoded.regions)  # (B, R)
@@ -146,7 +152,7 @@ class RegionContrast(Objective):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def keys(self, batch: Batch, targets: Targets) -> Tensor:
         """Normalised embeddings (B, R, E) of the clean regions by the key network, with the text as it is."""
-        encoded = self.key(_clean(batch, cast(Tensor, targets.region_features)))
+        encoded = self.key(_clean(batch, cast(Tensor, targets.region_features)), reads=REGIONS)
         return _normalised(self.key_head(encoded.regions))
 
     def _push(self, keys: Tensor, mask: Tensor) -> None:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -255,8 +256,10 @@ def _read_recording(saved: ModelFolder, folder: Path) -> Recording:
                 "recording."
             )
         flat, values = load_file(folder / "batch.safetensors"), load_file(folder / "values.safetensors")
-        text = {name.removeprefix("text."): tensor for name, tensor in flat.items() if name.startswith("text.")}
-        regions = {
+        text: dict[str, Any] = {
+            name.removeprefix("text."): tensor for name, tensor in flat.items() if name.startswith("text.")
+        }
+        regions: dict[str, Any] = {
             name.removeprefix("regions."): tensor for name, tensor in flat.items() if name.startswith("regions.")
         }
         batch = Batch(text=Text(**text), regions=Regions(**regions))

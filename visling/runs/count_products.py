@@ -63,16 +63,28 @@ def trace(
 
 
 class MatrixProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations of all matrix products that are called within it."""
+    """Adds up the operations of all matrix products that are called within it.
+
+    Attributes:
+        linear: of two matrices, as states with weights, and of convolutions.
+        attention: of batches of matrices and of the fused kernels, as queries with keys.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
+        self.linear = self.attention = 0
+
+    @property
+    def flops(self) -> int:
+        """Of all."""
+        return self.linear + self.attention
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        count = _PRODUCTS.get(func.overloadpacket)
-        if count is not None:
-            self.flops += count(*args)
+        packet = func.overloadpacket
+        if packet in _LINEAR:
+            self.linear += _LINEAR[packet](*args)
+        elif packet in _ATTENTION:
+            self.attention += _ATTENTION[packet](*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -118,14 +130,16 @@ def _count_attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tens
 
 
 _aten = torch.ops.aten
-_PRODUCTS: Mapping[Any, Callable[..., int]] = {
+_LINEAR: Mapping[Any, Callable[..., int]] = {
     _aten.mm: _count_product,
-    _aten.bmm: _count_product,
     _aten.addmm: _count_added_product,
     _aten.addmm_: _count_added_product,
-    _aten.baddbmm: _count_added_product,
     _aten.convolution: _count_convolution,
     _aten.convolution_backward: _count_convolution_backward,
+}
+_ATTENTION: Mapping[Any, Callable[..., int]] = {
+    _aten.bmm: _count_product,
+    _aten.baddbmm: _count_added_product,
     _aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_backward,
 }

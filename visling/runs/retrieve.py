@@ -311,7 +311,9 @@ class _Scorer:
                     text=replace(text, row=self._to_device(of)),
                     regions=None if regions is None else replace(regions, row=self._to_device(at)),
                 )
-                encoded = self._model.encoder.encode_pairs(batch, text_states, states)
+                encoded = self._model.encoder.encode_pairs(
+                    batch, text_states, states, reads=self._model.reads_of_encoded(batch)
+                )
                 values = self._ranking.score(self._model.read(encoded, batch))
                 scores[at, block.numbers[of]] = values.float().cpu().numpy()
         return scores

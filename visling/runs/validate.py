@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from visling import runtime
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.loader import Loader, Source
-from visling.objectives.base import PretrainStep
+from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.pretrain_model import PretrainModel
 from visling.runs.question_scores import AnsweredQuestions
 from visling.train.engine import predict
@@ -67,8 +67,10 @@ class Validation:
 
 def text_loss(model: PretrainModel, batch: Batch, targets: Targets) -> Loss:
     """Loss of the masked words of text without images; its parts are prefixed with text_."""
-    step = PretrainStep(model=model.encoder, batch=batch, encoded=model.encoder(batch), targets=targets)
-    loss: Loss = model.objectives["masked_lm"](step)
+    masked_lm = model.objectives["masked_lm"]
+    assert isinstance(masked_lm, Objective)
+    encoded = model.encoder(batch, reads=masked_lm.reads_of_encoded(batch, targets))
+    loss: Loss = masked_lm(PretrainStep(model=model.encoder, batch=batch, encoded=encoded, targets=targets))
     parts = {f"text_{name}": part for name, part in loss.parts.items()}
     return Loss(value=loss.value * model.weights["masked_lm"], parts=parts)
 

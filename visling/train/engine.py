@@ -192,6 +192,7 @@ class Trainer:
         return self.state
 
     def _start(self) -> None:
+        runtime.keep_freed_memory()
         step, elapsed = self.state.step, self.state.elapsed
         self.log.start(step, self.total, seconds=self.seconds)
         if step:
@@ -419,6 +420,7 @@ def predict(
     """What `step(batch, targets)` returns for each batch, in evaluation mode and without gradients; the model's mode is
     restored at the end."""
     device, training = next(model.parameters()).device, model.training
+    runtime.keep_freed_memory()
     model.eval()
     try:
         for item in move_ahead(batches, device):

@@ -1,0 +1,145 @@
+"""Answering five questions about each image at base size: LXMERT and VisualBERT against transformers, ViLBERT and
+VL-BERT against the dense padded way.
+
+    python benchmarks/vqa_inference.py --out benchmarks/results
+    python benchmarks/vqa_inference.py --out benchmarks/results --models lxmert --precision bf16
+
+VQA asks about five questions of an image. visling is given each image once (`Regions.row` names it for every question)
+and computes what depends on the image alone once; the peers, as their users run them, get every question with the
+features of its image. Forward only, without gradients and dropout; the logits of all sides agree before anything is
+timed. In turn (A B A B ...), each round on a batch of its own: 35 questions about 7 images, lengths about those of VQA,
+36 regions (LXMERT) or 10 to 100.
+
+Peers       `LxmertForQuestionAnswering`, `VisualBertForQuestionAnswering`, padded to the longest of the batch. ViLBERT
+            and VL-BERT: every layer at every position of the padded batch (`dense_sides.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from dense_sides import DenseAnswering
+from drawn_data import QUESTIONS_PER_IMAGE, describe_batches
+from measuring import (
+    Rate,
+    add_options,
+    begin,
+    claim,
+    compare,
+    finish,
+    in_turn,
+    load_averages,
+    require_equal_outputs,
+    stem_of,
+    write_result,
+)
+from sides import VQA_PRESETS, Answering, share_images, vqa_config
+from steps import at_base_size, page
+from torch import Tensor
+from transformers_sides import LxmertAnswering, VisualBertAnswering
+
+from visling import runtime
+from visling.types import Batch, Targets
+
+WORK = {
+    "lxmert": "LXMERT VQA inference, five questions an image",
+    "visualbert": "VisualBERT VQA inference, five questions an image",
+    "vilbert": "ViLBERT VQA inference, five questions an image",
+    "vlbert": "VL-BERT VQA inference, five questions an image",
+}
+TARGETS = {"lxmert": 1.9, "visualbert": 1.8}
+EFFICIENCY = {"fp32": 0.85, "bf16": 0.45}
+
+
+def measure(model: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One family."""
+    ours = Answering(model, vqa_config(model, options), device)
+    theirs: Any
+    if model in ("lxmert", "visualbert"):
+        name, theirs = (
+            "transformers padded to the longest",
+            (LxmertAnswering if model == "lxmert" else VisualBertAnswering)(ours, device),
+        )
+    else:
+        name, theirs = "dense padded to the longest", DenseAnswering(ours)
+    ours.module.eval()
+    theirs.module.eval()
+    rows = -(-options.batch_size // QUESTIONS_PER_IMAGE) * QUESTIONS_PER_IMAGE
+    batches = draw_by_image(ours, rows, options.warmup + options.pairs, device)
+    shared = [share_images(batch) for batch, _ in batches]
+    fed = [theirs.feed(batch, targets) for batch, targets in batches]
+    alone = [inputs[0] if isinstance(inputs, tuple) else inputs for inputs in fed]
+
+    def answer(side: Any, inputs: Sequence[Any], number: int) -> Tensor:
+        with torch.inference_mode(), runtime.autocast(device, options.precision):
+            logits: Tensor = side.logits(inputs[number])
+        return logits
+
+    works = {"visling": partial(answer, ours, shared), name: partial(answer, theirs, alone)}
+    precision = runtime.resolve(options.precision, device)
+    difference = require_equal_outputs({side: work(0) for side, work in works.items()}, precision)
+    with Rate(device, options.precision, options.product_size) as rate:
+        seconds = in_turn(works, pairs=options.pairs, warmup=options.warmup, device=device)
+    needed = [
+        ours.needed(batch, targets).forward.total
+        for batch, (_, targets) in zip(shared[options.warmup :], batches[options.warmup :], strict=True)
+    ]
+    found, reached = compare(seconds), rate.efficiency(needed, seconds["visling"])
+    claims = []
+    if at_base_size(options):
+        if model in TARGETS:
+            claims.append(claim(WORK[model], f"ratio to {name}", found["ratio"][name]["median"], TARGETS[model]))
+        claims.append(claim(WORK[model], "efficiency", reached["median"], EFFICIENCY[precision]))
+    print(f"{WORK[model]}: ratio {found['ratio'][name]['median']:.2f}", flush=True)
+    return {
+        "work": WORK[model],
+        "config": dataclasses.asdict(ours.config),
+        "parameters": sum(p.numel() for p in ours.module.parameters()),
+        "agreement": {"logits": {"largest difference": difference}},
+        "batches": describe_batches([batch for batch, _ in batches[options.warmup :]]),
+        **found,
+        "needed_gflop": [value / 1e9 for value in needed],
+        "product_tflops": rate.described(),
+        "efficiency": reached,
+        "claims": claims,
+    }
+
+
+def draw_by_image(ours: Answering, rows: int, number: int, device: torch.device) -> list[tuple[Batch, Targets]]:
+    """Random batches in which the questions of an image follow one another, each with the image's regions."""
+    drawn = []
+    for batch, targets in ours.draw(rows, number, device):
+        assert batch.regions is not None
+        image = torch.arange(rows, device=device) // QUESTIONS_PER_IMAGE
+        regions = batch.regions.map(lambda tensor, image=image: tensor[image])  # type: ignore[misc]
+        drawn.append((dataclasses.replace(batch, regions=regions), targets))
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Time answering five questions an image here and elsewhere.")
+    parser.add_argument("--models", nargs="+", choices=sorted(VQA_PRESETS), default=[*VQA_PRESETS], help="families")
+    add_options(parser, pairs=5)
+    options = parser.parse_args(arguments)
+    device, load_before, found = begin(options), load_averages(), []
+    for model in options.models:
+        found.append(measure(model, options, device))
+        gc.collect()
+    claims = [each for one in found for each in one["claims"]]
+    result = finish("vqa_inference", options, device, load_before, comparisons=found, claims=claims)
+    introduction = [
+        "Logits of questions, five of them about an image, forward only: visling gets each image once, the others with "
+        "every question."
+    ]
+    text = page("Answering five questions an image", introduction, result)
+    print(write_result(options.out, stem_of("vqa_inference", options, device, "+".join(options.models)), result, text))
+
+
+if __name__ == "__main__":
+    main()

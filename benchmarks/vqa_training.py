@@ -1,0 +1,79 @@
+"""VQA fine-tuning steps at base size: LXMERT and VisualBERT against transformers, ViLBERT and VL-BERT against the dense
+padded way.
+
+    python benchmarks/vqa_training.py --out benchmarks/results
+    python benchmarks/vqa_training.py --out benchmarks/results --models visualbert --precision bf16
+
+A step is forward, loss over 3,129 answers, backward and AdamW update, with dropout, as in `pretraining.py`: same
+weights, batches, labels, optimiser settings, precision and threads, in turn, and nothing is timed before loss, gradient
+norm and the loss after one update agree. A batch holds random questions, each with an image of its own: lengths about
+those of VQA, 36 regions (LXMERT) or 10 to 100.
+
+Peers       `LxmertForQuestionAnswering` with the loss of LXMERT's release on its scores (its own loss takes one answer
+            a question), `VisualBertForQuestionAnswering` with its own loss; batches padded to their longest. ViLBERT
+            and VL-BERT: every layer at every position of the padded batch (`dense_sides.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from dense_sides import DenseAnswering
+from measuring import Trained, add_options, begin, finish, load_averages, stem_of, write_result
+from sides import VQA_PRESETS, Answering, vqa_config
+from steps import EFFICIENCY, Peer, compare_steps, page
+from transformers_sides import LxmertAnswering, VisualBertAnswering
+
+from visling import runtime
+
+WORK = {
+    "lxmert": "LXMERT VQA fine-tuning",
+    "visualbert": "VisualBERT VQA fine-tuning, 10 to 100 regions",
+    "vilbert": "ViLBERT VQA fine-tuning, 10 to 99 regions",
+    "vlbert": "VL-BERT VQA fine-tuning, 10 to 100 regions",
+}
+TARGETS = {"lxmert": 1.35, "visualbert": 1.8}
+
+
+def make_peer(model: str, ours: Answering, device: torch.device, precision: runtime.Precision) -> Peer:
+    """What a family is compared with."""
+    if model in ("lxmert", "visualbert"):
+        side = (LxmertAnswering if model == "lxmert" else VisualBertAnswering)(ours, device)
+        name = "transformers padded to the longest"
+        return Peer(name=name, trained=Trained(side, device, precision), feed=side.feed, target=TARGETS[model])
+    dense = DenseAnswering(ours)
+    return Peer(name="dense padded to the longest", trained=Trained(dense, device, precision), feed=dense.feed)
+
+
+def measure(model: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One family."""
+    ours = Answering(model, vqa_config(model, options), device)
+    peer = make_peer(model, ours, device, options.precision)
+    precision = runtime.resolve(options.precision, device)
+    return compare_steps(WORK[model], ours, [peer], options, device, efficiency=EFFICIENCY[precision])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Time fine-tuning steps on VQA here and elsewhere.")
+    parser.add_argument("--models", nargs="+", choices=sorted(VQA_PRESETS), default=[*VQA_PRESETS], help="families")
+    add_options(parser, pairs=3)
+    options = parser.parse_args(arguments)
+    device, load_before, found = begin(options), load_averages(), []
+    for model in options.models:
+        found.append(measure(model, options, device))
+        gc.collect()
+    claims = [each for one in found for each in one["claims"]]
+    result = finish("vqa_training", options, device, load_before, comparisons=found, claims=claims)
+    introduction = [
+        "A step: forward, loss over 3,129 answers, backward and AdamW update; a question has its own image."
+    ]
+    text = page("VQA fine-tuning steps", introduction, result)
+    print(write_result(options.out, stem_of("vqa_training", options, device, "+".join(options.models)), result, text))
+
+
+if __name__ == "__main__":
+    main()
