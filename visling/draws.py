@@ -36,6 +36,9 @@ class Stream(IntEnum):
 class Draws(ABC):
     """Random numbers of N examples, each from the beginning of its own generator."""
 
+    replayed: bool
+    """Whether the order matters in which numbers are drawn: they may be those of a release."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -68,6 +71,8 @@ class KeyedDraws(Draws):
         seed, epoch: not negative.
         indices: (N,) numbers of the examples.
     """
+
+    replayed = False
 
     def __init__(self, seed: int, epoch: int, indices: NDArray[np.int64] | Sequence[int]) -> None:
         self.seed, self.epoch = seed, epoch
@@ -102,6 +107,8 @@ class KeyedDraws(Draws):
 class GivenDraws(Draws):
     """Draws from generators that exist already, one per example. Their streams are not apart: numbers come in the order
     in which they are asked for, so that what released code drew can be replayed."""
+
+    replayed = True
 
     def __init__(self, generators: Sequence[np.random.Generator]) -> None:
         self._generators = generators

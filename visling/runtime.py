@@ -168,6 +168,22 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
+def one_first() -> Iterator[None]:
+    """Let one process of each machine run the block before the others do: it makes what they then read. Every process
+    must come here."""
+    if world_size() == 1:
+        yield
+        return
+    if local_rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if local_rank() == 0:
+            dist.barrier()
+
+
+@contextlib.contextmanager
 def process_group(processes: int = 1, patience: timedelta | None = None) -> Iterator[None]:
     """Join the other processes if torchrun started this one, or start `processes` - 1 more of this same command; does
     nothing for a single process.

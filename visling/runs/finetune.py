@@ -270,6 +270,7 @@ class Finetuning:
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,
+            workers=config.workers,
             flip=config.flip,
             swap_sides=config.flip > 0 and config.swap_sides,
         )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.text import TextLayout, Tokenizer
@@ -165,15 +166,18 @@ class Inputs:
         training: bool,
         order: NDArray[np.int64] | None = None,
         sort_by_length: int = 1,
+        workers: int = 0,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
         """Batches of examples: in training shuffled and complete; otherwise in order, every example once over all
-        processes, and what rows of a batch have in common given once.
+        processes, and what rows of a batch have in common given once. What the source does once, such as splitting its
+        texts into word pieces, is done here.
 
         Args:
             order: numbers of the examples in the order in which they come outside training; None = as in the source.
             sort_by_length: global batches that are sorted by text length together; 1 = none.
+            workers: processes that prepare the batches; 0 = a thread.
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
@@ -186,7 +190,7 @@ class Inputs:
             share=not training,
             **shown,
         )
-        return Loader(
+        loader = Loader(
             source,
             collator,
             batch_size=batch_size,
@@ -196,5 +200,10 @@ class Inputs:
             order=order,
             bucket=sort_by_length,
             deal="examples" if training else "batches",
+            workers=workers,
+            layout=self.layout,
             pin=self.device.type == "cuda",
         )
+        with runtime.one_first():
+            loader.source.prepare()
+        return loader

@@ -10,7 +10,8 @@ import torch
 
 from visling import models, runtime
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.batches.paired import PairedLoader
 from visling.data.corpora.reading import Corpora, answer_table, images_of, read
 from visling.data.text import TextLayout
@@ -249,7 +250,7 @@ class Pretraining:
         return self.inputs.loader(
             source,
             batch_size=fit_batch(config, len(source))[0] if training else config.batch_size,
-            seed=config.train.seed, training=training,
+            seed=config.train.seed, training=training, workers=config.workers if training else 0,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),

@@ -162,7 +162,14 @@ def _open_folder(
                 "store": None if run.store is None else os.path.abspath(run.store.path),
                 **run.origin,
             },
-            may_differ=("from_init", "train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
+            may_differ=(
+                "from_init",
+                "workers",
+                "train.log_every",
+                "train.log_seconds",
+                "train.save_every",
+                "train.max_seconds",
+            ),
         )
         loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})
         with Log(folder.log, stream=stream, loggers=loggers) as log:

@@ -16,7 +16,7 @@ import pytest
 
 from visling import models
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.corpora.base import Corpus
 from visling.data.corpora.captions import SingleCaption, VilbertCaptions
 from visling.data.corpora.mixture import Labelled, Mixture

@@ -16,7 +16,7 @@ from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.corpora.captions import CaptionPairs, SingleCaption, VilbertCaptions
 from visling.data.corpora.questions import LxmertSentences, QuestionAnswer
 from visling.data.corpora.text import PlainText

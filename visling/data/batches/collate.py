@@ -15,15 +15,17 @@ from torch import Tensor
 
 from visling.data.batches.collate_regions import RegionCollator
 from visling.data.batches.collate_text import TextCollator
+from visling.data.batches.examples import ExampleBatch
 from visling.data.batches.labels import drop_mismatched_answers, stack_labels
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.sharing import share_texts
 from visling.data.batches.slots import slots_of_counts
 from visling.data.text import Tokenizer, swap_sides
+from visling.data.text_arrays import Links, TextRows
 from visling.draws import Draws, as_draws
 from visling.errors import ConfigError, DataError
-from visling.types import Batch, Example, InputSpec, Regions, RegionStore, Slots, Targets, Text, TextRow
+from visling.types import Batch, Example, InputSpec, Regions, RegionStore, Slots, Targets, Text
 
 
 class Collator:
@@ -106,28 +108,28 @@ class Collator:
         gathered = None if self.regions is None else self.regions.gather(examples, draws)
         if gathered is not None and any(gathered.mirrored) and self.swap_sides:
             examples = _swap_mirrored(examples, gathered.mirrored, self.tokenizer)
-        labels = stack_labels(examples, [example.labels for example in examples], group)
+        rows, labels = _stack_examples(examples, group)
         matched = labels.get("matched")
-        mismatched = np.zeros(len(examples) * group, bool) if matched is None else matched.numpy() == 0
+        mismatched = np.zeros(len(rows), bool) if matched is None else matched.numpy() == 0
         kept_text = kept_regions = None
         if gathered is not None and self.spec.joint_limit is not None:
-            kept_text, kept_regions = _fit_joint_limit(self.spec.joint_limit, examples, gathered.mask.sum(1))
-        text, targets, rows = self.text(examples, draws, mismatched, kept_text)
+            kept_text, kept_regions = _fit_joint_limit(self.spec.joint_limit, rows, gathered.mask.sum(1))
+        text, targets, rows = self.text(rows, examples, draws, mismatched, kept_text)
         if self.share:
             text = share_texts(text)
-        regions = pixels = None
+        links, regions, pixels = rows.links, None, None
         if self.regions is not None and gathered is not None:
             regions, pixels, region_targets = self.regions(gathered, draws, mismatched, kept_regions)
             targets |= region_targets
             labels |= self.regions.labels(examples, gathered, regions, kept_regions)
-            rows = self.regions.resolve_links(examples, rows, gathered, kept_regions)
+            links = self.regions.resolve_links(examples, links, gathered, kept_regions)
             if pixels is not None:
                 pixels = self.regions.add_objects(examples, gathered, pixels, regions, kept_regions)
         batch = Batch(
             text=text,
             regions=regions,
-            links=_mark_links(rows, text, regions),
-            phrases=_phrase_slots(rows),
+            links=_mark_links(links, text, regions),
+            phrases=_phrase_slots(rows.phrases),
             pixels=pixels,
             group=group,
         )
@@ -138,6 +140,8 @@ def _count_rows(examples: Sequence[Example]) -> int:
     """Rows per example."""
     if not examples:
         raise DataError("cannot collate zero examples.")
+    if isinstance(examples, ExampleBatch):
+        return 1
     group = len(examples[0].rows)
     for example in examples:
         if len(example.rows) != group or not group:
@@ -146,6 +150,14 @@ def _count_rows(examples: Sequence[Example]) -> int:
                 "one batch holds one kind of example."
             )
     return group
+
+
+def _stack_examples(examples: Sequence[Example], group: int) -> tuple[TextRows, dict[str, Tensor]]:
+    """Rows and labels of the examples side by side."""
+    if isinstance(examples, ExampleBatch):
+        return examples.rows, {name: torch.from_numpy(values) for name, values in examples.labels.items()}
+    rows = TextRows.pack([row for example in examples for row in example.rows])
+    return rows, stack_labels(examples, [example.labels for example in examples], group)
 
 
 def _swap_mirrored(examples: Sequence[Example], mirrored: Sequence[bool], tokenizer: Tokenizer) -> Sequence[Example]:
@@ -165,7 +177,7 @@ def _swap_mirrored(examples: Sequence[Example], mirrored: Sequence[bool], tokeni
 
 
 def _fit_joint_limit(
-    limit: int, examples: Sequence[Example], regions: NDArray[np.int64]
+    limit: int, rows: TextRows, regions: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pieces and regions that each row keeps so that both, with the whole image, are at most `limit`.
 
@@ -173,43 +185,40 @@ def _fit_joint_limit(
         VL-BERT release, `conceptual_captions.py`: the longer of the two loses its last element (the text if they are
         equal), text its last but one; at least two pieces and the whole image stay.
     """
-    rows = [row for example in examples for row in example.rows]
     if len(regions) != len(rows):
         raise ConfigError(
             f"joint_limit={limit} bounds one text and one image; "
             f"found {len(rows)} text rows for {len(regions)} images in a batch."
         )
-    if any(row.answer_at is not None for row in rows):
+    if any(slot is not None for slot in rows.answer_at):
         raise ConfigError(
             f"joint_limit={limit} would cut texts that end in an answer slot. "
             "Use a preset without a limit to answer questions."
         )
-    pieces, boxes = np.array([len(row.ids) for row in rows]), regions.astype(np.int64) + 1
-    for number in range(len(rows)):
-        while pieces[number] + boxes[number] > limit and (pieces[number] > 2 or boxes[number] > 1):
-            shorten_text = pieces[number] >= boxes[number] and pieces[number] > 2
-            if shorten_text or boxes[number] == 1:
-                pieces[number] -= 1
-            else:
-                boxes[number] -= 1
+    pieces, boxes = rows.lengths.copy(), regions.astype(np.int64) + 1
+    while (long := (pieces + boxes > limit) & ((pieces > 2) | (boxes > 1))).any():
+        shorten_text = ((pieces >= boxes) & (pieces > 2)) | (boxes == 1)
+        pieces -= long & shorten_text
+        boxes -= long & ~shorten_text
     return pieces, boxes - 1
 
 
-def _phrase_slots(rows: Sequence[TextRow]) -> Slots | None:
-    positions = [position for row in rows for position in row.phrases]
-    if not positions:
+def _phrase_slots(phrases: Sequence[tuple[int, ...]]) -> Slots | None:
+    counts = np.array([len(positions) for positions in phrases], np.int64)
+    if not counts.any():
         return None
-    return slots_of_counts(np.array([len(row.phrases) for row in rows]), np.array(positions, dtype=np.int64))
+    return slots_of_counts(counts, np.array([at for positions in phrases for at in positions], np.int64))
 
 
-def _mark_links(rows: Sequence[TextRow], text: Text, regions: Regions | None) -> Tensor | None:
+def _mark_links(links: Sequence[Links], text: Text, regions: Regions | None) -> Tensor | None:
     """(B, T, R); links to regions beyond those of the batch are left out."""
-    if regions is None or not any(row.links for row in rows):
+    if regions is None or not any(links):
         return None
-    mask = regions.mask if regions.row is None else regions.mask[regions.row]
-    links = torch.zeros((len(rows), text.mask.shape[1], mask.shape[1]), dtype=torch.bool)
-    for number, row in enumerate(rows):
-        for token, region in row.links:
-            if token < len(row.ids) and region < mask.shape[1]:
-                links[number, token, region] = mask[number, region]
-    return links
+    real = regions.mask if regions.row is None else regions.mask[regions.row]
+    tokens = text.mask if text.row is None else text.mask[text.row]
+    marked = torch.zeros((*tokens.shape, real.shape[1]), dtype=torch.bool)
+    for number, own in enumerate(links):
+        for token, region in own:
+            if token < tokens.shape[1] and region < real.shape[1]:
+                marked[number, token, region] = real[number, region] & tokens[number, token]
+    return marked

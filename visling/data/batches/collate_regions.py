@@ -31,10 +31,11 @@ from visling.data.batches.region_order import ByConfidence, take_regions
 from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
 from visling.data.batches.sharing import Scope, number_images
 from visling.data.batches.slots import slots_of_grid
+from visling.data.text_arrays import Links
 from visling.draws import Draws, Stream
 from visling.errors import ConfigError, DataError, StoreError
 from visling.regions.store import gather
-from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore, TextRow
+from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore
 
 MIN_EXTENT = 1e-5
 """Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the
@@ -261,21 +262,21 @@ class RegionCollator:
     def resolve_links(
         self,
         examples: Sequence[Example],
-        rows: Sequence[TextRow],
+        links: Sequence[Links],
         gathered: GatheredRegions,
         kept: NDArray[np.int64] | None,
-    ) -> Sequence[TextRow]:
-        """The rows, links to objects replaced by links to the regions that show them; links to objects that no region
-        shows are left out."""
+    ) -> Sequence[Links]:
+        """Links of all rows, those to objects replaced by links to the regions that show them; links to objects that no
+        region shows are left out."""
         if all(example.linked_regions is None for example in examples):
-            return rows
-        resolved = list(rows)
+            return links
+        resolved = list(links)
         for number, (example, shown) in enumerate(zip(examples, _list_shown(gathered, kept), strict=True)):
             if example.linked_regions is not None:
                 regions = example.linked_regions(shown[0])
                 for at in range(number * gathered.group, (number + 1) * gathered.group):
-                    links = ((token, int(regions[item])) for token, item in rows[at].links)
-                    resolved[at] = replace(rows[at], links=tuple(link for link in links if link[1] >= 0))
+                    found = ((token, int(regions[item])) for token, item in links[at])
+                    resolved[at] = tuple(link for link in found if link[1] >= 0)
         return resolved
 
     def add_objects(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from visling import boxes as geometry
 from visling.data.text import Tokenizer
+from visling.data.text_arrays import TextRows
+from visling.draws import Draws, GivenDraws, Stream
 from visling.errors import ConfigError
 from visling.types import TextRow
 
@@ -39,8 +41,9 @@ class TokenMasking:
     whole_word: bool = False
     """Choose words and treat all their pieces alike (VL-BERT); VisualBERT, ViLBERT and LXMERT choose pieces."""
     in_turn: bool = False
-    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random,
-    each piece draws its entry right after it. False draws all at once, which is faster; the rates are the same."""
+    """Replay draws of a release (`GivenDraws`) in its order, word by word (VL-BERT) or piece by piece: one number
+    decides, and where it says random, each piece draws its entry right after it. Numbers that nothing is to be equal to
+    are drawn all at once, which is faster: each piece is masked, replaced and kept with the same probabilities."""
     mismatched: bool = True
     """Whether hidden words of a text that does not belong to its image are predicted. All releases predict them except
     ViLBERT's multi-task one, whose `objective` 1 hides them all the same and predicts none."""
@@ -65,104 +68,107 @@ def mask_tokens(
         All releases: one uniform draw decides whether a piece is chosen and what replaces it; random entries include
             special and unused ones.
     """
-    ids, chosen = mask_rows([row], masking, tokenizer, [rng])
+    ids, chosen = mask_rows(TextRows.pack([row]), masking, tokenizer, GivenDraws([rng]))
     at = np.flatnonzero(chosen)
     return ids, at, row.ids[at]
 
 
 def mask_rows(
-    rows: Sequence[TextRow], masking: TokenMasking, tokenizer: Tokenizer, rngs: Sequence[np.random.Generator]
+    rows: TextRows, masking: TokenMasking, tokenizer: Tokenizer, draws: Draws
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """`mask_tokens` for many rows at once, each with its own generator.
+    """`mask_tokens` for many rows at once.
 
+    Args:
+        draws: of the examples, which have equally many rows each, one after the other.
     Returns:
         ids: the pieces of all rows, one after the other, as the model reads them.
         chosen: as long, True = chosen.
     """
-    original = np.concatenate([row.ids for row in rows])
-    if masking.in_turn:
-        return _mask_in_turn(rows, original, masking, tokenizer, rngs)
+    maskable = _find_maskable(rows, tokenizer)
+    if masking.in_turn and draws.replayed:
+        return _mask_in_turn(rows, maskable, masking, tokenizer, draws)
     if masking.whole_word:
-        drawn = [_draw_words(row, rng) for row, rng in zip(rows, rngs, strict=True)]
-        draws, spare = np.concatenate([pair[0] for pair in drawn]), np.concatenate([pair[1] for pair in drawn])
+        numbers, spare = _draw_words(rows, draws)
     else:
-        draws = np.concatenate([rng.random(len(row.ids)) for row, rng in zip(rows, rngs, strict=True)])
-        spare = None
-    chosen = (draws < masking.rate) & _find_maskable(rows, original, tokenizer)
-    share = draws[chosen] / masking.rate if masking.rate else draws[chosen]
+        numbers, spare = _draw_rows(draws, rows.lengths), None
+    chosen = (numbers < masking.rate) & maskable
+    original = rows.ids[chosen]
+    share = numbers[chosen] / masking.rate if masking.rate else numbers[chosen]
     # Given that a draw means "random", its position within that interval is again uniform and picks the entry; pieces
     # of one word need numbers of their own.
     within = (share - masking.mask) / max(masking.random, 1e-9) if spare is None else spare[chosen]
     entries = (within * tokenizer.size).astype(np.int64).clip(0, tokenizer.size - 1)
-    ids = original.copy()
+    ids = rows.ids.copy()
     ids[chosen] = np.where(
-        share < masking.mask, tokenizer.mask, np.where(share < masking.mask + masking.random, entries, original[chosen])
+        share < masking.mask, tokenizer.mask, np.where(share < masking.mask + masking.random, entries, original)
     )
     return ids, chosen
 
 
-def _draw_words(row: TextRow, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One number per word, spread over its pieces, and one number per piece."""
-    words = _word_numbers(row)
-    # Special tokens (word -1) read the additional last number.
-    draws = rng.random(int(words.max(initial=-1)) + 2)
-    return draws[words], rng.random(len(row.ids))
+def _draw_rows(draws: Draws, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`counts` (B,) numbers of each row, one after the other."""
+    return draws.flat(Stream.TOKENS, counts.reshape(len(draws), -1).sum(1))
 
 
-def _word_numbers(row: TextRow) -> NDArray[np.int64]:
-    if row.words is None:
+def _draw_words(rows: TextRows, draws: Draws) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One number per word, spread over its pieces (P,), and one number per piece (P,)."""
+    words = _word_numbers(rows)
+    # Special tokens (word -1) read an additional number, that of word `count`.
+    counts = np.maximum.reduceat(words, rows.starts) + 1
+    drawn = counts + 1 + rows.lengths
+    numbers = _draw_rows(draws, drawn)
+    begins = np.cumsum(drawn) - drawn
+    of_word = np.where(words < 0, np.repeat(counts, rows.lengths), words)
+    pieces = np.repeat(begins + counts + 1, rows.lengths) + rows.places
+    return numbers[np.repeat(begins, rows.lengths) + of_word], numbers[pieces]
+
+
+def _word_numbers(rows: TextRows) -> NDArray[np.int64]:
+    if rows.words is None:
         raise ConfigError(
             "whole-word masking needs rows that know their words: make them with TextLayout, or set whole_word=false."
         )
-    return row.words
+    return rows.words
 
 
 def _mask_in_turn(
-    rows: Sequence[TextRow],
-    original: NDArray[np.int64],
-    masking: TokenMasking,
-    tokenizer: Tokenizer,
-    rngs: Sequence[np.random.Generator],
+    rows: TextRows, maskable: NDArray[np.bool_], masking: TokenMasking, tokenizer: Tokenizer, draws: Draws
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), VisualBERT, ViLBERT and LXMERT
     (`random_word`)."""
-    maskable = _find_maskable(rows, original, tokenizer)
-    ids, chosen = original.copy(), np.zeros(len(original), bool)
-    start = 0
-    for row, rng in zip(rows, rngs, strict=True):
-        at = np.flatnonzero(maskable[start : start + len(row.ids)])
+    ids, chosen = rows.ids.copy(), np.zeros(len(rows.ids), bool)
+    group, rngs = len(rows) // len(draws), draws.generators(Stream.TOKENS)
+    for number, (start, length) in enumerate(zip(rows.starts.tolist(), rows.lengths.tolist(), strict=True)):
+        rng = rngs[number // group]
+        at = start + np.flatnonzero(maskable[start : start + length])
         # Pieces of one word are neighbours.
         units = (
-            np.split(at, np.flatnonzero(np.diff(_word_numbers(row)[at])) + 1)
+            np.split(at, np.flatnonzero(np.diff(_word_numbers(rows)[at])) + 1)
             if masking.whole_word and len(at)
             else at[:, None]
         )
-        for unit in units:
+        for places in units:
             draw = rng.random()
             if draw >= masking.rate:
                 continue
-            share, places = draw / masking.rate, start + unit
+            share = draw / masking.rate
             chosen[places] = True
             if share < masking.mask:
                 ids[places] = tokenizer.mask
             elif share < masking.mask + masking.random:
                 for place in places:
                     ids[place] = rng.integers(tokenizer.size)
-        start += len(row.ids)
     return ids, chosen
 
 
-def _find_maskable(rows: Sequence[TextRow], ids: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.bool_]:
-    numbers = [row.words for row in rows if row.words is not None]
-    if len(numbers) == len(rows):
-        maskable: NDArray[np.bool_] = np.concatenate(numbers) >= 0
+def _find_maskable(rows: TextRows, tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    maskable: NDArray[np.bool_]
+    if rows.words is not None:
+        maskable = rows.words >= 0
     else:
-        maskable = ~np.isin(ids, (tokenizer.pad, tokenizer.cls, tokenizer.sep))
-    start = 0
-    for row in rows:
-        if row.answer_at is not None:
-            maskable[start + row.answer_at] = False
-        start += len(row.ids)
+        maskable = ~np.isin(rows.ids, (tokenizer.pad, tokenizer.cls, tokenizer.sep))
+    slots = [start + slot for start, slot in zip(rows.starts.tolist(), rows.answer_at, strict=True) if slot is not None]
+    maskable[slots] = False
     return maskable
 
 

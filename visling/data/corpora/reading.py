@@ -10,7 +10,7 @@ from pathlib import Path
 from visling.data.annotations.lxmert import find_answer_table
 from visling.data.answer_table import build_table, read_table
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.corpora.base import (
     Corpus,
     CorpusContext,
