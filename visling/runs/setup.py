@@ -121,6 +121,7 @@ def carry_out(
                 log.event(note, step=0)
             if training.begin is not None:
                 training.begin()
+        runtime.resume_collector()
         state = fit(
             training.model,
             training.step,

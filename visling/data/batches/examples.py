@@ -116,6 +116,16 @@ class ExampleBatch(Sequence[Example]):
         )
 
 
+def list_images(examples: Sequence[Example]) -> Sequence[tuple[str, ...]]:
+    """The images of each example."""
+    return examples.images if isinstance(examples, ExampleBatch) else [example.images for example in examples]
+
+
+def offer_any(examples: Sequence[Example], name: str) -> bool:
+    """Whether any example has this function of its regions (`region_labels`, `chosen_regions`, ...)."""
+    return not isinstance(examples, ExampleBatch) and any(getattr(example, name) is not None for example in examples)
+
+
 def merge_examples(parts: Sequence[Sequence[Example]], order: NDArray[np.int64]) -> Sequence[Example]:
     """Examples of several parts as one: example i of the result is example `order[i]` of the parts laid end to end. A
     label that a part lacks is IGNORE there."""

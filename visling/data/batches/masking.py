@@ -215,84 +215,106 @@ class RegionMasking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedImage:
-    """What masking does to the regions of one image."""
+class MaskedRegions:
+    """What masking does to the regions of several images."""
 
     chosen: NDArray[np.bool_]
-    """(R,) regions to predict."""
+    """(S, R) regions to predict."""
     hidden: NDArray[np.bool_]
-    """(R,) feature hidden."""
-    replaced: tuple[tuple[int, str, int], ...]
-    """Region, and the image and region whose feature it gets."""
+    """(S, R) feature hidden."""
+    replaced: NDArray[np.bool_]
+    """(S, R) gets the feature of a random region."""
+    donors: tuple[list[str], NDArray[np.int64]]
+    """Image and region whose feature each replaced one gets, row by row."""
     overlapping: NDArray[np.bool_]
-    """(R,) overlaps a chosen region, as every chosen one overlaps itself; all False where nothing reads it."""
+    """(S, R) overlaps a chosen region, as every chosen one overlaps itself; all False where nothing reads it."""
+
+
+def count_numbers(masking: RegionMasking) -> int:
+    """Random numbers that each region takes: one that decides what becomes of it, and, where features are replaced,
+    the example and the region that its feature would come from."""
+    return 3 if masking.random else 1
 
 
 def mask_regions(
     boxes: NDArray[np.float32],
+    real: NDArray[np.bool_],
     masking: RegionMasking,
-    rng: np.random.Generator,
+    numbers: NDArray[np.float64],
     *,
     pool: Sequence[str] = (),
-    count: Callable[[str], int] | None = None,
-) -> MaskedImage:
-    """Choose regions of one image.
+    count: Callable[[Sequence[str]], NDArray[np.int64]] | None = None,
+) -> MaskedRegions:
+    """Choose regions of several images at once.
 
-    One number per region decides whether it is chosen and what becomes of it; where it says random, the example and the
-    region are drawn right after it. A drawn image without any region hides the feature instead.
+    The first number of a region decides whether it is chosen and what becomes of it. An image without any region hides
+    the feature that was to be taken from it.
 
     Args:
-        boxes: (R, 4) pixel corners.
+        boxes: (S, R, 4) pixel corners.
+        real: (S, R).
+        numbers: in [0, 1), `count_numbers` of each real region, region by region.
         pool: image of every training example; read if `masking.random` is not 0.
-        count: number of regions of an image of the pool.
+        count: numbers of regions of images of the pool.
     Raises:
         ConfigError: random features without a pool.
     Source:
-        ViLBERT, VL-BERT and LXMERT releases (`random_region`, `random_mask_region`, `random_feat`).
+        ViLBERT, VL-BERT and LXMERT releases (`random_region`, `random_mask_region`, `random_feat`), which draw region
+        by region, an example and a region of it right after the number that decides.
     """
     if masking.random and (not pool or count is None):
         raise ConfigError(
             "region masking: random features are taken from the images of other examples. "
             "Give their ids as `pool`, or set random=0."
         )
-    number = len(boxes)
-    if masking.random:
-        assert count is not None
-        chosen, hidden, replaced = _choose_in_turn(number, masking, rng, pool, count)
-    else:
-        draws = rng.random(number)  # the same numbers as if drawn one by one
-        chosen = draws < masking.rate
-        hidden, replaced = chosen & (draws / max(masking.rate, 1e-9) < masking.hide), ()
-    overlapping = np.zeros(number, bool)
+    each = np.ones((*real.shape, count_numbers(masking)))
+    each[real] = numbers.reshape(-1, each.shape[-1])
+    chosen = real & (each[..., 0] < masking.rate)
+    share = each[..., 0] / max(masking.rate, 1e-9)
+    hidden = chosen & (share < masking.hide)
+    replaced = chosen & ~hidden & (share < masking.hide + masking.random)
+    donors: tuple[list[str], NDArray[np.int64]] = [], np.empty(0, np.int64)
+    if count is not None and replaced.any():
+        examples = (each[replaced][:, 1] * len(pool)).astype(np.int64)
+        images = [pool[example] for example in examples.tolist()]
+        counts = count(images)
+        empty = np.zeros_like(replaced)
+        empty[replaced] = counts == 0
+        hidden, replaced = hidden | empty, replaced & ~empty
+        usable = counts > 0
+        donors = (
+            [image for image, some in zip(images, usable.tolist(), strict=True) if some],
+            (each[replaced][:, 2] * counts[usable]).astype(np.int64),
+        )
+    overlapping = np.zeros_like(real)
     if (masking.hide_overlapping or masking.whole == "unflagged") and chosen.any():
-        corners = torch.from_numpy(np.asarray(boxes, np.float64))
-        close = (geometry.iou(corners, corners, inclusive=True) > masking.overlap).numpy()
-        overlapping = np.logical_or.reduce(close[chosen])
-        if masking.hide_overlapping and hidden.any():
-            hidden = hidden | np.logical_or.reduce(close[hidden])
-            replaced = tuple(entry for entry in replaced if not hidden[entry[0]])
-    return MaskedImage(chosen=chosen, hidden=hidden, replaced=replaced, overlapping=overlapping)
+        overlapping, covered = _find_overlapping(boxes, real, chosen, hidden, masking.overlap)
+        if masking.hide_overlapping:
+            kept = ~covered[replaced]
+            donors = [image for image, stays in zip(donors[0], kept.tolist(), strict=True) if stays], donors[1][kept]
+            hidden, replaced = hidden | covered, replaced & ~covered
+    return MaskedRegions(chosen=chosen, hidden=hidden, replaced=replaced, donors=donors, overlapping=overlapping)
 
 
-def _choose_in_turn(
-    number: int, masking: RegionMasking, rng: np.random.Generator, pool: Sequence[str], count: Callable[[str], int]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[tuple[int, str, int], ...]]:
-    chosen, hidden = np.zeros(number, bool), np.zeros(number, bool)
-    replaced: list[tuple[int, str, int]] = []
-    for region in range(number):
-        draw = rng.random()
-        if draw >= masking.rate:
-            continue
-        share = draw / masking.rate
-        chosen[region], hidden[region] = True, share < masking.hide
-        if masking.hide <= share < masking.hide + masking.random:
-            image = pool[int(rng.integers(len(pool)))]
-            regions = count(image)
-            if regions:
-                replaced.append((region, image, int(rng.integers(regions))))
-            else:
-                hidden[region] = True
-    return chosen, hidden, tuple(replaced)
+def _find_overlapping(
+    boxes: NDArray[np.float32],
+    real: NDArray[np.bool_],
+    chosen: NDArray[np.bool_],
+    hidden: NDArray[np.bool_],
+    overlap: float,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Regions (S, R) that overlap a chosen one, and those that overlap a hidden one; hidden ones are chosen."""
+    rows, places = np.nonzero(chosen)
+    corners = torch.from_numpy(np.asarray(boxes, np.float64))
+    close = geometry.iou(corners[rows, places][:, None], corners[rows], inclusive=True)[:, 0].numpy() > overlap
+    close &= real[rows]
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    found = []
+    for near in (close, close & hidden[rows, places][:, None]):
+        every = np.zeros_like(real)
+        every[rows[firsts]] = np.logical_or.reduceat(near, firsts)
+        found.append(every)
+    return found[0], found[1]
 
 
 def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bool_]) -> Tensor:
@@ -305,7 +327,7 @@ def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bo
         image: (3, H, W) normalised.
         boxes: (R, 4) corners in pixels of this image, after it was resized and flipped; the pixels of both corners
             belong to a box.
-        hidden: (R,) `MaskedImage.hidden`; the whole image is never a hidden region.
+        hidden: (R,) of `MaskedRegions.hidden`; the whole image is never a hidden region.
     Source:
         VL-BERT release, end to end (`MASK_RAW_PIXELS`).
     """

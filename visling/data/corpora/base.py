@@ -197,6 +197,8 @@ class CorpusContext:
     """Answers that image question answering chooses from; None = the run does not learn it."""
     notes: list[str] = field(default_factory=list)
     """What was left out, a sentence per corpus; shared by all corpora of a run."""
+    captions: dict[tuple[Path, str], Captions] = field(default_factory=dict)
+    """COCO's captions by folder and split, which several corpora of a run read; shared by all of them."""
 
     def note(self, root: Path, left_out: Mapping[str, int]) -> None:
         """Add a note of what was left out of the corpus and how often, if anything was."""
@@ -258,13 +260,13 @@ def check_images(records: Iterable[Record], store: NativeStore) -> None:
         StoreError: names the first example and image, and how many images are missing.
         DataError: an example has no image.
     """
-    missing: dict[str, str] = {}
+    named: dict[str, str] = {}
     for record in records:
         if not record.images:
             raise DataError(f"example {record.id!r} has no image. Train a model of the words alone: --text-only.")
         for image in record.images:
-            if image not in store:
-                missing.setdefault(image, record.id)
+            named.setdefault(image, record.id)
+    missing = {image: example for image, example in named.items() if image not in store}
     for image, example in missing.items():
         try:
             store.count(image)

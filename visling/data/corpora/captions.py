@@ -148,7 +148,9 @@ _NAMING_SAMPLE = 2000
 
 
 def _read_coco(root: Path, split: str, context: CorpusContext) -> Sequence[CaptionRecord]:
-    captions = find_coco_captions(root, split)
+    captions = context.captions.get((root, split))
+    if captions is None:
+        captions = context.captions[root, split] = find_coco_captions(root, split)
     note_left_out_captions(captions, root, context)
     return keep_with_regions_of_all(captions.records, root, context)
 
