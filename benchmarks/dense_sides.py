@@ -9,6 +9,7 @@ torch. Heads and losses are visling's own and read the same positions, so that t
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ def encode_vilbert(encoder: Vilbert, batch: Batch) -> Encoded:
     tables = encoder.embeddings
     text = tables.words(batch.text.ids) + tables.positions.weight[: text_mask.shape[1]]
     text = drop(norm(encoder.text_norm, text + tables.segments(batch.text.segments)), config.dropout_rate, train)
-    features, locations = with_whole_image(regions)
+    read = encoder.region_features(regions.features, encoder.projection.weight.dtype)
+    features, locations = with_whole_image(dataclasses.replace(regions, features=read))
     seen = linear(encoder.projection, features) + linear(encoder.box_projection, locations)
     seen = drop(norm(encoder.region_norm, seen), config.dropout_rate, train)
     done = region_done = 0
@@ -111,7 +113,9 @@ def encode_vlbert(encoder: VlBert, batch: Batch) -> Encoded:
     """One stream: text, regions, whole image, [END]."""
     config, train, text, regions = encoder.config, encoder.training, batch.text, batch.regions
     assert regions is not None
-    tables, features, boxes = encoder.embeddings, regions.features, regions.boxes
+    tables, boxes = encoder.embeddings, regions.boxes
+    features = encoder.region_features(regions.features, encoder.image_word.dtype)
+    regions = dataclasses.replace(regions, features=features)
     whole = mean_of_visible(regions) if regions.whole is None else regions.whole
     words: Tensor = encoder.image_word.expand(*regions.mask.shape, -1)
     if regions.hidden is not None:

@@ -27,7 +27,7 @@ from visling.nn.momentum import HasMomentumCopy
 from visling.objectives.base import PretrainStep
 from visling.objectives.region_contrast import RegionContrast
 from visling.train.optim import OptimConfig, build_optimizer
-from visling.types import Batch, Head, Regions, Targets, Text
+from visling.types import Batch, Head, Reads, Regions, Targets, Text
 
 SPEC = models.spec("cvlp")
 KEYS = SPEC.keys
@@ -146,7 +146,9 @@ def test_each_second_layer_is_dropped_half_of_the_time_by_itself() -> None:
     class Listening(nn.Module):
         """In the place of the layers: which of them are left out is known before any is run."""
 
-        def forward(self, batch: Batch, *, capture: bool, replacements: Mapping[str, nn.Module | None]) -> None:
+        def forward(
+            self, batch: Batch, *, capture: bool, reads: Reads, replacements: Mapping[str, nn.Module | None]
+        ) -> None:
             skipped[frozenset(name for name, successor in replacements.items() if successor is None)] += 1
 
     network.lxmert = Listening()

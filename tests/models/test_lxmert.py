@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.attention_ways import WAYS, Way, attend_by, fix_dropout
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling import models
@@ -27,7 +27,7 @@ from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import MaskedRegions, RegionLosses
 from visling.objectives.matching import Matching
-from visling.types import IGNORE, Batch, Head, Regions, Slots, Targets, Text
+from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
 
 SPEC = models.spec("lxmert")
 TINY = PRESETS["tiny"]
@@ -142,18 +142,25 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> tuple[Lxmert, Batch]:
     """A model in double precision in training mode, whose dropout is a fixed factor: 0.5 for hidden states, 0.7 for
     probabilities."""
     model = tiny(dropout_rate=0.1, attention_dropout_rate=0.2, whiten_features=False).double().train()
-    factors = {0.1: 0.5, 0.2: 0.7}
-    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, inplace=False: x * factors[p] if training else x)
+    fix_dropout(monkeypatch, {0.1: 0.5, 0.2: 0.7}.__getitem__)
     return model, batch_of(model.config, counts=(3, 2))
 
 
-def test_dropout_stands_where_the_release_has_it(dropped: tuple[Lxmert, Batch]) -> None:
+def assert_states(encoded: Encoded, expected: tuple[Tensor, Tensor, Tensor], batch: Batch) -> None:
+    """Text and region states at real positions, and the pooled state."""
+    real = regions_of(batch).mask
+    assert_close(encoded.text[batch.text.mask], expected[0][batch.text.mask], **EXACT)
+    assert_close(encoded.regions[real], expected[1][real], **EXACT)
+    assert_close(encoded.pooled, expected[2], **EXACT)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_dropout_stands_where_the_release_has_it(
+    dropped: tuple[Lxmert, Batch], way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend_by(monkeypatch, way)
     model, batch = dropped
-    encoded = model(batch, capture=True)  # the path on which probabilities can be seen
-    for ours, expected in zip(
-        (encoded.text, encoded.regions, encoded.pooled), reference(model, batch, SITES), strict=True
-    ):
-        assert_close(ours, expected, **EXACT)
+    assert_states(model(batch, capture=way == "captured"), reference(model, batch, SITES), batch)
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -163,17 +170,13 @@ def test_every_dropout_site_counts(dropped: tuple[Lxmert, Batch], site: str) -> 
     assert not torch.allclose(model(batch, capture=True).pooled, without, atol=1e-4)
 
 
-def test_evaluation_equals_the_reference() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_evaluation_equals_the_reference(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend_by(monkeypatch, way)
     model = tiny(whiten_features=False).double()
     batch = batch_of(model.config, counts=(3, 2))
-    for capture in (False, True):
-        encoded = model(batch, capture=capture)
-        for ours, expected in zip(
-            (encoded.text, encoded.regions, encoded.pooled),
-            reference(model, batch, dict.fromkeys(SITES, 1.0)),
-            strict=True,
-        ):
-            assert_close(ours, expected, **EXACT)
+    expected = reference(model, batch, dict.fromkeys(SITES, 1.0))
+    assert_states(model(batch, capture=way == "captured"), expected, batch)
 
 
 def test_pooler_and_heads_have_no_dropout() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.attention_ways import WAYS, Way, attend_by, fix_dropout
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling import models
@@ -22,7 +22,8 @@ from visling.errors import CheckpointError, ConfigError
 from visling.models.visualbert import PRESETS, VisualBert, VisualBertConfig, inputs
 from visling.nn.embeddings import Whitening
 from visling.nn.heads import build
-from visling.types import Batch, Head, Regions, Text
+from visling.nn.packing import Packing
+from visling.types import Batch, Encoded, Head, Regions, Text
 
 KEYS = models.spec("visualbert").keys
 TINY = PRESETS["tiny"]
@@ -77,7 +78,9 @@ def region_sum(model: VisualBert, batch: Batch) -> Tensor:
     hook = model.norm.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     model(batch)
     hook.remove()
-    return seen[0][:, batch.text.ids.shape[1] :]
+    assert batch.regions is not None
+    rows = Packing.of(torch.cat([batch.text.mask, batch.regions.mask], dim=1))
+    return rows.unpack(seen[0])[:, batch.text.ids.shape[1] :]
 
 
 def random_bert(model: VisualBert) -> dict[str, Tensor]:
@@ -202,34 +205,32 @@ def double_precision(*, bypass: bool, **changes: Any) -> tuple[VisualBert, Batch
     return model.double(), dataclasses.replace(batch, text=text, regions=regions, links=links)
 
 
-def slow_attention(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, dropout_p: float) -> Tensor:
-    """What the fused kernel computes, with a dropout that a test may stand in for."""
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    return F.dropout(scores.masked_fill(~attn_mask, -torch.inf).softmax(-1), dropout_p) @ value
+def assert_states(encoded: Encoded, expected: tuple[Tensor, Tensor, Tensor], batch: Batch) -> None:
+    """Text and region states at real positions, and the pooled state."""
+    assert batch.regions is not None
+    assert_close(encoded.text[batch.text.mask], expected[0][batch.text.mask], **EXACT)
+    assert_close(encoded.regions[batch.regions.mask], expected[1][batch.regions.mask], **EXACT)
+    assert_close(encoded.pooled, expected[2], **EXACT)
 
 
 @pytest.fixture
 def fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout in training is a fixed factor: 0.5 at a rate of 0.1, 0.7 at 0.2; in the fused kernel too."""
-    factors = {0.0: 1.0, 0.1: 0.5, 0.2: 0.7}
-    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, inplace=False: x * factors[p] if training else x)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", slow_attention)
+    """Dropout in training is a fixed factor: 0.5 at a rate of 0.1, 0.7 at 0.2."""
+    fix_dropout(monkeypatch, {0.1: 0.5, 0.2: 0.7}.__getitem__)
 
 
 RATES: Mapping[str, float] = {"dropout_rate": 0.1, "attention_dropout_rate": 0.2}
 
 
 @pytest.mark.usefixtures("fixed_dropout")
-@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bypass", [False, True])
-def test_dropout_stands_where_the_release_has_it(bypass: bool, capture: bool) -> None:
+def test_dropout_stands_where_the_release_has_it(bypass: bool, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend_by(monkeypatch, way)
     model, batch = double_precision(bypass=bypass, **RATES)
     for mode, sites in ((True, SITES), (False, dict.fromkeys(SITES, 1.0))):
-        encoded = model.train(mode)(batch, capture=capture)
-        for ours, expected in zip(
-            (encoded.text, encoded.regions, encoded.pooled), reference(model, batch, sites), strict=True
-        ):
-            assert_close(ours, expected, **EXACT)
+        encoded = model.train(mode)(batch, capture=way == "captured")
+        assert_states(encoded, reference(model, batch, sites), batch)
 
 
 @pytest.mark.usefixtures("fixed_dropout")
@@ -250,11 +251,7 @@ def test_every_dropout_site_counts(bypass: bool, site: str) -> None:
 @pytest.mark.parametrize("bypass", [False, True])
 def test_evaluation_equals_the_reference(bypass: bool) -> None:
     model, batch = double_precision(bypass=bypass, **RATES)
-    encoded = model(batch)
-    for ours, expected in zip(
-        (encoded.text, encoded.regions, encoded.pooled), reference(model, batch, dict.fromkeys(SITES, 1.0)), strict=True
-    ):
-        assert_close(ours, expected, **EXACT)
+    assert_states(model(batch), reference(model, batch, dict.fromkeys(SITES, 1.0)), batch)
 
 
 def test_fresh_weights_by_group() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.attention_ways import WAYS, Way, attend_by, fix_dropout
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,7 +71,7 @@ def regions_in(batch: Batch) -> Regions:
 
 
 def given_to_the_embeddings(model: VlBert, batch: Batch) -> tuple[Any, ...]:
-    """text, token_visual, region_words, region_visual, region_mask; the whole image last of the regions."""
+    """text, token_visual, region_words, region_visual, region_rows; the whole image last of the regions."""
     calls: list[tuple[Any, ...]] = []
     hook = model.embeddings.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
     model(batch)
@@ -117,14 +118,14 @@ def test_what_tokens_see() -> None:
     batch = batch_of(model.config, 3, 2)
     links = torch.zeros(2, 6, 3, dtype=torch.bool)
     links[0, 1, 2] = links[0, 3, 0] = links[0, 3, 2] = True
-    _, token_visual, _, visual, mask = given_to_the_embeddings(model, dataclasses.replace(batch, links=links))
+    _, token_visual, _, visual, rows = given_to_the_embeddings(model, dataclasses.replace(batch, links=links))
     whole = visual[:, -1]
     assert_close(token_visual[0, 1], visual[0, 2])
     assert_close(token_visual[0, 3], (visual[0, 0] + visual[0, 2]) / 2)
     assert_close(token_visual[0, [0, 2, 4, 5]], whole[0].expand(4, -1))
     assert_close(token_visual[1], whole[1].expand(6, -1))
-    assert mask.tolist() == [[True, True, True, True], [True, True, False, True]]
-    assert_close(given_to_the_embeddings(model, batch)[1], whole[:, None].expand(-1, 6, -1))
+    assert rows.mask.tolist() == [[True, True, True, True], [True, True, False, True]]
+    assert_close(given_to_the_embeddings(model, batch)[1], whole[:, None])  # of all tokens of a row
 
 
 def test_whole_image_is_the_mean_of_what_is_shown_and_ends_at_the_last_pixel() -> None:
@@ -196,9 +197,9 @@ def test_rows_without_regions_are_plain_text() -> None:
 def test_an_image_without_regions_is_seen_if_its_feature_is_stored() -> None:
     model = tiny()
     batch = batch_of(model.config, 0, 0, width=2, whole=torch.randn(2, model.config.feature_size))
-    _, token_visual, _, visual, mask = given_to_the_embeddings(model, batch)
-    assert mask.tolist() == [[False, False, True]] * 2
-    assert_close(token_visual, visual[:, -1:].expand(-1, 6, -1))
+    _, token_visual, _, visual, rows = given_to_the_embeddings(model, batch)
+    assert rows.mask.tolist() == [[False, False, True]] * 2
+    assert_close(token_visual, visual[:, -1:])
 
 
 @pytest.mark.parametrize("counts", [(1, 0, 1), (0, 0, 0)])
@@ -360,7 +361,7 @@ class Reference:
         return self.norm(f"{name}.feed_forward.norm", states + self.linear(f"{name}.feed_forward.down", wide) * dropped)
 
 
-def compare_with_reference(model: VlBert, monkeypatch: pytest.MonkeyPatch) -> None:
+def compare_with_reference(model: VlBert, monkeypatch: pytest.MonkeyPatch, way: Way = "padded") -> None:
     batch = batch_of(model.config, 3, 2)
     regions = regions_in(batch)
     pixels = [
@@ -370,11 +371,9 @@ def compare_with_reference(model: VlBert, monkeypatch: pytest.MonkeyPatch) -> No
     boxes = to_unit(torch.tensor([pixels[0], [*pixels[1], [0.0] * 4]]), regions.size)
     batch = dataclasses.replace(batch, regions=dataclasses.replace(regions, boxes=boxes))
 
-    def scale(tensor: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        return tensor * factor(p) if training else tensor
-
-    monkeypatch.setattr(F, "dropout", scale)
-    encoded: Encoded = model.train()(batch, capture=True)
+    attend_by(monkeypatch, way)
+    fix_dropout(monkeypatch, factor)
+    encoded: Encoded = model.train()(batch, capture=way == "captured")
     reference = Reference(model)
     assert encoded.whole is not None
     for row, count in enumerate((3, 2)):
@@ -387,8 +386,9 @@ def compare_with_reference(model: VlBert, monkeypatch: pytest.MonkeyPatch) -> No
         assert_close(ours.double(), expected[:-1], atol=5e-5, rtol=5e-5)
 
 
-def test_every_dropout_stands_where_the_release_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    compare_with_reference(tiny(whiten_features=False, **RATES), monkeypatch)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_dropout_stands_where_the_release_has_it(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare_with_reference(tiny(whiten_features=False, **RATES), monkeypatch, way)
 
 
 def _no_attention_dropout(model: VlBert) -> None:
@@ -399,8 +399,9 @@ def _no_attention_dropout(model: VlBert) -> None:
 
 def _without(name: str) -> Callable[[VlBert], None]:
     def change(model: VlBert) -> None:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, nn.Identity())
+        dropout = model.get_submodule(name)
+        assert isinstance(dropout, nn.Dropout)
+        dropout.p = 0.0
 
     return change
 

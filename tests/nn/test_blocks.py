@@ -13,8 +13,10 @@ from torch.testing import assert_close
 from visling.errors import ConfigError
 from visling.nn.attention import Attention
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings
-from visling.nn.layers import AttentionBlock, LayerSizes, TransformerLayer, initialise
+from visling.nn.layers import AttentionBlock, LayerSizes, TransformerLayer, initialise, through_layers
+from visling.nn.packing import Packing
 from visling.nn.pooling import FirstTokenPooler, gather
+from visling.nn.trace import Trace
 
 WIDTH, CONTEXT, HEADS = 8, 6, 2
 
@@ -51,6 +53,13 @@ def by_hand(block: Attention, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tenso
     return context, probs
 
 
+def through(block: nn.Module, x: Tensor, y: Tensor, mask: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """What a block makes of padded states (B, M, .) and (B, N, .) whose queries are all real."""
+    x_rows, y_rows = Packing.of(torch.ones(x.shape[:2], dtype=torch.bool)), Packing.of(mask)
+    states, probs = block(x_rows.pack(x), y_rows.pack(y), x_rows, y_rows, **options)
+    return x_rows.unpack(states), probs
+
+
 def cross_inputs() -> tuple[Tensor, Tensor, Tensor]:
     mask = torch.tensor([[True] * 5, [True, True, False, False, False], [False] * 5])
     return torch.randn(3, 4, WIDTH), torch.randn(3, 5, CONTEXT), mask
@@ -59,8 +68,9 @@ def cross_inputs() -> tuple[Tensor, Tensor, Tensor]:
 def test_both_paths_equal_the_formula_and_give_zeros_over_nothing() -> None:
     block, (x, y, mask) = attention(), cross_inputs()
     context, probs = by_hand(block, x, y, mask)
-    fused, none = block(x, y, mask)
-    captured, captured_probs = block(x, y, mask, capture=True)
+    fused, none = through(block, x, y, mask)
+    captured, captured_probs = through(block, x, y, mask, capture=True)
+    assert captured_probs is not None
     assert none is None
     assert_close(fused, context)
     assert_close(captured, context)
@@ -69,17 +79,11 @@ def test_both_paths_equal_the_formula_and_give_zeros_over_nothing() -> None:
     assert (captured_probs[2] == 0).all()
 
 
-def test_self_attention_in_one_product_equals_three() -> None:
-    block, x = attention(context_size=WIDTH), torch.randn(2, 5, WIDTH)
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    assert_close(block(x, x, mask)[0], block(x, x.clone(), mask)[0])
-
-
 @pytest.mark.parametrize("capture", [False, True])
 def test_gradients_are_finite_over_nothing(capture: bool) -> None:
     block, (x, y, mask) = attention(), cross_inputs()
     x.requires_grad_(), y.requires_grad_()
-    block(x, y, mask, capture=capture)[0].sum().backward()
+    through(block, x, y, mask, capture=capture)[0].sum().backward()
     assert x.grad is not None
     assert y.grad is not None
     assert x.grad.isfinite().all()
@@ -87,17 +91,18 @@ def test_gradients_are_finite_over_nothing(capture: bool) -> None:
 
 
 def test_dropout_acts_on_probabilities_in_training_only() -> None:
-    block, (x, y, mask) = attention(dropout_rate=0.5), cross_inputs()
-    assert not torch.equal(block(x, y, mask)[0], block(x, y, mask)[0])
-    assert not torch.equal(block(x, y, mask, capture=True)[0], block(x, y, mask, capture=True)[0])
+    block, inputs = attention(dropout_rate=0.5), cross_inputs()
+    assert not torch.equal(through(block, *inputs)[0], through(block, *inputs)[0])
+    assert not torch.equal(through(block, *inputs, capture=True)[0], through(block, *inputs, capture=True)[0])
     block.eval()
-    assert torch.equal(block(x, y, mask)[0], block(x, y, mask)[0])
+    assert torch.equal(through(block, *inputs)[0], through(block, *inputs)[0])
 
 
 def test_widths_of_two_streams_may_differ() -> None:
     block = AttentionBlock(sizes(), context_size=CONTEXT, attention_size=12)
     x, y, mask = cross_inputs()
-    states, probs = block(x, y, mask, capture=True)
+    states, probs = through(block, x, y, mask, capture=True)
+    assert probs is not None
     assert states.shape == x.shape
     assert probs.shape == (3, HEADS, 4, 5)
     context, _ = by_hand(block.attention, x, y, mask)
@@ -106,21 +111,36 @@ def test_widths_of_two_streams_may_differ() -> None:
 
 def test_layer_is_post_norm_with_exact_gelu() -> None:
     layer = TransformerLayer(sizes())
-    x, mask = torch.randn(2, 3, WIDTH) * 3, torch.ones(2, 3, dtype=torch.bool)
-    attended, _ = layer.self_attention(x, x, mask)
+    rows, x = Packing.of(torch.tensor([[True] * 3, [True, False, False]])), torch.randn(4, WIDTH) * 3
+    attended, _ = layer.self_attention(x, x, rows, rows)
     wide = layer.feed_forward.up(attended)
     down = layer.feed_forward.down(wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2))))
     summed = attended + down
     centred = summed - summed.mean(-1, keepdim=True)
-    assert_close(layer(x, mask), centred / centred.square().mean(-1, keepdim=True).sqrt())
+    assert_close(layer(x, rows), centred / centred.square().mean(-1, keepdim=True).sqrt())
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_the_last_layer_computes_what_is_read(num_layers: int) -> None:
+    layers = nn.ModuleList(TransformerLayer(sizes()) for _ in range(num_layers))
+    rows, x = Packing.of(torch.tensor([[True] * 3, [True, False, False], [True, True, False]])), torch.randn(6, WIDTH)
+    read = rows.read(torch.tensor([[False, True, True], [False] * 3, [True, False, True]]), 3)
+    computed: list[int] = []
+    for layer in layers:
+        layer.feed_forward.register_forward_pre_hook(lambda _, given: computed.append(len(given[0])))
+    found = through_layers(layers, x, rows, Trace(False), read=read)
+    assert computed == [6] * (num_layers - 1) + [3] * (num_layers > 0)
+    everything = through_layers(layers, x, rows, Trace(False))
+    assert_close(found, everything[[1, 2, 4]])
+    assert_close(through_layers(layers, x, rows, Trace(False), read=rows.read_all()), everything)
 
 
 def test_dropout_sites_of_a_layer() -> None:
     layer = TransformerLayer(sizes(dropout_rate=1.0))
-    x, mask = torch.randn(2, 3, WIDTH), torch.ones(2, 3, dtype=torch.bool)
+    x, rows = torch.randn(6, WIDTH), Packing.of(torch.ones(2, 3, dtype=torch.bool))
     norm = nn.LayerNorm(WIDTH)
     # with both outputs dropped, the residual is all that is left
-    assert_close(layer(x, mask), norm(norm(x)), atol=1e-4, rtol=0)
+    assert_close(layer(x, rows), norm(norm(x)), atol=1e-4, rtol=0)
 
 
 def test_initialisation() -> None:

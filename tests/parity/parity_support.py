@@ -8,13 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
-from visling.nn.coattention import CoAttentionLayer
+from visling.nn.coattention import CoAttentionLayer, CrossModalityLayer
+from visling.nn.packing import Packing
 
 
 def labelled(name: str) -> Callable[[str], str]:
     """Puts a name before the message of a failed comparison."""
     return lambda text: f"{name}: {text}"
+
+
+def assert_rows_close(ours: Tensor, recorded: Tensor, real: Tensor, name: str, **close: float) -> None:
+    """States (B, N, ...) equal the recorded ones at every real position, and are zeros at padding, where releases keep
+    whatever their layers made of it."""
+    assert ours.shape == recorded.shape, f"{name}: found {tuple(ours.shape)}, recorded {tuple(recorded.shape)}"
+    assert_close(ours[real], recorded[real], **close, msg=labelled(name))
+    assert not ours[~real].any(), f"{name}: padding has states"
 
 
 def parameter_of(model: nn.Module, name: str) -> nn.Parameter:
@@ -57,18 +67,20 @@ def one_after_the_other(model: Any) -> None:
     """Regions read the text that has already read them."""
     for layer in model.encoder.co_attention_layers:
         assert isinstance(layer, CoAttentionLayer)
+        made: dict[str, Tensor] = {}
+        layer.text_attention.register_forward_hook(
+            lambda module, arguments, output, made=made: made.update(text=output[0])
+        )
+        layer.region_attention.register_forward_pre_hook(
+            lambda module, arguments, made=made: (arguments[0], made["text"], *arguments[2:])
+        )
 
-        def forward(
-            text: Tensor, regions: Tensor, text_mask: Tensor, region_mask: Tensor, trace: Any, own: Any = layer
-        ) -> Any:
-            text, _ = own.text_attention(text, regions, region_mask)
-            regions, _ = own.region_attention(regions, text, text_mask)
-            text, regions = own.text_feed_forward(text), own.region_feed_forward(regions)
-            if trace is not None:
-                trace.add_streams(text, regions)
-            return text, regions
 
-        layer.forward = forward
+def sequential(model: Any) -> None:
+    """The first cross-attention of an LXMERT, direction after direction."""
+    layer = model.encoder.cross_layers[0]
+    assert isinstance(layer, CrossModalityLayer)
+    layer.cross_attention = _OneAfterTheOther(layer.cross_attention)
 
 
 class _OneAfterTheOther(nn.Module):
@@ -79,13 +91,7 @@ class _OneAfterTheOther(nn.Module):
         self.block = block
         self.text: Tensor | None = None
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor, *, capture: bool) -> Any:
-        states, probs = self.block(x, y if self.text is None else self.text, mask, capture=capture)
+    def forward(self, x: Tensor, y: Tensor, x_rows: Packing, y_rows: Packing, *, capture: bool) -> Any:
+        states, probs = self.block(x, y if self.text is None else self.text, x_rows, y_rows, capture=capture)
         self.text = states
         return states, probs
-
-
-def sequential(model: Any) -> None:
-    """The first cross-attention of an LXMERT, direction after direction."""
-    layer = model.encoder.cross_layers[0]
-    layer.cross_attention = _OneAfterTheOther(layer.get_submodule("cross_attention"))

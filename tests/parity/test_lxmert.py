@@ -2,8 +2,8 @@
 describes every tensor), and against the transformers package that is installed.
 
 Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b| (gradients 1e-6 + 1e-4 |b|), tighter than the set
-asks for; on another folder what that folder's config.json states, if it is more. Nothing is exempt:
-both references keep all states of a row with one real key, so states on padding are compared too.
+asks for; on another folder what that folder's config.json states, if it is more. Compared at every real position; our
+states of padding are zeros, where both references keep what their layers make of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity_support import labelled, nudge, sequential
+from parity_support import assert_rows_close, labelled, nudge, sequential
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -28,6 +28,7 @@ from visling.checkpoints.keymap import Coverage
 from visling.models.lxmert import Lxmert, LxmertConfig
 from visling.nn.coattention import CrossModalityLayer
 from visling.nn.heads import build
+from visling.nn.packing import Packing
 from visling.objectives.base import PretrainStep
 from visling.objectives.image_qa import ImageQA
 from visling.objectives.masked_lm import MaskedLM
@@ -186,7 +187,7 @@ class Pretraining(nn.Module):
 
 @contextmanager
 def sublayers(encoder: Lxmert) -> Iterator[dict[str, Tensor]]:
-    """Output of every attention block of the cross-modality layers, by the names of the recording."""
+    """Output of every attention block of the cross-modality layers, packed, by the names of the recording."""
     seen: dict[str, Tensor] = {}
     handles = []
     for number, layer in enumerate(encoder.cross_layers):
@@ -227,9 +228,17 @@ def state_names(config: LxmertConfig, official: bool) -> dict[str, str]:
     }
 
 
-def compare_outputs(encoded: Encoded, recorded: Mapping[str, Tensor], prefix: str = "") -> None:
-    assert_close(encoded.text, recorded[f"{prefix}language_output"], **CLOSE, msg=labelled("text"))
-    assert_close(encoded.regions, recorded[f"{prefix}vision_output"], **CLOSE, msg=labelled("regions"))
+def real_positions(batch: Batch, name: str) -> Tensor:
+    """Real tokens (B, T) or regions (B, R): what states of this name, ours or a recorded one, stand for."""
+    assert batch.regions is not None
+    of_regions = name.startswith("region") or name.endswith((".regions", ".vision"))
+    return batch.regions.mask if of_regions else batch.text.mask
+
+
+def compare_outputs(batch: Batch, encoded: Encoded, recorded: Mapping[str, Tensor], prefix: str = "") -> None:
+    for name, states, theirs in (("text", encoded.text, "language"), ("regions", encoded.regions, "vision")):
+        real = real_positions(batch, name)
+        assert_rows_close(states, recorded[f"{prefix}{theirs}_output"], real, name, **CLOSE)
     assert_close(encoded.pooled, recorded[f"{prefix}pooled_output"], **CLOSE, msg=labelled("pooled"))
 
 
@@ -245,16 +254,18 @@ def compare_official(model: Pretraining, recording: Recording) -> None:
     batch, targets = batch_of(inputs), targets_of(inputs)
     with sublayers(model.encoder) as inner:
         encoded = model.encoder(batch, capture=True)
-    compare_outputs(encoded, recorded)
+    compare_outputs(batch, encoded, recorded)
     names = state_names(model.encoder.config, official=True)
     assert encoded.states is not None
     assert encoded.states.keys() == names.keys()
     for ours, theirs in names.items():
-        assert_close(encoded.states[ours], recorded[theirs], **CLOSE, msg=labelled(ours))
+        assert_rows_close(encoded.states[ours], recorded[theirs], real_positions(batch, ours), ours, **CLOSE)
     assert {*inner, *names.values()} == {name for name in recorded if name.startswith("hidden.")}
-    for name, states in inner.items():
-        assert_close(states, recorded[name], **CLOSE, msg=labelled(name))
-    assert_close(model.masked_lm.head(encoded.text), recorded["logits.lm"], **CLOSE)
+    for name, packed in inner.items():
+        real = real_positions(batch, name)
+        assert_rows_close(Packing.of(real).unpack(packed), recorded[name], real, name, **CLOSE)
+    real = batch.text.mask
+    assert_close(model.masked_lm.head(encoded.text)[real], recorded["logits.lm"][real], **CLOSE)
     assert_close(model.matching.head(encoded.pooled), recorded["logits.matched"], **CLOSE)
     assert_close(model.image_qa.head(encoded.pooled), recorded["logits.answer"], **CLOSE)
     regions = model.masked_regions.head(encoded.regions)
@@ -275,7 +286,7 @@ def test_pretraining_states_scores_and_losses(recording: Recording) -> None:
 
 def compare_region_mask(model: Pretraining, recording: Recording, source: str) -> None:
     batch = batch_of(recording.tensors("inputs"), region_mask=True)
-    compare_outputs(model.encoder(batch), recording.tensors(source), "vmask.")
+    compare_outputs(batch, model.encoder(batch), recording.tensors(source), "vmask.")
 
 
 @pytest.mark.parametrize("source", ["outputs", "outputs_hf"])
@@ -289,7 +300,7 @@ def test_no_text_mask_and_no_segments(recording: Recording) -> None:
     batch = replace(
         batch, text=replace(text, mask=torch.ones_like(text.mask), segments=torch.zeros_like(text.segments))
     )
-    compare_outputs(Pretraining(recording).encoder(batch), recording.tensors("outputs"), "nomask.")
+    compare_outputs(batch, Pretraining(recording).encoder(batch), recording.tensors("outputs"), "nomask.")
 
 
 def test_gradient_of_every_weight(recording: Recording) -> None:
@@ -345,13 +356,14 @@ def compare_transformers(model: Pretraining, recording: Recording) -> None:
     inputs, recorded = recording.tensors("inputs"), recording.tensors("outputs_hf")
     batch = batch_of(inputs)
     encoded = model.encoder(batch, capture=True)
-    compare_outputs(encoded, recorded)
+    compare_outputs(batch, encoded, recorded)
     assert encoded.states is not None
     names = state_names(model.encoder.config, official=False)
     for ours, theirs in names.items():
-        assert_close(encoded.states[ours], recorded[theirs], **CLOSE, msg=labelled(ours))
+        assert_rows_close(encoded.states[ours], recorded[theirs], real_positions(batch, ours), ours, **CLOSE)
     assert set(names.values()) == {name for name in recorded if "hidden_states" in name}
-    assert_close(model.masked_lm.head(encoded.text), recorded["logits.lm"], **CLOSE)
+    real = batch.text.mask
+    assert_close(model.masked_lm.head(encoded.text)[real], recorded["logits.lm"][real], **CLOSE)
     assert_close(model.matching.head(encoded.pooled), recorded["logits.matched"], **CLOSE)
     assert_close(model.image_qa.head(encoded.pooled), recorded["logits.answer"], **CLOSE)
     losses = model.losses(batch, targets_of(inputs), encoded)
@@ -369,10 +381,17 @@ def test_transformers_pretraining(recording: Recording) -> None:
     compare_transformers(Pretraining(recording, TRANSFORMERS_SCALE), recording)
 
 
+def attention_of(asking: Tensor, probs: Tensor) -> Tensor:
+    """Attention (B, H, M, N) of the real ones (B, M) of the positions that attend, one after the other: (K, H, N)."""
+    return probs.transpose(1, 2)[asking]
+
+
 def compare_maps(model: Pretraining, recording: Recording) -> None:
-    """The recorded attention probabilities."""
+    """The recorded attention probabilities of real tokens and regions."""
     recorded, encoder = recording.tensors("outputs_hf"), model.encoder
-    maps = encoder(batch_of(recording.tensors("inputs")), capture=True).maps
+    batch = batch_of(recording.tensors("inputs"))
+    assert batch.regions is not None
+    maps = encoder(batch, capture=True).maps
     ours = {
         **{
             f"language_attentions.{i}": maps.text_to_text[f"text_layers.{i}"]
@@ -389,7 +408,8 @@ def compare_maps(model: Pretraining, recording: Recording) -> None:
     }
     assert ours.keys() == {name for name in recorded if "_attentions." in name}
     for name, probs in ours.items():
-        assert_close(probs, recorded[name], **CLOSE, msg=labelled(name))
+        asking = batch.regions.mask if name.startswith("vision") else batch.text.mask
+        assert_close(attention_of(asking, probs), attention_of(asking, recorded[name]), **CLOSE, msg=labelled(name))
     for quadrant in (maps.regions_to_text["cross_layers.0.cross"], maps.text_to_text["cross_layers.0.self"]):
         assert_close(quadrant.sum(-1), torch.ones(quadrant.shape[:-1]))
 
@@ -705,21 +725,24 @@ def test_installed_transformers_to_ours(recording: Recording, theirs: Any) -> No
     assert coverage.complete
     assert not coverage.dropped
     batch = batch_of(inputs, region_mask=True)
+    text = batch.text.mask
     with torch.no_grad():
         expected = theirs.lxmert(**_their_inputs(inputs), output_hidden_states=True, output_attentions=True)
         scores = theirs(**_their_inputs(inputs))
     encoded = model.encoder(batch, capture=True)
     assert encoded.states is not None
     assert encoded.maps is not None
-    assert_close(encoded.text, expected.language_output, **CLOSE)
-    assert_close(encoded.regions, expected.vision_output, **CLOSE)
+    assert_rows_close(encoded.text, expected.language_output, text, "text", **CLOSE)
+    assert_rows_close(encoded.regions, expected.vision_output, real_positions(batch, "regions"), "regions", **CLOSE)
     assert_close(encoded.pooled, expected.pooled_output, **CLOSE)
     for name, theirs_name in state_names(model.encoder.config, official=False).items():
         kind, _, number = theirs_name.rpartition(".")
-        assert_close(encoded.states[name], getattr(expected, kind)[int(number)], **CLOSE, msg=labelled(name))
+        recorded = getattr(expected, kind)[int(number)]
+        assert_rows_close(encoded.states[name], recorded, real_positions(batch, name), name, **CLOSE)
     for number, probs in enumerate(expected.cross_encoder_attentions):
-        assert_close(encoded.maps.text_to_regions[f"cross_layers.{number}.cross"], probs, **CLOSE)
-    assert_close(model.masked_lm.head(encoded.text), scores.prediction_logits, **CLOSE)
+        ours = encoded.maps.text_to_regions[f"cross_layers.{number}.cross"]
+        assert_close(attention_of(text, ours), attention_of(text, probs), **CLOSE)
+    assert_close(model.masked_lm.head(encoded.text)[text], scores.prediction_logits[text], **CLOSE)
     assert_close(model.matching.head(encoded.pooled), scores.cross_relationship_score, **CLOSE)
     assert_close(model.image_qa.head(encoded.pooled), scores.question_answering_score, **CLOSE)
 
@@ -733,9 +756,10 @@ def test_ours_to_installed_transformers(recording: Recording, theirs: Any) -> No
     theirs.load_state_dict(models.spec("lxmert").keys["transformers"].invert(tensors))
     with torch.no_grad():
         expected = theirs.lxmert(**_their_inputs(inputs))
-    encoded = model.encoder(batch_of(inputs, region_mask=True))
-    assert_close(expected.language_output, encoded.text, **CLOSE)
-    assert_close(expected.vision_output, encoded.regions, **CLOSE)
+    batch = batch_of(inputs, region_mask=True)
+    encoded = model.encoder(batch)
+    assert_rows_close(encoded.text, expected.language_output, batch.text.mask, "text", **CLOSE)
+    assert_rows_close(encoded.regions, expected.vision_output, real_positions(batch, "regions"), "regions", **CLOSE)
     assert_close(expected.pooled_output, encoded.pooled, **CLOSE)
 
 

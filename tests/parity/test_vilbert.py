@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity_support import labelled, nudge, one_after_the_other
+from parity_support import assert_rows_close, labelled, nudge, one_after_the_other
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -223,7 +223,7 @@ class Pretraining(nn.Module):
 def compare_states(
     recording: Recording, batch: Batch, encoded: Encoded, recorded: Mapping[str, Tensor], *, task: bool = False
 ) -> None:
-    """Every captured state that was recorded, at real positions."""
+    """Every captured state that was recorded, at real positions; ours are zeros at padding."""
     assert encoded.states is not None
     assert encoded.whole is not None
     text_mask, region_mask = (
@@ -248,19 +248,15 @@ def compare_states(
         compared += 1
         if "text" in ours:
             states = task_second(encoded.states[ours]) if task else encoded.states[ours]
-            assert_close(states[text_mask], recorded[theirs][text_mask], **CLOSE, msg=labelled(ours))
+            assert_rows_close(states, recorded[theirs], text_mask, ours, **CLOSE)
         else:
-            assert_close(
-                whole_first(encoded.states[ours])[region_mask],
-                recorded[theirs][region_mask],
-                **CLOSE,
-                msg=labelled(ours),
-            )
+            assert_rows_close(whole_first(encoded.states[ours]), recorded[theirs], region_mask, ours, **CLOSE)
     assert compared == sum(name.startswith(("text_layer.", "image_layer.", "co_layer.", "emb.")) for name in recorded)
     final = recorded["sequence_output_t"]
     final = torch.cat([final[:, :1], final[:, 2:]], dim=1) if task else final
-    assert_close(encoded.text[batch.text.mask], final[batch.text.mask], **CLOSE)
-    assert_close(whole_first(candidates(encoded))[region_mask], recorded["sequence_output_v"][region_mask], **CLOSE)
+    assert_rows_close(encoded.text, final, batch.text.mask, "text", **CLOSE)
+    regions = whole_first(candidates(encoded))
+    assert_rows_close(regions, recorded["sequence_output_v"], region_mask, "regions", **CLOSE)
     assert_close(encoded.pooled, recorded["pooled_output_t"] * recorded["pooled_output_v"], **CLOSE)
 
 
@@ -423,9 +419,8 @@ def compare_gated(recording: Recording, change: Change = unchanged) -> None:
     encoded, words, regions, match = model(batch)
     real, real_regions = batch.text.mask, F.pad(regions_of(batch).mask, (1, 0), value=True)
     assert encoded.states is not None
-    assert_close(
-        whole_first(encoded.states["region_layers.0"])[real_regions], recorded["image_layer.0"][real_regions], **CLOSE
-    )
+    states = whole_first(encoded.states["region_layers.0"])
+    assert_rows_close(states, recorded["image_layer.0"], real_regions, "first region layer", **CLOSE)
     assert_close(words[real], recorded["prediction_scores_t"][real], **CLOSE)
     assert_close(regions[real_regions], recorded["prediction_scores_v"][real_regions], **CLOSE)
     assert_close(match, recorded["seq_relationship_score"], **CLOSE)

@@ -178,7 +178,7 @@ def compare_reading(recording: Recording, folder: Path, **changes: Any) -> None:
     given: list[Tensor] = []
 
     def keep(module: nn.Module, entering: tuple[Tensor, ...]) -> None:
-        given.append(entering[0][0])
+        given.append(entering[0])
 
     for module in (model.projection, model.box_projection):
         module.register_forward_pre_hook(keep)

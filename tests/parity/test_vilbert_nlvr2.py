@@ -33,6 +33,7 @@ from visling.data.batches.collate import Collator
 from visling.data.text import TextLayout, Tokenizer
 from visling.models import vilbert
 from visling.nn import embeddings
+from visling.nn.packing import Packing
 from visling.runtime import generator_for
 from visling.tasks.base import TaskSource
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config
@@ -192,7 +193,9 @@ def compare_step(
     change(model)
     number = int(expected["task_id_used"].removeprefix("TASK"))
     batch, targets, located = recorded_batch(recording, "rows_mt_train", number)
-    monkeypatch.setattr(embeddings, "locate", lambda boxes: located)
+    assert batch.regions is not None
+    rows = Packing.of(F.pad(batch.regions.mask, (0, 1), value=True))  # the whole image is the last
+    monkeypatch.setattr(embeddings, "locate", lambda boxes: rows.pack(located))
     head, task = model.heads["pair"], task or recording.task
     logits = {"classify": head(model.encoder(batch).pooled)}
     loss = task.loss(logits, targets)

@@ -4,7 +4,8 @@ Sizes and token ids come from the recorded config.json, and so does the toleranc
 of a unit corner is magnified a hundredfold before its sine is taken. Losses 1e-5 + 1e-5 |b| (on another folder what its
 config.json states), gradient norms 1e-6 + 1e-4 |b|. The release packs text, whole image, regions and [END] of a row
 without a gap; ours are brought into that order before they are compared. Exempt: what stands on padding, in
-`text_out_last` and the logits past a row's text too (states of regions there), zeros or a constant on padded regions.
+`text_out_last` and the logits past a row's text too (states of regions there), zeros or a constant on padded regions;
+our states there are zeros.
 `fast_rcnn` is compared from `obj_reps_raw` on; what comes before, and `obj_reps_with_segms`, is in
 test_vlbert_extractor.py.
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity_support import labelled, nudge_first, parameter_of, rough_norms
+from parity_support import assert_rows_close, labelled, nudge_first, parameter_of, rough_norms
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +36,7 @@ from visling.models import vlbert
 from visling.models.vlbert import RegionProjection, VlBert, VlBertConfig, geometry
 from visling.nn.attention import Attention
 from visling.nn.heads import build
+from visling.nn.packing import Packing
 from visling.nn.trace import Trace
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM, masked_lm_loss
@@ -213,13 +215,17 @@ def _order(text: Tensor, tokens: int, regions: int, mask: Tensor | None) -> Tens
 
 
 def compare_packed(states: Tensor, recorded: Tensor, text_mask: Tensor, region_mask: Tensor | None, name: str) -> None:
+    """States equal the recorded ones of each row, and are zeros at padding."""
+    seen_mask = text_mask[:, :0] if region_mask is None else F.pad(region_mask, (0, 1), value=True)
+    real = torch.cat([text_mask, seen_mask, text_mask.new_ones(len(text_mask), 1)], dim=1)  # (B, T + N + 1)
+    assert not states[~real].any(), f"{name}: padding has states"
     for row, (ours, theirs) in enumerate(zip(packed(states, text_mask, region_mask), recorded, strict=True)):
         assert_close(ours, theirs[: len(ours)], **CLOSE, msg=labelled(f"{name}, row {row}"))
 
 
 @contextmanager
 def seen(model: VlBert) -> Iterator[list[tuple[Any, ...]]]:
-    """Collects what the joint embeddings are given: text, token_visual, region_words, region_visual, region_mask."""
+    """Collects what the joint embeddings are given: text, token_visual, region_words, region_visual, region_rows."""
     calls: list[tuple[Any, ...]] = []
     hook = model.embeddings.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
     yield calls
@@ -236,12 +242,14 @@ def compare_core(recording: Recording, case: str, model: VlBert) -> None:
     objects, mask = whole_last(inputs["object_vl_embeddings"]), whole_last(inputs["object_mask"])
     visual, words = objects.split([model.config.visual_size, model.config.hidden_size], dim=-1)  # type: ignore[no-untyped-call]
     region_mask = mask[:, :-1]
-    states, joint_mask = model.embeddings(text, inputs["text_visual_embeddings"], words, visual, mask)
+    packed, rows = model.embeddings(text, inputs["text_visual_embeddings"], words, visual, Packing.of(mask))
+    states = rows.unpack(packed)
     compare_packed(states, recorded["embedding_output"], text.mask, region_mask, "embeddings")
-    assert torch.equal(joint_mask.sum(1), recorded["packed_mask"].sum(1))
-    trace = Trace(True, num_tokens=joint_mask.shape[1])  # kept whole: all positions as text
+    assert torch.equal(rows.mask.sum(1), recorded["packed_mask"].sum(1))
+    trace = Trace(True, num_tokens=rows.mask.shape[1])  # kept whole: all positions as text
     for number, layer in enumerate(model.layers):
-        states = layer(states, joint_mask, trace.at(f"layers.{number}"))
+        packed = layer(packed, rows, trace.at(f"layers.{number}"))
+        states = rows.unpack(packed)
         compare_packed(states, recorded[f"layer_{number}"], text.mask, region_mask, f"layer {number}")
         if f"attention_{number}" in recorded:
             theirs = recorded[f"attention_{number}"].movedim(1, -1)  # (B, from, to, H)
@@ -249,8 +257,8 @@ def compare_core(recording: Recording, case: str, model: VlBert) -> None:
             assert maps is not None
             _compare_attention(maps.text_to_text[f"layers.{number}"].movedim(1, -1), theirs, text.mask, region_mask)
     tokens = text.ids.shape[1]
-    assert_close(states[:, :tokens][text.mask], recorded["text_out_last"][text.mask], **CLOSE)
-    assert_close(states[:, tokens:-1][mask], whole_last(recorded["object_out_last"])[mask], **CLOSE)
+    assert_rows_close(states[:, :tokens], recorded["text_out_last"], text.mask, "text", **CLOSE)
+    assert_rows_close(states[:, tokens:-1], whole_last(recorded["object_out_last"]), mask, "regions", **CLOSE)
     if "pooled" in recorded:
         assert_close(model.pooler(states), recorded["pooled"], **CLOSE)
 
@@ -549,13 +557,14 @@ def test_referring_expressions(recording: Recording) -> None:
 
 
 class Given(nn.Module):
-    """Stands in for the projection of regions."""
+    """Stands in for the projection of regions, whose results `visual` (S, N, Dv) are recorded; `real` (S, N)."""
 
-    def __init__(self, visual: Tensor) -> None:
+    def __init__(self, visual: Tensor, real: Tensor) -> None:
         super().__init__()
-        self.visual = visual
+        self.visual = Packing.of(real).pack(visual)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        assert len(features) == len(boxes) == len(self.visual)
         return self.visual
 
 
@@ -584,7 +593,9 @@ def test_choices_with_tagged_words(recording: Recording) -> None:
     region_head = recording.head(
         "vcr", "objects", encoder, Head(kind="region_targets", outputs=objects, options={"classes": objects}), "vlbert"
     )
-    encoder.projection = Given(whole_last(inputs["obj_reps"]))  # type: ignore[assignment]
+    encoder.projection = Given(  # type: ignore[assignment]
+        whole_last(inputs["obj_reps"]), whole_last(boxes[..., 3] > -0.5)
+    )
 
     text, tag = choices_of(recording, inputs["question"], inputs["answer_choices"])
     for name, ours in (("text_input_ids", text.ids), ("text_token_type_ids", text.segments), ("text_mask", text.mask)):

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_vlbert import Given, whole_last
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling import models
@@ -181,17 +183,6 @@ def test_boxes_and_classes_follow_from_the_metadata(folder: Path, name: str) -> 
 # Losses of a batch
 
 
-class Given(torch.nn.Module):
-    """Stands in for the projection of regions, whose results are recorded."""
-
-    def __init__(self, visual: Tensor) -> None:
-        super().__init__()
-        self.visual = visual
-
-    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        return self.visual
-
-
 class Objects:
     """A store that holds the objects of each image."""
 
@@ -227,12 +218,7 @@ def collate(folder: Path, task: VCR, recorded: dict[str, Any]) -> tuple[Batch, T
     return batch, targets
 
 
-def whole_last(objects: Tensor) -> Tensor:
-    """(N, R + 1, ...) with the whole image moved from the front to the back."""
-    return torch.cat([objects[:, 1:], objects[:, :1]], dim=1)
-
-
-def build_model(folder: Path, task: VCR, sizes: dict[str, Any], visual: Tensor) -> TaskModel:
+def build_model(folder: Path, task: VCR, sizes: dict[str, Any], visual: Tensor, batch: Batch) -> TaskModel:
     config = VlBertConfig(
         vocab_size=sizes["vocab"],
         hidden_size=sizes["hidden"],
@@ -248,7 +234,9 @@ def build_model(folder: Path, task: VCR, sizes: dict[str, Any], visual: Tensor) 
     model = TaskModel(models.build("vlbert", config), task.heads, models.head_styles("vlbert"), group=task.group)
     parts = {"encoder": model.encoder, "classifier": model.heads["score"], "objects": model.heads["objects"]}
     models.spec("vlbert").keys["vcr"].load(load_file(folder / "model.safetensors"), parts, strict=False)
-    model.encoder.projection = Given(whole_last(visual))
+    assert batch.regions is not None
+    real = F.pad(batch.regions.mask, (0, 1), value=True)  # the whole image is the last
+    model.encoder.projection = Given(whole_last(visual), real)
     return model.eval()
 
 
@@ -267,7 +255,7 @@ def test_losses_and_gradients_are_those_of_the_release(folder: Path, file: str, 
     assert torch.equal(tags, tensors[f"{file}.question_first.tags"].flatten(0, 1))
     assert cast(Tensor, targets.choice).tolist() == recorded["label"]
 
-    model = build_model(folder, task, sizes, tensors[f"{file}.obj_reps"])
+    model = build_model(folder, task, sizes, tensors[f"{file}.obj_reps"], batch)
     logits = model(batch)
     loss = task.loss(logits, targets)
     assert_close(logits["score"], torch.tensor(recorded["logits"]), atol=2e-6, rtol=1e-5)

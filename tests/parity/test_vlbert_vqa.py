@@ -272,7 +272,10 @@ def build_model(recording: Recording) -> TaskModel:
     model = TaskModel(SPEC.build(config), recording.task().heads, models.head_styles("vlbert"))
     # The layers that would compute obj_reps are not recorded
     SPEC.keys["vqa"].load(tensors, {"encoder": model.encoder, "classifier": model.heads["classify"]}, strict=False)
-    model.encoder.projection = Given(whole_last(recording.tensors("batch")["obj_reps"]))
+    batch = recording.tensors("batch")
+    model.encoder.projection = Given(
+        whole_last(batch["obj_reps"]), whole_last(batch["boxes_and_features"][..., 0] > -1.5)
+    )
     return model.eval()
 
 

@@ -1,7 +1,8 @@
 """ViLBERT and VisualBERT against values recorded from VOLTA (`golden/volta_vilbert`, `volta_ctrl_vilbert`,
 `volta_visualbert`), a second opinion.
 
-Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b|, at real positions. VOLTA reads the whole image as
+Sizes come from the recorded config.json. Tolerance 1e-5 + 1e-5 |b|, at real positions; our states of padding are
+zeros. VOLTA reads the whole image as
 the first region; ViLBERT here takes it as `whole`, VisualBERT as an ordinary region of segment 1. VOLTA's VisualBERT
 has two ReLU poolers that ours lacks: what reads them is computed in this file from our states and the recorded weights.
 Scores of padded regions, -10000 more in VOLTA, are not compared.
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity_support import nudge, one_after_the_other, rough_norms
+from parity_support import assert_rows_close, labelled, nudge, one_after_the_other, rough_norms
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +33,7 @@ from visling.models.visualbert import VisualBert, VisualBertConfig
 from visling.nn.coattention import CoAttentionLayer
 from visling.nn.heads import build
 from visling.nn.layers import AttentionBlock, FeedForwardBlock
+from visling.nn.packing import Packing
 from visling.objectives.base import PretrainStep
 from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import soft_class_kl_loss
@@ -152,12 +154,8 @@ def slots_of(chosen: Tensor) -> Slots:
     return Slots(at=torch.arange(chosen.shape[1]).expand_as(chosen).masked_fill(~chosen, 0), mask=chosen)
 
 
-def labelled(name: str) -> Callable[[str], str]:
-    return lambda text: f"{name}: {text}"
-
-
 def blocks(model: nn.Module, batch: Batch) -> tuple[Encoded, dict[str, Tensor]]:
-    """What the model returns, and the output of every attention and feed-forward block by module name."""
+    """What the model returns, and the output of every attention and feed-forward block, packed, by module name."""
     outputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -227,9 +225,12 @@ class TwoStreams(nn.Module):
         self.coverage = recording.keys.load(source, parts)
         self.eval()
 
-    def sublayers(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Block outputs by VOLTA's number and stream, where a block changes the stream."""
+    def sublayers(self, packed: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Padded block outputs by VOLTA's number and stream, where a block changes the stream."""
+        assert batch.regions is not None
         first, found = self.encoder.config.text_layers_before[0], {}
+        text, regions = Packing.of(batch.text.mask), Packing.of(F.pad(batch.regions.mask, (0, 1), value=True))
+        outputs = {name: (regions if "region" in name else text).unpack(states) for name, states in packed.items()}
         for number in range(self.encoder.config.num_layers):
             at = 2 * number if number < first else 2 * first + 4 * (number - first) + 2
             found[f"{at}.text"] = outputs[f"text_layers.{number}.self_attention"]
@@ -257,19 +258,15 @@ def compare_two_streams(recording: Recording, model: TwoStreams) -> None:
 
     states = model.encoder(batch, capture=True).states
     assert states is not None
-    assert_close(states["text_embeddings"][text], recorded["embeddings.text"][text], **CLOSE)
-    assert_close(whole_first(states["region_embeddings"])[regions], recorded["embeddings.image"][regions], **CLOSE)
     last = {"text": states["text_embeddings"], "image": whole_first(states["region_embeddings"])}
-    found = model.sublayers(outputs)
+    for stream, mask in real.items():
+        assert_rows_close(last[stream], recorded[f"embeddings.{stream}"], mask, f"{stream} embeddings", **CLOSE)
+    found = model.sublayers(outputs, batch)
     for number in range(1 + max(int(name.split(".")[1]) for name in recorded if name.startswith("sublayer."))):
         for stream, mask in real.items():
             last[stream] = found.get(f"{number}.{stream}", last[stream])
-            assert_close(
-                last[stream][mask],
-                recorded[f"sublayer.{number}.{stream}"][mask],
-                **CLOSE,
-                msg=labelled(f"{number}.{stream}"),
-            )
+            name = f"{number}.{stream}"
+            assert_rows_close(last[stream], recorded[f"sublayer.{name}"], mask, name, **CLOSE)
 
     assert encoded.whole is not None
     candidates = torch.cat([encoded.regions, encoded.whole[:, None]], dim=1)
@@ -428,15 +425,16 @@ def compare_one_stream(recording: Recording, model: OneStream) -> None:
     states = model.encoder(batch, capture=True).states
     assert states is not None
     found = {"embeddings": states["embeddings"]}
+    rows = Packing.of(torch.cat([text, regions], dim=1))
     for number in range(len(model.encoder.layers)):
-        found[f"sublayer.{2 * number}"] = outputs[f"layers.{number}.self_attention"]
-        found[f"sublayer.{2 * number + 1}"] = outputs[f"layers.{number}.feed_forward"]
+        found[f"sublayer.{2 * number}"] = rows.unpack(outputs[f"layers.{number}.self_attention"])
+        found[f"sublayer.{2 * number + 1}"] = rows.unpack(outputs[f"layers.{number}.feed_forward"])
     assert {f"{name}.{stream}" for name in found for stream in ("text", "image")} == {
         name for name in recorded if name.startswith(("sublayer", "embeddings"))
     }
     for name, ours in found.items():
-        assert_close(ours[:, :tokens][text], recorded[f"{name}.text"][text], **CLOSE, msg=labelled(name))
-        assert_close(ours[:, tokens:][regions], recorded[f"{name}.image"][regions], **CLOSE, msg=labelled(name))
+        assert_rows_close(ours[:, :tokens], recorded[f"{name}.text"], text, name, **CLOSE)
+        assert_rows_close(ours[:, tokens:], recorded[f"{name}.image"], regions, name, **CLOSE)
 
     words, told = model.masked_lm.head(encoded.text), model.region_targets(encoded.regions)["classes"]
     assert_close(words[text], recorded["prediction_scores_t"][text], **CLOSE)

@@ -3,7 +3,7 @@
 Paper    Chen et al. 2020 (arXiv 1909.11740), section 3.1.
 Release  ChenRocks/UNITER, `model/`; the names of its weights are as remembered, and no file of it was read.
 Differs  The release adds a learnt vector to the features of masked regions; here they are zeros only.
-Shapes   B rows, T tokens, R regions, S region rows, D hidden width.
+Shapes   B rows, T tokens, R regions, S region rows, K packed positions (`nn.packing`), D hidden width.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from visling.boxes import area, spatial_six
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
 from visling.models.base import Encoder, ModelSpec
+from visling.nn.dropout import Dropout
 from visling.nn.embeddings import TextEmbeddings
-from visling.nn.layers import LayerSizes, TransformerLayer, initialise
+from visling.nn.layers import LayerSizes, TransformerLayer, initialise, through_layers
+from visling.nn.packing import Packing, add_counts, read_joint
 from visling.nn.pooling import FirstTokenPooler
 from visling.nn.trace import Trace
-from visling.types import Batch, Dims, Encoded, InputSpec, Regions
+from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Regions
 
 REGION_SEGMENT = 1
 
@@ -82,11 +84,12 @@ class RegionEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, regions: Regions, segment: Tensor) -> Tensor:
-        """(S, R, D)."""
-        boxes = torch.cat([spatial_six(regions.boxes), area(regions.boxes)[..., None]], dim=-1)  # (S, R, 7)
-        features = self.feature_norm(self.features(regions.features.to(self.features.weight.dtype)))
-        states: Tensor = self.norm(features + self.box_norm(self.boxes(boxes)) + segment)
-        return states
+        """(S, R, D); zeros at padding."""
+        rows = Packing.of(regions.mask, regions.count)
+        features, boxes = rows.pack(regions.features), rows.pack(regions.boxes)  # (K, F), (K, 4)
+        seven = torch.cat([spatial_six(boxes), area(boxes)[..., None]], dim=-1)  # (K, 7)
+        states = self.feature_norm(self.features(features.to(self.features.weight.dtype)))
+        return rows.unpack(self.norm(states + self.box_norm(self.boxes(seven)) + segment))
 
 
 class Uniter(Encoder):
@@ -102,25 +105,27 @@ class Uniter(Encoder):
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.region_embeddings = RegionEmbeddings(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.layers = nn.ModuleList(TransformerLayer(LayerSizes.of(config)) for _ in range(config.num_layers))
         self.pooler = FirstTokenPooler(width)
         self.apply(partial(initialise, std=config.init_std))
 
-    def forward(self, batch: Batch, *, capture: bool = False) -> Encoded:
+    def forward(self, batch: Batch, *, capture: bool = False, reads: Reads = EVERYTHING) -> Encoded:
         text, text_mask = self._embed_text(batch)  # (B, T, D)
         regions, region_mask = self._embed_regions(batch, like=text)  # (B, R, D)
-        num_tokens = text.shape[1]
-        states = self.dropout(torch.cat([text, regions], dim=1))  # (B, T + R, D)
-        mask = torch.cat([text_mask, region_mask], dim=1)
+        num_tokens, num_regions = text.shape[1], regions.shape[1]
+        rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions))
+        states = self.dropout(rows.pack(torch.cat([text, regions], dim=1)))  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", states)
-        for number, layer in enumerate(self.layers):
-            states = layer(states, mask, trace.at(f"layers.{number}"))
+        trace.add_states("embeddings", states, rows)
+        read = rows.read_all()
+        if reads != EVERYTHING and not capture:
+            read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=None)
+        padded = read.rows.unpack_real(through_layers(self.layers, states, rows, trace, read=read))  # (B, T + R, D)
         return Encoded(
-            text=states[:, :num_tokens],
-            regions=states[:, num_tokens:],
-            pooled=self.pooler(states),
+            text=padded[:, :num_tokens],
+            regions=padded[:, num_tokens:],
+            pooled=self.pooler(padded) if reads.pooled else padded[:, 0, :0],
             maps=trace.maps(),
             states=trace.states(),
         )

@@ -239,10 +239,10 @@ class Lxmert(Encoder):
             assert isinstance(layer, CrossModalityLayer)
             read_text, read_regions = _what_is_read(reads, text_rows, region_rows)
             text, regions = layer.read(text, regions, text_rows, region_rows, read_text, read_regions)
-        states = read_text.rows.unpack(text)  # (B, T, D)
+        states = read_text.rows.unpack_real(text)  # (B, T, D)
         return Encoded(
             text=states,
-            regions=read_regions.rows.unpack(regions),  # (B, R, D)
+            regions=read_regions.rows.unpack_real(regions),  # (B, R, D)
             pooled=self.pooler(states) if reads.pooled else states[:, 0, :0],
             maps=trace.maps(),
             states=trace.states(),
@@ -332,7 +332,7 @@ class Lxmert(Encoder):
     ) -> Tensor:
         """Packed states (K, D) through the layers of one stream."""
         trace = trace or Trace(False)
-        trace.add_states(f"{stream}_embeddings", rows.unpack(states), row)
+        trace.add_states(f"{stream}_embeddings", states, rows, row)
         for name, layer in _layers(f"{stream}_layers", layers, replacements):
             states = layer(states, rows, trace.at(name, "text" if stream == "text" else "regions", row))
         return states

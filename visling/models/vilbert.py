@@ -293,8 +293,8 @@ class Vilbert(Encoder):
         text_rows = self._pack_text(batch.text)
         text = self._embed_text(batch.text, text_rows) if text_states is None else text_rows.pack(text_states)
         regions, region_rows = self._run_regions(batch, region_states)  # (Kr, Dr)
-        trace.add_states("text_embeddings", text_rows.unpack(text), batch.text.row)
-        trace.add_states("region_embeddings", region_rows.unpack(regions))
+        trace.add_states("text_embeddings", text, text_rows, batch.text.row)
+        trace.add_states("region_embeddings", regions, region_rows)
         if text_states is None:
             text = self._through_first_layers(batch.text, text, text_rows, trace)
         text, text_rows = text_rows.share(text, batch.text.row)  # (Kt, Dt)
@@ -313,15 +313,15 @@ class Vilbert(Encoder):
         if reads != EVERYTHING and not capture:
             read_text, read_regions = self._what_is_read(reads, text_rows, region_rows, answer_at)
         last = regions, region_rows, text, text_rows, region_spans[-1], trace
-        regions = read_regions.rows.unpack(self._through_regions(*last, read=read_regions))  # (B, R + 1, Dr)
-        text = read_text.rows.unpack(self._through_text(text, text_rows, text_spans[-1], trace, read=read_text))
+        regions = read_regions.rows.unpack_real(self._through_regions(*last, read=read_regions))  # (B, R + 1, Dr)
+        text = read_text.rows.unpack_real(self._through_text(text, text_rows, text_spans[-1], trace, read=read_text))
 
-        whole = regions[:, -1]
+        whole, summed_up = regions[:, -1], text[:, 0] if answer_at is None else gather(text, answer_at)
         return Encoded(
             text=text[:, : batch.text.ids.shape[1]],
             regions=regions[:, :-1],
             whole=whole,
-            pooled=self._pool(text[:, 0] if answer_at is None else gather(text, answer_at), whole),
+            pooled=self._pool(summed_up, whole) if reads.pooled else summed_up[:, :0],
             maps=trace.maps(),
             states=trace.states(),
         )

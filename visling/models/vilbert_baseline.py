@@ -139,17 +139,18 @@ class VilbertBaseline(Encoder):
         num_tokens, num_regions = text.shape[1], regions.shape[1] - 1
         rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions, extra=1))
         trace = Trace(capture, num_tokens=num_tokens)
-        states = torch.cat([text, regions], dim=1)  # (B, T + R + 1, D)
-        trace.add_states("embeddings", states)
+        states = rows.pack(torch.cat([text, regions], dim=1))  # (K, D)
+        trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=answer_at)
-        states = read.rows.unpack(through_layers(self.layers, rows.pack(states), rows, trace, read=read))
+        padded = read.rows.unpack_real(through_layers(self.layers, states, rows, trace, read=read))  # (B, T + R + 1, D)
+        summed_up = padded if answer_at is None else gather(padded, answer_at[:, None])
         return Encoded(
-            text=states[:, :num_tokens],
-            regions=states[:, num_tokens:-1],
-            whole=states[:, -1],
-            pooled=self.pooler(states if answer_at is None else gather(states, answer_at[:, None])),
+            text=padded[:, :num_tokens],
+            regions=padded[:, num_tokens:-1],
+            whole=padded[:, -1],
+            pooled=self.pooler(summed_up) if reads.pooled else padded[:, 0, :0],
             maps=trace.maps(),
             states=trace.states(),
         )

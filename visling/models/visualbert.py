@@ -195,7 +195,7 @@ class VisualBert(Encoder):
         rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions))
         states = self.dropout(self.norm(rows.pack(torch.cat([text, regions], dim=1))))  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", rows.unpack(states))
+        trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=regions.shape[1], answer_at=answer_at)
@@ -206,11 +206,14 @@ class VisualBert(Encoder):
             states = self._bypass(states, rows, num_tokens, trace)
             states = self.additional_layer(states, rows, trace.at("additional_layer"), read=read)
 
-        padded = read.rows.unpack(states)  # (B, T + R, D)
+        padded = read.rows.unpack_real(states)  # (B, T + R, D)
+        pooled = padded[:, 0, :0]
+        if reads.pooled:
+            pooled = self.pooler(padded) if answer_at is None else gather(padded, answer_at)
         return Encoded(
             text=padded[:, :num_tokens],
             regions=padded[:, num_tokens:],
-            pooled=self.pooler(padded) if answer_at is None else gather(padded, answer_at),
+            pooled=pooled,
             maps=trace.maps(),
             states=trace.states(),
         )

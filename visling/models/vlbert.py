@@ -368,16 +368,19 @@ class VlBert(Encoder):
         num_tokens, num_regions = text.ids.shape[1], max(seen.rows.mask.shape[1] - 1, 0)
         states, rows = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.rows)  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", rows.unpack(states))
+        trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=text.answer_at)
-        padded = read.rows.unpack(through_layers(self.layers, states, rows, trace, read=read))  # (B, T + N + 1, D)
+        padded = read.rows.unpack_real(through_layers(self.layers, states, rows, trace, read=read))  # (B, T + N + 1, D)
+        pooled = padded[:, 0, :0]
+        if reads.pooled:
+            pooled = self.pooler(padded) if text.answer_at is None else gather(padded, text.answer_at)
         return Encoded(
             text=padded[:, :num_tokens],
             regions=padded[:, num_tokens : num_tokens + num_regions],
             whole=None if batch.regions is None else padded[:, num_tokens + num_regions],
-            pooled=self.pooler(padded) if text.answer_at is None else gather(padded, text.answer_at),
+            pooled=pooled,
             maps=trace.maps(),
             states=trace.states(),
         )

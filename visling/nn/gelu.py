@@ -30,11 +30,13 @@ class _LinearOfGelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         states, weight = ctx.saved_tensors
-        grad_weight = grad_bias = None
+        grad_states = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_states = torch.ops.aten.gelu_backward(grad @ weight.to(grad.dtype), states)
         if ctx.needs_input_grad[1]:
             grad_weight = (grad.T @ F.gelu(states).to(grad.dtype)).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0).to(weight.dtype)
-        grad_states = torch.ops.aten.gelu_backward(grad @ weight.to(grad.dtype), states)
         return grad_states, grad_weight, grad_bias

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visling.errors import ConfigError
-from visling.nn.pooling import gather
+from visling.nn.pooling import put_back, take
+from visling.types import Slots
 
 DROPOUT_RATE = 0.1
 """Before the linear classifiers of the VisualBERT release."""
@@ -243,11 +244,17 @@ class RegionTargets(nn.Module):
         self.transform = Transform(size, norm=norm)
         self.outputs = nn.ModuleDict({name: nn.Linear(size, width) for name, width in widths.items()})
 
-    def forward(self, states: Tensor, at: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """(B, Q, Dr) -> name -> (B, Q, width); with positions (B, P) by name, each output at its own only."""
+    def forward(self, states: Tensor) -> dict[str, Tensor]:
+        """(..., Dr) -> name -> (..., width)."""
         states = self.transform(states)
+        return {name: output(states) for name, output in self.outputs.items()}
+
+    def at_slots(self, states: Tensor, slots: Mapping[str, Slots]) -> dict[str, Tensor]:
+        """(B, R, Dr) and slots by name -> name -> (B, Q, width), zeros at free slots."""
+        each = {id(own): own for own in slots.values()}
+        transformed = {key: self.transform(take(states, own)[0]) for key, own in each.items()}
         return {
-            name: output(states if at is None else gather(states, at[name])) for name, output in self.outputs.items()
+            name: put_back(output(transformed[id(slots[name])]), slots[name]) for name, output in self.outputs.items()
         }
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ class Packing:
 
     def __init__(self, mask: Tensor, at: Tensor, *, bounded: bool = False) -> None:
         self.mask, self.at, self.bounded = mask, at, bounded
+        self._lengths: list[int] | None = None
 
     @classmethod
     def of(cls, mask: Tensor, count: int | None = None) -> Packing:
@@ -52,20 +52,21 @@ class Packing:
         """Whether every position is packed in its place: packed and padded form are the same."""
         return not self.bounded and len(self.at) == self.mask.numel()
 
-    @cached_property
+    @property
     def lengths(self) -> list[int]:
-        """Packed positions of each row, as numbers: waits for the device."""
-        lengths: list[int] = self.mask.sum(1).tolist()
-        return lengths
+        """Real positions of each row, as numbers: waits for the device, once."""
+        if self._lengths is None:
+            self._lengths = self.mask.sum(1).tolist()
+        return self._lengths
 
-    @cached_property
+    @property
     def places(self) -> Tensor:
         """(B * N,) int64: where each position is found among the packed ones; 0 for those that are not packed."""
         places = torch.zeros(self.mask.numel(), dtype=torch.int64, device=self.at.device)
         places[self.at] = torch.arange(len(self.at), device=self.at.device)
         return places
 
-    @cached_property
+    @property
     def row(self) -> Tensor:
         """(K,) int64: the row of each packed position."""
         return self.at // self.mask.shape[1]
@@ -78,11 +79,18 @@ class Packing:
         return flat.index_select(0, self.at)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """(K, ...) -> (B, N, ...); zeros where nothing was packed."""
+        """(K, ...) -> (B, N, ...); zeros where nothing was packed. What fills up a packing goes to padding."""
         if not self.full:
             # Places differ, so nothing is added up; of the ways to lay rows out this is the fast one.
             packed = packed.new_zeros(self.mask.numel(), *packed.shape[1:]).index_add_(0, self.at, packed)
         return packed.view(*self.mask.shape, *packed.shape[1:])
+
+    def unpack_real(self, packed: Tensor) -> Tensor:
+        """(K, ...) -> (B, N, ...); zeros at padding, also where it fills up the packing."""
+        padded = self.unpack(packed)
+        if not self.bounded and not torch.compiler.is_compiling():  # nothing but real positions was packed
+            return padded
+        return padded.where(self.mask.view(*self.mask.shape, *[1] * (padded.dim() - 2)), 0.0)
 
     def share(self, packed: Tensor, row: Tensor | None) -> tuple[Tensor, Packing]:
         """States of rows (S, N) as the rows of a batch read them, and their packing.

@@ -29,9 +29,18 @@ class FirstTokenPooler(nn.Module):
 
 def take(states: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
     """States (B, N, D) at the chosen positions of the whole batch, (K, D), and which of them are real, (K,)."""
-    assert slots.taken is not None
     first = torch.arange(0, states.shape[0] * states.shape[1], states.shape[1], device=states.device)  # of every row
-    return states.flatten(0, 1)[(slots.at + first[:, None]).flatten()[slots.taken]], slots.mask.flatten()[slots.taken]
+    at, mask = (slots.at + first[:, None]).flatten(), slots.mask.flatten()
+    if slots.taken is None:
+        return states.flatten(0, 1)[at], mask
+    return states.flatten(0, 1)[at[slots.taken]], mask[slots.taken]
+
+
+def put_back(values: Tensor, slots: Slots) -> Tensor:
+    """What was computed of `take`n states (K, D) as (B, P, D); zeros at slots that were not taken."""
+    if slots.taken is not None:
+        values = values.new_zeros(slots.mask.numel(), values.shape[1]).index_copy(0, slots.taken, values)
+    return values.unflatten(0, tuple(slots.mask.shape))
 
 
 def gather(states: Tensor, at: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ class Trace:
         """
         return LayerTrace(self, name, stream, row) if self._on else None
 
-    def add_states(self, name: str, states: Tensor, row: Tensor | None = None) -> None:
-        """Keep states (S, N, D) under a name; `row` as in `at`."""
+    def add_states(self, name: str, states: Tensor, rows: Packing, row: Tensor | None = None) -> None:
+        """Keep packed states (K, D), laid out as (S, N, D), under a name; `row` as in `at`."""
         if self._on:
-            self._states[name] = _share(states, row)
+            self._states[name] = _share(rows.unpack_real(states), row)
 
     def add_maps(self, name: str, stream: Stream, probs: Tensor, row: Tensor | None = None) -> None:
         """Keep the self-attention (S, H, N, N) of a layer."""
@@ -89,14 +89,14 @@ class LayerTrace:
 
     def add(self, states: Tensor, rows: Packing, probs: Tensor | None) -> None:
         """The output (K, D), packed, and the self-attention (S, H, N, N) of a layer of one stream."""
-        self.trace.add_states(self.name, rows.unpack(states), self.row)
+        self.trace.add_states(self.name, states, rows, self.row)
         if probs is not None:
             self.trace.add_maps(self.name, self.stream, probs, self.row)
 
     def add_streams(self, text: Tensor, regions: Tensor, text_rows: Packing, region_rows: Packing) -> None:
         """The outputs of a layer of two streams, packed: (Kt, Dt) and (Kr, Dr)."""
-        self.trace.add_states(f"{self.name}.text", text_rows.unpack(text))
-        self.trace.add_states(f"{self.name}.regions", region_rows.unpack(regions))
+        self.trace.add_states(f"{self.name}.text", text, text_rows)
+        self.trace.add_states(f"{self.name}.regions", regions, region_rows)
 
     def add_cross_attention(self, text: Tensor | None, regions: Tensor | None, *, part: str = "") -> None:
         """Its attention from text to regions (B, H, T, R) and back (B, H, R, T); `part` follows the layer's name."""

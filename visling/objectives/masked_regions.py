@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visling.errors import ConfigError
+from visling.nn.head_blocks import RegionTargets
 from visling.nn.heads import build
 from visling.nn.pooling import gather
 from visling.objectives.base import Objective, Over, PretrainStep, average
@@ -150,15 +151,10 @@ class MaskedRegions(Objective):
 
     def _predict(self, step: PretrainStep) -> Mapping[str, Tensor]:
         """Outputs of the head at the slots, (B, Q, width) by name."""
-        states, targets = step.encoded.regions, step.targets
-        at = {"classes": targets.class_slots, "attributes": targets.class_slots, "features": targets.feature_slots}
-        slots = {id(at[name]): cast(Slots, at[name]) for name in self.losses.widths}
-        if len(slots) == 1:
-            (only,) = slots.values()
-            shared: Mapping[str, Tensor] = self.head(gather(states, only.at))
-            return shared
-        each: Mapping[str, Tensor] = self.head(states, {name: cast(Slots, at[name]).at for name in self.losses.widths})
-        return each
+        targets = step.targets
+        slots = {"classes": targets.class_slots, "attributes": targets.class_slots, "features": targets.feature_slots}
+        head = cast(RegionTargets, self.head)
+        return head.at_slots(step.encoded.regions, {name: cast(Slots, slots[name]) for name in self.losses.widths})
 
     def _label_losses(
         self, predicted: Mapping[str, Tensor], targets: Targets, over: Over, count: Tensor | None

@@ -1,7 +1,7 @@
 """Region contrast: recognise, among the regions of earlier batches, the embedding that a momentum copy of the encoder
 gives to the same region unmasked (CVLP).
 
-Letters  B rows, R regions, N = B x R, Dr region width, E embedding width, K queued embeddings.
+Letters  B rows, R regions, N real regions of the batch, Dr region width, E embedding width, K queued embeddings.
 Source   CVLP (arXiv 2007.13135) and its release, whose pre-training script an earlier commit holds. The query network
          reads masked regions, the key network the same text and the clean regions; every region counts, hidden or not,
          of a fitting caption or not. Embeddings are normalised; cosines over 0.07 are bounded by 10 tanh(x / 10)
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from visling.errors import ConfigError
 from visling.nn.heads import build
 from visling.nn.momentum import HasMomentumCopy, MomentumCopy, RingQueue, from_all_processes
+from visling.nn.packing import Packing
 from visling.objectives.base import Objective, PretrainStep
 from visling.types import NOTHING, Batch, Dims, Head, Loss, Reads, Targets
 
@@ -115,16 +116,17 @@ class RegionContrast(Objective):
         keys = self.keys(step.batch, step.targets)  # (B, R, E)
         if self.training:
             self._waiting.append((keys, mask))
-        embeddings = _normalised(self.head(step.encoded.regions))  # (B, R, E)
+        rows = _pack_regions(step.batch, mask)
+        embeddings = _normalised(self.head(rows.pack(step.encoded.regions)))  # (N, E)
+        real = rows.pack(mask)  # (N,)
         if not self.queue.full:
-            return _zero_loss(embeddings, mask)
+            return _zero_loss(embeddings, real)
         values, hits = contrast(
-            embeddings.flatten(0, 1), keys.flatten(0, 1), self.queue.rows, temperature=self.temperature, clip=self.clip
+            embeddings, rows.pack(keys), self.queue.rows, temperature=self.temperature, clip=self.clip
         )  # (N,), (N,)
-        loss = Loss.mean("region_contrast", values.view_as(mask), mask)
+        loss = Loss.mean("region_contrast", values, real)
         return Loss(
-            value=loss.value,
-            parts={**loss.parts, "region_contrast_accuracy": ((hits.view_as(mask) & mask).sum(), mask.sum())},
+            value=loss.value, parts={**loss.parts, "region_contrast_accuracy": ((hits & real).sum(), real.sum())}
         )
 
     def after_update(self) -> None:
@@ -151,9 +153,11 @@ class RegionContrast(Objective):
     @torch.no_grad()
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def keys(self, batch: Batch, targets: Targets) -> Tensor:
-        """Normalised embeddings (B, R, E) of the clean regions by the key network, with the text as it is."""
+        """Normalised embeddings (B, R, E) of the clean regions by the key network, with the text as it is; zeros at
+        padding."""
         encoded = self.key(_clean(batch, cast(Tensor, targets.region_features)), reads=REGIONS)
-        return _normalised(self.key_head(encoded.regions))
+        rows = _pack_regions(batch, _region_mask(batch, encoded.regions))
+        return rows.unpack(_normalised(self.key_head(rows.pack(encoded.regions))))
 
     def _push(self, keys: Tensor, mask: Tensor) -> None:
         """Queue the keys (B, R, E) of real regions, of all processes by rank."""
@@ -254,6 +258,12 @@ def _region_mask(batch: Batch, like: Tensor) -> Tensor:
     if regions is None:
         return torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
     return regions.mask if regions.row is None else regions.mask[regions.row]
+
+
+def _pack_regions(batch: Batch, mask: Tensor) -> Packing:
+    """Where the real regions of the rows lie, of `_region_mask`."""
+    regions = batch.regions
+    return Packing.of(mask, None if regions is None or regions.row is not None else regions.count)
 
 
 def _normalised(embeddings: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ class MatrixProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket
-        if packet in _LINEAR:
-            self.linear += _LINEAR[packet](*args)
+        if packet in _LINEAR or (packet is _aten.matmul and args[1].dim() == 2):
+            self.linear += _LINEAR.get(packet, _count_product)(*args)
         elif packet in _ATTENTION:
             self.attention += _ATTENTION[packet](*args)
         return func(*args, **(kwargs or {}))
@@ -91,6 +91,11 @@ class MatrixProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _count_product(a: Tensor, b: Tensor, *_: Any) -> int:
     """(..., M, K) times (..., K, N)."""
     return 2 * a.numel() * b.shape[-1]
+
+
+def _count_linear(states: Tensor, weight: Tensor, *_: Any) -> int:
+    """(..., K) with (N, K)."""
+    return 2 * states.numel() * weight.shape[0]
 
 
 def _count_added_product(_: Tensor, a: Tensor, b: Tensor, *__: Any) -> int:
@@ -131,6 +136,7 @@ def _count_attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tens
 
 _aten = torch.ops.aten
 _LINEAR: Mapping[Any, Callable[..., int]] = {
+    _aten.linear: _count_linear,  # in inference mode, which does not take it apart
     _aten.mm: _count_product,
     _aten.addmm: _count_added_product,
     _aten.addmm_: _count_added_product,
@@ -138,6 +144,8 @@ _LINEAR: Mapping[Any, Callable[..., int]] = {
     _aten.convolution_backward: _count_convolution_backward,
 }
 _ATTENTION: Mapping[Any, Callable[..., int]] = {
+    _aten.matmul: _count_product,  # in inference mode, and so the next
+    _aten.scaled_dot_product_attention: _count_attention,
     _aten.bmm: _count_product,
     _aten.baddbmm: _count_added_product,
     _aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,

@@ -46,27 +46,17 @@ class Products:
     """Of states with weights."""
     attention: int = 0
     """Of queries with keys, and of probabilities with values."""
-    padded_attention: int = 0
-    """The same if every row had as many queries and keys as the longest of its batch."""
 
     def __add__(self, other: Products) -> Products:
-        return Products(
-            linear=self.linear + other.linear,
-            attention=self.attention + other.attention,
-            padded_attention=self.padded_attention + other.padded_attention,
-        )
+        return Products(linear=self.linear + other.linear, attention=self.attention + other.attention)
 
     def times(self, factor: int) -> Products:
         """So many times as much."""
-        return Products(
-            linear=self.linear * factor,
-            attention=self.attention * factor,
-            padded_attention=self.padded_attention * factor,
-        )
+        return Products(linear=self.linear * factor, attention=self.attention * factor)
 
     @property
     def total(self) -> int:
-        """Both kinds, without padding."""
+        """Both kinds."""
         return self.linear + self.attention
 
 
@@ -469,10 +459,7 @@ def _weights(positions: int, inputs: int, outputs: int) -> Needed:
 
 def _attend(queries: Counts, keys: Counts, width: int, *, products: int = 2) -> Products:
     """Products of all queries of a row with all its keys, as wide as all heads together."""
-    padded = len(queries) * int(queries.max(initial=0)) * int(keys.max(initial=0))
-    return Products(
-        attention=2 * products * width * int((queries * keys).sum()), padded_attention=2 * products * width * padded
-    )
+    return Products(attention=2 * products * width * int((queries * keys).sum()))
 
 
 def _with_gradient(products: Products) -> Needed:
