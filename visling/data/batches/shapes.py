@@ -40,7 +40,7 @@ def round_up(number: int, whole: int, *, steps: int = 2) -> int:
     """
     if not number:
         return 0
-    size = whole / 2 ** ((whole // number).bit_length() - 1)  # number lies between its half and it
+    size: float = whole / 2 ** ((whole // number).bit_length() - 1)  # number lies between its half and it
     unit = size / (2 * steps)
     return math.ceil(unit * math.ceil(number / unit))
 
