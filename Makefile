@@ -44,7 +44,8 @@ check-slow: $(VENV)/.dev
 	$(BIN)/visling demo --size large --out demo/check-slow --at-least 25
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models lxmert visualbert --precision $(PRECISION)
+	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models lxmert --precision $(PRECISION)
+	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models visualbert --pairs 2 --precision $(PRECISION)
 	$(BIN)/python benchmarks/vqa_training.py --out benchmarks/results --models lxmert visualbert --precision $(PRECISION)
 	$(BIN)/python benchmarks/vqa_inference.py --out benchmarks/results --models lxmert visualbert --precision $(PRECISION)
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results
@@ -60,6 +61,8 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/vqa_inference.py --out benchmarks/results --models vilbert vlbert --precision $(PRECISION)
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results --models visualbert lxmert vlbert vilbert cvlp --preset tiny \
 	  --images 100 --captions 500 --fewest-regions 36 --regions 36 --batch-size 256 --sample-images 20 --single-images 5
+	$(BIN)/python benchmarks/attention.py --out benchmarks/results
+	$(BIN)/python benchmarks/roofline.py --out benchmarks/results --precision $(PRECISION)
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
 	$(BIN)/python benchmarks/extraction.py --out benchmarks/results

@@ -4,7 +4,7 @@
 
 `nn/attention_kernels.py` chooses between the two by the work of a row; this is the measurement that its threshold comes
 from. Both ways get the same packed queries, keys and values and give equal contexts and gradients (checked). Times are
-forward alone, and forward with backward, without dropout and with a rate of 0.1; the two ways in turn (A B A B ...).
+forward alone, and forward with backward, without dropout and with a rate of 0.1; the two ways in turn (A B B A ...).
 """
 
 from __future__ import annotations

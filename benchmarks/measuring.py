@@ -1,12 +1,13 @@
 """How all benchmarks measure: sides in turn, agreement first, rate of a plain product, memory in a new process, dated
 results.
 
-In turn     A B A B ..., so that whatever else the machine does meets both sides; ratios are taken pair by pair, and the
-            median of the pairs counts.
-Agreement   Both sides have the same weights and see the same batches. Before anything is timed, loss, gradient norm and
-            the loss after one update must agree, without dropout.
-Efficiency  Operations of the products that real positions which somebody reads need (`visling.runs.flops`), over the
-            time times the rate of one product of two 2048 x 2048 matrices, measured right before and right after.
+In turn     A B B A A B ..., so that whatever else the machine does meets both sides; ratios are taken pair by pair, and
+            the median of the pairs counts.
+Agreement   Both sides have the same weights and see the same batches. Before anything is timed, loss, gradient norms of
+            all weights and the loss after one update must agree, without dropout.
+Efficiency  Operations of the products that real positions which somebody reads need (`visling.runs.needed_products`),
+            over the time times the rate of one product of two 2048 x 2048 matrices, measured right before and right
+            after.
 Memory      Peak of the resident memory in a new process, beyond what was there before the model.
 Results     `<script>_<date>_<configuration>.json` with every single time, and `.md` for readers; nothing is
             overwritten. `claims` of a result are what `table.py` compares with the targets.
@@ -192,7 +193,7 @@ def require_equal_outputs(outputs: Mapping[str, Tensor], precision: Literal["fp3
 def in_turn(
     works: Mapping[str, Callable[[int], object]], *, pairs: int, warmup: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each work, A B A B ...
+    """Seconds of each work, A B B A A B ...: every other round in reverse, so that a drift of the machine meets all.
 
     Whatever runs visling's commands keeps the memory that it frees (`runtime.keep_freed_memory`), and others do not. So
     on a CPU the side whose turn it is has its own way, and does its work once untimed when the way has changed.
@@ -203,7 +204,8 @@ def in_turn(
     seconds: dict[str, list[float]] = {name: [] for name in works}
     keeps: bool | None = None
     for number in range(warmup + pairs):
-        for name, work in works.items():
+        order = list(works.items())
+        for name, work in order if number % 2 == 0 else reversed(order):
             if device.type == "cpu" and keeps is not (name == FIRST):
                 keeps = name == FIRST
                 runtime.keep_freed_memory(keeps)

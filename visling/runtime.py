@@ -108,26 +108,6 @@ def limit_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Stop Python's search for reference cycles until `resume_collector` is called or the context ends. While millions
-    of records are read, it looks through all of them again and again, for half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def resume_collector() -> None:
-    """Search for cycles again where `collector_paused` stopped it, but never in what exists by now."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-
-
 _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1
 """Parameters of glibc's `mallopt`."""
 
@@ -150,6 +130,26 @@ def keep_freed_memory(keep: bool = True) -> None:
     )
     for name, value in settings.items():
         libc.mallopt(name, value)
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Stop Python's search for reference cycles until `resume_collector` is called or the context ends. While millions
+    of records are read, it looks through all of them again and again, for half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def resume_collector() -> None:
+    """Search for cycles again where `collector_paused` stopped it, but never in what exists by now."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def seed_everything(seed: int) -> None:

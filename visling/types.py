@@ -177,6 +177,21 @@ class Batch(_Movable):
     group: int = field(default=1, metadata={"static": True})
     """G: consecutive rows that belong to one example."""
 
+    def unshared(self) -> Batch:
+        """The batch with a text row and a region row for each of its rows, for readers that go through it row by
+        row."""
+        text, regions, pixels = self.text, self.regions, self.pixels
+        if (own := text.row) is not None:
+            text = dataclasses.replace(text, row=None).map(lambda tensor: tensor[own])
+        if regions is not None and (row := regions.row) is not None:
+            regions = dataclasses.replace(regions, row=None).map(lambda tensor: tensor[row])
+            if pixels is not None:
+                per_row = {name: getattr(pixels, name) for name in ("row", "classes", "masks")}
+                pixels = dataclasses.replace(
+                    pixels, **{name: value[row] for name, value in per_row.items() if value is not None}
+                )
+        return dataclasses.replace(self, text=text, regions=regions, pixels=pixels)
+
     def validate(self) -> None:
         """Raise `ValueError` naming the first broken invariant. Reads values back to the host: for tests and the first
         batch of a run."""

@@ -1,5 +1,8 @@
-"""What every model family promises, on its tiny preset: head kinds, objectives, gradients, padding, order, counts,
-maps, saving, compiling."""
+"""What every model family promises, on its tiny preset: head kinds, objectives, gradients, padding, order, counts, what
+is read, maps, saving, compiling.
+
+One file although it is long: a family outside the package runs all of it by this one import.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.attention_ways import Way, attend_by
 from fixtures.releases import REGION_LOSSES
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
@@ -31,7 +35,20 @@ from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import MaskedRegions, RegionLosses
 from visling.objectives.matching import Matching
 from visling.objectives.region_contrast import RegionContrast
-from visling.types import IGNORE, Batch, Encoded, Head, Regions, Slots, Targets, Text
+from visling.types import (
+    EVERYTHING,
+    IGNORE,
+    NOTHING,
+    POOLED,
+    Batch,
+    Encoded,
+    Head,
+    Reads,
+    Regions,
+    Slots,
+    Targets,
+    Text,
+)
 
 ROWS, TOKENS, REGIONS, GROUP = 4, 7, 5, 2
 LENGTHS, COUNTS = (TOKENS, 4, 6, 5), (REGIONS, 3, 4, 1)
@@ -634,6 +651,270 @@ def test_any_number_of_regions(name: str, model: Encoder, regions: int, counts: 
         assert_close(encoded.pooled, without.pooled, **CLOSE)
 
 
+# ------------------------------------------------------------------------------------------- what is computed, and read
+
+EXACT: dict[str, Any] = {"atol": 1e-10, "rtol": 1e-8}
+"""In double precision."""
+REGION_SLOTS = Slots(
+    at=torch.tensor([[0, 4], [2, 0], [1, 3], [0, 0]]),
+    mask=torch.tensor([[True, True], [True, False], [True, True], [False, False]]),
+)
+"""Of regions, where one row has none."""
+ROUNDED = dataclasses.replace(SLOTS, taken=torch.tensor([0, 1, 2, 4, 5, 6, 3]))
+"""The chosen slots of tokens, and a free one."""
+ONLY_SOME: Mapping[str, Reads] = {
+    "pooled": POOLED,
+    "slots of text": dataclasses.replace(NOTHING, text=(SLOTS,)),
+    "regions": dataclasses.replace(NOTHING, regions=None),
+    "slots of regions": dataclasses.replace(NOTHING, regions=(REGION_SLOTS,)),
+    "pooled and slots": Reads(text=(ROUNDED, SLOTS), regions=(REGION_SLOTS,), whole=False),
+    "text and whole image": dataclasses.replace(NOTHING, text=None, whole=True),
+    "nothing": NOTHING,
+}
+NO_SLOTS = dataclasses.replace(REGION_SLOTS, mask=torch.zeros_like(REGION_SLOTS.mask))
+
+
+def reads_of(some: str, batch: Batch) -> Reads:
+    """As `ONLY_SOME` has it; of text alone no region is chosen, as collate has it."""
+    reads = ONLY_SOME[some]
+    return dataclasses.replace(reads, regions=(NO_SLOTS,)) if reads.regions and batch.regions is None else reads
+
+
+def _few() -> Batch:
+    return make_batch(hidden=True, counts=ONE_WITHOUT)
+
+
+def _shared_text() -> Batch:
+    batch = _few()
+    return dataclasses.replace(
+        batch,
+        links=None,
+        text=dataclasses.replace(batch.text, row=torch.tensor([0, 0, 2, 3]), answer_at=torch.tensor([5, 2, 4, 3])),
+    )
+
+
+def _shared_regions() -> Batch:
+    batch = _few()
+    return dataclasses.replace(
+        batch, links=None, regions=dataclasses.replace(regions_of(batch), row=torch.tensor([0, 2, 2, 3]))
+    )
+
+
+COMPOSITIONS: Mapping[str, Callable[[], Batch]] = {
+    "pairs": _few,
+    "answers in a slot": lambda: make_batch(slot=True, counts=ONE_WITHOUT),
+    "text alone": lambda: text_alone(make_batch()),
+    "a text with two images": _shared_text,
+    "an image with two texts": _shared_regions,
+}
+
+
+def real_masks(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of the batch's rows: (B, T) and (B, R)."""
+    text, regions = batch.text, batch.regions
+    text_mask = text.mask if text.row is None else text.mask[text.row]
+    if regions is None:
+        return text_mask, text_mask[:, :0]
+    return text_mask, regions.mask if regions.row is None else regions.mask[regions.row]
+
+
+def marked(slots: tuple[Slots, ...] | None, real: Tensor) -> Tensor:
+    """Real positions that are read, one slot at a time."""
+    if slots is None:
+        return real
+    found = torch.zeros_like(real)
+    for each in slots:
+        for row, slot in each.mask.nonzero().tolist():
+            found[row, each.at[row, slot]] = True
+    return found & real
+
+
+def read_states(encoded: Encoded, reads: Reads, batch: Batch) -> dict[str, Tensor]:
+    """The states of which a caller said that it reads them."""
+    text_mask, region_mask = real_masks(batch)
+    found = {
+        "text": encoded.text[marked(reads.text, text_mask)],
+        "regions": encoded.regions[marked(reads.regions, region_mask)],
+    }
+    if reads.pooled:
+        found["pooled"] = encoded.pooled
+    if reads.whole and encoded.whole is not None:
+        found["whole"] = encoded.whole
+    return found
+
+
+def with_gradients(model: nn.Module, batch: Batch, reads: Reads, seen: Reads) -> tuple[Encoded, dict[str, Tensor]]:
+    """The encoded batch, of which `reads` is asked for, and gradients of a sum over the states that `seen` names."""
+    model.zero_grad()
+    encoded = model(batch, reads=reads)
+    scalar = torch.zeros((), dtype=torch.float64)
+    for states in read_states(encoded, seen, batch).values():
+        weights = torch.linspace(-1, 2, states.shape[-1], dtype=torch.float64)
+        scalar = scalar + (states * weights).sin().sum()
+    if scalar.requires_grad:
+        scalar.backward()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+    }
+    return encoded, gradients
+
+
+def assert_equal_where_read(found: Encoded, expected: Encoded, reads: Reads, batch: Batch) -> None:
+    """What is read is equal; of the rest every state is equal or zero."""
+    ours = read_states(found, reads, batch)
+    assert_close(ours, read_states(expected, reads, batch), **EXACT)
+    for some, all_ in ((found.text, expected.text), (found.regions, expected.regions)):
+        assert some.shape == all_.shape
+        assert_close(some, torch.where((some != 0).any(-1, keepdim=True), all_, 0.0), **EXACT)
+    assert found.pooled.shape == (expected.pooled.shape if reads.pooled else (len(expected.pooled), 0))
+
+
+def counted_by_host(batch: Batch, extra: int) -> Batch:
+    """The batch with the numbers of its real positions, and so many more, filled with padding."""
+    text, regions = batch.text, batch.regions
+    return dataclasses.replace(
+        batch,
+        text=dataclasses.replace(text, count=int(text.mask.sum()) + extra),
+        regions=None if regions is None else dataclasses.replace(regions, count=int(regions.mask.sum()) + extra),
+    )
+
+
+@pytest.mark.parametrize("way", ["padded", "rows"])
+@pytest.mark.parametrize("some", ONLY_SOME)
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+def test_what_is_not_read_changes_nothing(
+    model: Encoder, composition: str, some: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend_by(monkeypatch, way)
+    model, batch = model.double(), COMPOSITIONS[composition]()
+    reads = reads_of(some, batch)
+    expected, expected_gradients = with_gradients(model, batch, EVERYTHING, reads)
+    for given in (batch, counted_by_host(batch, 0), counted_by_host(batch, 2)):
+        found, gradients = with_gradients(model, given, reads, reads)
+        assert_equal_where_read(found, expected, reads, batch)
+        assert_close(gradients, expected_gradients, **EXACT)
+
+
+@pytest.mark.parametrize("way", ["padded", "rows"])
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+def test_counts_of_the_host_change_nothing(
+    model: Encoder, composition: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend_by(monkeypatch, way)
+    model, batch = model.double(), COMPOSITIONS[composition]()
+    expected, expected_gradients = with_gradients(model, batch, EVERYTHING, EVERYTHING)
+    for extra in (0, 1, 100):  # 100: more than there are positions
+        found, gradients = with_gradients(model, counted_by_host(batch, extra), EVERYTHING, EVERYTHING)
+        assert_equal_where_read(found, expected, EVERYTHING, batch)
+        assert_close(gradients, expected_gradients, **EXACT)
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+def test_states_are_zeros_at_padding(model: Encoder, composition: str) -> None:
+    batch = COMPOSITIONS[composition]()
+    text_mask, region_mask = real_masks(batch)
+    for given in (batch, counted_by_host(batch, 2)):
+        encoded = model(given)
+        assert not encoded.text[~text_mask].any()
+        assert not encoded.regions[~region_mask].any()
+        assert encoded.text[text_mask].all()
+        assert encoded.regions[region_mask].all()
+
+
+@pytest.mark.parametrize("way", ["padded", "rows"])
+@pytest.mark.parametrize("slot", [False, True])
+def test_rows_do_not_depend_on_their_batch(
+    model: Encoder, slot: bool, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and without any padding, or with other rows, in any order, padded wider: a row's states are the same."""
+    attend_by(monkeypatch, way)
+    model, batch = model.double(), make_batch(slot=slot, hidden=True, counts=ONE_WITHOUT)
+    expected = model(batch)
+
+    def rows_of(chosen: list[int], tokens: int, regions: int) -> Batch:
+        """Some rows, cut or padded to these lengths."""
+        some = batch.map(lambda tensor: tensor[chosen])
+        text, seen = some.text, regions_of(some)
+        assert some.links is not None
+        assert seen.hidden is not None
+
+        def fit(tensor: Tensor, length: int) -> Tensor:
+            padding = tensor.new_ones(len(tensor), max(length - tensor.shape[1], 0), *tensor.shape[2:])
+            return torch.cat([tensor[:, :length], padding], dim=1)
+
+        def fit_mask(mask: Tensor, length: int) -> Tensor:
+            return F.pad(mask[:, :length], (0, max(length - mask.shape[1], 0)))
+
+        return dataclasses.replace(
+            some,
+            text=dataclasses.replace(
+                text,
+                ids=fit(text.ids, tokens),
+                mask=fit_mask(text.mask, tokens),
+                segments=fit(text.segments, tokens),
+            ),
+            regions=dataclasses.replace(
+                seen,
+                features=fit(seen.features, regions),
+                boxes=fit(seen.boxes, regions),
+                mask=fit_mask(seen.mask, regions),
+                hidden=fit_mask(seen.hidden, regions),
+            ),
+            links=F.pad(some.links[:, :tokens, :regions], (0, max(regions - REGIONS, 0), 0, max(tokens - TOKENS, 0))),
+        )
+
+    alone = [([row], LENGTHS[row], ONE_WITHOUT[row]) for row in range(ROWS)]
+    together = [(torch.randint(ROWS, (size,)).tolist(), TOKENS + size, REGIONS + size) for size in (1, 2, 3, 6)]
+    for chosen, tokens, regions in (*alone, *together):
+        found = model(rows_of(chosen, tokens, regions))
+        assert_close(found.pooled, expected.pooled[chosen], **EXACT)
+        for place, row in enumerate(chosen):
+            for ours, theirs, length in (
+                (found.text, expected.text, LENGTHS[row]),
+                (found.regions, expected.regions, ONE_WITHOUT[row]),
+            ):
+                assert_close(ours[place, :length], theirs[row, :length], **EXACT)
+            assert found.whole is None or (
+                expected.whole is not None and torch.allclose(found.whole[place], expected.whole[row], **EXACT)
+            )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_objective_says_all_that_it_reads(name: str, model: Encoder, objective: str) -> None:
+    model, targets = model.double(), make_targets()
+    module = make_objective(name, objective, model).double()
+    targets = targets.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    for batch in (make_batch(hidden=True), _few()):
+        found = []
+        for reads in (EVERYTHING, module.reads_of_encoded(batch, targets)):
+            twin = copy.deepcopy(module)  # contrast moves its queue
+            torch.manual_seed(4)  # negatives are drawn
+            model.zero_grad()
+            loss = twin(
+                PretrainStep(model=model, batch=batch, encoded=model(batch, reads=reads), targets=targets)
+            ).value
+            loss.backward()
+            found.append(
+                [loss, *(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters())]
+            )
+        assert_close(found[1], found[0], **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_is_given_all_that_it_reads(name: str, model: Encoder, kind: str) -> None:
+    model, head = model.double(), make_head(name, kind, model).double()
+    batch = dataclasses.replace(_few(), phrases=SLOTS, group=GROUP if kind == "score" else 1)
+    asked = KINDS[kind].kind
+    found = []
+    for reads in (EVERYTHING, heads.reads_of_encoded(asked, batch)):
+        output = heads.read(asked, head, model(batch, reads=reads), batch)
+        parts = output if isinstance(output, dict) else {kind: output}
+        if kind == "slots_regions":
+            parts = {kind: parts[kind][SLOTS.mask]}
+        found.append(parts)
+    assert_close(found[1], found[0], **EXACT)
+
+
 # ------------------------------------------------------------------------------------------------------ maps and states
 
 
@@ -721,6 +1002,39 @@ def test_compiled_equals_eager(name: str) -> None:
         found, expected = compiled(batch), model(batch)
     for output in ("text", "regions", "pooled"):
         assert_close(getattr(found, output), getattr(expected, output), **CLOSE)
+
+
+def test_compiled_with_counts_and_reads_equals_eager(name: str) -> None:
+    model, reads = build(name, **expected_of(name).one_of_each), ONLY_SOME["pooled and slots"]
+    batch = counted_by_host(_few(), 1)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        found, expected = compiled(batch, reads=reads), model(batch, reads=reads)
+    for output in ("text", "regions", "pooled"):
+        assert_close(getattr(found, output), getattr(expected, output), **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("some", ["everything", *ONLY_SOME])
+def test_compiled_with_gradients_equals_eager(name: str, some: str, counted: bool) -> None:
+    model, reads = build(name, **expected_of(name).one_of_each).double(), ONLY_SOME.get(some, EVERYTHING)
+    batch = _few()
+    given = counted_by_host(batch, 1) if counted else batch
+    found, gradients = with_gradients(torch.compile(model, backend="aot_eager", fullgraph=True), given, reads, reads)
+    expected, expected_gradients = with_gradients(model, batch, reads, reads)
+    assert_equal_where_read(found, expected, reads, batch)
+    assert_close({name.removeprefix("_orig_mod."): g for name, g in gradients.items()}, expected_gradients, **EXACT)
+
+
+@pytest.mark.slow
+def test_training_with_dropout_compiles(name: str) -> None:
+    changes = {**expected_of(name).one_of_each, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+    model = build(name, **changes).train()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for batch in (_few(), counted_by_host(_few(), 1)):
+        compiled(batch).text.sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.slow

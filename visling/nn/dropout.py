@@ -33,7 +33,7 @@ def drop(states: Tensor, rate: float, *, training: bool) -> Tensor:
     """dropout(states)."""
     if not training or rate == 0.0:
         return states
-    if states.device.type != "cpu":
+    if not _draws_bits(states):
         return F.dropout(states, rate)
     kept, scale = draw_kept(states.numel(), rate, states.device)
     return states * kept.view(states.shape) * scale
@@ -43,10 +43,15 @@ def add_dropped(residual: Tensor, states: Tensor, rate: float, *, training: bool
     """residual + dropout(states), of one shape."""
     if not training or rate == 0.0:
         return residual + states
-    if states.device.type != "cpu":
+    if not _draws_bits(states):
         return residual + F.dropout(states, rate)
     total: Tensor = _AddDropped.apply(residual, states, rate)  # type: ignore[no-untyped-call]
     return total
+
+
+def _draws_bits(states: Tensor) -> bool:
+    """Whether `draw_kept` decides: a GPU draws in parallel, and a compiler has its own generator."""
+    return states.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Dropout(nn.Dropout):

@@ -29,6 +29,8 @@ class Packing:
 
     def __init__(self, mask: Tensor, at: Tensor, *, bounded: bool = False) -> None:
         self.mask, self.at, self.bounded = mask, at, bounded
+        # Not cached properties: those of Python 3.11 take a lock, which no compiler understands
+        self._places: Tensor | None = None
         self._lengths: list[int] | None = None
 
     @classmethod
@@ -62,9 +64,10 @@ class Packing:
     @property
     def places(self) -> Tensor:
         """(B * N,) int64: where each position is found among the packed ones; 0 for those that are not packed."""
-        places = torch.zeros(self.mask.numel(), dtype=torch.int64, device=self.at.device)
-        places[self.at] = torch.arange(len(self.at), device=self.at.device)
-        return places
+        if self._places is None:
+            self._places = torch.zeros(self.mask.numel(), dtype=torch.int64, device=self.at.device)
+            self._places[self.at] = torch.arange(len(self.at), device=self.at.device)
+        return self._places
 
     @property
     def row(self) -> Tensor:

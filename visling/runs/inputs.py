@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
@@ -181,15 +184,18 @@ class Inputs:
         batch_size: int,
         seed: int = 0,
         training: bool,
+        order: NDArray[np.int64] | None = None,
         sort_by_length: int = 1,
         workers: int = 0,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
         """Batches of examples: in training shuffled and complete; otherwise in order, every example once over all
-        processes. What the source does once, such as splitting its texts into word pieces, is done here.
+        processes, and what rows of a batch have in common given once. What the source does once, such as splitting its
+        texts into word pieces, is done here.
 
         Args:
+            order: numbers of the examples in the order in which they come outside training; None = as in the source.
             sort_by_length: global batches that are sorted by text length together; 1 = none.
             workers: processes that prepare the batches; 0 = a thread.
             text_only: the examples have no images.
@@ -205,6 +211,7 @@ class Inputs:
             pictures=self.pictures,
             shift=training,
             few_shapes=self.few_shapes,
+            share=not training,
             **shown,
         )
         loader = Loader(
@@ -214,6 +221,7 @@ class Inputs:
             seed=seed,
             shuffle=training,
             drop_last=training,
+            order=order,
             bucket=sort_by_length,
             deal="examples" if training else "batches",
             workers=workers,

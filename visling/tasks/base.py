@@ -231,7 +231,8 @@ class Task(ABC, Generic[R, C]):
         """Predictions for the records of a batch, in their order.
 
         Args:
-            batch: what the model read, with the boxes, masks and sizes of the regions.
+            batch: what the model read, with the boxes, masks and sizes of the regions; every row has its own
+                (`Batch.unshared`).
         """
 
     @abstractmethod

@@ -170,7 +170,8 @@ class RecordedSteps:
         for parameter, gradient in zip(self._parameters, before, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
-        return result
+        returned: tuple[Tensor, Mapping[str, tuple[Tensor, Tensor]]] = result
+        return returned
 
     def _record(self, leaves: list[Any], structure: pytree.TreeSpec, recording: _Recording) -> None:
         fixed = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]

@@ -20,6 +20,7 @@ from visling.data.batches.labels import drop_mismatched_answers, stack_labels
 from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.shapes import give_few_shapes
+from visling.data.batches.sharing import share_texts
 from visling.data.batches.slots import slots_of_counts
 from visling.data.text import Tokenizer, swap_sides
 from visling.data.text_arrays import Links, TextRows
@@ -51,6 +52,9 @@ class Collator:
         swap_sides: exchange "left" and "right" in the texts of mirrored images (VL-BERT's referring expressions); the
             labels of an example stay as they are.
         few_shapes: round sizes up and give counts, so that batches come in few shapes (`data.batches.shapes`).
+        share: give what several rows of the batch read once, an image with `regions.row` and a text with `text.row`:
+            for evaluation. In training each row of the releases has dropout noise of its own, so only rows of one
+            example share their image there.
     Raises:
         StoreError: the store's features have another width than `spec` says.
         ConfigError: random features without a pool, or targets about masked regions without a region masking.
@@ -71,14 +75,17 @@ class Collator:
         shift: bool = False,
         swap_sides: bool = False,
         few_shapes: bool = False,
+        share: bool = False,
     ) -> None:
-        self.spec, self.tokenizer, self.swap_sides, self.few_shapes = spec, tokenizer, swap_sides, few_shapes
+        self.spec, self.tokenizer, self.swap_sides = spec, tokenizer, swap_sides
+        self.few_shapes, self.share = few_shapes, share
         self.text = TextCollator(spec, tokenizer, masking)
         self.regions: RegionCollator | None = None
         if store is not None:
             self.regions = RegionCollator(
-                store, spec, masking=region_masking, needs=needs, pool=pool, pictures=pictures, flip=flip, shift=shift
-            )
+                store, spec, masking=region_masking, needs=needs, pool=pool, pictures=pictures, flip=flip, shift=shift,
+                share=share,
+            )  # fmt: skip
 
     def __call__(
         self, examples: Sequence[Example], draws: Draws | Sequence[np.random.Generator]
@@ -99,7 +106,7 @@ class Collator:
         # Mirroring is drawn first, as the release does it. The cut is known before anything else is drawn, and made
         # after it: the releases mask first.
         gathered = None if self.regions is None else self.regions.gather(examples, draws)
-        if gathered is not None and self.swap_sides:
+        if gathered is not None and any(gathered.mirrored) and self.swap_sides:
             examples = _swap_mirrored(examples, gathered.mirrored, self.tokenizer)
         rows, labels = _stack_examples(examples, group)
         matched = labels.get("matched")
@@ -108,6 +115,8 @@ class Collator:
         if gathered is not None and self.spec.joint_limit is not None:
             kept_text, kept_regions = _fit_joint_limit(self.spec.joint_limit, rows, gathered.mask.sum(1))
         text, targets, rows = self.text(rows, examples, draws, mismatched, kept_text)
+        if self.share:
+            text = share_texts(text)
         links, regions, pixels = rows.links, None, None
         if self.regions is not None and gathered is not None:
             regions, pixels, region_targets = self.regions(gathered, draws, mismatched, kept_regions)
@@ -206,7 +215,8 @@ def _mark_links(links: Sequence[Links], text: Text, regions: Regions | None) -> 
     """(B, T, R); links to regions beyond those of the batch are left out."""
     if regions is None or not any(links):
         return None
-    real, tokens = regions.mask if regions.row is None else regions.mask[regions.row], text.mask
+    real = regions.mask if regions.row is None else regions.mask[regions.row]
+    tokens = text.mask if text.row is None else text.mask[text.row]
     marked = torch.zeros((*tokens.shape, real.shape[1]), dtype=torch.bool)
     for number, own in enumerate(links):
         for token, region in own:

@@ -37,6 +37,7 @@ from visling.data.batches.region_targets import (
     hide_regions,
     whole_image,
 )
+from visling.data.batches.sharing import Scope, number_images
 from visling.data.batches.slots import slots_of_grid
 from visling.data.text_arrays import Links
 from visling.draws import Draws, Stream
@@ -71,8 +72,10 @@ class GatheredRegions:
     """Images per example."""
     group: int
     """Rows per example."""
+    shown: NDArray[np.int64]
+    """(N, images) which of these images each example names."""
     row: NDArray[np.int64] | None
-    """(B,) region row of each text row, where rows of an example share an image; None = one to one."""
+    """(B,) region row of each text row, where several share one; None = one to one."""
     order: Orders
     """(S) the regions that are shown of those that the preset reads, None = all."""
 
@@ -80,12 +83,6 @@ class GatheredRegions:
     def joined(self) -> bool:
         """Whether several images are joined in one row."""
         return self.group == 1 and self.images > 1
-
-    @property
-    def shown(self) -> NDArray[np.int64]:
-        """(N, images) region row of each image that an example names."""
-        rows = np.arange(len(self.image_ids)) if self.row is None or self.images == 1 else self.row
-        return rows.reshape(-1, self.images)
 
 
 class RegionCollator:
@@ -102,6 +99,7 @@ class RegionCollator:
         pictures: Pictures | None,
         flip: float,
         shift: bool,
+        share: bool,
     ) -> None:
         if pictures is None and store.feature_size != spec.feature_size:
             raise StoreError(
@@ -124,6 +122,7 @@ class RegionCollator:
             if pictures.whole_image:
                 self.store = WithWholeImage(self.store)
         self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
+        self.share = share
         self.shift = shift and pictures is not None and pictures.canvas is not None
 
     def gather(self, examples: Sequence[Example], draws: Draws) -> GatheredRegions:
@@ -145,13 +144,9 @@ class RegionCollator:
             rngs = draws.each(Stream.MIRROR)
             mirrored = [rng.random() < self.flip for own, rng in zip(named, rngs, strict=True) for _ in own]
         _check_images(examples, named, self.spec)
-        image_ids, row = [image for own in named for image in own], None
         images, group = len(named[0]), len(examples[0].rows)
-        if group > 1 and images == 1:
-            row = np.arange(len(image_ids)).repeat(group)
-        elif images == group > 1 and self._may_share:
-            image_ids, row = _share_repeated(examples)
-            mirrored = [False] * len(image_ids)
+        image_ids, shown, row = number_images(named, group=group, scope=self._sharing_scope(examples))
+        mirrored = mirrored[: len(image_ids)]  # shared images are not mirrored
         arrays, order = _gather_images(examples, image_ids, store, self.spec.max_regions)
         gathered = GatheredRegions(
             store=store,
@@ -161,6 +156,7 @@ class RegionCollator:
             **arrays,
             images=images,
             group=group,
+            shown=shown,
             row=row,
         )
         if gathered.joined and (self.masking is not None or self.needs or self.pictures is not None):
@@ -171,10 +167,19 @@ class RegionCollator:
         return gathered
 
     @property
-    def _may_share(self) -> bool:
-        """Whether an image that an example names twice looks the same both times: nothing is drawn for it, and no text
-        decides how many of its regions are kept."""
+    def _same_each_time(self) -> bool:
+        """Whether an image that is named twice looks the same both times: nothing is drawn for it, and no text decides
+        how many of its regions are kept."""
         return self.masking is None and not self.flip and not self.shift and self.spec.joint_limit is None
+
+    def _sharing_scope(self, examples: Sequence[Example]) -> Scope:
+        """Within what the regions of an image are the same. An example may choose some of them, or know what objects
+        an extractor finds in them; then they are its own."""
+        if not self._same_each_time:
+            return "nothing"
+        extracts = self.pictures is not None
+        own = offer_any(examples, "chosen_regions") or (extracts and offer_any(examples, "region_objects"))
+        return "batch" if self.share and not own else "example"
 
     def __call__(
         self,
@@ -196,20 +201,25 @@ class RegionCollator:
             # Stored features cannot be mirrored: the release moves their boxes alone.
             boxes, frame = mirror_boxes(boxes, size, gathered.mirrored), size
         else:
-            read = self.pictures.read(gathered.image_ids, gathered.mirrored)
-            canvas = self.pictures.canvas
+            # Examples with regions of their own may still show one picture.
+            scope: Scope = "batch" if self.share and self._same_each_time else "nothing"
+            names, places, _ = number_images([(name,) for name in gathered.image_ids], group=1, scope=scope)
+            pictures = self.pictures.read(names, gathered.mirrored[: len(names)])
+            canvas, of = self.pictures.canvas, places[:, 0]
             boxes, frame = place_boxes(
-                boxes, size, read, gathered.mirrored, gathered.image_ids, last_pixel=canvas is None
-            )
+                boxes, size, [pictures[at] for at in of], gathered.mirrored, gathered.image_ids,
+                last_pixel=canvas is None,
+            )  # fmt: skip
             # Regions that are left out below leave their hole (release).
             hidden = None if shown is None else shown.hidden
             if canvas is None:
-                pixels = pad_pictures(read, boxes, hidden)
+                pixels = pad_pictures(pictures, boxes, hidden)
             else:
                 each = None
                 if self.shift:
                     each = [rng for rng in draws.generators(Stream.PLACE) for _ in range(gathered.images)]
-                pixels = lay_on_canvas(read, canvas, boxes, hidden, each)
+                pixels = lay_on_canvas(pictures, canvas, boxes, hidden, each)
+            pixels = replace(pixels, row=torch.from_numpy(of))
         # Padded rows hold zeros and stay zeros; only real boxes are widened.
         unit = _to_unit(boxes, frame, real)
         image = None
@@ -424,17 +434,6 @@ def _check_images(examples: Sequence[Example], named: Sequence[tuple[str, ...]],
             f"example {examples[odd].id!r} has {len(named[odd])} images where others have {images}: "
             "one batch holds one kind of example."
         )
-
-
-def _share_repeated(examples: Sequence[Example]) -> tuple[list[str], NDArray[np.int64] | None]:
-    """Images to be gathered, each once per example, and the region row of each text row; None where none repeats."""
-    image_ids: list[str] = []
-    row: list[int] = []
-    for example in examples:
-        numbers = {image: len(image_ids) + number for number, image in enumerate(dict.fromkeys(example.images))}
-        image_ids += numbers
-        row += [numbers[image] for image in example.images]
-    return image_ids, np.array(row) if len(image_ids) < len(row) else None
 
 
 def _gather_images(

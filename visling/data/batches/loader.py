@@ -47,6 +47,8 @@ class Loader:
         deal: what processes share out. "examples": each global batch has batch_size examples for each of them
             (training). "batches": whole batches of batch_size examples in turn, the same ones that one process alone
             would make, so that results do not depend on the number of processes (evaluation).
+        order: numbers of all examples in the order in which they come where nothing is shuffled; None = as in the
+            source.
         prefetch: batches prepared ahead by a background thread; 0 works in the caller's thread.
         workers: processes that prepare the batches in place of this one, two ahead each; for machines with free cores.
         layout: lays out the texts of the source; counts the rows that workers cut.
@@ -68,6 +70,7 @@ class Loader:
         drop_last: bool = True,
         bucket: int | None = None,
         deal: Literal["examples", "batches"] = "examples",
+        order: NDArray[np.int64] | None = None,
         prefetch: int = 4,
         workers: int = 0,
         layout: TextLayout | None = None,
@@ -79,6 +82,7 @@ class Loader:
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
         self.deal, self.prefetch, self.pin = deal, prefetch, pin
+        self.order = np.arange(len(source)) if order is None else order
         self.workers, self.layout = workers, layout
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
@@ -204,7 +208,7 @@ class _Epoch:
     def __init__(self, loader: Loader, epoch: int, stop: threading.Event) -> None:
         self.loader, self.epoch, self.stop = loader, epoch, stop
         count = len(loader.source)
-        order = np.arange(count)
+        order = loader.order
         if loader.shuffle:
             order = runtime.generator_for(loader.seed, epoch, _ORDER).permutation(count)
         self.order: NDArray[np.int64] = order[: count - count % loader.global_size] if loader.drop_last else order

@@ -98,18 +98,20 @@ class _Guarded(Dataset[_Made]):
 
 
 @contextlib.contextmanager
-def explain_killed() -> Iterator[None]:
-    """Say what to do where the block learns that a worker was killed: it is told wherever it waits.
+def explain_killed(*, receiving: bool = False) -> Iterator[None]:
+    """Say what to do where the block learns that a worker was killed: PyTorch tells the main thread, wherever it is,
+    and a thread that waits for a batch.
 
+    Args:
+        receiving: the block does nothing but receive a batch; connections that break are signs of it, too.
     Raises:
-        RunError: in place of PyTorch's error.
+        RunError: in place of their errors.
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if "DataLoader worker" not in str(error) and (isinstance(error, RuntimeError) or not receiving):
             raise
-        error.__traceback__ = None  # its frames would keep the other processes alive
         raise RunError(
             f"a process that prepares batches was ended from outside ({str(error).strip()}); often memory, or shared "
             "memory (/dev/shm), was short. Continue the run with --resume, with fewer workers or workers=0."
@@ -118,15 +120,19 @@ def explain_killed() -> Iterator[None]:
 
 def _receive(made: Any, layout: TextLayout | None) -> Generator[Any, None, None]:
     try:
-        with explain_killed():
-            for found in made:
-                if found.error is not None:
-                    raise found.error
-                if layout is not None:
-                    layout.truncated += found.cut
-                yield found.item
+        while True:
+            with explain_killed(receiving=True):
+                found = next(made, None)
+            if found is None:
+                return
+            if found.error is not None:
+                raise found.error
+            if layout is not None:
+                layout.truncated += found.cut
+            yield found.item
     finally:
-        del made  # ends the processes, even if a traceback keeps this frame
+        # It would end its processes when it is forgotten, but the traceback of an error may keep it.
+        made._shutdown_workers()
 
 
 def _make_portable(error: Exception) -> Exception:
@@ -140,5 +146,5 @@ def _make_portable(error: Exception) -> Exception:
     return error
 
 
-def _pass_on(made: _Made) -> _Made:
+def _pass_on(made: Any) -> Any:
     return made
