@@ -3,12 +3,17 @@
 #                                  draw scenes, train a detector and a model, answer questions; leaves demo/SIZE, runs in demo/SIZE/MODEL
 #   make test [WORKERS=2]          lint, types and tests (minutes), in so many worker processes of one thread each
 #   make check-slow                what is too slow for every commit: slow tests, and the large demo, which must gain 25 points
-#   make bench                     timings into benchmarks/results/
+#   make bench [PRECISION=bf16] [AGAINST=DIR]    speed against other implementations, and one table of it beside the targets;
+#                                  a quarter of an hour on two cores; AGAINST: an older checkout, for models of demo size
+#   make bench-more                further timings: dense ViLBERT and VL-BERT, all families' retrieval, contrast, reading, detectors
+#   make bench-gpu                 all five models against their peers on one GPU, in less than eight minutes
 PYTHON ?= python3
 VENV ?= .venv
 SIZE ?= small
 MODEL ?= visualbert
 WORKERS ?= 2
+PRECISION ?= fp32
+AGAINST ?=
 OUT ?= demo/$(SIZE)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
@@ -16,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # OpenMP threads that spin make every other process crawl.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint format check-slow bench clean
+.PHONY: demo test lint format check-slow bench bench-more bench-gpu clean
 
 demo: $(VENV)/.core
 	$(BIN)/visling demo --size $(SIZE) --model $(MODEL) --out $(OUT)
@@ -39,12 +44,31 @@ check-slow: $(VENV)/.dev
 	$(BIN)/visling demo --size large --out demo/check-slow --at-least 25
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/training_step.py --out benchmarks/results
-	$(BIN)/python benchmarks/store.py --out benchmarks/results
-	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
+	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models lxmert --precision $(PRECISION)
+	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models visualbert --pairs 2 --precision $(PRECISION)
+	$(BIN)/python benchmarks/vqa_training.py --out benchmarks/results --models lxmert visualbert --precision $(PRECISION)
+	$(BIN)/python benchmarks/vqa_inference.py --out benchmarks/results --models lxmert visualbert --precision $(PRECISION)
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results
+	$(BIN)/python benchmarks/step_memory.py --out benchmarks/results --precision $(PRECISION)
+	$(BIN)/python benchmarks/small_models.py --out benchmarks/results $(if $(AGAINST),--against $(AGAINST))
+	$(BIN)/python benchmarks/store.py --out benchmarks/results --threads 1
+	$(BIN)/python benchmarks/startup.py --out benchmarks/results
+	$(BIN)/python benchmarks/table.py --out benchmarks/results
+
+bench-more: $(VENV)/.dev
+	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models vilbert vlbert --precision $(PRECISION)
+	$(BIN)/python benchmarks/vqa_training.py --out benchmarks/results --models vilbert vlbert --precision $(PRECISION)
+	$(BIN)/python benchmarks/vqa_inference.py --out benchmarks/results --models vilbert vlbert --precision $(PRECISION)
+	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results --models visualbert lxmert vlbert vilbert cvlp --preset tiny \
+	  --images 100 --captions 500 --fewest-regions 36 --regions 36 --batch-size 256 --sample-images 20 --single-images 5
+	$(BIN)/python benchmarks/attention.py --out benchmarks/results
+	$(BIN)/python benchmarks/roofline.py --out benchmarks/results --precision $(PRECISION)
+	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
 	$(BIN)/python benchmarks/extraction.py --out benchmarks/results
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/results
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

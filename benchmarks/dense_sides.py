@@ -1,7 +1,7 @@
-"""ViLBERT and VL-BERT over padded batches, the way in which their releases compute them, from the weights of visling's
-modules.
+"""ViLBERT, VL-BERT and CVLP over padded batches, the way in which their releases compute them, from the weights of
+visling's modules.
 
-No maintained implementation of the two exists to compare with. Every layer runs at every position of a padded batch,
+No maintained implementation of the three exists to compare with. Every layer runs at every position of a padded batch,
 attention as product, softmax and product; embeddings, layers and summaries are written here with plain functions of
 torch. Heads and losses are visling's own and read the same positions, so that the layers alone differ.
 """
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visling.boxes import locate, whole_image
+from visling.models.cvlp import Cvlp
+from visling.models.lxmert import Lxmert
 from visling.models.vilbert import Vilbert
 from visling.models.vlbert import COUNT_EPS, VlBert, geometry
 from visling.objectives.base import PretrainStep
@@ -71,6 +73,8 @@ def encode(encoder: nn.Module, batch: Batch) -> Encoded:
     """States of all positions of a padded batch, rows one to one with images."""
     if isinstance(encoder, Vilbert):
         return encode_vilbert(encoder, batch)
+    if isinstance(encoder, Cvlp):
+        return encode_lxmert(encoder.lxmert, batch)
     assert isinstance(encoder, VlBert)
     return encode_vlbert(encoder, batch)
 
@@ -107,6 +111,31 @@ def encode_vilbert(encoder: Vilbert, batch: Batch) -> Encoded:
     summaries = F.relu(linear(encoder.text_pooler, text[:, 0])), F.relu(linear(encoder.region_pooler, seen[:, -1]))
     pooled = summaries[0] * summaries[1] if config.fusion == "product" else summaries[0] + summaries[1]
     return Encoded(text=text, regions=seen[:, :-1], whole=seen[:, -1], pooled=pooled)
+
+
+def encode_lxmert(encoder: Lxmert, batch: Batch) -> Encoded:
+    """Two streams, then layers in which they meet."""
+    config, train, regions, text_mask = encoder.config, encoder.training, batch.regions, batch.text.mask
+    assert regions is not None
+    tables, placed = encoder.embeddings, encoder.region_embeddings
+    text = tables(batch.text.ids, batch.text.segments)
+    text = drop(norm(encoder.norm, text), config.dropout_rate, train)
+    seen = norm(placed.feature_norm, linear(placed.features, regions.features))
+    seen = drop((seen + norm(placed.box_norm, linear(placed.boxes, regions.boxes))) / 2, config.dropout_rate, train)
+    for layer in encoder.text_layers:
+        text = transform(layer, text, text_mask, train)
+    for layer in encoder.region_layers:
+        seen = transform(layer, seen, regions.mask, train)
+    for layer in encoder.cross_layers:
+        meeting: Any = layer
+        informed = attend(meeting.cross_attention, text, seen, regions.mask, train)
+        seen = attend(meeting.cross_attention, seen, text, text_mask, train)
+        text = attend(meeting.text_self_attention, informed, informed, text_mask, train)
+        seen = attend(meeting.region_self_attention, seen, seen, regions.mask, train)
+        text = feed_forward(meeting.text_feed_forward, text, train)
+        seen = feed_forward(meeting.region_feed_forward, seen, train)
+    pooled = torch.tanh(linear(encoder.pooler.dense, text[:, 0]))
+    return Encoded(text=text, regions=seen, pooled=pooled)
 
 
 def encode_vlbert(encoder: VlBert, batch: Batch) -> Encoded:

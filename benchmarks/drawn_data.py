@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from visling.data.batches.loader import Loader, Source
 from visling.data.corpora.captions import CaptionPairs, SingleCaption
 from visling.data.text import TextLayout, Tokenizer
 from visling.objectives.image_qa import NUM_ANSWERS
+from visling.objectives.masked_regions import RegionLosses
 from visling.recipes.configs import PretrainConfig
 from visling.types import IGNORE, Batch, Example, InputSpec, RegionArray, Targets
 
@@ -54,15 +55,14 @@ QUESTION = TextLengths(mean=7.5, deviation=2.0, fewest=4)
 REGIONS = {"lxmert": (36, 36), "cvlp": (36, 36)}
 """Family -> fewest and most regions of an image, where they are not 10 to the preset's number."""
 FEWEST_REGIONS = 10
-NUM_CLASSES, NUM_ATTRIBUTES = 1600, 400
-"""Of Visual Genome's detectors."""
 
 
 class DrawnStore:
     """Random regions of numbered images, drawn when they are asked for.
 
     Args:
-        detected: what a detector would have predicted for each region, too; "probs" a distribution with background.
+        losses: of masked regions; what a detector would have predicted for each region is drawn too, as far as they
+            read it.
     """
 
     fingerprint = "random"
@@ -74,9 +74,9 @@ class DrawnStore:
         *,
         fewest: int,
         most: int,
-        detected: Collection[Literal["labels", "probs"]] = (),
+        losses: RegionLosses | None = None,
     ) -> None:
-        self.feature_size, self.detected = feature_size, detected
+        self.feature_size, self.losses = feature_size, losses
         drawn = runtime.generator_for(SEED, 1).integers(min(fewest, most), most + 1, num_images)
         self._counts = {image_id(number): int(count) for number, count in enumerate(drawn)}
 
@@ -89,16 +89,16 @@ class DrawnStore:
     def __getitem__(self, image: str) -> RegionArray:
         rng = runtime.generator_for(SEED, 2, int(image.rpartition("_")[2]))
         regions = draw_regions(self._counts[image], self.feature_size, rng)
-        number, more = len(regions), dict[str, Any]()
-        if "labels" in self.detected:
+        losses, number, more = self.losses, len(regions), dict[str, Any]()
+        if losses is not None and losses.classes == "hard":
             more |= {
-                "classes": rng.integers(NUM_CLASSES, size=number),
+                "classes": rng.integers(losses.num_classes, size=number),
                 "class_confidence": rng.random(number, np.float32),
-                "attributes": rng.integers(NUM_ATTRIBUTES, size=number),
+                "attributes": rng.integers(losses.num_attributes, size=number),
                 "attribute_confidence": rng.random(number, np.float32),
             }
-        if "probs" in self.detected:
-            weights = rng.random((number, NUM_CLASSES + 1), np.float32)
+        elif losses is not None:
+            weights = rng.random((number, losses.num_classes), np.float32)
             more["probs"] = weights / weights.sum(1, keepdims=True)
         return replace(regions, **more)
 
@@ -173,11 +173,11 @@ class Questions:
         return Example(id=record.id, rows=(row,), images=record.images, labels={"answer": scores})
 
 
-def draw_store(model: str, spec: InputSpec, num_images: int, detected: Collection[Any] = ()) -> DrawnStore:
+def draw_store(model: str, spec: InputSpec, num_images: int, losses: RegionLosses | None = None) -> DrawnStore:
     """Images with as many regions as a family's features have."""
     fewest, most = REGIONS.get(model, (FEWEST_REGIONS, spec.max_regions))
     most = min(most, spec.max_regions)
-    return DrawnStore(num_images, spec.feature_size, fewest=fewest, most=most, detected=detected)
+    return DrawnStore(num_images, spec.feature_size, fewest=fewest, most=most, losses=losses)
 
 
 def draw_pretraining(
@@ -191,8 +191,7 @@ def draw_pretraining(
     spec = models.spec(config.model).inputs(config.encoder)
     tokenizer = Tokenizer(spec.vocabulary)
     num_images = count_images(number, batch_size, CAPTIONS_PER_IMAGE)
-    detected = ["labels"] * ("region_classes" in needs) + ["probs"] * ("region_probs" in needs)
-    store = draw_store(config.model, spec, num_images, detected)
+    store = draw_store(config.model, spec, num_images, config.region_losses)
     layout, records = TextLayout(tokenizer, spec), draw_captions(num_images, tokenizer)
     source: Source
     if config.corpora[0].kind == "caption_pairs":
@@ -200,7 +199,7 @@ def draw_pretraining(
     else:
         source = SingleCaption(records, layout, false_caption_ratio=0.5 if "matching" in config.objectives else None)
     if "image_qa" in config.objectives:
-        source = WithAnswers(source, config.objective_settings["image_qa"].get("num_answers", NUM_ANSWERS))
+        source = WithAnswers(source, config.objective_settings.get("image_qa", {}).get("num_answers", NUM_ANSWERS))
     collator = Collator(
         store,
         spec,

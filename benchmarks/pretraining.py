@@ -5,8 +5,8 @@ padded way.
     python benchmarks/pretraining.py --out benchmarks/results --models lxmert --precision bf16
 
 A step is forward, loss, backward and AdamW update, with dropout. All sides have the same weights, batches, labels,
-optimiser settings, precision and threads, and run in turn (A B A B ...), each round on a batch of its own. Before
-anything is timed, loss, gradient norm and the loss after one update agree.
+optimiser settings, precision and threads, and run in turn (A B B A ...), each round on a batch of its own. Before
+anything is timed, loss, gradient norms and the loss after one update agree.
 
 LXMERT      As its recipe has it: masked words, matching, classes, attributes and features of regions, answers; caption
             lengths as COCO, 36 regions of 2048. Peer: `LxmertForPreTraining` with all four tasks, whose losses are

@@ -4,7 +4,8 @@
     python benchmarks/retrieval.py --out benchmarks/results
     # Every family's tiny preset, 100 images and 500 captions:
     python benchmarks/retrieval.py --out benchmarks/results --models visualbert lxmert vlbert vilbert cvlp \
-        --preset tiny --images 100 --captions 500 --fewest-regions 36 --regions 36 --sample-images 20 --single-images 5
+        --preset tiny --images 100 --captions 500 --fewest-regions 36 --regions 36 --batch-size 256 \\
+        --sample-images 20 --single-images 5
 
 Measured: pairs a second of the ways on the same few images with all their captions, in turn (A B C A B C); they must
 agree first. Then all pairs in tiles, once, with the time that ranking takes and the memory that is added at its peak,
@@ -310,12 +311,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the dated result")
     parser.add_argument("--models", nargs="+", choices=models.names(), default=["vilbert"], help="families")
     parser.add_argument("--preset", default=BASE, help="of each family")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--captions", type=int, default=40)
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--fewest-regions", type=int, default=10, help="fewest regions of an image")
     parser.add_argument("--regions", type=int, default=99, help="most regions of an image")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs per tile or batch")
-    parser.add_argument("--sample-images", type=int, default=4, help="images on which tiles and batches are compared")
+    parser.add_argument("--sample-images", type=int, default=3, help="images on which tiles and batches are compared")
     parser.add_argument("--single-images", type=int, default=1, help="images whose pairs are scored one by one")
     parser.add_argument("--product-size", type=int, default=PRODUCT_SIZE, help="rows of the product of the rate")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

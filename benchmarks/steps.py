@@ -30,8 +30,8 @@ from visling.types import Batch, Targets
 
 EFFICIENCY = {"fp32": 0.75, "bf16": 0.45}
 """Least that is wanted of a training step, by precision."""
-AGREEMENT_ROWS = 8
-"""Rows of the batch on which the sides must agree."""
+SMALL = 8
+"""Rows of the batches on which the sides must agree and warm up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ def compare_steps(
     """
     mine = Trained(ours, device, options.precision)
     agreement = _agree(mine, ours, peers, options, device)
-    batches = ours.draw(options.batch_size, options.warmup + options.pairs, device)
+    warmup = ours.draw(min(SMALL, options.batch_size), max(options.warmup, 1), device)[: options.warmup]
+    batches = [*warmup, *ours.draw(options.batch_size, options.pairs, device)]
     fed = {"visling": [ours.feed(*batch) for batch in batches]}
     fed |= {peer.name: [peer.feed(*batch) for batch in batches] for peer in peers}
     for trained in (mine, *(peer.trained for peer in peers)):
@@ -112,7 +113,7 @@ def _agree(
     device: torch.device,
 ) -> dict[str, dict[str, float]]:
     """What all sides agree on: an update of every module, and the loss of the batch in every other form."""
-    (batch,) = ours.draw(min(AGREEMENT_ROWS, options.batch_size), 1, device)
+    (batch,) = ours.draw(min(SMALL, options.batch_size), 1, device)
     modules = {id(peer.trained): peer for peer in reversed(peers)}
     sides = {"visling": mine, **{peer.name: peer.trained for peer in modules.values()}}
     fed = {"visling": ours.feed(*batch), **{peer.name: peer.feed(*batch) for peer in modules.values()}}

@@ -9,12 +9,16 @@ The store is drawn at random, written by StoreWriter, opened, and read once befo
 are in the system's cache as far as they fit. Measured in turn, one pass over all images (gather) or one epoch (loader)
 each time:
 
-    copy                  as many bytes copied from one array to another, batch by batch: a bound for any reading
-    gather                NativeStore.gather of random batches into new memory
-    gather, own buffer    the same into reused memory
-    loader, text only     caption pairs, tokenised, masked and collated, without a store
-    loader                the same with regions, in the caller's thread
-    loader, ahead         the same, prepared by the background thread while the caller only receives
+    copy                      as many bytes copied from one array to another, batch by batch: a bound for any reading
+    gather                    NativeStore.gather of random batches into new memory
+    gather, own buffer        the same into reused memory
+    loader, text only         caption pairs, tokenised, masked and collated, without a store
+    loader                    the same with regions, in the caller's thread
+    loader, ahead             the same, prepared by the background thread while the caller only receives
+    loader, masked regions    as loader, with LXMERT's masking of regions and its targets, the clean features among them
+    loader, row numbers       the same for a store that lives on the device: batches carry row numbers, not features
+
+With --threads 1 all of it runs on one core, and two rates have a target (TARGETS).
 """
 
 from __future__ import annotations
@@ -38,13 +42,19 @@ from numpy.typing import NDArray
 from visling import runtime
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
-from visling.data.batches.masking import TokenMasking
+from visling.data.batches.masking import RegionMasking, TokenMasking
 from visling.data.corpora.captions import CaptionPairs
 from visling.data.text import TextLayout, Tokenizer
+from visling.recipes.lxmert import REGION_MASKING
+from visling.regions.on_device import FeatureRows
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
-from visling.types import InputSpec, RegionArray
+from visling.types import InputSpec, RegionArray, RegionStore
 
+TARGETS = {"loader, text only": 25_000, "loader": 12_000}
+"""Caption pairs a second that one core must reach from a warm cache, with regions of 36 x 2048 in half precision."""
+NEEDS = ("class_slots", "feature_slots", "region_features")
+"""Targets of LXMERT's regression of region features, those of labels left out: the drawn store has none."""
 POOL_ROWS = 4096
 """Distinct feature rows of the drawn store; images are cut out of them."""
 
@@ -116,14 +126,27 @@ def copier(options: argparse.Namespace) -> Callable[[int], int]:
 
 
 def epochs(
-    store: NativeStore | None, options: argparse.Namespace, tokenizer: Tokenizer, *, prefetch: int
+    store: RegionStore | None,
+    options: argparse.Namespace,
+    tokenizer: Tokenizer,
+    *,
+    prefetch: int = 0,
+    masking: RegionMasking | None = None,
 ) -> Callable[[int], int]:
     """One epoch of masked caption pairs; returns the number of examples."""
     spec = InputSpec(feature_size=options.feature_size, max_regions=options.regions)
     source = CaptionPairs(draw_captions(options.images, tokenizer), TextLayout(tokenizer, spec))
     loader = Loader(
         source,
-        Collator(store, spec, tokenizer, masking=TokenMasking()),
+        Collator(
+            store,
+            spec,
+            tokenizer,
+            masking=TokenMasking(),
+            region_masking=masking,
+            needs=() if masking is None else NEEDS,
+            pool=[image_id(number) for number in range(options.images)],
+        ),
         batch_size=options.batch_size,
         seed=SEED,
         drop_last=False,
@@ -145,15 +168,17 @@ def rate(run: Callable[[int], int], number: int) -> float:
 
 
 def measure(store: NativeStore, options: argparse.Namespace) -> dict[str, Any]:
-    """Rates by name: images per second of the first three, examples per second of the others."""
+    """Rates by name: images per second of the first three, pairs per second of the others."""
     tokenizer = Tokenizer()
     runs = {
         "copy": copier(options),
         "gather": gatherer(store, options, buffered=False),
         "gather, own buffer": gatherer(store, options, buffered=True),
-        "loader, text only": epochs(None, options, tokenizer, prefetch=0),
-        "loader": epochs(store, options, tokenizer, prefetch=0),
+        "loader, text only": epochs(None, options, tokenizer),
+        "loader": epochs(store, options, tokenizer),
         "loader, ahead": epochs(store, options, tokenizer, prefetch=4),
+        "loader, masked regions": epochs(store, options, tokenizer, masking=REGION_MASKING),
+        "loader, row numbers": epochs(FeatureRows(store), options, tokenizer, masking=REGION_MASKING),
     }
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(options.warmup + options.repeats):
@@ -176,21 +201,24 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         f"{sizes['captions']} captions, an epoch being one pair for each. Items per second, median (quartiles) over "
         "whole passes, the rows of the table taking turns.",
         "",
-        "| | unit | per second | features |",
-        "|---|---|---|---|",
+        "| | unit | per second | features | target on one core |",
+        "|---|---|---|---|---|",
     ]
     for name, found in result["rates"].items():
         low, high = found["quartiles"]
-        volume = "" if "text" in name else f"{found['median'] * bytes_per_image / 1e9:.2f} GB/s"
+        copied = "text" not in name and "numbers" not in name
+        volume = f"{found['median'] * bytes_per_image / 1e9:.2f} GB/s" if copied else ""
+        target = f"{TARGETS[name]}: {found['median'] / TARGETS[name]:.2f} of it" if name in TARGETS else ""
         lines.append(
-            f"| {name} | {'examples' if 'loader' in name else 'images'} | {found['median']:.0f} ({low:.0f} to "
-            f"{high:.0f}) | {volume} |"
+            f"| {name} | {'pairs' if 'loader' in name else 'images'} | {found['median']:.0f} ({low:.0f} to "
+            f"{high:.0f}) | {volume} | {target} |"
         )
     lines += [
         "",
         "copy: as many bytes from one array to another. gather: NativeStore.gather into new memory, or into "
-        "reused memory. loader: caption pairs, tokenised, masked, padded, with their regions; 'ahead' by the "
-        "background thread.",
+        "reused memory. loader: caption pairs, masked, padded, with their regions; 'ahead' by the background thread; "
+        "'masked regions' with LXMERT's masking and targets; 'row numbers' the same for features that live on the "
+        "device.",
         "",
         *circumstances(result),
     ]

@@ -7,7 +7,7 @@ VL-BERT against the dense padded way.
 VQA asks about five questions of an image. visling is given each image once (`Regions.row` names it for every question)
 and computes what depends on the image alone once; the peers, as their users run them, get every question with the
 features of its image. Forward only, without gradients and dropout; the logits of all sides agree before anything is
-timed. In turn (A B A B ...), each round on a batch of its own: 35 questions about 7 images, lengths about those of VQA,
+timed. In turn (A B B A ...), each round on a batch of its own: 35 questions about 7 images, lengths about those of VQA,
 36 regions (LXMERT) or 10 to 100.
 
 Peers       `LxmertForQuestionAnswering`, `VisualBertForQuestionAnswering`, padded to the longest of the batch. ViLBERT

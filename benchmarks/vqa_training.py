@@ -6,7 +6,7 @@ padded way.
 
 A step is forward, loss over 3,129 answers, backward and AdamW update, with dropout, as in `pretraining.py`: same
 weights, batches, labels, optimiser settings, precision and threads, in turn, and nothing is timed before loss, gradient
-norm and the loss after one update agree. A batch holds random questions, each with an image of its own: lengths about
+norms and the loss after one update agree. A batch holds random questions, each with an image of its own: lengths about
 those of VQA, 36 regions (LXMERT) or 10 to 100.
 
 Peers       `LxmertForQuestionAnswering` with the loss of LXMERT's release on its scores (its own loss takes one answer

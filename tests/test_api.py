@@ -18,7 +18,7 @@ from PIL import Image
 
 from visling import api
 from visling import config as configs
-from visling.api import Predictor, from_pretrained
+from visling.api import Predictor, Question, from_pretrained
 from visling.errors import CheckpointError, ConfigError, DataError
 from visling.recipes.tables import FINETUNING
 from visling.runs import finetune as finetuning
@@ -218,6 +218,57 @@ def test_an_image_file_is_looked_at_once_until_it_changes(model: api.Predictor, 
     shutil.copy(second, picture)
     os.utime(picture, (1, 1))
     assert model.answer(picture, QUESTION).top == model.answer(second, QUESTION).top != seen.top
+
+
+def assert_same_answers(found: list[api.Answer], expected: list[api.Answer]) -> None:
+    assert [answer.question for answer in found] == [answer.question for answer in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert dict(ours.top) == pytest.approx(dict(theirs.top), abs=1e-6)
+        assert np.array_equal(ours.regions.features, theirs.regions.features)
+        assert (ours.truncated, ours.spelled_out, ours.notice) == (theirs.truncated, theirs.spelled_out, theirs.notice)
+
+
+def test_many_questions_are_answered_as_each_alone(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, about files and open pictures, more than a batch holds; each image is looked at once."""
+    files = sorted((world.scenes / "images" / "test").glob("*.png"))[:3]
+    pictures = [Image.new("RGB", (60, 40), "red"), Image.open(files[0])]
+    texts = [QUESTION, "what color is it?", " ".join(["red"] * 300), "qqq xyzzy"]
+    asked = [Question(image, text) for text in texts for image in (*files, *pictures)] * 4
+    one_by_one, model = api.load(world.vqa, device="cpu"), api.load(world.vqa, device="cpu")
+    alone = [one_by_one.answer(question.images, question.text) for question in asked]
+    detect, looked = Predictor._detect, []
+
+    def note(self: Predictor, pixels: Any) -> Any:
+        looked.append(pixels.shape)
+        return detect(self, pixels)
+
+    monkeypatch.setattr(Predictor, "_detect", note)
+    batches: list[int] = []
+    handle = model.model.encoder.register_forward_hook(lambda _, __, found: batches.append(len(found.pooled)))
+    together = list(model.answer_each(asked))
+    handle.remove()
+    assert_same_answers(together, alone)
+    assert batches == [64, 16]
+    assert len(looked) == 5 + 2, "open pictures are not remembered from batch to batch"
+
+
+def test_a_batch_holds_few_images(world: Any, model: api.Predictor) -> None:
+    """Pictures may be large: many of them are not held at a time."""
+    asked = [Question(Image.new("RGB", (20, 20), (shade, 0, 0)), QUESTION) for shade in range(20)]
+    batches: list[int] = []
+    handle = model.model.encoder.register_forward_hook(lambda _, __, found: batches.append(len(found.pooled)))
+    assert len(list(model.answer_each(asked))) == 20
+    handle.remove()
+    assert batches == [8, 8, 4]
+
+
+def test_questions_before_the_one_at_fault_are_answered(world: Any, model: api.Predictor) -> None:
+    questions = [(world.picture(), QUESTION), (world.picture(), "what is it?"), ("gone.png", "what?")]
+    answers = model.answer_each(Question(image, text) for image, text in questions)
+    assert [next(answers).question, next(answers).question] == [QUESTION, "what is it?"]
+    with pytest.raises(DataError, match=r"no image gone\.png"):
+        next(answers)
+    assert list(model.answer_each([])) == []
 
 
 def test_choices_and_rankings_belong_to_their_tasks(model: api.Predictor, world: Any) -> None:

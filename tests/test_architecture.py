@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1] / "visling"
 
 CONTRACTS = {
     "types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names", "feature_kinds",
+    "draws",
 }  # fmt: skip
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pickles": {"errors"},
     "names": {"errors"},
     "feature_kinds": set(),
+    "draws": set(),
     # floor 1: blocks; neighbours only as listed
     "checkpoints": CONTRACTS,
     "regions": CONTRACTS,

@@ -75,6 +75,30 @@ def test_what_another_process_refuses_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_one_process_makes_what_the_others_read(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from visling import runtime\n"
+        f"made = Path({str(tmp_path / 'made')!r})\n"
+        "with runtime.process_group(2):\n"
+        "    with runtime.one_first():\n"
+        "        if runtime.local_rank() == 0:\n"
+        "            time.sleep(0.5)\n"
+        "            made.write_text('by one')\n"
+        "        assert made.read_text() == 'by one'\n"
+        "    try:\n"
+        "        with runtime.one_first():\n"
+        "            assert runtime.local_rank(), 'the first fails'\n"
+        "    except AssertionError as error:\n"
+        "        print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "the first fails\n", "nobody waits for it for ever"
+
+
 def test_gradients_are_means_over_processes(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

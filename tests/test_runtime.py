@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import random
@@ -18,6 +19,37 @@ from visling import __main__, runtime
 from visling.errors import ConfigError
 
 CPU = torch.device("cpu")
+
+
+# The search for reference cycles
+
+
+def test_the_search_for_cycles_rests_until_it_is_resumed_or_the_context_ends() -> None:
+    assert gc.isenabled()
+    with runtime.collector_paused():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    runtime.resume_collector()
+    assert gc.get_freeze_count() == frozen, "nothing was paused"
+    try:
+        with runtime.collector_paused():
+            runtime.resume_collector()
+            assert gc.isenabled()
+            assert gc.get_freeze_count() > frozen
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+
+
+def test_a_search_that_somebody_else_stopped_stays_so() -> None:
+    gc.disable()
+    try:
+        with runtime.collector_paused():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 # Folders

@@ -399,3 +399,28 @@ def test_examples_do_not_share_labels() -> None:
     first, second = (Example(id=name, rows=(), images=()) for name in "ab")
     assert first.labels == {}
     assert first.labels is not second.labels
+
+
+def test_an_unshared_batch_has_every_row_of_its_own() -> None:
+    own, row, texts = batch(), torch.tensor([2, 0, 0, 1]), torch.tensor([1, 1, 0, 3])
+    seen = dataclasses.replace(regions(), row=row, labels=torch.arange(B * R).view(B, R))
+    pixels = Pixels(
+        images=torch.randn(2, 3, 4, 4),
+        size=torch.full((2, 2), 4),
+        row=torch.tensor([0, 1, 1, 0]),
+        classes=torch.arange(B * R).view(B, R),
+    )
+    shared = Batch(text=dataclasses.replace(text(), row=texts), regions=seen, pixels=pixels, group=2)
+    found = shared.unshared()
+    assert found.regions is not None
+    assert found.regions.labels is not None
+    assert found.pixels is not None
+    assert found.pixels.classes is not None
+    assert (found.text.row, found.regions.row, found.group) == (None, None, 2)
+    assert torch.equal(found.text.ids, shared.text.ids[texts])
+    assert torch.equal(found.regions.boxes, seen.boxes[row])
+    assert torch.equal(found.regions.labels[:, 0], R * row)
+    assert found.pixels.row.tolist() == [1, 0, 0, 1]
+    assert torch.equal(found.pixels.classes[:, 0], R * row)
+    assert found.pixels.images is pixels.images
+    assert own.unshared().text is own.text, "a batch that shares nothing is left as it is"

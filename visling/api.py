@@ -5,6 +5,7 @@ answer = model.answer("picture.png", "what colour is the star?")
 print(answer)  # Answer(red 87 %, blue 9 %; "what colour is the star?", 7 regions)
 print(answer.text, answer.confidence)
 print(model.answer("picture.png", "why is it here?", choices=["it fell", "it was put here"]))  # VCR
+for answer in model.answer_each([Question("a.png", "how many?"), Question("a.png", "what colour?")]): ...  # together
 for image, score in model.rank(["a.png", "b.png"], "two red stars"): ...                     # retrieval
 
 encoder = api.from_pretrained("owner/name").encoder()
@@ -12,8 +13,8 @@ encoder = api.from_pretrained("owner/name").encoder()
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ from visling.pretrained.features import check_features
 from visling.pretrained.fetch import Report
 from visling.pretrained.folder import ModelFolder
 from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
-from visling.types import RegionArray
+from visling.types import Example, Prediction, Record, RegionArray
 from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, to_pixels
 from visling.vision.pictures import GivenPictures
@@ -42,6 +43,22 @@ from visling.vision.region_detector import RegionDetector
 
 ImageLike = str | Path | Image.Image
 """An image file, or an open image."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked: a question, a sentence to judge, an expression or phrases to point at."""
+
+    image: ImageLike | Sequence[ImageLike]
+    """The image, or as many as the task reads together."""
+    text: str
+    choices: Sequence[str] = ()
+    """Answers to choose from, for tasks that read them."""
+
+    @property
+    def images(self) -> Sequence[ImageLike]:
+        """All images."""
+        return [self.image] if isinstance(self.image, (str, Path, Image.Image)) else self.image
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -126,6 +143,40 @@ class _Seen(NamedTuple):
     regions: RegionArray
 
 
+class _Asked(NamedTuple):
+    """A question as the model reads it."""
+
+    question: Question
+    images: Sequence[str]
+    """Name of each image in the batch."""
+    record: Record
+    example: Example
+    truncated: bool
+
+
+_FileKey = tuple[str, int, int]
+
+
+@dataclass
+class _Together:
+    """Questions that are answered in one batch."""
+
+    asked: list[_Asked] = field(default_factory=list)
+    seen: dict[_FileKey | int, _Seen] = field(default_factory=dict)
+    """Distinct images: files by their key, open images by their identity."""
+
+    def has_room(self, question: Question) -> bool:
+        """Whether another question may join: one with as many rows of text, while there are not too many."""
+        if not self.asked:
+            return True
+        same = len(question.choices) == len(self.asked[0].question.choices)
+        return same and len(self.asked) < _MOST_QUESTIONS and len(self.seen) < _MOST_IMAGES
+
+
+_MOST_QUESTIONS, _MOST_IMAGES = 64, 8
+"""Of a batch; pictures may have many pixels, and little is gained by reading more of them at a time."""
+
+
 class Predictor:
     """A fine-tuned model with its detector."""
 
@@ -139,9 +190,8 @@ class Predictor:
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
         self.tokenizer = Tokenizer(str(folder.path / "vocab.txt"))
-        self._seen: dict[tuple[str, int, int], _Seen] = {}
-        """Image files of the last prediction, by name, time and size, so that many texts about one image detect its
-        regions once."""
+        self._seen: dict[_FileKey | int, _Seen] = {}
+        """Image files of the last batch, so that many texts about one image detect its regions once."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -163,28 +213,65 @@ class Predictor:
             DataError: an image cannot be read, the text is empty, the number of images is not the one that the task
                 reads, or it lacks choices or reads none.
         """
-        given = [image] if isinstance(image, (str, Path, Image.Image)) else list(image)
+        (answer,) = self.answer_each([Question(image, text, choices)])
+        return answer
+
+    def answer_each(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """Answer many questions, in their order; an image that several of them are about is looked at once if they
+        follow one another.
+
+        Raises:
+            DataError: as `answer` does, once the questions before the one at fault are answered.
+        """
+        together = _Together()
+        for question in questions:
+            if not together.has_room(question):
+                yield from self._answer_together(together)
+                together = _Together()
+            try:
+                together.asked.append(self._read_question(question, together))
+            except DataError:
+                yield from self._answer_together(together)
+                raise
+        yield from self._answer_together(together)
+
+    def _read_question(self, question: Question, together: _Together) -> _Asked:
+        """A question laid out for the model, after its images were looked at."""
+        given, text, choices = question.images, question.text, question.choices
         self._check_query(len(given), choices)
-        seen = [self._look_at(one) for one in given]
-        self._seen = {
-            _file_key(one): found for one, found in zip(given, seen, strict=True) if not isinstance(one, Image.Image)
-        }
-        regions = tuple(found.regions for found in seen)
+        names = [self._look_at(image, together.seen) for image in given]
         layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
-        record = self.task.query([text, *choices], [str(number) for number in range(self.task.images)])
-        rng = runtime.generator_for(0)
-        example = self.task.example(record, layout, rng)
+        # A model of the words alone is asked without images, but its task may count them.
+        record = self.task.query([text, *choices], names or [str(number) for number in range(self.task.images)])
+        example = self.task.example(record, layout, runtime.generator_for(0))
         if self.folder.text_only:
             example = replace(example, images=())
-        store = None if self.folder.text_only else _GivenRegions(regions, self.folder.fingerprint)
-        pictures = None
+        return _Asked(question, names, record, example, layout.truncated > 0)
+
+    def _answer_together(self, together: _Together) -> Iterator[Answer]:
+        """Answers to the questions of a batch, in their order."""
+        asked, seen = together.asked, list(together.seen.values())
+        if not asked:
+            return
+        self._seen = {key: found for key, found in together.seen.items() if isinstance(key, tuple)}
+        store = pictures = None
+        if not self.folder.text_only:
+            store = _GivenRegions([one.regions for one in seen], self.folder.fingerprint)
         if self.folder.extractor is not None:
             pictures = GivenPictures({str(n): one.pixels for n, one in enumerate(seen)}, self.folder.extractor)
-        batch, _ = Collator(store, self.spec, self.tokenizer, pictures=pictures)([example], [rng])
+        collate = Collator(store, self.spec, self.tokenizer, pictures=pictures, share=True)
+        batch, _ = collate([one.example for one in asked], [runtime.generator_for(0) for _ in asked])
         batch = batch.to(self.device)
         with torch.inference_mode():
-            prediction = self.task.decode(self.model(batch), batch, [record])[0]
-        spelled = count_spelled(example.rows, self.tokenizer)
+            predictions = self.task.decode(self.model(batch), batch.unshared(), [one.record for one in asked])
+        for one, prediction in zip(asked, predictions, strict=True):
+            yield self._word_answer(one, [seen[int(name)] for name in one.images], prediction)
+
+    def _word_answer(self, asked: _Asked, seen: Sequence[_Seen], prediction: Prediction) -> Answer:
+        """The answer that a prediction stands for."""
+        text, choices = asked.question.text, asked.question.choices
+        regions = tuple(found.regions for found in seen)
+        spelled = count_spelled(asked.example.rows, self.tokenizer)
         # An expression has one box among candidates that have numbers; phrases have a box each.
         one = bool(prediction.boxes) and prediction.value == prediction.boxes[0]
         pointed_at = ((text, prediction.confidence),) if one else prediction.top[: len(prediction.boxes)]
@@ -197,9 +284,9 @@ class Predictor:
             question=text,
             images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,
-            truncated=layout.truncated > 0,
+            truncated=asked.truncated,
             spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
-            notice=self._describe_unseen(given, regions),
+            notice=self._describe_unseen(asked.question.images, regions),
         )
 
     def rank(self, images: Sequence[ImageLike], text: str) -> list[tuple[ImageLike, float]]:
@@ -212,7 +299,8 @@ class Predictor:
             raise DataError(
                 f"the task {self.task.name} does not rank images: use answer(image, text). Retrieval ranks them."
             )
-        scored = [(image, float(self.answer(image, text).text)) for image in images]
+        answers = self.answer_each([Question(image, text) for image in images])
+        scored = [(image, float(answer.text)) for image, answer in zip(images, answers, strict=True)]
         return sorted(scored, key=lambda pair: -pair[1])
 
     def _check_query(self, images: int, choices: Sequence[str]) -> None:
@@ -244,15 +332,20 @@ class Predictor:
         alone = "from the words alone" if len(unseen) == len(images) else "without it"
         return f"the detector found nothing in {' and '.join(unseen)}; this is answered {alone}"
 
-    def _look_at(self, image: ImageLike) -> _Seen:
-        """Pixels and regions of an image, remembered from the last prediction if it is the same file."""
+    def _look_at(self, image: ImageLike, seen: dict[_FileKey | int, _Seen]) -> str:
+        """Name of an image in its batch, among whose images it is taken up; regions of a file that was in the last
+        batch are remembered."""
         if isinstance(image, Image.Image):
-            pixels = to_pixels(image)
-            return _Seen(pixels, self._detect(pixels))
-        if Path(image).is_file() and (remembered := self._seen.get(_file_key(image))) is not None:
-            return remembered
-        pixels = read_image(Path(image))
-        return _Seen(pixels, self._detect(pixels))
+            key: _FileKey | int = id(image)
+        else:
+            key = _file_key(image) if Path(image).is_file() else (str(image), 0, 0)
+        if key not in seen:
+            found = self._seen.get(key)
+            if found is None:
+                pixels = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
+                found = _Seen(pixels, self._detect(pixels))
+            seen[key] = found
+        return str(list(seen).index(key))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""
@@ -270,7 +363,7 @@ class Predictor:
         return self.detector.detect([pixels])[0]
 
 
-def _file_key(image: str | Path) -> tuple[str, int, int]:
+def _file_key(image: str | Path) -> _FileKey:
     """Name, time of the last change and size of an image file."""
     about = Path(image).stat()
     return str(image), about.st_mtime_ns, about.st_size

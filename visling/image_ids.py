@@ -28,7 +28,11 @@ def same(first: str | int, second: str | int) -> bool:
 
 def from_file_name(name: str) -> str:
     """Image id of a file name in an annotation: the stem, without folders and without an image suffix."""
-    path = PurePosixPath(name.replace("\\", "/"))
+    plain = name.replace("\\", "/")
+    stem, dot, suffix = plain.rpartition("/")[2].rpartition(".")
+    if stem and dot + suffix.lower() in _IMAGE_SUFFIXES:  # nearly every name, a tenth of the time of a path object
+        return stem
+    path = PurePosixPath(plain)
     return path.stem if path.suffix.lower() in _IMAGE_SUFFIXES else path.name
 
 

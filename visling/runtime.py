@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import platform
@@ -131,6 +132,26 @@ def keep_freed_memory(keep: bool = True) -> None:
         libc.mallopt(name, value)
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Stop Python's search for reference cycles until `resume_collector` is called or the context ends. While millions
+    of records are read, it looks through all of them again and again, for half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def resume_collector() -> None:
+    """Search for cycles again where `collector_paused` stopped it, but never in what exists by now."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on every device."""
     random.seed(seed)
@@ -165,6 +186,22 @@ def local_rank() -> int:
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0
+
+
+@contextlib.contextmanager
+def one_first() -> Iterator[None]:
+    """Let one process of each machine run the block before the others do: it makes what they then read. Every process
+    must come here."""
+    if world_size() == 1:
+        yield
+        return
+    if local_rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if local_rank() == 0:
+            dist.barrier()
 
 
 @contextlib.contextmanager

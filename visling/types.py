@@ -108,6 +108,8 @@ class Text(_Movable):
     count: int | None = field(default=None, metadata={"static": True})
     """Positions of all rows that a model computes, at least the real ones, so that shapes repeat and nothing waits for
     the device; None = the real ones, counted by the model."""
+    shared: int | None = field(default=None, metadata={"static": True})
+    """As `count`, of the batch rows that `row` makes of these."""
 
 
 @contract
@@ -135,6 +137,8 @@ class Regions(_Movable):
     """(S, R) int64 detector class."""
     count: int | None = field(default=None, metadata={"static": True})
     """As `Text.count`, of regions."""
+    shared: int | None = field(default=None, metadata={"static": True})
+    """As `Text.shared`, of regions."""
 
 
 @contract
@@ -173,6 +177,21 @@ class Batch(_Movable):
     group: int = field(default=1, metadata={"static": True})
     """G: consecutive rows that belong to one example."""
 
+    def unshared(self) -> Batch:
+        """The batch with a text row and a region row for each of its rows, for readers that go through it row by
+        row."""
+        text, regions, pixels = self.text, self.regions, self.pixels
+        if (own := text.row) is not None:
+            text = dataclasses.replace(text, row=None).map(lambda tensor: tensor[own])
+        if regions is not None and (row := regions.row) is not None:
+            regions = dataclasses.replace(regions, row=None).map(lambda tensor: tensor[row])
+            if pixels is not None:
+                per_row = {name: getattr(pixels, name) for name in ("row", "classes", "masks")}
+                pixels = dataclasses.replace(
+                    pixels, **{name: value[row] for name, value in per_row.items() if value is not None}
+                )
+        return dataclasses.replace(self, text=text, regions=regions, pixels=pixels)
+
     def validate(self) -> None:
         """Raise `ValueError` naming the first broken invariant. Reads values back to the host: for tests and the first
         batch of a run."""
@@ -182,6 +201,7 @@ class Batch(_Movable):
         )
         _require(text.mask.dtype == torch.bool, f"text mask must be boolean; found {text.mask.dtype}")
         _require(bool(text.mask.any(1).all()), "a text row has no real token")
+        _require_counts("tokens", text)
         _require(rows % self.group == 0, f"{rows} rows are not a multiple of the group of {self.group}")
         if self.regions is None:
             return
@@ -193,6 +213,7 @@ class Batch(_Movable):
             regions.boxes.shape == (*real.shape, 4), f"boxes must be (S, R, 4); found {tuple(regions.boxes.shape)}"
         )
         _require(bool((real.int().diff(dim=1) <= 0).all()), "real regions must come before padding")
+        _require_counts("regions", regions)
         paired = len(real) if regions.row is None else len(regions.row)
         _require(
             paired == rows,
@@ -231,6 +252,15 @@ class Batch(_Movable):
 def _require(true: bool, message: str) -> None:
     if not true:
         raise ValueError(f"invalid batch: {message}")
+
+
+def _require_counts(what: str, part: Text | Regions) -> None:
+    for count, mask in ((part.count, part.mask), (part.shared, part.mask if part.row is None else part.mask[part.row])):
+        real = int(mask.sum())
+        _require(
+            count is None or real <= count <= mask.numel(),
+            f"a count of {count} {what} for {real} real ones in {mask.numel()} places",
+        )
 
 
 @contract

@@ -115,10 +115,13 @@ def test_decode_joins_pieces_and_drops_padding() -> None:
     assert TOKENIZER.decode(ids) == "unaffable cats [MASK]"
 
 
-def test_prepared_texts_equal_single_ones() -> None:
-    fresh = Tokenizer()
-    fresh.prepare(NASTY * 2)
-    assert [fresh.encode(text) for text in NASTY] == [TOKENIZER.encode(text) for text in NASTY]
+def test_texts_split_together_equal_single_ones() -> None:
+    ids, words, lengths = TOKENIZER.split(NASTY * 2)
+    singles = [TOKENIZER.pieces(text) for text in NASTY * 2]
+    assert lengths.tolist() == [len(single) for single, _ in singles]
+    assert ids.tolist() == [piece for single, _ in singles for piece in single]
+    assert words.tolist() == [word for _, numbers in singles for word in numbers]
+    assert [array.tolist() for array in TOKENIZER.split([])] == [[], [], []]
 
 
 def test_remembered_pieces_cannot_be_changed() -> None:

@@ -25,7 +25,7 @@ from visling.objectives import region_contrast
 from visling.objectives.base import PretrainStep
 from visling.objectives.region_contrast import RegionContrast, contrast
 from visling.train.optim import OptimConfig, parameter_groups
-from visling.types import Batch, Dims, Encoded, Regions, Targets, Text
+from visling.types import EVERYTHING, Batch, Dims, Encoded, Reads, Regions, Targets, Text
 
 WIDTH, FEATURES, SIZE = 6, 5, 4
 DIMS = Dims(text=WIDTH, regions=WIDTH, pooled=WIDTH)
@@ -40,7 +40,7 @@ class Toy(nn.Module):
         self.words = nn.Embedding(7, WIDTH)
         self.projection = nn.Linear(FEATURES, WIDTH)
 
-    def forward(self, batch: Batch) -> Encoded:
+    def forward(self, batch: Batch, *, reads: Reads = EVERYTHING) -> Encoded:
         text = self.words(batch.text.ids)
         if batch.regions is None:
             regions = text[:, :0]

@@ -19,7 +19,7 @@ def labelled(name: str) -> Callable[[str], str]:
     return lambda text: f"{name}: {text}"
 
 
-def assert_rows_close(ours: Tensor, recorded: Tensor, real: Tensor, name: str, **close: float) -> None:
+def assert_rows_close(ours: Tensor, recorded: Tensor, real: Tensor, name: str, **close: Any) -> None:
     """States (B, N, ...) equal the recorded ones at every real position, and are zeros at padding, where releases keep
     whatever their layers made of it."""
     assert ours.shape == recorded.shape, f"{name}: found {tuple(ours.shape)}, recorded {tuple(recorded.shape)}"
@@ -80,7 +80,7 @@ def sequential(model: Any) -> None:
     """The first cross-attention of an LXMERT, direction after direction."""
     layer = model.encoder.cross_layers[0]
     assert isinstance(layer, CrossModalityLayer)
-    layer.cross_attention = _OneAfterTheOther(layer.cross_attention)
+    layer.cross_attention = _OneAfterTheOther(layer.cross_attention)  # type: ignore[assignment]
 
 
 class _OneAfterTheOther(nn.Module):

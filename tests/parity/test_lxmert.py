@@ -289,6 +289,17 @@ def compare_region_mask(model: Pretraining, recording: Recording, source: str) -
     compare_outputs(batch, model.encoder(batch), recording.tensors(source), "vmask.")
 
 
+def test_states_of_padding_are_noticed(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpack(rows: Packing, packed: Tensor) -> Tensor:
+        return packed.new_ones(*rows.mask.shape, packed.shape[1]).index_put((rows.mask,), packed)
+
+    monkeypatch.setattr(Packing, "unpack", unpack)
+    batch = batch_of(recording.tensors("inputs"))
+    encoded = Pretraining(recording).encoder(batch)
+    with pytest.raises(AssertionError, match="text: padding has states"):
+        compare_outputs(batch, encoded, recording.tensors("outputs"))
+
+
 @pytest.mark.parametrize("source", ["outputs", "outputs_hf"])
 def test_region_mask(recording: Recording, source: str) -> None:
     compare_region_mask(Pretraining(recording), recording, source)
@@ -739,8 +750,8 @@ def test_installed_transformers_to_ours(recording: Recording, theirs: Any) -> No
         kind, _, number = theirs_name.rpartition(".")
         recorded = getattr(expected, kind)[int(number)]
         assert_rows_close(encoded.states[name], recorded, real_positions(batch, name), name, **CLOSE)
-    for number, probs in enumerate(expected.cross_encoder_attentions):
-        ours = encoded.maps.text_to_regions[f"cross_layers.{number}.cross"]
+    for layer, probs in enumerate(expected.cross_encoder_attentions):
+        ours = encoded.maps.text_to_regions[f"cross_layers.{layer}.cross"]
         assert_close(attention_of(text, ours), attention_of(text, probs), **CLOSE)
     assert_close(model.masked_lm.head(encoded.text)[text], scores.prediction_logits[text], **CLOSE)
     assert_close(model.matching.head(encoded.pooled), scores.cross_relationship_score, **CLOSE)

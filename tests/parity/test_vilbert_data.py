@@ -23,6 +23,7 @@ from visling.data.batches.collate import Collator
 from visling.data.batches.masking import RegionMasking
 from visling.data.batches.region_targets import Shown, hide_regions, whole_image
 from visling.data.text import TextLayout, Tokenizer
+from visling.draws import as_draws
 from visling.models.vilbert import Vilbert
 from visling.recipes.vilbert import MULTITASK_REGION_MASKING
 from visling.regions.store import NativeStore
@@ -75,7 +76,8 @@ def compare_masking(recording: Recording, masking: RegionMasking = MASKING, **ch
     padded[0, :count] = corners
     script: Any = Script(inputs["mask.draws"].tolist())
     none: Any = None  # no feature of another image is asked for
-    shown: Shown = hide_regions(features, padded, real, masking, [script], store=none, pool=(), max_regions=slots)
+    draws = as_draws([script])
+    shown: Shown = hide_regions(features, padded, real, masking, draws, store=none, pool=(), max_regions=slots)
     assert not script.draws
     np.testing.assert_array_equal(features[0], outputs["mask.features"])
     np.testing.assert_array_equal(np.where(shown.chosen[0, :count], 1, -1), outputs["mask.image_label"])

@@ -3,6 +3,7 @@ accepted with a notice."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visling import api
+from visling import api, models
 from visling import config as configs
 from visling.checkpoints import catalog
 from visling.errors import CheckpointError
 from visling.feature_kinds import KINDS, NEAR, describe_kind
 from visling.pretrained import convert as conversion
-from visling.pretrained.features import check_features
+from visling.pretrained.features import check_features, measure_features
 from visling.pretrained.folder import ModelFolder, read_model_folder
 from visling.recipes.tables import FINETUNING
 from visling.regions.store import NativeStore
@@ -48,6 +49,24 @@ def released(recorded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(conversion.models.spec("lxmert").presets, "base", source.config)
     conversion.convert(source.save(tmp_path / "model_LXRT.pth"), tmp_path / "model")
     return read_model_folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize("whitens", [True, False])
+def test_a_sample_is_read_only_where_something_is_measured(
+    store_of: Callable[..., NativeStore], monkeypatch: pytest.MonkeyPatch, whitens: bool
+) -> None:
+    store, tiny = store_of("x"), models.spec("lxmert").presets["tiny"]
+    encoder = models.build("lxmert", dataclasses.replace(tiny, feature_size=8, whiten_features=whitens))
+    samples: list[int] = []
+    read = NativeStore.__getitem__
+
+    def noting(self: NativeStore, image_id: str) -> RegionArray:
+        samples.append(len(read(self, image_id)))
+        return read(self, image_id)
+
+    monkeypatch.setattr(NativeStore, "__getitem__", noting)
+    assert measure_features(encoder, store, ["one"]) is encoder
+    assert samples == ([1] if whitens else [])
 
 
 def test_every_name_of_a_kind_is_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,24 @@ import pytest
 from fixtures.region_stores import F, write
 
 from visling.errors import StoreError
-from visling.regions.store import NativeStore, gather
+from visling.regions.store import NativeStore, count_regions, gather, take
 from visling.types import RegionArray
+
+
+class Plain:
+    """A store that only knows single images."""
+
+    def __init__(self, store: NativeStore) -> None:
+        self.store, self.feature_size, self.fingerprint = store, store.feature_size, store.fingerprint
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self.store
+
+    def __getitem__(self, image_id: str) -> RegionArray:
+        return self.store[image_id]
+
+    def __len__(self) -> int:
+        return len(self.store)
 
 
 def test_a_store_may_have_no_region(tmp_path: Path) -> None:
@@ -54,22 +71,39 @@ def test_gather_fills_a_buffer_that_is_large_enough(tmp_path: Path) -> None:
 def test_gather_of_any_store_equals_the_native_one(tmp_path: Path) -> None:
     store = write(tmp_path)
 
-    class Plain:
-        feature_size, fingerprint = store.feature_size, store.fingerprint
-
-        def __contains__(self, image_id: str) -> bool:
-            return image_id in store
-
-        def __getitem__(self, image_id: str) -> RegionArray:
-            return store[image_id]
-
-        def __len__(self) -> int:
-            return len(store)
-
-    for most in (None, 2):
-        plain, native = gather(Plain(), ["a", "b", "z"], most), store.gather(["a", "b", "z"], most)
+    images = ["a", "b", "z", "a"]
+    counts = [len(store[image_id]) for image_id in images]
+    orders = (None, [None, *(np.arange(count)[::-1] for count in counts[1:])])
+    for most, order in itertools.product((None, 2), orders):
+        plain, native = (gather(source, images, most, order=order) for source in (Plain(store), store))
         for name in native:
             assert np.array_equal(plain[name], native[name]), name
+        last = store["a"].features if order is None else store["a"].features[::-1]
+        assert np.array_equal(native["features"][3][native["mask"][3]], last[:most])
+    assert count_regions(Plain(store), images).tolist() == count_regions(store, images).tolist() == counts
+
+
+@pytest.mark.parametrize("shard_bytes", [2_000_000_000, 100])
+def test_single_regions_are_taken_from_any_store(tmp_path: Path, shard_bytes: int) -> None:
+    store = write(tmp_path, shard_bytes=shard_bytes)
+
+    images = [image_id for image_id in store.ids if len(store[image_id])]
+    owners = np.array([0, 1, 1, 0, len(images) - 1])
+    regions = np.array([len(store[images[owner]]) - 1 for owner in owners])
+    for field in store.fields:
+        expected = np.stack(
+            [getattr(store[images[at]], field)[region] for at, region in zip(owners, regions, strict=True)]
+        )
+        for source in (store, Plain(store)):
+            found = take(source, field, images, owners, regions)
+            assert found is not None
+            assert found.dtype == expected.dtype
+            assert np.array_equal(found, expected)
+            none = take(source, field, images, owners[:0], regions[:0])
+            assert none is not None
+            assert none.shape == (0, *expected.shape[1:])
+    assert take(store, "nonsense", images, owners, regions) is None
+    assert {"features", "boxes"} <= store.fields.keys()
 
 
 def test_images_are_found_by_unique_aliases(tmp_path: Path) -> None:

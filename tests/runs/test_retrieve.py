@@ -81,9 +81,9 @@ def test_tiles_score_as_pairs_one_by_one(world: Any, name: str, head: Any) -> No
 @pytest.mark.parametrize(
     ("name", "once"),
     [
-        ("lxmert", {"text_layers.0": "texts", "region_layers.0": "images"}),
-        ("cvlp", {"lxmert.text_layers.0": "texts", "lxmert.region_layers.0": "images"}),
-        ("vilbert", {"embeddings": "texts", "projection": "images"}),
+        ("lxmert", {"text_layers.0": "tokens", "region_layers.0": "regions"}),
+        ("cvlp", {"lxmert.text_layers.0": "tokens", "lxmert.region_layers.0": "regions"}),
+        ("vilbert", {"embeddings": "texts", "projection": "regions and whole images"}),
     ],
 )
 def test_a_stream_runs_once_over_each_text_and_image(world: Any, name: str, once: dict[str, str]) -> None:
@@ -92,21 +92,26 @@ def test_a_stream_runs_once_over_each_text_and_image(world: Any, name: str, once
     if name == "vilbert":  # text layers before the first co-attention, which the tiny preset lacks
         config = replace(model.encoder.config, text_layers_before=(1, 2))
         model = TaskModel(models.build(name, config), task.heads, models.head_styles(name), group=task.group)
-        once = {**once, "text_layers.0": "texts"}
-    rows: dict[str, int] = dict.fromkeys(once, 0)
+        once = {**once, "text_layers.0": "tokens"}
+    images, store = distinct_images(records), NativeStore.open(world.regions)
+    expected = {
+        "texts": len(records),
+        "tokens": sum(len(task.text(record, inputs.layout).ids) for record in records),
+        "regions": sum(len(store[image]) for image in images),
+    }
+    expected["regions and whole images"] = expected["regions"] + len(images)
+    read: dict[str, int] = dict.fromkeys(once, 0)
 
     def count(module: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            rows[module] += len(output)
+            read[module] += len(output)
 
         return hook
 
     for module in once:
         model.encoder.get_submodule(module).register_forward_hook(count(module))
-    scores = score_pairs(model, task, inputs, records, batch_size=16, precision="fp32")
-    assert rows == {
-        module: {"texts": scores.shape[1], "images": scores.shape[0]}[what] for module, what in once.items()
-    }
+    score_pairs(model, task, inputs, records, batch_size=16, precision="fp32")
+    assert read == {module: expected[what] for module, what in once.items()}
 
 
 def test_no_more_pairs_at_a_time_than_a_tile(world: Any) -> None:

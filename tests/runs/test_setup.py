@@ -59,8 +59,8 @@ def test_published_recipes_draw_their_batches_at_random_and_ours_sort_them_by_le
 
 
 def prepared(verb: str, world: Any, sort_by_length: int) -> Any:
-    """A prepared run with a `sort_by_length` of its own; pre-training reads text without images, too."""
-    settings = [*world.settings, f"sort_by_length={sort_by_length}", "batch_size=4"]
+    """A prepared run with a `sort_by_length` of its own, and workers; pre-training reads text without images, too."""
+    settings = [*world.settings, f"sort_by_length={sort_by_length}", "workers=3", "batch_size=4"]
     if verb == "finetune":
         run = configs.override(FINETUNING["visualbert-vqa-scenes"](), settings)
         return finetuning.Finetuning(
@@ -75,10 +75,11 @@ def prepared(verb: str, world: Any, sort_by_length: int) -> Any:
 
 @pytest.mark.parametrize("sort_by_length", [1, 5])
 @pytest.mark.parametrize("verb", TABLES)
-def test_sorting_by_length_reaches_the_loaders(verb: str, sort_by_length: int, world: Any) -> None:
+def test_settings_of_batches_reach_the_loaders(verb: str, sort_by_length: int, world: Any) -> None:
     batches = prepared(verb, world, sort_by_length).build().batches
     loaders = [batches] if verb == "finetune" else [batches.images, batches.text]
     assert [loader.bucket for loader in loaders] == [sort_by_length] * len(loaders)
+    assert [loader.workers for loader in loaders] == [3, 0][: len(loaders)], "text alone is split in no time"
 
 
 @pytest.mark.parametrize("verb", TABLES)
@@ -95,6 +96,36 @@ def test_a_resumed_run_keeps_its_sorting(world: Any, tmp_path: Path) -> None:
     other = configs.override(run, ["sort_by_length=1"])
     with pytest.raises(RunError, match="sort_by_length was 16, now 1"):
         finetuning.finetune(other, tmp_path / "run", data=world.scenes, store=world.regions, device="cpu", resume=True)
+
+
+def test_a_resumed_run_may_have_other_workers(world: Any, tmp_path: Path) -> None:
+    """Batches do not depend on who prepares them: the losses are those of a run by itself."""
+
+    def losses(folder: Path, *stops: tuple[int, int]) -> list[float]:
+        for steps, workers in stops:
+            run = configs.override(
+                PRETRAINING["visualbert-scenes"](),
+                [
+                    *world.settings,
+                    "train.max_steps=4",
+                    f"workers={workers}",
+                    "train.log_every=1",
+                    f"train.max_seconds={0.0 if steps < 4 else 1000.0}",
+                ],
+            )
+            pretraining.pretrain(
+                run, folder, data=[str(world.scenes)], store=world.regions, device="cpu", resume=folder.exists()
+            )
+        entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        return [entry["loss"] for entry in entries if entry["kind"] == "train"]
+
+    assert losses(tmp_path / "two", (1, 2), (4, 1)) == losses(tmp_path / "none", (4, 0))
+
+
+@pytest.mark.parametrize("verb", TABLES)
+def test_a_negative_number_of_workers_is_refused(verb: str) -> None:
+    with pytest.raises(ConfigError, match="workers must be 0 or more; found -1"):
+        configs.override(TABLES[verb][f"visualbert-{'vqa-' if verb == 'finetune' else ''}scenes"](), ["workers=-1"])
 
 
 @pytest.mark.parametrize("existed", [True, False])

@@ -21,9 +21,10 @@ from visling import config as configs
 from visling.errors import ConfigError, DataError, RunError
 from visling.train import engine
 from visling.train.config import TrainConfig
-from visling.train.engine import _count_examples, fit, predict
+from visling.train.engine import fit, predict
+from visling.train.graphs import MOST_SHAPES
 from visling.train.log import Log, read
-from visling.train.meter import Meter
+from visling.train.meter import Meter, count_examples
 from visling.train.optim import OptimConfig
 from visling.train.schedule import Plateau, PlateauState
 from visling.train.state import RunFolder, State, Sums
@@ -547,11 +548,19 @@ def test_config_survives_plain_values() -> None:
 
 def test_the_step_is_compiled_when_asked(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda step: compiled.append(step) or step)  # type: ignore[func-returns-value]
+
+    def compile_step(step: Any, *, dynamic: bool) -> Any:
+        assert dynamic is False, "a kernel for every shape of batch"
+        compiled.append(step)
+        return step
+
+    monkeypatch.setattr(torch, "compile", compile_step)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     train(toy, max_steps=1)
     assert compiled == []
-    train(toy, max_steps=1, compile=True)
+    train(toy, max_steps=1, compile="kernels")
     assert len(compiled) == 1
+    assert torch._dynamo.config.recompile_limit == MOST_SHAPES
 
 
 def test_excluded_parameters_do_not_move(toy: ModuleType) -> None:
@@ -585,13 +594,13 @@ def test_predict_neither_learns_nor_leaves_a_trace(toy: ModuleType) -> None:
 def test_examples_are_groups_of_rows() -> None:
     ids = torch.ones(8, 3, dtype=torch.int64)
     batch = Batch(text=Text(ids=ids, mask=ids.bool(), segments=ids), regions=None, group=4)
-    assert _count_examples((batch, None)) == 2
+    assert count_examples((batch, None)) == 2
     shared = Batch(
         text=Text(ids=ids, mask=ids.bool(), segments=ids, row=torch.zeros(12, dtype=torch.int64)), regions=None, group=4
     )
-    assert _count_examples((shared, None)) == 3
-    assert _count_examples((torch.zeros(5, 2), None)) == 5
-    assert _count_examples(([object(), object(), object()], [])) == 3
+    assert count_examples((shared, None)) == 3
+    assert count_examples((torch.zeros(5, 2), None)) == 5
+    assert count_examples(([object(), object(), object()], [])) == 3
 
 
 @pytest.mark.gpu

@@ -196,8 +196,8 @@ def test_a_killed_process_resumes_exactly(toy: ModuleType, whole: tuple[Path, An
     assert toy.lines(tmp_path / "run") == toy.lines(path)
 
 
-def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
-    """Without dropout; each process takes half of every batch."""
+def run_two_processes(*arguments: str | Path) -> None:
+    """The program in a group of two."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -210,7 +210,7 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
     }
     started = [
         subprocess.Popen(
-            [sys.executable, PROGRAM, "distributed", tmp_path / "two"],
+            [sys.executable, PROGRAM, *arguments],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -225,6 +225,16 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
     finally:
         for process in started:
             process.kill()
+
+
+def test_gradients_are_the_same_means_on_gpus_and_on_cpus() -> None:
+    """A GPU's way of averaging, over gloo."""
+    run_two_processes("data-parallel")
+
+
+def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
+    """Without dropout; each process takes half of every batch."""
+    run_two_processes("distributed", tmp_path / "two")
     toy.distributed(tmp_path / "one", batch_size=4)
     for kind in ("means", "counts"):
         one, two = tmp_path / "one" / kind, tmp_path / "two" / kind

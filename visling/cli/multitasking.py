@@ -65,7 +65,7 @@ def multitask(
 
     run = configure(find_multitask(recipe)(), set_ or (), options={"--lr": lr, "--seed": seed}, init=init)
     runtime.limit_threads(threads)
-    with runtime.process_group(processes):
+    with runtime.collector_paused(), runtime.process_group(processes):
         state = multitasking.multitask(
             run,
             out,

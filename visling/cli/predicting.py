@@ -107,12 +107,14 @@ def predict(
     if model.task.all_pairs() is not None:
         _print_ranking(model, images, text, json_)
         return
+    from visling.api import Question
+
     # A model's name on the hub is no folder here.
     folder = out if out is not None else run / "answers" if run.exists() else Path("answers")
     together = model.task.images  # as many images make one question
-    for first in range(0, len(images), together):
-        group = images[first : first + together]
-        answer = model.answer(group, text, choice or ())
+    groups = [images[first : first + together] for first in range(0, len(images), together)]
+    answers = model.answer_each(Question(group, text, choice or ()) for group in groups)
+    for group, answer in zip(groups, answers, strict=True):
         targets = _draw(model, answer, group, folder)
         if json_:
             rows_ = [
@@ -251,6 +253,18 @@ def _read_questions(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, {"row": row, "images": images, "text": asked, "choices": choices}
 
 
+def _answer_rows(model: Predictor, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What is said about each of the questions of a file."""
+    from visling.api import Question
+
+    if model.task.all_pairs() is not None:
+        for asked in rows:
+            yield {"ranking": [list(pair) for pair in model.rank(asked["images"], asked["text"])]}
+        return
+    for answer in model.answer_each(Question(asked["images"], asked["text"], asked["choices"]) for asked in rows):
+        yield _describe(answer) | {"regions": [len(regions) for regions in answer.regions_by_image]}
+
+
 def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[str, Any]]], out: Path | None) -> None:
     """Answer every question; each line is the question's own with the answer added."""
     try:
@@ -258,19 +272,14 @@ def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[s
             out.open("x", encoding="utf-8") if out is not None else nullcontext(sys.stdout) as file,
             progress_bar("Answering") as step,
         ):
-            for done, (number, asked) in enumerate(rows, 1):
-                try:
-                    if model.task.all_pairs() is not None:
-                        ranking = [list(pair) for pair in model.rank(asked["images"], asked["text"])]
-                        file.write(json.dumps(asked["row"] | {"ranking": ranking}) + "\n")
-                        step(done, len(rows))
-                        continue
-                    answer = model.answer(asked["images"], asked["text"], asked["choices"])
-                except DataError as error:
-                    raise DataError(f"{source}, line {number}: {error}") from error
-                counts = [len(regions) for regions in answer.regions_by_image]
-                file.write(json.dumps(asked["row"] | _describe(answer) | {"regions": counts}) + "\n")
-                step(done, len(rows))
+            done = 0
+            try:
+                for found in _answer_rows(model, [asked for _, asked in rows]):
+                    file.write(json.dumps(rows[done][1]["row"] | found) + "\n")
+                    done += 1
+                    step(done, len(rows))
+            except DataError as error:
+                raise DataError(f"{source}, line {rows[done][0]}: {error}") from error
     except OSError as error:
         raise RunError(f"cannot write the answers {out}: {error}. Name another file with --out.") from error
     if out is not None:

@@ -69,7 +69,7 @@ def pretrain(
     short = {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr, "--seed": seed}
     run = configure(find_pretraining(recipe)(), set_ or (), options=short, init=init)
     runtime.limit_threads(threads)
-    with runtime.process_group(processes):
+    with runtime.collector_paused(), runtime.process_group(processes):
         state = pretraining.pretrain(
             run,
             out,
@@ -213,7 +213,11 @@ def finetune(
     chosen = options.find_recipe()()
     run = configure(chosen, [*(set_ or []), *options.settings(chosen.task)], options=short, init=init)
     runtime.limit_threads(threads)
-    with runtime.process_group(processes), progress_bar("Extracting regions", at_once=False) as progress:
+    with (
+        runtime.collector_paused(),
+        runtime.process_group(processes),
+        progress_bar("Extracting regions", at_once=False) as progress,
+    ):
         state = finetuning.finetune(
             run,
             out,

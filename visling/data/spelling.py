@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.text import TextLayout, Tokenizer
 from visling.types import TextRow
 

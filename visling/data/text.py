@@ -5,9 +5,12 @@ Shapes   T word pieces of one row.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +21,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from visling.data.text_arrays import TextRows, Texts, count_up
 from visling.errors import ConfigError, DataError, nearest
 from visling.types import InputSpec, TextRow
 
@@ -25,6 +29,9 @@ VOCABULARIES = Path(__file__).parent / "vocabularies"
 
 _REMEMBERED = 1_000_000
 """Distinct sentences whose pieces are kept; about 300 bytes each."""
+
+_RULES = "bert-uncased"
+"""Name of the rules by which a `Tokenizer` splits; another one whenever they change."""
 
 NamedWord = tuple[str, int | None]
 """A word, and the number of the region that it names, if any."""
@@ -77,6 +84,12 @@ class Tokenizer:
         self._engine.pre_tokenizer = BertPreTokenizer()
         self._remembered: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the pieces of a text depend on: the vocabulary, the rules, and the library that follows them."""
+        vocabulary = hashlib.sha256("\n".join(self._pieces).encode()).hexdigest()
+        return f"{vocabulary} {_RULES} tokenizers {tokenizers.__version__}"
+
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of a text, without special tokens."""
         return [int(piece) for piece in self.pieces(text)[0]]
@@ -96,15 +109,19 @@ class Tokenizer:
             pieces = self._remember(text, self._engine.encode(text, add_special_tokens=False))
         return pieces
 
-    def prepare(self, texts: Iterable[str]) -> None:
-        """Encode many texts at once on all cores, ahead of their use."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._remembered][
-            : _REMEMBERED - len(self._remembered)
-        ]
-        for start in range(0, len(new), 10_000):
-            chunk = new[start : start + 10_000]
-            for text, encoding in zip(chunk, self._engine.encode_batch(chunk, add_special_tokens=False), strict=True):
-                self._remember(text, encoding)
+    def split(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """Ids and word numbers (P,) of the pieces of many texts, one text after the other, and how many pieces each has
+        (M,); on all cores, and not remembered."""
+        ids, words, lengths = ([np.zeros(0, np.int32)] for _ in range(3))
+        for start in range(0, len(texts), 10_000):
+            encodings = self._engine.encode_batch(texts[start : start + 10_000], add_special_tokens=False)
+            for found, values in (
+                (ids, chain.from_iterable(encoding.ids for encoding in encodings)),
+                (words, chain.from_iterable(encoding.word_ids for encoding in encodings)),
+                (lengths, map(len, encodings)),
+            ):
+                found.append(np.fromiter(values, np.int32))
+        return np.concatenate(ids), np.concatenate(words), np.concatenate(lengths)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The pieces as written in the vocabulary ("##ing")."""
@@ -199,6 +216,64 @@ class TextLayout:
         answer_at = None if slot == "none" else len(row) - 2
         return TextRow(ids=row, segments=segments, words=numbers, answer_at=answer_at, task=self.task_token)
 
+    def rows(self, texts: Texts, numbers: NDArray[np.int64]) -> TextRows:
+        """`row` of many single texts or pairs at once.
+
+        Args:
+            numbers: (N, 1) or (N, 2) numbers of texts, all of them with a word piece.
+        """
+        starts, lengths, cut = self._cut_rows(texts, numbers)
+        self.truncated += int(cut.sum())
+        width = numbers.shape[1]
+        totals = lengths.sum(1) + 1 + width
+        begins = np.cumsum(totals) - totals
+        # In each row, part by part: a special token, then the pieces of a text; the last [SEP] stands at the end.
+        parts = begins[:, None] + 1 + np.cumsum(lengths + 1, axis=1) - (lengths + 1)
+        steps = count_up(lengths.ravel())
+        source, place = (np.repeat(first.ravel(), lengths.ravel()) + steps for first in (starts, parts))
+        ids = np.full(int(totals.sum()), self.tokenizer.sep, np.int64)
+        ids[begins], ids[place] = self.tokenizer.cls, texts.ids[source]
+        words, segments = np.full(len(ids), -1, np.int64), np.zeros(len(ids), np.int64)
+        words[place] = texts.words[source]
+        if width == 2:
+            # The words of the second text are counted on from those that are left of the first.
+            last = texts.words[np.maximum(starts[:, 0] + lengths[:, 0] - 1, 0)].astype(np.int64) + 1
+            before = np.stack([np.zeros_like(last), np.where(lengths[:, 0] > 0, last, 0)], axis=1)
+            words[place] += np.repeat(before.ravel(), lengths.ravel())
+            spans = np.stack([lengths[:, 0] + 2, lengths[:, 1] + 1], axis=1)
+            segments = np.repeat(np.tile(np.arange(2), len(spans)), spans.ravel())
+        return TextRows(
+            lengths=totals,
+            ids=ids,
+            segments=segments,
+            words=words,
+            answer_at=[None] * len(numbers),
+            task=[self.task_token] * len(numbers),
+            links=[()] * len(numbers),
+            phrases=[()] * len(numbers),
+        )
+
+    def measure(self, texts: Texts, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) lengths of the `rows` of the same texts, which are not laid out."""
+        lengths: NDArray[np.int64] = self._cut_rows(texts, numbers)[1].sum(1) + 1 + numbers.shape[1]
+        return lengths
+
+    def _cut_rows(
+        self, texts: Texts, numbers: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Where the pieces of each text begin and how many are left (N, 1 or 2), and which rows were cut (N,)."""
+        starts = texts.offsets[numbers]
+        lengths = texts.offsets[numbers + 1] - starts
+        excess = lengths.sum(1) - (self.spec.max_tokens - 1 - numbers.shape[1])
+        cut = excess > 0
+        if numbers.shape[1] == 1:
+            lengths[cut, 0] -= excess[cut]
+        elif cut.any():
+            fronts = np.stack(self._find_cuts(lengths[cut, 0], lengths[cut, 1], excess[cut]), axis=1)
+            starts[cut] += fronts
+            lengths[cut] -= fronts
+        return starts, lengths, cut
+
     def named(self, first: Sequence[NamedWord], second: Sequence[NamedWord], *, by_word: bool = False) -> TextRow:
         """`row(first, second)` of texts given word by word, each with the region that it names, if any: its first piece
         is linked to that region.
@@ -278,17 +353,21 @@ class TextLayout:
         return TextRow(ids=row, segments=segments, words=numbers, task=self.task_token)
 
     def _shorten(self, first: _Pieces, second: _Pieces, excess: int) -> tuple[_Pieces, _Pieces]:
-        from_first = min(-(-excess // 2), max(len(first[0]) - _FRONT_KEPT, 0))
-        if self.cut == "release":
-            # Quirk: the release adds what the first text lost where it should subtract it, so a pair loses more than
-            # its excess.
-            from_second = min(excess + from_first, len(second[0]))
-        else:
-            from_second = min(excess - from_first, len(second[0]))
+        lengths = np.array([len(first[0])]), np.array([len(second[0])])
+        from_first, from_second = (int(count[0]) for count in self._find_cuts(*lengths, np.array([excess])))
+        return (first[0][from_first:], first[1][from_first:]), (second[0][from_second:], second[1][from_second:])
+
+    def _find_cuts(
+        self, first: NDArray[np.int64], second: NDArray[np.int64], excess: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pieces to be cut from the front of the two texts of pairs, of their lengths and what they have in excess."""
+        from_first = np.minimum(-(-excess // 2), np.maximum(first - _FRONT_KEPT, 0))
+        # Quirk: the release adds what the first text lost where it should subtract it, so a pair loses more than its
+        # excess.
+        from_second = np.minimum(excess + from_first if self.cut == "release" else excess - from_first, second)
         # A second text too short for its part would leave the row too long (the release fails there): the first loses
         # the rest.
-        from_first = max(from_first, excess - from_second)
-        return (first[0][from_first:], first[1][from_first:]), (second[0][from_second:], second[1][from_second:])
+        return np.maximum(from_first, excess - from_second), from_second
 
     def _split_text(self, text: str, what: str) -> _Pieces:
         pieces = self.tokenizer.pieces(text)

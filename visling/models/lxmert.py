@@ -305,7 +305,7 @@ class Lxmert(Encoder):
         if states is None:
             states = self.encode_text(text, trace=trace, replacements=replacements)
         rows = Packing.of(text.mask, text.count)
-        return rows.share(rows.pack(states), text.row)
+        return rows.share(rows.pack(states), text.row, text.shared)
 
     def _run_regions(
         self, batch: Batch, states: Tensor | None, trace: Trace, replacements: Replacements
@@ -318,7 +318,7 @@ class Lxmert(Encoder):
         if states is None:
             states = self.encode_regions(regions, trace=trace, replacements=replacements)
         rows = Packing.of(regions.mask, regions.count)
-        return rows.share(rows.pack(states), regions.row)
+        return rows.share(rows.pack(states), regions.row, regions.shared)
 
     def _through(
         self,

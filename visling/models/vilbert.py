@@ -39,7 +39,7 @@ from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings, with_whole_image, without_regions
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise
-from visling.nn.packing import Packing, Reading, mark_read
+from visling.nn.packing import Packing, Reading, count_with_one_more, mark_read
 from visling.nn.pooling import gather
 from visling.nn.trace import Trace
 from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Regions, Text
@@ -297,7 +297,7 @@ class Vilbert(Encoder):
         trace.add_states("region_embeddings", regions, region_rows)
         if text_states is None:
             text = self._through_first_layers(batch.text, text, text_rows, trace)
-        text, text_rows = text_rows.share(text, batch.text.row)  # (Kt, Dt)
+        text, text_rows = self._share_text(batch.text, text, text_rows)  # (Kt, Dt)
         answer_at = batch.text.answer_at
         if answer_at is not None and batch.text.row is not None:
             answer_at = answer_at[batch.text.row]
@@ -364,7 +364,7 @@ class Vilbert(Encoder):
         """Where the tokens, and the task token behind them, lie; (U, T + task)."""
         if self.tasks is None:
             return Packing.of(text.mask, text.count)
-        count = None if text.count is None else text.count + len(text.mask)
+        count = count_with_one_more(text.count, len(text.mask))
         return Packing.of(F.pad(text.mask, (0, 1), value=True), count)
 
     def _embed_text(self, text: Text, rows: Packing) -> Tensor:
@@ -384,6 +384,13 @@ class Vilbert(Encoder):
     def _through_first_layers(self, text: Text, states: Tensor, rows: Packing, trace: Trace) -> Tensor:
         return self._through_text(states, rows, range(self._num_first_layers), trace, text.row)
 
+    def _share_text(self, text: Text, states: Tensor, rows: Packing) -> tuple[Tensor, Packing]:
+        """Packed states of the text rows as those of the batch's rows."""
+        if text.row is None:
+            return states, rows
+        count = text.shared if self.tasks is None else count_with_one_more(text.shared, len(text.row))
+        return rows.share(states, text.row, count)
+
     def _run_regions(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Packing]:
         """Packed states of the batch's region rows before the first co-attention; `states` as from
         `encode_regions`."""
@@ -391,9 +398,13 @@ class Vilbert(Encoder):
         if regions is None:
             regions = without_regions(batch.text, self.config.feature_size, self.projection.weight)
         states = self.encode_regions(regions) if states is None else states
-        count = None if regions.count is None else regions.count + len(regions.mask)
-        rows = Packing.of(F.pad(regions.mask, (0, 1), value=True), count)
-        return rows.share(rows.pack(states), regions.row)
+        rows = Packing.of(
+            F.pad(regions.mask, (0, 1), value=True), count_with_one_more(regions.count, len(regions.mask))
+        )
+        states = rows.pack(states)
+        if regions.row is None:
+            return states, rows
+        return rows.share(states, regions.row, count_with_one_more(regions.shared, len(regions.row)))
 
     def _what_is_read(
         self, reads: Reads, text_rows: Packing, region_rows: Packing, answer_at: Tensor | None

@@ -203,7 +203,7 @@ class VisualBert(Encoder):
         if self.additional_layer is None:
             states = through_layers(self.layers, states, rows, trace, read=read)
         else:
-            states = self._bypass(states, rows, num_tokens, trace)
+            states = self._bypass(states, rows, Packing.of(text_mask, add_counts(batch.text, None)), trace)
             states = self.additional_layer(states, rows, trace.at("additional_layer"), read=read)
 
         padded = read.rows.unpack_real(states)  # (B, T + R, D)
@@ -270,9 +270,9 @@ class VisualBert(Encoder):
         weights = links.transpose(1, 2).to(positions.dtype)
         return weights @ positions / weights.sum(-1, keepdim=True).clamp(min=1)
 
-    def _bypass(self, states: Tensor, rows: Packing, num_tokens: int, trace: Trace) -> Tensor:
+    def _bypass(self, states: Tensor, rows: Packing, text_rows: Packing, trace: Trace) -> Tensor:
         """Packed states (K, D) of which the tokens alone went through the layers."""
-        padded, text_rows = rows.unpack(states), Packing.of(rows.mask[:, :num_tokens])
+        padded, num_tokens = rows.unpack(states), text_rows.mask.shape[1]
         text = through_layers(self.layers, text_rows.pack(padded[:, :num_tokens]), text_rows, trace)
         return rows.pack(torch.cat([text_rows.unpack(text), padded[:, num_tokens:]], dim=1))
 

@@ -36,7 +36,7 @@ from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures
 from visling.nn.head_blocks import RegionScorer, RegionTargets, Scorer, Transform, TransformClassifier
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise, through_layers
-from visling.nn.packing import Packing, read_joint
+from visling.nn.packing import Packing, count_with_one_more, read_joint
 from visling.nn.pooling import FirstTokenPooler, gather
 from visling.nn.trace import Trace
 from visling.types import EVERYTHING, Batch, Dims, Encoded, InputSpec, Reads, Regions, Text
@@ -420,8 +420,9 @@ class VlBert(Encoder):
     def _embed_images(self, regions: Regions, links: Tensor | None, text: Text) -> VisualInputs:
         """Regions and whole image of every row, and the visual embedding of each token."""
         visual, words, rows = self._embed_regions(regions)
-        if regions.row is not None:
-            visual, words, rows = visual[regions.row], words[regions.row], Packing.of(rows.mask[regions.row])
+        if (row := regions.row) is not None:
+            count = count_with_one_more(regions.shared, len(row))
+            visual, words, rows = visual[row], words[row], Packing.of(rows.mask[row], count)
         whole = visual[:, -1:]  # (B, 1, Dv)
         token_visual = whole if links is None else _linked(links, visual[:, :-1], otherwise=whole)
         token_visual = torch.where(rows.mask[:, -1:, None], token_visual, self.text_only)
@@ -443,7 +444,7 @@ class VlBert(Encoder):
             if self.mask_feature is not None:
                 features = torch.where(regions.hidden[..., None], self.mask_feature, features)
         mask = torch.cat([regions.mask, present[:, None]], dim=1)
-        rows = Packing.of(mask, None if regions.count is None else regions.count + len(mask))
+        rows = Packing.of(mask, count_with_one_more(regions.count, len(mask)))
         features = torch.cat([features, whole[:, None]], dim=1)
         boxes = torch.cat([regions.boxes, whole_image(regions.size)], dim=1)
         visual = rows.unpack(self.projection(rows.pack(features), rows.pack(boxes)))
@@ -457,7 +458,13 @@ def _rows_of(text: Text) -> Text:
     if text.row is None:
         return text
     answer_at = None if text.answer_at is None else text.answer_at[text.row]
-    return Text(ids=text.ids[text.row], mask=text.mask[text.row], segments=text.segments[text.row], answer_at=answer_at)
+    return Text(
+        ids=text.ids[text.row],
+        mask=text.mask[text.row],
+        segments=text.segments[text.row],
+        answer_at=answer_at,
+        count=text.shared,
+    )
 
 
 def _whole_image(features: Tensor, mask: Tensor, hidden: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ def choose_kernel(query: Tensor, x_rows: Packing, y_rows: Packing, *, num_heads:
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type == "cuda" and half and dropout_rate == 0.0 and not torch.is_grad_enabled():
         return attend_lengths
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or x_rows.bounded or y_rows.bounded:  # where counts are given, nothing asks for more
         return attend_padded
     rows = max(len(x_rows.mask), 1)
     return (

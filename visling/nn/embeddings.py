@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from visling.boxes import locate
 from visling.errors import ConfigError
-from visling.nn.packing import Packing
+from visling.nn.packing import Packing, count_with_one_more
 from visling.types import Regions, Text
 
 
@@ -102,7 +102,7 @@ def with_whole_image(regions: Regions, read: RegionFeatures, dtype: torch.dtype)
     whole = _mean(features, regions.mask) if regions.whole is None else read(regions.whole, dtype)
     box = F.pad(regions.boxes.new_zeros(len(whole), 1, 2), (0, 2), value=1.0)  # corners 0, 0, 1, 1
     mask = F.pad(regions.mask, (0, 1), value=True)
-    rows = Packing.of(mask, None if regions.count is None else regions.count + len(mask))
+    rows = Packing.of(mask, count_with_one_more(regions.count, len(mask)))
     features = rows.pack(torch.cat([features, whole[:, None]], dim=1))
     return features, locate(rows.pack(torch.cat([regions.boxes, box], dim=1))).to(dtype), rows
 
@@ -115,6 +115,7 @@ def without_regions(text: Text, feature_size: int, like: Tensor) -> Regions:
         boxes=like.new_zeros(rows, 0, 4),
         mask=like.new_zeros(rows, 0, dtype=torch.bool),
         size=like.new_ones(rows, 2),
+        count=None if text.count is None else 0,
     )
 
 

@@ -29,6 +29,8 @@ class Packing:
 
     def __init__(self, mask: Tensor, at: Tensor, *, bounded: bool = False) -> None:
         self.mask, self.at, self.bounded = mask, at, bounded
+        # Not cached properties: those of Python 3.11 take a lock, which no compiler understands
+        self._places: Tensor | None = None
         self._lengths: list[int] | None = None
 
     @classmethod
@@ -41,8 +43,8 @@ class Packing:
                 cannot count them, gets all.
         """
         flat = mask.flatten()
-        if torch.compiler.is_compiling() and (count is None or count >= len(flat)):
-            return cls(mask, torch.arange(len(flat), device=mask.device))
+        if (torch.compiler.is_compiling() and count is None) or (count is not None and count >= len(flat)):
+            return cls(mask, torch.arange(len(flat), device=mask.device), bounded=count is not None)
         if count is None:
             return cls(mask, flat.nonzero()[:, 0])
         return cls(mask, flat.int().argsort(descending=True, stable=True)[:count], bounded=True)
@@ -50,7 +52,7 @@ class Packing:
     @property
     def full(self) -> bool:
         """Whether every position is packed in its place: packed and padded form are the same."""
-        return not self.bounded and len(self.at) == self.mask.numel()
+        return len(self.at) == self.mask.numel()
 
     @property
     def lengths(self) -> list[int]:
@@ -62,9 +64,10 @@ class Packing:
     @property
     def places(self) -> Tensor:
         """(B * N,) int64: where each position is found among the packed ones; 0 for those that are not packed."""
-        places = torch.zeros(self.mask.numel(), dtype=torch.int64, device=self.at.device)
-        places[self.at] = torch.arange(len(self.at), device=self.at.device)
-        return places
+        if self._places is None:
+            self._places = torch.zeros(self.mask.numel(), dtype=torch.int64, device=self.at.device)
+            self._places[self.at] = torch.arange(len(self.at), device=self.at.device)
+        return self._places
 
     @property
     def row(self) -> Tensor:
@@ -92,16 +95,17 @@ class Packing:
             return padded
         return padded.where(self.mask.view(*self.mask.shape, *[1] * (padded.dim() - 2)), 0.0)
 
-    def share(self, packed: Tensor, row: Tensor | None) -> tuple[Tensor, Packing]:
+    def share(self, packed: Tensor, row: Tensor | None, count: int | None) -> tuple[Tensor, Packing]:
         """States of rows (S, N) as the rows of a batch read them, and their packing.
 
         Args:
             packed: (K, ...).
             row: (B,) int64 row of each batch row; None = one to one.
+            count: packed positions of the batch rows; see `of`.
         """
         if row is None:
             return packed, self
-        shared = Packing.of(self.mask[row])
+        shared = Packing.of(self.mask[row], count)
         return shared.pack(self.unpack(packed)[row]), shared
 
     def read(self, chosen: Tensor, most: int) -> Reading:
@@ -159,18 +163,20 @@ def read_joint(reads: Reads, rows: Packing, *, num_tokens: int, num_regions: int
     read_text, most_text = mark_read(reads.text, text, first=first)
     read_regions, most_regions = mark_read(reads.regions, regions)
     read_behind = torch.zeros_like(behind)
-    read_behind[:, :1] = reads.whole
+    read_behind[:, :1].fill_(reads.whole)
     chosen = torch.cat([read_text, read_regions, read_behind], dim=1)
     return rows.read(chosen, most_text + most_regions + (len(behind) if reads.whole else 0))
 
 
+def count_with_one_more(count: int | None, rows: int) -> int | None:
+    """A number of packed positions, if it is known, with one more in each of so many rows."""
+    return None if count is None else count + rows
+
+
 def add_counts(text: Text, regions: Regions | None, *, extra: int = 0) -> int | None:
     """Packed positions of joint sequences, where the batch bounds them: those of the tokens, of the regions, and
-    `extra` more in each row; None where it does not, or rows are shared."""
-    if text.count is None or text.row is not None:
-        return None
-    if regions is None:
-        return text.count + extra * len(text.mask)
-    if regions.count is None or regions.row is not None:
-        return None
-    return text.count + regions.count + extra * len(text.mask)
+    `extra` more in each row; None where it does not."""
+    rows = len(text.mask if text.row is None else text.row)
+    counts = [part.count if part.row is None else part.shared for part in (text, regions) if part is not None]
+    known = [count for count in counts if count is not None]
+    return sum(known) + extra * rows if len(known) == len(counts) else None

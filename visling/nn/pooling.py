@@ -40,7 +40,7 @@ def put_back(values: Tensor, slots: Slots) -> Tensor:
     """What was computed of `take`n states (K, D) as (B, P, D); zeros at slots that were not taken."""
     if slots.taken is not None:
         values = values.new_zeros(slots.mask.numel(), values.shape[1]).index_copy(0, slots.taken, values)
-    return values.unflatten(0, tuple(slots.mask.shape))
+    return values.view(*slots.mask.shape, *values.shape[1:])
 
 
 def gather(states: Tensor, at: Tensor) -> Tensor:

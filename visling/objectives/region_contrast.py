@@ -248,7 +248,8 @@ def _clean(batch: Batch, features: Tensor) -> Batch:
         return batch
     if regions.row is not None:
         row = regions.row
-        regions = dataclasses.replace(regions, row=None).map(lambda tensor: tensor[row])
+        own = dataclasses.replace(regions, row=None, count=regions.shared, shared=None)
+        regions = own.map(lambda tensor: tensor[row])
     return dataclasses.replace(batch, regions=dataclasses.replace(regions, features=features, hidden=None))
 
 

@@ -132,6 +132,8 @@ SAMPLED_IMAGES = 2000
 
 def measure_features(encoder: Encoder, store: NativeStore | None, images: Iterable[str]) -> Encoder:
     """The encoder with its statistics of region features measured on a sample of these images, if it keeps any."""
+    if not getattr(encoder.config, "whiten_features", True):
+        return encoder  # it keeps none: the sample, hundreds of megabytes, is not read
     ids = [] if store is None else sorted({image_id for image_id in images if image_id in store})
     if store is not None and ids:
         ids = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]

@@ -15,7 +15,7 @@ Letters  R regions of an image, F feature width, K attributes kept per region, C
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,9 @@ from visling.feature_kinds import KINDS, name_today
 from visling.image_ids import Aliases
 from visling.regions.files import DETECTOR, Field, Placement, hash_file, load_rows, read_manifest, read_tensors
 from visling.types import RegionArray, RegionStore
+
+Orders = Sequence[NDArray[np.int64] | None] | None
+"""For each of several images, numbers of the regions that are shown, as they are shown; None = all, as they are."""
 
 _SCAN_BYTES = 1 << 25
 """Read at a time by a scan."""
@@ -55,7 +58,8 @@ class NativeStore:
         self.ids: list[str] = joined.split("\n") if joined else []
         """Sorted image ids."""
         self._starts, self._counts, self._sizes = index["starts"], index["counts"], index["sizes"]
-        self._first_rows = np.array([shard["first_row"] for shard in manifest["shards"]], dtype=np.int64)
+        self.shard_starts = [int(shard["first_row"]) for shard in manifest["shards"]]
+        """First global row of every shard."""
         self._shards = [read_tensors(path / shard["file"]) for shard in manifest["shards"]]
 
     @classmethod
@@ -157,7 +161,7 @@ class NativeStore:
         numbers = np.array(chosen, np.int64)
         numbers = numbers[np.lexsort((self._counts[numbers], self._starts[numbers]))]
         starts, counts = self._starts[numbers], self._counts[numbers]
-        shards = np.searchsorted(self._first_rows, starts, side="right") - 1
+        shards, _ = self._place_rows(starts)
         most = max(_SCAN_BYTES // sum(field.row_bytes for field in self.fields.values()), 1)
         first = 0
         while first < len(numbers):
@@ -181,53 +185,83 @@ class NativeStore:
                 )
             first = last
 
-    @property
-    def shard_starts(self) -> list[int]:
-        """First global row of every shard."""
-        return [int(first) for first in self._first_rows]
-
     def gather(
-        self, image_ids: Sequence[str], max_regions: int | None = None, *, buffer: NDArray[Any] | None = None
+        self,
+        image_ids: Sequence[str],
+        max_regions: int | None = None,
+        *,
+        order: Orders = None,
+        buffer: NDArray[Any] | None = None,
+        numbered: bool = False,
     ) -> dict[str, NDArray[Any]]:
-        """First regions of several images, padded with zeros, by one copy out of the mapped files.
+        """First regions of several images, padded with zeros, each copied once out of the mapped files.
 
         Args:
             max_regions: most regions per image; None for all.
+            order: see `gather`.
             buffer: flat array of the store's feature type that receives the features if it is large enough; its
                 content is overwritten.
+            numbered: the features are left where they are, and told by number: (S, R, 1), that of their row in the
+                store, counted from 1; 0 is padding.
         Returns:
             features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height;
             R is the longest count, at least 1.
         Raises:
             StoreError: an image is not in the store.
         """
-        numbers = np.array([self._locate(image_id) for image_id in image_ids], dtype=np.int64)
-        counts = self._counts[numbers]
-        if max_regions is not None:
-            counts = np.minimum(counts, max_regions)
+        numbers = self._locate_all(image_ids)
+        counts = _count_shown(self._counts[numbers], max_regions, order)
         most = max(int(counts.max(initial=0)), 1)
-        mask = np.arange(most) < counts[:, None]
-        rows = np.where(mask, self._starts[numbers][:, None] + np.arange(most), 0)
-        shape = (len(numbers), most, self.feature_size)
-        size = int(np.prod(shape))
-        dtype = self.fields["features"].dtype
-        if buffer is not None and buffer.dtype == dtype and buffer.size >= size:
-            features = buffer.reshape(-1)[:size].reshape(shape)
+        boxes, mask = np.empty((len(numbers), most, 4), np.float32), np.arange(most) < counts[:, None]
+        self._copy_images("boxes", numbers, counts, order, boxes)
+        if numbered:
+            features = np.zeros((len(numbers), most, 1), np.int64)
+            features[mask, 0] = self._list_rows(numbers, counts, order) + 1
         else:
-            features = np.empty(shape, dtype)
-        boxes = np.empty((len(numbers), most, 4), np.float32)
-        self._copy_rows("features", rows, mask, features)
-        self._copy_rows("boxes", rows, mask, boxes)
+            features = _fit_buffer(buffer, (len(numbers), most, self.feature_size), self.fields["features"].dtype)
+            self._copy_images("features", numbers, counts, order, features)
         return {"features": features, "boxes": boxes, "mask": mask, "size": self._sizes[numbers].astype(np.float32)}
+
+    def take(
+        self, field: str, image_ids: Sequence[str], owners: NDArray[np.int64], regions: NDArray[np.int64]
+    ) -> NDArray[Any] | None:
+        """See `take`."""
+        if field not in self.fields:
+            return None
+        rows = self.number_rows(image_ids, owners, regions)
+        shards, first = self._place_rows(rows)
+        taken = np.empty(self.fields[field].shape(len(rows)), self.fields[field].dtype)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            taken[here] = self._shards[shard][field][first[here]]
+        return taken
+
+    def number_rows(
+        self, image_ids: Sequence[str], owners: NDArray[np.int64], regions: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """(N,) global row of region `regions[k]` of image `image_ids[owners[k]]`."""
+        rows: NDArray[np.int64] = self._starts[self._locate_all(image_ids)][owners] + regions
+        return rows
+
+    def feature_blocks(self, most_bytes: int) -> Iterator[NDArray[Any]]:
+        """The features of all regions in the order of the rows, (rows, F), read in pieces."""
+        step = max(most_bytes // self.fields["features"].row_bytes, 1)
+        for entry in self.manifest["shards"]:
+            for first in range(0, int(entry["rows"]), step):
+                yield load_rows(self.path / entry["file"], "features", first, min(step, int(entry["rows"]) - first))
+
+    def count_regions(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """See `count_regions`."""
+        return np.asarray(self._counts[self._locate_all(image_ids)])
 
     def highest(self, field: str) -> tuple[str, int] | None:
         """The highest label in a field of labels (the first one of each region) and the image that has it; None
         without regions."""
         best: tuple[int, int] | None = None
-        for first, shard in zip(self._first_rows, self._shards, strict=True):
+        for first, shard in zip(self.shard_starts, self._shards, strict=True):
             values = shard[field] if shard[field].ndim == 1 else shard[field][:, 0]
             if len(values) and (best is None or int(values.max()) > best[1]):
-                best = int(first) + int(values.argmax()), int(values.max())
+                best = first + int(values.argmax()), int(values.max())
         if best is None:
             return None
         owner = np.flatnonzero((self._starts <= best[0]) & (best[0] < self._starts + self._counts))[0]
@@ -278,12 +312,54 @@ class NativeStore:
             "Extract its regions, or check that annotations and store belong to the same data set."
         )
 
+    def _locate_all(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Positions of images in the index."""
+        return np.fromiter(map(self._locate, image_ids), np.int64, len(image_ids))
+
+    def _copy_images(
+        self,
+        name: str,
+        numbers: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        order: Orders,
+        out: NDArray[Any],
+    ) -> None:
+        """Copy the first `counts` regions of images, by their positions in the index, to `out` (S, R, ...), zeros
+        behind them."""
+        arrays = [shard[name] for shard in self._shards]
+        shards, first = self._place_rows(self._starts[numbers])
+        # The regions of an image lie side by side in one shard: a slice is copied faster than single rows are.
+        for row, (shard, low, count) in enumerate(zip(shards.tolist(), first.tolist(), counts.tolist(), strict=True)):
+            chosen = None if order is None else order[row]
+            if chosen is not None and count:
+                np.take(arrays[shard], low + chosen[:count], axis=0, out=out[row, :count], mode="clip")
+            elif count:
+                out[row, :count] = arrays[shard][low : low + count]
+            if count < out.shape[1]:
+                out[row, count:] = 0
+
+    def _list_rows(self, numbers: NDArray[np.int64], counts: NDArray[np.int64], order: Orders) -> NDArray[np.int64]:
+        """Global rows of the first `counts` regions of images, one image after the other."""
+        if order is None:
+            within = np.concatenate([np.arange(count) for count in counts.tolist()] or [np.empty(0, np.int64)])
+        else:
+            pairs = zip(order, counts.tolist(), strict=True)
+            within = np.concatenate([np.arange(count) if own is None else own[:count] for own, count in pairs])
+        rows: NDArray[np.int64] = np.repeat(self._starts[numbers], counts) + within
+        return rows
+
+    def _place_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard that holds each of these global rows, and the row within it."""
+        firsts = np.array(self.shard_starts or [0], np.int64)
+        shards = np.searchsorted(firsts, rows, side="right") - 1
+        return shards, rows - firsts[shards]
+
     def _read_rows(self, name: str, start: int, count: int) -> NDArray[Any]:
         """View of the global rows of one field that belong to one image."""
         if not count:
             return np.empty(self.fields[name].shape(0), self.fields[name].dtype)
-        shard = int(np.searchsorted(self._first_rows, start, side="right")) - 1
-        first = start - int(self._first_rows[shard])
+        shard = bisect_right(self.shard_starts, start) - 1
+        first = start - self.shard_starts[shard]
         return self._shards[shard][name][first : first + count]
 
     def _load_rows(self, shard: int, start: int, end: int) -> dict[str, NDArray[Any]]:
@@ -291,36 +367,76 @@ class NativeStore:
         if start == end:
             return {name: np.empty(field.shape(0), field.dtype) for name, field in self.fields.items()}
         file = self.path / self.manifest["shards"][shard]["file"]
-        first = start - int(self._first_rows[shard])
+        first = start - self.shard_starts[shard]
         return {name: load_rows(file, name, first, end - start) for name in self.fields}
 
-    def _copy_rows(self, name: str, rows: NDArray[np.int64], mask: NDArray[np.bool_], out: NDArray[Any]) -> None:
-        """Copy global rows of one field to `out`; zeros where the mask is False."""
-        if len(self._shards) == 1 and len(self._shards[0][name]):
-            np.take(self._shards[0][name], rows.reshape(-1), axis=0, out=out.reshape(rows.size, -1), mode="clip")
-        else:
-            shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
-            for shard in np.unique(shard_of[mask]):
-                here = mask & (shard_of == shard)
-                out[here] = self._shards[shard][name][rows[here] - self._first_rows[shard]]
-        out[~mask] = 0
 
+def gather(
+    store: RegionStore, image_ids: Sequence[str], max_regions: int | None = None, *, order: Orders = None
+) -> dict[str, NDArray[Any]]:
+    """`NativeStore.gather` for any store: by its own method if it has one, else image by image.
 
-def gather(store: RegionStore, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
-    """`NativeStore.gather` for any store: by its own method if it has one, else image by image."""
+    Args:
+        order: numbers of the regions that are shown of each image, as they are shown; None = all as they are stored.
+    """
     own = getattr(store, "gather", None)
     if own is not None:
-        gathered: dict[str, NDArray[Any]] = own(image_ids, max_regions)
+        gathered: dict[str, NDArray[Any]] = own(image_ids, max_regions, order=order)
         return gathered
     images = [store[image_id] for image_id in image_ids]
-    counts = np.array(
-        [len(image) if max_regions is None else min(len(image), max_regions) for image in images], dtype=np.int64
-    )
+    counts = _count_shown(np.array([len(image) for image in images], np.int64), max_regions, order)
     most = max(int(counts.max(initial=0)), 1)
     dtype = images[0].features.dtype if images else np.dtype(np.float16)
     features = np.zeros((len(images), most, store.feature_size), dtype)
     boxes = np.zeros((len(images), most, 4), np.float32)
-    for row, (image, count) in enumerate(zip(images, counts, strict=True)):
-        features[row, :count], boxes[row, :count] = image.features[:count], image.boxes[:count]
+    for row, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
+        chosen = None if order is None else order[row]
+        shown = slice(count) if chosen is None else chosen[:count]
+        features[row, :count], boxes[row, :count] = image.features[shown], image.boxes[shown]
     size = np.array([image.size for image in images], dtype=np.float32).reshape(len(images), 2)
     return {"features": features, "boxes": boxes, "mask": np.arange(most) < counts[:, None], "size": size}
+
+
+def take(
+    store: RegionStore, field: str, image_ids: Sequence[str], owners: NDArray[np.int64], regions: NDArray[np.int64]
+) -> NDArray[Any] | None:
+    """A field of single regions: of region `regions[k]` of image `image_ids[owners[k]]`, for all k (N) at once.
+
+    Returns:
+        (N, ...) as the store has it; None if it lacks the field.
+    """
+    own = getattr(store, "take", None)
+    if own is not None:
+        taken: NDArray[Any] | None = own(field, image_ids, owners, regions)
+        return taken
+    arrays = [getattr(store[image_id], field) for image_id in image_ids]
+    if any(array is None for array in arrays):
+        return None
+    values = [arrays[owner][region] for owner, region in zip(owners.tolist(), regions.tolist(), strict=True)]
+    return np.stack(values) if values else np.empty((0, *arrays[0].shape[1:]), arrays[0].dtype)
+
+
+def count_regions(store: RegionStore, image_ids: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) number of regions of each image, without reading them if the store knows it."""
+    own = getattr(store, "count_regions", None)
+    if own is not None:
+        counts: NDArray[np.int64] = own(image_ids)
+        return counts
+    return np.array([len(store[image_id]) for image_id in image_ids], np.int64)
+
+
+def _fit_buffer(buffer: NDArray[Any] | None, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """The front of a flat buffer in this shape, if it has the type and is large enough; else new memory."""
+    size = int(np.prod(shape))
+    if buffer is not None and buffer.dtype == dtype and buffer.size >= size:
+        return buffer.reshape(-1)[:size].reshape(shape)
+    return np.empty(shape, dtype)
+
+
+def _count_shown(stored: NDArray[np.int64], max_regions: int | None, order: Orders) -> NDArray[np.int64]:
+    """Regions that are shown of each image."""
+    counts = stored
+    if order is not None:
+        listed = [count if own is None else len(own) for count, own in zip(stored.tolist(), order, strict=True)]
+        counts = np.array(listed, np.int64)
+    return counts if max_regions is None else np.minimum(counts, max_regions)

@@ -82,7 +82,8 @@ class MatrixProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket
         if packet in _LINEAR or (packet is _aten.matmul and args[1].dim() == 2):
-            self.linear += _LINEAR.get(packet, _count_product)(*args)
+            count: Callable[..., int] = _LINEAR.get(packet, _count_product)
+            self.linear += count(*args)
         elif packet in _ATTENTION:
             self.attention += _ATTENTION[packet](*args)
         return func(*args, **(kwargs or {}))

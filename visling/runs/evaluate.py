@@ -1,7 +1,8 @@
 """Evaluation: predictions of a fine-tuned model for a split, official scores, details and the submission file.
 
-Every process scores whole batches, the ones that a single process would form, and the predictions are gathered
-everywhere: neither predictions nor scores depend on the number of processes.
+Questions about one image follow one another, so that most of them are in one batch, where the image is read once and a
+stream of regions runs over it once. Every process scores whole batches, the ones that a single process would form, and
+the predictions are gathered everywhere: neither predictions nor scores depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from visling import runtime
 from visling.data.annotations.problems import Problems
 from visling.data.batches.loader import Loader
+from visling.data.batches.sharing import order_by_images
 from visling.data.corpora.base import check_images
 from visling.errors import DataError, RunError
 from visling.models.task_model import TaskModel
@@ -221,12 +223,15 @@ def predict_records(
         return ranking.predictions(scores, records)
     source = TaskSource(task, records, inputs.layout)
     loader = inputs.loader(
-        source if inputs.regions is not None else TextOnly(source), batch_size=batch_size, training=False
+        source if inputs.regions is not None else TextOnly(source),
+        batch_size=batch_size,
+        training=False,
+        order=order_by_images(record.images for record in records),
     )
     return [
         prediction
         for _, prediction in _gather_sorted(
-            zip(numbers.tolist(), task.decode(logits, batch, [records[number] for number in numbers]), strict=True)
+            zip(numbers.tolist(), task.decode(logits, batch.unshared(), [records[n] for n in numbers]), strict=True)
             for numbers, batch, logits in _predict_logits(model, loader, precision)
         )
     ]

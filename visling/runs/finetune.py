@@ -176,7 +176,10 @@ class Finetuning:
                 override, extracts = other_features or config.text_only, config.extractor is not None
                 self.notice = check_features(self.start, self.store, override=override, extracts=extracts)
         with conflicts.collect():
-            self.inputs = Inputs(config.model, self.config.encoder, regions, device, task_token=self.config.task_token)
+            self.inputs = Inputs(
+                config.model, self.config.encoder, regions, device, task_token=self.config.task_token,
+                few_shapes=config.train.few_shapes,
+            )  # fmt: skip
         conflicts.refuse()
         self.layouts = [self.inputs.layout]
         if regions is not None:
@@ -234,8 +237,11 @@ class Finetuning:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
         model, notes = self._build_model()
+        if config.store_on_device:
+            inputs.move_features()
 
         def step(batch: Batch, targets: Targets) -> Loss:
+            batch, targets = inputs.fill(batch, targets)
             logits, own = model.respond(batch)
             loss = task.loss(logits, targets)
             return loss if own is None else loss + own
@@ -258,6 +264,7 @@ class Finetuning:
             save=save,
             record=record,
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples()],
+            variant=lambda: None,
         )
 
     def load_batches(self) -> Loader:
@@ -270,6 +277,7 @@ class Finetuning:
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,
+            workers=config.workers,
             flip=config.flip,
             swap_sides=config.flip > 0 and config.swap_sides,
         )

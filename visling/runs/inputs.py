@@ -7,18 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from visling import config as configs
 from visling import models, runtime
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.batches.pixels import Pictures
 from visling.data.batches.region_targets import DETECTED, check_labels
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, Conflicts, StoreError
 from visling.objectives.masked_regions import RegionLosses
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
+from visling.regions.on_device import DeviceFeatures, FeatureRows, load_features
 from visling.regions.store import NativeStore
-from visling.types import InputSpec, RegionStore
+from visling.types import Batch, InputSpec, RegionStore, Targets
 
 C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
@@ -120,6 +125,7 @@ class Inputs:
         device: auto, cpu, cuda or cuda:N.
         vocabulary: file of word pieces, or the name of an embedded one; None = the config's own.
         task_token: number of the task that every text names, for a model with task tokens.
+        few_shapes: whether batches come in few shapes (`data.batches.shapes`); None = on a GPU.
     Raises:
         ConfigError: the vocabulary has more entries than the model's word table, no such device, or a task token that
             is missing, or that the model lacks.
@@ -133,6 +139,7 @@ class Inputs:
         device: str,
         vocabulary: str | Path | None = None,
         task_token: int | None = None,
+        few_shapes: bool | None = None,
     ) -> None:
         self.spec: InputSpec = models.spec(model).inputs(config)
         self.tokenizer = Tokenizer(self.spec.vocabulary if vocabulary is None else str(vocabulary))
@@ -146,6 +153,23 @@ class Inputs:
         self.pictures: Pictures | None = None
         """Of all images that are shown, where an extractor computes features; set once the examples are known."""
         self.device = runtime.pick_device(device)
+        self.few_shapes = self.device.type == "cuda" if few_shapes is None else few_shapes
+        self.features: DeviceFeatures | None = None
+        """Of the store, where they live on the device; see `move_features`."""
+
+    def move_features(self) -> None:
+        """Keep the features of the store on the device: training batches carry row numbers from now on, which `fill`
+        replaces.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        assert isinstance(self.regions, NativeStore)
+        self.features = load_features(self.regions, self.device)
+
+    def fill(self, batch: Batch, targets: Targets) -> tuple[Batch, Targets]:
+        """A training batch and its targets, on the device, with the features that live there."""
+        return (batch, targets) if self.features is None else self.features.fill(batch, targets)
 
     def with_regions(self, regions: RegionStore) -> Inputs:
         """The same inputs with regions of another store."""
@@ -160,34 +184,50 @@ class Inputs:
         batch_size: int,
         seed: int = 0,
         training: bool,
+        order: NDArray[np.int64] | None = None,
         sort_by_length: int = 1,
+        workers: int = 0,
         text_only: bool = False,
         **shown: Any,
     ) -> Loader:
         """Batches of examples: in training shuffled and complete; otherwise in order, every example once over all
-        processes.
+        processes, and what rows of a batch have in common given once. What the source does once, such as splitting its
+        texts into word pieces, is done here.
 
         Args:
+            order: numbers of the examples in the order in which they come outside training; None = as in the source.
             sort_by_length: global batches that are sorted by text length together; 1 = none.
+            workers: processes that prepare the batches; 0 = a thread.
             text_only: the examples have no images.
             shown: further arguments of `Collator`, such as masking.
         """
+        regions = self.regions
+        if training and self.features is not None and isinstance(regions, NativeStore):
+            regions = FeatureRows(regions)
         collator = Collator(
-            None if text_only else self.regions,
+            None if text_only else regions,
             self.spec,
             self.tokenizer,
             pictures=self.pictures,
             shift=training,
+            few_shapes=self.few_shapes,
+            share=not training,
             **shown,
         )
-        return Loader(
+        loader = Loader(
             source,
             collator,
             batch_size=batch_size,
             seed=seed,
             shuffle=training,
             drop_last=training,
+            order=order,
             bucket=sort_by_length,
             deal="examples" if training else "batches",
+            workers=workers,
+            layout=self.layout,
             pin=self.device.type == "cuda",
         )
+        with runtime.one_first():
+            loader.source.prepare()
+        return loader

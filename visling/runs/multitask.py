@@ -220,6 +220,7 @@ class Multitasking:
                 *(f"{name}: {note}" for name, task in tasks.items() for note in task.describe_examples()),
             ],
             pace=None if config.stop_and_go is None else turns,
+            variant=lambda: None,  # the task is part of the batch
         )
 
     def _build_model(self) -> tuple[JointModel, list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.batches.pixels import Pictures
 from visling.data.corpora.base import Corpus, CorpusReader, is_genome_number
 from visling.data.corpora.readers import find_reader

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from visling import models, runtime
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.batches.paired import PairedLoader
 from visling.data.corpora.reading import Corpora, answer_table, images_of, read
 from visling.data.text import TextLayout
@@ -127,7 +126,7 @@ class Pretraining:
                 extracts = config.extractor is not None
                 self.notice = check_features(self.start, self.store, override=other_features, extracts=extracts)
         with conflicts.collect():
-            self.inputs = Inputs(config.model, config.encoder, self.store, device)
+            self.inputs = Inputs(config.model, config.encoder, self.store, device, few_shapes=config.train.few_shapes)
             self._read_data(data)
         conflicts.refuse()
         self.layouts = [self.inputs.layout]
@@ -162,6 +161,8 @@ class Pretraining:
         """The model, its batches and its validation."""
         config, answers = self.config, self.answers
         model, notes = self._build_model()
+        if config.store_on_device:
+            self.inputs.move_features()
         captioned = self._load_examples(model, self.training.images, training=True)
         batches = (
             captioned
@@ -171,7 +172,7 @@ class Pretraining:
 
         def step(batch: Batch, targets: Targets) -> Loss:
             model.weights = config.weights(batches.epoch)
-            loss: Loss = model(batch, targets)
+            loss: Loss = model(*self.inputs.fill(batch, targets))
             return loss
 
         def paired_step(about_images: Pair, text: Pair) -> Loss:
@@ -212,8 +213,12 @@ class Pretraining:
                 *filter(None, [self.notice]),
                 *notes,
             ),
-            begin=lambda: _fill_queue(model, captioned, config, self.inputs.device),
+            begin=lambda: _fill_queue(model, captioned, config, self.inputs),
             after_update=model.after_update,
+            # The key network of region contrast draws the layers that it skips
+            variant=None
+            if "region_contrast" in config.objectives
+            else lambda: tuple(config.weights(batches.epoch).values()),
         )
 
     def _build_model(self) -> tuple[PretrainModel, list[str]]:
@@ -249,7 +254,7 @@ class Pretraining:
         return self.inputs.loader(
             source,
             batch_size=fit_batch(config, len(source))[0] if training else config.batch_size,
-            seed=config.train.seed, training=training,
+            seed=config.train.seed, training=training, workers=config.workers if training else 0,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
@@ -314,7 +319,7 @@ def untrained_model(config: PretrainConfig) -> PretrainModel:
     return PretrainModel(encoder, build_objectives(config, encoder, None), config.objectives, extractor)
 
 
-def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, device: torch.device) -> None:
+def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, inputs: Inputs) -> None:
     """Fill the queue of region contrast before the first update, with batches from epochs that training does not reach
     (CVLP's release: its first 30).
 
@@ -328,8 +333,8 @@ def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, d
     while filled < int(contrast.queue.filled):
         batches.epoch, filled = epoch, int(contrast.queue.filled)
         for batch, targets in batches:
-            with runtime.autocast(device, config.train.precision):
-                contrast.fill(batch.to(device), targets.to(device))
+            with runtime.autocast(inputs.device, config.train.precision):
+                contrast.fill(*inputs.fill(batch.to(inputs.device), targets.to(inputs.device)))
             if contrast.queue.full:
                 batches.epoch = 0
                 return

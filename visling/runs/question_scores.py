@@ -13,8 +13,10 @@ from visling import runtime
 from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.answer_table import listed
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.data.corpora.mixture import Mixture
+from visling.draws import KeyedDraws, Stream
 from visling.errors import RunError
 from visling.metrics.answers import source_scores
 from visling.objectives.image_qa import ImageQA
@@ -74,19 +76,17 @@ class AnsweredQuestions:
         """Mean score of the answers of all processes, and that of each data set; nothing if no question was asked."""
         answers = torch.cat(self._answers).tolist() if self._answers else []
         own = [(number, answer) for (number, wrong), answer in zip(self._numbers, answers, strict=True) if not wrong]
+        asked = sorted(item for process in gather(own) for item in process)
+        draws = KeyedDraws(self._batches.seed, self._batches.epoch, [number for number, _ in asked])
+        rngs = draws.each(Stream.EXAMPLE)
         scores = source_scores(
             (self._table[answer], replace(record, scores=listed(record.scores, self._table)))
-            for number, answer in sorted(item for process in gather(own) for item in process)
-            if (record := self._find_question(number)) is not None and record.scores is not None
+            for (number, answer), rng in zip(asked, rngs, strict=True)
+            # What an example was made from: its annotation, if that is a question with answers.
+            if isinstance(record := self._source.record(number, rng), LxmertRecord) and record.scores is not None
         )
         by_source = {f"image_qa_score_{source}": score.value for source, score in scores.sources.items()}
         return {"image_qa_score": scores.overall.value, **by_source} if by_source else {}
-
-    def _find_question(self, number: int) -> LxmertRecord | None:
-        """The annotation that example `number` was made from, if it is a question with answers."""
-        rng = runtime.generator_for(self._batches.seed, self._batches.epoch, number)
-        record = self._source.record(number, rng)
-        return record if isinstance(record, LxmertRecord) else None
 
     def _note_answers(self, head: nn.Module, states: Any, logits: Tensor) -> None:
         self._answers.append(logits.argmax(-1))

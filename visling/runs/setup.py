@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -49,6 +49,9 @@ class Training:
     after_update: Callable[[], None] | None = None
     pace: Pace | None = None
     """Of a run whose validations decide what is trained next."""
+    variant: Callable[[], Hashable] | None = None
+    """What the course of a step depends on in addition to its batch and the weights; None = steps cannot be
+    recorded."""
 
 
 class PreparedRun(Protocol):
@@ -121,6 +124,7 @@ def carry_out(
                 log.event(note, step=0)
             if training.begin is not None:
                 training.begin()
+        runtime.resume_collector()
         state = fit(
             training.model,
             training.step,
@@ -132,6 +136,7 @@ def carry_out(
             save_model=training.save,
             after_update=training.after_update,
             pace=training.pace,
+            variant=training.variant,
         )
         _conclude(run, folder, state, log)
     return state
@@ -162,7 +167,17 @@ def _open_folder(
                 "store": None if run.store is None else os.path.abspath(run.store.path),
                 **run.origin,
             },
-            may_differ=("from_init", "train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds"),
+            may_differ=(
+                "from_init",
+                "workers",
+                "store_on_device",
+                "train.log_every",
+                "train.log_seconds",
+                "train.save_every",
+                "train.max_seconds",
+                "train.compile",
+                "train.few_shapes",
+            ),
         )
         loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})
         with Log(folder.log, stream=stream, loggers=loggers) as log:

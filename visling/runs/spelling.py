@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.spelling import Spelling, count_spelled_examples
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.runs.inputs import Inputs

@@ -32,6 +32,7 @@ def typical_batch(config: PretrainConfig, size: Typical, rows: int) -> tuple[Bat
         mask=torch.ones(rows, tokens, dtype=torch.bool),
         segments=torch.zeros(rows, tokens, dtype=torch.int64),
         task=torch.zeros(rows, dtype=torch.int64) if spec.num_tasks else None,
+        count=rows * tokens,
     )
     masking = config.region_masking
     hidden = masking.rate * masking.hide if masking is not None and masking.learned else 0.0
@@ -71,6 +72,7 @@ def draw_regions(rows: int, number: int, spec: InputSpec, *, images: int, hidden
         size=torch.full((rows, 2), 500.0),
         hidden=torch.rand(rows, number) < hidden if hidden else None,
         image=(torch.arange(number) * images // number).expand(rows, -1) if images > 1 else None,
+        count=rows * number,
     )
 
 

@@ -144,6 +144,7 @@ def typical_task_batch(config: FinetuneConfig, task: Task[Any, Any], examples: i
         if spec.answer_slot != "none" and isinstance(task, AnswerTask)
         else None,
         task=torch.zeros(rows, dtype=torch.int64) if spec.num_tasks else None,
+        count=rows * tokens,
     )
     regions = None
     if not config.text_only:
@@ -153,7 +154,7 @@ def typical_task_batch(config: FinetuneConfig, task: Task[Any, Any], examples: i
         regions = draw_regions(examples * images, count_regions(config, task), spec, images=joined)
         if images < group:
             row = torch.arange(examples)[:, None] * images + torch.tensor(shows)
-            regions = replace(regions, row=row.flatten())
+            regions = replace(regions, row=row.flatten(), shared=row.numel() * regions.mask.shape[1])
     pixels = None
     if regions is not None and (pixels := draw_pixels(config, len(regions.mask))) is not None:
         regions = replace(regions, features=regions.features[..., :0])

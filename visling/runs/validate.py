@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from visling import runtime
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Loader, Source
+from visling.data.batches.examples import Source
+from visling.data.batches.loader import Loader
 from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.pretrain_model import PretrainModel
 from visling.runs.question_scores import AnsweredQuestions

@@ -25,7 +25,7 @@ from torch import Tensor
 from visling import config as configs
 from visling.data.annotations.tables import Table, find_table
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError, nearest
 from visling.types import (
@@ -231,7 +231,8 @@ class Task(ABC, Generic[R, C]):
         """Predictions for the records of a batch, in their order.
 
         Args:
-            batch: what the model read, with the boxes, masks and sizes of the regions.
+            batch: what the model read, with the boxes, masks and sizes of the regions; every row has its own
+                (`Batch.unshared`).
         """
 
     @abstractmethod

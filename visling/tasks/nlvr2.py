@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -130,9 +131,8 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         loss = classification_loss(scores, labels)
         if self.config.loss != "bce":
             return loss
-        each = F.binary_cross_entropy_with_logits(
-            scores.float(), F.one_hot(labels, len(LABELS)).float(), reduction="none"
-        ).mean(1)
+        right = labels[:, None] == torch.arange(len(LABELS), device=labels.device)
+        each = F.binary_cross_entropy_with_logits(scores.float(), right.float(), reduction="none").mean(1)
         mean = Loss.mean("answer", each)
         return Loss(value=mean.value, parts={**loss.parts, **mean.parts})
 

@@ -181,8 +181,7 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
             return [Prediction(id=record.id, value=None, confidence=0.0) for record in records]
         scores = logits["regions"].detach().double().cpu()
         regions = batch.regions
-        row = torch.arange(len(scores)) if regions.row is None else regions.row.cpu()
-        mask, boxes, size = (each.cpu()[row] for each in (regions.mask, regions.boxes, regions.size))
+        mask, boxes, size = (each.cpu() for each in (regions.mask, regions.boxes, regions.size))
         whole = self._has_whole(scores, mask.shape[1])
         predictions = []
         for number, record in enumerate(records):

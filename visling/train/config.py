@@ -33,8 +33,14 @@ class TrainConfig:
     precision: runtime.Precision = "fp32"
     """bf16: matrix products in bfloat16; weights, optimiser and losses stay in float32."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    compile: bool = False
-    """Compile the step with torch.compile."""
+    compile: Literal["auto", "no", "kernels", "graphs"] = "auto"
+    """How forward and backward reach the device. no: operation by operation. kernels: torch.compile joins operations,
+    which takes a minute or more for every shape of batch and a C compiler, on a GPU Triton too. graphs: both are
+    recorded for every shape of batch and replayed as a CUDA graph (`train.graphs`); they then need the memory of a
+    step twice. auto: graphs on a single GPU, if steps can be recorded; else no."""
+    few_shapes: bool | None = None
+    """Round the sizes of batches up, so that an epoch has few different ones and nothing waits for the device to count
+    what is real; None = on a GPU."""
     seed: int = 0
     """Seed of dropout and of every other random draw in training; process k uses seed + k."""
     log_every: int = 50

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from visling import runtime
 from visling.errors import ConfigError, DataError, nearest
@@ -24,14 +23,14 @@ from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.log import Log
-from visling.train.meter import Meter, mean_parts, not_finite
+from visling.train.meter import Meter, count_examples, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
 from visling.train.parallel import Backward, Step, share_statistics
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State, from_main, save_weights
 from visling.train.transfer import move_ahead
-from visling.types import Batch, Loss
+from visling.types import Loss
 
 _T = TypeVar("_T")
 
@@ -71,6 +70,7 @@ def fit(
     save_model: Callable[[Path], None] | None = None,
     after_update: Callable[[], None] | None = None,
     pace: Pace | None = None,
+    variant: Callable[[], Hashable] | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -84,6 +84,8 @@ def fit(
         save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
+        variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
+            losses; None = that is not known, and steps are not recorded (`config.compile`).
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
@@ -100,6 +102,7 @@ def fit(
         save_model=save_model,
         after_update=after_update,
         pace=pace,
+        variant=variant,
         reseed=reseed,
     )
     return trainer.run()
@@ -121,6 +124,7 @@ class Trainer:
         save_model: Callable[[Path], None] | None,
         after_update: Callable[[], None] | None,
         pace: Pace | None,
+        variant: Callable[[], Hashable] | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
@@ -164,7 +168,7 @@ class Trainer:
         self.kept_at = -1  # step at which the last weights were kept
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-        self.backward = Backward(model, step, config, self.device)
+        self.backward = Backward(model, step, config, self.device, variant)
         self.meter = Meter(self.state.sums)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
         self.reported = self.began
@@ -211,7 +215,7 @@ class Trainer:
             loss = self.backward(item, last=micro == count - 1)
             if self.checks_each_loss and not math.isfinite(loss.value.item()):
                 self._fail_before_update(loss, generators)
-            self.meter.add(self.state.step + 1, loss, _count_examples(item))
+            self.meter.add(self.state.step + 1, loss, count_examples(item))
         return reached
 
     def _fail_before_update(self, loss: Loss, generators: Mapping[str, Any] | None) -> NoReturn:
@@ -252,6 +256,8 @@ class Trainer:
         if self.state.step % self.config.log_every == 0 or self._is_complete() or self._is_line_overdue():
             self.reported = time.monotonic()
             self.meter.read(self.state.step)
+            if note := self.backward.take_note():
+                self.log.event(note, step=self.state.step)
             epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch)
             self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
@@ -486,14 +492,3 @@ def _improves(scores: Mapping[str, float], state: State, config: TrainConfig) ->
 
 def _is_better(score: float, best: float | None, direction: Literal["max", "min"]) -> bool:
     return not math.isnan(score) and (best is None or (score > best if direction == "max" else score < best))
-
-
-def _count_examples(item: tuple[Any, Any]) -> int:
-    """Examples in a pair: groups of rows of a Batch, items of a list, else the length of the first tensor."""
-    batch = item[0]
-    if isinstance(batch, Batch):
-        rows = batch.text.ids if batch.text.row is None else batch.text.row
-        return int(rows.shape[0]) // batch.group
-    if isinstance(batch, list):
-        return len(batch)
-    return next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))

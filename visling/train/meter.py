@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from visling.errors import RunError
 from visling.train.log import Log
 from visling.train.state import State, Sums, gather
-from visling.types import Loss
+from visling.types import Batch, Loss
 
 
 class Meter:
@@ -92,6 +95,17 @@ class Meter:
         )
         state.logged, state.sums = state.step, Sums()
         self._sums = state.sums
+
+
+def count_examples(item: tuple[Any, Any]) -> int:
+    """Examples in a pair: groups of rows of a Batch, items of a list, else the length of the first tensor."""
+    batch = item[0]
+    if isinstance(batch, Batch):
+        rows = batch.text.ids if batch.text.row is None else batch.text.row
+        return int(rows.shape[0]) // batch.group
+    if isinstance(batch, list):
+        return len(batch)
+    return next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))
 
 
 def mean_parts(loss: Loss) -> dict[str, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from visling import runtime
 from visling.errors import ConfigError
 from visling.train.config import TrainConfig
+from visling.train.graphs import MOST_SHAPES, CudaRecorder, Parts, RecordedSteps
 from visling.types import Loss
 
 Step = Callable[[Any, Any], Loss]
@@ -42,30 +43,67 @@ _SYNC_BUFFERS = (
 
 
 class Backward:
-    """Forward and backward of a micro-batch, scaled so that the gradients of an update are those of its mean loss."""
+    """Forward and backward of a micro-batch, scaled so that the gradients of an update are those of its mean loss.
 
-    def __init__(self, model: nn.Module, step: Step, config: TrainConfig, device: torch.device) -> None:
-        run: Step = torch.compile(step) if config.compile else step
+    Args:
+        variant: what a step depends on in addition to its batch and the weights; None = it cannot be known, and steps
+            are not recorded.
+    Raises:
+        ConfigError: steps are to be recorded that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Step,
+        config: TrainConfig,
+        device: torch.device,
+        variant: Callable[[], Hashable] | None = None,
+    ) -> None:
+        means = choose_compilation(config, device, recordable=variant is not None)
+        if means == "kernels":
+            # Few shapes are still more than the eight after which torch gives up compiling
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
+            step = torch.compile(step, dynamic=False)
         self._config, self._device = config, device
-        self._module = _Stepped(model, run)
+        self._module = _Stepped(model, step)
         self._parallel: DistributedDataParallel | None = None
         if runtime.world_size() > 1 and device.type == "cuda":
             options: dict[str, Any] = {_SYNC_BUFFERS: False}
+            # Gradients are views of the messages, which saves a copy of each and lets messages leave during backward.
+            # No static_graph: the weights of losses, paused tasks and text without images change what is trained.
             self._parallel = DistributedDataParallel(
-                self._module, find_unused_parameters=config.unused_parameters, **options
+                self._module,
+                find_unused_parameters=config.unused_parameters,
+                gradient_as_bucket_view=True,
+                **options,
             )
         self._counts: list[Tensor] = []
+        self._recorded: RecordedSteps | None = None
+        if means == "graphs":
+            assert variant is not None
+            self._recorded = RecordedSteps(self._run, model.parameters(), variant, CudaRecorder(device))
 
     def __call__(self, item: tuple[Any, Any], *, last: bool) -> Loss:
         with self._parallel.no_sync() if self._parallel is not None and not last else contextlib.nullcontext():
-            with runtime.autocast(self._device, self._config.precision):
-                value, parts = (self._module if self._parallel is None else self._parallel)(*item)
-            if self._config.normalise == "counts":
-                self._counts.append(_get_only_count(parts))
-                (value * self._counts[-1]).backward()
-            else:
-                (value / self._config.accumulation).backward()
-        return Loss(value=value.detach(), parts=parts)
+            value, parts = self._run(item) if self._recorded is None else self._recorded(item)
+        if self._config.normalise == "counts":
+            self._counts.append(_get_only_count(parts))
+        return Loss(value=value, parts=parts)
+
+    def _run(self, item: tuple[Any, Any]) -> tuple[Tensor, Parts]:
+        """Forward and backward; the detached loss and its parts."""
+        with runtime.autocast(self._device, self._config.precision):
+            value, parts = (self._module if self._parallel is None else self._parallel)(*item)
+        if self._config.normalise == "counts":
+            (value * _get_only_count(parts)).backward()
+        else:
+            (value / self._config.accumulation).backward()
+        return value.detach(), parts
+
+    def take_note(self) -> str:
+        """What there is to say about recordings, once; else nothing."""
+        return "" if self._recorded is None else self._recorded.take_note()
 
     def finish(self) -> None:
         """Make the gradients those of the update: means over processes, divided by the update's counts if it is
@@ -77,6 +115,30 @@ class Backward:
             count = runtime.sum_over_processes(torch.stack(self._counts).sum())
             torch._foreach_mul_(grads, (runtime.world_size() / count.clamp(min=1)).to(torch.float32))
             self._counts = []
+
+
+def choose_compilation(
+    config: TrainConfig, device: torch.device, *, recordable: bool
+) -> Literal["no", "kernels", "graphs"]:
+    """What `config.compile` means on a device.
+
+    Args:
+        recordable: whether it is known what a step depends on.
+    Raises:
+        ConfigError: steps are to be recorded that cannot be.
+    """
+    obstacle = ""
+    if device.type != "cuda":
+        obstacle = f"a {device.type} records no graphs"
+    elif runtime.world_size() > 1:
+        obstacle = "the messages of several processes are not recorded"
+    elif not recordable:
+        obstacle = "a step of this run takes another course each time"
+    if config.compile == "graphs" and obstacle:
+        raise ConfigError(f'train.compile = "graphs": {obstacle}. Use train.compile = "auto".')
+    if config.compile == "auto":
+        return "no" if obstacle else "graphs"
+    return config.compile
 
 
 def share_statistics(model: nn.Module) -> None:

@@ -73,10 +73,9 @@ def make(
     store: RegionStore | None = STORE,
     spec: InputSpec = SPEC,
     masking: TokenMasking | None = None,
-    text_multiple: int = 1,
 ) -> tuple[Batch, Targets]:
     rngs = [generator_for(3, number) for number in range(len(examples))]
-    batch, targets = Collator(store, spec, TOKENIZER, masking=masking, text_multiple=text_multiple)(examples, rngs)
+    batch, targets = Collator(store, spec, TOKENIZER, masking=masking)(examples, rngs)
     batch.validate()
     return batch, targets
 
@@ -164,10 +163,9 @@ def test_mirroring_is_drawn_first_and_only_if_asked_for() -> None:
     assert torch.equal(batch.text.ids, unmirrored.text.ids)
 
 
-def test_text_multiple_never_exceeds_the_model() -> None:
-    assert make(example("1", "a red cat"), text_multiple=8)[0].text.ids.shape == (1, 8)
+def test_a_row_never_exceeds_the_model() -> None:
     short = dataclasses.replace(SPEC, max_tokens=6)
-    assert make(example("1", "a red cat"), spec=short, text_multiple=8)[0].text.ids.shape == (1, 6)
+    assert make(example("1", "a red cat"), spec=short)[0].text.ids.shape == (1, 5)
     with pytest.raises(DataError, match=r"example '2' has 7 pieces, the model takes 6"):
         make(example("1", "cat"), example("2", "a b c d e"), spec=short)
 
@@ -293,7 +291,7 @@ def test_masked_tokens_equal_row_by_row_masking(whole_word: bool) -> None:
         example(str(number), text)
         for number, text in enumerate(["a red cat sits on unaffable mats", "dog", "one two three four five six"])
     ]
-    batch, targets = make(*examples, masking=masking, text_multiple=4)
+    batch, targets = make(*examples, masking=masking)
     slots, original = targets.token_slots, targets.token_ids
     assert slots is not None
     assert original is not None

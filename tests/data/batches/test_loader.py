@@ -54,7 +54,6 @@ def loader(count: int = 50, **settings: Any) -> Loader:
         SPEC,
         TOKENIZER,
         masking=settings.pop("masking", TokenMasking()),
-        text_multiple=settings.pop("text_multiple", 1),
     )
     return Loader(source, collator, **{"batch_size": 4, "seed": 1, "bucket": 3, **settings})
 
@@ -301,7 +300,6 @@ def test_the_first_batch_of_a_run_is_validated(monkeypatch: pytest.MonkeyPatch) 
     [
         ({"batch_size": 0}, "batch_size"),
         ({"bucket": 0}, "bucket"),
-        ({"text_multiple": 0}, "text_multiple"),
         ({"count": 3}, "do not fill one batch of 4"),
     ],
 )

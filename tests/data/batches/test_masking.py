@@ -12,6 +12,8 @@ from fixtures.releases import TOKEN_MASKING
 
 from visling.data.batches.masking import TokenMasking, mask_rows, mask_tokens
 from visling.data.text import TextLayout, Tokenizer
+from visling.data.text_arrays import TextRows
+from visling.draws import GivenDraws
 from visling.errors import ConfigError
 from visling.runtime import generator_for
 from visling.types import InputSpec, TextRow
@@ -110,7 +112,9 @@ def test_whole_word_masking_needs_words() -> None:
 def test_many_rows_equal_single_rows(whole_word: bool) -> None:
     masking = TokenMasking(rate=0.4, whole_word=whole_word)
     rows = [LAYOUT.row(text, answer=slot) for text in ("a red unaffable cat", "dogs?") for slot in (False, True)]
-    ids, chosen = mask_rows(rows, masking, TOKENIZER, [generator_for(seed) for seed in range(4)])
+    ids, chosen = mask_rows(
+        TextRows.pack(rows), masking, TOKENIZER, GivenDraws([generator_for(seed) for seed in range(4)])
+    )
     singles = [mask_tokens(row, masking, TOKENIZER, generator_for(seed)) for seed, row in enumerate(rows)]
     assert np.array_equal(ids, np.concatenate([single[0] for single in singles]))
     assert chosen.sum() == sum(len(single[1]) for single in singles)
@@ -221,7 +225,12 @@ def test_whole_words_in_turn_share_their_fate_over_many_draws() -> None:
 def test_many_rows_in_turn_equal_single_rows() -> None:
     for release in ("vilbert", "vlbert"):
         rows = [LAYOUT.row(text) for text in ("a red unaffable cat", "dogs?", "three more words")]
-        ids, chosen = mask_rows(rows, TOKEN_MASKING[release], TOKENIZER, [generator_for(seed) for seed in range(3)])
+        ids, chosen = mask_rows(
+            TextRows.pack(rows),
+            TOKEN_MASKING[release],
+            TOKENIZER,
+            GivenDraws([generator_for(seed) for seed in range(3)]),
+        )
         singles = [
             mask_tokens(row, TOKEN_MASKING[release], TOKENIZER, generator_for(seed)) for seed, row in enumerate(rows)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.batches.masking import (
+    MaskedRegions,
     RegionMasking,
     TokenMasking,
+    count_numbers,
     hide_pixels,
     mask_regions,
 )
@@ -46,8 +48,12 @@ def boxes(count: int) -> NDArray[np.float32]:
     return np.stack([left, 0 * left, left + 5, 0 * left + 5], axis=1)
 
 
+UNREAD = 0.999
+"""Stands for the example and the region of a feature that is not replaced."""
+
+
 class Script:
-    """A generator that gives prescribed draws and knows which kind is due."""
+    """A generator that gives prescribed draws; (k, n) is one that means the k-th of n."""
 
     def __init__(self, draws: Sequence[Any]) -> None:
         self.draws = list(draws)
@@ -56,14 +62,7 @@ class Script:
         if count is not None:
             return np.array([self.random() for _ in range(count)])
         draw = self.draws.pop(0)
-        assert not isinstance(draw, tuple), f"a number is drawn where {draw} is due"
-        return draw
-
-    def integers(self, bound: int) -> Any:
-        draw = self.draws.pop(0)
-        assert isinstance(draw, tuple), f"an integer is drawn where {draw} is due"
-        assert draw[1] == bound, f"drawn below {bound}, due below {draw[1]}"
-        return draw[0]
+        return (draw[0] + 0.5) / draw[1] if isinstance(draw, tuple) else draw
 
 
 class Memory:
@@ -132,40 +131,93 @@ def chosen(slots: Slots | None) -> list[list[int]]:
 # Draws
 
 
-def test_lxmert_draws_the_example_and_the_region_right_after() -> None:
-    draws: list[Any] = [0.15 * 0.85, (1, 3), (2, 6), 0.2, 0.15 * 0.79, 0.15 * 0.95, 0.0, 0.15 * 0.81, (0, 3), (0, 2)]
-    script: Any = Script(draws)
-    found = mask_regions(
-        boxes(6), REGION_MASKING["lxmert"], script, pool=("a", "many", "b"), count=lambda name: len(STORE[name])
+def count_stored(names: Sequence[str]) -> NDArray[np.int64]:
+    return np.array([len(STORE[name]) for name in names], np.int64)
+
+
+def mask_image(
+    corners: NDArray[np.float32], masking: RegionMasking, rng: Any, *, pool: Sequence[str] = ("a", "many")
+) -> MaskedRegions:
+    """`mask_regions` for a single image."""
+    numbers = rng.random(len(corners) * count_numbers(masking))
+    real = np.ones((1, len(corners)), bool)
+    return mask_regions(corners[None], real, masking, numbers, pool=pool, count=count_stored)
+
+
+def test_lxmert_draws_an_example_and_a_region_for_each_feature() -> None:
+    script = Script(
+        [
+            *(0.15 * 0.85, (1, 3), (2, 6)),
+            *(0.2, UNREAD, UNREAD),
+            *(0.15 * 0.79, UNREAD, UNREAD),
+            *(0.15 * 0.95, UNREAD, UNREAD),
+            *(0.0, UNREAD, UNREAD),
+            *(0.15 * 0.81, (0, 3), (0, 2)),
+        ]
     )
+    found = mask_image(boxes(6), REGION_MASKING["lxmert"], script, pool=("a", "many", "b"))
     assert not script.draws
-    assert found.chosen.tolist() == [True, False, True, True, True, True]
-    assert found.hidden.tolist() == [False, False, True, False, True, False]
-    assert found.replaced == ((0, "many", 2), (5, "a", 0))
+    assert found.chosen.tolist() == [[True, False, True, True, True, True]]
+    assert found.hidden.tolist() == [[False, False, True, False, True, False]]
+    assert found.replaced.tolist() == [[True, False, False, False, False, True]]
+    assert found.donors[0] == ["many", "a"]
+    assert found.donors[1].tolist() == [2, 0]
 
 
 def test_a_random_image_without_regions_hides_the_feature() -> None:
-    script: Any = Script([0.15 * 0.85, (0, 1)])
-    found = mask_regions(boxes(1), REGION_MASKING["lxmert"], script, pool=("none",), count=lambda name: 0)
-    assert found.hidden.tolist() == [True]
-    assert found.replaced == ()
+    script = Script([0.15 * 0.85, (1, 2), UNREAD, 0.15 * 0.85, (0, 2), (1, 2)])
+    found = mask_image(boxes(2), REGION_MASKING["lxmert"], script, pool=("a", "none"))
+    assert found.hidden.tolist() == [[True, False]]
+    assert found.replaced.tolist() == [[False, True]]
+    assert (found.donors[0], found.donors[1].tolist()) == (["a"], [1])
+
+
+@pytest.mark.parametrize("release", list(REGION_MASKING))
+def test_a_batch_is_masked_as_its_images_one_by_one(release: str) -> None:
+    masking, rng = dataclasses.replace(REGION_MASKING[release], rate=0.5), generator_for(8)
+    counts = [5, 0, 1, 40, 40]
+    corners = np.zeros((len(counts), 40, 4), np.float32)
+    for row, count in enumerate(counts):
+        low = rng.uniform(0, 20, (count, 2))
+        corners[row, :count] = np.concatenate([low, low + rng.uniform(5, 20, (count, 2))], axis=1)
+    real = np.arange(40) < np.array(counts)[:, None]
+    numbers = [rng.random(count * count_numbers(masking)) for count in counts]
+    pool = ("a", "none", "many")
+    together = mask_regions(corners, real, masking, np.concatenate(numbers), pool=pool, count=count_stored)
+    donors = list(zip(together.donors[0], together.donors[1].tolist(), strict=True))
+    for row, count in enumerate(counts):
+        alone = mask_regions(
+            corners[row : row + 1, :count], real[row : row + 1, :count], masking, numbers[row],
+            pool=pool, count=count_stored,
+        )  # fmt: skip
+        for name in ("chosen", "hidden", "replaced", "overlapping"):
+            found = getattr(together, name)[row]
+            assert found[:count].tolist() == getattr(alone, name)[0].tolist(), name
+            assert not found[count:].any(), "padding is left alone"
+        own = list(zip(alone.donors[0], alone.donors[1].tolist(), strict=True))
+        assert donors[: len(own)] == own
+        del donors[: len(own)]
+    assert not donors
+    assert together.chosen.any()
+    assert together.replaced.any() == (masking.random > 0)
+    assert together.overlapping.any() == (release == "vilbert-multitask")
 
 
 @pytest.mark.parametrize("release", list(REGION_MASKING))
 def test_rates_over_many_draws(release: str) -> None:
     masking = dataclasses.replace(REGION_MASKING[release], whole="model")
-    pool = ("a", "many")
-    found = mask_regions(boxes(DRAWS), masking, generator_for(4), pool=pool, count=lambda name: len(STORE[name]))
-    number = int(found.chosen.sum())
+    found = mask_image(boxes(DRAWS), masking, generator_for(4))
+    number, replaced = int(found.chosen.sum()), int(found.replaced.sum())
     within(number, 0.15, DRAWS)
     within(int(found.hidden.sum()), masking.hide, number)
-    within(len(found.replaced), masking.random, number)
+    within(replaced, masking.random, number)
     assert not (found.hidden & ~found.chosen).any()
-    assert all(found.chosen[region] and not found.hidden[region] for region, _, _ in found.replaced)
+    assert not (found.replaced & (found.hidden | ~found.chosen)).any()
     if release == "lxmert":
         assert masking.hide == 0.8
-        from_many = [region for _, name, region in found.replaced if name == "many"]
-        within(len(from_many), 0.5, len(found.replaced))
+        assert replaced == len(found.donors[0]) == len(found.donors[1])
+        from_many = [region for name, region in zip(*found.donors, strict=True) if name == "many"]
+        within(len(from_many), 0.5, replaced)
         for region in range(6):
             within(from_many.count(region), 1 / 6, len(from_many))
     else:
@@ -174,10 +226,11 @@ def test_rates_over_many_draws(release: str) -> None:
 
 @pytest.mark.parametrize("masking", [RegionMasking(rate=0.4), RegionMasking(rate=0.4, hide=0.5, random=0.4)])
 def test_the_same_generator_gives_the_same_regions(masking: RegionMasking) -> None:
-    found = [mask_regions(boxes(50), masking, generator_for(7), pool=("a",), count=lambda name: 2) for _ in range(2)]
+    found = [mask_image(boxes(50), masking, generator_for(7)) for _ in range(2)]
     assert np.array_equal(found[0].chosen, found[1].chosen)
     assert np.array_equal(found[0].hidden, found[1].hidden)
-    assert found[0].replaced == found[1].replaced
+    assert found[0].donors[0] == found[1].donors[0]
+    assert np.array_equal(found[0].donors[1], found[1].donors[1])
 
 
 def test_overlapping_regions_are_hidden_but_not_asked_for() -> None:
@@ -185,14 +238,12 @@ def test_overlapping_regions_are_hidden_but_not_asked_for() -> None:
         [[0, 0, 99, 99], [0, 0, 99, 79], [0, 0, 99, 38], [50, 0, 149, 99], [300, 300, 310, 310]], np.float32
     )
     masking = RegionMasking(hide_overlapping=True)
-    script: Any = Script([0.0, 0.5, 0.5, 0.5, 0.149])
-    found = mask_regions(corners, masking, script)
-    assert found.chosen.tolist() == [True, False, False, False, True]
-    assert found.hidden.tolist() == [True, True, False, False, False], (
+    found = mask_image(corners, masking, Script([0.0, 0.5, 0.5, 0.5, 0.149]))
+    assert found.chosen.tolist() == [[True, False, False, False, True]]
+    assert found.hidden.tolist() == [[True, True, False, False, False]], (
         "IoU 0.8 hides; 0.39 and 1/3 do not; a chosen region that stays visible stays"
     )
-    visible: Any = Script([0.149, 0.5, 0.5, 0.5, 0.5])
-    assert not mask_regions(corners, masking, visible).hidden.any(), (
+    assert not mask_image(corners, masking, Script([0.149, 0.5, 0.5, 0.5, 0.5])).hidden.any(), (
         "an overlap with a region that is not hidden hides nothing"
     )
 
@@ -203,15 +254,24 @@ def test_overlap_counts_both_end_pixels() -> None:
     )  # 40 of 100 pixels: 0.4 is not above 0.4; without the ends it is a third
     at = RegionMasking(hide_overlapping=True, overlap=0.39)
     for masking, hidden in ((at, True), (RegionMasking(hide_overlapping=True), False)):
-        script: Any = Script([0.0, 0.5])
-        assert mask_regions(corners, masking, script).hidden.tolist() == [True, hidden]
+        assert mask_image(corners, masking, Script([0.0, 0.5])).hidden.tolist() == [[True, hidden]]
+
+
+def test_a_feature_that_an_overlap_hides_is_not_replaced() -> None:
+    corners = np.array([[0, 0, 99, 99], [0, 0, 99, 89], [300, 300, 310, 310]], np.float32)
+    masking = RegionMasking(hide=0.8, random=0.2, hide_overlapping=True)
+    script = Script([0.0, UNREAD, UNREAD, 0.149, (0, 2), (1, 2), 0.149, (1, 2), (3, 6)])
+    found = mask_image(corners, masking, script)
+    assert found.hidden.tolist() == [[True, True, False]]
+    assert found.replaced.tolist() == [[False, False, True]]
+    assert (found.donors[0], found.donors[1].tolist()) == (["many"], [3])
 
 
 def test_rate_zero_and_no_region() -> None:
-    assert not mask_regions(boxes(5), RegionMasking(rate=0.0), generator_for(0)).chosen.any()
+    assert not mask_image(boxes(5), RegionMasking(rate=0.0), generator_for(0)).chosen.any()
     for release in REGION_MASKING:
-        found = mask_regions(boxes(0), REGION_MASKING[release], generator_for(0), pool=("a",), count=lambda name: 2)
-        assert len(found.chosen) == len(found.overlapping) == 0
+        found = mask_image(boxes(0), REGION_MASKING[release], generator_for(0))
+        assert found.chosen.shape == found.overlapping.shape == (1, 0)
 
 
 @pytest.mark.parametrize("shares", [{"rate": 1.5}, {"hide": -0.1}, {"hide": 0.9, "random": 0.2}, {"overlap": 2.0}])
@@ -222,7 +282,7 @@ def test_impossible_shares(shares: dict[str, float]) -> None:
 
 def test_random_features_need_a_pool() -> None:
     with pytest.raises(ConfigError, match="as `pool`"):
-        mask_regions(boxes(1), RegionMasking(hide=0.8, random=0.1), generator_for(0))
+        mask_image(boxes(1), RegionMasking(hide=0.8, random=0.1), generator_for(0), pool=())
     with pytest.raises(ConfigError, match="as `pool`"):
         Collator(STORE, SPEC, TOKENIZER, region_masking=REGION_MASKING["lxmert"])
 
@@ -264,7 +324,10 @@ def test_lxmert_asks_for_all_labels_and_takes_features_from_other_images() -> No
     masking = REGION_MASKING["lxmert"]
     batch, targets = make(
         example("1", images=("b",)), example("2"), region_masking=masking, pool=("a", "many"),
-        draws=[[0.15 * 0.85, (1, 2), (3, 4), 0.5, 0.0], [0.5, 0.15 * 0.95]],
+        draws=[
+            [0.15 * 0.85, (1, 2), (3, 4), 0.5, UNREAD, UNREAD, 0.0, UNREAD, UNREAD],
+            [0.5, UNREAD, UNREAD, 0.15 * 0.95, UNREAD, UNREAD],
+        ],
     )  # fmt: skip
     assert batch.regions is not None
     assert batch.regions.features[..., 0].tolist() == [[33, 21, 0], [10, 11, 0]], (
@@ -547,12 +610,12 @@ def test_no_hidden_region_leaves_the_picture_whole() -> None:
 def test_what_is_cut_out_is_drawn_as_the_release_draws_it() -> None:
     corners = boxes(4)
     script = Script([0.134, 0.136, 0.15, 0.0])  # hidden; told but shown; not chosen; hidden
-    masked = mask_regions(corners, REGION_MASKING["vlbert"], cast(Any, script))
-    cut = hide_pixels(torch.ones(3, 6, 36), corners, masked.hidden)
+    masked = mask_image(corners, REGION_MASKING["vlbert"], script)
+    cut = hide_pixels(torch.ones(3, 6, 36), corners, masked.hidden[0])
     seen = cut[0].all(0)
     assert [bool(seen[int(left) : int(left) + 6].all()) for left, *_ in corners] == [False, True, True, False]
     assert int((cut[0] == 0).sum()) == 2 * 36
-    assert masked.chosen.tolist() == [True, True, False, True]
+    assert masked.chosen.tolist() == [[True, True, False, True]]
 
 
 def test_the_share_of_regions_that_are_cut_out() -> None:
@@ -560,6 +623,6 @@ def test_the_share_of_regions_that_are_cut_out() -> None:
     corners = np.stack([at, 0 * at, at, 0 * at], axis=1)  # one pixel each
     count = 0
     for seed in range(DRAWS // 1000):
-        masked = mask_regions(corners, REGION_MASKING["vlbert"], generator_for(7, seed))
-        count += int((hide_pixels(torch.ones(3, 1, 1000), corners, masked.hidden)[0] == 0).sum())
+        masked = mask_image(corners, REGION_MASKING["vlbert"], generator_for(7, seed))
+        count += int((hide_pixels(torch.ones(3, 1, 1000), corners, masked.hidden[0])[0] == 0).sum())
     within(count, 0.15 * 0.9, DRAWS)

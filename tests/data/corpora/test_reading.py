@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from visling import models
+from visling.data.annotations.captions import Captions, find_coco_captions
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.corpora.base import Corpus
 from visling.data.corpora.captions import SingleCaption, VilbertCaptions
 from visling.data.corpora.mixture import Labelled, Mixture
@@ -282,6 +283,27 @@ def test_coco_as_visualbert_splits_it(files: Files, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", ["1", "2", "3", "4"])
     assert sentences(read(run_of("captions"), folder, store)) == ["caption 1", "caption 2", "caption 3"]
     assert sentences(read(run_of("captions"), folder, store, valid=True)) == ["caption 4"]
+
+
+def test_coco_is_read_once_for_all_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        images = [{"id": image, "file_name": f"{image}.jpg"} for image in (1, 2)]
+        told = [{"id": image, "image_id": image, "caption": f"folder {number}, image {image}"} for image in (1, 2)]
+        save(tmp_path / f"{number}" / "captions_train.json", {"images": images, "annotations": told})
+    readings: list[Path] = []
+
+    def find(root: Path, split: str) -> Captions:
+        readings.append(root)
+        return find_coco_captions(root, split)
+
+    monkeypatch.setattr("visling.data.corpora.captions.find_coco_captions", find)
+    folders = [tmp_path / "0", tmp_path / "1"]
+    run = run_of("captions", Corpus(kind="single_captions", weight=0.5))
+    found = read(run, [str(folder) for folder in folders], store_of(tmp_path / "store", ["1", "2"]))
+    assert sorted(readings) == folders
+    assert isinstance(found.images, Mixture)
+    texts = [[record.caption for record in source.records] for source in found.images.sources]
+    assert texts == [[f"folder {number}, image {image}" for image in (1, 2)] for number in (0, 1)] * 2
 
 
 @pytest.mark.parametrize("kind", LENIENT)

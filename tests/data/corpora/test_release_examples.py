@@ -16,7 +16,7 @@ from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.collate import Collator
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.corpora.captions import CaptionPairs, SingleCaption, VilbertCaptions
 from visling.data.corpora.questions import LxmertSentences, QuestionAnswer
 from visling.data.corpora.text import PlainText
@@ -26,6 +26,9 @@ from visling.types import IGNORE, Batch, InputSpec, RegionArray, Slots, Targets
 TOKENIZER = Tokenizer()
 CLS, SEP, MASK, SIZE = TOKENIZER.cls, TOKENIZER.sep, TOKENIZER.mask, TOKENIZER.size
 F = 2
+UNREAD = 0.999
+"""The example and the region of a feature that is not replaced. They are drawn for every region, where the releases
+draw them only for those that are replaced: the distribution is the same, and all regions are drawn at once."""
 
 
 class Script:
@@ -209,7 +212,8 @@ def test_lxmert_keeps_a_question_and_draws_its_answer(release: str) -> None:
             # Yes, gray, blue: what is respelt goes to the end; silver is not listed
             {"shares": [0.6 / 1.9, 1.0 / 1.9, 0.3 / 1.9], "drawn": 1},
             0.119, 0.15, 0.121, (7, SIZE), 0.14,  # [MASK]; not chosen; entry 7; itself
-            0.119, 0.121, (2, 3), (1, 3), 0.15,  # zeros; region 1 of the image of example 2 of the pool; not chosen
+            # Of each region three numbers: zeros; region 1 of the image of example 2 of the pool; not chosen
+            0.119, UNREAD, UNREAD, 0.121, 2.5 / 3, 1.5 / 3, 0.15, UNREAD, UNREAD,
         ],
     )  # fmt: skip
     assert batch.text.ids[0].tolist() == [CLS, MASK, TOKENIZER.id("color"), 7, TOKENIZER.id("it"), SEP]
@@ -233,7 +237,7 @@ def test_lxmert_replaces_a_question_by_a_sentence_of_another_image_and_cuts_it()
         [
             0.49, (1, 3), (0, 3), (2, 3),  # drawn again while it is of the same image; no answer is drawn
             *[0.15] * 17, 0.0,  # 18 pieces are left of 30
-            0.15, 0.15, 0.15,
+            *[0.15, UNREAD, UNREAD] * 3,
         ],
     )  # fmt: skip
     assert batch.text.ids[0].tolist() == [CLS, *[TOKENIZER.id("red")] * 17, MASK, SEP]

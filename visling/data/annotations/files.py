@@ -12,10 +12,13 @@ from typing import Any
 from visling.errors import DataError
 from visling.image_ids import from_file_name
 
+_PRINTABLE = re.compile(r"[!-~]")
+"""ASCII characters that are neither blanks nor control characters nor accents: nearly every text has one."""
+
 
 def has_words(text: str) -> bool:
     """Whether anything is left of a text once BERT's tokeniser has removed blanks, control characters and accents."""
-    return any(
+    return _PRINTABLE.search(text) is not None or any(
         character.isprintable()
         and not character.isspace()
         and character != "\ufffd"

@@ -11,6 +11,7 @@ from sys import intern
 from typing import Any
 
 from visling.data.annotations.files import entries, has_words, is_split, read_ids, read_json, the_one
+from visling.data.annotations.kept_questions import keep_questions
 from visling.data.annotations.problems import Place
 from visling.data.annotations.streamed import list_chunks, stream_object
 from visling.data.annotations.tables import FILL_IN, Row, Table
@@ -59,6 +60,8 @@ def read_questions(
     Images of VQA's own files are named as COCO names them, `COCO_train2014_000000000009`: in a store with Visual
     Genome's images, 9 is another image.
 
+    What large files hold is kept for later runs (`kept_questions`).
+
     Args:
         annotations: may cover more questions than the file holds; None for a split without answers.
         left_out: counts questions without a word, which are then left out; None refuses them.
@@ -66,13 +69,26 @@ def read_questions(
         DataError: a file is missing, truncated or of another layout, a question id comes twice, or a question has no
             annotation or no word.
     """
-    questions = Path(questions)
+    files = (Path(questions), None if annotations is None else Path(annotations))
+
+    def read(counted: Counter[str]) -> list[QuestionRecord]:
+        return _read_files(*files, counted)
+
+    records, counted = keep_questions(QuestionRecord, [file for file in files if file is not None], read)
+    if left_out is None and counted:
+        _read_files(*files, None)  # refuses the first of them
+    if left_out is not None:
+        left_out.update(counted)
+    return records
+
+
+def _read_files(questions: Path, annotations: Path | None, left_out: Counter[str] | None) -> list[QuestionRecord]:
+    """See `read_questions`."""
     content = read_json(questions)
     asked = entries(content, "questions", ("question_id", "image_id", "question"), questions)
     coco = _COCO_SPLITS.get(str(content.get("data_subtype")), "") if content.get("data_type") == "mscoco" else ""
     answered = {}
     if annotations is not None:
-        annotations = Path(annotations)
         keys = ("question_id", "image_id", "answers")
         answered = {
             entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations", keys, annotations)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visling.data.batches.examples import ExampleBatch, list_images, offer_any
 from visling.data.batches.labels import REGION_LABELS, stack_labels
 from visling.data.batches.masking import RegionMasking
 from visling.data.batches.pixels import (
@@ -28,11 +29,22 @@ from visling.data.batches.pixels import (
     stack_objects,
 )
 from visling.data.batches.region_order import ByConfidence, take_regions
-from visling.data.batches.region_targets import REGION_TARGETS, Shown, detected, hide_regions, whole_image
+from visling.data.batches.region_targets import (
+    REGION_TARGETS,
+    Shown,
+    count_averaged,
+    detected,
+    hide_regions,
+    whole_image,
+)
+from visling.data.batches.sharing import Scope, number_images
 from visling.data.batches.slots import slots_of_grid
+from visling.data.text_arrays import Links
+from visling.draws import Draws, Stream
 from visling.errors import ConfigError, DataError, StoreError
-from visling.regions.store import gather
-from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore, TextRow
+from visling.regions.on_device import FeatureRows, describe_average
+from visling.regions.store import Orders, gather
+from visling.types import Example, InputSpec, Pixels, RegionArray, Regions, RegionStore
 
 MIN_EXTENT = 1e-5
 """Least width and height of a unit box: a box without area (clipped away, or a line) is widened to it, within the
@@ -60,21 +72,17 @@ class GatheredRegions:
     """Images per example."""
     group: int
     """Rows per example."""
+    shown: NDArray[np.int64]
+    """(N, images) which of these images each example names."""
     row: NDArray[np.int64] | None
-    """(B,) region row of each text row, where rows of an example share an image; None = one to one."""
-    chosen: Sequence[NDArray[np.int64] | None]
+    """(B,) region row of each text row, where several share one; None = one to one."""
+    order: Orders
     """(S) the regions that are shown of those that the preset reads, None = all."""
 
     @property
     def joined(self) -> bool:
         """Whether several images are joined in one row."""
         return self.group == 1 and self.images > 1
-
-    @property
-    def shown(self) -> NDArray[np.int64]:
-        """(N, images) region row of each image that an example names."""
-        rows = np.arange(len(self.image_ids)) if self.row is None or self.images == 1 else self.row
-        return rows.reshape(-1, self.images)
 
 
 class RegionCollator:
@@ -91,6 +99,7 @@ class RegionCollator:
         pictures: Pictures | None,
         flip: float,
         shift: bool,
+        share: bool,
     ) -> None:
         if pictures is None and store.feature_size != spec.feature_size:
             raise StoreError(
@@ -113,9 +122,10 @@ class RegionCollator:
             if pictures.whole_image:
                 self.store = WithWholeImage(self.store)
         self.spec, self.masking, self.pool, self.pictures, self.flip = spec, masking, pool, pictures, flip
+        self.share = share
         self.shift = shift and pictures is not None and pictures.canvas is not None
 
-    def gather(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator]) -> GatheredRegions:
+    def gather(self, examples: Sequence[Example], draws: Draws) -> GatheredRegions:
         """Regions of all images; whether images are mirrored is drawn here.
 
         Raises:
@@ -124,30 +134,29 @@ class RegionCollator:
             ConfigError: what needs one image per row is asked of joined images, or examples name regions by number
                 under a preset that sorts them.
         """
-        store = _sort_by_confidence(self.store, examples) if self.spec.region_order == "confidence" else self.store
-        mirrored = [
-            (self.pictures is not None or self.flip > 0) and rng.random() < self.flip
-            for example, rng in zip(examples, rngs, strict=True)
-            for _ in example.images
-        ]
-        _check_images(examples, self.spec)
-        image_ids, row = [image for example in examples for image in example.images], None
-        images, group = len(examples[0].images), len(examples[0].rows)
-        if group > 1 and images == 1:
-            row = np.arange(len(image_ids)).repeat(group)
-        elif images == group > 1 and self._may_share:
-            image_ids, row = _share_repeated(examples)
-            mirrored = [False] * len(image_ids)
-        arrays = _gather_images(examples, image_ids, store, self.spec.max_regions)
-        chosen = _choose_regions(examples, image_ids, store, arrays)
+        store = self.store
+        if self.spec.region_order == "confidence":
+            _refuse_numbered(examples)
+            store = ByConfidence(store)
+        named = list_images(examples)
+        mirrored = [False for own in named for _ in own]
+        if self.pictures is not None or self.flip > 0:
+            rngs = draws.each(Stream.MIRROR)
+            mirrored = [rng.random() < self.flip for own, rng in zip(named, rngs, strict=True) for _ in own]
+        _check_images(examples, named, self.spec)
+        images, group = len(named[0]), len(examples[0].rows)
+        image_ids, shown, row = number_images(named, group=group, scope=self._sharing_scope(examples))
+        mirrored = mirrored[: len(image_ids)]  # shared images are not mirrored
+        arrays, order = _gather_images(examples, image_ids, store, self.spec.max_regions)
         gathered = GatheredRegions(
             store=store,
             image_ids=image_ids,
             mirrored=mirrored,
-            chosen=chosen,
+            order=order,
             **arrays,
             images=images,
             group=group,
+            shown=shown,
             row=row,
         )
         if gathered.joined and (self.masking is not None or self.needs or self.pictures is not None):
@@ -158,15 +167,24 @@ class RegionCollator:
         return gathered
 
     @property
-    def _may_share(self) -> bool:
-        """Whether an image that an example names twice looks the same both times: nothing is drawn for it, and no text
-        decides how many of its regions are kept."""
+    def _same_each_time(self) -> bool:
+        """Whether an image that is named twice looks the same both times: nothing is drawn for it, and no text decides
+        how many of its regions are kept."""
         return self.masking is None and not self.flip and not self.shift and self.spec.joint_limit is None
+
+    def _sharing_scope(self, examples: Sequence[Example]) -> Scope:
+        """Within what the regions of an image are the same. An example may choose some of them, or know what objects
+        an extractor finds in them; then they are its own."""
+        if not self._same_each_time:
+            return "nothing"
+        extracts = self.pictures is not None
+        own = offer_any(examples, "chosen_regions") or (extracts and offer_any(examples, "region_objects"))
+        return "batch" if self.share and not own else "example"
 
     def __call__(
         self,
         gathered: GatheredRegions,
-        rngs: Sequence[np.random.Generator],
+        draws: Draws,
         mismatched: NDArray[np.bool_],
         kept: NDArray[np.int64] | None,
     ) -> tuple[Regions, Pixels | None, dict[str, Any]]:
@@ -176,25 +194,32 @@ class RegionCollator:
         """
         features, boxes, real, size = gathered.features, gathered.boxes, gathered.mask, gathered.size
         clean = features.copy() if "region_features" in self.needs else None
-        shown = self._hide_features(gathered, rngs)
+        shown = self._hide_features(gathered, draws)
         whole = pixels = None
         if self.pictures is None:
             whole = self._average_image(features, real, shown, limited=kept is not None)
             # Stored features cannot be mirrored: the release moves their boxes alone.
             boxes, frame = mirror_boxes(boxes, size, gathered.mirrored), size
         else:
-            read = self.pictures.read(gathered.image_ids, gathered.mirrored)
-            canvas = self.pictures.canvas
+            # Examples with regions of their own may still show one picture.
+            scope: Scope = "batch" if self.share and self._same_each_time else "nothing"
+            names, places, _ = number_images([(name,) for name in gathered.image_ids], group=1, scope=scope)
+            pictures = self.pictures.read(names, gathered.mirrored[: len(names)])
+            canvas, of = self.pictures.canvas, places[:, 0]
             boxes, frame = place_boxes(
-                boxes, size, read, gathered.mirrored, gathered.image_ids, last_pixel=canvas is None
-            )
+                boxes, size, [pictures[at] for at in of], gathered.mirrored, gathered.image_ids,
+                last_pixel=canvas is None,
+            )  # fmt: skip
             # Regions that are left out below leave their hole (release).
             hidden = None if shown is None else shown.hidden
             if canvas is None:
-                pixels = pad_pictures(read, boxes, hidden)
+                pixels = pad_pictures(pictures, boxes, hidden)
             else:
-                each = [rng for rng in rngs for _ in range(gathered.images)] if self.shift else None
-                pixels = lay_on_canvas(read, canvas, boxes, hidden, each)
+                each = None
+                if self.shift:
+                    each = [rng for rng in draws.generators(Stream.PLACE) for _ in range(gathered.images)]
+                pixels = lay_on_canvas(pictures, canvas, boxes, hidden, each)
+            pixels = replace(pixels, row=torch.from_numpy(of))
         # Padded rows hold zeros and stay zeros; only real boxes are widened.
         unit = _to_unit(boxes, frame, real)
         image = None
@@ -230,7 +255,7 @@ class RegionCollator:
         self, examples: Sequence[Example], gathered: GatheredRegions, regions: Regions, kept: NDArray[np.int64] | None
     ) -> dict[str, Tensor]:
         """What the examples' `region_labels` say of the regions, as the model sees them."""
-        if all(example.region_labels is None for example in examples):
+        if not offer_any(examples, "region_labels"):
             return {}
         labels = []
         for example, shown in zip(examples, _list_shown(gathered, kept), strict=True):
@@ -243,21 +268,21 @@ class RegionCollator:
     def resolve_links(
         self,
         examples: Sequence[Example],
-        rows: Sequence[TextRow],
+        links: Sequence[Links],
         gathered: GatheredRegions,
         kept: NDArray[np.int64] | None,
-    ) -> Sequence[TextRow]:
-        """The rows, links to objects replaced by links to the regions that show them; links to objects that no region
-        shows are left out."""
-        if all(example.linked_regions is None for example in examples):
-            return rows
-        resolved = list(rows)
+    ) -> Sequence[Links]:
+        """Links of all rows, those to objects replaced by links to the regions that show them; links to objects that no
+        region shows are left out."""
+        if not offer_any(examples, "linked_regions"):
+            return links
+        resolved = list(links)
         for number, (example, shown) in enumerate(zip(examples, _list_shown(gathered, kept), strict=True)):
             if example.linked_regions is not None:
                 regions = example.linked_regions(shown[0])
                 for at in range(number * gathered.group, (number + 1) * gathered.group):
-                    links = ((token, int(regions[item])) for token, item in rows[at].links)
-                    resolved[at] = replace(rows[at], links=tuple(link for link in links if link[1] >= 0))
+                    found = ((token, int(regions[item])) for token, item in links[at])
+                    resolved[at] = tuple(link for link in found if link[1] >= 0)
         return resolved
 
     def add_objects(
@@ -275,9 +300,9 @@ class RegionCollator:
             ConfigError: some examples of the batch know their objects, others do not, or an example has several
                 images.
         """
-        sources = [example.region_objects for example in examples if example.region_objects is not None]
-        if not sources:
+        if not offer_any(examples, "region_objects"):
             return pixels
+        sources = [example.region_objects for example in examples if example.region_objects is not None]
         if len(sources) < len(examples) or gathered.images != 1:
             raise ConfigError(
                 f"{len(sources)} of {len(examples)} examples, of {gathered.images} images each, know the objects that "
@@ -291,7 +316,7 @@ class RegionCollator:
         classes, masks = stack_objects(objects, regions.mask.shape[1], grid.size, gathered.mirrored)
         return replace(pixels, classes=classes, masks=masks)
 
-    def _hide_features(self, gathered: GatheredRegions, rngs: Sequence[np.random.Generator]) -> Shown | None:
+    def _hide_features(self, gathered: GatheredRegions, draws: Draws) -> Shown | None:
         """What masking does to the gathered regions; their features are changed."""
         if self.masking is None:
             return None
@@ -300,7 +325,7 @@ class RegionCollator:
             gathered.boxes,
             gathered.mask,
             self.masking,
-            [rng for rng in rngs for _ in range(gathered.images)],
+            draws,
             store=gathered.store,
             pool=self.pool,
             max_regions=self.spec.max_regions,
@@ -308,14 +333,17 @@ class RegionCollator:
 
     def _average_image(
         self, features: NDArray[Any], real: NDArray[np.bool_], shown: Shown | None, *, limited: bool
-    ) -> NDArray[np.float32] | None:
+    ) -> NDArray[np.floating[Any]] | None:
         """Whole-image features (S, F), unless they are left to the model. A limit cuts regions that the average counts,
-        so it is computed here."""
+        so it is computed here; of features that live on the device it is only described."""
         kind = "model" if self.masking is None else self.masking.whole
         if kind == "model" and not limited:
             return None
         slots = 0 if self.masking is None else self.masking.whole_slots
-        return whole_image(features, real, shown, "unflagged" if kind == "unflagged" else "visible", slots)
+        how: Literal["visible", "unflagged"] = "unflagged" if kind == "unflagged" else "visible"
+        if isinstance(self.store, FeatureRows):
+            return describe_average(features, count_averaged(real, shown, how, slots))
+        return whole_image(features, real, shown, how, slots)
 
     def _region_targets(
         self,
@@ -331,9 +359,10 @@ class RegionCollator:
             mismatched: (B,) rows whose text belongs to another image.
         """
         assert self.masking is not None
-        labelled, images = real if self.masking.labels == "all" else chosen, gathered.image_ids
+        labelled, images, order = real if self.masking.labels == "all" else chosen, gathered.image_ids, gathered.order
         if (row := gathered.row) is not None:
             labelled, chosen, images = labelled[row], chosen[row], [images[number] for number in row]
+            order = None if order is None else [order[number] for number in row]
         if not self.masking.mismatched:
             labelled, chosen = labelled & ~mismatched[:, None], chosen & ~mismatched[:, None]
         targets: dict[str, Any] = {}
@@ -341,29 +370,20 @@ class RegionCollator:
             targets["feature_slots"] = slots_of_grid(chosen)
         if names := sorted(self.needs - {"feature_slots", "region_features"}):
             slots = targets["class_slots"] = slots_of_grid(labelled)
-            arrays: list[RegionArray] = [gathered.store[image] for image in images]
-            targets |= {name: detected(name, arrays, slots) for name in names if name != "class_slots"}
+            targets |= {
+                name: detected(name, gathered.store, images, order, slots) for name in names if name != "class_slots"
+            }
         return targets
 
 
-def _choose_regions(
-    examples: Sequence[Example], image_ids: Sequence[str], store: RegionStore, arrays: dict[str, NDArray[Any]]
-) -> Sequence[NDArray[np.int64] | None]:
-    """The choice of each example for its only image; what is not chosen is taken out of the arrays."""
-    if all(example.chosen_regions is None for example in examples):
-        return [None] * len(image_ids)
-    chosen: list[NDArray[np.int64] | None] = []
-    for row, (example, image) in enumerate(zip(examples, image_ids, strict=True)):
-        picked = None
-        if example.chosen_regions is not None:
-            picked = example.chosen_regions(take_regions(store[image], slice(int(arrays["mask"][row].sum()))))
-            for name in ("features", "boxes"):
-                kept = arrays[name][row][picked]
-                arrays[name][row] = 0
-                arrays[name][row][: len(picked)] = kept
-            arrays["mask"][row] = np.arange(arrays["mask"].shape[1]) < len(picked)
-        chosen.append(picked)
-    return chosen
+def _choose_regions(examples: Sequence[Example], image_ids: Sequence[str], store: RegionStore, most: int) -> Orders:
+    """The choice of each example for its only image, from the first regions, at most `most`."""
+    if not offer_any(examples, "chosen_regions"):
+        return None
+    return [
+        None if example.chosen_regions is None else example.chosen_regions(take_regions(store[image], slice(most)))
+        for example, image in zip(examples, image_ids, strict=True)
+    ]
 
 
 def _list_shown(gathered: GatheredRegions, kept: NDArray[np.int64] | None) -> Iterator[list[RegionArray]]:
@@ -372,14 +392,20 @@ def _list_shown(gathered: GatheredRegions, kept: NDArray[np.int64] | None) -> It
     for rows in gathered.shown.tolist():
         shown = []
         for at in rows:
-            chosen, count = gathered.chosen[at], int(counts[at])
-            order = slice(count) if chosen is None else chosen[:count]
-            shown.append(take_regions(gathered.store[gathered.image_ids[at]], order))
+            chosen, count = None if gathered.order is None else gathered.order[at], int(counts[at])
+            kept_regions = slice(count) if chosen is None else chosen[:count]
+            shown.append(take_regions(gathered.store[gathered.image_ids[at]], kept_regions))
         yield shown
 
 
-def _sort_by_confidence(store: RegionStore, examples: Sequence[Example]) -> RegionStore:
-    """The store with the most confident regions first."""
+def _refuse_numbered(examples: Sequence[Example]) -> None:
+    """Refuse examples that name regions by their number in the store, where the most confident ones come first."""
+    if (
+        isinstance(examples, ExampleBatch)
+        and not any(examples.rows.links)
+        and REGION_LABELS.isdisjoint(examples.labels)
+    ):
+        return
     for example in examples:
         numbered = example.linked_regions is None and any(row.links for row in example.rows)
         if numbered or not REGION_LABELS.isdisjoint(example.labels):
@@ -387,12 +413,12 @@ def _sort_by_confidence(store: RegionStore, examples: Sequence[Example]) -> Regi
                 f"example {example.id!r} names regions by their number in the store, "
                 "but the preset sorts them (region_order='confidence'). Use a preset with region_order='store'."
             )
-    return ByConfidence(store)
 
 
-def _check_images(examples: Sequence[Example], spec: InputSpec) -> None:
-    """Refuse examples whose images and rows do not fit together."""
-    first, images, group = examples[0], len(examples[0].images), len(examples[0].rows)
+def _check_images(examples: Sequence[Example], named: Sequence[tuple[str, ...]], spec: InputSpec) -> None:
+    """Refuse examples whose images, `named` for each, and rows do not fit together."""
+    first, images = examples[0], len(named[0])
+    group = len(first.rows)
     joined = group == 1 and images > 1
     if joined and spec.pair != "sequence":
         raise DataError(
@@ -403,29 +429,20 @@ def _check_images(examples: Sequence[Example], spec: InputSpec) -> None:
         raise DataError(
             f"example {first.id!r} has {images} images for {group} rows; expected one image in all, or one per row."
         )
-    if odd := next((example for example in examples if len(example.images) != images), None):
+    if (odd := next((number for number, own in enumerate(named) if len(own) != images), None)) is not None:
         raise DataError(
-            f"example {odd.id!r} has {len(odd.images)} images where others have {images}: "
+            f"example {examples[odd].id!r} has {len(named[odd])} images where others have {images}: "
             "one batch holds one kind of example."
         )
 
 
-def _share_repeated(examples: Sequence[Example]) -> tuple[list[str], NDArray[np.int64] | None]:
-    """Images to be gathered, each once per example, and the region row of each text row; None where none repeats."""
-    image_ids: list[str] = []
-    row: list[int] = []
-    for example in examples:
-        numbers = {image: len(image_ids) + number for number, image in enumerate(dict.fromkeys(example.images))}
-        image_ids += numbers
-        row += [numbers[image] for image in example.images]
-    return image_ids, np.array(row) if len(image_ids) < len(row) else None
-
-
 def _gather_images(
     examples: Sequence[Example], image_ids: Sequence[str], store: RegionStore, most: int
-) -> dict[str, NDArray[Any]]:
+) -> tuple[dict[str, NDArray[Any]], Orders]:
+    """Regions of the images, and which of them are shown."""
     try:
-        return gather(store, image_ids, most)
+        order = _choose_regions(examples, image_ids, store, most)
+        return gather(store, image_ids, most, order=order), order
     except StoreError as error:
         for example in examples:
             for image in example.images:
@@ -436,16 +453,20 @@ def _gather_images(
 
 def _to_unit(boxes: NDArray[np.float32], size: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Pixel corners (S, R, 4) of images of `size` (S, 2) as unit corners of positive area; zeros where not real."""
-    unit = np.clip(boxes / np.concatenate([size, size], axis=1)[:, None], 0.0, 1.0)
-    low = np.minimum(unit[..., :2], np.float32(1 - MIN_EXTENT))
-    high = np.maximum(unit[..., 2:], low + np.float32(MIN_EXTENT))
-    result: NDArray[np.float32] = np.where(real[..., None], np.concatenate([low, high], axis=-1), np.float32(0))
-    return result
+    unit = boxes / np.tile(size, 2)[:, None]
+    np.clip(unit, 0.0, 1.0, out=unit)
+    low, high = unit[..., :2], unit[..., 2:]
+    np.minimum(low, np.float32(1 - MIN_EXTENT), out=low)
+    np.maximum(high, low + np.float32(MIN_EXTENT), out=high)
+    unit[~real] = 0
+    return unit
 
 
 def _cut_regions(array: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
-    """The first regions of (S, R, F), as many as `real` has; zeros where not real."""
-    return np.where(real[..., None], array[:, : real.shape[1]], array.dtype.type(0))
+    """A view of the first regions of (S, R, F), as many as `real` has; those that are not real become zeros."""
+    cut = array[:, : real.shape[1]]
+    cut[~real] = 0
+    return cut
 
 
 def _join_images(
@@ -454,12 +475,14 @@ def _join_images(
     """Regions of `images` consecutive region rows laid one after the other in one row, real ones first; and which image
     each belongs to."""
     counts = real.sum(1).reshape(-1, images)
-    most = max(int(counts.sum(1).max()), 1)
-    joined_mask = np.arange(most) < counts.sum(1)[:, None]
-    joined = []
-    for array in (boxes, features, np.broadcast_to((np.arange(len(real)) % images)[:, None], real.shape)):
-        # Boolean indexing reads row by row, so the regions of an example arrive in the order of its images.
-        target = np.zeros((*joined_mask.shape, *array.shape[2:]), array.dtype)
-        target[joined_mask] = array[real]
-        joined.append(target)
-    return joined[0], joined[1], joined_mask, joined[2].astype(np.int64)
+    ends = counts.cumsum(1)
+    most = max(int(ends[:, -1].max()), 1)
+    joined_mask = np.arange(most) < ends[:, -1:]
+    joined = [np.zeros((len(counts), most, array.shape[2]), array.dtype) for array in (boxes, features)]
+    owner = np.zeros(joined_mask.shape, np.int64)
+    for row, (own, stops) in enumerate(zip(counts.tolist(), ends.tolist(), strict=True)):
+        for image, (count, stop) in enumerate(zip(own, stops, strict=True)):
+            for target, array in zip(joined, (boxes, features), strict=True):
+                target[row, stop - count : stop] = array[row * images + image, :count]
+            owner[row, stop - count : stop] = image
+    return joined[0], joined[1], joined_mask, owner

@@ -1,8 +1,8 @@
-"""Batches of an epoch in an order that depends on (seed, epoch) alone, prepared ahead by one thread.
+"""Batches of an epoch in an order that depends on (seed, epoch) alone, prepared ahead by a thread or by processes.
 
-A chunk is a few global batches' worth of examples. Its examples are built, sorted by text length and cut into batches,
-which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process goes
-through the same chunks and takes its share of each global batch.
+A chunk is a few global batches' worth of examples. What they show is chosen, sorted by text length and cut into
+batches, which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process
+goes through the same chunks, takes its share of each global batch, and lays out and masks no other texts.
 """
 
 from __future__ import annotations
@@ -10,36 +10,34 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visling import runtime
 from visling.data.batches.collate import Collator
+from visling.data.batches.examples import Source, as_batch_source
+from visling.data.batches.workers import check_workers, explain_killed, spread
+from visling.data.text import TextLayout
+from visling.draws import KeyedDraws, Stream
 from visling.errors import ConfigError, DataError
-from visling.types import Batch, Example, Targets
+from visling.types import Batch, Targets
 
 _ORDER, _CHUNK = 0x6F72646572, 0x6368756E6B
 """Keys that keep the streams of order and chunk shuffling apart from those of examples."""
 
 
-class Source(Protocol):
-    """Examples by number; randomness comes only from the generator passed in."""
-
-    def __len__(self) -> int: ...
-    def example(self, index: int, rng: np.random.Generator) -> Example: ...
-
-
 Indexed = tuple[NDArray[np.int64], Batch, Targets]
+"""A batch with the numbers of its examples."""
 
 
 class Loader:
     """Iterates over one epoch's `(Batch, Targets)`; restart it anywhere with `state_dict` and `load_state_dict`.
 
-    Set `epoch` before each pass: order and examples follow from (seed, epoch). A generator for (seed, epoch, index)
-    makes and masks each example, so neither process count nor restarts change it.
+    Set `epoch` before each pass: order and examples follow from (seed, epoch). The numbers that make and mask an
+    example depend on (seed, epoch, index) alone, so neither process count nor restarts change it.
 
     Args:
         collator: makes the batches of the examples.
@@ -49,11 +47,16 @@ class Loader:
         deal: what processes share out. "examples": each global batch has batch_size examples for each of them
             (training). "batches": whole batches of batch_size examples in turn, the same ones that one process alone
             would make, so that results do not depend on the number of processes (evaluation).
+        order: numbers of all examples in the order in which they come where nothing is shuffled; None = as in the
+            source.
         prefetch: batches prepared ahead by a background thread; 0 works in the caller's thread.
+        workers: processes that prepare the batches in place of this one, two ahead each; for machines with free cores.
+        layout: lays out the texts of the source; counts the rows that workers cut.
         pin: page-lock batches for asynchronous transfer to a GPU.
         rank, world_size: this process's share; None = those of the process group.
     Raises:
-        ConfigError: a size that is not positive, or fewer examples than one global batch with `drop_last`.
+        ConfigError: a size that is not positive, fewer examples than one global batch with `drop_last`, or workers
+            where no process can be forked.
     """
 
     def __init__(
@@ -67,17 +70,23 @@ class Loader:
         drop_last: bool = True,
         bucket: int | None = None,
         deal: Literal["examples", "batches"] = "examples",
+        order: NDArray[np.int64] | None = None,
         prefetch: int = 4,
+        workers: int = 0,
+        layout: TextLayout | None = None,
         pin: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self.source, self.collator = source, collator
+        self.source, self.collator = as_batch_source(source), collator
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
         self.deal, self.prefetch, self.pin = deal, prefetch, pin
+        self.order = np.arange(len(source)) if order is None else order
+        self.workers, self.layout = workers, layout
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
+        check_workers(workers)
         for name, value in (
             ("batch_size", batch_size),
             ("bucket", self.bucket),
@@ -85,9 +94,9 @@ class Loader:
         ):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1; found {value}.")
-        if drop_last and len(source) < self._global_size:
+        if drop_last and len(source) < self.global_size:
             raise ConfigError(
-                f"{len(source)} examples do not fill one batch of {self._global_size} ({self.world_size} processes): "
+                f"{len(source)} examples do not fill one batch of {self.global_size} ({self.world_size} processes): "
                 "no step would be taken. "
                 "Lower batch_size, or give more examples."
             )
@@ -108,7 +117,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
-        full, rest = divmod(len(self.source), self._global_size)
+        full, rest = divmod(len(self.source), self.global_size)
         if self.deal == "examples":
             return full + (0 if self.drop_last else int(rest > self.rank))
         every = full + (0 if self.drop_last else int(rest > 0))
@@ -122,15 +131,21 @@ class Loader:
         """The same batches, each with the numbers (N,) of its examples in the source."""
         start, self._start = self._start, 0
         self._yielded = start
-        stop = threading.Event()
-        made = self._make_batches(start, stop)
+        stop, numbers = threading.Event(), range(start, len(self))
+        epoch = _Epoch(self, self._epoch, stop)
+        made = spread(epoch, numbers, self.workers, self.layout) if self.workers else _make_in_order(epoch, numbers)
+        if self.pin:
+            made = _pin(made)
         batches = _prefetch(made, self.prefetch, stop) if self.prefetch else made
         try:
-            for item in batches:
-                self._yielded += 1
-                yield item
+            with explain_killed():
+                for item in batches:
+                    self._validate_first(item[1])
+                    self._yielded += 1
+                    yield item
         finally:
             batches.close()
+            made.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Position: how many batches of which epoch were yielded, and what the order depends on."""
@@ -152,56 +167,19 @@ class Loader:
         self._yielded = self._start
 
     @property
-    def _global_size(self) -> int:
+    def global_size(self) -> int:
+        """Examples of a batch of all processes together."""
         return self.batch_size * (self.world_size if self.deal == "examples" else 1)
 
     def _identity(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "examples": len(self.source),
-            "global_batch": self._global_size,
+            "global_batch": self.global_size,
             "bucket": self.bucket,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
         }
-
-    def _draw_order(self) -> NDArray[np.int64]:
-        count = len(self.source)
-        order = (
-            runtime.generator_for(self.seed, self._epoch, _ORDER).permutation(count)
-            if self.shuffle
-            else np.arange(count)
-        )
-        return order[: count - count % self._global_size] if self.drop_last else order
-
-    def _make_batches(self, start: int, stop: threading.Event) -> Generator[Indexed, None, None]:
-        """Batches of this process from number `start` on; `stop` interrupts a long chunk."""
-        order, size, epoch = self._draw_order(), self._global_size, self._epoch
-        # Whole batches are dealt in turn: this process's batch k is batch rank + k * world_size of all.
-        first = start if self.deal == "examples" else self.rank + start * self.world_size
-        chunk_size = size * self.bucket
-        for chunk in range(first // self.bucket, -(-len(order) // chunk_size)):
-            indices = order[chunk * chunk_size : (chunk + 1) * chunk_size]
-            if self.bucket == 1:
-                batches = [indices]
-                ready: dict[int, tuple[Example, np.random.Generator]] = {}
-            else:
-                ready = {}
-                for index in indices:
-                    if stop.is_set():
-                        return
-                    ready[int(index)] = self._make_example(int(index), epoch)
-                batches = self._sort_into_batches(indices, ready, epoch, chunk)
-            for number, members in enumerate(batches, start=chunk * self.bucket):
-                if number < first or (self.deal == "batches" and (number - first) % self.world_size):
-                    continue
-                share = members[self.rank :: self.world_size] if self.deal == "examples" else members
-                if not len(share):
-                    continue
-                pairs = [ready.pop(int(index)) if ready else self._make_example(int(index), epoch) for index in share]
-                batch, targets = self.collator([example for example, _ in pairs], [rng for _, rng in pairs])
-                self._validate_first(batch)
-                yield share, *((batch.pin(), targets.pin()) if self.pin else (batch, targets))
 
     def _validate_first(self, batch: Batch) -> None:
         """Validate the first batch of a run; a fault of the store shows from the start."""
@@ -215,22 +193,71 @@ class Loader:
                 f"the first batch cannot be read by a model: {error}. Look at the store with `visling regions inspect`."
             ) from error
 
-    def _make_example(self, index: int, epoch: int) -> tuple[Example, np.random.Generator]:
-        rng = runtime.generator_for(self.seed, epoch, index)
-        return self.source.example(index, rng), rng
+
+class _Stopped(Exception):
+    """The batch is not wanted any more."""
+
+
+class _Epoch:
+    """The batches of an epoch in this process, by number; made in order, each chunk is prepared once.
+
+    Args:
+        stop: interrupts a long chunk.
+    """
+
+    def __init__(self, loader: Loader, epoch: int, stop: threading.Event) -> None:
+        self.loader, self.epoch, self.stop = loader, epoch, stop
+        count = len(loader.source)
+        order = loader.order
+        if loader.shuffle:
+            order = runtime.generator_for(loader.seed, epoch, _ORDER).permutation(count)
+        self.order: NDArray[np.int64] = order[: count - count % loader.global_size] if loader.drop_last else order
+        self._chunk: tuple[int, list[NDArray[np.int64]], dict[int, Any]] = (-1, [], {})
+        """Number of a chunk, its global batches, and what each of its examples shows."""
+
+    def __getitem__(self, number: int) -> Indexed:
+        loader = self.loader
+        # Whole batches are dealt in turn: this process's batch k is batch rank + k * world_size of all.
+        if loader.deal == "batches":
+            number = loader.rank + number * loader.world_size
+        if loader.bucket == 1:
+            members = self._take(number * loader.global_size, loader.global_size)
+        else:
+            members = self._prepare_chunk(number // loader.bucket)[number % loader.bucket]
+        share = members[loader.rank :: loader.world_size] if loader.deal == "examples" else members
+        shown = self._choose(share) if loader.bucket == 1 else self._chunk[2]
+        examples = loader.source.lay_out([shown[index] for index in share.tolist()])
+        return share, *loader.collator(examples, KeyedDraws(loader.seed, self.epoch, share))
+
+    def _take(self, start: int, count: int) -> NDArray[np.int64]:
+        return self.order[start : start + count]
+
+    def _prepare_chunk(self, number: int) -> list[NDArray[np.int64]]:
+        if self._chunk[0] != number:
+            size = self.loader.global_size * self.loader.bucket
+            indices = self._take(number * size, size)
+            shown = self._choose(indices)
+            self._chunk = number, self._sort_into_batches(indices, list(shown.values()), number), shown
+        return self._chunk[1]
+
+    def _choose(self, indices: NDArray[np.int64]) -> dict[int, Any]:
+        """What each example shows, by its number."""
+        shown = {}
+        rngs = KeyedDraws(self.loader.seed, self.epoch, indices).each(Stream.EXAMPLE)
+        for index, rng in zip(indices.tolist(), rngs, strict=True):
+            if self.stop.is_set():
+                raise _Stopped
+            shown[index] = self.loader.source.choose(index, rng)
+        return shown
 
     def _sort_into_batches(
-        self,
-        indices: NDArray[np.int64],
-        ready: Mapping[int, tuple[Example, np.random.Generator]],
-        epoch: int,
-        chunk: int,
+        self, indices: NDArray[np.int64], shown: Sequence[Any], chunk: int
     ) -> list[NDArray[np.int64]]:
         """Global batches of a chunk: sorted by longest row, cut, and shuffled if the loader shuffles; a smaller batch
         stays last."""
-        lengths = np.array([max(len(row.ids) for row in ready[int(index)][0].rows) for index in indices])
+        lengths = self.loader.source.measure(shown)
         ordered = indices[np.argsort(lengths, kind="stable")]
-        size = self._global_size
+        size = self.loader.global_size
         rest = len(ordered) % size
         if rest:
             # The smaller batch is drawn from all lengths, not from the longest texts.
@@ -238,12 +265,24 @@ class Loader:
             late[np.linspace(0, len(ordered) - 1, rest).astype(int)] = True
             ordered = np.concatenate([ordered[~late], ordered[late]])
         batches = [ordered[first : first + size] for first in range(0, len(ordered), size)]
-        if self.shuffle:
+        if self.loader.shuffle:
             full = len(ordered) // size
-            batches = [
-                batches[number] for number in runtime.generator_for(self.seed, epoch, _CHUNK, chunk).permutation(full)
-            ] + batches[full:]
+            rng = runtime.generator_for(self.loader.seed, self.epoch, _CHUNK, chunk)
+            batches = [batches[number] for number in rng.permutation(full)] + batches[full:]
         return batches
+
+
+def _make_in_order(batches: _Epoch, numbers: range) -> Generator[Indexed, None, None]:
+    with contextlib.suppress(_Stopped):
+        for number in numbers:
+            yield batches[number]
+
+
+def _pin(items: Generator[Indexed, None, None]) -> Generator[Indexed, None, None]:
+    """The items, page-locked."""
+    with contextlib.closing(items):
+        for index, batch, targets in items:
+            yield index, batch.pin(), targets.pin()
 
 
 def _prefetch(items: Iterator[Indexed], depth: int, stop: threading.Event) -> Generator[Indexed, None, None]:

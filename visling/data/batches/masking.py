@@ -16,6 +16,8 @@ from torch import Tensor
 
 from visling import boxes as geometry
 from visling.data.text import Tokenizer
+from visling.data.text_arrays import TextRows
+from visling.draws import Draws, GivenDraws, Stream
 from visling.errors import ConfigError
 from visling.types import TextRow
 
@@ -39,8 +41,9 @@ class TokenMasking:
     whole_word: bool = False
     """Choose words and treat all their pieces alike (VL-BERT); VisualBERT, ViLBERT and LXMERT choose pieces."""
     in_turn: bool = False
-    """Draw as all releases do, word by word (VL-BERT) or piece by piece: one number decides, and where it says random,
-    each piece draws its entry right after it. False draws all at once, which is faster; the rates are the same."""
+    """Replay draws of a release (`GivenDraws`) in its order, word by word (VL-BERT) or piece by piece: one number
+    decides, and where it says random, each piece draws its entry right after it. Numbers that nothing is to be equal to
+    are drawn all at once, which is faster: each piece is masked, replaced and kept with the same probabilities."""
     mismatched: bool = True
     """Whether hidden words of a text that does not belong to its image are predicted. All releases predict them except
     ViLBERT's multi-task one, whose `objective` 1 hides them all the same and predicts none."""
@@ -65,104 +68,107 @@ def mask_tokens(
         All releases: one uniform draw decides whether a piece is chosen and what replaces it; random entries include
             special and unused ones.
     """
-    ids, chosen = mask_rows([row], masking, tokenizer, [rng])
+    ids, chosen = mask_rows(TextRows.pack([row]), masking, tokenizer, GivenDraws([rng]))
     at = np.flatnonzero(chosen)
     return ids, at, row.ids[at]
 
 
 def mask_rows(
-    rows: Sequence[TextRow], masking: TokenMasking, tokenizer: Tokenizer, rngs: Sequence[np.random.Generator]
+    rows: TextRows, masking: TokenMasking, tokenizer: Tokenizer, draws: Draws
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """`mask_tokens` for many rows at once, each with its own generator.
+    """`mask_tokens` for many rows at once.
 
+    Args:
+        draws: of the examples, which have equally many rows each, one after the other.
     Returns:
         ids: the pieces of all rows, one after the other, as the model reads them.
         chosen: as long, True = chosen.
     """
-    original = np.concatenate([row.ids for row in rows])
-    if masking.in_turn:
-        return _mask_in_turn(rows, original, masking, tokenizer, rngs)
+    maskable = _find_maskable(rows, tokenizer)
+    if masking.in_turn and draws.replayed:
+        return _mask_in_turn(rows, maskable, masking, tokenizer, draws)
     if masking.whole_word:
-        drawn = [_draw_words(row, rng) for row, rng in zip(rows, rngs, strict=True)]
-        draws, spare = np.concatenate([pair[0] for pair in drawn]), np.concatenate([pair[1] for pair in drawn])
+        numbers, spare = _draw_words(rows, draws)
     else:
-        draws = np.concatenate([rng.random(len(row.ids)) for row, rng in zip(rows, rngs, strict=True)])
-        spare = None
-    chosen = (draws < masking.rate) & _find_maskable(rows, original, tokenizer)
-    share = draws[chosen] / masking.rate if masking.rate else draws[chosen]
+        numbers, spare = _draw_rows(draws, rows.lengths), None
+    chosen = (numbers < masking.rate) & maskable
+    original = rows.ids[chosen]
+    share = numbers[chosen] / masking.rate if masking.rate else numbers[chosen]
     # Given that a draw means "random", its position within that interval is again uniform and picks the entry; pieces
     # of one word need numbers of their own.
     within = (share - masking.mask) / max(masking.random, 1e-9) if spare is None else spare[chosen]
     entries = (within * tokenizer.size).astype(np.int64).clip(0, tokenizer.size - 1)
-    ids = original.copy()
+    ids = rows.ids.copy()
     ids[chosen] = np.where(
-        share < masking.mask, tokenizer.mask, np.where(share < masking.mask + masking.random, entries, original[chosen])
+        share < masking.mask, tokenizer.mask, np.where(share < masking.mask + masking.random, entries, original)
     )
     return ids, chosen
 
 
-def _draw_words(row: TextRow, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One number per word, spread over its pieces, and one number per piece."""
-    words = _word_numbers(row)
-    # Special tokens (word -1) read the additional last number.
-    draws = rng.random(int(words.max(initial=-1)) + 2)
-    return draws[words], rng.random(len(row.ids))
+def _draw_rows(draws: Draws, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`counts` (B,) numbers of each row, one after the other."""
+    return draws.flat(Stream.TOKENS, counts.reshape(len(draws), -1).sum(1))
 
 
-def _word_numbers(row: TextRow) -> NDArray[np.int64]:
-    if row.words is None:
+def _draw_words(rows: TextRows, draws: Draws) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One number per word, spread over its pieces (P,), and one number per piece (P,)."""
+    words = _word_numbers(rows)
+    # Special tokens (word -1) read an additional number, that of word `count`.
+    counts = np.maximum.reduceat(words, rows.starts) + 1
+    drawn = counts + 1 + rows.lengths
+    numbers = _draw_rows(draws, drawn)
+    begins = np.cumsum(drawn) - drawn
+    of_word = np.where(words < 0, np.repeat(counts, rows.lengths), words)
+    pieces = np.repeat(begins + counts + 1, rows.lengths) + rows.places
+    return numbers[np.repeat(begins, rows.lengths) + of_word], numbers[pieces]
+
+
+def _word_numbers(rows: TextRows) -> NDArray[np.int64]:
+    if rows.words is None:
         raise ConfigError(
             "whole-word masking needs rows that know their words: make them with TextLayout, or set whole_word=false."
         )
-    return row.words
+    return rows.words
 
 
 def _mask_in_turn(
-    rows: Sequence[TextRow],
-    original: NDArray[np.int64],
-    masking: TokenMasking,
-    tokenizer: Tokenizer,
-    rngs: Sequence[np.random.Generator],
+    rows: TextRows, maskable: NDArray[np.bool_], masking: TokenMasking, tokenizer: Tokenizer, draws: Draws
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """`mask_rows` in the order of draws of VL-BERT (`random_word_wwm`), VisualBERT, ViLBERT and LXMERT
     (`random_word`)."""
-    maskable = _find_maskable(rows, original, tokenizer)
-    ids, chosen = original.copy(), np.zeros(len(original), bool)
-    start = 0
-    for row, rng in zip(rows, rngs, strict=True):
-        at = np.flatnonzero(maskable[start : start + len(row.ids)])
+    ids, chosen = rows.ids.copy(), np.zeros(len(rows.ids), bool)
+    group, rngs = len(rows) // len(draws), draws.generators(Stream.TOKENS)
+    for number, (start, length) in enumerate(zip(rows.starts.tolist(), rows.lengths.tolist(), strict=True)):
+        rng = rngs[number // group]
+        at = start + np.flatnonzero(maskable[start : start + length])
         # Pieces of one word are neighbours.
         units = (
-            np.split(at, np.flatnonzero(np.diff(_word_numbers(row)[at])) + 1)
+            np.split(at, np.flatnonzero(np.diff(_word_numbers(rows)[at])) + 1)
             if masking.whole_word and len(at)
             else at[:, None]
         )
-        for unit in units:
+        for places in units:
             draw = rng.random()
             if draw >= masking.rate:
                 continue
-            share, places = draw / masking.rate, start + unit
+            share = draw / masking.rate
             chosen[places] = True
             if share < masking.mask:
                 ids[places] = tokenizer.mask
             elif share < masking.mask + masking.random:
                 for place in places:
                     ids[place] = rng.integers(tokenizer.size)
-        start += len(row.ids)
     return ids, chosen
 
 
-def _find_maskable(rows: Sequence[TextRow], ids: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.bool_]:
-    numbers = [row.words for row in rows if row.words is not None]
-    if len(numbers) == len(rows):
-        maskable: NDArray[np.bool_] = np.concatenate(numbers) >= 0
+def _find_maskable(rows: TextRows, tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    maskable: NDArray[np.bool_]
+    if rows.words is not None:
+        maskable = rows.words >= 0
     else:
-        maskable = ~np.isin(ids, (tokenizer.pad, tokenizer.cls, tokenizer.sep))
-    start = 0
-    for row in rows:
-        if row.answer_at is not None:
-            maskable[start + row.answer_at] = False
-        start += len(row.ids)
+        maskable = ~np.isin(rows.ids, (tokenizer.pad, tokenizer.cls, tokenizer.sep))
+    slots = [start + slot for start, slot in zip(rows.starts.tolist(), rows.answer_at, strict=True) if slot is not None]
+    maskable[slots] = False
     return maskable
 
 
@@ -209,84 +215,106 @@ class RegionMasking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedImage:
-    """What masking does to the regions of one image."""
+class MaskedRegions:
+    """What masking does to the regions of several images."""
 
     chosen: NDArray[np.bool_]
-    """(R,) regions to predict."""
+    """(S, R) regions to predict."""
     hidden: NDArray[np.bool_]
-    """(R,) feature hidden."""
-    replaced: tuple[tuple[int, str, int], ...]
-    """Region, and the image and region whose feature it gets."""
+    """(S, R) feature hidden."""
+    replaced: NDArray[np.bool_]
+    """(S, R) gets the feature of a random region."""
+    donors: tuple[list[str], NDArray[np.int64]]
+    """Image and region whose feature each replaced one gets, row by row."""
     overlapping: NDArray[np.bool_]
-    """(R,) overlaps a chosen region, as every chosen one overlaps itself; all False where nothing reads it."""
+    """(S, R) overlaps a chosen region, as every chosen one overlaps itself; all False where nothing reads it."""
+
+
+def count_numbers(masking: RegionMasking) -> int:
+    """Random numbers that each region takes: one that decides what becomes of it, and, where features are replaced,
+    the example and the region that its feature would come from."""
+    return 3 if masking.random else 1
 
 
 def mask_regions(
     boxes: NDArray[np.float32],
+    real: NDArray[np.bool_],
     masking: RegionMasking,
-    rng: np.random.Generator,
+    numbers: NDArray[np.float64],
     *,
     pool: Sequence[str] = (),
-    count: Callable[[str], int] | None = None,
-) -> MaskedImage:
-    """Choose regions of one image.
+    count: Callable[[Sequence[str]], NDArray[np.int64]] | None = None,
+) -> MaskedRegions:
+    """Choose regions of several images at once.
 
-    One number per region decides whether it is chosen and what becomes of it; where it says random, the example and the
-    region are drawn right after it. A drawn image without any region hides the feature instead.
+    The first number of a region decides whether it is chosen and what becomes of it. An image without any region hides
+    the feature that was to be taken from it.
 
     Args:
-        boxes: (R, 4) pixel corners.
+        boxes: (S, R, 4) pixel corners.
+        real: (S, R).
+        numbers: in [0, 1), `count_numbers` of each real region, region by region.
         pool: image of every training example; read if `masking.random` is not 0.
-        count: number of regions of an image of the pool.
+        count: numbers of regions of images of the pool.
     Raises:
         ConfigError: random features without a pool.
     Source:
-        ViLBERT, VL-BERT and LXMERT releases (`random_region`, `random_mask_region`, `random_feat`).
+        ViLBERT, VL-BERT and LXMERT releases (`random_region`, `random_mask_region`, `random_feat`), which draw region
+        by region, an example and a region of it right after the number that decides.
     """
     if masking.random and (not pool or count is None):
         raise ConfigError(
             "region masking: random features are taken from the images of other examples. "
             "Give their ids as `pool`, or set random=0."
         )
-    number = len(boxes)
-    if masking.random:
-        assert count is not None
-        chosen, hidden, replaced = _choose_in_turn(number, masking, rng, pool, count)
-    else:
-        draws = rng.random(number)  # the same numbers as if drawn one by one
-        chosen = draws < masking.rate
-        hidden, replaced = chosen & (draws / max(masking.rate, 1e-9) < masking.hide), ()
-    overlapping = np.zeros(number, bool)
+    each = np.ones((*real.shape, count_numbers(masking)))
+    each[real] = numbers.reshape(-1, each.shape[-1])
+    chosen = real & (each[..., 0] < masking.rate)
+    share = each[..., 0] / max(masking.rate, 1e-9)
+    hidden = chosen & (share < masking.hide)
+    replaced = chosen & ~hidden & (share < masking.hide + masking.random)
+    donors: tuple[list[str], NDArray[np.int64]] = [], np.empty(0, np.int64)
+    if count is not None and replaced.any():
+        examples = (each[replaced][:, 1] * len(pool)).astype(np.int64)
+        images = [pool[example] for example in examples.tolist()]
+        counts = count(images)
+        empty = np.zeros_like(replaced)
+        empty[replaced] = counts == 0
+        hidden, replaced = hidden | empty, replaced & ~empty
+        usable = counts > 0
+        donors = (
+            [image for image, some in zip(images, usable.tolist(), strict=True) if some],
+            (each[replaced][:, 2] * counts[usable]).astype(np.int64),
+        )
+    overlapping = np.zeros_like(real)
     if (masking.hide_overlapping or masking.whole == "unflagged") and chosen.any():
-        corners = torch.from_numpy(np.asarray(boxes, np.float64))
-        close = (geometry.iou(corners, corners, inclusive=True) > masking.overlap).numpy()
-        overlapping = np.logical_or.reduce(close[chosen])
-        if masking.hide_overlapping and hidden.any():
-            hidden = hidden | np.logical_or.reduce(close[hidden])
-            replaced = tuple(entry for entry in replaced if not hidden[entry[0]])
-    return MaskedImage(chosen=chosen, hidden=hidden, replaced=replaced, overlapping=overlapping)
+        overlapping, covered = _find_overlapping(boxes, real, chosen, hidden, masking.overlap)
+        if masking.hide_overlapping:
+            kept = ~covered[replaced]
+            donors = [image for image, stays in zip(donors[0], kept.tolist(), strict=True) if stays], donors[1][kept]
+            hidden, replaced = hidden | covered, replaced & ~covered
+    return MaskedRegions(chosen=chosen, hidden=hidden, replaced=replaced, donors=donors, overlapping=overlapping)
 
 
-def _choose_in_turn(
-    number: int, masking: RegionMasking, rng: np.random.Generator, pool: Sequence[str], count: Callable[[str], int]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[tuple[int, str, int], ...]]:
-    chosen, hidden = np.zeros(number, bool), np.zeros(number, bool)
-    replaced: list[tuple[int, str, int]] = []
-    for region in range(number):
-        draw = rng.random()
-        if draw >= masking.rate:
-            continue
-        share = draw / masking.rate
-        chosen[region], hidden[region] = True, share < masking.hide
-        if masking.hide <= share < masking.hide + masking.random:
-            image = pool[int(rng.integers(len(pool)))]
-            regions = count(image)
-            if regions:
-                replaced.append((region, image, int(rng.integers(regions))))
-            else:
-                hidden[region] = True
-    return chosen, hidden, tuple(replaced)
+def _find_overlapping(
+    boxes: NDArray[np.float32],
+    real: NDArray[np.bool_],
+    chosen: NDArray[np.bool_],
+    hidden: NDArray[np.bool_],
+    overlap: float,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Regions (S, R) that overlap a chosen one, and those that overlap a hidden one; hidden ones are chosen."""
+    rows, places = np.nonzero(chosen)
+    corners = torch.from_numpy(np.asarray(boxes, np.float64))
+    close = geometry.iou(corners[rows, places][:, None], corners[rows], inclusive=True)[:, 0].numpy() > overlap
+    close &= real[rows]
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    found = []
+    for near in (close, close & hidden[rows, places][:, None]):
+        every = np.zeros_like(real)
+        every[rows[firsts]] = np.logical_or.reduceat(near, firsts)
+        found.append(every)
+    return found[0], found[1]
 
 
 def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bool_]) -> Tensor:
@@ -299,7 +327,7 @@ def hide_pixels(image: Tensor, boxes: NDArray[np.float32], hidden: NDArray[np.bo
         image: (3, H, W) normalised.
         boxes: (R, 4) corners in pixels of this image, after it was resized and flipped; the pixels of both corners
             belong to a box.
-        hidden: (R,) `MaskedImage.hidden`; the whole image is never a hidden region.
+        hidden: (R,) of `MaskedRegions.hidden`; the whole image is never a hidden region.
     Source:
         VL-BERT release, end to end (`MASK_RAW_PIXELS`).
     """

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visling.errors import StoreError
-from visling.regions.store import gather
+from visling.regions.store import Orders, count_regions, gather, take
 from visling.types import RegionArray, RegionStore
 
 
@@ -49,25 +49,35 @@ class ByConfidence:
         """
         return take_regions(self.store[image_id], self._sort_image(image_id))
 
-    def gather(self, image_ids: Sequence[str], max_regions: int | None = None) -> dict[str, NDArray[Any]]:
-        """As `store.gather`: the `max_regions` most confident regions of each image."""
-        gathered = gather(self.store, image_ids)
-        counts = gathered["mask"].sum(1)
-        most = max(
-            int(counts.max(initial=0)) if max_regions is None else min(int(counts.max(initial=0)), max_regions), 1
-        )
-        order = np.broadcast_to(np.arange(gathered["mask"].shape[1]), gathered["mask"].shape).copy()
-        for row, (image_id, count) in enumerate(zip(image_ids, counts, strict=True)):
-            order[row, :count] = self._sort_image(image_id)
-        sorted_fields = {
-            name: np.take_along_axis(gathered[name], order[:, :most, None], axis=1) for name in ("features", "boxes")
-        }
-        return {**gathered, **sorted_fields, "mask": gathered["mask"][:, :most]}
+    def gather(
+        self, image_ids: Sequence[str], max_regions: int | None = None, *, order: Orders = None
+    ) -> dict[str, NDArray[Any]]:
+        """See `store.gather`; the numbers in `order` count from the most confident region."""
+        return gather(self.store, image_ids, max_regions, order=self._compose(image_ids, order))
+
+    def take(
+        self, field: str, image_ids: Sequence[str], owners: NDArray[np.int64], regions: NDArray[np.int64]
+    ) -> NDArray[Any] | None:
+        """See `store.take`; `regions` count from the most confident one."""
+        orders = [self._sort_image(image_id) for image_id in image_ids]
+        stored = [orders[owner][region] for owner, region in zip(owners.tolist(), regions.tolist(), strict=True)]
+        return take(self.store, field, image_ids, owners, np.array(stored, np.int64))
+
+    def count_regions(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """See `store.count_regions`."""
+        return count_regions(self.store, image_ids)
+
+    def _compose(self, image_ids: Sequence[str], order: Orders) -> list[NDArray[np.int64]]:
+        """The store's numbers of the regions that are shown of each image."""
+        sorted_ = [self._sort_image(image_id) for image_id in image_ids]
+        if order is None:
+            return sorted_
+        return [own if chosen is None else own[chosen] for own, chosen in zip(sorted_, order, strict=True)]
 
     def _sort_image(self, image_id: str) -> NDArray[np.int64]:
         if image_id not in self._orders:
             image = self.store[image_id]
-            scores = image.class_confidence if image.probs is None else image.probs.max(axis=1)
+            scores = image.class_confidence if image.probs is None else _find_highest(image.probs)
             if scores is None:
                 raise StoreError(
                     "the preset reads the most confident regions first, but the region store holds neither class "
@@ -76,6 +86,13 @@ class ByConfidence:
                 )
             self._orders[image_id] = np.argsort(-scores.astype(np.float32), kind="stable")
         return self._orders[image_id]
+
+
+def _find_highest(probs: NDArray[Any]) -> NDArray[Any]:
+    """The highest share of each class distribution, or a number that is higher where that is."""
+    # Halves that are not negative are in the order of their bits, which NumPy compares thirty times as fast.
+    highest: NDArray[Any] = (probs.view(np.int16) if probs.dtype == np.float16 else probs).max(axis=1)
+    return highest
 
 
 _PER_REGION = tuple(field.name for field in dataclasses.fields(RegionArray) if field.name != "size")

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visling.data.batches.masking import RegionMasking, mask_regions
+from visling.data.batches.masking import RegionMasking, count_numbers, mask_regions
+from visling.draws import Draws, Stream
 from visling.errors import StoreError
-from visling.regions.store import NativeStore
-from visling.types import IGNORE, RegionArray, RegionStore, Slots
+from visling.regions.store import NativeStore, Orders, count_regions, take
+from visling.types import IGNORE, RegionStore, Slots
 
 VISIBLE_SHARE = 1e-5
 """Added to the number of visible regions once some are hidden (VL-BERT release, whole-image feature)."""
@@ -52,7 +53,7 @@ def hide_regions(
     boxes: NDArray[np.float32],
     real: NDArray[np.bool_],
     masking: RegionMasking,
-    rngs: Sequence[np.random.Generator],
+    draws: Draws,
     *,
     store: RegionStore,
     pool: Sequence[str],
@@ -64,23 +65,21 @@ def hide_regions(
         features: (S, R, F).
         boxes: (S, R, 4) pixel corners.
         real: (S, R).
-        rngs: generator of each region row.
+        draws: of N examples, each of which has S / N images side by side.
         store, pool: where the features of random regions come from, and the image of every training example.
         max_regions: most regions per image.
     """
-    shown = Shown(chosen=np.zeros_like(real), hidden=np.zeros_like(real), overlapping=np.zeros_like(real))
 
-    def count(image: str) -> int:
-        return min(len(store[image]), max_regions)
+    def count(images: Sequence[str]) -> NDArray[np.int64]:
+        return np.minimum(count_regions(store, images), max_regions)
 
-    for row, (rng, number) in enumerate(zip(rngs, real.sum(1), strict=True)):
-        masked = mask_regions(boxes[row, :number], masking, rng, pool=pool, count=count)
-        for place, image, region in masked.replaced:
-            features[row, place] = store[image].features[region]
-        shown.chosen[row, :number], shown.hidden[row, :number] = masked.chosen, masked.hidden
-        shown.overlapping[row, :number] = masked.overlapping
-    features[shown.hidden] = 0
-    return shown
+    counts = real.reshape(len(draws), -1).sum(1) * count_numbers(masking)
+    masked = mask_regions(boxes, real, masking, draws.flat(Stream.REGIONS, counts), pool=pool, count=count)
+    images, regions = masked.donors
+    if images:
+        features[masked.replaced] = take(store, "features", images, np.arange(len(images)), regions)
+    features[masked.hidden] = 0
+    return Shown(chosen=masked.chosen, hidden=masked.hidden, overlapping=masked.overlapping)
 
 
 def whole_image(
@@ -90,18 +89,38 @@ def whole_image(
     kind: Literal["visible", "unflagged"],
     slots: int,
 ) -> NDArray[np.float32]:
-    """Whole-image feature (S, F) of features (S, R, F) as masking left them; see `RegionMasking.whole`."""
-    counted = real if shown is None else real & ~shown.hidden
+    """Whole-image feature (S, F) of features (S, R, F) as masking left them, 0 where they are hidden or padding; see
+    `RegionMasking.whole`."""
+    total: NDArray[np.float32] = _sum_regions(torch.from_numpy(features)).numpy()
+    total /= count_averaged(real, shown, kind, slots)[:, None]
+    return total
+
+
+def count_averaged(
+    real: NDArray[np.bool_], shown: Shown | None, kind: Literal["visible", "unflagged"], slots: int
+) -> NDArray[np.float32]:
+    """(S,) by what the sum of an image's features is divided to get that of the whole image."""
     if kind == "visible":
-        number = counted.sum(1, dtype=np.float32)
+        number = (real if shown is None else real & ~shown.hidden).sum(1, dtype=np.float32)
         if shown is not None:
             number += np.float32(VISIBLE_SHARE) * shown.hidden.any(1)
     else:
         number = np.float32(slots) - (0 if shown is None else shown.overlapping.sum(1, dtype=np.float32))
-        number = np.where(number > 0, number, np.float32(1))
-    total = np.where(counted[..., None], features, features.dtype.type(0)).sum(1, dtype=np.float32)
-    mean: NDArray[np.float32] = total / np.where(number > 0, number, np.float32(1))[:, None]
-    return mean
+    return np.where(number > 0, number, np.float32(1))
+
+
+_SUMMED_TOGETHER = 4
+"""Images that are converted to float32 at a time: no more than fits into a core's cache."""
+
+
+def _sum_regions(features: Tensor) -> Tensor:
+    """(S, R, F) half or float -> (S, F) float32. Summing halves themselves takes ten times as long."""
+    total = torch.empty(features.shape[0], features.shape[2])
+    wide = torch.empty(min(_SUMMED_TOGETHER, len(features)), *features.shape[1:])
+    for first in range(0, len(features), _SUMMED_TOGETHER):
+        part = features[first : first + _SUMMED_TOGETHER]
+        torch.sum(wide[: len(part)].copy_(part), 1, out=total[first : first + len(part)])
+    return total
 
 
 def check_labels(store: NativeStore, target: str, number: int) -> None:
@@ -123,14 +142,15 @@ def check_labels(store: NativeStore, target: str, number: int) -> None:
         )
 
 
-def detected(name: str, images: Sequence[RegionArray], slots: Slots) -> Tensor:
+def detected(name: str, store: RegionStore, image_ids: Sequence[str], order: Orders, slots: Slots) -> Tensor:
     """What the detector predicted for the regions at the slots, as the `Targets` field `name`; labels of free slots are
     IGNORE, numbers 0.
 
     Of several attributes per region the first counts, which is the most confident one.
 
     Args:
-        images: regions of each batch row.
+        image_ids: of each batch row.
+        order: see `store.gather`.
         slots: (B, Q).
     Returns:
         (B, Q), or (B, Q, C) for `region_probs`.
@@ -139,18 +159,22 @@ def detected(name: str, images: Sequence[RegionArray], slots: Slots) -> Tensor:
     """
     field, what = DETECTED[name]
     at, mask = slots.at.numpy(), slots.mask.numpy()
-    arrays = [getattr(image, field) for image in images]
-    if any(array is None for array in arrays):
+    owners, regions = np.nonzero(mask)[0], at[mask]
+    if order is not None:
+        chosen = [order[owner] for owner in owners.tolist()]
+        pairs = zip(chosen, regions.tolist(), strict=True)
+        regions = np.array([region if own is None else own[region] for own, region in pairs], np.int64)
+    found = take(store, field, image_ids, owners, regions)
+    if found is None:
         raise StoreError(
             f"the region store holds no {what}, from which {name} is computed. Extract or convert regions with them, "
             "or choose region losses that the store can answer."
         )
-    if field.startswith("attribute"):
-        arrays = [array if array.ndim == 1 else array[:, 0] for array in arrays]
-    labels = np.issubdtype(arrays[0].dtype, np.integer)
-    values = np.full((*at.shape, *arrays[0].shape[1:]), IGNORE if labels else 0, np.int64 if labels else np.float32)
-    for row, array in enumerate(arrays):
-        values[row, mask[row]] = array[at[row, mask[row]]]
+    if field.startswith("attribute") and found.ndim > 1:
+        found = found[:, 0]
+    labels = np.issubdtype(found.dtype, np.integer)
+    values = np.full((*at.shape, *found.shape[1:]), IGNORE if labels else 0, np.int64 if labels else np.float32)
+    values[mask] = found
     if labels:
         values[values < 0] = IGNORE
     return torch.from_numpy(values)

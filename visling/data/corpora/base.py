@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visling.data.annotations.captions import Captions
 from visling.data.annotations.lxmert import LxmertRecord
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import ExampleBatch, Source
 from visling.data.text import TextLayout
+from visling.data.text_arrays import Texts
+from visling.data.texts import split_texts
 from visling.errors import DataError, StoreError
 from visling.image_ids import canonical
 from visling.regions.store import NativeStore
-from visling.types import Record
+from visling.types import Example, Record
 
 R = TypeVar("R", bound=Record)
+R_co = TypeVar("R_co", bound=Record, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,79 @@ class RecordSource(Source, Protocol):
 
     @property
     def records(self) -> Sequence[Record]: ...
+
+
+class Choice(NamedTuple):
+    """What an example of a `SentenceSource` shows."""
+
+    record: int
+    """Number of the record whose image it is."""
+    texts: tuple[int, ...]
+    """Numbers of one text, or of the two that make a pair."""
+    labels: dict[str, int]
+
+
+class SentenceSource(ABC, Generic[R_co]):
+    """One or two of many texts, next to the image of a record; each kind says in `choose` which.
+
+    Args:
+        records: one per example.
+        texts: those that `choose` numbers.
+    """
+
+    def __init__(self, records: Sequence[R_co], texts: Sequence[str], layout: TextLayout) -> None:
+        self.records, self.texts, self.layout = records, texts, layout
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @abstractmethod
+    def choose(self, index: int, rng: np.random.Generator) -> Choice:
+        """Draw what example `index` shows; all examples of a source have the same labels and as many texts."""
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """What `choose` draws, laid out."""
+        choice = self.choose(index, rng)
+        record = self.records[choice.record]
+        row = self.layout.row(*(self.texts[number] for number in choice.texts))
+        return Example(id=record.id, rows=(row,), images=record.images, labels=choice.labels)
+
+    def prepare(self) -> None:
+        """Split the texts into word pieces, unless an earlier run left them (`split_texts`)."""
+        _ = self._split
+
+    def measure(self, choices: Sequence[Choice]) -> NDArray[np.int64]:
+        """(N,) word pieces of each row."""
+        return self.layout.measure(self._split, self._number_texts(choices))
+
+    def lay_out(self, choices: Sequence[Choice]) -> ExampleBatch:
+        """What `example` makes of each choice."""
+        records = [self.records[choice.record] for choice in choices]
+        return ExampleBatch(
+            ids=[record.id for record in records],
+            images=[record.images for record in records],
+            rows=self.layout.rows(self._split, self._number_texts(choices)),
+            labels={
+                name: np.array([choice.labels[name] for choice in choices], np.int64) for name in choices[0].labels
+            },
+        )
+
+    @cached_property
+    def _split(self) -> Texts:
+        return split_texts(self.texts, self.layout.tokenizer)
+
+    def _number_texts(self, choices: Sequence[Choice]) -> NDArray[np.int64]:
+        """(N, 1 or 2).
+
+        Raises:
+            DataError: a text without any word piece.
+        """
+        numbers = np.array([choice.texts for choice in choices], np.int64)
+        offsets = self._split.offsets
+        if (empty := (offsets[numbers] == offsets[numbers + 1]).any(1)).any():
+            first = choices[int(empty.argmax())]
+            self.layout.row(*(self.texts[number] for number in first.texts))
+        return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +197,8 @@ class CorpusContext:
     """Answers that image question answering chooses from; None = the run does not learn it."""
     notes: list[str] = field(default_factory=list)
     """What was left out, a sentence per corpus; shared by all corpora of a run."""
+    captions: dict[tuple[Path, str], Captions] = field(default_factory=dict)
+    """COCO's captions by folder and split, which several corpora of a run read; shared by all of them."""
 
     def note(self, root: Path, left_out: Mapping[str, int]) -> None:
         """Add a note of what was left out of the corpus and how often, if anything was."""
@@ -152,11 +233,11 @@ def group_by_image(records: Sequence[Record]) -> dict[str, list[int]]:
     return dict(groups)
 
 
-def draw_of_another_image(records: Sequence[R], record: R, rng: np.random.Generator) -> R:
-    """A random record of another image than that of `record`."""
+def draw_of_another_image(records: Sequence[Record], record: Record, rng: np.random.Generator) -> int:
+    """The number of a random record of another image than that of `record`."""
     while True:
-        drawn = records[int(rng.integers(len(records)))]
-        if drawn.images != record.images:
+        drawn = int(rng.integers(len(records)))
+        if records[drawn].images != record.images:
             return drawn
 
 
@@ -179,13 +260,13 @@ def check_images(records: Iterable[Record], store: NativeStore) -> None:
         StoreError: names the first example and image, and how many images are missing.
         DataError: an example has no image.
     """
-    missing: dict[str, str] = {}
+    named: dict[str, str] = {}
     for record in records:
         if not record.images:
             raise DataError(f"example {record.id!r} has no image. Train a model of the words alone: --text-only.")
         for image in record.images:
-            if image not in store:
-                missing.setdefault(image, record.id)
+            named.setdefault(image, record.id)
+    missing = {image: example for image, example in named.items() if image not in store}
     for image, example in missing.items():
         try:
             store.count(image)

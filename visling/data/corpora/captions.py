@@ -27,9 +27,11 @@ from visling.data.annotations.web_captions import (
     read_vlbert_captions,
 )
 from visling.data.corpora.base import (
+    Choice,
     CorpusContext,
     CorpusReader,
     RecordSource,
+    SentenceSource,
     Typical,
     can_find,
     draw_of_another_image,
@@ -41,10 +43,10 @@ from visling.data.corpora.base import (
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.regions.store import NativeStore
-from visling.types import IGNORE, Example
+from visling.types import IGNORE
 
 
-class CaptionPairs:
+class CaptionPairs(SentenceSource[CaptionRecord]):
     """Two captions; does the second fit the image of the first?
 
     Half of the time (a draw u > 0.5) the second is a random caption of another image (matched 0), else another caption
@@ -55,13 +57,10 @@ class CaptionPairs:
     """
 
     def __init__(self, records: Sequence[CaptionRecord], layout: TextLayout) -> None:
-        self.records, self.layout = records, layout
+        super().__init__(records, [record.caption for record in records], layout)
         self._others = group_by_image(records)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def example(self, index: int, rng: np.random.Generator) -> Example:
+    def choose(self, index: int, rng: np.random.Generator) -> Choice:
         """The caption `index` and a drawn second one."""
         record = self.records[index]
         siblings = self._others[record.images[0]]
@@ -71,12 +70,11 @@ class CaptionPairs:
         else:
             drawn = siblings[int(rng.integers(len(siblings) - 1))]
             # The last sibling takes the place of the caption itself, so that each of the others is equally likely.
-            second = self.records[siblings[-1] if drawn == index else drawn]
-        row = self.layout.row(record.caption, second.caption)
-        return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": int(not foreign)})
+            second = siblings[-1] if drawn == index else drawn
+        return Choice(index, (index, second), {"matched": int(not foreign)})
 
 
-class SingleCaption:
+class SingleCaption(SentenceSource[CaptionRecord]):
     """One caption, replaced by a random one of another image with a given probability.
 
     Args:
@@ -91,31 +89,21 @@ class SingleCaption:
     ) -> None:
         if false_caption_ratio is not None and not 0 <= false_caption_ratio <= 1:
             raise ConfigError(f"false_caption_ratio must lie in [0, 1]; found {false_caption_ratio:g}.")
-        self.records, self.layout, self.false_caption_ratio = records, layout, false_caption_ratio
+        super().__init__(records, [record.caption for record in records], layout)
+        self.false_caption_ratio = false_caption_ratio
         if false_caption_ratio:
             group_by_image(records)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def example(self, index: int, rng: np.random.Generator) -> Example:
+    def choose(self, index: int, rng: np.random.Generator) -> Choice:
         """The image of caption `index` with that caption or a wrong one."""
-        record = self.records[index]
         if self.false_caption_ratio is None:
-            return Example(
-                id=record.id, rows=(self.layout.row(record.caption),), images=record.images, labels={"matched": IGNORE}
-            )
+            return Choice(index, (index,), {"matched": IGNORE})
         wrong = rng.random() < self.false_caption_ratio
-        shown = draw_of_another_image(self.records, record, rng) if wrong else record
-        return Example(
-            id=record.id,
-            rows=(self.layout.row(shown.caption),),
-            images=record.images,
-            labels={"matched": int(not wrong)},
-        )
+        shown = draw_of_another_image(self.records, self.records[index], rng) if wrong else index
+        return Choice(index, (shown,), {"matched": int(not wrong)})
 
 
-class VilbertCaptions:
+class VilbertCaptions(SentenceSource[CaptionRecord]):
     """A caption, or half of the time one drawn from all captions, its own included, which then fits but is labelled as
     if it did not.
 
@@ -137,28 +125,22 @@ class VilbertCaptions:
         keep_above: bool = True,
         matching: bool = True,
     ) -> None:
-        self.records, self.layout, self.keep_above, self.matching = records, layout, keep_above, matching
-        self.pool = [record.caption for record in records] if pool is None else pool
-        if len(self.pool) < len(records):
+        captions = [record.caption for record in records]
+        self.keep_above, self.matching = keep_above, matching
+        self._pool_from = 0 if pool is None else len(captions)
+        """Number of the first text of the pool."""
+        super().__init__(records, captions if pool is None else [*captions, *pool], layout)
+        if pool is not None and len(pool) < len(records):
             raise DataError(
-                f"{len(self.pool)} captions to draw from for {len(records)} images: "
+                f"{len(pool)} captions to draw from for {len(records)} images: "
                 "the pool holds the captions of all of them."
             )
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def example(self, index: int, rng: np.random.Generator) -> Example:
+    def choose(self, index: int, rng: np.random.Generator) -> Choice:
         """The image of caption `index` with that caption or a drawn one."""
-        record = self.records[index]
         kept = not self.matching or (rng.random() > 0.5) == self.keep_above
-        caption = record.caption if kept else self.pool[int(rng.integers(len(self.records)))]
-        return Example(
-            id=record.id,
-            rows=(self.layout.row(caption),),
-            images=record.images,
-            labels={"matched": int(kept) if self.matching else IGNORE},
-        )
+        shown = index if kept else self._pool_from + int(rng.integers(len(self.records)))
+        return Choice(index, (shown,), {"matched": int(kept) if self.matching else IGNORE})
 
 
 _NAMING_SAMPLE = 2000
@@ -166,7 +148,9 @@ _NAMING_SAMPLE = 2000
 
 
 def _read_coco(root: Path, split: str, context: CorpusContext) -> Sequence[CaptionRecord]:
-    captions = find_coco_captions(root, split)
+    captions = context.captions.get((root, split))
+    if captions is None:
+        captions = context.captions[root, split] = find_coco_captions(root, split)
     note_left_out_captions(captions, root, context)
     return keep_with_regions_of_all(captions.records, root, context)
 

@@ -23,9 +23,11 @@ from visling.data.annotations.questions import (
 from visling.data.answer_table import listed
 from visling.data.answers import UNKNOWN, AnswerVocabulary
 from visling.data.corpora.base import (
+    Choice,
     CorpusContext,
     CorpusReader,
     RecordSource,
+    SentenceSource,
     Typical,
     draw_of_another_image,
     group_by_image,
@@ -84,7 +86,7 @@ class QuestionAnswer:
         return Example(id=record.id, rows=(row,), images=record.images, labels={"matched": IGNORE})
 
 
-class LxmertSentences:
+class LxmertSentences(SentenceSource[LxmertRecord]):
     """A caption or question, replaced by one of another image with a given probability; for questions that stay,
     a drawn answer is to be predicted.
 
@@ -113,29 +115,22 @@ class LxmertSentences:
     ) -> None:
         if false_sentence_ratio is not None and not 0 <= false_sentence_ratio <= 1:
             raise ConfigError(f"false_sentence_ratio must lie in [0, 1]; found {false_sentence_ratio:g}.")
-        self.records, self.layout, self.answers, self.false_sentence_ratio = (
-            records,
-            layout,
-            answers,
-            false_sentence_ratio,
-        )
+        super().__init__(records, [record.sentence for record in records], layout)
+        self.answers, self.false_sentence_ratio = answers, false_sentence_ratio
         if false_sentence_ratio:
             group_by_image(records)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def example(self, index: int, rng: np.random.Generator) -> Example:
+    def choose(self, index: int, rng: np.random.Generator) -> Choice:
         """The image of sentence `index` with that sentence or a wrong one."""
-        record = shown = self.records[index]
+        record, shown = self.records[index], index
         labels = {"matched": IGNORE}
         if self.false_sentence_ratio is not None:
             wrong = rng.random() < self.false_sentence_ratio
-            shown = draw_of_another_image(self.records, record, rng) if wrong else record
+            shown = draw_of_another_image(self.records, record, rng) if wrong else index
             labels["matched"] = int(not wrong)
         if self.answers is not None:
-            labels["answer"] = _draw_answer(record, self.answers, rng) if shown is record else IGNORE
-        return Example(id=record.id, rows=(self.layout.row(shown.sentence),), images=record.images, labels=labels)
+            labels["answer"] = _draw_answer(record, self.answers, rng) if shown == index else IGNORE
+        return Choice(index, (shown,), labels)
 
 
 def _draw_answer(record: LxmertRecord, answers: AnswerVocabulary, rng: np.random.Generator) -> int:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from visling.data.annotations.captions import Captions
 from visling.data.annotations.lxmert import find_answer_table
 from visling.data.answer_table import build_table, read_table
 from visling.data.answers import AnswerVocabulary
-from visling.data.batches.loader import Source
+from visling.data.batches.examples import Source
 from visling.data.corpora.base import (
     Corpus,
     CorpusContext,
@@ -69,6 +70,7 @@ def read(
     """
     check_corpora(corpora)
     notes: list[str] = []
+    captions: dict[Root, Captions] = {}
     contexts = [
         CorpusContext(
             corpus=corpus,
@@ -78,6 +80,7 @@ def read(
             matching=matching,
             answers=answers,
             notes=notes,
+            captions=captions,
         )
         for corpus in corpora
     ]
