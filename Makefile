@@ -63,6 +63,7 @@ bench-more: $(VENV)/.dev
 	  --images 100 --captions 500 --fewest-regions 36 --regions 36 --batch-size 256 --sample-images 20 --single-images 5
 	$(BIN)/python benchmarks/attention.py --out benchmarks/results
 	$(BIN)/python benchmarks/roofline.py --out benchmarks/results --precision $(PRECISION)
+	$(BIN)/python benchmarks/needed.py --out benchmarks/results
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
 	$(BIN)/python benchmarks/extraction.py --out benchmarks/results

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "small_models": "--models visualbert --preset tiny --batch-size 4 --steps 1 --warmup 0 --pairs 2 --threads 1",
     "attention": "--batch-size 3 --threads 1 --warmup 0 --repeats 2",
     "roofline": f"--models lxmert {SMALL}",
+    "needed": f"--models lxmert cvlp {SMALL}",
     "store": "--images 12 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --warmup 0 --repeats 2",
     "retrieval": (
         "--models vilbert lxmert --preset tiny --images 3 --captions 6 --fewest-regions 2 --regions 4 --batch-size 4 "
@@ -41,7 +42,7 @@ ARGUMENTS = {
     "gpu": f"{SMALL} --device cpu --precision fp32",
     "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
-WITH_TRANSFORMERS = {"gpu", "pretraining", "vqa_training", "vqa_inference", "step_memory"}
+WITH_TRANSFORMERS = {"gpu", "needed", "pretraining", "vqa_training", "vqa_inference", "step_memory"}
 SHARED = {"measuring", "drawn_data", "sides", "steps", "transformers_sides", "dense_sides"}
 """Modules of the folder that are no scripts."""
 

@@ -28,6 +28,7 @@ from visling.data.batches.collate import Collator
 from visling.data.batches.loader import Loader
 from visling.data.corpora.base import Typical
 from visling.data.text import TextLayout
+from visling.draws import KeyedDraws, Stream
 from visling.errors import CheckpointError, ConfigError, DataError, VislingError
 from visling.models.vlbert import VlBert
 from visling.pretrained.export import export
@@ -131,9 +132,9 @@ def test_the_encoder_reads_what_the_extractor_makes_of_the_pictures(world: Any) 
         boxes = torch.zeros(*seen.mask.shape, 4)
         whole = torch.zeros(len(indices), 1, 4)
         for row, index in enumerate(map(int, indices)):
-            rng = runtime.generator_for(3, 0, index)
-            (image,) = made.source.example(index, rng).images
-            turned.append(rng.random() < 0.5)
+            draws = KeyedDraws(3, 0, [index])
+            (image,) = made.source.example(index, next(draws.each(Stream.EXAMPLE))).images
+            turned.append(next(draws.each(Stream.MIRROR)).random() < 0.5)
             found, picture = store[image], read_image(next(world.scenes.rglob(f"{image}.png")))
             hidden = batch.regions.hidden[row, : len(found)].numpy()
             holes += int(hidden.sum())
