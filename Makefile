@@ -52,7 +52,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step_memory.py --out benchmarks/results --precision $(PRECISION)
 	$(BIN)/python benchmarks/small_models.py --out benchmarks/results $(if $(AGAINST),--against $(AGAINST))
 	$(BIN)/python benchmarks/store.py --out benchmarks/results --threads 1
-	$(BIN)/python benchmarks/startup.py --out benchmarks/results
+	$(BIN)/python benchmarks/startup.py --out benchmarks/results --repeats 2
 	$(BIN)/python benchmarks/table.py --out benchmarks/results
 
 bench-more: $(VENV)/.dev

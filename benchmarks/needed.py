@@ -29,7 +29,7 @@ QUESTIONS = 35
 """Of a batch of answering: five about each of seven images."""
 
 
-def measure(model: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def compute(model: str, options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
     """GFLOP of a sample, by kind of work."""
     ours, found = make_pretraining(model, options, device), {}
     drawn = ours.draw(options.batch_size, options.pairs, device)
@@ -45,7 +45,9 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> di
     passes = [answering.needed(*pair).forward.total for pair in shared]
     found["VQA answer"] = sum(passes) / len(passes) / QUESTIONS / 1e9
     print(f"{model}: { ({name: round(value, 1) for name, value in found.items()}) } GFLOP a sample", flush=True)
-    return found
+    return {
+        work: {"gflop": value, "samples_per_second": options.tflops * 1000 / value} for work, value in found.items()
+    }
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
@@ -60,7 +62,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "|---|" + "---|" * len(works),
     ]
     for model, found in result["models"].items():
-        cells = [f"{value:.1f} ({rate * 1000 / value:,.0f}/s)" for value in found.values()]
+        cells = [f"{each['gflop']:.1f} ({each['samples_per_second']:,.0f}/s)" for each in found.values()]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     if hours := result["lxmert_hours"]:
         lines += [
@@ -78,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser, pairs=8)
     options = parser.parse_args(arguments)
     device, load_before = begin(options), load_averages()
-    found = {model: measure(model, options, device) for model in options.models}
+    found = {model: compute(model, options, device) for model in options.models}
     lxmert = found.get("lxmert", {}).get("pre-training step")
-    hours = None if lxmert is None else LXMERT_PAIRS * LXMERT_EPOCHS * lxmert / (options.tflops * 1000) / 3600
+    hours = None if lxmert is None else LXMERT_PAIRS * LXMERT_EPOCHS / lxmert["samples_per_second"] / 3600
     result = finish("needed", options, device, load_before, models=found, lxmert_hours=hours)
     stem = stem_of("needed", options, device, "+".join(options.models))
     print(write_result(options.out, stem, result, as_markdown(result)))

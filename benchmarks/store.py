@@ -36,7 +36,7 @@ import torch
 
 # The script's folder is on the path: the benchmarks share how captions are drawn and results are written.
 from drawn_data import CAPTIONS_PER_IMAGE, draw_captions, draw_regions, image_id
-from measuring import SEED, circumstances, load_averages, machine, summary, versions, write_result
+from measuring import SEED, circumstances, claim, load_averages, machine, summary, versions, write_result
 from numpy.typing import NDArray
 
 from visling import runtime
@@ -266,6 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "load_before": load_before,
         "load_after": load_averages(),
         "rates": rates,
+        "claims": [
+            claim(name, "caption pairs a second", rates[name]["median"], target)
+            for name, target in TARGETS.items()
+            if (options.regions, options.feature_size) == (36, 2048)
+        ],
         "not_claimed": NOT_CLAIMED,
     }
     stem = f"store_{date}_{options.images}x{options.regions}x{options.feature_size}_batch-{options.batch_size}"

@@ -46,6 +46,7 @@ def test_a_search_that_somebody_else_stopped_stays_so() -> None:
     gc.disable()
     try:
         with runtime.collector_paused():
+            runtime.resume_collector()
             assert not gc.isenabled()
         assert not gc.isenabled()
     finally:

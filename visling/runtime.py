@@ -136,18 +136,26 @@ def keep_freed_memory(keep: bool = True) -> None:
 def collector_paused() -> Iterator[None]:
     """Stop Python's search for reference cycles until `resume_collector` is called or the context ends. While millions
     of records are read, it looks through all of them again and again, for half of the time."""
-    enabled = gc.isenabled()
+    global _collector_paused
+    if not gc.isenabled():
+        yield
+        return
     gc.disable()
+    _collector_paused = True
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        _collector_paused = False
+        gc.enable()
+
+
+_collector_paused = False
+"""Whether it is `collector_paused` that stopped the search."""
 
 
 def resume_collector() -> None:
     """Search for cycles again where `collector_paused` stopped it, but never in what exists by now."""
-    if not gc.isenabled():
+    if _collector_paused:
         gc.freeze()
         gc.enable()
 

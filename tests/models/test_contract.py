@@ -669,6 +669,7 @@ ONLY_SOME: Mapping[str, Reads] = {
     "slots of regions": dataclasses.replace(NOTHING, regions=(REGION_SLOTS,)),
     "pooled and slots": Reads(text=(ROUNDED, SLOTS), regions=(REGION_SLOTS,), whole=False),
     "text and whole image": dataclasses.replace(NOTHING, text=None, whole=True),
+    "whole image": dataclasses.replace(NOTHING, whole=True),
     "nothing": NOTHING,
 }
 NO_SLOTS = dataclasses.replace(REGION_SLOTS, mask=torch.zeros_like(REGION_SLOTS.mask))
@@ -743,7 +744,7 @@ def read_states(encoded: Encoded, reads: Reads, batch: Batch) -> dict[str, Tenso
     return found
 
 
-def with_gradients(model: nn.Module, batch: Batch, reads: Reads, seen: Reads) -> tuple[Encoded, dict[str, Tensor]]:
+def with_gradients(model: Any, batch: Batch, reads: Reads, seen: Reads) -> tuple[Encoded, dict[str, Tensor]]:
     """The encoded batch, of which `reads` is asked for, and gradients of a sum over the states that `seen` names."""
     model.zero_grad()
     encoded = model(batch, reads=reads)
@@ -995,11 +996,16 @@ def test_weights_saved_and_loaded_give_equal_outputs(name: str, model: Encoder) 
     assert all(torch.equal(found[part], values) for part, values in expected.items())
 
 
+def compiled(module: nn.Module, *, backend: str = "aot_eager") -> Any:
+    """The module as one graph, whatever other tests have compiled: dynamo limits the graphs of a function."""
+    torch.compiler.reset()
+    return torch.compile(module, backend=backend, fullgraph=True)
+
+
 def test_compiled_equals_eager(name: str) -> None:
     model, batch = build(name, **expected_of(name).one_of_each), make_batch(slot=True, hidden=True)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():  # a graph with gradients takes twice as long to make; the slow tests have them
-        found, expected = compiled(batch), model(batch)
+        found, expected = compiled(model)(batch), model(batch)
     for output in ("text", "regions", "pooled"):
         assert_close(getattr(found, output), getattr(expected, output), **CLOSE)
 
@@ -1007,9 +1013,8 @@ def test_compiled_equals_eager(name: str) -> None:
 def test_compiled_with_counts_and_reads_equals_eager(name: str) -> None:
     model, reads = build(name, **expected_of(name).one_of_each), ONLY_SOME["pooled and slots"]
     batch = counted_by_host(_few(), 1)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        found, expected = compiled(batch, reads=reads), model(batch, reads=reads)
+        found, expected = compiled(model)(batch, reads=reads), model(batch, reads=reads)
     for output in ("text", "regions", "pooled"):
         assert_close(getattr(found, output), getattr(expected, output), **CLOSE)
 
@@ -1021,19 +1026,19 @@ def test_compiled_with_gradients_equals_eager(name: str, some: str, counted: boo
     model, reads = build(name, **expected_of(name).one_of_each).double(), ONLY_SOME.get(some, EVERYTHING)
     batch = _few()
     given = counted_by_host(batch, 1) if counted else batch
-    found, gradients = with_gradients(torch.compile(model, backend="aot_eager", fullgraph=True), given, reads, reads)
+    found, gradients = with_gradients(compiled(model), given, reads, reads)
     expected, expected_gradients = with_gradients(model, batch, reads, reads)
     assert_equal_where_read(found, expected, reads, batch)
-    assert_close({name.removeprefix("_orig_mod."): g for name, g in gradients.items()}, expected_gradients, **EXACT)
+    gradients = {parameter.removeprefix("_orig_mod."): gradient for parameter, gradient in gradients.items()}
+    assert_close(gradients, expected_gradients, **EXACT)
 
 
 @pytest.mark.slow
 def test_training_with_dropout_compiles(name: str) -> None:
     changes = {**expected_of(name).one_of_each, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
     model = build(name, **changes).train()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for batch in (_few(), counted_by_host(_few(), 1)):
-        compiled(batch).text.sum().backward()
+        compiled(model)(batch).text.sum().backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -1044,9 +1049,8 @@ def test_compiled_to_machine_code_equals_eager_with_every_head_and_gradient(name
         pytest.skip("not run: inductor needs a C++ compiler (g++ or clang++), and there is none")
     answers = Answers(name, build(name, **expected_of(name).one_of_each)).eval()
     batch = make_batch(slot=True, hidden=True, counts=ONE_WITHOUT)
-    compiled = torch.compile(answers, backend="inductor", fullgraph=True)
     found = []
-    for module in (answers, compiled):
+    for module in (answers, compiled(answers, backend="inductor")):
         answers.zero_grad()
         outputs = module(batch)
         torch.stack([values.clamp(-1e4, 1e4).sin().sum() for values in outputs.values()]).sum().backward()

@@ -154,8 +154,8 @@ def test_dropout_acts_on_the_probabilities(kernel: str, shape: str, monkeypatch:
     given, real = inputs(x_rows, y_rows), sum(SHAPES[shape][0])
     block = Attention(query_size=WIDTH, context_size=WIDTH, attention_size=WIDTH, num_heads=HEADS, dropout_rate=0.3)
 
-    def captured(*tensors: Tensor) -> Tensor:
-        return block.mix(*tensors, x_rows, y_rows, capture=True)[0]
+    def captured(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return block.mix(query, key, value, x_rows, y_rows, capture=True)[0]
 
     function = captured if kernel == "captured" else attend(KERNELS[kernel], x_rows, y_rows, 0.3)
     found = with_gradients(function, given, real)

@@ -14,6 +14,7 @@ import torch
 
 from visling import api, models
 from visling import config as configs
+from visling.data import texts
 from visling.data.corpora.base import check_images, split_root
 from visling.errors import CheckpointError, ConfigError, RunError, StoreError
 from visling.pretrained.features import check_features
@@ -101,25 +102,28 @@ def test_a_resumed_run_keeps_its_sorting(world: Any, tmp_path: Path) -> None:
 def test_a_resumed_run_may_have_other_workers(world: Any, tmp_path: Path) -> None:
     """Batches do not depend on who prepares them: the losses are those of a run by itself."""
 
-    def losses(folder: Path, *stops: tuple[int, int]) -> list[float]:
-        for steps, workers in stops:
-            run = configs.override(
-                PRETRAINING["visualbert-scenes"](),
-                [
-                    *world.settings,
-                    "train.max_steps=4",
-                    f"workers={workers}",
-                    "train.log_every=1",
-                    f"train.max_seconds={0.0 if steps < 4 else 1000.0}",
-                ],
-            )
+    def losses(folder: Path, *parts: tuple[float, int]) -> list[float]:
+        for seconds, workers in parts:
+            changes = ["train.max_steps=4", f"workers={workers}", "train.log_every=1", f"train.max_seconds={seconds}"]
+            run = configs.override(PRETRAINING["visualbert-scenes"](), [*world.settings, *changes])
             pretraining.pretrain(
                 run, folder, data=[str(world.scenes)], store=world.regions, device="cpu", resume=folder.exists()
             )
         entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
         return [entry["loss"] for entry in entries if entry["kind"] == "train"]
 
-    assert losses(tmp_path / "two", (1, 2), (4, 1)) == losses(tmp_path / "none", (4, 0))
+    alone = losses(tmp_path / "alone", (1000.0, 0))
+    assert len(alone) == 4
+    assert losses(tmp_path / "two", (0.0, 2), (1000.0, 1)) == alone
+
+
+def test_texts_are_split_before_the_first_batch(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "KEPT_FROM", 1)
+    monkeypatch.setenv("VISLING_HOME", str(tmp_path))
+    prepared("pretrain", world, 1).build()
+    assert len(list((tmp_path / "texts").iterdir())) == 2, "captions of training and of validation"
+    prepared("finetune", world, 1).build()
+    assert len(list((tmp_path / "texts").iterdir())) == 2, "a task is read one example at a time"
 
 
 @pytest.mark.parametrize("verb", TABLES)

@@ -201,8 +201,8 @@ class NativeStore:
             order: see `gather`.
             buffer: flat array of the store's feature type that receives the features if it is large enough; its
                 content is overwritten.
-            numbered: the features are left where they are, and told by number: (S, R, 1), that of their row in the
-                store, counted from 1; 0 is padding.
+            numbered: leave the features where they are and return the number of each one's row in the store instead,
+                (S, R, 1), counted from 1; 0 is padding.
         Returns:
             features (S, R, F); boxes (S, R, 4) in pixels; mask (S, R), True = real; size (S, 2) image width and height;
             R is the longest count, at least 1.
