@@ -55,7 +55,7 @@ def test_real_positions_are_packed_in_order_and_laid_out_again(width: tuple[int,
     assert rows.places[rows.at].tolist() == list(range(REAL))
 
 
-@pytest.mark.parametrize("count", [REAL + 1, REAL + 5, MASK.numel() - 1])
+@pytest.mark.parametrize("count", [REAL + 1, REAL + 5, MASK.numel()])
 def test_padding_fills_up_behind_what_is_real(count: int) -> None:
     rows, states = Packing.of(MASK, count), padded()
     assert rows.at[:REAL].tolist() == PLACES
@@ -64,17 +64,19 @@ def test_padding_fills_up_behind_what_is_real(count: int) -> None:
     assert torch.equal(rows.pack(states)[:REAL], states[MASK])
     assert torch.equal(rows.unpack(rows.pack(states))[MASK], states[MASK])
     assert torch.equal(rows.unpack_real(rows.pack(states)), masked(states, MASK))
-    assert rows.in_order
 
 
-@pytest.mark.parametrize("count", [MASK.numel(), 2 * MASK.numel()])
-def test_all_positions_stay_where_they_are(count: int) -> None:
+def test_more_than_all_positions_are_all_positions() -> None:
+    assert len(Packing.of(MASK, 2 * MASK.numel()).at) == MASK.numel()
+
+
+@pytest.mark.parametrize("count", [None, MASK.numel()])
+def test_a_compiler_gets_all_positions_in_their_places(count: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     rows, states = Packing.of(MASK, count), padded()
     assert rows.pack(states).data_ptr() == states.data_ptr()
     assert torch.equal(rows.unpack(rows.pack(states)), states)
     assert torch.equal(rows.unpack_real(rows.pack(states)), masked(states, MASK))
-    assert rows.places.tolist() == list(range(MASK.numel()))
-    assert not rows.in_order  # padding lies between
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float16, torch.float64])
@@ -87,11 +89,10 @@ def test_any_type_is_packed(kind: torch.dtype) -> None:
 def test_without_padding_nothing_is_moved() -> None:
     rows, states = Packing.of(torch.ones(2, 3, dtype=torch.bool)), torch.randn(2, 3, 4)
     assert rows.full
-    assert rows.in_order
     assert rows.pack(states).data_ptr() == states.data_ptr()
     assert rows.unpack(rows.pack(states)).data_ptr() == states.data_ptr()
     assert not Packing.of(MASK).full
-    assert Packing.of(MASK).in_order
+    assert not Packing.of(MASK, MASK.numel()).full  # all positions, but the real ones first, as kernels by row need
 
 
 @pytest.mark.parametrize("mask", [NO_REGIONS, torch.zeros(3, 2, dtype=torch.bool), torch.zeros(0, 4, dtype=torch.bool)])

@@ -39,8 +39,8 @@ class Packing:
 
         Args:
             count: number of packed positions, at least that of the real ones, so that nothing waits for the device and
-                shapes repeat; padding fills what is left, at the end, or in its place if the count is that of all
-                positions. None = as many as are real; a compiler, which cannot count them, gets all.
+                shapes repeat; padding fills what is left, at the end. None = as many as are real; a compiler, which
+                cannot count them, gets all.
         """
         flat = mask.flatten()
         if torch.compiler.is_compiling() and (count is None or count >= len(flat)):
@@ -53,11 +53,6 @@ class Packing:
     def full(self) -> bool:
         """Whether every position is packed in its place: packed and padded form are the same."""
         return not self.bounded and len(self.at) == self.mask.numel()
-
-    @property
-    def in_order(self) -> bool:
-        """Whether the real positions come first, one row after the other, with nothing between them."""
-        return not (self.bounded and self.full)
 
     @property
     def lengths(self) -> list[int]:
