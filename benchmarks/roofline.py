@@ -125,7 +125,7 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> di
     return {
         "model": model,
         "kinds": kinds,
-        "seconds_outside_operations": (whole - sum(timed.seconds.values())) / options.pairs,
+        "outside_operations": (whole - sum(timed.seconds.values())) / options.pairs,
         "product_tflops": rate.described(),
         "copy_gigabytes_per_second": bandwidth / 1e9,
     }
@@ -160,7 +160,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             )
         lines += [
             "",
-            f"Outside operations (Python, and the measurement itself): {one['seconds_outside_operations']:.3f} s.",
+            f"Outside operations (Python, and the measurement itself): {one['outside_operations']:.3f} s.",
             "",
         ]
     return "\n".join([*lines, *circumstances(result)]) + "\n"

@@ -89,7 +89,7 @@ def test_every_benchmark_is_run_here_listed_and_made() -> None:
 @pytest.mark.parametrize(
     ("name", "processes"),
     [
-        *((name, 1) for name in ARGUMENTS if name not in ("small_models", "step_memory", "table")),
+        *((name, 1) for name in ARGUMENTS if name not in ("small_models", "startup", "step_memory", "table")),
         pytest.param("region_contrast", 2, marks=pytest.mark.slow),
         pytest.param("step_memory", 2, marks=pytest.mark.slow),
         pytest.param("startup", 2, marks=pytest.mark.slow),
@@ -110,7 +110,7 @@ def test_a_benchmark_measures_and_writes(
     assert result["not_claimed"]
     assert {"torch", "visling"} <= result["versions"].keys()
     measured = [*found(result, "median"), *(each for one in found(result, "peak_mib") for each in one.values())]
-    measured += [each for each in found(result, "gflop") if each]  # computed, not measured; 0 without a product
+    measured += [each for each in found(result, "gflop") if each]  # computed; what is no product has none
     measured += [each for each in found(result, "seconds") if isinstance(each, float) and each]  # rounded
     assert len(measured) >= 2
     assert all(value > 0 for value in measured)

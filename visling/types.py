@@ -182,9 +182,11 @@ class Batch(_Movable):
         row."""
         text, regions, pixels = self.text, self.regions, self.pixels
         if (own := text.row) is not None:
-            text = dataclasses.replace(text, row=None).map(lambda tensor: tensor[own])
+            text = dataclasses.replace(text, row=None, count=text.shared, shared=None)
+            text = text.map(lambda tensor: tensor[own])
         if regions is not None and (row := regions.row) is not None:
-            regions = dataclasses.replace(regions, row=None).map(lambda tensor: tensor[row])
+            regions = dataclasses.replace(regions, row=None, count=regions.shared, shared=None)
+            regions = regions.map(lambda tensor: tensor[row])
             if pixels is not None:
                 per_row = {name: getattr(pixels, name) for name in ("row", "classes", "masks")}
                 pixels = dataclasses.replace(

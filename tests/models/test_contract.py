@@ -771,13 +771,23 @@ def assert_equal_where_read(found: Encoded, expected: Encoded, reads: Reads, bat
 
 
 def counted_by_host(batch: Batch, extra: int) -> Batch:
-    """The batch with the numbers of its real positions, and so many more, filled with padding."""
+    """The batch with the numbers of its real positions, and so many more, filled with padding; no more than there
+    are."""
+
+    def count(mask: Tensor) -> int:
+        return min(int(mask.sum()) + extra, mask.numel())
+
     text, regions = batch.text, batch.regions
-    return dataclasses.replace(
+    text_mask, region_mask = real_masks(batch)
+    counted = dataclasses.replace(
         batch,
-        text=dataclasses.replace(text, count=int(text.mask.sum()) + extra),
-        regions=None if regions is None else dataclasses.replace(regions, count=int(regions.mask.sum()) + extra),
+        text=dataclasses.replace(text, count=count(text.mask), shared=count(text_mask)),
+        regions=None
+        if regions is None
+        else dataclasses.replace(regions, count=count(regions.mask), shared=count(region_mask)),
     )
+    counted.validate()
+    return counted
 
 
 @pytest.mark.parametrize("way", ["padded", "rows"])
@@ -804,7 +814,7 @@ def test_counts_of_the_host_change_nothing(
     attend_by(monkeypatch, way)
     model, batch = model.double(), COMPOSITIONS[composition]()
     expected, expected_gradients = with_gradients(model, batch, EVERYTHING, EVERYTHING)
-    for extra in (0, 1, 100):  # 100: more than there are positions
+    for extra in (0, 1, 100):  # 100: all positions
         found, gradients = with_gradients(model, counted_by_host(batch, extra), EVERYTHING, EVERYTHING)
         assert_equal_where_read(found, expected, EVERYTHING, batch)
         assert_close(gradients, expected_gradients, **EXACT)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from fixtures.attention_ways import fix_dropout
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from visling.nn import attention_kernels as kernels
@@ -205,7 +207,7 @@ def test_half_precision_by_autocast_is_near_single_precision(kernel: str) -> Non
     for half in (True, False):
         leaf = given.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            projected = torch.nn.functional.linear(leaf, torch.eye(16))
+            projected = F.linear(leaf, torch.eye(16))
             context = function(*projected.unbind())
         assert context.dtype == (torch.bfloat16 if half else torch.float32)
         found.append((context.float(), *torch.autograd.grad(context.float().sin().sum(), leaf)))
@@ -234,6 +236,28 @@ def test_the_choice_goes_by_the_average_row() -> None:
     assert over((30, 30), 30) is over((30, 30), 300) is attend_by_row  # padding is no work
     assert over((30, *[1] * 20), 30) is attend_padded
     assert over((), 5) is over((0, 0), 5) is attend_padded
+
+
+def test_where_the_host_counts_rows_nothing_asks_the_device_for_them() -> None:
+    mask = torch.ones(4, 60, dtype=torch.bool)
+    for rows in (Packing.of(mask, 240), Packing.of(F.pad(mask, (0, 1)), 242)):
+        for x_rows, y_rows in ((rows, rows), (Packing.of(mask), rows), (rows, Packing.of(mask))):
+            query = torch.zeros(len(x_rows.at), 768)
+            assert choose_kernel(query, x_rows, y_rows, num_heads=12, dropout_rate=0.0) is attend_padded
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rows_of_different_length_go_to_their_kernel_on_a_gpu(dtype: torch.dtype, grad: bool) -> None:
+    """Half precision, inference, and real positions without padding between: the kernel knows nothing else."""
+    query: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    mask = torch.tensor([[True, False], [True, True]])
+    for count, in_order in ((None, True), (3, True), (4, False)):
+        rows = Packing.of(mask, count)
+        with torch.set_grad_enabled(grad):
+            found = [choose_kernel(query, rows, rows, num_heads=2, dropout_rate=rate) for rate in (0.0, 0.1)]
+        fits = in_order and not grad and dtype == torch.bfloat16
+        assert found == [kernels.attend_lengths if fits else attend_padded, attend_padded]
 
 
 def test_a_compiler_gets_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:

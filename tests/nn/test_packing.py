@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from visling.nn.packing import Packing, add_counts, mark_read, read_joint
+from visling.nn.packing import Packing, add_counts, count_with_one_more, mark_read, read_joint
 from visling.types import EVERYTHING, NOTHING, POOLED, Reads, Regions, Slots, Text
 
 MASK = torch.tensor(
@@ -55,7 +55,7 @@ def test_real_positions_are_packed_in_order_and_laid_out_again(width: tuple[int,
     assert rows.places[rows.at].tolist() == list(range(REAL))
 
 
-@pytest.mark.parametrize("count", [REAL + 1, REAL + 5, MASK.numel()])
+@pytest.mark.parametrize("count", [REAL + 1, REAL + 5, MASK.numel() - 1])
 def test_padding_fills_up_behind_what_is_real(count: int) -> None:
     rows, states = Packing.of(MASK, count), padded()
     assert rows.at[:REAL].tolist() == PLACES
@@ -64,10 +64,17 @@ def test_padding_fills_up_behind_what_is_real(count: int) -> None:
     assert torch.equal(rows.pack(states)[:REAL], states[MASK])
     assert torch.equal(rows.unpack(rows.pack(states))[MASK], states[MASK])
     assert torch.equal(rows.unpack_real(rows.pack(states)), masked(states, MASK))
+    assert rows.in_order
 
 
-def test_more_than_all_positions_are_all_positions() -> None:
-    assert len(Packing.of(MASK, 2 * MASK.numel()).at) == MASK.numel()
+@pytest.mark.parametrize("count", [MASK.numel(), 2 * MASK.numel()])
+def test_all_positions_stay_where_they_are(count: int) -> None:
+    rows, states = Packing.of(MASK, count), padded()
+    assert rows.pack(states).data_ptr() == states.data_ptr()
+    assert torch.equal(rows.unpack(rows.pack(states)), states)
+    assert torch.equal(rows.unpack_real(rows.pack(states)), masked(states, MASK))
+    assert rows.places.tolist() == list(range(MASK.numel()))
+    assert not rows.in_order  # padding lies between
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float16, torch.float64])
@@ -80,10 +87,11 @@ def test_any_type_is_packed(kind: torch.dtype) -> None:
 def test_without_padding_nothing_is_moved() -> None:
     rows, states = Packing.of(torch.ones(2, 3, dtype=torch.bool)), torch.randn(2, 3, 4)
     assert rows.full
+    assert rows.in_order
     assert rows.pack(states).data_ptr() == states.data_ptr()
     assert rows.unpack(rows.pack(states)).data_ptr() == states.data_ptr()
     assert not Packing.of(MASK).full
-    assert not Packing.of(MASK, MASK.numel()).full  # all positions, but the real ones first
+    assert Packing.of(MASK).in_order
 
 
 @pytest.mark.parametrize("mask", [NO_REGIONS, torch.zeros(3, 2, dtype=torch.bool), torch.zeros(0, 4, dtype=torch.bool)])
@@ -98,7 +106,7 @@ def test_nothing_real(mask: Tensor, count: int | None) -> None:
 
 def test_a_batch_without_columns_is_shared_and_read() -> None:
     rows = Packing.of(NO_REGIONS)
-    shared, shared_rows = rows.share(torch.zeros(0, 5), torch.tensor([2, 0]))
+    shared, shared_rows = rows.share(torch.zeros(0, 5), torch.tensor([2, 0]), None)
     assert shared.shape == (0, 5)
     assert shared_rows.mask.shape == (2, 0)
     chosen, most = mark_read((), NO_REGIONS)
@@ -109,18 +117,20 @@ def test_a_batch_without_columns_is_shared_and_read() -> None:
 # -------------------------------------------------------------------------------------------------------------- sharing
 
 
-@pytest.mark.parametrize("count", [None, REAL + 3])
-def test_shared_rows_are_repeated(count: int | None) -> None:
+@pytest.mark.parametrize("shared_count", [None, 12, 14, 20])
+@pytest.mark.parametrize("count", [None, REAL + 3, MASK.numel()])
+def test_shared_rows_are_repeated(count: int | None, shared_count: int | None) -> None:
     rows, states, row = Packing.of(MASK, count), padded(), torch.tensor([2, 2, 1, 0, 3])
-    shared, shared_rows = rows.share(rows.pack(states), row)
+    shared, shared_rows = rows.share(rows.pack(states), row, shared_count)
     assert torch.equal(shared_rows.mask, MASK[row])
-    assert torch.equal(shared, states[row][MASK[row]])
+    assert len(shared) == len(shared_rows.at) == (shared_count or 12)
+    assert torch.equal(shared_rows.unpack_real(shared), masked(states[row], MASK[row]))
 
 
 def test_rows_one_to_one_are_shared_as_they_are() -> None:
     rows = Packing.of(MASK)
     packed = rows.pack(padded())
-    shared, shared_rows = rows.share(packed, None)
+    shared, shared_rows = rows.share(packed, None, None)
     assert shared is packed
     assert shared_rows is rows
 
@@ -212,8 +222,8 @@ def test_what_is_read_of_a_joint_sequence(
         answer_at=None if answer_at is None else torch.tensor(answer_at),
     )
     assert reading.rows.mask.int().tolist() == read
-    where = torch.tensor(read, dtype=torch.bool)
-    assert torch.equal(reading.take(rows.pack(states))[: where.sum()], states[where])
+    found = reading.rows.unpack_real(reading.take(rows.pack(states)))
+    assert torch.equal(found, masked(states, torch.tensor(read, dtype=torch.bool)))
 
 
 def test_reads_join() -> None:
@@ -225,23 +235,40 @@ def test_reads_join() -> None:
 
 
 def test_counts_of_joint_sequences_add_up_where_the_host_knows_them() -> None:
-    def text(count: int | None, row: Tensor | None = None) -> Text:
+    def text(count: int | None, row: Tensor | None = None, shared: int | None = None) -> Text:
         ids = torch.zeros(MASK.shape, dtype=torch.int64)
-        return Text(ids=ids, mask=MASK, segments=ids, row=row, count=count)
+        return Text(ids=ids, mask=MASK, segments=ids, row=row, count=count, shared=shared)
 
-    def regions(count: int | None, row: Tensor | None = None) -> Regions:
-        features = torch.zeros(4, 4, 2)
+    def regions(count: int | None, row: Tensor | None = None, shared: int | None = None) -> Regions:
         return Regions(
-            features=features, boxes=torch.zeros(4, 4, 4), mask=MASK, size=torch.ones(4, 2), row=row, count=count
+            features=torch.zeros(4, 4, 2),
+            boxes=torch.zeros(4, 4, 4),
+            mask=MASK,
+            size=torch.ones(4, 2),
+            row=row,
+            count=count,
+            shared=shared,
         )
 
-    row = torch.arange(4)
+    row, six = torch.arange(4), torch.tensor([0, 0, 1, 2, 3, 3])
     assert add_counts(text(9), regions(8)) == 17
     assert add_counts(text(9), regions(8), extra=2) == 25
     assert add_counts(text(9), None, extra=1) == 13
-    unknown = [(None, 8, None, None), (9, None, None, None), (9, 8, row, None), (9, 8, None, row)]
-    for tokens, real, text_row, region_row in unknown:
-        assert add_counts(text(tokens, text_row), regions(real, region_row)) is None
+    assert add_counts(text(9), regions(8, row, 11)) == 20
+    assert add_counts(text(9, six, 15), regions(18), extra=1) == 15 + 18 + 6
+    for tokens, seen in [
+        (text(None), regions(8)),
+        (text(9), regions(None)),
+        (text(9, row), regions(8)),
+        (text(9), regions(8, row)),
+        (text(None), None),
+    ]:
+        assert add_counts(tokens, seen) is None
+
+
+def test_one_more_in_each_row_where_the_host_knows_the_rest() -> None:
+    assert count_with_one_more(9, 4) == 13
+    assert count_with_one_more(None, 4) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
@@ -251,10 +278,10 @@ def shared_and_read(states: Tensor, weight: Tensor, *, count: int | None) -> Ten
     """What a model does with packed states: pack, a layer, share rows out, read some, lay them out."""
     rows = Packing.of(MASK, count)
     packed = torch.tanh(rows.pack(states) @ weight)
-    shared, shared_rows = rows.share(packed, torch.tensor([0, 2, 2, 1]))
+    shared, shared_rows = rows.share(packed, torch.tensor([0, 2, 2, 1]), None if count is None else count + 3)
     chosen, most = mark_read((ONE, TWO), shared_rows.mask, first=torch.zeros(4, dtype=torch.int64))
     reading = shared_rows.read(chosen, most)
-    return reading.rows.unpack(reading.take(shared) @ weight)
+    return reading.rows.unpack_real(reading.take(shared) @ weight)
 
 
 def padded_and_masked(states: Tensor, weight: Tensor) -> Tensor:
@@ -265,7 +292,7 @@ def padded_and_masked(states: Tensor, weight: Tensor) -> Tensor:
     return masked(shared @ weight, chosen & MASK[row])
 
 
-@pytest.mark.parametrize("count", [None, REAL, REAL + 3])
+@pytest.mark.parametrize("count", [None, REAL, REAL + 3, MASK.numel()])
 def test_values_and_gradients_equal_masked_computation_on_all_positions(count: int | None) -> None:
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     states = padded(dtype=torch.float64).requires_grad_()

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from visling import models
 from visling.data.batches.shapes import give_few_shapes
 from visling.data.corpora.readers import find_reader
+from visling.nn import attention_kernels
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
@@ -109,7 +110,10 @@ class Work:
 
     model: nn.Module
     loss: Callable[[Batch, Targets], Tensor]
+    exact: list[tuple[Batch, Targets]]
+    """Padded to the longest row."""
     batches: list[tuple[Batch, Targets]]
+    """The same in few shapes."""
     optim: OptimConfig
 
 
@@ -142,21 +146,23 @@ def pretraining(name: str) -> Work:
             objective.queue.push(F.normalize(torch.randn(size), dim=-1), torch.ones(size[0], dtype=torch.bool))
             assert objective.queue.full
     spec = models.spec(config.model).inputs(config.encoder)
-    batches = [
-        give_few_shapes(*ragged(*typical_batch(config, find_reader(corpus.kind).typical, ROWS)), spec)
-        for corpus in config.corpora
-    ]
-    return Work(model, functools.partial(loss_of, model), batches, config.train.optim)
+    exact = [ragged(*typical_batch(config, find_reader(corpus.kind).typical, ROWS)) for corpus in config.corpora]
+    batches = [give_few_shapes(*pair, spec) for pair in exact]
+    return Work(model, functools.partial(loss_of, model), exact, batches, config.train.optim)
 
 
 def finetuning(name: str) -> Work:
     torch.manual_seed(0)
     config: FinetuneConfig = tiny(PUBLISHED_FINETUNING[name](), max_regions=9)
     model, task = untrained_task(config)
-    batch, targets = ragged(*typical_task_batch(config, task, ROWS))
-    pair = give_few_shapes(batch, targets, models.spec(config.model).inputs(config.encoder))
+    exact = ragged(*typical_task_batch(config, task, ROWS))
+    pair = give_few_shapes(*exact, models.spec(config.model).inputs(config.encoder))
     return Work(
-        model.train(), lambda batch, targets: task.loss(model(batch), targets).value, [pair], config.train.optim
+        model.train(),
+        lambda batch, targets: task.loss(model(batch), targets).value,
+        [exact],
+        [pair],
+        config.train.optim,
     )
 
 
@@ -183,6 +189,21 @@ def test_a_step_never_waits_for_the_device(name: str, make: Callable[[str], Work
             if isinstance(work.model, PretrainModel):
                 work.model.after_update()
         assert loss.isfinite()
+
+
+@pytest.mark.parametrize("kernel", ["rows", "padded"])
+@pytest.mark.parametrize(("name", "make"), list(every()))
+def test_few_shapes_change_no_loss(
+    name: str, make: Callable[[str], Work], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both ways of attention, the first of which counts on where the real positions of a packing lie."""
+    monkeypatch.setattr(attention_kernels, "WORK_OF_A_ROW", 0 if kernel == "rows" else 2**60)
+    work = make(name)
+    work.model.eval()
+    for exact, rounded in zip(work.exact, work.batches, strict=True):
+        assert rounded[0].text.count is not None
+        with torch.no_grad():
+            assert_close(work.loss(*rounded), work.loss(*exact), atol=1e-4, rtol=1e-5)
 
 
 def lean(name: str, make: Callable[[str], Work], monkeypatch: pytest.MonkeyPatch) -> Work:

@@ -88,8 +88,9 @@ class RegionEmbeddings(nn.Module):
         rows = Packing.of(regions.mask, regions.count)
         features, boxes = rows.pack(regions.features), rows.pack(regions.boxes)  # (K, F), (K, 4)
         seven = torch.cat([spatial_six(boxes), area(boxes)[..., None]], dim=-1)  # (K, 7)
-        states = self.feature_norm(self.features(features.to(self.features.weight.dtype)))
-        return rows.unpack(self.norm(states + self.box_norm(self.boxes(seven)) + segment))
+        features, seven = (x.to(self.features.weight.dtype) for x in (features, seven))
+        states = self.feature_norm(self.features(features)) + self.box_norm(self.boxes(seven))
+        return rows.unpack(self.norm(states + segment))
 
 
 class Uniter(Encoder):

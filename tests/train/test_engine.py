@@ -555,12 +555,12 @@ def test_the_step_is_compiled_when_asked(toy: ModuleType, monkeypatch: pytest.Mo
         return step
 
     monkeypatch.setattr(torch, "compile", compile_step)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    train(toy, max_steps=1)
-    assert compiled == []
-    train(toy, max_steps=1, compile="kernels")
-    assert len(compiled) == 1
-    assert torch._dynamo.config.recompile_limit == MOST_SHAPES
+    with torch._dynamo.config.patch(recompile_limit=8):
+        train(toy, max_steps=1)
+        assert compiled == []
+        train(toy, max_steps=1, compile="kernels")
+        assert len(compiled) == 1
+        assert torch._dynamo.config.recompile_limit == MOST_SHAPES
 
 
 def test_excluded_parameters_do_not_move(toy: ModuleType) -> None:

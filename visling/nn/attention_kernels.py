@@ -47,7 +47,8 @@ def choose_kernel(query: Tensor, x_rows: Packing, y_rows: Packing, *, num_heads:
     if torch.compiler.is_compiling():
         return attend_padded
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.device.type == "cuda" and half and dropout_rate == 0.0 and not torch.is_grad_enabled():
+    infers = dropout_rate == 0.0 and not torch.is_grad_enabled()
+    if query.device.type == "cuda" and half and infers and x_rows.in_order and y_rows.in_order:
         return attend_lengths
     if query.device.type != "cpu" or x_rows.bounded or y_rows.bounded:  # where counts are given, nothing asks for more
         return attend_padded

@@ -39,12 +39,12 @@ class Packing:
 
         Args:
             count: number of packed positions, at least that of the real ones, so that nothing waits for the device and
-                shapes repeat; padding fills what is left, at the end. None = as many as are real; a compiler, which
-                cannot count them, gets all.
+                shapes repeat; padding fills what is left, at the end, or in its place if the count is that of all
+                positions. None = as many as are real; a compiler, which cannot count them, gets all.
         """
         flat = mask.flatten()
-        if (torch.compiler.is_compiling() and count is None) or (count is not None and count >= len(flat)):
-            return cls(mask, torch.arange(len(flat), device=mask.device), bounded=count is not None)
+        if torch.compiler.is_compiling() and (count is None or count >= len(flat)):
+            return cls(mask, torch.arange(len(flat), device=mask.device))
         if count is None:
             return cls(mask, flat.nonzero()[:, 0])
         return cls(mask, flat.int().argsort(descending=True, stable=True)[:count], bounded=True)
@@ -52,7 +52,12 @@ class Packing:
     @property
     def full(self) -> bool:
         """Whether every position is packed in its place: packed and padded form are the same."""
-        return len(self.at) == self.mask.numel()
+        return not self.bounded and len(self.at) == self.mask.numel()
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the real positions come first, one row after the other, with nothing between them."""
+        return not (self.bounded and self.full)
 
     @property
     def lengths(self) -> list[int]:
@@ -95,7 +100,7 @@ class Packing:
             return padded
         return padded.where(self.mask.view(*self.mask.shape, *[1] * (padded.dim() - 2)), 0.0)
 
-    def share(self, packed: Tensor, row: Tensor | None, count: int | None) -> tuple[Tensor, Packing]:
+    def share(self, packed: Tensor, row: Tensor | None, count: int | None = None) -> tuple[Tensor, Packing]:
         """States of rows (S, N) as the rows of a batch read them, and their packing.
 
         Args:

@@ -214,6 +214,16 @@ def test_regions_that_rows_share_have_few_numbers_of_rows() -> None:
     assert (wider.regions.size > 0).all()
 
 
+def test_rows_that_are_shared_keep_their_counts_when_each_gets_its_own() -> None:
+    row = LAYOUT.row("a cat")
+    examples = [Example(id=str(number), rows=(row, row), images=("2",)) for number in range(3)]
+    _, (batch, _) = make(*examples)
+    own = batch.unshared()
+    assert (batch.regions.count, batch.regions.shared) == (16, 32)  # of 15 and 30
+    assert (own.regions.count, own.regions.shared) == (32, None)
+    own.validate()
+
+
 def test_joined_images_have_room_for_each() -> None:
     spec = dataclasses.replace(SPEC, pair="sequence", max_regions=6)
     (batch, _), (wider, _) = make(Example(id="1", rows=(LAYOUT.row("a cat"),), images=("0", "2")), spec=spec)
