@@ -1,7 +1,8 @@
 """Dropout whose random numbers cost little.
 
 A CPU draws random numbers one after the other, and one number for each element takes longer than all else that dropout
-does. Here one number serves four elements.
+does. Here one number serves four elements, and what was kept is drawn again in the backward pass, from the same seed,
+instead of being stored.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ _LEVELS = 2**16
 """Values of the 16 bits that decide about an element; a rate is rounded to them."""
 
 
-def draw_kept(size: int, rate: float, device: torch.device) -> tuple[Tensor, float]:
-    """Which of `size` elements dropout keeps, (size,) bool, and the factor that makes up for the others.
+def draw_seed() -> int:
+    """A seed for `draw_kept`, from PyTorch's generator of the CPU."""
+    return int(torch.randint(2**32, ()))
 
-    Drawn from the generator of the device. The rate is rounded to a multiple of 2**-16; the factor follows the rounded
-    one, so the mean is exact.
+
+def draw_kept(size: int, rate: float, seed: int) -> tuple[Tensor, float]:
+    """Which of `size` elements dropout keeps, (size,) bool, and the factor that makes up for the others; the same for
+    the same seed.
+
+    The rate is rounded to a multiple of 2**-16; the factor follows the rounded one, so the mean is exact.
     """
-    dropped = round(rate * _LEVELS)
-    bits = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
+    dropped, generator = round(rate * _LEVELS), torch.Generator().manual_seed(seed)
+    bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     kept = bits.view(torch.int16)[:size] >= dropped - _LEVELS // 2
     return kept, _LEVELS / (_LEVELS - dropped) if dropped < _LEVELS else 0.0
 
@@ -35,7 +41,7 @@ def drop(states: Tensor, rate: float, *, training: bool) -> Tensor:
         return states
     if not _draws_bits(states):
         return F.dropout(states, rate)
-    kept, scale = draw_kept(states.numel(), rate, states.device)
+    kept, scale = draw_kept(states.numel(), rate, draw_seed())
     return states * kept.view(states.shape) * scale
 
 
@@ -64,14 +70,12 @@ class Dropout(nn.Dropout):
 class _AddDropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, states: Tensor, rate: float) -> Tensor:
-        kept, scale = draw_kept(states.numel(), rate, states.device)
-        kept = kept.view(states.shape)
-        ctx.save_for_backward(kept)
-        ctx.scale, ctx.dtype = scale, states.dtype
-        return torch.add(residual, states * kept, alpha=scale)
+        ctx.rate, ctx.seed, ctx.dtype = rate, draw_seed(), states.dtype
+        kept, scale = draw_kept(states.numel(), rate, ctx.seed)
+        return torch.add(residual, states * kept.view(states.shape), alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return grad, (grad * kept).mul_(ctx.scale).to(ctx.dtype), None
+        kept, scale = draw_kept(grad.numel(), ctx.rate, ctx.seed)
+        return grad, (grad * kept.view(grad.shape)).mul_(scale).to(ctx.dtype), None

@@ -43,7 +43,7 @@ def attend_rows(
 
 
 class _RowAttention(torch.autograd.Function):
-    """Keeps the probabilities and which of them were dropped out; the product of the two is made again in backward."""
+    """Keeps the probabilities; which of them were dropped is drawn again in backward."""
 
     @staticmethod
     def forward(
@@ -62,7 +62,8 @@ class _RowAttention(torch.autograd.Function):
         context = torch.zeros_like(query) if unwritten else torch.empty_like(query)
         size = rows[-1][2].stop if rows else 0
         probs = query.new_empty(size if keeps else max((s.stop - s.start for _, _, s in rows), default=0))
-        kept, scale = (None, 1.0) if dropout_rate == 0.0 else dropout.draw_kept(size, dropout_rate, query.device)
+        draw = None if dropout_rate == 0.0 else (size, dropout_rate, dropout.draw_seed())
+        kept, scale = (None, 1.0) if draw is None else dropout.draw_kept(*draw)
         with torch.autocast(query.device.type, enabled=False):
             for queries, keys, square in rows:
                 if keys.start == keys.stop or queries.start == queries.stop:
@@ -77,15 +78,16 @@ class _RowAttention(torch.autograd.Function):
                 _heads(context, queries, num_heads).copy_(torch.bmm(p, v))
             if scale != 1.0:
                 context.mul_(scale)
-        ctx.save_for_backward(query, key, value, probs, kept)
-        ctx.rows, ctx.num_heads, ctx.scale = rows, num_heads, scale
+        ctx.save_for_backward(query, key, value, probs)
+        ctx.rows, ctx.num_heads, ctx.draw = rows, num_heads, draw
         return context
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, probs, kept = ctx.saved_tensors
-        num_heads, scale = ctx.num_heads, ctx.scale
+        query, key, value, probs = ctx.saved_tensors
+        num_heads = ctx.num_heads
+        kept, scale = (None, 1.0) if ctx.draw is None else dropout.draw_kept(*ctx.draw)
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
         for queries, keys, square in ctx.rows:
             if keys.start == keys.stop or queries.start == queries.stop:
