@@ -45,7 +45,7 @@ check-slow: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models lxmert --precision $(PRECISION)
-	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models visualbert --pairs 2 --precision $(PRECISION)
+	$(BIN)/python benchmarks/pretraining.py --out benchmarks/results --models visualbert --pairs 3 --precision $(PRECISION)
 	$(BIN)/python benchmarks/vqa_training.py --out benchmarks/results --models lxmert visualbert --precision $(PRECISION)
 	$(BIN)/python benchmarks/vqa_inference.py --out benchmarks/results --models lxmert visualbert --precision $(PRECISION)
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results

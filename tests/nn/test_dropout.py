@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from visling.nn.dropout import Dropout, add_dropped, draw_kept, draw_seed, drop
+from visling.nn.dropout import Dropout, add_dropped, draw_kept, drop
 
-SEED = 3
 MANY = 1_000_000
 RATES = (0.1, 0.25, 0.5, 0.9, 1 / 3)
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_the_share_that_is_dropped_is_the_rate(rate: float) -> None:
-    kept, scale = draw_kept(MANY, rate, SEED)
+    kept, scale = draw_kept(MANY, rate)
     assert kept.dtype == torch.bool
     assert abs((~kept).sum().item() - rate * MANY) < 5 * math.sqrt(MANY * rate * (1 - rate)) + MANY / 2**17
     assert scale == pytest.approx(1 / (1 - rate), rel=1e-4)
@@ -29,27 +28,27 @@ def test_the_share_that_is_dropped_is_the_rate(rate: float) -> None:
 @pytest.mark.parametrize("rate", RATES)
 def test_the_mean_is_exact(rate: float) -> None:
     """Of the 2**16 values that decide about an element, kept ones times the factor are all of them."""
-    _, scale = draw_kept(1, rate, SEED)
+    _, scale = draw_kept(1, rate)
     kept_values = 2**16 - round(rate * 2**16)
     assert kept_values * scale == 2**16
 
 
 def test_nothing_is_dropped_at_rates_that_round_to_zero_and_everything_at_one() -> None:
-    kept, scale = draw_kept(1000, 2.0**-18, SEED)
+    kept, scale = draw_kept(1000, 2.0**-18)
     assert kept.all()
     assert scale == 1.0
     assert not drop(torch.ones(1000), 1.0, training=True).any()
-    assert draw_kept(1000, 1.0, SEED)[1] == 0.0
+    assert draw_kept(1000, 1.0)[1] == 0.0
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 4097])
 def test_any_number_of_elements(size: int) -> None:
-    assert draw_kept(size, 0.5, SEED)[0].shape == (size,)
+    assert draw_kept(size, 0.5)[0].shape == (size,)
 
 
 def test_elements_are_independent() -> None:
     """Neighbours share one random number: of pairs, at every distance within and beyond it, a quarter are kept."""
-    kept = draw_kept(MANY, 0.5, SEED)[0]
+    kept = draw_kept(MANY, 0.5)[0]
     for distance in (*range(1, 9), 64, 1000):
         both = (kept[:-distance] & kept[distance:]).sum().item()
         pairs = MANY - distance
@@ -61,7 +60,7 @@ def test_elements_are_independent() -> None:
 
 def test_what_is_drawn_follows_torchs_seed() -> None:
     def draw() -> Tensor:
-        return draw_kept(4096, 0.3, draw_seed())[0]
+        return draw_kept(4096, 0.3)[0]
 
     torch.manual_seed(5)
     first, second = draw(), draw()
@@ -72,6 +71,15 @@ def test_what_is_drawn_follows_torchs_seed() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_a_draw_is_repeated_and_disturbs_no_other() -> None:
+    state = torch.get_rng_state()
+    first, second = draw_kept(4096, 0.3)[0], draw_kept(4096, 0.3)[0]
+    after = torch.get_rng_state()
+    assert torch.equal(draw_kept(4096, 0.3, state)[0], first)
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_a_module_drops_in_training_only() -> None:

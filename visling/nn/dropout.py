@@ -1,8 +1,8 @@
 """Dropout whose random numbers cost little.
 
 A CPU draws random numbers one after the other, and one number for each element takes longer than all else that dropout
-does. Here one number serves four elements, and what was kept is drawn again in the backward pass, from the same seed,
-instead of being stored.
+does. Here one number serves four elements, and what was kept is drawn again in the backward pass instead of
+being stored.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ _LEVELS = 2**16
 """Values of the 16 bits that decide about an element; a rate is rounded to them."""
 
 
-def draw_seed() -> int:
-    """A seed for `draw_kept`, from PyTorch's generator of the CPU."""
-    return int(torch.randint(2**32, ()))
+def draw_kept(size: int, rate: float, state: Tensor | None = None) -> tuple[Tensor, float]:
+    """Which of `size` elements dropout keeps, (size,) bool, and the factor that makes up for the others.
 
+    Drawn from PyTorch's generator of the CPU. The rate is rounded to a multiple of 2**-16; the factor follows the
+    rounded one, so the mean is exact.
 
-def draw_kept(size: int, rate: float, seed: int) -> tuple[Tensor, float]:
-    """Which of `size` elements dropout keeps, (size,) bool, and the factor that makes up for the others; the same for
-    the same seed.
-
-    The rate is rounded to a multiple of 2**-16; the factor follows the rounded one, so the mean is exact.
+    Args:
+        state: what `torch.get_rng_state` returned before an earlier draw, which is then repeated.
     """
-    dropped, generator = round(rate * _LEVELS), torch.Generator().manual_seed(seed)
+    dropped, generator = round(rate * _LEVELS), None
+    if state is not None:
+        generator = torch.Generator()
+        generator.set_state(state)
     bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     kept = bits.view(torch.int16)[:size] >= dropped - _LEVELS // 2
     return kept, _LEVELS / (_LEVELS - dropped) if dropped < _LEVELS else 0.0
@@ -41,7 +42,7 @@ def drop(states: Tensor, rate: float, *, training: bool) -> Tensor:
         return states
     if not _draws_bits(states):
         return F.dropout(states, rate)
-    kept, scale = draw_kept(states.numel(), rate, draw_seed())
+    kept, scale = draw_kept(states.numel(), rate)
     return states * kept.view(states.shape) * scale
 
 
@@ -70,12 +71,12 @@ class Dropout(nn.Dropout):
 class _AddDropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, states: Tensor, rate: float) -> Tensor:
-        ctx.rate, ctx.seed, ctx.dtype = rate, draw_seed(), states.dtype
-        kept, scale = draw_kept(states.numel(), rate, ctx.seed)
+        ctx.rate, ctx.state, ctx.dtype = rate, torch.get_rng_state(), states.dtype
+        kept, scale = draw_kept(states.numel(), rate)
         return torch.add(residual, states * kept.view(states.shape), alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        kept, scale = draw_kept(grad.numel(), ctx.rate, ctx.seed)
+        kept, scale = draw_kept(grad.numel(), ctx.rate, ctx.state)
         return grad, (grad * kept.view(grad.shape)).mul_(scale).to(ctx.dtype), None

@@ -62,8 +62,8 @@ class _RowAttention(torch.autograd.Function):
         context = torch.zeros_like(query) if unwritten else torch.empty_like(query)
         size = rows[-1][2].stop if rows else 0
         probs = query.new_empty(size if keeps else max((s.stop - s.start for _, _, s in rows), default=0))
-        draw = None if dropout_rate == 0.0 else (size, dropout_rate, dropout.draw_seed())
-        kept, scale = (None, 1.0) if draw is None else dropout.draw_kept(*draw)
+        draw = None if dropout_rate == 0.0 else (size, dropout_rate, torch.get_rng_state())
+        kept, scale = (None, 1.0) if draw is None else dropout.draw_kept(size, dropout_rate)
         with torch.autocast(query.device.type, enabled=False):
             for queries, keys, square in rows:
                 if keys.start == keys.stop or queries.start == queries.stop:
