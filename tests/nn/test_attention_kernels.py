@@ -289,3 +289,38 @@ def test_the_kernel_for_lengths_equals_padded_rows(shape: str, fillers: int) -> 
     real = sum(SHAPES[shape][0])
     assert_close(found[:real], expected[:real], atol=2e-2, rtol=2e-2)
     assert found.isfinite().all()
+
+
+def test_small_rows_are_computed_by_one_thread_and_the_others_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of small rows are too short to be shared; those of long rows are shared."""
+    threads, seen = torch.get_num_threads(), []
+    softmax = torch.softmax
+
+    def spy(*given: Any, **named: Any) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return softmax(*given, **named)
+
+    monkeypatch.setattr(torch, "softmax", spy)
+    try:
+        torch.set_num_threads(2)
+        for lengths in ((9, 7), (300, 280)):
+            rows = rows_of(lengths)
+            query = torch.randn(len(rows.at), 64, requires_grad=True)
+            attend_by_row(query, query, query, rows, rows, num_heads=2, dropout_rate=0.1).sum().backward()
+            assert torch.get_num_threads() == 2
+        assert seen == [1, 1, 2, 2]
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("threads", "work", "way"), [(4, 100_000, "rows"), (5, 100_000, "padded"), (5, 4_000_000, "rows")]
+)
+def test_many_threads_get_padded_rows_unless_a_row_is_enough_for_all(
+    threads: int, work: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rows = rows_of((100, 100))
+    query = torch.zeros(200, -(-work // 100**2))
+    found = choose_kernel(query, rows, rows, num_heads=1, dropout_rate=0.0)
+    assert found is (attend_by_row if way == "rows" else attend_padded)

@@ -9,6 +9,7 @@ Letters  B rows, Kq and Kk packed query and key positions, H heads, E width of a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -18,6 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from visling.nn import dropout
+
+SHARED_WORK = 4_000_000
+"""Multiplications of a row's scores, H x M x N x E, from which several threads share each product."""
 
 
 def attend_rows(
@@ -64,7 +68,7 @@ class _RowAttention(torch.autograd.Function):
         probs = query.new_empty(size if keeps else max((s.stop - s.start for _, _, s in rows), default=0))
         draw = None if dropout_rate == 0.0 else (size, dropout_rate, torch.get_rng_state())
         kept, scale = (None, 1.0) if draw is None else dropout.draw_kept(size, dropout_rate)
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(query.device.type, enabled=False), _few_threads(rows, query.shape[1] // num_heads):
             for queries, keys, square in rows:
                 if keys.start == keys.stop or queries.start == queries.stop:
                     continue
@@ -89,22 +93,37 @@ class _RowAttention(torch.autograd.Function):
         num_heads = ctx.num_heads
         kept, scale = (None, 1.0) if ctx.draw is None else dropout.draw_kept(*ctx.draw)
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
-        for queries, keys, square in ctx.rows:
-            if keys.start == keys.stop or queries.start == queries.stop:
-                continue
-            q, k, v = (_heads(x, at, num_heads) for x, at in ((query, queries), (key, keys), (value, keys)))
-            g = _heads(grad, queries, num_heads) * scale
-            p = probs[square].view(num_heads, q.shape[1], k.shape[1])
-            mask = None if kept is None else kept[square].view(p.shape)
-            used = p if mask is None else p * mask
-            _heads(grad_value, keys, num_heads).copy_(torch.bmm(used.transpose(1, 2), g))
-            grad_probs = torch.bmm(g, v.transpose(1, 2))
-            if mask is not None:
-                grad_probs = grad_probs.mul_(mask)
-            grad_scores = torch._softmax_backward_data(grad_probs, p, -1, p.dtype).mul_(q.shape[2] ** -0.5)
-            _heads(grad_query, queries, num_heads).copy_(torch.bmm(grad_scores, k))
-            _heads(grad_key, keys, num_heads).copy_(torch.bmm(grad_scores.transpose(1, 2), q))
+        with _few_threads(ctx.rows, query.shape[1] // num_heads):
+            for queries, keys, square in ctx.rows:
+                if keys.start == keys.stop or queries.start == queries.stop:
+                    continue
+                q, k, v = (_heads(x, at, num_heads) for x, at in ((query, queries), (key, keys), (value, keys)))
+                g = _heads(grad, queries, num_heads) * scale
+                p = probs[square].view(num_heads, q.shape[1], k.shape[1])
+                mask = None if kept is None else kept[square].view(p.shape)
+                used = p if mask is None else p * mask
+                _heads(grad_value, keys, num_heads).copy_(torch.bmm(used.transpose(1, 2), g))
+                grad_probs = torch.bmm(g, v.transpose(1, 2))
+                if mask is not None:
+                    grad_probs = grad_probs.mul_(mask)
+                grad_scores = torch._softmax_backward_data(grad_probs, p, -1, p.dtype).mul_(q.shape[2] ** -0.5)
+                _heads(grad_query, queries, num_heads).copy_(torch.bmm(grad_scores, k))
+                _heads(grad_key, keys, num_heads).copy_(torch.bmm(grad_scores.transpose(1, 2), q))
         return grad_query, grad_key, grad_value, None, None, None, None
+
+
+@contextlib.contextmanager
+def _few_threads(rows: Sequence[tuple[slice, slice, slice]], head_size: int) -> Iterator[None]:
+    """Compute small rows with one thread: to wake others takes longer than the work that they would take over."""
+    threads, work = torch.get_num_threads(), rows[-1][2].stop * head_size if rows else 0
+    if threads == 1 or work >= SHARED_WORK * len(rows):
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rows(
