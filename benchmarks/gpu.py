@@ -204,13 +204,13 @@ def measure_pretraining(model: str, options: argparse.Namespace, device: torch.d
 def measure_finetuning(model: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Steps of fine-tuning on VQA."""
     ours = make_answering(model, options, device)
-    peer = vqa_training.make_peer(model, ours, device, options.precision)
+    peers = vqa_training.make_peers(model, ours, device, options.precision)
 
     def step(batch: Batch, targets: Targets) -> Any:
         assert targets.answer is not None
         return answer_loss(ours.logits(batch), targets.answer, ours.kind)
 
-    return measure_steps(ours, step, [peer], ours.spec, options, device, recordable=True)
+    return measure_steps(ours, step, peers, ours.spec, options, device, recordable=True)
 
 
 def measure_steps(

@@ -14,9 +14,10 @@ in a process of its own. Features are random and captions are random words: no s
     tiles         As the library scores: what depends on a text or an image alone is computed once.
     batches       Batches of pairs, each with a text and an image of its own, through the library's model.
     one by one    The same, a pair at a time.
-    padded pairs  ViLBERT and VL-BERT: batches of pairs with every layer at every position of the padded batch, written
-                  with plain functions of torch over the same weights (`dense_sides.py`), as a release's evaluation
-                  does it.
+    padded pairs  ViLBERT and VL-BERT: batches of pairs with every layer at every position, written with plain functions
+                  of torch over the same weights (`dense_sides.py`). As in a release's evaluation, every text is padded
+                  to the most word pieces and every image to the most regions that the preset allows (ViLBERT: 30 and
+                  99).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from measuring import (
     write_result,
 )
 from numpy.typing import NDArray
+from transformers_sides import Padded, pad
 
 from visling import models, runtime
 from visling.data.annotations.retrieval import RetrievalRecord
@@ -60,7 +62,7 @@ from visling.runs.needed_products import task_products
 from visling.runs.retrieve import score_pairs
 from visling.tasks.base import distinct_images
 from visling.tasks.retrieval import Retrieval
-from visling.types import Batch, Encoded, RegionArray
+from visling.types import Batch, Encoded, RegionArray, Targets
 
 WORDS = (
     "a", "the", "two", "man", "woman", "dog", "child", "street", "red", "blue", "small", "large", "with", "near",
@@ -139,9 +141,10 @@ class Case:
         """(I, T) by batches of pairs, each with a text and an image of its own.
 
         Args:
-            padded: compute every position of the padded batch.
+            padded: compute every position of a batch of fixed sizes.
         """
-        collate = Collator(self.inputs.regions, self.inputs.spec, self.inputs.tokenizer)
+        spec = self.inputs.spec
+        collate = Collator(self.inputs.regions, spec, self.inputs.tokenizer)
         rng, images = runtime.generator_for(SEED), distinct_images(records)
         pairs = [replace(record, images=(image,)) for image in images for record in records]
         scores = []
@@ -149,7 +152,11 @@ class Case:
             for first in range(0, len(pairs), size):
                 examples = [self.task.example(pair, self.inputs.layout, rng) for pair in pairs[first : first + size]]
                 batch = collate(examples, [rng] * len(examples))[0].to(self.inputs.device)
-                logits = self.model(batch) if not padded else self.model.read(self.encode_padded(batch), batch)
+                if padded:
+                    batch, _ = pad(batch, Targets(), Padded(tokens=spec.max_tokens, regions=spec.max_regions))
+                    logits = self.model.read(self.encode_padded(batch), batch)
+                else:
+                    logits = self.model(batch)
                 scores.append(self.task.score(logits).cpu().numpy())
         found: NDArray[np.float32] = np.concatenate(scores).reshape(len(images), len(records))
         return found

@@ -10,8 +10,9 @@ features of its image. Forward only, without gradients and dropout; the logits o
 timed. In turn (A B B A ...), each round on a batch of its own: 35 questions about 7 images, lengths about those of VQA,
 36 regions (LXMERT) or 10 to 100.
 
-Peers       `LxmertForQuestionAnswering`, `VisualBertForQuestionAnswering`, padded to the longest of the batch. ViLBERT
-            and VL-BERT: every layer at every position of the padded batch (`dense_sides.py`).
+Peers       `LxmertForQuestionAnswering` with texts padded to 20 word pieces, as its documentation and its release do,
+            and in another column to the longest of the batch; `VisualBertForQuestionAnswering`, padded to the longest.
+            ViLBERT and VL-BERT: every layer at every position of the padded batch (`dense_sides.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,7 @@ from measuring import (
 from sides import VQA_PRESETS, Answering, share_images, vqa_config
 from steps import at_base_size, page
 from torch import Tensor
-from transformers_sides import LxmertAnswering, VisualBertAnswering
+from transformers_sides import LxmertAnswering, Padded, VisualBertAnswering
 
 from visling import runtime
 from visling.types import Batch, Targets
@@ -61,27 +62,33 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> di
     """One family."""
     ours = Answering(model, vqa_config(model, options), device)
     theirs: Any
-    if model in ("lxmert", "visualbert"):
-        name, theirs = (
-            "transformers padded to the longest",
-            (LxmertAnswering if model == "lxmert" else VisualBertAnswering)(ours, device),
-        )
+    forms: dict[str, Callable[..., Any]] = {}
+    if model == "lxmert":
+        theirs, tokens = LxmertAnswering(ours, device), ours.config.max_tokens
+        forms[f"transformers padded to {tokens}"] = partial(theirs.feed, padded=Padded(tokens=tokens))
+        forms["transformers padded to the longest"] = theirs.feed
+    elif model == "visualbert":
+        theirs = VisualBertAnswering(ours, device)
+        forms["transformers padded to the longest"] = theirs.feed
     else:
-        name, theirs = "dense padded to the longest", DenseAnswering(ours)
+        theirs = DenseAnswering(ours)
+        forms["dense padded to the longest"] = theirs.feed
+    name = next(iter(forms))
     ours.module.eval()
     theirs.module.eval()
     rows = -(-options.batch_size // QUESTIONS_PER_IMAGE) * QUESTIONS_PER_IMAGE
     batches = draw_by_image(ours, rows, options.warmup + options.pairs, device)
     shared = [share_images(batch) for batch, _ in batches]
-    fed = [theirs.feed(batch, targets) for batch, targets in batches]
-    alone = [inputs[0] if isinstance(inputs, tuple) else inputs for inputs in fed]
 
     def answer(side: Any, inputs: Sequence[Any], number: int) -> Tensor:
         with torch.inference_mode(), runtime.autocast(device, options.precision):
             logits: Tensor = side.logits(inputs[number])
         return logits
 
-    works = {"visling": partial(answer, ours, shared), name: partial(answer, theirs, alone)}
+    works = {"visling": partial(answer, ours, shared)}
+    for form, feed in forms.items():
+        fed = [feed(batch, targets) for batch, targets in batches]
+        works[form] = partial(answer, theirs, [each[0] if isinstance(each, tuple) else each for each in fed])
     precision = runtime.resolve(options.precision, device)
     difference = require_equal_outputs({side: work(0) for side, work in works.items()}, precision)
     with Rate(device, options.precision, options.product_size) as rate:
@@ -96,7 +103,8 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> di
         if model in TARGETS:
             claims.append(claim(WORK[model], f"ratio to {name}", found["ratio"][name]["median"], TARGETS[model]))
         claims.append(claim(WORK[model], "efficiency", reached["median"], EFFICIENCY[precision]))
-    print(f"{WORK[model]}: ratio {found['ratio'][name]['median']:.2f}", flush=True)
+    ratios = {form: round(ratio["median"], 2) for form, ratio in found["ratio"].items()}
+    print(f"{WORK[model]}: ratios {ratios}", flush=True)
     return {
         "work": WORK[model],
         "config": dataclasses.asdict(ours.config),

@@ -10,8 +10,9 @@ norms and the loss after one update agree. A batch holds random questions, each 
 those of VQA, 36 regions (LXMERT) or 10 to 100.
 
 Peers       `LxmertForQuestionAnswering` with the loss of LXMERT's release on its scores (its own loss takes one answer
-            a question), `VisualBertForQuestionAnswering` with its own loss; batches padded to their longest. ViLBERT
-            and VL-BERT: every layer at every position of the padded batch (`dense_sides.py`).
+            a question), its texts padded to 20 word pieces, as its documentation and its release do, and in another
+            column to the longest of the batch; `VisualBertForQuestionAnswering` with its own loss, padded to the
+            longest. ViLBERT and VL-BERT: every layer at every position of the padded batch (`dense_sides.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from dense_sides import DenseAnswering
 from measuring import Trained, add_options, begin, finish, load_averages, stem_of, write_result
 from sides import VQA_PRESETS, Answering, vqa_config
 from steps import EFFICIENCY, Peer, compare_steps, page
-from transformers_sides import LxmertAnswering, VisualBertAnswering
+from transformers_sides import LxmertAnswering, Padded, VisualBertAnswering
 
 from visling import runtime
 
@@ -39,22 +41,30 @@ WORK = {
 TARGETS = {"lxmert": 1.35, "visualbert": 1.8}
 
 
-def make_peer(model: str, ours: Answering, device: torch.device, precision: runtime.Precision) -> Peer:
+def make_peers(model: str, ours: Answering, device: torch.device, precision: runtime.Precision) -> list[Peer]:
     """What a family is compared with."""
-    if model in ("lxmert", "visualbert"):
-        side = (LxmertAnswering if model == "lxmert" else VisualBertAnswering)(ours, device)
-        name = "transformers padded to the longest"
-        return Peer(name=name, trained=Trained(side, device, precision), feed=side.feed, target=TARGETS[model])
+    longest, target = "transformers padded to the longest", TARGETS.get(model)
+    if model == "lxmert":
+        lxmert, tokens = LxmertAnswering(ours, device), ours.config.max_tokens
+        trained = Trained(lxmert, device, precision)
+        padded = partial(lxmert.feed, padded=Padded(tokens=tokens))
+        return [
+            Peer(name=f"transformers padded to {tokens}", trained=trained, feed=padded, target=target),
+            Peer(name=longest, trained=trained, feed=lxmert.feed),
+        ]
+    if model == "visualbert":
+        side = VisualBertAnswering(ours, device)
+        return [Peer(name=longest, trained=Trained(side, device, precision), feed=side.feed, target=target)]
     dense = DenseAnswering(ours)
-    return Peer(name="dense padded to the longest", trained=Trained(dense, device, precision), feed=dense.feed)
+    return [Peer(name="dense padded to the longest", trained=Trained(dense, device, precision), feed=dense.feed)]
 
 
 def measure(model: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """One family."""
     ours = Answering(model, vqa_config(model, options), device)
-    peer = make_peer(model, ours, device, options.precision)
+    peers = make_peers(model, ours, device, options.precision)
     precision = runtime.resolve(options.precision, device)
-    return compare_steps(WORK[model], ours, [peer], options, device, efficiency=EFFICIENCY[precision])
+    return compare_steps(WORK[model], ours, peers, options, device, efficiency=EFFICIENCY[precision])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
