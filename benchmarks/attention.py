@@ -2,8 +2,8 @@
 
     python benchmarks/attention.py --out benchmarks/results
 
-`nn/attention_kernels.py` chooses between the two by the work of a row; this is the measurement that its threshold comes
-from. Both ways get the same packed queries, keys and values and give equal contexts and gradients (checked). Times are
+`nn/attention_kernels.py` chooses between the two; this is the measurement that its rules come from (`--threads 1` and
+2). Both ways get the same packed queries, keys and values and give equal contexts and gradients (checked). Times are
 forward alone, and forward with backward, without dropout and with a rate of 0.1; the two ways in turn (A B B A ...).
 """
 
@@ -30,7 +30,7 @@ from measuring import (
 )
 from torch import Tensor
 
-from visling.nn.attention_kernels import WORK_OF_A_ROW, Kernel, attend_by_row, attend_padded
+from visling.nn.attention_kernels import Kernel, attend_by_row, attend_padded, choose_kernel
 from visling.nn.packing import Packing
 
 WIDTHS = ((96, 6), (128, 8), (256, 4), (768, 12), (1024, 8))
@@ -87,7 +87,11 @@ def measure(width: int, heads: int, low: int, high: int, options: argparse.Names
         "heads": heads,
         "lengths": [low, high],
         "work": work,
-        "chosen": "rows" if work >= WORK_OF_A_ROW else "padded",
+        "chosen": next(
+            name
+            for name, kernel in KERNELS.items()
+            if kernel is choose_kernel(states[0], rows, rows, num_heads=heads, dropout_rate=0.0)
+        ),
     }
     for name, ways in works.items():
         seconds = in_turn(ways, pairs=options.repeats, warmup=options.warmup, device=cpu)
@@ -106,8 +110,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         f"# Attention of packed rows: row by row and padded, {result['date']}",
         "",
         "Milliseconds row by row / padded (ratio padded over rows, above 1 row by row is faster), medians. Work: "
-        f"multiplications of a row's scores, as a power of two; from 2^{math.log2(WORK_OF_A_ROW):.1f} on rows are "
-        "chosen.",
+        "multiplications of a row's scores, as a power of two. Chosen: what `choose_kernel` takes with these threads.",
         "",
         "| width, heads | lengths | work | chosen | " + " | ".join(times) + " |",
         "|---|---|---|---|" + "---|" * len(times),

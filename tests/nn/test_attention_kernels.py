@@ -220,7 +220,8 @@ def chosen(length: int, width: int, **options: Any) -> Kernel:
     return choose_kernel(torch.zeros(4 * length, width), rows, rows, num_heads=12, dropout_rate=0.0, **options)
 
 
-def test_little_work_is_padded_and_much_goes_by_row() -> None:
+def test_one_thread_pads_little_work_and_takes_much_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert chosen(9, 96) is attend_padded  # the demo: a call per row would cost more than the padding
     assert chosen(40, 96) is chosen(60, 768) is attend_by_row
     limit = math.isqrt(kernels.WORK_OF_A_ROW // 768)
@@ -314,13 +315,20 @@ def test_small_rows_are_computed_by_one_thread_and_the_others_come_back(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("threads", "work", "way"), [(4, 100_000, "rows"), (5, 100_000, "padded"), (5, 4_000_000, "rows")]
+    ("threads", "lengths", "width", "way"),
+    [
+        (2, (9, 7), 8, "rows"),
+        (4, (9, 7), 8, "rows"),
+        (2, (9, 9), 8, "padded"),  # without any padding the padded form costs nothing
+        (2, (300, 300), 64, "padded"),
+        (5, (99, 100), 64, "padded"),
+        (5, (299, 300), 64, "rows"),  # a row is enough for all of them
+    ],
 )
-def test_many_threads_get_padded_rows_unless_a_row_is_enough_for_all(
-    threads: int, work: int, way: str, monkeypatch: pytest.MonkeyPatch
+def test_several_threads_take_padded_rows_row_by_row(
+    threads: int, lengths: tuple[int, ...], width: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    rows = rows_of((100, 100))
-    query = torch.zeros(200, -(-work // 100**2))
-    found = choose_kernel(query, rows, rows, num_heads=1, dropout_rate=0.0)
+    rows = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+    found = choose_kernel(torch.zeros(len(rows.at), width), rows, rows, num_heads=1, dropout_rate=0.0)
     assert found is (attend_by_row if way == "rows" else attend_padded)

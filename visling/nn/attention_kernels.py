@@ -22,10 +22,11 @@ from visling.nn.packing import Packing
 from visling.nn.row_attention import SHARED_WORK, attend_rows
 
 WORK_OF_A_ROW = 100_000
-"""Multiplications of a row's scores, H x M x N x E, from which `rows` beats `padded` on a CPU, forward and backward
-(benchmarks/attention.py)."""
+"""Multiplications of a row's scores, H x M x N x E, from which `rows` beats `padded` with one thread, forward and
+backward."""
 FEW_THREADS = 4
-"""Up to so many, that holds; measured with one and two."""
+"""Up to so many, and more than one, `rows` always beats `padded` where there is padding: padded calls are many, and
+each wakes all threads. Measured with two (benchmarks/attention.py)."""
 
 
 class Kernel(Protocol):
@@ -53,8 +54,11 @@ def choose_kernel(query: Tensor, x_rows: Packing, y_rows: Packing, *, num_heads:
         return attend_lengths
     if query.device.type != "cpu" or x_rows.bounded or y_rows.bounded:  # where counts are given, nothing asks for more
         return attend_padded
+    threads = torch.get_num_threads()
+    if threads > 1 and x_rows.full and y_rows.full:
+        return attend_padded
     # One thread computes rows of little work: where there are many, padded rows keep more of them busy.
-    least = WORK_OF_A_ROW if torch.get_num_threads() <= FEW_THREADS else SHARED_WORK
+    least = WORK_OF_A_ROW if threads == 1 else 0 if threads <= FEW_THREADS else SHARED_WORK
     rows = max(len(x_rows.mask), 1)
     work = len(x_rows.at) * len(y_rows.at) * query.shape[1] / rows**2
     return attend_by_row if work >= least else attend_padded
