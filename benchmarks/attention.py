@@ -30,8 +30,9 @@ from measuring import (
 )
 from torch import Tensor
 
-from visling.nn.attention_kernels import Kernel, attend_by_row, attend_padded, choose_kernel
+from visling.nn.attention_kernels import Kernel, attend_padded, choose_kernel
 from visling.nn.packing import Packing
+from visling.nn.row_attention import attend_by_row
 
 WIDTHS = ((96, 6), (128, 8), (256, 4), (768, 12), (1024, 8))
 """Width of all heads together, and their number: of the presets, of BERT base, of ViLBERT's co-attention."""

@@ -24,16 +24,15 @@ visling does where something is to be predicted, with the same loss. The dense p
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from dense_sides import DensePretraining
-from measuring import Trained, add_options, begin, finish, load_averages, stem_of, write_result
+from measuring import Trained
 from sides import RECIPES, Pretraining, pretraining_config
-from steps import EFFICIENCY, Peer, compare_steps, page
+from steps import EFFICIENCY, Peer, compare_steps, run_families
 from transformers_sides import LxmertPretraining, Padded, VisualBertPretraining
 
 from visling import runtime
@@ -93,25 +92,15 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time pre-training steps here and elsewhere.")
-    parser.add_argument("--models", nargs="+", choices=sorted(RECIPES), default=[*RECIPES], help="families")
-    add_options(parser, pairs=3)
-    options = parser.parse_args(arguments)
-    device, load_before, found = begin(options), load_averages(), []
-    for model in options.models:
-        found.append(measure(model, options, device))
-        gc.collect()
-    result = finish(
+    run_families(
         "pretraining",
-        options,
-        device,
-        load_before,
-        comparisons=found,
-        claims=[each for one in found for each in one["claims"]],
+        "Pre-training steps",
+        "A step: forward, loss, backward and AdamW update, in turn, same weights, batches and labels.",
+        [*RECIPES],
+        measure,
+        arguments,
+        pairs=3,
     )
-    introduction = ["A step: forward, loss, backward and AdamW update, in turn, same weights, batches and labels."]
-    text = page("Pre-training steps", introduction, result)
-    print(write_result(options.out, stem_of("pretraining", options, device, "+".join(options.models)), result, text))
 
 
 if __name__ == "__main__":

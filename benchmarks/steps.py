@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +16,19 @@ from measuring import (
     TOLERANCE,
     Rate,
     Trained,
+    add_options,
+    begin,
     check_agreement,
     circumstances,
     claim,
     compare,
     describe,
+    finish,
     in_turn,
+    load_averages,
     require_agreement,
+    stem_of,
+    write_result,
 )
 from sides import Answering, Pretraining
 
@@ -126,22 +133,52 @@ def _agree(
     return {**agreement, "loss in every form": forms}
 
 
+def run_families(
+    name: str,
+    title: str,
+    introduction: str,
+    families: Sequence[str],
+    measure: Callable[[str, argparse.Namespace, torch.device], dict[str, Any]],
+    arguments: Sequence[str] | None,
+    *,
+    pairs: int,
+) -> None:
+    """A whole script: options, the families one after the other, the dated result.
+
+    Args:
+        families: all that can be measured.
+        measure: one of them.
+        pairs: timed rounds, if not told otherwise.
+    """
+    parser = argparse.ArgumentParser(description=f"{title}: seconds, ratios and efficiency.")
+    parser.add_argument("--models", nargs="+", choices=sorted(families), default=[*families], help="families")
+    add_options(parser, pairs=pairs)
+    options = parser.parse_args(arguments)
+    device, load_before, found = begin(options), load_averages(), []
+    for model in options.models:
+        found.append(measure(model, options, device))
+        gc.collect()
+    claims = [each for one in found for each in one["claims"]]
+    result = finish(name, options, device, load_before, comparisons=found, claims=claims)
+    stem = stem_of(name, options, device, "+".join(options.models))
+    print(write_result(options.out, stem, result, page(title, introduction, result)))
+
+
 def at_base_size(options: argparse.Namespace) -> bool:
     """Whether a run is one that the targets speak of: models of base size, random batches of 32, on a CPU."""
     return options.preset is None and options.layers is None and options.device == "cpu"
 
 
-def page(title: str, introduction: Sequence[str], result: Mapping[str, Any]) -> str:
+def page(title: str, introduction: str, result: Mapping[str, Any]) -> str:
     """The result for readers."""
     return "\n".join(_lines(title, introduction, result)) + "\n"
 
 
-def _lines(title: str, introduction: Sequence[str], result: Mapping[str, Any]) -> Iterator[str]:
+def _lines(title: str, introduction: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {title}, {result['date']}"
     yield ""
-    for paragraph in introduction:
-        yield paragraph
-        yield ""
+    yield introduction
+    yield ""
     yield (
         "Seconds and ratios: median (smallest to largest). Ratio: the other's time over visling's, pair by pair; above "
         "1 visling is faster. Efficiency: operations of the products that real positions which are read need, over "

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -29,19 +28,13 @@ from dense_sides import DenseAnswering
 from drawn_data import QUESTIONS_PER_IMAGE, describe_batches
 from measuring import (
     Rate,
-    add_options,
-    begin,
     claim,
     compare,
-    finish,
     in_turn,
-    load_averages,
     require_equal_outputs,
-    stem_of,
-    write_result,
 )
 from sides import VQA_PRESETS, Answering, share_images, vqa_config
-from steps import at_base_size, page
+from steps import at_base_size, run_families
 from torch import Tensor
 from transformers_sides import LxmertAnswering, Padded, VisualBertAnswering
 
@@ -131,22 +124,16 @@ def draw_by_image(ours: Answering, rows: int, number: int, device: torch.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time answering five questions an image here and elsewhere.")
-    parser.add_argument("--models", nargs="+", choices=sorted(VQA_PRESETS), default=[*VQA_PRESETS], help="families")
-    add_options(parser, pairs=5)
-    options = parser.parse_args(arguments)
-    device, load_before, found = begin(options), load_averages(), []
-    for model in options.models:
-        found.append(measure(model, options, device))
-        gc.collect()
-    claims = [each for one in found for each in one["claims"]]
-    result = finish("vqa_inference", options, device, load_before, comparisons=found, claims=claims)
-    introduction = [
+    run_families(
+        "vqa_inference",
+        "Answering five questions an image",
         "Logits of questions, five of them about an image, forward only: visling gets each image once, the others with "
-        "every question."
-    ]
-    text = page("Answering five questions an image", introduction, result)
-    print(write_result(options.out, stem_of("vqa_inference", options, device, "+".join(options.models)), result, text))
+        "every question.",
+        [*VQA_PRESETS],
+        measure,
+        arguments,
+        pairs=5,
+    )
 
 
 if __name__ == "__main__":

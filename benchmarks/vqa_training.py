@@ -18,16 +18,15 @@ Peers       `LxmertForQuestionAnswering` with the loss of LXMERT's release on it
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from dense_sides import DenseAnswering
-from measuring import Trained, add_options, begin, finish, load_averages, stem_of, write_result
+from measuring import Trained
 from sides import VQA_PRESETS, Answering, vqa_config
-from steps import EFFICIENCY, Peer, compare_steps, page
+from steps import EFFICIENCY, Peer, compare_steps, run_families
 from transformers_sides import LxmertAnswering, Padded, VisualBertAnswering
 
 from visling import runtime
@@ -68,21 +67,15 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time fine-tuning steps on VQA here and elsewhere.")
-    parser.add_argument("--models", nargs="+", choices=sorted(VQA_PRESETS), default=[*VQA_PRESETS], help="families")
-    add_options(parser, pairs=3)
-    options = parser.parse_args(arguments)
-    device, load_before, found = begin(options), load_averages(), []
-    for model in options.models:
-        found.append(measure(model, options, device))
-        gc.collect()
-    claims = [each for one in found for each in one["claims"]]
-    result = finish("vqa_training", options, device, load_before, comparisons=found, claims=claims)
-    introduction = [
-        "A step: forward, loss over 3,129 answers, backward and AdamW update; a question has its own image."
-    ]
-    text = page("VQA fine-tuning steps", introduction, result)
-    print(write_result(options.out, stem_of("vqa_training", options, device, "+".join(options.models)), result, text))
+    run_families(
+        "vqa_training",
+        "VQA fine-tuning steps",
+        "A step: forward, loss over 3,129 answers, backward and AdamW update; a question has its own image.",
+        [*VQA_PRESETS],
+        measure,
+        arguments,
+        pairs=3,
+    )
 
 
 if __name__ == "__main__":

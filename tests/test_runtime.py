@@ -266,7 +266,7 @@ def test_the_entry_settles_threads_and_keeps_a_given_setting(
 # Memory
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept_or_given_back() -> None:
     """The system clears the pages that a process asks for: it is asked once, or for every tensor again."""
     script = """

@@ -114,8 +114,7 @@ _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1
 
 def keep_freed_memory(keep: bool = True) -> None:
     """Let this process keep the memory that it frees, instead of handing it back to the system, which must clear it
-    before the next step gets it: a tenth of a training step on a CPU, and more of one with few threads. The highest
-    amount in use stays about the same. Without glibc: nothing.
+    before the next step gets it. Does nothing without glibc.
 
     Args:
         keep: False = as glibc does it by itself once large tensors have come and gone.

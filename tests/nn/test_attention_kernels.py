@@ -19,8 +19,9 @@ from torch.testing import assert_close
 
 from visling.nn import attention_kernels as kernels
 from visling.nn.attention import Attention
-from visling.nn.attention_kernels import Kernel, attend_by_row, attend_padded, choose_kernel
+from visling.nn.attention_kernels import Kernel, attend_padded, choose_kernel
 from visling.nn.packing import Packing
+from visling.nn.row_attention import attend_by_row
 
 HEADS, WIDTH = 2, 6
 KERNELS: Mapping[str, Kernel] = {"rows": attend_by_row, "padded": attend_padded}

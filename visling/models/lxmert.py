@@ -255,8 +255,7 @@ class Lxmert(Encoder):
             trace: receives states (of the batch's rows) and attention.
         """
         rows = Packing.of(text.mask, text.count)
-        states = self.dropout(self.norm(rows.pack(self.embeddings(text.ids, text.segments))))
-        return rows.unpack(self._through("text", self.text_layers, states, rows, text.row, trace, replacements))
+        return rows.unpack(self._encode_text(text, rows, trace, replacements))
 
     def encode_regions(
         self, regions: Regions, *, trace: Trace | None = None, replacements: Replacements = _NONE
@@ -267,10 +266,7 @@ class Lxmert(Encoder):
             ConfigError: the features are of another width than the model's.
         """
         rows = Packing.of(regions.mask, regions.count)
-        dtype = self.region_embeddings.features.weight.dtype
-        features, boxes = self.region_features(rows.pack(regions.features), dtype), rows.pack(regions.boxes).to(dtype)
-        states = self.dropout(self.region_embeddings(features, boxes))
-        return rows.unpack(self._through("region", self.region_layers, states, rows, regions.row, trace, replacements))
+        return rows.unpack(self._encode_regions(regions, rows, trace, replacements))
 
     def encode_pairs(
         self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None, *, reads: Reads = EVERYTHING
@@ -302,10 +298,9 @@ class Lxmert(Encoder):
         self, text: Text, states: Tensor | None, trace: Trace, replacements: Replacements
     ) -> tuple[Tensor, Packing]:
         """Packed states of the batch's text rows before they meet any region; `states` as from `encode_text`."""
-        if states is None:
-            states = self.encode_text(text, trace=trace, replacements=replacements)
         rows = Packing.of(text.mask, text.count)
-        return rows.share(rows.pack(states), text.row, text.shared)
+        packed = self._encode_text(text, rows, trace, replacements) if states is None else rows.pack(states)
+        return rows.share(packed, text.row, text.shared)
 
     def _run_regions(
         self, batch: Batch, states: Tensor | None, trace: Trace, replacements: Replacements
@@ -315,10 +310,23 @@ class Lxmert(Encoder):
         if regions is None:
             mask = batch.text.mask if batch.text.row is None else batch.text.mask[batch.text.row]
             return self.norm.weight.new_zeros(0, self.config.hidden_size), Packing.of(mask[:, :0])
-        if states is None:
-            states = self.encode_regions(regions, trace=trace, replacements=replacements)
         rows = Packing.of(regions.mask, regions.count)
-        return rows.share(rows.pack(states), regions.row, regions.shared)
+        packed = self._encode_regions(regions, rows, trace, replacements) if states is None else rows.pack(states)
+        return rows.share(packed, regions.row, regions.shared)
+
+    def _encode_text(self, text: Text, rows: Packing, trace: Trace | None, replacements: Replacements) -> Tensor:
+        """`encode_text`, packed."""
+        states = self.dropout(self.norm(rows.pack(self.embeddings(text.ids, text.segments))))
+        return self._through("text", self.text_layers, states, rows, text.row, trace, replacements)
+
+    def _encode_regions(
+        self, regions: Regions, rows: Packing, trace: Trace | None, replacements: Replacements
+    ) -> Tensor:
+        """`encode_regions`, packed."""
+        dtype = self.region_embeddings.features.weight.dtype
+        features, boxes = self.region_features(rows.pack(regions.features), dtype), rows.pack(regions.boxes).to(dtype)
+        states = self.dropout(self.region_embeddings(features, boxes))
+        return self._through("region", self.region_layers, states, rows, regions.row, trace, replacements)
 
     def _through(
         self,
@@ -341,9 +349,8 @@ class Lxmert(Encoder):
 def _what_is_read(reads: Reads, text: Packing, regions: Packing) -> tuple[Reading, Reading]:
     """Positions of both streams that are read after the last layer."""
     first = text.mask.new_zeros(len(text.mask), dtype=torch.int64) if reads.pooled else None
-    return text.read(*mark_read(reads.text, text.mask, first=first)), regions.read(
-        *mark_read(reads.regions, regions.mask)
-    )
+    read_text, read_regions = mark_read(reads.text, text.mask, first=first), mark_read(reads.regions, regions.mask)
+    return text.read(*read_text), regions.read(*read_regions)
 
 
 def _layers(prefix: str, layers: nn.ModuleList, replacements: Replacements) -> Iterator[tuple[str, nn.Module]]:

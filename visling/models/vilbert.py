@@ -335,8 +335,8 @@ class Vilbert(Encoder):
     def encode_regions(self, regions: Regions) -> Tensor:
         """Normed sums of the projected features and locations, the whole image behind the regions; (S, R + 1, Dr). In
         all releases the first region layer follows the first co-attention."""
-        features, locations, rows = with_whole_image(regions, self.region_features, self.projection.weight.dtype)
-        return rows.unpack(self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations))))
+        states, rows = self._embed_regions(regions)
+        return rows.unpack(states)
 
     def encode_pairs(
         self, batch: Batch, text_states: Tensor | None, region_states: Tensor | None, *, reads: Reads = EVERYTHING
@@ -397,14 +397,20 @@ class Vilbert(Encoder):
         regions = batch.regions
         if regions is None:
             regions = without_regions(batch.text, self.config.feature_size, self.projection.weight)
-        states = self.encode_regions(regions) if states is None else states
-        rows = Packing.of(
-            F.pad(regions.mask, (0, 1), value=True), count_with_one_more(regions.count, len(regions.mask))
-        )
-        states = rows.pack(states)
+        if states is None:
+            packed, rows = self._embed_regions(regions)
+        else:
+            count = count_with_one_more(regions.count, len(regions.mask))
+            rows = Packing.of(F.pad(regions.mask, (0, 1), value=True), count)
+            packed = rows.pack(states)
         if regions.row is None:
-            return states, rows
-        return rows.share(states, regions.row, count_with_one_more(regions.shared, len(regions.row)))
+            return packed, rows
+        return rows.share(packed, regions.row, count_with_one_more(regions.shared, len(regions.row)))
+
+    def _embed_regions(self, regions: Regions) -> tuple[Tensor, Packing]:
+        """`encode_regions`, packed."""
+        features, locations, rows = with_whole_image(regions, self.region_features, self.projection.weight.dtype)
+        return self.dropout(self.region_norm(self.projection(features) + self.box_projection(locations))), rows
 
     def _what_is_read(
         self, reads: Reads, text_rows: Packing, region_rows: Packing, answer_at: Tensor | None

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from visling.nn.packing import Packing
-from visling.nn.row_attention import SHARED_WORK, attend_rows
+from visling.nn.row_attention import SHARED_WORK, attend_by_row
 
 WORK_OF_A_ROW = 100_000
 """Multiplications of a row's scores, H x M x N x E, from which `rows` beats `padded` with one thread, forward and
@@ -62,22 +62,6 @@ def choose_kernel(query: Tensor, x_rows: Packing, y_rows: Packing, *, num_heads:
     rows = max(len(x_rows.mask), 1)
     work = len(x_rows.at) * len(y_rows.at) * query.shape[1] / rows**2
     return attend_by_row if work >= least else attend_padded
-
-
-def attend_by_row(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    x_rows: Packing,
-    y_rows: Packing,
-    *,
-    num_heads: int,
-    dropout_rate: float,
-) -> Tensor:
-    """`rows`."""
-    return attend_rows(
-        query, key, value, x_rows.lengths, y_rows.lengths, num_heads=num_heads, dropout_rate=dropout_rate
-    )
 
 
 def attend_padded(

@@ -1,7 +1,7 @@
 """A linear layer over GELU that keeps less for the backward pass.
 
-The values after GELU are a third of what a feed-forward block would keep. They are computed again instead: on a CPU
-that is about a hundredth of the block's time.
+The values after GELU are as wide as those before it, the widest that a layer has. They are computed again instead of
+being stored, which costs little beside the products (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The post-norm Transformer layer of BERT: attention block, feed-forward block (Devlin et al. 2019; Vaswani et al.
 2017, section 3).
 
-States are packed (`nn.packing`): padding is never computed. The last layer of a model may be told which positions are
-read after it, and computes no others.
+States are packed (`nn.packing`): padding is never computed. The last layer of a model can be given the positions that
+are read after it; it then computes no others.
 
 Letters  B rows, M query positions, N key positions, K packed positions, Kx and Ky of two sequences, D width of the
          stream, H heads.

@@ -1,8 +1,8 @@
 """Packed rows: the real positions of a batch one after the other, without the padding between them.
 
 A batch comes padded, (B, N, ...). Whatever treats every position alike (linear layers, norms, GELU) runs on the packed
-form (K, ...), so padding costs nothing and it does not matter which rows share a batch. Attention is told where the
-rows lie.
+form (K, ...), so padding costs nothing and it does not matter which rows share a batch. Attention alone needs to know
+where each row begins and ends.
 
 Letters  B rows, N positions of a padded row, K packed positions, D width, P slots of a row.
 """

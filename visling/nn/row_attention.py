@@ -19,17 +19,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from visling.nn import dropout
+from visling.nn.packing import Packing
 
 SHARED_WORK = 4_000_000
 """Multiplications of a row's scores, H x M x N x E, from which several threads share each product."""
 
 
-def attend_rows(
+def attend_by_row(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_lengths: Sequence[int],
-    key_lengths: Sequence[int],
+    x_rows: Packing,
+    y_rows: Packing,
     *,
     num_heads: int,
     dropout_rate: float,
@@ -37,11 +38,11 @@ def attend_rows(
     """Context (Kq, A) of packed queries (Kq, A), keys and values (Kk, A); zeros in rows without keys.
 
     Args:
-        query_lengths, key_lengths: (B) packed positions of each row.
+        x_rows, y_rows: of the queries, and of the keys and values.
         dropout_rate: of the probabilities; 0 = none.
     """
     context: Tensor = _RowAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, query_lengths, key_lengths, num_heads, dropout_rate
+        query, key, value, x_rows.lengths, y_rows.lengths, num_heads, dropout_rate
     )
     return context
 
