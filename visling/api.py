@@ -13,10 +13,11 @@ encoder = api.from_pretrained("owner/name").encoder()
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,18 +25,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
+from visling.analysis.encoding import Encoding, split_rows
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
 from visling.data.batches.collate import Collator
 from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, DataError, nearest
+from visling.nn.extraction import extract_features
 from visling.pretrained import folder as folder_module
 from visling.pretrained.features import check_features
 from visling.pretrained.fetch import Report
 from visling.pretrained.folder import ModelFolder
 from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
-from visling.types import Example, Prediction, Record, RegionArray
+from visling.types import Batch, Example, Prediction, Record, RegionArray
 from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, to_pixels
 from visling.vision.pictures import GivenPictures
@@ -155,11 +158,12 @@ class _Asked(NamedTuple):
 
 
 _FileKey = tuple[str, int, int]
+_Result = TypeVar("_Result")
 
 
 @dataclass
 class _Together:
-    """Questions that are answered in one batch."""
+    """Questions that go through the model in one batch."""
 
     asked: list[_Asked] = field(default_factory=list)
     seen: dict[_FileKey | int, _Seen] = field(default_factory=dict)
@@ -223,17 +227,43 @@ class Predictor:
         Raises:
             DataError: as `answer` does, once the questions before the one at fault are answered.
         """
+        return self._process_together(questions, self._answer_together)
+
+    def encode(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        text: str,
+        choices: Sequence[str] = (),
+        *,
+        capture: bool = False,
+    ) -> Encoding:
+        """Words, named regions and their states; see `answer` for the arguments and errors.
+
+        Args:
+            capture: also attention maps and the hidden states of every layer.
+        """
+        (encoding,) = self.encode_each([Question(image, text, choices)], capture=capture)
+        return encoding
+
+    def encode_each(self, questions: Iterable[Question], *, capture: bool = False) -> Iterator[Encoding]:
+        """`encode` for many questions, in their order, several in a batch."""
+        return self._process_together(questions, partial(self._encode_together, capture=capture))
+
+    def _process_together(
+        self, questions: Iterable[Question], process: Callable[[_Together], Iterator[_Result]]
+    ) -> Iterator[_Result]:
+        """What becomes of each question when they are processed in batches."""
         together = _Together()
         for question in questions:
             if not together.has_room(question):
-                yield from self._answer_together(together)
+                yield from process(together)
                 together = _Together()
             try:
                 together.asked.append(self._read_question(question, together))
             except DataError:
-                yield from self._answer_together(together)
+                yield from process(together)
                 raise
-        yield from self._answer_together(together)
+        yield from process(together)
 
     def _read_question(self, question: Question, together: _Together) -> _Asked:
         """A question laid out for the model, after its images were looked at."""
@@ -253,6 +283,44 @@ class Predictor:
         asked, seen = together.asked, list(together.seen.values())
         if not asked:
             return
+        batch = self._collate(together)
+        with torch.inference_mode():
+            predictions = self.task.decode(self.model(batch), batch.unshared(), [one.record for one in asked])
+        for one, prediction in zip(asked, predictions, strict=True):
+            yield self._word_answer(one, [seen[int(name)] for name in one.images], prediction)
+
+    def _encode_together(self, together: _Together, *, capture: bool) -> Iterator[Encoding]:
+        """Encodings of the questions of a batch, in their order."""
+        asked, seen = together.asked, list(together.seen.values())
+        if not asked:
+            return
+        batch = self._collate(together)
+        with torch.no_grad():
+            batch, _ = extract_features(self.model.extractor, batch)
+            encoded = self.model.encoder(batch, capture=capture).to("cpu")
+        rows, first = batch.unshared().to("cpu"), 0
+        for one in asked:
+            own = [seen[int(name)] for name in one.images]
+            yield Encoding(
+                question=one.question.text,
+                images=tuple(Image.fromarray(found.pixels) for found in own),
+                rows=split_rows(
+                    self.model.encoder,
+                    encoded,
+                    rows,
+                    first=first,
+                    example=one.example,
+                    tokenizer=self.tokenizer,
+                    regions=[] if self.folder.text_only else [found.regions for found in own],
+                    class_names=self.class_names,
+                    attribute_names=self.attribute_names,
+                ),
+            )
+            first += len(one.example.rows)
+
+    def _collate(self, together: _Together) -> Batch:
+        """The batch of some questions, on the model's device."""
+        asked, seen = together.asked, list(together.seen.values())
         self._seen = {key: found for key, found in together.seen.items() if isinstance(key, tuple)}
         store = pictures = None
         if not self.folder.text_only:
@@ -261,11 +329,7 @@ class Predictor:
             pictures = GivenPictures({str(n): one.pixels for n, one in enumerate(seen)}, self.folder.extractor)
         collate = Collator(store, self.spec, self.tokenizer, pictures=pictures, share=True)
         batch, _ = collate([one.example for one in asked], [runtime.generator_for(0) for _ in asked])
-        batch = batch.to(self.device)
-        with torch.inference_mode():
-            predictions = self.task.decode(self.model(batch), batch.unshared(), [one.record for one in asked])
-        for one, prediction in zip(asked, predictions, strict=True):
-            yield self._word_answer(one, [seen[int(name)] for name in one.images], prediction)
+        return batch.to(self.device)
 
     def _word_answer(self, asked: _Asked, seen: Sequence[_Seen], prediction: Prediction) -> Answer:
         """The answer that a prediction stands for."""

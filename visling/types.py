@@ -319,6 +319,10 @@ class Encoded(_Movable):
     """(B, Dr): a model's global region."""
     maps: Maps | None = None
     """Captured attention; None unless asked for."""
+    attention: dict[str, Tensor] | None = None
+    """The same attention as it was computed, in that order, for what follows its gradient: "LAYER/joint" (B, H, T + R,
+    T + R), "LAYER/text", "LAYER/regions", "LAYER/text_to_regions" and "LAYER/regions_to_text"; where rows share no text
+    and no image, these tensors are part of the graph. None unless asked for."""
     states: dict[str, Tensor] | None = None
     """Captured hidden states by layer name; None unless asked for."""
 

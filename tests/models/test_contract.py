@@ -959,6 +959,35 @@ def test_attention_has_four_quadrants(name: str, model: Encoder) -> None:
         assert all(torch.allclose(total, torch.ones_like(total)) for total in sums.values())
 
 
+def test_attention_as_computed_is_what_the_maps_show_and_keeps_its_graph(name: str, model: Encoder) -> None:
+    batch = make_batch(counts=ONE_WITHOUT)
+    encoded = model(batch, capture=True)
+    assert encoded.maps is not None
+    assert encoded.attention is not None
+    seen = set()
+    for key, probs in encoded.attention.items():
+        layer, _, kind = key.rpartition("/")
+        if kind == "joint":
+            parts = [
+                torch.cat([getattr(encoded.maps, f"{source}_to_{target}")[layer] for target in ("text", "regions")], -1)
+                for source in ("text", "regions")
+            ]
+            assert torch.equal(probs, torch.cat(parts, -2))
+            seen |= {(quadrant, layer) for quadrant in QUADRANTS}
+        else:
+            quadrant = kind if "_to_" in kind else f"{kind}_to_{kind}"
+            assert torch.equal(probs, getattr(encoded.maps, quadrant)[layer])
+            seen.add((quadrant, layer))
+    assert seen == {(quadrant, layer) for quadrant in QUADRANTS for layer in getattr(encoded.maps, quadrant)}
+    gradients = torch.autograd.grad(
+        encoded.text.sum() + encoded.regions.sum(), list(encoded.attention.values()), allow_unused=True
+    )
+    assert all(gradient is not None for gradient in gradients)
+    behind = (0 if batch.regions is None else REGIONS) + len(model.behind_regions)
+    assert {probs.shape[-1] for probs in encoded.maps.text_to_regions.values()} == {behind}
+    assert {probs.shape[-1] for probs in encoded.maps.regions_to_text.values()} == {TOKENS + len(model.behind_text)}
+
+
 def test_states_are_those_of_every_layer(name: str, model: Encoder) -> None:
     batch = make_batch()
     encoded = model(batch, capture=True)

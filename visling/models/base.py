@@ -29,6 +29,12 @@ class Encoder(nn.Module, ABC):
     """The family's config that built it."""
     dims: Dims
     """Widths of its outputs."""
+    behind_text: Sequence[str] = ()
+    """Names of what captured states and maps have behind the tokens."""
+    behind_regions: Sequence[str] = ()
+    """Names of what they have behind the regions; a batch without images has the last of them, if any."""
+    summarises_image: bool = False
+    """Whether `Encoded.pooled` also reads the whole image, not only a token."""
 
     @property
     @abstractmethod

@@ -245,6 +245,7 @@ class Lxmert(Encoder):
             regions=read_regions.rows.unpack_real(regions),  # (B, R, D)
             pooled=self.pooler(states) if reads.pooled else states[:, 0, :0],
             maps=trace.maps(),
+            attention=trace.attention(),
             states=trace.states(),
         )
 

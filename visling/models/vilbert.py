@@ -237,6 +237,9 @@ PRESETS: Mapping[str, VilbertConfig] = {
 class Vilbert(Encoder):
     """Two streams with co-attention layers between; the summary joins a ReLU summary of each."""
 
+    behind_regions = ("whole image",)
+    summarises_image = True
+
     def __init__(self, config: VilbertConfig) -> None:
         super().__init__()
         self.config = config
@@ -249,6 +252,7 @@ class Vilbert(Encoder):
             hidden_size=text_size,
         )
         self.tasks = nn.Embedding(config.num_tasks, text_size) if config.num_tasks else None
+        self.behind_text = ("[TASK]",) if config.num_tasks else ()
         self.text_norm = nn.LayerNorm(text_size, eps=config.norm_eps)
         self.region_features = RegionFeatures(config.feature_size, whiten=config.whiten_features)
         self.projection = nn.Linear(config.feature_size, region_size)
@@ -323,6 +327,7 @@ class Vilbert(Encoder):
             whole=whole,
             pooled=self._pool(summed_up, whole) if reads.pooled else summed_up[:, :0],
             maps=trace.maps(),
+            attention=trace.attention(),
             states=trace.states(),
         )
 

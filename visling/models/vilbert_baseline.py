@@ -108,6 +108,8 @@ PRESETS: Mapping[str, VilbertBaselineConfig] = {
 class VilbertBaseline(Encoder):
     """Text positions first, then regions and the whole image, in one bidirectional stream."""
 
+    behind_regions = ("whole image",)
+
     def __init__(self, config: VilbertBaselineConfig) -> None:
         super().__init__()
         self.config = config
@@ -152,6 +154,7 @@ class VilbertBaseline(Encoder):
             whole=padded[:, -1],
             pooled=self.pooler(summed_up) if reads.pooled else padded[:, 0, :0],
             maps=trace.maps(),
+            attention=trace.attention(),
             states=trace.states(),
         )
 

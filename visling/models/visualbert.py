@@ -215,6 +215,7 @@ class VisualBert(Encoder):
             regions=padded[:, num_tokens:],
             pooled=pooled,
             maps=trace.maps(),
+            attention=trace.attention(),
             states=trace.states(),
         )
 

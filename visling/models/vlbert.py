@@ -332,6 +332,8 @@ class VisualInputs(NamedTuple):
 class VlBert(Encoder):
     """Text, regions, whole image and [END] in one bidirectional stream."""
 
+    behind_regions = ("whole image", "[END]")
+
     def __init__(self, config: VlBertConfig) -> None:
         super().__init__()
         self.config = config
@@ -382,6 +384,7 @@ class VlBert(Encoder):
             whole=None if batch.regions is None else padded[:, num_tokens + num_regions],
             pooled=pooled,
             maps=trace.maps(),
+            attention=trace.attention(),
             states=trace.states(),
         )
 

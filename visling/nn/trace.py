@@ -33,6 +33,7 @@ class Trace:
         self._num_tokens = num_tokens
         self._states: dict[str, Tensor] = {}
         self._maps = Maps(text_to_text={}, text_to_regions={}, regions_to_text={}, regions_to_regions={})
+        self._attention: dict[str, Tensor] = {}
 
     def at(self, name: str, stream: Stream = "joint", row: Tensor | None = None) -> LayerTrace | None:
         """Where the layer of this name reports; None if nothing is captured.
@@ -52,6 +53,7 @@ class Trace:
         if not self._on:
             return
         probs = _share(probs, row)
+        self._attention[f"{name}/{stream}"] = probs
         if stream == "text":
             self._maps.text_to_text[name] = probs
         elif stream == "regions":
@@ -66,6 +68,8 @@ class Trace:
     def add_cross_maps(self, name: str, text_to_regions: Tensor, regions_to_text: Tensor) -> None:
         """Keep the attention of two streams to one another, (B, H, T, R) and (B, H, R, T)."""
         if self._on:
+            self._attention[f"{name}/text_to_regions"] = text_to_regions
+            self._attention[f"{name}/regions_to_text"] = regions_to_text
             self._maps.text_to_regions[name] = text_to_regions
             self._maps.regions_to_text[name] = regions_to_text
 
@@ -76,6 +80,10 @@ class Trace:
     def maps(self) -> Maps | None:
         """Attention by quadrant and layer name; None if nothing is captured."""
         return self._maps if self._on else None
+
+    def attention(self) -> dict[str, Tensor] | None:
+        """Attention as it was computed, see `Encoded.attention`; None if nothing is captured."""
+        return self._attention if self._on else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,27 @@ class Task(ABC, Generic[R, C]):
                 (`Batch.unshared`).
         """
 
+    def logit(
+        self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+    ) -> Tensor:
+        """The output that speaks for a candidate, before any softmax or sigmoid: a scalar that keeps its graph. By
+        default the classifier's output for one of `answers`.
+
+        Args:
+            number: of the record in the batch.
+            prediction: what `decode` returned for it.
+            place: of the candidate in `prediction.top`; 0 where that is empty.
+        Raises:
+            ConfigError: the task has another kind of head and does not define this.
+        """
+        answer = None if self.answers is None else self.answers.index(prediction.top[place][0])
+        if answer is None or "classify" not in logits:
+            raise ConfigError(
+                f"the task {self.name} does not define which output speaks for a prediction, so that nothing can be "
+                "traced back from it. Define `logit` in it, as visling.tasks.base.Task describes."
+            )
+        return logits["classify"][number, answer]
+
     @abstractmethod
     def report(self, predictions: Sequence[Prediction], records: Sequence[R]) -> Report:
         """The official numbers.

@@ -225,6 +225,16 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
             predictions.append(self._predict(record, chosen, own, chances[row].tolist()[: len(chosen)]))
         return predictions
 
+    def logit(
+        self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+    ) -> Tensor:
+        """The logit of a phrase's best region."""
+        assert batch.regions is not None
+        assert isinstance(prediction.value, Grounding)
+        slots = [slot for slot, phrase in enumerate(prediction.value.phrases) if phrase.boxes]
+        scores = logits[HEAD][number, slots[place]]
+        return scores[scores.detach().masked_fill(~batch.regions.mask[number], -torch.inf).argmax()]
+
     def _predict(
         self,
         record: EntitiesRecord,

@@ -110,6 +110,12 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
         """The more probable of "true" and "false"; an exact tie is "false"."""
         return true_or_false(logits["classify"], records, NLVR_LABELS)
 
+    def logit(
+        self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+    ) -> Tensor:
+        """The logit of "true" or of "false"."""
+        return logits["classify"][number, NLVR_LABELS.index(prediction.top[place][0])]
+
     def report(self, predictions: Sequence[Prediction], records: Sequence[NlvrRecord]) -> Report:
         """Accuracy over all records; over the official ones, if each example has its six pictures, precision and
         consistency.

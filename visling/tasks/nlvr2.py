@@ -140,6 +140,12 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
         """The more probable of "True" and "False"; an exact tie is "False"."""
         return true_or_false(logits["classify"], records, LABELS)
 
+    def logit(
+        self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+    ) -> Tensor:
+        """The logit of "True" or of "False"."""
+        return logits["classify"][number, LABELS.index(prediction.top[place][0])]
+
     def report(self, predictions: Sequence[Prediction], records: Sequence[Nlvr2Record]) -> Report:
         """Accuracy and consistency; accuracy by label."""
         pairs = by_id(predictions, records)

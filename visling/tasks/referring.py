@@ -195,6 +195,13 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
             predictions.append(self._rank(record, values, names, corners))
         return predictions
 
+    def logit(
+        self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+    ) -> Tensor:
+        """The logit of a candidate."""
+        name = prediction.top[place][0]
+        return logits["regions"][number, -1 if name == WHOLE else int(name)]
+
     def _rank(self, record: ReferringRecord, values: Tensor, names: Sequence[str], corners: Tensor) -> Prediction:
         """The candidates of one image, (K,) values and (K, 4) pixel corners, best first."""
         if not names:

@@ -191,6 +191,12 @@ class Retrieval(Task[RetrievalRecord, RetrievalConfig]):
             for record, value, confidence in zip(records, scores.tolist(), scores.sigmoid().tolist(), strict=True)
         ]
 
+    def logit(
+        self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+    ) -> Tensor:
+        """How well the caption fits the image: the score itself."""
+        return self.score(logits).view(-1, batch.group)[number, 0]
+
     def all_pairs(self) -> AllPairs[RetrievalRecord]:
         """The task itself: it scores every caption with every image."""
         return self

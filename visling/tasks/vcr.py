@@ -359,6 +359,14 @@ class VCR(Task[VcrRecord, VcrConfig]):
             )
         return predictions
 
+    def logit(
+        self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+    ) -> Tensor:
+        """The score of a choice."""
+        scores = logits["score"][number].view(len(prediction.value.split()), -1)
+        answer, _, choice = prediction.top[place][0].rpartition(":")
+        return scores[int(answer or 0), int(choice)]
+
     def report(self, predictions: Sequence[Prediction], records: Sequence[VcrRecord]) -> Report:
         """Accuracy of the phase."""
         pairs = by_id(predictions, records)
