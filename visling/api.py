@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visling import models, runtime
+from visling.analysis.answer import Answer as Answer
 from visling.analysis.encoding import Encoding, split_rows
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
@@ -64,64 +65,6 @@ class Question:
         return [self.image] if isinstance(self.image, (str, Path, Image.Image)) else self.image
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Answer:
-    """A model's prediction for one image, or for the images that its task reads together, with their regions."""
-
-    text: str
-    """The top answer."""
-    confidence: float
-    """Its probability."""
-    top: tuple[tuple[str, float], ...]
-    """Best answers with probabilities, best first."""
-    boxes: tuple[tuple[float, float, float, float], ...]
-    """Where each of `top` is, in pixels of the first image, if the task points at regions: the candidates of an
-    expression, or the best region of each phrase."""
-    pointed_at: tuple[tuple[str, float], ...]
-    """What the model points at, with probabilities: the expression, at the first of `boxes`; or each phrase, at its
-    own."""
-    question: str
-    images: tuple[Image.Image, ...]
-    """As the detector saw them: upright, RGB, transparency on white."""
-    regions_by_image: tuple[RegionArray, ...]
-    truncated: bool
-    """Whether the question was longer than the model reads and was cut."""
-    spelled_out: tuple[str, ...] = ()
-    """Words of the question that the model's vocabulary does not know, where they are more than half."""
-    notice: str = ""
-    """What makes the answer doubtful: images in which the detector found nothing."""
-
-    def __repr__(self) -> str:
-        """One line, and a second one if there is a notice."""
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.top[:3]) or self.text
-        counts = " and ".join(str(len(regions)) for regions in self.regions_by_image)
-        line = f'Answer({shares}; "{self.question}", {counts} regions)'
-        return f"{line}\n  {self.notice}" if self.notice else line
-
-    @property
-    def image(self) -> Image.Image:
-        """The first image."""
-        return self.images[0]
-
-    @property
-    def regions(self) -> RegionArray:
-        """Regions of the first image."""
-        return self.regions_by_image[0]
-
-    @property
-    def pointed_regions(self) -> RegionArray:
-        """The boxes that the model points at as regions without features, to be drawn; class k is the k-th of
-        `pointed_at`."""
-        number = len(self.pointed_at)
-        return RegionArray(
-            features=np.zeros((number, 0), np.float32),
-            boxes=np.array(self.boxes[:number], np.float32).reshape(-1, 4),
-            size=self.regions.size,
-            classes=np.arange(number),
-            class_confidence=np.array([share for _, share in self.pointed_at], np.float32),
-        )
-
-
 class _GivenRegions:
     """A region store of the images at hand, numbered from 0."""
 
@@ -155,6 +98,21 @@ class _Asked(NamedTuple):
     record: Record
     example: Example
     truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A question as the model reads it, for whoever changes it and asks again."""
+
+    question: Question
+    record: Record
+    example: Example
+    batch: Batch
+    """Of this question alone, each row with its own text and regions, on the model's device; features are computed."""
+    regions: tuple[RegionArray, ...]
+    """Of each image, as detected."""
+    images: tuple[Image.Image, ...]
+    """As the detector saw them."""
 
 
 _FileKey = tuple[str, int, int]
@@ -248,6 +206,27 @@ class Predictor:
     def encode_each(self, questions: Iterable[Question], *, capture: bool = False) -> Iterator[Encoding]:
         """`encode` for many questions, in their order, several in a batch."""
         return self._process_together(questions, partial(self._encode_together, capture=capture))
+
+    def prepare(self, question: Question) -> Prepared:
+        """A question laid out for the model, its images looked at.
+
+        Raises:
+            DataError: as `answer`.
+        """
+        together = _Together()
+        together.asked.append(self._read_question(question, together))
+        (asked,), seen = together.asked, list(together.seen.values())
+        with torch.no_grad():
+            batch, _ = extract_features(self.model.extractor, self._collate(together))
+        own = [seen[int(name)] for name in asked.images]
+        return Prepared(
+            question=question,
+            record=asked.record,
+            example=asked.example,
+            batch=batch.unshared(),
+            regions=tuple(found.regions for found in own),
+            images=tuple(Image.fromarray(found.pixels) for found in own),
+        )
 
     def _process_together(
         self, questions: Iterable[Question], process: Callable[[_Together], Iterator[_Result]]

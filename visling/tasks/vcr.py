@@ -343,29 +343,22 @@ class VCR(Task[VcrRecord, VcrConfig]):
         for record, row in zip(records, scores, strict=True):
             contexts = len(self._contexts(record))
             chances = row.view(contexts, -1).softmax(1)
-            best = chances.argmax(1).tolist()
             named = {
                 f"{answer}:{number}" if contexts > 1 else str(number): chance
                 for answer, given in enumerate(chances.tolist())
                 for number, chance in enumerate(given)
             }
-            predictions.append(
-                Prediction(
-                    id=record.id,
-                    value=" ".join(map(str, best)),
-                    confidence=float(chances.max(1).values.prod()),
-                    top=tuple(sorted(named.items(), key=lambda pair: -pair[1])),
-                )
-            )
+            value, sure = " ".join(map(str, chances.argmax(1).tolist())), float(chances.max(1).values.prod())
+            top = tuple(sorted(named.items(), key=lambda pair: -pair[1]))
+            predictions.append(Prediction(id=record.id, value=value, confidence=sure, top=top))
         return predictions
 
     def logit(
         self, logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
     ) -> Tensor:
         """The score of a choice."""
-        scores = logits["score"][number].view(len(prediction.value.split()), -1)
         answer, _, choice = prediction.top[place][0].rpartition(":")
-        return scores[int(answer or 0), int(choice)]
+        return logits["score"][number].view(len(prediction.value.split()), -1)[int(answer or 0), int(choice)]
 
     def report(self, predictions: Sequence[Prediction], records: Sequence[VcrRecord]) -> Report:
         """Accuracy of the phase."""
