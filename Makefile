@@ -86,5 +86,5 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing visling with its development tools into $(VENV) (once; about three minutes) ..."
-	$(INSTALL) -e '.[dev,formats,hf,log,wandb]'
+	$(INSTALL) -e '.[dev,formats,hf,log,serve,wandb]'
 	@touch $@

@@ -23,7 +23,14 @@ def doctor(json_: Json = False) -> None:
 
     home = runtime.home()
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
-    extras = {"log": "tensorboard", "wandb": "wandb", "trackio": "trackio", "hf": "transformers", "formats": "lmdb"}
+    extras = {
+        "log": "tensorboard",
+        "wandb": "wandb",
+        "trackio": "trackio",
+        "hf": "transformers",
+        "formats": "lmdb",
+        "serve": "fastapi",
+    }
     facts: dict[str, Any] = {
         "visling": metadata.version("visling"),
         "python": platform.python_version(),
