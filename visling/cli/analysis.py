@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from visling.cli.alignment import alignment
 from visling.cli.heads import heads
 from visling.cli.options import Command, Group
 
@@ -11,3 +12,4 @@ analysis_app = typer.Typer(
     cls=Group, no_args_is_help=True, help="Look inside a trained model: what its heads attend to, over a data set."
 )
 analysis_app.command("heads", cls=Command)(heads)
+analysis_app.command("alignment", cls=Command)(alignment)
