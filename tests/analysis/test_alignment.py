@@ -26,6 +26,7 @@ from visling.analysis.alignment import (
     attend,
     check_regions,
     choose_layers,
+    find_best,
     guess_boxes,
     list_queries,
 )
@@ -87,6 +88,16 @@ def test_queries_of_several_pieces_rows_layers_and_heads() -> None:
     best, mass = attend(maps, real, torch.tensor([1, 1, 0]), [(1, 2), (2,), (3,)])
     assert best.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 2]], "cells: a 0, a 1, b 0"
     assert np.allclose(mass, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+
+
+def test_every_token_has_its_best_region() -> None:
+    """(B, T, C), what is behind and padding set aside."""
+    probs = torch.zeros(1, 2, 2, 4)
+    probs[0, 0, 0] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    probs[0, 0, 1] = torch.tensor([0.3, 0.2, 0.1, 0.4])
+    probs[0, 1, :, 1] = 1.0
+    real = torch.tensor([[True, True, False]])
+    assert find_best({"a": probs, "b": probs[:, :1]}, real).tolist() == [[[1, 1, 1], [0, 1, 0]]]
 
 
 # words and pieces
@@ -295,6 +306,9 @@ def test_planted_heads_are_found(tmp_path: Path) -> None:
     # unlike a model's attention, the planted one is not normalised: 1 or, with the .5 of region 2, 1.5
     assert np.allclose(found.phrases.mass, [[1.5, 0.5], [0.5, (13 * 1.0 + 27 * 1.5) / 40]])
     assert found.phrases.upper_bound.value == 100.0
+    # of the five pieces "the red star shine ##s", the last three attend to the star in the planted head
+    assert found.phrases.best.control.value == pytest.approx(100 * (3 + 2 * 13 / 40) / 5)
+    assert np.allclose(found.phrases.control, [[32.5, 32.5], [32.5, 73.0]])
     nsubj = found.relations["nsubj"]["head_to_dependent"]
     assert (nsubj.best.layer, nsubj.best.head, nsubj.best.score.value) == ("b", 1, 100.0)
     assert found.relations["amod"]["dependent_to_head"].accuracy.tolist() == [[32.5, 32.5], [32.5, 32.5]]

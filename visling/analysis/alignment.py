@@ -6,7 +6,9 @@ Paper    VisualBERT, Li et al. 2019 (arXiv 1908.03557), section 5: for each head
 Ours     The paper does not say which word piece stands for a phrase, nor which overlap makes a region right. As in its
          release's fine-tuning on the same data: the last piece of the last word, and IoU >= 0.5 with any box of the
          phrase. A phrase belongs to the word in it whose head is outside. Phrases that no region matches are misses.
-         The paper reports the best of all heads on the phrases that chose it; we add its score on held-out images.
+         The paper reports the best of all heads on the phrases that chose it; we add its score on held-out images,
+         and a control: how often the sentence's words in general attend to the same region. A head that looks at the
+         first thing named, whatever the word, is right about many relations and follows none of them.
 Letters  B rows, T tokens, R regions, H heads; N queries: a phrase or word that attends; K pieces of a query; C cells: a
          head of a layer.
 """
@@ -205,6 +207,15 @@ def attend(
     return torch.cat(best, 1).cpu().numpy(), torch.cat(shares, 1).cpu().numpy()
 
 
+def find_best(maps: Mapping[str, Tensor], real: Tensor) -> NDArray[np.int64]:
+    """The region that each token attends to most in each cell, (B, T, C); arguments as of `attend`."""
+    best = [
+        probs[..., : real.shape[1]].masked_fill(~real[:, None, None], -1.0).argmax(-1).transpose(1, 2)
+        for probs in maps.values()
+    ]
+    return torch.cat(best, 2).cpu().numpy()
+
+
 @dataclass(eq=False)
 class Answers:
     """Of queries of one kind: what was right."""
@@ -215,10 +226,21 @@ class Answers:
     """(C,) of each query: whether the region that a cell attends to most is right."""
     mass: list[NDArray[np.float32]] = field(default_factory=list)
     """(C,) of each query: share of its attention on regions."""
+    control: list[NDArray[np.float32]] = field(default_factory=list)
+    """(C,) of each query: share of the pieces of its sentence that attend most to a region that is right for it."""
     chance: list[float] = field(default_factory=list)
     """Share of the regions that is right, of each query."""
     guesses: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     """Baseline -> whether its region is right, for each query."""
+
+    def add(
+        self, hits: NDArray[np.bool_], mass: NDArray[np.float32], control: NDArray[np.float32], chance: float
+    ) -> None:
+        """Add a query."""
+        self.hits.append(hits)
+        self.mass.append(mass)
+        self.control.append(control)
+        self.chance.append(chance)
 
 
 class Collector:
@@ -248,33 +270,34 @@ class Collector:
         listed = [(row, query) for row, own in enumerate(queries) for query in own]
         if not listed:
             return
-        real = regions.mask
+        real, kept = regions.mask, [len(example.rows[0].ids) - 2 for example in shown.examples]
         rows = torch.tensor([row for row, _ in listed], device=real.device)
         if real.shape[1]:
             best, mass = attend(maps, real, rows, [query.at for _, query in listed])
-        else:
-            best, mass = np.zeros((len(listed), len(self.cells)), np.int64), np.zeros((len(listed), len(self.cells)))
+            everywhere = find_best(maps, real)
         # Unit corners have the precision of float32: hundredths of a pixel keep an overlap of exactly one half.
         corners = box_ops.to_pixels(regions.boxes.cpu().double(), regions.size.cpu()).numpy().round(2)
         counts = real.sum(1).tolist()
         right: dict[tuple[int, int], NDArray[np.bool_]] = {}
+        control: dict[tuple[int, int], NDArray[np.float32]] = {}
+        nothing = np.zeros(len(self.cells), np.float32)
         for number, (row, query) in enumerate(listed):
             record: EntitiesRecord = shown.records[row]
-            boxes = record.phrases[query.phrase].boxes or ()
-            key = row, query.phrase
-            if key not in right:
-                right[key] = right_boxes(corners[row, : counts[row]], boxes, self.rule)
-            found, image = right[key], record.images[0]
-            if not len(found):
-                self.empty.add(image)
-            own = self.answers[query.kind]
+            boxes, image = record.phrases[query.phrase].boxes or (), record.images[0]
+            own, key = self.answers[query.kind], (row, query.phrase)
             own.images.append(image)
-            own.hits.append(found[best[number]] if len(found) else np.zeros(len(self.cells), bool))
-            own.mass.append(mass[number].astype(np.float32))
-            own.chance.append(float(found.mean()) if len(found) else 0.0)
             for name, guess in self.guesses.items():
                 box = guess[image]
                 own.guesses[name].append(box is not None and bool(right_boxes(box[None], boxes, self.rule)[0]))
+            if not counts[row]:
+                self.empty.add(image)
+                own.add(nothing > 0, nothing, nothing, 0.0)
+                continue
+            if key not in right:
+                right[key] = right_boxes(corners[row, : counts[row]], boxes, self.rule)
+                control[key] = right[key][everywhere[row, 1 : 1 + kept[row]]].mean(0, dtype=np.float32)
+            found = right[key]
+            own.add(found[best[number]], mass[number], control[key], float(found.mean()))
 
 
 def guess_boxes(

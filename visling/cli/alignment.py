@@ -196,7 +196,8 @@ def _print_table(found: Alignment, about: dict[str, Any], notice: str) -> None:
     print(
         f"{about['model']} ({about['weights']} weights), split {about['split']}: {about['sentences']} sentences, "
         f"{len(found.layers)} layers with attention from text to regions. Percent; held out: heads that one half of "
-        "the images chose, on the other."
+        "the images chose, on the other; any word: how often, in the best head, the words of the sentence in general "
+        "attend to the same region."
     )
     rows = [("phrases", found.phrases)]
     rows += [(f"{relation}, {direction.replace('_', ' ')}", part) for relation, direction, part in found.frequent()]
@@ -204,8 +205,8 @@ def _print_table(found: Alignment, about: dict[str, Any], notice: str) -> None:
     layers = max(len(f"{layer} head {0:2}") for layer in found.layers)
     names = list(found.phrases.baselines)
     print(
-        f"{'':<{width}}  {'queries':>8}  {'best head':<{layers}}  {'right':>6}  {'95 %':<14}  {'held out':>8}"
-        + "".join(f"  {name}" for name in (*names, "upper bound", "heads above"))
+        f"{'':<{width}}  {'queries':>8}  {'best head':<{layers}}  {'right':>6}  {'95 %':<14}"
+        + "".join(f"  {name}" for name in ("held out", "any word", *names, "upper bound", "heads above"))
     )
     for name, part in rows:
         print(_format_row(name, part, names, width, layers))
@@ -228,5 +229,5 @@ def _format_row(name: str, part: HeadAccuracy, baselines: list[str], width: int,
     )
     return (
         f"{name:<{width}}  {part.queries:>8}  {f'{best.layer} head {best.head}':<{layers}}  {best.score.value:>6.1f}  "
-        f"{interval:<14}  {held_out:>8}{cells}  {part.above:>11}"
+        f"{interval:<14}  {held_out:>8}  {best.control.value:>8.1f}{cells}  {part.above:>11}"
     )
