@@ -181,7 +181,7 @@ def choose_layers(maps: Maps, layers: Sequence[str], model: str) -> dict[str, Te
 
 
 def attend(
-    maps: Mapping[str, Tensor], real: Tensor, row: Tensor, at: Sequence[Sequence[int]]
+    maps: Mapping[str, Tensor], real: Tensor, row: Tensor, at: Sequence[tuple[int, ...]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The region that each query attends to most in each cell, and the share of its attention on all real regions.
 
@@ -336,8 +336,8 @@ def guess_boxes(
     return found
 
 
-def check_regions(images: Iterable[str], store: RegionStore | None, model: str) -> None:
-    """Refuse a model that sees no region, and images of which none has one.
+def check_regions(images: Iterable[str], store: RegionStore | None, model: str) -> RegionStore:
+    """The store, unless the model sees no region, or none of the images has one.
 
     Raises:
         ConfigError: a model of the words alone.
@@ -353,6 +353,7 @@ def check_regions(images: Iterable[str], store: RegionStore | None, model: str) 
             "none of the images has a region in the store, so there is nothing to attend to. The detector found "
             "nothing; extract the regions again with a better one."
         )
+    return store
 
 
 def align_heads(

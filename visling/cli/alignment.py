@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -14,7 +14,10 @@ from visling.cli.shown_examples import BatchSize, Data, ImageFolder, Limit, Spli
 from visling.errors import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from visling.analysis.head_accuracy import Alignment, HeadAccuracy
+    from visling.data.annotations.entities import EntitiesRecord
     from visling.runs.examples import OpenedRun
 
 FILES = ("alignment.json", "alignment.svg", "alignment.html")
@@ -110,7 +113,8 @@ def alignment(
                 limit=examples,
                 reads=reads,
             )
-        check_regions(list_images(opened.records), opened.store, run)
+        regions = check_regions(list_images(opened.records), opened.store, run)
+        records = cast("Sequence[EntitiesRecord]", opened.records)
         if random_weights and not preset:
             opened = reset_weights(opened, seed)
         if parses is None:
@@ -118,10 +122,10 @@ def alignment(
         collector, lost = align_heads(
             opened.encoder,
             opened.batches(batch_size=batch_size),
-            records=opened.records,
+            records=records,
             layout=opened.inputs.layout,
-            store=opened.store,
-            parses=None if parses is None else find_parses(parses, {one.id: one.sentence for one in opened.records}),
+            store=regions,
+            parses=None if parses is None else find_parses(parses, {one.id: one.sentence for one in records}),
             rule=reads.rule,
             layers=layer or (),
             stands=pieces,
