@@ -105,7 +105,8 @@ QUICK = (
     "docs/detectors/own.md",
     "docs/regions.md",
     "docs/extracting.md",
-    "docs/detectors/transformers.md", "docs/detectors/grid.md",
+    "docs/detectors/transformers.md", "docs/detectors/grid.md", "docs/tasks/grounding.md",
+    "docs/results/alignment.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import boxes as box_ops
-from visling.data.annotations.entities import EntitiesRecord
+from visling.data.annotations.entities import Box, EntitiesRecord
 from visling.data.annotations.parses import Parse, Span
 from visling.data.batches.shown import ShownExamples
 from visling.data.text import TextLayout
@@ -233,14 +233,16 @@ class Answers:
     guesses: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     """Baseline -> whether its region is right, for each query."""
 
-    def add(
-        self, hits: NDArray[np.bool_], mass: NDArray[np.float32], control: NDArray[np.float32], chance: float
-    ) -> None:
-        """Add a query."""
-        self.hits.append(hits)
-        self.mass.append(mass)
-        self.control.append(control)
-        self.chance.append(chance)
+
+class _Judged(NamedTuple):
+    """What is right for a phrase."""
+
+    right: NDArray[np.bool_]
+    """(R,) of the regions that are shown."""
+    control: NDArray[np.float32]
+    """As `Answers.control`, one row."""
+    guesses: dict[str, bool]
+    """Baseline -> whether its region is right."""
 
 
 class Collector:
@@ -265,39 +267,63 @@ class Collector:
             maps: layer -> (B, H, T, R or more) attention from text to regions.
         """
         self.cells = [(layer, head) for layer, probs in maps.items() for head in range(probs.shape[1])]
-        regions = shown.batch.unshared().regions
+        batch = shown.batch.unshared()
+        regions = batch.regions
         assert regions is not None, "alignment needs regions"
         listed = [(row, query) for row, own in enumerate(queries) for query in own]
         if not listed:
             return
-        real, kept = regions.mask, [len(example.rows[0].ids) - 2 for example in shown.examples]
+        real = regions.mask
         rows = torch.tensor([row for row, _ in listed], device=real.device)
+        cells = len(self.cells)
+        best, mass = np.zeros((len(listed), cells), np.int64), np.zeros((len(listed), cells), np.float32)
+        everywhere = np.zeros((*batch.text.ids.shape, cells), np.int64)
         if real.shape[1]:
             best, mass = attend(maps, real, rows, [query.at for _, query in listed])
             everywhere = find_best(maps, real)
         # Unit corners have the precision of float32: hundredths of a pixel keep an overlap of exactly one half.
         corners = box_ops.to_pixels(regions.boxes.cpu().double(), regions.size.cpu()).numpy().round(2)
         counts = real.sum(1).tolist()
-        right: dict[tuple[int, int], NDArray[np.bool_]] = {}
-        control: dict[tuple[int, int], NDArray[np.float32]] = {}
-        nothing = np.zeros(len(self.cells), np.float32)
+        judged: dict[tuple[int, int], _Judged] = {}
         for number, (row, query) in enumerate(listed):
             record: EntitiesRecord = shown.records[row]
-            boxes, image = record.phrases[query.phrase].boxes or (), record.images[0]
-            own, key = self.answers[query.kind], (row, query.phrase)
+            image, key = record.images[0], (row, query.phrase)
+            if key not in judged:
+                pieces = slice(1, len(shown.examples[row].rows[0].ids) - 1)
+                boxes = record.phrases[query.phrase].boxes or ()
+                judged[key] = self._judge(image, boxes, corners[row, : counts[row]], everywhere[row, pieces])
+            right, control, guesses = judged[key]
+            own = self.answers[query.kind]
             own.images.append(image)
-            for name, guess in self.guesses.items():
-                box = guess[image]
-                own.guesses[name].append(box is not None and bool(right_boxes(box[None], boxes, self.rule)[0]))
-            if not counts[row]:
+            own.hits.append(right[best[number]] if len(right) else np.zeros(cells, bool))
+            own.mass.append(mass[number])
+            own.control.append(control)
+            own.chance.append(float(right.mean()) if len(right) else 0.0)
+            for name, hit in guesses.items():
+                own.guesses[name].append(hit)
+            if not len(right):
                 self.empty.add(image)
-                own.add(nothing > 0, nothing, nothing, 0.0)
-                continue
-            if key not in right:
-                right[key] = right_boxes(corners[row, : counts[row]], boxes, self.rule)
-                control[key] = right[key][everywhere[row, 1 : 1 + kept[row]]].mean(0, dtype=np.float32)
-            found = right[key]
-            own.add(found[best[number]], mass[number], control[key], float(found.mean()))
+
+    def _judge(
+        self, image: str, boxes: Sequence[Box], corners: NDArray[np.float64], best: NDArray[np.int64]
+    ) -> _Judged:
+        """What is right for a phrase with these boxes.
+
+        Args:
+            corners: (R, 4) of the regions that are shown.
+            best: (T, C) the region that each piece of the sentence attends to most.
+        """
+        right = right_boxes(corners, boxes, self.rule)
+        control = right[best].mean(0, dtype=np.float32) if len(right) else np.zeros(best.shape[1], np.float32)
+        taken = {name: guess[image] for name, guess in self.guesses.items()}
+        return _Judged(
+            right,
+            control,
+            {
+                name: box is not None and bool(right_boxes(box[None], boxes, self.rule)[0])
+                for name, box in taken.items()
+            },
+        )
 
 
 def guess_boxes(
