@@ -325,6 +325,7 @@ def test_planted_heads_are_found(tmp_path: Path) -> None:
     page = render_alignment(found, "planted <heads>", {"model": "a & b"})
     assert "planted &lt;heads&gt;" in page
     assert page.count("<svg") == 4
+    assert page.count(">32</text>") == 3 + 4 + 3 + 4, "numbers in cells: three of four heads, or all"
     assert "script" not in page
     assert "http://www.w3.org/2000/svg" in page
     assert not re.findall(r'(?:src|href)="', page)
