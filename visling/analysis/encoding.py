@@ -51,6 +51,8 @@ class NamedRegion:
     """Which of the question's images it is in."""
     confidence: float | None = None
     """Of its class."""
+    class_name: str = ""
+    """Empty where the detector has no names."""
     special: bool = False
     """Whether it is no detected region: the whole image, [END]."""
 
@@ -232,10 +234,15 @@ def encode_shown(
     tokenizer: Tokenizer,
     class_names: Sequence[str] = (),
     attribute_names: Sequence[str] = (),
+    capture: bool = True,
 ) -> list[tuple[EncodedRow, ...]]:
-    """The rows of each example of a batch, with maps and states of every layer, on the batch's device."""
+    """The rows of each example of a batch, on the batch's device.
+
+    Args:
+        capture: also maps and states of every layer.
+    """
     with torch.no_grad():
-        encoded = encoder(shown.batch, capture=True)
+        encoded = encoder(shown.batch, capture=capture)
     return list(
         split_examples(
             encoder,
@@ -287,6 +294,7 @@ def _list_regions(
     names = {
         image: name_regions(regions[image], class_names=class_names, attribute_names=attribute_names) for image in shown
     }
+    classes = {image: name_regions(regions[image], class_names=class_names) for image in shown if class_names}
     free = {image: np.ones(len(regions[image]), bool) for image in shown}
     found = []
     for number, image in enumerate(owners):
@@ -299,7 +307,13 @@ def _list_regions(
         free[image][match] = False
         confidence = None if array.class_confidence is None else float(array.class_confidence[match])
         found.append(
-            NamedRegion(name=names[image][match], box=_corners(array.boxes[match]), image=image, confidence=confidence)
+            NamedRegion(
+                name=names[image][match],
+                box=_corners(array.boxes[match]),
+                image=image,
+                confidence=confidence,
+                class_name=classes[image][match] if image in classes else "",
+            )
         )
     return found
 
