@@ -271,7 +271,7 @@ def _render_legend(name: str, rank: dict[str, int]) -> str:
 
 
 _STYLE = f"""
-.map input {{ margin: 0 .3rem 0 0; }} .map label {{ margin-right: 1.4rem; }}
+.map input {{ margin: 0 .3rem 0 0; }} .map label {{ margin-right: 1.4rem; white-space: nowrap; }}
 .map figure {{ margin: .8rem 0; background: var(--card); border-radius: 8px; padding: .8rem; }}
 .map figure > svg {{ width: 100%; height: auto; }} .map figure > svg * {{ fill: {_OTHER}; fill-opacity: .35; }}
 .map .legend {{ display: none; }} .map .swatch {{ width: 12px; height: 12px; margin-right: .4rem; }}
