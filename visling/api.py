@@ -35,6 +35,7 @@ from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
 from visling.analysis.encoding import Encoding as Encoding
 from visling.analysis.encoding import split_rows
+from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.question import ImageLike as ImageLike
 from visling.analysis.question import Prepared as Prepared
 from visling.analysis.question import Question as Question
@@ -204,6 +205,22 @@ class Predictor:
             batch=batch.unshared(),
             regions=tuple(found.regions for found in own),
             images=tuple(Image.fromarray(found.pixels) for found in own),
+            truncated=asked.truncated,
+        )
+
+    def inspect(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Inspection:
+        """What the model answers and what it looks at, to be read, saved (`to_json`) or shown (`to_html`); see `answer`
+        for the arguments and errors."""
+        asked = self.prepare(Question(image, text, choices))
+        return inspect(
+            self.model,
+            self.task,
+            asked,
+            folder=self.folder,
+            tokenizer=self.tokenizer,
+            class_names=self.class_names,
+            attribute_names=self.attribute_names,
+            notices=(self.notice, self._describe_unseen(asked.question.images, asked.regions)),
         )
 
     def _process_together(

@@ -45,6 +45,8 @@ class Prepared:
     """Of each image, as detected."""
     images: tuple[Image.Image, ...]
     """As the detector saw them."""
+    truncated: bool
+    """Whether the text was longer than the model reads and was cut."""
 
 
 def check_question(question: object) -> None:
