@@ -24,8 +24,10 @@ from visling.errors import DataError, nearest
 from visling.models.base import Encoder
 from visling.types import Batch, Encoded, Example, Maps, RegionArray, TextRow
 
-_SAME_BOX = 0.51
-"""Pixels by which a corner may differ from the detector's after it went through unit coordinates."""
+_WHOLE = "whole image"
+_SAME_BOX, _LAST_PIXEL = 0.51, 0.01
+"""A corner may differ from the detector's by so many pixels after it went through unit coordinates, and by this share
+of the image where boxes are cut to the last pixel of a picture that may be smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +87,10 @@ class EncodedRow:
     def __repr__(self) -> str:
         """One line."""
         words = " ".join(word.text for word in self.words)
-        regions = ", ".join(region.name for region in self.regions[:4]) + (", ..." if len(self.regions) > 4 else "")
-        layers = "" if self.states is None else f"; states and maps of {len(self.states)} layers"
-        return f'EncodedRow("{words}"; {len(self.regions)} regions: {regions or "none"}{layers})'
+        detected = [region.name for region in self.regions if not region.special]
+        regions = ", ".join(detected[:4]) + (", ..." if len(detected) > 4 else "")
+        layers = "" if self.states is None else f"; {len(self.states)} states and maps captured"
+        return f'EncodedRow("{words}"; {len(detected)} regions: {regions or "none"}{layers})'
 
     def word(self, text: str, nth: int | None = None) -> Word:
         """The word that reads so, whatever its case; special tokens are words here ("[CLS]").
@@ -362,38 +365,41 @@ def _list_regions(
     names = {
         image: name_regions(regions[image], class_names=class_names, attribute_names=attribute_names) for image in shown
     }
-    free = {image: np.ones(len(regions[image]), bool) for image in shown}
+    sources: dict[int, int | None] = {}
+    for image in shown:
+        own = [number for number, owner in enumerate(owners) if owner == image]
+        boxes = seen.boxes[place, own].double().cpu().numpy() * np.array(regions[image].size * 2, np.float64)
+        sources |= zip(own, _match_boxes(boxes, regions[image]), strict=True)
     found = []
     for number, image in enumerate(owners):
-        array = regions[image]
-        box = seen.boxes[place, number].double().cpu().numpy() * np.array(array.size * 2, np.float64)
-        match = _match_box(box, array.boxes, free[image])
-        if match is None:
-            found.append(NamedRegion(at=number, name="whole image", box=_corners(box), image=image, special=True))
+        array, source = regions[image], sources[number]
+        if source is None:
+            found.append(_name_whole(number, image, array))
             continue
-        free[image][match] = False
-        confidence = None if array.class_confidence is None else float(array.class_confidence[match])
-        found.append(
-            NamedRegion(
-                at=number,
-                name=names[image][match],
-                box=_corners(array.boxes[match]),
-                image=image,
-                confidence=confidence,
-            )
-        )
+        confidence = None if array.class_confidence is None else float(array.class_confidence[source])
+        box = _corners(array.boxes[source])
+        found.append(NamedRegion(at=number, name=names[image][source], box=box, image=image, confidence=confidence))
     return found
 
 
-def _match_box(box: NDArray[np.float64], boxes: NDArray[np.float32], free: NDArray[np.bool_]) -> int | None:
-    """The first free box with the same corners."""
-    if not len(boxes):
-        return None
-    same = (np.abs(boxes - box).max(1) <= _SAME_BOX) & free
-    return int(same.argmax()) if same.any() else None
+def _match_boxes(boxes: NDArray[np.float64], regions: RegionArray) -> list[int | None]:
+    """Number of the detected region that each box (N, 4) in pixels stands for, nearest pairs first; None for the whole
+    image that a preset adds. Presets cut boxes to the image or to its last pixel."""
+    width, height = regions.size
+    detected = np.clip(regions.boxes, 0, [width, height] * 2)
+    gaps = np.abs(boxes[:, None] - detected[None]).max(2)
+    matches: list[int | None] = [None] * len(boxes)
+    free = np.ones(len(detected), bool)
+    for pair in np.argsort(gaps, axis=None, kind="stable"):
+        box, region = divmod(int(pair), len(detected))
+        if gaps[box, region] > _SAME_BOX + _LAST_PIXEL * max(width, height):
+            break
+        if matches[box] is None and free[region]:
+            matches[box], free[region] = region, False
+    return matches
 
 
-def _corners(box: NDArray[np.float64] | NDArray[np.float32]) -> tuple[float, float, float, float]:
+def _corners(box: NDArray[np.float32]) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = box.tolist()
     return x1, y1, x2, y2
 
@@ -458,10 +464,15 @@ def _count_regions(maps: Maps) -> int:
 
 def _name_behind(name: str, at: int, regions: Sequence[RegionArray], shown: Sequence[int]) -> NamedRegion:
     """What stands behind the regions; the whole image has a box, [END] has none."""
-    if name != "whole image" or not shown:
+    if name != _WHOLE or not shown:
         return NamedRegion(at=at, name=name, box=None, special=True)
-    width, height = regions[shown[0]].size
-    return NamedRegion(at=at, name=name, box=(0.0, 0.0, float(width), float(height)), image=shown[0], special=True)
+    return _name_whole(at, shown[0], regions[shown[0]])
+
+
+def _name_whole(at: int, image: int, regions: RegionArray) -> NamedRegion:
+    """An image as a region of itself."""
+    width, height = regions.size
+    return NamedRegion(at=at, name=_WHOLE, box=(0.0, 0.0, float(width), float(height)), image=image, special=True)
 
 
 def _cut_maps(maps: dict[str, Tensor], place: int, queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
