@@ -19,6 +19,7 @@ from torch import Tensor
 from visling.analysis import notebook
 from visling.analysis.drawing import draw_regions
 from visling.analysis.region_names import name_regions
+from visling.data.batches.shown import ShownExamples
 from visling.data.text import Tokenizer
 from visling.errors import DataError, nearest
 from visling.models.base import Encoder
@@ -57,6 +58,8 @@ class NamedRegion:
     """Which of the question's images it is in."""
     confidence: float | None = None
     """Of its class."""
+    class_name: str = ""
+    """Empty where the detector has no names."""
     special: bool = False
     """Whether it is no detected region: the whole image, [END]."""
 
@@ -328,6 +331,69 @@ def split_rows(
     return tuple(rows)
 
 
+def split_examples(
+    encoder: Encoder,
+    encoded: Encoded,
+    batch: Batch,
+    examples: Sequence[Example],
+    *,
+    tokenizer: Tokenizer,
+    regions: Sequence[Sequence[RegionArray]],
+    class_names: Sequence[str] = (),
+    attribute_names: Sequence[str] = (),
+) -> Iterator[tuple[EncodedRow, ...]]:
+    """The rows of each example of an encoded batch.
+
+    Args:
+        batch: what was encoded.
+        regions: of each image of each example, as detected.
+    """
+    rows, first = batch.unshared(), 0
+    for example, seen in zip(examples, regions, strict=True):
+        yield split_rows(
+            encoder,
+            encoded,
+            rows,
+            first=first,
+            example=example,
+            tokenizer=tokenizer,
+            regions=seen,
+            class_names=class_names,
+            attribute_names=attribute_names,
+        )
+        first += len(example.rows)
+
+
+def encode_shown(
+    encoder: Encoder,
+    shown: ShownExamples,
+    *,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str] = (),
+    attribute_names: Sequence[str] = (),
+    capture: bool = True,
+) -> list[tuple[EncodedRow, ...]]:
+    """The rows of each example of a batch, on the batch's device.
+
+    Args:
+        capture: also maps and states of every layer.
+    """
+    with torch.no_grad():
+        encoded = encoder(shown.batch, capture=capture)
+    return list(
+        split_examples(
+            encoder,
+            encoded,
+            shown.batch,
+            shown.examples,
+            tokenizer=tokenizer,
+            regions=shown.regions,
+            class_names=class_names,
+            attribute_names=attribute_names,
+        )
+    )
+
+
 def _list_words(row: TextRow, tokenizer: Tokenizer) -> list[Word]:
     """Words of a row, special tokens included."""
     numbers = row.words if row.words is not None else np.arange(len(row.ids))
@@ -370,6 +436,7 @@ def _list_regions(
         own = [number for number, owner in enumerate(owners) if owner == image]
         boxes = seen.boxes[place, own].double().cpu().numpy() * np.array(regions[image].size * 2, np.float64)
         sources |= zip(own, _match_boxes(boxes, regions[image]), strict=True)
+    classes = {image: name_regions(regions[image], class_names=class_names) for image in shown if class_names}
     found = []
     for number, image in enumerate(owners):
         array, source = regions[image], sources[number]
@@ -378,7 +445,16 @@ def _list_regions(
             continue
         confidence = None if array.class_confidence is None else float(array.class_confidence[source])
         box = _corners(array.boxes[source])
-        found.append(NamedRegion(at=number, name=names[image][source], box=box, image=image, confidence=confidence))
+        found.append(
+            NamedRegion(
+                at=number,
+                name=names[image][source],
+                box=box,
+                image=image,
+                confidence=confidence,
+                class_name=classes[image][source] if image in classes else "",
+            )
+        )
     return found
 
 
