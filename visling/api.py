@@ -3,10 +3,17 @@
 model = api.load("demo/small/visualbert/vqa")
 answer = model.answer("picture.png", "what colour is the star?")
 print(answer)  # Answer(red 87 %, blue 9 %; "what colour is the star?", 7 regions)
-print(answer.text, answer.confidence)
+answer.save("answer.png")  # drawn: the picture with its regions, the question, bars; a notebook shows the same
 print(model.answer("picture.png", "why is it here?", choices=["it fell", "it was put here"]))  # VCR
-for answer in model.answer_each([Question("a.png", "how many?"), Question("a.png", "what colour?")]): ...  # together
 for image, score in model.rank(["a.png", "b.png"], "two red stars"): ...                     # retrieval
+
+encoding = model.encode("picture.png", "what colour is the star?", capture=True)
+word, region = encoding.word("star"), encoding.region("red star")
+encoding.maps.text_to_regions["layers.3"][:, word.tokens, region.at]  # (heads, pieces of the word)
+
+questions = [Question("a.png", "how many?"), Question("a.png", "what colour?"), Question("b.png", "how many?")]
+for answer in model.answer_each(questions): ...  # several in a batch; each image is looked at once
+for encoding in model.encode_each(questions): print(encoding.text_states.shape)
 
 encoder = api.from_pretrained("owner/name").encoder()
 """
@@ -26,7 +33,14 @@ from PIL import Image
 
 from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
-from visling.analysis.encoding import Encoding, split_rows
+from visling.analysis.attention import Attention, attend
+from visling.analysis.encoding import Encoding as Encoding
+from visling.analysis.encoding import split_examples
+from visling.analysis.inspection import Inspection, inspect
+from visling.analysis.question import ImageLike as ImageLike
+from visling.analysis.question import Prepared as Prepared
+from visling.analysis.question import Question as Question
+from visling.analysis.question import check_question, check_questions
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
@@ -42,28 +56,9 @@ from visling.pretrained.folder import ModelFolder
 from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
 from visling.types import Batch, Example, Prediction, Record, RegionArray
 from visling.vision.detectors import load_detector
-from visling.vision.images import read_image, to_pixels
+from visling.vision.images import read_image, read_open_image
 from visling.vision.pictures import GivenPictures
 from visling.vision.region_detector import RegionDetector
-
-ImageLike = str | Path | Image.Image
-"""An image file, or an open image."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a model is asked: a question, a sentence to judge, an expression or phrases to point at."""
-
-    image: ImageLike | Sequence[ImageLike]
-    """The image, or as many as the task reads together."""
-    text: str
-    choices: Sequence[str] = ()
-    """Answers to choose from, for tasks that read them."""
-
-    @property
-    def images(self) -> Sequence[ImageLike]:
-        """All images."""
-        return [self.image] if isinstance(self.image, (str, Path, Image.Image)) else self.image
 
 
 class _GivenRegions:
@@ -99,21 +94,6 @@ class _Asked(NamedTuple):
     record: Record
     example: Example
     truncated: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A question as the model reads it, for whoever changes it and asks again."""
-
-    question: Question
-    record: Record
-    example: Example
-    batch: Batch
-    """Of this question alone, each row with its own text and regions, on the model's device; features are computed."""
-    regions: tuple[RegionArray, ...]
-    """Of each image, as detected."""
-    images: tuple[Image.Image, ...]
-    """As the detector saw them."""
 
 
 _FileKey = tuple[str, int, int]
@@ -227,6 +207,10 @@ class Predictor:
         (found,) = explain(self.model, self.task, prepared.batch, [prepared.record], methods=methods, most=most)
         return found
 
+    def attend(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Attention:
+        """Attention maps with names, and statistics of the heads; see `answer` for the arguments and errors."""
+        return attend(self.encode(image, text, choices, capture=True), text_only=self.folder.text_only)
+
     def prepare(self, question: Question) -> Prepared:
         """A question laid out for the model, its images looked at.
 
@@ -246,12 +230,44 @@ class Predictor:
             batch=batch.unshared(),
             regions=tuple(found.regions for found in own),
             images=tuple(Image.fromarray(found.pixels) for found in own),
+            truncated=asked.truncated,
+        )
+
+    def inspect(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        text: str,
+        choices: Sequence[str] = (),
+        *,
+        most: int = 10,
+        removal: bool = True,
+    ) -> Inspection:
+        """What the model answers and what it looks at, to be read, saved (`to_json`) or shown (`to_html`); see `answer`
+        for the other arguments and errors.
+
+        Args:
+            most: answers that are explained.
+            removal: also ask again without parts of the question, which takes most of the time.
+        """
+        asked = self.prepare(Question(image, text, choices))
+        return inspect(
+            self.model,
+            self.task,
+            asked,
+            folder=self.folder,
+            tokenizer=self.tokenizer,
+            class_names=self.class_names,
+            attribute_names=self.attribute_names,
+            notices=(self.notice, self._describe_unseen(asked.question.images, asked.regions)),
+            most=most,
+            removal=removal,
         )
 
     def _process_together(
         self, questions: Iterable[Question], process: Callable[[_Together], Iterator[_Result]]
     ) -> Iterator[_Result]:
         """What becomes of each question when they are processed in batches."""
+        check_questions(questions)
         together = _Together()
         for question in questions:
             if not together.has_room(question):
@@ -266,6 +282,7 @@ class Predictor:
 
     def _read_question(self, question: Question, together: _Together) -> _Asked:
         """A question laid out for the model, after its images were looked at."""
+        check_question(question)
         given, text, choices = question.images, question.text, question.choices
         self._check_query(len(given), choices)
         names = [self._look_at(image, together.seen) for image in given]
@@ -297,25 +314,21 @@ class Predictor:
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, batch)
             encoded = self.model.encoder(batch, capture=capture).to("cpu")
-        rows, first = batch.unshared().to("cpu"), 0
-        for one in asked:
-            own = [seen[int(name)] for name in one.images]
+        own = [[seen[int(name)] for name in one.images] for one in asked]
+        split = split_examples(
+            self.model.encoder,
+            encoded,
+            batch.to("cpu"),
+            [one.example for one in asked],
+            tokenizer=self.tokenizer,
+            regions=[[] if self.folder.text_only else [one.regions for one in images] for images in own],
+            class_names=self.class_names,
+            attribute_names=self.attribute_names,
+        )
+        for one, images, rows in zip(asked, own, split, strict=True):
             yield Encoding(
-                question=one.question.text,
-                images=tuple(Image.fromarray(found.pixels) for found in own),
-                rows=split_rows(
-                    self.model.encoder,
-                    encoded,
-                    rows,
-                    first=first,
-                    example=one.example,
-                    tokenizer=self.tokenizer,
-                    regions=[] if self.folder.text_only else [found.regions for found in own],
-                    class_names=self.class_names,
-                    attribute_names=self.attribute_names,
-                ),
+                question=one.question.text, images=tuple(Image.fromarray(found.pixels) for found in images), rows=rows
             )
-            first += len(one.example.rows)
 
     def _collate(self, together: _Together) -> Batch:
         """The batch of some questions, on the model's device."""
@@ -347,6 +360,9 @@ class Predictor:
             question=text,
             images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,
+            class_names=tuple(self.class_names),
+            attribute_names=tuple(self.attribute_names),
+            max_tokens=self.spec.max_tokens,
             truncated=asked.truncated,
             spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
             notice=self._describe_unseen(asked.question.images, regions),
@@ -362,6 +378,8 @@ class Predictor:
             raise DataError(
                 f"the task {self.task.name} does not rank images: use answer(image, text). Retrieval ranks them."
             )
+        check_question(Question(images, text))
+        images = Question(images, text).images
         answers = self.answer_each([Question(image, text) for image in images])
         scored = [(image, float(answer.text)) for image, answer in zip(images, answers, strict=True)]
         return sorted(scored, key=lambda pair: -pair[1])
@@ -405,14 +423,14 @@ class Predictor:
         if key not in seen:
             found = self._seen.get(key)
             if found is None:
-                pixels = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
+                pixels = read_open_image(image) if isinstance(image, Image.Image) else read_image(Path(image))
                 found = _Seen(pixels, self._detect(pixels))
             seen[key] = found
         return str(list(seen).index(key))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""
-        return self._detect(to_pixels(image))
+        return self._detect(read_open_image(image))
 
     def _detect(self, pixels: NDArray[np.uint8]) -> RegionArray:
         if self.detector is None:

@@ -6,8 +6,6 @@ the page; it is not an error.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 from collections import Counter, defaultdict
@@ -19,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from visling.analysis.charts import Point, render_chart
-from visling.analysis.drawing import draw_regions
+from visling.analysis.drawing import draw_regions, encode_picture
 from visling.analysis.page import REPORT_STYLE, escape, render_facts, render_page, replace_file
 from visling.analysis.run_files import RunFiles, as_mapping, as_number, score_value
 from visling.errors import DataError, RunError, StoreError
@@ -423,7 +421,7 @@ def _render_image(image: str, file: Path | None, store: RegionStore | None) -> s
     alt = f"Image {image}" + (f" with {count} regions drawn" if count else "")
     unseen = "" if regions is None or count else '<p class="none">the detector found nothing in this image</p>'
     return (
-        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{_encode_image(picture)}">'
+        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{encode_picture(picture)}">'
         f"{unseen}"
     )
 
@@ -434,17 +432,6 @@ def _find_regions(image: str, store: RegionStore | None) -> RegionArray | None:
         return store[image] if store is not None and image in store else None
     except StoreError:
         return None
-
-
-def _encode_image(picture: Image.Image) -> str:
-    """A data URI, as PNG (smaller for drawings) or JPEG (smaller for photographs)."""
-    options = []
-    for kind, settings in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
-        with io.BytesIO() as file:
-            picture.save(file, kind, **settings)
-            options.append((len(file.getvalue()), kind, file.getvalue()))
-    _, kind, content = min(options)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _render_configuration(run: RunFiles) -> str:
