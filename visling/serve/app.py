@@ -204,6 +204,13 @@ def create_app(
         found = await wait_for(request, queue.ask(model.answer, asked, pixels=pixels))
         return schema.AnswerInfo(**found)
 
+    @app.post("/api/inspect")
+    async def inspect(body: schema.AnswerRequest, request: Request) -> dict[str, Any]:
+        """Ask a model, and see what it looked at: the document "visling-inspection-1"."""
+        model, asked, _ = check(body)
+        found: dict[str, Any] = await wait_for(request, queue.ask(model.inspect, asked, pixels=settings.most_pixels))
+        return found
+
     @app.post("/api/search")
     async def search(body: schema.SearchRequest, request: Request) -> list[schema.SearchResult]:
         """The pictures of the folder of examples, the one that the caption fits best first."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
 
-from visling.api import Predictor, Question, SeenImage
+from visling.analysis.question import Question, SeenImage
+from visling.api import Predictor
 from visling.errors import VislingError
 from visling.serve.cache import ByteCache
 from visling.serve.pictures import Pictures
@@ -82,6 +83,17 @@ class ServedModel:
                 first = waiting.pop(0)
                 found[first] = self._answer_alone(questions[first]) if waiting else error
         return [found[number] for number in range(len(asked))]
+
+    def inspect(self, asked: Sequence[Asked]) -> list[dict[str, Any] | Exception]:
+        """The document of each question, as `Inspection.to_json` writes it, or why there is none."""
+        found: list[dict[str, Any] | Exception] = []
+        for one in asked:
+            try:
+                seen = [self.look(image) for image in one.images]
+                found.append(self.predictor.inspect(seen, one.text, one.choices).to_json())
+            except VislingError as error:
+                found.append(error)
+        return found
 
     def rank(self, asked: Sequence[Asked]) -> list[list[float] | Exception]:
         """How well the text of each question fits each of its images, in their order."""
