@@ -16,6 +16,7 @@ import * as server from "./server.js";
 const NO_EDIT = { words: [], regions: [], boxes: [] };
 const SLOW = 700; // milliseconds after which the seconds of a running question are counted
 const FEWEST_CHOICES = 2;
+const MOST_OFFERS = 5;
 
 class App {
   /** @param models of `/api/models`; at least one.
@@ -122,22 +123,41 @@ class App {
     });
   }
 
-  /** Things to try: those of the model's task, or those about the chosen picture. */
+  /** Things to try: questions about the chosen picture, then those of the model. */
+  get offers() {
+    const about = this.examples.find(({ id }) => id === this.pictures.chosen[0]?.id)?.questions ?? [];
+    const own = this.model.form === "vqa" ? about.map((text) => ({ text })) : [];
+    return [...own, ...this.model.examples].slice(0, MOST_OFFERS);
+  }
+
   drawChips() {
-    const own = this.examples.find(({ id }) => id === this.pictures.chosen[0]?.id)?.questions ?? [];
-    const offered = this.model.form === "vqa" && own.length ? own : (this.model.examples ?? []);
-    const chips = offered.slice(0, 5).map((offer) => {
-      const text = typeof offer === "string" ? offer : offer.text;
-      const chip = make("button", { type: "button" }, text);
+    const chips = this.offers.map((offer) => {
+      const chip = make("button", { type: "button" }, offer.text);
       chip.addEventListener("click", () => {
-        find("text").value = text;
-        if (offer.choices?.length) this.setChoices(offer.choices);
+        this.fillIn(offer);
+        this.looked = null;
         this.ask();
       });
       return make("li", {}, chip);
     });
     find("chips").replaceChildren(...chips);
     show(find("chips"), chips.length > 0);
+  }
+
+  /** Puts something to try into the form. */
+  fillIn({ text, images = [], choices = [] }) {
+    find("text").value = text;
+    if (images.length && this.model.form !== "retrieval") this.pictures.choose(images);
+    if (this.model.choices && choices.length) this.setChoices(choices);
+  }
+
+  /** Asks the first thing to try, so that there is something to look at. */
+  askFirst() {
+    const [offer] = this.offers;
+    find("text").value = "";
+    if (offer) this.fillIn(offer);
+    if (offer && this.pictures.complete) this.ask({ push: false, view: {} });
+    else this.showEmpty();
   }
 
   /** What answers, and where it comes from. */
@@ -394,8 +414,7 @@ class App {
     const wanted = permalink.read(location.hash);
     if (wanted === null) {
       this.chooseModel(this.models.keys().next().value);
-      find("text").value = firstText(this.examples[0], this.model);
-      this.showEmpty();
+      this.askFirst();
       return;
     }
     if (!this.models.has(wanted.run)) {
@@ -476,8 +495,7 @@ class App {
       this.clearMessage();
       this.say("");
       this.chooseModel(find("run").value, second);
-      find("text").value = firstText(this.examples[0], this.model);
-      this.showEmpty();
+      this.askFirst();
     });
     find("second").addEventListener("change", () => {
       this.drawFacts();
@@ -500,11 +518,6 @@ function listChanges(before, after) {
   if (String(before.choices) !== String(after.choices)) changes.push("other choices");
   if (JSON.stringify(before.edit) !== JSON.stringify(after.edit)) changes.push("parts taken away");
   return changes;
-}
-
-function firstText(example, model) {
-  const [offer] = model.form === "vqa" && example?.questions.length ? example.questions : (model.examples ?? []);
-  return offer === undefined ? "" : typeof offer === "string" ? offer : offer.text;
 }
 
 function listenToTheme() {
