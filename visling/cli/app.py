@@ -25,6 +25,7 @@ from visling.cli.predicting import predict
 from visling.cli.recipes import recipes_app
 from visling.cli.regions import regions_app
 from visling.cli.scenes import scenes
+from visling.cli.serving import serve
 from visling.cli.training import finetune, pretrain
 from visling.errors import VislingError
 
@@ -36,6 +37,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
     "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune, "multitask": multitask},
     "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
+    "Looking inside": {"serve": serve},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }
