@@ -30,6 +30,7 @@ from visling.analysis.encoding import Encoding, split_rows
 from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.question import ImageLike, Prepared, SeenImage
 from visling.analysis.question import Question as Question
+from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
 from visling.data.batches.collate import Collator
@@ -169,6 +170,25 @@ class Predictor:
         """`encode` for many questions, in their order, several in a batch."""
         return self._process_together(questions, partial(self._encode_together, capture=capture))
 
+    def explain(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        text: str,
+        choices: Sequence[str] = (),
+        *,
+        methods: Sequence[str] = METHODS,
+        most: int = 10,
+    ) -> Explanation:
+        """What each of the `most` best answers rests on, by some of `relevance.METHODS`; see `answer` for the rest.
+
+        Raises:
+            DataError: as `answer`.
+            ConfigError: no such method, or a task that does not define which output speaks for an answer.
+        """
+        prepared = self.prepare(Question(image, text, choices))
+        (found,) = explain(self.model, self.task, prepared.batch, [prepared.record], methods=methods, most=most)
+        return found
+
     def prepare(self, question: Question) -> Prepared:
         """A question laid out for the model, its images looked at.
 
@@ -191,9 +211,22 @@ class Predictor:
             truncated=asked.truncated,
         )
 
-    def inspect(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Inspection:
+    def inspect(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        text: str,
+        choices: Sequence[str] = (),
+        *,
+        most: int = 10,
+        removal: bool = True,
+    ) -> Inspection:
         """What the model answers and what it looks at, to be read, saved (`to_json`) or shown (`to_html`); see `answer`
-        for the arguments and errors."""
+        for the other arguments and errors.
+
+        Args:
+            most: answers that are explained.
+            removal: also ask again without parts of the question, which takes most of the time.
+        """
         asked = self.prepare(Question(image, text, choices))
         return inspect(
             self.model,
@@ -204,6 +237,8 @@ class Predictor:
             class_names=self.class_names,
             attribute_names=self.attribute_names,
             notices=(self.notice, self._describe_unseen(asked.question.images, asked.regions)),
+            most=most,
+            removal=removal,
         )
 
     def _process_together(
