@@ -60,8 +60,8 @@ def serve(
     token: Annotated[
         str | None,
         typer.Option(
-            help="Secret without which nothing is answered; made and printed where others can reach the server.",
-            envvar="VISLING_TOKEN",
+            help="Secret without which nothing is answered; else VISLING_TOKEN, else made and printed where others can "
+            "reach the server.",
             rich_help_panel=_ACCESS,
         ),
     ] = None,
@@ -83,6 +83,7 @@ def serve(
     Example: visling serve --run demo/small/visualbert/vqa --open
     """
     _check_extra()
+    from visling import runtime
     from visling.serve import listen
     from visling.serve.app import create_app
     from visling.serve.examples import find_scenes, gallery_of
@@ -90,7 +91,7 @@ def serve(
     from visling.serve.settings import ServeSettings
 
     private = listen.is_loopback(host) and not allow_host
-    token = token or (None if private else listen.make_token())
+    token = token or runtime.serve_token() or (None if private else listen.make_token())
     scenes = next((found for one in run if (found := find_scenes(one)) is not None), None)
     listening = listen.bind(host, port)  # before models are loaded, which takes longer
     with listening:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from visling.analysis import __file__ as analysis_package
@@ -47,8 +47,10 @@ def create_app(
     """
     queue: ComputeQueue
     by_name = {model.name: model for model in models}
-    offered = {model.name: [] if scenes is None else offer_questions(model, scenes, pictures) for model in models}
     clear = {} if scenes is None else list_clear_questions(scenes, pictures)
+    offered = {
+        model.name: [] if scenes is None else offer_questions(model, scenes, pictures, clear) for model in models
+    }
     decoding = ThreadPoolExecutor(1, thread_name_prefix="visling-decode")
     arriving = 0
 
@@ -204,12 +206,12 @@ def create_app(
         found = await wait_for(request, queue.ask(model.answer, asked, pixels=pixels))
         return schema.AnswerInfo(**found)
 
-    @app.post("/api/inspect")
-    async def inspect(body: schema.AnswerRequest, request: Request) -> dict[str, Any]:
+    @app.post("/api/inspect", response_class=JSONResponse)
+    async def inspect(body: schema.AnswerRequest, request: Request) -> Response:
         """Ask a model, and see what it looked at: the document "visling-inspection-1"."""
         model, asked, _ = check(body)
-        found: dict[str, Any] = await wait_for(request, queue.ask(model.inspect, asked, pixels=settings.most_pixels))
-        return found
+        found = await wait_for(request, queue.ask(model.inspect, asked, pixels=settings.most_pixels))
+        return Response(found, media_type="application/json")
 
     @app.post("/api/search")
     async def search(body: schema.SearchRequest, request: Request) -> list[schema.SearchResult]:
@@ -231,11 +233,11 @@ def create_app(
 
         return await wait_for(request, score())
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:
         return _send_static(request, "index.html")
 
-    @app.get("/static/{name}", include_in_schema=False)
+    @app.api_route("/static/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def static(name: str, request: Request) -> Response:
         return _send_static(request, name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,18 @@ def list_clear_questions(scenes: Path, pictures: Pictures) -> dict[str, list[tup
     return found
 
 
-def offer_questions(model: ServedModel, scenes: Path, pictures: Pictures) -> list[OfferedQuestion]:
+def offer_questions(
+    model: ServedModel, scenes: Path, pictures: Pictures, clear: Mapping[str, Sequence[tuple[str, str]]]
+) -> list[OfferedQuestion]:
     """A few questions for a model: clear ones if it answers questions, else annotations of its task, each about other
     pictures. None if the task is not one of the scenes'.
 
     Pictures of the task's own (pairs, say) become examples that are not searched.
+
+    Args:
+        clear: of `list_clear_questions`.
     """
     if model.form == "vqa":
-        clear = list_clear_questions(scenes, pictures)
         # The first of each picture's questions is mostly one for a colour: take turns among the kinds.
         turns = (
             OfferedQuestion(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -84,14 +85,15 @@ class ServedModel:
                 found[first] = self._answer_alone(questions[first]) if waiting else error
         return [found[number] for number in range(len(asked))]
 
-    def inspect(self, asked: Sequence[Asked]) -> list[dict[str, Any] | Exception]:
+    def inspect(self, asked: Sequence[Asked]) -> list[bytes | Exception]:
         """The document of each question, as `Inspection.to_json` writes it, or why there is none."""
-        found: list[dict[str, Any] | Exception] = []
+        found: list[bytes | Exception] = []
         for one in asked:
             try:
                 seen = [self.look(image) for image in one.images]
-                found.append(self.predictor.inspect(seen, one.text, one.choices).to_json())
-            except VislingError as error:
+                document = self.predictor.inspect(seen, one.text, one.choices).to_json()
+                found.append(json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
+            except Exception as error:
                 found.append(error)
         return found
 
@@ -103,7 +105,7 @@ class ServedModel:
                 seen = [self.look(image) for image in one.images]
                 scores = {id(image): score for image, score in self.predictor.rank(seen, one.text)}
                 found.append([scores[id(image)] for image in seen])
-            except VislingError as error:
+            except Exception as error:
                 found.append(error)
         return found
 
