@@ -58,6 +58,7 @@ from PIL import Image
 from torch import Tensor
 
 from visling.analysis.encoding import EncodedRow, split_rows
+from visling.analysis.inspection_page import write_page
 from visling.analysis.question import Prepared, Question
 from visling.analysis.relevance import ByPlace, Explanation, explain
 from visling.analysis.removal import FRACTIONS, Changed, Curve, LeftOut
@@ -175,6 +176,14 @@ class Inspection:
             else None,
             "leave_one_out": None if self.left_out is None else self._describe_left_out(self.left_out),
         }
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page that stands alone: it needs no network and, as a still figure, no script.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_page(Path(path), [self.to_json()])
 
     def _describe_left_out(self, left_out: LeftOut) -> dict[str, Any]:
         """What becomes of the first answer without each word and each region of each row."""
