@@ -54,6 +54,10 @@ class Retrieved:
     images: tuple[str, ...]
     texts: tuple[str, ...]
     """Ids of the captions."""
+    captions: tuple[str, ...]
+    """As they were written."""
+    owners: tuple[str, ...]
+    """Image that each caption describes."""
     predictions: list[Prediction]
     report: Report
     notice: str
@@ -126,6 +130,8 @@ def retrieve(
         scores=scores,
         images=tuple(distinct_images(records)),
         texts=tuple(record.id for record in records),
+        captions=tuple(record.caption for record in records),
+        owners=tuple(record.images[0] for record in records),
         predictions=predictions,
         report=task.report(predictions, records),
         notice=notice,

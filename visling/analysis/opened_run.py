@@ -1,0 +1,178 @@
+"""An evaluated run with its model, regions and annotations, so that it can be asked about its examples again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visling import models, runtime
+from visling.analysis.examples import Row, find_image_files, list_images
+from visling.data.annotations.tables import Table
+from visling.data.batches.collate import Collator
+from visling.data.batches.pixels import Pictures
+from visling.data.text import TextLayout, Tokenizer
+from visling.errors import DataError, RunError, StoreError
+from visling.models.task_model import TaskModel
+from visling.nn.extraction import extract_features
+from visling.pretrained.features import check_features
+from visling.pretrained.folder import ModelFolder, read_model_folder
+from visling.regions.store import NativeStore
+from visling.tasks.base import Task, TaskSource, TextOnly, read_records
+from visling.types import Batch, Example, InputSpec, Prediction, Record, RegionStore
+from visling.vision.pictures import PictureFiles
+
+_POINTING = ("regions", "slots_regions", "region_targets")
+"""Kinds of heads that have no output where there is no region."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Examples as the model reads them."""
+
+    records: Sequence[Record]
+    examples: Sequence[Example]
+    batch: Batch
+    """Each row with its own text and regions, on the model's device; features are computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A run's model with what it was evaluated on."""
+
+    saved: ModelFolder
+    model: TaskModel
+    """On its device, in evaluation mode."""
+    task: Task[Any, Any]
+    spec: InputSpec
+    tokenizer: Tokenizer
+    records: Mapping[str, Record]
+    """Annotations of the split by id."""
+    store: RegionStore | None
+    """None of a model of the words alone."""
+    pictures: Pictures | None
+    """Of a model that computes the features of regions itself."""
+    device: torch.device
+
+    @property
+    def answers_blind(self) -> bool:
+        """Whether the model has an answer where it sees no image; what points at regions, or ranks images, has none."""
+        return self.task.all_pairs() is None and not any(kind in _POINTING for kind in self.model.kinds.values())
+
+    def ask(self, rows: Sequence[Row], *, blind: bool = False) -> Asked:
+        """The examples of some rows of the details, in their order.
+
+        Args:
+            blind: without their images.
+        Raises:
+            DataError: the annotations do not have one of them.
+        """
+        ids = [str(row.get("id")) for row in rows]
+        if lacking := [name for name in ids if name not in self.records]:
+            raise DataError(
+                f"the annotations have no example {lacking[0]!r}, which the details name: they have changed since the "
+                "run was evaluated. Evaluate it again with --overwrite."
+            )
+        records = [self.records[name] for name in ids]
+        sees = self.store is not None and not blind
+        layout = TextLayout(self.tokenizer, self.spec, task_token=self.saved.task_token)
+        source = TaskSource(self.task, records, layout)
+        draws = [runtime.generator_for(0) for _ in records]
+        shown = source if sees else TextOnly(source)
+        examples = [shown.example(number, draw) for number, draw in enumerate(draws)]
+        collate = Collator(
+            self.store if sees else None, self.spec, self.tokenizer, pictures=self.pictures if sees else None
+        )
+        batch = collate(examples, draws)[0].to(self.device)
+        with torch.no_grad():
+            batch, _ = extract_features(self.model.extractor, batch)
+        return Asked(records=records, examples=examples, batch=batch.unshared())
+
+    def predict(self, asked: Asked) -> list[Prediction]:
+        """What the model answers."""
+        with torch.inference_mode():
+            return self.task.decode(self.model(asked.batch), asked.batch, asked.records)
+
+
+def open_run(
+    run: Path,
+    about: Mapping[str, Any],
+    split: str,
+    rows: Sequence[Row],
+    *,
+    task: str | None = None,
+    store: RegionStore | None = None,
+    images: Path | None = None,
+    device: str = "cpu",
+) -> OpenedRun:
+    """Open a run to ask about some of its examples.
+
+    Args:
+        about: contents of run.json; of a model of several tasks, those of its task.
+        rows: of the details that are asked about.
+        task: of a model of several tasks: the name of the one that is meant.
+        store: regions; None opens the store that the run was validated on.
+        images: folder of the images; read for a model that computes the features of regions itself.
+    Raises:
+        CheckpointError, ConfigError, DataError, StoreError: the model, the annotations or the regions cannot be read.
+        RunError: run.json does not say where the annotations or the regions are.
+    """
+    saved = read_model_folder(run).for_task(task)
+    model, made = saved.task_model()
+    target = runtime.pick_device(device)
+    if saved.text_only:
+        store = None
+    elif store is None:
+        store = _open_store(about)
+    if isinstance(store, NativeStore):
+        check_features(saved, store, override=False, extracts=saved.extractor is not None)
+    pictures = None
+    if saved.extractor is not None:
+        wanted = {image for row in rows for image in list_images(row)}
+        pictures = PictureFiles(find_image_files(images, wanted), saved.extractor)
+    return OpenedRun(
+        saved=saved,
+        model=model.to(target).eval(),
+        task=made,
+        spec=models.spec(saved.model).inputs(saved.config),
+        tokenizer=Tokenizer(str(saved.path / "vocab.txt")),
+        records={record.id: record for record in _read_records(made, about, split)},
+        store=store,
+        pictures=pictures,
+        device=target,
+    )
+
+
+def _open_store(about: Mapping[str, Any]) -> NativeStore:
+    named = about.get("valid_store") or about.get("store")
+    if not isinstance(named, str):
+        raise RunError("run.json names no region store. Name it with --store.")
+    if not Path(named).is_dir():
+        raise StoreError(f"the region store {named}, which run.json names, is gone. Name it with --store.")
+    return NativeStore.open(Path(named))
+
+
+def _read_records(task: Task[Any, Any], about: Mapping[str, Any], split: str) -> Sequence[Record]:
+    """Annotations of a split of the folder, or of the file of one's own, that the run was trained on."""
+    files = about.get("files")
+    if isinstance(files, Mapping):
+        # The examples that were held out for validation are in the training file, under the same ids.
+        named = files.get(split) if isinstance(files.get(split), str) else files.get("train" if split in files else "")
+        if not isinstance(named, str):
+            raise RunError(
+                f"run.json names no file of the split {split!r}: the run was evaluated on another file, which it does "
+                "not remember."
+            )
+        table = Table(Path(named))
+        records = task.read_table(table)
+        table.problems.refuse()
+        return records
+    data = about.get("data")
+    if not isinstance(data, list) or not data:
+        raise RunError("run.json does not say where the annotations are.")
+    if not Path(data[0]).is_dir():
+        raise DataError(f"the annotations in {data[0]}, which run.json names, are gone.")
+    return read_records(task, Path(data[0]), split)

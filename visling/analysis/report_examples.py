@@ -1,0 +1,119 @@
+"""The report's examples: wrong and right answers on cards, with their images and what the model looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from visling.analysis.drawing import draw_regions
+from visling.analysis.examples import (
+    Row,
+    describe,
+    encode_image,
+    find_image_files,
+    find_regions,
+    is_right,
+    list_candidates,
+    list_images,
+    sample_evenly,
+)
+from visling.analysis.page import escape
+from visling.analysis.run_files import RunFiles, as_number
+from visling.errors import DataError
+from visling.types import RegionStore
+from visling.vision.images import read_image
+
+_DRAWN_REGIONS = 12
+"""Most regions drawn on an image."""
+_IMAGE_SIZE = 440
+"""Longest side of an image, pixels: about the width of a card, so that labels keep their size."""
+
+
+def render_examples(run: RunFiles, examples: int, folder: Path | None, store: RegionStore | None) -> str:
+    split, rows = next(((split, rows) for split, rows in run.details.items() if rows), ("", []))
+    if not rows or examples < 1:
+        run.missing += [] if rows else ["no details of individual examples: there is no gallery"]
+        return '<section><h2 id="examples">Examples</h2><p>There are no examples to show.</p></section>'
+    marked: dict[bool | None, list[Row]] = {True: [], False: [], None: []}
+    for row in rows:
+        marked[is_right(row)].append(row)
+    shown: set[str] = set()
+    wrong = sample_evenly(marked[False], max(examples // 2, examples - len(marked[True])), shown)
+    right = sample_evenly(marked[True], examples - len(wrong), shown)
+    unknown = sample_evenly(marked[None], examples - len(wrong) - len(right), shown)
+    images = find_image_files(folder, {i for row in (*wrong, *right, *unknown) for i in list_images(row)})
+    if folder is None:
+        run.missing.append("no image folder is known: examples are shown without their images")
+    elif not images:
+        run.missing.append("none of the images was found in the image folder")
+    groups = (
+        ("Wrong", wrong, len(marked[False])),
+        ("Right", right, len(marked[True])),
+        ("Without a score", unknown, len(marked[None])),
+    )
+    parts = []
+    for title, chosen, total in groups:
+        if chosen:
+            cards = "".join(_render_card(row, images, store) for row in chosen)
+            parts.append(f'<h3>{title} <small>{len(chosen)} of {total:,}</small></h3><div class="cards">{cards}</div>')
+    note = f"From {escape(split)}, sampled evenly over the file and over all types; none is hand-picked."
+    return f'<section><h2 id="examples">Examples</h2><p>{note}</p>{"".join(parts)}</section>'
+
+
+def _render_card(row: Row, images: Mapping[str, Path], store: RegionStore | None) -> str:
+    score = as_number(row.get("score"))
+    look, sign = {None: ("", ""), True: ("right", "✓ right"), False: ("wrong", "✗ wrong")}[is_right(row)]
+    partly = f" ({score:.2g})" if score is not None and 0 < score < 1 else ""
+    shown = (
+        "".join(_render_image(image, images.get(image), store) for image in list_images(row)[:2])
+        or '<p class="none">no image</p>'
+    )
+    kind = f'<span class="kind">{escape(row["type"])}</span>' if row.get("type") else ""
+    confidence = as_number(row.get("confidence"))
+    sure = "" if confidence is None else f" <small>{100 * confidence:.0f} %</small>"
+    bars = []
+    for answer, share in list_candidates(row, 4):
+        length = min(max(100 * share, 0.0), 100.0)
+        bars.append(
+            f"<li><span>{escape(answer)}</span>"
+            f'<span class="bar"><span style="width:{length:.1f}%"></span></span><span>{length:.0f} %</span></li>'
+        )
+    return (
+        f'<article class="card {look}">{shown}<div class="words">'
+        f'<p class="tags"><span class="sign">{sign}{partly}</span>{kind}</p>'
+        f'<p class="question">{escape(describe(row.get("text"), "(no text)"))}</p>'
+        f"<p>Model: <strong>{escape(describe(row.get('prediction'), 'nothing'))}</strong>{sure}<br>"
+        f"Truth: <strong>{escape(describe(row.get('truth')))}</strong></p>"
+        f'<ul class="bars">{"".join(bars)}</ul></div></article>'
+    )
+
+
+def _render_image(image: str, file: Path | None, store: RegionStore | None) -> str:
+    if file is None:
+        return f'<p class="none">image {escape(image)} was not found</p>'
+    try:
+        picture = Image.fromarray(read_image(file))
+    except DataError:
+        return f'<p class="none">image {escape(image)} cannot be read</p>'
+    picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE), Image.Resampling.LANCZOS)
+    count = 0
+    regions = find_regions(image, store)
+    if regions is not None:
+        count = min(len(regions), _DRAWN_REGIONS)
+        names, attributes = getattr(store, "class_names", ()), getattr(store, "attribute_names", ())
+        picture = draw_regions(
+            picture,
+            regions,
+            class_names=names,
+            attribute_names=attributes,
+            top=count,
+            scale=_IMAGE_SIZE // max(picture.size),
+        )
+    alt = f"Image {image}" + (f" with {count} regions drawn" if count else "")
+    unseen = "" if regions is None or count else '<p class="none">the detector found nothing in this image</p>'
+    return (
+        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{encode_image(picture)}">'
+        f"{unseen}"
+    )
