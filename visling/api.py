@@ -27,6 +27,9 @@ from PIL import Image
 from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
 from visling.analysis.encoding import Encoding, split_rows
+from visling.analysis.inspection import Inspection, inspect
+from visling.analysis.question import ImageLike, Prepared
+from visling.analysis.question import Question as Question
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
 from visling.data.batches.collate import Collator
@@ -44,25 +47,6 @@ from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, to_pixels
 from visling.vision.pictures import GivenPictures
 from visling.vision.region_detector import RegionDetector
-
-ImageLike = str | Path | Image.Image
-"""An image file, or an open image."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a model is asked: a question, a sentence to judge, an expression or phrases to point at."""
-
-    image: ImageLike | Sequence[ImageLike]
-    """The image, or as many as the task reads together."""
-    text: str
-    choices: Sequence[str] = ()
-    """Answers to choose from, for tasks that read them."""
-
-    @property
-    def images(self) -> Sequence[ImageLike]:
-        """All images."""
-        return [self.image] if isinstance(self.image, (str, Path, Image.Image)) else self.image
 
 
 class _GivenRegions:
@@ -98,21 +82,6 @@ class _Asked(NamedTuple):
     record: Record
     example: Example
     truncated: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A question as the model reads it, for whoever changes it and asks again."""
-
-    question: Question
-    record: Record
-    example: Example
-    batch: Batch
-    """Of this question alone, each row with its own text and regions, on the model's device; features are computed."""
-    regions: tuple[RegionArray, ...]
-    """Of each image, as detected."""
-    images: tuple[Image.Image, ...]
-    """As the detector saw them."""
 
 
 _FileKey = tuple[str, int, int]
@@ -226,6 +195,22 @@ class Predictor:
             batch=batch.unshared(),
             regions=tuple(found.regions for found in own),
             images=tuple(Image.fromarray(found.pixels) for found in own),
+            truncated=asked.truncated,
+        )
+
+    def inspect(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Inspection:
+        """What the model answers and what it looks at, to be read, saved (`to_json`) or shown (`to_html`); see `answer`
+        for the arguments and errors."""
+        asked = self.prepare(Question(image, text, choices))
+        return inspect(
+            self.model,
+            self.task,
+            asked,
+            folder=self.folder,
+            tokenizer=self.tokenizer,
+            class_names=self.class_names,
+            attribute_names=self.attribute_names,
+            notices=(self.notice, self._describe_unseen(asked.question.images, asked.regions)),
         )
 
     def _process_together(
