@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from visling import models, runtime
-from visling.analysis.examples import Row, find_image_files, list_images
+from visling.analysis.examples import Row, describe, find_image_files, list_images
+from visling.analysis.question import Prepared, Question
 from visling.data.annotations.tables import Table
 from visling.data.batches.collate import Collator
 from visling.data.batches.pixels import Pictures
@@ -23,20 +25,13 @@ from visling.pretrained.folder import ModelFolder, read_model_folder
 from visling.regions.store import NativeStore
 from visling.tasks.base import Task, TaskSource, TextOnly, read_records
 from visling.types import Batch, Example, InputSpec, Prediction, Record, RegionStore
+from visling.vision.images import read_image
 from visling.vision.pictures import PictureFiles
 
 _POINTING = ("regions", "slots_regions", "region_targets")
 """Kinds of heads that have no output where there is no region."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Examples as the model reads them."""
-
-    records: Sequence[Record]
-    examples: Sequence[Example]
-    batch: Batch
-    """Each row with its own text and regions, on the model's device; features are computed."""
+_NO_PICTURE = (200, 200, 200)
+"""Colour in place of an image that is absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,39 +57,66 @@ class OpenedRun:
         """Whether the model has an answer where it sees no image; what points at regions, or ranks images, has none."""
         return self.task.all_pairs() is None and not any(kind in _POINTING for kind in self.model.kinds.values())
 
-    def ask(self, rows: Sequence[Row], *, blind: bool = False) -> Asked:
-        """The examples of some rows of the details, in their order.
+    def prepare(self, row: Row, images: Mapping[str, Path]) -> Prepared:
+        """The example of a row of the details, as the model reads it.
+
+        Args:
+            images: files by image id; in place of one that is absent or damaged there is a grey area of its size.
+        Raises:
+            DataError: the annotations do not have it.
+        """
+        (record,) = self._find_records([row])
+        (example,), batch, truncated = self._collate([record], blind=False)
+        regions = tuple(self.store[image] for image in example.images) if self.store is not None else ()
+        pictures = tuple(
+            _open_image(images.get(image), found.size) for image, found in zip(example.images, regions, strict=True)
+        )
+        return Prepared(
+            question=Question(pictures, describe(row.get("text"), "(no text)")),
+            record=record,
+            example=example,
+            batch=batch,
+            regions=regions,
+            images=pictures,
+            truncated=truncated,
+        )
+
+    def predict(self, rows: Sequence[Row], *, blind: bool = False) -> list[Prediction]:
+        """What the model answers to the examples of some rows of the details, in their order.
 
         Args:
             blind: without their images.
         Raises:
             DataError: the annotations do not have one of them.
         """
+        records = self._find_records(rows)
+        _, batch, _ = self._collate(records, blind=blind)
+        with torch.inference_mode():
+            return self.task.decode(self.model(batch), batch, records)
+
+    def _find_records(self, rows: Sequence[Row]) -> list[Record]:
         ids = [str(row.get("id")) for row in rows]
         if lacking := [name for name in ids if name not in self.records]:
             raise DataError(
                 f"the annotations have no example {lacking[0]!r}, which the details name: they have changed since the "
                 "run was evaluated. Evaluate it again with --overwrite."
             )
-        records = [self.records[name] for name in ids]
+        return [self.records[name] for name in ids]
+
+    def _collate(self, records: Sequence[Record], *, blind: bool) -> tuple[list[Example], Batch, bool]:
+        """Examples of some records, their batch on the device, with features computed, and whether a text was cut."""
         sees = self.store is not None and not blind
         layout = TextLayout(self.tokenizer, self.spec, task_token=self.saved.task_token)
         source = TaskSource(self.task, records, layout)
-        draws = [runtime.generator_for(0) for _ in records]
         shown = source if sees else TextOnly(source)
+        draws = [runtime.generator_for(0) for _ in records]
         examples = [shown.example(number, draw) for number, draw in enumerate(draws)]
-        collate = Collator(
-            self.store if sees else None, self.spec, self.tokenizer, pictures=self.pictures if sees else None
-        )
+        store, pictures = (self.store, self.pictures) if sees else (None, None)
+        collate = Collator(store, self.spec, self.tokenizer, pictures=pictures)
         batch = collate(examples, draws)[0].to(self.device)
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, batch)
-        return Asked(records=records, examples=examples, batch=batch.unshared())
-
-    def predict(self, asked: Asked) -> list[Prediction]:
-        """What the model answers."""
-        with torch.inference_mode():
-            return self.task.decode(self.model(asked.batch), asked.batch, asked.records)
+        return examples, batch.unshared(), layout.truncated > 0
 
 
 def open_run(
@@ -144,6 +166,16 @@ def open_run(
         pictures=pictures,
         device=target,
     )
+
+
+def _open_image(file: Path | None, size: tuple[int, int]) -> Image.Image:
+    """An image at the size in which its boxes are given; grey where it cannot be read."""
+    if file is not None:
+        try:
+            return Image.fromarray(read_image(file))
+        except DataError:
+            pass
+    return Image.new("RGB", size, _NO_PICTURE)
 
 
 def _open_store(about: Mapping[str, Any]) -> NativeStore:

@@ -13,16 +13,21 @@ def escape(value: Any) -> str:
     return _escape(str(value), quote=True)
 
 
-def render_page(title: str, body: str, style: str, *, images: bool = False) -> str:
+def render_page(title: str, body: str, style: str, *, images: bool = False, files: bool = False) -> str:
     """A whole page.
 
     Args:
         title: plain text.
         body: HTML of the page below `<main>`.
-        style: `REPORT_STYLE` or `COMPARISON_STYLE`.
+        style: `REPORT_STYLE`, `COMPARISON_STYLE`, or a style sheet that begins with one of them.
         images: whether the page holds images, which then are data URIs.
+        files: whether it loads images and scripts from its own folder, which may lie on a disk.
     """
-    policy = "default-src 'none'; style-src 'unsafe-inline'" + ("; img-src data:" if images else "")
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if files:
+        policy += "; img-src 'self' file: data:; script-src 'self' file:"
+    elif images:
+        policy += "; img-src data:"
     return _PAGE.format(title=escape(title), policy=policy, style=style, body=body)
 
 
