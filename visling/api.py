@@ -30,6 +30,7 @@ from visling.analysis.encoding import Encoding, split_rows
 from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.question import ImageLike, Prepared
 from visling.analysis.question import Question as Question
+from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
 from visling.data.batches.collate import Collator
@@ -175,6 +176,25 @@ class Predictor:
     def encode_each(self, questions: Iterable[Question], *, capture: bool = False) -> Iterator[Encoding]:
         """`encode` for many questions, in their order, several in a batch."""
         return self._process_together(questions, partial(self._encode_together, capture=capture))
+
+    def explain(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        text: str,
+        choices: Sequence[str] = (),
+        *,
+        methods: Sequence[str] = METHODS,
+        most: int = 10,
+    ) -> Explanation:
+        """What each of the `most` best answers rests on, by some of `relevance.METHODS`; see `answer` for the rest.
+
+        Raises:
+            DataError: as `answer`.
+            ConfigError: no such method, or a task that does not define which output speaks for an answer.
+        """
+        prepared = self.prepare(Question(image, text, choices))
+        (found,) = explain(self.model, self.task, prepared.batch, [prepared.record], methods=methods, most=most)
+        return found
 
     def prepare(self, question: Question) -> Prepared:
         """A question laid out for the model, its images looked at.

@@ -321,6 +321,14 @@ def test_region_embedding_term_by_term() -> None:
     )
 
 
+def test_whitening_of_features_that_are_all_alike_takes_their_mean_away() -> None:
+    whiten = Whitening(5)
+    sample = torch.full((7, 5), 3.3)
+    whiten.fit(sample)
+    assert_close(whiten(sample), torch.zeros(7, 5), atol=1e-6, rtol=0)
+    assert_close(whiten(sample + 1), torch.ones(7, 5), atol=1e-6, rtol=0)
+
+
 def test_whitened_features_forget_their_scale_and_offset() -> None:
     batch = batch_of(tiny().config)
     assert batch.regions is not None

@@ -47,6 +47,7 @@ def test_train_a_step_evaluate_and_write_a_submission(world: Any, tmp_path: Path
 def check_raw_images(model: api.Predictor, pictures: list[Path]) -> None:
     """Ask the task about pictures, in the way that it is asked."""
     if model.task.all_pairs() is not None:
+        check_candidates(model, api.Question(pictures[0], "a red star"))
         ranking = model.rank(pictures, "a red star")
         assert sorted(image for image, _ in ranking) == pictures
         scores = [score for _, score in ranking]
@@ -54,6 +55,7 @@ def check_raw_images(model: api.Predictor, pictures: list[Path]) -> None:
         assert len(set(scores)) > 1, "a score that depends on the image"
         return
     choices = ["red", "because it is left of the circle", "blue"] if model.task.choices else []
+    check_candidates(model, api.Question(pictures[: model.task.images], "the small [red star]", choices))
     answer = model.answer(pictures[: model.task.images], "the small [red star]", choices)
     assert 0 <= answer.confidence <= 1
     assert answer.top or answer.text
@@ -62,6 +64,26 @@ def check_raw_images(model: api.Predictor, pictures: list[Path]) -> None:
     for x1, y1, x2, y2 in answer.boxes:
         assert 0 <= x1 < x2 <= answer.image.width
         assert 0 <= y1 < y2 <= answer.image.height
+
+
+def check_candidates(model: api.Predictor, question: api.Question) -> None:
+    """The output behind each candidate is a number with a graph, and better candidates have higher ones."""
+    prepared = model.prepare(question)
+    logits = model.model(prepared.batch)
+    (prediction,) = model.task.decode(logits, prepared.batch, [prepared.record])
+    candidates = [
+        model.task.logit(logits, prepared.batch, 0, prediction, place) for place in range(len(prediction.top) or 1)
+    ]
+    assert all(value.shape == () and value.requires_grad for value in candidates)
+    values = [value.item() for value in candidates]
+    if model.task.name == "grounding":  # the candidates are phrases, each with its best region
+        slots = logits["phrases"][0].max(dim=-1).values.tolist()
+        assert values == slots[: len(values)]
+    elif not prediction.top:
+        assert values == [pytest.approx(prediction.value)]
+    else:
+        assert values == sorted(values, reverse=True)
+        assert len(set(values)) > 1
 
 
 def test_both_phases_of_vcr_are_scored_together_or_written_into_one_file(world: Any, tmp_path: Path) -> None:

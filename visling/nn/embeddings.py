@@ -137,6 +137,9 @@ class Whitening(nn.Module):
     """Variance, as a share of that of the widest direction, that is added to all: narrower directions are noise and
     stay narrow."""
 
+    ALIKE = 1e-12
+    """Variance of the widest direction, as a share of the features' mean square, up to which rows count as equal."""
+
     mean: Tensor
     matrix: Tensor
 
@@ -147,14 +150,17 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Measure the statistics of a sample (N, F); fewer than two rows change nothing."""
+        """Measure the statistics of a sample (N, F); fewer than two rows change nothing, and rows that are all alike
+        change the mean alone: there is no direction to scale."""
         if len(features) < 2:
             return
         sample = features.to(torch.float64)
-        variances, directions = torch.linalg.eigh(torch.cov(sample.T))
-        widths = (variances.clamp(min=0) + self.FLOOR * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
         self.mean.copy_(sample.mean(0))
-        self.matrix.copy_(directions / widths)
+        variances, directions = torch.linalg.eigh(torch.cov(sample.T))
+        widest = variances[-1]
+        if widest <= self.ALIKE * sample.square().mean():
+            return
+        self.matrix.copy_(directions / (variances.clamp(min=0) + self.FLOOR * widest).sqrt())
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., F) -> (..., F)."""
