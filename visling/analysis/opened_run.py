@@ -35,6 +35,18 @@ _NO_PICTURE = (200, 200, 200)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Examples as the model reads them."""
+
+    records: Sequence[Record]
+    examples: Sequence[Example]
+    batch: Batch
+    """Each row with its own text and regions, on the model's device; features are computed."""
+    truncated: bool
+    """Whether a text was longer than the model reads and was cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenedRun:
     """A run's model with what it was evaluated on."""
 
@@ -57,6 +69,16 @@ class OpenedRun:
         """Whether the model has an answer where it sees no image; what points at regions, or ranks images, has none."""
         return self.task.all_pairs() is None and not any(kind in _POINTING for kind in self.model.kinds.values())
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the detector's classes."""
+        return getattr(self.store, "class_names", ())
+
+    @property
+    def attribute_names(self) -> Sequence[str]:
+        """Names of the detector's attributes."""
+        return getattr(self.store, "attribute_names", ())
+
     def prepare(self, row: Row, images: Mapping[str, Path]) -> Prepared:
         """The example of a row of the details, as the model reads it.
 
@@ -65,8 +87,8 @@ class OpenedRun:
         Raises:
             DataError: the annotations do not have it.
         """
-        (record,) = self._find_records([row])
-        (example,), batch, truncated = self._collate([record], blind=False)
+        asked = self.ask([row])
+        (record,), (example,) = asked.records, asked.examples
         regions = tuple(self.store[image] for image in example.images) if self.store is not None else ()
         pictures = tuple(
             _open_image(images.get(image), found.size) for image, found in zip(example.images, regions, strict=True)
@@ -75,36 +97,33 @@ class OpenedRun:
             question=Question(pictures, describe(row.get("text"), "(no text)")),
             record=record,
             example=example,
-            batch=batch,
+            batch=asked.batch,
             regions=regions,
             images=pictures,
-            truncated=truncated,
+            truncated=asked.truncated,
         )
 
     def predict(self, rows: Sequence[Row], *, blind: bool = False) -> list[Prediction]:
-        """What the model answers to the examples of some rows of the details, in their order.
+        """What the model answers to the examples of some rows; see `ask`."""
+        asked = self.ask(rows, blind=blind)
+        with torch.inference_mode():
+            return self.task.decode(self.model(asked.batch), asked.batch, asked.records)
+
+    def ask(self, rows: Sequence[Row], *, blind: bool = False) -> Asked:
+        """The examples of some rows of the details, in their order.
 
         Args:
             blind: without their images.
         Raises:
             DataError: the annotations do not have one of them.
         """
-        records = self._find_records(rows)
-        _, batch, _ = self._collate(records, blind=blind)
-        with torch.inference_mode():
-            return self.task.decode(self.model(batch), batch, records)
-
-    def _find_records(self, rows: Sequence[Row]) -> list[Record]:
         ids = [str(row.get("id")) for row in rows]
         if lacking := [name for name in ids if name not in self.records]:
             raise DataError(
                 f"the annotations have no example {lacking[0]!r}, which the details name: they have changed since the "
                 "run was evaluated. Evaluate it again with --overwrite."
             )
-        return [self.records[name] for name in ids]
-
-    def _collate(self, records: Sequence[Record], *, blind: bool) -> tuple[list[Example], Batch, bool]:
-        """Examples of some records, their batch on the device, with features computed, and whether a text was cut."""
+        records = [self.records[name] for name in ids]
         sees = self.store is not None and not blind
         layout = TextLayout(self.tokenizer, self.spec, task_token=self.saved.task_token)
         source = TaskSource(self.task, records, layout)
@@ -116,7 +135,7 @@ class OpenedRun:
         batch = collate(examples, draws)[0].to(self.device)
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, batch)
-        return examples, batch.unshared(), layout.truncated > 0
+        return Asked(records=records, examples=examples, batch=batch.unshared(), truncated=layout.truncated > 0)
 
 
 def open_run(

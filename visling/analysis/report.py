@@ -30,6 +30,7 @@ def write_report(
     images: Path | None = None,
     store: RegionStore | None = None,
     compare: Sequence[Path] = (),
+    relevance: bool = True,
     overwrite: bool = False,
 ) -> Path:
     """Write the page about a run and return its path.
@@ -41,6 +42,7 @@ def write_report(
         images: folder of the images, searched with its sub-folders; None takes the one named in run.json.
         store: regions to draw; None opens the store named in run.json.
         compare: other run folders, whose scores are shown next to this one's.
+        relevance: show on each example what the model looked at, if its weights, regions and annotations are at hand.
         overwrite: replace an existing page.
     Raises:
         RunError: no such run folder, or the page exists or cannot be written.
@@ -62,7 +64,7 @@ def write_report(
     sections = [
         _render_scores(files),
         _render_curves(files),
-        render_examples(files, examples, image_folder, regions),
+        render_examples(files, examples, image_folder, regions, relevance=relevance),
         _render_configuration(files),
     ]
     title = f"{describe(files.about.get('model'), 'model')} on {describe(files.about.get('task'), 'task')}"

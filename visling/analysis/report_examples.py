@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -19,9 +19,11 @@ from visling.analysis.examples import (
     list_images,
     sample_evenly,
 )
+from visling.analysis.looked_at import LookedAt, look_again
+from visling.analysis.opened_run import open_run
 from visling.analysis.page import escape
 from visling.analysis.run_files import RunFiles, as_number
-from visling.errors import DataError
+from visling.errors import DataError, VislingError
 from visling.types import RegionStore
 from visling.vision.images import read_image
 
@@ -31,7 +33,17 @@ _IMAGE_SIZE = 440
 """Longest side of an image, pixels: about the width of a card, so that labels keep their size."""
 
 
-def render_examples(run: RunFiles, examples: int, folder: Path | None, store: RegionStore | None) -> str:
+def render_examples(
+    run: RunFiles, examples: int, folder: Path | None, store: RegionStore | None, *, relevance: bool = True
+) -> str:
+    """The section of the page; what it lacks is added to `run.missing`.
+
+    Args:
+        examples: most examples shown, half of them wrong ones where there are enough.
+        folder: of the images.
+        store: regions to draw.
+        relevance: show what the model looked at.
+    """
     split, rows = next(((split, rows) for split, rows in run.details.items() if rows), ("", []))
     if not rows or examples < 1:
         run.missing += [] if rows else ["no details of individual examples: there is no gallery"]
@@ -53,21 +65,48 @@ def render_examples(run: RunFiles, examples: int, folder: Path | None, store: Re
         ("Right", right, len(marked[True])),
         ("Without a score", unknown, len(marked[None])),
     )
-    parts = []
+    looks: list[LookedAt | None] = [None] * (len(wrong) + len(right) + len(unknown))
+    if relevance:
+        looks = _look(run, split, (*wrong, *right, *unknown), folder, store) or looks
+    parts, seen = [], iter(looks)
     for title, chosen, total in groups:
         if chosen:
-            cards = "".join(_render_card(row, images, store) for row in chosen)
+            cards = "".join(_render_card(row, images, store, next(seen)) for row in chosen)
             parts.append(f'<h3>{title} <small>{len(chosen)} of {total:,}</small></h3><div class="cards">{cards}</div>')
     note = f"From {escape(split)}, sampled evenly over the file and over all types; none is hand-picked."
+    if any(looks):
+        note += _LEGEND
     return f'<section><h2 id="examples">Examples</h2><p>{note}</p>{"".join(parts)}</section>'
 
 
-def _render_card(row: Row, images: Mapping[str, Path], store: RegionStore | None) -> str:
+_LEGEND = (
+    " Outlines and the ground behind words show what the model looked at: the share that each has in the relevance for "
+    "the answer it gave (gradient-weighted attention through all layers; special tokens left out). Relevance is an "
+    "estimate, not a proof: <code>visling inspect</code> tests it by removing what it names."
+)
+
+
+def _look(
+    run: RunFiles, split: str, rows: Sequence[Row], folder: Path | None, store: RegionStore | None
+) -> list[LookedAt | None] | None:
+    """What the model looked at in each example; None where it cannot be asked again, which is noted."""
+    try:
+        opened = open_run(run.path, run.about, split, rows, store=store, images=folder)
+        return [*look_again(opened, rows)]
+    except VislingError as error:
+        run.missing.append(f"what the model looked at is not shown: {error}")
+        return None
+
+
+def _render_card(row: Row, images: Mapping[str, Path], store: RegionStore | None, look: LookedAt | None) -> str:
     score = as_number(row.get("score"))
-    look, sign = {None: ("", ""), True: ("right", "✓ right"), False: ("wrong", "✗ wrong")}[is_right(row)]
+    colour, sign = {None: ("", ""), True: ("right", "✓ right"), False: ("wrong", "✗ wrong")}[is_right(row)]
     partly = f" ({score:.2g})" if score is not None and 0 < score < 1 else ""
     shown = (
-        "".join(_render_image(image, images.get(image), store) for image in list_images(row)[:2])
+        "".join(
+            _render_image(image, images.get(image), store, look, number)
+            for number, image in enumerate(list_images(row)[:2])
+        )
         or '<p class="none">no image</p>'
     )
     kind = f'<span class="kind">{escape(row["type"])}</span>' if row.get("type") else ""
@@ -81,16 +120,42 @@ def _render_card(row: Row, images: Mapping[str, Path], store: RegionStore | None
             f'<span class="bar"><span style="width:{length:.1f}%"></span></span><span>{length:.0f} %</span></li>'
         )
     return (
-        f'<article class="card {look}">{shown}<div class="words">'
+        f'<article class="card {colour}">{shown}<div class="words">'
         f'<p class="tags"><span class="sign">{sign}{partly}</span>{kind}</p>'
-        f'<p class="question">{escape(describe(row.get("text"), "(no text)"))}</p>'
+        f'<p class="question">{_render_words(describe(row.get("text"), "(no text)"), look)}</p>'
         f"<p>Model: <strong>{escape(describe(row.get('prediction'), 'nothing'))}</strong>{sure}<br>"
         f"Truth: <strong>{escape(describe(row.get('truth')))}</strong></p>"
-        f'<ul class="bars">{"".join(bars)}</ul></div></article>'
+        f'<ul class="bars">{"".join(bars)}</ul>{_render_heaviest(look)}</div></article>'
     )
 
 
-def _render_image(image: str, file: Path | None, store: RegionStore | None) -> str:
+def _render_words(text: str, look: LookedAt | None) -> str:
+    """The text; where it is known, with what the model takes from each word as its ground."""
+    if look is None or not look.words:
+        return escape(text)
+    most = look.strongest or 1.0
+    return " ".join(
+        f'<span class="look" style="--strength:{one.weight / most:.2f}" title="{_percent(one.weight)}">'
+        f"{escape(one.text)}</span>"
+        for one in look.words
+    )
+
+
+def _render_heaviest(look: LookedAt | None) -> str:
+    """The regions that the answer takes most from, and how much of it comes from regions at all."""
+    if look is None or not look.regions:
+        return ""
+    named = ", ".join(f"{escape(one.region.name)} <small>{_percent(one.weight)}</small>" for one in look.heaviest())
+    shares = f"all regions {_percent(look.image_share)}, words {_percent(1 - look.image_share)}"
+    return f'<p class="looked">Looked at: {named or "no region"}<br><small>{shares}</small></p>'
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _render_image(image: str, file: Path | None, store: RegionStore | None, look: LookedAt | None, number: int) -> str:
+    """An image of a card; `number` is its number in the example."""
     if file is None:
         return f'<p class="none">image {escape(image)} was not found</p>'
     try:
@@ -108,6 +173,8 @@ def _render_image(image: str, file: Path | None, store: RegionStore | None) -> s
             regions,
             class_names=names,
             attribute_names=attributes,
+            highlight=None if look is None else look.weigh_boxes(regions.boxes.tolist(), number),
+            full=None if look is None else look.strongest,
             top=count,
             scale=_IMAGE_SIZE // max(picture.size),
         )
