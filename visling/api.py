@@ -3,10 +3,17 @@
 model = api.load("demo/small/visualbert/vqa")
 answer = model.answer("picture.png", "what colour is the star?")
 print(answer)  # Answer(red 87 %, blue 9 %; "what colour is the star?", 7 regions)
-print(answer.text, answer.confidence)
+answer.save("answer.png")  # drawn: the picture with its regions, the question, bars; a notebook shows the same
 print(model.answer("picture.png", "why is it here?", choices=["it fell", "it was put here"]))  # VCR
-for answer in model.answer_each([Question("a.png", "how many?"), Question("a.png", "what colour?")]): ...  # together
 for image, score in model.rank(["a.png", "b.png"], "two red stars"): ...                     # retrieval
+
+encoding = model.encode("picture.png", "what colour is the star?", capture=True)
+word, region = encoding.word("star"), encoding.region("red star")
+encoding.maps.text_to_regions["layers.3"][:, word.tokens, region.at]  # (heads, pieces of the word)
+
+questions = [Question("a.png", "how many?"), Question("a.png", "what colour?"), Question("b.png", "how many?")]
+for answer in model.answer_each(questions): ...  # several in a batch; each image is looked at once
+for encoding in model.encode_each(questions): print(encoding.text_states.shape)
 
 encoder = api.from_pretrained("owner/name").encoder()
 """
@@ -26,10 +33,13 @@ from PIL import Image
 
 from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
-from visling.analysis.encoding import Encoding, split_rows
+from visling.analysis.encoding import Encoding as Encoding
+from visling.analysis.encoding import split_rows
 from visling.analysis.inspection import Inspection, inspect
-from visling.analysis.question import ImageLike, Prepared
+from visling.analysis.question import ImageLike as ImageLike
+from visling.analysis.question import Prepared as Prepared
 from visling.analysis.question import Question as Question
+from visling.analysis.question import check_question, check_questions
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
@@ -45,7 +55,7 @@ from visling.pretrained.folder import ModelFolder
 from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
 from visling.types import Batch, Example, Prediction, Record, RegionArray
 from visling.vision.detectors import load_detector
-from visling.vision.images import read_image, to_pixels
+from visling.vision.images import read_image, read_open_image
 from visling.vision.pictures import GivenPictures
 from visling.vision.region_detector import RegionDetector
 
@@ -237,6 +247,7 @@ class Predictor:
         self, questions: Iterable[Question], process: Callable[[_Together], Iterator[_Result]]
     ) -> Iterator[_Result]:
         """What becomes of each question when they are processed in batches."""
+        check_questions(questions)
         together = _Together()
         for question in questions:
             if not together.has_room(question):
@@ -251,6 +262,7 @@ class Predictor:
 
     def _read_question(self, question: Question, together: _Together) -> _Asked:
         """A question laid out for the model, after its images were looked at."""
+        check_question(question)
         given, text, choices = question.images, question.text, question.choices
         self._check_query(len(given), choices)
         names = [self._look_at(image, together.seen) for image in given]
@@ -332,6 +344,9 @@ class Predictor:
             question=text,
             images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,
+            class_names=tuple(self.class_names),
+            attribute_names=tuple(self.attribute_names),
+            max_tokens=self.spec.max_tokens,
             truncated=asked.truncated,
             spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
             notice=self._describe_unseen(asked.question.images, regions),
@@ -347,6 +362,8 @@ class Predictor:
             raise DataError(
                 f"the task {self.task.name} does not rank images: use answer(image, text). Retrieval ranks them."
             )
+        check_question(Question(images, text))
+        images = Question(images, text).images
         answers = self.answer_each([Question(image, text) for image in images])
         scored = [(image, float(answer.text)) for image, answer in zip(images, answers, strict=True)]
         return sorted(scored, key=lambda pair: -pair[1])
@@ -390,14 +407,14 @@ class Predictor:
         if key not in seen:
             found = self._seen.get(key)
             if found is None:
-                pixels = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
+                pixels = read_open_image(image) if isinstance(image, Image.Image) else read_image(Path(image))
                 found = _Seen(pixels, self._detect(pixels))
             seen[key] = found
         return str(list(seen).index(key))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""
-        return self._detect(to_pixels(image))
+        return self._detect(read_open_image(image))
 
     def _detect(self, pixels: NDArray[np.uint8]) -> RegionArray:
         if self.detector is None:

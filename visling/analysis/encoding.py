@@ -6,8 +6,9 @@ Letters  T tokens, R regions, M and N positions that attend and that are attende
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from visling.analysis import notebook
+from visling.analysis.drawing import draw_regions
+from visling.analysis.region_names import name_regions
 from visling.data.text import Tokenizer
+from visling.errors import DataError, nearest
 from visling.models.base import Encoder
 from visling.types import Batch, Encoded, Example, Maps, RegionArray, TextRow
 
-ATTRIBUTE_CONFIDENCE, MOST_ATTRIBUTES = 0.3, 3
-"""Least confidence of an attribute in a region's name, and most attributes in it."""
 _SAME_BOX = 0.51
 """Pixels by which a corner may differ from the detector's after it went through unit coordinates."""
 
@@ -42,6 +45,8 @@ class Word:
 class NamedRegion:
     """A region of a row, or what stands behind the regions."""
 
+    at: int
+    """Position in the row's regions, hence in states and maps."""
     name: str
     """Attributes and class ("red star"), or its number where the detector has no names."""
     box: tuple[float, float, float, float] | None
@@ -84,6 +89,47 @@ class EncodedRow:
         layers = "" if self.states is None else f"; states and maps of {len(self.states)} layers"
         return f'EncodedRow("{words}"; {len(self.regions)} regions: {regions or "none"}{layers})'
 
+    def word(self, text: str, nth: int | None = None) -> Word:
+        """The word that reads so, whatever its case; special tokens are words here ("[CLS]").
+
+        Args:
+            nth: which of several, from 1.
+        Raises:
+            DataError: there is none, or there are several and `nth` is None, or fewer than `nth`.
+        """
+        found = [word for word in self.words if word.text.casefold() == text.casefold()]
+        return choose_one("word", text, found, [word.text for word in self.words], nth)
+
+    def region(self, name: str, nth: int | None = None) -> NamedRegion:
+        """The region of this name; if there is none, the one whose name has all these words ("star" finds the red
+        star).
+
+        Args:
+            nth: which of several, from 1, in the order in which the model sees them.
+        Raises:
+            DataError: there is none, or there are several and `nth` is None, or fewer than `nth`.
+        """
+        wanted = name.casefold().split()
+        found = [region for region in self.regions if region.name.casefold() == name.casefold()]
+        found = found or [region for region in self.regions if {*wanted} <= {*region.name.casefold().split()}]
+        return choose_one("region", name, found, [region.name for region in self.regions], nth)
+
+    def to(self, device: torch.device | str) -> EncodedRow:
+        """A copy whose tensors are on another device."""
+        return replace(
+            self,
+            text_states=self.text_states.to(device),
+            region_states=self.region_states.to(device),
+            pooled=self.pooled.to(device),
+            whole=None if self.whole is None else self.whole.to(device),
+            maps=None if self.maps is None else self.maps.to(device),
+            states=None if self.states is None else {name: one.to(device) for name, one in self.states.items()},
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: words, regions, and shapes of states and maps."""
+        return notebook.render_fragment(_describe_row(self))
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Encoding:
@@ -98,6 +144,39 @@ class Encoding:
     def __repr__(self) -> str:
         """One line for each row."""
         return "\n".join(map(repr, self.rows))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[EncodedRow]:
+        """The rows."""
+        return iter(self.rows)
+
+    def word(self, text: str, nth: int | None = None) -> Word:
+        """A word of the first row, see `EncodedRow.word`."""
+        return self.rows[0].word(text, nth)
+
+    def region(self, name: str, nth: int | None = None) -> NamedRegion:
+        """A region of the first row, see `EncodedRow.region`."""
+        return self.rows[0].region(name, nth)
+
+    def to(self, device: torch.device | str) -> Encoding:
+        """A copy whose tensors are on another device."""
+        return replace(self, rows=tuple(row.to(device) for row in self.rows))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each row's images with their named regions, its words, and shapes."""
+        parts = [notebook.render_text(self.question, strong=True)]
+        for number, row in enumerate(self.rows, 1):
+            if len(self.rows) > 1:
+                parts.append(notebook.render_text(f"row {number} of {len(self.rows)}", strong=True))
+            pictures = [
+                notebook.render_picture(_draw_row(self.images[image], row, image), f"image {image + 1}")
+                for image in sorted({region.image for region in row.regions if region.box is not None})
+            ]
+            parts.append(notebook.render_row([*pictures, f"<div>{''.join(_describe_row(row))}</div>"]))
+        return notebook.render_fragment(parts)
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -125,6 +204,11 @@ class Encoding:
         return self.rows[0].pooled
 
     @property
+    def whole(self) -> Tensor | None:
+        """(Dr,) of the first row, of models with a state of the whole image."""
+        return self.rows[0].whole
+
+    @property
     def maps(self) -> Maps | None:
         """Maps of the first row."""
         return self.rows[0].maps
@@ -135,30 +219,80 @@ class Encoding:
         return self.rows[0].states
 
 
-def name_regions(
-    regions: RegionArray, *, class_names: Sequence[str] = (), attribute_names: Sequence[str] = ()
-) -> list[str]:
-    """Name of each region: its confident attributes and its class, or its number."""
-    return [_name_region(regions, number, class_names, attribute_names) for number in range(len(regions))]
+_Named = TypeVar("_Named", Word, NamedRegion)
 
 
-def _name_region(regions: RegionArray, number: int, class_names: Sequence[str], attribute_names: Sequence[str]) -> str:
-    parts: list[str] = []
-    if regions.attributes is not None and attribute_names:
-        ids = np.atleast_1d(regions.attributes[number])
-        confidence = regions.attribute_confidence
-        sure = np.ones(len(ids)) if confidence is None else np.atleast_1d(confidence[number])
-        named = [
-            attribute_names[int(i)]
-            for i, share in zip(ids, sure, strict=True)
-            if 0 <= i < len(attribute_names) and share >= ATTRIBUTE_CONFIDENCE
+def choose_one(kind: str, wanted: str, found: Sequence[_Named], names: Sequence[str], nth: int | None) -> _Named:
+    """The only one found, or the nth.
+
+    Args:
+        kind: what is looked for, in a message.
+        names: all that there are, in a message.
+    Raises:
+        DataError: none was found, or several and `nth` is None, or fewer than `nth`.
+    """
+    if not found:
+        raise DataError(f"there is no {kind} {wanted!r}. {nearest(wanted, set(names), _list_names(names))}")
+    if nth is None and len(found) > 1:
+        raise DataError(f"{len(found)} {kind}s are called {wanted!r}: choose one with nth=1 to nth={len(found)}.")
+    if nth is not None and not 1 <= nth <= len(found):
+        raise DataError(f"nth must be 1 to {len(found)}, the number of {kind}s called {wanted!r}; found {nth}.")
+    return found[0 if nth is None else nth - 1]
+
+
+def _list_names(names: Sequence[str]) -> str:
+    return f"There are: {', '.join(names) or 'none'}."
+
+
+def _describe_row(row: EncodedRow) -> list[str]:
+    """HTML parts: a table of words, one of regions, and the shapes of states and maps."""
+    words = [
+        (" ".join(map(str, word.tokens)), word.text + (f" ({' '.join(word.pieces)})" if len(word.pieces) > 1 else ""))
+        for word in row.words
+    ]
+    regions = [
+        (
+            region.at,
+            region.name,
+            "" if region.confidence is None else f"{region.confidence:.0%}",
+            "" if region.box is None else ", ".join(f"{corner:.0f}" for corner in region.box),
+        )
+        for region in row.regions
+    ]
+    parts = [
+        notebook.render_row(
+            [
+                notebook.render_table(("tokens", "word"), words),
+                notebook.render_table(("region", "name", "confidence", "box"), regions),
+            ]
+        )
+    ]
+    shapes = [("text_states", row.text_states), ("region_states", row.region_states), ("pooled", row.pooled)]
+    shapes += [(f"states[{name!r}]", states) for name, states in (row.states or {}).items()]
+    if row.maps is not None:
+        shapes += [
+            (f"maps.{field.name}[{name!r}]", probs)
+            for field in fields(row.maps)
+            for name, probs in getattr(row.maps, field.name).items()
         ]
-        parts += named[:MOST_ATTRIBUTES]
-    if regions.classes is not None and class_names:
-        number_of_class = int(regions.classes[number])
-        known = 0 <= number_of_class < len(class_names)
-        parts.append(class_names[number_of_class] if known else f"class {number_of_class}")
-    return " ".join(parts) or f"{number + 1}"
+    listed = notebook.render_table(("tensor", "shape"), [(name, tuple(one.shape)) for name, one in shapes])
+    return [*parts, f"<details><summary>{len(shapes)} tensors</summary>{listed}</details>"]
+
+
+def _draw_row(image: Image.Image, row: EncodedRow, number: int) -> Image.Image:
+    """An image with the regions that a row has in it."""
+    shown = [
+        (region.box, region.name)
+        for region in row.regions
+        if region.box is not None and region.image == number and not region.special
+    ]
+    regions = RegionArray(
+        features=np.zeros((len(shown), 0), np.float32),
+        boxes=np.array([box for box, _ in shown], np.float32).reshape(-1, 4),
+        size=image.size,
+        classes=np.arange(len(shown)),
+    )
+    return draw_regions(image, regions, class_names=[name for _, name in shown], top=36)
 
 
 def split_rows(
@@ -235,12 +369,18 @@ def _list_regions(
         box = seen.boxes[place, number].double().cpu().numpy() * np.array(array.size * 2, np.float64)
         match = _match_box(box, array.boxes, free[image])
         if match is None:
-            found.append(NamedRegion(name="whole image", box=_corners(box), image=image, special=True))
+            found.append(NamedRegion(at=number, name="whole image", box=_corners(box), image=image, special=True))
             continue
         free[image][match] = False
         confidence = None if array.class_confidence is None else float(array.class_confidence[match])
         found.append(
-            NamedRegion(name=names[image][match], box=_corners(array.boxes[match]), image=image, confidence=confidence)
+            NamedRegion(
+                at=number,
+                name=names[image][match],
+                box=_corners(array.boxes[match]),
+                image=image,
+                confidence=confidence,
+            )
         )
     return found
 
@@ -281,7 +421,7 @@ def _cut_row(
             Word(text=name, tokens=(num_tokens + k,), pieces=(name,), special=True)
             for k, name in enumerate(behind_text)
         ]
-        named += [_name_behind(name, regions, shown) for name in behind_regions]
+        named += [_name_behind(name, num_regions + k, regions, shown) for k, name in enumerate(behind_regions)]
         text_at = torch.cat([torch.arange(num_tokens), longest + torch.arange(len(behind_text))])
         region_at = torch.cat([torch.arange(num_regions), most + torch.arange(len(behind_regions))])
         joint_at = torch.cat([text_at, longest + len(behind_text) + region_at])
@@ -316,12 +456,12 @@ def _count_regions(maps: Maps) -> int:
     return lengths[0] if lengths else 0
 
 
-def _name_behind(name: str, regions: Sequence[RegionArray], shown: Sequence[int]) -> NamedRegion:
+def _name_behind(name: str, at: int, regions: Sequence[RegionArray], shown: Sequence[int]) -> NamedRegion:
     """What stands behind the regions; the whole image has a box, [END] has none."""
     if name != "whole image" or not shown:
-        return NamedRegion(name=name, box=None, special=True)
+        return NamedRegion(at=at, name=name, box=None, special=True)
     width, height = regions[shown[0]].size
-    return NamedRegion(name=name, box=(0.0, 0.0, float(width), float(height)), image=shown[0], special=True)
+    return NamedRegion(at=at, name=name, box=(0.0, 0.0, float(width), float(height)), image=shown[0], special=True)
 
 
 def _cut_maps(maps: dict[str, Tensor], place: int, queries: Tensor, keys: Tensor) -> dict[str, Tensor]:

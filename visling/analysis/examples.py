@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from visling.analysis.run_files import as_number
 from visling.errors import StoreError
@@ -110,20 +106,3 @@ def find_regions(image: str, store: RegionStore | None) -> RegionArray | None:
         return store[image] if store is not None and image in store else None
     except StoreError:
         return None
-
-
-def compress_image(picture: Image.Image) -> tuple[str, bytes]:
-    """Kind and content of an image file: PNG (smaller for drawings) or JPEG (smaller for photographs)."""
-    options = []
-    for kind, settings in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
-        with io.BytesIO() as file:
-            picture.save(file, kind, **settings)
-            options.append((len(file.getvalue()), kind, file.getvalue()))
-    _, kind, content = min(options)
-    return kind, content
-
-
-def encode_image(picture: Image.Image) -> str:
-    """A data URI."""
-    kind, content = compress_image(picture)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

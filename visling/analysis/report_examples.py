@@ -7,11 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from visling.analysis.drawing import draw_regions
+from visling.analysis.drawing import draw_regions, encode_picture
 from visling.analysis.examples import (
     Row,
     describe,
-    encode_image,
     find_image_files,
     find_regions,
     is_right,
@@ -181,6 +180,6 @@ def _render_image(image: str, file: Path | None, store: RegionStore | None, look
     alt = f"Image {image}" + (f" with {count} regions drawn" if count else "")
     unseen = "" if regions is None or count else '<p class="none">the detector found nothing in this image</p>'
     return (
-        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{encode_image(picture)}">'
+        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{encode_picture(picture)}">'
         f"{unseen}"
     )

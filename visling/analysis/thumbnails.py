@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from visling.analysis.examples import compress_image
+from visling.analysis.drawing import compress_picture
 from visling.errors import DataError
 from visling.vision.images import read_image
 
@@ -44,7 +44,7 @@ class Thumbnails:
         except (KeyError, DataError):
             return None
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-        kind, content = compress_image(picture)
+        kind, content = compress_picture(picture)
         self._folder.mkdir(exist_ok=True)
         (self._folder / f"{name}.{kind}").write_bytes(content)
         return f"{FOLDER}/{name}.{kind}"
