@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, zip_longest
@@ -46,6 +47,25 @@ def list_candidates(row: Row, most: int) -> list[tuple[str, float]]:
         for answer in (row.get("top") or [])[:most]
         if isinstance(answer, (list, tuple)) and len(answer) == 2 and (share := as_number(answer[1])) is not None
     ]
+
+
+def split_choices(row: Row) -> tuple[str, tuple[str, ...]]:
+    """The text of a row without the numbered choices that VCR writes behind it, and these."""
+    text = describe(row.get("text"), "(no text)")
+    question, *choices = re.split(r" \| (?=\d+: )", text)
+    named = tuple(choice.removeprefix(f"{number}: ") for number, choice in enumerate(choices))
+    numbered = all(choice.startswith(f"{number}: ") for number, choice in enumerate(choices))
+    return (question, named) if len(choices) > 1 and numbered else (text, ())
+
+
+def measure_difference(first: Row, second: Row) -> float:
+    """How far two runs are apart in an example, from 0 (the same) to 1: total variation distance of their
+    probabilities, as far as both rows list them; or, without lists, whether the answers differ."""
+    ours, theirs = (dict(list_candidates(row, len(row.get("top") or []))) for row in (first, second))
+    if not ours or not theirs:
+        return float(first.get("prediction") != second.get("prediction"))
+    gaps = sum(abs(ours.get(name, 0.0) - theirs.get(name, 0.0)) for name in ours.keys() | theirs.keys())
+    return min(gaps / 2, 1.0)
 
 
 def list_images(row: Row) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from visling import models, runtime
-from visling.analysis.examples import Row, describe, find_image_files, list_images
+from visling.analysis.examples import Row, find_image_files, list_images, split_choices
 from visling.analysis.question import Prepared, Question
 from visling.data.annotations.tables import Table
 from visling.data.batches.collate import Collator
@@ -88,13 +88,14 @@ class OpenedRun:
             DataError: the annotations do not have it.
         """
         asked = self.ask([row])
+        text, choices = split_choices(row)
         (record,), (example,) = asked.records, asked.examples
         regions = tuple(self.store[image] for image in example.images) if self.store is not None else ()
         pictures = tuple(
             _open_image(images.get(image), found.size) for image, found in zip(example.images, regions, strict=True)
         )
         return Prepared(
-            question=Question(pictures, describe(row.get("text"), "(no text)")),
+            question=Question(pictures, text, choices if self.task.choices else ()),
             record=record,
             example=example,
             batch=asked.batch,
@@ -145,8 +146,10 @@ def open_run(
     rows: Sequence[Row],
     *,
     task: str | None = None,
+    data: Path | None = None,
     store: RegionStore | None = None,
     images: Path | None = None,
+    other_features: bool = False,
     device: str = "cpu",
 ) -> OpenedRun:
     """Open a run to ask about some of its examples.
@@ -155,8 +158,10 @@ def open_run(
         about: contents of run.json; of a model of several tasks, those of its task.
         rows: of the details that are asked about.
         task: of a model of several tasks: the name of the one that is meant.
+        data: folder of annotations; None = the folder or the file that the run was trained on.
         store: regions; None opens the store that the run was validated on.
         images: folder of the images; read for a model that computes the features of regions itself.
+        other_features: accept features of another detector.
     Raises:
         CheckpointError, ConfigError, DataError, StoreError: the model, the annotations or the regions cannot be read.
         RunError: run.json does not say where the annotations or the regions are.
@@ -169,7 +174,7 @@ def open_run(
     elif store is None:
         store = _open_store(about)
     if isinstance(store, NativeStore):
-        check_features(saved, store, override=False, extracts=saved.extractor is not None)
+        check_features(saved, store, override=other_features, extracts=saved.extractor is not None)
     pictures = None
     if saved.extractor is not None:
         wanted = {image for row in rows for image in list_images(row)}
@@ -180,7 +185,7 @@ def open_run(
         task=made,
         spec=models.spec(saved.model).inputs(saved.config),
         tokenizer=Tokenizer(str(saved.path / "vocab.txt")),
-        records={record.id: record for record in _read_records(made, about, split)},
+        records={record.id: record for record in _read_records(made, about, split, data)},
         store=store,
         pictures=pictures,
         device=target,
@@ -202,12 +207,14 @@ def _open_store(about: Mapping[str, Any]) -> NativeStore:
     if not isinstance(named, str):
         raise RunError("run.json names no region store. Name it with --store.")
     if not Path(named).is_dir():
-        raise StoreError(f"the region store {named}, which run.json names, is gone. Name it with --store.")
+        raise StoreError("the region store that run.json names is gone. Name it with --store.")
     return NativeStore.open(Path(named))
 
 
-def _read_records(task: Task[Any, Any], about: Mapping[str, Any], split: str) -> Sequence[Record]:
-    """Annotations of a split of the folder, or of the file of one's own, that the run was trained on."""
+def _read_records(task: Task[Any, Any], about: Mapping[str, Any], split: str, folder: Path | None) -> Sequence[Record]:
+    """Annotations of a split of a folder; None = of the folder, or of the file of one's own, that the run names."""
+    if folder is not None:
+        return read_records(task, folder, split)
     files = about.get("files")
     if isinstance(files, Mapping):
         # The examples that were held out for validation are in the training file, under the same ids.
@@ -223,7 +230,7 @@ def _read_records(task: Task[Any, Any], about: Mapping[str, Any], split: str) ->
         return records
     data = about.get("data")
     if not isinstance(data, list) or not data:
-        raise RunError("run.json does not say where the annotations are.")
+        raise RunError("run.json does not say where the annotations are. Name their folder with --data.")
     if not Path(data[0]).is_dir():
-        raise DataError(f"the annotations in {data[0]}, which run.json names, are gone.")
+        raise DataError("the annotations that run.json names are gone. Name their folder with --data.")
     return read_records(task, Path(data[0]), split)

@@ -93,7 +93,9 @@ def _look(
         opened = open_run(run.path, run.about, split, rows, store=store, images=folder)
         return [*look_again(opened, rows)]
     except VislingError as error:
-        run.missing.append(f"what the model looked at is not shown: {error}")
+        # Without the folders above the run's own, so that the page can be shared.
+        reason = str(error).replace(str(run.path.resolve()), run.path.name).replace(str(run.path), run.path.name)
+        run.missing.append(f"what the model looked at is not shown: {reason}")
         return None
 
 

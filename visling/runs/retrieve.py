@@ -62,6 +62,8 @@ class Retrieved:
     report: Report
     notice: str
     """How the features differ from those that the model was trained on, where they only come near."""
+    zero_shot: bool
+    """Whether a pre-trained model ranked by its head of image-text matching."""
 
     def save(self, path: Path) -> None:
         """Write the scores to an .npz file, which `read_shortlist` takes.
@@ -135,6 +137,7 @@ def retrieve(
         predictions=predictions,
         report=task.report(predictions, records),
         notice=notice,
+        zero_shot=saved.task is None,
     )
 
 
