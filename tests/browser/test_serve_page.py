@@ -34,8 +34,10 @@ def ask(page: Any, text: str) -> None:
 
 def choose_task(page: Any, task: str) -> None:
     """Choose the first model of a task."""
-    option = page.locator("#run option").filter(has_text=f"/{task}").or_(
-        page.locator("#run option").filter(has_text=f"· {task}")
+    option = (
+        page.locator("#run option")
+        .filter(has_text=f"/{task}")
+        .or_(page.locator("#run option").filter(has_text=f"· {task}"))
     )
     page.get_by_label("Model", exact=True).select_option(option.first.get_attribute("value"))
     wait(page)
