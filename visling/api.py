@@ -40,6 +40,7 @@ from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.question import ImageLike as ImageLike
 from visling.analysis.question import Prepared as Prepared
 from visling.analysis.question import Question as Question
+from visling.analysis.question import SeenImage as SeenImage
 from visling.analysis.question import check_question, check_questions
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
@@ -54,35 +55,12 @@ from visling.pretrained.features import check_features
 from visling.pretrained.fetch import Report
 from visling.pretrained.folder import ModelFolder
 from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
+from visling.regions.given import GivenRegions
 from visling.types import Batch, Example, Prediction, Record, RegionArray
 from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, read_open_image
 from visling.vision.pictures import GivenPictures
 from visling.vision.region_detector import RegionDetector
-
-
-class _GivenRegions:
-    """A region store of the images at hand, numbered from 0."""
-
-    def __init__(self, regions: Sequence[RegionArray], fingerprint: str) -> None:
-        self.regions, self.fingerprint = regions, fingerprint
-        self.feature_size = int(regions[0].features.shape[1])
-
-    def __contains__(self, image_id: str) -> bool:
-        return True
-
-    def __getitem__(self, image_id: str) -> RegionArray:
-        return self.regions[int(image_id)]
-
-    def __len__(self) -> int:
-        return len(self.regions)
-
-
-class _Seen(NamedTuple):
-    """An image as the detector saw it."""
-
-    pixels: NDArray[np.uint8]
-    regions: RegionArray
 
 
 class _Asked(NamedTuple):
@@ -105,7 +83,7 @@ class _Together:
     """Questions that go through the model in one batch."""
 
     asked: list[_Asked] = field(default_factory=list)
-    seen: dict[_FileKey | int, _Seen] = field(default_factory=dict)
+    seen: dict[_FileKey | int, SeenImage] = field(default_factory=dict)
     """Distinct images: files by their key, open images by their identity."""
 
     def has_room(self, question: Question) -> bool:
@@ -133,7 +111,7 @@ class Predictor:
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
         self.tokenizer = Tokenizer(str(folder.path / "vocab.txt"))
-        self._seen: dict[_FileKey | int, _Seen] = {}
+        self._seen: dict[_FileKey | int, SeenImage] = {}
         """Image files of the last batch, so that many texts about one image detect its regions once."""
 
     @property
@@ -249,7 +227,10 @@ class Predictor:
             most: answers that are explained.
             removal: also ask again without parts of the question, which takes most of the time.
         """
-        asked = self.prepare(Question(image, text, choices))
+        return self.inspect_prepared(self.prepare(Question(image, text, choices)), most=most, removal=removal)
+
+    def inspect_prepared(self, asked: Prepared, *, most: int = 10, removal: bool = True) -> Inspection:
+        """`inspect` for a question that was prepared, and perhaps changed by `analysis.changing`."""
         return inspect(
             self.model,
             self.task,
@@ -284,7 +265,7 @@ class Predictor:
         """A question laid out for the model, after its images were looked at."""
         check_question(question)
         given, text, choices = question.images, question.text, question.choices
-        self._check_query(len(given), choices)
+        self.check_query(len(given), choices)
         names = [self._look_at(image, together.seen) for image in given]
         layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
         # A model of the words alone is asked without images, but its task may count them.
@@ -336,14 +317,14 @@ class Predictor:
         self._seen = {key: found for key, found in together.seen.items() if isinstance(key, tuple)}
         store = pictures = None
         if not self.folder.text_only:
-            store = _GivenRegions([one.regions for one in seen], self.folder.fingerprint)
+            store = GivenRegions([one.regions for one in seen], self.folder.fingerprint)
         if self.folder.extractor is not None:
             pictures = GivenPictures({str(n): one.pixels for n, one in enumerate(seen)}, self.folder.extractor)
         collate = Collator(store, self.spec, self.tokenizer, pictures=pictures, share=True)
         batch, _ = collate([one.example for one in asked], [runtime.generator_for(0) for _ in asked])
         return batch.to(self.device)
 
-    def _word_answer(self, asked: _Asked, seen: Sequence[_Seen], prediction: Prediction) -> Answer:
+    def _word_answer(self, asked: _Asked, seen: Sequence[SeenImage], prediction: Prediction) -> Answer:
         """The answer that a prediction stands for."""
         text, choices = asked.question.text, asked.question.choices
         regions = tuple(found.regions for found in seen)
@@ -384,7 +365,7 @@ class Predictor:
         scored = [(image, float(answer.text)) for image, answer in zip(images, answers, strict=True)]
         return sorted(scored, key=lambda pair: -pair[1])
 
-    def _check_query(self, images: int, choices: Sequence[str]) -> None:
+    def check_query(self, images: int, choices: Sequence[str]) -> None:
         task, blind = self.task, self.folder.text_only
         if images != task.images and not (blind and images == 0):
             raise DataError(
@@ -404,7 +385,7 @@ class Predictor:
         if self.folder.text_only or self.folder.extractor is not None:
             return ""
         names = [
-            f"image {number}" if isinstance(image, Image.Image) else str(image)
+            f"image {number}" if isinstance(image, (Image.Image, SeenImage)) else str(image)
             for number, image in enumerate(images, 1)
         ]
         unseen = [name for name, found in zip(names, regions, strict=True) if not len(found)]
@@ -413,20 +394,28 @@ class Predictor:
         alone = "from the words alone" if len(unseen) == len(images) else "without it"
         return f"the detector found nothing in {' and '.join(unseen)}; this is answered {alone}"
 
-    def _look_at(self, image: ImageLike, seen: dict[_FileKey | int, _Seen]) -> str:
+    def _look_at(self, image: ImageLike, seen: dict[_FileKey | int, SeenImage]) -> str:
         """Name of an image in its batch, among whose images it is taken up; regions of a file that was in the last
         batch are remembered."""
-        if isinstance(image, Image.Image):
+        if isinstance(image, (Image.Image, SeenImage)):
             key: _FileKey | int = id(image)
         else:
             key = _file_key(image) if Path(image).is_file() else (str(image), 0, 0)
         if key not in seen:
-            found = self._seen.get(key)
-            if found is None:
-                pixels = read_open_image(image) if isinstance(image, Image.Image) else read_image(Path(image))
-                found = _Seen(pixels, self._detect(pixels))
-            seen[key] = found
+            seen[key] = self._seen.get(key) or self.look(image)
         return str(list(seen).index(key))
+
+    def look(self, image: ImageLike | NDArray[np.uint8]) -> SeenImage:
+        """An image, or its pixels as `SeenImage` has them, with its regions, to be asked about in its place.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if isinstance(image, SeenImage):
+            return image
+        if not isinstance(image, np.ndarray):
+            image = read_open_image(image) if isinstance(image, Image.Image) else read_image(Path(image))
+        return SeenImage(image, self._detect(image))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""

@@ -389,7 +389,7 @@ def describe_model(folder: ModelFolder, question: Question) -> ModelFacts:
     """Which model was asked, and the command that writes the page, with the last parts of paths only."""
     path = folder.path.parent if folder.path.name == "model" else folder.path
     name = "/".join(path.absolute().parts[-2:])
-    files = ["IMAGE" if isinstance(image, Image.Image) else Path(image).name for image in question.images]
+    files = [Path(image).name if isinstance(image, (str, Path)) else "IMAGE" for image in question.images]
     options = [word for choice in question.choices for word in ("--choice", choice)]
     return ModelFacts(
         family=folder.model,

@@ -165,6 +165,12 @@ def report(
     store: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Region store to draw from; the run's by default.")
     ] = None,
+    relevance: Annotated[
+        bool,
+        typer.Option(
+            help="Show on each example what the model looked at; needs the run's weights, regions and annotations."
+        ),
+    ] = True,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write; RUN/report.html by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
 ) -> None:
@@ -178,7 +184,14 @@ def report(
 
     regions = None if store is None else NativeStore.open(store)
     page = write_report(
-        run, out=out, examples=examples, images=images, store=regions, compare=compare or [], overwrite=overwrite
+        run,
+        out=out,
+        examples=examples,
+        images=images,
+        store=regions,
+        compare=compare or [],
+        relevance=relevance,
+        overwrite=overwrite,
     )
     print(f"Wrote {page}")
 

@@ -117,7 +117,7 @@ def predict(
         target = _draw(answer, group, folder)
         if json_:
             rows_ = [
-                {"image": image, "text": text, **_describe(answer), "regions": len(regions), "picture": str(target)}
+                {"image": image, "text": text, **answer.to_json(), "regions": len(regions), "picture": str(target)}
                 for image, regions in zip(group, answer.regions_by_image, strict=True)
             ]
             print("\n".join(map(json.dumps, rows_)))
@@ -143,15 +143,6 @@ def _load(
     if model.notice:
         print(f"note: {model.notice}", file=sys.stderr)
     return model
-
-
-def _describe(answer: Answer) -> dict[str, Any]:
-    """An answer as a row of JSON lines; boxes only of tasks that point at regions."""
-    found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
-    if answer.boxes:
-        found |= {"boxes": answer.boxes, "pointed_at": answer.pointed_at}
-    found |= {"notice": answer.notice} if answer.notice else {}
-    return found | ({"spelled_out": answer.spelled_out} if answer.spelled_out else {})
 
 
 def _list_answers(answer: Answer) -> list[str]:
@@ -244,7 +235,7 @@ def _answer_rows(model: Predictor, rows: Sequence[dict[str, Any]]) -> Iterator[d
             yield {"ranking": [list(pair) for pair in model.rank(asked["images"], asked["text"])]}
         return
     for answer in model.answer_each(Question(asked["images"], asked["text"], asked["choices"]) for asked in rows):
-        yield _describe(answer) | {"regions": [len(regions) for regions in answer.regions_by_image]}
+        yield answer.to_json()
 
 
 def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[str, Any]]], out: Path | None) -> None:
