@@ -35,8 +35,8 @@ from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
 from visling.analysis.asked_together import Asked, ImageKey, Together, image_key
 from visling.analysis.attention import Attention, attend
+from visling.analysis.encoded_rows import split_examples
 from visling.analysis.encoding import Encoding as Encoding
-from visling.analysis.encoding import split_examples
 from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.question import ImageLike as ImageLike
 from visling.analysis.question import Prepared as Prepared

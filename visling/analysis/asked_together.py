@@ -14,7 +14,8 @@ from visling.analysis.question import ImageLike, Question, SeenImage
 from visling.data.batches.collate import Collator
 from visling.data.text import Tokenizer
 from visling.pretrained.folder import ModelFolder
-from visling.types import Batch, Example, InputSpec, Record, RegionArray
+from visling.regions.given import GivenRegions
+from visling.types import Batch, Example, InputSpec, Record
 from visling.vision.pictures import GivenPictures
 
 _MOST_QUESTIONS, _MOST_IMAGES = 64, 8
@@ -74,26 +75,9 @@ class Together:
         seen = list(self.seen.values())
         store = pictures = None
         if not folder.text_only:
-            store = _GivenRegions([one.regions for one in seen], folder.fingerprint)
+            store = GivenRegions([one.regions for one in seen], folder.fingerprint)
         if folder.extractor is not None:
             pictures = GivenPictures({str(n): one.pixels for n, one in enumerate(seen)}, folder.extractor)
         collate = Collator(store, spec, tokenizer, pictures=pictures, share=True)
         batch, _ = collate([one.example for one in self.asked], [runtime.generator_for(0) for _ in self.asked])
         return batch
-
-
-class _GivenRegions:
-    """A region store of the images at hand, numbered from 0."""
-
-    def __init__(self, regions: Sequence[RegionArray], fingerprint: str) -> None:
-        self.regions, self.fingerprint = regions, fingerprint
-        self.feature_size = int(regions[0].features.shape[1])
-
-    def __contains__(self, image_id: str) -> bool:
-        return True
-
-    def __getitem__(self, image_id: str) -> RegionArray:
-        return self.regions[int(image_id)]
-
-    def __len__(self) -> int:
-        return len(self.regions)

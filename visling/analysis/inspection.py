@@ -57,7 +57,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visling.analysis.encoding import EncodedRow, split_rows
+from visling.analysis.encoded_rows import split_rows
+from visling.analysis.encoding import EncodedRow
 from visling.analysis.inspection_page import write_page
 from visling.analysis.question import Prepared, Question
 from visling.analysis.relevance import ByPlace, Explanation, explain

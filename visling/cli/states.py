@@ -61,7 +61,7 @@ def states(
     Example: visling analysis states pretrain --layer layers.2 --dtype float16 --out states
     """
     from visling import runtime
-    from visling.analysis.encoding import encode_shown
+    from visling.analysis.encoded_rows import encode_shown
     from visling.analysis.states import StatesWriter, read_states
     from visling.runs.examples import open_run
 
