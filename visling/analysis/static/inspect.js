@@ -314,8 +314,8 @@
 
     scoresOf(row, method, answer, units, evidence) {
       if (method === "leave_one_out") {
-        const { value, rows } = this.doc.leave_one_out;
-        const fall = (changed) => (changed ? value - changed.value : 0);
+        const { values, rows } = this.doc.leave_one_out;
+        const fall = (changed) => (changed ? values[answer] - changed.values[answer] : 0);
         return { words: units.map((unit) => fall(rows[row].words[unit.word])), regions: rows[row].regions.map(fall) };
       }
       const against = method === "relevance" && evidence === "against" && this.doc.against?.length;
@@ -830,8 +830,8 @@
         bar.setAttribute("aria-pressed", n === chosen);
         const mark = bar.children[1].lastChild;
         const old = before ? before.answers.find((answer) => answer.text === doc.answers[n].text)?.probability ?? 0 : null;
-        const changed = n === 0 && selection ? this.changed(selection) : null;
-        const share = changed ? changed.value : old;
+        const changed = selection ? this.changed(selection) : null;
+        const share = changed ? changed.values[n] : old;
         mark.hidden = share === null;
         if (share !== null) mark.style.left = `${100 * clamp(share, 0, 1)}%`;
       });
@@ -851,9 +851,11 @@
       const name = this.view.block(selection.row).nameOf(selection.kind, selection.index);
       const changed = this.changed(selection);
       if (!changed) return `${quote(name)} always stays.`;
-      const first = doc.answers[0];
-      const now = changed.answer === first.text || doc.answers_are === "phrases" ? "" : `; the answer becomes ${quote(changed.answer)}`;
-      return `Without ${quote(name)}: ${first.text} ${percent(doc.leave_one_out.value)} → ${percent(changed.value)}${now}`;
+      const chosen = this.source.answer(this.view.controller.state.answer);
+      const same = changed.answer === doc.answers[0].text || doc.answers_are === "phrases";
+      const [from, to] = [doc.leave_one_out.values[chosen], changed.values[chosen]].map(percent);
+      const now = same ? "" : `; the answer becomes ${quote(changed.answer)}`;
+      return `Without ${quote(name)}: ${doc.answers[chosen].text} ${from} → ${to}${now}`;
     }
   }
 
@@ -1424,7 +1426,7 @@
           ? this.choose("row", "Reading", [["", "that of the answer"], ...rows.map((row, n) => [String(n), row.label])])
           : null,
         first.doc.answers_are === "alternatives" && answers.length > 1
-          ? this.choose("versus", "Why not", [["", "–"], ...answers], (state) => !attention(state) && state.show !== "leave_one_out")
+          ? this.choose("versus", "Why not", [["", "–"], ...answers], (state) => !attention(state))
           : null,
         sources.some((source) => source.doc.against?.length)
           ? this.segments("evidence", "Evidence", [["for", "for it"], ["against", "against it"]], (state) => state.show === "relevance")
