@@ -29,7 +29,7 @@ from visling.analysis.answer import Answer as Answer
 from visling.analysis.attention import Attention, attend
 from visling.analysis.encoding import Encoding, split_examples
 from visling.analysis.inspection import Inspection, inspect
-from visling.analysis.question import ImageLike, Prepared
+from visling.analysis.question import ImageLike, Prepared, SeenImage
 from visling.analysis.question import Question as Question
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
@@ -68,13 +68,6 @@ class _GivenRegions:
         return len(self.regions)
 
 
-class _Seen(NamedTuple):
-    """An image as the detector saw it."""
-
-    pixels: NDArray[np.uint8]
-    regions: RegionArray
-
-
 class _Asked(NamedTuple):
     """A question as the model reads it."""
 
@@ -95,7 +88,7 @@ class _Together:
     """Questions that go through the model in one batch."""
 
     asked: list[_Asked] = field(default_factory=list)
-    seen: dict[_FileKey | int, _Seen] = field(default_factory=dict)
+    seen: dict[_FileKey | int, SeenImage] = field(default_factory=dict)
     """Distinct images: files by their key, open images by their identity."""
 
     def has_room(self, question: Question) -> bool:
@@ -123,7 +116,7 @@ class Predictor:
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
         self.tokenizer = Tokenizer(str(folder.path / "vocab.txt"))
-        self._seen: dict[_FileKey | int, _Seen] = {}
+        self._seen: dict[_FileKey | int, SeenImage] = {}
         """Image files of the last batch, so that many texts about one image detect its regions once."""
 
     @property
@@ -272,7 +265,7 @@ class Predictor:
     def _read_question(self, question: Question, together: _Together) -> _Asked:
         """A question laid out for the model, after its images were looked at."""
         given, text, choices = question.images, question.text, question.choices
-        self._check_query(len(given), choices)
+        self.check_query(len(given), choices)
         names = [self._look_at(image, together.seen) for image in given]
         layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
         # A model of the words alone is asked without images, but its task may count them.
@@ -331,7 +324,7 @@ class Predictor:
         batch, _ = collate([one.example for one in asked], [runtime.generator_for(0) for _ in asked])
         return batch.to(self.device)
 
-    def _word_answer(self, asked: _Asked, seen: Sequence[_Seen], prediction: Prediction) -> Answer:
+    def _word_answer(self, asked: _Asked, seen: Sequence[SeenImage], prediction: Prediction) -> Answer:
         """The answer that a prediction stands for."""
         text, choices = asked.question.text, asked.question.choices
         regions = tuple(found.regions for found in seen)
@@ -367,7 +360,7 @@ class Predictor:
         scored = [(image, float(answer.text)) for image, answer in zip(images, answers, strict=True)]
         return sorted(scored, key=lambda pair: -pair[1])
 
-    def _check_query(self, images: int, choices: Sequence[str]) -> None:
+    def check_query(self, images: int, choices: Sequence[str]) -> None:
         task, blind = self.task, self.folder.text_only
         if images != task.images and not (blind and images == 0):
             raise DataError(
@@ -387,7 +380,7 @@ class Predictor:
         if self.folder.text_only or self.folder.extractor is not None:
             return ""
         names = [
-            f"image {number}" if isinstance(image, Image.Image) else str(image)
+            f"image {number}" if isinstance(image, (Image.Image, SeenImage)) else str(image)
             for number, image in enumerate(images, 1)
         ]
         unseen = [name for name, found in zip(names, regions, strict=True) if not len(found)]
@@ -396,20 +389,28 @@ class Predictor:
         alone = "from the words alone" if len(unseen) == len(images) else "without it"
         return f"the detector found nothing in {' and '.join(unseen)}; this is answered {alone}"
 
-    def _look_at(self, image: ImageLike, seen: dict[_FileKey | int, _Seen]) -> str:
+    def _look_at(self, image: ImageLike, seen: dict[_FileKey | int, SeenImage]) -> str:
         """Name of an image in its batch, among whose images it is taken up; regions of a file that was in the last
         batch are remembered."""
-        if isinstance(image, Image.Image):
+        if isinstance(image, (Image.Image, SeenImage)):
             key: _FileKey | int = id(image)
         else:
             key = _file_key(image) if Path(image).is_file() else (str(image), 0, 0)
         if key not in seen:
-            found = self._seen.get(key)
-            if found is None:
-                pixels = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
-                found = _Seen(pixels, self._detect(pixels))
-            seen[key] = found
+            seen[key] = self._seen.get(key) or self.look(image)
         return str(list(seen).index(key))
+
+    def look(self, image: ImageLike | NDArray[np.uint8]) -> SeenImage:
+        """An image, or its pixels as `SeenImage` has them, with its regions, to be asked about in its place.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if isinstance(image, SeenImage):
+            return image
+        if not isinstance(image, np.ndarray):
+            image = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
+        return SeenImage(image, self._detect(image))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""

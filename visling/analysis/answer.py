@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,3 +67,12 @@ class Answer:
             classes=np.arange(number),
             class_confidence=np.array([share for _, share in self.pointed_at], np.float32),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON: what is answered, and what makes it doubtful; boxes only of tasks that point."""
+        found = {"answer": self.text, "confidence": self.confidence, "top": self.top, "truncated": self.truncated}
+        if self.boxes:
+            found |= {"boxes": self.boxes, "pointed_at": self.pointed_at}
+        found |= {"notice": self.notice} if self.notice else {}
+        found |= {"spelled_out": self.spelled_out} if self.spelled_out else {}
+        return found | {"regions": [len(regions) for regions in self.regions_by_image]}

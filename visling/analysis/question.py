@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from visling.types import Batch, Example, Record, RegionArray
 
-ImageLike = str | Path | Image.Image
-"""An image file, or an open image."""
+
+class SeenImage(NamedTuple):
+    """An image as the detector saw it, for whoever asks many things about it: it is not looked at again."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB, upright."""
+    regions: RegionArray
+
+
+ImageLike = str | Path | Image.Image | SeenImage
+"""An image file, an open image, or an image that was looked at (`Predictor.look`)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class Question:
     @property
     def images(self) -> Sequence[ImageLike]:
         """All images."""
-        return [self.image] if isinstance(self.image, (str, Path, Image.Image)) else self.image
+        return [self.image] if isinstance(self.image, (str, Path, Image.Image, SeenImage)) else self.image
 
 
 @dataclass(frozen=True, kw_only=True)

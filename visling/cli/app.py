@@ -20,12 +20,14 @@ from visling.cli.detect import detect_app
 from visling.cli.doctor import doctor
 from visling.cli.evaluating import compare_models, evaluate, report
 from visling.cli.fetching import catalog, fetch
+from visling.cli.inspecting import inspect
 from visling.cli.multitasking import multitask
 from visling.cli.options import Command, Group
 from visling.cli.predicting import predict
 from visling.cli.recipes import recipes_app
 from visling.cli.regions import regions_app
 from visling.cli.scenes import scenes
+from visling.cli.serving import serve
 from visling.cli.training import finetune, pretrain
 from visling.errors import VislingError
 
@@ -37,7 +39,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
     "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune, "multitask": multitask},
     "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
-    "Inspection": {"analysis": analysis_app},
+    "Looking inside": {"inspect": inspect, "serve": serve, "analysis": analysis_app},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }
