@@ -19,6 +19,7 @@ from torch import Tensor
 from visling.analysis import notebook
 from visling.analysis.drawing import draw_regions
 from visling.analysis.region_names import name_regions
+from visling.data.batches.shown import ShownExamples
 from visling.data.text import Tokenizer
 from visling.errors import DataError, nearest
 from visling.models.base import Encoder
@@ -323,6 +324,64 @@ def split_rows(
         named = _list_regions(batch, place, shown, regions, class_names, attribute_names)
         rows.append(_cut_row(encoder, encoded, batch, place, _list_words(row, tokenizer), named, regions, shown))
     return tuple(rows)
+
+
+def split_examples(
+    encoder: Encoder,
+    encoded: Encoded,
+    batch: Batch,
+    examples: Sequence[Example],
+    *,
+    tokenizer: Tokenizer,
+    regions: Sequence[Sequence[RegionArray]],
+    class_names: Sequence[str] = (),
+    attribute_names: Sequence[str] = (),
+) -> Iterator[tuple[EncodedRow, ...]]:
+    """The rows of each example of an encoded batch.
+
+    Args:
+        batch: what was encoded.
+        regions: of each image of each example, as detected.
+    """
+    rows, first = batch.unshared(), 0
+    for example, seen in zip(examples, regions, strict=True):
+        yield split_rows(
+            encoder,
+            encoded,
+            rows,
+            first=first,
+            example=example,
+            tokenizer=tokenizer,
+            regions=seen,
+            class_names=class_names,
+            attribute_names=attribute_names,
+        )
+        first += len(example.rows)
+
+
+def encode_shown(
+    encoder: Encoder,
+    shown: ShownExamples,
+    *,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str] = (),
+    attribute_names: Sequence[str] = (),
+) -> list[tuple[EncodedRow, ...]]:
+    """The rows of each example of a batch, with maps and states of every layer, on the batch's device."""
+    with torch.no_grad():
+        encoded = encoder(shown.batch, capture=True)
+    return list(
+        split_examples(
+            encoder,
+            encoded,
+            shown.batch,
+            shown.examples,
+            tokenizer=tokenizer,
+            regions=shown.regions,
+            class_names=class_names,
+            attribute_names=attribute_names,
+        )
+    )
 
 
 def _list_words(row: TextRow, tokenizer: Tokenizer) -> list[Word]:

@@ -22,13 +22,20 @@ Letters  T tokens, R regions, H heads, M and N positions that attend and that ar
                    the base64 of heads x from x to bytes, in C order: weight = byte / 255 * scale. A layer has the
                    directions that the model computes in it: text_to_text, text_to_regions, regions_to_text,
                    regions_to_regions
-      statistics   {QUANTITY: {DIRECTION: {LAYER: [one per head]}}}
+      statistics   {QUANTITY: {DIRECTION: {LAYER: [one per head, or null]}}} (analysis/head_statistics.py)
     answers_are  "alternatives", or "phrases": then each answer is the best region of a phrase of its own
     answers      [{text, probability, box: [..] or null, region: its number in the rows or null, truth: true, false or
                  null where it is not known}]
     truth        {text: [right answers], boxes: [right boxes of the first image]}, or null
-    relevance    {METHOD: [per answer: [per row: {words_tokens: [T numbers], regions: [R numbers]}]]}
+    relevance    {METHOD: [per answer: [per row: {words_tokens: [T numbers], regions: [R numbers]}]]}, METHOD one of
+                 analysis.relevance.METHODS; an answer without an output behind it has none
     against      [per answer: [per row: {words_tokens, regions}]]: evidence against the answer, apart
+    removal      what becomes of the first answer as more is taken away, or null: {fractions, curves: [{part: "text" or
+                 "regions", method, order: "most_first", "least_first" or "random", values: probabilities, area}]}
+    leave_one_out  what the answers become without one word or region, or null: {values: [per answer: its probability
+                 when nothing is missing], rows: [{words: [per word: {values: [per answer: its probability, 0 where it
+                 is no longer listed], answer: the one that is then given} or null where it always stays], regions: [the
+                 same]}]}
 
 Special tokens and what stands behind tokens and regions (a task token, the whole image, [END]) are part of `words` and
 `regions`, marked special, so that positions here are those of the maps.
@@ -40,8 +47,8 @@ import base64
 import hashlib
 import io
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,8 +58,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visling.analysis.encoding import EncodedRow, split_rows
+from visling.analysis.encoding import EncodedRow, Encoding, split_rows
+from visling.analysis.head_statistics import DIRECTIONS, head_statistics
+from visling.analysis.inspection_page import write_page
 from visling.analysis.question import Prepared, Question
+from visling.analysis.relevance import ByPlace, Explanation, explain
+from visling.analysis.removal import Changed, Curve, LeftOut, leave_one_out, probability, removal_curves
 from visling.data.text import Tokenizer
 from visling.models.task_model import TaskModel
 from visling.pretrained.folder import ModelFolder
@@ -60,8 +71,6 @@ from visling.tasks.base import Task
 from visling.types import Prediction
 
 FORMAT = "visling-inspection-1"
-DIRECTIONS = ("text_to_text", "text_to_regions", "regions_to_text", "regions_to_regions")
-"""In the order in which pages offer them."""
 NO_PICTURE = "this run reads the words alone: it has no picture side"
 _TRUNCATED = "the text was cut to what the model reads"
 _LONGEST_SIDE, _LOSSLESS = 1024, 256 * 256
@@ -116,12 +125,16 @@ class Inspection:
     answers: tuple[Candidate, ...]
     phrases: bool
     """Whether each of `answers` is the best region of a phrase of its own."""
+    explanation: Explanation
+    """What each answer rests on."""
     truth: tuple[str, ...] = ()
     """Right answers, where they are known."""
     truth_boxes: tuple[tuple[float, float, float, float], ...] = ()
     """Right boxes in pixels of the first image, where they are known."""
-    statistics: tuple[Mapping[str, Any], ...] = field(default=())
-    """Of each row: quantity -> direction -> layer -> value of each head."""
+    curves: tuple[Curve, ...] = ()
+    """What becomes of the first answer as more is taken away; empty unless asked for."""
+    left_out: LeftOut | None = None
+    """What becomes of it without one word or region; None unless asked for."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -154,10 +167,46 @@ class Inspection:
             "truth": {"text": list(self.truth), "boxes": [list(box) for box in self.truth_boxes]}
             if self.truth or self.truth_boxes
             else None,
-            "relevance": {},
-            "against": [],
-            "removal": None,
-            "leave_one_out": None,
+            "relevance": {method: _describe_scores(scores) for method, scores in self.explanation.scores.items()},
+            "against": _describe_scores(self.explanation.against),
+            "removal": {
+                "fractions": list(self.curves[0].fractions),
+                "curves": [_describe_curve(curve) for curve in self.curves],
+            }
+            if self.curves
+            else None,
+            "leave_one_out": None if self.left_out is None else self._describe_left_out(self.left_out),
+        }
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page that stands alone: it needs no network and, as a still figure, no script.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_page(Path(path), [self.to_json()])
+
+    def _describe_left_out(self, left_out: LeftOut) -> dict[str, Any]:
+        """What the answers become without each word and each region of each row."""
+        before = self.explanation.prediction
+        places = range(len(self.answers))
+
+        def describe(changed: Changed | None) -> dict[str, Any] | None:
+            if changed is None:
+                return None
+            values = [shorten(probability(before, place, changed.prediction)) for place in places]
+            given = list_candidates(changed.prediction, self.choices, self.rows[0])[0]
+            return {"values": values, "answer": given[0].text}
+
+        return {
+            "values": [answer.probability for answer in self.answers],
+            "rows": [
+                {
+                    "words": [describe(words.get(word.tokens)) for word in row.words],
+                    "regions": [describe(regions.get(number)) for number in range(len(row.regions))],
+                }
+                for row, words, regions in zip(self.rows, left_out.words, left_out.regions, strict=True)
+            ],
         }
 
     def _describe_row(self, number: int, scale: float) -> dict[str, Any]:
@@ -191,7 +240,7 @@ class Inspection:
             "attention": {
                 "layers": [{"name": layer, "directions": _pack_directions(row, layer, scale)} for layer in self.layers]
             },
-            "statistics": self.statistics[number] if self.statistics else {},
+            "statistics": head_statistics([Encoding(question=self.question, images=(), rows=(row,))]).by_quantity(),
         }
 
 
@@ -205,19 +254,22 @@ def inspect(
     class_names: Sequence[str] = (),
     attribute_names: Sequence[str] = (),
     notices: Sequence[str] = (),
+    most: int = 10,
+    removal: bool = True,
 ) -> Inspection:
     """What a model answers to one question, and what it looks at.
 
     Args:
         folder: the model's.
         notices: what makes the answer doubtful; empty ones are left out.
+        most: answers that are explained.
+        removal: also ask again without parts of the question.
     """
     notices = (*notices, _TRUNCATED if asked.truncated else "", NO_PICTURE if folder.text_only else "")
     question, batch, record = asked.question, asked.batch, asked.record
     regions = () if folder.text_only else asked.regions
     with torch.no_grad():
         encoded = model.encoder(batch, capture=True)
-        (prediction,) = task.decode(model.read(encoded, batch), batch, [record])
     assert encoded.attention is not None
     layers = dict.fromkeys(key.rpartition("/")[0] for key in encoded.attention)
     rows = split_rows(
@@ -231,7 +283,9 @@ def inspect(
         class_names=class_names,
         attribute_names=attribute_names,
     )
-    answers, phrases = list_candidates(prediction, question.choices, rows[0])
+    whole = (model, task, batch, asked.example, record)
+    (explanation,) = explain(model, task, batch, [record], most=most)
+    answers, phrases = list_candidates(explanation.prediction, question.choices, rows[0])
     return Inspection(
         model=describe_model(folder, question),
         question=question.text,
@@ -240,8 +294,11 @@ def inspect(
         images=() if folder.text_only else asked.images,
         rows=rows,
         layers=tuple(layer for layer in layers if _pack_directions(rows[0], layer, 1.0)),
-        answers=answers,
+        answers=answers[:most],
         phrases=phrases,
+        explanation=explanation,
+        curves=removal_curves(*whole, explanation) if removal and answers else (),
+        left_out=leave_one_out(*whole, explanation.prediction) if removal and answers else None,
     )
 
 
@@ -275,6 +332,27 @@ def _find_region(box: Sequence[float], row: EncodedRow) -> int | None:
             if max(gaps) <= reach:
                 return number
     return None
+
+
+def _describe_scores(scores: ByPlace) -> list[list[dict[str, list[float]]]]:
+    """Scores per answer and row as plain numbers."""
+    return [
+        [
+            {"words_tokens": list(map(shorten, row.text.tolist())), "regions": list(map(shorten, row.regions.tolist()))}
+            for row in rows
+        ]
+        for rows in scores
+    ]
+
+
+def _describe_curve(curve: Curve) -> dict[str, Any]:
+    return {
+        "part": curve.part,
+        "method": curve.method,
+        "order": curve.order,
+        "values": list(map(shorten, curve.values)),
+        "area": shorten(curve.area),
+    }
 
 
 def _list_maps(row: EncodedRow) -> list[Tensor]:

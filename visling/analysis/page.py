@@ -1,8 +1,10 @@
-"""The furniture of an HTML page that stands alone: it loads nothing and needs no script. The report and the
-comparison are built on it."""
+"""The furniture of an HTML page that stands alone: it loads nothing and needs no script. The report, the comparison
+and the inspection are built on it."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape as _escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ def escape(value: Any) -> str:
     return _escape(str(value), quote=True)
 
 
-def render_page(title: str, body: str, style: str, *, images: bool = False, files: bool = False) -> str:
+def render_page(
+    title: str, body: str, style: str, *, images: bool = False, files: bool = False, script: str = ""
+) -> str:
     """A whole page.
 
     Args:
@@ -22,12 +26,17 @@ def render_page(title: str, body: str, style: str, *, images: bool = False, file
         style: `REPORT_STYLE`, `COMPARISON_STYLE`, or a style sheet that begins with one of them.
         images: whether the page holds images, which then are data URIs.
         files: whether it loads images and scripts from its own folder, which may lie on a disk.
+        script: the only script that the page may run, below its body.
     """
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     if files:
         policy += "; img-src 'self' file: data:; script-src 'self' file:"
     elif images:
         policy += "; img-src data:"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{digest}'"
+        body += f"\n<script>{script}</script>"
     return _PAGE.format(title=escape(title), policy=policy, style=style, body=body)
 
 

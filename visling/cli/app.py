@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from visling.cli.analysis import analysis_app
 from visling.cli.converting import convert, verify
 from visling.cli.demo import demo
 from visling.cli.detect import detect_app
@@ -43,6 +44,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "gallery": gallery,
         "compare": compare_models,
     },
+    "Inspection": {"analysis": analysis_app},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }
