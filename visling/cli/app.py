@@ -37,7 +37,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
     "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune, "multitask": multitask},
     "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
-    "Looking inside": {"serve": serve},
+    "Inspection": {"serve": serve},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }
