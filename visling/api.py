@@ -227,7 +227,10 @@ class Predictor:
             most: answers that are explained.
             removal: also ask again without parts of the question, which takes most of the time.
         """
-        asked = self.prepare(Question(image, text, choices))
+        return self.inspect_prepared(self.prepare(Question(image, text, choices)), most=most, removal=removal)
+
+    def inspect_prepared(self, asked: Prepared, *, most: int = 10, removal: bool = True) -> Inspection:
+        """`inspect` for a question that was prepared, and perhaps changed by `analysis.changing`."""
         return inspect(
             self.model,
             self.task,

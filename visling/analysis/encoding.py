@@ -187,11 +187,11 @@ def split_rows(
         if len(regions) == len(example.rows) > 1:
             shown = [number]  # an image for each row
         named = _list_regions(batch, place, shown, regions, class_names, attribute_names)
-        rows.append(_cut_row(encoder, encoded, batch, place, _list_words(row, tokenizer), named, regions, shown))
+        rows.append(_cut_row(encoder, encoded, batch, place, list_words(row, tokenizer), named, regions, shown))
     return tuple(rows)
 
 
-def _list_words(row: TextRow, tokenizer: Tokenizer) -> list[Word]:
+def list_words(row: TextRow, tokenizer: Tokenizer) -> list[Word]:
     """Words of a row, special tokens included."""
     numbers = row.words if row.words is not None else np.arange(len(row.ids))
     pieces = tokenizer.tokens(row.ids)
