@@ -254,7 +254,7 @@ def test_two_pictures_are_judged(visit: Visit, site: str) -> None:
     names = page.locator(".slot .name").all_inner_texts()
     page.get_by_role("button", name="Right picture").first.click()
     page.locator("#examples label").nth(2).click()
-    left, right = page.locator(".slot .name").all_inner_texts()
+    left, _ = page.locator(".slot .name").all_inner_texts()
     assert left == names[0], "only the chosen slot changes"
     page.get_by_label("Sentence").fill("both pictures have a star")
     page.get_by_role("button", name="Judge").click()
