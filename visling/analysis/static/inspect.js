@@ -1217,6 +1217,7 @@
       this.source = source;
       this.before = before;
       this.edits = { row: 0, words: new Set(), regions: new Set(), boxes: [] };
+      this.body = make("div", { className: "vl-body" });
       this.editor = controller.options.onEdit ? new Editor(this) : null;
       this.answers = new Answers(this);
       this.heads = new HeadMap(this);
@@ -1225,7 +1226,6 @@
       this.legend = make("div", { className: "vl-legend" });
       this.caution = make("p", { className: "vl-caution" });
       this.readout = make("p", { className: "vl-readout", role: "status", "aria-live": "polite" });
-      this.body = make("div", { className: "vl-body" });
       const { doc } = source;
       this.element = make(
         "article",
