@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from visling.cli.alignment import alignment
 from visling.cli.heads import heads
 from visling.cli.options import Command, Group
 from visling.cli.states import project, states
@@ -14,3 +15,4 @@ analysis_app = typer.Typer(
 analysis_app.command("heads", cls=Command)(heads)
 analysis_app.command("states", cls=Command)(states)
 analysis_app.command("project", cls=Command)(project)
+analysis_app.command("alignment", cls=Command)(alignment)
