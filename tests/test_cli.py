@@ -1294,7 +1294,7 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
         "verify", "catalog", "fetch", "compare", "inspect", "gallery", "serve",
-        "analysis alignment", "analysis heads", "analysis states", "analysis project",
+        "analysis alignment", "analysis relevance", "analysis heads", "analysis states", "analysis project",
     }  # fmt: skip
 
 
