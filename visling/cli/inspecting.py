@@ -29,7 +29,7 @@ def inspect(
         list[str],
         typer.Argument(
             metavar="RUN... IMAGE... TEXT",
-            help='Run folders or model folders, or a name under "Ready to answer" in `visling catalog`; then the image, '
+            help='Run folders, model folders or names under "Ready to answer" in `visling catalog`; then the image, '
             "or the two that the task reads together; then the question or sentence. Several runs stand side by side.",
         ),
     ],
