@@ -13,15 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from visling.analysis.ask_again import AskAgain
 from visling.analysis.examples import Row, describe, find_image_files, list_images
 from visling.analysis.gallery_entries import Pair, compare_blind, describe_entry, group_pairs, list_truth, read_removal
 from visling.analysis.gallery_page import render_index, write_static
 from visling.analysis.inspection import Inspection, inspect
-from visling.analysis.opened_run import OpenedRun, open_run
 from visling.analysis.page import replace_file
 from visling.analysis.run_files import RunFiles, as_mapping, score_value
 from visling.analysis.thumbnails import Thumbnails
@@ -88,12 +87,10 @@ def write_gallery(
     *,
     other: GalleryRun | None = None,
     examples: int = 200,
-    views: bool = True,
+    asked: Sequence[AskAgain] = (),
+    notes: Sequence[str] = (),
     images: Path | None = None,
-    data: Path | None = None,
     store: RegionStore | None = None,
-    other_features: bool = False,
-    device: str = "cpu",
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -104,11 +101,11 @@ def write_gallery(
         other: a run that was evaluated on the same examples, for comparison; half of the examples are then those in
             which the two differ most.
         examples: most examples shown, at even distances over the details.
-        views: compute the linked view of each; needs weights, regions and annotations, and says so where they are gone.
+        asked: the models of the run and of the other one, for the linked view of each example; without any there is
+            none.
+        notes: what is missing, to be shown at the top.
         images: folder of the images, searched with its sub-folders; None = that of the run.
-        data: folder of annotations; None = that of the run.
         store: regions; None opens the store that the run names.
-        other_features: accept features of another detector.
         resume: continue a folder that was begun with the same settings, keeping the views that it has.
     Raises:
         RunError: the folder holds something else, cannot be written, or the two runs have no example in common.
@@ -118,31 +115,25 @@ def write_gallery(
         raise DataError(f"no image folder {images}. Check the path.")
     pairs = _pair_rows(run, other)
     chosen = _choose(pairs, examples, compared=other is not None)
-    settings = _describe_settings(run, other, chosen, views=views)
+    settings = _describe_settings(run, other, chosen, views=len(asked))
     _claim(out, settings, resume=resume)
     folder = images if images is not None else run.files.image_folder() or _image_folder(run.about)
     files = find_image_files(folder, {image for pair in chosen for image in list_images(pair.row)})
-    notes = []
+    missing = [*notes]
     if folder is None:
-        notes.append("No image folder is known: name it with --images.")
+        missing.append("No image folder is known: name it with --images.")
     elif not files:
-        notes.append("None of the images was found in the image folder.")
+        missing.append("None of the images was found in the image folder.")
     try:
-        opened = []
-        if views:
-            ask = partial(
-                _open, chosen=chosen, data=data, store=store, other_features=other_features, device=device, notes=notes
-            )
-            opened = [one for one in map(ask, filter(None, (run, other))) if one is not None]
         regions = store if store is not None else run.files.open_store()
-        entries = _Writer(out, files, regions, opened).write(chosen, progress)
+        entries = _Writer(out, files, regions, asked).write(chosen, progress)
         write_static(out)
         replace_file(out / _EXAMPLES, f"window.visling_gallery = {json.dumps(entries)};\n")
         page = render_index(
             title=_title(run),
             facts=_list_facts(run, other, chosen),
             groupings=group_pairs(pairs, regions),
-            notes=notes,
+            notes=missing,
             entries=entries,
             runs=_name_runs(run, other),
         )
@@ -170,17 +161,15 @@ def _choose(pairs: Sequence[Pair], most: int, *, compared: bool) -> list[Pair]:
     """Examples at even distances, in their order; of compared runs, half of them those with the largest difference."""
     if len(pairs) <= most:
         return list(pairs)
-    differing: set[int] = set()
-    if compared:
-        differing = set(sorted(range(len(pairs)), key=lambda n: -pairs[n].difference)[: most // 2])
-    rest = [number for number in range(len(pairs)) if number not in differing]
-    left = most - len(differing)
-    even = {rest[int((k + 0.5) * len(rest) / left)] for k in range(left)}
-    return [replace(pairs[number], even=number in even) for number in sorted(differing | even)]
+    count = most - most // 2 if compared else most
+    even = {int((k + 0.5) * len(pairs) / count) for k in range(count)}
+    rest = [number for number in range(len(pairs)) if number not in even]
+    differing = sorted(rest, key=lambda number: -pairs[number].difference)[: most - count]
+    return [replace(pairs[number], even=number in even) for number in sorted({*even, *differing})]
 
 
 def _describe_settings(
-    run: GalleryRun, other: GalleryRun | None, chosen: Sequence[Pair], *, views: bool
+    run: GalleryRun, other: GalleryRun | None, chosen: Sequence[Pair], *, views: int
 ) -> dict[str, Any]:
     """What the folder is made from."""
     return {
@@ -227,39 +216,18 @@ def _image_folder(about: Mapping[str, Any]) -> Path | None:
     return Path(named) if isinstance(named, str) else None
 
 
-def _open(
-    run: GalleryRun,
-    *,
-    chosen: Sequence[Pair],
-    data: Path | None,
-    store: RegionStore | None,
-    other_features: bool,
-    device: str,
-    notes: list[str],
-) -> OpenedRun | None:
-    """A run with its model; None where that is not possible, which is noted."""
-    try:
-        return open_run(
-            run.path, run.about, run.split, [pair.row for pair in chosen], task=run.task, data=data, store=store,
-            images=_image_folder(run.about), other_features=other_features, device=device,
-        )  # fmt: skip
-    except VislingError as error:
-        notes.append(f"What {run.name} looked at is not shown: {error}")
-        return None
-
-
 class _Writer:
     """Writes what belongs to single examples.
 
     Args:
         store: regions that are counted; None leaves that out.
-        opened: runs whose documents make up the view of an example; the first is asked without images, too.
+        asked: models whose documents make up the view of an example; the first is asked without images, too.
     """
 
     def __init__(
-        self, out: Path, files: Mapping[str, Path], store: RegionStore | None, opened: Sequence[OpenedRun]
+        self, out: Path, files: Mapping[str, Path], store: RegionStore | None, asked: Sequence[AskAgain]
     ) -> None:
-        self._out, self._files, self._store, self._opened = out, files, store, opened
+        self._out, self._files, self._store, self._asked = out, files, store, asked
         self._thumbnails = Thumbnails(out, files)
 
     def write(self, chosen: Sequence[Pair], progress: Progress | None) -> list[dict[str, Any]]:
@@ -271,7 +239,7 @@ class _Writer:
             entry = describe_entry(pair, self._store, pictures)
             if blind:
                 entry["blind"] = compare_blind(pair.row, blind[number - 1])
-            if self._opened:
+            if self._asked:
                 documents = self._write_view(number, pair.row)
                 entry["view"] = f"views/{number:05d}.js"
                 entry["removal"] = read_removal(documents[0])
@@ -282,7 +250,7 @@ class _Writer:
 
     def _ask_blind(self, chosen: Sequence[Pair]) -> list[Prediction]:
         """What the model answers without any image; nothing where it cannot be asked."""
-        first = self._opened[0] if self._opened else None
+        first = self._asked[0] if self._asked else None
         if first is None or first.store is None or not first.answers_blind:
             return []
         rows = [pair.row for pair in chosen]
@@ -300,20 +268,20 @@ class _Writer:
             text = file.read_text(encoding="utf-8")
             found: list[dict[str, Any]] = json.loads(text.removeprefix(begin).removesuffix(end))
             return found
-        documents = [self._inspect(one, row).to_json() for one in self._opened]
+        documents = [self._inspect(one, row).to_json() for one in self._asked]
         file.parent.mkdir(exist_ok=True)
         replace_file(file, f"{begin}{json.dumps(documents)}{end}")
         return documents
 
-    def _inspect(self, opened: OpenedRun, row: Row) -> Inspection:
+    def _inspect(self, model: AskAgain, row: Row) -> Inspection:
         found = inspect(
-            opened.model,
-            opened.task,
-            opened.prepare(row, self._files),
-            folder=opened.saved,
-            tokenizer=opened.tokenizer,
-            class_names=opened.class_names,
-            attribute_names=opened.attribute_names,
+            model.model,
+            model.task,
+            model.prepare(row, self._files),
+            folder=model.saved,
+            tokenizer=model.tokenizer,
+            class_names=model.class_names,
+            attribute_names=model.attribute_names,
         )
         texts, boxes = list_truth(row)
         return replace(found, truth=texts, truth_boxes=boxes)

@@ -151,8 +151,13 @@ def compare_blind(row: Row, blind: Prediction) -> dict[str, Any]:
 
 
 def read_removal(document: Mapping[str, Any]) -> float | None:
-    """Removal score of a document; None where none was computed."""
-    return None
+    """How much faster than by chance the answer's probability falls when the regions that its relevance names go first:
+    area under the curve of random orders less that of this order; above 0 is better than chance. None where it was not
+    computed."""
+    curves = as_mapping(document.get("removal")).get("curves") or ()
+    areas = {(one["method"], one["order"]): one["area"] for one in curves if one["part"] == "regions"}
+    named, chance = areas.get(("relevance", "most_first")), areas.get(("random", "random"))
+    return None if named is None or chance is None else round(chance - named, 4)
 
 
 def count_boxes(row: Row, store: RegionStore | None) -> int | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from visling.analysis.gallery_entries import NOTHING_GAINED, Grouping, GroupScore
+from visling.analysis.inspection_page import read_static
 from visling.analysis.page import REPORT_STYLE, escape, render_facts, render_page
 
-_STATIC = Path(__file__).parent / "static"
 _SCRIPTS = ("gallery.js", "inspect.js")
 _STYLES = ("gallery.css", "inspect.css")
 _MOST_GROUPS = 40
@@ -18,14 +17,14 @@ _MOST_GROUPS = 40
 
 
 def write_static(out: Path) -> None:
-    """Copy the scripts of the pages.
+    """Write the scripts of the pages.
 
     Raises:
         OSError: they cannot be written.
     """
     (out / "static").mkdir(exist_ok=True)
     for name in _SCRIPTS:
-        shutil.copyfile(_STATIC / name, out / "static" / name)
+        (out / "static" / name).write_text(read_static(name), encoding="utf-8")
 
 
 def render_index(
@@ -60,7 +59,7 @@ def render_index(
             '<script src="examples.js"></script>',
         ]
     )
-    style = REPORT_STYLE + "".join((_STATIC / name).read_text(encoding="utf-8") for name in _STYLES)
+    style = REPORT_STYLE + "".join(map(read_static, _STYLES))
     return render_page(title, body, style, files=True)
 
 
@@ -72,8 +71,8 @@ def _render_alone(entries: Sequence[Mapping[str, Any]]) -> str:
     alone = sum(entry["blind"]["alone"] for entry in right)
     return (
         f"<p><strong>{100 * alone / len(right):.0f} %</strong> of the right answers rest on the words alone "
-        f"({alone} of {len(right)} at even distances): the model answers the same without the image, and the image adds less than "
-        f"{100 * NOTHING_GAINED:.0f} points to the answer's probability.</p>"
+        f"({alone} of {len(right)} at even distances): the model answers the same without the image, and "
+        f"the image adds less than {100 * NOTHING_GAINED:.0f} points to the answer's probability.</p>"
     )
 
 
@@ -81,7 +80,7 @@ def _render_groupings(groupings: Sequence[Grouping], runs: Sequence[str]) -> str
     """Tables of groups, closed at first; a click on a group filters by it."""
     tables = []
     for grouping in groupings:
-        heads = ["", "examples", "right", *(["right, compared"] if len(runs) > 1 else []), "confidence"]
+        heads = ["", "examples", "right", *[f"right, {name}" for name in runs[1:]], "confidence"]
         rows = "".join(_render_group(grouping.key, one, len(runs) > 1) for one in grouping.groups[:_MOST_GROUPS])
         tables.append(
             f"<table><caption>By {grouping.title}</caption><thead><tr>"
@@ -131,13 +130,16 @@ def _render_filters(entries: Sequence[Mapping[str, Any]], groupings: Sequence[Gr
     if any(entry["blind"] is not None for entry in entries):
         options = {"": "all", "alone": "rests on the words alone", "image": "needs the image"}
         fields.append(_render_select("Without the image", "blind", options))
+    if any(entry["removal"] is not None for entry in entries):
+        options = {"": "all", "proven": "better than chance", "unproven": "not better"}
+        fields.append(_render_select("Removal test", "removal", options))
     orders = {"": "as in the file", "unsure": "least confident first", "sure": "most confident first"}
     if len(runs) > 1:
         orders["difference"] = "runs differ most first"
     if any(entry["blind"] is not None for entry in entries):
         orders |= {"words": "image adds least first", "image": "image adds most first"}
     if any(entry["removal"] is not None for entry in entries):
-        orders |= {"removal": "removal score, best first", "unproven": "removal score, worst first"}
+        orders |= {"proven": "removal test, best first", "unproven": "removal test, worst first"}
     fields.append(_render_select("Order", "order", orders))
     return (
         f'<form id="filters" role="search" aria-label="Filters">{"".join(fields)}'

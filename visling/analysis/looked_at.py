@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from visling.analysis.ask_again import AskAgain
 from visling.analysis.encoded_rows import split_rows
 from visling.analysis.encoding import EncodedRow, NamedRegion
 from visling.analysis.examples import Row
-from visling.analysis.opened_run import OpenedRun
 from visling.analysis.relevance import Scores, explain
 
 _TOGETHER = 8
@@ -67,7 +67,7 @@ class LookedAt:
         return [weights.get(tuple(box), 0.0) for box in boxes]
 
 
-def look_again(run: OpenedRun, rows: Sequence[Row]) -> list[LookedAt]:
+def look_again(run: AskAgain, rows: Sequence[Row]) -> list[LookedAt]:
     """What the model looked at in the examples of some rows of the details, in their order.
 
     Of an example with several rows (a choice each, or an image each), the row of the chosen answer counts, or all do.
@@ -82,7 +82,7 @@ def look_again(run: OpenedRun, rows: Sequence[Row]) -> list[LookedAt]:
     return found
 
 
-def _look_together(run: OpenedRun, rows: Sequence[Row]) -> list[LookedAt]:
+def _look_together(run: AskAgain, rows: Sequence[Row]) -> list[LookedAt]:
     asked = run.ask(rows)
     explanations = explain(run.model, run.task, asked.batch, asked.records, methods=("relevance",), most=1)
     with torch.no_grad():

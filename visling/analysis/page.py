@@ -23,10 +23,10 @@ def render_page(
     Args:
         title: plain text.
         body: HTML of the page below `<main>`.
-        style: `REPORT_STYLE`, `COMPARISON_STYLE`, or a style sheet of a page of its own.
+        style: `REPORT_STYLE`, `COMPARISON_STYLE`, or a style sheet that begins with one of them.
         images: whether the page holds images, which then are data URIs.
         files: whether it loads images and scripts from its own folder, which may lie on a disk.
-        script: the only script that a page without files may run, below its body.
+        script: the only script that the page may run, below its body.
     """
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     if files:

@@ -16,7 +16,7 @@ from typing import Any
 from visling.analysis.charts import Point, render_chart
 from visling.analysis.examples import describe
 from visling.analysis.page import REPORT_STYLE, escape, render_facts, render_page, replace_file
-from visling.analysis.report_examples import render_examples
+from visling.analysis.report_examples import Asks, render_examples
 from visling.analysis.run_files import RunFiles, as_mapping, as_number, score_value
 from visling.errors import DataError, RunError
 from visling.types import RegionStore
@@ -30,7 +30,7 @@ def write_report(
     images: Path | None = None,
     store: RegionStore | None = None,
     compare: Sequence[Path] = (),
-    relevance: bool = True,
+    asks: Asks | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the page about a run and return its path.
@@ -42,7 +42,8 @@ def write_report(
         images: folder of the images, searched with its sub-folders; None takes the one named in run.json.
         store: regions to draw; None opens the store named in run.json.
         compare: other run folders, whose scores are shown next to this one's.
-        relevance: show on each example what the model looked at, if its weights, regions and annotations are at hand.
+        asks: opens the run's model with the examples of a split, to show on each what it looked at; where that is not
+            possible, the page says so. None = not shown.
         overwrite: replace an existing page.
     Raises:
         RunError: no such run folder, or the page exists or cannot be written.
@@ -64,7 +65,7 @@ def write_report(
     sections = [
         _render_scores(files),
         _render_curves(files),
-        render_examples(files, examples, image_folder, regions, relevance=relevance),
+        render_examples(files, examples, image_folder, regions, asks=asks),
         _render_configuration(files),
     ]
     title = f"{describe(files.about.get('model'), 'model')} on {describe(files.about.get('task'), 'task')}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from visling.analysis.ask_again import AskAgain
 from visling.analysis.drawing import draw_regions, encode_picture
 from visling.analysis.examples import (
     Row,
@@ -19,7 +22,6 @@ from visling.analysis.examples import (
     sample_evenly,
 )
 from visling.analysis.looked_at import LookedAt, look_again
-from visling.analysis.opened_run import open_run
 from visling.analysis.page import escape
 from visling.analysis.run_files import RunFiles, as_number
 from visling.errors import DataError, VislingError
@@ -32,8 +34,12 @@ _IMAGE_SIZE = 440
 """Longest side of an image, pixels: about the width of a card, so that labels keep their size."""
 
 
+Asks = Callable[[str], AskAgain]
+"""Opens the model of the run with the examples of a split; raises a `VislingError` where that is not possible."""
+
+
 def render_examples(
-    run: RunFiles, examples: int, folder: Path | None, store: RegionStore | None, *, relevance: bool = True
+    run: RunFiles, examples: int, folder: Path | None, store: RegionStore | None, *, asks: Asks | None = None
 ) -> str:
     """The section of the page; what it lacks is added to `run.missing`.
 
@@ -41,7 +47,7 @@ def render_examples(
         examples: most examples shown, half of them wrong ones where there are enough.
         folder: of the images.
         store: regions to draw.
-        relevance: show what the model looked at.
+        asks: to show what the model looked at; None = not shown.
     """
     split, rows = next(((split, rows) for split, rows in run.details.items() if rows), ("", []))
     if not rows or examples < 1:
@@ -65,8 +71,8 @@ def render_examples(
         ("Without a score", unknown, len(marked[None])),
     )
     looks: list[LookedAt | None] = [None] * (len(wrong) + len(right) + len(unknown))
-    if relevance:
-        looks = _look(run, split, (*wrong, *right, *unknown), folder, store) or looks
+    if asks is not None:
+        looks = _look(run, asks, split, (*wrong, *right, *unknown)) or looks
     parts, seen = [], iter(looks)
     for title, chosen, total in groups:
         if chosen:
@@ -85,18 +91,24 @@ _LEGEND = (
 )
 
 
-def _look(
-    run: RunFiles, split: str, rows: Sequence[Row], folder: Path | None, store: RegionStore | None
-) -> list[LookedAt | None] | None:
+def _look(run: RunFiles, asks: Asks, split: str, rows: Sequence[Row]) -> list[LookedAt | None] | None:
     """What the model looked at in each example; None where it cannot be asked again, which is noted."""
     try:
-        opened = open_run(run.path, run.about, split, rows, store=store, images=folder)
-        return [*look_again(opened, rows)]
+        return [*look_again(asks(split), rows)]
     except VislingError as error:
-        # Without the folders above the run's own, so that the page can be shared.
-        reason = str(error).replace(str(run.path.resolve()), run.path.name).replace(str(run.path), run.path.name)
+        reason = str(error)
+        # Folders as seen from the run, so that the page can be shared.
+        home = run.path.resolve()
+        for named in (home, run.path, *_list_folders(run.about)):
+            reason = reason.replace(str(named), os.path.relpath(named, home.parent))
         run.missing.append(f"what the model looked at is not shown: {reason}")
         return None
+
+
+def _list_folders(about: Mapping[str, Any]) -> list[str]:
+    """Folders that run.json names."""
+    named = [about.get("store"), about.get("valid_store"), about.get("images"), *(about.get("data") or ())]
+    return [name for name in named if isinstance(name, str) and os.path.isabs(name)]
 
 
 def _render_card(row: Row, images: Mapping[str, Path], store: RegionStore | None, look: LookedAt | None) -> str:

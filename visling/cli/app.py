@@ -21,6 +21,7 @@ from visling.cli.doctor import doctor
 from visling.cli.evaluating import compare_models, evaluate, report
 from visling.cli.fetching import catalog, fetch
 from visling.cli.gallery import gallery
+from visling.cli.inspecting import inspect
 from visling.cli.multitasking import multitask
 from visling.cli.options import Command, Group
 from visling.cli.predicting import predict
@@ -45,7 +46,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "gallery": gallery,
         "compare": compare_models,
     },
-    "Looking inside": {"analysis": analysis_app, "serve": serve},
+    "Looking inside": {"inspect": inspect, "analysis": analysis_app, "serve": serve},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }

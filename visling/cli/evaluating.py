@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from visling.cli.gallery import open_to_ask
 from visling.cli.options import IMAGES, MACHINE, Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
 
@@ -190,7 +192,7 @@ def report(
         images=images,
         store=regions,
         compare=compare or [],
-        relevance=relevance,
+        asks=partial(open_to_ask, run, store=store, images=images) if relevance else None,
         overwrite=overwrite,
     )
     print(f"Wrote {page}")

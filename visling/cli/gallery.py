@@ -9,9 +9,10 @@ import typer
 
 from visling.cli.options import IMAGES, Device, OtherFeatures, TaskName, Threads
 from visling.cli.printing import claim_folder, progress_bar
-from visling.errors import RunError
+from visling.errors import RunError, VislingError
 
 if TYPE_CHECKING:
+    from visling.analysis.ask_again import AskAgain
     from visling.analysis.retrieval_gallery import RankedImages
     from visling.runs.retrieve import Retrieved
 
@@ -92,18 +93,91 @@ def gallery(
             examples=examples or 12, other_features=other_features, device=device,
         )  # fmt: skip
     else:
-        from visling.analysis.gallery import GalleryRun, write_gallery
-        from visling.regions.store import NativeStore
-
-        shown = GalleryRun.read(run, split, task)
-        other = None if compare is None else GalleryRun.read(compare, shown.split, task)
-        with progress_bar("examples") as progress:
-            page = write_gallery(
-                shown, target, other=other, examples=examples or 200, views=views, images=images, data=data,
-                store=None if store is None else NativeStore.open(store), other_features=other_features,
-                device=device, resume=resume, progress=progress,
-            )  # fmt: skip
+        page = _write_examples(
+            run, compare, target, split=split, task=task, data=data, store=store, images=images, views=views,
+            examples=examples or 200, other_features=other_features, device=device, resume=resume,
+        )  # fmt: skip
     print(f"Wrote {page}")
+
+
+def _write_examples(
+    run: Path,
+    compare: Path | None,
+    out: Path,
+    *,
+    split: str | None,
+    task: str | None,
+    data: Path | None,
+    store: Path | None,
+    images: Path | None,
+    views: bool,
+    examples: int,
+    other_features: bool,
+    device: str,
+    resume: bool,
+) -> Path:
+    """Open the models where that is possible, then write the pages."""
+    from visling.analysis.gallery import GalleryRun, write_gallery
+    from visling.regions.store import NativeStore
+
+    shown = GalleryRun.read(run, split, task)
+    other = None if compare is None else GalleryRun.read(compare, shown.split, task)
+    asked, notes = [], []
+    for one in filter(None, (shown, other) if views else ()):
+        try:
+            asked.append(
+                open_to_ask(
+                    one.path, one.split, task=task, data=data, store=store, images=images, device=device,
+                    other_features=other_features,
+                )
+            )  # fmt: skip
+        except VislingError as error:
+            notes.append(f"What {one.name} looked at is not shown: {error}")
+    with progress_bar("examples") as progress:
+        return write_gallery(
+            shown, out, other=other, examples=examples, asked=asked, notes=notes, images=images,
+            store=None if store is None else NativeStore.open(store), resume=resume, progress=progress,
+        )  # fmt: skip
+
+
+def open_to_ask(
+    run: Path,
+    split: str,
+    *,
+    task: str | None = None,
+    data: Path | None = None,
+    store: Path | None = None,
+    images: Path | None = None,
+    device: str = "auto",
+    other_features: bool = False,
+) -> AskAgain:
+    """A run's model with the examples of a split; see `runs.examples.open_run`.
+
+    Raises:
+        RunError: the model answers nothing.
+    """
+    from visling.analysis.ask_again import AskAgain
+    from visling.pretrained.description import find_model, read_description
+    from visling.runs.examples import open_run
+
+    if "extractor" not in read_description(find_model(run)):
+        images = None  # they are shown, but the model reads none
+    found = open_run(
+        run, split=split, task=task, data=data, store=store, images=images, device=device,
+        other_features=other_features,
+    )  # fmt: skip
+    if found.model is None:
+        raise RunError(f"{run} holds a pre-trained encoder without a task head, which answers nothing.")
+    return AskAgain(
+        saved=found.saved,
+        model=found.model,
+        task=found.task,
+        layout=found.inputs.layout,
+        records={record.id: record for record in found.records},
+        store=found.store,
+        pictures=found.inputs.pictures,
+        device=found.inputs.device,
+    )
 
 
 def _write_rankings(

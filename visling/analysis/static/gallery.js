@@ -16,7 +16,7 @@
     difference: (entry) => -(entry.other?.difference ?? -1),
     words: (entry) => entry.blind?.gain ?? 2,
     image: (entry) => -(entry.blind?.gain ?? -2),
-    removal: (entry) => -(entry.removal ?? -2),
+    proven: (entry) => -(entry.removal ?? -2),
     unproven: (entry) => entry.removal ?? 2,
   };
 
@@ -30,6 +30,11 @@
   const BLIND = {
     alone: (entry) => entry.blind?.alone === true,
     image: (entry) => entry.blind !== null && !entry.blind.alone,
+  };
+
+  const REMOVAL = {
+    proven: (entry) => entry.removal !== null && entry.removal > 0,
+    unproven: (entry) => entry.removal !== null && entry.removal <= 0,
   };
 
   /** An HTML element with properties and children. */
@@ -102,6 +107,8 @@
       for (const button of document.querySelectorAll("button[data-key]")) {
         button.addEventListener("click", () => this.choose(button.dataset.key, button.dataset.group));
       }
+      // Before the view hears of a key: Esc frees what is locked there, and only then closes it.
+      document.addEventListener("keydown", () => (this.locked = Boolean(this.controller?.state?.lock)), true);
       document.addEventListener("keydown", (event) => this.press(event));
       this.view.addEventListener("cancel", (event) => event.preventDefault()); // Esc is handled in `press`
       window.addEventListener("hashchange", () => this.restore());
@@ -141,6 +148,7 @@
       }
       if (values.verdict) tests.push(VERDICTS[values.verdict]);
       if (values.blind) tests.push(BLIND[values.blind]);
+      if (values.removal) tests.push(REMOVAL[values.removal]);
       if (values.answer) tests.push((entry) => entry.answer === values.answer);
       for (const key of Object.keys(this.entries[0]?.groups ?? {})) {
         if (values[key]) tests.push((entry) => entry.groups[key] === values[key]);
@@ -239,6 +247,7 @@
       const look = entry.right === null ? "" : entry.right ? "right" : "wrong";
       const facts = [`truth: ${entry.truth}`, entry.groups.type];
       if (entry.blind) facts.push(`without the image: ${entry.blind.answer}`, `the image adds ${points(entry.blind.gain)}`);
+      if (entry.removal !== null) facts.push(`removal test: ${entry.removal > 0 ? "+" : "−"}${Math.abs(entry.removal).toFixed(2)} against chance`);
       if (entry.other) facts.push(`${this.runs[1]}: ${entry.other.answer} ${percent(entry.other.confidence)}`);
       const button = (text, label, act, disabled = false) =>
         make("button", { type: "button", textContent: text, ariaLabel: label, title: label, onclick: act, disabled });
@@ -324,7 +333,8 @@
       const field = event.target.closest?.("input, select, textarea");
       if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey) return;
       if (this.open) {
-        if (event.key === "Escape" && !event.defaultPrevented) this.close();
+        if (event.key === "Escape" && this.locked) return;
+        if (event.key === "Escape") this.close();
         else if (!field && event.key === "ArrowLeft") this.step(-1);
         else if (!field && event.key === "ArrowRight") this.step(1);
         else return;

@@ -1,4 +1,4 @@
-"""An evaluated run with its model, regions and annotations, so that it can be asked about its examples again."""
+"""A trained model with its regions and annotations, to be asked again about examples that its details list."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from typing import Any
 import torch
 from PIL import Image
 
-from visling import models, runtime
-from visling.analysis.examples import Row, find_image_files, list_images, split_choices
+from visling import runtime
+from visling.analysis.examples import Row, split_choices
 from visling.analysis.question import Prepared, Question
-from visling.data.annotations.tables import Table
 from visling.data.batches.collate import Collator
 from visling.data.batches.pixels import Pictures
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import DataError, RunError, StoreError
+from visling.errors import DataError
 from visling.models.task_model import TaskModel
 from visling.nn.extraction import extract_features
-from visling.pretrained.features import check_features
-from visling.pretrained.folder import ModelFolder, read_model_folder
-from visling.regions.store import NativeStore
-from visling.tasks.base import Task, TaskSource, TextOnly, read_records
-from visling.types import Batch, Example, InputSpec, Prediction, Record, RegionStore
+from visling.pretrained.folder import ModelFolder
+from visling.tasks.base import Task, TaskSource, TextOnly
+from visling.types import Batch, Example, Prediction, Record, RegionStore
 from visling.vision.images import read_image
-from visling.vision.pictures import PictureFiles
 
 _POINTING = ("regions", "slots_regions", "region_targets")
 """Kinds of heads that have no output where there is no region."""
@@ -47,15 +43,14 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedRun:
-    """A run's model with what it was evaluated on."""
+class AskAgain:
+    """A run's model and the examples that it was evaluated on; `runs.examples.open_run` reads what it is made of."""
 
     saved: ModelFolder
     model: TaskModel
     """On its device, in evaluation mode."""
     task: Task[Any, Any]
-    spec: InputSpec
-    tokenizer: Tokenizer
+    layout: TextLayout
     records: Mapping[str, Record]
     """Annotations of the split by id."""
     store: RegionStore | None
@@ -63,6 +58,11 @@ class OpenedRun:
     pictures: Pictures | None
     """Of a model that computes the features of regions itself."""
     device: torch.device
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of its texts."""
+        return self.layout.tokenizer
 
     @property
     def answers_blind(self) -> bool:
@@ -126,70 +126,17 @@ class OpenedRun:
             )
         records = [self.records[name] for name in ids]
         sees = self.store is not None and not blind
-        layout = TextLayout(self.tokenizer, self.spec, task_token=self.saved.task_token)
+        layout = TextLayout(self.tokenizer, self.layout.spec, task_token=self.saved.task_token)
         source = TaskSource(self.task, records, layout)
         shown = source if sees else TextOnly(source)
         draws = [runtime.generator_for(0) for _ in records]
         examples = [shown.example(number, draw) for number, draw in enumerate(draws)]
         store, pictures = (self.store, self.pictures) if sees else (None, None)
-        collate = Collator(store, self.spec, self.tokenizer, pictures=pictures)
+        collate = Collator(store, self.layout.spec, self.tokenizer, pictures=pictures)
         batch = collate(examples, draws)[0].to(self.device)
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, batch)
         return Asked(records=records, examples=examples, batch=batch.unshared(), truncated=layout.truncated > 0)
-
-
-def open_run(
-    run: Path,
-    about: Mapping[str, Any],
-    split: str,
-    rows: Sequence[Row],
-    *,
-    task: str | None = None,
-    data: Path | None = None,
-    store: RegionStore | None = None,
-    images: Path | None = None,
-    other_features: bool = False,
-    device: str = "cpu",
-) -> OpenedRun:
-    """Open a run to ask about some of its examples.
-
-    Args:
-        about: contents of run.json; of a model of several tasks, those of its task.
-        rows: of the details that are asked about.
-        task: of a model of several tasks: the name of the one that is meant.
-        data: folder of annotations; None = the folder or the file that the run was trained on.
-        store: regions; None opens the store that the run was validated on.
-        images: folder of the images; read for a model that computes the features of regions itself.
-        other_features: accept features of another detector.
-    Raises:
-        CheckpointError, ConfigError, DataError, StoreError: the model, the annotations or the regions cannot be read.
-        RunError: run.json does not say where the annotations or the regions are.
-    """
-    saved = read_model_folder(run).for_task(task)
-    model, made = saved.task_model()
-    target = runtime.pick_device(device)
-    if saved.text_only:
-        store = None
-    elif store is None:
-        store = _open_store(about)
-    if isinstance(store, NativeStore):
-        check_features(saved, store, override=other_features, extracts=saved.extractor is not None)
-    pictures = None
-    if saved.extractor is not None:
-        wanted = {image for row in rows for image in list_images(row)}
-        pictures = PictureFiles(find_image_files(images, wanted), saved.extractor)
-    return OpenedRun(
-        saved=saved,
-        model=model.to(target).eval(),
-        task=made,
-        spec=models.spec(saved.model).inputs(saved.config),
-        tokenizer=Tokenizer(str(saved.path / "vocab.txt")),
-        records={record.id: record for record in _read_records(made, about, split, data)},
-        store=store,
-        pictures=pictures,
-        device=target,
-    )
 
 
 def _open_image(file: Path | None, size: tuple[int, int]) -> Image.Image:
@@ -200,37 +147,3 @@ def _open_image(file: Path | None, size: tuple[int, int]) -> Image.Image:
         except DataError:
             pass
     return Image.new("RGB", size, _NO_PICTURE)
-
-
-def _open_store(about: Mapping[str, Any]) -> NativeStore:
-    named = about.get("valid_store") or about.get("store")
-    if not isinstance(named, str):
-        raise RunError("run.json names no region store. Name it with --store.")
-    if not Path(named).is_dir():
-        raise StoreError("the region store that run.json names is gone. Name it with --store.")
-    return NativeStore.open(Path(named))
-
-
-def _read_records(task: Task[Any, Any], about: Mapping[str, Any], split: str, folder: Path | None) -> Sequence[Record]:
-    """Annotations of a split of a folder; None = of the folder, or of the file of one's own, that the run names."""
-    if folder is not None:
-        return read_records(task, folder, split)
-    files = about.get("files")
-    if isinstance(files, Mapping):
-        # The examples that were held out for validation are in the training file, under the same ids.
-        named = files.get(split) if isinstance(files.get(split), str) else files.get("train" if split in files else "")
-        if not isinstance(named, str):
-            raise RunError(
-                f"run.json names no file of the split {split!r}: the run was evaluated on another file, which it does "
-                "not remember."
-            )
-        table = Table(Path(named))
-        records = task.read_table(table)
-        table.problems.refuse()
-        return records
-    data = about.get("data")
-    if not isinstance(data, list) or not data:
-        raise RunError("run.json does not say where the annotations are. Name their folder with --data.")
-    if not Path(data[0]).is_dir():
-        raise DataError("the annotations that run.json names are gone. Name their folder with --data.")
-    return read_records(task, Path(data[0]), split)
