@@ -17,7 +17,7 @@ import * as server from "./server.js";
 
 const SLOW = 700; // milliseconds after which the seconds of a running question are counted
 const FEWEST_CHOICES = 2;
-const MOST_OFFERS = 5;
+const MOST_OFFERS = 4;
 
 class App {
   /** @param models of `/api/models`; at least one.
@@ -34,6 +34,7 @@ class App {
     this.base = null; // {question, documents} of the unchanged question
     this.answered = null; // {question, documents} on the screen
     this.view = {}; // how it is looked at: state of the linked view
+    this.hasAsked = false; // whether the reader asked something; the first question is the page's own
     this.running = null; // AbortController of the question that is being answered
     this.listen();
   }
@@ -75,11 +76,11 @@ class App {
     find("run").value = run;
     const others = [...this.models.values()].filter((other) => isComparable(this.model, other));
     find("second").replaceChildren(
-      make("option", { value: "" }, others.length ? "nothing" : "no other model reads the same"),
-      ...others.map((other) => make("option", { value: other.run }, this.nameModel(other))),
+      make("option", { value: "" }, "with nothing"),
+      ...others.map((other) => make("option", { value: other.run }, `with ${this.nameModel(other)}`)),
     );
     find("second").value = others.some((other) => other.run === second) ? second : "";
-    find("second").disabled = !others.length;
+    for (const id of ["second", "second-label"]) show(find(id), others.length > 0);
     const { label, hint } = this.form;
     find("text-label").textContent = label;
     find("text-hint").textContent = hint;
@@ -133,10 +134,11 @@ class App {
 
   drawChips() {
     const chips = this.offers.map((offer) => {
-      const chip = make("button", { type: "button" }, offer.text);
+      const chip = make("button", { type: "button", title: offer.text }, offer.text);
       chip.addEventListener("click", () => {
         this.fillIn(offer);
         this.looked = null;
+        this.hasAsked = true;
         this.ask();
       });
       return make("li", {}, chip);
@@ -163,21 +165,15 @@ class App {
 
   /** What answers, and where it comes from. */
   drawFacts() {
-    const columns = this.asked.map((model, place) => {
-      const document_ = this.answered?.documents[place];
-      const checkpoint = document_?.model.name !== undefined && this.answered.question.runs[place] === model.run;
-      const facts = [
-        ["Model", familyName(model.family)],
-        ["Task", model.task],
-        ["Run", model.run],
-        ["Checkpoint", model.checkpoint ?? (checkpoint ? document_.model.checkpoint : null)],
-        ["Licence", model.licence],
-      ];
-      return facts
-        .filter(([, fact]) => fact)
-        .map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact)));
-    });
-    find("facts").replaceChildren(...columns.flat());
+    const columns = this.asked.map((model, place) => [
+      ["Model", familyName(model.family)],
+      ["Task", model.task],
+      ["Run", model.run],
+      ["Weights", this.answered?.documents[place]?.model.checkpoint ?? "shown with the answer"],
+    ]);
+    find("facts").replaceChildren(
+      ...columns.flat().map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact))),
+    );
   }
 
   // ---- asking
@@ -287,6 +283,7 @@ class App {
     find("ranking").dataset.columns = rankings.length;
     show(find("ranking"));
     show(find("empty"), false);
+    this.reveal(find("result"));
     if (documents.length) {
       this.showAnswer(question, documents, push);
       find("inspection").scrollIntoView({ block: "start" });
@@ -307,6 +304,7 @@ class App {
     if (isEmpty(question.edit)) this.base = this.answered;
     show(find("empty"), false);
     show(find("inspection"));
+    this.reveal(find("result"));
     this.showDifference(before);
     this.showEdit();
     this.draw();
@@ -333,6 +331,11 @@ class App {
       },
       onEdit: (change) => this.askWithout(extend(question.edit, change, documents, this.base.documents)),
     });
+  }
+
+  /** Brings an answer into a window in which the form fills the screen. */
+  reveal(part) {
+    if (part.getBoundingClientRect().top > innerHeight / 2 && this.hasAsked) part.scrollIntoView({ block: "start" });
   }
 
   /** Announces something.
@@ -507,6 +510,7 @@ class App {
         return;
       }
       this.looked = null;
+      this.hasAsked = true;
       this.ask();
     });
     find("text").addEventListener("keydown", (event) => {
@@ -527,7 +531,6 @@ class App {
       this.askFirst();
     });
     find("second").addEventListener("change", () => {
-      this.drawFacts();
       if (this.answered) this.ask();
     });
     find("add-choice").addEventListener("click", () => this.addChoice().focus());
