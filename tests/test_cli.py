@@ -1278,7 +1278,7 @@ VERBS = dict(commands())
 
 def test_help_lists_the_commands_in_groups(call: Call) -> None:
     shown = call("--help").out
-    headings = ("First steps", "Data", "Training", "Results", "Weights", "This machine")
+    headings = ("First steps", "Data", "Training", "Results", "Inspection", "Weights", "This machine")
     places = [re.search(rf"─ {heading} ─", shown) for heading in headings]
     assert all(places)
     assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
@@ -1293,7 +1293,7 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "regions extract", "regions convert", "regions inspect", "regions merge", "regions subset", "regions check",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
-        "verify", "catalog", "fetch", "compare",
+        "verify", "catalog", "fetch", "compare", "analysis heads",
     }  # fmt: skip
 
 
