@@ -138,8 +138,7 @@ class App {
       chip.addEventListener("click", () => {
         this.fillIn(offer);
         this.looked = null;
-        this.hasAsked = true;
-        this.ask();
+        this.askAnew();
       });
       return make("li", {}, chip);
     });
@@ -190,6 +189,13 @@ class App {
     };
   }
 
+  /** Asks what the reader entered; what was chosen of the answer before has no meaning in the next one. */
+  askAnew() {
+    this.view = { ...this.view, answer: null, versus: null, row: null, lock: null };
+    this.hasAsked = true;
+    return this.ask();
+  }
+
   /** Asks what the form says.
       @param push whether Back returns to what was asked before.
       @param edit what is then taken away from it. */
@@ -206,6 +212,7 @@ class App {
 
   /** Asks again without some parts of what is on the screen. */
   askWithout(edit) {
+    this.view = { ...this.view, lock: null };
     return this.run(
       (signal) => this.inspectChanged(edit, signal, true),
       () => this.askWithout(edit),
@@ -273,7 +280,7 @@ class App {
     const documents = this.looked === null ? [] : await this.inspectAll(question, signal);
     const pick = (id) => {
       this.looked = id;
-      this.ask();
+      this.askAnew();
     };
     find("ranking").replaceChildren(
       ...rankings.map((ranking, place) =>
@@ -365,7 +372,7 @@ class App {
     );
   }
 
-  /** What was taken away, each part to be put back. */
+  /** What was taken away or drawn, each part to be undone. */
   showEdit() {
     const { edit } = this.answered.question;
     show(find("edit"), !isEmpty(edit));
@@ -376,8 +383,8 @@ class App {
     };
     const parts = listParts(edit, this.base.documents[0]);
     find("parts").replaceChildren(
-      ...parts.map(({ name, rest }) => chip(`${name} ×`, `Put ${name} back`, rest)),
-      ...(parts.length > 1 ? [chip("Put everything back", "Put everything back", NO_EDIT)] : []),
+      ...parts.map(({ name, rest }) => chip(`${name} ×`, `Undo: ${name}`, rest)),
+      ...(parts.length > 1 ? [chip("undo all", "Undo all", NO_EDIT)] : []),
     );
   }
 
@@ -510,8 +517,7 @@ class App {
         return;
       }
       this.looked = null;
-      this.hasAsked = true;
-      this.ask();
+      this.askAnew();
     });
     find("text").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -551,7 +557,7 @@ function describeChange(before, question) {
   if (old.text !== question.text) changes.push(`“${old.text}” became “${question.text}”`);
   if (String(old.images) !== String(question.images)) changes.push("another picture");
   if (String(old.choices) !== String(question.choices)) changes.push("other choices");
-  if (JSON.stringify(old.edit) !== JSON.stringify(question.edit)) changes.push("parts taken away or drawn");
+  if (JSON.stringify(old.edit) !== JSON.stringify(question.edit)) changes.push("asked again");
   return changes.length === 1 ? changes[0] : "";
 }
 
