@@ -251,10 +251,10 @@ def test_two_pictures_are_judged(visit: Visit, site: str) -> None:
     page = open_page(visit, site)
     choose_task(page, "nlvr2")
     assert page.locator(".slot").count() == 2
-    names = page.locator(".slot .name").all_inner_texts()
+    names = [name.get_attribute("title") for name in page.locator(".slot .name").all()]
     page.get_by_role("button", name="Right picture").first.click()
     page.locator("#examples label").nth(2).click()
-    left, _ = page.locator(".slot .name").all_inner_texts()
+    left, _ = [name.get_attribute("title") for name in page.locator(".slot .name").all()]
     assert left == names[0], "only the chosen slot changes"
     page.get_by_label("Sentence").fill("both pictures have a star")
     page.get_by_role("button", name="Judge").click()

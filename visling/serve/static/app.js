@@ -129,7 +129,9 @@ class App {
   get offers() {
     const about = this.examples.find(({ id }) => id === this.pictures.chosen[0]?.id)?.questions ?? [];
     const own = this.model.form === "vqa" ? about.map((text) => ({ text })) : [];
-    return [...own, ...this.model.examples].slice(0, MOST_OFFERS);
+    const texts = new Map();
+    for (const offer of [...own, ...this.model.examples]) if (!texts.has(offer.text)) texts.set(offer.text, offer);
+    return [...texts.values()].slice(0, MOST_OFFERS);
   }
 
   drawChips() {
