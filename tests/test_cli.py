@@ -1292,8 +1292,9 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "demo", "scenes", "detect train", "detect eval", "detect wrap", "detect grid", "detect convert",
         "regions extract", "regions convert", "regions inspect", "regions merge", "regions subset", "regions check",
         "recipes list",
-        "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "gallery", "doctor", "convert",
-        "verify", "catalog", "fetch", "compare", "analysis heads",
+        "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
+        "verify", "catalog", "fetch", "compare", "inspect", "gallery", "serve",
+        "analysis alignment", "analysis relevance", "analysis heads", "analysis states", "analysis project",
     }  # fmt: skip
 
 

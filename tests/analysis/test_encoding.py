@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from visling.analysis.encoded_rows import _match_boxes
 from visling.analysis.encoding import EncodedRow, Encoding, NamedRegion, Word
 from visling.errors import DataError
-from visling.types import Maps
+from visling.types import Maps, RegionArray
 
 NAMES = ("red star", "blue star", "large red moon", "red star")
 
@@ -116,3 +118,21 @@ def test_a_page_shows_words_regions_and_shapes_as_text() -> None:
     row = make_row()._repr_html_()
     assert "<img" not in row, "a row alone has no images"
     assert "maps" not in row
+
+
+def match(boxes: list[list[float]], detected: list[list[float]]) -> list[int | None]:
+    regions = RegionArray(
+        features=np.zeros((len(detected), 0)), boxes=np.array(detected, np.float32).reshape(-1, 4), size=(200, 100)
+    )
+    return _match_boxes(np.array(boxes, np.float64).reshape(-1, 4), regions)
+
+
+def test_boxes_are_matched_with_the_detected_ones() -> None:
+    star, moon, nearly = [10.0, 20.0, 50.0, 60.0], [11.0, 20.0, 50.0, 60.0], [0.0, 0.0, 199.0, 99.5]
+    assert match([moon, star], [star, moon]) == [1, 0], "the nearest pairs first"
+    assert match([star, star], [star, star]) == [0, 1], "equal ones in their order"
+    whole = [0.0, 0.0, 200.0, 100.0]
+    assert match([whole, star, nearly], [star, nearly]) == [None, 0, 1], "an image that a preset adds is nobody's"
+    assert match([whole], []) == [None]
+    assert match([], [star]) == []
+    assert match([[150.0, 0.0, 199.0, 99.0]], [star, [150.0, -7.0, 230.0, 100.0]]) == [1], "cut to the last pixel"

@@ -58,13 +58,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visling.analysis.encoding import EncodedRow, Encoding, split_rows
-from visling.analysis.head_statistics import DIRECTIONS, head_statistics
+from visling.analysis.encoded_rows import split_rows
+from visling.analysis.encoding import EncodedRow, Encoding, Word
+from visling.analysis.head_statistics import DIRECTIONS, head_statistics, maps_by_direction
 from visling.analysis.inspection_page import write_page
 from visling.analysis.question import Prepared, Question
 from visling.analysis.relevance import ByPlace, Explanation, explain
 from visling.analysis.removal import Changed, Curve, LeftOut, leave_one_out, probability, removal_curves
 from visling.data.text import Tokenizer
+from visling.errors import DataError
 from visling.models.task_model import TaskModel
 from visling.pretrained.folder import ModelFolder
 from visling.tasks.base import Task
@@ -140,6 +142,53 @@ class Inspection:
         """One line."""
         shares = ", ".join(f"{answer.text} {answer.probability:.0%}" for answer in self.answers[:3])
         return f'Inspection({shares}; "{self.question}", {self.model.name})'
+
+    @property
+    def layers_by_direction(self) -> dict[str, tuple[str, ...]]:
+        """Direction -> layers that have maps of it, in order of computation."""
+        maps = self.rows[0].maps
+        assert maps is not None
+        known = maps_by_direction(maps)
+        return {way: tuple(layers) for way, layers in known.items() if any(part.numel() for part in layers.values())}
+
+    def count_heads(self, direction: str) -> int:
+        """Most heads of a layer that has maps of a direction."""
+        return max(len(part) for part in getattr(self.rows[0].maps, direction).values())
+
+    def check_direction(self, direction: str | None) -> None:
+        """Refuse to show a direction that the model does not have.
+
+        Raises:
+            DataError: it has no maps of it, or none at all.
+        """
+        known = self.layers_by_direction
+        if direction in known or (direction is None and known):
+            return
+        if not self.images:
+            why = "it reads the words alone"
+        elif not any(region for row in self.rows for region in row.regions if not region.special):
+            why = "the detector found no region in the image"
+        else:
+            why = "no layer attends that way"
+        raise DataError(f"{self.model.name} has no maps {direction}: {why}. It has: {', '.join(known)}.")
+
+    def list_reasons(self, most: int = 3) -> list[tuple[str, float]]:
+        """Words and regions that counted most for the first answer, with their relevance, the largest first."""
+        rows = self.explanation.scores["relevance"][:1]
+        found = (
+            [
+                (unit.text if isinstance(unit, Word) else unit.name, score)
+                for row, scores in zip(self.rows, *rows, strict=True)
+                for unit, score in (
+                    *((word, float(scores.text[list(word.tokens)].sum())) for word in row.words),
+                    *zip(row.regions, scores.regions.tolist(), strict=True),
+                )
+                if not unit.special and score > 0
+            ]
+            if rows
+            else []
+        )
+        return sorted(found, key=lambda pair: -pair[1])[:most]
 
     def to_json(self) -> dict[str, Any]:
         """The document, see the head of this module."""
@@ -310,7 +359,8 @@ def list_candidates(
     # An expression has one box among candidates that have numbers; phrases have a box each.
     phrases = bool(boxes) and prediction.value != boxes[0]
     found = []
-    for place, (name, share) in enumerate(prediction.top or ((str(prediction.value), prediction.confidence),)):
+    only = ((str(prediction.value), prediction.confidence),) if prediction.confidence > 0 else ()
+    for place, (name, share) in enumerate(prediction.top or only):
         box = boxes[place] if place < len(boxes) else None
         at = None if box is None else _find_region(box, row)
         text = name
@@ -398,7 +448,7 @@ def describe_model(folder: ModelFolder, question: Question) -> ModelFacts:
     """Which model was asked, and the command that writes the page, with the last parts of paths only."""
     path = folder.path.parent if folder.path.name == "model" else folder.path
     name = "/".join(path.absolute().parts[-2:])
-    files = ["IMAGE" if isinstance(image, Image.Image) else Path(image).name for image in question.images]
+    files = [Path(image).name if isinstance(image, (str, Path)) else "IMAGE" for image in question.images]
     options = [word for choice in question.choices for word in ("--choice", choice)]
     return ModelFacts(
         family=folder.model,

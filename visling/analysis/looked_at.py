@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from visling.analysis.ask_again import AskAgain
-from visling.analysis.encoding import EncodedRow, NamedRegion, split_rows
+from visling.analysis.encoded_rows import split_rows
+from visling.analysis.encoding import EncodedRow, NamedRegion
 from visling.analysis.examples import Row
 from visling.analysis.relevance import Scores, explain
 

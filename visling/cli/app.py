@@ -21,12 +21,14 @@ from visling.cli.doctor import doctor
 from visling.cli.evaluating import compare_models, evaluate, report
 from visling.cli.fetching import catalog, fetch
 from visling.cli.gallery import gallery
+from visling.cli.inspecting import inspect
 from visling.cli.multitasking import multitask
 from visling.cli.options import Command, Group
 from visling.cli.predicting import predict
 from visling.cli.recipes import recipes_app
 from visling.cli.regions import regions_app
 from visling.cli.scenes import scenes
+from visling.cli.serving import serve
 from visling.cli.training import finetune, pretrain
 from visling.errors import VislingError
 
@@ -44,7 +46,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "gallery": gallery,
         "compare": compare_models,
     },
-    "Inspection": {"analysis": analysis_app},
+    "Looking inside": {"inspect": inspect, "analysis": analysis_app, "serve": serve},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }
