@@ -139,6 +139,8 @@ class Attention:
             names = [layer]
         else:
             names = list(maps) if layer is None else list(layer)
+        if not names:
+            raise ConfigError(f"an empty list of layers. Layers with maps {direction}: {', '.join(maps)}.")
         for name in names:
             _check_layer(name, maps, direction, self._layers_by_direction(row))
         numbers = _choose_heads(head, min(len(maps[name]) for name in names))
