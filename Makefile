@@ -27,7 +27,7 @@ demo: $(VENV)/.core
 	$(BIN)/visling demo --size $(SIZE) --model $(MODEL) --out $(OUT)
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not data"
+	$(BIN)/python -m pytest -n $(WORKERS) -rs -m "not slow and not gpu and not data"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

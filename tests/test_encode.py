@@ -82,8 +82,8 @@ def detections(monkeypatch: pytest.MonkeyPatch) -> None:
             features=generator.random((width, self.detector.feature_size)).astype(np.float32),
             boxes=corners * np.array([width, height] * 2, np.float32),
             size=(width, height),
-            classes=generator.integers(0, len(self.class_names), width),
-            class_confidence=generator.random(width).astype(np.float32),
+            classes=generator.integers(0, len(self.class_names), (width,)),
+            class_confidence=generator.random((width,)).astype(np.float32),
         )
 
     monkeypatch.setattr(Predictor, "_detect", detect)

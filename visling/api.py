@@ -21,10 +21,10 @@ encoder = api.from_pretrained("owner/name").encoder()
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,18 +33,19 @@ from PIL import Image
 
 from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
+from visling.analysis.asked_together import Asked, ImageKey, Together, image_key
 from visling.analysis.attention import Attention, attend
+from visling.analysis.encoded_rows import split_examples
 from visling.analysis.encoding import Encoding as Encoding
-from visling.analysis.encoding import split_examples
 from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.question import ImageLike as ImageLike
 from visling.analysis.question import Prepared as Prepared
 from visling.analysis.question import Question as Question
+from visling.analysis.question import SeenImage as SeenImage
 from visling.analysis.question import check_question, check_questions
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
-from visling.data.batches.collate import Collator
 from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, DataError, nearest
@@ -54,70 +55,12 @@ from visling.pretrained.features import check_features
 from visling.pretrained.fetch import Report
 from visling.pretrained.folder import ModelFolder
 from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
-from visling.types import Batch, Example, Prediction, Record, RegionArray
+from visling.types import Batch, Prediction, RegionArray
 from visling.vision.detectors import load_detector
 from visling.vision.images import read_image, read_open_image
-from visling.vision.pictures import GivenPictures
 from visling.vision.region_detector import RegionDetector
 
-
-class _GivenRegions:
-    """A region store of the images at hand, numbered from 0."""
-
-    def __init__(self, regions: Sequence[RegionArray], fingerprint: str) -> None:
-        self.regions, self.fingerprint = regions, fingerprint
-        self.feature_size = int(regions[0].features.shape[1])
-
-    def __contains__(self, image_id: str) -> bool:
-        return True
-
-    def __getitem__(self, image_id: str) -> RegionArray:
-        return self.regions[int(image_id)]
-
-    def __len__(self) -> int:
-        return len(self.regions)
-
-
-class _Seen(NamedTuple):
-    """An image as the detector saw it."""
-
-    pixels: NDArray[np.uint8]
-    regions: RegionArray
-
-
-class _Asked(NamedTuple):
-    """A question as the model reads it."""
-
-    question: Question
-    images: Sequence[str]
-    """Name of each image in the batch."""
-    record: Record
-    example: Example
-    truncated: bool
-
-
-_FileKey = tuple[str, int, int]
 _Result = TypeVar("_Result")
-
-
-@dataclass
-class _Together:
-    """Questions that go through the model in one batch."""
-
-    asked: list[_Asked] = field(default_factory=list)
-    seen: dict[_FileKey | int, _Seen] = field(default_factory=dict)
-    """Distinct images: files by their key, open images by their identity."""
-
-    def has_room(self, question: Question) -> bool:
-        """Whether another question may join: one with as many rows of text, while there are not too many."""
-        if not self.asked:
-            return True
-        same = len(question.choices) == len(self.asked[0].question.choices)
-        return same and len(self.asked) < _MOST_QUESTIONS and len(self.seen) < _MOST_IMAGES
-
-
-_MOST_QUESTIONS, _MOST_IMAGES = 64, 8
-"""Of a batch; pictures may have many pixels, and little is gained by reading more of them at a time."""
 
 
 class Predictor:
@@ -133,7 +76,7 @@ class Predictor:
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
         self.tokenizer = Tokenizer(str(folder.path / "vocab.txt"))
-        self._seen: dict[_FileKey | int, _Seen] = {}
+        self._seen: dict[ImageKey, SeenImage] = {}
         """Image files of the last batch, so that many texts about one image detect its regions once."""
 
     @property
@@ -217,12 +160,12 @@ class Predictor:
         Raises:
             DataError: as `answer`.
         """
-        together = _Together()
+        together = Together()
         together.asked.append(self._read_question(question, together))
-        (asked,), seen = together.asked, list(together.seen.values())
+        (asked,) = together.asked
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, self._collate(together))
-        own = [seen[int(name)] for name in asked.images]
+        own = together.list_images(asked)
         return Prepared(
             question=question,
             record=asked.record,
@@ -249,7 +192,10 @@ class Predictor:
             most: answers that are explained.
             removal: also ask again without parts of the question, which takes most of the time.
         """
-        asked = self.prepare(Question(image, text, choices))
+        return self.inspect_prepared(self.prepare(Question(image, text, choices)), most=most, removal=removal)
+
+    def inspect_prepared(self, asked: Prepared, *, most: int = 10, removal: bool = True) -> Inspection:
+        """`inspect` for a question that was prepared, and perhaps changed by `analysis.changing`."""
         return inspect(
             self.model,
             self.task,
@@ -264,15 +210,15 @@ class Predictor:
         )
 
     def _process_together(
-        self, questions: Iterable[Question], process: Callable[[_Together], Iterator[_Result]]
+        self, questions: Iterable[Question], process: Callable[[Together], Iterator[_Result]]
     ) -> Iterator[_Result]:
         """What becomes of each question when they are processed in batches."""
         check_questions(questions)
-        together = _Together()
+        together = Together()
         for question in questions:
             if not together.has_room(question):
                 yield from process(together)
-                together = _Together()
+                together = Together()
             try:
                 together.asked.append(self._read_question(question, together))
             except DataError:
@@ -280,41 +226,41 @@ class Predictor:
                 raise
         yield from process(together)
 
-    def _read_question(self, question: Question, together: _Together) -> _Asked:
+    def _read_question(self, question: Question, together: Together) -> Asked:
         """A question laid out for the model, after its images were looked at."""
         check_question(question)
         given, text, choices = question.images, question.text, question.choices
-        self._check_query(len(given), choices)
-        names = [self._look_at(image, together.seen) for image in given]
+        self.check_query(len(given), choices)
+        names = [self._look_at(image, together) for image in given]
         layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
         # A model of the words alone is asked without images, but its task may count them.
         record = self.task.query([text, *choices], names or [str(number) for number in range(self.task.images)])
         example = self.task.example(record, layout, runtime.generator_for(0))
         if self.folder.text_only:
             example = replace(example, images=())
-        return _Asked(question, names, record, example, layout.truncated > 0)
+        return Asked(question, names, record, example, layout.truncated > 0)
 
-    def _answer_together(self, together: _Together) -> Iterator[Answer]:
+    def _answer_together(self, together: Together) -> Iterator[Answer]:
         """Answers to the questions of a batch, in their order."""
-        asked, seen = together.asked, list(together.seen.values())
+        asked = together.asked
         if not asked:
             return
         batch = self._collate(together)
         with torch.inference_mode():
             predictions = self.task.decode(self.model(batch), batch.unshared(), [one.record for one in asked])
         for one, prediction in zip(asked, predictions, strict=True):
-            yield self._word_answer(one, [seen[int(name)] for name in one.images], prediction)
+            yield self._word_answer(one, together.list_images(one), prediction)
 
-    def _encode_together(self, together: _Together, *, capture: bool) -> Iterator[Encoding]:
+    def _encode_together(self, together: Together, *, capture: bool) -> Iterator[Encoding]:
         """Encodings of the questions of a batch, in their order."""
-        asked, seen = together.asked, list(together.seen.values())
+        asked = together.asked
         if not asked:
             return
         batch = self._collate(together)
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, batch)
             encoded = self.model.encoder(batch, capture=capture).to("cpu")
-        own = [[seen[int(name)] for name in one.images] for one in asked]
+        own = [together.list_images(one) for one in asked]
         split = split_examples(
             self.model.encoder,
             encoded,
@@ -330,20 +276,12 @@ class Predictor:
                 question=one.question.text, images=tuple(Image.fromarray(found.pixels) for found in images), rows=rows
             )
 
-    def _collate(self, together: _Together) -> Batch:
+    def _collate(self, together: Together) -> Batch:
         """The batch of some questions, on the model's device."""
-        asked, seen = together.asked, list(together.seen.values())
         self._seen = {key: found for key, found in together.seen.items() if isinstance(key, tuple)}
-        store = pictures = None
-        if not self.folder.text_only:
-            store = _GivenRegions([one.regions for one in seen], self.folder.fingerprint)
-        if self.folder.extractor is not None:
-            pictures = GivenPictures({str(n): one.pixels for n, one in enumerate(seen)}, self.folder.extractor)
-        collate = Collator(store, self.spec, self.tokenizer, pictures=pictures, share=True)
-        batch, _ = collate([one.example for one in asked], [runtime.generator_for(0) for _ in asked])
-        return batch.to(self.device)
+        return together.collate(self.folder, self.spec, self.tokenizer).to(self.device)
 
-    def _word_answer(self, asked: _Asked, seen: Sequence[_Seen], prediction: Prediction) -> Answer:
+    def _word_answer(self, asked: Asked, seen: Sequence[SeenImage], prediction: Prediction) -> Answer:
         """The answer that a prediction stands for."""
         text, choices = asked.question.text, asked.question.choices
         regions = tuple(found.regions for found in seen)
@@ -384,7 +322,7 @@ class Predictor:
         scored = [(image, float(answer.text)) for image, answer in zip(images, answers, strict=True)]
         return sorted(scored, key=lambda pair: -pair[1])
 
-    def _check_query(self, images: int, choices: Sequence[str]) -> None:
+    def check_query(self, images: int, choices: Sequence[str]) -> None:
         task, blind = self.task, self.folder.text_only
         if images != task.images and not (blind and images == 0):
             raise DataError(
@@ -404,7 +342,7 @@ class Predictor:
         if self.folder.text_only or self.folder.extractor is not None:
             return ""
         names = [
-            f"image {number}" if isinstance(image, Image.Image) else str(image)
+            f"image {number}" if isinstance(image, (Image.Image, SeenImage)) else str(image)
             for number, image in enumerate(images, 1)
         ]
         unseen = [name for name, found in zip(names, regions, strict=True) if not len(found)]
@@ -413,20 +351,25 @@ class Predictor:
         alone = "from the words alone" if len(unseen) == len(images) else "without it"
         return f"the detector found nothing in {' and '.join(unseen)}; this is answered {alone}"
 
-    def _look_at(self, image: ImageLike, seen: dict[_FileKey | int, _Seen]) -> str:
-        """Name of an image in its batch, among whose images it is taken up; regions of a file that was in the last
-        batch are remembered."""
-        if isinstance(image, Image.Image):
-            key: _FileKey | int = id(image)
-        else:
-            key = _file_key(image) if Path(image).is_file() else (str(image), 0, 0)
-        if key not in seen:
-            found = self._seen.get(key)
-            if found is None:
-                pixels = read_open_image(image) if isinstance(image, Image.Image) else read_image(Path(image))
-                found = _Seen(pixels, self._detect(pixels))
-            seen[key] = found
-        return str(list(seen).index(key))
+    def _look_at(self, image: ImageLike, together: Together) -> str:
+        """Name of an image in its batch, which takes it up; regions of a file that was in the last batch are
+        remembered."""
+        key = image_key(image)
+        if key not in together.seen:
+            together.seen[key] = self._seen.get(key) or self.look(image)
+        return together.name(key)
+
+    def look(self, image: ImageLike | NDArray[np.uint8]) -> SeenImage:
+        """An image, or its pixels as `SeenImage` has them, with its regions, to be asked about in its place.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if isinstance(image, SeenImage):
+            return image
+        if not isinstance(image, np.ndarray):
+            image = read_open_image(image) if isinstance(image, Image.Image) else read_image(Path(image))
+        return SeenImage(image, self._detect(image))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""
@@ -442,12 +385,6 @@ class Predictor:
                 size=size,
             )
         return self.detector.detect([pixels])[0]
-
-
-def _file_key(image: str | Path) -> _FileKey:
-    """Name, time of the last change and size of an image file."""
-    about = Path(image).stat()
-    return str(image), about.st_mtime_ns, about.st_size
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> ModelFolder:

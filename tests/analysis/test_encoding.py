@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from visling.analysis.encoding import EncodedRow, Encoding, NamedRegion, Word, _match_boxes
+from visling.analysis.encoded_rows import _match_boxes
+from visling.analysis.encoding import EncodedRow, Encoding, NamedRegion, Word
 from visling.errors import DataError
 from visling.types import Maps, RegionArray
 

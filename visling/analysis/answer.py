@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -128,3 +129,12 @@ class Answer:
             *map(notebook.render_text, self.notices),
         ]
         return notebook.render_fragment([notebook.render_row([*shown, f"<div>{''.join(words)}</div>"])])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON: what is answered, and what makes it doubtful; boxes only of tasks that point."""
+        found = {"answer": self.text, "confidence": self.confidence, "top": self.top, "truncated": self.truncated}
+        if self.boxes:
+            found |= {"boxes": self.boxes, "pointed_at": self.pointed_at}
+        found |= {"notice": self.notice} if self.notice else {}
+        found |= {"spelled_out": self.spelled_out} if self.spelled_out else {}
+        return found | {"regions": [len(regions) for regions in self.regions_by_image]}

@@ -62,6 +62,7 @@ def draw_regions(
     class_names: Sequence[str] = (),
     attribute_names: Sequence[str] = (),
     highlight: Sequence[float] | None = None,
+    full: float | None = None,
     top: int | None = None,
     scale: int | None = None,
 ) -> Image.Image:
@@ -72,6 +73,7 @@ def draw_regions(
         class_names: names by class id; without them the region's number is written.
         attribute_names: names by attribute id; without them attributes are left out.
         highlight: one weight per region (attention, say), at least 0. The heavier, the stronger a region is drawn.
+        full: weight that is drawn at full strength; None = the heaviest of `highlight`.
         top: number of regions drawn: the first, or the heaviest if there is a `highlight`; None draws all.
         scale: whole factor by which the picture is enlarged; None enlarges small pictures until labels are readable.
     Raises:
@@ -83,7 +85,7 @@ def draw_regions(
     factor = scale if scale is not None else _choose_enlargement(picture.size)
     width, height = picture.width * factor, picture.height * factor
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    weights = _scale_weights(highlight, len(regions))
+    weights = _scale_weights(highlight, len(regions), full)
     order = list(range(len(regions)) if weights is None else np.argsort(-weights, kind="stable"))[:top]
     if not order:
         return picture
@@ -172,14 +174,20 @@ def prediction_card(pictures: Sequence[Image.Image], question: str, top: Sequenc
     return card
 
 
-def encode_picture(picture: Image.Image) -> str:
-    """A data URI, as PNG (smaller for drawings) or JPEG (smaller for photographs)."""
+def compress_picture(picture: Image.Image) -> tuple[str, bytes]:
+    """Kind and content of an image file: PNG (smaller for drawings) or JPEG (smaller for photographs)."""
     options = []
     for kind, settings in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
         with io.BytesIO() as file:
             picture.save(file, kind, **settings)
             options.append((len(file.getvalue()), kind, file.getvalue()))
     _, kind, content = min(options)
+    return kind, content
+
+
+def encode_picture(picture: Image.Image) -> str:
+    """A data URI of a picture."""
+    kind, content = compress_picture(picture)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -224,15 +232,17 @@ def _choose_enlargement(size: tuple[int, int]) -> int:
     return max(1, min(wanted, _LARGEST // long))
 
 
-def _scale_weights(highlight: Sequence[float] | None, count: int) -> NDArray[np.float64] | None:
-    """Weights divided by the largest; negative or undefined ones count as 0."""
+def _scale_weights(highlight: Sequence[float] | None, count: int, full: float | None) -> NDArray[np.float64] | None:
+    """Weights divided by `full`, or by the largest, up to 1; negative or undefined ones count as 0."""
     if highlight is None:
         return None
     weights = np.asarray(highlight, dtype=np.float64).reshape(-1)
     if len(weights) != count:
         raise BoxError(f"highlight must hold one weight per region: found {len(weights)} for {count} regions.")
     weights = np.where(np.isfinite(weights), weights, 0.0).clip(min=0.0)
-    return weights / max(float(weights.max(initial=0.0)), 1e-12)
+    most = float(weights.max(initial=0.0)) if full is None else full
+    scaled: NDArray[np.float64] = (weights / max(most, 1e-12)).clip(max=1.0)
+    return scaled
 
 
 def _clip_box(box: NDArray[np.float64], width: int, height: int) -> _Rectangle:

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from visling.errors import DataError
 from visling.types import Batch, Example, Record, RegionArray
 
-ImageLike = str | Path | Image.Image
-"""An image file, or an open image."""
+
+class SeenImage(NamedTuple):
+    """An image as the detector saw it, for whoever asks many things about it: it is not looked at again."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB, upright."""
+    regions: RegionArray
+
+
+ImageLike = str | Path | Image.Image | SeenImage
+"""An image file, an open image, or an image that was looked at (`Predictor.look`)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Question:
     @property
     def images(self) -> Sequence[ImageLike]:
         """All images."""
-        return [self.image] if isinstance(self.image, (str, Path, Image.Image)) else self.image
+        return [self.image] if isinstance(self.image, ImageLike) else self.image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +77,7 @@ def check_question(question: object) -> None:
     if not isinstance(images, Sequence) or isinstance(images, (bytes, bytearray)):
         raise DataError(_explain_image(question.image))
     for image in images:
-        if not isinstance(image, (str, Path, Image.Image)):
+        if not isinstance(image, ImageLike):
             raise DataError(_explain_image(image))
         check_address(image)
     if isinstance(question.choices, str) or not isinstance(question.choices, Sequence):

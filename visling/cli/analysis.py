@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from visling.cli.alignment import alignment
 from visling.cli.heads import heads
 from visling.cli.options import Command, Group
 from visling.cli.relevance import relevance
@@ -17,4 +18,5 @@ analysis_app = typer.Typer(
 analysis_app.command("heads", cls=Command)(heads)
 analysis_app.command("states", cls=Command)(states)
 analysis_app.command("project", cls=Command)(project)
+analysis_app.command("alignment", cls=Command)(alignment)
 analysis_app.command("relevance", cls=Command)(relevance)

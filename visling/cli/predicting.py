@@ -88,20 +88,20 @@ def predict(
         raise typer.BadParameter(f"give one or more images, then the text: {_USE}; or --input FILE")
 
     def load() -> Predictor:
-        return _load(run, task, detector, other_features, device, offline)
+        return load_model(run, task, detector, other_features, device, offline)
 
     if input_ is not None:
         rows = list(_read_questions(input_))
         if out is not None:
             refuse_existing(out)
         for number, row in rows:
-            _check_images(row["images"], f"{input_}, line {number}: ")
+            check_images(row["images"], _USE, f"{input_}, line {number}: ")
         _answer_file(load(), input_, rows, out)
         return
     assert words
     *places, text = words
     images = _list_images(places)
-    _check_images(images)
+    check_images(images, _USE)
     model = load()
     if model.task.all_pairs() is not None:
         _print_ranking(model, images, text, json_)
@@ -117,7 +117,7 @@ def predict(
         target = _draw(answer, group, folder)
         if json_:
             rows_ = [
-                {"image": image, "text": text, **_describe(answer), "regions": len(regions), "picture": str(target)}
+                {"image": image, "text": text, **answer.to_json(), "regions": len(regions), "picture": str(target)}
                 for image, regions in zip(group, answer.regions_by_image, strict=True)
             ]
             print("\n".join(map(json.dumps, rows_)))
@@ -130,9 +130,10 @@ def predict(
             print(f"  {notice}")
 
 
-def _load(
+def load_model(
     run: Path, task: str | None, detector: Path | None, other_features: bool, device: str, offline: bool
 ) -> Predictor:
+    """A model for raw images; says on stderr how its detector's features differ from those of the training."""
     from visling.api import load
 
     with download_bar() as report:
@@ -143,15 +144,6 @@ def _load(
     if model.notice:
         print(f"note: {model.notice}", file=sys.stderr)
     return model
-
-
-def _describe(answer: Answer) -> dict[str, Any]:
-    """An answer as a row of JSON lines; boxes only of tasks that point at regions."""
-    found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
-    if answer.boxes:
-        found |= {"boxes": answer.boxes, "pointed_at": answer.pointed_at}
-    found |= {"notice": answer.notice} if answer.notice else {}
-    return found | ({"spelled_out": answer.spelled_out} if answer.spelled_out else {})
 
 
 def _list_answers(answer: Answer) -> list[str]:
@@ -190,9 +182,14 @@ def _list_images(places: Sequence[str]) -> list[str]:
     ]
 
 
-def _check_images(images: Sequence[str], where: str = "") -> None:
+def check_images(images: Sequence[str], use: str, where: str = "") -> None:
     """Refuse images that cannot be read, before any question is answered; what is not a file may be a word of a text
-    that lacks its quotes."""
+    that lacks its quotes.
+
+    Args:
+        use: how the command is called.
+        where: place of the images in a file, before the message.
+    """
     from PIL import Image
 
     from visling.analysis.question import check_address
@@ -201,7 +198,7 @@ def _check_images(images: Sequence[str], where: str = "") -> None:
     for image in images:
         check_address(image, where)
         if not Path(image).exists():
-            hint = "Check the path." if where else f"Check the path, and put the text into quotes: {_USE}."
+            hint = "Check the path." if where else f"Check the path, and put the text into quotes: {use}."
             raise DataError(f"{where}no image {image}. {hint}")
         try:
             with Image.open(image):
@@ -244,7 +241,7 @@ def _answer_rows(model: Predictor, rows: Sequence[dict[str, Any]]) -> Iterator[d
             yield {"ranking": [list(pair) for pair in model.rank(asked["images"], asked["text"])]}
         return
     for answer in model.answer_each(Question(asked["images"], asked["text"], asked["choices"]) for asked in rows):
-        yield _describe(answer) | {"regions": [len(regions) for regions in answer.regions_by_image]}
+        yield answer.to_json()
 
 
 def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[str, Any]]], out: Path | None) -> None:

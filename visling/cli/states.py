@@ -61,10 +61,12 @@ def states(
     Example: visling analysis states pretrain --layer layers.2 --dtype float16 --out states
     """
     from visling import runtime
-    from visling.analysis.encoding import encode_shown
+    from visling.analysis.encoded_rows import encode_shown
     from visling.analysis.states import StatesWriter, read_states
     from visling.runs.examples import open_run
 
+    if only_pooled and layers:
+        raise ConfigError("--only-pooled keeps no layer: leave it out, or leave out --layer.")
     runtime.limit_threads(threads)
     with progress_bar("examples", at_once=False) as progress:
         opened = open_run(
@@ -156,6 +158,8 @@ def project(
     from visling.analysis.states import read_states
 
     beside = out.with_suffix(".json")
+    if beside == out:
+        raise ConfigError(f"--out is the name of a page, such as map.html; found {out}. NAME.json goes beside it.")
     for target in (out, beside):
         refuse_existing(target)
     known = read_states(states)

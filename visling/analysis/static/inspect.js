@@ -56,6 +56,8 @@
   };
 
   const MOST_FILLED = 3; // boxes that are filled and named
+  const NAMED = 0.2; // of the largest value: what a box needs to be filled and named
+  const MOST_HEIGHT = 32; // of a picture, in rem
   const MOST_LINES = 40;
   const MOST_BARS = 5; // answers shown before "more"
   const ATTENTION_NOTE = "Attention is not an explanation: it shows where heads look, not what decided the answer.";
@@ -314,8 +316,8 @@
 
     scoresOf(row, method, answer, units, evidence) {
       if (method === "leave_one_out") {
-        const { value, rows } = this.doc.leave_one_out;
-        const fall = (changed) => (changed ? value - changed.value : 0);
+        const { values, rows } = this.doc.leave_one_out;
+        const fall = (changed) => (changed ? values[answer] - changed.values[answer] : 0);
         return { words: units.map((unit) => fall(rows[row].words[unit.word])), regions: rows[row].regions.map(fall) };
       }
       const against = method === "relevance" && evidence === "against" && this.doc.against?.length;
@@ -369,6 +371,84 @@
       .map(([, n]) => n);
   }
 
+  // ---------------------------------------------------------------------------------------------- menus
+
+  /** Controls that are bound to one field of the state each. */
+  class Menus {
+    constructor(controller) {
+      this.controller = controller;
+      this.bound = [];
+    }
+
+    /** Remember how to bring a control up to date. */
+    bind(element, update, visible = () => true) {
+      this.bound.push((state) => {
+        element.hidden = !visible(state);
+        update(state);
+      });
+      return element;
+    }
+
+    choose(name, label, options, visible) {
+      const select = make("select", {}, ...options.map(([value, text]) => make("option", { value, textContent: text })));
+      select.addEventListener("change", () => {
+        const value = select.value === "" ? null : name === "row" ? +select.value : select.value;
+        this.controller.set({ [name]: value });
+      });
+      const field = make("label", { className: "vl-field" }, make("span", { textContent: label }), select);
+      return this.bind(field, (state) => (select.value = state[name] ?? ""), visible);
+    }
+
+    segments(name, label, options, visible) {
+      const buttons = options.map(([value, text, says]) =>
+        make("button", { type: "button", textContent: text, title: says ?? "", onclick: () => this.controller.set({ [name]: value }) })
+      );
+      const group = make("div", { className: "vl-segments", role: "group", "aria-label": label }, ...buttons);
+      const field = make("div", { className: "vl-field" }, make("span", { textContent: label }), group);
+      const update = (state) => buttons.forEach((button, n) => button.setAttribute("aria-pressed", state[name] === options[n][0]));
+      return this.bind(field, update, visible);
+    }
+
+    check(name, label, visible) {
+      const box = make("input", { type: "checkbox", onchange: () => this.controller.set({ [name]: box.checked }) });
+      const field = make("label", { className: "vl-check" }, box, label);
+      return this.bind(field, (state) => (box.checked = state[name]), visible);
+    }
+
+    /** The layer (place 0) or the head (place 1) of the cells that are shown. */
+    chooseCells(label, place, visible) {
+      const select = make("select", {});
+      select.addEventListener("change", () => {
+        const parts = this.cellParts();
+        parts[place] = select.value;
+        this.controller.set({ cells: parts.every((part) => part === "*") ? "all" : parts.join(".") });
+      });
+      const field = make("label", { className: "vl-field" }, make("span", { textContent: label }), select);
+      const update = (state) => {
+        const layers = this.controller.sources[0].layers(0, state.direction);
+        const names = place ? range(Math.max(0, ...layers.map((layer) => layer.directions[state.direction].heads))) : layers.map((layer) => nameLayer(layer.name));
+        const key = names.join();
+        if (key !== select.dataset.names) {
+          select.replaceChildren(make("option", { value: "*", textContent: "all" }), ...names.map((name, n) => make("option", { value: String(n), textContent: name })));
+          select.dataset.names = key;
+        }
+        select.value = this.cellParts()[place];
+      };
+      return this.bind(field, update, visible);
+    }
+
+    cellParts() {
+      const { cells } = this.controller.state;
+      return cells === "all" || cells.includes(",") ? ["*", "*"] : cells.split(".");
+    }
+
+    paint(state) {
+      for (const update of this.bound) update(state);
+    }
+  }
+
+  const range = (count) => Array.from({ length: count }, (_, n) => n);
+
   // ---------------------------------------------------------------------------------------------- the picture
 
   /** An image with the boxes of one row on it, drawn in pixels of the screen, so that outlines and labels keep their
@@ -396,7 +476,9 @@
       }
       this.shapes.append(...this.boxes.map((box) => box.hit));
       this.element = make("figure", { className: "vl-figure" }, this.svg);
-      this.element.style.aspectRatio = `${this.image.width} / ${this.image.height}`;
+      const ratio = this.image.width / this.image.height;
+      this.element.style.aspectRatio = ratio;
+      this.element.style.maxWidth = `${(MOST_HEIGHT * ratio).toFixed(2)}rem`;
       this.observer = new ResizeObserver(() => this.layOut());
       this.observer.observe(this.element);
     }
@@ -422,7 +504,8 @@
       this.last = [values, look];
       if (!this.width) return;
       const order = values ? rank(values, (n) => this.block.row.regions[n].special) : [];
-      const filled = new Set(order.slice(0, MOST_FILLED));
+      const strongest = order.slice(0, MOST_FILLED).filter((n) => Math.abs(values[n]) >= NAMED * Math.abs(values[order[0]]));
+      const filled = new Set(strongest);
       for (const box of this.boxes) {
         const value = values ? values[box.index] : 0;
         const strength = clamp(Math.abs(value) / look.scale, 0, 1);
@@ -440,7 +523,7 @@
         set(box.halo, { "stroke-width": style.width + 2, "stroke-opacity": 0.25 + 0.5 * style.opacity });
         box.halo.style.display = box.outline.style.display = box.special && !active && strength < 0.02 ? "none" : "";
       }
-      this.paintLabels(values, look, order);
+      this.paintLabels(values, look, strongest);
       this.paintShade(values, look);
       this.svg.setAttribute("aria-label", this.describe(values, order));
     }
@@ -456,8 +539,8 @@
     }
 
     /** Names on the strongest and the emphasised boxes, each where it hides the least. */
-    paintLabels(values, look, order) {
-      const named = [...look.active, ...order.slice(0, MOST_FILLED).filter((n) => !look.active.has(n))];
+    paintLabels(values, look, strongest) {
+      const named = [...look.active, ...strongest.filter((n) => !look.active.has(n))];
       const placed = [];
       const labels = [];
       for (const index of named) {
@@ -830,8 +913,8 @@
         bar.setAttribute("aria-pressed", n === chosen);
         const mark = bar.children[1].lastChild;
         const old = before ? before.answers.find((answer) => answer.text === doc.answers[n].text)?.probability ?? 0 : null;
-        const changed = n === 0 && selection ? this.changed(selection) : null;
-        const share = changed ? changed.value : old;
+        const changed = selection ? this.changed(selection) : null;
+        const share = changed ? changed.values[n] : old;
         mark.hidden = share === null;
         if (share !== null) mark.style.left = `${100 * clamp(share, 0, 1)}%`;
       });
@@ -851,9 +934,11 @@
       const name = this.view.block(selection.row).nameOf(selection.kind, selection.index);
       const changed = this.changed(selection);
       if (!changed) return `${quote(name)} always stays.`;
-      const first = doc.answers[0];
-      const now = changed.answer === first.text || doc.answers_are === "phrases" ? "" : `; the answer becomes ${quote(changed.answer)}`;
-      return `Without ${quote(name)}: ${first.text} ${percent(doc.leave_one_out.value)} → ${percent(changed.value)}${now}`;
+      const chosen = this.source.answer(this.view.controller.state.answer);
+      const same = changed.answer === doc.answers[0].text || doc.answers_are === "phrases";
+      const [from, to] = [doc.leave_one_out.values[chosen], changed.values[chosen]].map(percent);
+      const now = same ? "" : `; the answer becomes ${quote(changed.answer)}`;
+      return `Without ${quote(name)}: ${doc.answers[chosen].text} ${from} → ${to}${now}`;
     }
   }
 
@@ -867,8 +952,21 @@
       this.controller = view.controller;
       this.table = make("table", { className: "vl-heads" });
       this.about = make("p", { className: "vl-small" });
-      this.wide = make("div", { className: "vl-wide" }, this.table);
-      this.element = make("section", { className: "vl-panel" }, make("h3", { textContent: "Heads" }), this.about, this.wide);
+      this.menus = new Menus(view.controller);
+      const quantities = this.quantities().map((name) => [name, QUANTITIES[name] ?? name.replaceAll("_", " ")]);
+      this.element = make(
+        "section",
+        { className: "vl-panel" },
+        make("h3", { textContent: "Heads" }),
+        make(
+          "div",
+          { className: "vl-menus" },
+          this.menus.choose("quantity", "Colour", quantities),
+          this.menus.check("multiples", "thumbnails of every head")
+        ),
+        make("div", { className: "vl-wide" }, this.table),
+        this.about
+      );
       this.table.addEventListener("click", (event) => {
         const cell = event.target.closest("button[data-cells]");
         if (cell) this.choose(cell.dataset.cells, event.shiftKey || event.ctrlKey || event.metaKey);
@@ -884,14 +982,15 @@
       this.controller.set({ show: "attention", cells: add && cells !== "all" ? joined.join(",") || "all" : cells });
     }
 
-    /** Quantities of the document for a direction, and those that the page computes. */
-    quantities(row, direction) {
-      const given = Object.entries(this.source.doc.rows[row].statistics ?? {});
-      return [...given.filter(([, by]) => by[direction]).map(([name]) => name), ...Object.keys(QUANTITIES)];
+    /** What heads can be coloured by: what the page computes, and what the document has. */
+    quantities() {
+      const given = this.source.doc.rows.flatMap((row) => Object.keys(row.statistics ?? {}));
+      return [...Object.keys(QUANTITIES), ...new Set(given)];
     }
 
     paint(row, selection) {
       const { state } = this.controller;
+      this.menus.paint(state);
       const layers = this.source.layers(row, state.direction);
       const key = [row, state.direction, state.multiples, this.controller.theme].join();
       if (key !== this.built) this.build(row, layers);
@@ -1118,6 +1217,7 @@
       this.source = source;
       this.before = before;
       this.edits = { row: 0, words: new Set(), regions: new Set(), boxes: [] };
+      this.body = make("div", { className: "vl-body" });
       this.editor = controller.options.onEdit ? new Editor(this) : null;
       this.answers = new Answers(this);
       this.heads = new HeadMap(this);
@@ -1126,7 +1226,6 @@
       this.legend = make("div", { className: "vl-legend" });
       this.caution = make("p", { className: "vl-caution" });
       this.readout = make("p", { className: "vl-readout", role: "status", "aria-live": "polite" });
-      this.body = make("div", { className: "vl-body" });
       const { doc } = source;
       this.element = make(
         "article",
@@ -1403,11 +1502,10 @@
 
   // ---------------------------------------------------------------------------------------------- what is shown
 
-  /** The menus above the view; each is bound to one field of the state. */
-  class Toolbar {
+  /** The menus above the view. */
+  class Toolbar extends Menus {
     constructor(controller) {
-      this.controller = controller;
-      this.bound = [];
+      super(controller);
       const sources = controller.sources;
       const methods = Object.keys(METHODS).filter((name) => sources.some((source) => source.methods.includes(name)));
       const directions = Object.keys(DIRECTIONS).filter((name) => sources.some((source) => source.directions.includes(name)));
@@ -1424,7 +1522,7 @@
           ? this.choose("row", "Reading", [["", "that of the answer"], ...rows.map((row, n) => [String(n), row.label])])
           : null,
         first.doc.answers_are === "alternatives" && answers.length > 1
-          ? this.choose("versus", "Why not", [["", "–"], ...answers], (state) => !attention(state) && state.show !== "leave_one_out")
+          ? this.choose("versus", "Why not", [["", "–"], ...answers], (state) => !attention(state))
           : null,
         sources.some((source) => source.doc.against?.length)
           ? this.segments("evidence", "Evidence", [["for", "for it"], ["against", "against it"]], (state) => state.show === "relevance")
@@ -1438,86 +1536,10 @@
         this.check("light", "darken the rest"),
         sources.some((source) => source.doc.rows.some((row) => row.words.some((word) => word.tokens.length > 1)))
           ? this.check("pieces", "word pieces")
-          : null,
-        this.choose("quantity", "Head map", this.quantities().map((name) => [name, QUANTITIES[name] ?? name])),
-        this.check("multiples", "thumbnails")
+          : null
       );
-    }
-
-    quantities() {
-      const { sources } = this.controller;
-      const given = sources.flatMap((source) => source.doc.rows.flatMap((row) => Object.keys(row.statistics ?? {})));
-      return [...new Set([...given, ...Object.keys(QUANTITIES)])];
-    }
-
-    /** Remember how to bring a control up to date. */
-    bind(element, update, visible = () => true) {
-      this.bound.push((state) => {
-        element.hidden = !visible(state);
-        update(state);
-      });
-      return element;
-    }
-
-    choose(name, label, options, visible) {
-      const select = make("select", {}, ...options.map(([value, text]) => make("option", { value, textContent: text })));
-      select.addEventListener("change", () => {
-        const value = select.value === "" ? null : name === "row" ? +select.value : select.value;
-        this.controller.set({ [name]: value });
-      });
-      const field = make("label", { className: "vl-field" }, make("span", { textContent: label }), select);
-      return this.bind(field, (state) => (select.value = state[name] ?? ""), visible);
-    }
-
-    segments(name, label, options, visible) {
-      const buttons = options.map(([value, text, says]) =>
-        make("button", { type: "button", textContent: text, title: says ?? "", onclick: () => this.controller.set({ [name]: value }) })
-      );
-      const group = make("div", { className: "vl-segments", role: "group", "aria-label": label }, ...buttons);
-      const field = make("div", { className: "vl-field" }, make("span", { textContent: label }), group);
-      const update = (state) => buttons.forEach((button, n) => button.setAttribute("aria-pressed", state[name] === options[n][0]));
-      return this.bind(field, update, visible);
-    }
-
-    check(name, label, visible) {
-      const box = make("input", { type: "checkbox", onchange: () => this.controller.set({ [name]: box.checked }) });
-      const field = make("label", { className: "vl-check" }, box, label);
-      return this.bind(field, (state) => (box.checked = state[name]), visible);
-    }
-
-    /** The layer (place 0) or the head (place 1) of the cells that are shown. */
-    chooseCells(label, place, visible) {
-      const select = make("select", {});
-      select.addEventListener("change", () => {
-        const parts = this.cellParts();
-        parts[place] = select.value;
-        this.controller.set({ cells: parts.every((part) => part === "*") ? "all" : parts.join(".") });
-      });
-      const field = make("label", { className: "vl-field" }, make("span", { textContent: label }), select);
-      const update = (state) => {
-        const layers = this.controller.sources[0].layers(0, state.direction);
-        const names = place ? range(Math.max(0, ...layers.map((layer) => layer.directions[state.direction].heads))) : layers.map((layer) => nameLayer(layer.name));
-        const key = names.join();
-        if (key !== select.dataset.names) {
-          select.replaceChildren(make("option", { value: "*", textContent: "all" }), ...names.map((name, n) => make("option", { value: String(n), textContent: name })));
-          select.dataset.names = key;
-        }
-        select.value = this.cellParts()[place];
-      };
-      return this.bind(field, update, visible);
-    }
-
-    cellParts() {
-      const { cells } = this.controller.state;
-      return cells === "all" || cells.includes(",") ? ["*", "*"] : cells.split(".");
-    }
-
-    paint(state) {
-      for (const update of this.bound) update(state);
     }
   }
-
-  const range = (count) => Array.from({ length: count }, (_, n) => n);
 
   let controllers = 0;
 
