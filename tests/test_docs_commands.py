@@ -110,6 +110,7 @@ QUICK = (
     "docs/extracting.md",
     "docs/detectors/transformers.md", "docs/detectors/grid.md",
     "docs/serving.md",
+    "docs/tasks/grounding.md", "docs/results/alignment.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 
