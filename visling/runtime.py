@@ -63,6 +63,11 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "").lower() in yes for name in ("VISLING_OFFLINE", "HF_HUB_OFFLINE"))
 
 
+def serve_token() -> str | None:
+    """The token of `visling serve`, `VISLING_TOKEN`: unlike an option, other users of a machine do not see it."""
+    return os.environ.get("VISLING_TOKEN") or None
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """A device by name; "auto" takes the first GPU, else the CPU.
 

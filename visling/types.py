@@ -324,7 +324,8 @@ class Encoded(_Movable):
     T + R), "LAYER/text", "LAYER/regions", "LAYER/text_to_regions" and "LAYER/regions_to_text"; where rows share no text
     and no image, these tensors are part of the graph. None unless asked for."""
     states: dict[str, Tensor] | None = None
-    """Captured hidden states by layer name; None unless asked for."""
+    """Captured hidden states by layer name; None unless asked for. Those before the first layer ("embeddings", or
+    "text_embeddings" and "region_embeddings") are part of the graph, as the attention is."""
 
 
 @contract

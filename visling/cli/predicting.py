@@ -17,7 +17,6 @@ from visling.cli.printing import (
     find_free_name,
     progress_bar,
     refuse_existing,
-    save_picture,
     slugify,
 )
 from visling.errors import DataError, RunError
@@ -89,20 +88,20 @@ def predict(
         raise typer.BadParameter(f"give one or more images, then the text: {_USE}; or --input FILE")
 
     def load() -> Predictor:
-        return _load(run, task, detector, other_features, device, offline)
+        return load_model(run, task, detector, other_features, device, offline)
 
     if input_ is not None:
         rows = list(_read_questions(input_))
         if out is not None:
             refuse_existing(out)
         for number, row in rows:
-            _check_images(row["images"], f"{input_}, line {number}: ")
+            check_images(row["images"], _USE, f"{input_}, line {number}: ")
         _answer_file(load(), input_, rows, out)
         return
     assert words
     *places, text = words
     images = _list_images(places)
-    _check_images(images)
+    check_images(images, _USE)
     model = load()
     if model.task.all_pairs() is not None:
         _print_ranking(model, images, text, json_)
@@ -115,30 +114,26 @@ def predict(
     groups = [images[first : first + together] for first in range(0, len(images), together)]
     answers = model.answer_each(Question(group, text, choice or ()) for group in groups)
     for group, answer in zip(groups, answers, strict=True):
-        targets = _draw(model, answer, group, folder)
+        target = _draw(answer, group, folder)
         if json_:
             rows_ = [
-                {"image": image, "text": text, **_describe(answer), "regions": len(regions), "picture": str(target)}
-                for image, regions, target in zip(group, answer.regions_by_image, targets, strict=True)
+                {"image": image, "text": text, **answer.to_json(), "regions": len(regions), "picture": str(target)}
+                for image, regions in zip(group, answer.regions_by_image, strict=True)
             ]
             print("\n".join(map(json.dumps, rows_)))
             continue
         for line in _list_answers(answer):
             print(f"{', '.join(group)}: {line}")
-        for regions, target in zip(answer.regions_by_image, targets, strict=True):
-            print(f"  {len(regions)} regions, drawn in {target}")
-        if answer.notice:
-            print(f"  {answer.notice}")
-        if answer.truncated:
-            print(f"  the text was cut to {model.spec.max_tokens} word pieces")
-        if answer.spelled_out:
-            unknown = ", ".join(answer.spelled_out)
-            print(f"  most words are unknown to the model, which reads them letter by letter: {unknown}")
+        counts = " and ".join(str(len(regions)) for regions in answer.regions_by_image)
+        print(f"  {counts} regions, drawn in {target}")
+        for notice in answer.notices:
+            print(f"  {notice}")
 
 
-def _load(
+def load_model(
     run: Path, task: str | None, detector: Path | None, other_features: bool, device: str, offline: bool
 ) -> Predictor:
+    """A model for raw images; says on stderr how its detector's features differ from those of the training."""
     from visling.api import load
 
     with download_bar() as report:
@@ -149,15 +144,6 @@ def _load(
     if model.notice:
         print(f"note: {model.notice}", file=sys.stderr)
     return model
-
-
-def _describe(answer: Answer) -> dict[str, Any]:
-    """An answer as a row of JSON lines; boxes only of tasks that point at regions."""
-    found = {"answer": answer.text, "confidence": answer.confidence, "top": answer.top, "truncated": answer.truncated}
-    if answer.boxes:
-        found |= {"boxes": answer.boxes, "pointed_at": answer.pointed_at}
-    found |= {"notice": answer.notice} if answer.notice else {}
-    return found | ({"spelled_out": answer.spelled_out} if answer.spelled_out else {})
 
 
 def _list_answers(answer: Answer) -> list[str]:
@@ -179,24 +165,12 @@ def _print_ranking(model: Predictor, images: Sequence[str], text: str, json_: bo
             print(f"{place:>4}  {score:>9.3f}  {image}")
 
 
-def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path) -> list[Path]:
-    """Draw each image of an answer into a file named after the image and the text."""
-    from visling.analysis.drawing import prediction_card
-
-    targets = []
-    for image, seen, regions in zip(images, answer.images, answer.regions_by_image, strict=True):
-        slug = slugify(answer.question)
-        targets.append(find_free_name(folder, f"{Path(image).stem}-{slug}" if slug else Path(image).stem))
-        card = prediction_card(
-            seen,
-            answer.pointed_regions if answer.boxes else regions,
-            answer.question,
-            answer.pointed_at or answer.top,
-            class_names=[name for name, _ in answer.pointed_at] if answer.boxes else model.class_names,
-            attribute_names=model.attribute_names,
-        )
-        save_picture(card, targets[-1])
-    return targets
+def _draw(answer: Answer, images: Sequence[str], folder: Path) -> Path:
+    """Draw an answer into a file named after its images and the text."""
+    parts = [*(Path(image).stem for image in images), slugify(answer.question)]
+    target = find_free_name(folder, "-".join(filter(None, parts)))
+    answer.save(target)
+    return target
 
 
 def _list_images(places: Sequence[str]) -> list[str]:
@@ -208,18 +182,23 @@ def _list_images(places: Sequence[str]) -> list[str]:
     ]
 
 
-def _check_images(images: Sequence[str], where: str = "") -> None:
+def check_images(images: Sequence[str], use: str, where: str = "") -> None:
     """Refuse images that cannot be read, before any question is answered; what is not a file may be a word of a text
-    that lacks its quotes."""
+    that lacks its quotes.
+
+    Args:
+        use: how the command is called.
+        where: place of the images in a file, before the message.
+    """
     from PIL import Image
 
+    from visling.analysis.question import check_address
     from visling.vision.images import read_image
 
     for image in images:
-        if "://" in image:
-            raise DataError(f"{where}{image} is an address, which is not read. Download the image first.")
+        check_address(image, where)
         if not Path(image).exists():
-            hint = "Check the path." if where else f"Check the path, and put the text into quotes: {_USE}."
+            hint = "Check the path." if where else f"Check the path, and put the text into quotes: {use}."
             raise DataError(f"{where}no image {image}. {hint}")
         try:
             with Image.open(image):
@@ -262,7 +241,7 @@ def _answer_rows(model: Predictor, rows: Sequence[dict[str, Any]]) -> Iterator[d
             yield {"ranking": [list(pair) for pair in model.rank(asked["images"], asked["text"])]}
         return
     for answer in model.answer_each(Question(asked["images"], asked["text"], asked["choices"]) for asked in rows):
-        yield _describe(answer) | {"regions": [len(regions) for regions in answer.regions_by_image]}
+        yield answer.to_json()
 
 
 def _answer_file(model: Predictor, source: str, rows: Sequence[tuple[int, dict[str, Any]]], out: Path | None) -> None:

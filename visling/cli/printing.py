@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from visling.errors import RunError
 
 if TYPE_CHECKING:
-    from PIL import Image
     from rich.progress import TaskID
 
 
@@ -80,25 +79,25 @@ def print_model_folder(what: str, out: Path, stopped: str) -> None:
         print(f"{what} model in {out / 'model'}")
 
 
-def save_picture(picture: Image.Image, target: Path) -> None:
-    """Write a picture in the format of its file name.
-
-    Raises:
-        RunError: it cannot be written, or no format has this name.
-    """
-    try:
-        picture.save(target)
-    except (OSError, ValueError) as error:  # ValueError: no image format has this suffix
-        raise RunError(
-            f"cannot write the picture {target}: {error}. Name another file with --out, in a folder that exists, "
-            "ending in .png."
-        ) from error
-
-
 def refuse_existing(target: Path) -> None:
     """Raise a `RunError` if a file exists."""
     if target.exists():
         raise RunError(f"{target} exists. Name another file with --out, or remove it.")
+
+
+def claim_file(target: Path) -> None:
+    """Make sure that a new file can be written, before what it is to hold is computed.
+
+    Raises:
+        RunError: it exists, or its folder is missing or cannot be written to.
+    """
+    refuse_existing(target)
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error}. Make its folder, or name another file.") from error
 
 
 def write_new(target: Path, content: str) -> None:

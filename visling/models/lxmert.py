@@ -341,7 +341,7 @@ class Lxmert(Encoder):
     ) -> Tensor:
         """Packed states (K, D) through the layers of one stream."""
         trace = trace or Trace(False)
-        trace.add_states(f"{stream}_embeddings", states, rows, row)
+        states = trace.add_states(f"{stream}_embeddings", states, rows, row)
         for name, layer in _layers(f"{stream}_layers", layers, replacements):
             states = layer(states, rows, trace.at(name, "text" if stream == "text" else "regions", row))
         return states

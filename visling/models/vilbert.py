@@ -297,8 +297,8 @@ class Vilbert(Encoder):
         text_rows = self._pack_text(batch.text)
         text = self._embed_text(batch.text, text_rows) if text_states is None else text_rows.pack(text_states)
         regions, region_rows = self._run_regions(batch, region_states)  # (Kr, Dr)
-        trace.add_states("text_embeddings", text, text_rows, batch.text.row)
-        trace.add_states("region_embeddings", regions, region_rows)
+        text = trace.add_states("text_embeddings", text, text_rows, batch.text.row)
+        regions = trace.add_states("region_embeddings", regions, region_rows)
         if text_states is None:
             text = self._through_first_layers(batch.text, text, text_rows, trace)
         text, text_rows = self._share_text(batch.text, text, text_rows)  # (Kt, Dt)

@@ -142,7 +142,7 @@ class VilbertBaseline(Encoder):
         rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions, extra=1))
         trace = Trace(capture, num_tokens=num_tokens)
         states = rows.pack(torch.cat([text, regions], dim=1))  # (K, D)
-        trace.add_states("embeddings", states, rows)
+        states = trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=answer_at)

@@ -195,7 +195,7 @@ class VisualBert(Encoder):
         rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions))
         states = self.dropout(self.norm(rows.pack(torch.cat([text, regions], dim=1))))  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", states, rows)
+        states = trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=regions.shape[1], answer_at=answer_at)

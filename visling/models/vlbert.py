@@ -370,7 +370,7 @@ class VlBert(Encoder):
         num_tokens, num_regions = text.ids.shape[1], max(seen.rows.mask.shape[1] - 1, 0)
         states, rows = self.embeddings(text, seen.token_visual, seen.words, seen.visual, seen.rows)  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", states, rows)
+        states = trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=text.answer_at)

@@ -43,10 +43,18 @@ class Trace:
         """
         return LayerTrace(self, name, stream, row) if self._on else None
 
-    def add_states(self, name: str, states: Tensor, rows: Packing, row: Tensor | None = None) -> None:
-        """Keep packed states (K, D), laid out as (S, N, D), under a name; `row` as in `at`."""
-        if self._on:
-            self._states[name] = _share(rows.unpack_real(states), row)
+    def add_states(self, name: str, states: Tensor, rows: Packing, row: Tensor | None = None) -> Tensor:
+        """Keep packed states (K, D), laid out as (S, N, D), under a name; `row` as in `at`.
+
+        Returns:
+            The states to go on with: what is computed from them also has a gradient with respect to those that are
+            kept, where rows share nothing.
+        """
+        if not self._on:
+            return states
+        padded = rows.unpack_real(states)
+        self._states[name] = _share(padded, row)
+        return rows.pack(padded)
 
     def add_maps(self, name: str, stream: Stream, probs: Tensor, row: Tensor | None = None) -> None:
         """Keep the self-attention (S, H, N, N) of a layer."""

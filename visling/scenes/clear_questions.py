@@ -38,6 +38,32 @@ def choose_questions(scenes: Path, split: str = "test") -> list[ClearQuestion]:
     Raises:
         DataError: the folder has no boxes of this split.
     """
+    pictures = list(_read_pictures(scenes, split))
+    chosen: list[ClearQuestion] = []
+    for ask in _ASK:
+        used = {question.image for question in chosen}
+        for path, objects in pictures:
+            found = next(ask(objects), None)
+            if found is not None and path not in used:
+                chosen.append(ClearQuestion(image=path, text=found[0], answer=found[1]))
+                break
+    return chosen
+
+
+def list_questions(scenes: Path, split: str = "test") -> Iterator[ClearQuestion]:
+    """Every such question about every picture, picture by picture.
+
+    Raises:
+        DataError: the folder has no boxes of this split.
+    """
+    for path, objects in _read_pictures(scenes, split):
+        for ask in _ASK:
+            for text, answer in ask(objects):
+                yield ClearQuestion(image=path, text=text, answer=answer)
+
+
+def _read_pictures(scenes: Path, split: str) -> Iterator[tuple[Path, list[Mapping[str, str]]]]:
+    """Each picture of a split with the traits of its objects."""
     file = scenes / "annotations" / f"instances_{split}.json"
     if not file.exists():
         raise DataError(f"no {file}. Give the folder that `visling scenes` wrote.")
@@ -46,16 +72,8 @@ def choose_questions(scenes: Path, split: str = "test") -> list[ClearQuestion]:
     objects: dict[int, list[Mapping[str, str]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(_read_traits(annotation, shapes))
-    chosen: list[ClearQuestion] = []
-    for ask in _ASK:
-        used = {question.image for question in chosen}
-        for image in content["images"]:
-            path = scenes / "images" / split / image["file_name"]
-            found = next(ask(objects[image["id"]]), None)
-            if found is not None and path not in used:
-                chosen.append(ClearQuestion(image=path, text=found[0], answer=found[1]))
-                break
-    return chosen
+    for image in content["images"]:
+        yield scenes / "images" / split / image["file_name"], objects[image["id"]]
 
 
 def describe_answer(question: ClearQuestion, top: Sequence[tuple[str, float]]) -> str:

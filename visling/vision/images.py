@@ -49,6 +49,16 @@ class Picture:
     """Whether the file has further frames or pages, which are left out."""
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image file says of itself at its beginning."""
+
+    format: str
+    """As Pillow names it: "JPEG", "PNG"."""
+    size: tuple[int, int]
+    """Width and height in pixels as stored, before the picture is turned upright."""
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) RGB pixels, upright by EXIF orientation; transparency is composited on white, 16 bit reduced to 8. Of
     an animation or of several pages the first one.
@@ -82,9 +92,42 @@ def decode_image(source: Path | BytesIO, name: str = "") -> Picture:
         raise DataError(_explain_unreadable(name or str(source), source, error)) from error
 
 
+def read_header(source: Path | BytesIO, name: str = "") -> Header:
+    """Format and size of an image, of which nothing is decoded: to refuse what would not fit into memory.
+
+    Args:
+        name: what messages call it; the path by default.
+    Raises:
+        DataError: the file is missing or empty, or its beginning is not that of an image; or it states more pixels than
+            Pillow accepts.
+    """
+    try:
+        with _QUIET, _open(source) as content, Image.open(content) as file:
+            return Header(file.format or "", file.size)
+    except FileNotFoundError as error:
+        raise DataError(f"no image {source}. Check the folder and the file name.") from error
+    except Exception as error:  # as in `decode_image`
+        raise DataError(_explain_unreadable(name or str(source), source, error)) from error
+
+
 def _open(source: Path | BytesIO) -> contextlib.AbstractContextManager[BinaryIO]:
     """Pillow is not given paths: it maps such files, and garbles uncompressed TIFF files that must be turned."""
     return source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source)
+
+
+def read_open_image(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels of an open image, as `read_image` returns them; its file may be read only now.
+
+    Raises:
+        DataError: the file is damaged, or was closed.
+    """
+    try:
+        return to_pixels(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, AssertionError, struct.error, ...
+        reason = str(error) or "its file is closed"
+        raise DataError(f"cannot read the open image {image!r}: {reason}. Open it again.") from error
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,0 +1,41 @@
+/* How each kind of task is asked for: the words of the form. */
+
+export const FORMS = {
+  vqa: { label: "Question", verb: "Ask", hint: "" },
+  statement: { label: "Sentence", verb: "Judge", hint: "The model says whether it is true of the picture." },
+  pair: { label: "Sentence", verb: "Judge", hint: "The model says whether it is true of the two pictures." },
+  referring: { label: "Expression", verb: "Find it", hint: "Describe one thing; the model draws a box around it." },
+  grounding: {
+    label: "Sentence",
+    verb: "Find them",
+    hint: "Put phrases into brackets: [a red star] above [a ring]. Each gets a box.",
+  },
+  choices: { label: "Question", verb: "Choose", hint: "The model ranks the choices below." },
+  retrieval: { label: "Caption", verb: "Search", hint: "Pictures at hand are ranked by how well it fits them." },
+  classification: { label: "Text", verb: "Classify", hint: "The model labels the picture together with the text." },
+};
+
+const FAMILIES = {
+  visualbert: "VisualBERT",
+  lxmert: "LXMERT",
+  vilbert: "ViLBERT",
+  vlbert: "VL-BERT",
+  cvlp: "CVLP",
+};
+
+/** A family as its paper writes it. */
+export const familyName = (family) => FAMILIES[family] ?? family;
+
+/** A run as readers tell it from the others: by its family and task, or by its name where several have both. */
+export function modelName(model, models) {
+  const alike = models.filter((other) => other.family === model.family && other.task === model.task);
+  return `${familyName(model.family)} · ${alike.length > 1 ? model.run : model.task}`;
+}
+
+/** Whether two runs can be asked the same question. */
+export const isComparable = (one, other) =>
+  one.run !== other.run &&
+  one.images === other.images &&
+  one.choices === other.choices &&
+  (one.form === "retrieval") === (other.form === "retrieval") &&
+  (one.form === "grounding") === (other.form === "grounding");
