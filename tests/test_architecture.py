@@ -77,7 +77,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         "configure", "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
-        "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "evaluate",
+        "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "examples",
+        "evaluate",
         "finetune", "multitask",
         "count_products", "needed_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),

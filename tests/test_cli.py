@@ -1293,7 +1293,7 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "regions extract", "regions convert", "regions inspect", "regions merge", "regions subset", "regions check",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
-        "verify", "catalog", "fetch", "compare", "serve",
+        "verify", "catalog", "fetch", "compare", "analysis heads", "inspect", "serve",
     }  # fmt: skip
 
 

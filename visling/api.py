@@ -26,7 +26,8 @@ from PIL import Image
 
 from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
-from visling.analysis.encoding import Encoding, split_rows
+from visling.analysis.attention import Attention, attend
+from visling.analysis.encoding import Encoding, split_examples
 from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.question import ImageLike, Prepared, SeenImage
 from visling.analysis.question import Question as Question
@@ -170,6 +171,10 @@ class Predictor:
         """`encode` for many questions, in their order, several in a batch."""
         return self._process_together(questions, partial(self._encode_together, capture=capture))
 
+    def attend(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Attention:
+        """Attention maps with names, and statistics of the heads; see `answer` for the arguments and errors."""
+        return attend(self.encode(image, text, choices, capture=True), text_only=self.folder.text_only)
+
     def explain(
         self,
         image: ImageLike | Sequence[ImageLike],
@@ -293,25 +298,21 @@ class Predictor:
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, batch)
             encoded = self.model.encoder(batch, capture=capture).to("cpu")
-        rows, first = batch.unshared().to("cpu"), 0
-        for one in asked:
-            own = [seen[int(name)] for name in one.images]
+        own = [[seen[int(name)] for name in one.images] for one in asked]
+        split = split_examples(
+            self.model.encoder,
+            encoded,
+            batch.to("cpu"),
+            [one.example for one in asked],
+            tokenizer=self.tokenizer,
+            regions=[[] if self.folder.text_only else [one.regions for one in images] for images in own],
+            class_names=self.class_names,
+            attribute_names=self.attribute_names,
+        )
+        for one, images, rows in zip(asked, own, split, strict=True):
             yield Encoding(
-                question=one.question.text,
-                images=tuple(Image.fromarray(found.pixels) for found in own),
-                rows=split_rows(
-                    self.model.encoder,
-                    encoded,
-                    rows,
-                    first=first,
-                    example=one.example,
-                    tokenizer=self.tokenizer,
-                    regions=[] if self.folder.text_only else [found.regions for found in own],
-                    class_names=self.class_names,
-                    attribute_names=self.attribute_names,
-                ),
+                question=one.question.text, images=tuple(Image.fromarray(found.pixels) for found in images), rows=rows
             )
-            first += len(one.example.rows)
 
     def _collate(self, together: _Together) -> Batch:
         """The batch of some questions, on the model's device."""

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from visling import api
-from visling.analysis.inspection import DIRECTIONS, FORMAT
+from visling.analysis.head_statistics import DIRECTIONS
+from visling.analysis.inspection import FORMAT
 from visling.api import Predictor
 
 QUESTION = "how many objects are there?"

@@ -6,7 +6,11 @@ be in the way of tests that start one of their own.
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +19,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from visling import config as configs
+from visling.recipes.tables import FINETUNING
+from visling.runs import finetune as finetuning
+
+TASKS = ("nlvr2", "referring", "grounding", "vcr", "retrieval")
+"""That the served page is tried on, apart from two models of "vqa"."""
 NO_BROWSER = "no browser found: install Chromium to run these"
 _SWITCHES = ["--no-sandbox", "--disable-background-networking"]
 # Chromium reports a refused request as an error of the console; the page shows the server's words to the reader.
@@ -103,3 +113,38 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 def _origin(address: str) -> str:
     parts = urlsplit(address)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+@pytest.fixture(scope="session")
+def site(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a running `visling serve`, with two models of "vqa" and one of each of `TASKS`."""
+    folder, names = tmp_path_factory.mktemp("served"), ["vqa", *TASKS]
+    for name in names:
+        finetuning.finetune(
+            configs.override(FINETUNING[f"visualbert-{name}-scenes"](), [*world.settings, "train.seed=7"]),
+            folder / name,
+            data=world.scenes,
+            store=world.regions,
+            init=world.pretrained,
+            device="cpu",
+        )
+    runs = [world.vqa, *(folder / name for name in names)]
+    options = [word for run in runs for word in ("--run", str(run))]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "visling", "serve", *options, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with server:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if found := re.search(r"http://\S+", line):
+                yield found[0]
+                break
+        else:
+            pytest.fail(f"the server ended: {''.join(said)}")
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=30)

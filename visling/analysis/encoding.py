@@ -6,7 +6,7 @@ Letters  T tokens, R regions, M and N positions that attend and that are attende
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from visling.data.batches.shown import ShownExamples
 from visling.data.text import Tokenizer
 from visling.models.base import Encoder
 from visling.types import Batch, Encoded, Example, Maps, RegionArray, TextRow
@@ -189,6 +190,64 @@ def split_rows(
         named = _list_regions(batch, place, shown, regions, class_names, attribute_names)
         rows.append(_cut_row(encoder, encoded, batch, place, list_words(row, tokenizer), named, regions, shown))
     return tuple(rows)
+
+
+def split_examples(
+    encoder: Encoder,
+    encoded: Encoded,
+    batch: Batch,
+    examples: Sequence[Example],
+    *,
+    tokenizer: Tokenizer,
+    regions: Sequence[Sequence[RegionArray]],
+    class_names: Sequence[str] = (),
+    attribute_names: Sequence[str] = (),
+) -> Iterator[tuple[EncodedRow, ...]]:
+    """The rows of each example of an encoded batch.
+
+    Args:
+        batch: what was encoded.
+        regions: of each image of each example, as detected.
+    """
+    rows, first = batch.unshared(), 0
+    for example, seen in zip(examples, regions, strict=True):
+        yield split_rows(
+            encoder,
+            encoded,
+            rows,
+            first=first,
+            example=example,
+            tokenizer=tokenizer,
+            regions=seen,
+            class_names=class_names,
+            attribute_names=attribute_names,
+        )
+        first += len(example.rows)
+
+
+def encode_shown(
+    encoder: Encoder,
+    shown: ShownExamples,
+    *,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str] = (),
+    attribute_names: Sequence[str] = (),
+) -> list[tuple[EncodedRow, ...]]:
+    """The rows of each example of a batch, with maps and states of every layer, on the batch's device."""
+    with torch.no_grad():
+        encoded = encoder(shown.batch, capture=True)
+    return list(
+        split_examples(
+            encoder,
+            encoded,
+            shown.batch,
+            shown.examples,
+            tokenizer=tokenizer,
+            regions=shown.regions,
+            class_names=class_names,
+            attribute_names=attribute_names,
+        )
+    )
 
 
 def list_words(row: TextRow, tokenizer: Tokenizer) -> list[Word]:

@@ -22,7 +22,7 @@ Letters  T tokens, R regions, H heads, M and N positions that attend and that ar
                    the base64 of heads x from x to bytes, in C order: weight = byte / 255 * scale. A layer has the
                    directions that the model computes in it: text_to_text, text_to_regions, regions_to_text,
                    regions_to_regions
-      statistics   {QUANTITY: {DIRECTION: {LAYER: [one per head]}}}
+      statistics   {QUANTITY: {DIRECTION: {LAYER: [one per head, or null]}}} (analysis/head_statistics.py)
     answers_are  "alternatives", or "phrases": then each answer is the best region of a phrase of its own
     answers      [{text, probability, box: [..] or null, region: its number in the rows or null, truth: true, false or
                  null where it is not known}]
@@ -32,9 +32,10 @@ Letters  T tokens, R regions, H heads, M and N positions that attend and that ar
     against      [per answer: [per row: {words_tokens, regions}]]: evidence against the answer, apart
     removal      what becomes of the first answer as more is taken away, or null: {fractions, curves: [{part: "text" or
                  "regions", method, order: "most_first", "least_first" or "random", values: probabilities, area}]}
-    leave_one_out  what becomes of the first answer without one word or region, or null: {value: its probability when
-                 nothing is missing, rows: [{words: [per word: {value, answer} or null where it always stays], regions:
-                 [the same]}]}
+    leave_one_out  what the answers become without one word or region, or null: {values: [per answer: its probability
+                 when nothing is missing], rows: [{words: [per word: {values: [per answer: its probability, 0 where it
+                 is no longer listed], answer: the one that is then given} or null where it always stays], regions: [the
+                 same]}]}
 
 Special tokens and what stands behind tokens and regions (a task token, the whole image, [END]) are part of `words` and
 `regions`, marked special, so that positions here are those of the maps.
@@ -47,7 +48,7 @@ import hashlib
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visling.analysis.encoding import EncodedRow, split_rows
+from visling.analysis.encoding import EncodedRow, Encoding, Word, split_rows
+from visling.analysis.head_statistics import DIRECTIONS, head_statistics, maps_by_direction
+from visling.analysis.inspection_page import write_page
 from visling.analysis.question import Prepared, Question
 from visling.analysis.relevance import ByPlace, Explanation, explain
-from visling.analysis.removal import FRACTIONS, Changed, Curve, LeftOut
+from visling.analysis.removal import Changed, Curve, LeftOut, leave_one_out, probability, removal_curves
 from visling.data.text import Tokenizer
+from visling.errors import DataError
 from visling.models.task_model import TaskModel
 from visling.pretrained.folder import ModelFolder
 from visling.tasks.base import Task
 from visling.types import Prediction
 
 FORMAT = "visling-inspection-1"
-DIRECTIONS = ("text_to_text", "text_to_regions", "regions_to_text", "regions_to_regions")
-"""In the order in which pages offer them."""
 NO_PICTURE = "this run reads the words alone: it has no picture side"
 _TRUNCATED = "the text was cut to what the model reads"
 _LONGEST_SIDE, _LOSSLESS = 1024, 256 * 256
@@ -120,7 +122,7 @@ class Inspection:
     rows: tuple[EncodedRow, ...]
     """With maps captured."""
     layers: tuple[str, ...]
-    """Names of the layers that have maps, in order of computation."""
+    """Names of all layers, in order of computation."""
     answers: tuple[Candidate, ...]
     phrases: bool
     """Whether each of `answers` is the best region of a phrase of its own."""
@@ -134,13 +136,62 @@ class Inspection:
     """What becomes of the first answer as more is taken away; empty unless asked for."""
     left_out: LeftOut | None = None
     """What becomes of it without one word or region; None unless asked for."""
-    statistics: tuple[Mapping[str, Any], ...] = field(default=())
-    """Of each row: quantity -> direction -> layer -> value of each head."""
 
     def __repr__(self) -> str:
         """One line."""
         shares = ", ".join(f"{answer.text} {answer.probability:.0%}" for answer in self.answers[:3])
         return f'Inspection({shares}; "{self.question}", {self.model.name})'
+
+    @property
+    def layers_by_direction(self) -> dict[str, tuple[str, ...]]:
+        """Direction -> layers that have maps of it, in order of computation."""
+        maps = self.rows[0].maps
+        assert maps is not None
+        return {
+            way: tuple(layers)
+            for way, layers in maps_by_direction(maps).items()
+            # a run that reads words alone may still attend to what stands behind its regions
+            if (self.images or way == "text_to_text") and any(part.numel() for part in layers.values())
+        }
+
+    def count_heads(self, direction: str) -> int:
+        """Most heads of a layer that has maps of a direction."""
+        return max(len(part) for part in getattr(self.rows[0].maps, direction).values())
+
+    def check_direction(self, direction: str | None) -> None:
+        """Refuse to show a direction that the model does not have.
+
+        Raises:
+            DataError: it has no maps of it, or none at all.
+        """
+        known = self.layers_by_direction
+        if direction in known or (direction is None and known):
+            return
+        if not self.images:
+            why = "it reads the words alone"
+        elif not any(region for row in self.rows for region in row.regions if not region.special):
+            why = "the detector found no region in the image"
+        else:
+            why = "no layer attends that way"
+        raise DataError(f"{self.model.name} has no maps {direction}: {why}. It has: {', '.join(known)}.")
+
+    def list_reasons(self, most: int = 3) -> list[tuple[str, float]]:
+        """Words and regions that counted most for the first answer, with their relevance, the largest first."""
+        rows = self.explanation.scores["relevance"][:1]
+        found = (
+            [
+                (unit.text if isinstance(unit, Word) else unit.name, score)
+                for row, scores in zip(self.rows, *rows, strict=True)
+                for unit, score in (
+                    *((word, float(scores.text[list(word.tokens)].sum())) for word in row.words),
+                    *zip(row.regions, scores.regions.tolist(), strict=True),
+                )
+                if not unit.special and score > 0
+            ]
+            if rows
+            else []
+        )
+        return sorted(found, key=lambda pair: -pair[1])[:most]
 
     def to_json(self) -> dict[str, Any]:
         """The document, see the head of this module."""
@@ -170,20 +221,41 @@ class Inspection:
             else None,
             "relevance": {method: _describe_scores(scores) for method, scores in self.explanation.scores.items()},
             "against": _describe_scores(self.explanation.against),
-            "removal": {"fractions": list(FRACTIONS), "curves": [_describe_curve(curve) for curve in self.curves]}
+            "removal": {
+                "fractions": list(self.curves[0].fractions),
+                "curves": [_describe_curve(curve) for curve in self.curves],
+            }
             if self.curves
             else None,
             "leave_one_out": None if self.left_out is None else self._describe_left_out(self.left_out),
         }
 
+    def to_html(self, path: str | Path) -> None:
+        """Write a page that stands alone: it needs no network and, as a still figure, no script.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_page(Path(path), [self.to_json()])
+
     def _describe_left_out(self, left_out: LeftOut) -> dict[str, Any]:
-        """What becomes of the first answer without each word and each region of each row."""
+        """What the answers become without each word and each region of each row."""
+        before = self.explanation.prediction
+        places = range(len(self.answers))
+
+        def describe(changed: Changed | None) -> dict[str, Any] | None:
+            if changed is None:
+                return None
+            values = [shorten(probability(before, place, changed.prediction)) for place in places]
+            given = list_candidates(changed.prediction, self.choices, self.rows[0])[0]
+            return {"values": values, "answer": given[0].text}
+
         return {
-            "value": shorten(left_out.value),
+            "values": [answer.probability for answer in self.answers],
             "rows": [
                 {
-                    "words": [_describe_changed(words.get(word.tokens)) for word in row.words],
-                    "regions": [_describe_changed(regions.get(number)) for number in range(len(row.regions))],
+                    "words": [describe(words.get(word.tokens)) for word in row.words],
+                    "regions": [describe(regions.get(number)) for number in range(len(row.regions))],
                 }
                 for row, words, regions in zip(self.rows, left_out.words, left_out.regions, strict=True)
             ],
@@ -191,7 +263,7 @@ class Inspection:
 
     def _describe_row(self, number: int, scale: float) -> dict[str, Any]:
         """A row of the document."""
-        row = self.rows[number]
+        row, known = self.rows[number], self.layers_by_direction
         label = ""
         if len(self.rows) > 1:
             label = self.choices[number] if len(self.choices) == len(self.rows) else f"image {number + 1}"
@@ -218,9 +290,13 @@ class Inspection:
                 for region in row.regions
             ],
             "attention": {
-                "layers": [{"name": layer, "directions": _pack_directions(row, layer, scale)} for layer in self.layers]
+                "layers": [
+                    {"name": layer, "directions": _pack_directions(row, layer, scale, known)}
+                    for layer in self.layers
+                    if any(layer in layers for layers in known.values())
+                ]
             },
-            "statistics": self.statistics[number] if self.statistics else {},
+            "statistics": head_statistics([Encoding(question=self.question, images=(), rows=(row,))]).by_quantity(),
         }
 
 
@@ -263,6 +339,7 @@ def inspect(
         class_names=class_names,
         attribute_names=attribute_names,
     )
+    whole = (model, task, batch, asked.example, record)
     (explanation,) = explain(model, task, batch, [record], most=most)
     answers, phrases = list_candidates(explanation.prediction, question.choices, rows[0])
     return Inspection(
@@ -272,10 +349,12 @@ def inspect(
         notice="; ".join(filter(None, notices)),
         images=() if folder.text_only else asked.images,
         rows=rows,
-        layers=tuple(layer for layer in layers if _pack_directions(rows[0], layer, 1.0)),
+        layers=tuple(layers),
         answers=answers[:most],
         phrases=phrases,
         explanation=explanation,
+        curves=removal_curves(*whole, explanation) if removal and answers else (),
+        left_out=leave_one_out(*whole, explanation.prediction) if removal and answers else None,
     )
 
 
@@ -287,7 +366,7 @@ def list_candidates(
     # An expression has one box among candidates that have numbers; phrases have a box each.
     phrases = bool(boxes) and prediction.value != boxes[0]
     found = []
-    for place, (name, share) in enumerate(prediction.top or ((str(prediction.value), prediction.confidence),)):
+    for place, (name, share) in enumerate(prediction.top or _list_only(prediction)):
         box = boxes[place] if place < len(boxes) else None
         at = None if box is None else _find_region(box, row)
         text = name
@@ -297,6 +376,14 @@ def list_candidates(
             text = row.regions[at].name
         found.append(Candidate(text=text, probability=share, box=box, region=at))
     return tuple(found), phrases
+
+
+def _list_only(prediction: Prediction) -> list[tuple[str, float]]:
+    """The candidate of a prediction that lists none: how well a text fits an image, or nothing."""
+    if not prediction.confidence:
+        return []
+    value = prediction.value
+    return [(f"score {value:.2f}" if isinstance(value, float) else str(value), prediction.confidence)]
 
 
 def _find_region(box: Sequence[float], row: EncodedRow) -> int | None:
@@ -332,21 +419,19 @@ def _describe_curve(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _describe_changed(changed: Changed | None) -> dict[str, Any] | None:
-    return None if changed is None else {"value": shorten(changed.value), "answer": changed.answer}
-
-
 def _list_maps(row: EncodedRow) -> list[Tensor]:
     assert row.maps is not None
     return [probs for direction in DIRECTIONS for probs in getattr(row.maps, direction).values()]
 
 
-def _pack_directions(row: EncodedRow, layer: str, scale: float) -> dict[str, Any]:
+def _pack_directions(
+    row: EncodedRow, layer: str, scale: float, known: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Any]]:
     """The maps of a layer as bytes, by direction."""
     packed = {}
-    for direction in DIRECTIONS:
+    for direction in known:
         probs = getattr(row.maps, direction).get(layer)
-        if probs is None or not probs.numel():
+        if probs is None:
             continue
         heads, from_, to = probs.shape
         levels = (probs.float() / scale * 255).round().to(torch.uint8).numpy()

@@ -1,8 +1,10 @@
-"""The furniture of an HTML page that stands alone: it loads nothing and needs no script. The report and the
-comparison are built on it."""
+"""The furniture of an HTML page that stands alone: it loads nothing and needs no script. The report, the comparison
+and the inspection are built on it."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape as _escape
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,21 @@ def escape(value: Any) -> str:
     return _escape(str(value), quote=True)
 
 
-def render_page(title: str, body: str, style: str, *, images: bool = False) -> str:
+def render_page(title: str, body: str, style: str, *, images: bool = False, script: str = "") -> str:
     """A whole page.
 
     Args:
         title: plain text.
         body: HTML of the page below `<main>`.
-        style: `REPORT_STYLE` or `COMPARISON_STYLE`.
+        style: `REPORT_STYLE` or `COMPARISON_STYLE`, or that of a page with a script.
         images: whether the page holds images, which then are data URIs.
+        script: the only script that the page may run, below its body.
     """
     policy = "default-src 'none'; style-src 'unsafe-inline'" + ("; img-src data:" if images else "")
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{digest}'"
+        body += f"\n<script>{script}</script>"
     return _PAGE.format(title=escape(title), policy=policy, style=style, body=body)
 
 

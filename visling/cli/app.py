@@ -13,12 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
+from visling.cli.analysis import analysis_app
 from visling.cli.converting import convert, verify
 from visling.cli.demo import demo
 from visling.cli.detect import detect_app
 from visling.cli.doctor import doctor
 from visling.cli.evaluating import compare_models, evaluate, report
 from visling.cli.fetching import catalog, fetch
+from visling.cli.inspecting import inspect
 from visling.cli.multitasking import multitask
 from visling.cli.options import Command, Group
 from visling.cli.predicting import predict
@@ -37,7 +39,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
     "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune, "multitask": multitask},
     "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
-    "Inspection": {"serve": serve},
+    "Inspection": {"inspect": inspect, "serve": serve, "analysis": analysis_app},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }

@@ -89,20 +89,20 @@ def predict(
         raise typer.BadParameter(f"give one or more images, then the text: {_USE}; or --input FILE")
 
     def load() -> Predictor:
-        return _load(run, task, detector, other_features, device, offline)
+        return load_model(run, task, detector, other_features, device, offline)
 
     if input_ is not None:
         rows = list(_read_questions(input_))
         if out is not None:
             refuse_existing(out)
         for number, row in rows:
-            _check_images(row["images"], f"{input_}, line {number}: ")
+            check_images(row["images"], _USE, f"{input_}, line {number}: ")
         _answer_file(load(), input_, rows, out)
         return
     assert words
     *places, text = words
     images = _list_images(places)
-    _check_images(images)
+    check_images(images, _USE)
     model = load()
     if model.task.all_pairs() is not None:
         _print_ranking(model, images, text, json_)
@@ -136,9 +136,10 @@ def predict(
             print(f"  most words are unknown to the model, which reads them letter by letter: {unknown}")
 
 
-def _load(
+def load_model(
     run: Path, task: str | None, detector: Path | None, other_features: bool, device: str, offline: bool
 ) -> Predictor:
+    """A model for raw images; says on stderr how its detector's features differ from those of the training."""
     from visling.api import load
 
     with download_bar() as report:
@@ -199,9 +200,14 @@ def _list_images(places: Sequence[str]) -> list[str]:
     ]
 
 
-def _check_images(images: Sequence[str], where: str = "") -> None:
+def check_images(images: Sequence[str], use: str, where: str = "") -> None:
     """Refuse images that cannot be read, before any question is answered; what is not a file may be a word of a text
-    that lacks its quotes."""
+    that lacks its quotes.
+
+    Args:
+        use: how the command is called.
+        where: place of the images in a file, before the message.
+    """
     from PIL import Image
 
     from visling.vision.images import read_image
@@ -210,7 +216,7 @@ def _check_images(images: Sequence[str], where: str = "") -> None:
         if "://" in image:
             raise DataError(f"{where}{image} is an address, which is not read. Download the image first.")
         if not Path(image).exists():
-            hint = "Check the path." if where else f"Check the path, and put the text into quotes: {_USE}."
+            hint = "Check the path." if where else f"Check the path, and put the text into quotes: {use}."
             raise DataError(f"{where}no image {image}. {hint}")
         try:
             with Image.open(image):

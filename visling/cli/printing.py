@@ -101,6 +101,20 @@ def refuse_existing(target: Path) -> None:
         raise RunError(f"{target} exists. Name another file with --out, or remove it.")
 
 
+def write_new(target: Path, content: str) -> None:
+    """Write a file completely or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.write_text(content, encoding="utf-8")
+        part.replace(target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error}. Free space or name another file.") from error
+
+
 def find_free_name(folder: Path, stem: str) -> Path:
     """A name for a picture in the folder that no file has yet: STEM.png, STEM-2.png, ...
 

@@ -17,25 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import runtime
-from visling.data.annotations.problems import Problems
 from visling.data.batches.loader import Loader
 from visling.data.batches.sharing import order_by_images
-from visling.data.corpora.base import check_images
-from visling.errors import DataError, RunError
+from visling.errors import RunError
 from visling.models.task_model import TaskModel
-from visling.pretrained.description import find_run
-from visling.pretrained.features import check_features
 from visling.pretrained.folder import read_model_folder
-from visling.regions.store import NativeStore
+from visling.runs.examples import open_examples
 from visling.runs.inputs import Inputs
-from visling.runs.own_files import TRAIN, OwnFiles, OwnRecords, check_records, read_files
-from visling.runs.own_regions import check_ids, prepare_regions
-from visling.runs.pictures import open_pictures
+from visling.runs.own_files import TRAIN, OwnFiles
 from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
-from visling.train.claim import REGIONS
 from visling.train.state import gather
 from visling.types import Batch, Prediction, Record, Targets
 
@@ -99,54 +92,21 @@ def evaluate(
     model, scored = retrieval_model(saved) if zero_shot else saved.task_model()
     compared = {str(other): _read_scores(other, split, scored.name) for other in compare}
     others = None if joint is None else _read_other_phase(joint, split)
-    home = find_run(run)
-    known = {} if home is None else read_run_json(home)
-    known = known.get("tasks", {}).get(task or run.name, known)
-    unknown = [
-        name
-        for name, given in (("data", data or file), ("store", saved.text_only or store))
-        if not given and not known.get(name)
-    ]
-    if unknown:
-        raise RunError(
-            f"{run} is not a run folder, nor in one: there is no run.json that says what the model was trained on. "
-            f"Give {' and '.join(f'--{name}' for name in unknown)}, or the folder that finetune wrote with --out."
-        )
-    own = _read_own(scored, known, split, data=data, file=file)
-    regions, notice = None, ""
-    if not saved.text_only:
-        extracted = None if home is None else home / REGIONS
-        if store is None:
-            used = known.get("valid_store") or known["store"]
-            store = extracted if extracted is not None and extracted.is_dir() else Path(used)
-        if images is not None and own is not None and store != extracted and saved.extractor is None:
-            raise RunError(
-                f"{run} was trained on the regions in {store}, so none are extracted from --images: extract them with "
-                "`visling regions extract` or convert released ones, and name them with --store instead."
-            )
-        if file is not None and own is not None and store == extracted:
-            folder = images if images is not None else Path(known["images"])
-            prepare_regions(own.images, folder, None, store, Problems(), init=run, device=device, progress=progress)
-        regions = NativeStore.open(store)
-        extracts = saved.extractor is not None
-        notice = check_features(saved, regions, override=other_features, extracts=extracts)
-    if own is not None:
-        records = own.splits[split]
-        check_records(scored, records, str(file or f"split {split}"))
-        if regions is not None:
-            check_ids(own.images, regions)
-    else:
-        data = Path(known["data"][0]) if data is None else data
-        records = read_records(scored, data, split)
-    if not records:
-        raise DataError(f"split {split!r} of {data} holds no example to score.")
-    if regions is not None:
-        check_images(records, regions)
-    inputs = Inputs(
-        saved.model, saved.config, regions, device, vocabulary=saved.path / "vocab.txt", task_token=saved.task_token
+    examples = open_examples(
+        run,
+        saved,
+        scored,
+        split=split,
+        name=task,
+        data=data,
+        file=file,
+        store=store,
+        images=images,
+        device=device,
+        other_features=other_features,
+        progress=progress,
     )
-    if regions is not None:
-        inputs.pictures = open_pictures(saved, records, images or known.get("images"), regions)
+    inputs, records, notice = examples.inputs, examples.records, examples.notice
     predictions = predict_records(
         model.to(inputs.device),
         scored,
@@ -160,9 +120,8 @@ def evaluate(
     found: dict[str, Any] = {"task": scored.name, "split": split, "scores": {}, "by": {}, "baselines": {}}
     if scored.labelled(records):
         found |= scored.report(predictions, records).to_dict(scored.name, split)
-        found["baselines"] = {
-            name: part.to_dict(scored.name, split) for name, part in _score_baselines(scored, known, records).items()
-        }
+        baselines = _score_baselines(scored, examples.known, records)
+        found["baselines"] = {name: part.to_dict(scored.name, split) for name, part in baselines.items()}
     if compared:
         found["compared"] = compared
     joint_file = None
@@ -186,16 +145,6 @@ def evaluate(
     if runtime.is_main():
         _write_results(place, files)
     return found
-
-
-def _read_own(
-    task: Task[Any, Any], known: Mapping[str, Any], split: str, *, data: Path | None, file: Path | None
-) -> OwnRecords | None:
-    """The examples of a file of one's own, or of a split of a run on such files; None if a folder is scored."""
-    if file is not None:
-        return read_files(task, {split: file})
-    files = OwnFiles.from_run(known)
-    return None if data is not None or files is None else files.read_split(task, split)
 
 
 def predict_records(
@@ -307,19 +256,3 @@ def _score_baselines(task: Task[Any, Any], known: Mapping[str, Any], records: Se
         train = files.read_split(task, TRAIN).splits[TRAIN]
     found = task.baselines(train, records)
     return {name: task.report(predictions, records) for name, predictions in found.items()}
-
-
-def read_run_json(run: Path) -> dict[str, Any]:
-    """Contents of a run folder's run.json.
-
-    Raises:
-        RunError: there is none.
-    """
-    try:
-        known: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(
-            f"{run} is not a run folder: cannot read run.json ({error}). Give the folder that finetune wrote with "
-            "--out."
-        ) from error
-    return known

@@ -56,6 +56,9 @@
   };
 
   const MOST_FILLED = 3; // boxes that are filled and named
+  const NAMED = 0.2; // of the largest value: what a box needs to be filled and named
+  const MOST_HEIGHT = 32; // of a picture, in rem
+  const PIXELS_SHOWN = 3; // enlargement from which a picture's pixels are not blurred
   const MOST_LINES = 40;
   const MOST_BARS = 5; // answers shown before "more"
   const ATTENTION_NOTE = "Attention is not an explanation: it shows where heads look, not what decided the answer.";
@@ -84,6 +87,7 @@
   }
 
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+  const capitalise = (text) => text.charAt(0).toUpperCase() + text.slice(1);
   const quote = (text) => `“${text}”`;
   const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
   const ordinal = (n) => n + (["th", "st", "nd", "rd"][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10] ?? "th");
@@ -144,8 +148,10 @@
         return [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16));
       };
       const [paper, positive, negative] = ["--vl-track", "--vl-positive", "--vl-negative"].map(read);
+      const [over, under] = ["--vl-box-positive", "--vl-box-negative"].map(read);
       this.steps = { positive: this.ramp(paper, positive), negative: this.ramp(paper, negative) };
       this.strong = { positive: `rgb(${positive})`, negative: `rgb(${negative})` };
+      this.boxes = { positive: `rgb(${over})`, negative: `rgb(${under})` };
     }
 
     ramp(start, end) {
@@ -171,6 +177,11 @@
 
     hue(value) {
       return value < 0 ? this.strong.negative : this.strong.positive;
+    }
+
+    /** The hue of a box: pictures are as light in the dark theme as in the light one. */
+    boxHue(value) {
+      return value < 0 ? this.boxes.negative : this.boxes.positive;
     }
   }
 
@@ -314,10 +325,9 @@
 
     scoresOf(row, method, answer, units, evidence) {
       if (method === "leave_one_out") {
-        const known = this.doc.leave_one_out.rows[row];
-        const base = this.doc.answers[answer].probability;
-        const fall = (shares) => (shares ? base - shares[answer] : 0);
-        return { words: units.map((unit) => fall(known.words[unit.word])), regions: known.regions.map(fall) };
+        const { values, rows } = this.doc.leave_one_out;
+        const fall = (changed) => (changed ? values[answer] - changed.values[answer] : 0);
+        return { words: units.map((unit) => fall(rows[row].words[unit.word])), regions: rows[row].regions.map(fall) };
       }
       const against = method === "relevance" && evidence === "against" && this.doc.against?.length;
       const found = (against ? this.doc.against : this.doc.relevance[method])?.[answer]?.[row];
@@ -370,6 +380,84 @@
       .map(([, n]) => n);
   }
 
+  // ---------------------------------------------------------------------------------------------- menus
+
+  /** Controls that are bound to one field of the state each. */
+  class Menus {
+    constructor(controller) {
+      this.controller = controller;
+      this.bound = [];
+    }
+
+    /** Remember how to bring a control up to date. */
+    bind(element, update, visible = () => true) {
+      this.bound.push((state) => {
+        element.hidden = !visible(state);
+        update(state);
+      });
+      return element;
+    }
+
+    choose(name, label, options, visible) {
+      const select = make("select", {}, ...options.map(([value, text]) => make("option", { value, textContent: text })));
+      select.addEventListener("change", () => {
+        const value = select.value === "" ? null : name === "row" ? +select.value : select.value;
+        this.controller.set({ [name]: value });
+      });
+      const field = make("label", { className: "vl-field" }, make("span", { textContent: label }), select);
+      return this.bind(field, (state) => (select.value = state[name] ?? ""), visible);
+    }
+
+    segments(name, label, options, visible) {
+      const buttons = options.map(([value, text, says]) =>
+        make("button", { type: "button", textContent: text, title: says ?? "", onclick: () => this.controller.set({ [name]: value }) })
+      );
+      const group = make("div", { className: "vl-segments", role: "group", "aria-label": label }, ...buttons);
+      const field = make("div", { className: "vl-field" }, make("span", { textContent: label }), group);
+      const update = (state) => buttons.forEach((button, n) => button.setAttribute("aria-pressed", state[name] === options[n][0]));
+      return this.bind(field, update, visible);
+    }
+
+    check(name, label, visible) {
+      const box = make("input", { type: "checkbox", onchange: () => this.controller.set({ [name]: box.checked }) });
+      const field = make("label", { className: "vl-check" }, box, label);
+      return this.bind(field, (state) => (box.checked = state[name]), visible);
+    }
+
+    /** The layer (place 0) or the head (place 1) of the cells that are shown. */
+    chooseCells(label, place, visible) {
+      const select = make("select", {});
+      select.addEventListener("change", () => {
+        const parts = this.cellParts();
+        parts[place] = select.value;
+        this.controller.set({ cells: parts.every((part) => part === "*") ? "all" : parts.join(".") });
+      });
+      const field = make("label", { className: "vl-field" }, make("span", { textContent: label }), select);
+      const update = (state) => {
+        const layers = this.controller.sources[0].layers(0, state.direction);
+        const names = place ? range(Math.max(0, ...layers.map((layer) => layer.directions[state.direction].heads))) : layers.map((layer) => nameLayer(layer.name));
+        const key = names.join();
+        if (key !== select.dataset.names) {
+          select.replaceChildren(make("option", { value: "*", textContent: "all" }), ...names.map((name, n) => make("option", { value: String(n), textContent: name })));
+          select.dataset.names = key;
+        }
+        select.value = this.cellParts()[place];
+      };
+      return this.bind(field, update, visible);
+    }
+
+    cellParts() {
+      const { cells } = this.controller.state;
+      return cells === "all" || cells.includes(",") ? ["*", "*"] : cells.split(".");
+    }
+
+    paint(state) {
+      for (const update of this.bound) update(state);
+    }
+  }
+
+  const range = (count) => Array.from({ length: count }, (_, n) => n);
+
   // ---------------------------------------------------------------------------------------------- the picture
 
   /** An image with the boxes of one row on it, drawn in pixels of the screen, so that outlines and labels keep their
@@ -397,7 +485,9 @@
       }
       this.shapes.append(...this.boxes.map((box) => box.hit));
       this.element = make("figure", { className: "vl-figure" }, this.svg);
-      this.element.style.aspectRatio = `${this.image.width} / ${this.image.height}`;
+      const ratio = this.image.width / this.image.height;
+      this.element.style.aspectRatio = ratio;
+      this.element.style.maxWidth = `${(MOST_HEIGHT * ratio).toFixed(2)}rem`;
       this.observer = new ResizeObserver(() => this.layOut());
       this.observer.observe(this.element);
     }
@@ -415,7 +505,9 @@
         box.at = box.box.map((corner) => corner * this.zoom);
         for (const shape of [box.halo, box.outline, box.hit]) place(shape, box.at);
       }
+      this.photo.style.imageRendering = this.zoom >= PIXELS_SHOWN ? "pixelated" : "auto";
       if (this.last) this.paint(...this.last);
+      this.block.paintLines();
     }
 
     /** Show weights; `look` says how strong each is, which boxes are emphasised and what the answer points at. */
@@ -423,7 +515,8 @@
       this.last = [values, look];
       if (!this.width) return;
       const order = values ? rank(values, (n) => this.block.row.regions[n].special) : [];
-      const filled = new Set(order.slice(0, MOST_FILLED));
+      const strongest = order.slice(0, MOST_FILLED).filter((n) => Math.abs(values[n]) >= NAMED * Math.abs(values[order[0]]));
+      const filled = new Set(strongest);
       for (const box of this.boxes) {
         const value = values ? values[box.index] : 0;
         const strength = clamp(Math.abs(value) / look.scale, 0, 1);
@@ -441,7 +534,7 @@
         set(box.halo, { "stroke-width": style.width + 2, "stroke-opacity": 0.25 + 0.5 * style.opacity });
         box.halo.style.display = box.outline.style.display = box.special && !active && strength < 0.02 ? "none" : "";
       }
-      this.paintLabels(values, look, order);
+      this.paintLabels(values, look, strongest);
       this.paintShade(values, look);
       this.svg.setAttribute("aria-label", this.describe(values, order));
     }
@@ -449,7 +542,7 @@
     style(value, strength, active, filled, special) {
       const { palette } = this.block.view;
       return {
-        stroke: palette.hue(value),
+        stroke: palette.boxHue(value),
         width: active ? 4 : special ? 1.5 : 1 + 3 * strength,
         opacity: active ? 1 : 0.35 + 0.65 * strength,
         fill: active ? 0.3 : filled && strength > 0 ? 0.1 + 0.25 * strength : 0,
@@ -457,8 +550,8 @@
     }
 
     /** Names on the strongest and the emphasised boxes, each where it hides the least. */
-    paintLabels(values, look, order) {
-      const named = [...look.active, ...order.slice(0, MOST_FILLED).filter((n) => !look.active.has(n))];
+    paintLabels(values, look, strongest) {
+      const named = [...look.active, ...strongest.filter((n) => !look.active.has(n))];
       const placed = [];
       const labels = [];
       for (const index of named) {
@@ -469,11 +562,10 @@
         const spot = this.findSpot(box.at, label.width, 19, placed);
         if (!spot) continue;
         placed.push(spot);
-        const value = values ? values[index] : 0;
-        const strength = Math.sign(value) * Math.max(0.85, Math.abs(value) / look.scale) || 0.85;
+        const fill = this.block.view.palette.boxHue(values ? values[index] : 0);
         labels.push(
-          draw("rect", { x: spot[0], y: spot[1], width: label.width, height: 19, rx: 4, fill: this.block.view.palette.css(strength) }),
-          draw("text", { x: spot[0] + 6, y: spot[1] + 13.5, fill: this.block.view.palette.ink(strength) }, label.text)
+          draw("rect", { x: spot[0], y: spot[1], width: label.width, height: 19, rx: 4, fill }),
+          draw("text", { x: spot[0] + 6, y: spot[1] + 13.5, fill: "#ffffff" }, label.text)
         );
       }
       for (const { box, name } of look.marks.filter((mark) => mark.image === this.number)) {
@@ -657,7 +749,8 @@
         marks: this.view.marks(),
       };
       for (const picture of this.pictures) picture.paint(values.regions, look);
-      this.paintLines(selection, scale);
+      this.last = { selection, scale };
+      this.paintLines();
       return { values, scale };
     }
 
@@ -669,7 +762,7 @@
         element.style.backgroundColor = this.view.palette.css(strength);
         element.style.color = this.view.palette.ink(strength);
         element.classList.toggle("vl-active", active.has(n));
-        element.classList.toggle("vl-crossed", crossed.has(n));
+        element.classList.toggle("vl-crossed", crossed.has(this.units[n].word));
         element.setAttribute("aria-pressed", n === locked);
         const number = values ? format(values[n]) : "";
         element.lastChild.textContent = number;
@@ -706,24 +799,24 @@
     }
 
     /** The chosen heads as lines: of what is selected, or the strongest of all. */
-    paintLines(selection, scale) {
+    paintLines() {
       const { state } = this.controller;
-      if (!state.lines || state.show !== "attention") return this.lines.replaceChildren();
+      const { selection, scale } = this.last ?? {};
+      if (!this.last || !state.lines || state.show !== "attention") return this.lines.replaceChildren();
       const frame = this.element.getBoundingClientRect();
       const { from, to } = DIRECTIONS[state.direction];
       const links = this.links(selection).slice(0, MOST_LINES);
       const paths = [];
       for (const { start, end, weight } of links) {
-        const a = this.anchor(from, start, frame);
-        const b = this.anchor(to, end, frame);
+        const a = this.anchor(from, start, frame, from === to);
+        const b = this.anchor(to, end, frame, from === to);
         if (!a || !b) continue;
         const strength = clamp(weight / scale, 0, 1);
-        const bend = from === to ? -40 - Math.abs(a[0] - b[0]) / 6 : 0;
-        const path = `M${a} C${[(2 * a[0] + b[0]) / 3, a[1] + bend]} ${[(a[0] + 2 * b[0]) / 3, b[1] + bend]} ${b}`;
+        const path = `M${a.at} C${a.towards} ${b.towards} ${b.at}`;
         const look = { d: path, "stroke-width": 1 + 3 * strength, "stroke-opacity": 0.15 + 0.85 * strength };
-        paths.push(draw("path", { ...look, class: "vl-line-halo" }), draw("path", { ...look, stroke: this.view.palette.hue(1) }));
+        paths.push(draw("path", { ...look, class: "vl-line-halo" }), draw("path", { ...look, stroke: this.view.palette.boxHue(1) }));
       }
-      this.lines.replaceChildren(...paths);
+      return this.lines.replaceChildren(...paths);
     }
 
     /** Pairs of units that the chosen heads link, strongest first. */
@@ -747,23 +840,25 @@
       return found.filter(({ weight }) => weight > 0).sort((a, b) => b.weight - a.weight);
     }
 
-    /** Where a line starts or ends, from the corner of this block. */
-    anchor(kind, index, frame) {
+    /** Where a line starts or ends, from the corner of this block, and the point towards which it leaves: words are left
+     * towards the picture, and both ends of a line among words or boxes upwards. */
+    anchor(kind, index, frame, within) {
       if (kind === "words") {
-        const at = this.words[index].getBoundingClientRect();
-        return [at.left + at.width / 2 - frame.left, at.top - frame.top + 2];
+        const box = this.words[index].getBoundingClientRect();
+        const x = box.left + box.width / 2 - frame.left;
+        const picture = this.pictures[0]?.element.getBoundingClientRect();
+        const up = within || (picture && picture.bottom <= box.top);
+        const y = (up ? box.top : box.bottom) - frame.top;
+        return { at: [x, y], towards: [x, y + (up ? -40 : 40)] };
       }
       for (const picture of this.pictures) {
         const middle = picture.middle(index);
         if (!middle) continue;
         const corner = picture.svg.getBoundingClientRect();
-        return [corner.left - frame.left + middle[0], corner.top - frame.top + middle[1]];
+        const [x, y] = [corner.left - frame.left + middle[0], corner.top - frame.top + middle[1]];
+        return { at: [x, y], towards: [x, y + (within ? -40 : 0)] };
       }
       return null;
-    }
-
-    elementOf(kind, index) {
-      return (kind === "words" ? this.words : this.items)[index];
     }
 
     nameOf(kind, index) {
@@ -774,3 +869,1192 @@
       for (const picture of this.pictures) picture.observer.disconnect();
     }
   }
+
+  // ---------------------------------------------------------------------------------------------- answers
+
+  /** The answers as bars; the chosen one is explained, and beside each stands what it becomes without the selection. */
+  class Answers {
+    constructor(view) {
+      this.view = view;
+      this.source = view.source;
+      const { answers } = this.source.doc;
+      this.bars = answers.map((answer, n) => this.buildBar(answer, n));
+      this.list = make("div", { className: "vl-answers", role: "group", "aria-label": this.title }, ...this.bars);
+      this.more = make("button", { type: "button", className: "vl-more", onclick: () => this.toggleMore() });
+      this.without = make("p", { className: "vl-without" });
+      this.element = make("section", { className: "vl-answer-part" }, this.list, answers.length > MOST_BARS ? this.more : null, this.without);
+      this.open = true;
+      this.toggleMore();
+    }
+
+    get title() {
+      return this.source.doc.answers_are === "phrases" ? "Phrases, with the probability of their best box" : "Answers";
+    }
+
+    buildBar(answer, n) {
+      const sure = answer.probability;
+      const signs = { true: "✓", false: "✗" };
+      const bar = make(
+        "button",
+        { type: "button", className: "vl-answer", title: "Show what this answer rests on", "data-answer": n },
+        make("span", { className: "vl-name" }, answer.text, make("b", { className: `vl-truth-${answer.truth}`, textContent: signs[answer.truth] ?? "" })),
+        make("span", { className: "vl-bar" }, make("i", {}), make("em", {})),
+        make("span", { className: "vl-number", textContent: percent(sure) })
+      );
+      bar.children[1].firstChild.style.width = `${100 * clamp(sure, 0, 1)}%`;
+      return bar;
+    }
+
+    toggleMore() {
+      this.open = !this.open;
+      const hidden = this.bars.length - MOST_BARS;
+      this.bars.forEach((bar, n) => (bar.hidden = !this.open && n >= MOST_BARS));
+      this.more.textContent = this.open ? "fewer" : `${hidden} more`;
+      this.more.setAttribute("aria-expanded", this.open);
+    }
+
+    paint(selection) {
+      const { state } = this.view.controller;
+      const { doc } = this.source;
+      const chosen = this.source.answer(state.answer);
+      const versus = state.versus === null ? -1 : this.source.keys.indexOf(state.versus);
+      if (Math.max(chosen, versus) >= MOST_BARS && !this.open) this.toggleMore();
+      const before = this.view.before;
+      this.bars.forEach((bar, n) => {
+        bar.classList.toggle("vl-chosen", n === chosen);
+        bar.classList.toggle("vl-versus", n === versus);
+        bar.setAttribute("aria-pressed", n === chosen);
+        const mark = bar.children[1].lastChild;
+        const old = before ? before.answers.find((answer) => answer.text === doc.answers[n].text)?.probability ?? 0 : null;
+        const changed = selection ? this.changed(selection) : null;
+        const share = changed ? changed.values[n] : old;
+        mark.hidden = share === null;
+        if (share !== null) mark.style.left = `${100 * clamp(share, 0, 1)}%`;
+      });
+      this.without.textContent = this.explain(selection);
+    }
+
+    /** What becomes of the first answer without what is selected; null where that is not known. */
+    changed({ row, kind, index }) {
+      const known = this.source.doc.leave_one_out?.rows[row];
+      if (!known) return null;
+      return kind === "regions" ? known.regions[index] : known.words[this.view.block(row).units[index].word];
+    }
+
+    explain(selection) {
+      const { doc } = this.source;
+      if (!selection || !doc.leave_one_out) return "\u00a0";
+      const name = this.view.block(selection.row).nameOf(selection.kind, selection.index);
+      const changed = this.changed(selection);
+      if (!changed) return `${quote(name)} always stays.`;
+      const chosen = this.source.answer(this.view.controller.state.answer);
+      const same = changed.answer === doc.answers[0].text || doc.answers_are === "phrases";
+      const [from, to] = [doc.leave_one_out.values[chosen], changed.values[chosen]].map(percent);
+      const now = same ? "" : `; the answer becomes ${quote(changed.answer)}`;
+      return `Without ${quote(name)}: ${doc.answers[chosen].text} ${from} → ${to}${now}`;
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------- heads
+
+  /** The model as a map: layers by heads, coloured by a quantity or drawn as thumbnails; a click shows that head. */
+  class HeadMap {
+    constructor(view) {
+      this.view = view;
+      this.source = view.source;
+      this.controller = view.controller;
+      this.table = make("table", { className: "vl-heads" });
+      this.about = make("p", { className: "vl-small" });
+      this.menus = new Menus(view.controller);
+      const quantities = this.quantities().map((name) => [name, QUANTITIES[name] ?? name.replaceAll("_", " ")]);
+      this.element = make(
+        "section",
+        { className: "vl-panel" },
+        make("h3", { textContent: "Heads" }),
+        make(
+          "div",
+          { className: "vl-menus" },
+          this.menus.choose("quantity", "Colour", quantities),
+          this.menus.check("multiples", "thumbnails of every head")
+        ),
+        make("div", { className: "vl-wide" }, this.table),
+        this.about
+      );
+      this.table.addEventListener("click", (event) => {
+        const cell = event.target.closest("button[data-cells]");
+        if (cell) this.choose(cell.dataset.cells, event.shiftKey || event.ctrlKey || event.metaKey);
+      });
+      this.table.addEventListener("keydown", (event) => this.move(event));
+    }
+
+    /** Show heads alone, or (with Shift) in addition to those that are shown. */
+    choose(cells, add) {
+      const { state } = this.controller;
+      const now = state.show === "attention" && state.cells !== "all" ? state.cells.split(",") : [];
+      const joined = now.includes(cells) ? now.filter((one) => one !== cells) : [...now, cells];
+      this.controller.set({ show: "attention", cells: add && cells !== "all" ? joined.join(",") || "all" : cells });
+    }
+
+    /** What heads can be coloured by: what the page computes, and what the document has. */
+    quantities() {
+      const given = this.source.doc.rows.flatMap((row) => Object.keys(row.statistics ?? {}));
+      return [...Object.keys(QUANTITIES), ...new Set(given)];
+    }
+
+    paint(row, selection) {
+      const { state } = this.controller;
+      this.menus.paint(state);
+      const layers = this.source.layers(row, state.direction);
+      const key = [row, state.direction, state.multiples, this.controller.theme].join();
+      if (key !== this.built) this.build(row, layers);
+      this.built = key;
+      const values = this.measure(row, layers, selection);
+      const most = Math.max(...values.flat(), 1e-9);
+      const chosen = readCells(state.cells);
+      const { palette } = this.view;
+      layers.forEach((layer, l) => {
+        const cells = this.cells[l];
+        const mean = sum(values[l], (value) => value) / values[l].length;
+        [...values[l], mean].forEach((value, head) => {
+          const cell = cells[head];
+          const isMean = head === values[l].length;
+          if (!state.multiples || isMean) {
+            cell.style.backgroundColor = palette.css(value / most);
+            cell.style.color = palette.ink(value / most);
+            cell.textContent = value >= 10 ? value.toFixed(0) : value.toFixed(2).replace(/^0/, "");
+          }
+          const name = isMean ? `${nameLayer(layer.name)}, all heads` : `${nameLayer(layer.name)}, head ${head}`;
+          cell.title = `${name}: ${format(value)}`;
+          cell.setAttribute("aria-label", cell.title);
+          const on = state.show === "attention" && state.cells !== "all" && !isMean && chosen(l, head);
+          cell.setAttribute("aria-pressed", on);
+        });
+      });
+      const what = QUANTITIES[state.quantity] ?? state.quantity;
+      this.about.textContent = layers.length
+        ? `${DIRECTIONS[state.direction].label}. Colour: ${what}, 0 to ${format(most)}. Click a head to see it on the picture; Shift adds heads.`
+        : `This model has no maps of ${DIRECTIONS[state.direction].label}.`;
+    }
+
+    build(row, layers) {
+      this.cells = [];
+      const { direction, multiples } = this.controller.state;
+      const heads = Math.max(0, ...layers.map((layer) => layer.directions[direction].heads));
+      const button = (cells, text) => make("button", { type: "button", className: "vl-cell", "data-cells": cells, textContent: text, tabIndex: -1 });
+      const head = make("tr", {}, make("th", {}, button("all", "all")));
+      for (let h = 0; h < heads; h++) head.append(make("th", { scope: "col" }, button(`*.${h}`, `${h}`)));
+      head.append(make("th", { scope: "col", textContent: "mean" }));
+      const rows = layers.map((layer, l) => {
+        const part = layer.directions[direction];
+        const cells = Array.from({ length: part.heads }, (_, h) => {
+          const cell = button(`${l}.${h}`, "");
+          if (multiples) cell.append(this.drawThumbnail(part, h));
+          return cell;
+        });
+        cells.push(button(`${l}.*`, ""));
+        this.cells.push(cells);
+        const name = make("th", { scope: "row" }, button(`${l}.*`, nameLayer(layer.name)));
+        return make("tr", {}, name, ...cells.map((cell) => make("td", {}, cell)));
+      });
+      this.table.classList.toggle("vl-multiples", multiples);
+      this.table.replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
+      const first = this.cells[0]?.[0];
+      if (first) first.tabIndex = 0;
+    }
+
+    /** The map of a head, a pixel for each pair. */
+    drawThumbnail(part, head) {
+      const canvas = make("canvas", { width: part.to, height: part.from });
+      const context = canvas.getContext("2d");
+      const pixels = context.createImageData(part.to, part.from);
+      const bytes = this.source.decode(part);
+      const size = part.from * part.to;
+      for (let k = 0; k < size; k++) {
+        pixels.data.set(this.view.palette.rgb(bytes[head * size + k] / 255), 4 * k);
+        pixels.data[4 * k + 3] = 255;
+      }
+      context.putImageData(pixels, 0, 0);
+      return canvas;
+    }
+
+    /** The quantity of each head, by layer. */
+    measure(row, layers, selection) {
+      const { direction, quantity } = this.controller.state;
+      const given = this.source.doc.rows[row].statistics?.[quantity]?.[direction];
+      return layers.map((layer) => {
+        const part = layer.directions[direction];
+        return Array.from({ length: part.heads }, (_, h) => {
+          if (given) return given[layer.name]?.[h] ?? 0;
+          return quantity === "selected" ? this.weightAt(row, part, h, selection) : this.strongest(row, part, h);
+        });
+      });
+    }
+
+    /** Largest weight of a head between what is not special. */
+    strongest(row, part, head) {
+      part.strongest ??= [];
+      return (part.strongest[head] ??= this.largestOf(row, part, head, () => true));
+    }
+
+    /** Largest weight of a head from, or to, what is selected. */
+    weightAt(row, part, head, selection) {
+      if (!selection || selection.row !== row) return 0;
+      const { from, to } = DIRECTIONS[this.controller.state.direction];
+      const tokens = selection.kind === "words" ? this.view.block(row).units[selection.index].tokens : [selection.index];
+      const inside = (m, n) => (selection.kind === from && tokens.includes(m)) || (from !== to && selection.kind === to && tokens.includes(n));
+      return this.largestOf(row, part, head, inside);
+    }
+
+    largestOf(row, part, head, inside) {
+      const { from, to } = DIRECTIONS[this.controller.state.direction];
+      const special = { words: specialTokens(this.source.doc.rows[row]), regions: this.source.doc.rows[row].regions.map((one) => one.special) };
+      const bytes = this.source.decode(part);
+      let most = 0;
+      for (let m = 0; m < part.from; m++) {
+        if (special[from][m]) continue;
+        for (let n = 0; n < part.to; n++) {
+          const byte = bytes[(head * part.from + m) * part.to + n];
+          if (byte > most && !special[to][n] && inside(m, n)) most = byte;
+        }
+      }
+      return (most / 255) * this.source.doc.scale;
+    }
+
+    /** Arrow keys walk over the cells. */
+    move(event) {
+      const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (!steps) return;
+      const rows = [...this.table.rows].map((row) => [...row.querySelectorAll("button")]);
+      const y = rows.findIndex((cells) => cells.includes(event.target));
+      const x = rows[y]?.indexOf(event.target) ?? -1;
+      const next = rows[clamp(y + steps[0], 0, rows.length - 1)]?.[Math.max(0, x + steps[1])];
+      if (next) {
+        event.target.tabIndex = -1;
+        next.tabIndex = 0;
+        next.focus();
+        event.preventDefault();
+      }
+    }
+  }
+
+  /** Whether each token of a row is special. */
+  function specialTokens(row) {
+    const special = [];
+    for (const word of row.words) for (const token of word.tokens) special[token] = word.special;
+    return special;
+  }
+
+  // ---------------------------------------------------------------------------------------------- the truth meter
+
+  /** Removal curves of the first answer: whether what is highlighted matters. */
+  class Truth {
+    constructor(view) {
+      this.view = view;
+      this.removal = view.source.doc.removal;
+      this.chart = make("div", { className: "vl-charts" });
+      this.about = make("p", { className: "vl-small" });
+      this.element = make("section", { className: "vl-panel" }, make("h3", { textContent: "Does it matter? Parts taken away" }), this.chart, this.about);
+      this.element.hidden = !this.removal;
+    }
+
+    /** The curve of a part, method and order. */
+    find(part, method, order) {
+      return this.removal?.curves.find((curve) => curve.part === part && curve.method === method && curve.order === order);
+    }
+
+    /** Areas of the shown method with the baselines, in words; "" where there is no curve. */
+    sentence(method) {
+      if (!this.removal) return "";
+      const part = this.find("regions", method, "most_first") ? "regions" : "text";
+      const areas = [method, "relevance", "raw_attention"]
+        .filter((name, n, all) => all.indexOf(name) === n)
+        .map((name) => [METHODS[name].name.toLowerCase(), this.find(part, name, "most_first")])
+        .concat([["random", this.find(part, "random", "random")]])
+        .filter(([, curve]) => curve)
+        .map(([name, curve]) => `${name} ${curve.area.toFixed(2)}`);
+      const what = part === "regions" ? "boxes" : "words";
+      return areas.length ? `Removal of the strongest ${what} first, area under the curve (lower is better): ${areas.join(", ")}.` : "";
+    }
+
+    paint() {
+      if (!this.removal) return;
+      const { state } = this.view.controller;
+      const method = METHODS[state.show] && state.show !== "leave_one_out" ? state.show : "raw_attention";
+      if (this.method === method) return;
+      this.method = method;
+      const charts = ["regions", "text"].map((part) => this.drawChart(part, method)).filter(Boolean);
+      this.chart.replaceChildren(...charts);
+      const first = this.view.source.doc.answers[0]?.text ?? "";
+      this.about.textContent =
+        `Probability of ${quote(first)} as more is taken away. A map that finds what matters falls at once when its ` +
+        "strongest parts go first, and stays up when its weakest go first. Area: by the trapezoid rule.";
+    }
+
+    drawChart(part, method) {
+      const lines = [
+        [`${METHODS[method].name}, strongest first`, "vl-most", this.find(part, method, "most_first")],
+        [`${METHODS[method].name}, weakest first`, "vl-least", this.find(part, method, "least_first")],
+        method === "raw_attention" ? null : ["Raw attention, strongest first", "vl-raw", this.find(part, "raw_attention", "most_first")],
+        ["Random order", "vl-random", this.find(part, "random", "random")],
+      ].filter((line) => line?.[2]);
+      if (!lines.length) return null;
+      const [width, height, left, bottom] = [360, 170, 34, 30];
+      const x = (share) => left + share * (width - left - 10);
+      const y = (value) => 8 + (1 - clamp(value, 0, 1)) * (height - 8 - bottom);
+      const marks = [0, 0.5, 1].flatMap((tick) => [
+        draw("line", { class: "vl-grid", x1: left, x2: width - 10, y1: y(tick), y2: y(tick) }),
+        draw("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toString()),
+        draw("text", { x: x(tick), y: height - 14, "text-anchor": tick === 1 ? "end" : "middle" }, `${100 * tick} %`),
+      ]);
+      const what = part === "regions" ? "boxes" : "words";
+      marks.push(draw("text", { x: (left + width) / 2, y: height - 1, "text-anchor": "middle" }, `${what} taken away`));
+      for (const [, look, curve] of lines) {
+        const points = curve.values.map((value, n) => `${x(this.removal.fractions[n])},${y(value)}`).join(" ");
+        marks.push(draw("polyline", { class: `vl-curve ${look}`, points }));
+      }
+      const label = `${what}: ${lines.map(([name, , curve]) => `${name}, area ${curve.area.toFixed(2)}`).join("; ")}`;
+      const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...marks);
+      const legend = lines.map(([name, look, curve]) => make("li", { className: look }, make("i", {}), make("span", { textContent: name }), make("b", { textContent: curve.area.toFixed(2) })));
+      return make("figure", { className: "vl-chart" }, svg, make("ul", {}, ...legend));
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------- one document
+
+  /** Everything about one document. */
+  class View {
+    constructor(controller, number, source, before) {
+      this.controller = controller;
+      this.number = number;
+      this.id = `${controller.id}-${number}`;
+      this.source = source;
+      this.before = before;
+      this.edits = { row: 0, words: new Set(), regions: new Set(), boxes: [] };
+      this.editor = controller.options.onEdit ? new Editor(this) : null;
+      this.answers = new Answers(this);
+      this.heads = new HeadMap(this);
+      this.truth = new Truth(this);
+      this.verdict = make("p", { className: "vl-verdict" });
+      this.legend = make("div", { className: "vl-legend" });
+      this.caution = make("p", { className: "vl-caution" });
+      this.readout = make("p", { className: "vl-readout", role: "status", "aria-live": "polite" });
+      this.body = make("div", { className: "vl-body" });
+      const { doc } = source;
+      this.element = make(
+        "article",
+        { className: "vl-doc", "data-document": number },
+        this.buildHead(doc),
+        make("div", { className: "vl-top" }, this.answers.element, make("div", { className: "vl-says" }, this.verdict, this.readout)),
+        this.legend,
+        this.editor?.element ?? "",
+        this.body,
+        this.caution,
+        make("div", { className: "vl-panels" }, this.heads.element, this.truth.element)
+      );
+    }
+
+    get palette() {
+      return this.controller.palette;
+    }
+
+    buildHead({ model, notice }) {
+      const several = this.controller.sources.length > 1;
+      const facts = `${model.task} · weights ${model.checkpoint}`;
+      return make(
+        "header",
+        { className: "vl-head" },
+        several ? make("h3", { textContent: model.name }) : null,
+        make("p", { className: "vl-small", textContent: several ? facts : `${model.name} · ${facts}` }),
+        notice ? make("p", { className: "vl-notice", textContent: notice }) : null
+      );
+    }
+
+    /** Rows on the screen: all of them, or of choices about one picture the one that is asked for. */
+    get rows() {
+      const { rows } = this.source.doc;
+      if (!this.source.oneRowAtATime) return rows.map((_, n) => n);
+      const chosen = this.controller.state.row ?? this.rowOfAnswer();
+      return [clamp(chosen, 0, rows.length - 1)];
+    }
+
+    /** The row that reads the chosen answer. */
+    rowOfAnswer() {
+      const { doc } = this.source;
+      return Math.max(0, doc.choices.indexOf(doc.answers[this.source.answer(this.controller.state.answer)]?.text));
+    }
+
+    block(row) {
+      return this.blocks.find((block) => block.number === row) ?? this.blocks[0];
+    }
+
+    rebuild() {
+      const key = `${this.rows.join()} ${this.controller.state.pieces}`;
+      if (key === this.built) return;
+      this.built = key;
+      this.blocks?.forEach((block) => block.destroy());
+      this.blocks = this.rows.map((row) => new Block(this, row));
+      this.body.replaceChildren(...this.blocks.map((block) => block.element));
+    }
+
+    /** Number of the locked word or region of a row; -1 if there is none. */
+    lockedIndex(row, kind) {
+      const lock = this.controller.state.lock;
+      return lock && lock.document === this.number && lock.row === row && lock.kind === kind ? lock.index : -1;
+    }
+
+    crossed(row, kind) {
+      return this.edits.row === row ? this.edits[kind] : new Set();
+    }
+
+    /** Boxes with a meaning: where the answer points, what is right, what the reader drew. */
+    marks() {
+      const { doc } = this.source;
+      const answer = doc.answers[this.source.answer(this.controller.state.answer)];
+      return [
+        ...(doc.truth?.boxes ?? []).map((box) => ({ box, image: 0, name: "truth" })),
+        ...(answer?.box ? [{ box: answer.box, image: 0, name: "answer" }] : []),
+        ...this.edits.boxes.map((box) => ({ box: box.slice(0, 4), image: box[4], name: "drawn" })),
+      ];
+    }
+
+    paint(selection) {
+      this.rebuild();
+      let shown = null;
+      for (const block of this.blocks) {
+        const own = selection && selection.row === block.number ? selection : null;
+        const found = block.paint(own);
+        if (own || !shown) shown = { block, ...found };
+      }
+      this.answers.paint(selection);
+      this.heads.paint(shown.block.number, selection);
+      this.truth.paint();
+      this.editor?.paint();
+      this.paintLegend(shown);
+      this.readout.textContent = selection ? this.describe(selection, shown) : "\u00a0";
+      this.paintVerdict();
+      const { show } = this.controller.state;
+      const isAttention = ["attention", "raw_attention", "rollout"].includes(show);
+      this.caution.textContent = isAttention ? `${ATTENTION_NOTE} ${this.truth.sentence("raw_attention")}` : this.truth.sentence(show);
+    }
+
+    /** The answer and what counted most, in one sentence; hovering does not change it. */
+    paintVerdict() {
+      const { state } = this.controller;
+      if (this.spoken === state) return;
+      this.spoken = state;
+      const { doc } = this.source;
+      const answer = doc.answers[this.source.answer(state.answer)];
+      const strong = (text) => make("strong", { textContent: text });
+      const best = (kind) => this.findBest(kind);
+      const [region, word] = [best("regions"), best("words")];
+      const parts = [...this.nameAnswer(answer, strong), answer ? ` (${percent(answer.probability)})` : ""];
+      if (state.show === "attention") parts.push(`. ${capitalise(this.controller.describeHeads(this))}: `);
+      else if (state.versus !== null) parts.push(` and not ${state.versus}: for this spoke most `);
+      else parts.push(state.evidence === "against" && state.show === "relevance" ? ": against this spoke most " : ": what counted most was ");
+      if (region) parts.push(state.show === "attention" ? "most weight lies on " : "", strong(region));
+      if (region && word) parts.push(" and ");
+      if (word) parts.push(state.show === "attention" && !region ? "most weight lies on " : "the word ", strong(word));
+      parts.push(region || word ? "." : "nothing that is shown here.");
+      this.verdict.replaceChildren(...parts);
+    }
+
+    /** The answer, or what is pointed at and by what. */
+    nameAnswer(answer, strong) {
+      const { doc } = this.source;
+      if (!answer) return [strong("No answer")];
+      const region = doc.rows[0].regions[answer.region];
+      if (!region) return [strong(answer.text)];
+      return doc.answers_are === "phrases" ? [strong(answer.text), " points at ", strong(region.name)] : ["points at ", strong(answer.text)];
+    }
+
+    /** Name of the word or region with the largest value over the rows that are shown. */
+    findBest(kind) {
+      let best = null;
+      for (const block of this.blocks) {
+        const { values } = block.compute(null);
+        const list = values[kind];
+        const special = kind === "words" ? block.units : block.row.regions;
+        list?.forEach((value, n) => {
+          const size = this.controller.state.evidence === "against" ? Math.abs(value) : value;
+          if (!special[n].special && size > (best?.size ?? 0)) best = { size, name: block.nameOf(kind, n), label: block.row.label };
+        });
+      }
+      if (!best) return null;
+      return this.blocks.length > 1 && kind === "regions" ? `${best.name} (${best.label})` : best.name;
+    }
+
+    /** What a selection means, in words. */
+    describe({ kind, index }, { block, values }) {
+      const { state } = this.controller;
+      const name = block.nameOf(kind, index);
+      if (state.show === "attention") {
+        const { from, to, says } = DIRECTIONS[state.direction];
+        const other = kind === from ? to : from;
+        const list = values[other];
+        if (!list || (kind !== from && kind !== to)) return `${quote(name)} is not part of ${DIRECTIONS[state.direction].label}.`;
+        const best = rank(list).slice(0, 3).map((n) => `${block.nameOf(other, n)} ${format(list[n])}`);
+        return kind === from
+          ? `${quote(name)}: ${says}: ${best.join(", ")}.`
+          : `${quote(name)} is looked at by ${best.join(", ")}.`;
+      }
+      const list = values[kind];
+      if (!list) return quote(name);
+      const place = rank(list, (n) => (kind === "words" ? block.units : block.row.regions)[n].special).indexOf(index);
+      const what = kind === "words" ? "words" : "boxes";
+      return `${quote(name)}: ${format(list[index])}${place < 0 ? "" : `, ${ordinal(place + 1)} of the ${what}`}.`;
+    }
+
+    paintLegend({ values, scale }) {
+      const { state } = this.controller;
+      const signed = [values.words, values.regions].some((list) => list?.some((value) => value < 0));
+      const stop = (strength) => this.palette.css(strength);
+      const low = signed ? -1 : 0;
+      const stops = Array.from({ length: 9 }, (_, n) => stop(low + ((1 - low) * n) / 8));
+      const bar = make("i", {});
+      bar.style.background = `linear-gradient(to right in oklab, ${stops.join(",")})`;
+      const what = state.show === "attention" ? "attention weight" : METHODS[state.show].name.toLowerCase();
+      const range = state.scale === "shared" ? "same scale everywhere" : "scale of this view";
+      this.legend.replaceChildren(
+        make("span", { textContent: signed ? format(-scale) : "0" }),
+        bar,
+        make("span", { textContent: format(scale) }),
+        make("span", { className: "vl-small", textContent: `${what}, ${range}` })
+      );
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------- asking again
+
+  /** Taking words and boxes away and drawing new ones, where somebody listens who asks the model again. */
+  class Editor {
+    constructor(view) {
+      this.view = view;
+      this.cross = make("button", { type: "button", className: "vl-button", onclick: () => this.toggle() });
+      this.draw = make("button", { type: "button", className: "vl-button", textContent: "Draw a box", onclick: () => this.setDrawing(!this.drawing) });
+      this.reset = make("button", { type: "button", className: "vl-button", textContent: "Put everything back", onclick: () => this.clear() });
+      this.element = make("div", { className: "vl-editor", role: "group", "aria-label": "Change and ask again" }, this.cross, this.draw, this.reset);
+      view.body.addEventListener("pointerdown", (event) => this.start(event));
+      this.setDrawing(false);
+    }
+
+    setDrawing(on) {
+      this.drawing = on;
+      this.draw.setAttribute("aria-pressed", on);
+      this.view.body.classList.toggle("vl-drawing", on);
+    }
+
+    /** The locked word or region of this document. */
+    get locked() {
+      const { lock } = this.view.controller.state;
+      return lock && lock.document === this.view.number ? lock : null;
+    }
+
+    numberOf({ row, kind, index }) {
+      return kind === "words" ? this.view.block(row).units[index].word : index;
+    }
+
+    toggle() {
+      const lock = this.locked;
+      const { edits } = this.view;
+      if (edits.row !== lock.row) Object.assign(edits, { row: lock.row, words: new Set(), regions: new Set() });
+      const set = edits[lock.kind];
+      const number = this.numberOf(lock);
+      if (!set.delete(number)) set.add(number);
+      this.report();
+    }
+
+    clear() {
+      Object.assign(this.view.edits, { words: new Set(), regions: new Set(), boxes: [] });
+      this.report();
+    }
+
+    /** A box from where the pointer goes down to where it is let go. */
+    start(event) {
+      const picture = this.drawing && this.view.blocks.flatMap((block) => block.pictures).find((one) => one.svg.contains(event.target));
+      if (!picture) return;
+      event.preventDefault();
+      const at = (moved) => {
+        const frame = picture.svg.getBoundingClientRect();
+        const x = clamp((moved.clientX - frame.left) / picture.zoom, 0, picture.image.width);
+        const y = clamp((moved.clientY - frame.top) / picture.zoom, 0, picture.image.height);
+        return [x, y];
+      };
+      const first = at(event);
+      const { boxes } = this.view.edits;
+      const number = boxes.length;
+      const move = (moved) => {
+        const last = at(moved);
+        const [x1, x2] = [first[0], last[0]].sort((a, b) => a - b);
+        const [y1, y2] = [first[1], last[1]].sort((a, b) => a - b);
+        boxes[number] = [x1, y1, x2, y2, picture.number];
+        this.view.controller.paint();
+      };
+      const end = () => {
+        window.removeEventListener("pointermove", move);
+        window.removeEventListener("pointerup", end);
+        this.setDrawing(false);
+        const box = boxes[number];
+        if (box && (box[2] - box[0] < 2 || box[3] - box[1] < 2)) boxes.length = number;
+        if (boxes.length > number) this.report();
+      };
+      window.addEventListener("pointermove", move);
+      window.addEventListener("pointerup", end);
+    }
+
+    report() {
+      const { edits, number, controller } = this.view;
+      controller.paint();
+      controller.options.onEdit({
+        document: number,
+        row: edits.row,
+        without_words: [...edits.words].sort((a, b) => a - b),
+        without_regions: [...edits.regions].sort((a, b) => a - b),
+        boxes: edits.boxes,
+      });
+    }
+
+    paint() {
+      const lock = this.locked;
+      const { edits } = this.view;
+      const gone = lock && this.view.crossed(lock.row, lock.kind).has(this.numberOf(lock));
+      const name = lock && quote(this.view.block(lock.row).nameOf(lock.kind, lock.index));
+      this.cross.disabled = !lock;
+      this.cross.textContent = lock ? `${gone ? "Put back" : "Take away"} ${name}` : "Click a word or a box to take it away";
+      this.reset.hidden = !(edits.words.size || edits.regions.size || edits.boxes.length);
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------- what is shown
+
+  /** The menus above the view. */
+  class Toolbar extends Menus {
+    constructor(controller) {
+      super(controller);
+      const sources = controller.sources;
+      const methods = Object.keys(METHODS).filter((name) => sources.some((source) => source.methods.includes(name)));
+      const directions = Object.keys(DIRECTIONS).filter((name) => sources.some((source) => source.directions.includes(name)));
+      const first = sources[0];
+      const answers = first.doc.answers.map((answer, n) => [first.keys[n], answer.text]);
+      const { rows } = first.doc;
+      const attention = (state) => state.show === "attention";
+      this.show = this.choose("show", "Colours show", [...methods.map((name) => [name, METHODS[name].name]), ["attention", "Attention of heads"]]);
+      const fields = make(
+        "div",
+        { className: "vl-fields", role: "group", "aria-label": "What is shown" },
+        this.show,
+        rows.length > 1 && first.oneRowAtATime
+          ? this.choose("row", "Reading", [["", "that of the answer"], ...rows.map((row, n) => [String(n), row.label])])
+          : null,
+        first.doc.answers_are === "alternatives" && answers.length > 1
+          ? this.choose("versus", "Why not", [["", "–"], ...answers], (state) => !attention(state))
+          : null,
+        sources.some((source) => source.doc.against?.length)
+          ? this.segments("evidence", "Evidence", [["for", "for it"], ["against", "against it"]], (state) => state.show === "relevance")
+          : null,
+        this.segments("direction", "Direction", directions.map((name) => [name, DIRECTIONS[name].label, DIRECTIONS[name].says]), attention),
+        this.chooseCells("Layer", 0, attention),
+        this.chooseCells("Head", 1, attention),
+        this.segments("how", "Several heads", [["mean", "mean"], ["max", "maximum"]], attention),
+        this.segments("scale", "Scale", [["shared", "same everywhere"], ["view", "this view"]]),
+        this.check("lines", "lines", attention),
+        this.check("light", "darken the rest"),
+        sources.some((source) => source.doc.rows.some((row) => row.words.some((word) => word.tokens.length > 1)))
+          ? this.check("pieces", "word pieces")
+          : null
+      );
+      const wide = window.matchMedia("(min-width: 721px)").matches;
+      this.element = make("details", { className: "vl-toolbar", open: wide }, make("summary", { textContent: "What is shown" }), fields);
+    }
+  }
+
+  let controllers = 0;
+
+  /** The state, who is told of it, and what the pointer and the keyboard do. */
+  class Controller {
+    constructor(container, documents, options = {}) {
+      this.id = controllers++;
+      this.container = container;
+      this.options = options;
+      this.sources = documents.map((doc) => new Source(doc));
+      this.state = this.normalise({ ...DEFAULTS, ...options.state });
+      this.hovered = null;
+      this.root = make("div", { className: "vl", "data-columns": documents.length });
+      container.replaceChildren(this.root);
+      this.refreshPalette();
+      this.views = this.sources.map((source, n) => new View(this, n, source, options.before?.[n] ?? null));
+      this.toolbar = new Toolbar(this);
+      this.exports = new Exports(this);
+      const columns = make("div", { className: "vl-columns" }, ...this.views.map((view) => view.element));
+      columns.style.setProperty("--vl-count", documents.length);
+      const questions = [...new Set(documents.map((doc) => doc.question))];
+      const heading = make("h2", { textContent: questions.join(" · ") });
+      this.root.append(heading, this.toolbar.element, columns, this.exports.element);
+      this.listen();
+      this.paint();
+    }
+
+    /** A state whose fields all have a meaning for these documents. */
+    normalise(state) {
+      const methods = this.sources.flatMap((source) => source.methods);
+      const shows = [...methods, "attention"];
+      const directions = this.sources.flatMap((source) => source.directions);
+      const keys = this.sources.flatMap((source) => source.keys);
+      const among = (value, valid, otherwise) => (valid.includes(value) ? value : otherwise);
+      return {
+        ...state,
+        show: among(state.show, shows, shows[0]),
+        answer: among(state.answer, keys, null),
+        versus: among(state.versus, keys, null),
+        evidence: among(state.evidence, ["for", "against"], "for"),
+        direction: among(state.direction, directions, directions[0] ?? "text_to_text"),
+        cells: /^(all|(\d+|\*)\.(\d+|\*)(,(\d+|\*)\.(\d+|\*))*)$/.test(state.cells) ? state.cells : "all",
+        how: among(state.how, ["mean", "max"], "mean"),
+        scale: among(state.scale, ["shared", "view"], "shared"),
+        row: Number.isInteger(state.row) ? state.row : null,
+        lock: this.checkLock(state.lock, state.pieces),
+      };
+    }
+
+    checkLock(lock, pieces) {
+      const source = lock && this.sources[lock.document];
+      const row = source?.doc.rows[lock.row];
+      if (!row) return null;
+      const count = lock.kind === "words" ? source.units(lock.row, pieces).length : lock.kind === "regions" ? row.regions.length : 0;
+      return Number.isInteger(lock.index) && lock.index >= 0 && lock.index < count ? lock : null;
+    }
+
+    set(changes) {
+      const next = { ...this.state, ...changes };
+      // Maps of another direction have other layers, and pieces other numbers.
+      if (changes.direction && changes.direction !== this.state.direction && !changes.cells) next.cells = "all";
+      if ("pieces" in changes && changes.pieces !== this.state.pieces && !changes.lock) next.lock = null;
+      if (changes.answer !== undefined && changes.row === undefined) next.row = null;
+      this.state = this.normalise(next);
+      this.paint();
+      this.options.onState?.(this.state);
+    }
+
+    clear() {
+      this.hovered = null;
+      this.set({ lock: null });
+    }
+
+    hover(target) {
+      if (same(target, this.hovered)) return;
+      this.hovered = target;
+      this.paint();
+    }
+
+    paint() {
+      const chosen = this.hovered ?? this.state.lock;
+      this.toolbar.paint(this.state);
+      for (const view of this.views) view.paint(chosen && this.translate(chosen, view));
+      this.exports.paint();
+    }
+
+    /** What a selection in one document is in another: the same word, the box that covers it best; null if neither. */
+    translate(selection, view) {
+      if (view.number === selection.document) return selection;
+      const from = this.sources[selection.document];
+      const row = Math.min(selection.row, view.source.doc.rows.length - 1);
+      const index = selection.kind === "words" ? this.matchWord(from, view.source, selection, row) : matchRegion(from, view.source, selection, row);
+      return index < 0 ? null : { ...selection, document: view.number, row, index };
+    }
+
+    matchWord(from, to, selection, row) {
+      const { pieces } = this.state;
+      const own = from.units(selection.row, pieces);
+      const { text } = own[selection.index];
+      const before = own.slice(0, selection.index).filter((unit) => unit.text === text).length;
+      const alike = to.units(row, pieces).flatMap((unit, n) => (unit.text === text ? [n] : []));
+      return alike[before] ?? -1;
+    }
+
+    /** The weight that the strongest colour stands for. */
+    scale(block, values) {
+      const { state } = this;
+      if (state.scale === "view") return largest(values, block.units, block.row.regions) || 1;
+      if (state.show === "attention") return Math.max(...this.sources.map((source) => source.doc.scale)) || 1;
+      const able = this.sources.filter((source) => source.methods.includes(state.show));
+      return Math.max(...able.map((source) => source.reach(state.show, state.evidence))) || 1;
+    }
+
+    /** Which heads are shown. */
+    describeHeads(view) {
+      const { cells, how, direction } = this.state;
+      const layers = view.source.layers(0, direction);
+      const chosen = readCells(cells);
+      const heads = layers.flatMap((layer, l) => range(layer.directions[direction].heads).filter((h) => chosen(l, h)).map((h) => [layer, h]));
+      const all = sum(layers, (layer) => layer.directions[direction].heads);
+      if (heads.length === 1) return `${nameLayer(heads[0][0].name)}, head ${heads[0][1]}`;
+      const word = how === "max" ? "maximum" : "mean";
+      return heads.length && heads.length < all ? `${word} of ${heads.length} heads` : `${word} of all ${all} heads`;
+    }
+
+    refreshPalette() {
+      this.palette = new Palette(this.root);
+      this.theme = this.palette.strong.positive;
+    }
+
+    // ------------------------------------------------------------------ pointer and keyboard
+
+    /** The word or region that an element stands for. */
+    target(element) {
+      const unit = element.closest?.("[data-kind]");
+      if (!unit || !this.root.contains(unit)) return null;
+      return {
+        document: +unit.closest("[data-document]").dataset.document,
+        row: +unit.closest("[data-row]").dataset.row,
+        kind: unit.dataset.kind,
+        index: +unit.dataset.index,
+      };
+    }
+
+    listen() {
+      const { root } = this;
+      root.addEventListener("pointerover", (event) => event.pointerType !== "touch" && this.hover(this.target(event.target)));
+      root.addEventListener("pointerleave", () => this.hover(null));
+      root.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && this.hover(this.target(event.target)));
+      root.addEventListener("focusout", () => this.hover(null));
+      root.addEventListener("click", (event) => this.click(event));
+      root.addEventListener("keydown", (event) => this.press(event));
+      this.onTheme = () => {
+        this.refreshPalette();
+        this.paint();
+      };
+      this.media = window.matchMedia("(prefers-color-scheme: dark)");
+      this.media.addEventListener("change", this.onTheme);
+      this.themes = new MutationObserver(this.onTheme);
+      this.themes.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+    }
+
+    click(event) {
+      const bar = event.target.closest("[data-answer]");
+      if (bar) return this.chooseAnswer(bar);
+      const target = this.target(event.target);
+      if (target) this.set({ lock: same(target, this.state.lock) ? null : target });
+    }
+
+    chooseAnswer(bar) {
+      const number = +bar.closest("[data-document]").dataset.document;
+      const source = this.sources[number];
+      const answer = +bar.dataset.answer;
+      this.set({ answer: source.keys[answer] });
+      this.options.onAnswer?.(source.doc.answers[answer], number);
+    }
+
+    press(event) {
+      if (event.key === "Escape") return this.clear();
+      const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -1e9, End: 1e9 };
+      const group = event.target.closest(".vl-words, .vl-list");
+      if (!(event.key in steps) || !group || !event.target.matches("[data-kind]")) return undefined;
+      const all = [...group.querySelectorAll("[data-kind]")];
+      const next = all[clamp(all.indexOf(event.target) + steps[event.key], 0, all.length - 1)];
+      event.target.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+      event.preventDefault();
+      return undefined;
+    }
+
+    destroy() {
+      this.media.removeEventListener("change", this.onTheme);
+      this.themes.disconnect();
+      for (const view of this.views) view.blocks.forEach((block) => block.destroy());
+      this.root.remove();
+    }
+  }
+
+  const same = (a, b) =>
+    a === b || (a && b && a.document === b.document && a.row === b.row && a.kind === b.kind && a.index === b.index);
+
+  /** The region of another document that covers a region best, by more than half of both together; -1 if none does. */
+  function matchRegion(from, to, selection, row) {
+    const region = from.doc.rows[selection.row].regions[selection.index];
+    const others = to.doc.rows[row].regions;
+    if (!region.box) return others.findIndex((other) => other.name === region.name);
+    let [best, most] = [-1, 0.5];
+    others.forEach((other, n) => {
+      if (!other.box || other.image !== region.image || other.special !== region.special) return;
+      const shared = overlap(region.box, other.box);
+      const share = shared / (area(region.box) + area(other.box) - shared || 1);
+      if (share > most) [best, most] = [n, share];
+    });
+    return best;
+  }
+
+  // ---------------------------------------------------------------------------------------------- taking it away
+
+  /** The figure on the screen as a vector or a bitmap, its numbers, and a caption. */
+  class Exports {
+    constructor(controller) {
+      this.controller = controller;
+      const button = (text, act) => make("button", { type: "button", className: "vl-button", textContent: text, onclick: act });
+      this.text = make("textarea", { className: "vl-caption", readOnly: true, rows: 4, "aria-label": "Caption for LaTeX" });
+      this.element = make(
+        "section",
+        { className: "vl-exports" },
+        make("h3", { textContent: "Take it away" }),
+        make(
+          "div",
+          { className: "vl-buttons" },
+          button("SVG", () => this.save("svg", this.svg(), "image/svg+xml")),
+          button("PNG, 2×", async () => this.save("png", await this.png())),
+          button("CSV", () => this.save("csv", this.csv(), "text/csv")),
+          button("JSON", () => this.save("json", this.json(), "application/json")),
+          button("Copy caption", () => this.copy())
+        ),
+        this.text
+      );
+    }
+
+    paint() {
+      this.text.value = this.caption();
+    }
+
+    async copy() {
+      this.text.select();
+      await navigator.clipboard?.writeText(this.text.value).catch(() => document.execCommand("copy"));
+    }
+
+    save(ending, content, type) {
+      const blob = content instanceof Blob ? content : new Blob([content], { type });
+      const address = URL.createObjectURL(blob);
+      const { model, question } = this.controller.sources[0].doc;
+      const name = `${model.name}-${question}`.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 60).replace(/^-|-$/g, "");
+      make("a", { href: address, download: `${name}.${ending}` }).click();
+      setTimeout(() => URL.revokeObjectURL(address), 10000);
+    }
+
+    json() {
+      const docs = this.controller.sources.map((source) => source.doc);
+      return JSON.stringify(docs.length === 1 ? docs[0] : docs);
+    }
+
+    /** A line for each word and box: its names, its scores for the chosen answer by every method, and what is shown. */
+    csv() {
+      const { state, views, sources } = this.controller;
+      const methods = [...new Set(sources.flatMap((source) => source.methods))];
+      const lines = [["model", "row", "kind", "number", "name", "special", "image", "x1", "y1", "x2", "y2", "answer", ...methods, "shown"]];
+      for (const view of views) {
+        const { doc } = view.source;
+        const answer = view.source.answer(state.answer);
+        const chosen = this.controller.state.lock;
+        for (const block of view.blocks) {
+          const own = chosen && this.controller.translate(chosen, view);
+          const { values } = block.compute(own?.row === block.number ? own : null);
+          const scores = methods.map((method) =>
+            view.source.methods.includes(method) ? view.source.scoresOf(block.number, method, answer, block.units, "for") : {}
+          );
+          const add = (kind, n, name, special, image, box) =>
+            lines.push([
+              doc.model.name, block.number, kind, n, name, special, image ?? "", ...(box ?? ["", "", "", ""]), doc.answers[answer]?.text ?? "",
+              ...scores.map((one) => one[kind]?.[n] ?? ""), values[kind]?.[n] ?? "",
+            ]);
+          block.units.forEach((unit, n) => add("words", n, unit.text, unit.special));
+          block.row.regions.forEach((region, n) => add("regions", n, region.name, region.special, region.image, region.box));
+        }
+      }
+      const cell = (value) => (/[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
+      return `${lines.map((line) => line.map(cell).join(",")).join("\n")}\n`;
+    }
+
+    /** A caption for LaTeX that says what is shown, of which model, and how to make it again. */
+    caption() {
+      const { state, views } = this.controller;
+      const tex = (text) => text.replace(/[\\{}$&#%_^~]/g, (c) => ({ "\\": "\\textbackslash{}", "^": "\\^{}", "~": "\\~{}" })[c] ?? `\\${c}`);
+      const what =
+        state.show === "attention"
+          ? `attention (${DIRECTIONS[state.direction].label.replace("→", "to")}; ${this.controller.describeHeads(views[0])})`
+          : `${METHODS[state.show].name.toLowerCase().replace("×", "times")}${state.evidence === "against" && state.show === "relevance" ? ", evidence against the answer" : ""}`;
+      const models = views.map((view) => {
+        const { model, answers } = view.source.doc;
+        const answer = answers[view.source.answer(state.answer)];
+        const sure = answer ? `: ${tex(answer.text)} (${(100 * answer.probability).toFixed(0)}\\,\\%)` : "";
+        return `${tex(model.name)}, weights \\texttt{${model.checkpoint}}${sure}`;
+      });
+      const question = tex(views[0].source.doc.question);
+      const versus = state.versus === null ? "" : `, minus that of ${tex(state.versus)}`;
+      const commands = [...new Set(views.map((view) => view.source.doc.model.command))].map((command) => `\\texttt{${tex(command)}}`);
+      return `\\caption{\`\`${question}'' Colours: ${what}${versus}. ${models.join("; ")}. Made by ${commands.join(" and ")}.}`;
+    }
+
+    svg() {
+      return new Figure(this.controller).toString();
+    }
+
+    /** The figure at twice its size. */
+    async png() {
+      const figure = new Figure(this.controller);
+      const picture = new Image();
+      picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(figure.toString())}`;
+      await picture.decode();
+      const canvas = make("canvas", { width: 2 * figure.width, height: 2 * figure.height });
+      canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+      return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+    }
+  }
+
+  /** What is on the screen as one SVG without a style sheet around it. */
+  class Figure {
+    constructor(controller) {
+      this.controller = controller;
+      this.column = 900;
+      const style = getComputedStyle(controller.root);
+      this.ink = style.color;
+      this.paper = style.getPropertyValue("--vl-paper").trim();
+      const groups = controller.views.map((view, n) => this.drawView(view, n * (this.column + 40)));
+      this.width = controller.views.length * (this.column + 40);
+      this.height = Math.ceil(Math.max(...groups.map((group) => group.bottom)) + 20);
+      this.svg = draw(
+        "svg",
+        { xmlns: "http://www.w3.org/2000/svg", viewBox: `0 0 ${this.width} ${this.height}`, width: this.width, height: this.height },
+        draw("style", {}, "text{font:13px system-ui,sans-serif}.vl-halo{fill:none;stroke:#fff}.vl-labels text{font:600 12px system-ui,sans-serif}.vl-mark{fill:none;stroke:#0b7a75;stroke-width:2;stroke-dasharray:6 3}"),
+        draw("rect", { width: this.width, height: this.height, fill: this.paper }),
+        ...groups.map((group) => group.element)
+      );
+    }
+
+    text(x, y, words, attributes = {}) {
+      return draw("text", { x, y, fill: this.ink, ...attributes }, words);
+    }
+
+    drawView(view, left) {
+      const { doc } = view.source;
+      const { state } = this.controller;
+      const element = draw("g", { transform: `translate(${left + 20} 0)` });
+      element.append(
+        this.text(0, 30, doc.question, { "font-weight": 700, style: "font-size:18px" }),
+        this.text(0, 50, `${doc.model.name}, weights ${doc.model.checkpoint}`, { "fill-opacity": 0.7 })
+      );
+      let y = 74;
+      const answers = doc.answers.slice(0, MOST_BARS);
+      answers.forEach((answer, n) => {
+        const chosen = n === view.source.answer(state.answer);
+        element.append(
+          this.text(0, y + 11, answer.text.slice(0, 46), { "font-weight": chosen ? 700 : 400 }),
+          draw("rect", { x: 300, y, width: 400, height: 12, rx: 6, fill: this.ink, "fill-opacity": 0.1 }),
+          draw("rect", { x: 300, y, width: Math.max(1, 400 * answer.probability), height: 12, rx: 6, fill: this.ink, "fill-opacity": chosen ? 0.75 : 0.35 }),
+          this.text(712, y + 11, percent(answer.probability))
+        );
+        y += 22;
+      });
+      y += 10;
+      for (const block of view.blocks) y = this.drawBlock(block, element, y);
+      const legend = [...view.legend.children].map((part) => part.textContent).filter(Boolean);
+      element.append(this.text(0, y + 8, `Scale: ${legend.slice(0, 2).join(" to ")} (${legend[2]})`, { "fill-opacity": 0.7 }));
+      return { element, bottom: y + 20 };
+    }
+
+    drawBlock(block, element, top) {
+      const selection = this.controller.state.lock && this.controller.translate(this.controller.state.lock, block.view);
+      const own = selection?.row === block.number ? selection : null;
+      const { values, scale } = block.compute(own);
+      const middles = { words: [], regions: [] };
+      let y = top;
+      for (const picture of block.pictures) {
+        if (!picture.width) continue;
+        const zoom = 430 / picture.width;
+        const copy = draw("g", { transform: `translate(0 ${y}) scale(${zoom})` }, ...[...picture.svg.children].map((part) => part.cloneNode(true)));
+        copy.querySelectorAll(".vl-hit").forEach((hit) => hit.remove());
+        element.append(copy);
+        for (const box of picture.boxes) {
+          const middle = picture.middle(box.index);
+          if (middle) middles.regions[box.index] = [middle[0] * zoom, y + middle[1] * zoom];
+        }
+        y += picture.height * zoom + 12;
+      }
+      const bottom = this.drawSide(block, element, top, values, scale, middles);
+      this.drawLines(block, element, own, scale, middles);
+      return Math.max(y, bottom) + 8;
+    }
+
+    /** Words and the strongest boxes, right of the picture; returns where they end. */
+    drawSide(block, element, top, values, scale, middles) {
+      const { palette } = this.controller;
+      let [x, y] = [460, top];
+      block.units.forEach((unit, n) => {
+        const width = measure(unit.text, "13px system-ui, sans-serif") + 14;
+        if (x + width > this.column) [x, y] = [460, y + 32];
+        const strength = values.words ? values.words[n] / scale : 0;
+        element.append(
+          draw("rect", { x, y, width, height: 24, rx: 5, fill: palette.css(strength), "fill-opacity": unit.special ? 0.6 : 1 }),
+          this.text(x + 7, y + 16, unit.text, { fill: palette.ink(strength) })
+        );
+        middles.words[n] = [x + width / 2, y + 2];
+        x += width + 5;
+      });
+      y += 44;
+      const order = values.regions ? block.sort(values.regions).slice(0, 8) : [];
+      for (const n of order) {
+        const value = values.regions[n];
+        element.append(
+          this.text(460, y + 11, block.row.regions[n].name.slice(0, 34)),
+          draw("rect", { x: 690, y: y + 1, width: Math.max(1, 140 * clamp(Math.abs(value) / scale, 0, 1)), height: 11, rx: 5, fill: palette.hue(value) }),
+          this.text(842, y + 11, format(value))
+        );
+        y += 20;
+      }
+      return y;
+    }
+
+    drawLines(block, element, selection, scale, middles) {
+      const { state, palette } = this.controller;
+      if (!state.lines || state.show !== "attention") return;
+      const { from, to } = DIRECTIONS[state.direction];
+      for (const { start, end, weight } of block.links(selection).slice(0, MOST_LINES)) {
+        const [a, b] = [middles[from][start], middles[to][end]];
+        if (!a || !b) continue;
+        const strength = clamp(weight / scale, 0, 1);
+        element.append(draw("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1], stroke: palette.hue(1), "stroke-width": 1 + 3 * strength, "stroke-opacity": 0.15 + 0.85 * strength }));
+      }
+    }
+
+    toString() {
+      return new XMLSerializer().serializeToString(this.svg);
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------- addresses
+
+  /** The fields of a state that are not as by default, for the fragment of an address. */
+  function stateToFragment(state) {
+    const fields = new URLSearchParams();
+    for (const [name, value] of Object.entries(state)) {
+      if (!(name in DEFAULTS) || value === DEFAULTS[name] || value === null) continue;
+      fields.set(name, name === "lock" ? [value.document, value.row, value.kind, value.index].join(".") : value);
+    }
+    return fields.toString();
+  }
+
+  /** The state that a fragment stands for; what it does not name is as by default. */
+  function fragmentToState(fragment) {
+    const state = {};
+    for (const [name, text] of new URLSearchParams(fragment.replace(/^#/, ""))) {
+      if (!(name in DEFAULTS)) continue;
+      if (typeof DEFAULTS[name] === "boolean") state[name] = text === "true";
+      else if (name === "row") state.row = Number(text);
+      else if (name === "lock") {
+        const [document_, row, kind, index] = text.split(".");
+        state.lock = { document: +document_, row: +row, kind, index: +index };
+      } else state[name] = text;
+    }
+    return state;
+  }
+
+  function render(container, documents, options) {
+    const controller = new Controller(container, documents, options);
+    return controller;
+  }
+
+  /** Draw the page that holds its documents itself; its state is the fragment of the address. */
+  function open(container, documents, first = {}) {
+    const read = () => ({ ...first, ...fragmentToState(location.hash) });
+    const onState = (state) => history.replaceState(null, "", `#${stateToFragment(state)}`);
+    const controller = render(container, documents, { state: read(), onState });
+    window.addEventListener("hashchange", () => controller.set({ ...DEFAULTS, ...read() }));
+    return controller;
+  }
+
+  window.visling = { render, open, stateToFragment, fragmentToState };
+})();
