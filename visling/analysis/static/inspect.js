@@ -95,7 +95,8 @@
   /** A weight with three digits. */
   function format(value) {
     const size = Math.abs(value);
-    const text = size === 0 ? "0" : size >= 0.001 ? size.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3) : "<0.001";
+    if (size > 0 && size < 0.001) return value < 0 ? ">−0.001" : "<0.001";
+    const text = size === 0 ? "0" : size.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
     return value < 0 ? `−${text}` : text;
   }
 
@@ -961,6 +962,7 @@
       this.view = view;
       this.source = view.source;
       this.controller = view.controller;
+      this.known = new Map(); // map of a layer -> strongest weight of each head
       this.table = make("table", { className: "vl-heads" });
       this.about = make("p", { className: "vl-small" });
       this.menus = new Menus(view.controller);
@@ -1003,9 +1005,12 @@
       const { state } = this.controller;
       this.menus.paint(state);
       const layers = this.source.layers(row, state.direction);
-      const key = [row, state.direction, state.multiples, this.controller.theme].join();
-      if (key !== this.built) this.build(row, layers);
-      this.built = key;
+      const look = [row, state.direction, state.multiples, this.controller.theme].join();
+      const key = [look, state.show, state.cells, state.quantity, state.quantity === "selected" && JSON.stringify(selection)].join();
+      if (key === this.painted) return;
+      this.painted = key;
+      if (look !== this.built) this.build(row, layers);
+      this.built = look;
       const values = this.measure(row, layers, selection);
       const most = Math.max(...values.flat(), 1e-9);
       const chosen = readCells(state.cells);
@@ -1090,8 +1095,8 @@
 
     /** Largest weight of a head between what is not special. */
     strongest(row, part, head) {
-      part.strongest ??= [];
-      return (part.strongest[head] ??= this.largestOf(row, part, head, () => true));
+      if (!this.known.has(part)) this.known.set(part, []);
+      return (this.known.get(part)[head] ??= this.largestOf(row, part, head, () => true));
     }
 
     /** Largest weight of a head from, or to, what is selected. */
@@ -1228,8 +1233,6 @@
       this.source = source;
       this.before = before;
       this.edits = { row: 0, words: new Set(), regions: new Set(), boxes: [] };
-      this.body = make("div", { className: "vl-body" });
-      this.editor = controller.options.onEdit ? new Editor(this) : null;
       this.answers = new Answers(this);
       this.heads = new HeadMap(this);
       this.truth = new Truth(this);
@@ -1237,6 +1240,8 @@
       this.legend = make("div", { className: "vl-legend" });
       this.caution = make("p", { className: "vl-caution" });
       this.readout = make("p", { className: "vl-readout", role: "status", "aria-live": "polite" });
+      this.body = make("div", { className: "vl-body" });
+      this.editor = controller.options.onEdit ? new Editor(this) : null;
       const { doc } = source;
       this.element = make(
         "article",
@@ -1645,8 +1650,10 @@
 
     paint() {
       const chosen = this.hovered ?? this.state.lock;
-      this.toolbar.paint(this.state);
       for (const view of this.views) view.paint(chosen && this.translate(chosen, view));
+      if (this.painted === this.state) return; // what follows is the same under every selection
+      this.painted = this.state;
+      this.toolbar.paint(this.state);
       this.exports.paint();
     }
 
