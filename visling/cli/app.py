@@ -39,7 +39,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
     "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune, "multitask": multitask},
     "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
-    "Looking inside": {"inspect": inspect, "serve": serve, "analysis": analysis_app},
+    "Inspection": {"inspect": inspect, "serve": serve, "analysis": analysis_app},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }
