@@ -27,6 +27,9 @@ export function percent(share) {
   return `${Math.round(share * 100)}%`;
 }
 
+/** A score with two digits behind the point. */
+export const decimal = (score) => score.toFixed(2).replace("-", "−");
+
 /** A change of a share in points: "+12", "−3", "0". */
 export function points(change) {
   const rounded = Math.round(change * 100);
