@@ -47,7 +47,7 @@ def heads(
     Example: visling analysis heads pretrain --out heads.json --page heads.html
     """
     from visling import runtime
-    from visling.analysis.encoding import encode_shown
+    from visling.analysis.encoded_rows import encode_shown
     from visling.analysis.head_statistics import HeadSums, render_heads
     from visling.runs.examples import open_run
 

@@ -6,17 +6,13 @@ import sys
 import webbrowser
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from visling.cli.options import IMAGES, Device, Offline, OtherFeatures
 from visling.cli.printing import download_bar
 from visling.errors import RunError
-
-if TYPE_CHECKING:
-    from visling.serve.pictures import Pictures
-    from visling.serve.served import ServedModel
 
 _ACCESS = "Who may ask"
 
@@ -88,6 +84,7 @@ def serve(
     from visling.serve.app import create_app
     from visling.serve.examples import find_scenes, gallery_of
     from visling.serve.pictures import Pictures
+    from visling.serve.runs import load_runs
     from visling.serve.settings import ServeSettings
 
     private = listen.is_loopback(host) and not allow_host
@@ -103,7 +100,14 @@ def serve(
             examples=examples or (None if scenes is None else gallery_of(scenes)),
         )
         pictures = Pictures(settings)
-        models = _load(run, pictures, detector, other_features, device, offline)
+        with download_bar() as report:
+            models = load_runs(
+                run, pictures, detector=detector, other_features=other_features, device=device,
+                offline=offline or None, report=report,
+            )  # fmt: skip
+        for model in models:
+            if model.predictor.notice:
+                print(f"note: {model.name}: {model.predictor.notice}", file=sys.stderr)
         address = listen.address_of(listening, host, token)
 
         def say_ready() -> None:
@@ -120,24 +124,3 @@ def _check_extra() -> None:
     missing = [name for name in ("fastapi", "uvicorn") if util.find_spec(name) is None]
     if missing:
         raise RunError(f"visling serve needs {' and '.join(missing)}. Install them: pip install 'visling[serve]'")
-
-
-def _load(
-    runs: list[str], pictures: Pictures, detector: Path | None, other_features: bool, device: str, offline: bool
-) -> list[ServedModel]:
-    """The models of all runs; of a run of several tasks one for each."""
-    from visling import api
-    from visling.serve.listen import name_runs
-    from visling.serve.served import ServedModel
-
-    models = []
-    with download_bar() as report:
-        for run, name in zip(runs, name_runs(runs), strict=True):
-            tasks = list(api.from_pretrained(run, offline=offline or None).tasks) if Path(run).exists() else []
-            for task in tasks or [None]:
-                model = api.load(
-                    run, task=task, detector=detector, other_features=other_features, device=device,
-                    offline=offline or None, report=report,
-                )  # fmt: skip
-                models.append(ServedModel(name if task is None else f"{name}: {task}", model, pictures))
-    return models

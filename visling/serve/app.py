@@ -25,7 +25,7 @@ from visling.serve.compute import ComputeQueue, QueueFull
 from visling.serve.examples import list_clear_questions, offer_questions
 from visling.serve.guard import UPLOADS, Guard, say
 from visling.serve.pictures import Pictures, UnknownPicture
-from visling.serve.served import Asked, ServedModel
+from visling.serve.served import Asked, Inspected, ServedModel
 from visling.serve.settings import ServeSettings
 
 STATIC = (Path(__file__).parent / "static", Path(analysis_package).parent / "static")
@@ -207,10 +207,16 @@ def create_app(
         return schema.AnswerInfo(**found)
 
     @app.post("/api/inspect", response_class=JSONResponse)
-    async def inspect(body: schema.AnswerRequest, request: Request) -> Response:
+    async def inspect(body: schema.InspectRequest, request: Request) -> Response:
         """Ask a model, and see what it looked at: the document "visling-inspection-1"."""
         model, asked, _ = check(body)
-        found = await wait_for(request, queue.ask(model.inspect, asked, pixels=settings.most_pixels))
+        changed = Inspected(
+            **vars(asked),
+            without_words=schema.list_places(body.without_words),
+            without_regions=schema.list_places(body.without_regions),
+            boxes=tuple((drawn.image, drawn.box) for drawn in body.boxes),
+        )
+        found = await wait_for(request, queue.ask(model.inspect, changed, pixels=settings.most_pixels))
         return Response(found, media_type="application/json")
 
     @app.post("/api/search")

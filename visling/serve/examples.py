@@ -18,6 +18,7 @@ from visling.data.annotations.referring import ReferringRecord
 from visling.data.annotations.statements import Nlvr2Record
 from visling.data.annotations.vcr import Sentence, VcrRecord
 from visling.errors import VislingError
+from visling.image_ids import canonical
 from visling.pretrained.description import find_run
 from visling.scenes.clear_questions import list_questions
 from visling.serve.pictures import Pictures
@@ -95,11 +96,11 @@ def offer_questions(
         )
         return list(itertools.islice(turns, MOST_QUESTIONS))
     offered: list[OfferedQuestion] = []
-    paths = {path.stem: path for path in _list_pictures(scenes)}
+    paths = {canonical(path.stem): path for path in _list_pictures(scenes)}
     taken: set[str] = set()
     for record in _read_records(model.predictor.task, scenes):
         question = describe_record(record)
-        files = [paths.get(image) for image in record.images]
+        files = [paths.get(canonical(image)) for image in record.images]
         if question is None or None in files or not taken.isdisjoint(record.images):
             continue
         ids = [pictures.offer(file) for file in files if file is not None]

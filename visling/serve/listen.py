@@ -1,4 +1,4 @@
-"""From runs to a listening server: load, bind, answer until Ctrl-C."""
+"""Where the server listens: this machine alone, unless it is told otherwise; and how it starts and ends."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,15 +41,14 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         return _listen(host, port)
-    except (OSError, OverflowError) as error:
-        with contextlib.suppress(OSError, OverflowError):
+    except OSError as error:
+        with contextlib.suppress(OSError):
             _listen(host, 0).close()  # the address itself is one of this machine
             free = _find_free_port(host, port)
             hint = "" if free is None else f" Port {free} is free: --port {free}."
-            raise RunError(f"cannot listen on port {port} of {host}: {_explain(error)}.{hint}") from error
-        raise RunError(
-            f"cannot listen on {host}: {_explain(error)}. Give --host an address of this machine, such as 127.0.0.1."
-        ) from error
+            raise RunError(f"cannot listen on port {port} of {host}: {error.strerror or error}.{hint}") from error
+        why = error.strerror or error
+        raise RunError(f"cannot listen on {host}: {why}. Give an address of this machine: --host 127.0.0.1.") from error
 
 
 def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> None:
@@ -94,17 +92,6 @@ def address_of(listening: socket.socket, host: str, token: str | None) -> str:
     return f"http://{name}:{port}/" + ("" if token is None else f"?token={token}")
 
 
-def name_runs(runs: Sequence[str]) -> list[str]:
-    """A short name for each run: the last two folders of its path, and a number where that is taken."""
-    names: list[str] = []
-    for run in runs:
-        parts = Path(run).resolve().parts if Path(run).exists() else Path(run).parts
-        short = "/".join(parts[-2:]).strip("/") or run
-        number = sum(name == short or name.startswith(f"{short} (") for name in names)
-        names.append(f"{short} ({number + 1})" if number else short)
-    return names
-
-
 def _listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -121,12 +108,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _find_free_port(host: str, port: int) -> int | None:
-    for other in range(port + 1, min(port + 1 + _PORTS_TRIED, 65536)):
+    first = max(port + 1, 1024)  # those below need special rights
+    for other in range(first, min(first + _PORTS_TRIED, 65536)):
         with contextlib.suppress(OSError):
             _listen(host, other).close()
             return other
     return None
-
-
-def _explain(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

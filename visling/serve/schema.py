@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,27 @@ class AnswerRequest(_Sent):
     images: list[str] = Field(default=[], description="Ids of uploads or examples, as many as the task reads.")
     text: str = Field(description="The question, sentence, expression or caption.")
     choices: list[str] = Field(default=[], description="Answers to choose from, for tasks that read them.")
+
+
+class DrawnBox(_Sent):
+    """A box that the reader draws."""
+
+    image: int = Field(default=0, description="Which of the question's images it is in.")
+    box: tuple[float, float, float, float] = Field(description="Corners x1, y1, x2, y2 in pixels of the image.")
+
+
+Number = int | tuple[int, int]
+"""Number of a word or region in the first row of a document, or in the row that stands before it."""
+
+
+class InspectRequest(AnswerRequest):
+    """A question to be looked into, perhaps changed: asked again without some words and regions, with drawn boxes."""
+
+    without_words: list[Number] = Field(default=[], description="Numbers in the row's `words`, or [row, number].")
+    without_regions: list[Number] = Field(
+        default=[], description="Numbers in the row's `regions`, or [row, number], of the document without drawn boxes."
+    )
+    boxes: list[DrawnBox] = []
 
 
 class SearchRequest(_Sent):
@@ -99,6 +121,11 @@ class ErrorInfo(BaseModel):
     """Why a request failed."""
 
     error: str
+
+
+def list_places(numbers: Sequence[Number]) -> tuple[tuple[int, int], ...]:
+    """(row, number) of each."""
+    return tuple((0, number) if isinstance(number, int) else number for number in numbers)
 
 
 def describe_invalid(errors: list[Any]) -> str:

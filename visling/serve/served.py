@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
 
-from visling.analysis.question import Question, SeenImage
+from visling.analysis.changing import Box, Place, draw_boxes, find_regions, leave_out
+from visling.analysis.question import Prepared, Question, SeenImage
 from visling.api import Predictor
-from visling.errors import VislingError
+from visling.errors import DataError, VislingError
 from visling.serve.cache import ByteCache
 from visling.serve.pictures import Pictures
 from visling.vision.images import decode_image
@@ -40,6 +41,17 @@ class Asked:
     images: tuple[str, ...]
     text: str
     choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspected(Asked):
+    """A question to be looked into, perhaps changed by its reader."""
+
+    without_words: tuple[Place, ...] = ()
+    without_regions: tuple[Place, ...] = ()
+    """Numbers are those of the question without drawn boxes."""
+    boxes: tuple[tuple[int, Box], ...] = ()
+    """Number of the image, and a box to be added to it."""
 
 
 class ServedModel:
@@ -85,17 +97,34 @@ class ServedModel:
                 found[first] = self._answer_alone(questions[first]) if waiting else error
         return [found[number] for number in range(len(asked))]
 
-    def inspect(self, asked: Sequence[Asked]) -> list[bytes | Exception]:
+    def inspect(self, asked: Sequence[Inspected]) -> list[bytes | Exception]:
         """The document of each question, as `Inspection.to_json` writes it, or why there is none."""
         found: list[bytes | Exception] = []
         for one in asked:
             try:
-                seen = [self.look(image) for image in one.images]
-                document = self.predictor.inspect(seen, one.text, one.choices).to_json()
+                document = self.predictor.inspect_prepared(self._prepare(one)).to_json()
                 found.append(json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
             except Exception as error:
                 found.append(error)
         return found
+
+    def _prepare(self, asked: Inspected) -> Prepared:
+        """A question with the changes of its reader."""
+        predictor = self.predictor
+        seen = [self.look(image) for image in asked.images]
+        prepared = predictor.prepare(Question(seen, asked.text, asked.choices))
+        regions = asked.without_regions
+        if asked.boxes:
+            for number in {number for number, _ in asked.boxes}:
+                if not 0 <= number < len(seen):
+                    raise DataError(f"a box is drawn in image {number}; there are {len(seen)}, counted from 0.")
+                boxes = [box for image, box in asked.boxes if image == number]
+                seen[number] = draw_boxes(seen[number], predictor.detector, boxes, predictor.spec.max_regions)
+            plain, prepared = prepared, predictor.prepare(Question(seen, asked.text, asked.choices))
+            regions = tuple(find_regions(plain, prepared, regions))
+        if asked.without_words or regions:
+            prepared = leave_out(prepared, predictor.tokenizer, words=asked.without_words, regions=regions)
+        return prepared
 
     def rank(self, asked: Sequence[Asked]) -> list[list[float] | Exception]:
         """How well the text of each question fits each of its images, in their order."""

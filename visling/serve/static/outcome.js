@@ -68,8 +68,9 @@ function joinAnswers(before, after) {
 /** Pictures at hand in the order in which a caption fits them.
     @param ranking [{id, score}], best first.
     @param names id -> name.
+    @param looked id of the picture that is looked into, or null.
     @param onPick called with the id of a picture that the reader wants to look into. */
-export function drawRanking(ranking, names, title, onPick) {
+export function drawRanking(ranking, names, title, looked, onPick) {
   const list = make("ol", { class: "ranking" });
   const put = (from, to) =>
     list.append(
@@ -79,7 +80,7 @@ export function drawRanking(ranking, names, title, onPick) {
         const image = make("img", { src: exampleAddress(id), alt: "", loading: "lazy" });
         const pick = make(
           "button",
-          { type: "button", "aria-label": `Place ${rank}: ${name}, score ${score.toFixed(2)}. Look inside.` },
+          { type: "button", "aria-pressed": String(id === looked), "aria-label": `Place ${rank}: ${name}, score ${score.toFixed(2)}. Look inside.` },
           image,
           make("span", { class: "rank" }, String(rank)),
           make("span", { class: "score number" }, score.toFixed(2)),
@@ -89,7 +90,7 @@ export function drawRanking(ranking, names, title, onPick) {
       }),
     );
   put(0, FIRST_PLACES);
-  const section = make("section", {}, make("h2", {}, title), list);
+  const section = make("section", {}, title ? make("h2", {}, title) : null, list);
   if (ranking.length > FIRST_PLACES) {
     const rest = make("button", { type: "button", class: "quiet" }, `Show all ${ranking.length}`);
     rest.addEventListener("click", () => {
