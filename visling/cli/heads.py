@@ -92,6 +92,8 @@ def heads(
 
 def _describe_direction(name: str, part: DirectionStatistics) -> str:
     """A table of its layers and quantities."""
+    if not part.queries:
+        return f"{name.replace('_', ' ')}: nothing to attend to"
     quantities = list(part.quantities)
     width = max(len(layer) for layer in part.layers)
     lines = [
