@@ -340,18 +340,16 @@
       };
     }
 
-    /** Largest size of what is no special token, over all answers of a method. */
-    reach(method, evidence) {
-      const key = `${method} ${evidence}`;
+    /** Largest size of what is no special token, over all rows, of a method's scores for an answer. The scores of
+     *  another answer would not do: those of one that is nearly certain are a hundredth of the others'. */
+    reach(method, answer, evidence) {
+      const key = `${method} ${answer} ${evidence}`;
       if (!this.largest.has(key)) {
-        let most = 0;
-        this.doc.rows.forEach((row, number) => {
+        const sizes = this.doc.rows.map((row, number) => {
           const units = this.units(number, false);
-          this.doc.answers.forEach((_, answer) => {
-            most = Math.max(most, largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions));
-          });
+          return largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions);
         });
-        this.largest.set(key, most);
+        this.largest.set(key, Math.max(...sizes));
       }
       return this.largest.get(key);
     }
@@ -1683,7 +1681,7 @@
       if (state.scale === "view") return largest(values, block.units, block.row.regions) || 1;
       if (state.show === "attention") return Math.max(...this.sources.map((source) => source.doc.scale)) || 1;
       const able = this.sources.filter((source) => source.methods.includes(state.show));
-      return Math.max(...able.map((source) => source.reach(state.show, state.evidence))) || 1;
+      return Math.max(...able.map((source) => source.reach(state.show, source.answer(state.answer), state.evidence))) || 1;
     }
 
     /** Which heads are shown. */
