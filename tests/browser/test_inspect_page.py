@@ -432,16 +432,17 @@ def test_labels_do_not_hide_one_another(visit: Visit, tmp_path: Path) -> None:
             assert shared <= 0.4 * min(width * height, width2 * height2) + 1e-6
 
 
-HOVER = """(kind) => {
+HOVER = """(kind) => [...document.querySelectorAll(`button[data-kind=${kind}]`)].slice(0, 20).map((element) => {
   const times = [];
-  for (const element of [...document.querySelectorAll(`button[data-kind=${kind}]`)].slice(0, 20)) {
+  for (let round = 0; round < 8; round++) {
+    document.querySelector(".vl").dispatchEvent(new PointerEvent("pointerleave"));
     const start = performance.now();
     element.dispatchEvent(new PointerEvent("pointerover", { bubbles: true, pointerType: "mouse" }));
     document.body.getBoundingClientRect();
     times.push(performance.now() - start);
   }
-  return times;
-}"""
+  return Math.min(...times);  // other programs on the machine only ever make it longer
+})"""
 
 
 @pytest.mark.parametrize("fragment", ["show=attention", "show=attention&lines=true&how=max", "show=relevance"])
@@ -450,7 +451,7 @@ def test_a_hover_over_100_boxes_and_20_words_is_answered_in_50_ms(visit: Visit, 
     for kind in ("words", "regions"):
         times = page.evaluate(HOVER, kind)
         assert len(times) == 20
-        assert float(np.median(times)) < 50, times
+        assert max(times) < 50, times
 
 
 def test_100_boxes_and_128_tokens_open(visit: Visit, tmp_path: Path) -> None:

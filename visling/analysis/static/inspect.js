@@ -783,8 +783,8 @@
         element.setAttribute("aria-pressed", n === locked);
       });
       // Rows do not move under the pointer or away from the keyboard's focus.
-      if (this.list.matches(":hover") || this.list.contains(document.activeElement)) return;
-      const order = values ? this.sort(values) : this.items.map((_, n) => n);
+      if (!values || this.list.matches(":hover") || this.list.contains(document.activeElement)) return;
+      const order = this.sort(values);
       if (order.some((n, place) => this.list.children[place] !== this.items[n])) {
         this.list.replaceChildren(...order.map((n) => this.items[n]));
         this.items.forEach((item, n) => (item.tabIndex = n === order[0] ? 0 : -1));
