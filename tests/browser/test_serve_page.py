@@ -210,7 +210,7 @@ def test_keys_alone_are_enough(visit: Visit, site: str) -> None:
     keys.press("Enter")
     page.wait_for_url("**is+there+a+moon**")
     wait(page)
-    assert page.locator("#status").inner_text().endswith("%.")
+    assert page.locator("#status").inner_text().endswith(" %.")
 
 
 def test_every_control_has_a_name(visit: Visit, site: str) -> None:
