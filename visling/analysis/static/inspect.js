@@ -1681,7 +1681,9 @@
       if (state.scale === "view") return largest(values, block.units, block.row.regions) || 1;
       if (state.show === "attention") return Math.max(...this.sources.map((source) => source.doc.scale)) || 1;
       const able = this.sources.filter((source) => source.methods.includes(state.show));
-      return Math.max(...able.map((source) => source.reach(state.show, source.answer(state.answer), state.evidence))) || 1;
+      const answers = [state.answer, ...(state.versus === null ? [] : [state.versus])];
+      const reach = (source, answer) => source.reach(state.show, source.answer(answer), state.evidence);
+      return Math.max(...able.flatMap((source) => answers.map((answer) => reach(source, answer)))) || 1;
     }
 
     /** Which heads are shown. */
