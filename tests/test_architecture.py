@@ -78,7 +78,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "runs": (
         "configure", "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
         "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "examples",
-        "evaluate",
+        "untrained", "evaluate",
         "finetune", "multitask",
         "count_products", "needed_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),

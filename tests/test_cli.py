@@ -1134,6 +1134,50 @@ def test_one_entry_of_the_catalogue_is_shown_whole(call: Call) -> None:
     refused(call("catalog", "lxmert-vqa", "--model", "lxmert"), "leave them out where NAME is given")
 
 
+def test_a_model_is_looked_into(call: Call, world: Any) -> None:
+    shown = call("analysis", "heads", world.vqa, "--split", "val", "--out", "heads.json", "--page", "heads.html")
+    assert shown.status == 0, shown
+    assert f"{world.vqa}, val, 12 examples" in shown.out
+    assert re.search(r"^  layers\.0  0\.\d{3} \(0\.\d{3} to 0\.\d{3}\) ", shown.out, flags=re.MULTILINE)
+    assert shown.out.endswith("Wrote heads.json\nWrote heads.html\n")
+    again = call("analysis", "heads", world.vqa, "--split", "val", "--json", "--batch-size", 3).json()
+    written = json.loads(Path("heads.json").read_text())
+    assert again["directions"] == written["directions"]
+    mass = [found["statistics"]["mass"]["text_to_regions"]["layers.0"] for found in (again, written)]
+    assert mass[0] == pytest.approx(mass[1], abs=1e-6)
+    assert "<h1>What the heads attend to</h1>" in Path("heads.html").read_text()
+    refused(call("analysis", "heads", world.vqa, "--split", "val", "--out", "heads.json"), "heads.json exists")
+    captions = call("analysis", "heads", world.pretrained, "--split", "val", "--examples", 2, "--json").json()
+    assert captions["questions"] == 2
+
+    export = ("analysis", "states", world.vqa, "--split", "val", "--out", "states")
+    assert call(*export, "--json").json() == {
+        "examples": 12, "rows": 12, "layers": ["embeddings", "layers.0"], "pooled": 16, "dtype": "float32",
+        "out": "states",
+    }  # fmt: skip
+    refused(call(*export), "states is not empty", "--resume")
+    refused(call(*export, "--resume"), "complete: there is nothing to resume")
+    pooled = call("analysis", "states", world.vqa, "--split", "val", "--only-pooled", "--out", "pooled")
+    assert "layers    none\n" in pooled.out
+    refused(
+        call("analysis", "states", world.vqa, "--split", "val", "--layer", "layer.0", "--out", "one"),
+        "no layer 'layer.0'", "Did you mean 'layers.0'",
+    )  # fmt: skip
+    refused(
+        call("analysis", "states", world.vqa, "--only-pooled", "--layer", "layers.0", "--out", "one"),
+        "--only-pooled keeps no layer",
+    )
+    drawn = call("analysis", "project", "states", "--points", 20, "--out", "map.html", "--json").json()
+    assert (drawn["layer"], drawn["out"], drawn["json"]) == ("layers.0", "map.html", "map.json")
+    assert len(json.loads(Path("map.json").read_text())["points"]) == drawn["points"] <= 20
+    assert "<h1>Words and regions in layers.0</h1>" in Path("map.html").read_text()
+    refused(call("analysis", "project", "states", "--out", "map.html"), "map.html exists")
+    refused(call("analysis", "project", "pooled", "--out", "new.html"), "pooled states alone")
+    refused(call("analysis", "project", "heads.json", "--out", "new.html"), "no hidden states in heads.json")
+    refused(call("analysis", "project", "states", "--out", "map.json"), "name of a page")
+    refused(call("analysis", "project", "states", "--out", "gone/map.html"), "cannot write gone/map.json")
+
+
 def test_models_are_compared(call: Call, world: Any) -> None:
     sizes = (
         "encoder.hidden_size=16",
@@ -1293,7 +1337,8 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "regions extract", "regions convert", "regions inspect", "regions merge", "regions subset", "regions check",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
-        "verify", "catalog", "fetch", "compare", "analysis heads", "inspect", "serve",
+        "verify", "catalog", "fetch", "compare", "inspect", "gallery", "serve",
+        "analysis alignment", "analysis relevance", "analysis heads", "analysis states", "analysis project",
     }  # fmt: skip
 
 

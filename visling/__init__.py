@@ -20,12 +20,14 @@ __all__ = [
     "Answer",
     "Batch",
     "Encoded",
+    "Encoding",
     "Example",
     "Loss",
     "ModelFolder",
     "NativeStore",
     "Objective",
     "Predictor",
+    "Question",
     "Record",
     "Regions",
     "StoreWriter",
@@ -48,7 +50,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from visling import api, boxes, config, models, types
-    from visling.api import Answer, Predictor, from_pretrained, load
+    from visling.analysis.answer import Answer
+    from visling.analysis.encoding import Encoding
+    from visling.analysis.question import Question
+    from visling.api import Predictor, from_pretrained, load
     from visling.data.text import TextLayout, Tokenizer
     from visling.errors import VislingError
     from visling.models import build
@@ -61,8 +66,10 @@ if TYPE_CHECKING:
 
 _MODULES = ("api", "boxes", "config", "models", "types")
 _NAMES = {
-    "Answer": "visling.api",
+    "Answer": "visling.analysis.answer",
+    "Encoding": "visling.analysis.encoding",
     "Predictor": "visling.api",
+    "Question": "visling.analysis.question",
     "from_pretrained": "visling.api",
     "load": "visling.api",
     "TextLayout": "visling.data.text",

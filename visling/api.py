@@ -3,10 +3,17 @@
 model = api.load("demo/small/visualbert/vqa")
 answer = model.answer("picture.png", "what colour is the star?")
 print(answer)  # Answer(red 87 %, blue 9 %; "what colour is the star?", 7 regions)
-print(answer.text, answer.confidence)
+answer.save("answer.png")  # drawn: the picture with its regions, the question, bars; a notebook shows the same
 print(model.answer("picture.png", "why is it here?", choices=["it fell", "it was put here"]))  # VCR
-for answer in model.answer_each([Question("a.png", "how many?"), Question("a.png", "what colour?")]): ...  # together
 for image, score in model.rank(["a.png", "b.png"], "two red stars"): ...                     # retrieval
+
+encoding = model.encode("picture.png", "what colour is the star?", capture=True)
+word, region = encoding.word("star"), encoding.region("red star")
+encoding.maps.text_to_regions["layers.3"][:, word.tokens, region.at]  # (heads, pieces of the word)
+
+questions = [Question("a.png", "how many?"), Question("a.png", "what colour?"), Question("b.png", "how many?")]
+for answer in model.answer_each(questions): ...  # several in a batch; each image is looked at once
+for encoding in model.encode_each(questions): print(encoding.text_states.shape)
 
 encoder = api.from_pretrained("owner/name").encoder()
 """
@@ -14,10 +21,10 @@ encoder = api.from_pretrained("owner/name").encoder()
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +33,19 @@ from PIL import Image
 
 from visling import models, runtime
 from visling.analysis.answer import Answer as Answer
+from visling.analysis.asked_together import Asked, ImageKey, Together, image_key
 from visling.analysis.attention import Attention, attend
-from visling.analysis.encoding import Encoding, split_examples
+from visling.analysis.encoded_rows import split_examples
+from visling.analysis.encoding import Encoding as Encoding
 from visling.analysis.inspection import Inspection, inspect
-from visling.analysis.question import ImageLike, Prepared, SeenImage
+from visling.analysis.question import ImageLike as ImageLike
+from visling.analysis.question import Prepared as Prepared
 from visling.analysis.question import Question as Question
+from visling.analysis.question import SeenImage as SeenImage
+from visling.analysis.question import check_question, check_questions
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
-from visling.data.batches.collate import Collator
 from visling.data.spelling import count_spelled
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import CheckpointError, DataError, nearest
@@ -44,63 +55,12 @@ from visling.pretrained.features import check_features
 from visling.pretrained.fetch import Report
 from visling.pretrained.folder import ModelFolder
 from visling.pretrained.ready import is_detector_name, is_ready_name, prepare, prepare_detector
-from visling.types import Batch, Example, Prediction, Record, RegionArray
+from visling.types import Batch, Prediction, RegionArray
 from visling.vision.detectors import load_detector
-from visling.vision.images import read_image, to_pixels
-from visling.vision.pictures import GivenPictures
+from visling.vision.images import read_image, read_open_image
 from visling.vision.region_detector import RegionDetector
 
-
-class _GivenRegions:
-    """A region store of the images at hand, numbered from 0."""
-
-    def __init__(self, regions: Sequence[RegionArray], fingerprint: str) -> None:
-        self.regions, self.fingerprint = regions, fingerprint
-        self.feature_size = int(regions[0].features.shape[1])
-
-    def __contains__(self, image_id: str) -> bool:
-        return True
-
-    def __getitem__(self, image_id: str) -> RegionArray:
-        return self.regions[int(image_id)]
-
-    def __len__(self) -> int:
-        return len(self.regions)
-
-
-class _Asked(NamedTuple):
-    """A question as the model reads it."""
-
-    question: Question
-    images: Sequence[str]
-    """Name of each image in the batch."""
-    record: Record
-    example: Example
-    truncated: bool
-
-
-_FileKey = tuple[str, int, int]
 _Result = TypeVar("_Result")
-
-
-@dataclass
-class _Together:
-    """Questions that go through the model in one batch."""
-
-    asked: list[_Asked] = field(default_factory=list)
-    seen: dict[_FileKey | int, SeenImage] = field(default_factory=dict)
-    """Distinct images: files by their key, open images by their identity."""
-
-    def has_room(self, question: Question) -> bool:
-        """Whether another question may join: one with as many rows of text, while there are not too many."""
-        if not self.asked:
-            return True
-        same = len(question.choices) == len(self.asked[0].question.choices)
-        return same and len(self.asked) < _MOST_QUESTIONS and len(self.seen) < _MOST_IMAGES
-
-
-_MOST_QUESTIONS, _MOST_IMAGES = 64, 8
-"""Of a batch; pictures may have many pixels, and little is gained by reading more of them at a time."""
 
 
 class Predictor:
@@ -116,7 +76,7 @@ class Predictor:
         self.model.to(device).eval()
         self.spec = models.spec(folder.model).inputs(folder.config)
         self.tokenizer = Tokenizer(str(folder.path / "vocab.txt"))
-        self._seen: dict[_FileKey | int, SeenImage] = {}
+        self._seen: dict[ImageKey, SeenImage] = {}
         """Image files of the last batch, so that many texts about one image detect its regions once."""
 
     @property
@@ -171,10 +131,6 @@ class Predictor:
         """`encode` for many questions, in their order, several in a batch."""
         return self._process_together(questions, partial(self._encode_together, capture=capture))
 
-    def attend(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Attention:
-        """Attention maps with names, and statistics of the heads; see `answer` for the arguments and errors."""
-        return attend(self.encode(image, text, choices, capture=True), text_only=self.folder.text_only)
-
     def explain(
         self,
         image: ImageLike | Sequence[ImageLike],
@@ -194,18 +150,22 @@ class Predictor:
         (found,) = explain(self.model, self.task, prepared.batch, [prepared.record], methods=methods, most=most)
         return found
 
+    def attend(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Attention:
+        """Attention maps with names, and statistics of the heads; see `answer` for the arguments and errors."""
+        return attend(self.encode(image, text, choices, capture=True), text_only=self.folder.text_only)
+
     def prepare(self, question: Question) -> Prepared:
         """A question laid out for the model, its images looked at.
 
         Raises:
             DataError: as `answer`.
         """
-        together = _Together()
+        together = Together()
         together.asked.append(self._read_question(question, together))
-        (asked,), seen = together.asked, list(together.seen.values())
+        (asked,) = together.asked
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, self._collate(together))
-        own = [seen[int(name)] for name in asked.images]
+        own = together.list_images(asked)
         return Prepared(
             question=question,
             record=asked.record,
@@ -250,14 +210,15 @@ class Predictor:
         )
 
     def _process_together(
-        self, questions: Iterable[Question], process: Callable[[_Together], Iterator[_Result]]
+        self, questions: Iterable[Question], process: Callable[[Together], Iterator[_Result]]
     ) -> Iterator[_Result]:
         """What becomes of each question when they are processed in batches."""
-        together = _Together()
+        check_questions(questions)
+        together = Together()
         for question in questions:
             if not together.has_room(question):
                 yield from process(together)
-                together = _Together()
+                together = Together()
             try:
                 together.asked.append(self._read_question(question, together))
             except DataError:
@@ -265,40 +226,41 @@ class Predictor:
                 raise
         yield from process(together)
 
-    def _read_question(self, question: Question, together: _Together) -> _Asked:
+    def _read_question(self, question: Question, together: Together) -> Asked:
         """A question laid out for the model, after its images were looked at."""
+        check_question(question)
         given, text, choices = question.images, question.text, question.choices
         self.check_query(len(given), choices)
-        names = [self._look_at(image, together.seen) for image in given]
+        names = [self._look_at(image, together) for image in given]
         layout = TextLayout(self.tokenizer, self.spec, task_token=self.folder.task_token)
         # A model of the words alone is asked without images, but its task may count them.
         record = self.task.query([text, *choices], names or [str(number) for number in range(self.task.images)])
         example = self.task.example(record, layout, runtime.generator_for(0))
         if self.folder.text_only:
             example = replace(example, images=())
-        return _Asked(question, names, record, example, layout.truncated > 0)
+        return Asked(question, names, record, example, layout.truncated > 0)
 
-    def _answer_together(self, together: _Together) -> Iterator[Answer]:
+    def _answer_together(self, together: Together) -> Iterator[Answer]:
         """Answers to the questions of a batch, in their order."""
-        asked, seen = together.asked, list(together.seen.values())
+        asked = together.asked
         if not asked:
             return
         batch = self._collate(together)
         with torch.inference_mode():
             predictions = self.task.decode(self.model(batch), batch.unshared(), [one.record for one in asked])
         for one, prediction in zip(asked, predictions, strict=True):
-            yield self._word_answer(one, [seen[int(name)] for name in one.images], prediction)
+            yield self._word_answer(one, together.list_images(one), prediction)
 
-    def _encode_together(self, together: _Together, *, capture: bool) -> Iterator[Encoding]:
+    def _encode_together(self, together: Together, *, capture: bool) -> Iterator[Encoding]:
         """Encodings of the questions of a batch, in their order."""
-        asked, seen = together.asked, list(together.seen.values())
+        asked = together.asked
         if not asked:
             return
         batch = self._collate(together)
         with torch.no_grad():
             batch, _ = extract_features(self.model.extractor, batch)
             encoded = self.model.encoder(batch, capture=capture).to("cpu")
-        own = [[seen[int(name)] for name in one.images] for one in asked]
+        own = [together.list_images(one) for one in asked]
         split = split_examples(
             self.model.encoder,
             encoded,
@@ -314,20 +276,12 @@ class Predictor:
                 question=one.question.text, images=tuple(Image.fromarray(found.pixels) for found in images), rows=rows
             )
 
-    def _collate(self, together: _Together) -> Batch:
+    def _collate(self, together: Together) -> Batch:
         """The batch of some questions, on the model's device."""
-        asked, seen = together.asked, list(together.seen.values())
         self._seen = {key: found for key, found in together.seen.items() if isinstance(key, tuple)}
-        store = pictures = None
-        if not self.folder.text_only:
-            store = _GivenRegions([one.regions for one in seen], self.folder.fingerprint)
-        if self.folder.extractor is not None:
-            pictures = GivenPictures({str(n): one.pixels for n, one in enumerate(seen)}, self.folder.extractor)
-        collate = Collator(store, self.spec, self.tokenizer, pictures=pictures, share=True)
-        batch, _ = collate([one.example for one in asked], [runtime.generator_for(0) for _ in asked])
-        return batch.to(self.device)
+        return together.collate(self.folder, self.spec, self.tokenizer).to(self.device)
 
-    def _word_answer(self, asked: _Asked, seen: Sequence[SeenImage], prediction: Prediction) -> Answer:
+    def _word_answer(self, asked: Asked, seen: Sequence[SeenImage], prediction: Prediction) -> Answer:
         """The answer that a prediction stands for."""
         text, choices = asked.question.text, asked.question.choices
         regions = tuple(found.regions for found in seen)
@@ -344,6 +298,9 @@ class Predictor:
             question=text,
             images=tuple(Image.fromarray(found.pixels) for found in seen),
             regions_by_image=regions,
+            class_names=tuple(self.class_names),
+            attribute_names=tuple(self.attribute_names),
+            max_tokens=self.spec.max_tokens,
             truncated=asked.truncated,
             spelled_out=tuple(spelled.unknown) if spelled.share > 0.5 else (),
             notice=self._describe_unseen(asked.question.images, regions),
@@ -359,6 +316,8 @@ class Predictor:
             raise DataError(
                 f"the task {self.task.name} does not rank images: use answer(image, text). Retrieval ranks them."
             )
+        check_question(Question(images, text))
+        images = Question(images, text).images
         answers = self.answer_each([Question(image, text) for image in images])
         scored = [(image, float(answer.text)) for image, answer in zip(images, answers, strict=True)]
         return sorted(scored, key=lambda pair: -pair[1])
@@ -392,16 +351,13 @@ class Predictor:
         alone = "from the words alone" if len(unseen) == len(images) else "without it"
         return f"the detector found nothing in {' and '.join(unseen)}; this is answered {alone}"
 
-    def _look_at(self, image: ImageLike, seen: dict[_FileKey | int, SeenImage]) -> str:
-        """Name of an image in its batch, among whose images it is taken up; regions of a file that was in the last
-        batch are remembered."""
-        if isinstance(image, (Image.Image, SeenImage)):
-            key: _FileKey | int = id(image)
-        else:
-            key = _file_key(image) if Path(image).is_file() else (str(image), 0, 0)
-        if key not in seen:
-            seen[key] = self._seen.get(key) or self.look(image)
-        return str(list(seen).index(key))
+    def _look_at(self, image: ImageLike, together: Together) -> str:
+        """Name of an image in its batch, which takes it up; regions of a file that was in the last batch are
+        remembered."""
+        key = image_key(image)
+        if key not in together.seen:
+            together.seen[key] = self._seen.get(key) or self.look(image)
+        return together.name(key)
 
     def look(self, image: ImageLike | NDArray[np.uint8]) -> SeenImage:
         """An image, or its pixels as `SeenImage` has them, with its regions, to be asked about in its place.
@@ -412,12 +368,12 @@ class Predictor:
         if isinstance(image, SeenImage):
             return image
         if not isinstance(image, np.ndarray):
-            image = to_pixels(image) if isinstance(image, Image.Image) else read_image(Path(image))
+            image = read_open_image(image) if isinstance(image, Image.Image) else read_image(Path(image))
         return SeenImage(image, self._detect(image))
 
     def detect(self, image: Image.Image) -> RegionArray:
         """Regions of an image, as the model was trained on; in pixels of the upright image."""
-        return self._detect(to_pixels(image))
+        return self._detect(read_open_image(image))
 
     def _detect(self, pixels: NDArray[np.uint8]) -> RegionArray:
         if self.detector is None:
@@ -429,12 +385,6 @@ class Predictor:
                 size=size,
             )
         return self.detector.detect([pixels])[0]
-
-
-def _file_key(image: str | Path) -> _FileKey:
-    """Name, time of the last change and size of an image file."""
-    about = Path(image).stat()
-    return str(image), about.st_mtime_ns, about.st_size
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, offline: bool | None = None) -> ModelFolder:

@@ -9,7 +9,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from visling.analysis.drawing import _draw_label, _load_font, answer_bars, draw_regions, prediction_card, region_colour
+from visling.analysis.drawing import (
+    _draw_label,
+    _load_font,
+    answer_bars,
+    draw_regions,
+    encode_picture,
+    prediction_card,
+    region_colour,
+)
 from visling.errors import BoxError
 from visling.types import RegionArray
 
@@ -152,7 +160,8 @@ def test_extreme_sizes_are_drawn(size: tuple[int, int]) -> None:
     drawn = draw_regions(Image.new("RGB", size, GREY), regions, class_names=("circle", "square"))
     assert drawn.width % size[0] == 0
     assert drawn.height % size[1] == 0
-    prediction_card(Image.new("RGB", size), regions, "Why?", [("because", 1.0)])
+    prediction_card([drawn], "Why?", [("because", 1.0)])
+    prediction_card([drawn, Image.new("RGB", (60, 40))], "Why?", [("because", 1.0)])
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I"])
@@ -184,12 +193,31 @@ def test_bars_are_as_long_as_the_probabilities() -> None:
 def test_card_holds_picture_question_and_bars() -> None:
     regions = make_regions([[10, 10, 60, 60]], (128, 128), classes=np.array([0]))
     image, top = Image.new("RGB", (128, 128), GREY), [("blue", 0.9), ("red", 0.1)]
-    card = prediction_card(image, regions, "What colour is the square?", top, class_names=("square",))
+    bare, drawn = draw_regions(image, make_regions([], (128, 128))), draw_regions(image, regions)
+    card = prediction_card([drawn], "What colour is the square?", top)
     assert card.width > card.height
-    plain = prediction_card(image, None, "What colour is the square?", top)
-    other = prediction_card(image, None, "Où est le carré? 日本", top)
+    plain = prediction_card([bare], "What colour is the square?", top)
+    other = prediction_card([bare], "Où est le carré? 日本", top)
     assert card.size == plain.size
     assert (np.asarray(card) != np.asarray(plain)).any(), "regions show"
     assert (np.asarray(other) != np.asarray(plain)).any(), "the question shows"
-    wide = prediction_card(Image.new("RGB", (400, 100), GREY), None, "word " * 200, top)
+    wide = prediction_card([Image.new("RGB", (400, 100), GREY)], "word " * 200, top)
     assert wide.width < 900, "a wide picture stands above its bars"
+    alone = prediction_card([], "What colour is it?", top)
+    assert alone.width < plain.width, "a text-only model has no picture"
+
+
+def test_pictures_of_a_card_stand_next_to_each_other() -> None:
+    left, right = Image.new("RGB", (300, 300), "red"), Image.new("RGB", (100, 150), "blue")
+    pixels = np.asarray(prediction_card([left, right], "Is it true?", [("true", 1.0)])).astype(int)
+    red, blue = (np.argwhere((pixels == colour).all(2)) for colour in ((255, 0, 0), (0, 0, 255)))
+    assert len(red) == 300 * 300
+    assert len(blue) == 200 * 300, "the smaller one is enlarged to the same height"
+    assert red[:, 0].min() == blue[:, 0].min()
+    assert red[:, 1].max() < blue[:, 1].min()
+
+
+def test_a_picture_travels_in_the_smaller_format() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8))
+    assert encode_picture(Image.new("RGB", (80, 80), GREY)).startswith("data:image/png;base64,")
+    assert encode_picture(noise).startswith("data:image/jpeg;base64,")

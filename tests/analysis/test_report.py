@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visling.analysis import report
+from visling.analysis.examples import sample_evenly
 from visling.analysis.report import write_report
 from visling.errors import DataError, RunError
 from visling.regions.writer import StoreWriter
@@ -339,14 +339,14 @@ def test_gallery_is_balanced_over_scores_and_types(tmp_path: Path) -> None:
     # Wrong rows are even numbers, half of them of type "count" (multiples of four).
     assert page.words.count("count") >= 3
     rows = [{"type": "a", "n": n} for n in range(10)] + [{"type": "b", "n": 0}]
-    assert [(row["type"], row["n"]) for row in report._sample_evenly(rows, 5, set())] == [
+    assert [(row["type"], row["n"]) for row in sample_evenly(rows, 5, set())] == [
         ("a", 0),
         ("b", 0),
         ("a", 3),
         ("a", 5),
         ("a", 8),
     ]
-    assert len(report._sample_evenly(rows, 99, set())) == 11
+    assert len(sample_evenly(rows, 99, set())) == 11
     assert not read(write_report(run, examples=0, overwrite=True)).all("article")
 
 
@@ -354,11 +354,11 @@ def test_the_gallery_prefers_images_that_it_does_not_show_yet() -> None:
     # Fourteen types of question about each of twelve images, in the order of the images.
     rows = [{"type": f"t{t}", "image": f"i{i}"} for i in range(12) for t in range(14)]
     shown: set[str] = set()
-    first = report._sample_evenly(rows, 6, shown)
-    second = report._sample_evenly(rows, 6, shown)
+    first = sample_evenly(rows, 6, shown)
+    second = sample_evenly(rows, 6, shown)
     assert sorted(row["image"] for row in first + second) == sorted(f"i{i}" for i in range(12))
     assert len({row["type"] for row in first}) == 6
-    assert len(report._sample_evenly(rows, 14, shown)) == 14, "seen images are shown again where there are no others"
+    assert len(sample_evenly(rows, 14, shown)) == 14, "seen images are shown again where there are no others"
 
 
 def test_accuracies_have_an_axis_of_their_own_and_equal_curves_are_one(tmp_path: Path) -> None:

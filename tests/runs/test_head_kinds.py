@@ -115,7 +115,8 @@ def test_a_task_about_two_images_is_asked_from_the_command_line(
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert f"{', '.join(images)}: " in said
-    assert said.count("drawn in") == 2
+    (drawing,) = (tmp_path / "run" / "answers").iterdir()
+    assert f"regions, drawn in {drawing}" in said, "both images in one drawing"
     monkeypatch.setattr(sys, "argv", [word for word in command if word != images[1]])
     with pytest.raises(SystemExit) as end:
         app.run()

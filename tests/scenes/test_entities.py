@@ -188,7 +188,7 @@ def test_objects_that_are_all_alike() -> None:
     """There is one thing to name, all of them."""
     twin = Item(shape="star", color="red", size="small", texture="solid")
     described = WRITER.describe(scene(1, [twin, twin]), generator_for(0))
-    for line in described.sentences:
+    for line in [sentence.marked_text for sentence in described.sentences]:
         assert line.count("[/EN#101/other") == 1
         assert " and " not in line
     assert described.phrases == SENTENCES

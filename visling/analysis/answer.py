@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from visling.analysis import notebook
+from visling.analysis.drawing import draw_regions, prediction_card, save_picture
+from visling.analysis.region_names import name_regions
 from visling.types import RegionArray
 
 
@@ -29,21 +33,38 @@ class Answer:
     own."""
     question: str
     images: tuple[Image.Image, ...]
-    """As the detector saw them: upright, RGB, transparency on white."""
+    """As the detector saw them: upright, RGB, transparency on white. None where a text-only model was given none."""
     regions_by_image: tuple[RegionArray, ...]
+    class_names: tuple[str, ...] = ()
+    """Of the detector, by `RegionArray.classes`."""
+    attribute_names: tuple[str, ...] = ()
+    """Of the detector, by `RegionArray.attributes`."""
+    max_tokens: int
+    """Most word pieces that the model reads of a question."""
     truncated: bool
-    """Whether the question was longer than the model reads and was cut."""
+    """Whether the question was longer and was cut."""
     spelled_out: tuple[str, ...] = ()
     """Words of the question that the model's vocabulary does not know, where they are more than half."""
     notice: str = ""
     """What makes the answer doubtful: images in which the detector found nothing."""
 
     def __repr__(self) -> str:
-        """One line, and a second one if there is a notice."""
+        """One line, and a further one for each notice."""
         shares = ", ".join(f"{name} {share:.0%}" for name, share in self.top[:3]) or self.text
         counts = " and ".join(str(len(regions)) for regions in self.regions_by_image)
-        line = f'Answer({shares}; "{self.question}", {counts} regions)'
-        return f"{line}\n  {self.notice}" if self.notice else line
+        seen = f"{counts} regions" if counts else "no image"
+        return "\n  ".join([f'Answer({shares}; "{self.question}", {seen})', *self.notices])
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a reader of the answer should know, a sentence each."""
+        found = [self.notice] if self.notice else []
+        if self.truncated:
+            found.append(f"the text was cut to {self.max_tokens} word pieces")
+        if self.spelled_out:
+            unknown = ", ".join(self.spelled_out)
+            found.append(f"most words are unknown to the model, which reads them letter by letter: {unknown}")
+        return tuple(found)
 
     @property
     def image(self) -> Image.Image:
@@ -67,6 +88,47 @@ class Answer:
             classes=np.arange(number),
             class_confidence=np.array([share for _, share in self.pointed_at], np.float32),
         )
+
+    def draw(self, *, max_boxes: int | None = 12) -> Image.Image:
+        """A picture of the answer: the images next to each other with their regions, or with the boxes that the model
+        points at; the question; and the best answers as bars.
+
+        Args:
+            max_boxes: most regions drawn on each image; None draws all.
+        """
+        pictures = [
+            draw_regions(image, regions, class_names=classes, attribute_names=attributes, top=max_boxes)
+            for image, (regions, classes, attributes) in zip(self.images, self._list_drawn(), strict=True)
+        ]
+        return prediction_card(pictures, self.question, self.pointed_at or self.top)
+
+    def save(self, target: str | Path, *, max_boxes: int | None = 12) -> None:
+        """Write `draw()` to a file.
+
+        Raises:
+            RunError: it cannot be written, or no image format has its suffix.
+        """
+        save_picture(self.draw(max_boxes=max_boxes), Path(target))
+
+    def _list_drawn(self) -> list[tuple[RegionArray, tuple[str, ...], tuple[str, ...]]]:
+        """Regions to draw on each image, with the names of their classes and attributes."""
+        if self.boxes:
+            return [(self.pointed_regions, tuple(name for name, _ in self.pointed_at), ())]
+        return [(regions, self.class_names, self.attribute_names) for regions in self.regions_by_image]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the drawn images, the question, bars and notices."""
+        shown = []
+        for image, (regions, classes, attributes) in zip(self.images, self._list_drawn(), strict=True):
+            names = name_regions(regions, class_names=classes, attribute_names=attributes)
+            drawn = draw_regions(image, regions, class_names=classes, attribute_names=attributes, top=12)
+            shown.append(notebook.render_picture(drawn, f"{len(names)} regions: {', '.join(names[:12]) or 'none'}"))
+        words = [
+            notebook.render_text(self.question, strong=True),
+            notebook.render_bars(self.pointed_at or self.top),
+            *map(notebook.render_text, self.notices),
+        ]
+        return notebook.render_fragment([notebook.render_row([*shown, f"<div>{''.join(words)}</div>"])])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON: what is answered, and what makes it doubtful; boxes only of tasks that point."""

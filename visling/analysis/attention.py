@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visling.analysis import notebook
 from visling.analysis.encoding import EncodedRow, Encoding, NamedRegion
-from visling.analysis.head_statistics import DIRECTIONS, HeadStatistics, head_statistics, maps_by_direction
+from visling.analysis.head_statistics import CAUTION, DIRECTIONS, HeadStatistics, head_statistics, maps_by_direction
 from visling.analysis.matrices import render_matrix
 from visling.errors import ConfigError, DataError, nearest
 
@@ -138,6 +139,8 @@ class Attention:
             names = [layer]
         else:
             names = list(maps) if layer is None else list(layer)
+        if not names:
+            raise ConfigError(f"an empty list of layers. Layers with maps {direction}: {', '.join(maps)}.")
         for name in names:
             _check_layer(name, maps, direction, self._layers_by_direction(row))
         numbers = _choose_heads(head, min(len(maps[name]) for name in names))
@@ -159,9 +162,10 @@ class Attention:
 
     def top(
         self,
-        word: str | int,
+        word: str,
         most: int = 5,
         *,
+        nth: int | None = None,
         layer: str | Sequence[str] | None = None,
         head: int | Sequence[int] | None = None,
         over: Over = "mean",
@@ -170,14 +174,15 @@ class Attention:
         """The detected regions that a word attends to most, the best first.
 
         Args:
-            word: the word, of which the first occurrence is meant, or its number among the row's words.
+            word, nth: see `EncodedRow.word`.
+            layer, head, over, row: see `map`.
         Raises:
-            ConfigError: no such word; see `map`.
-            DataError: the detector found nothing; see `map`.
+            ConfigError: see `map`.
+            DataError: no such word, or the detector found nothing; see `map`.
         """
         found = self.map(layer, head, over=over, row=row)
         own = self.encoding.rows[row]
-        masses = found.values[_find_word(word, [one.text for one in own.words])]
+        masses = found.values[own.words.index(own.word(word, nth))]
         if all(region.special for region in own.regions):
             raise DataError(
                 f"the detector found no region in the image that {word!r} could attend to. Ask about another image."
@@ -187,8 +192,9 @@ class Attention:
         return tuple(LookedAt(region=region, mass=mass) for mass, region in ranked[:most])
 
     def _repr_html_(self) -> str:
-        """A matrix of layers and heads for each direction."""
-        return self.heads._repr_html_()
+        """What a notebook shows: a matrix of layers and heads for each direction."""
+        parts = [notebook.render_text(self.encoding.question, strong=True), self.heads._repr_html_()]
+        return notebook.render_fragment([*parts, notebook.render_text(CAUTION)])
 
     def _layers_by_direction(self, row: int) -> dict[str, tuple[str, ...]]:
         maps = self.encoding.rows[row].maps
@@ -275,14 +281,3 @@ def _choose_heads(head: int | Sequence[int] | None, count: int) -> list[int]:
         found = f"head {wrong[0]}" if wrong else "an empty list of heads"
         raise ConfigError(f"{found} is not there: a layer has {count} heads, numbered from 0 to {count - 1}.")
     return numbers
-
-
-def _find_word(word: str | int, texts: Sequence[str]) -> int:
-    """Number of a word of the row."""
-    if isinstance(word, int):
-        if 0 <= word < len(texts):
-            return word
-        raise ConfigError(f"no word {word}: the row has {len(texts)}, numbered from 0 to {len(texts) - 1}.")
-    if word not in texts:
-        raise ConfigError(f"no word {word!r} in the text. {nearest(word, texts)} It reads: {' '.join(texts)}")
-    return texts.index(word)

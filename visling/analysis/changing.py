@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from visling.analysis.encoding import list_words
+from visling.analysis.encoded_rows import list_words
 from visling.analysis.question import Prepared, SeenImage
 from visling.analysis.removal import without
 from visling.data.batches.region_order import take_regions

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import colorsys
+import io
 import math
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from visling.errors import BoxError
+from visling.analysis.region_names import name_regions
+from visling.errors import BoxError, RunError
 from visling.types import RegionArray
 
 Colour = tuple[int, int, int]
@@ -23,8 +27,6 @@ _Rectangle = tuple[float, float, float, float]
 
 _LONG_SIDE, _SHORT_SIDE, _LARGEST = 512, 160, 2048
 """A picture is enlarged until its sides reach the first two, but never beyond the third."""
-_ATTRIBUTE_CONFIDENCE, _NUM_ATTRIBUTES = 0.3, 3
-"""Least confidence of a written attribute, and most attributes written per region."""
 _CROWDED = 0.4
 """A label is left out if more than this share of it would cover other labels."""
 
@@ -60,6 +62,7 @@ def draw_regions(
     class_names: Sequence[str] = (),
     attribute_names: Sequence[str] = (),
     highlight: Sequence[float] | None = None,
+    full: float | None = None,
     top: int | None = None,
     scale: int | None = None,
 ) -> Image.Image:
@@ -70,6 +73,7 @@ def draw_regions(
         class_names: names by class id; without them the region's number is written.
         attribute_names: names by attribute id; without them attributes are left out.
         highlight: one weight per region (attention, say), at least 0. The heavier, the stronger a region is drawn.
+        full: weight that is drawn at full strength; None = the heaviest of `highlight`.
         top: number of regions drawn: the first, or the heaviest if there is a `highlight`; None draws all.
         scale: whole factor by which the picture is enlarged; None enlarges small pictures until labels are readable.
     Raises:
@@ -81,7 +85,7 @@ def draw_regions(
     factor = scale if scale is not None else _choose_enlargement(picture.size)
     width, height = picture.width * factor, picture.height * factor
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    weights = _scale_weights(highlight, len(regions))
+    weights = _scale_weights(highlight, len(regions), full)
     order = list(range(len(regions)) if weights is None else np.argsort(-weights, kind="stable"))[:top]
     if not order:
         return picture
@@ -96,10 +100,11 @@ def draw_regions(
         _draw_outline(canvas, boxes[rank], region_colour(rank), line, strength[rank], filled=weights is not None)
     font = _load_font(max(11, min(16, round(math.sqrt(width * height) / 38))))
     placed: list[_Rectangle] = []
+    labels = _label_regions(regions, class_names, attribute_names, confidence=highlight is None)
     for rank, index in enumerate(order):
         if strength[rank] < 0.05:
             continue
-        text = _describe_region(regions, int(index), class_names, attribute_names, confidence=highlight is None)
+        text = labels[index]
         if highlight is not None:
             text += f" · {float(highlight[index]):.2f}"
         _draw_label(canvas, text, rank, boxes, font, (width, height), placed)
@@ -137,36 +142,17 @@ def answer_bars(top: Sequence[tuple[str, float]], *, width: int = 380) -> Image.
     return picture
 
 
-def prediction_card(
-    image: Image.Image,
-    regions: RegionArray | None,
-    question: str,
-    top: Sequence[tuple[str, float]],
-    *,
-    class_names: Sequence[str] = (),
-    attribute_names: Sequence[str] = (),
-    highlight: Sequence[float] | None = None,
-    max_boxes: int | None = 12,
-) -> Image.Image:
-    """One picture that explains an answer: image with regions, question, and answers as bars.
+def prediction_card(pictures: Sequence[Image.Image], question: str, top: Sequence[tuple[str, float]]) -> Image.Image:
+    """One picture that explains an answer: images (next to each other), question, and answers as bars.
 
     Args:
-        regions: None draws no box.
+        pictures: as `draw_regions` leaves them; a model that reads no image has none.
         top: (answer, probability) pairs, best first.
-        highlight: one weight per region, as in `draw_regions`.
-        max_boxes: most regions drawn; None draws all.
     """
-    if regions is None:
-        picture = _flatten(image)
-        factor = _choose_enlargement(picture.size)
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-    else:
-        picture = draw_regions(
-            image, regions, class_names=class_names, attribute_names=attribute_names, highlight=highlight, top=max_boxes
-        )
     margin, column = 24, 380
+    picture = _place_side_by_side(pictures)
     wide = picture.width > 1.6 * picture.height
-    picture.thumbnail((900, 560) if wide else (640, 640), Image.Resampling.LANCZOS)
+    picture.thumbnail((900 * max(1, min(len(pictures), 2)), 560) if wide else (640, 640), Image.Resampling.LANCZOS)
     side = max(picture.width, column) if wide else column
     font = _load_font(22)
     lines = _wrap_words(question, font, side)
@@ -188,6 +174,49 @@ def prediction_card(
     return card
 
 
+def compress_picture(picture: Image.Image) -> tuple[str, bytes]:
+    """Kind and content of an image file: PNG (smaller for drawings) or JPEG (smaller for photographs)."""
+    options = []
+    for kind, settings in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
+        with io.BytesIO() as file:
+            picture.save(file, kind, **settings)
+            options.append((len(file.getvalue()), kind, file.getvalue()))
+    _, kind, content = min(options)
+    return kind, content
+
+
+def encode_picture(picture: Image.Image) -> str:
+    """A data URI of a picture."""
+    kind, content = compress_picture(picture)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def save_picture(picture: Image.Image, target: Path) -> None:
+    """Write a picture in the format of its file name.
+
+    Raises:
+        RunError: it cannot be written, or no format has this name.
+    """
+    try:
+        picture.save(target)
+    except (OSError, ValueError) as error:  # ValueError: no image format has this suffix
+        raise RunError(
+            f"cannot write the picture {target}: {error}. Name another file, in a folder that exists, ending in .png."
+        ) from error
+
+
+def _place_side_by_side(pictures: Sequence[Image.Image], *, gap: int = 16) -> Image.Image:
+    """Pictures in a row, each as high as the highest; a gap of pixels between them is paper."""
+    height = max((picture.height for picture in pictures), default=1)
+    row = [picture.resize((max(1, round(picture.width * height / picture.height)), height)) for picture in pictures]
+    joined = Image.new("RGB", (max(1, sum(part.width + gap for part in row) - gap), height), _PAPER)
+    x = 0
+    for part in row:
+        joined.paste(part, (x, 0))
+        x += part.width + gap
+    return joined
+
+
 def _flatten(image: Image.Image) -> Image.Image:
     """An RGB copy; transparent parts become white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -203,15 +232,17 @@ def _choose_enlargement(size: tuple[int, int]) -> int:
     return max(1, min(wanted, _LARGEST // long))
 
 
-def _scale_weights(highlight: Sequence[float] | None, count: int) -> NDArray[np.float64] | None:
-    """Weights divided by the largest; negative or undefined ones count as 0."""
+def _scale_weights(highlight: Sequence[float] | None, count: int, full: float | None) -> NDArray[np.float64] | None:
+    """Weights divided by `full`, or by the largest, up to 1; negative or undefined ones count as 0."""
     if highlight is None:
         return None
     weights = np.asarray(highlight, dtype=np.float64).reshape(-1)
     if len(weights) != count:
         raise BoxError(f"highlight must hold one weight per region: found {len(weights)} for {count} regions.")
     weights = np.where(np.isfinite(weights), weights, 0.0).clip(min=0.0)
-    return weights / max(float(weights.max(initial=0.0)), 1e-12)
+    most = float(weights.max(initial=0.0)) if full is None else full
+    scaled: NDArray[np.float64] = (weights / max(most, 1e-12)).clip(max=1.0)
+    return scaled
 
 
 def _clip_box(box: NDArray[np.float64], width: int, height: int) -> _Rectangle:
@@ -244,30 +275,14 @@ def _draw_outline(
     canvas.rectangle(box, outline=(*colour, opacity), width=width, fill=fill)
 
 
-def _describe_region(
-    regions: RegionArray, index: int, class_names: Sequence[str], attribute_names: Sequence[str], *, confidence: bool
-) -> str:
-    """Attributes, class and (if asked for) class confidence of a region in words."""
-    words: list[str] = []
-    if regions.attributes is not None and attribute_names:
-        ids = np.atleast_1d(regions.attributes[index])
-        sure = (
-            np.ones(len(ids))
-            if regions.attribute_confidence is None
-            else np.atleast_1d(regions.attribute_confidence[index])
-        )
-        named = [
-            attribute_names[int(i)]
-            for i, p in zip(ids, sure, strict=True)
-            if 0 <= i < len(attribute_names) and p >= _ATTRIBUTE_CONFIDENCE
-        ]
-        words += named[:_NUM_ATTRIBUTES]
-    if regions.classes is not None and class_names:
-        number = int(regions.classes[index])
-        words.append(class_names[number] if 0 <= number < len(class_names) else f"class {number}")
-        if confidence and regions.class_confidence is not None:
-            words.append(f"{100 * float(regions.class_confidence[index]):.0f}%")
-    return " ".join(words) or f"{index + 1}"
+def _label_regions(
+    regions: RegionArray, class_names: Sequence[str], attribute_names: Sequence[str], *, confidence: bool
+) -> list[str]:
+    """Names of regions, each with the confidence of its class if that is asked for and known."""
+    names = name_regions(regions, class_names=class_names, attribute_names=attribute_names)
+    if not confidence or regions.classes is None or not class_names or regions.class_confidence is None:
+        return names
+    return [f"{name} {100 * float(share):.0f}%" for name, share in zip(names, regions.class_confidence, strict=True)]
 
 
 class _Spot(NamedTuple):

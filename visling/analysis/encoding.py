@@ -7,23 +7,18 @@ Letters  T tokens, R regions, M and N positions that attend and that are attende
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from visling.data.batches.shown import ShownExamples
-from visling.data.text import Tokenizer
-from visling.models.base import Encoder
-from visling.types import Batch, Encoded, Example, Maps, RegionArray, TextRow
-
-ATTRIBUTE_CONFIDENCE, MOST_ATTRIBUTES = 0.3, 3
-"""Least confidence of an attribute in a region's name, and most attributes in it."""
-_SAME_BOX = 0.51
-"""Pixels by which a corner may differ from the detector's after it went through unit coordinates."""
+from visling.analysis import notebook
+from visling.analysis.drawing import draw_regions
+from visling.errors import DataError, nearest
+from visling.types import Maps, RegionArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +38,8 @@ class Word:
 class NamedRegion:
     """A region of a row, or what stands behind the regions."""
 
+    at: int
+    """Position in the row's regions, hence in states and maps."""
     name: str
     """Attributes and class ("red star"), or its number where the detector has no names."""
     box: tuple[float, float, float, float] | None
@@ -51,6 +48,8 @@ class NamedRegion:
     """Which of the question's images it is in."""
     confidence: float | None = None
     """Of its class."""
+    class_name: str = ""
+    """Empty where the detector has no names."""
     special: bool = False
     """Whether it is no detected region: the whole image, [END]."""
 
@@ -81,9 +80,51 @@ class EncodedRow:
     def __repr__(self) -> str:
         """One line."""
         words = " ".join(word.text for word in self.words)
-        regions = ", ".join(region.name for region in self.regions[:4]) + (", ..." if len(self.regions) > 4 else "")
-        layers = "" if self.states is None else f"; states and maps of {len(self.states)} layers"
-        return f'EncodedRow("{words}"; {len(self.regions)} regions: {regions or "none"}{layers})'
+        detected = [region.name for region in self.regions if not region.special]
+        regions = ", ".join(detected[:4]) + (", ..." if len(detected) > 4 else "")
+        layers = "" if self.states is None else f"; {len(self.states)} states and maps captured"
+        return f'EncodedRow("{words}"; {len(detected)} regions: {regions or "none"}{layers})'
+
+    def word(self, text: str, nth: int | None = None) -> Word:
+        """The word that reads so, whatever its case; special tokens are words here ("[CLS]").
+
+        Args:
+            nth: which of several, from 1.
+        Raises:
+            DataError: there is none, or there are several and `nth` is None, or fewer than `nth`.
+        """
+        found = [word for word in self.words if word.text.casefold() == text.casefold()]
+        return choose_one("word", text, found, [word.text for word in self.words], nth)
+
+    def region(self, name: str, nth: int | None = None) -> NamedRegion:
+        """The region of this name; if there is none, the one whose name has all these words ("star" finds the red
+        star).
+
+        Args:
+            nth: which of several, from 1, in the order in which the model sees them.
+        Raises:
+            DataError: there is none, or there are several and `nth` is None, or fewer than `nth`.
+        """
+        wanted = name.casefold().split()
+        found = [region for region in self.regions if region.name.casefold() == name.casefold()]
+        found = found or [region for region in self.regions if {*wanted} <= {*region.name.casefold().split()}]
+        return choose_one("region", name, found, [region.name for region in self.regions], nth)
+
+    def to(self, device: torch.device | str) -> EncodedRow:
+        """A copy whose tensors are on another device."""
+        return replace(
+            self,
+            text_states=self.text_states.to(device),
+            region_states=self.region_states.to(device),
+            pooled=self.pooled.to(device),
+            whole=None if self.whole is None else self.whole.to(device),
+            maps=None if self.maps is None else self.maps.to(device),
+            states=None if self.states is None else {name: one.to(device) for name, one in self.states.items()},
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: words, regions, and shapes of states and maps."""
+        return notebook.render_fragment(_describe_row(self))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -99,6 +140,39 @@ class Encoding:
     def __repr__(self) -> str:
         """One line for each row."""
         return "\n".join(map(repr, self.rows))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[EncodedRow]:
+        """The rows."""
+        return iter(self.rows)
+
+    def word(self, text: str, nth: int | None = None) -> Word:
+        """A word of the first row, see `EncodedRow.word`."""
+        return self.rows[0].word(text, nth)
+
+    def region(self, name: str, nth: int | None = None) -> NamedRegion:
+        """A region of the first row, see `EncodedRow.region`."""
+        return self.rows[0].region(name, nth)
+
+    def to(self, device: torch.device | str) -> Encoding:
+        """A copy whose tensors are on another device."""
+        return replace(self, rows=tuple(row.to(device) for row in self.rows))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each row's images with their named regions, its words, and shapes."""
+        parts = [notebook.render_text(self.question, strong=True)]
+        for number, row in enumerate(self.rows, 1):
+            if len(self.rows) > 1:
+                parts.append(notebook.render_text(f"row {number} of {len(self.rows)}", strong=True))
+            pictures = [
+                notebook.render_picture(_draw_row(self.images[image], row, image), f"image {image + 1}")
+                for image in sorted({region.image for region in row.regions if region.box is not None})
+            ]
+            parts.append(notebook.render_row([*pictures, f"<div>{''.join(_describe_row(row))}</div>"]))
+        return notebook.render_fragment(parts)
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -126,6 +200,11 @@ class Encoding:
         return self.rows[0].pooled
 
     @property
+    def whole(self) -> Tensor | None:
+        """(Dr,) of the first row, of models with a state of the whole image."""
+        return self.rows[0].whole
+
+    @property
     def maps(self) -> Maps | None:
         """Maps of the first row."""
         return self.rows[0].maps
@@ -136,253 +215,77 @@ class Encoding:
         return self.rows[0].states
 
 
-def name_regions(
-    regions: RegionArray, *, class_names: Sequence[str] = (), attribute_names: Sequence[str] = ()
-) -> list[str]:
-    """Name of each region: its confident attributes and its class, or its number."""
-    return [_name_region(regions, number, class_names, attribute_names) for number in range(len(regions))]
+_Named = TypeVar("_Named", Word, NamedRegion)
 
 
-def _name_region(regions: RegionArray, number: int, class_names: Sequence[str], attribute_names: Sequence[str]) -> str:
-    parts: list[str] = []
-    if regions.attributes is not None and attribute_names:
-        ids = np.atleast_1d(regions.attributes[number])
-        confidence = regions.attribute_confidence
-        sure = np.ones(len(ids)) if confidence is None else np.atleast_1d(confidence[number])
-        named = [
-            attribute_names[int(i)]
-            for i, share in zip(ids, sure, strict=True)
-            if 0 <= i < len(attribute_names) and share >= ATTRIBUTE_CONFIDENCE
-        ]
-        parts += named[:MOST_ATTRIBUTES]
-    if regions.classes is not None and class_names:
-        number_of_class = int(regions.classes[number])
-        known = 0 <= number_of_class < len(class_names)
-        parts.append(class_names[number_of_class] if known else f"class {number_of_class}")
-    return " ".join(parts) or f"{number + 1}"
-
-
-def split_rows(
-    encoder: Encoder,
-    encoded: Encoded,
-    batch: Batch,
-    *,
-    first: int,
-    example: Example,
-    tokenizer: Tokenizer,
-    regions: Sequence[RegionArray],
-    class_names: Sequence[str] = (),
-    attribute_names: Sequence[str] = (),
-) -> tuple[EncodedRow, ...]:
-    """The rows of one example of an encoded batch, without their padding.
+def choose_one(kind: str, wanted: str, found: Sequence[_Named], names: Sequence[str], nth: int | None) -> _Named:
+    """The only one found, or the nth.
 
     Args:
-        batch: with a text row and a region row for each of its rows (`Batch.unshared`).
-        first: number of the example's first row.
-        regions: of each image of the example, as detected.
+        kind: what is looked for, in a message.
+        names: all that there are, in a message.
+    Raises:
+        DataError: none was found, or several and `nth` is None, or fewer than `nth`.
     """
-    rows = []
-    for number, row in enumerate(example.rows):
-        place = first + number
-        shown = [0] * len(regions) if len(regions) < 2 else list(range(len(regions)))
-        if len(regions) == len(example.rows) > 1:
-            shown = [number]  # an image for each row
-        named = _list_regions(batch, place, shown, regions, class_names, attribute_names)
-        rows.append(_cut_row(encoder, encoded, batch, place, list_words(row, tokenizer), named, regions, shown))
-    return tuple(rows)
+    if not found:
+        raise DataError(f"there is no {kind} {wanted!r}. {nearest(wanted, set(names), _list_names(names))}")
+    if nth is None and len(found) > 1:
+        raise DataError(f"{len(found)} {kind}s are called {wanted!r}: choose one with nth=1 to nth={len(found)}.")
+    if nth is not None and not 1 <= nth <= len(found):
+        raise DataError(f"nth must be 1 to {len(found)}, the number of {kind}s called {wanted!r}; found {nth}.")
+    return found[0 if nth is None else nth - 1]
 
 
-def split_examples(
-    encoder: Encoder,
-    encoded: Encoded,
-    batch: Batch,
-    examples: Sequence[Example],
-    *,
-    tokenizer: Tokenizer,
-    regions: Sequence[Sequence[RegionArray]],
-    class_names: Sequence[str] = (),
-    attribute_names: Sequence[str] = (),
-) -> Iterator[tuple[EncodedRow, ...]]:
-    """The rows of each example of an encoded batch.
+def _list_names(names: Sequence[str]) -> str:
+    return f"There are: {', '.join(names) or 'none'}."
 
-    Args:
-        batch: what was encoded.
-        regions: of each image of each example, as detected.
-    """
-    rows, first = batch.unshared(), 0
-    for example, seen in zip(examples, regions, strict=True):
-        yield split_rows(
-            encoder,
-            encoded,
-            rows,
-            first=first,
-            example=example,
-            tokenizer=tokenizer,
-            regions=seen,
-            class_names=class_names,
-            attribute_names=attribute_names,
+
+def _describe_row(row: EncodedRow) -> list[str]:
+    """HTML parts: a table of words, one of regions, and the shapes of states and maps."""
+    words = [
+        (" ".join(map(str, word.tokens)), word.text + (f" ({' '.join(word.pieces)})" if len(word.pieces) > 1 else ""))
+        for word in row.words
+    ]
+    regions = [
+        (
+            region.at,
+            region.name,
+            "" if region.confidence is None else f"{region.confidence:.0%}",
+            "" if region.box is None else ", ".join(f"{corner:.0f}" for corner in region.box),
         )
-        first += len(example.rows)
-
-
-def encode_shown(
-    encoder: Encoder,
-    shown: ShownExamples,
-    *,
-    tokenizer: Tokenizer,
-    class_names: Sequence[str] = (),
-    attribute_names: Sequence[str] = (),
-) -> list[tuple[EncodedRow, ...]]:
-    """The rows of each example of a batch, with maps and states of every layer, on the batch's device."""
-    with torch.no_grad():
-        encoded = encoder(shown.batch, capture=True)
-    return list(
-        split_examples(
-            encoder,
-            encoded,
-            shown.batch,
-            shown.examples,
-            tokenizer=tokenizer,
-            regions=shown.regions,
-            class_names=class_names,
-            attribute_names=attribute_names,
-        )
-    )
-
-
-def list_words(row: TextRow, tokenizer: Tokenizer) -> list[Word]:
-    """Words of a row, special tokens included."""
-    numbers = row.words if row.words is not None else np.arange(len(row.ids))
-    pieces = tokenizer.tokens(row.ids)
-    words: list[Word] = []
-    for at, (piece, number) in enumerate(zip(pieces, numbers.tolist(), strict=True)):
-        if number >= 0 and at and number == numbers[at - 1]:
-            last = words[-1]
-            words[-1] = replace(
-                last,
-                text=last.text + piece.removeprefix("##"),
-                tokens=(*last.tokens, at),
-                pieces=(*last.pieces, piece),
-            )
-        else:
-            words.append(Word(text=piece, tokens=(at,), pieces=(piece,), special=number < 0))
-    return words
-
-
-def _list_regions(
-    batch: Batch,
-    place: int,
-    shown: Sequence[int],
-    regions: Sequence[RegionArray],
-    class_names: Sequence[str],
-    attribute_names: Sequence[str],
-) -> list[NamedRegion]:
-    """Regions of a row of the batch, each with the name of the detected region whose box it has: presets may sort
-    regions, cut them, or put the whole image before them."""
-    if batch.regions is None or not shown:
-        return []
-    seen = batch.regions
-    count = int(seen.mask[place].sum())
-    owners = [shown[0]] * count if seen.image is None else [shown[int(i)] for i in seen.image[place, :count]]
-    names = {
-        image: name_regions(regions[image], class_names=class_names, attribute_names=attribute_names) for image in shown
-    }
-    free = {image: np.ones(len(regions[image]), bool) for image in shown}
-    found = []
-    for number, image in enumerate(owners):
-        array = regions[image]
-        box = seen.boxes[place, number].double().cpu().numpy() * np.array(array.size * 2, np.float64)
-        match = _match_box(box, array.boxes, free[image])
-        if match is None:
-            found.append(NamedRegion(name="whole image", box=_corners(box), image=image, special=True))
-            continue
-        free[image][match] = False
-        confidence = None if array.class_confidence is None else float(array.class_confidence[match])
-        found.append(
-            NamedRegion(name=names[image][match], box=_corners(array.boxes[match]), image=image, confidence=confidence)
-        )
-    return found
-
-
-def _match_box(box: NDArray[np.float64], boxes: NDArray[np.float32], free: NDArray[np.bool_]) -> int | None:
-    """The first free box with the same corners."""
-    if not len(boxes):
-        return None
-    same = (np.abs(boxes - box).max(1) <= _SAME_BOX) & free
-    return int(same.argmax()) if same.any() else None
-
-
-def _corners(box: NDArray[np.float64] | NDArray[np.float32]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = box.tolist()
-    return x1, y1, x2, y2
-
-
-def _cut_row(
-    encoder: Encoder,
-    encoded: Encoded,
-    batch: Batch,
-    place: int,
-    words: list[Word],
-    named: list[NamedRegion],
-    regions: Sequence[RegionArray],
-    shown: Sequence[int],
-) -> EncodedRow:
-    """A row of the encoded batch without padding, with names for what stands behind its tokens and regions."""
-    num_tokens, num_regions = sum(len(word.tokens) for word in words), len(named)
-    maps, states = encoded.maps, encoded.states
-    if maps is not None and states is not None:
-        longest = batch.text.ids.shape[1]
-        most = 0 if batch.regions is None else batch.regions.mask.shape[1]
-        behind_text, behind_regions = list(encoder.behind_text), list(encoder.behind_regions)
-        if batch.regions is None:
-            behind_regions = behind_regions[len(behind_regions) - _count_regions(maps) :]
-        words += [
-            Word(text=name, tokens=(num_tokens + k,), pieces=(name,), special=True)
-            for k, name in enumerate(behind_text)
-        ]
-        named += [_name_behind(name, regions, shown) for name in behind_regions]
-        text_at = torch.cat([torch.arange(num_tokens), longest + torch.arange(len(behind_text))])
-        region_at = torch.cat([torch.arange(num_regions), most + torch.arange(len(behind_regions))])
-        joint_at = torch.cat([text_at, longest + len(behind_text) + region_at])
-        whole_row = longest + len(behind_text) + most + len(behind_regions)
-        maps = Maps(
-            text_to_text=_cut_maps(maps.text_to_text, place, text_at, text_at),
-            text_to_regions=_cut_maps(maps.text_to_regions, place, text_at, region_at),
-            regions_to_text=_cut_maps(maps.regions_to_text, place, region_at, text_at),
-            regions_to_regions=_cut_maps(maps.regions_to_regions, place, region_at, region_at),
-        )
-        states = {
-            name: values[place][
-                joint_at if values.shape[1] == whole_row else region_at if "region" in name else text_at
+        for region in row.regions
+    ]
+    parts = [
+        notebook.render_row(
+            [
+                notebook.render_table(("tokens", "word"), words),
+                notebook.render_table(("region", "name", "confidence", "box"), regions),
             ]
-            for name, values in states.items()
-        }
-    return EncodedRow(
-        words=tuple(words),
-        regions=tuple(named),
-        text_states=encoded.text[place, :num_tokens],
-        region_states=encoded.regions[place, :num_regions],
-        pooled=encoded.pooled[place],
-        whole=None if encoded.whole is None else encoded.whole[place],
-        maps=maps,
-        states=states,
+        )
+    ]
+    shapes = [("text_states", row.text_states), ("region_states", row.region_states), ("pooled", row.pooled)]
+    shapes += [(f"states[{name!r}]", states) for name, states in (row.states or {}).items()]
+    if row.maps is not None:
+        shapes += [
+            (f"maps.{field.name}[{name!r}]", probs)
+            for field in fields(row.maps)
+            for name, probs in getattr(row.maps, field.name).items()
+        ]
+    listed = notebook.render_table(("tensor", "shape"), [(name, tuple(one.shape)) for name, one in shapes])
+    return [*parts, f"<details><summary>{len(shapes)} tensors</summary>{listed}</details>"]
+
+
+def _draw_row(image: Image.Image, row: EncodedRow, number: int) -> Image.Image:
+    """An image with the regions that a row has in it."""
+    shown = [
+        (region.box, region.name)
+        for region in row.regions
+        if region.box is not None and region.image == number and not region.special
+    ]
+    regions = RegionArray(
+        features=np.zeros((len(shown), 0), np.float32),
+        boxes=np.array([box for box, _ in shown], np.float32).reshape(-1, 4),
+        size=image.size,
+        classes=np.arange(len(shown)),
     )
-
-
-def _count_regions(maps: Maps) -> int:
-    """Length of the regions' axis of captured maps."""
-    lengths = [probs.shape[-1] for probs in (*maps.text_to_regions.values(), *maps.regions_to_regions.values())]
-    return lengths[0] if lengths else 0
-
-
-def _name_behind(name: str, regions: Sequence[RegionArray], shown: Sequence[int]) -> NamedRegion:
-    """What stands behind the regions; the whole image has a box, [END] has none."""
-    if name != "whole image" or not shown:
-        return NamedRegion(name=name, box=None, special=True)
-    width, height = regions[shown[0]].size
-    return NamedRegion(name=name, box=(0.0, 0.0, float(width), float(height)), image=shown[0], special=True)
-
-
-def _cut_maps(maps: dict[str, Tensor], place: int, queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
-    """(H, M, N) of one row from (B, H, from, to) by layer name; a layer over the text alone has no regions."""
-    return {name: probs[place][:, queries][:, :, keys] for name, probs in maps.items() if 0 not in probs.shape[2:]}
+    return draw_regions(image, regions, class_names=[name for _, name in shown], top=36)

@@ -31,6 +31,8 @@ from visling.types import Maps
 
 FORMAT: Final = "visling-heads-1"
 
+CAUTION: Final = "Attention is not an explanation: it says where information could flow, not what decided the answer."
+
 DIRECTIONS: Final = ("text_to_text", "text_to_regions", "regions_to_text", "regions_to_regions")
 """Who attends to what; a model has maps of some of them in each layer."""
 
@@ -229,7 +231,7 @@ def render_heads(statistics: HeadStatistics, title: str) -> str:
             f"<h2>{escape(quantity.replace('_', ' ').capitalize())}</h2><p>{escape(meaning)}.</p>"
             f'<div class="charts">{"".join(f"<div>{figure}</div>" for figure in drawn)}</div>'
         )
-    parts.append("<p>Attention is not an explanation: it says where information could flow, not what decided.</p>")
+    parts.append(f"<p>{CAUTION}</p>")
     return render_page("What the heads attend to", "".join(parts), REPORT_STYLE)
 
 

@@ -58,7 +58,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visling.analysis.encoding import EncodedRow, Encoding, Word, split_rows
+from visling.analysis.encoded_rows import split_rows
+from visling.analysis.encoding import EncodedRow, Encoding, Word
 from visling.analysis.head_statistics import DIRECTIONS, head_statistics, maps_by_direction
 from visling.analysis.inspection_page import write_page
 from visling.analysis.question import Prepared, Question

@@ -15,17 +15,24 @@ def escape(value: Any) -> str:
     return _escape(str(value), quote=True)
 
 
-def render_page(title: str, body: str, style: str, *, images: bool = False, script: str = "") -> str:
+def render_page(
+    title: str, body: str, style: str, *, images: bool = False, files: bool = False, script: str = ""
+) -> str:
     """A whole page.
 
     Args:
         title: plain text.
         body: HTML of the page below `<main>`.
-        style: `REPORT_STYLE` or `COMPARISON_STYLE`, or that of a page with a script.
+        style: `REPORT_STYLE`, `COMPARISON_STYLE`, or a style sheet that begins with one of them.
         images: whether the page holds images, which then are data URIs.
+        files: whether it loads images and scripts from its own folder, which may lie on a disk.
         script: the only script that the page may run, below its body.
     """
-    policy = "default-src 'none'; style-src 'unsafe-inline'" + ("; img-src data:" if images else "")
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if files:
+        policy += "; img-src 'self' file: data:; script-src 'self' file:"
+    elif images:
+        policy += "; img-src data:"
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
         policy += f"; script-src 'sha256-{digest}'"
@@ -88,9 +95,9 @@ main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 
 _REPORT_COLOURS = _palette(
     """--accent: #1d78c8; --base: #9aa5b1;
-  --good: #1b7f4d; --bad: #b3261e; --warn: #fff4d6;
+  --good: #1b7f4d; --bad: #b3261e; --warn: #fff4d6; --look: #f2a33a;
   --c0: #1d78c8; --c1: #d1495b; --c2: #2a9d69; --c3: #b8770a; --c4: #8e4fd0; --c5: #0e8ea6;""",
-    """--accent: #5fb0f5; --base: #6b7683; --good: #5fd39a; --bad: #ff8a80; --warn: #3a3014;
+    """--accent: #5fb0f5; --base: #6b7683; --good: #5fd39a; --bad: #ff8a80; --warn: #3a3014; --look: #b87514;
   --c0: #5fb0f5; --c1: #ff8593; --c2: #5fd39a; --c3: #f0b54a; --c4: #bd93f9; --c5: #56d0e6;""",
 )
 
@@ -151,6 +158,9 @@ overflow-wrap: anywhere; }
 .tags { display: flex; justify-content: space-between; gap: 1rem; font-size: .8rem; } .kind { color: var(--soft); }
 .right .sign { color: var(--good); } .wrong .sign { color: var(--bad); } .sign { font-weight: 600; }
 .question { font-weight: 600; }
+.look { border-radius: 3px; padding: 0 .12em; background: color-mix(in srgb, var(--look) \
+calc(var(--strength) * 75%), transparent); print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.looked { font-size: .85rem; }
 .bars { list-style: none; margin: .5rem 0 0; padding: 0; font-size: .82rem; }
 .bars li { display: grid; grid-template-columns: minmax(4rem, 1fr) 5rem 3rem; gap: .5rem; align-items: center; }
 .bars .bar { width: 100%; } .bars li > :last-child { text-align: right; font-variant-numeric: tabular-nums; }

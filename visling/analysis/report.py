@@ -6,33 +6,20 @@ the page; it is not an error.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from visling.analysis.charts import Point, render_chart
-from visling.analysis.drawing import draw_regions
+from visling.analysis.examples import describe
 from visling.analysis.page import REPORT_STYLE, escape, render_facts, render_page, replace_file
+from visling.analysis.report_examples import Asks, render_examples
 from visling.analysis.run_files import RunFiles, as_mapping, as_number, score_value
-from visling.errors import DataError, RunError, StoreError
-from visling.image_ids import Aliases, canonical
-from visling.types import RegionArray, RegionStore
-from visling.vision.images import SUFFIXES, read_image
-
-_DRAWN_REGIONS = 12
-"""Most regions drawn on an image of the gallery."""
-_IMAGE_SIZE = 440
-"""Longest side of an image in the gallery, pixels: about the width of a card, so that labels keep their size."""
-_RIGHT = 0.5
-"""Score from which an example counts as right in the gallery (soft scores go up to 1)."""
+from visling.errors import DataError, RunError
+from visling.types import RegionStore
 
 
 def write_report(
@@ -43,6 +30,7 @@ def write_report(
     images: Path | None = None,
     store: RegionStore | None = None,
     compare: Sequence[Path] = (),
+    asks: Asks | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the page about a run and return its path.
@@ -54,6 +42,8 @@ def write_report(
         images: folder of the images, searched with its sub-folders; None takes the one named in run.json.
         store: regions to draw; None opens the store named in run.json.
         compare: other run folders, whose scores are shown next to this one's.
+        asks: opens the run's model with the examples of a split, to show on each what it looked at; where that is not
+            possible, the page says so. None = not shown.
         overwrite: replace an existing page.
     Raises:
         RunError: no such run folder, or the page exists or cannot be written.
@@ -75,10 +65,10 @@ def write_report(
     sections = [
         _render_scores(files),
         _render_curves(files),
-        _render_gallery(files, examples, image_folder, regions),
+        render_examples(files, examples, image_folder, regions, asks=asks),
         _render_configuration(files),
     ]
-    title = f"{_describe(files.about.get('model'), 'model')} on {_describe(files.about.get('task'), 'task')}"
+    title = f"{describe(files.about.get('model'), 'model')} on {describe(files.about.get('task'), 'task')}"
     body = "\n".join([_render_verdict(files, title), _render_missing(files), _NAVIGATION, *sections])
     try:
         replace_file(target, render_page(title, body, REPORT_STYLE, images=True))
@@ -95,17 +85,6 @@ _NAVIGATION = """\
 
 
 # Words and numbers
-
-
-def _describe(value: Any, otherwise: str = "not given") -> str:
-    """A value of a file in words: of a list the most frequent first, of a mapping the heaviest; without repetition."""
-    if value is None or value == "" or value == [] or value == {}:
-        return otherwise
-    if isinstance(value, Mapping):
-        return ", ".join(str(key) for key in sorted(value, key=lambda k: -(as_number(value[k]) or 0.0)))
-    if isinstance(value, (list, tuple)):
-        return ", ".join(answer for answer, _ in Counter(map(str, value)).most_common())
-    return str(value)
 
 
 def _format_count(value: Any) -> str:
@@ -158,13 +137,13 @@ def _render_verdict(run: RunFiles, title: str) -> str:
     size = parameters.get("total", parameters) if isinstance(parameters, Mapping) else parameters
     seconds = run.training_seconds()
     facts = {
-        "model": _describe(run.about.get("model")),
-        "task": _describe(run.about.get("task")),
-        "parameters": _format_count(size) or _describe(size),
+        "model": describe(run.about.get("model")),
+        "task": describe(run.about.get("task")),
+        "parameters": _format_count(size) or describe(size),
         "training time": "not recorded" if seconds is None else _format_duration(seconds),
         "steps": _format_count(run.train[-1].get("step")) if run.train else "none recorded",
-        "seed": _describe(run.about.get("seed")),
-        "status": _describe(run.about.get("status"), "unknown"),
+        "seed": describe(run.about.get("seed")),
+        "status": describe(run.about.get("status"), "unknown"),
     }
     return f'<header><h1>{escape(title)}</h1>{"".join(lines)}<dl class="facts">{render_facts(facts)}</dl></header>'
 
@@ -286,167 +265,6 @@ def _append_point(points: list[Point], step: float | None, value: Any) -> None:
         points.append((step, number))
 
 
-def _render_gallery(run: RunFiles, examples: int, folder: Path | None, store: RegionStore | None) -> str:
-    split, rows = next(((split, rows) for split, rows in run.details.items() if rows), ("", []))
-    if not rows or examples < 1:
-        run.missing += [] if rows else ["no details of individual examples: there is no gallery"]
-        return '<section><h2 id="examples">Examples</h2><p>There are no examples to show.</p></section>'
-    marked: dict[bool | None, list[Mapping[str, Any]]] = {True: [], False: [], None: []}
-    for row in rows:
-        score = as_number(row.get("score"))
-        marked[None if score is None else score >= _RIGHT].append(row)
-    shown: set[str] = set()
-    wrong = _sample_evenly(marked[False], max(examples // 2, examples - len(marked[True])), shown)
-    right = _sample_evenly(marked[True], examples - len(wrong), shown)
-    unknown = _sample_evenly(marked[None], examples - len(wrong) - len(right), shown)
-    images = _find_images(folder, {i for row in (*wrong, *right, *unknown) for i in _list_images(row)})
-    if folder is None:
-        run.missing.append("no image folder is known: examples are shown without their images")
-    elif not images:
-        run.missing.append("none of the images was found in the image folder")
-    groups = (
-        ("Wrong", wrong, len(marked[False])),
-        ("Right", right, len(marked[True])),
-        ("Without a score", unknown, len(marked[None])),
-    )
-    parts = []
-    for title, chosen, total in groups:
-        if chosen:
-            cards = "".join(_render_card(row, images, store) for row in chosen)
-            parts.append(f'<h3>{title} <small>{len(chosen)} of {total:,}</small></h3><div class="cards">{cards}</div>')
-    note = f"From {escape(split)}, sampled evenly over the file and over all types; none is hand-picked."
-    return f'<section><h2 id="examples">Examples</h2><p>{note}</p>{"".join(parts)}</section>'
-
-
-def _sample_evenly(rows: Sequence[Mapping[str, Any]], count: int, shown: set[str]) -> list[Mapping[str, Any]]:
-    """Rows from every type in turn, evenly spaced within a type, about images that are not shown yet where possible.
-
-    Args:
-        shown: ids of images that are shown already; those of the rows chosen are added.
-    """
-    types: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        types[str(row.get("type"))].append(row)
-    order = sorted(types.values(), key=len, reverse=True)
-    shares = [0] * len(order)
-    while sum(shares) < min(count, len(rows)):
-        for number, of_type in enumerate(order):
-            if shares[number] < len(of_type) and sum(shares) < count:
-                shares[number] += 1
-    chosen: list[list[Mapping[str, Any]]] = []
-    for number, (of_type, share) in enumerate(zip(order, shares, strict=True)):
-        # The first row of every type is often about the same image: each type begins elsewhere in the file.
-        begin = (number + 0.5) / len(order)
-        edges = [int((k + begin) * len(of_type) / share) for k in range(share)]
-        chosen.append([])
-        for first, end in pairwise([*edges, len(of_type)]):
-            stretch = of_type[first:end]
-            row = next((row for row in stretch if shown.isdisjoint(_list_images(row))), stretch[0])
-            shown.update(_list_images(row))
-            chosen[-1].append(row)
-    return [row for turn in zip_longest(*chosen) for row in turn if row is not None]
-
-
-def _list_images(row: Mapping[str, Any]) -> list[str]:
-    """Ids of the images of an example."""
-    ids = row.get("image")
-    return [str(i) for i in ids] if isinstance(ids, (list, tuple)) else [] if ids is None else [str(ids)]
-
-
-def _find_images(folder: Path | None, wanted: set[str]) -> dict[str, Path]:
-    """Image id -> the file whose stem is that id or another spelling of it (VQA says 9 for COCO_val2014_000000000009);
-    of several the first in order of path."""
-    files_by_stem: dict[str, Path] = {}
-    meant = {canonical(image) for image in wanted}
-    if folder is not None:
-        for where, folders, files in os.walk(folder):
-            folders.sort()
-            for name in sorted(files):
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() in SUFFIXES and canonical(stem) in meant:
-                    files_by_stem.setdefault(stem, Path(where) / name)
-    aliases = Aliases(files_by_stem)
-    stems = {image: aliases.find(image) for image in wanted}
-    return {image: files_by_stem[stem] for image, stem in stems.items() if stem is not None}
-
-
-def _render_card(row: Mapping[str, Any], images: Mapping[str, Path], store: RegionStore | None) -> str:
-    score = as_number(row.get("score"))
-    look, sign = ("", "") if score is None else ("right", "✓ right") if score >= _RIGHT else ("wrong", "✗ wrong")
-    partly = f" ({score:.2g})" if score is not None and 0 < score < 1 else ""
-    shown = (
-        "".join(_render_image(image, images.get(image), store) for image in _list_images(row)[:2])
-        or '<p class="none">no image</p>'
-    )
-    kind = f'<span class="kind">{escape(row["type"])}</span>' if row.get("type") else ""
-    confidence = as_number(row.get("confidence"))
-    sure = "" if confidence is None else f" <small>{100 * confidence:.0f} %</small>"
-    bars = []
-    for answer in (row.get("top") or [])[:4]:
-        if isinstance(answer, (list, tuple)) and len(answer) == 2 and (share := as_number(answer[1])) is not None:
-            length = min(max(100 * share, 0.0), 100.0)
-            bars.append(
-                f"<li><span>{escape(answer[0])}</span>"
-                f'<span class="bar"><span style="width:{length:.1f}%"></span></span><span>{length:.0f} %</span></li>'
-            )
-    return (
-        f'<article class="card {look}">{shown}<div class="words">'
-        f'<p class="tags"><span class="sign">{sign}{partly}</span>{kind}</p>'
-        f'<p class="question">{escape(_describe(row.get("text"), "(no text)"))}</p>'
-        f"<p>Model: <strong>{escape(_describe(row.get('prediction'), 'nothing'))}</strong>{sure}<br>"
-        f"Truth: <strong>{escape(_describe(row.get('truth')))}</strong></p>"
-        f'<ul class="bars">{"".join(bars)}</ul></div></article>'
-    )
-
-
-def _render_image(image: str, file: Path | None, store: RegionStore | None) -> str:
-    if file is None:
-        return f'<p class="none">image {escape(image)} was not found</p>'
-    try:
-        picture = Image.fromarray(read_image(file))
-    except DataError:
-        return f'<p class="none">image {escape(image)} cannot be read</p>'
-    picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE), Image.Resampling.LANCZOS)
-    count = 0
-    regions = _find_regions(image, store)
-    if regions is not None:
-        count = min(len(regions), _DRAWN_REGIONS)
-        names, attributes = getattr(store, "class_names", ()), getattr(store, "attribute_names", ())
-        picture = draw_regions(
-            picture,
-            regions,
-            class_names=names,
-            attribute_names=attributes,
-            top=count,
-            scale=_IMAGE_SIZE // max(picture.size),
-        )
-    alt = f"Image {image}" + (f" with {count} regions drawn" if count else "")
-    unseen = "" if regions is None or count else '<p class="none">the detector found nothing in this image</p>'
-    return (
-        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{_encode_image(picture)}">'
-        f"{unseen}"
-    )
-
-
-def _find_regions(image: str, store: RegionStore | None) -> RegionArray | None:
-    """Regions of an image; None where the store lacks it, or knows several of that name."""
-    try:
-        return store[image] if store is not None and image in store else None
-    except StoreError:
-        return None
-
-
-def _encode_image(picture: Image.Image) -> str:
-    """A data URI, as PNG (smaller for drawings) or JPEG (smaller for photographs)."""
-    options = []
-    for kind, settings in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
-        with io.BytesIO() as file:
-            picture.save(file, kind, **settings)
-            options.append((len(file.getvalue()), kind, file.getvalue()))
-    _, kind, content = min(options)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
 def _render_configuration(run: RunFiles) -> str:
     about = run.about
     versions = "".join(
@@ -458,11 +276,11 @@ def _render_configuration(run: RunFiles) -> str:
         f'<tr><th scope="col">package</th><th scope="col">version</th></tr></thead>{versions}</table>'
     )
     command = about.get("command")
-    words = " ".join(map(str, command)) if isinstance(command, (list, tuple)) else _describe(command, "not recorded")
+    words = " ".join(map(str, command)) if isinstance(command, (list, tuple)) else describe(command, "not recorded")
     config = (
         json.dumps(about["config"], indent=2, ensure_ascii=False) if about.get("config") is not None else "not recorded"
     )
-    rest = {name: _describe(about.get(name), "") for name in ("recipe", "seed", "started", "finished")}
+    rest = {name: describe(about.get(name), "") for name in ("recipe", "seed", "started", "finished")}
     # Relative to the run, so that the page can be shared: it names no folder of this machine above the run's own.
     rest |= {name: _relate_path(about.get(name), run.path) for name in ("images", "store")}
     facts = render_facts({name: value for name, value in rest.items() if value})
@@ -476,5 +294,5 @@ def _render_configuration(run: RunFiles) -> str:
 def _relate_path(value: Any, run: Path) -> str:
     """An absolute path of run.json as seen from the run folder; any other value in words."""
     if not isinstance(value, str) or not os.path.isabs(value):
-        return _describe(value, "")
+        return describe(value, "")
     return os.path.relpath(value, run.resolve())

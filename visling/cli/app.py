@@ -20,6 +20,7 @@ from visling.cli.detect import detect_app
 from visling.cli.doctor import doctor
 from visling.cli.evaluating import compare_models, evaluate, report
 from visling.cli.fetching import catalog, fetch
+from visling.cli.gallery import gallery
 from visling.cli.inspecting import inspect
 from visling.cli.multitasking import multitask
 from visling.cli.options import Command, Group
@@ -38,8 +39,14 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "First steps": {"demo": demo},
     "Data": {"scenes": scenes, "detect": detect_app, "regions": regions_app},
     "Training": {"recipes": recipes_app, "pretrain": pretrain, "finetune": finetune, "multitask": multitask},
-    "Results": {"evaluate": evaluate, "predict": predict, "report": report, "compare": compare_models},
-    "Inspection": {"inspect": inspect, "serve": serve, "analysis": analysis_app},
+    "Results": {
+        "evaluate": evaluate,
+        "predict": predict,
+        "report": report,
+        "gallery": gallery,
+        "compare": compare_models,
+    },
+    "Inspection": {"inspect": inspect, "analysis": analysis_app, "serve": serve},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from visling.cli.gallery import open_to_ask
 from visling.cli.options import IMAGES, MACHINE, Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
 
@@ -165,6 +167,12 @@ def report(
     store: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Region store to draw from; the run's by default.")
     ] = None,
+    relevance: Annotated[
+        bool,
+        typer.Option(
+            help="Show on each example what the model looked at; needs the run's weights, regions and annotations."
+        ),
+    ] = True,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write; RUN/report.html by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
 ) -> None:
@@ -178,7 +186,14 @@ def report(
 
     regions = None if store is None else NativeStore.open(store)
     page = write_report(
-        run, out=out, examples=examples, images=images, store=regions, compare=compare or [], overwrite=overwrite
+        run,
+        out=out,
+        examples=examples,
+        images=images,
+        store=regions,
+        compare=compare or [],
+        asks=partial(open_to_ask, run, store=store, images=images) if relevance else None,
+        overwrite=overwrite,
     )
     print(f"Wrote {page}")
 

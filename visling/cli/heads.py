@@ -47,7 +47,7 @@ def heads(
     Example: visling analysis heads pretrain --out heads.json --page heads.html
     """
     from visling import runtime
-    from visling.analysis.encoding import encode_shown
+    from visling.analysis.encoded_rows import encode_shown
     from visling.analysis.head_statistics import HeadSums, render_heads
     from visling.runs.examples import open_run
 
@@ -92,6 +92,8 @@ def heads(
 
 def _describe_direction(name: str, part: DirectionStatistics) -> str:
     """A table of its layers and quantities."""
+    if not part.queries:
+        return f"{name.replace('_', ' ')}: nothing to attend to"
     quantities = list(part.quantities)
     width = max(len(layer) for layer in part.layers)
     lines = [

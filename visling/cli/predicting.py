@@ -17,7 +17,6 @@ from visling.cli.printing import (
     find_free_name,
     progress_bar,
     refuse_existing,
-    save_picture,
     slugify,
 )
 from visling.errors import DataError, RunError
@@ -115,25 +114,20 @@ def predict(
     groups = [images[first : first + together] for first in range(0, len(images), together)]
     answers = model.answer_each(Question(group, text, choice or ()) for group in groups)
     for group, answer in zip(groups, answers, strict=True):
-        targets = _draw(model, answer, group, folder)
+        target = _draw(answer, group, folder)
         if json_:
             rows_ = [
                 {"image": image, "text": text, **answer.to_json(), "regions": len(regions), "picture": str(target)}
-                for image, regions, target in zip(group, answer.regions_by_image, targets, strict=True)
+                for image, regions in zip(group, answer.regions_by_image, strict=True)
             ]
             print("\n".join(map(json.dumps, rows_)))
             continue
         for line in _list_answers(answer):
             print(f"{', '.join(group)}: {line}")
-        for regions, target in zip(answer.regions_by_image, targets, strict=True):
-            print(f"  {len(regions)} regions, drawn in {target}")
-        if answer.notice:
-            print(f"  {answer.notice}")
-        if answer.truncated:
-            print(f"  the text was cut to {model.spec.max_tokens} word pieces")
-        if answer.spelled_out:
-            unknown = ", ".join(answer.spelled_out)
-            print(f"  most words are unknown to the model, which reads them letter by letter: {unknown}")
+        counts = " and ".join(str(len(regions)) for regions in answer.regions_by_image)
+        print(f"  {counts} regions, drawn in {target}")
+        for notice in answer.notices:
+            print(f"  {notice}")
 
 
 def load_model(
@@ -171,24 +165,12 @@ def _print_ranking(model: Predictor, images: Sequence[str], text: str, json_: bo
             print(f"{place:>4}  {score:>9.3f}  {image}")
 
 
-def _draw(model: Predictor, answer: Answer, images: Sequence[str], folder: Path) -> list[Path]:
-    """Draw each image of an answer into a file named after the image and the text."""
-    from visling.analysis.drawing import prediction_card
-
-    targets = []
-    for image, seen, regions in zip(images, answer.images, answer.regions_by_image, strict=True):
-        slug = slugify(answer.question)
-        targets.append(find_free_name(folder, f"{Path(image).stem}-{slug}" if slug else Path(image).stem))
-        card = prediction_card(
-            seen,
-            answer.pointed_regions if answer.boxes else regions,
-            answer.question,
-            answer.pointed_at or answer.top,
-            class_names=[name for name, _ in answer.pointed_at] if answer.boxes else model.class_names,
-            attribute_names=model.attribute_names,
-        )
-        save_picture(card, targets[-1])
-    return targets
+def _draw(answer: Answer, images: Sequence[str], folder: Path) -> Path:
+    """Draw an answer into a file named after its images and the text."""
+    parts = [*(Path(image).stem for image in images), slugify(answer.question)]
+    target = find_free_name(folder, "-".join(filter(None, parts)))
+    answer.save(target)
+    return target
 
 
 def _list_images(places: Sequence[str]) -> list[str]:
@@ -210,11 +192,11 @@ def check_images(images: Sequence[str], use: str, where: str = "") -> None:
     """
     from PIL import Image
 
+    from visling.analysis.question import check_address
     from visling.vision.images import read_image
 
     for image in images:
-        if "://" in image:
-            raise DataError(f"{where}{image} is an address, which is not read. Download the image first.")
+        check_address(image, where)
         if not Path(image).exists():
             hint = "Check the path." if where else f"Check the path, and put the text into quotes: {use}."
             raise DataError(f"{where}no image {image}. {hint}")

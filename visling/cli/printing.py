@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from visling.errors import RunError
 
 if TYPE_CHECKING:
-    from PIL import Image
     from rich.progress import TaskID
 
 
@@ -78,21 +77,6 @@ def print_model_folder(what: str, out: Path, stopped: str) -> None:
         )
     else:
         print(f"{what} model in {out / 'model'}")
-
-
-def save_picture(picture: Image.Image, target: Path) -> None:
-    """Write a picture in the format of its file name.
-
-    Raises:
-        RunError: it cannot be written, or no format has this name.
-    """
-    try:
-        picture.save(target)
-    except (OSError, ValueError) as error:  # ValueError: no image format has this suffix
-        raise RunError(
-            f"cannot write the picture {target}: {error}. Name another file with --out, in a folder that exists, "
-            "ending in .png."
-        ) from error
 
 
 def refuse_existing(target: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from visling.cli.extracting import extract_regions
 from visling.cli.options import Command, Dtype, Group, Json, Out, Resume
-from visling.cli.printing import claim_store, progress_bar, refuse_existing, save_picture, show
+from visling.cli.printing import claim_store, progress_bar, refuse_existing, show
 from visling.cli.region_stores import check_store, merge_stores, take_subset
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def regions_inspect(
     """
     from PIL import Image
 
-    from visling.analysis.drawing import draw_regions
+    from visling.analysis.drawing import draw_regions, save_picture
     from visling.regions.store import NativeStore
     from visling.vision.images import read_image
 

@@ -109,6 +109,11 @@ class Tokenizer:
             pieces = self._remember(text, self._engine.encode(text, add_special_tokens=False))
         return pieces
 
+    def spans(self, text: str) -> NDArray[np.int64]:
+        """(T, 2) where each of the `pieces` of a text begins and ends in it, in characters."""
+        offsets = self._engine.encode(text, add_special_tokens=False).offsets
+        return np.array(offsets, dtype=np.int64).reshape(-1, 2)
+
     def split(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         """Ids and word numbers (P,) of the pieces of many texts, one text after the other, and how many pieces each has
         (M,); on all cores, and not remembered."""

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visling.errors import DataError
 
@@ -367,21 +368,31 @@ def bootstrap(
     Raises:
         DataError: no values, or not one group per value.
     """
+    low, high = bootstrap_columns(np.asarray(values, np.float64)[:, None], groups, draws, seed, level=level)
+    return float(low[0]), float(high[0])
+
+
+def bootstrap_columns(
+    values: NDArray[np.floating], groups: Sequence[str], draws: int = 1000, seed: int = 0, *, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`bootstrap` of many means over the same examples, (N, C), with the same resampled data sets: low and high ends,
+    each (C,)."""
     if not len(values) or len(values) != len(groups):
         raise DataError(
             f"an interval needs one group per value and at least one value; found {len(values)} values and "
             f"{len(groups)} groups."
         )
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    totals = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
+    totals = np.zeros((len(names), values.shape[1]))
+    np.add.at(totals, member, values)
     counts = np.bincount(member)
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
+    means = np.empty((draws, values.shape[1]))
     for draw in range(draws):
         times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
         means[draw] = (times @ totals) / (times @ counts)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def _nlvr(predictions: Mapping[str, str], labels: Mapping[str, str]) -> NlvrScores:

@@ -55,6 +55,8 @@ class Examples:
     """What run.json says of the training; empty for a model folder that is in no run."""
     notice: str
     """How the features differ from those of the training, where they only come near."""
+    data: Path | None
+    """Folder of the annotations; None = a file of one's own."""
 
 
 def open_examples(
@@ -130,7 +132,7 @@ def open_examples(
     )
     if regions is not None:
         inputs.pictures = open_pictures(saved, records, images or known.get("images"), regions)
-    return Examples(records=records, inputs=inputs, known=known, notice=notice)
+    return Examples(records=records, inputs=inputs, known=known, notice=notice, data=data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ class OpenedRun:
 
     saved: ModelFolder
     task: Task[Any, Any]
-    """Of a pre-trained model: retrieval, whose examples are captions with their images."""
+    """What its examples are of: of a pre-trained model retrieval, captions with their images."""
     model: TaskModel | None
     """None for a pre-trained model."""
     encoder: Encoder
@@ -147,6 +149,8 @@ class OpenedRun:
     inputs: Inputs
     records: Sequence[Record]
     notice: str
+    data: Path | None
+    """Folder of the annotations; None = a file of one's own."""
 
     @property
     def store(self) -> NativeStore | None:
@@ -214,6 +218,7 @@ def open_run(
     device: str = "auto",
     other_features: bool = False,
     limit: int | None = None,
+    reads: Task[Any, Any] | None = None,
     progress: Progress | None = None,
 ) -> OpenedRun:
     """A run folder or model folder with the examples of a split. A pre-trained model reads captions: those of a folder
@@ -222,6 +227,7 @@ def open_run(
     Args:
         task: of a model of several tasks: the name of the one that is meant.
         limit: only the first so many examples; None = all.
+        reads: task whose examples are read in place of the model's own.
         data, file, store, images, device, other_features, progress: see `open_examples`.
     Raises:
         CheckpointError, DataError, StoreError, RunError: see their messages.
@@ -238,6 +244,7 @@ def open_run(
         encoder, extractor = model.encoder, model.extractor
     else:
         encoder, extractor = saved.encoder(), saved.region_extractor()
+    asked = reads or asked
     found = open_examples(
         run,
         saved,
@@ -263,6 +270,7 @@ def open_run(
         inputs=found.inputs,
         records=found.records if limit is None else found.records[:limit],
         notice=found.notice,
+        data=found.data,
     )
 
 

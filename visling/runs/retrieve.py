@@ -54,10 +54,16 @@ class Retrieved:
     images: tuple[str, ...]
     texts: tuple[str, ...]
     """Ids of the captions."""
+    captions: tuple[str, ...]
+    """As they were written."""
+    owners: tuple[str, ...]
+    """Image that each caption describes."""
     predictions: list[Prediction]
     report: Report
     notice: str
     """How the features differ from those that the model was trained on, where they only come near."""
+    zero_shot: bool
+    """Whether a pre-trained model ranked by its head of image-text matching."""
 
     def save(self, path: Path) -> None:
         """Write the scores to an .npz file, which `read_shortlist` takes.
@@ -126,9 +132,12 @@ def retrieve(
         scores=scores,
         images=tuple(distinct_images(records)),
         texts=tuple(record.id for record in records),
+        captions=tuple(record.caption for record in records),
+        owners=tuple(record.images[0] for record in records),
         predictions=predictions,
         report=task.report(predictions, records),
         notice=notice,
+        zero_shot=saved.task is None,
     )
 
 

@@ -7,6 +7,7 @@ from itertools import combinations, product
 
 import numpy as np
 
+from visling.scenes.grammar import Tree, tree
 from visling.scenes.world import VALUES, Item, Scene, Traits, pick, shuffled
 
 NOUNS = ("thing", "object")
@@ -32,14 +33,34 @@ def plural(noun: str) -> str:
 
 def noun_phrase(traits: Traits, rng: np.random.Generator, *, many: bool = False) -> str:
     """Adjectives and a noun, without an article: "large red star", "striped things"."""
+    return " ".join(_choose_words(traits, rng, many))
+
+
+def _choose_words(traits: Traits, rng: np.random.Generator, many: bool) -> list[str]:
+    """The adjectives of a description, then its noun."""
     noun = traits.get("shape") or pick(rng, NOUNS)
-    words = [traits[name] for name in VALUES if name in traits and name != "shape"]
-    return " ".join([*words, plural(noun) if many else noun])
+    adjectives = [traits[name] for name in VALUES if name in traits and name != "shape"]
+    return [*adjectives, plural(noun) if many else noun]
+
+
+def noun_tree(traits: Traits, rng: np.random.Generator, *, many: bool = False) -> Tree:
+    """The words of `noun_phrase`, with their grammar."""
+    *adjectives, noun = _choose_words(traits, rng, many)
+    return tree(" ".join([*(f"{word}:amod" for word in adjectives), f"{noun}*"]))
 
 
 def indefinite(phrase: str) -> str:
     """The phrase with "a" or "an" before it."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    return f"{_choose_article(phrase)} {phrase}"
+
+
+def indefinite_tree(phrase: Tree) -> Tree:
+    """The phrase with "a" or "an" before it."""
+    return tree(f"{_choose_article(phrase.text)}:det {{}}*", phrase)
+
+
+def _choose_article(phrase: str) -> str:
+    return "an" if phrase[0] in "aeiou" else "a"
 
 
 def counted(number: int, traits: Traits, rng: np.random.Generator) -> str:
@@ -47,9 +68,30 @@ def counted(number: int, traits: Traits, rng: np.random.Generator) -> str:
     return f"{NUMBERS[number]} {noun_phrase(traits, rng, many=number != 1)}"
 
 
+def counted_tree(number: int, traits: Traits, rng: np.random.Generator) -> Tree:
+    """The words of `counted`, with their grammar."""
+    relation = "nummod" if number else "det"  # "no" is a determiner
+    return tree(f"{NUMBERS[number]}:{relation} {{}}*", noun_tree(traits, rng, many=number != 1))
+
+
 def relation_words(relation: str, rng: np.random.Generator) -> str:
     """One way to say a relation."""
     return pick(rng, RELATION_WORDS[relation])
+
+
+def place_tree(where: str, landmark: Tree) -> tuple[Tree, str]:
+    """A place, such as "to the left of" a landmark, and the relation to a noun that it says the place of.
+
+    Args:
+        where: one of `RELATION_WORDS`.
+    """
+    *before, last = where.split()
+    if last != "of":
+        return tree(f"{last}:case {{}}*", landmark), "nmod"
+    landmark = tree("of:case {}*", landmark)
+    if len(before) == 1:
+        return tree(f"{before[0]}/ADV* {{}}:obl", landmark), "advmod"
+    return tree(f"to:case the:det {before[-1]}* {{}}:nmod", landmark), "nmod"
 
 
 def holds(relation: str, first: Item, second: Item, margin: float) -> bool | None:

@@ -30,6 +30,7 @@ from visling.scenes.files import (
     write_json,
     write_lines,
 )
+from visling.scenes.grammar import Tree, write_conllu
 from visling.scenes.panels.write import write_panels
 from visling.scenes.questions import FAMILIES, answer_type, candidates
 from visling.scenes.quotas import Candidate, Quotas
@@ -50,7 +51,7 @@ class _DrawnScene:
     """One scene and what could be said about it."""
 
     scene: Scene
-    captions: list[str]
+    captions: list[Tree]
     questions: list[Candidate]
     statements: list[Candidate]
     tasks: Mapping[str, Any]
@@ -200,6 +201,7 @@ class _SplitFiles:
         self.images: list[dict[str, Any]] = []
         self.instances: list[dict[str, Any]] = []
         self.captions: list[dict[str, Any]] = []
+        self.parses: list[tuple[str, Tree]] = []
         self.passages: list[str] = []
         self.questions: list[dict[str, Any]] = []
         self.answers: list[dict[str, Any]] = []
@@ -215,10 +217,12 @@ class _SplitFiles:
             instance_entry(scene, k) | {"attributes": [item.color, item.size, item.texture]}
             for k, item in enumerate(scene.items)
         ]
-        for k, text in enumerate(drawn.captions):
-            self.captions.append({"id": scene.image_id * 100 + k, "image_id": scene.image_id, "caption": text})
+        for k, sentence in enumerate(drawn.captions):
+            number = scene.image_id * 100 + k
+            self.captions.append({"id": number, "image_id": scene.image_id, "caption": sentence.text})
+            self.parses.append((str(number), sentence))
         if drawn.captions:
-            self.passages.append(". ".join(drawn.captions) + ".")
+            self.passages.append(". ".join(sentence.text for sentence in drawn.captions) + ".")
         rng = generator_for(config.seed, scene.image_id, 10)
         for k, question in enumerate(self.asked.choose(drawn.questions, config.questions_per_image, rng)):
             self._add_question(scene.image_id, scene.image_id * 1000 + k, question, rng)
@@ -266,6 +270,7 @@ class _SplitFiles:
             head | {"annotations": self.instances, "categories": categories, "attributes": attribute_names()},
         )
         write_json(notes / f"captions_{split}.json", head | {"annotations": self.captions})
+        (notes / f"captions_{split}.conllu").write_text(write_conllu(self.parses), encoding="utf-8", newline="\n")
         vqa = {
             "info": info("scenes questions"),
             "license": license_entry(),

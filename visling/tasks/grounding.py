@@ -379,7 +379,7 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
         return {
             "whole image": [self._predict_places(record, whole, share) for record in records],
             "most frequent positions": [
-                self._predict_places(record, *places) for places in [_frequent_places(train)] for record in records
+                self._predict_places(record, *places) for places in [frequent_places(train)] for record in records
             ],
         }
 
@@ -412,7 +412,7 @@ def _box(corners: NDArray[np.float64]) -> Box:
     return x1, y1, x2, y2
 
 
-def _frequent_places(train: Sequence[EntitiesRecord]) -> tuple[NDArray[np.float64], float]:
+def frequent_places(train: Sequence[EntitiesRecord]) -> tuple[NDArray[np.float64], float]:
     """At most `KEPT` training boxes (K, 4) in unit corners that together are right for the most training boxes, the
     best first; and the share that the best one is right for."""
     units = np.array(

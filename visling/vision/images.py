@@ -116,6 +116,21 @@ def _open(source: Path | BytesIO) -> contextlib.AbstractContextManager[BinaryIO]
     return source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source)
 
 
+def read_open_image(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels of an open image, as `read_image` returns them; its file may be read only now.
+
+    Raises:
+        DataError: the file is damaged, or was closed.
+    """
+    try:
+        return to_pixels(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, AssertionError, struct.error, ...
+        reason = str(error) or "its file is closed"
+        raise DataError(f"cannot read the open image {image!r}: {reason}. Open it again.") from error
+
+
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Pixels of an image that is already open, as `read_image` returns them."""
     return np.array(_convert_to_rgb(_turn_upright(image)))

@@ -95,7 +95,8 @@
   /** A weight with three digits. */
   function format(value) {
     const size = Math.abs(value);
-    const text = size === 0 ? "0" : size >= 0.001 ? size.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3) : "<0.001";
+    if (size > 0 && size < 0.001) return value < 0 ? ">−0.001" : "<0.001";
+    const text = size === 0 ? "0" : size.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
     return value < 0 ? `−${text}` : text;
   }
 
@@ -339,18 +340,16 @@
       };
     }
 
-    /** Largest size of what is no special token, over all answers of a method. */
-    reach(method, evidence) {
-      const key = `${method} ${evidence}`;
+    /** Largest size of what is no special token, over all rows, of a method's scores for an answer. The scores of
+     *  another answer would not do: those of one that is nearly certain are a hundredth of the others'. */
+    reach(method, answer, evidence) {
+      const key = `${method} ${answer} ${evidence}`;
       if (!this.largest.has(key)) {
-        let most = 0;
-        this.doc.rows.forEach((row, number) => {
+        const sizes = this.doc.rows.map((row, number) => {
           const units = this.units(number, false);
-          this.doc.answers.forEach((_, answer) => {
-            most = Math.max(most, largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions));
-          });
+          return largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions);
         });
-        this.largest.set(key, most);
+        this.largest.set(key, Math.max(...sizes));
       }
       return this.largest.get(key);
     }
@@ -784,8 +783,8 @@
         element.setAttribute("aria-pressed", n === locked);
       });
       // Rows do not move under the pointer or away from the keyboard's focus.
-      if (this.list.matches(":hover") || this.list.contains(document.activeElement)) return;
-      const order = values ? this.sort(values) : this.items.map((_, n) => n);
+      if (!values || this.list.matches(":hover") || this.list.contains(document.activeElement)) return;
+      const order = this.sort(values);
       if (order.some((n, place) => this.list.children[place] !== this.items[n])) {
         this.list.replaceChildren(...order.map((n) => this.items[n]));
         this.items.forEach((item, n) => (item.tabIndex = n === order[0] ? 0 : -1));
@@ -963,6 +962,7 @@
       this.view = view;
       this.source = view.source;
       this.controller = view.controller;
+      this.known = new Map(); // map of a layer -> strongest weight of each head
       this.table = make("table", { className: "vl-heads" });
       this.about = make("p", { className: "vl-small" });
       this.menus = new Menus(view.controller);
@@ -1005,9 +1005,12 @@
       const { state } = this.controller;
       this.menus.paint(state);
       const layers = this.source.layers(row, state.direction);
-      const key = [row, state.direction, state.multiples, this.controller.theme].join();
-      if (key !== this.built) this.build(row, layers);
-      this.built = key;
+      const look = [row, state.direction, state.multiples, this.controller.theme].join();
+      const key = [look, state.show, state.cells, state.quantity, state.quantity === "selected" && JSON.stringify(selection)].join();
+      if (key === this.painted) return;
+      this.painted = key;
+      if (look !== this.built) this.build(row, layers);
+      this.built = look;
       const values = this.measure(row, layers, selection);
       const most = Math.max(...values.flat(), 1e-9);
       const chosen = readCells(state.cells);
@@ -1092,8 +1095,8 @@
 
     /** Largest weight of a head between what is not special. */
     strongest(row, part, head) {
-      part.strongest ??= [];
-      return (part.strongest[head] ??= this.largestOf(row, part, head, () => true));
+      if (!this.known.has(part)) this.known.set(part, []);
+      return (this.known.get(part)[head] ??= this.largestOf(row, part, head, () => true));
     }
 
     /** Largest weight of a head from, or to, what is selected. */
@@ -1230,7 +1233,6 @@
       this.source = source;
       this.before = before;
       this.edits = { row: 0, words: new Set(), regions: new Set(), boxes: [] };
-      this.editor = controller.options.onEdit ? new Editor(this) : null;
       this.answers = new Answers(this);
       this.heads = new HeadMap(this);
       this.truth = new Truth(this);
@@ -1239,6 +1241,7 @@
       this.caution = make("p", { className: "vl-caution" });
       this.readout = make("p", { className: "vl-readout", role: "status", "aria-live": "polite" });
       this.body = make("div", { className: "vl-body" });
+      this.editor = controller.options.onEdit ? new Editor(this) : null;
       const { doc } = source;
       this.element = make(
         "article",
@@ -1432,7 +1435,7 @@
       this.cross = make("button", { type: "button", className: "vl-button", onclick: () => this.toggle() });
       this.draw = make("button", { type: "button", className: "vl-button", textContent: "Draw a box", onclick: () => this.setDrawing(!this.drawing) });
       this.reset = make("button", { type: "button", className: "vl-button", textContent: "Put everything back", onclick: () => this.clear() });
-      this.element = make("div", { className: "vl-editor", role: "group", "aria-label": "Change and ask again" }, this.cross, this.draw, this.reset);
+      this.element = make("div", { className: "vl-editor", role: "group", "aria-label": "Change and ask again" }, this.cross, view.source.doc.images.length ? this.draw : "", this.reset);
       view.body.addEventListener("pointerdown", (event) => this.start(event));
       this.setDrawing(false);
     }
@@ -1647,8 +1650,10 @@
 
     paint() {
       const chosen = this.hovered ?? this.state.lock;
-      this.toolbar.paint(this.state);
       for (const view of this.views) view.paint(chosen && this.translate(chosen, view));
+      if (this.painted === this.state) return; // what follows is the same under every selection
+      this.painted = this.state;
+      this.toolbar.paint(this.state);
       this.exports.paint();
     }
 
@@ -1676,7 +1681,9 @@
       if (state.scale === "view") return largest(values, block.units, block.row.regions) || 1;
       if (state.show === "attention") return Math.max(...this.sources.map((source) => source.doc.scale)) || 1;
       const able = this.sources.filter((source) => source.methods.includes(state.show));
-      return Math.max(...able.map((source) => source.reach(state.show, state.evidence))) || 1;
+      const answers = [state.answer, ...(state.versus === null ? [] : [state.versus])];
+      const reach = (source, answer) => source.reach(state.show, source.answer(answer), state.evidence);
+      return Math.max(...able.flatMap((source) => answers.map((answer) => reach(source, answer)))) || 1;
     }
 
     /** Which heads are shown. */

@@ -1,7 +1,9 @@
 """Flickr30K Entities' files about drawn scenes: sentences that name objects, and the boxes of what they name.
 
-`flickr30k_entities/Sentences/ID.txt`, `flickr30k_entities/Annotations/ID.xml` and the list of a split's images. A
-description fits exactly the objects in its boxes: one object, or several where it is plural. Sentences say nothing
+`flickr30k_entities/Sentences/ID.txt`, `flickr30k_entities/Annotations/ID.xml`, the list of a split's images, and the
+grammar of its sentences, `flickr30k_entities/SPLIT.conllu`, whose ids are `ID#NUMBER`, counted from 0.
+
+A description fits exactly the objects in its boxes: one object, or several where it is plural. Sentences say nothing
 about places, so the words alone do not give a box away.
 """
 
@@ -14,7 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from visling.scenes.files import stem
-from visling.scenes.language import counted, noun_phrase, traits_of, unique_traits
+from visling.scenes.grammar import Tree, join_and, tree, write_conllu
+from visling.scenes.language import counted_tree, noun_tree, traits_of, unique_traits
 from visling.scenes.settings import ScenesConfig
 from visling.scenes.world import VALUES, Item, Scene, Traits, pick, shuffled
 
@@ -32,9 +35,10 @@ _TYPES = {"heart": "bodyparts/other", "ring": "clothing/other"}
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """The contents of a scene's two files."""
+    """The contents of a scene's two files, and the grammar of its sentences."""
 
-    sentences: tuple[str, ...]
+    sentences: tuple[Tree, ...]
+    """Each phrase has its mark-up as a mark."""
     annotation: str
     phrases: int
     """Phrases with a box."""
@@ -65,9 +69,17 @@ class EntitiesWriter:
         for part in ("Sentences", "Annotations"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         for image, described in self.scenes.items():
-            _write(folder / "Sentences" / f"{image}.txt", "".join(f"{line}\n" for line in described.sentences))
+            _write(
+                folder / "Sentences" / f"{image}.txt", "".join(f"{one.marked_text}\n" for one in described.sentences)
+            )
             _write(folder / "Annotations" / f"{image}.xml", described.annotation)
         _write(folder / f"{self.split}.txt", "".join(f"{image}\n" for image in self.scenes))
+        parses = (
+            (f"{image}#{number}", sentence)
+            for image, described in self.scenes.items()
+            for number, sentence in enumerate(described.sentences)
+        )
+        _write(folder / f"{self.split}.conllu", write_conllu(parses))
         return {
             "sentences": sum(len(described.sentences) for described in self.scenes.values()),
             "phrases": sum(described.phrases for described in self.scenes.values()),
@@ -88,26 +100,29 @@ class _Describer:
         sentences = tuple(self._write_sentence() for _ in range(SENTENCES))
         return Described(sentences=sentences, annotation=self._annotate(), phrases=self.phrases)
 
-    def _write_sentence(self) -> str:
+    def _write_sentence(self) -> Tree:
         """A sentence that names two to four different things, or fewer where the scene has no more."""
         number = int(self.rng.integers(2, MOST_PHRASES + 1))
-        named: dict[tuple[Item, ...], str] = {}
+        named: dict[tuple[Item, ...], Tree] = {}
         for item in shuffled(self.rng, self.scene.items):
             traits = self._choose_traits(item)
             items = self.scene.fitting(traits)
             if len(named) < number and items not in named:
                 named[items] = self._mark(traits, items)
         self.phrases += len(named)
-        *first, last = named.values()
-        listed = f"{' , '.join(first)} and {last}" if first else last
-        picture = f"[/EN#{self.scene_chain}/scene {pick(self.rng, ('the picture', 'this picture', 'the image'))}]"
+        listed = join_and(list(named.values()), comma=",")
+        article, noun = pick(self.rng, (("the", "picture"), ("this", "picture"), ("the", "image")))
+        picture = tree(f"{article}:det {noun}*").marked(f"/EN#{self.scene_chain}/scene")
+        it = tree("it/PRON*").marked("/EN#0/notvisual")
         forms = [
-            f"{listed} .",
-            f"{picture} shows {listed} .",
-            f"{picture} has {listed} .",
-            f"[/EN#0/notvisual it] is a picture of {listed}",
+            tree("{}* .:punct", listed),
+            tree("{}:nsubj shows/VERB* {}:obj .:punct", picture, listed),
+            tree("{}:nsubj has/VERB* {}:obj .:punct", picture, listed),
+            tree("{}:nsubj is:cop a:det picture* {}:nmod", it, tree("of:case {}*", listed)),
         ]
-        return pick(self.rng, [*forms, f"{listed} are in {picture} ."] if first else forms)
+        if len(named) > 1:
+            forms.append(tree("{}:nsubj are:cop in:case {}* .:punct", listed, picture))
+        return pick(self.rng, forms)
 
     def _choose_traits(self, item: Item) -> Traits:
         """A description of this object alone, or of several objects of which it is one."""
@@ -118,16 +133,16 @@ class _Describer:
                     return traits
         return unique_traits(self.scene, item, self.rng) or traits_of(item, tuple(VALUES))
 
-    def _mark(self, traits: Traits, items: tuple[Item, ...]) -> str:
+    def _mark(self, traits: Traits, items: tuple[Item, ...]) -> Tree:
         """The phrase with its mark-up."""
         chain = self.chains.setdefault(items, self.scene_chain + 1 + len(self.chains))
         kind = _TYPES.get(traits.get("shape", ""), "other")
         many = len(items) > 1
         if many and self.rng.random() < 0.5:
-            words = counted(len(items), traits, self.rng)
+            words = counted_tree(len(items), traits, self.rng)
         else:
-            words = f"the {noun_phrase(traits, self.rng, many=many)}"
-        return f"[/EN#{chain}/{kind} {words}]"
+            words = tree("the:det {}*", noun_tree(traits, self.rng, many=many))
+        return words.marked(f"/EN#{chain}/{kind}")
 
     def _annotate(self) -> str:
         """The annotation file: each box once, with all chains that it belongs to."""

@@ -3,9 +3,11 @@
    index.html   the frame              permalink.js  the state in the address
    pictures.js  choosing pictures      outcome.js    changed answers, rankings
    forms.js     words of each task     inspect.js    the linked view of picture, words and answers (window.visling)
-   server.js    the HTTP interface     theme.js      light or dark */
+   server.js    the HTTP interface     edits.js      what the reader takes away
+   theme.js     light or dark */
 
 import { find, make, percent, show } from "./dom.js";
+import { NO_EDIT, extend, isEmpty, listParts, toRequest, translate } from "./edits.js";
 import { FORMS, familyName, isComparable, modelName } from "./forms.js";
 import { drawDifference, drawRanking } from "./outcome.js";
 import * as permalink from "./permalink.js";
@@ -13,10 +15,9 @@ import { OWN_PICTURE } from "./permalink.js";
 import { Pictures } from "./pictures.js";
 import * as server from "./server.js";
 
-const NO_EDIT = { words: [], regions: [], boxes: [] };
 const SLOW = 700; // milliseconds after which the seconds of a running question are counted
 const FEWEST_CHOICES = 2;
-const MOST_OFFERS = 5;
+const MOST_OFFERS = 4;
 
 class App {
   /** @param models of `/api/models`; at least one.
@@ -29,10 +30,11 @@ class App {
       onChange: () => this.changePictures(),
       onError: (error) => this.showError(error),
     });
-    this.edit = NO_EDIT;
     this.looked = null; // id of the picture of a ranking that is looked into
+    this.base = null; // {question, documents} of the unchanged question
     this.answered = null; // {question, documents} on the screen
-    this.view = {};
+    this.view = {}; // how it is looked at: state of the linked view
+    this.hasAsked = false; // whether the reader asked something; the first question is the page's own
     this.running = null; // AbortController of the question that is being answered
     this.listen();
   }
@@ -74,11 +76,11 @@ class App {
     find("run").value = run;
     const others = [...this.models.values()].filter((other) => isComparable(this.model, other));
     find("second").replaceChildren(
-      make("option", { value: "" }, others.length ? "nothing" : "no other model reads the same"),
-      ...others.map((other) => make("option", { value: other.run }, this.nameModel(other))),
+      make("option", { value: "" }, "with nothing"),
+      ...others.map((other) => make("option", { value: other.run }, `with ${this.nameModel(other)}`)),
     );
     find("second").value = others.some((other) => other.run === second) ? second : "";
-    find("second").disabled = !others.length;
+    for (const id of ["second", "second-label"]) show(find(id), others.length > 0);
     const { label, hint } = this.form;
     find("text-label").textContent = label;
     find("text-hint").textContent = hint;
@@ -127,16 +129,18 @@ class App {
   get offers() {
     const about = this.examples.find(({ id }) => id === this.pictures.chosen[0]?.id)?.questions ?? [];
     const own = this.model.form === "vqa" ? about.map((text) => ({ text })) : [];
-    return [...own, ...this.model.examples].slice(0, MOST_OFFERS);
+    const texts = new Map();
+    for (const offer of [...own, ...this.model.examples]) if (!texts.has(offer.text)) texts.set(offer.text, offer);
+    return [...texts.values()].slice(0, MOST_OFFERS);
   }
 
   drawChips() {
     const chips = this.offers.map((offer) => {
-      const chip = make("button", { type: "button" }, offer.text);
+      const chip = make("button", { type: "button", title: offer.text }, offer.text);
       chip.addEventListener("click", () => {
         this.fillIn(offer);
         this.looked = null;
-        this.ask();
+        this.askAnew();
       });
       return make("li", {}, chip);
     });
@@ -156,32 +160,26 @@ class App {
     const [offer] = this.offers;
     find("text").value = "";
     if (offer) this.fillIn(offer);
-    if (offer && this.pictures.complete) this.ask({ push: false, view: {} });
+    if (offer && this.pictures.complete) this.ask({ push: false });
     else this.showEmpty();
   }
 
   /** What answers, and where it comes from. */
   drawFacts() {
-    const columns = this.asked.map((model, place) => {
-      const document_ = this.answered?.documents[place];
-      const checkpoint = document_?.model.name !== undefined && this.answered.question.runs[place] === model.run;
-      const facts = [
-        ["Model", familyName(model.family)],
-        ["Task", model.task],
-        ["Run", model.run],
-        ["Checkpoint", model.checkpoint ?? (checkpoint ? document_.model.checkpoint : null)],
-        ["Licence", model.licence],
-      ];
-      return facts
-        .filter(([, fact]) => fact)
-        .map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact)));
-    });
-    find("facts").replaceChildren(...columns.flat());
+    const columns = this.asked.map((model, place) => [
+      ["Model", familyName(model.family)],
+      ["Task", model.task],
+      ["Run", model.run],
+      ["Weights", this.answered?.documents[place]?.model.checkpoint ?? "shown with the answer"],
+    ]);
+    find("facts").replaceChildren(
+      ...columns.flat().map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact))),
+    );
   }
 
   // ---- asking
 
-  /** What the form says now.
+  /** What the form says.
       @param images ids for the server. */
   describe(images) {
     return {
@@ -189,30 +187,55 @@ class App {
       images,
       text: find("text").value.trim(),
       choices: this.choices.filter(Boolean),
-      edit: this.edit,
+      edit: NO_EDIT,
     };
+  }
+
+  /** Asks what the reader entered; what was chosen of the answer before has no meaning in the next one. */
+  askAnew() {
+    this.view = { ...this.view, answer: null, versus: null, row: null, lock: null };
+    this.hasAsked = true;
+    return this.ask();
   }
 
   /** Asks what the form says.
       @param push whether Back returns to what was asked before.
-      @param edit what is taken away from the question.
-      @param view how the answer is looked at. */
-  async ask({ push = true, edit = NO_EDIT, view = this.view } = {}) {
+      @param edit what is then taken away from it. */
+  ask({ push = true, edit = NO_EDIT } = {}) {
+    return this.run(
+      async (signal) => {
+        if (this.model.form === "retrieval") await this.search(signal, push);
+        else await this.inspectForm(signal, push);
+        if (!isEmpty(edit) && this.base) await this.inspectChanged(edit, signal, push);
+      },
+      () => this.ask({ push, edit }),
+    );
+  }
+
+  /** Asks again without some parts of what is on the screen. */
+  askWithout(edit) {
+    this.view = { ...this.view, lock: null };
+    return this.run(
+      (signal) => this.inspectChanged(edit, signal, true),
+      () => this.askWithout(edit),
+    );
+  }
+
+  /** Runs what asks the server, in place of what is running.
+      @param again what to do when it failed and the reader tries again. */
+  async run(work, again) {
     this.running?.abort();
     const running = new AbortController();
     this.running = running;
-    this.edit = edit;
-    this.view = view;
-    this.clearMessage();
+    show(find("message"), false);
     this.setBusy(true);
     try {
-      await this.process(running.signal, push);
+      await work(running.signal);
     } catch (error) {
-      if (error.name === "AbortError") {
-        if (this.running === running) this.say("Cancelled.");
-      } else if (this.running === running) {
-        this.showError(error, () => this.ask({ push, edit, view }));
-      }
+      if (this.running !== running) return;
+      if (error.name === "AbortError") this.say("Cancelled.");
+      else this.showError(error, again);
+      if (this.answered?.documents.length) this.draw(); // without marks of what was to be taken away
     } finally {
       if (this.running === running) {
         this.running = null;
@@ -221,75 +244,81 @@ class App {
     }
   }
 
-  async process(signal, push) {
-    if (this.model.form === "retrieval") {
-      await this.processSearch(signal, push);
-      return;
-    }
-    let images = await this.pictures.send(signal);
+  async inspectForm(signal, push) {
+    let question;
     let documents;
     try {
-      documents = await this.inspectAll(images, signal);
+      question = this.describe(await this.pictures.send(signal));
+      documents = await this.inspectAll(question, signal);
     } catch (error) {
       if (error.status !== 404 || !this.pictures.hasOwn) throw error;
-      images = await this.pictures.send(signal, true);
-      documents = await this.inspectAll(images, signal);
+      question = this.describe(await this.pictures.send(signal, true));
+      documents = await this.inspectAll(question, signal);
     }
-    this.showDocuments(this.describe(images), documents, push);
+    this.showAnswer(question, documents, push);
   }
 
-  async processSearch(signal, push) {
-    const question = this.describe([]);
-    const rankings = await Promise.all(question.runs.map((run) => server.search({ run, text: question.text }, signal)));
-    const looked = this.looked;
-    show(find("empty"), false);
+  async inspectChanged(edit, signal, push) {
+    const question = { ...this.base.question, edit };
+    const documents = isEmpty(edit) ? this.base.documents : await this.inspectAll(question, signal);
+    this.showAnswer(question, documents, push);
+  }
+
+  /** The documents of a question, one for each model. */
+  inspectAll({ runs, images, text, choices, edit }, signal) {
+    const { documents } = this.base ?? {};
+    return Promise.all(
+      runs.map((run, place) => {
+        const own = isEmpty(edit) ? edit : translate(edit, documents[0], documents[place]);
+        const blind = this.models.get(run).images === 0;
+        const changes = toRequest(blind ? { ...own, boxes: [] } : own);
+        return server.inspect({ run, images: blind ? [] : images, text, choices, ...changes }, signal);
+      }),
+    );
+  }
+
+  async search(signal, push) {
+    const question = this.describe(this.looked === null ? [] : [this.looked]);
+    const { text, runs } = question;
+    const rankings = await Promise.all(runs.map((run) => server.search({ run, text }, signal)));
+    const documents = this.looked === null ? [] : await this.inspectAll(question, signal);
+    const pick = (id) => {
+      this.looked = id;
+      this.askAnew();
+    };
     find("ranking").replaceChildren(
       ...rankings.map((ranking, place) =>
-        drawRanking(ranking, this.names, this.nameColumn(place), (id) => {
-          this.looked = id;
-          this.ask();
-        }),
+        drawRanking(ranking, this.names, runs.length > 1 ? this.nameColumn(place) : "", this.looked, pick),
       ),
     );
-    show(find("ranking"));
     find("ranking").dataset.columns = rankings.length;
-    if (looked === null) {
-      this.closeView();
-      this.answered = { question, documents: [] };
-      this.remember(push);
-      this.say(`${rankings[0].length} pictures ranked; the first is ${this.names.get(rankings[0][0]?.id)}.`, true);
+    show(find("ranking"));
+    show(find("empty"), false);
+    this.reveal(find("result"));
+    if (documents.length) {
+      this.showAnswer(question, documents, push);
+      find("inspection").scrollIntoView({ block: "start" });
       return;
     }
-    const documents = await this.inspectAll([looked], signal);
-    this.showDocuments(this.describe([looked]), documents, push);
-    find("inspection").scrollIntoView({ block: "start" });
-  }
-
-  inspectAll(images, signal) {
-    const { runs, text, choices, edit } = this.describe(images);
-    const body = { images, text, choices, without_words: edit.words, without_regions: edit.regions };
-    return Promise.all(runs.map((run) => server.inspect({ run, ...body }, signal)));
+    this.closeView();
+    this.answered = { question, documents };
+    this.remember(push);
+    const first = this.names.get(rankings[0][0].id);
+    this.say(`${rankings[0].length} pictures ranked; the first is ${first}.`, true);
   }
 
   // ---- showing
 
-  showDocuments(question, documents, push) {
-    const before = this.answered;
+  showAnswer(question, documents, push) {
+    const before = isEmpty(question.edit) ? this.answered : this.base;
     this.answered = { question, documents };
+    if (isEmpty(question.edit)) this.base = this.answered;
     show(find("empty"), false);
-    show(find("ranking"), this.model.form === "retrieval");
+    show(find("inspection"));
+    this.reveal(find("result"));
     this.showDifference(before);
     this.showEdit();
-    find("inspection").replaceChildren();
-    show(find("inspection"));
-    this.controller = window.visling.render(find("inspection"), documents, {
-      state: this.view,
-      onState: (view) => {
-        this.view = view;
-        this.remember(false);
-      },
-      onEdit: (edit) => this.ask({ edit: { ...NO_EDIT, ...edit } }),
-    });
+    this.draw();
     this.drawFacts();
     this.remember(push);
     const answers = documents.map((document_, place) => {
@@ -298,6 +327,26 @@ class App {
       return best ? `${name}${best.text}, ${percent(best.probability)}.` : `${name}no answer.`;
     });
     this.say(answers.join(" "), true);
+  }
+
+  /** Draws the linked view of what is on the screen. */
+  draw() {
+    const { documents, question } = this.answered;
+    this.controller?.destroy();
+    this.controller = window.visling.render(find("inspection"), documents, {
+      state: this.view,
+      before: isEmpty(question.edit) ? undefined : this.base.documents,
+      onState: (view) => {
+        this.view = view;
+        this.remember(false);
+      },
+      onEdit: (change) => this.askWithout(extend(question.edit, change, documents, this.base.documents)),
+    });
+  }
+
+  /** Brings an answer into a window in which the form fills the screen. */
+  reveal(part) {
+    if (part.getBoundingClientRect().top > innerHeight / 2 && this.hasAsked) part.scrollIntoView({ block: "start" });
   }
 
   /** Announces something.
@@ -315,42 +364,39 @@ class App {
   showDifference(before) {
     const { question, documents } = this.answered;
     const section = find("difference");
-    const same = before && before.documents.length && String(before.question.runs) === String(question.runs);
-    const changes = same ? listChanges(before.question, question, before.documents[0]) : [];
-    show(section, changes.length > 0);
-    if (!changes.length) return;
-    const close = make("button", { type: "button", class: "quiet" }, "Hide");
-    close.addEventListener("click", () => {
-      show(section, false);
-      find("result").focus();
-    });
-    section.replaceChildren(
-      make("div", { class: "headline" }, make("h2", { id: "difference-title" }, "Before and now"), close),
-      make("p", { class: "hint" }, changes.join("; ")),
-      make(
-        "div",
-        { class: "tables" },
-        ...documents.map((document_, place) =>
-          drawDifference(before.documents[place], document_, documents.length > 1 ? this.nameColumn(place) : ""),
-        ),
+    const change = describeChange(before, question);
+    show(section, change !== "");
+    if (!change) return;
+    section.open = !isEmpty(question.edit) || section.open;
+    find("change").textContent = change;
+    find("tables").replaceChildren(
+      ...documents.map((document_, place) =>
+        drawDifference(before.documents[place], document_, documents.length > 1 ? this.nameColumn(place) : ""),
       ),
     );
   }
 
+  /** What was taken away or drawn, each part to be undone. */
   showEdit() {
-    const section = find("edit");
-    const { words, regions } = this.edit;
-    show(section, words.length + regions.length > 0);
-    const restore = make("button", { type: "button", class: "quiet" }, "Put everything back");
-    restore.addEventListener("click", () => this.ask());
-    section.replaceChildren(make("p", {}, `Answered without ${words.length + regions.length} parts.`), restore);
+    const { edit } = this.answered.question;
+    show(find("edit"), !isEmpty(edit));
+    const chip = (name, label, rest) => {
+      const button = make("button", { type: "button", "aria-label": label }, name);
+      button.addEventListener("click", () => this.askWithout(rest));
+      return make("li", {}, button);
+    };
+    const parts = listParts(edit, this.base.documents[0]);
+    find("parts").replaceChildren(
+      ...parts.map(({ name, rest }) => chip(`${name} ×`, `Undo: ${name}`, rest)),
+      ...(parts.length > 1 ? [chip("undo all", "Undo all", NO_EDIT)] : []),
+    );
   }
 
   closeView() {
+    this.controller?.destroy();
     this.controller = null;
-    show(find("inspection"), false);
-    show(find("difference"), false);
-    show(find("edit"), false);
+    this.base = this.answered = null;
+    for (const part of ["inspection", "difference", "edit"]) show(find(part), false);
   }
 
   setBusy(busy) {
@@ -380,10 +426,6 @@ class App {
     show(message);
     this.say("");
     message.focus();
-  }
-
-  clearMessage() {
-    show(find("message"), false);
   }
 
   showEmpty() {
@@ -432,6 +474,7 @@ class App {
     if (this.model.form === "retrieval") {
       this.looked = wanted.images[0] ?? null;
     } else {
+      show(find("ranking"), false);
       const ids = history.state?.images ?? wanted.images;
       this.pictures.choose(Array.from({ length: this.model.images }, (_, place) => ids[place] ?? OWN_PICTURE));
       this.drawChips();
@@ -445,7 +488,7 @@ class App {
         return;
       }
     }
-    this.ask({ push: false, edit: wanted.edit, view: wanted.view });
+    this.ask({ push: false, edit: wanted.edit });
   }
 
   async copyLink() {
@@ -466,7 +509,7 @@ class App {
   // ---- events
 
   changePictures() {
-    this.clearMessage();
+    show(find("message"), false);
     this.drawChips();
   }
 
@@ -478,7 +521,7 @@ class App {
         return;
       }
       this.looked = null;
-      this.ask();
+      this.askAnew();
     });
     find("text").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -490,15 +533,14 @@ class App {
       this.running?.abort();
       this.closeView();
       show(find("ranking"), false);
-      this.answered = null;
+      this.view = {};
       this.looked = null;
-      this.clearMessage();
+      show(find("message"), false);
       this.say("");
       this.chooseModel(find("run").value, second);
       this.askFirst();
     });
     find("second").addEventListener("change", () => {
-      this.drawFacts();
       if (this.answered) this.ask();
     });
     find("add-choice").addEventListener("click", () => this.addChoice().focus());
@@ -510,14 +552,17 @@ class App {
   }
 }
 
-/** What differs between two questions, as phrases. */
-function listChanges(before, after) {
+/** What makes a question differ from the one that was answered before; "" if that is nothing, or more than one thing:
+    their answers are then not comparable. */
+function describeChange(before, question) {
+  if (!before?.documents.length || String(before.question.runs) !== String(question.runs)) return "";
+  const old = before.question;
   const changes = [];
-  if (before.text !== after.text) changes.push(`“${before.text}” became “${after.text}”`);
-  if (String(before.images) !== String(after.images)) changes.push("another picture");
-  if (String(before.choices) !== String(after.choices)) changes.push("other choices");
-  if (JSON.stringify(before.edit) !== JSON.stringify(after.edit)) changes.push("parts taken away");
-  return changes;
+  if (old.text !== question.text) changes.push(`“${old.text}” became “${question.text}”`);
+  if (String(old.images) !== String(question.images)) changes.push("another picture");
+  if (String(old.choices) !== String(question.choices)) changes.push("other choices");
+  if (JSON.stringify(old.edit) !== JSON.stringify(question.edit)) changes.push("asked again");
+  return changes.length === 1 ? changes[0] : "";
 }
 
 function listenToTheme() {

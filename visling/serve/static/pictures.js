@@ -125,10 +125,14 @@ export class Pictures {
 
   #draw() {
     find("slots").replaceChildren(...this.chosen.map((picture, place) => this.#drawSlot(picture, place)));
+    const list = find("examples");
     const marked = this.chosen[this.active]?.id;
-    for (const input of find("examples").querySelectorAll("input")) {
+    for (const input of list.querySelectorAll("input")) {
       input.checked = input.value === marked;
-      if (input.checked) input.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (!input.checked) continue;
+      const { offsetLeft, offsetWidth } = input.parentElement;
+      const seen = offsetLeft >= list.scrollLeft && offsetLeft + offsetWidth <= list.scrollLeft + list.clientWidth;
+      if (!seen) list.scrollLeft = offsetLeft - list.clientWidth / 2;
     }
   }
 
@@ -138,7 +142,8 @@ export class Pictures {
     const shown = picture
       ? make("img", { src: picture.source, alt: "" })
       : make("span", { class: "nothing" }, "No picture yet");
-    const caption = make("span", { class: "name" }, picture ? picture.name : "");
+    const name = picture ? picture.name : "";
+    const caption = make("span", { class: "name", title: name }, several ? side.replace(" picture", "") : name);
     const image = shown.tagName === "IMG" ? shown : null;
     image?.addEventListener("error", () =>
       image.replaceWith(make("span", { class: "nothing" }, "This browser cannot show it; the model can read it.")),
@@ -154,7 +159,7 @@ export class Pictures {
         this.#draw();
         find("slots").querySelectorAll(".pick")[place].focus();
       });
-      slot.append(pick, make("span", { class: "side", "aria-hidden": "true" }, place ? "right" : "left"));
+      slot.append(pick);
       slot.classList.toggle("active", place === this.active);
     }
     const load = make(
