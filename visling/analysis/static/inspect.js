@@ -636,6 +636,17 @@
     }
   }
 
+  /** A line between two points that leaves each towards another point, as strong as its weight. */
+  function drawCurve(a, b, strength, look) {
+    return draw("path", {
+      d: `M${a.at} C${a.towards} ${b.towards} ${b.at}`,
+      fill: "none",
+      "stroke-width": 1 + 3 * strength,
+      "stroke-opacity": 0.15 + 0.85 * strength,
+      ...look,
+    });
+  }
+
   const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1);
 
   function overlap(a, b) {
@@ -811,9 +822,8 @@
         const b = this.anchor(to, end, frame, from === to);
         if (!a || !b) continue;
         const strength = clamp(weight / scale, 0, 1);
-        const path = `M${a.at} C${a.towards} ${b.towards} ${b.at}`;
-        const look = { d: path, "stroke-width": 1 + 3 * strength, "stroke-opacity": 0.15 + 0.85 * strength };
-        paths.push(draw("path", { ...look, class: "vl-line-halo" }), draw("path", { ...look, stroke: this.view.palette.boxHue(1) }));
+        const hue = this.view.palette.boxHue(1);
+        paths.push(drawCurve(a, b, strength, { class: "vl-line-halo" }), drawCurve(a, b, strength, { stroke: hue }));
       }
       return this.lines.replaceChildren(...paths);
     }
@@ -1931,7 +1941,7 @@
       const { state } = this.controller;
       const element = draw("g", { transform: `translate(${left + 20} 0)` });
       element.append(
-        this.text(0, 30, doc.question, { "font-weight": 700, style: "font-size:18px" }),
+        this.text(0, 30, doc.question, { style: "font-size: 18px; font-weight: 700" }),
         this.text(0, 50, `${doc.model.name}, weights ${doc.model.checkpoint}`, { "fill-opacity": 0.7 })
       );
       let y = 74;
@@ -1939,7 +1949,7 @@
       answers.forEach((answer, n) => {
         const chosen = n === view.source.answer(state.answer);
         element.append(
-          this.text(0, y + 11, answer.text.slice(0, 46), { "font-weight": chosen ? 700 : 400 }),
+          this.text(0, y + 11, answer.text.slice(0, 46), { style: `font-weight: ${chosen ? 700 : 400}` }),
           draw("rect", { x: 300, y, width: 400, height: 12, rx: 6, fill: this.ink, "fill-opacity": 0.1 }),
           draw("rect", { x: 300, y, width: Math.max(1, 400 * answer.probability), height: 12, rx: 6, fill: this.ink, "fill-opacity": chosen ? 0.75 : 0.35 }),
           this.text(712, y + 11, percent(answer.probability))
@@ -1957,7 +1967,7 @@
       const selection = this.controller.state.lock && this.controller.translate(this.controller.state.lock, block.view);
       const own = selection?.row === block.number ? selection : null;
       const { values, scale } = block.compute(own);
-      const middles = { words: [], regions: [] };
+      const places = { words: [], regions: [] };
       let y = top;
       for (const picture of block.pictures) {
         if (!picture.width) continue;
@@ -1966,18 +1976,19 @@
         copy.querySelectorAll(".vl-hit").forEach((hit) => hit.remove());
         element.append(copy);
         for (const box of picture.boxes) {
-          const middle = picture.middle(box.index);
-          if (middle) middles.regions[box.index] = [middle[0] * zoom, y + middle[1] * zoom];
+          const at = picture.middle(box.index).map((value) => value * zoom);
+          at[1] += y;
+          places.regions[box.index] = { at, towards: at };
         }
         y += picture.height * zoom + 12;
       }
-      const bottom = this.drawSide(block, element, top, values, scale, middles);
-      this.drawLines(block, element, own, scale, middles);
+      const bottom = this.drawSide(block, element, top, values, scale, places);
+      this.drawLines(block, element, own, scale, places);
       return Math.max(y, bottom) + 8;
     }
 
     /** Words and the strongest boxes, right of the picture; returns where they end. */
-    drawSide(block, element, top, values, scale, middles) {
+    drawSide(block, element, top, values, scale, places) {
       const { palette } = this.controller;
       let [x, y] = [460, top];
       block.units.forEach((unit, n) => {
@@ -1988,7 +1999,7 @@
           draw("rect", { x, y, width, height: 24, rx: 5, fill: palette.css(strength), "fill-opacity": unit.special ? 0.6 : 1 }),
           this.text(x + 7, y + 16, unit.text, { fill: palette.ink(strength) })
         );
-        middles.words[n] = [x + width / 2, y + 2];
+        places.words[n] = { at: [x + width / 2, y + 24], towards: [x + width / 2, y + 64] };
         x += width + 5;
       });
       y += 44;
@@ -2005,15 +2016,13 @@
       return y;
     }
 
-    drawLines(block, element, selection, scale, middles) {
+    drawLines(block, element, selection, scale, places) {
       const { state, palette } = this.controller;
       if (!state.lines || state.show !== "attention") return;
       const { from, to } = DIRECTIONS[state.direction];
       for (const { start, end, weight } of block.links(selection).slice(0, MOST_LINES)) {
-        const [a, b] = [middles[from][start], middles[to][end]];
-        if (!a || !b) continue;
-        const strength = clamp(weight / scale, 0, 1);
-        element.append(draw("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1], stroke: palette.hue(1), "stroke-width": 1 + 3 * strength, "stroke-opacity": 0.15 + 0.85 * strength }));
+        const [a, b] = [places[from][start], places[to][end]];
+        if (a && b) element.append(drawCurve(a, b, clamp(weight / scale, 0, 1), { stroke: palette.boxHue(1) }));
       }
     }
 
