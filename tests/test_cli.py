@@ -1175,7 +1175,11 @@ def test_a_model_is_looked_into(call: Call, world: Any) -> None:
     refused(call("analysis", "project", "pooled", "--out", "new.html"), "pooled states alone")
     refused(call("analysis", "project", "heads.json", "--out", "new.html"), "no hidden states in heads.json")
     refused(call("analysis", "project", "states", "--out", "map.json"), "name of a page")
-    refused(call("analysis", "project", "states", "--out", "gone/map.html"), "cannot write gone/map.json")
+    refused(
+        call("analysis", "project", "states", "--out", "gone/map.html"), "cannot write gone/map.html", "Make its folder"
+    )
+    refused(call("analysis", "heads", world.vqa, "--page", "gone/heads.html"), "cannot write gone/heads.html")
+    assert not list(Path().glob("*.part"))
 
 
 def test_explanations_are_judged(call: Call, world: Any) -> None:

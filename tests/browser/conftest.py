@@ -59,7 +59,7 @@ class Visits:
     expected: list[str] = field(
         default_factory=lambda: ["Failed to load resource: the server responded with a status of 4"]
     )
-    """Beginnings of what is no fault: Chromium reports a refused request, and the page shows the words of the server."""
+    """Beginnings of what is no fault: Chromium reports a refused request, and the page shows why."""
 
     def __call__(
         self,

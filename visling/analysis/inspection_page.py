@@ -174,8 +174,8 @@ def _draw_picture(
         place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(x2 - x1, 1):.1f}" height="{max(y2 - y1, 1):.1f}"'
         shapes.append(
             f'<rect class="vl-halo" {place} stroke-width="{3 + 3 * strength:.1f}" stroke-opacity="0.6"/>'
-            f'<rect {place} stroke="var(--vl-positive)" stroke-width="{1 + 3 * strength:.1f}" '
-            f'stroke-opacity="{0.35 + 0.65 * strength:.2f}" fill="var(--vl-positive)" fill-opacity="{fill:.2f}"/>'
+            f'<rect {place} stroke="var(--vl-box-positive)" stroke-width="{1 + 3 * strength:.1f}" '
+            f'stroke-opacity="{0.35 + 0.65 * strength:.2f}" fill="var(--vl-box-positive)" fill-opacity="{fill:.2f}"/>'
         )
         if n in strongest:
             labels.append(_draw_label(row["regions"][n]["name"], x1, y1, y2))
@@ -194,6 +194,7 @@ def _draw_label(name: str, x: float, above: float, below: float) -> str:
     left = min(max(x, 0.0), max(_WIDTH - width, 0.0))
     top = above - _LABEL if above >= _LABEL else below
     return (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{_LABEL}" rx="3" fill="var(--vl-positive)"/>'
-        f'<text x="{left + 5:.1f}" y="{top + 12.5:.1f}" fill="var(--vl-paper)">{escape(name)}</text>'
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{_LABEL}" rx="3" '
+        'fill="var(--vl-box-positive)"/>'
+        f'<text x="{left + 5:.1f}" y="{top + 12.5:.1f}" fill="#fff">{escape(name)}</text>'
     )

@@ -215,6 +215,7 @@ def create_app(
             without_words=schema.list_places(body.without_words),
             without_regions=schema.list_places(body.without_regions),
             boxes=tuple((drawn.image, drawn.box) for drawn in body.boxes),
+            removal=body.removal,
         )
         found = await wait_for(request, queue.ask(model.inspect, changed, pixels=settings.most_pixels))
         return Response(found, media_type="application/json")

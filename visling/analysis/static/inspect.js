@@ -58,6 +58,7 @@
   const MOST_FILLED = 3; // boxes that are filled and named
   const NAMED = 0.2; // of the largest value: what a box needs to be filled and named
   const MOST_HEIGHT = 32; // of a picture, in rem
+  const PIXELS_SHOWN = 3; // enlargement from which a picture's pixels are not blurred
   const MOST_LINES = 40;
   const MOST_BARS = 5; // answers shown before "more"
   const ATTENTION_NOTE = "Attention is not an explanation: it shows where heads look, not what decided the answer.";
@@ -86,6 +87,7 @@
   }
 
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+  const capitalise = (text) => text.charAt(0).toUpperCase() + text.slice(1);
   const quote = (text) => `“${text}”`;
   const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
   const ordinal = (n) => n + (["th", "st", "nd", "rd"][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10] ?? "th");
@@ -93,7 +95,8 @@
   /** A weight with three digits. */
   function format(value) {
     const size = Math.abs(value);
-    const text = size === 0 ? "0" : size >= 0.001 ? size.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3) : "<0.001";
+    if (size > 0 && size < 0.001) return value < 0 ? ">−0.001" : "<0.001";
+    const text = size === 0 ? "0" : size.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
     return value < 0 ? `−${text}` : text;
   }
 
@@ -146,8 +149,10 @@
         return [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16));
       };
       const [paper, positive, negative] = ["--vl-track", "--vl-positive", "--vl-negative"].map(read);
+      const [over, under] = ["--vl-box-positive", "--vl-box-negative"].map(read);
       this.steps = { positive: this.ramp(paper, positive), negative: this.ramp(paper, negative) };
       this.strong = { positive: `rgb(${positive})`, negative: `rgb(${negative})` };
+      this.boxes = { positive: `rgb(${over})`, negative: `rgb(${under})` };
     }
 
     ramp(start, end) {
@@ -173,6 +178,11 @@
 
     hue(value) {
       return value < 0 ? this.strong.negative : this.strong.positive;
+    }
+
+    /** The hue of a box: pictures are as light in the dark theme as in the light one. */
+    boxHue(value) {
+      return value < 0 ? this.boxes.negative : this.boxes.positive;
     }
   }
 
@@ -496,7 +506,9 @@
         box.at = box.box.map((corner) => corner * this.zoom);
         for (const shape of [box.halo, box.outline, box.hit]) place(shape, box.at);
       }
+      this.photo.style.imageRendering = this.zoom >= PIXELS_SHOWN ? "pixelated" : "auto";
       if (this.last) this.paint(...this.last);
+      this.block.paintLines();
     }
 
     /** Show weights; `look` says how strong each is, which boxes are emphasised and what the answer points at. */
@@ -531,7 +543,7 @@
     style(value, strength, active, filled, special) {
       const { palette } = this.block.view;
       return {
-        stroke: palette.hue(value),
+        stroke: palette.boxHue(value),
         width: active ? 4 : special ? 1.5 : 1 + 3 * strength,
         opacity: active ? 1 : 0.35 + 0.65 * strength,
         fill: active ? 0.3 : filled && strength > 0 ? 0.1 + 0.25 * strength : 0,
@@ -551,11 +563,10 @@
         const spot = this.findSpot(box.at, label.width, 19, placed);
         if (!spot) continue;
         placed.push(spot);
-        const value = values ? values[index] : 0;
-        const strength = Math.sign(value) * Math.max(0.85, Math.abs(value) / look.scale) || 0.85;
+        const fill = this.block.view.palette.boxHue(values ? values[index] : 0);
         labels.push(
-          draw("rect", { x: spot[0], y: spot[1], width: label.width, height: 19, rx: 4, fill: this.block.view.palette.css(strength) }),
-          draw("text", { x: spot[0] + 6, y: spot[1] + 13.5, fill: this.block.view.palette.ink(strength) }, label.text)
+          draw("rect", { x: spot[0], y: spot[1], width: label.width, height: 19, rx: 4, fill }),
+          draw("text", { x: spot[0] + 6, y: spot[1] + 13.5, fill: "#ffffff" }, label.text)
         );
       }
       for (const { box, name } of look.marks.filter((mark) => mark.image === this.number)) {
@@ -739,7 +750,8 @@
         marks: this.view.marks(),
       };
       for (const picture of this.pictures) picture.paint(values.regions, look);
-      this.paintLines(selection, scale);
+      this.last = { selection, scale };
+      this.paintLines();
       return { values, scale };
     }
 
@@ -788,24 +800,24 @@
     }
 
     /** The chosen heads as lines: of what is selected, or the strongest of all. */
-    paintLines(selection, scale) {
+    paintLines() {
       const { state } = this.controller;
-      if (!state.lines || state.show !== "attention") return this.lines.replaceChildren();
+      const { selection, scale } = this.last ?? {};
+      if (!this.last || !state.lines || state.show !== "attention") return this.lines.replaceChildren();
       const frame = this.element.getBoundingClientRect();
       const { from, to } = DIRECTIONS[state.direction];
       const links = this.links(selection).slice(0, MOST_LINES);
       const paths = [];
       for (const { start, end, weight } of links) {
-        const a = this.anchor(from, start, frame);
-        const b = this.anchor(to, end, frame);
+        const a = this.anchor(from, start, frame, from === to);
+        const b = this.anchor(to, end, frame, from === to);
         if (!a || !b) continue;
         const strength = clamp(weight / scale, 0, 1);
-        const bend = from === to ? -40 - Math.abs(a[0] - b[0]) / 6 : 0;
-        const path = `M${a} C${[(2 * a[0] + b[0]) / 3, a[1] + bend]} ${[(a[0] + 2 * b[0]) / 3, b[1] + bend]} ${b}`;
+        const path = `M${a.at} C${a.towards} ${b.towards} ${b.at}`;
         const look = { d: path, "stroke-width": 1 + 3 * strength, "stroke-opacity": 0.15 + 0.85 * strength };
-        paths.push(draw("path", { ...look, class: "vl-line-halo" }), draw("path", { ...look, stroke: this.view.palette.hue(1) }));
+        paths.push(draw("path", { ...look, class: "vl-line-halo" }), draw("path", { ...look, stroke: this.view.palette.boxHue(1) }));
       }
-      this.lines.replaceChildren(...paths);
+      return this.lines.replaceChildren(...paths);
     }
 
     /** Pairs of units that the chosen heads link, strongest first. */
@@ -829,23 +841,25 @@
       return found.filter(({ weight }) => weight > 0).sort((a, b) => b.weight - a.weight);
     }
 
-    /** Where a line starts or ends, from the corner of this block. */
-    anchor(kind, index, frame) {
+    /** Where a line starts or ends, from the corner of this block, and the point towards which it leaves: words are left
+     * towards the picture, and both ends of a line among words or boxes upwards. */
+    anchor(kind, index, frame, within) {
       if (kind === "words") {
-        const at = this.words[index].getBoundingClientRect();
-        return [at.left + at.width / 2 - frame.left, at.top - frame.top + 2];
+        const box = this.words[index].getBoundingClientRect();
+        const x = box.left + box.width / 2 - frame.left;
+        const picture = this.pictures[0]?.element.getBoundingClientRect();
+        const up = within || (picture && picture.bottom <= box.top);
+        const y = (up ? box.top : box.bottom) - frame.top;
+        return { at: [x, y], towards: [x, y + (up ? -40 : 40)] };
       }
       for (const picture of this.pictures) {
         const middle = picture.middle(index);
         if (!middle) continue;
         const corner = picture.svg.getBoundingClientRect();
-        return [corner.left - frame.left + middle[0], corner.top - frame.top + middle[1]];
+        const [x, y] = [corner.left - frame.left + middle[0], corner.top - frame.top + middle[1]];
+        return { at: [x, y], towards: [x, y + (within ? -40 : 0)] };
       }
       return null;
-    }
-
-    elementOf(kind, index) {
-      return (kind === "words" ? this.words : this.items)[index];
     }
 
     nameOf(kind, index) {
@@ -950,6 +964,7 @@
       this.view = view;
       this.source = view.source;
       this.controller = view.controller;
+      this.known = new Map(); // map of a layer -> strongest weight of each head
       this.table = make("table", { className: "vl-heads" });
       this.about = make("p", { className: "vl-small" });
       this.menus = new Menus(view.controller);
@@ -992,9 +1007,12 @@
       const { state } = this.controller;
       this.menus.paint(state);
       const layers = this.source.layers(row, state.direction);
-      const key = [row, state.direction, state.multiples, this.controller.theme].join();
-      if (key !== this.built) this.build(row, layers);
-      this.built = key;
+      const look = [row, state.direction, state.multiples, this.controller.theme].join();
+      const key = [look, state.show, state.cells, state.quantity, state.quantity === "selected" && JSON.stringify(selection)].join();
+      if (key === this.painted) return;
+      this.painted = key;
+      if (look !== this.built) this.build(row, layers);
+      this.built = look;
       const values = this.measure(row, layers, selection);
       const most = Math.max(...values.flat(), 1e-9);
       const chosen = readCells(state.cells);
@@ -1079,8 +1097,8 @@
 
     /** Largest weight of a head between what is not special. */
     strongest(row, part, head) {
-      part.strongest ??= [];
-      return (part.strongest[head] ??= this.largestOf(row, part, head, () => true));
+      if (!this.known.has(part)) this.known.set(part, []);
+      return (this.known.get(part)[head] ??= this.largestOf(row, part, head, () => true));
     }
 
     /** Largest weight of a head from, or to, what is selected. */
@@ -1191,7 +1209,7 @@
       const marks = [0, 0.5, 1].flatMap((tick) => [
         draw("line", { class: "vl-grid", x1: left, x2: width - 10, y1: y(tick), y2: y(tick) }),
         draw("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toString()),
-        draw("text", { x: x(tick), y: height - 14, "text-anchor": "middle" }, `${100 * tick} %`),
+        draw("text", { x: x(tick), y: height - 14, "text-anchor": tick === 1 ? "end" : "middle" }, `${100 * tick} %`),
       ]);
       const what = part === "regions" ? "boxes" : "words";
       marks.push(draw("text", { x: (left + width) / 2, y: height - 1, "text-anchor": "middle" }, `${what} taken away`));
@@ -1244,13 +1262,14 @@
       return this.controller.palette;
     }
 
-    buildHead({ model, question, notice }) {
-      const facts = `${model.name} · ${model.task} · weights ${model.checkpoint}`;
+    buildHead({ model, notice }) {
+      const several = this.controller.sources.length > 1;
+      const facts = `${model.task} · weights ${model.checkpoint}`;
       return make(
         "header",
         { className: "vl-head" },
-        make("h2", { textContent: question }),
-        make("p", { className: "vl-small", textContent: facts }),
+        several ? make("h3", { textContent: model.name }) : null,
+        make("p", { className: "vl-small", textContent: several ? facts : `${model.name} · ${facts}` }),
         notice ? make("p", { className: "vl-notice", textContent: notice }) : null
       );
     }
@@ -1317,23 +1336,24 @@
       this.editor?.paint();
       this.paintLegend(shown);
       this.readout.textContent = selection ? this.describe(selection, shown) : "\u00a0";
-      this.paintVerdict(selection ? null : shown);
+      this.paintVerdict();
       const { show } = this.controller.state;
       const isAttention = ["attention", "raw_attention", "rollout"].includes(show);
       this.caution.textContent = isAttention ? `${ATTENTION_NOTE} ${this.truth.sentence("raw_attention")}` : this.truth.sentence(show);
     }
 
-    /** The answer and what counted most, in one sentence. */
-    paintVerdict(shown) {
-      if (!shown) return;
+    /** The answer and what counted most, in one sentence; hovering does not change it. */
+    paintVerdict() {
       const { state } = this.controller;
+      if (this.spoken === state) return;
+      this.spoken = state;
       const { doc } = this.source;
       const answer = doc.answers[this.source.answer(state.answer)];
       const strong = (text) => make("strong", { textContent: text });
       const best = (kind) => this.findBest(kind);
       const [region, word] = [best("regions"), best("words")];
-      const parts = [strong(answer?.text ?? "no answer"), answer ? ` (${percent(answer.probability)})` : ""];
-      if (state.show === "attention") parts.push(`. ${this.controller.describeHeads(this)}: `);
+      const parts = [...this.nameAnswer(answer, strong), answer ? ` (${percent(answer.probability)})` : ""];
+      if (state.show === "attention") parts.push(`. ${capitalise(this.controller.describeHeads(this))}: `);
       else if (state.versus !== null) parts.push(` and not ${state.versus}: for this spoke most `);
       else parts.push(state.evidence === "against" && state.show === "relevance" ? ": against this spoke most " : ": what counted most was ");
       if (region) parts.push(state.show === "attention" ? "most weight lies on " : "", strong(region));
@@ -1341,6 +1361,15 @@
       if (word) parts.push(state.show === "attention" && !region ? "most weight lies on " : "the word ", strong(word));
       parts.push(region || word ? "." : "nothing that is shown here.");
       this.verdict.replaceChildren(...parts);
+    }
+
+    /** The answer, or what is pointed at and by what. */
+    nameAnswer(answer, strong) {
+      const { doc } = this.source;
+      if (!answer) return [strong("No answer")];
+      const region = doc.rows[0].regions[answer.region];
+      if (!region) return [strong(answer.text)];
+      return doc.answers_are === "phrases" ? [strong(answer.text), " points at ", strong(region.name)] : ["points at ", strong(answer.text)];
     }
 
     /** Name of the word or region with the largest value over the rows that are shown. */
@@ -1514,9 +1543,9 @@
       const { rows } = first.doc;
       const attention = (state) => state.show === "attention";
       this.show = this.choose("show", "Colours show", [...methods.map((name) => [name, METHODS[name].name]), ["attention", "Attention of heads"]]);
-      this.element = make(
+      const fields = make(
         "div",
-        { className: "vl-toolbar", role: "group", "aria-label": "What is shown" },
+        { className: "vl-fields", role: "group", "aria-label": "What is shown" },
         this.show,
         rows.length > 1 && first.oneRowAtATime
           ? this.choose("row", "Reading", [["", "that of the answer"], ...rows.map((row, n) => [String(n), row.label])])
@@ -1538,6 +1567,8 @@
           ? this.check("pieces", "word pieces")
           : null
       );
+      const wide = window.matchMedia("(min-width: 721px)").matches;
+      this.element = make("details", { className: "vl-toolbar", open: wide }, make("summary", { textContent: "What is shown" }), fields);
     }
   }
 
@@ -1560,7 +1591,9 @@
       this.exports = new Exports(this);
       const columns = make("div", { className: "vl-columns" }, ...this.views.map((view) => view.element));
       columns.style.setProperty("--vl-count", documents.length);
-      this.root.append(this.toolbar.element, columns, this.exports.element);
+      const questions = [...new Set(documents.map((doc) => doc.question))];
+      const heading = make("h2", { textContent: questions.join(" · ") });
+      this.root.append(heading, this.toolbar.element, columns, this.exports.element);
       this.listen();
       this.paint();
     }
@@ -1619,8 +1652,10 @@
 
     paint() {
       const chosen = this.hovered ?? this.state.lock;
-      this.toolbar.paint(this.state);
       for (const view of this.views) view.paint(chosen && this.translate(chosen, view));
+      if (this.painted === this.state) return; // what follows is the same under every selection
+      this.painted = this.state;
+      this.toolbar.paint(this.state);
       this.exports.paint();
     }
 
@@ -1659,7 +1694,7 @@
       const heads = layers.flatMap((layer, l) => range(layer.directions[direction].heads).filter((h) => chosen(l, h)).map((h) => [layer, h]));
       const all = sum(layers, (layer) => layer.directions[direction].heads);
       if (heads.length === 1) return `${nameLayer(heads[0][0].name)}, head ${heads[0][1]}`;
-      const word = how === "max" ? "Maximum" : "Mean";
+      const word = how === "max" ? "maximum" : "mean";
       return heads.length && heads.length < all ? `${word} of ${heads.length} heads` : `${word} of all ${all} heads`;
     }
 
@@ -1837,7 +1872,7 @@
       const tex = (text) => text.replace(/[\\{}$&#%_^~]/g, (c) => ({ "\\": "\\textbackslash{}", "^": "\\^{}", "~": "\\~{}" })[c] ?? `\\${c}`);
       const what =
         state.show === "attention"
-          ? `attention (${DIRECTIONS[state.direction].label.replace("→", "to")}; ${this.controller.describeHeads(views[0]).toLowerCase()})`
+          ? `attention (${DIRECTIONS[state.direction].label.replace("→", "to")}; ${this.controller.describeHeads(views[0])})`
           : `${METHODS[state.show].name.toLowerCase().replace("×", "times")}${state.evidence === "against" && state.show === "relevance" ? ", evidence against the answer" : ""}`;
       const models = views.map((view) => {
         const { model, answers } = view.source.doc;

@@ -17,7 +17,7 @@ import * as server from "./server.js";
 
 const SLOW = 700; // milliseconds after which the seconds of a running question are counted
 const FEWEST_CHOICES = 2;
-const MOST_OFFERS = 5;
+const MOST_OFFERS = 4;
 
 class App {
   /** @param models of `/api/models`; at least one.
@@ -34,6 +34,7 @@ class App {
     this.base = null; // {question, documents} of the unchanged question
     this.answered = null; // {question, documents} on the screen
     this.view = {}; // how it is looked at: state of the linked view
+    this.hasAsked = false; // whether the reader asked something; the first question is the page's own
     this.running = null; // AbortController of the question that is being answered
     this.listen();
   }
@@ -75,11 +76,11 @@ class App {
     find("run").value = run;
     const others = [...this.models.values()].filter((other) => isComparable(this.model, other));
     find("second").replaceChildren(
-      make("option", { value: "" }, others.length ? "nothing" : "no other model reads the same"),
-      ...others.map((other) => make("option", { value: other.run }, this.nameModel(other))),
+      make("option", { value: "" }, "with nothing"),
+      ...others.map((other) => make("option", { value: other.run }, `with ${this.nameModel(other)}`)),
     );
     find("second").value = others.some((other) => other.run === second) ? second : "";
-    find("second").disabled = !others.length;
+    for (const id of ["second", "second-label"]) show(find(id), others.length > 0);
     const { label, hint } = this.form;
     find("text-label").textContent = label;
     find("text-hint").textContent = hint;
@@ -128,16 +129,18 @@ class App {
   get offers() {
     const about = this.examples.find(({ id }) => id === this.pictures.chosen[0]?.id)?.questions ?? [];
     const own = this.model.form === "vqa" ? about.map((text) => ({ text })) : [];
-    return [...own, ...this.model.examples].slice(0, MOST_OFFERS);
+    const texts = new Map();
+    for (const offer of [...own, ...this.model.examples]) if (!texts.has(offer.text)) texts.set(offer.text, offer);
+    return [...texts.values()].slice(0, MOST_OFFERS);
   }
 
   drawChips() {
     const chips = this.offers.map((offer) => {
-      const chip = make("button", { type: "button" }, offer.text);
+      const chip = make("button", { type: "button", title: offer.text }, offer.text);
       chip.addEventListener("click", () => {
         this.fillIn(offer);
         this.looked = null;
-        this.ask();
+        this.askAnew();
       });
       return make("li", {}, chip);
     });
@@ -163,21 +166,15 @@ class App {
 
   /** What answers, and where it comes from. */
   drawFacts() {
-    const columns = this.asked.map((model, place) => {
-      const document_ = this.answered?.documents[place];
-      const checkpoint = document_?.model.name !== undefined && this.answered.question.runs[place] === model.run;
-      const facts = [
-        ["Model", familyName(model.family)],
-        ["Task", model.task],
-        ["Run", model.run],
-        ["Checkpoint", model.checkpoint ?? (checkpoint ? document_.model.checkpoint : null)],
-        ["Licence", model.licence],
-      ];
-      return facts
-        .filter(([, fact]) => fact)
-        .map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact)));
-    });
-    find("facts").replaceChildren(...columns.flat());
+    const columns = this.asked.map((model, place) => [
+      ["Model", familyName(model.family)],
+      ["Task", model.task],
+      ["Run", model.run],
+      ["Weights", this.answered?.documents[place]?.model.checkpoint ?? "shown with the answer"],
+    ]);
+    find("facts").replaceChildren(
+      ...columns.flat().map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact))),
+    );
   }
 
   // ---- asking
@@ -192,6 +189,13 @@ class App {
       choices: this.choices.filter(Boolean),
       edit: NO_EDIT,
     };
+  }
+
+  /** Asks what the reader entered; what was chosen of the answer before has no meaning in the next one. */
+  askAnew() {
+    this.view = { ...this.view, answer: null, versus: null, row: null, lock: null };
+    this.hasAsked = true;
+    return this.ask();
   }
 
   /** Asks what the form says.
@@ -210,6 +214,7 @@ class App {
 
   /** Asks again without some parts of what is on the screen. */
   askWithout(edit) {
+    this.view = { ...this.view, lock: null };
     return this.run(
       (signal) => this.inspectChanged(edit, signal, true),
       () => this.askWithout(edit),
@@ -277,7 +282,7 @@ class App {
     const documents = this.looked === null ? [] : await this.inspectAll(question, signal);
     const pick = (id) => {
       this.looked = id;
-      this.ask();
+      this.askAnew();
     };
     find("ranking").replaceChildren(
       ...rankings.map((ranking, place) =>
@@ -287,6 +292,7 @@ class App {
     find("ranking").dataset.columns = rankings.length;
     show(find("ranking"));
     show(find("empty"), false);
+    this.reveal(find("result"));
     if (documents.length) {
       this.showAnswer(question, documents, push);
       find("inspection").scrollIntoView({ block: "start" });
@@ -307,6 +313,7 @@ class App {
     if (isEmpty(question.edit)) this.base = this.answered;
     show(find("empty"), false);
     show(find("inspection"));
+    this.reveal(find("result"));
     this.showDifference(before);
     this.showEdit();
     this.draw();
@@ -333,6 +340,11 @@ class App {
       },
       onEdit: (change) => this.askWithout(extend(question.edit, change, documents, this.base.documents)),
     });
+  }
+
+  /** Brings an answer into a window in which the form fills the screen. */
+  reveal(part) {
+    if (part.getBoundingClientRect().top > innerHeight / 2 && this.hasAsked) part.scrollIntoView({ block: "start" });
   }
 
   /** Announces something.
@@ -362,7 +374,7 @@ class App {
     );
   }
 
-  /** What was taken away, each part to be put back. */
+  /** What was taken away or drawn, each part to be undone. */
   showEdit() {
     const { edit } = this.answered.question;
     show(find("edit"), !isEmpty(edit));
@@ -373,8 +385,8 @@ class App {
     };
     const parts = listParts(edit, this.base.documents[0]);
     find("parts").replaceChildren(
-      ...parts.map(({ name, rest }) => chip(`${name} ×`, `Put ${name} back`, rest)),
-      ...(parts.length > 1 ? [chip("Put everything back", "Put everything back", NO_EDIT)] : []),
+      ...parts.map(({ name, rest }) => chip(`${name} ×`, `Undo: ${name}`, rest)),
+      ...(parts.length > 1 ? [chip("undo all", "Undo all", NO_EDIT)] : []),
     );
   }
 
@@ -507,7 +519,7 @@ class App {
         return;
       }
       this.looked = null;
-      this.ask();
+      this.askAnew();
     });
     find("text").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -527,7 +539,6 @@ class App {
       this.askFirst();
     });
     find("second").addEventListener("change", () => {
-      this.drawFacts();
       if (this.answered) this.ask();
     });
     find("add-choice").addEventListener("click", () => this.addChoice().focus());
@@ -548,7 +559,7 @@ function describeChange(before, question) {
   if (old.text !== question.text) changes.push(`“${old.text}” became “${question.text}”`);
   if (String(old.images) !== String(question.images)) changes.push("another picture");
   if (String(old.choices) !== String(question.choices)) changes.push("other choices");
-  if (JSON.stringify(old.edit) !== JSON.stringify(question.edit)) changes.push("parts taken away or drawn");
+  if (JSON.stringify(old.edit) !== JSON.stringify(question.edit)) changes.push("asked again");
   return changes.length === 1 ? changes[0] : "";
 }
 

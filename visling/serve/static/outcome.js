@@ -5,6 +5,7 @@ import { make, percent, points } from "./dom.js";
 import { exampleAddress } from "./server.js";
 
 const MOST_ANSWERS = 6; // in a comparison of two answers
+const HINT = "Best first, each with the model's score. Choose a picture to look inside.";
 const FIRST_PLACES = 12; // of a ranking, before the rest is asked for
 
 /** The answers of two documents of one model next to each other.
@@ -90,7 +91,7 @@ export function drawRanking(ranking, names, title, looked, onPick) {
       }),
     );
   put(0, FIRST_PLACES);
-  const section = make("section", {}, title ? make("h2", {}, title) : null, list);
+  const section = make("section", {}, title ? make("h2", {}, title) : null, make("p", { class: "hint" }, HINT), list);
   if (ranking.length > FIRST_PLACES) {
     const rest = make("button", { type: "button", class: "quiet" }, `Show all ${ranking.length}`);
     rest.addEventListener("click", () => {

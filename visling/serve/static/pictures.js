@@ -138,7 +138,8 @@ export class Pictures {
     const shown = picture
       ? make("img", { src: picture.source, alt: "" })
       : make("span", { class: "nothing" }, "No picture yet");
-    const caption = make("span", { class: "name" }, picture ? picture.name : "");
+    const name = picture ? picture.name : "";
+    const caption = make("span", { class: "name", title: name }, several ? side.replace(" picture", "") : name);
     const image = shown.tagName === "IMG" ? shown : null;
     image?.addEventListener("error", () =>
       image.replaceWith(make("span", { class: "nothing" }, "This browser cannot show it; the model can read it.")),
@@ -154,7 +155,7 @@ export class Pictures {
         this.#draw();
         find("slots").querySelectorAll(".pick")[place].focus();
       });
-      slot.append(pick, make("span", { class: "side", "aria-hidden": "true" }, place ? "right" : "left"));
+      slot.append(pick);
       slot.classList.toggle("active", place === this.active);
     }
     const load = make(
