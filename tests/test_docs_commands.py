@@ -101,15 +101,17 @@ ELSEWHERE = ("docs/own_data.md",)
 """Pages whose commands run on files of their own (tests/test_own_data.py)."""
 
 QUICK = (
-    "docs/tour.md", "docs/formats/store.md", "docs/formats/states.md", "docs/converting_regions.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
+    "docs/tour.md", "docs/formats/states.md", "docs/formats/store.md",
+    "docs/converting_regions.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
     "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/detectors/own.md",
-    "docs/regions.md",
+    "docs/regions.md", "docs/results/relevance.md",
     "docs/extracting.md",
     "docs/detectors/transformers.md", "docs/detectors/grid.md",
     "docs/serving.md",
+    "docs/tasks/grounding.md", "docs/results/alignment.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 

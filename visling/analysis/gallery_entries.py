@@ -17,6 +17,7 @@ from visling.analysis.examples import (
     split_choices,
 )
 from visling.analysis.run_files import as_mapping, as_number
+from visling.regions.store import count_regions
 from visling.types import Prediction, RegionStore
 
 _CANDIDATES = 5
@@ -164,8 +165,8 @@ def count_boxes(row: Row, store: RegionStore | None) -> int | None:
     """Regions of all images of an example; None where they are not known."""
     if store is None or not list_images(row):
         return None
-    counts = [len(store[image]) for image in list_images(row) if image in store]
-    return sum(counts) if counts else None
+    known = [image for image in list_images(row) if image in store]
+    return int(count_regions(store, known).sum()) if known else None
 
 
 def group_pairs(pairs: Sequence[Pair], store: RegionStore | None) -> list[Grouping]:

@@ -34,6 +34,8 @@ class BestHead:
     """On the queries that chose it: it flatters, since the best of many heads is lucky too."""
     held_out: Score | None
     """Of heads that one half of the images chose, on the other half; None for queries about a single image."""
+    control: Score
+    """How often the words of the sentence in general attend, in this head, to a region that is right."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +51,8 @@ class HeadAccuracy:
     high: NDArray[np.float64]
     mass: NDArray[np.float64]
     """(L, H) mean share of the queries' attention that is on detected regions."""
+    control: NDArray[np.float64]
+    """(L, H) percent: how often the words of the sentence in general attend to a region that is right."""
     best: BestHead
     baselines: Mapping[str, Score]
     """Best one first."""
@@ -69,11 +73,13 @@ class HeadAccuracy:
             "low": _plain(self.low),
             "high": _plain(self.high),
             "mass_on_regions": _plain(self.mass),
+            "any_word": _plain(self.control),
             "best": {
                 "layer": self.best.layer,
                 "head": self.best.head,
                 **asdict(self.best.score),
                 "held_out": None if self.best.held_out is None else asdict(self.best.held_out),
+                "any_word": asdict(self.best.control),
             },
             "heads_above_baselines": self.above,
             "baselines": {name: asdict(score) for name, score in self.baselines.items()},
@@ -118,9 +124,8 @@ class Alignment:
 
     def draw(self, part: HeadAccuracy, title: str) -> str:
         """Layers x heads as SVG, coloured from 0 to 100 percent, so that all maps can be compared."""
-        return render_matrix(
-            title, part.accuracy, self.layers, [str(head) for head in range(part.accuracy.shape[1])], high=100.0
-        )
+        heads = [str(head) for head in range(part.accuracy.shape[1])]
+        return render_matrix(title, part.accuracy, self.layers, heads, high=100.0, numbers=True)
 
     def notes(self) -> list[str]:
         """What was left out, or counts as wrong."""
@@ -159,7 +164,7 @@ def measure_alignment(found: Collector, lost: Lost) -> Alignment:
 
 
 def _measure(answers: Answers, cells: Sequence[tuple[str, int]], layers: Sequence[str]) -> HeadAccuracy:
-    hits, images = np.stack(answers.hits), answers.images  # (N, C)
+    hits, control, images = np.stack(answers.hits), np.stack(answers.control), answers.images  # (N, C)
     means = hits.mean(0)
     low, high = bootstrap_columns(hits.astype(np.float64), images)
     baselines = {name: mean_score([float(hit) for hit in own], images) for name, own in answers.guesses.items()}
@@ -178,7 +183,8 @@ def _measure(answers: Answers, cells: Sequence[tuple[str, int]], layers: Sequenc
         accuracy=lay_out(100 * means),
         low=lay_out(100 * low),
         high=lay_out(100 * high),
-        mass=lay_out(np.stack(answers.mass).mean(0)),
+        mass=lay_out(np.stack(answers.mass).mean(0, dtype=np.float64)),
+        control=lay_out(100 * control.mean(0, dtype=np.float64)),
         best=BestHead(
             layer=cells[best][0],
             head=cells[best][1],
@@ -186,6 +192,7 @@ def _measure(answers: Answers, cells: Sequence[tuple[str, int]], layers: Sequenc
                 100 * float(means[best]), len(images), low=100 * float(low[best]), high=100 * float(high[best])
             ),
             held_out=_hold_out(hits, images),
+            control=mean_score(control[:, best].tolist(), images),
         ),
         baselines=dict(sorted(baselines.items(), key=lambda pair: -pair[1].value)),
         upper_bound=mean_score([float(chance > 0) for chance in answers.chance], images),
@@ -220,7 +227,9 @@ def render_alignment(found: Alignment, title: str, facts: Mapping[str, str]) -> 
     rows = [("phrases", found.phrases)]
     rows += [(describe_relation(relation, direction), part) for relation, direction, part in found.frequent()]
     names = list(found.phrases.baselines)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("", "queries", "best head", "right", "held out", *names))
+    head = "".join(
+        f"<th>{escape(name)}</th>" for name in ("", "queries", "best head", "right", "held out", "any word", *names)
+    )
     body = "".join(f"<tr>{_render_row(name, part, names)}</tr>" for name, part in rows)
     figures = "".join(f"<div>{found.draw(part, name)}</div>" for name, part in rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes())
@@ -229,7 +238,9 @@ def render_alignment(found: Alignment, title: str, facts: Mapping[str, str]) -> 
         f"<h1>{escape(title)}</h1>"
         "<p>How often the region that a phrase, or a word whose head or dependent is a phrase, attends to most is a "
         "right one, for each head, in percent. Attention shows where information can flow, not what the model "
-        "answers by.</p>"
+        "answers by. Held out: of heads that one half of the images chose, on the other half. Any word: how often, in "
+        "the best head, the words of the sentence in general attend to the same region; a head that is no better for "
+        "the words in question does not follow them.</p>"
         f'<dl class="facts">{render_facts(dict(facts))}</dl>'
         f'<div class="wide"><table><caption>Best heads and baselines, percent</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -247,6 +258,7 @@ def _render_row(name: str, part: HeadAccuracy, baselines: Sequence[str]) -> str:
         f"{best.layer}, head {best.head}",
         f"{best.score.value:.1f} ({best.score.low:.1f} to {best.score.high:.1f})",
         held,
+        f"{best.control.value:.1f}",
         *(f"{part.baselines[baseline].value:.1f}" for baseline in baselines),
     ]
     return f"<th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)

@@ -340,16 +340,18 @@
       };
     }
 
-    /** Largest size of what is no special token, over all rows, of a method's scores for an answer. The scores of
-     *  another answer would not do: those of one that is nearly certain are a hundredth of the others'. */
-    reach(method, answer, evidence) {
-      const key = `${method} ${answer} ${evidence}`;
+    /** Largest size of what is no special token, over all answers of a method. */
+    reach(method, evidence) {
+      const key = `${method} ${evidence}`;
       if (!this.largest.has(key)) {
-        const sizes = this.doc.rows.map((row, number) => {
+        let most = 0;
+        this.doc.rows.forEach((row, number) => {
           const units = this.units(number, false);
-          return largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions);
+          this.doc.answers.forEach((_, answer) => {
+            most = Math.max(most, largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions));
+          });
         });
-        this.largest.set(key, Math.max(...sizes));
+        this.largest.set(key, most);
       }
       return this.largest.get(key);
     }
