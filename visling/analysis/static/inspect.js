@@ -1447,7 +1447,7 @@
       this.cross = make("button", { type: "button", className: "vl-button", onclick: () => this.toggle() });
       this.draw = make("button", { type: "button", className: "vl-button", textContent: "Draw a box", onclick: () => this.setDrawing(!this.drawing) });
       this.reset = make("button", { type: "button", className: "vl-button", textContent: "Put everything back", onclick: () => this.clear() });
-      this.element = make("div", { className: "vl-editor", role: "group", "aria-label": "Change and ask again" }, this.cross, this.draw, this.reset);
+      this.element = make("div", { className: "vl-editor", role: "group", "aria-label": "Change and ask again" }, this.cross, view.source.doc.images.length ? this.draw : "", this.reset);
       view.body.addEventListener("pointerdown", (event) => this.start(event));
       this.setDrawing(false);
     }

@@ -270,7 +270,9 @@ class App {
     return Promise.all(
       runs.map((run, place) => {
         const own = isEmpty(edit) ? edit : translate(edit, documents[0], documents[place]);
-        return server.inspect({ run, images, text, choices, ...toRequest(own) }, signal);
+        const blind = this.models.get(run).images === 0;
+        const changes = toRequest(blind ? { ...own, boxes: [] } : own);
+        return server.inspect({ run, images: blind ? [] : images, text, choices, ...changes }, signal);
       }),
     );
   }

@@ -125,10 +125,14 @@ export class Pictures {
 
   #draw() {
     find("slots").replaceChildren(...this.chosen.map((picture, place) => this.#drawSlot(picture, place)));
+    const list = find("examples");
     const marked = this.chosen[this.active]?.id;
-    for (const input of find("examples").querySelectorAll("input")) {
+    for (const input of list.querySelectorAll("input")) {
       input.checked = input.value === marked;
-      if (input.checked) input.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (!input.checked) continue;
+      const { offsetLeft, offsetWidth } = input.parentElement;
+      const seen = offsetLeft >= list.scrollLeft && offsetLeft + offsetWidth <= list.scrollLeft + list.clientWidth;
+      if (!seen) list.scrollLeft = offsetLeft - list.clientWidth / 2;
     }
   }
 
