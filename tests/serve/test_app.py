@@ -54,6 +54,27 @@ def test_an_example_is_sent_once(client: TestClient, world: Any) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize(("form", "kind"), [("PNG", "PNG"), ("TIFF", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")])
+def test_a_small_example_is_one_that_browsers_show(
+    tmp_path: Path, predictor: api.Predictor, form: str, kind: str
+) -> None:
+    file = tmp_path / f"photo.{form.lower()}"
+    Image.new("RGB", (600, 300), "red").save(file)
+    with serving({"vqa": predictor}, tmp_path) as client:
+        whole, small, large = (client.get(f"/api/examples/photo{query}") for query in ("", "?side=100", "?side=4000"))
+        assert whole.content == file.read_bytes()
+        for sent, size in ((small, (100, 50)), (large, (600, 300))):
+            assert sent.headers["content-type"] == (
+                "image/webp" if (form, sent) == ("WEBP", large) else f"image/{kind.lower()}"
+            )
+            with Image.open(io.BytesIO(sent.content)) as picture:
+                assert picture.size == size
+                assert abs(picture.convert("RGB").getpixel((3, 3))[0] - 255) < 4
+        assert (large.content == whole.content) == (form != "TIFF"), "what is small enough is sent as it is"
+        for side in ("0", "5000", "x"):
+            assert "side" in error_of(client.get(f"/api/examples/photo?side={side}"), 422)
+
+
 def test_an_upload_is_answered_as_by_the_library(client: TestClient, world: Any, predictor: api.Predictor) -> None:
     file = world.picture()
     sent = client.post("/api/images", content=file.read_bytes()).json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import webbrowser
 from importlib import util
 from pathlib import Path
@@ -113,7 +114,7 @@ def serve(
         def say_ready() -> None:
             print(f"Serving {', '.join(model.name for model in models)} on {address} (Ctrl-C stops)", flush=True)
             if open_:
-                webbrowser.open(address)
+                threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some block
 
         listen.serve(create_app(models, pictures, settings, None if examples else scenes), listening, say_ready)
     print("Stopped.", file=sys.stderr)

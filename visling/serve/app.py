@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -171,11 +172,15 @@ def create_app(
         ]
 
     @app.get("/api/examples/{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
-    async def show_example(name: str, request: Request) -> Response:
-        """A picture of the folder of examples."""
+    async def show_example(
+        name: str, request: Request, side: Annotated[int | None, Query(ge=16, le=4096)] = None
+    ) -> Response:
+        """A picture of the folder of examples, as it is; with `side` one of at most so many pixels on a side, in a
+        format that every browser shows."""
         if name not in pictures.examples:
             raise UnknownPicture(f"no example {name!r}. /api/examples lists them.")
-        content = await asyncio.get_running_loop().run_in_executor(decoding, pictures.find, name)
+        find = partial(pictures.find, name) if side is None else partial(pictures.shrink, name, side)
+        content = await asyncio.get_running_loop().run_in_executor(decoding, find)
         return _cacheable(request, content.data, content.media_type, "private, max-age=3600")
 
     @app.post(
