@@ -325,6 +325,7 @@ def test_planted_heads_are_found(tmp_path: Path) -> None:
     page = render_alignment(found, "planted <heads>", {"model": "a & b"})
     assert "planted &lt;heads&gt;" in page
     assert page.count("<svg") == 4
+    assert page.count(">32</text>") == 3 + 4 + 3 + 4, "numbers in cells: three of four heads, or all"
     assert "script" not in page
     assert "http://www.w3.org/2000/svg" in page
     assert not re.findall(r'(?:src|href)="', page)
@@ -450,7 +451,7 @@ def test_every_family(call: Call, world: Any, tmp_path: Path, family: str) -> No
     shown, _ = call(*arguments, "--out", "found")
     content = json.loads((tmp_path / "found/alignment.json").read_text())
     assert content["format"] == "visling-alignment-1"
-    assert (content["family"], content["weights"], content["checkpoint"]) == (family, "random, seed 0", None)
+    assert (content["family"], content["weights"], content["checkpoint"]) == (family, "random weights, seed 0", None)
     records = read_entities(world.scenes, "val").records
     assert content["phrases"]["queries"] == sum(len(record.phrases) for record in records)
     layers = len(content["layers"])
@@ -468,7 +469,7 @@ def test_every_family(call: Call, world: Any, tmp_path: Path, family: str) -> No
     assert again["phrases"]["accuracy"] == content["phrases"]["accuracy"]
     assert np.allclose(again["phrases"]["mass_on_regions"], content["phrases"]["mass_on_regions"], atol=1e-4)
     call(*arguments, "--out", "other", "--seed", 1, "--json")
-    assert json.loads((tmp_path / "other/alignment.json").read_text())["weights"] == "random, seed 1"
+    assert json.loads((tmp_path / "other/alignment.json").read_text())["weights"] == "random weights, seed 1"
 
 
 def test_runs_before_and_after_training(call: Call, world: Any, tmp_path: Path) -> None:
@@ -476,7 +477,7 @@ def test_runs_before_and_after_training(call: Call, world: Any, tmp_path: Path) 
         shutil.copytree(run, tmp_path / name)
     call("pretrained", "--split", "val")
     trained = json.loads((tmp_path / "pretrained/alignment_val/alignment.json").read_text())
-    assert trained["weights"] == "trained"
+    assert trained["weights"] == "trained weights"
     assert len(trained["checkpoint"]) == 64
     call("pretrained", "--split", "val", "--random-weights")
     random = json.loads((tmp_path / "pretrained/alignment_val_random/alignment.json").read_text())
@@ -530,6 +531,7 @@ def test_errors_of_the_command(call: Call, world: Any, tmp_path: Path) -> None:
     refused(RunError, "name --data and --store", "lxmert:tiny", "--split", "val", "--out", "out")
     arguments = ("--data", world.scenes, "--store", world.regions, "--out", "out")
     refused(ConfigError, "lxmert has no preset 'tini'. Did you mean 'tiny'", "lxmert:tini", *arguments)
+    refused(ConfigError, "no model 'lxmrt'. Did you mean 'lxmert'", "lxmrt:tiny", *arguments)
     taken = tmp_path / "taken"
     taken.write_text("")
     refused(RunError, "cannot write to", *common[:3], "--out", taken / "sub")
