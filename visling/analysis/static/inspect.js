@@ -173,7 +173,7 @@
     /** The ink that is easier to read on a strength. */
     ink(strength) {
       const [r, g, b] = this.rgb(strength).map((v) => (v / 255 <= 0.04045 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-      return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#14171c" : "#ffffff";
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
     }
 
     hue(value) {
