@@ -25,6 +25,7 @@ from visling.tasks.base import Task
 from visling.tasks.grounding import PhraseGrounding
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config
 from visling.tasks.referring import Referring
+from visling.tasks.retrieval import Retrieval
 from visling.types import Batch
 
 SINGLE: Mapping[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
@@ -255,6 +256,32 @@ def test_a_later_first_layer_leaves_earlier_ones_out(variant: str, layer: str) -
     same(scores, Scores(text=text.astype(np.float32), regions=regions.astype(np.float32)), layer)
     (whole,) = explain(model, task, batch, records_of(task, 1), most=1)
     assert not np.allclose(whole.scores["relevance"][0][0].text, scores.text)
+
+
+@pytest.mark.parametrize("variant", ["visualbert", "vilbert", "lxmert"])
+def test_contrast_is_relevance_of_the_logarithm_of_probability(variant: str) -> None:
+    task = vqa()
+    model, batch = build(variant, task), cut(make_batch(variant), 0)
+    (found,) = explain(model, task, batch, records_of(task, 1), methods=["relevance"], rules=Rules(contrast=True))
+    encoded = model.encoder(batch, capture=True)
+    logits = model.read(encoded, batch)
+    assert encoded.attention is not None
+    shares = logits["classify"][0].log_softmax(0)
+    for place, (scores,) in enumerate(found.scores["relevance"]):
+        weights = weigh(encoded.attention, shares[task.answers.index(found.prediction.top[place][0])])
+        read = read_out(variant, task, batch, logits, place, found.prediction)
+        text, regions = relevance(model.encoder, weights, *read, LENGTHS[0])
+        same(scores, Scores(text=text.astype(np.float32), regions=regions.astype(np.float32)), f"candidate {place}")
+
+
+@pytest.mark.parametrize("kind", ["grounding", "retrieval"])
+def test_phrases_and_single_scores_have_nothing_to_be_contrasted_with(kind: str) -> None:
+    task = PhraseGrounding() if kind == "grounding" else Retrieval()
+    model, batch = build("visualbert", task), make_batch("visualbert", phrases=kind == "grounding")
+    records = records_of(task, len(LENGTHS))
+    plain = explain(model, task, batch, records)
+    for found, expected in zip(explain(model, task, batch, records, rules=Rules(contrast=True)), plain, strict=True):
+        same_explanations(found, expected)
 
 
 def test_rows_without_relevance_stay_zero() -> None:

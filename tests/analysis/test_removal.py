@@ -305,6 +305,16 @@ def test_a_prediction_of_the_world_is_taken_apart(world: Any) -> None:
     assert curves == again, "random orders are the same every time"
 
 
+def test_where_nothing_is_predicted_there_is_no_curve() -> None:
+    task = PhraseGrounding()
+    batch = make_batch("visualbert", phrases=True)
+    example, record = examples_of(batch)[0], records_of(task, 1)[0]
+    blind = dataclasses.replace(batch, regions=None).map(lambda tensor: tensor[:1])
+    model = build("visualbert", task)
+    (explanation,) = explain(model, task, blind, [record])
+    assert removal_curves(model, task, blind, example, record, explanation) == ()
+
+
 def test_a_text_only_model_has_no_curve_of_regions() -> None:
     task = vqa()
     batch = dataclasses.replace(make_batch("visualbert"), regions=None).map(lambda tensor: tensor[:1])

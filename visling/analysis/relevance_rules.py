@@ -147,8 +147,9 @@ def list_steps(
         if not begun or gradient is None:
             continue
         pairs = real[:, one.queries, None] & real[:, None, one.keys]
-        masked = (each.masked_fill(~pairs[:, None], 0) for each in (one.probs.detach(), gradient))
-        block = Block(one.queries, one.keys, mix(*masked, pairs.sum((1, 2))))
+        padding = ~pairs[:, None]
+        probs, slope = one.probs.detach().masked_fill(padding, 0), gradient.masked_fill(padding, 0)
+        block = Block(one.queries, one.keys, mix(probs, slope, pairs.sum((1, 2))))
         if one.queries != one.keys and one.layer == last:
             steps[-1] = (*steps[-1], block)
         else:

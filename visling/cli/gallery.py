@@ -196,7 +196,7 @@ def _write_rankings(
 ) -> Path:
     """Rank by both models, then write the page."""
     from visling.analysis.retrieval_gallery import Captions, write_retrieval_gallery
-    from visling.runs.evaluate import read_run_json
+    from visling.runs.examples import read_run_json
     from visling.runs.retrieve import retrieve
 
     known = read_run_json(run)
