@@ -83,7 +83,7 @@ class Visits:
         self.contexts.append(context)
         self.origins.add(_origin(address))
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # others may use the machine too
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("console", self._hear)

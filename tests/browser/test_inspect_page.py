@@ -440,7 +440,7 @@ def test_dark_and_light_differ_and_can_be_set(document: Any, visit: Visit, tmp_p
     dark = page.evaluate(colour)
     page.evaluate("document.documentElement.dataset.theme = 'light'")
     assert page.evaluate(colour) != dark
-    page.wait_for_function("document.querySelector('.vl-sentence .vl-word').style.color === 'rgb(20, 23, 28)'")
+    page.locator(".vl-sentence .vl-word[style*='color: rgb(0, 0, 0)']").first.wait_for()
 
 
 def test_the_keyboard_reaches_words_boxes_and_heads(page: Any) -> None:

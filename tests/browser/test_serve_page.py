@@ -181,6 +181,28 @@ def test_a_link_brings_back_what_was_asked_and_seen(visit: Visit, site: str) -> 
     assert again.locator("#status").inner_text() == page.locator("#status").inner_text()
 
 
+def test_a_link_is_of_what_is_on_the_screen(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    asked = page.url.split("&show=")[0]
+    page.locator("#examples label").nth(1).click()
+    page.get_by_label("Question", exact=True).fill("not asked yet")
+    page.locator(".vl-answer").nth(1).click()
+    assert page.url.startswith(asked)
+    assert "answer=" in page.url
+
+
+def test_a_server_without_an_interface_is_said(visit: Any, site: str) -> None:
+    visit.expected.append("Failed to load resource: net::ERR_FAILED")
+    page = open_page(visit, site)
+    page.route("**/api/models", lambda route: route.abort())
+    page.reload()
+    page.wait_for_selector("#message:not([hidden])")
+    assert "The server does not answer" in page.locator("#message").inner_text()
+    page.unroute("**/api/models")
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_selector("#inspection > *")
+
+
 def test_a_link_to_a_run_that_is_not_served_says_so(visit: Visit, site: str) -> None:
     page = open_page_of_link(visit, f"{site}#run=gone/away&image=example-1&text=why")
     assert "the run gone/away, which is not served here" in page.locator("#message").inner_text()
@@ -208,7 +230,7 @@ def test_keys_alone_are_enough(visit: Visit, site: str) -> None:
     keys.press("Control+A")
     keys.type("is there a moon?")
     keys.press("Enter")
-    page.wait_for_url("**is+there+a+moon**")
+    page.wait_for_url("**is+there+a+moon**", wait_until="commit")
     wait(page)
     assert page.locator("#status").inner_text().endswith(" %.")
 

@@ -149,6 +149,7 @@ def test_what_is_not_there_is_named(client: TestClient) -> None:
     [
         (b"{", "JSON decode error"),
         (b"[]", "the body"),
+        (b'{"run": "vqa", "text": "a", "\\ud800": 1}', "the body: Input should be a valid string"),
         (b'{"text": "how many?"}', "run: Field required"),
         (b'{"run": "vqa", "text": 3}', "text: Input should be a valid string"),
         (b'{"run": "vqa", "text": "a", "images": "a.png"}', "images: Input should be a valid list"),
@@ -160,6 +161,29 @@ def test_a_body_that_is_not_understood(client: TestClient, body: bytes, expected
     message = error_of(sent, 422)
     assert message.startswith("the request is not understood: ")
     assert expected in message
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"[" * 50_000, b'{"run": ' * 5_000])
+def test_a_body_that_cannot_be_parsed(client: TestClient, body: bytes) -> None:
+    sent = client.post("/api/answer", content=body, headers={"Content-Type": "application/json"})
+    assert 400 <= sent.status_code < 500
+    assert error_of(sent, sent.status_code)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\u202e red", "🟥 star", "[CLS] [SEP] [MASK]", "x" * 2000, "\n\t .", "??"])
+def test_odd_texts_are_answered(client: TestClient, world: Any, text: str) -> None:
+    for address in ("/api/answer", "/api/inspect"):
+        body = {"run": "vqa", "images": [world.picture().stem], "text": text}
+        sent = client.post(address, json=body)
+        assert sent.status_code == 200, sent.text
+
+
+def test_half_a_character_is_refused(client: TestClient, world: Any) -> None:
+    for run in ("vqa", "\ud800"):
+        body = json.dumps({"run": run, "images": [world.picture().stem], "text": "a\ud800"})
+        sent = client.post("/api/answer", content=body, headers={"Content-Type": "application/json"})
+        expected = "half a character, '\\ud800' at place 1" if run == "vqa" else "no model '\\ud800' is served"
+        assert expected in error_of(sent, 400)
 
 
 def test_openapi_describes_every_address(client: TestClient) -> None:
@@ -267,7 +291,7 @@ def test_a_question_that_takes_too_long_is_given_up(
 ) -> None:
     monkeypatch.setattr(api.Predictor, "answer_each", lambda self, questions: time.sleep(0.5) or iter(()))
     with serving({"vqa": predictor}, world.picture().parent, answer_seconds=0.1) as client:
-        assert "no answer within 0 seconds" in error_of(ask(client, images=[world.picture().stem]), 504)
+        assert "no answer within 0.1 seconds" in error_of(ask(client, images=[world.picture().stem]), 504)
 
 
 def test_a_bug_reaches_the_log_and_not_the_client(

@@ -86,6 +86,7 @@ def serve(
     from visling.serve.examples import find_scenes, gallery_of
     from visling.serve.pictures import Pictures
     from visling.serve.runs import load_runs
+    from visling.serve.service import Service
     from visling.serve.settings import ServeSettings
 
     private = listen.is_loopback(host) and not allow_host
@@ -116,7 +117,8 @@ def serve(
             if open_:
                 threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some block
 
-        listen.serve(create_app(models, pictures, settings, None if examples else scenes), listening, say_ready)
+        service = Service(models, pictures, settings, None if examples else scenes)
+        listen.serve(create_app(service), listening, say_ready)
     print("Stopped.", file=sys.stderr)
 
 

@@ -188,7 +188,7 @@
       const [r, g, b] = this.rgb(strength).map((v) =>
         v / 255 <= 0.04045 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4,
       );
-      return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#14171c" : "#ffffff";
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
     }
 
     hue(value) {
@@ -360,18 +360,16 @@
       };
     }
 
-    /** Largest size of what is no special token, over all answers of a method. */
-    reach(method, evidence) {
-      const key = `${method} ${evidence}`;
+    /** Largest size of what is no special token, over all rows, of a method's scores for an answer. The scores of
+     *  another answer would not do: those of one that is nearly certain are a hundredth of the others'. */
+    reach(method, answer, evidence) {
+      const key = `${method} ${answer} ${evidence}`;
       if (!this.largest.has(key)) {
-        let most = 0;
-        this.doc.rows.forEach((row, number) => {
+        const sizes = this.doc.rows.map((row, number) => {
           const units = this.units(number, false);
-          this.doc.answers.forEach((_, answer) => {
-            most = Math.max(most, largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions));
-          });
+          return largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions);
         });
-        this.largest.set(key, most);
+        this.largest.set(key, Math.max(...sizes));
       }
       return this.largest.get(key);
     }

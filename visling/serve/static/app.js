@@ -412,20 +412,12 @@ class App {
     }, SLOW);
   }
 
-  /** Shows what went wrong, and moves there.
+  /** Shows what the server says went wrong.
       @param again what to do when the reader tries again. */
   showError(error, again) {
     if (!(error instanceof server.ServerError)) throw error;
-    const message = find("message");
-    message.replaceChildren(make("p", {}, error.message));
-    if (again && error.status === 0) {
-      const retry = make("button", { type: "button" }, "Try again");
-      retry.addEventListener("click", again);
-      message.append(retry);
-    }
-    show(message);
     this.say("");
-    message.focus();
+    showMessage(error.message, error.status === 0 ? again : undefined);
   }
 
   showEmpty() {
@@ -442,10 +434,10 @@ class App {
 
   remember(push) {
     const { question } = this.answered;
-    const images = this.model.form === "retrieval" ? question.images : this.pictures.linked;
     const [run, second] = question.runs;
+    const images = this.pictures.link(question.images);
     const fragment = `#${permalink.write({ ...question, run, second, images, view: this.view })}`;
-    const kept = { images: this.model.form === "retrieval" ? question.images : this.pictures.ids };
+    const kept = { images: question.images }; // the reader's own are found again while the page is open
     document.title = question.text ? `${question.text} · visling` : "visling: look inside";
     if (push && fragment !== location.hash) history.pushState(kept, "", fragment);
     else history.replaceState(kept, "", fragment);
@@ -498,7 +490,8 @@ class App {
     } catch {
       said = "Copy it from the address bar";
     }
-    if (this.pictures.hasOwn) said += "; your own picture is not in it";
+    const linked = this.pictures.link(this.answered?.question.images ?? []);
+    if (linked.includes(OWN_PICTURE)) said += "; your own picture is not in it";
     this.say(`${said}.`, true);
     find("copy-link").textContent = said;
     setTimeout(() => {
@@ -592,11 +585,23 @@ async function start() {
     app.restore();
   } catch (error) {
     if (!(error instanceof server.ServerError)) throw error;
-    find("message").replaceChildren(make("p", {}, error.message));
-    show(find("message"));
     show(find("ask"), false);
-    find("message").focus();
+    showMessage(error.message, () => location.reload());
   }
+}
+
+/** Shows what went wrong, and moves there.
+    @param again what to do when the reader tries again, if that can help. */
+function showMessage(text, again) {
+  const message = find("message");
+  message.replaceChildren(make("p", {}, text));
+  if (again) {
+    const retry = make("button", { type: "button" }, "Try again");
+    retry.addEventListener("click", again);
+    message.append(retry);
+  }
+  show(message);
+  message.focus();
 }
 
 start();

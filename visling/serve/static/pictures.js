@@ -54,14 +54,9 @@ export class Pictures {
     return ids;
   }
 
-  /** Ids for a link, in which the reader's own pictures cannot be. */
-  get linked() {
-    return this.chosen.map((picture) => (picture === null || picture.file ? OWN_PICTURE : picture.id));
-  }
-
-  /** Ids for this page, while it is open. */
-  get ids() {
-    return this.chosen.map((picture) => picture?.id ?? OWN_PICTURE);
+  /** Ids as a link has them: the reader's own pictures cannot be in it. */
+  link(ids) {
+    return ids.map((id) => (this.own.has(id) ? OWN_PICTURE : id));
   }
 
   /** Whether the reader brought one of the pictures. */
