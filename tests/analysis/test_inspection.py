@@ -278,7 +278,10 @@ def test_a_page_that_cannot_be_written_is_refused(world: Any, model: Predictor, 
         found.to_html(tmp_path / "nowhere" / "page.html")
 
 
-def test_an_inspection_is_a_line(world: Any, model: Predictor) -> None:
-    shown = repr(model.inspect(world.picture(), QUESTION, removal=False))
-    assert shown.startswith("Inspection(")
-    assert len(shown) < 200
+def test_an_inspection_is_a_line_and_in_a_notebook_a_figure(world: Any, model: Predictor) -> None:
+    found = model.inspect(world.picture(), QUESTION, removal=False)
+    assert repr(found).startswith("Inspection(")
+    assert len(repr(found)) < 200
+    figure = found._repr_html_()
+    assert found.list_reasons()[0][0] in figure
+    assert "<script" not in figure
