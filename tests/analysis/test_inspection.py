@@ -163,6 +163,7 @@ def test_an_image_without_regions_is_shown_and_named(world: Any, tmp_path: Path)
     assert document["rows"][0]["regions"] == []
     with pytest.raises(DataError, match="the detector found no region in the image"):
         found.check_direction("text_to_regions")
+    assert "<img" in found._repr_html_()
     found.to_html(tmp_path / "page.html")
 
 

@@ -140,8 +140,11 @@ def _draw_row(document: Document, number: int) -> str:
     row = document["rows"][number]
     words, regions, scale = _find_scores(document, number)
     pictures = "".join(_draw_picture(document["images"][image], image, row, regions, scale) for image in row["image"])
-    plain = range(len(row["regions"]))
-    order = sorted((n for n in plain if not row["regions"][n]["special"]), key=lambda n: -regions[n])
+    if not pictures:  # the detector found nothing in them
+        pictures = "".join(f'<img class="vl-figure" src="{image["src"]}" alt="">' for image in document["images"])
+    order = sorted(
+        (n for n in range(len(row["regions"])) if not row["regions"][n]["special"]), key=lambda n: -regions[n]
+    )
     listed = "".join(
         _draw_bar("vl-item", row["regions"][n]["name"], regions[n] / scale, number=f"{regions[n]:.3g}")
         for n in order[:_MOST_LISTED]
