@@ -81,7 +81,11 @@ export function drawRanking(ranking, names, title, looked, onPick) {
         const image = make("img", { src: exampleAddress(id), alt: "", loading: "lazy" });
         const pick = make(
           "button",
-          { type: "button", "aria-pressed": String(id === looked), "aria-label": `Place ${rank}: ${name}, score ${decimal(score)}. Look inside.` },
+          {
+            type: "button",
+            "aria-pressed": String(id === looked),
+            "aria-label": `Place ${rank}: ${name}, score ${decimal(score)}. Look inside.`,
+          },
           image,
           make("span", { class: "rank" }, String(rank)),
           make("span", { class: "score number" }, decimal(score)),
