@@ -78,7 +78,7 @@ export function drawRanking(ranking, names, title, looked, onPick) {
       ...ranking.slice(from, to).map(({ id, score }, place) => {
         const rank = from + place + 1;
         const name = names.get(id) ?? id;
-        const image = make("img", { src: exampleAddress(id), alt: "", loading: "lazy" });
+        const image = make("img", { src: exampleAddress(id, 320), alt: "", loading: "lazy" });
         const pick = make(
           "button",
           {
