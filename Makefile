@@ -5,7 +5,7 @@
 #   make check-slow                what is too slow for every commit: slow tests, and the large demo, which must gain 25 points
 #   make bench [PRECISION=bf16] [AGAINST=DIR]    speed against other implementations, and one table of it beside the targets;
 #                                  a quarter of an hour on two cores; AGAINST: an older checkout, for models of demo size
-#   make bench-more                further timings: dense ViLBERT and VL-BERT, all families' retrieval, contrast, reading, detectors
+#   make bench-more                further timings: dense ViLBERT and VL-BERT, all families' retrieval, contrast, reading, detectors, serving
 #   make bench-gpu                 all five models against their peers on one GPU, in less than eight minutes
 PYTHON ?= python3
 VENV ?= .venv
@@ -67,6 +67,7 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
 	$(BIN)/python benchmarks/extraction.py --out benchmarks/results
+	$(BIN)/python benchmarks/serving.py --out benchmarks/results
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py --out benchmarks/results
@@ -81,7 +82,7 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing visling and PyTorch into $(VENV) (once; about two minutes) ..."
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[serve]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

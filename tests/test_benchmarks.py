@@ -40,6 +40,9 @@ ARGUMENTS = {
     "region_contrast": "--images 1 2 --regions 4 --queue 96 --width 8 --threads 1 --repeats 2",
     "table": "",
     "gpu": f"{SMALL} --device cpu --precision fp32",
+    "serving": (
+        "--size tiny --images 30 --steps 2 --clients 5 --questions 2 --documents 1 --rounds 2 --width 90 --height 60"
+    ),
     "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
 WITH_TRANSFORMERS = {"gpu", "needed", "pretraining", "vqa_training", "vqa_inference", "step_memory"}

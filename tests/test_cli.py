@@ -1134,6 +1134,71 @@ def test_one_entry_of_the_catalogue_is_shown_whole(call: Call) -> None:
     refused(call("catalog", "lxmert-vqa", "--model", "lxmert"), "leave them out where NAME is given")
 
 
+def test_a_model_is_looked_into(call: Call, world: Any) -> None:
+    shown = call("analysis", "heads", world.vqa, "--split", "val", "--out", "heads.json", "--page", "heads.html")
+    assert shown.status == 0, shown
+    assert f"{world.vqa}, val, 12 examples" in shown.out
+    assert re.search(r"^  layers\.0  0\.\d{3} \(0\.\d{3} to 0\.\d{3}\) ", shown.out, flags=re.MULTILINE)
+    assert shown.out.endswith("Wrote heads.json\nWrote heads.html\n")
+    again = call("analysis", "heads", world.vqa, "--split", "val", "--json", "--batch-size", 3).json()
+    written = json.loads(Path("heads.json").read_text())
+    assert again["directions"] == written["directions"]
+    mass = [found["statistics"]["mass"]["text_to_regions"]["layers.0"] for found in (again, written)]
+    assert mass[0] == pytest.approx(mass[1], abs=1e-6)
+    assert "<h1>What the heads attend to</h1>" in Path("heads.html").read_text()
+    refused(call("analysis", "heads", world.vqa, "--split", "val", "--out", "heads.json"), "heads.json exists")
+    captions = call("analysis", "heads", world.pretrained, "--split", "val", "--examples", 2, "--json").json()
+    assert captions["questions"] == 2
+
+    export = ("analysis", "states", world.vqa, "--split", "val", "--out", "states")
+    assert call(*export, "--json").json() == {
+        "examples": 12, "rows": 12, "layers": ["embeddings", "layers.0"], "pooled": 16, "dtype": "float32",
+        "out": "states",
+    }  # fmt: skip
+    refused(call(*export), "states is not empty", "--resume")
+    refused(call(*export, "--resume"), "complete: there is nothing to resume")
+    pooled = call("analysis", "states", world.vqa, "--split", "val", "--only-pooled", "--out", "pooled")
+    assert "layers    none\n" in pooled.out
+    refused(
+        call("analysis", "states", world.vqa, "--split", "val", "--layer", "layer.0", "--out", "one"),
+        "no layer 'layer.0'", "Did you mean 'layers.0'",
+    )  # fmt: skip
+    refused(
+        call("analysis", "states", world.vqa, "--only-pooled", "--layer", "layers.0", "--out", "one"),
+        "--only-pooled keeps no layer",
+    )
+    drawn = call("analysis", "project", "states", "--points", 20, "--out", "map.html", "--json").json()
+    assert (drawn["layer"], drawn["out"], drawn["json"]) == ("layers.0", "map.html", "map.json")
+    assert len(json.loads(Path("map.json").read_text())["points"]) == drawn["points"] <= 20
+    assert "<h1>Words and regions in layers.0</h1>" in Path("map.html").read_text()
+    refused(call("analysis", "project", "states", "--out", "map.html"), "map.html exists")
+    refused(call("analysis", "project", "pooled", "--out", "new.html"), "pooled states alone")
+    refused(call("analysis", "project", "heads.json", "--out", "new.html"), "no hidden states in heads.json")
+    refused(call("analysis", "project", "states", "--out", "map.json"), "name of a page")
+    refused(
+        call("analysis", "project", "states", "--out", "gone/map.html"), "cannot write gone/map.html", "Make its folder"
+    )
+    refused(call("analysis", "heads", world.vqa, "--page", "gone/heads.html"), "cannot write gone/heads.html")
+    assert not list(Path().glob("*.part"))
+
+
+def test_explanations_are_judged(call: Call, world: Any) -> None:
+    judge = ("analysis", "relevance", world.vqa, "--split", "val", "--orders", 2)
+    shown = call(*judge, "--examples", 6, "--out", "relevance.json")
+    assert shown.status == 0, shown
+    assert re.search(r"^    relevance +\d+\.\d \(\d+\.\d to \d+\.\d\) ", shown.out, flags=re.MULTILINE)
+    assert shown.out.endswith("Wrote relevance.json\n")
+    written = json.loads(Path("relevance.json").read_text())
+    assert (written["examples"], written["seed"], written["questions"]["text"]) == (6, 0, 6)
+    assert call(*judge, "--examples", 6, "--json").json() == written
+    assert call(*judge, "--examples", 6, "--seed", 1, "--json").json() != written
+    whole = call(*judge, "--json", "--batch-size", 3).json()
+    assert (whole["examples"], whole["seed"]) == (12, None)
+    refused(call(*judge, "--out", "relevance.json"), "relevance.json exists")
+    refused(call("analysis", "relevance", world.pretrained), "is a pre-trained model", "give a run that finetune")
+    refused(call(*judge, "--data", "gone"), "gone")
+
+
 def test_models_are_compared(call: Call, world: Any) -> None:
     sizes = (
         "encoder.hidden_size=16",

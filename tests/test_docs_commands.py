@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -70,8 +71,9 @@ DOWNLOADS = {
 }  # fmt: skip
 """Why a command cannot be run here -> the files and folders that it reads."""
 
-SET_UP = ("python -m venv", "pip install", "make demo", "make test")
-"""Commands that install; the Makefile's targets do the same, and tests/test_examples.py runs the demo."""
+SET_UP = ("python -m venv", "pip install", "make demo", "make test", "curl -s http://127.0.0.1:8000/api/")
+"""Commands that install; the Makefile's targets do the same, and tests/test_examples.py runs the demo. What curl asks
+a server, tests/serve/test_page_of_the_docs.py asks it."""
 
 SMALLER = {
     "scenes --out scenes": ["--images", "120", "--set", "questions_per_image=4"],
@@ -81,6 +83,7 @@ SMALLER = {
     "finetune --recipe visualbert-nlvr": ["--set", "train.max_steps=4", "--set", "batch_size=8"],
     "finetune": ["--set", "train.max_steps=4"],
     "multitask": ["--set", "train.max_steps=4"],
+    "serve": ["--port", "0"],
     "gallery answers": ["--examples", "4"],
     "compare": ["--seeds", "1", "--set", "train.max_steps=4", "--pretrain-set", "train.max_steps=4"],
 }
@@ -99,14 +102,17 @@ ELSEWHERE = ("docs/own_data.md",)
 """Pages whose commands run on files of their own (tests/test_own_data.py)."""
 
 QUICK = (
-    "docs/tour.md", "docs/gallery.md", "docs/formats/store.md", "docs/converting_regions.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
+    "docs/tour.md", "docs/gallery.md", "docs/formats/states.md", "docs/formats/store.md",
+    "docs/converting_regions.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
     "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/detectors/own.md",
-    "docs/regions.md",
+    "docs/regions.md", "docs/results/relevance.md",
     "docs/extracting.md",
     "docs/detectors/transformers.md", "docs/detectors/grid.md",
+    "docs/serving.md",
+    "docs/tasks/grounding.md", "docs/results/alignment.md",
 )  # fmt: skip
 """Pages whose commands take seconds on the tiny world."""
 
@@ -212,7 +218,8 @@ def _make_vqa(world: Any, target: Path) -> None:
 def _make_demo(world: Any, target: Path) -> None:
     """What `make demo` leaves."""
     (target / "small" / "visualbert").mkdir(parents=True)
-    shutil.copytree(world.vqa, target / "small" / "visualbert" / "vqa")
+    for name in ("vqa", "question-only"):
+        shutil.copytree(world.vqa, target / "small" / "visualbert" / name)
     shutil.copytree(world.pretrained, target / "small" / "visualbert" / "pretrain")
     pictures = target / "small" / "scenes" / "images" / "test"
     pictures.mkdir(parents=True)
@@ -245,6 +252,20 @@ def run_in_this_process(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -
     assert not status, f"visling {shlex.join(words)} ended with status {status}"
 
 
+def serve_until_ready(line: Sequence[str], folder: Path) -> None:
+    """Start a server, wait for its address, and stop it as Ctrl-C does."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "visling", *line], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert "http://" in ready, f"visling {shlex.join(line)} did not start: {err}"
+    assert process.returncode == 0, f"visling {shlex.join(line)} ended with status {process.returncode}: {err}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_run_or_needs_a_named_download(page: str) -> None:
     commands = list_commands(page)
@@ -272,6 +293,9 @@ def test_the_commands_of_a_page_run(
             smaller += settings_of(world) if own else [w for s in world.settings for w in ("--set", s)]
         if words[:2] == ["detect", "train"]:
             smaller += ["--set", "detector.channels=[8, 12]", "--set", "detector.feature_size=16"]
+        if words[0] == "serve":
+            serve_until_ready([word for word in smaller if word != "--open"], tmp_path)
+            continue
         run_in_this_process(smaller, monkeypatch)
         for name in list_outputs(words):
             assert (tmp_path / name).exists(), f"visling {shlex.join(words)} wrote no {name}"
@@ -285,6 +309,9 @@ def test_the_commands_of_a_long_page_run(page: str, world: Any, tmp_path: Path) 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     for words in runnable:
         line = [re.sub(r"scene_\d+\.png", PICTURE_OF_120, word) for word in shrink(words)]
+        if words[0] == "serve":
+            serve_until_ready([word for word in line if word != "--open"], tmp_path)
+            continue
         ended = subprocess.run(
             [sys.executable, "-m", "visling", *line],
             cwd=tmp_path, capture_output=True, text=True, timeout=900, env=environment, check=False,

@@ -26,6 +26,7 @@ from visling.errors import RunError
 from visling.recipes.detectors import detect_config
 from visling.recipes.tables import FINETUNING, MULTITASK, PRETRAINING
 from visling.runs import demo
+from visling.scenes.clear_questions import ClearQuestion
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -211,7 +212,8 @@ def test_every_extra_is_used_and_shown_by_the_doctor() -> None:
     shown = {name.removeprefix("extra ") for name in json.loads(ended.stdout) if name.startswith("extra ")}
     assert shown == extras.keys() - {"dev"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (installed,) = re.findall(r"-e '\.\[([\w,]+)\]'", makefile)
+    demo_extras, installed = re.findall(r"-e '\.\[([\w,]+)\]'", makefile)
+    assert demo_extras == "serve", "the last line that the demo prints can be typed as it stands"
     assert set(installed.split(",")) == extras.keys() - NOT_IN_THE_TESTED_SET
 
 
@@ -224,8 +226,9 @@ def test_every_stage_of_the_demo_parses(
 ) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words, **_: stages.append([str(word) for word in words]))
-    monkeypatch.setattr(demo, "choose_questions", lambda scenes: ["what color is the cross?"])
-    asked: list[str] = []
+    question = ClearQuestion(image=Path("a b.png"), text="what color is the cross?", answer="red")
+    monkeypatch.setattr(demo, "choose_questions", lambda scenes: [question])
+    asked: list[ClearQuestion] = []
     monkeypatch.setattr(demo, "ask", lambda question, run: asked.append(question))
     monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
     script = ROOT / "examples" / "demo.py"
@@ -240,11 +243,36 @@ def test_every_stage_of_the_demo_parses(
     assert ended.value.code == 2
     assert "should be 21 points above the question-only model; it is 20.0" in capsys.readouterr().err
     assert len(stages) >= 10
-    assert asked == ["what color is the cross?"] * 2  # in each of the two runs
+    assert asked == [question] * 2  # in each of the two runs
     for words in stages:
         check(words)
         if "--out" in words:
             assert Path(words[words.index("--out") + 1]).parts[:2] == ("demo", size)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("on_path", [True, False])
+def test_the_demo_ends_with_the_lines_that_look_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool, on_path: bool
+) -> None:
+    """As they can be typed in the folder where the demo was started."""
+    monkeypatch.chdir(tmp_path)
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "visling").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", str(programs) if on_path else "/nowhere")
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object() if installed else None)
+    question = ClearQuestion(image=Path("scenes/a b.png"), text="what color is the cross?", answer="red")
+    lines = demo.list_next_steps(Path("demo/small/visualbert/vqa"), [question])
+    program = "visling" if on_path else os.path.join(".venv", "bin", "visling")
+    for line in lines[-2:]:
+        assert line.startswith(f"$ {program} ")
+        check(shlex.split(line)[2:])
+    assert lines[-1] == f"$ {program} serve --run demo/small/visualbert/vqa"
+    assert (f"{programs / 'python'} -m pip install fastapi uvicorn" in "".join(lines)) is not installed
+    (programs / "visling").unlink()
+    assert demo.list_next_steps(Path("run"), [])[-1].startswith(f"$ {programs / 'python'} -m visling serve ")
 
 
 def test_an_interrupted_stage_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

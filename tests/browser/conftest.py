@@ -59,7 +59,7 @@ class Visits:
     expected: list[str] = field(
         default_factory=lambda: ["Failed to load resource: the server responded with a status of 4"]
     )
-    """Beginnings of what is no fault: Chromium reports a refused request, and the page shows the words of the server."""
+    """Beginnings of what is no fault: Chromium reports a refused request, and the page shows why."""
 
     def __call__(
         self,
@@ -83,7 +83,7 @@ class Visits:
         self.contexts.append(context)
         self.origins.add(_origin(address))
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # others may use the machine too
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("console", self._hear)

@@ -69,7 +69,15 @@ def test_an_upload_is_asked_about(visit: Visit, site: str, world: Any) -> None:
     page.get_by_role("button", name="Copy link").click()
     page.wait_for_selector("#copy-link:has-text('your own picture is not in it')")
 
-    again = open_page_of_link(visit, page.url)
+    own = page.url
+    page.locator("#examples label").first.click()
+    ask(page, "how many things are there?")
+    page.go_back()
+    page.wait_for_selector(f".slot .name:text('{world.picture('train').name}')")
+    wait(page)
+    assert page.url == own, "while the page is open, the picture is still there"
+
+    again = open_page_of_link(visit, own)
     assert "cannot carry pictures of your own" in again.locator("#message").inner_text()
 
 
@@ -173,6 +181,28 @@ def test_a_link_brings_back_what_was_asked_and_seen(visit: Visit, site: str) -> 
     assert again.locator("#status").inner_text() == page.locator("#status").inner_text()
 
 
+def test_a_link_is_of_what_is_on_the_screen(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    asked = page.url.split("&show=")[0]
+    page.locator("#examples label").nth(1).click()
+    page.get_by_label("Question", exact=True).fill("not asked yet")
+    page.locator(".vl-answer").nth(1).click()
+    assert page.url.startswith(asked)
+    assert "answer=" in page.url
+
+
+def test_a_server_without_an_interface_is_said(visit: Any, site: str) -> None:
+    visit.expected.append("Failed to load resource: net::ERR_FAILED")
+    page = open_page(visit, site)
+    page.route("**/api/models", lambda route: route.abort())
+    page.reload()
+    page.wait_for_selector("#message:not([hidden])")
+    assert "The server does not answer" in page.locator("#message").inner_text()
+    page.unroute("**/api/models")
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_selector("#inspection > *")
+
+
 def test_a_link_to_a_run_that_is_not_served_says_so(visit: Visit, site: str) -> None:
     page = open_page_of_link(visit, f"{site}#run=gone/away&image=example-1&text=why")
     assert "the run gone/away, which is not served here" in page.locator("#message").inner_text()
@@ -200,9 +230,9 @@ def test_keys_alone_are_enough(visit: Visit, site: str) -> None:
     keys.press("Control+A")
     keys.type("is there a moon?")
     keys.press("Enter")
-    page.wait_for_url("**is+there+a+moon**")
+    page.wait_for_url("**is+there+a+moon**", wait_until="commit")
     wait(page)
-    assert page.locator("#status").inner_text().endswith("%.")
+    assert page.locator("#status").inner_text().endswith(" %.")
 
 
 def test_every_control_has_a_name(visit: Visit, site: str) -> None:
@@ -251,10 +281,10 @@ def test_two_pictures_are_judged(visit: Visit, site: str) -> None:
     page = open_page(visit, site)
     choose_task(page, "nlvr2")
     assert page.locator(".slot").count() == 2
-    names = page.locator(".slot .name").all_inner_texts()
+    names = [name.get_attribute("title") for name in page.locator(".slot .name").all()]
     page.get_by_role("button", name="Right picture").first.click()
     page.locator("#examples label").nth(2).click()
-    left, _ = page.locator(".slot .name").all_inner_texts()
+    left, _ = [name.get_attribute("title") for name in page.locator(".slot .name").all()]
     assert left == names[0], "only the chosen slot changes"
     page.get_by_label("Sentence").fill("both pictures have a star")
     page.get_by_role("button", name="Judge").click()
@@ -288,7 +318,7 @@ def test_a_caption_searches_the_folder(visit: Visit, site: str) -> None:
     page.get_by_role("button", name="Search").click()
     page.wait_for_selector(".ranking li")
     wait(page)
-    scores = [float(text) for text in page.locator(".ranking .score").all_inner_texts()]
+    scores = [float(text.replace("−", "-")) for text in page.locator(".ranking .score").all_inner_texts()]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     page.locator(".ranking button").nth(1).click()
@@ -298,3 +328,152 @@ def test_a_caption_searches_the_folder(visit: Visit, site: str) -> None:
     page.go_back()
     page.wait_for_selector("#inspection", state="hidden")
     assert page.url.count("image=") == 0
+
+
+def test_an_expression_gets_a_box(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    choose_task(page, "referring")
+    page.get_by_label("Expression").fill("the red star")
+    page.get_by_role("button", name="Find it").click()
+    wait(page)
+    box = page.locator(".vl-mark-answer")
+    assert box.count() == 1
+    assert float(box.get_attribute("width")) > 1
+    first = box.get_attribute("x"), box.get_attribute("y")
+    page.locator(".vl-answer").nth(1).click()
+    assert (box.get_attribute("x"), box.get_attribute("y")) != first, "another candidate is elsewhere"
+
+
+def test_phrases_get_a_box_each(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    choose_task(page, "grounding")
+    page.get_by_label("Sentence").fill("[the red star] is above [a ring]")
+    page.get_by_role("button", name="Find them").click()
+    wait(page)
+    assert page.locator(".vl-answer .vl-name").all_inner_texts() == ["the red star", "a ring"]
+    page.locator(".vl-answer").nth(1).click()
+    assert "answer=a+ring" in page.url
+    page.get_by_label("Sentence").fill("[the red star is above [a ring]")
+    page.get_by_role("button", name="Find them").click()
+    wait(page)
+    assert "a phrase begins within another" in page.locator("#message").inner_text()
+
+
+def test_hovering_links_boxes_words_and_answers(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    item, strong = page.locator(".vl-item").nth(2), page.locator(".vl-box[stroke-width='4']")
+    place, strongest = item.bounding_box(), strong.count()
+    item.hover()
+    assert item.bounding_box() == place, "what is hovered stays under the pointer"
+    assert item.locator(".vl-name").inner_text() in page.locator(".vl-readout").inner_text()
+    assert strong.count() == strongest + 1, "its box is emphasised in the picture"
+    page.locator(".vl-sentence .vl-word").first.hover()
+    assert strong.count() == strongest
+    page.locator(".vl-answer").nth(1).click()
+    assert page.locator(".vl-answer").nth(1).get_attribute("aria-pressed") == "true"
+    assert "answer=" in page.url
+
+
+def test_layer_head_and_direction_are_chosen_and_linked(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    page.locator(".vl-heads [data-cells='0.1']").first.click()
+    assert "show=attention" in page.url
+    assert "cells=0.1" in page.url
+    page.locator(".vl-sentence .vl-word").first.hover()
+    assert "looks at these boxes" in page.locator(".vl-readout").inner_text()
+    one = page.locator(".vl-item .vl-number").all_inner_texts()
+    page.locator(".vl-heads [data-cells='0.0']").first.click()
+    page.locator(".vl-sentence .vl-word").first.hover()
+    assert page.locator(".vl-item .vl-number").all_inner_texts() != one, "another head has other weights"
+    page.get_by_role("button", name="boxes → words").click()
+
+    again = open_page(visit, page.url)
+    assert again.get_by_role("button", name="boxes → words").get_attribute("aria-pressed") == "true"
+    assert again.get_by_label("Colours show").input_value() == "attention"
+
+
+def test_two_models_stand_side_by_side_and_are_hovered_in_step(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    page.get_by_label("Compare").select_option(index=1)
+    page.wait_for_selector(".vl-doc >> nth=1")
+    wait(page)
+    left, right = (page.locator(".vl-doc").nth(n) for n in range(2))
+    assert left.bounding_box()["y"] == right.bounding_box()["y"]
+    left.locator(".vl-sentence .vl-word").nth(1).hover()
+    assert right.locator(".vl-sentence .vl-word").nth(1).evaluate("word => word.classList.contains('vl-active')")
+    assert page.locator("#facts dt").all_inner_texts() == ["Model", "Task", "Run", "Weights"] * 2
+    assert "second=" in page.url
+    assert open_page(visit, page.url).locator(".vl-doc").count() == 2
+
+
+def take_away(page: Any, kind: str, number: int) -> str:
+    """Take away a word or a box; returns its text."""
+    unit = page.locator(".vl-sentence .vl-word" if kind == "word" else ".vl-item").nth(number)
+    name = unit.locator("span").first.inner_text()
+    unit.click()
+    page.get_by_role("button", name="Take away").click()
+    page.locator("#parts button", has_text=name).last.wait_for()
+    wait(page)
+    return str(name)
+
+
+def test_what_is_taken_away_is_asked_again_and_put_back(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    words = page.locator(".vl-sentence .vl-word").count()
+    boxes = page.locator(".vl-item:not(.vl-special)").count()
+    before = page.locator("#status").inner_text()
+    for number in (0, 0):  # the numbers of what is left are others
+        take_away(page, "word", number)
+    name = take_away(page, "box", 0)
+    assert page.locator(".vl-sentence .vl-word").count() == words - 2
+    assert page.locator(".vl-item:not(.vl-special)").count() == boxes - 1
+    assert page.locator("#parts button").all_inner_texts()[2] == f"without {name} ×"
+    assert "no_word=0.1&no_word=0.2&no_region=" in page.url
+    rows = page.locator(".change tbody tr").all_inner_texts()
+    assert rows
+    assert all(len(row.split("\t")) == 4 for row in rows), "answer, before, now, change"
+
+    again = open_page(visit, page.url)
+    again.wait_for_selector("#parts button")
+    wait(again)
+    assert again.locator(".change tbody tr").all_inner_texts() == rows
+
+    page.get_by_role("button", name="Undo: without", exact=False).first.click()
+    wait(page)
+    assert page.locator(".vl-sentence .vl-word").count() == words - 1
+    page.get_by_role("button", name="undo all").click()
+    wait(page)
+    assert page.locator("#edit").is_hidden()
+    assert page.locator("#status").inner_text() == before
+    page.go_back()
+    page.wait_for_selector("#parts button")
+
+
+def test_a_box_is_drawn(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    boxes = page.locator(".vl-item:not(.vl-special)").count()
+    page.get_by_role("button", name="Draw a box").click()
+    page.locator(".vl-picture").scroll_into_view_if_needed()
+    frame = page.locator(".vl-picture").bounding_box()
+    page.mouse.move(frame["x"] + 10, frame["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 120, frame["y"] + 90, steps=3)
+    page.mouse.up()
+    page.wait_for_selector("#parts button")
+    wait(page)
+    assert page.locator("#message").is_hidden(), page.locator("#message").inner_text()
+    assert page.locator("#parts button").all_inner_texts() == ["with a drawn box ×"]
+    assert page.locator(".vl-item:not(.vl-special)").count() >= boxes
+    assert "box=0%2C" in page.url
+
+
+def test_another_picture_is_compared_with_the_one_before(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    ask(page, "is there a star?")
+    page.locator("#examples label").nth(1).click()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    wait(page)
+    assert page.locator("#difference summary").inner_text() == "Before and now: another picture"
+    page.locator("#examples label").nth(0).click()
+    ask(page, "what colour is the ring?")
+    assert page.locator("#difference").is_hidden(), "two changes at once leave nothing to compare"

@@ -47,7 +47,7 @@ import base64
 import hashlib
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -123,7 +123,7 @@ class Inspection:
     rows: tuple[EncodedRow, ...]
     """With maps captured."""
     layers: tuple[str, ...]
-    """Names of the layers that have maps, in order of computation."""
+    """Names of all layers, in order of computation."""
     answers: tuple[Candidate, ...]
     phrases: bool
     """Whether each of `answers` is the best region of a phrase of its own."""
@@ -148,8 +148,12 @@ class Inspection:
         """Direction -> layers that have maps of it, in order of computation."""
         maps = self.rows[0].maps
         assert maps is not None
-        known = maps_by_direction(maps)
-        return {way: tuple(layers) for way, layers in known.items() if any(part.numel() for part in layers.values())}
+        return {
+            way: tuple(layers)
+            for way, layers in maps_by_direction(maps).items()
+            # a run that reads words alone may still attend to what stands behind its regions
+            if (self.images or way == "text_to_text") and any(part.numel() for part in layers.values())
+        }
 
     def count_heads(self, direction: str) -> int:
         """Most heads of a layer that has maps of a direction."""
@@ -260,7 +264,7 @@ class Inspection:
 
     def _describe_row(self, number: int, scale: float) -> dict[str, Any]:
         """A row of the document."""
-        row = self.rows[number]
+        row, known = self.rows[number], self.layers_by_direction
         label = ""
         if len(self.rows) > 1:
             label = self.choices[number] if len(self.choices) == len(self.rows) else f"image {number + 1}"
@@ -287,7 +291,11 @@ class Inspection:
                 for region in row.regions
             ],
             "attention": {
-                "layers": [{"name": layer, "directions": _pack_directions(row, layer, scale)} for layer in self.layers]
+                "layers": [
+                    {"name": layer, "directions": _pack_directions(row, layer, scale, known)}
+                    for layer in self.layers
+                    if any(layer in layers for layers in known.values())
+                ]
             },
             "statistics": head_statistics([Encoding(question=self.question, images=(), rows=(row,))]).by_quantity(),
         }
@@ -342,7 +350,7 @@ def inspect(
         notice="; ".join(filter(None, notices)),
         images=() if folder.text_only else asked.images,
         rows=rows,
-        layers=tuple(layer for layer in layers if _pack_directions(rows[0], layer, 1.0)),
+        layers=tuple(layers),
         answers=answers[:most],
         phrases=phrases,
         explanation=explanation,
@@ -359,8 +367,7 @@ def list_candidates(
     # An expression has one box among candidates that have numbers; phrases have a box each.
     phrases = bool(boxes) and prediction.value != boxes[0]
     found = []
-    only = ((str(prediction.value), prediction.confidence),) if prediction.confidence > 0 else ()
-    for place, (name, share) in enumerate(prediction.top or only):
+    for place, (name, share) in enumerate(prediction.top or _list_only(prediction)):
         box = boxes[place] if place < len(boxes) else None
         at = None if box is None else _find_region(box, row)
         text = name
@@ -370,6 +377,14 @@ def list_candidates(
             text = row.regions[at].name
         found.append(Candidate(text=text, probability=share, box=box, region=at))
     return tuple(found), phrases
+
+
+def _list_only(prediction: Prediction) -> list[tuple[str, float]]:
+    """The candidate of a prediction that lists none: how well a text fits an image, or nothing."""
+    if not prediction.confidence:
+        return []
+    value = prediction.value
+    return [(f"score {value:.2f}" if isinstance(value, float) else str(value), prediction.confidence)]
 
 
 def _find_region(box: Sequence[float], row: EncodedRow) -> int | None:
@@ -410,12 +425,14 @@ def _list_maps(row: EncodedRow) -> list[Tensor]:
     return [probs for direction in DIRECTIONS for probs in getattr(row.maps, direction).values()]
 
 
-def _pack_directions(row: EncodedRow, layer: str, scale: float) -> dict[str, Any]:
+def _pack_directions(
+    row: EncodedRow, layer: str, scale: float, known: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Any]]:
     """The maps of a layer as bytes, by direction."""
     packed = {}
-    for direction in DIRECTIONS:
+    for direction in known:
         probs = getattr(row.maps, direction).get(layer)
-        if probs is None or not probs.numel():
+        if probs is None:
             continue
         heads, from_, to = probs.shape
         levels = (probs.float() / scale * 255).round().to(torch.uint8).numpy()

@@ -19,8 +19,8 @@ from visling.errors import RunError
 Document = Mapping[str, Any]
 """Of `Inspection.to_json`."""
 
-_MOST_NAMED, _MOST_LISTED = 3, 12
-"""Boxes that are filled and named, and boxes in the list."""
+_MOST_NAMED, _NAMED, _MOST_LISTED = 3, 0.2, 12
+"""Boxes that are filled and named, what they need of the largest score, and boxes in the list; as in inspect.js."""
 _STRONG = 0.5
 """Strength from which a colour needs the other ink."""
 _LABEL = 17
@@ -96,7 +96,15 @@ def _draw_document(document: Document) -> str:
 def _say_what_is_shown(document: Document) -> str:
     if not document["relevance"].get("relevance"):
         return "The model weighed no answer, so that nothing is highlighted."
-    return f"Colours: relevance of words and boxes for “{document['answers'][0]['text']}”."
+    found = [
+        (regions[n], region["name"])
+        for number, row in enumerate(document["rows"])
+        for regions in [_find_scores(document, number)[1]]
+        for n, region in enumerate(row["regions"])
+        if not region["special"] and regions[n] > 0
+    ]
+    best = f" What counted most: {max(found)[1]}." if found else ""
+    return f"Colours: relevance of words and boxes for “{document['answers'][0]['text']}”.{best}"
 
 
 def _find_scores(document: Document, number: int) -> tuple[list[float], list[float], float]:
@@ -165,7 +173,8 @@ def _draw_picture(
         for n, region in enumerate(row["regions"])
         if region["box"] is not None and region["image"] == number and not region["special"]
     ]
-    strongest = [n for n in sorted(shown, key=lambda n: -scores[n])[:_MOST_NAMED] if scores[n] > 0]
+    largest = max((scores[n] for n in shown), default=0.0)
+    strongest = sorted((n for n in shown if scores[n] >= _NAMED * largest > 0), key=lambda n: -scores[n])[:_MOST_NAMED]
     shapes, labels = [], []
     for n in shown:
         x1, y1, x2, y2 = (corner * zoom for corner in row["regions"][n]["box"])
@@ -174,8 +183,8 @@ def _draw_picture(
         place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(x2 - x1, 1):.1f}" height="{max(y2 - y1, 1):.1f}"'
         shapes.append(
             f'<rect class="vl-halo" {place} stroke-width="{3 + 3 * strength:.1f}" stroke-opacity="0.6"/>'
-            f'<rect {place} stroke="var(--vl-positive)" stroke-width="{1 + 3 * strength:.1f}" '
-            f'stroke-opacity="{0.35 + 0.65 * strength:.2f}" fill="var(--vl-positive)" fill-opacity="{fill:.2f}"/>'
+            f'<rect {place} stroke="var(--vl-box-positive)" stroke-width="{1 + 3 * strength:.1f}" '
+            f'stroke-opacity="{0.35 + 0.65 * strength:.2f}" fill="var(--vl-box-positive)" fill-opacity="{fill:.2f}"/>'
         )
         if n in strongest:
             labels.append(_draw_label(row["regions"][n]["name"], x1, y1, y2))
@@ -194,6 +203,8 @@ def _draw_label(name: str, x: float, above: float, below: float) -> str:
     left = min(max(x, 0.0), max(_WIDTH - width, 0.0))
     top = above - _LABEL if above >= _LABEL else below
     return (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{_LABEL}" rx="3" fill="var(--vl-positive)"/>'
-        f'<text x="{left + 5:.1f}" y="{top + 12.5:.1f}" fill="var(--vl-paper)">{escape(name)}</text>'
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{_LABEL}" rx="3" '
+        'fill="var(--vl-box-positive)"/>'
+        f'<text x="{left + 5:.1f}" y="{top + 12.5:.1f}" fill="#fff" textLength="{width - 10:.1f}" '
+        f'lengthAdjust="spacingAndGlyphs">{escape(name)}</text>'
     )

@@ -21,17 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visling import runtime
-from visling.analysis.relevance import METHODS, explain
-from visling.analysis.removal import FRACTIONS, PARTS, Asked, Asker, Order, Part, area_under
+from visling.analysis.relevance import METHODS, Explanation, explain
+from visling.analysis.relevance_rules import Rules
+from visling.analysis.removal import FRACTIONS, PARTS, SIGNS, Asked, Asker, Order, Part, area_under
 from visling.data.batches.shown import ShownExamples
 from visling.errors import ConfigError, DataError
 from visling.models.task_model import TaskModel
 from visling.tasks.answers import mean_score
 from visling.tasks.base import Score, Task
 
-RANDOM, RAW = "random", "raw_attention"
-"""What methods are compared with."""
-_SIGNS: Mapping[Order, int] = {"most_first": 1, "least_first": -1}
+RELEVANCE, RANDOM, RAW = "relevance", "random", "raw_attention"
+"""The published method, and what methods are compared with."""
+CONTRAST = "contrast"
+"""Relevance of the answer's logarithm of probability (`Rules.contrast`), which is judged next to the published
+method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class JudgedCurve:
 
     part: Part
     method: str
-    """Of `relevance.METHODS`, or "random"."""
+    """Of `relevance.METHODS`, "contrast", or "random"."""
     order: Order
     accuracy: tuple[float, ...]
     """In percent at each fraction."""
@@ -89,7 +92,7 @@ def judge(
 
     Args:
         model: in evaluation mode.
-        methods: of `relevance.METHODS`; raw attention is always judged.
+        methods: of `relevance.METHODS`; with "relevance" also by contrast, and raw attention always.
         seeds: random orders of each question, whose mean accuracy is compared.
         progress: called with the number of questions done.
     Raises:
@@ -141,7 +144,7 @@ def _compare(curve: _Curve, areas: Mapping[_Curve, NDArray[np.float64]], images:
         return {}
     others = {RANDOM: _Curve(curve.part, RANDOM, "random"), RAW: curve._replace(method=RAW)}
     return {
-        name: mean_score((-_SIGNS[curve.order] * (areas[curve] - areas[other])).tolist(), images)
+        name: mean_score((-SIGNS[curve.order] * (areas[curve] - areas[other])).tolist(), images)
         for name, other in others.items()
         if other != curve
     }
@@ -161,7 +164,12 @@ class _JudgedBatch:
     ) -> None:
         self.task, self.shown, self.fractions = task, shown, fractions
         self.asker = Asker(model, task, shown.batch, shown.examples, shown.records)
-        self.explanations = explain(model, task, self.asker.batch, shown.records, methods=methods, most=1)
+        given = model, task, self.asker.batch, shown.records
+        self.explanations = explain(*given, methods=methods, most=1)
+        self.contrasts: list[Explanation] = []
+        if RELEVANCE in methods:
+            self.contrasts = explain(*given, methods=[RELEVANCE], most=1, rules=Rules(contrast=True))
+            methods = [RELEVANCE, CONTRAST, *(name for name in methods if name != RELEVANCE)]
         self.numbers: dict[Part, list[int]] = {
             part: [n for n, one in enumerate(self.explanations) if one.scores[RAW] and self.asker.units[part][n]]
             for part in PARTS
@@ -171,7 +179,7 @@ class _JudgedBatch:
         """For each repetition and each example, what is asked at each fraction."""
         for part in PARTS:
             for method in methods:
-                for order, sign in _SIGNS.items():
+                for order, sign in SIGNS.items():
                     self.orders[_Curve(part, method, order)] = [
                         self._list_removals(part, self._find(part, method), sign)
                     ]
@@ -189,7 +197,9 @@ class _JudgedBatch:
 
     def _find(self, part: Part, method: str) -> Callable[[int], NDArray[np.float64]]:
         """Scores of an example's units by a method."""
-        return lambda number: self.asker.score_units(part, number, self.explanations[number].scores[method][0])
+        explanations = self.contrasts if method == CONTRAST else self.explanations
+        name = RELEVANCE if method == CONTRAST else method
+        return lambda number: self.asker.score_units(part, number, explanations[number].scores[name][0])
 
     def _draw(self, part: Part, seed: int) -> Callable[[int], NDArray[np.float64]]:
         """Random scores of an example's units; they depend on its number in the data set."""

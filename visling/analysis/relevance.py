@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,10 +118,11 @@ def explain(
         found: dict[str, list[list[Scores]]] = {name: [] for name in methods}
         if "relevance" in methods:
             found[_AGAINST] = []
+        output_of = partial(_contrast, task) if rules.contrast else task.logit
         for place in range(max(counts, default=0)):
             chosen = [number for number, count in enumerate(counts) if place < count]
             # Examples do not depend on one another: one backward pass serves them all.
-            output = torch.stack([task.logit(logits, batch, n, predictions[n], place) for n in chosen]).sum()
+            output = torch.stack([output_of(logits, batch, n, predictions[n], place) for n in chosen]).sum()
             slopes = graph.differentiate(output)
             for name, by_place in found.items():
                 by_place.append(graph.cut_rows(graph.score(name, slopes, rules)))
@@ -140,6 +142,16 @@ _RULES: Mapping[str, tuple[Callable[[Sequence[Step], Tensor, Rules], Tensor], Mi
     "rollout": (roll_out, mix_evenly),
     "raw_attention": (keep_last, mix_evenly),
 }
+
+
+def _contrast(
+    task: Task[Any, Any], logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+) -> Tensor:
+    """`Task.logit` as a logarithm of probability, where the candidates exclude one another; phrases do not."""
+    phrases = bool(prediction.boxes) and prediction.value != prediction.boxes[0]
+    places = [place] if phrases or not prediction.top else range(len(prediction.top))
+    outputs = torch.stack([task.logit(logits, batch, number, prediction, each) for each in places])
+    return outputs[0] if len(places) == 1 else outputs.log_softmax(0)[place]
 
 
 def _count_candidates(prediction: Prediction, most: int) -> int:

@@ -39,6 +39,9 @@ class Rules:
     divide_rows: bool = True
     """In rollout, divide the rows of attention plus identity by their sum. VisualBERT's part of the release does not,
     which doubles the result in each layer."""
+    contrast: bool = False
+    """Trace back the answer's logarithm of probability among the candidates that are listed, instead of its own output
+    (ours): a softmax does not change where all outputs rise together, and so its training leaves open by how much."""
     first_layer: str | None = None
     """Begin with this layer, by its name in `Encoded.maps` and in the order of computation; None = all layers."""
 
@@ -144,8 +147,9 @@ def list_steps(
         if not begun or gradient is None:
             continue
         pairs = real[:, one.queries, None] & real[:, None, one.keys]
-        masked = (each.masked_fill(~pairs[:, None], 0) for each in (one.probs.detach(), gradient))
-        block = Block(one.queries, one.keys, mix(*masked, pairs.sum((1, 2))))
+        padding = ~pairs[:, None]
+        probs, slope = one.probs.detach().masked_fill(padding, 0), gradient.masked_fill(padding, 0)
+        block = Block(one.queries, one.keys, mix(probs, slope, pairs.sum((1, 2))))
         if one.queries != one.keys and one.layer == last:
             steps[-1] = (*steps[-1], block)
         else:

@@ -157,7 +157,8 @@ class StatesWriter:
                 self._keep_states(f"{stream}/{name}", states)
 
     def _keep_states(self, name: str, states: Tensor) -> None:
-        values = states.cpu().numpy().astype(self._dtype)
+        with np.errstate(over="ignore"):
+            values = states.cpu().numpy().astype(self._dtype)
         if self._dtype == "float16" and not np.isfinite(values).all():
             raise DataError(
                 f"{name} has a state of {float(states.abs().max()):.3g}, which half precision cannot hold. Use --dtype "

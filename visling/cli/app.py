@@ -46,7 +46,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "gallery": gallery,
         "compare": compare_models,
     },
-    "Looking inside": {"inspect": inspect, "analysis": analysis_app, "serve": serve},
+    "Inspection": {"inspect": inspect, "analysis": analysis_app, "serve": serve},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},
     "This machine": {"doctor": doctor},
 }

@@ -44,6 +44,7 @@ class InspectRequest(AnswerRequest):
         default=[], description="Numbers in the row's `regions`, or [row, number], of the document without drawn boxes."
     )
     boxes: list[DrawnBox] = []
+    removal: bool = Field(default=True, description="Also ask again without each part, which takes most of the time.")
 
 
 class SearchRequest(_Sent):

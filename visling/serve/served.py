@@ -52,6 +52,8 @@ class Inspected(Asked):
     """Numbers are those of the question without drawn boxes."""
     boxes: tuple[tuple[int, Box], ...] = ()
     """Number of the image, and a box to be added to it."""
+    removal: bool = True
+    """Whether it is also asked without each of its parts."""
 
 
 class ServedModel:
@@ -102,7 +104,7 @@ class ServedModel:
         found: list[bytes | Exception] = []
         for one in asked:
             try:
-                document = self.predictor.inspect_prepared(self._prepare(one)).to_json()
+                document = self.predictor.inspect_prepared(self._prepare(one), removal=one.removal).to_json()
                 found.append(json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
             except Exception as error:
                 found.append(error)

@@ -17,7 +17,7 @@ import * as server from "./server.js";
 
 const SLOW = 700; // milliseconds after which the seconds of a running question are counted
 const FEWEST_CHOICES = 2;
-const MOST_OFFERS = 5;
+const MOST_OFFERS = 4;
 
 class App {
   /** @param models of `/api/models`; at least one.
@@ -34,6 +34,7 @@ class App {
     this.base = null; // {question, documents} of the unchanged question
     this.answered = null; // {question, documents} on the screen
     this.view = {}; // how it is looked at: state of the linked view
+    this.hasAsked = false; // whether the reader asked something; the first question is the page's own
     this.running = null; // AbortController of the question that is being answered
     this.listen();
   }
@@ -75,11 +76,11 @@ class App {
     find("run").value = run;
     const others = [...this.models.values()].filter((other) => isComparable(this.model, other));
     find("second").replaceChildren(
-      make("option", { value: "" }, others.length ? "nothing" : "no other model reads the same"),
-      ...others.map((other) => make("option", { value: other.run }, this.nameModel(other))),
+      make("option", { value: "" }, "with nothing"),
+      ...others.map((other) => make("option", { value: other.run }, `with ${this.nameModel(other)}`)),
     );
     find("second").value = others.some((other) => other.run === second) ? second : "";
-    find("second").disabled = !others.length;
+    for (const id of ["second", "second-label"]) show(find(id), others.length > 0);
     const { label, hint } = this.form;
     find("text-label").textContent = label;
     find("text-hint").textContent = hint;
@@ -128,16 +129,18 @@ class App {
   get offers() {
     const about = this.examples.find(({ id }) => id === this.pictures.chosen[0]?.id)?.questions ?? [];
     const own = this.model.form === "vqa" ? about.map((text) => ({ text })) : [];
-    return [...own, ...this.model.examples].slice(0, MOST_OFFERS);
+    const texts = new Map();
+    for (const offer of [...own, ...this.model.examples]) if (!texts.has(offer.text)) texts.set(offer.text, offer);
+    return [...texts.values()].slice(0, MOST_OFFERS);
   }
 
   drawChips() {
     const chips = this.offers.map((offer) => {
-      const chip = make("button", { type: "button" }, offer.text);
+      const chip = make("button", { type: "button", title: offer.text }, offer.text);
       chip.addEventListener("click", () => {
         this.fillIn(offer);
         this.looked = null;
-        this.ask();
+        this.askAnew();
       });
       return make("li", {}, chip);
     });
@@ -163,21 +166,15 @@ class App {
 
   /** What answers, and where it comes from. */
   drawFacts() {
-    const columns = this.asked.map((model, place) => {
-      const document_ = this.answered?.documents[place];
-      const checkpoint = document_?.model.name !== undefined && this.answered.question.runs[place] === model.run;
-      const facts = [
-        ["Model", familyName(model.family)],
-        ["Task", model.task],
-        ["Run", model.run],
-        ["Checkpoint", model.checkpoint ?? (checkpoint ? document_.model.checkpoint : null)],
-        ["Licence", model.licence],
-      ];
-      return facts
-        .filter(([, fact]) => fact)
-        .map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact)));
-    });
-    find("facts").replaceChildren(...columns.flat());
+    const columns = this.asked.map((model, place) => [
+      ["Model", familyName(model.family)],
+      ["Task", model.task],
+      ["Run", model.run],
+      ["Weights", this.answered?.documents[place]?.model.checkpoint ?? "shown with the answer"],
+    ]);
+    find("facts").replaceChildren(
+      ...columns.flat().map(([term, fact]) => make("div", {}, make("dt", {}, term), make("dd", {}, fact))),
+    );
   }
 
   // ---- asking
@@ -192,6 +189,13 @@ class App {
       choices: this.choices.filter(Boolean),
       edit: NO_EDIT,
     };
+  }
+
+  /** Asks what the reader entered; what was chosen of the answer before has no meaning in the next one. */
+  askAnew() {
+    this.view = { ...this.view, answer: null, versus: null, row: null, lock: null };
+    this.hasAsked = true;
+    return this.ask();
   }
 
   /** Asks what the form says.
@@ -210,6 +214,7 @@ class App {
 
   /** Asks again without some parts of what is on the screen. */
   askWithout(edit) {
+    this.view = { ...this.view, lock: null };
     return this.run(
       (signal) => this.inspectChanged(edit, signal, true),
       () => this.askWithout(edit),
@@ -265,7 +270,9 @@ class App {
     return Promise.all(
       runs.map((run, place) => {
         const own = isEmpty(edit) ? edit : translate(edit, documents[0], documents[place]);
-        return server.inspect({ run, images, text, choices, ...toRequest(own) }, signal);
+        const blind = this.models.get(run).images === 0;
+        const changes = toRequest(blind ? { ...own, boxes: [] } : own);
+        return server.inspect({ run, images: blind ? [] : images, text, choices, ...changes }, signal);
       }),
     );
   }
@@ -277,7 +284,7 @@ class App {
     const documents = this.looked === null ? [] : await this.inspectAll(question, signal);
     const pick = (id) => {
       this.looked = id;
-      this.ask();
+      this.askAnew();
     };
     find("ranking").replaceChildren(
       ...rankings.map((ranking, place) =>
@@ -287,6 +294,7 @@ class App {
     find("ranking").dataset.columns = rankings.length;
     show(find("ranking"));
     show(find("empty"), false);
+    this.reveal(find("result"));
     if (documents.length) {
       this.showAnswer(question, documents, push);
       find("inspection").scrollIntoView({ block: "start" });
@@ -307,6 +315,7 @@ class App {
     if (isEmpty(question.edit)) this.base = this.answered;
     show(find("empty"), false);
     show(find("inspection"));
+    this.reveal(find("result"));
     this.showDifference(before);
     this.showEdit();
     this.draw();
@@ -333,6 +342,11 @@ class App {
       },
       onEdit: (change) => this.askWithout(extend(question.edit, change, documents, this.base.documents)),
     });
+  }
+
+  /** Brings an answer into a window in which the form fills the screen. */
+  reveal(part) {
+    if (part.getBoundingClientRect().top > innerHeight / 2 && this.hasAsked) part.scrollIntoView({ block: "start" });
   }
 
   /** Announces something.
@@ -362,7 +376,7 @@ class App {
     );
   }
 
-  /** What was taken away, each part to be put back. */
+  /** What was taken away or drawn, each part to be undone. */
   showEdit() {
     const { edit } = this.answered.question;
     show(find("edit"), !isEmpty(edit));
@@ -373,8 +387,8 @@ class App {
     };
     const parts = listParts(edit, this.base.documents[0]);
     find("parts").replaceChildren(
-      ...parts.map(({ name, rest }) => chip(`${name} ×`, `Put ${name} back`, rest)),
-      ...(parts.length > 1 ? [chip("Put everything back", "Put everything back", NO_EDIT)] : []),
+      ...parts.map(({ name, rest }) => chip(`${name} ×`, `Undo: ${name}`, rest)),
+      ...(parts.length > 1 ? [chip("undo all", "Undo all", NO_EDIT)] : []),
     );
   }
 
@@ -398,20 +412,12 @@ class App {
     }, SLOW);
   }
 
-  /** Shows what went wrong, and moves there.
+  /** Shows what the server says went wrong.
       @param again what to do when the reader tries again. */
   showError(error, again) {
     if (!(error instanceof server.ServerError)) throw error;
-    const message = find("message");
-    message.replaceChildren(make("p", {}, error.message));
-    if (again && error.status === 0) {
-      const retry = make("button", { type: "button" }, "Try again");
-      retry.addEventListener("click", again);
-      message.append(retry);
-    }
-    show(message);
     this.say("");
-    message.focus();
+    showMessage(error.message, error.status === 0 ? again : undefined);
   }
 
   showEmpty() {
@@ -428,10 +434,10 @@ class App {
 
   remember(push) {
     const { question } = this.answered;
-    const images = this.model.form === "retrieval" ? question.images : this.pictures.linked;
     const [run, second] = question.runs;
+    const images = this.pictures.link(question.images);
     const fragment = `#${permalink.write({ ...question, run, second, images, view: this.view })}`;
-    const kept = { images: this.model.form === "retrieval" ? question.images : this.pictures.ids };
+    const kept = { images: question.images }; // the reader's own are found again while the page is open
     document.title = question.text ? `${question.text} · visling` : "visling: look inside";
     if (push && fragment !== location.hash) history.pushState(kept, "", fragment);
     else history.replaceState(kept, "", fragment);
@@ -484,7 +490,8 @@ class App {
     } catch {
       said = "Copy it from the address bar";
     }
-    if (this.pictures.hasOwn) said += "; your own picture is not in it";
+    const linked = this.pictures.link(this.answered?.question.images ?? []);
+    if (linked.includes(OWN_PICTURE)) said += "; your own picture is not in it";
     this.say(`${said}.`, true);
     find("copy-link").textContent = said;
     setTimeout(() => {
@@ -507,7 +514,7 @@ class App {
         return;
       }
       this.looked = null;
-      this.ask();
+      this.askAnew();
     });
     find("text").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -527,7 +534,6 @@ class App {
       this.askFirst();
     });
     find("second").addEventListener("change", () => {
-      this.drawFacts();
       if (this.answered) this.ask();
     });
     find("add-choice").addEventListener("click", () => this.addChoice().focus());
@@ -548,7 +554,7 @@ function describeChange(before, question) {
   if (old.text !== question.text) changes.push(`“${old.text}” became “${question.text}”`);
   if (String(old.images) !== String(question.images)) changes.push("another picture");
   if (String(old.choices) !== String(question.choices)) changes.push("other choices");
-  if (JSON.stringify(old.edit) !== JSON.stringify(question.edit)) changes.push("parts taken away or drawn");
+  if (JSON.stringify(old.edit) !== JSON.stringify(question.edit)) changes.push("asked again");
   return changes.length === 1 ? changes[0] : "";
 }
 
@@ -579,11 +585,23 @@ async function start() {
     app.restore();
   } catch (error) {
     if (!(error instanceof server.ServerError)) throw error;
-    find("message").replaceChildren(make("p", {}, error.message));
-    show(find("message"));
     show(find("ask"), false);
-    find("message").focus();
+    showMessage(error.message, () => location.reload());
   }
+}
+
+/** Shows what went wrong, and moves there.
+    @param again what to do when the reader tries again, if that can help. */
+function showMessage(text, again) {
+  const message = find("message");
+  message.replaceChildren(make("p", {}, text));
+  if (again) {
+    const retry = make("button", { type: "button" }, "Try again");
+    retry.addEventListener("click", again);
+    message.append(retry);
+  }
+  show(message);
+  message.focus();
 }
 
 start();

@@ -57,9 +57,9 @@ export function listParts(edit, base) {
   const without = (kind, part) => ({ ...edit, [kind]: edit[kind].filter((other) => other !== part) });
   const part = (kind, name) => (one) => ({ name: name(one), rest: without(kind, one) });
   return [
-    ...edit.words.map(part("words", ([row, number]) => `“${base.rows[row].words[number].text}”`)),
-    ...edit.regions.map(part("regions", ([row, number]) => base.rows[row].regions[number].name)),
-    ...edit.boxes.map(part("boxes", () => "drawn box")),
+    ...edit.words.map(part("words", ([row, number]) => `without “${base.rows[row].words[number].text}”`)),
+    ...edit.regions.map(part("regions", ([row, number]) => `without ${base.rows[row].regions[number].name}`)),
+    ...edit.boxes.map(part("boxes", () => "with a drawn box")),
   ];
 }
 

@@ -29,13 +29,12 @@ export const familyName = (family) => FAMILIES[family] ?? family;
 /** A run as readers tell it from the others: by its family and task, or by its name where several have both. */
 export function modelName(model, models) {
   const alike = models.filter((other) => other.family === model.family && other.task === model.task);
-  return `${familyName(model.family)} · ${alike.length > 1 ? model.run : model.task}`;
+  return alike.length > 1 ? model.run : `${familyName(model.family)} · ${model.task}`;
 }
 
-/** Whether two runs can be asked the same question. */
+/** Whether another run can be asked the same question: also one that reads the words alone, beside one that sees. */
 export const isComparable = (one, other) =>
   one.run !== other.run &&
-  one.images === other.images &&
+  (one.images === other.images || other.images === 0) &&
   one.choices === other.choices &&
-  (one.form === "retrieval") === (other.form === "retrieval") &&
-  (one.form === "grounding") === (other.form === "grounding");
+  ["retrieval", "grounding"].every((form) => (one.form === form) === (other.form === form));

@@ -1,10 +1,11 @@
 /* What the page itself shows of answers: a change of them, and a ranking of pictures. The linked view of picture, words
    and answers is inspect.js. */
 
-import { make, percent, points } from "./dom.js";
+import { decimal, make, percent, points } from "./dom.js";
 import { exampleAddress } from "./server.js";
 
 const MOST_ANSWERS = 6; // in a comparison of two answers
+const HINT = "Best first, each with the model's score. Choose a picture to look inside.";
 const FIRST_PLACES = 12; // of a ranking, before the rest is asked for
 
 /** The answers of two documents of one model next to each other.
@@ -80,17 +81,17 @@ export function drawRanking(ranking, names, title, looked, onPick) {
         const image = make("img", { src: exampleAddress(id), alt: "", loading: "lazy" });
         const pick = make(
           "button",
-          { type: "button", "aria-pressed": String(id === looked), "aria-label": `Place ${rank}: ${name}, score ${score.toFixed(2)}. Look inside.` },
+          { type: "button", "aria-pressed": String(id === looked), "aria-label": `Place ${rank}: ${name}, score ${decimal(score)}. Look inside.` },
           image,
           make("span", { class: "rank" }, String(rank)),
-          make("span", { class: "score number" }, score.toFixed(2)),
+          make("span", { class: "score number" }, decimal(score)),
         );
         pick.addEventListener("click", () => onPick(id));
         return make("li", {}, pick);
       }),
     );
   put(0, FIRST_PLACES);
-  const section = make("section", {}, title ? make("h2", {}, title) : null, list);
+  const section = make("section", {}, title ? make("h2", {}, title) : null, make("p", { class: "hint" }, HINT), list);
   if (ranking.length > FIRST_PLACES) {
     const rest = make("button", { type: "button", class: "quiet" }, `Show all ${ranking.length}`);
     rest.addEventListener("click", () => {

@@ -54,14 +54,9 @@ export class Pictures {
     return ids;
   }
 
-  /** Ids for a link, in which the reader's own pictures cannot be. */
-  get linked() {
-    return this.chosen.map((picture) => (picture === null || picture.file ? OWN_PICTURE : picture.id));
-  }
-
-  /** Ids for this page, while it is open. */
-  get ids() {
-    return this.chosen.map((picture) => picture?.id ?? OWN_PICTURE);
+  /** Ids as a link has them: the reader's own pictures cannot be in it. */
+  link(ids) {
+    return ids.map((id) => (this.own.has(id) ? OWN_PICTURE : id));
   }
 
   /** Whether the reader brought one of the pictures. */
@@ -125,10 +120,14 @@ export class Pictures {
 
   #draw() {
     find("slots").replaceChildren(...this.chosen.map((picture, place) => this.#drawSlot(picture, place)));
+    const list = find("examples");
     const marked = this.chosen[this.active]?.id;
-    for (const input of find("examples").querySelectorAll("input")) {
+    for (const input of list.querySelectorAll("input")) {
       input.checked = input.value === marked;
-      if (input.checked) input.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (!input.checked) continue;
+      const { offsetLeft, offsetWidth } = input.parentElement;
+      const seen = offsetLeft >= list.scrollLeft && offsetLeft + offsetWidth <= list.scrollLeft + list.clientWidth;
+      if (!seen) list.scrollLeft = offsetLeft - list.clientWidth / 2;
     }
   }
 
@@ -138,7 +137,8 @@ export class Pictures {
     const shown = picture
       ? make("img", { src: picture.source, alt: "" })
       : make("span", { class: "nothing" }, "No picture yet");
-    const caption = make("span", { class: "name" }, picture ? picture.name : "");
+    const name = picture ? picture.name : "";
+    const caption = make("span", { class: "name", title: name }, several ? side.replace(" picture", "") : name);
     const image = shown.tagName === "IMG" ? shown : null;
     image?.addEventListener("error", () =>
       image.replaceWith(make("span", { class: "nothing" }, "This browser cannot show it; the model can read it.")),
@@ -154,7 +154,7 @@ export class Pictures {
         this.#draw();
         find("slots").querySelectorAll(".pick")[place].focus();
       });
-      slot.append(pick, make("span", { class: "side", "aria-hidden": "true" }, place ? "right" : "left"));
+      slot.append(pick);
       slot.classList.toggle("active", place === this.active);
     }
     const load = make(
