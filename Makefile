@@ -82,7 +82,7 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing visling and PyTorch into $(VENV) (once; about two minutes) ..."
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[serve]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

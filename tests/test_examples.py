@@ -26,6 +26,7 @@ from visling.errors import RunError
 from visling.recipes.detectors import detect_config
 from visling.recipes.tables import FINETUNING, MULTITASK, PRETRAINING
 from visling.runs import demo
+from visling.scenes.clear_questions import ClearQuestion
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -124,13 +125,27 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
     order = ("## Install", "## First steps", "## Two commands", "## Results", "## Read next")
     assert sorted(order, key=text.index) == list(order)
     for block in blocks:
-        # the paths that `make demo` leaves, with the tiny world behind them
-        for path in re.findall(r'"(demo/[^"]+)"', block):
-            target = tmp_path / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
+        stand_in_for_the_demo(world, block, tmp_path)
         assert run_python(block, tmp_path).strip()
+
+
+def stand_in_for_the_demo(world: Any, program: str, folder: Path) -> None:
+    """The paths that `make demo` leaves and a program names, with the tiny world behind them."""
+    for path in re.findall(r'"(demo/[^"]+)"', program):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
+
+
+def test_the_snippet_about_looking_inside_runs(world: Any, tmp_path: Path) -> None:
+    ((_, program),) = (
+        block for block in fenced((ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")) if block[0] == "python"
+    )
+    stand_in_for_the_demo(world, program, tmp_path)
+    shown = run_python(program, tmp_path)
+    assert shown.startswith("Answer(")
+    assert {"answer.png", "relevance.png", "inspection.html"} <= {file.name for file in tmp_path.iterdir()}
 
 
 def run_python(program: str, folder: Path) -> str:
@@ -211,7 +226,8 @@ def test_every_extra_is_used_and_shown_by_the_doctor() -> None:
     shown = {name.removeprefix("extra ") for name in json.loads(ended.stdout) if name.startswith("extra ")}
     assert shown == extras.keys() - {"dev"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (installed,) = re.findall(r"-e '\.\[([\w,]+)\]'", makefile)
+    demo_extras, installed = re.findall(r"-e '\.\[([\w,]+)\]'", makefile)
+    assert demo_extras == "serve", "the last line that the demo prints can be typed as it stands"
     assert set(installed.split(",")) == extras.keys() - NOT_IN_THE_TESTED_SET
 
 
@@ -224,8 +240,9 @@ def test_every_stage_of_the_demo_parses(
 ) -> None:
     stages: list[list[str]] = []
     monkeypatch.setattr(demo, "stage", lambda title, done, *words, **_: stages.append([str(word) for word in words]))
-    monkeypatch.setattr(demo, "choose_questions", lambda scenes: ["what color is the cross?"])
-    asked: list[str] = []
+    question = ClearQuestion(image=Path("a b.png"), text="what color is the cross?", answer="red")
+    monkeypatch.setattr(demo, "choose_questions", lambda scenes: [question])
+    asked: list[ClearQuestion] = []
     monkeypatch.setattr(demo, "ask", lambda question, run: asked.append(question))
     monkeypatch.setattr(demo, "print_table", lambda full, blind: 20.0)
     script = ROOT / "examples" / "demo.py"
@@ -240,11 +257,36 @@ def test_every_stage_of_the_demo_parses(
     assert ended.value.code == 2
     assert "should be 21 points above the question-only model; it is 20.0" in capsys.readouterr().err
     assert len(stages) >= 10
-    assert asked == ["what color is the cross?"] * 2  # in each of the two runs
+    assert asked == [question] * 2  # in each of the two runs
     for words in stages:
         check(words)
         if "--out" in words:
             assert Path(words[words.index("--out") + 1]).parts[:2] == ("demo", size)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("on_path", [True, False])
+def test_the_demo_ends_with_the_lines_that_look_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool, on_path: bool
+) -> None:
+    """As they can be typed in the folder where the demo was started."""
+    monkeypatch.chdir(tmp_path)
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "visling").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", str(programs) if on_path else "/nowhere")
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object() if installed else None)
+    question = ClearQuestion(image=Path("scenes/a b.png"), text="what color is the cross?", answer="red")
+    lines = demo.list_next_steps(Path("demo/small/visualbert/vqa"), [question])
+    program = "visling" if on_path else os.path.join(".venv", "bin", "visling")
+    for line in lines[-2:]:
+        assert line.startswith(f"$ {program} ")
+        check(shlex.split(line)[2:])
+    assert lines[-1] == f"$ {program} serve --run demo/small/visualbert/vqa"
+    assert (f"{programs / 'python'} -m pip install fastapi uvicorn" in "".join(lines)) is not installed
+    (programs / "visling").unlink()
+    assert demo.list_next_steps(Path("run"), [])[-1].startswith(f"$ {programs / 'python'} -m visling serve ")
 
 
 def test_an_interrupted_stage_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

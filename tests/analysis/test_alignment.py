@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import World
 
 from visling import models
 from visling.analysis.alignment import (
@@ -26,6 +25,7 @@ from visling.analysis.alignment import (
     attend,
     check_regions,
     choose_layers,
+    find_best,
     guess_boxes,
     list_queries,
 )
@@ -87,6 +87,16 @@ def test_queries_of_several_pieces_rows_layers_and_heads() -> None:
     best, mass = attend(maps, real, torch.tensor([1, 1, 0]), [(1, 2), (2,), (3,)])
     assert best.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 2]], "cells: a 0, a 1, b 0"
     assert np.allclose(mass, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+
+
+def test_every_token_has_its_best_region() -> None:
+    """(B, T, C), what is behind and padding set aside."""
+    probs = torch.zeros(1, 2, 2, 4)
+    probs[0, 0, 0] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    probs[0, 0, 1] = torch.tensor([0.3, 0.2, 0.1, 0.4])
+    probs[0, 1, :, 1] = 1.0
+    real = torch.tensor([[True, True, False]])
+    assert find_best({"a": probs, "b": probs[:, :1]}, real).tolist() == [[[1, 1, 1], [0, 1, 0]]]
 
 
 # words and pieces
@@ -180,7 +190,7 @@ def test_words_that_share_a_piece_and_clitics(tmp_path: Path) -> None:
     assert [record.sentence[start:stop] for start, stop in spans] == ["cats", "do", "n't", "run"]
 
 
-def test_positions_are_those_of_the_fine_tuned_task(world: World, golden: Path, tmp_path: Path) -> None:
+def test_positions_are_those_of_the_fine_tuned_task(world: Any, golden: Path, tmp_path: Path) -> None:
     """Also where sentences are cut, and in files that people wrote."""
     shutil.copytree(golden / "flickr30k_entities_files", tmp_path, dirs_exist_ok=True)
     images = sorted(path.stem for path in (tmp_path / "Sentences").iterdir())
@@ -295,6 +305,9 @@ def test_planted_heads_are_found(tmp_path: Path) -> None:
     # unlike a model's attention, the planted one is not normalised: 1 or, with the .5 of region 2, 1.5
     assert np.allclose(found.phrases.mass, [[1.5, 0.5], [0.5, (13 * 1.0 + 27 * 1.5) / 40]])
     assert found.phrases.upper_bound.value == 100.0
+    # of the five pieces "the red star shine ##s", the last three attend to the star in the planted head
+    assert found.phrases.best.control.value == pytest.approx(100 * (3 + 2 * 13 / 40) / 5)
+    assert np.allclose(found.phrases.control, [[32.5, 32.5], [32.5, 73.0]])
     nsubj = found.relations["nsubj"]["head_to_dependent"]
     assert (nsubj.best.layer, nsubj.best.head, nsubj.best.score.value) == ("b", 1, 100.0)
     assert found.relations["amod"]["dependent_to_head"].accuracy.tolist() == [[32.5, 32.5], [32.5, 32.5]]
@@ -312,6 +325,7 @@ def test_planted_heads_are_found(tmp_path: Path) -> None:
     page = render_alignment(found, "planted <heads>", {"model": "a & b"})
     assert "planted &lt;heads&gt;" in page
     assert page.count("<svg") == 4
+    assert page.count(">32</text>") == 3 + 4 + 3 + 4, "numbers in cells: three of four heads, or all"
     assert "script" not in page
     assert "http://www.w3.org/2000/svg" in page
     assert not re.findall(r'(?:src|href)="', page)
@@ -432,12 +446,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 
 @pytest.mark.parametrize("family", models.names())
-def test_every_family(call: Call, world: World, tmp_path: Path, family: str) -> None:
+def test_every_family(call: Call, world: Any, tmp_path: Path, family: str) -> None:
     arguments = (f"{family}:tiny", "--data", world.scenes, "--store", world.regions, "--split", "val")
     shown, _ = call(*arguments, "--out", "found")
     content = json.loads((tmp_path / "found/alignment.json").read_text())
     assert content["format"] == "visling-alignment-1"
-    assert (content["family"], content["weights"], content["checkpoint"]) == (family, "random, seed 0", None)
+    assert (content["family"], content["weights"], content["checkpoint"]) == (family, "random weights, seed 0", None)
     records = read_entities(world.scenes, "val").records
     assert content["phrases"]["queries"] == sum(len(record.phrases) for record in records)
     layers = len(content["layers"])
@@ -455,15 +469,15 @@ def test_every_family(call: Call, world: World, tmp_path: Path, family: str) -> 
     assert again["phrases"]["accuracy"] == content["phrases"]["accuracy"]
     assert np.allclose(again["phrases"]["mass_on_regions"], content["phrases"]["mass_on_regions"], atol=1e-4)
     call(*arguments, "--out", "other", "--seed", 1, "--json")
-    assert json.loads((tmp_path / "other/alignment.json").read_text())["weights"] == "random, seed 1"
+    assert json.loads((tmp_path / "other/alignment.json").read_text())["weights"] == "random weights, seed 1"
 
 
-def test_runs_before_and_after_training(call: Call, world: World, tmp_path: Path) -> None:
+def test_runs_before_and_after_training(call: Call, world: Any, tmp_path: Path) -> None:
     for name, run in (("pretrained", world.pretrained), ("vqa", world.vqa)):
         shutil.copytree(run, tmp_path / name)
     call("pretrained", "--split", "val")
     trained = json.loads((tmp_path / "pretrained/alignment_val/alignment.json").read_text())
-    assert trained["weights"] == "trained"
+    assert trained["weights"] == "trained weights"
     assert len(trained["checkpoint"]) == 64
     call("pretrained", "--split", "val", "--random-weights")
     random = json.loads((tmp_path / "pretrained/alignment_val_random/alignment.json").read_text())
@@ -477,14 +491,14 @@ def test_runs_before_and_after_training(call: Call, world: World, tmp_path: Path
     call("vqa", "--split", "val", "--overwrite", "--examples", 2)
 
 
-def test_random_weights_depend_on_the_seed_alone(world: World) -> None:
+def test_random_weights_depend_on_the_seed_alone(world: Any) -> None:
     opened = open_run(world.pretrained, split="val", reads=Sentences())
     first, same, other = (reset_weights(opened, seed).encoder.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_without_parses_phrases_alone_are_measured(call: Call, world: World, tmp_path: Path) -> None:
+def test_without_parses_phrases_alone_are_measured(call: Call, world: Any, tmp_path: Path) -> None:
     shutil.copytree(world.scenes / "flickr30k_entities", tmp_path / "data/flickr30k_entities")
     (tmp_path / "data/flickr30k_entities/val.conllu").unlink()
     shown, _ = call(world.pretrained, "--data", "data", "--split", "val", "--out", "found")
@@ -496,7 +510,7 @@ def test_without_parses_phrases_alone_are_measured(call: Call, world: World, tmp
     assert json.loads((tmp_path / "named/alignment.json").read_text())["relations"]
 
 
-def test_errors_of_the_command(call: Call, world: World, tmp_path: Path) -> None:
+def test_errors_of_the_command(call: Call, world: Any, tmp_path: Path) -> None:
     shutil.copytree(world.scenes / "flickr30k_entities", tmp_path / "data/flickr30k_entities")
     parses = tmp_path / "data/flickr30k_entities/val.conllu"
     parses.write_text(re.sub(r"\tthe\t", "\tan\t", parses.read_text(), count=1))
@@ -517,12 +531,13 @@ def test_errors_of_the_command(call: Call, world: World, tmp_path: Path) -> None
     refused(RunError, "name --data and --store", "lxmert:tiny", "--split", "val", "--out", "out")
     arguments = ("--data", world.scenes, "--store", world.regions, "--out", "out")
     refused(ConfigError, "lxmert has no preset 'tini'. Did you mean 'tiny'", "lxmert:tini", *arguments)
+    refused(ConfigError, "no model 'lxmrt'. Did you mean 'lxmert'", "lxmrt:tiny", *arguments)
     taken = tmp_path / "taken"
     taken.write_text("")
     refused(RunError, "cannot write to", *common[:3], "--out", taken / "sub")
 
 
-def test_a_run_of_the_words_alone(call: Call, world: World, tmp_path: Path) -> None:
+def test_a_run_of_the_words_alone(call: Call, world: Any, tmp_path: Path) -> None:
     shutil.copytree(world.vqa, tmp_path / "blind")
     config = json.loads((tmp_path / "blind/model/config.json").read_text())
     (tmp_path / "blind/model/config.json").write_text(json.dumps(config | {"text_only": True}))
@@ -530,7 +545,7 @@ def test_a_run_of_the_words_alone(call: Call, world: World, tmp_path: Path) -> N
         call("blind", "--split", "val")
 
 
-def test_images_that_the_store_lacks(call: Call, world: World, tmp_path: Path) -> None:
+def test_images_that_the_store_lacks(call: Call, world: Any, tmp_path: Path) -> None:
     store = NativeStore.open(world.regions)
     image = read_entities(world.scenes, "val").records[0].images[0]
     for name, kept in (("less", lambda one: one != image), ("bare", lambda one: True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,13 @@ def test_what_is_not_there_or_not_alone_is_refused(kind: str, wanted: str, nth: 
         getattr(make_encoding(make_row()), kind)(wanted, nth)
 
 
+def test_words_and_regions_print_short() -> None:
+    row = make_row()
+    assert repr(row.word("kite")) == "Word('kite', tokens=(5, 6))"
+    assert repr(row.region("moon")) == "NamedRegion('large red moon', at=2, box=(1, 2, 32, 40))"
+    assert repr(NamedRegion(at=4, name="[END]", box=None, special=True)) == "NamedRegion('[END]', at=4)"
+
+
 def test_nothing_is_found_among_no_regions() -> None:
     with pytest.raises(DataError, match=r"there is no region 'star'\. There are: none\."):
         make_row(()).region("star")
@@ -103,6 +111,27 @@ def test_rows_are_gone_through() -> None:
     assert list(encoding) == [first, second]
     assert encoding.regions == first.regions
     assert len(repr(encoding).splitlines()) == 2
+
+
+def test_an_encoding_is_drawn_with_weights() -> None:
+    images = (Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64)))
+    row = make_row(("star", "moon"))
+    other = dataclasses.replace(row.regions[1], image=1, box=(1.0, 2.0, 30.0, 40.0))
+    whole = NamedRegion(at=2, name="whole image", box=(0.0, 0.0, 64.0, 64.0), special=True)
+    encoding = Encoding(
+        question="?", images=images, rows=(dataclasses.replace(row, regions=(row.regions[0], other, whole)),)
+    )
+    plain, pale = encoding.draw(), encoding.draw(torch.tensor([1.0, 0.1, 9.0]))
+    assert plain.size == pale.size == (512 + 16 + 512, 512)
+    left, right = (
+        np.asarray(pale.crop(box).resize((64, 64))).astype(int) for box in ((0, 0, 512, 512), (528, 0, 1040, 512))
+    )
+    assert left[25, 20].sum() > 5 * right[25, 20].sum() > 0, "both images share a scale, without the whole image"
+    assert (np.asarray(encoding.draw([1.0, 1.0, 0.0])) != np.asarray(plain)).any()
+    with pytest.raises(DataError, match=r"one weight for each of the row's 3 regions; found 2"):
+        encoding.draw([1.0, 2.0])
+    with pytest.raises(DataError, match=r"no row 1: the question has 1"):
+        encoding.draw(row=1)
 
 
 def test_a_page_shows_words_regions_and_shapes_as_text() -> None:

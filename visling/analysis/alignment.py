@@ -6,7 +6,9 @@ Paper    VisualBERT, Li et al. 2019 (arXiv 1908.03557), section 5: for each head
 Ours     The paper does not say which word piece stands for a phrase, nor which overlap makes a region right. As in its
          release's fine-tuning on the same data: the last piece of the last word, and IoU >= 0.5 with any box of the
          phrase. A phrase belongs to the word in it whose head is outside. Phrases that no region matches are misses.
-         The paper reports the best of all heads on the phrases that chose it; we add its score on held-out images.
+         The paper reports the best of all heads on the phrases that chose it; we add its score on held-out images,
+         and a control: how often the sentence's words in general attend to the same region. A head that looks at the
+         first thing named, whatever the word, is right about many relations and follows none of them.
 Letters  B rows, T tokens, R regions, H heads; N queries: a phrase or word that attends; K pieces of a query; C cells: a
          head of a layer.
 """
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visling import boxes as box_ops
-from visling.data.annotations.entities import EntitiesRecord
+from visling.data.annotations.entities import Box, EntitiesRecord
 from visling.data.annotations.parses import Parse, Span
 from visling.data.batches.shown import ShownExamples
 from visling.data.text import TextLayout
@@ -179,7 +181,7 @@ def choose_layers(maps: Maps, layers: Sequence[str], model: str) -> dict[str, Te
 
 
 def attend(
-    maps: Mapping[str, Tensor], real: Tensor, row: Tensor, at: Sequence[Sequence[int]]
+    maps: Mapping[str, Tensor], real: Tensor, row: Tensor, at: Sequence[tuple[int, ...]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The region that each query attends to most in each cell, and the share of its attention on all real regions.
 
@@ -205,6 +207,15 @@ def attend(
     return torch.cat(best, 1).cpu().numpy(), torch.cat(shares, 1).cpu().numpy()
 
 
+def find_best(maps: Mapping[str, Tensor], real: Tensor) -> NDArray[np.int64]:
+    """The region that each token attends to most in each cell, (B, T, C); arguments as of `attend`."""
+    best = [
+        probs[..., : real.shape[1]].masked_fill(~real[:, None, None], -1.0).argmax(-1).transpose(1, 2)
+        for probs in maps.values()
+    ]
+    return torch.cat(best, 2).cpu().numpy()
+
+
 @dataclass(eq=False)
 class Answers:
     """Of queries of one kind: what was right."""
@@ -215,10 +226,23 @@ class Answers:
     """(C,) of each query: whether the region that a cell attends to most is right."""
     mass: list[NDArray[np.float32]] = field(default_factory=list)
     """(C,) of each query: share of its attention on regions."""
+    control: list[NDArray[np.float32]] = field(default_factory=list)
+    """(C,) of each query: share of the pieces of its sentence that attend most to a region that is right for it."""
     chance: list[float] = field(default_factory=list)
     """Share of the regions that is right, of each query."""
     guesses: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     """Baseline -> whether its region is right, for each query."""
+
+
+class _Judged(NamedTuple):
+    """What is right for a phrase."""
+
+    right: NDArray[np.bool_]
+    """(R,) of the regions that are shown."""
+    control: NDArray[np.float32]
+    """As `Answers.control`, one row."""
+    guesses: dict[str, bool]
+    """Baseline -> whether its region is right."""
 
 
 class Collector:
@@ -243,38 +267,63 @@ class Collector:
             maps: layer -> (B, H, T, R or more) attention from text to regions.
         """
         self.cells = [(layer, head) for layer, probs in maps.items() for head in range(probs.shape[1])]
-        regions = shown.batch.unshared().regions
+        batch = shown.batch.unshared()
+        regions = batch.regions
         assert regions is not None, "alignment needs regions"
         listed = [(row, query) for row, own in enumerate(queries) for query in own]
         if not listed:
             return
         real = regions.mask
         rows = torch.tensor([row for row, _ in listed], device=real.device)
+        cells = len(self.cells)
+        best, mass = np.zeros((len(listed), cells), np.int64), np.zeros((len(listed), cells), np.float32)
+        everywhere = np.zeros((*batch.text.ids.shape, cells), np.int64)
         if real.shape[1]:
             best, mass = attend(maps, real, rows, [query.at for _, query in listed])
-        else:
-            best, mass = np.zeros((len(listed), len(self.cells)), np.int64), np.zeros((len(listed), len(self.cells)))
+            everywhere = find_best(maps, real)
         # Unit corners have the precision of float32: hundredths of a pixel keep an overlap of exactly one half.
         corners = box_ops.to_pixels(regions.boxes.cpu().double(), regions.size.cpu()).numpy().round(2)
         counts = real.sum(1).tolist()
-        right: dict[tuple[int, int], NDArray[np.bool_]] = {}
+        judged: dict[tuple[int, int], _Judged] = {}
         for number, (row, query) in enumerate(listed):
             record: EntitiesRecord = shown.records[row]
-            boxes = record.phrases[query.phrase].boxes or ()
-            key = row, query.phrase
-            if key not in right:
-                right[key] = right_boxes(corners[row, : counts[row]], boxes, self.rule)
-            found, image = right[key], record.images[0]
-            if not len(found):
-                self.empty.add(image)
+            image, key = record.images[0], (row, query.phrase)
+            if key not in judged:
+                pieces = slice(1, len(shown.examples[row].rows[0].ids) - 1)
+                boxes = record.phrases[query.phrase].boxes or ()
+                judged[key] = self._judge(image, boxes, corners[row, : counts[row]], everywhere[row, pieces])
+            right, control, guesses = judged[key]
             own = self.answers[query.kind]
             own.images.append(image)
-            own.hits.append(found[best[number]] if len(found) else np.zeros(len(self.cells), bool))
-            own.mass.append(mass[number].astype(np.float32))
-            own.chance.append(float(found.mean()) if len(found) else 0.0)
-            for name, guess in self.guesses.items():
-                box = guess[image]
-                own.guesses[name].append(box is not None and bool(right_boxes(box[None], boxes, self.rule)[0]))
+            own.hits.append(right[best[number]] if len(right) else np.zeros(cells, bool))
+            own.mass.append(mass[number])
+            own.control.append(control)
+            own.chance.append(float(right.mean()) if len(right) else 0.0)
+            for name, hit in guesses.items():
+                own.guesses[name].append(hit)
+            if not len(right):
+                self.empty.add(image)
+
+    def _judge(
+        self, image: str, boxes: Sequence[Box], corners: NDArray[np.float64], best: NDArray[np.int64]
+    ) -> _Judged:
+        """What is right for a phrase with these boxes.
+
+        Args:
+            corners: (R, 4) of the regions that are shown.
+            best: (T, C) the region that each piece of the sentence attends to most.
+        """
+        right = right_boxes(corners, boxes, self.rule)
+        control = right[best].mean(0, dtype=np.float32) if len(right) else np.zeros(best.shape[1], np.float32)
+        taken = {name: guess[image] for name, guess in self.guesses.items()}
+        return _Judged(
+            right,
+            control,
+            {
+                name: box is not None and bool(right_boxes(box[None], boxes, self.rule)[0])
+                for name, box in taken.items()
+            },
+        )
 
 
 def guess_boxes(
@@ -313,8 +362,8 @@ def guess_boxes(
     return found
 
 
-def check_regions(images: Iterable[str], store: RegionStore | None, model: str) -> None:
-    """Refuse a model that sees no region, and images of which none has one.
+def check_regions(images: Iterable[str], store: RegionStore | None, model: str) -> RegionStore:
+    """The store, unless the model sees no region, or none of the images has one.
 
     Raises:
         ConfigError: a model of the words alone.
@@ -330,6 +379,7 @@ def check_regions(images: Iterable[str], store: RegionStore | None, model: str) 
             "none of the images has a region in the store, so there is nothing to attend to. The detector found "
             "nothing; extract the regions again with a better one."
         )
+    return store
 
 
 def align_heads(

@@ -150,7 +150,7 @@ def prediction_card(pictures: Sequence[Image.Image], question: str, top: Sequenc
         top: (answer, probability) pairs, best first.
     """
     margin, column = 24, 380
-    picture = _place_side_by_side(pictures)
+    picture = place_side_by_side(pictures)
     wide = picture.width > 1.6 * picture.height
     picture.thumbnail((900 * max(1, min(len(pictures), 2)), 560) if wide else (640, 640), Image.Resampling.LANCZOS)
     side = max(picture.width, column) if wide else column
@@ -205,7 +205,7 @@ def save_picture(picture: Image.Image, target: Path) -> None:
         ) from error
 
 
-def _place_side_by_side(pictures: Sequence[Image.Image], *, gap: int = 16) -> Image.Image:
+def place_side_by_side(pictures: Sequence[Image.Image], *, gap: int = 16) -> Image.Image:
     """Pictures in a row, each as high as the highest; a gap of pixels between them is paper."""
     height = max((picture.height for picture in pictures), default=1)
     row = [picture.resize((max(1, round(picture.width * height / picture.height)), height)) for picture in pictures]

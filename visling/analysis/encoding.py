@@ -16,12 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from visling.analysis import notebook
-from visling.analysis.drawing import draw_regions
+from visling.analysis.drawing import draw_regions, place_side_by_side
 from visling.errors import DataError, nearest
 from visling.types import Maps, RegionArray
 
+_MOST_DRAWN = 36
+"""Regions of an image."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Word:
     """A word or a special token of a row."""
 
@@ -33,8 +36,12 @@ class Word:
     special: bool = False
     """Whether it is no word of the text: [CLS], [SEP], [MASK], a task token."""
 
+    def __repr__(self) -> str:
+        """Its text and its places."""
+        return f"Word({self.text!r}, tokens={self.tokens})"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class NamedRegion:
     """A region of a row, or what stands behind the regions."""
 
@@ -52,6 +59,11 @@ class NamedRegion:
     """Empty where the detector has no names."""
     special: bool = False
     """Whether it is no detected region: the whole image, [END]."""
+
+    def __repr__(self) -> str:
+        """Its name, its place and its box."""
+        box = "" if self.box is None else f", box=({', '.join(f'{corner:.0f}' for corner in self.box)})"
+        return f"NamedRegion({self.name!r}, at={self.at}{box})"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -161,6 +173,32 @@ class Encoding:
         """A copy whose tensors are on another device."""
         return replace(self, rows=tuple(row.to(device) for row in self.rows))
 
+    def draw(self, highlight: Sequence[float] | Tensor | None = None, *, row: int = 0) -> Image.Image:
+        """The images of a row, next to each other, with its named regions.
+
+        Args:
+            highlight: a weight, at least 0, for each of the row's regions, such as the attention of a word or the
+                relevance of an answer; the heavier, the stronger a region is drawn.
+        Raises:
+            DataError: there is no such row, or not one weight per region.
+        """
+        if not 0 <= row < len(self.rows):
+            raise DataError(f"no row {row}: the question has {len(self.rows)}, numbered from 0.")
+        own = self.rows[row]
+        weights = None if highlight is None else [float(weight) for weight in highlight]
+        if weights is not None and len(weights) != len(own.regions):
+            raise DataError(
+                f"highlight must hold one weight for each of the row's {len(own.regions)} regions; found "
+                f"{len(weights)}. Maps have what stands behind the regions, which is named with capture=True alone."
+            )
+        detected = [] if weights is None else [weights[region.at] for region in own.regions if not region.special]
+        return place_side_by_side(
+            [
+                _draw_row(self.images[image], own, image, weights, max(detected, default=None))
+                for image in _list_images(own)
+            ]
+        )
+
     def _repr_html_(self) -> str:
         """What a notebook shows: each row's images with their named regions, its words, and shapes."""
         parts = [notebook.render_text(self.question, strong=True)]
@@ -169,7 +207,7 @@ class Encoding:
                 parts.append(notebook.render_text(f"row {number} of {len(self.rows)}", strong=True))
             pictures = [
                 notebook.render_picture(_draw_row(self.images[image], row, image), f"image {image + 1}")
-                for image in sorted({region.image for region in row.regions if region.box is not None})
+                for image in _list_images(row)
             ]
             parts.append(notebook.render_row([*pictures, f"<div>{''.join(_describe_row(row))}</div>"]))
         return notebook.render_fragment(parts)
@@ -275,17 +313,33 @@ def _describe_row(row: EncodedRow) -> list[str]:
     return [*parts, f"<details><summary>{len(shapes)} tensors</summary>{listed}</details>"]
 
 
-def _draw_row(image: Image.Image, row: EncodedRow, number: int) -> Image.Image:
-    """An image with the regions that a row has in it."""
+def _list_images(row: EncodedRow) -> list[int]:
+    """Numbers of the images that a row shows."""
+    return sorted({region.image for region in row.regions if region.box is not None})
+
+
+def _draw_row(
+    image: Image.Image,
+    row: EncodedRow,
+    number: int,
+    weights: Sequence[float] | None = None,
+    full: float | None = None,
+) -> Image.Image:
+    """An image with the regions that a row has in it.
+
+    Args:
+        weights: one for each of the row's regions.
+        full: weight that is drawn at full strength.
+    """
     shown = [
-        (region.box, region.name)
-        for region in row.regions
-        if region.box is not None and region.image == number and not region.special
+        region for region in row.regions if region.box is not None and region.image == number and not region.special
     ]
     regions = RegionArray(
         features=np.zeros((len(shown), 0), np.float32),
-        boxes=np.array([box for box, _ in shown], np.float32).reshape(-1, 4),
+        boxes=np.array([region.box for region in shown], np.float32).reshape(-1, 4),
         size=image.size,
         classes=np.arange(len(shown)),
     )
-    return draw_regions(image, regions, class_names=[name for _, name in shown], top=36)
+    highlight = None if weights is None else [weights[region.at] for region in shown]
+    names = [region.name for region in shown]
+    return draw_regions(image, regions, class_names=names, highlight=highlight, full=full, top=_MOST_DRAWN)

@@ -16,7 +16,6 @@ from visling.analysis.alignment import DIRECTIONS, PHRASES, Answers, Collector, 
 from visling.analysis.matrices import render_matrix
 from visling.analysis.page import REPORT_STYLE, escape, render_facts, render_page
 from visling.metrics.answers import bootstrap_columns
-from visling.tasks.answers import mean_score
 from visling.tasks.base import Score
 
 FORMAT: Final = "visling-alignment-1"
@@ -34,6 +33,8 @@ class BestHead:
     """On the queries that chose it: it flatters, since the best of many heads is lucky too."""
     held_out: Score | None
     """Of heads that one half of the images chose, on the other half; None for queries about a single image."""
+    control: Score
+    """How often the words of the sentence in general attend, in this head, to a region that is right."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +50,8 @@ class HeadAccuracy:
     high: NDArray[np.float64]
     mass: NDArray[np.float64]
     """(L, H) mean share of the queries' attention that is on detected regions."""
+    control: NDArray[np.float64]
+    """(L, H) percent: how often the words of the sentence in general attend to a region that is right."""
     best: BestHead
     baselines: Mapping[str, Score]
     """Best one first."""
@@ -69,11 +72,13 @@ class HeadAccuracy:
             "low": _plain(self.low),
             "high": _plain(self.high),
             "mass_on_regions": _plain(self.mass),
+            "any_word": _plain(self.control),
             "best": {
                 "layer": self.best.layer,
                 "head": self.best.head,
                 **asdict(self.best.score),
                 "held_out": None if self.best.held_out is None else asdict(self.best.held_out),
+                "any_word": asdict(self.best.control),
             },
             "heads_above_baselines": self.above,
             "baselines": {name: asdict(score) for name, score in self.baselines.items()},
@@ -118,9 +123,8 @@ class Alignment:
 
     def draw(self, part: HeadAccuracy, title: str) -> str:
         """Layers x heads as SVG, coloured from 0 to 100 percent, so that all maps can be compared."""
-        return render_matrix(
-            title, part.accuracy, self.layers, [str(head) for head in range(part.accuracy.shape[1])], high=100.0
-        )
+        heads = [str(head) for head in range(part.accuracy.shape[1])]
+        return render_matrix(title, part.accuracy, self.layers, heads, high=100.0, numbers=True)
 
     def notes(self) -> list[str]:
         """What was left out, or counts as wrong."""
@@ -159,49 +163,61 @@ def measure_alignment(found: Collector, lost: Lost) -> Alignment:
 
 
 def _measure(answers: Answers, cells: Sequence[tuple[str, int]], layers: Sequence[str]) -> HeadAccuracy:
-    hits, images = np.stack(answers.hits), answers.images  # (N, C)
-    means = hits.mean(0)
-    low, high = bootstrap_columns(hits.astype(np.float64), images)
-    baselines = {name: mean_score([float(hit) for hit in own], images) for name, own in answers.guesses.items()}
-    baselines["random region"] = mean_score(answers.chance, images)
+    hits, control, images = np.stack(answers.hits), np.stack(answers.control), answers.images  # (N, C)
+    best = int(hits.mean(0).argmax())
+    held_out = _hold_out(hits, images)
+    more = {
+        "control": control[:, best],
+        "upper bound": np.array(answers.chance) > 0,
+        "random region": np.array(answers.chance),
+        **{name: np.array(own) for name, own in answers.guesses.items()},
+        **({} if held_out is None else {"held out": held_out}),
+    }
+    columns = np.column_stack([hits, *more.values()]).astype(np.float64)
+    means, (low, high) = columns.mean(0), bootstrap_columns(columns, images)
+
+    def score(column: int) -> Score:
+        value, *ends = (100 * float(part[column]) for part in (means, low, high))
+        return Score(value, len(images), low=ends[0], high=ends[1])
 
     def lay_out(values: NDArray[np.floating]) -> NDArray[np.float64]:
         table = np.full((len(layers), 1 + max(head for _, head in cells)), np.nan)
-        for (layer, head), value in zip(cells, values, strict=True):
+        for (layer, head), value in zip(cells, values, strict=False):  # columns of heads come first
             table[layers.index(layer), head] = value
         return table
 
-    best = int(means.argmax())
+    scores = {name: score(len(cells) + number) for number, name in enumerate(more)}
+    baselines = {name: scores[name] for name in ("random region", *answers.guesses)}
     return HeadAccuracy(
         queries=len(images),
         images=len(set(images)),
         accuracy=lay_out(100 * means),
         low=lay_out(100 * low),
         high=lay_out(100 * high),
-        mass=lay_out(np.stack(answers.mass).mean(0)),
+        mass=lay_out(np.stack(answers.mass).mean(0, dtype=np.float64)),
+        control=lay_out(100 * control.mean(0, dtype=np.float64)),
         best=BestHead(
             layer=cells[best][0],
             head=cells[best][1],
-            score=Score(
-                100 * float(means[best]), len(images), low=100 * float(low[best]), high=100 * float(high[best])
-            ),
-            held_out=_hold_out(hits, images),
+            score=score(best),
+            held_out=scores.get("held out"),
+            control=scores["control"],
         ),
         baselines=dict(sorted(baselines.items(), key=lambda pair: -pair[1].value)),
-        upper_bound=mean_score([float(chance > 0) for chance in answers.chance], images),
+        upper_bound=scores["upper bound"],
     )
 
 
-def _hold_out(hits: NDArray[np.bool_], images: Sequence[str]) -> Score | None:
-    """Accuracy of the best cell of every other image on the rest, and the other way round, together."""
+def _hold_out(hits: NDArray[np.bool_], images: Sequence[str]) -> NDArray[np.bool_] | None:
+    """(N,) hits of the best cell of every other image on the rest, and the other way round; None for one image."""
     number = {image: place for place, image in enumerate(dict.fromkeys(images))}
     even = np.array([number[image] % 2 == 0 for image in images])
     if even.all():
         return None
-    values = np.zeros(len(hits))
+    values = np.zeros(len(hits), bool)
     for part in (even, ~even):
         values[part] = hits[part][:, hits[~part].mean(0).argmax()]
-    return mean_score(values.tolist(), images)
+    return values
 
 
 def _plain(table: NDArray[np.float64]) -> list[list[float | None]]:
@@ -220,7 +236,9 @@ def render_alignment(found: Alignment, title: str, facts: Mapping[str, str]) -> 
     rows = [("phrases", found.phrases)]
     rows += [(describe_relation(relation, direction), part) for relation, direction, part in found.frequent()]
     names = list(found.phrases.baselines)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("", "queries", "best head", "right", "held out", *names))
+    head = "".join(
+        f"<th>{escape(name)}</th>" for name in ("", "queries", "best head", "right", "held out", "any word", *names)
+    )
     body = "".join(f"<tr>{_render_row(name, part, names)}</tr>" for name, part in rows)
     figures = "".join(f"<div>{found.draw(part, name)}</div>" for name, part in rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes())
@@ -229,7 +247,9 @@ def render_alignment(found: Alignment, title: str, facts: Mapping[str, str]) -> 
         f"<h1>{escape(title)}</h1>"
         "<p>How often the region that a phrase, or a word whose head or dependent is a phrase, attends to most is a "
         "right one, for each head, in percent. Attention shows where information can flow, not what the model "
-        "answers by.</p>"
+        "answers by. Held out: of heads that one half of the images chose, on the other half. Any word: how often, in "
+        "the best head, the words of the sentence in general attend to the same region; a head that is no better for "
+        "the words in question does not follow them.</p>"
         f'<dl class="facts">{render_facts(dict(facts))}</dl>'
         f'<div class="wide"><table><caption>Best heads and baselines, percent</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -247,6 +267,7 @@ def _render_row(name: str, part: HeadAccuracy, baselines: Sequence[str]) -> str:
         f"{best.layer}, head {best.head}",
         f"{best.score.value:.1f} ({best.score.low:.1f} to {best.score.high:.1f})",
         held,
+        f"{best.control.value:.1f}",
         *(f"{part.baselines[baseline].value:.1f}" for baseline in baselines),
     ]
     return f"<th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)

@@ -22,6 +22,7 @@ def render_matrix(
     low: float = 0.0,
     high: float = 1.0,
     means: bool = False,
+    numbers: bool = False,
 ) -> str:
     """A matrix of coloured cells with a title and a scale; each cell says its labels and number on hover.
 
@@ -29,6 +30,7 @@ def render_matrix(
         values: (rows, columns); NaN is drawn as an empty cell.
         low, high: what the palest and the fullest colour stand for; the same numbers make matrices comparable.
         means: add the mean of each row as a last column, apart.
+        numbers: also write each value, rounded, into its cell.
     """
     if means:
         with np.errstate(invalid="ignore"):
@@ -54,6 +56,12 @@ def render_matrix(
         marks.append(f'<text x="{left - 6:.1f}" y="{y + _CELL * 0.68:.1f}" text-anchor="end">{escape(name)}</text>')
         for number, value in enumerate(row):
             marks.append(_draw_cell(across(number), y, float(value), f"{name}, {columns[number]}", low, high))
+            if numbers and not np.isnan(value):
+                x = across(number) + (_CELL - 2) / 2
+                marks.append(
+                    f'<text x="{x:.1f}" y="{y + _CELL * 0.62:.1f}" text-anchor="middle" font-size="{_FONT - 2}" '
+                    f'pointer-events="none">{value:.0f}</text>'
+                )
     y = top + len(rows) * _CELL + 14
     for step in range(6):
         marks.append(_draw_cell(left + step * _CELL, y, low + (high - low) * step / 5, "scale", low, high))

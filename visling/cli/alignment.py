@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -14,7 +14,10 @@ from visling.cli.shown_examples import BatchSize, Data, ImageFolder, Limit, Spli
 from visling.errors import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from visling.analysis.head_accuracy import Alignment, HeadAccuracy
+    from visling.data.annotations.entities import EntitiesRecord
     from visling.runs.examples import OpenedRun
 
 FILES = ("alignment.json", "alignment.svg", "alignment.html")
@@ -110,7 +113,8 @@ def alignment(
                 limit=examples,
                 reads=reads,
             )
-        check_regions(list_images(opened.records), opened.store, run)
+        regions = check_regions(list_images(opened.records), opened.store, run)
+        records = cast("Sequence[EntitiesRecord]", opened.records)
         if random_weights and not preset:
             opened = reset_weights(opened, seed)
         if parses is None:
@@ -118,10 +122,10 @@ def alignment(
         collector, lost = align_heads(
             opened.encoder,
             opened.batches(batch_size=batch_size),
-            records=opened.records,
+            records=records,
             layout=opened.inputs.layout,
-            store=opened.store,
-            parses=None if parses is None else find_parses(parses, {one.id: one.sentence for one in opened.records}),
+            store=regions,
+            parses=None if parses is None else find_parses(parses, {one.id: one.sentence for one in records}),
             rule=reads.rule,
             layers=layer or (),
             stands=pieces,
@@ -161,7 +165,7 @@ def _describe_model(opened: OpenedRun, run: str, seed: int | None) -> dict[str, 
     from visling.checkpoints.files import digest
 
     saved = opened.saved
-    weights = "trained" if seed is None else f"random, seed {seed}"
+    weights = "trained weights" if seed is None else f"random weights, seed {seed}"
     checkpoint = digest(saved.path / "model.safetensors") if seed is None else None
     return {
         "model": run,
@@ -176,13 +180,13 @@ def _write(out: Path, found: Alignment, result: dict[str, Any]) -> None:
     """Write all files; the JSON last: it says that the others are complete."""
     from visling.analysis.head_accuracy import render_alignment
 
-    title = f"{result['model']} ({result['weights']} weights), {result['split']}"
+    title = f"{result['model']} ({result['weights']}), {result['split']}"
     facts = {name: str(value) for name, value in result.items() if isinstance(value, str | int)}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error}. Name another folder with --out.") from error
-    svg = found.draw(found.phrases, f"phrases whose best region is right, percent: {title}")
+    svg = found.draw(found.phrases, f"phrases, percent right: {title}")
     json_, drawing, page = FILES
     write_new(out / drawing, svg + "\n")
     write_new(out / page, render_alignment(found, f"What the heads ground: {title}", facts))
@@ -194,9 +198,10 @@ def _print_table(found: Alignment, about: dict[str, Any], notice: str) -> None:
     if notice:
         print(notice)
     print(
-        f"{about['model']} ({about['weights']} weights), split {about['split']}: {about['sentences']} sentences, "
+        f"{about['model']} ({about['weights']}), split {about['split']}: {about['sentences']} sentences, "
         f"{len(found.layers)} layers with attention from text to regions. Percent; held out: heads that one half of "
-        "the images chose, on the other."
+        "the images chose, on the other; any word: how often, in the best head, the words of the sentence in general "
+        "attend to the same region."
     )
     rows = [("phrases", found.phrases)]
     rows += [(f"{relation}, {direction.replace('_', ' ')}", part) for relation, direction, part in found.frequent()]
@@ -204,8 +209,8 @@ def _print_table(found: Alignment, about: dict[str, Any], notice: str) -> None:
     layers = max(len(f"{layer} head {0:2}") for layer in found.layers)
     names = list(found.phrases.baselines)
     print(
-        f"{'':<{width}}  {'queries':>8}  {'best head':<{layers}}  {'right':>6}  {'95 %':<14}  {'held out':>8}"
-        + "".join(f"  {name}" for name in (*names, "upper bound", "heads above"))
+        f"{'':<{width}}  {'queries':>8}  {'best head':<{layers}}  {'right':>6}  {'95 %':<14}"
+        + "".join(f"  {name}" for name in ("held out", "any word", *names, "upper bound", "heads above"))
     )
     for name, part in rows:
         print(_format_row(name, part, names, width, layers))
@@ -228,5 +233,5 @@ def _format_row(name: str, part: HeadAccuracy, baselines: list[str], width: int,
     )
     return (
         f"{name:<{width}}  {part.queries:>8}  {f'{best.layer} head {best.head}':<{layers}}  {best.score.value:>6.1f}  "
-        f"{interval:<14}  {held_out:>8}{cells}  {part.above:>11}"
+        f"{interval:<14}  {held_out:>8}  {best.control.value:>8.1f}{cells}  {part.above:>11}"
     )

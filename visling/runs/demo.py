@@ -6,12 +6,15 @@ is quick, and a stopped run resumes where it was.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +100,8 @@ def run_demo(size_name: str, out: Path, model: str, *, at_least: float | None = 
             for run in (blind, full)
         ]:
             one.result()
-    for question in choose_questions(scenes):
+    questions = choose_questions(scenes)
+    for question in questions:
         ask(question, full)
     stage("Write the report", (full / "report.html").exists(), "report", full, "--compare", blind)
     # fmt: on
@@ -105,8 +109,30 @@ def run_demo(size_name: str, out: Path, model: str, *, at_least: float | None = 
     gain = print_table(full, blind)
     minutes = (time.monotonic() - started) / 60
     print(f"\nThis run took {minutes:.1f} minutes. Everything is in {out}; open {full / 'report.html'}.")
+    for line in list_next_steps(full, questions):
+        print(line)
     if at_least is not None and gain < at_least:
         raise RunError(f"the full model should be {at_least:g} points above the question-only model; it is {gain:.1f}.")
+
+
+def list_next_steps(run: Path, questions: Sequence[ClearQuestion]) -> list[str]:
+    """Commands that show what the model looks at, as they can be typed here; last the one that starts its page."""
+    program = _name_program()
+    lines = ["\nLook inside: one page about a question, then a page in the browser to ask more (Ctrl-C stops it)"]
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        lines.append(f"The second needs {' and '.join(missing)}: {sys.executable} -m pip install {' '.join(missing)}")
+    shown = [["inspect", str(run), str(one.image), one.text] for one in questions[:1]]
+    return lines + [f"$ {program} {shlex.join(words)}" for words in (*shown, ["serve", "--run", str(run)])]
+
+
+def _name_program() -> str:
+    """What starts this program from the working folder: `visling` where that is the one beside this Python."""
+    beside = Path(sys.executable).parent / "visling"
+    found = shutil.which("visling")
+    if found is not None and Path(found).parent.resolve() == beside.parent.resolve():
+        return "visling"
+    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m visling"
 
 
 def finished(run: Path) -> bool:
