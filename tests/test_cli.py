@@ -1175,7 +1175,28 @@ def test_a_model_is_looked_into(call: Call, world: Any) -> None:
     refused(call("analysis", "project", "pooled", "--out", "new.html"), "pooled states alone")
     refused(call("analysis", "project", "heads.json", "--out", "new.html"), "no hidden states in heads.json")
     refused(call("analysis", "project", "states", "--out", "map.json"), "name of a page")
-    refused(call("analysis", "project", "states", "--out", "gone/map.html"), "cannot write gone/map.json")
+    refused(
+        call("analysis", "project", "states", "--out", "gone/map.html"), "cannot write gone/map.html", "Make its folder"
+    )
+    refused(call("analysis", "heads", world.vqa, "--page", "gone/heads.html"), "cannot write gone/heads.html")
+    assert not list(Path().glob("*.part"))
+
+
+def test_explanations_are_judged(call: Call, world: Any) -> None:
+    judge = ("analysis", "relevance", world.vqa, "--split", "val", "--orders", 2)
+    shown = call(*judge, "--examples", 6, "--out", "relevance.json")
+    assert shown.status == 0, shown
+    assert re.search(r"^    relevance +\d+\.\d \(\d+\.\d to \d+\.\d\) ", shown.out, flags=re.MULTILINE)
+    assert shown.out.endswith("Wrote relevance.json\n")
+    written = json.loads(Path("relevance.json").read_text())
+    assert (written["examples"], written["seed"], written["questions"]["text"]) == (6, 0, 6)
+    assert call(*judge, "--examples", 6, "--json").json() == written
+    assert call(*judge, "--examples", 6, "--seed", 1, "--json").json() != written
+    whole = call(*judge, "--json", "--batch-size", 3).json()
+    assert (whole["examples"], whole["seed"]) == (12, None)
+    refused(call(*judge, "--out", "relevance.json"), "relevance.json exists")
+    refused(call("analysis", "relevance", world.pretrained), "is a pre-trained model", "give a run that finetune")
+    refused(call(*judge, "--data", "gone"), "gone")
 
 
 def test_models_are_compared(call: Call, world: Any) -> None:

@@ -107,7 +107,7 @@ QUICK = (
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/detectors/own.md",
-    "docs/regions.md",
+    "docs/regions.md", "docs/results/relevance.md",
     "docs/extracting.md",
     "docs/detectors/transformers.md", "docs/detectors/grid.md",
     "docs/serving.md",

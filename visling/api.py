@@ -43,7 +43,8 @@ from visling.analysis.question import Prepared as Prepared
 from visling.analysis.question import Question as Question
 from visling.analysis.question import SeenImage as SeenImage
 from visling.analysis.question import check_question, check_questions
-from visling.analysis.relevance import METHODS, Explanation, explain
+from visling.analysis.relevance import METHODS, PUBLISHED, Explanation, explain
+from visling.analysis.relevance_rules import Rules
 from visling.checkpoints import hub
 from visling.checkpoints.catalog import READY
 from visling.data.spelling import count_spelled
@@ -139,6 +140,7 @@ class Predictor:
         *,
         methods: Sequence[str] = METHODS,
         most: int = 10,
+        rules: Rules = PUBLISHED,
     ) -> Explanation:
         """What each of the `most` best answers rests on, by some of `relevance.METHODS`; see `answer` for the rest.
 
@@ -147,7 +149,8 @@ class Predictor:
             ConfigError: no such method, or a task that does not define which output speaks for an answer.
         """
         prepared = self.prepare(Question(image, text, choices))
-        (found,) = explain(self.model, self.task, prepared.batch, [prepared.record], methods=methods, most=most)
+        given = self.model, self.task, prepared.batch, [prepared.record]
+        (found,) = explain(*given, methods=methods, most=most, rules=rules)
         return found
 
     def attend(self, image: ImageLike | Sequence[ImageLike], text: str, choices: Sequence[str] = ()) -> Attention:

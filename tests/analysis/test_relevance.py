@@ -25,6 +25,7 @@ from visling.tasks.base import Task
 from visling.tasks.grounding import PhraseGrounding
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config
 from visling.tasks.referring import Referring
+from visling.tasks.retrieval import Retrieval
 from visling.types import Batch
 
 SINGLE: Mapping[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
@@ -92,7 +93,8 @@ def test_relevance_is_that_of_the_rules_written_out(variant: str, kind: str) -> 
             output = task.logit(logits, single, 0, prediction, place)
             read = read_out(variant, task, single, logits, place, prediction)
             for sign, ours in ((1, scores), (-1, explanation.against[place][0])):
-                text, regions = relevance(model.encoder, weigh(encoded.attention, sign * output), *read, tokens)
+                weights, own = weigh(encoded.attention, sign * output), kind != "vqa" and sign > 0
+                text, regions = relevance(model.encoder, weights, *read, tokens, own)
                 expected = Scores(text=text.astype(np.float32), regions=regions.astype(np.float32))
                 same(ours, expected, f"row {row}, candidate {place}, sign {sign}")
                 compared += bool(text.any())
@@ -118,6 +120,22 @@ def test_padding_and_order_of_a_batch_do_not_matter(variant: str, kind: str) -> 
                 assert len(scores.regions) == COUNTS[row] + len(model.encoder.behind_regions)
                 assert np.isfinite(scores.text).all()
                 assert np.isfinite(scores.regions).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_counts_that_leave_room_do_not_matter(variant: str) -> None:
+    """Batches of few shapes bound the number of positions and compute some padding."""
+    task = vqa()
+    model, batch = build(variant, task), make_batch(variant)
+    assert batch.regions is not None
+    records = records_of(task, len(LENGTHS))
+    roomy = dataclasses.replace(
+        batch,
+        text=dataclasses.replace(batch.text, count=sum(LENGTHS) + 2),
+        regions=dataclasses.replace(batch.regions, count=sum(COUNTS) + 3),
+    )
+    for found, expected in zip(explain(model, task, roomy, records), explain(model, task, batch, records), strict=True):
+        same_explanations(found, expected)
 
 
 @pytest.mark.parametrize("variant", ["visualbert", "vilbert", "lxmert"])
@@ -212,6 +230,7 @@ def test_nothing_is_explained_where_nothing_is_predicted(kind: str) -> None:
     for explanation in explain(build("visualbert", task), task, batch, records_of(task, len(LENGTHS))):
         assert all(explanation.scores[method] == () for method in METHODS)
         assert explanation.against == ()
+        assert repr(explanation).startswith("Explanation(nothing predicted; relevance")
 
 
 def test_a_task_that_names_no_output_is_refused() -> None:
@@ -257,6 +276,32 @@ def test_a_later_first_layer_leaves_earlier_ones_out(variant: str, layer: str) -
     assert not np.allclose(whole.scores["relevance"][0][0].text, scores.text)
 
 
+@pytest.mark.parametrize("variant", ["visualbert", "vilbert", "lxmert"])
+def test_contrast_is_relevance_of_the_logarithm_of_probability(variant: str) -> None:
+    task = vqa()
+    model, batch = build(variant, task), cut(make_batch(variant), 0)
+    (found,) = explain(model, task, batch, records_of(task, 1), methods=["relevance"], rules=Rules(contrast=True))
+    encoded = model.encoder(batch, capture=True)
+    logits = model.read(encoded, batch)
+    assert encoded.attention is not None
+    shares = logits["classify"][0].log_softmax(0)
+    for place, (scores,) in enumerate(found.scores["relevance"]):
+        weights = weigh(encoded.attention, shares[task.answers.index(found.prediction.top[place][0])])
+        read = read_out(variant, task, batch, logits, place, found.prediction)
+        text, regions = relevance(model.encoder, weights, *read, LENGTHS[0])
+        same(scores, Scores(text=text.astype(np.float32), regions=regions.astype(np.float32)), f"candidate {place}")
+
+
+@pytest.mark.parametrize("kind", ["grounding", "retrieval"])
+def test_phrases_and_single_scores_have_nothing_to_be_contrasted_with(kind: str) -> None:
+    task = PhraseGrounding() if kind == "grounding" else Retrieval()
+    model, batch = build("visualbert", task), make_batch("visualbert", phrases=kind == "grounding")
+    records = records_of(task, len(LENGTHS))
+    plain = explain(model, task, batch, records)
+    for found, expected in zip(explain(model, task, batch, records, rules=Rules(contrast=True)), plain, strict=True):
+        same_explanations(found, expected)
+
+
 def test_rows_without_relevance_stay_zero() -> None:
     """Where no gradient is positive, the rules divide nothing by nothing."""
     probs = {name: torch.rand(1, 2, *shape) for name, shape in TWO_STREAMS.items()}
@@ -264,10 +309,10 @@ def test_rows_without_relevance_stay_zero() -> None:
     real = torch.ones(1, 5, dtype=torch.bool)
     speaks_against = [-torch.ones_like(one.probs) for one in attention]
     steps = list_steps(attention, speaks_against, real, mix_positive)
-    assert not accumulate_relevance(steps, real, Rules()).any()
+    assert not accumulate_relevance(steps, real, Rules())[0].any()
     speaks_against[0] = torch.ones_like(attention[0].probs)
     speaks_against[0][:, :, 1] = -1  # one row of the first attention is zero
-    found = accumulate_relevance(list_steps(attention, speaks_against, real, mix_positive), real, Rules())
+    found, _ = accumulate_relevance(list_steps(attention, speaks_against, real, mix_positive), real, Rules())
     assert found.isfinite().all()
     assert found[0, 0, :3].all()
     assert not found[0, 1].any()

@@ -13,7 +13,7 @@ from fixtures.relevance_models import COUNTS, LENGTHS, VARIANTS, build, make_bat
 from torch.testing import assert_close
 
 from visling import api
-from visling.analysis.relevance import explain
+from visling.analysis.relevance import METHODS, explain
 from visling.analysis.removal import (
     FRACTIONS,
     Asked,
@@ -290,7 +290,8 @@ def test_a_prediction_of_the_world_is_taken_apart(world: Any) -> None:
     explanation = model.explain(world.picture(), text, most=2)
     encoding = model.encode(world.picture(), text, capture=True)
     assert len(explanation.scores["relevance"]) == 2
-    assert repr(explanation).startswith("Explanation(")
+    first, second = (name for name, _ in explanation.prediction.top[:2])
+    assert repr(explanation) == f"Explanation({first}, {second}; {', '.join(METHODS)})"
     (scores,) = explanation.scores["relevance"][0]
     assert len(scores.text) == sum(len(word.tokens) for word in encoding.words)
     assert len(scores.regions) == len(encoding.regions)
@@ -303,6 +304,16 @@ def test_a_prediction_of_the_world_is_taken_apart(world: Any) -> None:
     curves = removal_curves(*given, explanation)
     again = removal_curves(*given, explanation)
     assert curves == again, "random orders are the same every time"
+
+
+def test_where_nothing_is_predicted_there_is_no_curve() -> None:
+    task = PhraseGrounding()
+    batch = make_batch("visualbert", phrases=True)
+    example, record = examples_of(batch)[0], records_of(task, 1)[0]
+    blind = dataclasses.replace(batch, regions=None).map(lambda tensor: tensor[:1])
+    model = build("visualbert", task)
+    (explanation,) = explain(model, task, blind, [record])
+    assert removal_curves(model, task, blind, example, record, explanation) == ()
 
 
 def test_a_text_only_model_has_no_curve_of_regions() -> None:

@@ -12,6 +12,7 @@ Letters  H heads, M queries, N keys.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,7 +98,8 @@ class Attention:
         """A line, and one per direction."""
         row = self.encoding.rows[0]
         several = f", {len(self.encoding.rows)} rows" if len(self.encoding.rows) > 1 else ""
-        lines = [f'Attention("{self.encoding.question}", {len(row.regions)} regions{several})']
+        question = textwrap.shorten(self.encoding.question, 60, placeholder=" ...")
+        lines = [f'Attention("{question}", {len(row.regions)} regions{several})']
         lines += [f"  {name}: {', '.join(layers)}" for name, layers in self.directions.items()]
         return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from visling import runtime
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.analysis.relevance_rules import Rules
-from visling.analysis.removal import FRACTIONS, PARTS, Asked, Asker, Order, Part, area_under
+from visling.analysis.removal import FRACTIONS, PARTS, SIGNS, Asked, Asker, Order, Part, area_under
 from visling.data.batches.shown import ShownExamples
 from visling.errors import ConfigError, DataError
 from visling.models.task_model import TaskModel
@@ -35,7 +35,6 @@ RELEVANCE, RANDOM, RAW = "relevance", "random", "raw_attention"
 CONTRAST = "contrast"
 """Relevance of the answer's logarithm of probability (`Rules.contrast`), which is judged next to the published
 method."""
-_SIGNS: Mapping[Order, int] = {"most_first": 1, "least_first": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ def _compare(curve: _Curve, areas: Mapping[_Curve, NDArray[np.float64]], images:
         return {}
     others = {RANDOM: _Curve(curve.part, RANDOM, "random"), RAW: curve._replace(method=RAW)}
     return {
-        name: mean_score((-_SIGNS[curve.order] * (areas[curve] - areas[other])).tolist(), images)
+        name: mean_score((-SIGNS[curve.order] * (areas[curve] - areas[other])).tolist(), images)
         for name, other in others.items()
         if other != curve
     }
@@ -180,7 +179,7 @@ class _JudgedBatch:
         """For each repetition and each example, what is asked at each fraction."""
         for part in PARTS:
             for method in methods:
-                for order, sign in _SIGNS.items():
+                for order, sign in SIGNS.items():
                     self.orders[_Curve(part, method, order)] = [
                         self._list_removals(part, self._find(part, method), sign)
                     ]

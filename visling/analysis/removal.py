@@ -37,6 +37,8 @@ Part = Literal["regions", "text"]
 PARTS: tuple[Part, ...] = ("regions", "text")
 Order = Literal["most_first", "least_first", "random"]
 """Which of it goes first: the most relevant, the least relevant, or by chance."""
+SIGNS: Mapping[Order, int] = {"most_first": 1, "least_first": -1}
+"""Factor of the scores by which what has the highest goes first."""
 Unit = tuple[tuple[int, int], ...]
 """(row, position) of what is removed together: a token, or a region in all rows that show it."""
 _MOST_ROWS = 256
@@ -125,7 +127,9 @@ def _keep_text(text: Text, kept: Tensor) -> Text:
 
 def _keep_regions(regions: Regions, kept: Tensor) -> Regions:
     names = ("features", "boxes", "mask", "hidden", "image", "labels")
-    found = {name: _take(value, kept, 1) for name in names if (value := getattr(regions, name)) is not None}
+    found: dict[str, Any] = {
+        name: _take(value, kept, 1) for name in names if (value := getattr(regions, name)) is not None
+    }
     return replace(regions, **found, count=None)
 
 
@@ -341,7 +345,11 @@ def removal_curves(
         batch: of this example (`Prepared.batch`); the model is not asked about its pixels again.
         place: of the answer in `explanation.prediction.top`.
         seeds: random orders to average.
+    Returns:
+        Empty where nothing was predicted.
     """
+    if not all(explanation.scores.values()):
+        return ()
     by_row = [by_place[place] for by_place in explanation.scores.values()]
     read = [row for row in range(batch.group) if any(one[row].text.any() or one[row].regions.any() for one in by_row)]
     asker = Asker(model, task, batch, [example], [record], rows=read)
@@ -351,7 +359,7 @@ def removal_curves(
             continue
         for method, by_place in explanation.scores.items():
             scores = asker.score_units(part, 0, by_place[place])
-            for order, sign in (("most_first", 1), ("least_first", -1)):
+            for order, sign in SIGNS.items():
                 found.append((part, method, order, [asker.list_removals(part, 0, sign * scores, fractions)]))
         draws = [runtime.generator_for(seed).random(len(asker.units[part][0])) for seed in range(seeds)]
         found.append((part, "random", "random", [asker.list_removals(part, 0, draw, fractions) for draw in draws]))
@@ -394,7 +402,9 @@ def leave_one_out(
         for row, at in unit:
             regions[row][at] = Asked(0, "regions", frozenset((number,)))
     whole = Asked(0, "text", frozenset())
-    asker.ask([whole, *(question for row in (*words, *regions) for question in row.values())])
+    every = [question for row in words for question in row.values()]
+    every += [question for row in regions for question in row.values()]
+    asker.ask([whole, *every])
 
     def change(question: Asked) -> Changed:
         return Changed(value=probability(prediction, place, asker[question]), prediction=asker[question])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visling.cli.options import Device, Json, OtherFeatures, TaskName, Threads
-from visling.cli.printing import progress_bar, refuse_existing, write_new
+from visling.cli.printing import claim_file, progress_bar, write_new
 from visling.cli.shown_examples import BatchSize, Data, File, ImageFolder, Limit, Run, Split, Store
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def heads(
 
     runtime.limit_threads(threads)
     for target in filter(None, (out, page)):
-        refuse_existing(target)
+        claim_file(target)
     with progress_bar("examples", at_once=False) as progress:
         opened = open_run(
             run,

@@ -85,6 +85,21 @@ def refuse_existing(target: Path) -> None:
         raise RunError(f"{target} exists. Name another file with --out, or remove it.")
 
 
+def claim_file(target: Path) -> None:
+    """Make sure that a new file can be written, before what it is to hold is computed.
+
+    Raises:
+        RunError: it exists, or its folder is missing or cannot be written to.
+    """
+    refuse_existing(target)
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error}. Make its folder, or name another file.") from error
+
+
 def write_new(target: Path, content: str) -> None:
     """Write a file completely or not at all.
 

@@ -69,7 +69,8 @@ def relevance(
             other_features=other_features,
             progress=progress,
         )
-        if opened.model is None:
+        model = opened.model
+        if model is None:
             raise RunError(
                 f"{run} is a pre-trained model, which answers nothing that could be right or wrong: give a run that "
                 "finetune has written."
@@ -78,7 +79,7 @@ def relevance(
             chosen = np.sort(runtime.generator_for(seed).permutation(len(opened.records))[:examples])
             opened = replace(opened, records=[opened.records[number] for number in chosen])
         found = judge(
-            opened.model,
+            model,
             opened.task,
             opened.batches(batch_size=batch_size),
             seeds=orders,

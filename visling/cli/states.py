@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from visling.cli.options import MACHINE, Device, Json, OtherFeatures, Out, TaskName, Threads
-from visling.cli.printing import progress_bar, refuse_existing, show, write_new
+from visling.cli.printing import claim_file, progress_bar, show, write_new
 from visling.cli.shown_examples import Data, File, ImageFolder, Limit, Run, Split, Store
 from visling.errors import ConfigError
 
@@ -161,7 +161,7 @@ def project(
     if beside == out:
         raise ConfigError(f"--out is the name of a page, such as map.html; found {out}. NAME.json goes beside it.")
     for target in (out, beside):
-        refuse_existing(target)
+        claim_file(target)
     known = read_states(states)
     found = project_layer(known, _last_layer(known.layers) if layer is None else layer, most=points, special=special)
     write_new(beside, json.dumps(found.to_json()) + "\n")

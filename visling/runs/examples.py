@@ -39,7 +39,6 @@ from visling.runs.pictures import open_pictures
 from visling.tasks.base import Task, TaskSource, TextOnly, read_records
 from visling.tasks.retrieval import Retrieval
 from visling.train.claim import REGIONS
-from visling.types import Record
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -49,7 +48,7 @@ Progress = Callable[[int, int], None]
 class Examples:
     """Records of a task, and what makes a model's inputs of them."""
 
-    records: Sequence[Record]
+    records: Sequence[Any]
     inputs: Inputs
     known: Mapping[str, Any]
     """What run.json says of the training; empty for a model folder that is in no run."""
@@ -147,7 +146,7 @@ class OpenedRun:
     encoder: Encoder
     extractor: nn.Module | None
     inputs: Inputs
-    records: Sequence[Record]
+    records: Sequence[Any]
     notice: str
     data: Path | None
     """Folder of the annotations; None = a file of one's own."""
