@@ -16,7 +16,6 @@ from visling.analysis.alignment import DIRECTIONS, PHRASES, Answers, Collector, 
 from visling.analysis.matrices import render_matrix
 from visling.analysis.page import REPORT_STYLE, escape, render_facts, render_page
 from visling.metrics.answers import bootstrap_columns
-from visling.tasks.answers import mean_score
 from visling.tasks.base import Score
 
 FORMAT: Final = "visling-alignment-1"
@@ -165,18 +164,30 @@ def measure_alignment(found: Collector, lost: Lost) -> Alignment:
 
 def _measure(answers: Answers, cells: Sequence[tuple[str, int]], layers: Sequence[str]) -> HeadAccuracy:
     hits, control, images = np.stack(answers.hits), np.stack(answers.control), answers.images  # (N, C)
-    means = hits.mean(0)
-    low, high = bootstrap_columns(hits.astype(np.float64), images)
-    baselines = {name: mean_score([float(hit) for hit in own], images) for name, own in answers.guesses.items()}
-    baselines["random region"] = mean_score(answers.chance, images)
+    best = int(hits.mean(0).argmax())
+    held_out = _hold_out(hits, images)
+    more = {
+        "control": control[:, best],
+        "upper bound": np.array(answers.chance) > 0,
+        "random region": np.array(answers.chance),
+        **{name: np.array(own) for name, own in answers.guesses.items()},
+        **({} if held_out is None else {"held out": held_out}),
+    }
+    columns = np.column_stack([hits, *more.values()]).astype(np.float64)
+    means, (low, high) = columns.mean(0), bootstrap_columns(columns, images)
+
+    def score(column: int) -> Score:
+        value, *ends = (100 * float(part[column]) for part in (means, low, high))
+        return Score(value, len(images), low=ends[0], high=ends[1])
 
     def lay_out(values: NDArray[np.floating]) -> NDArray[np.float64]:
         table = np.full((len(layers), 1 + max(head for _, head in cells)), np.nan)
-        for (layer, head), value in zip(cells, values, strict=True):
+        for (layer, head), value in zip(cells, values, strict=False):  # columns of heads come first
             table[layers.index(layer), head] = value
         return table
 
-    best = int(means.argmax())
+    scores = {name: score(len(cells) + number) for number, name in enumerate(more)}
+    baselines = {name: scores[name] for name in ("random region", *answers.guesses)}
     return HeadAccuracy(
         queries=len(images),
         images=len(set(images)),
@@ -188,27 +199,25 @@ def _measure(answers: Answers, cells: Sequence[tuple[str, int]], layers: Sequenc
         best=BestHead(
             layer=cells[best][0],
             head=cells[best][1],
-            score=Score(
-                100 * float(means[best]), len(images), low=100 * float(low[best]), high=100 * float(high[best])
-            ),
-            held_out=_hold_out(hits, images),
-            control=mean_score(control[:, best].tolist(), images),
+            score=score(best),
+            held_out=scores.get("held out"),
+            control=scores["control"],
         ),
         baselines=dict(sorted(baselines.items(), key=lambda pair: -pair[1].value)),
-        upper_bound=mean_score([float(chance > 0) for chance in answers.chance], images),
+        upper_bound=scores["upper bound"],
     )
 
 
-def _hold_out(hits: NDArray[np.bool_], images: Sequence[str]) -> Score | None:
-    """Accuracy of the best cell of every other image on the rest, and the other way round, together."""
+def _hold_out(hits: NDArray[np.bool_], images: Sequence[str]) -> NDArray[np.bool_] | None:
+    """(N,) hits of the best cell of every other image on the rest, and the other way round; None for one image."""
     number = {image: place for place, image in enumerate(dict.fromkeys(images))}
     even = np.array([number[image] % 2 == 0 for image in images])
     if even.all():
         return None
-    values = np.zeros(len(hits))
+    values = np.zeros(len(hits), bool)
     for part in (even, ~even):
         values[part] = hits[part][:, hits[~part].mean(0).argmax()]
-    return mean_score(values.tolist(), images)
+    return values
 
 
 def _plain(table: NDArray[np.float64]) -> list[list[float | None]]:

@@ -165,7 +165,7 @@ def _describe_model(opened: OpenedRun, run: str, seed: int | None) -> dict[str, 
     from visling.checkpoints.files import digest
 
     saved = opened.saved
-    weights = "trained" if seed is None else f"random, seed {seed}"
+    weights = "trained weights" if seed is None else f"random weights, seed {seed}"
     checkpoint = digest(saved.path / "model.safetensors") if seed is None else None
     return {
         "model": run,
@@ -180,13 +180,13 @@ def _write(out: Path, found: Alignment, result: dict[str, Any]) -> None:
     """Write all files; the JSON last: it says that the others are complete."""
     from visling.analysis.head_accuracy import render_alignment
 
-    title = f"{result['model']} ({result['weights']} weights), {result['split']}"
+    title = f"{result['model']} ({result['weights']}), {result['split']}"
     facts = {name: str(value) for name, value in result.items() if isinstance(value, str | int)}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error}. Name another folder with --out.") from error
-    svg = found.draw(found.phrases, f"phrases whose best region is right, percent: {title}")
+    svg = found.draw(found.phrases, f"phrases, percent right: {title}")
     json_, drawing, page = FILES
     write_new(out / drawing, svg + "\n")
     write_new(out / page, render_alignment(found, f"What the heads ground: {title}", facts))
@@ -198,7 +198,7 @@ def _print_table(found: Alignment, about: dict[str, Any], notice: str) -> None:
     if notice:
         print(notice)
     print(
-        f"{about['model']} ({about['weights']} weights), split {about['split']}: {about['sentences']} sentences, "
+        f"{about['model']} ({about['weights']}), split {about['split']}: {about['sentences']} sentences, "
         f"{len(found.layers)} layers with attention from text to regions. Percent; held out: heads that one half of "
         "the images chose, on the other; any word: how often, in the best head, the words of the sentence in general "
         "attend to the same region."

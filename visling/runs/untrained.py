@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from visling import models, runtime
 from visling.data.corpora.base import check_images
-from visling.errors import ConfigError, nearest
+from visling.errors import ConfigError, DataError, nearest
 from visling.models.base import Encoder
 from visling.pretrained.features import measure_features
 from visling.pretrained.folder import ModelFolder
@@ -34,9 +35,8 @@ def _draw_encoder(family: str, config: Any, store: NativeStore | None, records: 
 
 
 def is_preset(name: str) -> bool:
-    """Whether a model is named as FAMILY:PRESET."""
-    family, colon, _ = name.partition(":")
-    return bool(colon) and not Path(name).exists() and ("." in family or family in models.names())
+    """Whether a model is named as FAMILY:PRESET, not as a folder."""
+    return re.fullmatch(r"[\w.]+:[\w-]+", name) is not None and not Path(name).exists()
 
 
 def open_preset(
@@ -57,7 +57,7 @@ def open_preset(
         limit: only the first so many examples; None = all.
     Raises:
         ConfigError: no such preset, or one with task tokens.
-        DataError, StoreError: see their messages.
+        DataError, StoreError: see their messages; a split without examples.
     """
     family, _, preset = name.partition(":")
     spec = models.spec(family)
@@ -66,6 +66,8 @@ def open_preset(
     regions = NativeStore.open(store)
     config = replace(spec.presets[preset], feature_size=regions.feature_size)
     records = read_records(task, data, split)[:limit]
+    if not records:
+        raise DataError(f"split {split!r} of {data} holds no example.")
     check_images(records, regions)
     inputs = Inputs(family, config, regions, device)
     encoder = _draw_encoder(family, config, regions, records, seed)
