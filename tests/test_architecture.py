@@ -103,7 +103,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "safetensors": ("checkpoints/", "vision/", "train/state.py", "pretrained/"),
     "tokenizers": ("data/text.py",),
     "huggingface_hub": ("checkpoints/hub.py",),
-    "PIL": ("scenes/", "data/batches/pixels.py", "vision/", "analysis/", "runs/", "api.py", "cli/"),
+    "PIL": ("scenes/", "data/batches/pixels.py", "vision/", "analysis/", "runs/", "api.py", "serve/", "cli/"),
     "rich": ("cli/", "train/log.py", "runs/"),
     "typer": ("cli/",),
     "lmdb": ("regions/formats/lmdb.py",),

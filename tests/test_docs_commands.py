@@ -84,6 +84,7 @@ SMALLER = {
     "finetune": ["--set", "train.max_steps=4"],
     "multitask": ["--set", "train.max_steps=4"],
     "serve": ["--port", "0"],
+    "gallery answers": ["--examples", "4"],
     "compare": ["--seeds", "1", "--set", "train.max_steps=4", "--pretrain-set", "train.max_steps=4"],
 }
 """First words of a command -> what makes it small; the first that fits is appended."""
@@ -101,8 +102,8 @@ ELSEWHERE = ("docs/own_data.md",)
 """Pages whose commands run on files of their own (tests/test_own_data.py)."""
 
 QUICK = (
-    "docs/tour.md", "docs/inspect.md", "docs/formats/store.md", "docs/formats/states.md", "docs/converting_regions.md",
-    "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
+    "docs/tour.md", "docs/inspect.md", "docs/gallery.md", "docs/formats/states.md", "docs/formats/store.md",
+    "docs/converting_regions.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
     "docs/recipes.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",

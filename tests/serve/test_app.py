@@ -54,6 +54,27 @@ def test_an_example_is_sent_once(client: TestClient, world: Any) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize(("form", "kind"), [("PNG", "PNG"), ("TIFF", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")])
+def test_a_small_example_is_one_that_browsers_show(
+    tmp_path: Path, predictor: api.Predictor, form: str, kind: str
+) -> None:
+    file = tmp_path / f"photo.{form.lower()}"
+    Image.new("RGB", (600, 300), "red").save(file)
+    with serving({"vqa": predictor}, tmp_path) as client:
+        whole, small, large = (client.get(f"/api/examples/photo{query}") for query in ("", "?side=100", "?side=4000"))
+        assert whole.content == file.read_bytes()
+        for sent, size in ((small, (100, 50)), (large, (600, 300))):
+            assert sent.headers["content-type"] == (
+                "image/webp" if (form, sent) == ("WEBP", large) else f"image/{kind.lower()}"
+            )
+            with Image.open(io.BytesIO(sent.content)) as picture:
+                assert picture.size == size
+                assert abs(picture.convert("RGB").getpixel((3, 3))[0] - 255) < 4
+        assert (large.content == whole.content) == (form != "TIFF"), "what is small enough is sent as it is"
+        for side in ("0", "5000", "x"):
+            assert "side" in error_of(client.get(f"/api/examples/photo?side={side}"), 422)
+
+
 def test_an_upload_is_answered_as_by_the_library(client: TestClient, world: Any, predictor: api.Predictor) -> None:
     file = world.picture()
     sent = client.post("/api/images", content=file.read_bytes()).json()
@@ -128,6 +149,7 @@ def test_what_is_not_there_is_named(client: TestClient) -> None:
     [
         (b"{", "JSON decode error"),
         (b"[]", "the body"),
+        (b'{"run": "vqa", "text": "a", "\\ud800": 1}', "the body: Input should be a valid string"),
         (b'{"text": "how many?"}', "run: Field required"),
         (b'{"run": "vqa", "text": 3}', "text: Input should be a valid string"),
         (b'{"run": "vqa", "text": "a", "images": "a.png"}', "images: Input should be a valid list"),
@@ -139,6 +161,29 @@ def test_a_body_that_is_not_understood(client: TestClient, body: bytes, expected
     message = error_of(sent, 422)
     assert message.startswith("the request is not understood: ")
     assert expected in message
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"[" * 50_000, b'{"run": ' * 5_000])
+def test_a_body_that_cannot_be_parsed(client: TestClient, body: bytes) -> None:
+    sent = client.post("/api/answer", content=body, headers={"Content-Type": "application/json"})
+    assert 400 <= sent.status_code < 500
+    assert error_of(sent, sent.status_code)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\u202e red", "🟥 star", "[CLS] [SEP] [MASK]", "x" * 2000, "\n\t .", "??"])
+def test_odd_texts_are_answered(client: TestClient, world: Any, text: str) -> None:
+    for address in ("/api/answer", "/api/inspect"):
+        body = {"run": "vqa", "images": [world.picture().stem], "text": text}
+        sent = client.post(address, json=body)
+        assert sent.status_code == 200, sent.text
+
+
+def test_half_a_character_is_refused(client: TestClient, world: Any) -> None:
+    for run in ("vqa", "\ud800"):
+        body = json.dumps({"run": run, "images": [world.picture().stem], "text": "a\ud800"})
+        sent = client.post("/api/answer", content=body, headers={"Content-Type": "application/json"})
+        expected = "half a character, '\\ud800' at place 1" if run == "vqa" else "no model '\\ud800' is served"
+        assert expected in error_of(sent, 400)
 
 
 def test_openapi_describes_every_address(client: TestClient) -> None:
@@ -246,7 +291,7 @@ def test_a_question_that_takes_too_long_is_given_up(
 ) -> None:
     monkeypatch.setattr(api.Predictor, "answer_each", lambda self, questions: time.sleep(0.5) or iter(()))
     with serving({"vqa": predictor}, world.picture().parent, answer_seconds=0.1) as client:
-        assert "no answer within 0 seconds" in error_of(ask(client, images=[world.picture().stem]), 504)
+        assert "no answer within 0.1 seconds" in error_of(ask(client, images=[world.picture().stem]), 504)
 
 
 def test_a_bug_reaches_the_log_and_not_the_client(

@@ -16,6 +16,7 @@ from visling import api
 from visling.serve.app import create_app
 from visling.serve.guard import SECURITY_HEADERS
 from visling.serve.pictures import Pictures
+from visling.serve.service import Service
 from visling.serve.settings import ServeSettings
 
 TOKEN = "a-secret-of-some-length"
@@ -155,7 +156,7 @@ async def _send(address: str, part: bytes, settings: ServeSettings, *, stops: bo
         "type": "http", "method": "POST", "path": address, "query_string": b"",
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
     }  # fmt: skip
-    await create_app([], Pictures(settings), settings)(scope, receive, send)
+    await create_app(Service([], Pictures(settings), settings))(scope, receive, send)
     return status, read
 
 

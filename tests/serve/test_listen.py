@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import httpx
@@ -151,6 +152,22 @@ def test_the_extra_is_asked_for_where_it_is_missing(
     status, err = call("--run", world.vqa)
     assert status == 2
     assert "visling serve needs fastapi. Install them: pip install 'visling[serve]'" in err
+
+
+def test_the_page_is_opened_once_it_is_served(
+    world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: Queue[str] = Queue()
+    monkeypatch.setattr("webbrowser.open", opened.put)
+    monkeypatch.setattr(listen, "serve", lambda app, listening, ready: ready())
+    for words in ((), ("--open",)):
+        monkeypatch.setattr(sys, "argv", ["visling", "serve", "--run", str(world.vqa), "--port", "0", *words])
+        with pytest.raises(SystemExit) as ended:
+            app.run()
+        assert not ended.value.code
+    address = opened.get(timeout=5)
+    assert opened.empty(), "only when it is asked for"
+    assert address in capsys.readouterr().out
 
 
 def test_a_run_of_several_tasks_is_served_task_by_task(world: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from visling.errors import DataError
 from visling.vision import images
-from visling.vision.images import decode_image, fit, read_image, to_batch
+from visling.vision.images import decode_image, fit, read_header, read_image, to_batch
 
 
 def rgb(path: Path) -> list[list[list[int]]]:
@@ -285,3 +285,31 @@ def test_a_batch_is_padded_with_zeros_after_scaling() -> None:
     same = to_batch([np.arange(48, dtype=np.uint8).reshape(4, 4, 3)] * 2, 4, torch.device("cpu"))
     assert same.shape == (2, 3, 4, 4)
     assert same[1, 2, 3, 1].item() == pytest.approx((3 * 12 + 1 * 3 + 2) / 255 * 2 - 1)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "gif", "bmp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_header_has_the_size_of_the_picture(tmp_path: Path, orientation: int, kind: str) -> None:
+    path, exif = tmp_path / f"a.{kind}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (8, 4), "red").save(path, **({"exif": exif} if kind in ("jpg", "png", "webp", "tif") else {}))
+    header = read_header(path)
+    assert header.format == {"jpg": "JPEG", "tif": "TIFF"}.get(kind, kind.upper())
+    height, width = read_image(path).shape[:2]
+    assert header.size == ((8, 4) if kind == "png" else (width, height))
+    assert read_header(io.BytesIO(path.read_bytes())) == header
+
+
+def test_a_header_is_read_without_the_pixels(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((400, 300), 50).save(whole)
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:1000])
+    assert read_header(tmp_path / "half.png").size == (400, 300)
+    with pytest.raises(DataError, match="cannot read image"):
+        read_image(tmp_path / "half.png")
+    for name, content, message in [("a.png", b"", "it is empty"), ("b.png", b"text", "it is not an image")]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_header(tmp_path / name)
+    with pytest.raises(DataError, match="no image"):
+        read_header(tmp_path / "gone.png")

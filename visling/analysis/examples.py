@@ -19,6 +19,8 @@ from visling.vision.images import SUFFIXES
 Row = Mapping[str, Any]
 """A line of `details_{split}.jsonl`."""
 
+Box = tuple[float, float, float, float]
+
 RIGHT = 0.5
 """Score from which an example counts as right (soft scores go up to 1)."""
 
@@ -38,6 +40,25 @@ def describe(value: Any, otherwise: str = "not given") -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(answer for answer, _ in Counter(map(str, value)).most_common())
     return str(value)
+
+
+def describe_answer(value: Any, choices: Sequence[str]) -> str:
+    """An answer in words: a choice by its text, a box by its corners; empty if there is none."""
+    name = describe(value, "")
+    if choices and name.isdecimal() and int(name) < len(choices):
+        return choices[int(name)]
+    boxes = list_boxes([value])
+    return f"box ({', '.join(f'{corner:.0f}' for corner in boxes[0])})" if boxes else name
+
+
+def list_boxes(values: Any) -> list[Box]:
+    """Those of some values that are four numbers, corners of boxes."""
+    found: list[Box] = []
+    for value in values or ():
+        if isinstance(value, (list, tuple)) and len(value) == 4 and all(as_number(c) is not None for c in value):
+            x1, y1, x2, y2 = map(float, value)
+            found.append((x1, y1, x2, y2))
+    return found
 
 
 def list_candidates(row: Row, most: int) -> list[tuple[str, float]]:

@@ -18,7 +18,15 @@ from typing import Any
 
 from visling.analysis.ask_again import AskAgain
 from visling.analysis.examples import Row, describe, find_image_files, list_images
-from visling.analysis.gallery_entries import Pair, compare_blind, describe_entry, group_pairs, list_truth, read_removal
+from visling.analysis.gallery_entries import (
+    Pair,
+    compare_blind,
+    describe_entry,
+    group_pairs,
+    list_truth,
+    name_candidates,
+    read_removal,
+)
 from visling.analysis.gallery_page import render_index, write_static
 from visling.analysis.inspection import Inspection, inspect
 from visling.analysis.page import replace_file
@@ -243,6 +251,7 @@ class _Writer:
                 documents = self._write_view(number, pair.row)
                 entry["view"] = f"views/{number:05d}.js"
                 entry["removal"] = read_removal(documents[0])
+                name_candidates(entry, documents[0])
             entries.append(entry)
             if progress is not None:
                 progress(number, len(chosen))

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from visling.analysis.examples import (
+    Box,
     Row,
     describe,
+    describe_answer,
     is_right,
+    list_boxes,
     list_candidates,
     list_images,
     measure_difference,
@@ -29,8 +32,6 @@ _CONFIDENCE_ENDS, _COUNT_ENDS = (0.5, 0.7, 0.9), (0, 5, 10, 20, 36)
 """Last values of the groups by confidence and by number of boxes; one more group is open."""
 _CONFIDENCES = ("up to 50 %", "50 to 70 %", "70 to 90 %", "over 90 %")
 _COUNTS = ("none", "1 to 5", "6 to 10", "11 to 20", "21 to 36", "over 36")
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +84,19 @@ def describe_entry(pair: Pair, store: RegionStore | None, pictures: Sequence[str
     return {
         "id": str(row.get("id")),
         "text": text,
-        "truth": _word(row.get("truth"), choices),
-        "answer": _word(row.get("prediction"), choices),
+        "truth": describe_answer(row.get("truth"), choices),
+        "answer": describe_answer(row.get("prediction"), choices),
         "confidence": as_number(row.get("confidence")),
         "score": as_number(row.get("score")),
         "right": is_right(row),
-        "top": [[_word(name, choices), round(share, 4)] for name, share in list_candidates(row, _CANDIDATES)],
+        "top": [[describe_answer(name, choices), round(share, 4)] for name, share in list_candidates(row, _CANDIDATES)],
         "images": list(pictures),
         "boxes": count_boxes(row, store),
         "groups": {key: name(row, store) for key, (_, name) in _GROUPINGS.items()},
         "other": None
         if other is None
         else {
-            "answer": _word(other.get("prediction"), choices),
+            "answer": describe_answer(other.get("prediction"), choices),
             "confidence": as_number(other.get("confidence")),
             "right": is_right(other),
             "difference": round(pair.difference, 4),
@@ -107,36 +108,16 @@ def describe_entry(pair: Pair, store: RegionStore | None, pictures: Sequence[str
     }
 
 
-def _word(value: Any, choices: Sequence[str]) -> str:
-    """An answer in words: a choice by its text, a box by its corners."""
-    name = describe(value, "")
-    if choices and name.isdecimal() and int(name) < len(choices):
-        return choices[int(name)]
-    if isinstance(value, (list, tuple)) and len(value) == 4 and all(as_number(corner) is not None for corner in value):
-        return f"box ({', '.join(f'{corner:.0f}' for corner in value)})"
-    return name
-
-
 def list_truth(row: Row) -> tuple[tuple[str, ...], tuple[Box, ...]]:
     """Right answers and right boxes of an example, as its details have them."""
     truth = row.get("truth")
     _, choices = split_choices(row)
     if isinstance(row.get("phrases"), list):
-        return (), tuple(box for phrase in row["phrases"] for box in _list_boxes(as_mapping(phrase).get("annotated")))
-    if boxes := _list_boxes([truth]):
+        return (), tuple(box for phrase in row["phrases"] for box in list_boxes(as_mapping(phrase).get("annotated")))
+    if boxes := list_boxes([truth]):
         return (), tuple(boxes)
     values = truth if isinstance(truth, (list, tuple, dict)) else [] if truth is None else [truth]
-    return tuple(dict.fromkeys(_word(value, choices) for value in values)), ()
-
-
-def _list_boxes(values: Any) -> list[Box]:
-    """Those of some values that are four numbers."""
-    found: list[Box] = []
-    for value in values or ():
-        if isinstance(value, (list, tuple)) and len(value) == 4 and all(as_number(c) is not None for c in value):
-            x1, y1, x2, y2 = map(float, value)
-            found.append((x1, y1, x2, y2))
-    return found
+    return tuple(dict.fromkeys(describe_answer(value, choices) for value in values)), ()
 
 
 def compare_blind(row: Row, blind: Prediction) -> dict[str, Any]:
@@ -145,10 +126,17 @@ def compare_blind(row: Row, blind: Prediction) -> dict[str, Any]:
     without = dict(blind.top).get(given, blind.confidence if str(blind.value) == given else 0.0)
     gain = (as_number(row.get("confidence")) or 0.0) - without
     return {
-        "answer": str(blind.value),
+        "answer": describe_answer(blind.value, split_choices(row)[1]),
         "gain": round(gain, 4),
         "alone": str(blind.value) == given and gain < NOTHING_GAINED,
     }
+
+
+def name_candidates(entry: dict[str, Any], document: Mapping[str, Any]) -> None:
+    """In place of the boxes that a model pointed at, the names that the document of the example has for them."""
+    if document["answers_are"] == "alternatives" and any(answer["box"] for answer in document["answers"]):
+        named = [[answer["text"], round(answer["probability"], 4)] for answer in document["answers"][:_CANDIDATES]]
+        entry |= {"answer": named[0][0], "top": named}
 
 
 def read_removal(document: Mapping[str, Any]) -> float | None:
@@ -170,14 +158,15 @@ def count_boxes(row: Row, store: RegionStore | None) -> int | None:
 
 
 def group_pairs(pairs: Sequence[Pair], store: RegionStore | None) -> list[Grouping]:
-    """Scores of all examples by type, right answer, confidence and number of boxes, where there are several groups."""
+    """Scores of all examples by type, right answer, confidence and number of boxes, where there are several
+    groups, of two examples on average at least."""
     found = []
     for key, (title, name) in _GROUPINGS.items():
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
             if label := name(pair.row, store):
                 groups.setdefault(label, []).append(pair)
-        if 1 < len(groups) < len(pairs):
+        if 1 < len(groups) <= len(pairs) / 2:
             scores = [_score_group(label, members) for label, members in groups.items()]
             if key in _ORDERS:
                 scores.sort(key=lambda one: _ORDERS[key].index(one.label))
@@ -207,8 +196,13 @@ def _type_of(row: Row, store: RegionStore | None) -> str:
 
 
 def _truth_of(row: Row, store: RegionStore | None) -> str:
-    """The right answer that most people gave."""
-    return _word(row.get("truth"), split_choices(row)[1]).split(", ")[0]
+    """The right answer, of several the one that most people gave; boxes make no groups."""
+    truth = row.get("truth")
+    if list_boxes([truth]):
+        return ""
+    if isinstance(truth, (list, tuple, dict)):
+        return describe(truth, "").split(", ")[0]
+    return describe_answer(truth, split_choices(row)[1])
 
 
 def _confidence_of(row: Row, store: RegionStore | None) -> str:

@@ -13,6 +13,8 @@ from visling.analysis.encoding import EncodedRow, NamedRegion
 from visling.analysis.examples import Row
 from visling.analysis.relevance import Scores, explain
 
+_SAME_CORNER = 0.51
+"""Pixels by which corners of a box may differ after they went through unit coordinates."""
 _TOGETHER = 8
 """Examples of a batch."""
 
@@ -57,6 +59,15 @@ class LookedAt:
     def heaviest(self, most: int = 3) -> list[WeighedRegion]:
         """Regions that the answer takes most from, those that it takes nothing from left out."""
         return sorted((one for one in self.regions if one.weight > 0), key=lambda one: -one.weight)[:most]
+
+    def name_box(self, box: Sequence[float]) -> str | None:
+        """Name of the region of the first image that has these corners; None if there is none."""
+        for region in (one.region for one in self.regions):
+            if region.box is None or region.image != 0:
+                continue
+            if max(abs(a - b) for a, b in zip(region.box, box, strict=True)) <= _SAME_CORNER:
+                return region.name
+        return None
 
     def weigh_boxes(self, boxes: Sequence[Sequence[float]], image: int) -> list[float]:
         """Weight of each box of an image of the example; of one that the model does not read, 0."""

@@ -152,6 +152,7 @@ align-items: start; }
 break-inside: avoid; }
 .card.right { border-color: var(--good); } .card.wrong { border-color: var(--bad); }
 .card img { display: block; width: 100%; height: auto; background: #fff; }
+.card img + img { border-top: 8px solid var(--rule); }
 .none { margin: 0; padding: 2rem 1rem; text-align: center; color: var(--soft); font-style: italic; \
 overflow-wrap: anywhere; }
 .words { padding: .6rem .9rem .9rem; overflow-wrap: anywhere; } .words p { margin: .2rem 0; }

@@ -13,13 +13,15 @@ from visling.analysis.ask_again import AskAgain
 from visling.analysis.drawing import draw_regions, encode_picture
 from visling.analysis.examples import (
     Row,
-    describe,
+    describe_answer,
     find_image_files,
     find_regions,
     is_right,
+    list_boxes,
     list_candidates,
     list_images,
     sample_evenly,
+    split_choices,
 )
 from visling.analysis.looked_at import LookedAt, look_again
 from visling.analysis.page import escape
@@ -125,8 +127,9 @@ def _render_card(row: Row, images: Mapping[str, Path], store: RegionStore | None
     kind = f'<span class="kind">{escape(row["type"])}</span>' if row.get("type") else ""
     confidence = as_number(row.get("confidence"))
     sure = "" if confidence is None else f" <small>{100 * confidence:.0f} %</small>"
+    text, choices = split_choices(row)
     bars = []
-    for answer, share in list_candidates(row, 4):
+    for answer, share in _name_candidates(row, choices, look):
         length = min(max(100 * share, 0.0), 100.0)
         bars.append(
             f"<li><span>{escape(answer)}</span>"
@@ -135,11 +138,21 @@ def _render_card(row: Row, images: Mapping[str, Path], store: RegionStore | None
     return (
         f'<article class="card {colour}">{shown}<div class="words">'
         f'<p class="tags"><span class="sign">{sign}{partly}</span>{kind}</p>'
-        f'<p class="question">{_render_words(describe(row.get("text"), "(no text)"), look)}</p>'
-        f"<p>Model: <strong>{escape(describe(row.get('prediction'), 'nothing'))}</strong>{sure}<br>"
-        f"Truth: <strong>{escape(describe(row.get('truth')))}</strong></p>"
+        f'<p class="question">{_render_words(text, look)}</p>'
+        f"<p>Model: <strong>{escape(describe_answer(row.get('prediction'), choices) or 'nothing')}</strong>{sure}<br>"
+        f"Truth: <strong>{escape(describe_answer(row.get('truth'), choices) or 'not given')}</strong></p>"
         f'<ul class="bars">{"".join(bars)}</ul>{_render_heaviest(look)}</div></article>'
     )
+
+
+def _name_candidates(row: Row, choices: Sequence[str], look: LookedAt | None) -> list[tuple[str, float]]:
+    """The best answers in words; a region by its name, where the model was asked again."""
+    named = []
+    boxes = list_boxes(row.get("boxes"))
+    for place, (answer, share) in enumerate(list_candidates(row, 4)):
+        region = look.name_box(boxes[place]) if look is not None and place < len(boxes) else None
+        named.append((region or describe_answer(answer, choices), share))
+    return named
 
 
 def _render_words(text: str, look: LookedAt | None) -> str:

@@ -127,11 +127,12 @@ def _choose_captions(
 def _render_head(
     split: str, captions: Captions, before: RankedImages, after: RankedImages, ranks: NDArray[np.int64]
 ) -> str:
+    images = "image" if len(captions.images) == 1 else "images"
     zero_shot = ", by the matching head of its pre-training, without any fine-tuning" if before.zero_shot else ""
     tables = "".join(_render_scores(of, title, captions, before, after) for of, title in _DIRECTIONS.items())
     return (
         f"<header><h1>Caption retrieval on {escape(split)}: before and after fine-tuning</h1>"
-        f"<p>{len(captions.texts):,} captions, {len(captions.images):,} images. Before: "
+        f"<p>{len(captions.texts):,} captions, {len(captions.images):,} {images}. Before: "
         f"<code>{escape(before.name)}</code>{zero_shot}. After: "
         f'<code>{escape(after.name)}</code>.</p></header><div class="tables">{tables}{_render_moves(ranks)}</div>'
     )

@@ -196,13 +196,16 @@ def _write_rankings(
 ) -> Path:
     """Rank by both models, then write the page."""
     from visling.analysis.retrieval_gallery import Captions, write_retrieval_gallery
-    from visling.runs.evaluate import read_run_json
-    from visling.runs.retrieve import retrieve
+    from visling.pretrained.folder import read_model_folder
+    from visling.runs.examples import read_run_json
+    from visling.runs.retrieve import retrieval_model, retrieve
 
     known = read_run_json(run)
     data = data if data is not None else Path(known["data"][0])
     store = store if store is not None else Path(known.get("valid_store") or known["store"])
     images = images if images is not None else Path(known["images"])
+    for model in (before, run):  # both, before the first is ranked for minutes
+        retrieval_model(read_model_folder(model))
     claim_folder(out)
     found = []
     for model in (before, run):

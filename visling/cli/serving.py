@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import webbrowser
 from importlib import util
 from pathlib import Path
@@ -85,6 +86,7 @@ def serve(
     from visling.serve.examples import find_scenes, gallery_of
     from visling.serve.pictures import Pictures
     from visling.serve.runs import load_runs
+    from visling.serve.service import Service
     from visling.serve.settings import ServeSettings
 
     private = listen.is_loopback(host) and not allow_host
@@ -113,9 +115,10 @@ def serve(
         def say_ready() -> None:
             print(f"Serving {', '.join(model.name for model in models)} on {address} (Ctrl-C stops)", flush=True)
             if open_:
-                webbrowser.open(address)
+                threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some block
 
-        listen.serve(create_app(models, pictures, settings, None if examples else scenes), listening, say_ready)
+        service = Service(models, pictures, settings, None if examples else scenes)
+        listen.serve(create_app(service), listening, say_ready)
     print("Stopped.", file=sys.stderr)
 
 

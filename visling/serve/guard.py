@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
@@ -12,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from visling.serve.settings import ServeSettings
@@ -130,9 +131,9 @@ class Guard:
         return f"the request is larger than {self._most_bytes(scope):,} bytes.{mend}"
 
 
-def say(text: str, status: int, **headers: str) -> JSONResponse:
-    """An error as every client gets it."""
-    return JSONResponse({"error": text}, status, headers=headers)
+def say(text: str, status: int, **headers: str) -> Response:
+    """An error as every client gets it; in ASCII, since it may quote what is no text at all."""
+    return Response(json.dumps({"error": text}), status, headers=headers, media_type="application/json")
 
 
 def _without_port(host: str) -> str:

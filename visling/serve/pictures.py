@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
+
 from visling.errors import DataError
 from visling.serve.cache import ByteCache
 from visling.serve.settings import ServeSettings
 from visling.vision.image_files import is_image_name
-from visling.vision.images import decode_image, read_header
+from visling.vision.images import decode_image, fit, read_header
 
 MEDIA_TYPES: Mapping[str, str] = {
     "JPEG": "image/jpeg",
@@ -34,6 +36,12 @@ MEDIA_TYPES: Mapping[str, str] = {
 files should not reach."""
 
 
+_SHOWN = frozenset({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "AVIF"})
+"""Those of them that browsers show."""
+_DRAWN = frozenset({"PNG", "GIF", "BMP", "TIFF", "PPM"})
+"""Formats without losses: a smaller picture has none either, beyond its size."""
+
+
 class UnknownPicture(DataError):
     """No picture has this id, or it is no longer held."""
 
@@ -45,7 +53,7 @@ class Content:
     data: bytes
     format: str
     size: tuple[int, int]
-    """Width and height in pixels, as stored."""
+    """Width and height in pixels, see `Header`."""
 
     @property
     def media_type(self) -> str:
@@ -61,7 +69,7 @@ class Example:
     path: Path
     """Without links."""
     size: tuple[int, int]
-    """Width and height in pixels, as stored."""
+    """Width and height in pixels, see `Header`."""
     searched: bool
     """Whether it is of the folder that is searched by a caption; else it belongs to an offered question only."""
 
@@ -119,6 +127,23 @@ class Pictures:
         if content is None:
             raise UnknownPicture(f"no image {name!r} is held: uploads are dropped after a while. Upload it again.")
         return content
+
+    def shrink(self, name: str, side: int) -> Content:
+        """An example that a page can show in little space: no side is longer than this, and every browser knows its
+        format; as it is if that is so already.
+
+        Raises:
+            DataError: there is none of this id, or it is damaged.
+        """
+        content = self.find(name)
+        if max(content.size) <= side and content.format in _SHOWN:
+            return content
+        pixels = decode_image(BytesIO(content.data), name).pixels
+        small = Image.fromarray(fit(pixels, min(side, max(pixels.shape[:2]))))
+        file = BytesIO()
+        form = "PNG" if content.format in _DRAWN else "JPEG"
+        small.save(file, form, quality=85)
+        return Content(file.getvalue(), form, small.size)
 
     def count_pixels(self, name: str) -> int:
         """Pixels of an upload or of an example.

@@ -28,8 +28,8 @@ def load_runs(
     """
     models = []
     for run, name in zip(runs, name_runs(runs), strict=True):
-        several = list(api.from_pretrained(run, offline=offline).tasks) if Path(run).exists() else []
-        for task in several or [None]:
+        tasks: list[str | None] = [*api.from_pretrained(run, offline=offline).tasks] if Path(run).exists() else []
+        for task in tasks or [None]:
             model = api.load(
                 run, task=task, detector=detector, other_features=other_features, device=device, offline=offline,
                 report=report,

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from visling.errors import DataError
@@ -56,7 +56,7 @@ class Header:
     format: str
     """As Pillow names it: "JPEG", "PNG"."""
     size: tuple[int, int]
-    """Width and height in pixels as stored, before the picture is turned upright."""
+    """Width and height in pixels, upright; as stored where the orientation may follow the pixels (PNG)."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -103,7 +103,8 @@ def read_header(source: Path | BytesIO, name: str = "") -> Header:
     """
     try:
         with _QUIET, _open(source) as content, Image.open(content) as file:
-            return Header(file.format or "", file.size)
+            width, height = file.size
+            return Header(file.format or "", (height, width) if _lies_on_its_side(file) else (width, height))
     except FileNotFoundError as error:
         raise DataError(f"no image {source}. Check the folder and the file name.") from error
     except Exception as error:  # as in `decode_image`
@@ -201,6 +202,16 @@ def _turn_upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
         return image
+
+
+def _lies_on_its_side(file: Image.Image) -> bool:
+    """Whether turning a file's picture upright exchanges width and height, as far as its beginning tells."""
+    # TIFF files have their upright size already; of other formats Pillow decodes the picture to answer.
+    if file.format not in ("JPEG", "MPO", "WEBP"):
+        return False
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
+        return bool(file.getexif().get(ExifTags.Base.Orientation, 1) >= 5)
+    return False
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:

@@ -23,11 +23,19 @@
     text_to_regions: { from: "words", to: "regions", label: "words → boxes", says: "this word looks at these boxes" },
     regions_to_text: { from: "regions", to: "words", label: "boxes → words", says: "this box looks at these words" },
     text_to_text: { from: "words", to: "words", label: "words → words", says: "this word looks at these words" },
-    regions_to_regions: { from: "regions", to: "regions", label: "boxes → boxes", says: "this box looks at these boxes" },
+    regions_to_regions: {
+      from: "regions",
+      to: "regions",
+      label: "boxes → boxes",
+      says: "this box looks at these boxes",
+    },
   };
 
   const METHODS = {
-    relevance: { name: "Relevance", says: "attention weighted by its gradient through all layers (Chefer et al. 2021)" },
+    relevance: {
+      name: "Relevance",
+      says: "attention weighted by its gradient through all layers (Chefer et al. 2021)",
+    },
     attention_gradient: { name: "Attention × gradient", says: "of the last layer" },
     input_gradient: { name: "Input × gradient", says: "signed: what spoke for the answer, and what against it" },
     rollout: { name: "Attention rollout", says: "attention multiplied through the layers; the same for every answer" },
@@ -62,6 +70,7 @@
   const MOST_LINES = 40;
   const MOST_BARS = 5; // answers shown before "more"
   const ATTENTION_NOTE = "Attention is not an explanation: it shows where heads look, not what decided the answer.";
+  const HEADS_HINT = "Click a head to see it on the picture; Shift adds heads.";
   const LABEL_FONT = "600 12px system-ui, sans-serif";
 
   // ---------------------------------------------------------------------------------------------- small tools
@@ -102,7 +111,11 @@
 
   /** "layers.0" -> "layer 0", "co_attention_layers.1" -> "co-attention layer 1". */
   function nameLayer(name) {
-    return name.replace("co_attention", "co-attention").replace(/_?layers\b/, " layer").replaceAll(".", " ").trim();
+    return name
+      .replace("co_attention", "co-attention")
+      .replace(/_?layers\b/, " layer")
+      .replaceAll(".", " ")
+      .trim();
   }
 
   const ruler = document.createElement("canvas").getContext("2d");
@@ -172,8 +185,10 @@
 
     /** The ink that is easier to read on a strength. */
     ink(strength) {
-      const [r, g, b] = this.rgb(strength).map((v) => (v / 255 <= 0.04045 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-      return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#14171c" : "#ffffff";
+      const [r, g, b] = this.rgb(strength).map((v) =>
+        v / 255 <= 0.04045 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4,
+      );
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
     }
 
     hue(value) {
@@ -235,8 +250,13 @@
     units(row, pieces) {
       return this.doc.rows[row].words.flatMap((word, number) =>
         pieces && word.tokens.length > 1
-          ? word.tokens.map((token, k) => ({ text: word.pieces[k], tokens: [token], special: word.special, word: number }))
-          : [{ text: word.text, tokens: word.tokens, special: word.special, word: number }]
+          ? word.tokens.map((token, k) => ({
+              text: word.pieces[k],
+              tokens: [token],
+              special: word.special,
+              word: number,
+            }))
+          : [{ text: word.text, tokens: word.tokens, special: word.special, word: number }],
       );
     }
 
@@ -300,7 +320,7 @@
       if (backwards) {
         const columns = groups[to][selection.index];
         values[from] = groups[from].map(
-          (rows) => sum(rows, (m) => sum(columns, (n) => map.weights[m * map.to + n])) / rows.length
+          (rows) => sum(rows, (m) => sum(columns, (n) => map.weights[m * map.to + n])) / rows.length,
         );
         return values;
       }
@@ -309,7 +329,7 @@
           ? groups[from][selection.index]
           : groups[from].flatMap((tokens, n) => (special[from][n] ? [] : tokens));
       values[to] = groups[to].map((columns) =>
-        rows.length ? sum(rows, (m) => sum(columns, (n) => map.weights[m * map.to + n])) / rows.length : 0
+        rows.length ? sum(rows, (m) => sum(columns, (n) => map.weights[m * map.to + n])) / rows.length : 0,
       );
       return values;
     }
@@ -340,18 +360,16 @@
       };
     }
 
-    /** Largest size of what is no special token, over all answers of a method. */
-    reach(method, evidence) {
-      const key = `${method} ${evidence}`;
+    /** Largest size of what is no special token, over all rows, of a method's scores for an answer. The scores of
+     *  another answer would not do: those of one that is nearly certain are a hundredth of the others'. */
+    reach(method, answer, evidence) {
+      const key = `${method} ${answer} ${evidence}`;
       if (!this.largest.has(key)) {
-        let most = 0;
-        this.doc.rows.forEach((row, number) => {
+        const sizes = this.doc.rows.map((row, number) => {
           const units = this.units(number, false);
-          this.doc.answers.forEach((_, answer) => {
-            most = Math.max(most, largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions));
-          });
+          return largest(this.scoresOf(number, method, answer, units, evidence), units, row.regions);
         });
-        this.largest.set(key, most);
+        this.largest.set(key, Math.max(...sizes));
       }
       return this.largest.get(key);
     }
@@ -400,7 +418,11 @@
     }
 
     choose(name, label, options, visible) {
-      const select = make("select", {}, ...options.map(([value, text]) => make("option", { value, textContent: text })));
+      const select = make(
+        "select",
+        {},
+        ...options.map(([value, text]) => make("option", { value, textContent: text })),
+      );
       select.addEventListener("change", () => {
         const value = select.value === "" ? null : name === "row" ? +select.value : select.value;
         this.controller.set({ [name]: value });
@@ -411,11 +433,17 @@
 
     segments(name, label, options, visible) {
       const buttons = options.map(([value, text, says]) =>
-        make("button", { type: "button", textContent: text, title: says ?? "", onclick: () => this.controller.set({ [name]: value }) })
+        make("button", {
+          type: "button",
+          textContent: text,
+          title: says ?? "",
+          onclick: () => this.controller.set({ [name]: value }),
+        }),
       );
       const group = make("div", { className: "vl-segments", role: "group", "aria-label": label }, ...buttons);
       const field = make("div", { className: "vl-field" }, make("span", { textContent: label }), group);
-      const update = (state) => buttons.forEach((button, n) => button.setAttribute("aria-pressed", state[name] === options[n][0]));
+      const update = (state) =>
+        buttons.forEach((button, n) => button.setAttribute("aria-pressed", state[name] === options[n][0]));
       return this.bind(field, update, visible);
     }
 
@@ -436,10 +464,15 @@
       const field = make("label", { className: "vl-field" }, make("span", { textContent: label }), select);
       const update = (state) => {
         const layers = this.controller.sources[0].layers(0, state.direction);
-        const names = place ? range(Math.max(0, ...layers.map((layer) => layer.directions[state.direction].heads))) : layers.map((layer) => nameLayer(layer.name));
+        const names = place
+          ? range(Math.max(0, ...layers.map((layer) => layer.directions[state.direction].heads)))
+          : layers.map((layer) => nameLayer(layer.name));
         const key = names.join();
         if (key !== select.dataset.names) {
-          select.replaceChildren(make("option", { value: "*", textContent: "all" }), ...names.map((name, n) => make("option", { value: String(n), textContent: name })));
+          select.replaceChildren(
+            make("option", { value: "*", textContent: "all" }),
+            ...names.map((name, n) => make("option", { value: String(n), textContent: name })),
+          );
           select.dataset.names = key;
         }
         select.value = this.cellParts()[place];
@@ -516,7 +549,9 @@
       this.last = [values, look];
       if (!this.width) return;
       const order = values ? rank(values, (n) => this.block.row.regions[n].special) : [];
-      const strongest = order.slice(0, MOST_FILLED).filter((n) => Math.abs(values[n]) >= NAMED * Math.abs(values[order[0]]));
+      const strongest = order
+        .slice(0, MOST_FILLED)
+        .filter((n) => Math.abs(values[n]) >= NAMED * Math.abs(values[order[0]]));
       const filled = new Set(strongest);
       for (const box of this.boxes) {
         const value = values ? values[box.index] : 0;
@@ -566,13 +601,20 @@
         const fill = this.block.view.palette.boxHue(values ? values[index] : 0);
         labels.push(
           draw("rect", { x: spot[0], y: spot[1], width: label.width, height: 19, rx: 4, fill }),
-          draw("text", { x: spot[0] + 6, y: spot[1] + 13.5, fill: "#ffffff" }, label.text)
+          draw("text", { x: spot[0] + 6, y: spot[1] + 13.5, fill: "#ffffff" }, label.text),
         );
       }
       for (const { box, name } of look.marks.filter((mark) => mark.image === this.number)) {
         const [x1, y1, x2, y2] = box.map((corner) => corner * this.zoom);
         labels.unshift(
-          draw("rect", { class: `vl-mark vl-mark-${name}`, x: x1 - 3, y: y1 - 3, width: x2 - x1 + 6, height: y2 - y1 + 6, rx: 3 })
+          draw("rect", {
+            class: `vl-mark vl-mark-${name}`,
+            x: x1 - 3,
+            y: y1 - 3,
+            width: x2 - x1 + 6,
+            height: y2 - y1 + 6,
+            rx: 3,
+          }),
         );
       }
       this.labels.replaceChildren(...labels);
@@ -586,11 +628,19 @@
       return { text, width: Math.ceil(measure(text, LABEL_FONT)) + 12 };
     }
 
-    /** The corner next to a box at which a label hides the fewest labels; null if it would hide one for the most part. */
+    /** The corner next to a box at which a label hides least of other labels; null if it would hide much of one. */
     findSpot([x1, y1, x2, y2], width, height, placed) {
       const corners = [
-        [x1, y1 - height], [x1, y2], [x2 - width, y1 - height], [x2 - width, y2], [x1, y1], [x2, y1], [x1 - width, y1],
-        [x2, y2 - height], [x1 - width, y2 - height], [x1, y2 - height],
+        [x1, y1 - height],
+        [x1, y2],
+        [x2 - width, y1 - height],
+        [x2 - width, y2],
+        [x1, y1],
+        [x2, y1],
+        [x1 - width, y1],
+        [x2, y2 - height],
+        [x1 - width, y2 - height],
+        [x1, y2 - height],
       ];
       let best = null;
       let least = 0.4;
@@ -638,6 +688,17 @@
     }
   }
 
+  /** A line between two points that leaves each towards another point, as strong as its weight. */
+  function drawCurve(a, b, strength, look) {
+    return draw("path", {
+      d: `M${a.at} C${a.towards} ${b.towards} ${b.at}`,
+      fill: "none",
+      "stroke-width": 1 + 3 * strength,
+      "stroke-opacity": 0.15 + 0.85 * strength,
+      ...look,
+    });
+  }
+
   const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1);
 
   function overlap(a, b) {
@@ -670,21 +731,27 @@
       this.element = make(
         "section",
         { className: "vl-block", "data-row": number },
-        make("div", { className: "vl-pictures" }, ...(this.pictures.length ? this.pictures.map((p) => p.element) : [this.explainNoPicture()])),
+        make(
+          "div",
+          { className: "vl-pictures" },
+          ...(this.pictures.length ? this.pictures.map((p) => p.element) : [this.explainNoPicture()]),
+        ),
         make("div", { className: "vl-side" }, this.buildWords(), this.buildList()),
-        this.lines
+        this.lines,
       );
     }
 
     explainNoPicture() {
       const blind = !this.source.doc.images.length;
-      const text = blind ? "This run reads the words alone: there is no picture side." : "The detector found no region.";
+      const text = blind
+        ? "This run reads the words alone: there is no picture side."
+        : "The detector found no region.";
       const image = this.source.doc.images[0];
       return make(
         "div",
         { className: "vl-none" },
         image ? make("img", { src: image.src, alt: "The picture, without regions" }) : null,
-        make("p", { textContent: text })
+        make("p", { textContent: text }),
       );
     }
 
@@ -692,10 +759,16 @@
       this.words = this.units.map((unit, index) =>
         make(
           "button",
-          { type: "button", className: unit.special ? "vl-word vl-special" : "vl-word", "data-kind": "words", "data-index": index, tabIndex: -1 },
+          {
+            type: "button",
+            className: unit.special ? "vl-word vl-special" : "vl-word",
+            "data-kind": "words",
+            "data-index": index,
+            tabIndex: -1,
+          },
           make("span", { textContent: unit.text }),
-          make("small", {})
-        )
+          make("small", {}),
+        ),
       );
       const plain = this.words.filter((_, n) => !this.units[n].special);
       const apart = this.words.filter((_, n) => this.units[n].special);
@@ -706,7 +779,7 @@
         { className: "vl-words", role: "group", "aria-label": "Words" },
         label,
         make("div", { className: "vl-sentence" }, ...plain),
-        apart.length ? make("div", { className: "vl-apart" }, make("span", { textContent: "apart" }), ...apart) : null
+        apart.length ? make("div", { className: "vl-apart" }, make("span", { textContent: "apart" }), ...apart) : null,
       );
     }
 
@@ -715,14 +788,24 @@
         const bar = make("span", { className: "vl-bar" }, make("i", {}));
         return make(
           "button",
-          { type: "button", className: region.special ? "vl-item vl-special" : "vl-item", "data-kind": "regions", "data-index": index, tabIndex: -1 },
+          {
+            type: "button",
+            className: region.special ? "vl-item vl-special" : "vl-item",
+            "data-kind": "regions",
+            "data-index": index,
+            tabIndex: -1,
+          },
           make("span", { className: "vl-name", textContent: region.name }),
           bar,
-          make("span", { className: "vl-number" })
+          make("span", { className: "vl-number" }),
         );
       });
       if (this.items.length) this.items[0].tabIndex = 0;
-      this.list = make("div", { className: "vl-list", role: "group", "aria-label": "Boxes, strongest first" }, ...this.items);
+      this.list = make(
+        "div",
+        { className: "vl-list", role: "group", "aria-label": "Boxes, strongest first" },
+        ...this.items,
+      );
       return this.list;
     }
 
@@ -785,8 +868,8 @@
         element.setAttribute("aria-pressed", n === locked);
       });
       // Rows do not move under the pointer or away from the keyboard's focus.
-      if (this.list.matches(":hover") || this.list.contains(document.activeElement)) return;
-      const order = values ? this.sort(values) : this.items.map((_, n) => n);
+      if (!values || this.list.matches(":hover") || this.list.contains(document.activeElement)) return;
+      const order = this.sort(values);
       if (order.some((n, place) => this.list.children[place] !== this.items[n])) {
         this.list.replaceChildren(...order.map((n) => this.items[n]));
         this.items.forEach((item, n) => (item.tabIndex = n === order[0] ? 0 : -1));
@@ -796,7 +879,9 @@
     /** Regions by value, what is no detected region behind them. */
     sort(values) {
       const { regions } = this.row;
-      return values.map((_, n) => n).sort((a, b) => regions[a].special - regions[b].special || values[b] - values[a] || a - b);
+      return values
+        .map((_, n) => n)
+        .sort((a, b) => regions[a].special - regions[b].special || values[b] - values[a] || a - b);
     }
 
     /** The chosen heads as lines: of what is selected, or the strongest of all. */
@@ -813,9 +898,8 @@
         const b = this.anchor(to, end, frame, from === to);
         if (!a || !b) continue;
         const strength = clamp(weight / scale, 0, 1);
-        const path = `M${a.at} C${a.towards} ${b.towards} ${b.at}`;
-        const look = { d: path, "stroke-width": 1 + 3 * strength, "stroke-opacity": 0.15 + 0.85 * strength };
-        paths.push(draw("path", { ...look, class: "vl-line-halo" }), draw("path", { ...look, stroke: this.view.palette.boxHue(1) }));
+        const hue = this.view.palette.boxHue(1);
+        paths.push(drawCurve(a, b, strength, { class: "vl-line-halo" }), drawCurve(a, b, strength, { stroke: hue }));
       }
       return this.lines.replaceChildren(...paths);
     }
@@ -832,17 +916,22 @@
       groups[from].forEach((rows, start) => {
         groups[to].forEach((columns, end) => {
           const chosen = selection
-            ? (selection.kind === from && selection.index === start) || (selection.kind === to && from !== to && selection.index === end)
+            ? (selection.kind === from && selection.index === start) ||
+              (selection.kind === to && from !== to && selection.index === end)
             : !special[from][start].special && !special[to][end].special;
           if (!chosen || (from === to && start === end)) return;
-          found.push({ start, end, weight: sum(rows, (m) => sum(columns, (n) => map.weights[m * map.to + n])) / rows.length });
+          found.push({
+            start,
+            end,
+            weight: sum(rows, (m) => sum(columns, (n) => map.weights[m * map.to + n])) / rows.length,
+          });
         });
       });
       return found.filter(({ weight }) => weight > 0).sort((a, b) => b.weight - a.weight);
     }
 
-    /** Where a line starts or ends, from the corner of this block, and the point towards which it leaves: words are left
-     * towards the picture, and both ends of a line among words or boxes upwards. */
+    /** Where a line starts or ends, from the corner of this block, and the point towards which it leaves: words are
+     * left towards the picture, and both ends of a line among words or boxes upwards. */
     anchor(kind, index, frame, within) {
       if (kind === "words") {
         const box = this.words[index].getBoundingClientRect();
@@ -883,7 +972,13 @@
       this.list = make("div", { className: "vl-answers", role: "group", "aria-label": this.title }, ...this.bars);
       this.more = make("button", { type: "button", className: "vl-more", onclick: () => this.toggleMore() });
       this.without = make("p", { className: "vl-without" });
-      this.element = make("section", { className: "vl-answer-part" }, this.list, answers.length > MOST_BARS ? this.more : null, this.without);
+      this.element = make(
+        "section",
+        { className: "vl-answer-part" },
+        this.list,
+        answers.length > MOST_BARS ? this.more : null,
+        this.without,
+      );
       this.open = true;
       this.toggleMore();
     }
@@ -898,9 +993,14 @@
       const bar = make(
         "button",
         { type: "button", className: "vl-answer", title: "Show what this answer rests on", "data-answer": n },
-        make("span", { className: "vl-name" }, answer.text, make("b", { className: `vl-truth-${answer.truth}`, textContent: signs[answer.truth] ?? "" })),
+        make(
+          "span",
+          { className: "vl-name" },
+          answer.text,
+          make("b", { className: `vl-truth-${answer.truth}`, textContent: signs[answer.truth] ?? "" }),
+        ),
         make("span", { className: "vl-bar" }, make("i", {}), make("em", {})),
-        make("span", { className: "vl-number", textContent: percent(sure) })
+        make("span", { className: "vl-number", textContent: percent(sure) }),
       );
       bar.children[1].firstChild.style.width = `${100 * clamp(sure, 0, 1)}%`;
       return bar;
@@ -926,7 +1026,9 @@
         bar.classList.toggle("vl-versus", n === versus);
         bar.setAttribute("aria-pressed", n === chosen);
         const mark = bar.children[1].lastChild;
-        const old = before ? before.answers.find((answer) => answer.text === doc.answers[n].text)?.probability ?? 0 : null;
+        const old = before
+          ? (before.answers.find((answer) => answer.text === doc.answers[n].text)?.probability ?? 0)
+          : null;
         const changed = selection ? this.changed(selection) : null;
         const share = changed ? changed.values[n] : old;
         mark.hidden = share === null;
@@ -977,10 +1079,10 @@
           "div",
           { className: "vl-menus" },
           this.menus.choose("quantity", "Colour", quantities),
-          this.menus.check("multiples", "thumbnails of every head")
+          this.menus.check("multiples", "thumbnails of every head"),
         ),
         make("div", { className: "vl-wide" }, this.table),
-        this.about
+        this.about,
       );
       this.table.addEventListener("click", (event) => {
         const cell = event.target.closest("button[data-cells]");
@@ -1008,7 +1110,13 @@
       this.menus.paint(state);
       const layers = this.source.layers(row, state.direction);
       const look = [row, state.direction, state.multiples, this.controller.theme].join();
-      const key = [look, state.show, state.cells, state.quantity, state.quantity === "selected" && JSON.stringify(selection)].join();
+      const key = [
+        look,
+        state.show,
+        state.cells,
+        state.quantity,
+        state.quantity === "selected" && JSON.stringify(selection),
+      ].join();
       if (key === this.painted) return;
       this.painted = key;
       if (look !== this.built) this.build(row, layers);
@@ -1037,7 +1145,7 @@
       });
       const what = QUANTITIES[state.quantity] ?? state.quantity;
       this.about.textContent = layers.length
-        ? `${DIRECTIONS[state.direction].label}. Colour: ${what}, 0 to ${format(most)}. Click a head to see it on the picture; Shift adds heads.`
+        ? `${DIRECTIONS[state.direction].label}. Colour: ${what}, 0 to ${format(most)}. ${HEADS_HINT}`
         : `This model has no maps of ${DIRECTIONS[state.direction].label}.`;
     }
 
@@ -1045,7 +1153,8 @@
       this.cells = [];
       const { direction, multiples } = this.controller.state;
       const heads = Math.max(0, ...layers.map((layer) => layer.directions[direction].heads));
-      const button = (cells, text) => make("button", { type: "button", className: "vl-cell", "data-cells": cells, textContent: text, tabIndex: -1 });
+      const button = (cells, text) =>
+        make("button", { type: "button", className: "vl-cell", "data-cells": cells, textContent: text, tabIndex: -1 });
       const head = make("tr", {}, make("th", {}, button("all", "all")));
       for (let h = 0; h < heads; h++) head.append(make("th", { scope: "col" }, button(`*.${h}`, `${h}`)));
       head.append(make("th", { scope: "col", textContent: "mean" }));
@@ -1105,14 +1214,19 @@
     weightAt(row, part, head, selection) {
       if (!selection || selection.row !== row) return 0;
       const { from, to } = DIRECTIONS[this.controller.state.direction];
-      const tokens = selection.kind === "words" ? this.view.block(row).units[selection.index].tokens : [selection.index];
-      const inside = (m, n) => (selection.kind === from && tokens.includes(m)) || (from !== to && selection.kind === to && tokens.includes(n));
+      const tokens =
+        selection.kind === "words" ? this.view.block(row).units[selection.index].tokens : [selection.index];
+      const inside = (m, n) =>
+        (selection.kind === from && tokens.includes(m)) || (from !== to && selection.kind === to && tokens.includes(n));
       return this.largestOf(row, part, head, inside);
     }
 
     largestOf(row, part, head, inside) {
       const { from, to } = DIRECTIONS[this.controller.state.direction];
-      const special = { words: specialTokens(this.source.doc.rows[row]), regions: this.source.doc.rows[row].regions.map((one) => one.special) };
+      const special = {
+        words: specialTokens(this.source.doc.rows[row]),
+        regions: this.source.doc.rows[row].regions.map((one) => one.special),
+      };
       const bytes = this.source.decode(part);
       let most = 0;
       for (let m = 0; m < part.from; m++) {
@@ -1158,13 +1272,21 @@
       this.removal = view.source.doc.removal;
       this.chart = make("div", { className: "vl-charts" });
       this.about = make("p", { className: "vl-small" });
-      this.element = make("section", { className: "vl-panel" }, make("h3", { textContent: "Does it matter? Parts taken away" }), this.chart, this.about);
+      this.element = make(
+        "section",
+        { className: "vl-panel" },
+        make("h3", { textContent: "Does it matter? Parts taken away" }),
+        this.chart,
+        this.about,
+      );
       this.element.hidden = !this.removal;
     }
 
     /** The curve of a part, method and order. */
     find(part, method, order) {
-      return this.removal?.curves.find((curve) => curve.part === part && curve.method === method && curve.order === order);
+      return this.removal?.curves.find(
+        (curve) => curve.part === part && curve.method === method && curve.order === order,
+      );
     }
 
     /** Areas of the shown method with the baselines, in words; "" where there is no curve. */
@@ -1178,7 +1300,9 @@
         .filter(([, curve]) => curve)
         .map(([name, curve]) => `${name} ${curve.area.toFixed(2)}`);
       const what = part === "regions" ? "boxes" : "words";
-      return areas.length ? `Removal of the strongest ${what} first, area under the curve (lower is better): ${areas.join(", ")}.` : "";
+      return areas.length
+        ? `Removal of the strongest ${what} first, area under the curve (lower is better): ${areas.join(", ")}.`
+        : "";
     }
 
     paint() {
@@ -1199,7 +1323,9 @@
       const lines = [
         [`${METHODS[method].name}, strongest first`, "vl-most", this.find(part, method, "most_first")],
         [`${METHODS[method].name}, weakest first`, "vl-least", this.find(part, method, "least_first")],
-        method === "raw_attention" ? null : ["Raw attention, strongest first", "vl-raw", this.find(part, "raw_attention", "most_first")],
+        method === "raw_attention"
+          ? null
+          : ["Raw attention, strongest first", "vl-raw", this.find(part, "raw_attention", "most_first")],
         ["Random order", "vl-random", this.find(part, "random", "random")],
       ].filter((line) => line?.[2]);
       if (!lines.length) return null;
@@ -1219,7 +1345,15 @@
       }
       const label = `${what}: ${lines.map(([name, , curve]) => `${name}, area ${curve.area.toFixed(2)}`).join("; ")}`;
       const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...marks);
-      const legend = lines.map(([name, look, curve]) => make("li", { className: look }, make("i", {}), make("span", { textContent: name }), make("b", { textContent: curve.area.toFixed(2) })));
+      const legend = lines.map(([name, look, curve]) =>
+        make(
+          "li",
+          { className: look },
+          make("i", {}),
+          make("span", { textContent: name }),
+          make("b", { textContent: curve.area.toFixed(2) }),
+        ),
+      );
       return make("figure", { className: "vl-chart" }, svg, make("ul", {}, ...legend));
     }
   }
@@ -1235,8 +1369,6 @@
       this.source = source;
       this.before = before;
       this.edits = { row: 0, words: new Set(), regions: new Set(), boxes: [] };
-      this.body = make("div", { className: "vl-body" });
-      this.editor = controller.options.onEdit ? new Editor(this) : null;
       this.answers = new Answers(this);
       this.heads = new HeadMap(this);
       this.truth = new Truth(this);
@@ -1244,17 +1376,24 @@
       this.legend = make("div", { className: "vl-legend" });
       this.caution = make("p", { className: "vl-caution" });
       this.readout = make("p", { className: "vl-readout", role: "status", "aria-live": "polite" });
+      this.body = make("div", { className: "vl-body" });
+      this.editor = controller.options.onEdit ? new Editor(this) : null;
       const { doc } = source;
       this.element = make(
         "article",
         { className: "vl-doc", "data-document": number },
         this.buildHead(doc),
-        make("div", { className: "vl-top" }, this.answers.element, make("div", { className: "vl-says" }, this.verdict, this.readout)),
+        make(
+          "div",
+          { className: "vl-top" },
+          this.answers.element,
+          make("div", { className: "vl-says" }, this.verdict, this.readout),
+        ),
         this.legend,
         this.editor?.element ?? "",
         this.body,
         this.caution,
-        make("div", { className: "vl-panels" }, this.heads.element, this.truth.element)
+        make("div", { className: "vl-panels" }, this.heads.element, this.truth.element),
       );
     }
 
@@ -1270,7 +1409,7 @@
         { className: "vl-head" },
         several ? make("h3", { textContent: model.name }) : null,
         make("p", { className: "vl-small", textContent: several ? facts : `${model.name} · ${facts}` }),
-        notice ? make("p", { className: "vl-notice", textContent: notice }) : null
+        notice ? make("p", { className: "vl-notice", textContent: notice }) : null,
       );
     }
 
@@ -1322,8 +1461,9 @@
       ];
     }
 
-    paint(selection) {
+    paint(chosen) {
       this.rebuild();
+      const selection = chosen && this.rows.includes(chosen.row) ? chosen : null;
       let shown = null;
       for (const block of this.blocks) {
         const own = selection && selection.row === block.number ? selection : null;
@@ -1339,7 +1479,9 @@
       this.paintVerdict();
       const { show } = this.controller.state;
       const isAttention = ["attention", "raw_attention", "rollout"].includes(show);
-      this.caution.textContent = isAttention ? `${ATTENTION_NOTE} ${this.truth.sentence("raw_attention")}` : this.truth.sentence(show);
+      this.caution.textContent = isAttention
+        ? `${ATTENTION_NOTE} ${this.truth.sentence("raw_attention")}`
+        : this.truth.sentence(show);
     }
 
     /** The answer and what counted most, in one sentence; hovering does not change it. */
@@ -1355,7 +1497,12 @@
       const parts = [...this.nameAnswer(answer, strong), answer ? ` (${percent(answer.probability)})` : ""];
       if (state.show === "attention") parts.push(`. ${capitalise(this.controller.describeHeads(this))}: `);
       else if (state.versus !== null) parts.push(` and not ${state.versus}: for this spoke most `);
-      else parts.push(state.evidence === "against" && state.show === "relevance" ? ": against this spoke most " : ": what counted most was ");
+      else
+        parts.push(
+          state.evidence === "against" && state.show === "relevance"
+            ? ": against this spoke most "
+            : ": what counted most was ",
+        );
       if (region) parts.push(state.show === "attention" ? "most weight lies on " : "", strong(region));
       if (region && word) parts.push(" and ");
       if (word) parts.push(state.show === "attention" && !region ? "most weight lies on " : "the word ", strong(word));
@@ -1369,7 +1516,9 @@
       if (!answer) return [strong("No answer")];
       const region = doc.rows[0].regions[answer.region];
       if (!region) return [strong(answer.text)];
-      return doc.answers_are === "phrases" ? [strong(answer.text), " points at ", strong(region.name)] : ["points at ", strong(answer.text)];
+      return doc.answers_are === "phrases"
+        ? [strong(answer.text), " points at ", strong(region.name)]
+        : ["points at ", strong(answer.text)];
     }
 
     /** Name of the word or region with the largest value over the rows that are shown. */
@@ -1381,7 +1530,8 @@
         const special = kind === "words" ? block.units : block.row.regions;
         list?.forEach((value, n) => {
           const size = this.controller.state.evidence === "against" ? Math.abs(value) : value;
-          if (!special[n].special && size > (best?.size ?? 0)) best = { size, name: block.nameOf(kind, n), label: block.row.label };
+          if (!special[n].special && size > (best?.size ?? 0))
+            best = { size, name: block.nameOf(kind, n), label: block.row.label };
         });
       }
       if (!best) return null;
@@ -1396,8 +1546,11 @@
         const { from, to, says } = DIRECTIONS[state.direction];
         const other = kind === from ? to : from;
         const list = values[other];
-        if (!list || (kind !== from && kind !== to)) return `${quote(name)} is not part of ${DIRECTIONS[state.direction].label}.`;
-        const best = rank(list).slice(0, 3).map((n) => `${block.nameOf(other, n)} ${format(list[n])}`);
+        if (!list || (kind !== from && kind !== to))
+          return `${quote(name)} is not part of ${DIRECTIONS[state.direction].label}.`;
+        const best = rank(list)
+          .slice(0, 3)
+          .map((n) => `${block.nameOf(other, n)} ${format(list[n])}`);
         return kind === from
           ? `${quote(name)}: ${says}: ${best.join(", ")}.`
           : `${quote(name)} is looked at by ${best.join(", ")}.`;
@@ -1423,7 +1576,7 @@
         make("span", { textContent: signed ? format(-scale) : "0" }),
         bar,
         make("span", { textContent: format(scale) }),
-        make("span", { className: "vl-small", textContent: `${what}, ${range}` })
+        make("span", { className: "vl-small", textContent: `${what}, ${range}` }),
       );
     }
   }
@@ -1435,9 +1588,25 @@
     constructor(view) {
       this.view = view;
       this.cross = make("button", { type: "button", className: "vl-button", onclick: () => this.toggle() });
-      this.draw = make("button", { type: "button", className: "vl-button", textContent: "Draw a box", onclick: () => this.setDrawing(!this.drawing) });
-      this.reset = make("button", { type: "button", className: "vl-button", textContent: "Put everything back", onclick: () => this.clear() });
-      this.element = make("div", { className: "vl-editor", role: "group", "aria-label": "Change and ask again" }, this.cross, this.draw, this.reset);
+      this.draw = make("button", {
+        type: "button",
+        className: "vl-button",
+        textContent: "Draw a box",
+        onclick: () => this.setDrawing(!this.drawing),
+      });
+      this.reset = make("button", {
+        type: "button",
+        className: "vl-button",
+        textContent: "Put everything back",
+        onclick: () => this.clear(),
+      });
+      this.element = make(
+        "div",
+        { className: "vl-editor", role: "group", "aria-label": "Change and ask again" },
+        this.cross,
+        view.source.doc.images.length ? this.draw : "",
+        this.reset,
+      );
       view.body.addEventListener("pointerdown", (event) => this.start(event));
       this.setDrawing(false);
     }
@@ -1475,7 +1644,9 @@
 
     /** A box from where the pointer goes down to where it is let go. */
     start(event) {
-      const picture = this.drawing && this.view.blocks.flatMap((block) => block.pictures).find((one) => one.svg.contains(event.target));
+      const picture =
+        this.drawing &&
+        this.view.blocks.flatMap((block) => block.pictures).find((one) => one.svg.contains(event.target));
       if (!picture) return;
       event.preventDefault();
       const at = (moved) => {
@@ -1524,7 +1695,9 @@
       const gone = lock && this.view.crossed(lock.row, lock.kind).has(this.numberOf(lock));
       const name = lock && quote(this.view.block(lock.row).nameOf(lock.kind, lock.index));
       this.cross.disabled = !lock;
-      this.cross.textContent = lock ? `${gone ? "Put back" : "Take away"} ${name}` : "Click a word or a box to take it away";
+      this.cross.textContent = lock
+        ? `${gone ? "Put back" : "Take away"} ${name}`
+        : "Click a word or a box to take it away";
       this.reset.hidden = !(edits.words.size || edits.regions.size || edits.boxes.length);
     }
   }
@@ -1537,12 +1710,17 @@
       super(controller);
       const sources = controller.sources;
       const methods = Object.keys(METHODS).filter((name) => sources.some((source) => source.methods.includes(name)));
-      const directions = Object.keys(DIRECTIONS).filter((name) => sources.some((source) => source.directions.includes(name)));
+      const directions = Object.keys(DIRECTIONS).filter((name) =>
+        sources.some((source) => source.directions.includes(name)),
+      );
       const first = sources[0];
       const answers = first.doc.answers.map((answer, n) => [first.keys[n], answer.text]);
       const { rows } = first.doc;
       const attention = (state) => state.show === "attention";
-      this.show = this.choose("show", "Colours show", [...methods.map((name) => [name, METHODS[name].name]), ["attention", "Attention of heads"]]);
+      this.show = this.choose("show", "Colours show", [
+        ...methods.map((name) => [name, METHODS[name].name]),
+        ["attention", "Attention of heads"],
+      ]);
       const fields = make(
         "div",
         { className: "vl-fields", role: "group", "aria-label": "What is shown" },
@@ -1554,21 +1732,50 @@
           ? this.choose("versus", "Why not", [["", "–"], ...answers], (state) => !attention(state))
           : null,
         sources.some((source) => source.doc.against?.length)
-          ? this.segments("evidence", "Evidence", [["for", "for it"], ["against", "against it"]], (state) => state.show === "relevance")
+          ? this.segments(
+              "evidence",
+              "Evidence",
+              [
+                ["for", "for it"],
+                ["against", "against it"],
+              ],
+              (state) => state.show === "relevance",
+            )
           : null,
-        this.segments("direction", "Direction", directions.map((name) => [name, DIRECTIONS[name].label, DIRECTIONS[name].says]), attention),
+        this.segments(
+          "direction",
+          "Direction",
+          directions.map((name) => [name, DIRECTIONS[name].label, DIRECTIONS[name].says]),
+          attention,
+        ),
         this.chooseCells("Layer", 0, attention),
         this.chooseCells("Head", 1, attention),
-        this.segments("how", "Several heads", [["mean", "mean"], ["max", "maximum"]], attention),
-        this.segments("scale", "Scale", [["shared", "same everywhere"], ["view", "this view"]]),
+        this.segments(
+          "how",
+          "Several heads",
+          [
+            ["mean", "mean"],
+            ["max", "maximum"],
+          ],
+          attention,
+        ),
+        this.segments("scale", "Scale", [
+          ["shared", "same everywhere"],
+          ["view", "this view"],
+        ]),
         this.check("lines", "lines", attention),
         this.check("light", "darken the rest"),
         sources.some((source) => source.doc.rows.some((row) => row.words.some((word) => word.tokens.length > 1)))
           ? this.check("pieces", "word pieces")
-          : null
+          : null,
       );
       const wide = window.matchMedia("(min-width: 721px)").matches;
-      this.element = make("details", { className: "vl-toolbar", open: wide }, make("summary", { textContent: "What is shown" }), fields);
+      this.element = make(
+        "details",
+        { className: "vl-toolbar", open: wide },
+        make("summary", { textContent: "What is shown" }),
+        fields,
+      );
     }
   }
 
@@ -1624,7 +1831,12 @@
       const source = lock && this.sources[lock.document];
       const row = source?.doc.rows[lock.row];
       if (!row) return null;
-      const count = lock.kind === "words" ? source.units(lock.row, pieces).length : lock.kind === "regions" ? row.regions.length : 0;
+      const count =
+        lock.kind === "words"
+          ? source.units(lock.row, pieces).length
+          : lock.kind === "regions"
+            ? row.regions.length
+            : 0;
       return Number.isInteger(lock.index) && lock.index >= 0 && lock.index < count ? lock : null;
     }
 
@@ -1664,7 +1876,10 @@
       if (view.number === selection.document) return selection;
       const from = this.sources[selection.document];
       const row = Math.min(selection.row, view.source.doc.rows.length - 1);
-      const index = selection.kind === "words" ? this.matchWord(from, view.source, selection, row) : matchRegion(from, view.source, selection, row);
+      const index =
+        selection.kind === "words"
+          ? this.matchWord(from, view.source, selection, row)
+          : matchRegion(from, view.source, selection, row);
       return index < 0 ? null : { ...selection, document: view.number, row, index };
     }
 
@@ -1683,7 +1898,9 @@
       if (state.scale === "view") return largest(values, block.units, block.row.regions) || 1;
       if (state.show === "attention") return Math.max(...this.sources.map((source) => source.doc.scale)) || 1;
       const able = this.sources.filter((source) => source.methods.includes(state.show));
-      return Math.max(...able.map((source) => source.reach(state.show, state.evidence))) || 1;
+      const answers = [state.answer, ...(state.versus === null ? [] : [state.versus])];
+      const reach = (source, answer) => source.reach(state.show, source.answer(answer), state.evidence);
+      return Math.max(...able.flatMap((source) => answers.map((answer) => reach(source, answer)))) || 1;
     }
 
     /** Which heads are shown. */
@@ -1691,7 +1908,11 @@
       const { cells, how, direction } = this.state;
       const layers = view.source.layers(0, direction);
       const chosen = readCells(cells);
-      const heads = layers.flatMap((layer, l) => range(layer.directions[direction].heads).filter((h) => chosen(l, h)).map((h) => [layer, h]));
+      const heads = layers.flatMap((layer, l) =>
+        range(layer.directions[direction].heads)
+          .filter((h) => chosen(l, h))
+          .map((h) => [layer, h]),
+      );
       const all = sum(layers, (layer) => layer.directions[direction].heads);
       if (heads.length === 1) return `${nameLayer(heads[0][0].name)}, head ${heads[0][1]}`;
       const word = how === "max" ? "maximum" : "mean";
@@ -1719,9 +1940,15 @@
 
     listen() {
       const { root } = this;
-      root.addEventListener("pointerover", (event) => event.pointerType !== "touch" && this.hover(this.target(event.target)));
+      root.addEventListener(
+        "pointerover",
+        (event) => event.pointerType !== "touch" && this.hover(this.target(event.target)),
+      );
       root.addEventListener("pointerleave", () => this.hover(null));
-      root.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && this.hover(this.target(event.target)));
+      root.addEventListener(
+        "focusin",
+        (event) => event.target.matches(":focus-visible") && this.hover(this.target(event.target)),
+      );
       root.addEventListener("focusout", () => this.hover(null));
       root.addEventListener("click", (event) => this.click(event));
       root.addEventListener("keydown", (event) => this.press(event));
@@ -1796,8 +2023,14 @@
   class Exports {
     constructor(controller) {
       this.controller = controller;
-      const button = (text, act) => make("button", { type: "button", className: "vl-button", textContent: text, onclick: act });
-      this.text = make("textarea", { className: "vl-caption", readOnly: true, rows: 4, "aria-label": "Caption for LaTeX" });
+      const button = (text, act) =>
+        make("button", { type: "button", className: "vl-button", textContent: text, onclick: act });
+      this.text = make("textarea", {
+        className: "vl-caption",
+        readOnly: true,
+        rows: 4,
+        "aria-label": "Caption for LaTeX",
+      });
       this.element = make(
         "section",
         { className: "vl-exports" },
@@ -1809,9 +2042,9 @@
           button("PNG, 2×", async () => this.save("png", await this.png())),
           button("CSV", () => this.save("csv", this.csv(), "text/csv")),
           button("JSON", () => this.save("json", this.json(), "application/json")),
-          button("Copy caption", () => this.copy())
+          button("Copy caption", () => this.copy()),
         ),
-        this.text
+        this.text,
       );
     }
 
@@ -1828,7 +2061,11 @@
       const blob = content instanceof Blob ? content : new Blob([content], { type });
       const address = URL.createObjectURL(blob);
       const { model, question } = this.controller.sources[0].doc;
-      const name = `${model.name}-${question}`.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 60).replace(/^-|-$/g, "");
+      const name = `${model.name}-${question}`
+        .toLowerCase()
+        .replace(/[^a-z0-9]+/g, "-")
+        .slice(0, 60)
+        .replace(/^-|-$/g, "");
       make("a", { href: address, download: `${name}.${ending}` }).click();
       setTimeout(() => URL.revokeObjectURL(address), 10000);
     }
@@ -1842,7 +2079,24 @@
     csv() {
       const { state, views, sources } = this.controller;
       const methods = [...new Set(sources.flatMap((source) => source.methods))];
-      const lines = [["model", "row", "kind", "number", "name", "special", "image", "x1", "y1", "x2", "y2", "answer", ...methods, "shown"]];
+      const lines = [
+        [
+          "model",
+          "row",
+          "kind",
+          "number",
+          "name",
+          "special",
+          "image",
+          "x1",
+          "y1",
+          "x2",
+          "y2",
+          "answer",
+          ...methods,
+          "shown",
+        ],
+      ];
       for (const view of views) {
         const { doc } = view.source;
         const answer = view.source.answer(state.answer);
@@ -1851,15 +2105,28 @@
           const own = chosen && this.controller.translate(chosen, view);
           const { values } = block.compute(own?.row === block.number ? own : null);
           const scores = methods.map((method) =>
-            view.source.methods.includes(method) ? view.source.scoresOf(block.number, method, answer, block.units, "for") : {}
+            view.source.methods.includes(method)
+              ? view.source.scoresOf(block.number, method, answer, block.units, "for")
+              : {},
           );
           const add = (kind, n, name, special, image, box) =>
             lines.push([
-              doc.model.name, block.number, kind, n, name, special, image ?? "", ...(box ?? ["", "", "", ""]), doc.answers[answer]?.text ?? "",
-              ...scores.map((one) => one[kind]?.[n] ?? ""), values[kind]?.[n] ?? "",
+              doc.model.name,
+              block.number,
+              kind,
+              n,
+              name,
+              special,
+              image ?? "",
+              ...(box ?? ["", "", "", ""]),
+              doc.answers[answer]?.text ?? "",
+              ...scores.map((one) => one[kind]?.[n] ?? ""),
+              values[kind]?.[n] ?? "",
             ]);
           block.units.forEach((unit, n) => add("words", n, unit.text, unit.special));
-          block.row.regions.forEach((region, n) => add("regions", n, region.name, region.special, region.image, region.box));
+          block.row.regions.forEach((region, n) =>
+            add("regions", n, region.name, region.special, region.image, region.box),
+          );
         }
       }
       const cell = (value) => (/[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
@@ -1869,11 +2136,17 @@
     /** A caption for LaTeX that says what is shown, of which model, and how to make it again. */
     caption() {
       const { state, views } = this.controller;
-      const tex = (text) => text.replace(/[\\{}$&#%_^~]/g, (c) => ({ "\\": "\\textbackslash{}", "^": "\\^{}", "~": "\\~{}" })[c] ?? `\\${c}`);
+      const tex = (text) =>
+        text.replace(
+          /[\\{}$&#%_^~]/g,
+          (c) => ({ "\\": "\\textbackslash{}", "^": "\\^{}", "~": "\\~{}" })[c] ?? `\\${c}`,
+        );
+      const heads = this.controller.describeHeads(views[0]);
+      const against = state.evidence === "against" && state.show === "relevance" ? ", evidence against the answer" : "";
       const what =
         state.show === "attention"
-          ? `attention (${DIRECTIONS[state.direction].label.replace("→", "to")}; ${this.controller.describeHeads(views[0])})`
-          : `${METHODS[state.show].name.toLowerCase().replace("×", "times")}${state.evidence === "against" && state.show === "relevance" ? ", evidence against the answer" : ""}`;
+          ? `attention (${DIRECTIONS[state.direction].label.replace("→", "to")}; ${heads})`
+          : METHODS[state.show].name.toLowerCase().replace("×", "times") + against;
       const models = views.map((view) => {
         const { model, answers } = view.source.doc;
         const answer = answers[view.source.answer(state.answer)];
@@ -1882,8 +2155,11 @@
       });
       const question = tex(views[0].source.doc.question);
       const versus = state.versus === null ? "" : `, minus that of ${tex(state.versus)}`;
-      const commands = [...new Set(views.map((view) => view.source.doc.model.command))].map((command) => `\\texttt{${tex(command)}}`);
-      return `\\caption{\`\`${question}'' Colours: ${what}${versus}. ${models.join("; ")}. Made by ${commands.join(" and ")}.}`;
+      const commands = [...new Set(views.map((view) => view.source.doc.model.command))].map(
+        (command) => `\\texttt{${tex(command)}}`,
+      );
+      const made = `${models.join("; ")}. Made by ${commands.join(" and ")}.`;
+      return `\\caption{\`\`${question}'' Colours: ${what}${versus}. ${made}}`;
     }
 
     svg() {
@@ -1902,6 +2178,10 @@
     }
   }
 
+  const FIGURE_STYLE =
+    "text { font: 13px system-ui, sans-serif } .vl-labels text { font: 600 12px system-ui, sans-serif } " +
+    ".vl-halo { fill: none; stroke: #fff } .vl-mark { fill: none; stroke: #0b7a75; stroke-width: 2 }";
+
   /** What is on the screen as one SVG without a style sheet around it. */
   class Figure {
     constructor(controller) {
@@ -1915,10 +2195,15 @@
       this.height = Math.ceil(Math.max(...groups.map((group) => group.bottom)) + 20);
       this.svg = draw(
         "svg",
-        { xmlns: "http://www.w3.org/2000/svg", viewBox: `0 0 ${this.width} ${this.height}`, width: this.width, height: this.height },
-        draw("style", {}, "text{font:13px system-ui,sans-serif}.vl-halo{fill:none;stroke:#fff}.vl-labels text{font:600 12px system-ui,sans-serif}.vl-mark{fill:none;stroke:#0b7a75;stroke-width:2;stroke-dasharray:6 3}"),
+        {
+          xmlns: "http://www.w3.org/2000/svg",
+          viewBox: `0 0 ${this.width} ${this.height}`,
+          width: this.width,
+          height: this.height,
+        },
+        draw("style", {}, FIGURE_STYLE),
         draw("rect", { width: this.width, height: this.height, fill: this.paper }),
-        ...groups.map((group) => group.element)
+        ...groups.map((group) => group.element),
       );
     }
 
@@ -1931,25 +2216,35 @@
       const { state } = this.controller;
       const element = draw("g", { transform: `translate(${left + 20} 0)` });
       element.append(
-        this.text(0, 30, doc.question, { "font-weight": 700, style: "font-size:18px" }),
-        this.text(0, 50, `${doc.model.name}, weights ${doc.model.checkpoint}`, { "fill-opacity": 0.7 })
+        this.text(0, 30, doc.question, { style: "font-size: 18px; font-weight: 700" }),
+        this.text(0, 50, `${doc.model.name}, weights ${doc.model.checkpoint}`, { "fill-opacity": 0.7 }),
       );
       let y = 74;
       const answers = doc.answers.slice(0, MOST_BARS);
       answers.forEach((answer, n) => {
         const chosen = n === view.source.answer(state.answer);
         element.append(
-          this.text(0, y + 11, answer.text.slice(0, 46), { "font-weight": chosen ? 700 : 400 }),
+          this.text(0, y + 11, answer.text.slice(0, 46), { style: `font-weight: ${chosen ? 700 : 400}` }),
           draw("rect", { x: 300, y, width: 400, height: 12, rx: 6, fill: this.ink, "fill-opacity": 0.1 }),
-          draw("rect", { x: 300, y, width: Math.max(1, 400 * answer.probability), height: 12, rx: 6, fill: this.ink, "fill-opacity": chosen ? 0.75 : 0.35 }),
-          this.text(712, y + 11, percent(answer.probability))
+          draw("rect", {
+            x: 300,
+            y,
+            width: Math.max(1, 400 * answer.probability),
+            height: 12,
+            rx: 6,
+            fill: this.ink,
+            "fill-opacity": chosen ? 0.75 : 0.35,
+          }),
+          this.text(712, y + 11, percent(answer.probability)),
         );
         y += 22;
       });
       y += 10;
       for (const block of view.blocks) y = this.drawBlock(block, element, y);
       const legend = [...view.legend.children].map((part) => part.textContent).filter(Boolean);
-      element.append(this.text(0, y + 8, `Scale: ${legend.slice(0, 2).join(" to ")} (${legend[2]})`, { "fill-opacity": 0.7 }));
+      element.append(
+        this.text(0, y + 8, `Scale: ${legend.slice(0, 2).join(" to ")} (${legend[2]})`, { "fill-opacity": 0.7 }),
+      );
       return { element, bottom: y + 20 };
     }
 
@@ -1957,27 +2252,32 @@
       const selection = this.controller.state.lock && this.controller.translate(this.controller.state.lock, block.view);
       const own = selection?.row === block.number ? selection : null;
       const { values, scale } = block.compute(own);
-      const middles = { words: [], regions: [] };
+      const places = { words: [], regions: [] };
       let y = top;
       for (const picture of block.pictures) {
         if (!picture.width) continue;
         const zoom = 430 / picture.width;
-        const copy = draw("g", { transform: `translate(0 ${y}) scale(${zoom})` }, ...[...picture.svg.children].map((part) => part.cloneNode(true)));
+        const copy = draw(
+          "g",
+          { transform: `translate(0 ${y}) scale(${zoom})` },
+          ...[...picture.svg.children].map((part) => part.cloneNode(true)),
+        );
         copy.querySelectorAll(".vl-hit").forEach((hit) => hit.remove());
         element.append(copy);
         for (const box of picture.boxes) {
-          const middle = picture.middle(box.index);
-          if (middle) middles.regions[box.index] = [middle[0] * zoom, y + middle[1] * zoom];
+          const at = picture.middle(box.index).map((value) => value * zoom);
+          at[1] += y;
+          places.regions[box.index] = { at, towards: at };
         }
         y += picture.height * zoom + 12;
       }
-      const bottom = this.drawSide(block, element, top, values, scale, middles);
-      this.drawLines(block, element, own, scale, middles);
+      const bottom = this.drawSide(block, element, top, values, scale, places);
+      this.drawLines(block, element, own, scale, places);
       return Math.max(y, bottom) + 8;
     }
 
     /** Words and the strongest boxes, right of the picture; returns where they end. */
-    drawSide(block, element, top, values, scale, middles) {
+    drawSide(block, element, top, values, scale, places) {
       const { palette } = this.controller;
       let [x, y] = [460, top];
       block.units.forEach((unit, n) => {
@@ -1985,10 +2285,18 @@
         if (x + width > this.column) [x, y] = [460, y + 32];
         const strength = values.words ? values.words[n] / scale : 0;
         element.append(
-          draw("rect", { x, y, width, height: 24, rx: 5, fill: palette.css(strength), "fill-opacity": unit.special ? 0.6 : 1 }),
-          this.text(x + 7, y + 16, unit.text, { fill: palette.ink(strength) })
+          draw("rect", {
+            x,
+            y,
+            width,
+            height: 24,
+            rx: 5,
+            fill: palette.css(strength),
+            "fill-opacity": unit.special ? 0.6 : 1,
+          }),
+          this.text(x + 7, y + 16, unit.text, { fill: palette.ink(strength) }),
         );
-        middles.words[n] = [x + width / 2, y + 2];
+        places.words[n] = { at: [x + width / 2, y + 24], towards: [x + width / 2, y + 64] };
         x += width + 5;
       });
       y += 44;
@@ -1997,23 +2305,28 @@
         const value = values.regions[n];
         element.append(
           this.text(460, y + 11, block.row.regions[n].name.slice(0, 34)),
-          draw("rect", { x: 690, y: y + 1, width: Math.max(1, 140 * clamp(Math.abs(value) / scale, 0, 1)), height: 11, rx: 5, fill: palette.hue(value) }),
-          this.text(842, y + 11, format(value))
+          draw("rect", {
+            x: 690,
+            y: y + 1,
+            width: Math.max(1, 140 * clamp(Math.abs(value) / scale, 0, 1)),
+            height: 11,
+            rx: 5,
+            fill: palette.hue(value),
+          }),
+          this.text(842, y + 11, format(value)),
         );
         y += 20;
       }
       return y;
     }
 
-    drawLines(block, element, selection, scale, middles) {
+    drawLines(block, element, selection, scale, places) {
       const { state, palette } = this.controller;
       if (!state.lines || state.show !== "attention") return;
       const { from, to } = DIRECTIONS[state.direction];
       for (const { start, end, weight } of block.links(selection).slice(0, MOST_LINES)) {
-        const [a, b] = [middles[from][start], middles[to][end]];
-        if (!a || !b) continue;
-        const strength = clamp(weight / scale, 0, 1);
-        element.append(draw("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1], stroke: palette.hue(1), "stroke-width": 1 + 3 * strength, "stroke-opacity": 0.15 + 0.85 * strength }));
+        const [a, b] = [places[from][start], places[to][end]];
+        if (a && b) element.append(drawCurve(a, b, clamp(weight / scale, 0, 1), { stroke: palette.boxHue(1) }));
       }
     }
 

@@ -20,12 +20,11 @@ export const show = (element, shown = true) => {
   element.hidden = !shown;
 };
 
-/** A share as people write it: "87%", "<1%". */
-export function percent(share) {
-  if (share > 0 && share < 0.005) return "<1%";
-  if (share < 1 && share > 0.995) return ">99%";
-  return `${Math.round(share * 100)}%`;
-}
+/** A share in percent, as the linked view writes it. */
+export const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+
+/** A score with two digits behind the point. */
+export const decimal = (score) => score.toFixed(2).replace("-", "−");
 
 /** A change of a share in points: "+12", "−3", "0". */
 export function points(change) {

@@ -1,7 +1,7 @@
 /* What the page itself shows of answers: a change of them, and a ranking of pictures. The linked view of picture, words
    and answers is inspect.js. */
 
-import { make, percent, points } from "./dom.js";
+import { decimal, make, percent, points } from "./dom.js";
 import { exampleAddress } from "./server.js";
 
 const MOST_ANSWERS = 6; // in a comparison of two answers
@@ -78,13 +78,17 @@ export function drawRanking(ranking, names, title, looked, onPick) {
       ...ranking.slice(from, to).map(({ id, score }, place) => {
         const rank = from + place + 1;
         const name = names.get(id) ?? id;
-        const image = make("img", { src: exampleAddress(id), alt: "", loading: "lazy" });
+        const image = make("img", { src: exampleAddress(id, 320), alt: "", loading: "lazy" });
         const pick = make(
           "button",
-          { type: "button", "aria-pressed": String(id === looked), "aria-label": `Place ${rank}: ${name}, score ${score.toFixed(2)}. Look inside.` },
+          {
+            type: "button",
+            "aria-pressed": String(id === looked),
+            "aria-label": `Place ${rank}: ${name}, score ${decimal(score)}. Look inside.`,
+          },
           image,
           make("span", { class: "rank" }, String(rank)),
-          make("span", { class: "score number" }, score.toFixed(2)),
+          make("span", { class: "score number" }, decimal(score)),
         );
         pick.addEventListener("click", () => onPick(id));
         return make("li", {}, pick);

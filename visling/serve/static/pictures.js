@@ -12,7 +12,7 @@ export class Pictures {
       @param onChange called after the reader chose a picture.
       @param onError called with what went wrong with one. */
   constructor(examples, { onChange, onError }) {
-    this.examples = examples.map(({ id, name }) => ({ id, name, source: server.exampleAddress(id) }));
+    this.examples = examples.map(({ id, name }) => ({ id, name, source: server.exampleAddress(id, 640) }));
     this.onChange = onChange;
     this.onError = onError;
     this.own = new Map(); // id -> picture that the reader brought
@@ -54,14 +54,9 @@ export class Pictures {
     return ids;
   }
 
-  /** Ids for a link, in which the reader's own pictures cannot be. */
-  get linked() {
-    return this.chosen.map((picture) => (picture === null || picture.file ? OWN_PICTURE : picture.id));
-  }
-
-  /** Ids for this page, while it is open. */
-  get ids() {
-    return this.chosen.map((picture) => picture?.id ?? OWN_PICTURE);
+  /** Ids as a link has them: the reader's own pictures cannot be in it. */
+  link(ids) {
+    return ids.map((id) => (this.own.has(id) ? OWN_PICTURE : id));
   }
 
   /** Whether the reader brought one of the pictures. */
@@ -117,7 +112,7 @@ export class Pictures {
         input.addEventListener("click", () => {
           if (this.chosen[this.active] !== picture) input.dispatchEvent(new Event("change"));
         });
-        const image = make("img", { src: picture.source, alt: picture.name, loading: "lazy", decoding: "async" });
+        const image = make("img", { src: server.exampleAddress(picture.id, 160), alt: picture.name, loading: "lazy" });
         return make("label", { title: picture.name }, input, image);
       }),
     );
@@ -125,10 +120,14 @@ export class Pictures {
 
   #draw() {
     find("slots").replaceChildren(...this.chosen.map((picture, place) => this.#drawSlot(picture, place)));
+    const list = find("examples");
     const marked = this.chosen[this.active]?.id;
-    for (const input of find("examples").querySelectorAll("input")) {
+    for (const input of list.querySelectorAll("input")) {
       input.checked = input.value === marked;
-      if (input.checked) input.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (!input.checked) continue;
+      const { offsetLeft, offsetWidth } = input.parentElement;
+      const seen = offsetLeft >= list.scrollLeft && offsetLeft + offsetWidth <= list.scrollLeft + list.clientWidth;
+      if (!seen) list.scrollLeft = offsetLeft - list.clientWidth / 2;
     }
   }
 
