@@ -198,7 +198,7 @@ def test_the_area_is_that_of_trapezoids() -> None:
 
 def test_a_region_is_recognised_by_its_box() -> None:
     def say(value: Any, top: list[tuple[str, float]], boxes: list[tuple[float, ...]]) -> Prediction:
-        return Prediction(id="1", value=value, confidence=top[0][1] if top else 0.3, top=tuple(top), boxes=tuple(boxes))  # type: ignore[arg-type]
+        return Prediction(id="1", value=value, confidence=top[0][1] if top else 0.3, top=tuple(top), boxes=tuple(boxes))
 
     one, two = (0.0, 0.0, 5.0, 5.0), (1.0, 1.0, 6.0, 6.0)
     pointed = say(one, [("3", 0.7), ("0", 0.3)], [one, two])
