@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from visling import api
 from visling.analysis.relevance import METHODS, explain
+from visling.analysis.relevance_rules import Rules
 from visling.analysis.removal import (
     FRACTIONS,
     Asked,
@@ -197,7 +198,7 @@ def test_the_area_is_that_of_trapezoids() -> None:
 
 def test_a_region_is_recognised_by_its_box() -> None:
     def say(value: Any, top: list[tuple[str, float]], boxes: list[tuple[float, ...]]) -> Prediction:
-        return Prediction(id="1", value=value, confidence=top[0][1] if top else 0.3, top=tuple(top), boxes=tuple(boxes))  # type: ignore[arg-type]
+        return Prediction(id="1", value=value, confidence=top[0][1] if top else 0.3, top=tuple(top), boxes=tuple(boxes))
 
     one, two = (0.0, 0.0, 5.0, 5.0), (1.0, 1.0, 6.0, 6.0)
     pointed = say(one, [("3", 0.7), ("0", 0.3)], [one, two])
@@ -314,6 +315,8 @@ def test_a_prediction_of_the_world_is_taken_apart(world: Any) -> None:
     (scores,) = explanation.scores["relevance"][0]
     assert len(scores.text) == sum(len(word.tokens) for word in encoding.words)
     assert len(scores.regions) == len(encoding.regions)
+    contrasted = model.explain(world.picture(), text, methods=["relevance"], most=1, rules=Rules(contrast=True))
+    assert not np.allclose(contrasted.scores["relevance"][0][0].text, scores.text)
     prepared = model.prepare(api.Question(world.picture(), text))
     given = model.model, model.task, prepared.batch, prepared.example, prepared.record
     left = leave_one_out(*given, explanation.prediction)
