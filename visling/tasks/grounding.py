@@ -124,9 +124,11 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
         """A sentence with its phrases in brackets, "[a man] holds [a red kite]"; without any, it is one phrase.
 
         Raises:
-            DataError: brackets that do not pair, or a phrase without words.
+            DataError: no text, brackets that do not pair, or a phrase without words.
         """
         (text,), (image,) = texts, images
+        if not text.strip():
+            raise DataError(f"the text is empty: found {text!r}, expected a sentence or a phrase. Fill it in.")
         if "[" not in text and "]" not in text:
             text = f"[{text}]"
         numbers = itertools.count(1)
