@@ -283,14 +283,17 @@ class _Writer:
         return documents
 
     def _inspect(self, model: AskAgain, row: Row) -> Inspection:
+        asked = model.prepare(row, self._files)
+        unseen = model.saved.extractor is None and asked.regions and not any(map(len, asked.regions))
         found = inspect(
             model.model,
             model.task,
-            model.prepare(row, self._files),
+            asked,
             folder=model.saved,
             tokenizer=model.tokenizer,
             class_names=model.class_names,
             attribute_names=model.attribute_names,
+            notices=["the detector found nothing; this is answered from the words alone"] if unseen else (),
         )
         texts, boxes = list_truth(row)
         return replace(found, truth=texts, truth_boxes=boxes)
