@@ -1290,6 +1290,7 @@ def start(*words: str) -> tuple[str, float, str]:
         "finetune --help",
         "evaluate --help",
         "predict --help",
+        "serve --help",
         "convert --help",
         "scenes --help",
         "doctor --help",

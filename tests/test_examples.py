@@ -125,13 +125,27 @@ def test_the_readme_shows_the_way_and_its_python_runs(world: Any, tmp_path: Path
     order = ("## Install", "## First steps", "## Two commands", "## Results", "## Read next")
     assert sorted(order, key=text.index) == list(order)
     for block in blocks:
-        # the paths that `make demo` leaves, with the tiny world behind them
-        for path in re.findall(r'"(demo/[^"]+)"', block):
-            target = tmp_path / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
+        stand_in_for_the_demo(world, block, tmp_path)
         assert run_python(block, tmp_path).strip()
+
+
+def stand_in_for_the_demo(world: Any, program: str, folder: Path) -> None:
+    """The paths that `make demo` leaves and a program names, with the tiny world behind them."""
+    for path in re.findall(r'"(demo/[^"]+)"', program):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.symlink_to(world.picture() if target.suffix == ".png" else world.vqa)
+
+
+def test_the_snippet_about_looking_inside_runs(world: Any, tmp_path: Path) -> None:
+    ((_, program),) = (
+        block for block in fenced((ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")) if block[0] == "python"
+    )
+    stand_in_for_the_demo(world, program, tmp_path)
+    shown = run_python(program, tmp_path)
+    assert shown.startswith("Answer(")
+    assert {"answer.png", "relevance.png", "inspection.html"} <= {file.name for file in tmp_path.iterdir()}
 
 
 def run_python(program: str, folder: Path) -> str:

@@ -29,6 +29,7 @@ from visling.analysis.alignment import (
     guess_boxes,
     list_queries,
 )
+from visling.analysis.encoded_rows import encode_shown
 from visling.analysis.head_accuracy import FEWEST_QUERIES, measure_alignment, render_alignment
 from visling.cli import app
 from visling.data.annotations.entities import EntitiesRecord, parse_sentence, read_entities
@@ -36,11 +37,11 @@ from visling.data.annotations.parses import find_parses
 from visling.data.batches.shown import ShownExamples
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError, RunError, StoreError, VislingError
-from visling.metrics.phrases import MatchRule
+from visling.metrics.phrases import MatchRule, right_boxes
 from visling.regions.store import NativeStore
 from visling.regions.writer import StoreWriter
 from visling.runs.examples import open_run
-from visling.runs.untrained import reset_weights
+from visling.runs.untrained import open_preset, reset_weights
 from visling.tasks.grounding import PhraseGrounding
 from visling.types import Batch, Example, InputSpec, Maps, RegionArray, Regions, Text
 
@@ -489,6 +490,58 @@ def test_runs_before_and_after_training(call: Call, world: Any, tmp_path: Path) 
     with pytest.raises(RunError, match=r"alignment_val/alignment.json exists. Use --overwrite"):
         call("vqa", "--split", "val")
     call("vqa", "--split", "val", "--overwrite", "--examples", 2)
+
+
+def write_true_regions(scenes: Path, target: Path) -> Path:
+    """A store whose regions are the drawn objects, with random features of width 16."""
+    content = json.loads((scenes / "annotations/instances_val.json").read_text())
+    rng = np.random.default_rng(0)
+    with StoreWriter(target, feature_size=16, fingerprint="drawn") as writer:
+        for image in content["images"]:
+            corners = [one["bbox"] for one in content["annotations"] if one["image_id"] == image["id"]]
+            boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in corners], np.float32)
+            array = RegionArray(
+                features=rng.standard_normal((len(boxes), 16), np.float32), boxes=boxes, size=(128, 128)
+            )
+            writer.add(Path(image["file_name"]).stem, array)
+    return target
+
+
+@pytest.mark.parametrize("family", models.names())
+def test_numbers_equal_those_counted_row_by_row(world: Any, tmp_path: Path, family: str) -> None:
+    """From named words and regions, one sentence at a time, where nothing is padded."""
+    store = write_true_regions(world.scenes, tmp_path / "drawn")
+    opened = open_preset(f"{family}:tiny", Sentences(), split="val", data=world.scenes, store=store, seed=0)
+    records: Any = opened.records
+    assert opened.store is not None
+    collector, _ = align_heads(
+        opened.encoder,
+        opened.batches(batch_size=8),
+        records=records,
+        layout=opened.inputs.layout,
+        store=opened.store,
+        parses=None,
+        rule=MatchRule(),
+    )
+    found = measure_alignment(collector, Lost()).phrases
+    hits: dict[tuple[str, int], list[bool]] = {}
+    for shown in opened.batches(batch_size=1):
+        ((row,),) = encode_shown(opened.encoder, shown, tokenizer=opened.inputs.tokenizer)
+        assert row.maps is not None
+        real = [number for number, region in enumerate(row.regions) if not region.special]
+        places: Any = PhraseGrounding().example(shown.records[0], opened.inputs.layout, np.random.default_rng(0))
+        for phrase, at in zip(shown.records[0].phrases, places.rows[0].phrases, strict=True):
+            for layer, probs in row.maps.text_to_regions.items():
+                for head, attention in enumerate(probs[:, at]):
+                    best = row.regions[max(real, key=lambda k, seen=attention: float(seen[k]))]  # type: ignore[misc]
+                    assert best.box is not None
+                    right = bool(right_boxes([best.box], phrase.boxes, MatchRule())[0])
+                    hits.setdefault((layer, head), []).append(right)
+    layers, heads = dict.fromkeys(layer for layer, _ in hits), range(found.accuracy.shape[1])
+    counted = [[100 * float(np.mean(hits[layer, head])) for head in heads] for layer in layers]
+    assert np.allclose(found.accuracy, counted)
+    assert 0 < found.accuracy.min() < found.accuracy.max() < 100
+    assert found.upper_bound.value == 100.0
 
 
 def test_random_weights_depend_on_the_seed_alone(world: Any) -> None:

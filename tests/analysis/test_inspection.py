@@ -6,7 +6,7 @@ import base64
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from visling import api
 from visling import config as configs
 from visling.analysis.head_statistics import DIRECTIONS, QUANTITIES
-from visling.analysis.inspection import FORMAT, NO_PICTURE
+from visling.analysis.inspection import FORMAT, NO_PICTURE, Inspection
 from visling.analysis.relevance import METHODS
 from visling.api import Predictor
 from visling.errors import DataError, RunError
@@ -143,29 +143,37 @@ def test_a_run_that_reads_words_alone_says_so(world: Any, family: str, tmp_path:
         found.check_direction("text_to_regions")
 
 
-def test_an_image_without_regions_is_shown_and_named(world: Any, tmp_path: Path) -> None:
-    model = api.load(world.vqa, device="cpu")
+def inspect_without_regions(model: Predictor, question: str) -> Inspection:
+    """A question about an image in which the detector finds nothing."""
+    image = Image.new("RGB", (64, 64))
+    seen = model.detect(image)
+    arrays = {field.name: getattr(seen, field.name) for field in fields(seen)}
+    nothing = replace(seen, **{name: value[:0] for name, value in arrays.items() if isinstance(value, np.ndarray)})
     assert model.detector is not None
     with pytest.MonkeyPatch.context() as patch:
-        nothing = model.detect(Image.new("RGB", (64, 64)))
-        nothing = replace(
-            nothing,
-            **{
-                name: value[:0]
-                for name in ("features", "boxes", "classes", "class_confidence", "attributes", "attribute_confidence")
-                if (value := getattr(nothing, name)) is not None
-            },
-            probs=None,
-        )
         patch.setattr(model.detector, "detect", lambda pixels: [nothing])
-        found = model.inspect(Image.new("RGB", (64, 64)), QUESTION)
+        return model.inspect(image, question)
+
+
+def test_an_image_without_regions_is_shown_and_named(world: Any, tmp_path: Path) -> None:
+    found = inspect_without_regions(api.load(world.vqa, device="cpu"), QUESTION)
     document = found.to_json()
     assert "the detector found nothing" in document["notice"]
     assert len(document["images"]) == 1
     assert document["rows"][0]["regions"] == []
     with pytest.raises(DataError, match="the detector found no region in the image"):
         found.check_direction("text_to_regions")
+    assert "<img" in found._repr_html_()
     found.to_html(tmp_path / "page.html")
+
+
+def test_maps_that_a_model_does_not_have_are_named(world: Any, model: Predictor) -> None:
+    found = model.inspect(world.picture(), QUESTION, removal=False)
+    assert found.rows[0].maps is not None
+    maps = replace(found.rows[0].maps, regions_to_text={})
+    other = replace(found, rows=(replace(found.rows[0], maps=maps),))
+    with pytest.raises(DataError, match=r"no maps regions_to_text: no layer attends that way. It has: text_to_text, "):
+        other.check_direction("regions_to_text")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +223,16 @@ def test_an_expression_has_the_candidates_with_their_boxes(world: Any, tasks: Ca
         assert answer["box"] == pytest.approx(regions[answer["region"]]["box"], abs=0.6)
 
 
+def test_where_nothing_can_be_pointed_at_there_is_no_answer(tasks: Callable[..., Predictor], tmp_path: Path) -> None:
+    found = inspect_without_regions(tasks("referring"), "the red star")
+    document = found.to_json()
+    assert document["answers"] == []
+    assert document["removal"] is None
+    assert found.list_reasons() == []
+    found.to_html(tmp_path / "page.html")
+    assert "The model weighed no answer" in (tmp_path / "page.html").read_text()
+
+
 def test_phrases_have_a_box_each(world: Any, tasks: Callable[..., Predictor]) -> None:
     document = tasks("grounding").inspect(world.picture(), "[a star] is above [a ring]").to_json()
     assert document["answers_are"] == "phrases"
@@ -261,7 +279,10 @@ def test_a_page_that_cannot_be_written_is_refused(world: Any, model: Predictor, 
         found.to_html(tmp_path / "nowhere" / "page.html")
 
 
-def test_an_inspection_is_a_line(world: Any, model: Predictor) -> None:
-    shown = repr(model.inspect(world.picture(), QUESTION, removal=False))
-    assert shown.startswith("Inspection(")
-    assert len(shown) < 200
+def test_an_inspection_is_a_line_and_in_a_notebook_a_figure(world: Any, model: Predictor) -> None:
+    found = model.inspect(world.picture(), QUESTION, removal=False)
+    assert repr(found).startswith("Inspection(")
+    assert len(repr(found)) < 200
+    figure = found._repr_html_()
+    assert found.list_reasons()[0][0] in figure
+    assert "<script" not in figure

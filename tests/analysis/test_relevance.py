@@ -93,7 +93,8 @@ def test_relevance_is_that_of_the_rules_written_out(variant: str, kind: str) -> 
             output = task.logit(logits, single, 0, prediction, place)
             read = read_out(variant, task, single, logits, place, prediction)
             for sign, ours in ((1, scores), (-1, explanation.against[place][0])):
-                text, regions = relevance(model.encoder, weigh(encoded.attention, sign * output), *read, tokens)
+                weights, own = weigh(encoded.attention, sign * output), kind != "vqa" and sign > 0
+                text, regions = relevance(model.encoder, weights, *read, tokens, own)
                 expected = Scores(text=text.astype(np.float32), regions=regions.astype(np.float32))
                 same(ours, expected, f"row {row}, candidate {place}, sign {sign}")
                 compared += bool(text.any())
@@ -119,6 +120,22 @@ def test_padding_and_order_of_a_batch_do_not_matter(variant: str, kind: str) -> 
                 assert len(scores.regions) == COUNTS[row] + len(model.encoder.behind_regions)
                 assert np.isfinite(scores.text).all()
                 assert np.isfinite(scores.regions).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_counts_that_leave_room_do_not_matter(variant: str) -> None:
+    """Batches of few shapes bound the number of positions and compute some padding."""
+    task = vqa()
+    model, batch = build(variant, task), make_batch(variant)
+    assert batch.regions is not None
+    records = records_of(task, len(LENGTHS))
+    roomy = dataclasses.replace(
+        batch,
+        text=dataclasses.replace(batch.text, count=sum(LENGTHS) + 2),
+        regions=dataclasses.replace(batch.regions, count=sum(COUNTS) + 3),
+    )
+    for found, expected in zip(explain(model, task, roomy, records), explain(model, task, batch, records), strict=True):
+        same_explanations(found, expected)
 
 
 @pytest.mark.parametrize("variant", ["visualbert", "vilbert", "lxmert"])
@@ -213,6 +230,7 @@ def test_nothing_is_explained_where_nothing_is_predicted(kind: str) -> None:
     for explanation in explain(build("visualbert", task), task, batch, records_of(task, len(LENGTHS))):
         assert all(explanation.scores[method] == () for method in METHODS)
         assert explanation.against == ()
+        assert repr(explanation).startswith("Explanation(nothing predicted; relevance")
 
 
 def test_a_task_that_names_no_output_is_refused() -> None:
@@ -291,10 +309,10 @@ def test_rows_without_relevance_stay_zero() -> None:
     real = torch.ones(1, 5, dtype=torch.bool)
     speaks_against = [-torch.ones_like(one.probs) for one in attention]
     steps = list_steps(attention, speaks_against, real, mix_positive)
-    assert not accumulate_relevance(steps, real, Rules()).any()
+    assert not accumulate_relevance(steps, real, Rules())[0].any()
     speaks_against[0] = torch.ones_like(attention[0].probs)
     speaks_against[0][:, :, 1] = -1  # one row of the first attention is zero
-    found = accumulate_relevance(list_steps(attention, speaks_against, real, mix_positive), real, Rules())
+    found, _ = accumulate_relevance(list_steps(attention, speaks_against, real, mix_positive), real, Rules())
     assert found.isfinite().all()
     assert found[0, 0, :3].all()
     assert not found[0, 1].any()

@@ -64,7 +64,7 @@ def matrix_of(
     real = torch.ones(1, max(one.keys.stop for one in attention), dtype=torch.bool)
     gradients = [None if slope is None else slope.double()[None] for slope in slopes]
     steps = change(list_steps(attention, gradients, real, method.mix))
-    return method.apply(steps, real, method.rules)[0]
+    return method.apply(steps, real, method.rules)[0][0]
 
 
 def spread(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fixtures.relevance_models import COUNTS, LENGTHS, VARIANTS, build, make_bat
 from torch.testing import assert_close
 
 from visling import api
-from visling.analysis.relevance import explain
+from visling.analysis.relevance import METHODS, explain
 from visling.analysis.removal import (
     FRACTIONS,
     Asked,
@@ -290,7 +290,8 @@ def test_a_prediction_of_the_world_is_taken_apart(world: Any) -> None:
     explanation = model.explain(world.picture(), text, most=2)
     encoding = model.encode(world.picture(), text, capture=True)
     assert len(explanation.scores["relevance"]) == 2
-    assert repr(explanation).startswith("Explanation(")
+    first, second = (name for name, _ in explanation.prediction.top[:2])
+    assert repr(explanation) == f"Explanation({first}, {second}; {', '.join(METHODS)})"
     (scores,) = explanation.scores["relevance"][0]
     assert len(scores.text) == sum(len(word.tokens) for word in encoding.words)
     assert len(scores.regions) == len(encoding.regions)

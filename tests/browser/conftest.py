@@ -119,11 +119,14 @@ def _origin(address: str) -> str:
 
 @pytest.fixture(scope="session")
 def site(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running `visling serve`, with two models of "vqa" and one of each of `TASKS`."""
-    folder, names = tmp_path_factory.mktemp("served"), ["vqa", *TASKS]
+    """Address of a running `visling serve`, with three models of "vqa", one of which reads the words alone, and one of
+    each of `TASKS`."""
+    folder, names = tmp_path_factory.mktemp("served"), ["vqa", "words-alone", *TASKS]
     for name in names:
+        recipe = FINETUNING["visualbert-vqa-scenes" if name == "words-alone" else f"visualbert-{name}-scenes"]()
+        own = ["text_only=true"] if name == "words-alone" else []
         finetuning.finetune(
-            configs.override(FINETUNING[f"visualbert-{name}-scenes"](), [*world.settings, "train.seed=7"]),
+            configs.override(recipe, [*world.settings, "train.seed=7", *own]),
             folder / name,
             data=world.scenes,
             store=world.regions,

@@ -302,6 +302,55 @@ def test_several_heads_are_joined_by_their_mean_or_maximum(page: Any, document: 
         assert_numbers(read_list(page), joined)
 
 
+def test_the_map_of_heads_has_the_named_quantities(page: Any, document: Any) -> None:
+    for quantity in ("entropy", "mass"):
+        page.locator(".vl-menus select").select_option(quantity)
+        values = document["rows"][0]["statistics"][quantity]["text_to_regions"]["layers.0"]
+        for head, value in enumerate(values):
+            title = page.locator(f"td [data-cells='0.{head}']").get_attribute("title")
+            assert title.startswith(f"layer 0, head {head}: ")
+            assert_numbers([title.rpartition(": ")[2]], [value])
+
+
+def test_the_map_of_heads_shows_which_head_looks_at_the_selection(page: Any, document: Any) -> None:
+    page.locator(".vl-menus select").select_option("selected")
+    page.locator(".vl-word", has_text="star").click()
+    regions = [not region["special"] for region in document["rows"][0]["regions"]]
+    for head in (0, 1):
+        expected = weights(document, "text_to_regions", 0, head)[number_of(document, "star")][regions].max()
+        title = page.locator(f"td [data-cells='0.{head}']").get_attribute("title")
+        assert_numbers([title.rpartition(": ")[2]], [expected])
+
+
+def test_pieces_of_words_are_shown_on_demand(world: Any, visit: Visit, tmp_path: Path) -> None:
+    document = api.load(world.vqa, device="cpu").inspect(world.picture(), "is a zebra red?", removal=False).to_json()
+    (split,) = [word for word in document["rows"][0]["words"] if len(word["tokens"]) > 1]
+    page = open_documents(visit, tmp_path, [document])
+    whole = page.locator(".vl-word").count()
+    scores = document["relevance"]["relevance"][0][0]["words_tokens"]
+    assert_numbers([read_words(page)[split["text"]]], [sum(scores[token] for token in split["tokens"])])
+    page.get_by_label("word pieces").check()
+    assert page.locator(".vl-word").count() == whole + len(split["tokens"]) - 1
+    assert_numbers([read_words(page)[split["pieces"][0]]], [scores[split["tokens"][0]]])
+
+
+def test_the_rest_of_the_picture_is_darkened_on_demand(page: Any, document: Any) -> None:
+    assert page.locator(".vl-shade rect").count() == 0
+    page.get_by_label("darken the rest").check()
+    holes = page.locator(".vl-shade mask rect").count() - 1
+    assert holes == sum(not region["special"] for region in document["rows"][0]["regions"])
+
+
+def test_what_is_right_is_marked(document: Any, visit: Visit, tmp_path: Path) -> None:
+    known = json.loads(json.dumps(document))
+    for number, answer in enumerate(known["answers"]):
+        answer["truth"] = number == 1
+    known["truth"] = {"text": [known["answers"][1]["text"]], "boxes": [[10, 10, 60, 50]]}
+    page = open_documents(visit, tmp_path, [known])
+    assert page.locator(".vl-mark-truth").count() == 1
+    assert page.locator(".vl-answer b").all_inner_texts()[:2] == ["✗", "✓"]
+
+
 def test_lines_link_words_and_boxes(page: Any) -> None:
     page.locator(".vl-heads [data-cells='0.1']").click()
     assert page.locator(".vl-lines path").count() == 0
@@ -324,6 +373,10 @@ def test_the_state_is_in_the_address_and_comes_back(document: Any, visit: Visit,
     page.mouse.move(5, 5)
     fragment = page.url.partition("#")[2]
     assert {"show=attention", "direction=regions_to_text"} <= set(fragment.split("&"))
+    again = open_documents(visit, tmp_path, [document])
+    again.evaluate("(fragment) => { location.hash = fragment; }", fragment)
+    again.wait_for_function("document.querySelector('.vl-item[aria-pressed=true]')")
+    assert read_words(again) == read_words(page)
     again = open_documents(visit, tmp_path, [document], fragment)
     assert read_words(again) == read_words(page)
     assert again.locator(".vl-readout").inner_text() == page.locator(".vl-readout").inner_text()

@@ -406,6 +406,19 @@ def test_two_models_stand_side_by_side_and_are_hovered_in_step(visit: Visit, sit
     assert open_page(visit, page.url).locator(".vl-doc").count() == 2
 
 
+def test_a_model_of_the_words_alone_stands_beside_one_that_sees(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    options = page.locator("#second option").all()
+    (blind,) = [name for option in options if (name := option.get_attribute("value") or "").endswith("words-alone")]
+    page.get_by_label("Compare").select_option(blind)
+    page.wait_for_selector(".vl-doc >> nth=1")
+    wait(page)
+    assert "reads the words alone" in page.locator(".vl-doc").nth(1).inner_text()
+    draw_box(page)
+    assert page.locator("#parts button").all_inner_texts() == ["with a drawn box ×"]
+    assert page.locator(".vl-doc").count() == 2
+
+
 def take_away(page: Any, kind: str, number: int) -> str:
     """Take away a word or a box; returns its text."""
     unit = page.locator(".vl-sentence .vl-word" if kind == "word" else ".vl-item").nth(number)
@@ -449,18 +462,24 @@ def test_what_is_taken_away_is_asked_again_and_put_back(visit: Visit, site: str)
     page.wait_for_selector("#parts button")
 
 
-def test_a_box_is_drawn(visit: Visit, site: str) -> None:
-    page = open_page(visit, site)
-    boxes = page.locator(".vl-item:not(.vl-special)").count()
+def draw_box(page: Any) -> None:
+    """Draw a box into the first picture."""
     page.get_by_role("button", name="Draw a box").click()
-    page.locator(".vl-picture").scroll_into_view_if_needed()
-    frame = page.locator(".vl-picture").bounding_box()
+    picture = page.locator(".vl-picture").first
+    picture.scroll_into_view_if_needed()
+    frame = picture.bounding_box()
     page.mouse.move(frame["x"] + 10, frame["y"] + 10)
     page.mouse.down()
     page.mouse.move(frame["x"] + 120, frame["y"] + 90, steps=3)
     page.mouse.up()
     page.wait_for_selector("#parts button")
     wait(page)
+
+
+def test_a_box_is_drawn(visit: Visit, site: str) -> None:
+    page = open_page(visit, site)
+    boxes = page.locator(".vl-item:not(.vl-special)").count()
+    draw_box(page)
     assert page.locator("#message").is_hidden(), page.locator("#message").inner_text()
     assert page.locator("#parts button").all_inner_texts() == ["with a drawn box ×"]
     assert page.locator(".vl-item:not(.vl-special)").count() >= boxes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
@@ -12,11 +13,16 @@ from typing import Any
 import pytest
 from fixtures.serving import ask, error_of, serving, upload
 from PIL import Image
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from visling import api
 from visling.errors import DataError
 from visling.serve import app as app_module
+from visling.serve.pictures import Pictures
+from visling.serve.served import Asked, ServedModel
+from visling.serve.service import Service
+from visling.serve.settings import ServeSettings
 
 
 def size_of(file: Path) -> tuple[int, int]:
@@ -292,6 +298,39 @@ def test_a_question_that_takes_too_long_is_given_up(
     monkeypatch.setattr(api.Predictor, "answer_each", lambda self, questions: time.sleep(0.5) or iter(()))
     with serving({"vqa": predictor}, world.picture().parent, answer_seconds=0.1) as client:
         assert "no answer within 0.1 seconds" in error_of(ask(client, images=[world.picture().stem]), 504)
+
+
+def test_who_leaves_takes_the_question_along(predictor: api.Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+
+    def slow(self: Any, asked: Any) -> Any:
+        time.sleep(0.2)
+        computed.extend(one.text for one in asked)
+        return [{"answer": one.text} for one in asked]
+
+    async def stay() -> None:
+        await asyncio.sleep(10)
+
+    async def leave() -> None:
+        await asyncio.sleep(0.05)
+
+    async def ask_three() -> list[Any]:
+        settings = ServeSettings(most_together=1)
+        pictures = Pictures(settings)
+        service = Service([ServedModel("vqa", predictor, pictures)], pictures, settings)
+        async with service.running():
+            asking = [
+                asyncio.create_task(service.answer("vqa", Asked(images=(), text=text), left))
+                for text, left in (("first", stay), ("second", leave), ("third", stay))
+            ]
+            return await asyncio.gather(*asking, return_exceptions=True)
+
+    monkeypatch.setattr(ServedModel, "answer", slow)
+    first, second, third = asyncio.run(ask_three())
+    assert (first, third) == ({"answer": "first"}, {"answer": "third"})
+    assert isinstance(second, HTTPException)
+    assert second.status_code == 499
+    assert computed == ["first", "third"]
 
 
 def test_a_bug_reaches_the_log_and_not_the_client(

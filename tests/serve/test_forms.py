@@ -22,7 +22,8 @@ TINY = ("encoder=tiny", "batch_size=8", "train.max_steps=1", "train.precision=fp
 FORMS = {
     "vqa": ("vqa", 1), "gqa": ("vqa", 1), "nlvr2": ("pair", 2), "referring": ("referring", 1),
     "grounding": ("grounding", 1), "vcr": ("choices", 1), "retrieval": ("retrieval", 1),
-    "classification": ("classification", 1), "nlvr": ("statement", 1), "blind": ("vqa", 0),
+    "classification": ("classification", 1), "vcr-rationale": ("choices", 1), "nlvr": ("statement", 1),
+    "blind": ("vqa", 0),
 }  # fmt: skip
 """Run -> form and images."""
 
@@ -58,7 +59,7 @@ def models(client: TestClient) -> dict[str, Any]:
 def test_a_task_has_its_form(models: dict[str, Any], name: str) -> None:
     form, images = FORMS[name]
     assert (models[name]["form"], models[name]["images"]) == (form, images)
-    assert models[name]["choices"] == (name == "vcr")
+    assert models[name]["choices"] == name.startswith("vcr")
 
 
 @pytest.mark.parametrize("name", [name for name in FORMS if name not in ("nlvr", "blind")])
@@ -74,8 +75,13 @@ def test_offered_questions_can_be_asked(client: TestClient, models: dict[str, An
         assert document.status_code == 200, document.text
         for image in one["images"]:
             assert client.get(f"/api/examples/{image}").status_code == 200
-    with_truth = {"vqa", "gqa", "nlvr2", "vcr", "classification"}
+    with_truth = {"vqa", "gqa", "nlvr2", "vcr", "vcr-rationale", "classification"}
     assert all((one["truth"] is not None) == (name in with_truth) for one in offered)
+
+
+def test_offered_questions_ask_for_colours_textures_and_numbers(models: dict[str, Any]) -> None:
+    beginnings = [" ".join(one["text"].split()[:2]) for one in models["vqa"]["examples"]]
+    assert sorted(beginnings) == ["how many", "what color", "what texture"]
 
 
 def test_a_pair_is_judged(client: TestClient, models: dict[str, Any]) -> None:
@@ -120,6 +126,14 @@ def test_choices_are_ranked(client: TestClient, world: Any) -> None:
     assert "give at least two" in error_of(ask(client, run="vcr", images=[world.picture().stem], choices=["a"]), 400)
 
 
+def test_reasons_are_chosen_for_an_answer(models: dict[str, Any]) -> None:
+    for one in models["vcr-rationale"]["examples"]:
+        assert one["text"].split("? ")[1].startswith("it is")
+        assert all(choice.startswith("as ") for choice in one["choices"])
+    for one in models["vcr"]["examples"]:
+        assert one["text"].endswith("?")
+
+
 def test_a_folder_is_searched_by_a_caption(client: TestClient, world: Any, runs: dict[str, Path]) -> None:
     body = {"run": "retrieval", "text": "a red star left of a blue ring"}
     found = client.post("/api/search", json=body).json()
@@ -142,7 +156,7 @@ def test_words_alone_need_no_picture(client: TestClient, world: Any) -> None:
 def test_a_question_can_be_changed(client: TestClient, models: dict[str, Any], world: Any, name: str) -> None:
     images = sorted(path.stem for path in gallery_of(world.scenes).glob("*.png"))[: models[name]["images"]]
     body = {"run": name, "images": images, "text": "the small red star is left"}
-    body |= {"choices": ["it is red", "it is blue"]} if name == "vcr" else {}
+    body |= {"choices": ["it is red", "it is blue"]} if name.startswith("vcr") else {}
     before = client.post("/api/inspect", json=body).json()
     words = [word["text"] for word in before["rows"][-1]["words"]]
     changes: dict[str, Any] = {"without_words": [words.index("small")]} if name != "grounding" else {}

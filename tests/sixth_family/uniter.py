@@ -118,7 +118,7 @@ class Uniter(Encoder):
         rows = Packing.of(torch.cat([text_mask, region_mask], dim=1), add_counts(batch.text, batch.regions))
         states = self.dropout(rows.pack(torch.cat([text, regions], dim=1)))  # (K, D)
         trace = Trace(capture, num_tokens=num_tokens)
-        trace.add_states("embeddings", states, rows)
+        states = trace.add_states("embeddings", states, rows)
         read = rows.read_all()
         if reads != EVERYTHING and not capture:
             read = read_joint(reads, rows, num_tokens=num_tokens, num_regions=num_regions, answer_at=None)
@@ -128,6 +128,7 @@ class Uniter(Encoder):
             regions=padded[:, num_tokens:],
             pooled=self.pooler(padded) if reads.pooled else padded[:, 0, :0],
             maps=trace.maps(),
+            attention=trace.attention(),
             states=trace.states(),
         )
 

@@ -124,14 +124,15 @@ def list_queries(
     phrase_of = _find_heads(record, parse, spans, lost)
     places = [_place_pieces(span, pieces, kept, stands) for span in spans]
     for number, word in enumerate(parse.words, start=1):
-        for direction, attending, grounded in (
+        asked: tuple[tuple[Direction, int, int], ...] = (
             ("dependent_to_head", number, word.head),
             ("head_to_dependent", word.head, number),
-        ):
+        )
+        for direction, attending, grounded in asked:
             if not word.head or grounded not in phrase_of:
                 continue
             if at := places[attending - 1]:
-                queries.append(Query(Kind(word.relation, direction), at, phrase_of[grounded]))  # type: ignore[arg-type]
+                queries.append(Query(Kind(word.relation, direction), at, phrase_of[grounded]))
             else:
                 lost.cut_words += 1
     return queries

@@ -61,7 +61,7 @@ from torch import Tensor
 from visling.analysis.encoded_rows import split_rows
 from visling.analysis.encoding import EncodedRow, Encoding, Word
 from visling.analysis.head_statistics import DIRECTIONS, head_statistics, maps_by_direction
-from visling.analysis.inspection_page import write_page
+from visling.analysis.inspection_page import render_still, write_page
 from visling.analysis.question import Prepared, Question
 from visling.analysis.relevance import ByPlace, Explanation, explain
 from visling.analysis.removal import Changed, Curve, LeftOut, leave_one_out, probability, removal_curves
@@ -142,6 +142,10 @@ class Inspection:
         """One line."""
         shares = ", ".join(f"{answer.text} {answer.probability:.0%}" for answer in self.answers[:3])
         return f'Inspection({shares}; "{self.question}", {self.model.name})'
+
+    def _repr_html_(self) -> str:
+        """The page's still figure, for notebooks."""
+        return render_still(self.to_json())
 
     @property
     def layers_by_direction(self) -> dict[str, tuple[str, ...]]:

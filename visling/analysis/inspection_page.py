@@ -30,10 +30,10 @@ _WIDTH = 640
 _STYLE = """\
 body { margin: 0; background: #fff; } main { max-width: 1320px; margin: 0 auto; padding: 1.6rem 1.2rem 3rem; }
 @media (prefers-color-scheme: dark) { body { background: #14171c; } }
-.vl-still .vl-figure { max-height: none; } .vl-still .vl-strong { color: var(--vl-paper); }
 @media (max-width: 720px) { main { padding: 1rem 0.8rem 2rem; } }
 @media print { body { background: #fff; } main { max-width: none; padding: 0; } }
 """
+_STILL_STYLE = ".vl-still .vl-strong { color: var(--vl-paper); }\n"
 _START = """
 const visling_data = JSON.parse(document.getElementById("visling-data").textContent);
 visling.open(document.getElementById("visling"), visling_data.documents, visling_data.state);
@@ -63,16 +63,26 @@ def write_page(target: Path, documents: Sequence[Document], state: Mapping[str, 
 def render_inspection(documents: Sequence[Document], state: Mapping[str, Any] | None = None) -> str:
     """The page as HTML; see `write_page`."""
     data = json.dumps({"documents": documents, "state": state or {}}, separators=(",", ":"), allow_nan=False)
-    still = "".join(_draw_document(document) for document in documents)
     body = (
-        f'<div id="visling"><div class="vl vl-still"><div class="vl-columns" style="--vl-count:{len(documents)}">'
-        f"{still}</div></div></div>\n"
+        f'<div id="visling">{_draw_still(documents)}</div>\n'
         # "<" could end the element or begin a comment in it.
         f'<script type="application/json" id="visling-data">{data.replace("<", chr(92) + "u003c")}</script>'
     )
     title = f"{documents[0]['question']} · {', '.join(document['model']['name'] for document in documents)}"
-    style = read_static("inspect.css") + _STYLE
+    style = read_static("inspect.css") + _STILL_STYLE + _STYLE
     return render_page(title, body, style, images=True, script=read_static("inspect.js") + _START)
+
+
+def render_still(document: Document) -> str:
+    """The still figure of a document, as HTML that stands alone in a notebook."""
+    return f"<style>{read_static('inspect.css')}{_STILL_STYLE}</style>{_draw_still([document])}"
+
+
+def _draw_still(documents: Sequence[Document]) -> str:
+    """The still figures of documents, side by side."""
+    figures = "".join(_draw_document(document) for document in documents)
+    columns = f'<div class="vl-columns" style="--vl-count:{len(documents)}">{figures}</div>'
+    return f'<div class="vl vl-still">{columns}</div>'
 
 
 def _draw_document(document: Document) -> str:
@@ -130,8 +140,11 @@ def _draw_row(document: Document, number: int) -> str:
     row = document["rows"][number]
     words, regions, scale = _find_scores(document, number)
     pictures = "".join(_draw_picture(document["images"][image], image, row, regions, scale) for image in row["image"])
-    plain = range(len(row["regions"]))
-    order = sorted((n for n in plain if not row["regions"][n]["special"]), key=lambda n: -regions[n])
+    if not pictures:  # the detector found nothing in them
+        pictures = "".join(f'<img class="vl-figure" src="{image["src"]}" alt="">' for image in document["images"])
+    order = sorted(
+        (n for n in range(len(row["regions"])) if not row["regions"][n]["special"]), key=lambda n: -regions[n]
+    )
     listed = "".join(
         _draw_bar("vl-item", row["regions"][n]["name"], regions[n] / scale, number=f"{regions[n]:.3g}")
         for n in order[:_MOST_LISTED]

@@ -13,8 +13,9 @@ raw_attention       attention of the last layer, averaged over the heads, whatev
 
 The rules are in `analysis.relevance_rules`. The gradient is that of the answer's own output (`Task.logit`), before any
 softmax. Where an answer is read is seen from its gradient: the first token or the answer token, with ViLBERT the whole
-image too, the candidate's region, the phrase and its region. Scores of several such positions are added. Methods that
-need layer-wise relevance propagation are not offered.
+image too, the candidate's region, the phrase and its region. Scores of several such positions are added. A region or a
+phrase that is pointed at also rests on itself: what residual connections keep of it counts with relevance and rollout.
+Methods that need layer-wise relevance propagation are not offered.
 
 Letters  B rows, N positions: T of the text, then R regions, each with what stands behind them; Dt and Dr widths.
 """
@@ -33,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visling.analysis.relevance_rules import (
+    Found,
     Mix,
     Rules,
     Step,
@@ -83,8 +85,9 @@ class Explanation:
 
     def __repr__(self) -> str:
         """One line."""
-        places = len(next(iter(self.scores.values()), ()))
-        return f"Explanation({self.prediction.value!r}: {', '.join(self.scores)} of {places} candidates)"
+        count = len(next(iter(self.scores.values()), ()))
+        names = [name for name, _ in self.prediction.top[:count]] or [str(self.prediction.value)] * count
+        return f"Explanation({', '.join(names) or 'nothing predicted'}; {', '.join(self.scores)})"
 
 
 def explain(
@@ -135,7 +138,7 @@ def explain(
 
 
 _AGAINST = "against"
-_RULES: Mapping[str, tuple[Callable[[Sequence[Step], Tensor, Rules], Tensor], Mix]] = {
+_RULES: Mapping[str, tuple[Callable[[Sequence[Step], Tensor, Rules], Found], Mix]] = {
     "relevance": (accumulate_relevance, mix_positive),
     _AGAINST: (accumulate_relevance, mix_negative),
     "attention_gradient": (keep_last, mix_by_head),
@@ -169,6 +172,9 @@ class _Slopes:
     """Times the embedded input, summed over its width; (B, N)."""
     read: Tensor
     """(B, N) bool: the positions whose last states make a difference to it."""
+    summaries: Tensor
+    """(B, N) bool: those of them that are read for the summary of a row: the first token, the answer token, the whole
+    image."""
 
 
 class _Graph:
@@ -204,12 +210,12 @@ class _Graph:
             torch.zeros_like(states[..., 0]) if slope is None else (slope * states.detach()).sum(-1)
             for slope, states in zip(embedded, self.embedded, strict=True)
         ]
-        return _Slopes(attention, torch.cat(products, dim=1), self._mark_read(*slopes[-len(last) :]))
+        pooled, *states = slopes[-len(last) :]
+        summaries = self._mark_summaries(pooled)
+        return _Slopes(attention, torch.cat(products, dim=1), summaries | self._mark_states(*states), summaries)
 
-    def _mark_read(
-        self, pooled: Tensor | None, text: Tensor | None, regions: Tensor | None, whole: Tensor | None
-    ) -> Tensor:
-        """Positions with a derivative that is not zero, (B, N), from the derivatives of what `Encoded` has."""
+    def _mark_summaries(self, pooled: Tensor | None) -> Tensor:
+        """Positions that the summary of a row reads, (B, N), if its derivative (B, Dp) is not zero."""
         read = torch.zeros_like(self.real)
         if pooled is not None:
             rows = (pooled != 0).any(-1)
@@ -217,6 +223,11 @@ class _Graph:
             read.scatter_(1, (first if at is None else at)[:, None], rows[:, None])
             if self.encoder.summarises_image:
                 read[:, self.whole_at] |= rows
+        return read
+
+    def _mark_states(self, text: Tensor | None, regions: Tensor | None, whole: Tensor | None) -> Tensor:
+        """Positions with a derivative of their own that is not zero, (B, N)."""
+        read = torch.zeros_like(self.real)
         if text is not None:
             read[:, : text.shape[1]] |= (text != 0).any(-1)
         if regions is not None:
@@ -231,7 +242,9 @@ class _Graph:
             return slopes.embedded
         apply, mix = _RULES[method]
         steps = list_steps(self.attention, slopes.attention, self.real, mix, first_layer=rules.first_layer)
-        return (apply(steps, self.real, rules) * slopes.read[:, :, None]).sum(1)
+        taken, kept = apply(steps, self.real, rules)
+        scores = (taken * slopes.read[:, :, None]).sum(1)
+        return scores if method == _AGAINST else scores + kept * (slopes.read & ~slopes.summaries)
 
     def cut_rows(self, scores: Tensor) -> list[Scores]:
         """(B, N) as the scores of each row, without padding."""

@@ -9,8 +9,8 @@ Source   Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability" (arXi
          hila-chefer/Transformer-MM-Explainability, `ExplanationGenerator.py` of LXMERT and of VisualBERT. Rollout:
          Abnar & Zuidema 2020 (arXiv 2005.00928).
 Differs  A row without relevance is normalised to zeros, where the release divides by zero. The identity that every
-         position starts from is left out of the results, so that a position that is read has what the layers add to
-         it, where the release sets it to zero. Methods that need layer-wise relevance propagation are not offered.
+         position starts from is kept apart, so that a summary's own position has what the layers add to it, where the
+         release sets it to zero. Methods that need layer-wise relevance propagation are not offered.
 Letters  B rows, H heads, T and R positions of text and regions with what stands behind them, N = T + R, M and K of a
          block's queries and keys.
 """
@@ -69,6 +69,10 @@ class Block:
 
 Step = tuple[Block, ...]
 """A self-attention, or those directions of a cross-attention that the output depends on."""
+
+Found = tuple[Tensor, Tensor]
+"""What each position took from each other one (B, N, N), and what each still is of itself because of the residual
+connections (B, N)."""
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Probabilities and their gradient (B, H, M, K), both zero at padding, and the number of pairs that are not padding
@@ -161,8 +165,8 @@ def list_steps(
     return steps
 
 
-def accumulate_relevance(steps: Sequence[Step], real: Tensor, rules: Rules) -> Tensor:
-    """What each position took from each other one (equations 6, 7, 10, 11), without the identity; (B, N, N).
+def accumulate_relevance(steps: Sequence[Step], real: Tensor, rules: Rules) -> Found:
+    """The published rules (equations 6, 7, 10, 11).
 
     Self-attention A of a stream adds A times the rows of that stream. Cross-attention A from stream s to stream q adds
     N(R_ss)^T A N(R_qq) to R_sq and A R_qs to R_ss, where N divides the rows of what is added to the identity by their
@@ -180,7 +184,7 @@ def accumulate_relevance(steps: Sequence[Step], real: Tensor, rules: Rules) -> T
             else:
                 _put(added, queries, keys, _cross(old, block, rules), rules)
                 _put(added, queries, queries, weights @ old[:, keys, queries], rules)
-    return added
+    return added, torch.ones_like(added[:, 0])
 
 
 def _cross(old: Tensor, block: Block, rules: Rules) -> Tensor:
@@ -210,9 +214,9 @@ def _put(added: Tensor, rows: slice, columns: slice, found: Tensor, rules: Rules
         added[:, rows, rows].diagonal(dim1=1, dim2=2).sub_(1)
 
 
-def roll_out(steps: Sequence[Step], real: Tensor, rules: Rules) -> Tensor:
-    """Attention rollout: the product of the layers' attention plus identity, without what the identities alone make;
-    (B, N, N). Between streams, what both had before the last cross-attention is joined by it."""
+def roll_out(steps: Sequence[Step], real: Tensor, rules: Rules) -> Found:
+    """Attention rollout: the product of the layers' attention plus identity. Between streams, what both had before the
+    last cross-attention is joined by it."""
     rolled = _zeros(steps, real)
     rolled.diagonal(dim1=1, dim2=2).fill_(1)
     kept = torch.ones_like(rolled[:, 0])
@@ -228,16 +232,16 @@ def roll_out(steps: Sequence[Step], real: Tensor, rules: Rules) -> Tensor:
             else:
                 own, other = old[:, queries, queries], old[:, keys, keys]
                 rolled[:, queries, keys] = own.transpose(1, 2) @ weights @ other
-    return rolled - torch.diag_embed(kept)
+    return rolled - torch.diag_embed(kept), kept
 
 
-def keep_last(steps: Sequence[Step], real: Tensor, rules: Rules) -> Tensor:
-    """The weights of the last layer that has them, for each pair of streams; (B, N, N)."""
+def keep_last(steps: Sequence[Step], real: Tensor, rules: Rules) -> Found:
+    """The weights of the last layer that has them, for each pair of streams."""
     kept = _zeros(steps, real)
     for step in steps:
         for block in step:
             kept[:, block.queries, block.keys] = block.weights
-    return kept
+    return kept, torch.zeros_like(kept[:, 0])
 
 
 def _zeros(steps: Sequence[Step], real: Tensor) -> Tensor:

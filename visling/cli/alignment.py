@@ -186,7 +186,7 @@ def _write(out: Path, found: Alignment, result: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error}. Name another folder with --out.") from error
-    svg = found.draw(found.phrases, f"phrases whose best region is right, percent: {title}")
+    svg = found.draw(found.phrases, f"phrases, percent right: {title}")
     json_, drawing, page = FILES
     write_new(out / drawing, svg + "\n")
     write_new(out / page, render_alignment(found, f"What the heads ground: {title}", facts))

@@ -21,6 +21,7 @@ from visling.errors import VislingError
 from visling.image_ids import canonical
 from visling.pretrained.description import find_run
 from visling.scenes.clear_questions import list_questions
+from visling.scenes.language import plural
 from visling.serve.pictures import Pictures
 from visling.serve.served import ServedModel
 from visling.tasks.base import Task
@@ -28,6 +29,8 @@ from visling.types import Record
 
 MOST_QUESTIONS = 8
 """That are offered for a model."""
+_BEGINNINGS = ("what color", "what texture", "how many")
+"""Of questions with one clear answer."""
 _SPLITS = ("test", "test1", "testA")
 """Of the scenes, by what the tasks call them; none of them was trained on."""
 
@@ -79,7 +82,7 @@ def offer_questions(
     model: ServedModel, scenes: Path, pictures: Pictures, clear: Mapping[str, Sequence[tuple[str, str]]]
 ) -> list[OfferedQuestion]:
     """A few questions for a model: clear ones if it answers questions, else annotations of its task, each about other
-    pictures. None if the task is not one of the scenes'.
+    pictures; none if the task is not one of the scenes'.
 
     Pictures of the task's own (pairs, say) become examples that are not searched.
 
@@ -87,19 +90,12 @@ def offer_questions(
         clear: of `list_clear_questions`.
     """
     if model.form == "vqa":
-        # The first of each picture's questions is mostly one for a colour: take turns among the kinds.
-        turns = (
-            OfferedQuestion(
-                images=(name,), text=questions[turn % len(questions)][0], truth=questions[turn % len(questions)][1]
-            )
-            for turn, (name, questions) in enumerate(clear.items())
-        )
-        return list(itertools.islice(turns, MOST_QUESTIONS))
+        return list(itertools.islice(_take_turns(clear), MOST_QUESTIONS))
     offered: list[OfferedQuestion] = []
     paths = {canonical(path.stem): path for path in _list_pictures(scenes)}
     taken: set[str] = set()
     for record in _read_records(model.predictor.task, scenes):
-        question = describe_record(record)
+        question = describe_record(record, rationale=getattr(model.predictor.task.config, "phase", "") == "rationale")
         files = [paths.get(canonical(image)) for image in record.images]
         if question is None or None in files or not taken.isdisjoint(record.images):
             continue
@@ -112,8 +108,12 @@ def offer_questions(
     return offered
 
 
-def describe_record(record: Record) -> tuple[str, tuple[str, ...], str | None] | None:
-    """Text, choices and right answer of an annotation, as a person would type them; None where it cannot be typed."""
+def describe_record(record: Record, *, rationale: bool = False) -> tuple[str, tuple[str, ...], str | None] | None:
+    """Text, choices and right answer of an annotation, as a person would type them; None where it cannot be typed.
+
+    Args:
+        rationale: of VCR's questions the answer is given, and a reason for it is chosen.
+    """
     match record:
         case ReferringRecord():
             return record.raw, (), None
@@ -125,10 +125,17 @@ def describe_record(record: Record) -> tuple[str, tuple[str, ...], str | None] |
             label = record.labels[0] if record.labels and not record.several else None
             return (record.text, (), label) if record.second is None else None
         case VcrRecord():
-            return _spell_choices(record)
+            return _spell_choices(record, rationale)
         case CaptionRecord():
             return record.caption, (), None
     return None
+
+
+def _take_turns(clear: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[OfferedQuestion]:
+    """A question about each picture: for a colour, a texture and a number in turn, as far as it has them."""
+    for (name, questions), beginning in zip(clear.items(), itertools.cycle(_BEGINNINGS), strict=False):
+        text, truth = next((pair for pair in questions if pair[0].startswith(beginning)), questions[0])
+        yield OfferedQuestion(images=(name,), text=text, truth=truth)
 
 
 def _bracket_phrases(record: EntitiesRecord) -> str:
@@ -140,24 +147,31 @@ def _bracket_phrases(record: EntitiesRecord) -> str:
     return "".join([*parts, record.sentence[end:]])
 
 
-def _spell_choices(record: VcrRecord) -> tuple[str, tuple[str, ...], str | None] | None:
-    """Question and answers with "the star" in place of a tag; None if a tag could mean several."""
-    texts = [_spell(sentence, record.objects) for sentence in (record.question, *record.answer_choices)]
-    if len(texts) < 3 or None in texts:
+def _spell_choices(record: VcrRecord, rationale: bool) -> tuple[str, tuple[str, ...], str | None] | None:
+    """Question and choices with "the star" in place of a tag; None if a tag could mean several."""
+    context, sentences, label = [record.question], record.answer_choices, record.answer_label
+    if rationale:
+        if label is None:
+            return None
+        context, sentences, label = [*context, sentences[label]], record.rationale_choices, record.rationale_label
+    told, listed = ([_spell(one, record.objects) for one in some] for some in (context, sentences))
+    text, choices = [one for one in told if one is not None], [one for one in listed if one is not None]
+    if len(text) < len(told) or len(choices) < max(len(listed), 2):
         return None
-    question, *choices = [text for text in texts if text is not None]
-    return question, tuple(choices), None if record.answer_label is None else choices[record.answer_label]
+    return " ".join(text), tuple(choices), None if label is None else choices[label]
 
 
 def _spell(sentence: Sentence, objects: Sequence[str]) -> str | None:
+    """A sentence with "the star" in place of the tag of the only star, "the stars" in place of that of all stars."""
     words = []
     for token in sentence:
         if isinstance(token, str):
             words.append(token)
-        elif len(token) == 1 and objects.count(objects[token[0]]) == 1:
-            words.append(f"the {objects[token[0]]}")
-        else:
+            continue
+        (name, *others) = {objects[number] for number in token}
+        if others or objects.count(name) != len(token):
             return None
+        words.append(f"the {name if len(token) == 1 else plural(name)}")
     return " ".join(words).replace(" ?", "?").replace(" .", ".")
 
 

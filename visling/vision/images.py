@@ -210,7 +210,7 @@ def _lies_on_its_side(file: Image.Image) -> bool:
     if file.format not in ("JPEG", "MPO", "WEBP"):
         return False
     with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
-        return file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return bool(file.getexif().get(ExifTags.Base.Orientation, 1) >= 5)
     return False
 
 

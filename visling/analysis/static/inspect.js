@@ -1461,8 +1461,9 @@
       ];
     }
 
-    paint(selection) {
+    paint(chosen) {
       this.rebuild();
+      const selection = chosen && this.rows.includes(chosen.row) ? chosen : null;
       let shown = null;
       for (const block of this.blocks) {
         const own = selection && selection.row === block.number ? selection : null;

@@ -1,35 +1,36 @@
 /* The page of `visling serve`: what is asked, of which models, and where the answers go.
 
    index.html   the frame              permalink.js  the state in the address
-   pictures.js  choosing pictures      outcome.js    changed answers, rankings
-   forms.js     words of each task     inspect.js    the linked view of picture, words and answers (window.visling)
+   form.js      models, text, choices  pictures.js   choosing pictures
+   wording.js   words of each task     outcome.js    changed answers, rankings
    server.js    the HTTP interface     edits.js      what the reader takes away
-   theme.js     light or dark */
+   theme.js     light or dark          inspect.js    the linked view of picture, words and answers (window.visling) */
 
 import { find, make, percent, show } from "./dom.js";
 import { NO_EDIT, extend, isEmpty, listParts, toRequest, translate } from "./edits.js";
-import { FORMS, familyName, isComparable, modelName } from "./forms.js";
+import { Form } from "./form.js";
 import { drawDifference, drawRanking } from "./outcome.js";
 import * as permalink from "./permalink.js";
 import { OWN_PICTURE } from "./permalink.js";
-import { Pictures } from "./pictures.js";
 import * as server from "./server.js";
+import { familyName } from "./wording.js";
 
 const SLOW = 700; // milliseconds after which the seconds of a running question are counted
-const FEWEST_CHOICES = 2;
-const MOST_OFFERS = 4;
 
 class App {
   /** @param models of `/api/models`; at least one.
       @param examples of `/api/examples`. */
   constructor(models, examples) {
-    this.models = new Map(models.map((model) => [model.run, model]));
-    this.examples = examples;
-    this.names = new Map(examples.map(({ id, name }) => [id, name]));
-    this.pictures = new Pictures(examples, {
-      onChange: () => this.changePictures(),
+    this.form = new Form(models, examples, {
+      onPicture: () => show(find("message"), false),
+      onOffer: () => {
+        this.looked = null;
+        this.askAnew();
+      },
       onError: (error) => this.showError(error),
     });
+    this.pictures = this.form.pictures;
+    this.names = new Map(examples.map(({ id, name }) => [id, name]));
     this.looked = null; // id of the picture of a ranking that is looked into
     this.base = null; // {question, documents} of the unchanged question
     this.answered = null; // {question, documents} on the screen
@@ -39,134 +40,26 @@ class App {
     this.listen();
   }
 
-  // ---- the form
+  // ---- asking
 
-  get model() {
-    return this.models.get(find("run").value);
-  }
-
-  get second() {
-    return this.models.get(find("second").value) ?? null;
-  }
-
-  get asked() {
-    return [this.model, this.second].filter(Boolean);
-  }
-
-  get form() {
-    return FORMS[this.model.form];
-  }
-
-  get choices() {
-    return this.model.choices ? [...find("choice-list").querySelectorAll("input")].map((input) => input.value.trim()) : [];
-  }
-
-  nameModel(model) {
-    return modelName(model, [...this.models.values()]);
-  }
-
-  fillModels() {
-    find("run").replaceChildren(
-      ...[...this.models.values()].map((model) => make("option", { value: model.run }, this.nameModel(model))),
-    );
-  }
-
-  /** Shows the form of a model's task. */
-  chooseModel(run, second = "") {
-    find("run").value = run;
-    const others = [...this.models.values()].filter((other) => isComparable(this.model, other));
-    find("second").replaceChildren(
-      make("option", { value: "" }, "with nothing"),
-      ...others.map((other) => make("option", { value: other.run }, `with ${this.nameModel(other)}`)),
-    );
-    find("second").value = others.some((other) => other.run === second) ? second : "";
-    for (const id of ["second", "second-label"]) show(find(id), others.length > 0);
-    const { label, hint } = this.form;
-    find("text-label").textContent = label;
-    find("text-hint").textContent = hint;
-    show(find("text-hint"), hint !== "");
-    this.pictures.setCount(this.model.form === "retrieval" ? 0 : this.model.images);
-    show(find("choices"), this.model.choices);
-    if (this.model.choices && !find("choice-list").children.length) this.setChoices(["", ""]);
-    this.drawChips();
+  chooseModel(run, second) {
+    this.form.chooseModel(run, second);
     this.drawFacts();
     this.setBusy(false);
   }
 
-  setChoices(texts) {
-    const list = find("choice-list");
-    list.replaceChildren();
-    for (const text of texts) this.addChoice(text);
-  }
-
-  addChoice(text = "") {
-    const list = find("choice-list");
-    const input = make("input", { type: "text", value: text });
-    const remove = make("button", { type: "button", class: "quiet icon" }, "×");
-    remove.addEventListener("click", () => {
-      const place = [...list.children].indexOf(item);
-      item.remove();
-      this.numberChoices();
-      (list.children[place] ?? list.lastElementChild).querySelector("input").focus();
-    });
-    const item = make("li", {}, input, remove);
-    list.append(item);
-    this.numberChoices();
-    return input;
-  }
-
-  numberChoices() {
-    const items = [...find("choice-list").children];
-    items.forEach((item, place) => {
-      item.querySelector("input").setAttribute("aria-label", `Choice ${place + 1}`);
-      const remove = item.querySelector("button");
-      remove.setAttribute("aria-label", `Remove choice ${place + 1}`);
-      remove.disabled = items.length <= FEWEST_CHOICES;
-    });
-  }
-
-  /** Things to try: questions about the chosen picture, then those of the model. */
-  get offers() {
-    const about = this.examples.find(({ id }) => id === this.pictures.chosen[0]?.id)?.questions ?? [];
-    const own = this.model.form === "vqa" ? about.map((text) => ({ text })) : [];
-    const texts = new Map();
-    for (const offer of [...own, ...this.model.examples]) if (!texts.has(offer.text)) texts.set(offer.text, offer);
-    return [...texts.values()].slice(0, MOST_OFFERS);
-  }
-
-  drawChips() {
-    const chips = this.offers.map((offer) => {
-      const chip = make("button", { type: "button", title: offer.text }, offer.text);
-      chip.addEventListener("click", () => {
-        this.fillIn(offer);
-        this.looked = null;
-        this.askAnew();
-      });
-      return make("li", {}, chip);
-    });
-    find("chips").replaceChildren(...chips);
-    show(find("chips"), chips.length > 0);
-  }
-
-  /** Puts something to try into the form. */
-  fillIn({ text, images = [], choices = [] }) {
-    find("text").value = text;
-    if (images.length && this.model.form !== "retrieval") this.pictures.choose(images);
-    if (this.model.choices && choices.length) this.setChoices(choices);
-  }
-
   /** Asks the first thing to try, so that there is something to look at. */
   askFirst() {
-    const [offer] = this.offers;
+    const [offer] = this.form.offers;
     find("text").value = "";
-    if (offer) this.fillIn(offer);
+    if (offer) this.form.fillIn(offer);
     if (offer && this.pictures.complete) this.ask({ push: false });
     else this.showEmpty();
   }
 
   /** What answers, and where it comes from. */
   drawFacts() {
-    const columns = this.asked.map((model, place) => [
+    const columns = this.form.asked.map((model, place) => [
       ["Model", familyName(model.family)],
       ["Task", model.task],
       ["Run", model.run],
@@ -177,16 +70,14 @@ class App {
     );
   }
 
-  // ---- asking
-
   /** What the form says.
       @param images ids for the server. */
   describe(images) {
     return {
-      runs: this.asked.map((model) => model.run),
+      runs: this.form.asked.map((model) => model.run),
       images,
       text: find("text").value.trim(),
-      choices: this.choices.filter(Boolean),
+      choices: this.form.choices.filter(Boolean),
       edit: NO_EDIT,
     };
   }
@@ -204,7 +95,7 @@ class App {
   ask({ push = true, edit = NO_EDIT } = {}) {
     return this.run(
       async (signal) => {
-        if (this.model.form === "retrieval") await this.search(signal, push);
+        if (this.form.isSearch) await this.search(signal, push);
         else await this.inspectForm(signal, push);
         if (!isEmpty(edit) && this.base) await this.inspectChanged(edit, signal, push);
       },
@@ -270,7 +161,7 @@ class App {
     return Promise.all(
       runs.map((run, place) => {
         const own = isEmpty(edit) ? edit : translate(edit, documents[0], documents[place]);
-        const blind = this.models.get(run).images === 0;
+        const blind = this.form.models.get(run).images === 0;
         const changes = toRequest(blind ? { ...own, boxes: [] } : own);
         return server.inspect({ run, images: blind ? [] : images, text, choices, ...changes }, signal);
       }),
@@ -357,7 +248,7 @@ class App {
   }
 
   nameColumn(place) {
-    return this.nameModel(this.asked[place]);
+    return this.form.nameModel(this.form.asked[place]);
   }
 
   /** The answers before and after a change, if there was one that leaves them comparable. */
@@ -402,7 +293,7 @@ class App {
   setBusy(busy) {
     document.body.classList.toggle("busy", busy);
     find("result").setAttribute("aria-busy", String(busy));
-    find("submit").textContent = busy ? "Cancel" : this.form.verb;
+    find("submit").textContent = busy ? "Cancel" : this.form.words.verb;
     clearInterval(this.clock);
     if (!busy) return;
     this.say("Asking …", true);
@@ -421,11 +312,9 @@ class App {
   }
 
   showEmpty() {
-    const { images } = this.model;
-    const what = this.model.form === "retrieval" ? "Write a caption" : images > 1 ? "Choose two pictures" : "Choose a picture";
     find("empty").replaceChildren(
       make("h2", {}, "See what a model looks at"),
-      make("p", {}, `${what}, ${this.model.form === "retrieval" ? "and the pictures at hand are ranked by it" : "ask, and follow its attention between words and boxes"}.`),
+      make("p", {}, this.form.words.start),
     );
     show(find("empty"));
   }
@@ -447,36 +336,36 @@ class App {
   restore() {
     const wanted = permalink.read(location.hash);
     if (wanted === null) {
-      this.chooseModel(this.models.keys().next().value);
+      this.chooseModel();
       this.askFirst();
       return;
     }
-    if (!this.models.has(wanted.run)) {
-      this.chooseModel(this.models.keys().next().value);
+    const { models } = this.form;
+    if (!models.has(wanted.run)) {
+      const served = [...models.keys()].join(", ");
+      this.chooseModel();
       this.showEmpty();
-      this.showError(new server.ServerError(
-        `This link asks the run ${wanted.run}, which is not served here. Served: ${[...this.models.keys()].join(", ")}.`, 404,
-      ));
+      showMessage(`This link asks the run ${wanted.run}, which is not served here. Served: ${served}.`);
       return;
     }
     this.chooseModel(wanted.run, wanted.second);
     find("text").value = wanted.text;
-    if (this.model.choices && wanted.choices.length) this.setChoices(wanted.choices);
+    if (wanted.choices.length) this.form.setChoices(wanted.choices);
     this.view = wanted.view;
-    if (this.model.form === "retrieval") {
+    if (this.form.isSearch) {
       this.looked = wanted.images[0] ?? null;
     } else {
       show(find("ranking"), false);
       const ids = history.state?.images ?? wanted.images;
-      this.pictures.choose(Array.from({ length: this.model.images }, (_, place) => ids[place] ?? OWN_PICTURE));
-      this.drawChips();
+      this.pictures.choose(Array.from({ length: this.form.model.images }, (_, place) => ids[place] ?? OWN_PICTURE));
+      this.form.drawOffers();
       if (!this.pictures.complete) {
         this.closeView();
         this.showEmpty();
-        this.showError(new server.ServerError(
+        showMessage(
           "This link was made with a picture that is not on this server: links cannot carry pictures of your own. " +
-          "Choose the picture, then ask again.", 404,
-        ));
+            "Choose the picture, then ask again.",
+        );
         return;
       }
     }
@@ -500,11 +389,6 @@ class App {
   }
 
   // ---- events
-
-  changePictures() {
-    show(find("message"), false);
-    this.drawChips();
-  }
 
   listen() {
     find("ask").addEventListener("submit", (event) => {
@@ -536,7 +420,6 @@ class App {
     find("second").addEventListener("change", () => {
       if (this.answered) this.ask();
     });
-    find("add-choice").addEventListener("click", () => this.addChoice().focus());
     find("copy-link").addEventListener("click", () => this.copyLink());
     addEventListener("popstate", () => this.restore());
     addEventListener("keydown", (event) => {
@@ -558,31 +441,10 @@ function describeChange(before, question) {
   return changes.length === 1 ? changes[0] : "";
 }
 
-function listenToTheme() {
-  const root = document.documentElement;
-  const dark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const button = find("theme");
-  const draw = () => button.setAttribute("aria-checked", String(dark()));
-  button.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    draw();
-    try {
-      localStorage.setItem("visling-theme", root.dataset.theme);
-    } catch {
-      // Kept for this page alone.
-    }
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  draw();
-}
-
 async function start() {
-  listenToTheme();
   try {
     const [models, examples] = await Promise.all([server.listModels(), server.listExamples()]);
-    const app = new App(models, examples);
-    app.fillModels();
-    app.restore();
+    new App(models, examples).restore();
   } catch (error) {
     if (!(error instanceof server.ServerError)) throw error;
     show(find("ask"), false);

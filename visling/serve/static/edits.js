@@ -17,7 +17,7 @@ export const toRequest = ({ words, regions, boxes }) => ({
   boxes: boxes.map(({ image, box }) => ({ image, box })),
 });
 
-/** An edit in the numbers of another model's document for the unchanged question; what that does not show is left out. */
+/** An edit in the numbers of another model's document for the unchanged question, without what that does not show. */
 export function translate(edit, from, to) {
   if (from === to) return edit;
   return {

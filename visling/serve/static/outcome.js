@@ -78,10 +78,14 @@ export function drawRanking(ranking, names, title, looked, onPick) {
       ...ranking.slice(from, to).map(({ id, score }, place) => {
         const rank = from + place + 1;
         const name = names.get(id) ?? id;
-        const image = make("img", { src: exampleAddress(id), alt: "", loading: "lazy" });
+        const image = make("img", { src: exampleAddress(id, 320), alt: "", loading: "lazy" });
         const pick = make(
           "button",
-          { type: "button", "aria-pressed": String(id === looked), "aria-label": `Place ${rank}: ${name}, score ${decimal(score)}. Look inside.` },
+          {
+            type: "button",
+            "aria-pressed": String(id === looked),
+            "aria-label": `Place ${rank}: ${name}, score ${decimal(score)}. Look inside.`,
+          },
           image,
           make("span", { class: "rank" }, String(rank)),
           make("span", { class: "score number" }, decimal(score)),

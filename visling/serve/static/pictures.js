@@ -12,7 +12,7 @@ export class Pictures {
       @param onChange called after the reader chose a picture.
       @param onError called with what went wrong with one. */
   constructor(examples, { onChange, onError }) {
-    this.examples = examples.map(({ id, name }) => ({ id, name, source: server.exampleAddress(id) }));
+    this.examples = examples.map(({ id, name }) => ({ id, name, source: server.exampleAddress(id, 640) }));
     this.onChange = onChange;
     this.onError = onError;
     this.own = new Map(); // id -> picture that the reader brought
@@ -112,7 +112,7 @@ export class Pictures {
         input.addEventListener("click", () => {
           if (this.chosen[this.active] !== picture) input.dispatchEvent(new Event("change"));
         });
-        const image = make("img", { src: picture.source, alt: picture.name, loading: "lazy", decoding: "async" });
+        const image = make("img", { src: server.exampleAddress(picture.id, 160), alt: picture.name, loading: "lazy" });
         return make("label", { title: picture.name }, input, image);
       }),
     );

@@ -43,8 +43,8 @@ export const listModels = () => call("/api/models");
 /** Pictures at hand. */
 export const listExamples = () => call("/api/examples");
 
-/** Where a picture at hand is. */
-export const exampleAddress = (id) => `/api/examples/${encodeURIComponent(id)}`;
+/** Where a picture at hand is, with at most so many pixels on a side. */
+export const exampleAddress = (id, side) => `/api/examples/${encodeURIComponent(id)}?side=${side}`;
 
 /** Sends a picture; returns its id, width and height. */
 export const sendPicture = (file, signal) =>
