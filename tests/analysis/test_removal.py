@@ -21,6 +21,7 @@ from visling.analysis.removal import (
     area_under,
     keep,
     leave_one_out,
+    list_rows_read,
     probability,
     removable_tokens,
     removal_curves,
@@ -30,6 +31,7 @@ from visling.errors import DataError
 from visling.tasks.grounding import PhraseGrounding
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config
 from visling.tasks.referring import Referring
+from visling.tasks.vcr import VCR
 from visling.types import Batch, Example, Prediction, TextRow
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
@@ -236,8 +238,25 @@ def test_an_image_of_all_rows_loses_a_region_in_all_of_them() -> None:
     assert shared.units["regions"][1] == [((0, at), (1, at)) for at in range(COUNTS[2])]
     apart = Asker(model, task, batch, examples_of(batch, group=2, images=2), records)
     assert apart.units["regions"][1] == [*(((0, at),) for at in range(COUNTS[2])), ((1, 0),)]
-    one_row = Asker(model, task, batch, examples_of(batch, group=2), records, rows=[1])
-    assert {row for unit in one_row.units["text"][0] for row, _ in unit} == {1}
+    one_row = Asker(model, task, batch, examples_of(batch, group=2), records, rows=[[1], [0, 1]])
+    assert [{row for unit in units for row, _ in unit} for units in one_row.units["text"]] == [{1}, {0, 1}]
+
+
+def test_of_several_choices_the_words_of_the_chosen_one_are_removed() -> None:
+    task = VCR()
+    batch = dataclasses.replace(make_batch("vlbert"), group=4)
+    model, records = build("vlbert", task), [task.query(["why ?", "a", "b", "c", "d"], ["1"])]
+    (explanation,) = explain(model, task, batch, records)
+    for place, (name, _) in enumerate(explanation.prediction.top):
+        assert list_rows_read(explanation, place) == [int(name)]
+    (example,) = examples_of(batch, group=4, images=4)
+    curves = removal_curves(model, task, batch, example, records[0], explanation, fractions=(0.0, 1.0))
+    chosen = int(explanation.prediction.value)
+    smaller = without(batch, example, tokens={chosen: removable_tokens(example)[chosen]})
+    (again,) = task.decode(model(smaller), smaller, records)
+    for curve in curves:
+        if curve.part == "text":
+            assert curve.values[-1] == pytest.approx(probability(explanation.prediction, 0, again), abs=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["visualbert", "vilbert", "lxmert"])

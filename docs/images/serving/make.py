@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def save(picture: bytes, target: Path) -> None:
-    """Write a picture in 256 colours."""
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(target, optimize=True)
+    """Write a picture; colours are kept, since questions are about them."""
+    Image.open(io.BytesIO(picture)).convert("RGB").save(target, optimize=True)
     size = target.stat().st_size
     print(f"{target}: {size:,} bytes")
     if size > MOST_BYTES:
