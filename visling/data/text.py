@@ -378,7 +378,8 @@ class TextLayout:
         pieces = self.tokenizer.pieces(text)
         if not len(pieces[0]):
             raise DataError(
-                f"the {what} is empty: found {text!r}, expected at least one word. Fill it in, or drop it from its file."
+                f"the {what} is empty: found {text!r}, expected at least one word. "
+                "Fill it in, or drop it from its file."
             )
         return pieces
 

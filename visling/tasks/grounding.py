@@ -137,8 +137,8 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
             sentence = parse_sentence(marked, "the text")
         except DataError as error:
             raise DataError(
-                f"the brackets in {text!r} do not mark phrases: each is closed before the next begins and holds words, as "
-                'in "[a man] holds [a red kite]". Correct them.'
+                f"the brackets in {text!r} do not mark phrases: each is closed before the next begins and holds "
+                'words, as in "[a man] holds [a red kite]". Correct them.'
             ) from error
         return EntitiesRecord(id=image, images=(image,), sentence=sentence.text, phrases=sentence.phrases)
 
