@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visling import runtime
-from visling.analysis.relevance import METHODS, Explanation, explain
-from visling.analysis.relevance_rules import Rules
+from visling.analysis.relevance import METHODS, explain
 from visling.analysis.removal import FRACTIONS, PARTS, SIGNS, Asked, Asker, Order, Part, area_under, list_rows_read
 from visling.data.batches.shown import ShownExamples
 from visling.errors import ConfigError, DataError
@@ -32,9 +31,6 @@ from visling.tasks.base import Score, Task
 
 RELEVANCE, RANDOM, RAW = "relevance", "random", "raw_attention"
 """The published method, and what methods are compared with."""
-CONTRAST = "contrast"
-"""Relevance of the answer's logarithm of probability (`Rules.contrast`), which is judged next to the published
-method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +39,7 @@ class JudgedCurve:
 
     part: Part
     method: str
-    """Of `relevance.METHODS`, "contrast", or "random"."""
+    """Of `relevance.METHODS`, or "random"."""
     order: Order
     accuracy: tuple[float, ...]
     """In percent at each fraction."""
@@ -92,7 +88,7 @@ def judge(
 
     Args:
         model: in evaluation mode.
-        methods: of `relevance.METHODS`; with "relevance" also by contrast, and raw attention always.
+        methods: of `relevance.METHODS`; raw attention always.
         seeds: random orders of each question, whose mean accuracy is compared.
         progress: called with the number of questions done.
     Raises:
@@ -163,12 +159,7 @@ class _JudgedBatch:
         seeds: int,
     ) -> None:
         self.task, self.shown, self.fractions = task, shown, fractions
-        given = model, task, shown.batch, shown.records
-        self.explanations = explain(*given, methods=methods, most=1)
-        self.contrasts: list[Explanation] = []
-        if RELEVANCE in methods:
-            self.contrasts = explain(*given, methods=[RELEVANCE], most=1, rules=Rules(contrast=True))
-            methods = [RELEVANCE, CONTRAST, *(name for name in methods if name != RELEVANCE)]
+        self.explanations = explain(model, task, shown.batch, shown.records, methods=methods, most=1)
         rows = [list_rows_read(explanation) for explanation in self.explanations]
         self.asker = Asker(model, task, shown.batch, shown.examples, shown.records, rows=rows)
         self.numbers: dict[Part, list[int]] = {
@@ -198,9 +189,7 @@ class _JudgedBatch:
 
     def _find(self, part: Part, method: str) -> Callable[[int], NDArray[np.float64]]:
         """Scores of an example's units by a method."""
-        explanations = self.contrasts if method == CONTRAST else self.explanations
-        name = RELEVANCE if method == CONTRAST else method
-        return lambda number: self.asker.score_units(part, number, explanations[number].scores[name][0])
+        return lambda number: self.asker.score_units(part, number, self.explanations[number].scores[method][0])
 
     def _draw(self, part: Part, seed: int) -> Callable[[int], NDArray[np.float64]]:
         """Random scores of an example's units; they depend on its number in the data set."""

@@ -1,4 +1,4 @@
-"""What a model's answer rests on: a score for each word and each region, by five methods and for any candidate.
+"""What a model's answer rests on: a score for each word and each region, by six methods and for any candidate.
 
 explanation = model.explain("picture.png", "what colour is the star?")
 explanation.scores["relevance"][0][0].regions  # of the best answer, in the first row
@@ -6,15 +6,19 @@ explanation.scores["relevance"][0][0].regions  # of the best answer, in the firs
 method              a position's score
 relevance           what the positions that the answer is read from took from it, through all layers; attention counts
                     where its gradient speaks for the answer (Chefer et al. 2021)
+contrast            relevance of the answer's logarithm of probability among the candidates that are listed, instead of
+                    its own output (ours): a softmax does not change where all outputs rise together, and so its
+                    training leaves open by how much
 attention_gradient  attention of the last layer, each head weighted by its mean gradient
 input_gradient      gradient times embedded input, with its sign
 rollout             attention of all layers multiplied, whatever the answer (Abnar & Zuidema 2020)
 raw_attention       attention of the last layer, averaged over the heads, whatever the answer
 
-The rules are in `analysis.relevance_rules`. The gradient is that of the answer's own output (`Task.logit`), before any
-softmax. Where an answer is read is seen from its gradient: the first token or the answer token, with ViLBERT the whole
-image too, the candidate's region, the phrase and its region. Scores of several such positions are added. A region or a
-phrase that is pointed at also rests on itself: what residual connections keep of it counts with relevance and rollout.
+The rules are in `analysis.relevance_rules`. But for contrast, the gradient is that of the answer's own output
+(`Task.logit`), before any softmax. Where an answer is read is seen from its gradient: the first token or the answer
+token, with ViLBERT the whole image too, the candidate's region, the phrase and its region. Scores of several such
+positions are added. A region or a phrase that is pointed at also rests on itself: what residual connections keep of it
+counts with relevance, contrast and rollout.
 Methods that need layer-wise relevance propagation are not offered.
 
 Letters  B rows, N positions: T of the text, then R regions, each with what stands behind them; Dt and Dr widths.
@@ -24,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +57,7 @@ from visling.models.task_model import TaskModel
 from visling.tasks.base import Task
 from visling.types import Batch, Encoded, Prediction, Record
 
-METHODS = ("relevance", "attention_gradient", "input_gradient", "rollout", "raw_attention")
+METHODS = ("relevance", "contrast", "attention_gradient", "input_gradient", "rollout", "raw_attention")
 """Names of the methods."""
 PUBLISHED = Rules()
 
@@ -121,14 +124,18 @@ def explain(
         found: dict[str, list[list[Scores]]] = {name: [] for name in methods}
         if "relevance" in methods:
             found[_AGAINST] = []
-        output_of = partial(_contrast, task) if rules.contrast else task.logit
+        outputs = {name: _contrast if name == "contrast" else _take_logit for name in found}
         for place in range(max(counts, default=0)):
             chosen = [number for number, count in enumerate(counts) if place < count]
-            # Examples do not depend on one another: one backward pass serves them all.
-            output = torch.stack([output_of(logits, batch, n, predictions[n], place) for n in chosen]).sum()
-            slopes = graph.differentiate(output)
+            # Examples do not depend on one another: one backward pass, or two with contrast, serves them all.
+            slopes = {
+                output: graph.differentiate(
+                    torch.stack([output(task, logits, batch, n, predictions[n], place) for n in chosen]).sum()
+                )
+                for output in set(outputs.values())
+            }
             for name, by_place in found.items():
-                by_place.append(graph.cut_rows(graph.score(name, slopes, rules)))
+                by_place.append(graph.cut_rows(graph.score(name, slopes[outputs[name]], rules)))
     each: list[Explanation] = []
     for number, (prediction, count) in enumerate(zip(predictions, counts, strict=True)):
         own = slice(number * batch.group, (number + 1) * batch.group)
@@ -140,11 +147,18 @@ def explain(
 _AGAINST = "against"
 _RULES: Mapping[str, tuple[Callable[[Sequence[Step], Tensor, Rules], Found], Mix]] = {
     "relevance": (accumulate_relevance, mix_positive),
+    "contrast": (accumulate_relevance, mix_positive),
     _AGAINST: (accumulate_relevance, mix_negative),
     "attention_gradient": (keep_last, mix_by_head),
     "rollout": (roll_out, mix_evenly),
     "raw_attention": (keep_last, mix_evenly),
 }
+
+
+def _take_logit(
+    task: Task[Any, Any], logits: Mapping[str, Tensor], batch: Batch, number: int, prediction: Prediction, place: int
+) -> Tensor:
+    return task.logit(logits, batch, number, prediction, place)
 
 
 def _contrast(

@@ -39,9 +39,6 @@ class Rules:
     divide_rows: bool = True
     """In rollout, divide the rows of attention plus identity by their sum. VisualBERT's part of the release does not,
     which doubles the result in each layer."""
-    contrast: bool = False
-    """Trace back the answer's logarithm of probability among the candidates that are listed, instead of its own output
-    (ours): a softmax does not change where all outputs rise together, and so its training leaves open by how much."""
     first_layer: str | None = None
     """Begin with this layer, by its name in `Encoded.maps` and in the order of computation; None = all layers."""
 

@@ -327,8 +327,10 @@ def _take_rows(batch: Batch, rows: Tensor) -> Batch:
 
 
 def list_rows_read(explanation: Explanation, place: int = 0) -> list[int]:
-    """Rows of an example that its answer depends on: of several choices, the row of the one that is chosen."""
-    methods = [by_place[place] for by_place in explanation.scores.values() if by_place]
+    """Rows of an example that an answer's own output depends on: of several choices, the row of that one. Contrast,
+    which depends on the rows of the other candidates as well, says so only where it is the only method."""
+    own = {name: by_place for name, by_place in explanation.scores.items() if name != "contrast"}
+    methods = [by_place[place] for by_place in (own or explanation.scores).values() if by_place]
     return sorted({row for rows in methods for row, one in enumerate(rows) if one.text.any() or one.regions.any()})
 
 

@@ -36,6 +36,7 @@
       name: "Relevance",
       says: "attention weighted by its gradient through all layers (Chefer et al. 2021)",
     },
+    contrast: { name: "Contrast", says: "relevance of the answer's probability next to the others', not of its own output" },
     attention_gradient: { name: "Attention × gradient", says: "the last layer, each head times its gradient" },
     input_gradient: { name: "Input × gradient", says: "signed: what spoke for the answer, and what against it" },
     rollout: { name: "Attention rollout", says: "attention multiplied through the layers; the same for every answer" },
