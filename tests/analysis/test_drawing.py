@@ -119,6 +119,19 @@ def test_highlight_marks_the_heaviest_and_is_checked() -> None:
         draw_regions(image, regions, highlight=weights)
 
 
+def test_weights_on_a_scale_of_their_own_leave_light_boxes_light() -> None:
+    regions = make_regions([[20, 20, 180, 180]], (200, 200))
+    image = Image.new("RGB", (200, 200), GREY)
+
+    def fill(**options: float) -> int:
+        """How much the middle of the box changes."""
+        drawn = draw_regions(image, regions, highlight=[0.1], scale=1, **options)  # type: ignore[arg-type]
+        return int(np.abs(np.asarray(drawn).astype(int)[100, 100] - 128).sum())
+
+    assert fill() > 5 * fill(full=1.0)
+    assert fill(full=0.05) == fill(), "no weight is more than full"
+
+
 def test_labels_stay_inside_and_do_not_hide_one_another() -> None:
     from PIL import ImageDraw
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from fixtures.evaluated_runs import make_details, make_evaluated_run, make_images
 
-from visling.analysis.examples import measure_difference, split_choices
+from visling.analysis.examples import list_images, measure_difference, split_choices
 from visling.analysis.gallery import GalleryRun, write_gallery
-from visling.analysis.gallery_entries import compare_blind, list_truth, read_removal
+from visling.analysis.gallery_entries import compare_blind, list_truth, name_candidates, read_removal
 from visling.errors import DataError, RunError
 from visling.types import Prediction, RegionArray
 
@@ -141,6 +141,26 @@ def test_choices_boxes_and_phrases_are_read_from_details() -> None:
     assert list_truth({"text": "a dog", "truth": "...", "phrases": phrases})[1] == ((1, 2, 3, 4), (5, 6, 7, 8))
 
 
+def test_boxes_that_are_pointed_at_get_the_names_of_their_regions() -> None:
+    answers = [
+        {"text": "red star", "probability": 0.7, "box": [1, 2, 3, 4]},
+        {"text": "moon", "probability": 0.3, "box": None},
+    ]
+    entry: dict[str, Any] = {"answer": "box (1, 2, 3, 4)", "top": [["0", 0.7], ["1", 0.3]]}
+    name_candidates(entry, {"answers_are": "alternatives", "answers": answers})
+    assert entry == {"answer": "red star", "top": [["red star", 0.7], ["moon", 0.3]]}
+    kept = dict(entry)
+    name_candidates(entry, {"answers_are": "phrases", "answers": answers})
+    name_candidates(entry, {"answers_are": "alternatives", "answers": [answers[0] | {"box": None, "text": "x"}]})
+    assert entry == kept, "phrases and answers in words stay as the details have them"
+
+
+def test_both_images_of_a_pair_are_listed() -> None:
+    assert list_images({"image": "a", "images": ["a", "b"]}) == ["a", "b"]
+    assert list_images({"image": "a"}) == ["a"]
+    assert list_images({"image": None}) == []
+
+
 def test_a_folder_is_not_overwritten_and_resumes_only_what_it_began(tmp_path: Path) -> None:
     run = GalleryRun.read(make_evaluated_run(tmp_path / "vqa", make_details()))
     out = tmp_path / "out"
@@ -183,6 +203,20 @@ def test_what_is_no_evaluated_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image folder"):
         write_gallery(both[0], tmp_path / "out", images=tmp_path / "gone")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_of_a_run_of_several_is_shown_with_its_own_images(tmp_path: Path) -> None:
+    home = make_evaluated_run(tmp_path / "several", make_details(4))
+    images = make_images(tmp_path / "images", range(4))
+    about = json.loads((home / "run.json").read_text()) | {"tasks": {"gqa": {"task": "gqa", "images": str(images)}}}
+    (home / "run.json").write_text(json.dumps(about))
+    (home / "tasks" / "gqa").mkdir(parents=True)
+    (home / "details_test.jsonl").rename(home / "tasks" / "gqa" / "details_test.jsonl")
+    page = write_gallery(GalleryRun.read(home, task="gqa"), tmp_path / "out")
+    assert "<h1>visualbert on gqa, test</h1>" in page.read_text(encoding="utf-8")
+    assert all(entry["images"][0] for entry in read_entries(tmp_path / "out"))
+    with pytest.raises(RunError, match="has not been evaluated"):
+        GalleryRun.read(home)
 
 
 def test_missing_images_are_said_and_texts_are_escaped(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def oracle(
 ) -> list[Explanation]:
     """Relevance knows the needle, attention takes the regions in their order, all else is blind."""
     found = []
-    for record, words, regions in zip(records, batch.text.mask.sum(1), batch.regions.mask.sum(1), strict=True):  # type: ignore[union-attr]
+    for record, words, regions in zip(records, batch.text.mask.sum(1), batch.regions.mask.sum(1), strict=True):
         scores = {name: np.zeros(int(regions), np.float32) for name in methods}
         if "relevance" in methods:
             scores["relevance"][NEEDLE : NEEDLE + 1] = 1.0

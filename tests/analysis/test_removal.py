@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from visling import api
 from visling.analysis.relevance import METHODS, explain
+from visling.analysis.relevance_rules import Rules
 from visling.analysis.removal import (
     FRACTIONS,
     Asked,
@@ -21,6 +22,7 @@ from visling.analysis.removal import (
     area_under,
     keep,
     leave_one_out,
+    list_rows_read,
     probability,
     removable_tokens,
     removal_curves,
@@ -30,6 +32,7 @@ from visling.errors import DataError
 from visling.tasks.grounding import PhraseGrounding
 from visling.tasks.nlvr2 import NLVR2, Nlvr2Config
 from visling.tasks.referring import Referring
+from visling.tasks.vcr import VCR
 from visling.types import Batch, Example, Prediction, TextRow
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
@@ -195,7 +198,7 @@ def test_the_area_is_that_of_trapezoids() -> None:
 
 def test_a_region_is_recognised_by_its_box() -> None:
     def say(value: Any, top: list[tuple[str, float]], boxes: list[tuple[float, ...]]) -> Prediction:
-        return Prediction(id="1", value=value, confidence=top[0][1] if top else 0.3, top=tuple(top), boxes=tuple(boxes))  # type: ignore[arg-type]
+        return Prediction(id="1", value=value, confidence=top[0][1] if top else 0.3, top=tuple(top), boxes=tuple(boxes))
 
     one, two = (0.0, 0.0, 5.0, 5.0), (1.0, 1.0, 6.0, 6.0)
     pointed = say(one, [("3", 0.7), ("0", 0.3)], [one, two])
@@ -236,8 +239,25 @@ def test_an_image_of_all_rows_loses_a_region_in_all_of_them() -> None:
     assert shared.units["regions"][1] == [((0, at), (1, at)) for at in range(COUNTS[2])]
     apart = Asker(model, task, batch, examples_of(batch, group=2, images=2), records)
     assert apart.units["regions"][1] == [*(((0, at),) for at in range(COUNTS[2])), ((1, 0),)]
-    one_row = Asker(model, task, batch, examples_of(batch, group=2), records, rows=[1])
-    assert {row for unit in one_row.units["text"][0] for row, _ in unit} == {1}
+    one_row = Asker(model, task, batch, examples_of(batch, group=2), records, rows=[[1], [0, 1]])
+    assert [{row for unit in units for row, _ in unit} for units in one_row.units["text"]] == [{1}, {0, 1}]
+
+
+def test_of_several_choices_the_words_of_the_chosen_one_are_removed() -> None:
+    task = VCR()
+    batch = dataclasses.replace(make_batch("vlbert"), group=4)
+    model, records = build("vlbert", task), [task.query(["why ?", "a", "b", "c", "d"], ["1"])]
+    (explanation,) = explain(model, task, batch, records)
+    for place, (name, _) in enumerate(explanation.prediction.top):
+        assert list_rows_read(explanation, place) == [int(name)]
+    (example,) = examples_of(batch, group=4, images=4)
+    curves = removal_curves(model, task, batch, example, records[0], explanation, fractions=(0.0, 1.0))
+    chosen = int(explanation.prediction.value)
+    smaller = without(batch, example, tokens={chosen: removable_tokens(example)[chosen]})
+    (again,) = task.decode(model(smaller), smaller, records)
+    for curve in curves:
+        if curve.part == "text":
+            assert curve.values[-1] == pytest.approx(probability(explanation.prediction, 0, again), abs=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["visualbert", "vilbert", "lxmert"])
@@ -295,6 +315,8 @@ def test_a_prediction_of_the_world_is_taken_apart(world: Any) -> None:
     (scores,) = explanation.scores["relevance"][0]
     assert len(scores.text) == sum(len(word.tokens) for word in encoding.words)
     assert len(scores.regions) == len(encoding.regions)
+    contrasted = model.explain(world.picture(), text, methods=["relevance"], most=1, rules=Rules(contrast=True))
+    assert not np.allclose(contrasted.scores["relevance"][0][0].text, scores.text)
     prepared = model.prepare(api.Question(world.picture(), text))
     given = model.model, model.task, prepared.batch, prepared.example, prepared.record
     left = leave_one_out(*given, explanation.prediction)

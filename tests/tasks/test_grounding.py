@@ -289,9 +289,17 @@ def test_a_text_with_brackets(text: str, sentence: str, phrases: list[str]) -> N
     assert (row["truth"], row["score"]) == (None, None)
 
 
-@pytest.mark.parametrize("text", ["[a man holds", "a man] holds", "[a [red] kite]", "[] holds", ""])
+@pytest.mark.parametrize("text", ["[a man holds", "a man] holds", "[a [red] kite]", "[] holds"])
 def test_a_text_with_broken_brackets(text: str) -> None:
-    with pytest.raises(DataError, match=r"the text: .*(closed|closes|within|no words)"):
+    with pytest.raises(DataError, match=r"the brackets in .* do not mark phrases.*Correct them") as caught:
+        TASK.query([text], ["a"])
+    assert repr(text) in str(caught.value)
+    assert "/EN#" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_text(text: str) -> None:
+    with pytest.raises(DataError, match=r"the text is empty: found '.*Fill it in"):
         TASK.query([text], ["a"])
 
 

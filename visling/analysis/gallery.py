@@ -80,7 +80,7 @@ class GalleryRun:
                 f"{files.path} {what}: there is no details_{chosen or 'SPLIT'}.jsonl with examples.{found} First: "
                 f"visling evaluate {path} --split {split or 'test'}"
             )
-        known = as_mapping(as_mapping(about.get("tasks")).get(task or "")) or about
+        known = {**about, **as_mapping(as_mapping(about.get("tasks")).get(task or ""))}
         return cls(path=path, files=files, about=known, split=chosen, rows=rows, task=task)
 
     @property
@@ -125,7 +125,7 @@ def write_gallery(
     chosen = _choose(pairs, examples, compared=other is not None)
     settings = _describe_settings(run, other, chosen, views=len(asked))
     _claim(out, settings, resume=resume)
-    folder = images if images is not None else run.files.image_folder() or _image_folder(run.about)
+    folder = images if images is not None else _image_folder(run.about)
     files = find_image_files(folder, {image for pair in chosen for image in list_images(pair.row)})
     missing = [*notes]
     if folder is None:
@@ -219,7 +219,7 @@ def _claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
 
 
 def _image_folder(about: Mapping[str, Any]) -> Path | None:
-    """Where a run of several tasks has the images of one of them."""
+    """The folder of images that a run, or a task of it, names."""
     named = about.get("images")
     return Path(named) if isinstance(named, str) else None
 
@@ -283,14 +283,17 @@ class _Writer:
         return documents
 
     def _inspect(self, model: AskAgain, row: Row) -> Inspection:
+        asked = model.prepare(row, self._files)
+        unseen = model.saved.extractor is None and asked.regions and not any(map(len, asked.regions))
         found = inspect(
             model.model,
             model.task,
-            model.prepare(row, self._files),
+            asked,
             folder=model.saved,
             tokenizer=model.tokenizer,
             class_names=model.class_names,
             attribute_names=model.attribute_names,
+            notices=["the detector found nothing; this is answered from the words alone"] if unseen else (),
         )
         texts, boxes = list_truth(row)
         return replace(found, truth=texts, truth_boxes=boxes)

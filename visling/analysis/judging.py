@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from visling import runtime
 from visling.analysis.relevance import METHODS, Explanation, explain
 from visling.analysis.relevance_rules import Rules
-from visling.analysis.removal import FRACTIONS, PARTS, SIGNS, Asked, Asker, Order, Part, area_under
+from visling.analysis.removal import FRACTIONS, PARTS, SIGNS, Asked, Asker, Order, Part, area_under, list_rows_read
 from visling.data.batches.shown import ShownExamples
 from visling.errors import ConfigError, DataError
 from visling.models.task_model import TaskModel
@@ -163,13 +163,14 @@ class _JudgedBatch:
         seeds: int,
     ) -> None:
         self.task, self.shown, self.fractions = task, shown, fractions
-        self.asker = Asker(model, task, shown.batch, shown.examples, shown.records)
-        given = model, task, self.asker.batch, shown.records
+        given = model, task, shown.batch, shown.records
         self.explanations = explain(*given, methods=methods, most=1)
         self.contrasts: list[Explanation] = []
         if RELEVANCE in methods:
             self.contrasts = explain(*given, methods=[RELEVANCE], most=1, rules=Rules(contrast=True))
             methods = [RELEVANCE, CONTRAST, *(name for name in methods if name != RELEVANCE)]
+        rows = [list_rows_read(explanation) for explanation in self.explanations]
+        self.asker = Asker(model, task, shown.batch, shown.examples, shown.records, rows=rows)
         self.numbers: dict[Part, list[int]] = {
             part: [n for n, one in enumerate(self.explanations) if one.scores[RAW] and self.asker.units[part][n]]
             for part in PARTS

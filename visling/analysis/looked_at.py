@@ -49,7 +49,8 @@ class LookedAt:
     @property
     def strongest(self) -> float:
         """Weight of the heaviest word or region; 0 where the answer takes nothing from any."""
-        return max((one.weight for one in (*self.words, *self.regions)), default=0.0)
+        weights = [word.weight for word in self.words] + [region.weight for region in self.regions]
+        return max(weights, default=0.0)
 
     @property
     def image_share(self) -> float:

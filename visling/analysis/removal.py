@@ -238,7 +238,7 @@ class Asker:
 
     Args:
         batch: of the examples, on the model's device, with features of the regions.
-        rows: numbers of the rows of each example whose words are removed; None = all.
+        rows: of each example, the numbers of the rows whose words are removed; None = all.
     """
 
     def __init__(
@@ -249,10 +249,10 @@ class Asker:
         examples: Sequence[Example],
         records: Sequence[Record],
         *,
-        rows: Collection[int] | None = None,
+        rows: Sequence[Collection[int]] | None = None,
     ) -> None:
         self.model, self.task, self.examples, self.records = model, task, examples, records
-        self.rows = range(batch.group) if rows is None else rows
+        self.rows = [range(batch.group)] * len(examples) if rows is None else rows
         self.batch = replace(batch.unshared(), pixels=None)
         self.units = {part: [self._list_units(part, number) for number in range(len(examples))] for part in PARTS}
         self._known: dict[Asked, Prediction] = {}
@@ -262,7 +262,7 @@ class Asker:
         example, regions = self.examples[number], self.batch.regions
         if part == "text":
             positions = removable_tokens(example)
-            return [((row, at),) for row in self.rows for at in positions[row]]
+            return [((row, at),) for row in self.rows[number] for at in positions[row]]
         if regions is None:
             return []
         group = self.batch.group
@@ -326,6 +326,12 @@ def _take_rows(batch: Batch, rows: Tensor) -> Batch:
     return replace(batch, phrases=phrases).map(lambda tensor: tensor[rows])
 
 
+def list_rows_read(explanation: Explanation, place: int = 0) -> list[int]:
+    """Rows of an example that its answer depends on: of several choices, the row of the one that is chosen."""
+    methods = [by_place[place] for by_place in explanation.scores.values() if by_place]
+    return sorted({row for rows in methods for row, one in enumerate(rows) if one.text.any() or one.regions.any()})
+
+
 def removal_curves(
     model: TaskModel,
     task: Task[Any, Any],
@@ -350,9 +356,7 @@ def removal_curves(
     """
     if not all(explanation.scores.values()):
         return ()
-    by_row = [by_place[place] for by_place in explanation.scores.values()]
-    read = [row for row in range(batch.group) if any(one[row].text.any() or one[row].regions.any() for one in by_row)]
-    asker = Asker(model, task, batch, [example], [record], rows=read)
+    asker = Asker(model, task, batch, [example], [record], rows=[list_rows_read(explanation, place)])
     found: list[tuple[Part, str, Order, list[list[Asked]]]] = []
     for part in PARTS:
         if not asker.units[part][0]:

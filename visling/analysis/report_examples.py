@@ -101,8 +101,8 @@ def _look(run: RunFiles, asks: Asks, split: str, rows: Sequence[Row]) -> list[Lo
         reason = str(error)
         # Folders as seen from the run, so that the page can be shared.
         home = run.path.resolve()
-        for named in (home, run.path, *_list_folders(run.about)):
-            reason = reason.replace(str(named), os.path.relpath(named, home.parent))
+        for named in (str(home), str(run.path), *_list_folders(run.about)):
+            reason = reason.replace(named, os.path.relpath(named, home.parent))
         run.missing.append(f"what the model looked at is not shown: {reason}")
         return None
 

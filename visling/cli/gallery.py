@@ -22,6 +22,10 @@ def gallery(
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split that was evaluated; by default test, if it was.")
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your own examples, if the run was evaluated with --file: the same file."),
+    ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +98,7 @@ def gallery(
         )  # fmt: skip
     else:
         page = _write_examples(
-            run, compare, target, split=split, task=task, data=data, store=store, images=images, views=views,
+            run, compare, target, split=split, file=file, task=task, data=data, store=store, images=images, views=views,
             examples=examples or 200, other_features=other_features, device=device, resume=resume,
         )  # fmt: skip
     print(f"Wrote {page}")
@@ -106,6 +110,7 @@ def _write_examples(
     out: Path,
     *,
     split: str | None,
+    file: Path | None,
     task: str | None,
     data: Path | None,
     store: Path | None,
@@ -120,14 +125,14 @@ def _write_examples(
     from visling.analysis.gallery import GalleryRun, write_gallery
     from visling.regions.store import NativeStore
 
-    shown = GalleryRun.read(run, split, task)
+    shown = GalleryRun.read(run, split if file is None else file.stem, task)
     other = None if compare is None else GalleryRun.read(compare, shown.split, task)
     asked, notes = [], []
     for one in filter(None, (shown, other) if views else ()):
         try:
             asked.append(
                 open_to_ask(
-                    one.path, one.split, task=task, data=data, store=store, images=images, device=device,
+                    one.path, one.split, file=file, task=task, data=data, store=store, images=images, device=device,
                     other_features=other_features,
                 )
             )  # fmt: skip
@@ -144,6 +149,7 @@ def open_to_ask(
     run: Path,
     split: str,
     *,
+    file: Path | None = None,
     task: str | None = None,
     data: Path | None = None,
     store: Path | None = None,
@@ -163,7 +169,7 @@ def open_to_ask(
     if "extractor" not in read_description(find_model(run)):
         images = None  # they are shown, but the model reads none
     found = open_run(
-        run, split=split, task=task, data=data, store=store, images=images, device=device,
+        run, split=split, file=file, task=task, data=data, store=store, images=images, device=device,
         other_features=other_features,
     )  # fmt: skip
     if found.model is None:

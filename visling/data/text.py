@@ -324,7 +324,7 @@ class TextLayout:
         if not len(owners):
             raise DataError(
                 f"the {what} is empty: found {[word for word, _ in text]}, expected at least one word. "
-                "Drop the record or fill it in."
+                "Fill it in, or drop it from its file."
             )
         # Punctuation within a word counts as words of its own for masking.
         before = np.cumsum([0, *(int(words[-1]) + 1 if len(words) else 0 for _, words in pieces[:-1])])
@@ -378,7 +378,8 @@ class TextLayout:
         pieces = self.tokenizer.pieces(text)
         if not len(pieces[0]):
             raise DataError(
-                f"the {what} is empty: found {text!r}, expected at least one word. Drop the record or fill it in."
+                f"the {what} is empty: found {text!r}, expected at least one word. "
+                "Fill it in, or drop it from its file."
             )
         return pieces
 

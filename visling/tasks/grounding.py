@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from visling import boxes as box_ops
 from visling.data.annotations.entities import Box, EntitiesRecord, Phrase, parse_sentence, read_entities
 from visling.data.text import TextLayout, Tokenizer
-from visling.errors import ConfigError
+from visling.errors import ConfigError, DataError
 from visling.metrics.phrases import RANKS, MatchRule, Target, first_rank, phrase_scores, right_boxes
 from visling.tasks.answers import detail_row, mean_score, mean_scores
 from visling.tasks.base import Report, Score, Task, by_id
@@ -124,14 +124,22 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
         """A sentence with its phrases in brackets, "[a man] holds [a red kite]"; without any, it is one phrase.
 
         Raises:
-            DataError: brackets that do not pair, or a phrase without words.
+            DataError: no text, brackets that do not pair, or a phrase without words.
         """
         (text,), (image,) = texts, images
+        if not text.strip():
+            raise DataError(f"the text is empty: found {text!r}, expected a sentence or a phrase. Fill it in.")
         if "[" not in text and "]" not in text:
             text = f"[{text}]"
         numbers = itertools.count(1)
         marked = re.sub(r"\[(?!/EN#)", lambda _: f"[/EN#{next(numbers)} ", text)
-        sentence = parse_sentence(marked, "the text")
+        try:
+            sentence = parse_sentence(marked, "the text")
+        except DataError as error:
+            raise DataError(
+                f"the brackets in {text!r} do not mark phrases: each is closed before the next begins and holds "
+                'words, as in "[a man] holds [a red kite]". Correct them.'
+            ) from error
         return EntitiesRecord(id=image, images=(image,), sentence=sentence.text, phrases=sentence.phrases)
 
     def example(self, record: EntitiesRecord, layout: TextLayout, rng: np.random.Generator) -> Example:

@@ -36,10 +36,10 @@
       name: "Relevance",
       says: "attention weighted by its gradient through all layers (Chefer et al. 2021)",
     },
-    attention_gradient: { name: "Attention × gradient", says: "of the last layer" },
+    attention_gradient: { name: "Attention × gradient", says: "the last layer, each head times its gradient" },
     input_gradient: { name: "Input × gradient", says: "signed: what spoke for the answer, and what against it" },
     rollout: { name: "Attention rollout", says: "attention multiplied through the layers; the same for every answer" },
-    raw_attention: { name: "Raw attention", says: "of the last layer; the same for every answer" },
+    raw_attention: { name: "Raw attention", says: "attention of the last layer; the same for every answer" },
     leave_one_out: { name: "Leave one out", says: "how much the probability falls when one word or box is taken away" },
   };
 
@@ -534,10 +534,10 @@
       this.zoom = width / this.image.width;
       this.height = this.image.height * this.zoom;
       this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
-      place(this.photo, [0, 0, width, this.height]);
+      putAt(this.photo, [0, 0, width, this.height]);
       for (const box of this.boxes) {
         box.at = box.box.map((corner) => corner * this.zoom);
-        for (const shape of [box.halo, box.outline, box.hit]) place(shape, box.at);
+        for (const shape of [box.halo, box.outline, box.hit]) putAt(shape, box.at);
       }
       this.photo.style.imageRendering = this.zoom >= PIXELS_SHOWN ? "pixelated" : "auto";
       if (this.last) this.paint(...this.last);
@@ -664,14 +664,14 @@
         .map((box) => {
           const strength = clamp(Math.max(0, values[box.index]) / look.scale, 0, 1);
           const hole = draw("rect", { fill: "#000", "fill-opacity": strength });
-          place(hole, box.at);
+          putAt(hole, box.at);
           return hole;
         });
       const everything = [0, 0, this.width, this.height];
       const ground = draw("rect", { fill: "#fff" });
       const dark = draw("rect", { fill: "#000", "fill-opacity": 0.72, mask: `url(#${id})` });
-      place(ground, everything);
-      place(dark, everything);
+      putAt(ground, everything);
+      putAt(dark, everything);
       this.shade.replaceChildren(draw("mask", { id, maskUnits: "userSpaceOnUse" }, ground, ...holes), dark);
     }
 
@@ -707,7 +707,7 @@
     return Math.max(0, width) * Math.max(0, height);
   }
 
-  function place(shape, [x1, y1, x2, y2]) {
+  function putAt(shape, [x1, y1, x2, y2]) {
     set(shape, { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) });
   }
 
@@ -1570,13 +1570,14 @@
       const stops = Array.from({ length: 9 }, (_, n) => stop(low + ((1 - low) * n) / 8));
       const bar = make("i", {});
       bar.style.background = `linear-gradient(to right in oklab, ${stops.join(",")})`;
-      const what = state.show === "attention" ? "attention weight" : METHODS[state.show].name.toLowerCase();
-      const range = state.scale === "shared" ? "same scale everywhere" : "scale of this view";
+      const method = METHODS[state.show];
+      const what = method ? `${method.name.toLowerCase()}: ${method.says}` : "attention weight";
+      const reach = state.scale === "shared" ? "same scale everywhere" : "scale of this view";
       this.legend.replaceChildren(
         make("span", { textContent: signed ? format(-scale) : "0" }),
         bar,
         make("span", { textContent: format(scale) }),
-        make("span", { className: "vl-small", textContent: `${what}, ${range}` }),
+        make("span", { className: "vl-small", textContent: `${what}; ${reach}` }),
       );
     }
   }
@@ -1631,9 +1632,9 @@
       const lock = this.locked;
       const { edits } = this.view;
       if (edits.row !== lock.row) Object.assign(edits, { row: lock.row, words: new Set(), regions: new Set() });
-      const set = edits[lock.kind];
+      const gone = edits[lock.kind];
       const number = this.numberOf(lock);
-      if (!set.delete(number)) set.add(number);
+      if (!gone.delete(number)) gone.add(number);
       this.report();
     }
 

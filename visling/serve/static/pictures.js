@@ -136,7 +136,7 @@ export class Pictures {
     const side = several ? ["Left picture", "Right picture"][place] ?? `Picture ${place + 1}` : "Picture";
     const shown = picture
       ? make("img", { src: picture.source, alt: "" })
-      : make("span", { class: "nothing" }, "No picture yet");
+      : make("span", { class: "nothing" }, "Drop, paste or load a picture");
     const name = picture ? picture.name : "";
     const caption = make("span", { class: "name", title: name }, several ? side.replace(" picture", "") : name);
     const image = shown.tagName === "IMG" ? shown : null;
