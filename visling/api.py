@@ -292,8 +292,9 @@ class Predictor:
         # An expression has one box among candidates that have numbers; phrases have a box each.
         one = bool(prediction.boxes) and prediction.value == prediction.boxes[0]
         pointed_at = ((text, prediction.confidence),) if one else prediction.top[: len(prediction.boxes)]
+        value = "no box" if prediction.value is None else str(prediction.value)
         return Answer(
-            text=choices[int(prediction.value)] if choices else str(prediction.value),
+            text=choices[int(prediction.value)] if choices else value,
             confidence=prediction.confidence,
             top=tuple((choices[int(name)], share) for name, share in prediction.top) if choices else prediction.top,
             boxes=prediction.boxes,

@@ -79,6 +79,24 @@ def test_boxes_that_the_model_points_at_are_drawn_in_place_of_the_regions() -> N
     assert "blue" not in page
 
 
+def test_an_answer_that_points_prints_what_at() -> None:
+    answer = make_answer(
+        text="(1.0, 1.0, 9.0, 9.0)", top=(("2", 0.7), ("4", 0.3)), boxes=((1.0, 1.0, 9.0, 9.0), (2.0, 2.0, 4.0, 4.0)),
+        pointed_at=(("the star", 0.7),),
+    )  # fmt: skip
+    assert repr(answer) == 'Answer(the star 70%; "what colour is it?", 1 regions)'
+
+
+def test_a_score_alone_is_shown_as_one() -> None:
+    answer = make_answer(text="-0.0239001", top=(), confidence=0.49)
+    assert repr(answer) == 'Answer(score -0.02 49%; "what colour is it?", 1 regions)'
+    assert "score -0.02" in answer._repr_html_()
+    assert repr(make_answer(top=(), confidence=0.5)).startswith("Answer(red 50%;"), "a task that lists no others"
+    nothing = make_answer(text="no box", top=(), confidence=0.0)
+    assert repr(nothing) == 'Answer(no box; "what colour is it?", 1 regions)'
+    assert (np.asarray(answer.draw()) != np.asarray(nothing.draw())).any()
+
+
 def test_a_page_shows_text_as_text_and_loads_nothing() -> None:
     hostile = "<script>alert('1')</script>\"><img src=x onerror=alert(1)>"
     answer = make_answer(

@@ -50,7 +50,7 @@ class Answer:
 
     def __repr__(self) -> str:
         """One line, and a further one for each notice."""
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.top[:3]) or self.text
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self._list_bars()[:3]) or self.text
         counts = " and ".join(str(len(regions)) for regions in self.regions_by_image)
         seen = f"{counts} regions" if counts else "no image"
         return "\n  ".join([f'Answer({shares}; "{self.question}", {seen})', *self.notices])
@@ -89,6 +89,15 @@ class Answer:
             class_confidence=np.array([share for _, share in self.pointed_at], np.float32),
         )
 
+    def _list_bars(self) -> tuple[tuple[str, float], ...]:
+        """What is pointed at, or the best answers, with probabilities; of a score alone the score."""
+        if self.pointed_at or self.top or not self.confidence:
+            return self.pointed_at or self.top
+        try:
+            return ((f"score {float(self.text):.2f}", self.confidence),)
+        except ValueError:  # an answer of a task of one's own that lists no other
+            return ((self.text, self.confidence),)
+
     def draw(self, *, max_boxes: int | None = 12) -> Image.Image:
         """A picture of the answer: the images next to each other with their regions, or with the boxes that the model
         points at; the question; and the best answers as bars.
@@ -100,7 +109,7 @@ class Answer:
             draw_regions(image, regions, class_names=classes, attribute_names=attributes, top=max_boxes)
             for image, (regions, classes, attributes) in zip(self.images, self._list_drawn(), strict=True)
         ]
-        return prediction_card(pictures, self.question, self.pointed_at or self.top)
+        return prediction_card(pictures, self.question, self._list_bars())
 
     def save(self, target: str | Path, *, max_boxes: int | None = 12) -> None:
         """Write `draw()` to a file.
@@ -125,7 +134,7 @@ class Answer:
             shown.append(notebook.render_picture(drawn, f"{len(names)} regions: {', '.join(names[:12]) or 'none'}"))
         words = [
             notebook.render_text(self.question, strong=True),
-            notebook.render_bars(self.pointed_at or self.top),
+            notebook.render_bars(self._list_bars()),
             *map(notebook.render_text, self.notices),
         ]
         return notebook.render_fragment([notebook.render_row([*shown, f"<div>{''.join(words)}</div>"])])

@@ -73,9 +73,9 @@ def serve(
     offline: Offline = False,
     device: Device = "auto",
 ) -> None:
-    """Serve models on a page in the browser, and over HTTP: choose a picture, ask, see what was looked at.
+    r"""Serve models on a page in the browser, and over HTTP: choose a picture, ask, see what was looked at.
 
-    Needs the extra `serve`: pip install 'visling[serve]'. Only this machine is answered unless you say otherwise.
+    Needs the extra `serve`: pip install 'visling\[serve]'. Only this machine is answered unless you say otherwise.
 
     Example: visling serve --run demo/small/visualbert/vqa --open
     """
