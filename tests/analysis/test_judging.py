@@ -75,12 +75,12 @@ def shown(task: EveryAnswer, rows: Sequence[int]) -> ShownExamples:
 def oracle(
     model: object, task: object, batch: Batch, records: Sequence[Record], *, methods: Sequence[str], **options: Any
 ) -> list[Explanation]:
-    """Relevance knows the needle, attention takes the regions in their order, all else is blind."""
+    """Relevance and contrast know the needle, attention takes the regions in their order, all else is blind."""
     found = []
     for record, words, regions in zip(records, batch.text.mask.sum(1), batch.regions.mask.sum(1), strict=True):
         scores = {name: np.zeros(int(regions), np.float32) for name in methods}
-        if "relevance" in methods:
-            scores["relevance"][NEEDLE : NEEDLE + 1] = 1.0
+        for name in {"relevance", "contrast"} & set(methods):
+            scores[name][NEEDLE : NEEDLE + 1] = 1.0
         if "raw_attention" in methods:
             scores["raw_attention"] = -np.arange(int(regions), dtype=np.float32)
         text = np.zeros(int(words), np.float32)
