@@ -15,6 +15,7 @@ from fixtures.tiny_models import save_tiny_model
 
 from visling import api
 from visling.analysis.inspection_page import read_static
+from visling.checkpoints.files import digest
 from visling.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,34 @@ def test_a_layer_a_head_and_a_direction_can_be_shown_first(call: Call, world: An
     assert embedded(Path("c.html"))["state"]["direction"] == "regions_to_regions", "the direction of that layer"
     call(*asked, "d.html", "--layer", 0)
     assert embedded(Path("d.html"))["state"]["cells"] == "0.*"
+
+
+def test_heads_can_be_coloured_by_the_phrases_that_they_ground(call: Call, world: Any, tmp_path: Path) -> None:
+    weights = digest(world.vqa / "model" / "model.safetensors")
+    measured = {
+        "format": "visling-alignment-1", "checkpoint": weights, "layers": ["layers.0"],
+        "phrases": {"accuracy": [[20.0, 50.0]]},
+    }  # fmt: skip
+    file = tmp_path / "alignment.json"
+    file.write_text(json.dumps(measured))
+    asked = (world.vqa, world.picture(), "how many?", "--no-removal", "--json", "numbers.json", "--alignment", file)
+    assert call(*asked)[0] == 0
+    (row,) = json.loads(Path("numbers.json").read_text())["rows"]
+    assert row["statistics"]["phrases_grounded"] == {"text_to_regions": {"layers.0": [0.2, 0.5]}}
+    assert set(row["statistics"]["gradient_weighted_attention"]["text_to_regions"]) == {"layers.0"}
+
+    def refused(content: str, message: str) -> None:
+        file.write_text(content)
+        status, _, err = call(*asked, "--out", "other.html", "--json", "other.json")
+        assert (status, message in err) == (2, True), err
+        assert not Path("other.html").exists()
+
+    refused(json.dumps(measured | {"checkpoint": "0" * 64}), "was measured on weights 000000000000, which no run given")
+    refused("{}", "is not what `visling analysis alignment` writes ('format'); expected visling-alignment-1")
+    refused("no", "alignment.json is not what")
+    file.unlink()
+    status, _, err = call(*asked, "--out", "other.html", "--json", "other.json")
+    assert (status, "Give the alignment.json of this model" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_every_family_has_its_directions_at_the_right_places(world: Any, family:
         for (scores,) in places:
             assert (len(scores["words_tokens"]), len(scores["regions"])) == (tokens, len(row["regions"]))
     assert set(document["relevance"]) == set(METHODS)
-    assert set(row["statistics"]) == set(QUANTITIES)
+    assert set(row["statistics"]) == {*QUANTITIES, "gradient_weighted_attention"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

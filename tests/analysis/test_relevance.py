@@ -292,6 +292,39 @@ def test_contrast_is_relevance_of_the_logarithm_of_probability(variant: str) -> 
         same(scores, Scores(text=text.astype(np.float32), regions=regions.astype(np.float32)), f"candidate {place}")
 
 
+@pytest.mark.parametrize("variant", ["visualbert", "vlbert", "vilbert", "lxmert"])
+def test_what_a_head_brings_is_its_attention_where_the_gradient_is_positive(variant: str) -> None:
+    """In a padded batch, as in examples by themselves."""
+    task = vqa()
+    model, batch = build(variant, task), make_batch(variant)
+    for number, found in enumerate(explain(model, task, batch, records_of(task, len(LENGTHS)), most=1)):
+        single = cut(batch, number)
+        encoded = model.encoder(single, capture=True)
+        logits = model.read(encoded, single)
+        assert encoded.attention is not None
+        gradients = torch.autograd.grad(
+            task.logit(logits, single, 0, found.prediction, 0), list(encoded.attention.values()), allow_unused=True
+        )
+        expected: dict[str, dict[str, torch.Tensor]] = {}
+        split = single.text.ids.shape[1] + len(model.encoder.behind_text)
+        parts = {"text": slice(0, split), "regions": slice(split, None)}
+        for (key, probs), gradient in zip(encoded.attention.items(), gradients, strict=True):
+            layer, _, kind = key.rpartition("/")
+            weighed = torch.zeros_like(probs) if gradient is None else (probs * gradient).clamp(min=0)
+            if kind == "joint":
+                blocks = {f"{a}_to_{b}": weighed[:, :, parts[a], parts[b]] for a in parts for b in parts}
+            else:
+                blocks = {kind if "_to_" in kind else f"{kind}_to_{kind}": weighed}
+            for direction, block in blocks.items():
+                expected.setdefault(direction, {})[layer] = block.sum((2, 3))[0]
+        (heads,) = found.heads
+        assert {way: list(layers) for way, layers in heads.items()} == {way: list(own) for way, own in expected.items()}
+        for way, layers in heads.items():
+            for layer, values in layers.items():
+                np.testing.assert_allclose(values, expected[way][layer].detach().numpy(), atol=1e-6, rtol=1e-4)
+        assert sum(float(values.sum()) for layers in heads.values() for values in layers.values()) > 0
+
+
 @pytest.mark.parametrize("kind", ["grounding", "retrieval"])
 def test_phrases_and_single_scores_have_nothing_to_be_contrasted_with(kind: str) -> None:
     task = PhraseGrounding() if kind == "grounding" else Retrieval()

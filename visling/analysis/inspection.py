@@ -22,7 +22,7 @@ Letters  T tokens, R regions, H heads, M and N positions that attend and that ar
                    the base64 of heads x from x to bytes, in C order: weight = byte / 255 * scale. A layer has the
                    directions that the model computes in it: text_to_text, text_to_regions, regions_to_text,
                    regions_to_regions
-      statistics   {QUANTITY: {DIRECTION: {LAYER: [one per head, or null]}}} (analysis/head_statistics.py)
+      statistics   {QUANTITY: {DIRECTION: {LAYER: [one per head, or null]}}} (analysis/head_quantities.py)
     answers_are  "alternatives", or "phrases": then each answer is the best region of a phrase of its own
     answers      [{text, probability, box: [..] or null, region: its number in the rows or null, truth: true, false or
                  null where it is not known}]
@@ -48,7 +48,7 @@ import hashlib
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ from PIL import Image
 from torch import Tensor
 
 from visling.analysis.encoded_rows import split_rows
-from visling.analysis.encoding import EncodedRow, Encoding, Word
-from visling.analysis.head_statistics import DIRECTIONS, head_statistics, maps_by_direction
+from visling.analysis.encoding import EncodedRow, Word
+from visling.analysis.head_quantities import list_quantities
+from visling.analysis.head_statistics import DIRECTIONS, maps_by_direction
 from visling.analysis.inspection_page import render_still, write_page
 from visling.analysis.question import Prepared, Question
 from visling.analysis.relevance import ByPlace, Explanation, explain
@@ -135,6 +136,8 @@ class Inspection:
     """Right boxes in pixels of the first image, where they are known."""
     curves: tuple[Curve, ...] = ()
     """What becomes of the first answer as more is taken away; empty unless asked for."""
+    grounding: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Layer -> share of a data set's phrases that each head grounds (`head_quantities.read_grounding`), if measured."""
     left_out: LeftOut | None = None
     """What becomes of it without one word or region; None unless asked for."""
 
@@ -301,7 +304,9 @@ class Inspection:
                     if any(layer in layers for layers in known.values())
                 ]
             },
-            "statistics": head_statistics([Encoding(question=self.question, images=(), rows=(row,))]).by_quantity(),
+            "statistics": list_quantities(
+                row, self.explanation.heads[number] if self.explanation.heads else {}, self.grounding
+            ),
         }
 
 

@@ -26,6 +26,7 @@ Letters  B rows, N positions: T of the text, then R regions, each with what stan
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,9 @@ class Scores:
 
 ByPlace = tuple[tuple[Scores, ...], ...]
 """Scores for each candidate that was asked for, as `Prediction.top` has them, and each row of the example."""
+ByHead = Mapping[str, Mapping[str, NDArray[np.float32]]]
+"""Direction -> layer -> (H,): attention of a head times its gradient where that speaks for the candidate, summed over
+all real queries and keys, special ones included."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -85,6 +89,8 @@ class Explanation:
     """By method. There is no candidate where nothing was predicted, such as a box in an image without regions."""
     against: ByPlace
     """What speaks against a candidate: relevance of its negated output. Empty unless relevance was asked for."""
+    heads: tuple[ByHead, ...] = ()
+    """Of the best candidate, for each row. Empty unless relevance was asked for, or where nothing was predicted."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -124,6 +130,7 @@ def explain(
         found: dict[str, list[list[Scores]]] = {name: [] for name in methods}
         if "relevance" in methods:
             found[_AGAINST] = []
+        heads: list[ByHead] = []
         outputs = {name: _contrast if name == "contrast" else _take_logit for name in found}
         for place in range(max(counts, default=0)):
             chosen = [number for number, count in enumerate(counts) if place < count]
@@ -134,13 +141,16 @@ def explain(
                 )
                 for output in set(outputs.values())
             }
+            if "relevance" in methods and not place:
+                heads = graph.weigh_heads(slopes[_take_logit])
             for name, by_place in found.items():
                 by_place.append(graph.cut_rows(graph.score(name, slopes[outputs[name]], rules)))
     each: list[Explanation] = []
     for number, (prediction, count) in enumerate(zip(predictions, counts, strict=True)):
         own = slice(number * batch.group, (number + 1) * batch.group)
         scores = {name: tuple(tuple(rows[own]) for rows in by_place[:count]) for name, by_place in found.items()}
-        each.append(Explanation(prediction=prediction, against=scores.pop(_AGAINST, ()), scores=scores))
+        against, weighed = scores.pop(_AGAINST, ()), tuple(heads[own]) if count else ()
+        each.append(Explanation(prediction=prediction, against=against, heads=weighed, scores=scores))
     return each
 
 
@@ -260,6 +270,23 @@ class _Graph:
         scores = (taken * slopes.read[:, :, None]).sum(1)
         return scores if method == _AGAINST else scores + kept * (slopes.read & ~slopes.summaries)
 
+    def weigh_heads(self, slopes: _Slopes) -> list[ByHead]:
+        """How much each head brings to the output, for each row."""
+        streams = {"text": range(self.num_text), "regions": range(self.num_text, self.real.shape[1])}
+        found: list[dict[str, dict[str, NDArray[np.float32]]]] = [{} for _ in self.real]
+        for one, slope in zip(self.attention, slopes.attention, strict=True):
+            pairs = self.real[:, one.queries, None] & self.real[:, None, one.keys]
+            product = torch.zeros_like(one.probs) if slope is None else slope * one.probs.detach()
+            weighed = product.clamp(min=0).masked_fill(~pairs[:, None], 0).float().cpu()  # (B, H, M, K)
+            for (source, from_), (target, to) in itertools.product(streams.items(), repeat=2):
+                queries, keys = _overlap(one.queries, from_), _overlap(one.keys, to)
+                if not queries or not keys:
+                    continue
+                part = weighed[:, :, queries.start : queries.stop, keys.start : keys.stop].sum((2, 3)).numpy()
+                for row, values in zip(found, part, strict=True):
+                    row.setdefault(f"{source}_to_{target}", {})[one.layer] = values
+        return [*found]
+
     def cut_rows(self, scores: Tensor) -> list[Scores]:
         """(B, N) as the scores of each row, without padding."""
         values, real = scores.detach().float().cpu().numpy(), self.real.cpu().numpy()
@@ -268,6 +295,11 @@ class _Graph:
             Scores(text=row[text][mask[text]], regions=row[regions][mask[regions]])
             for row, mask in zip(values, real, strict=True)
         ]
+
+
+def _overlap(block: slice, stream: range) -> range:
+    """The part of a block of positions that lies in a stream, counted from the block's first."""
+    return range(max(block.start, stream.start) - block.start, min(block.stop, stream.stop) - block.start)
 
 
 def _differentiate(output: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

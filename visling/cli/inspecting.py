@@ -64,6 +64,14 @@ def inspect(
             "text_to_text or regions_to_regions.",
         ),
     ] = None,
+    alignment: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="alignment.json of a run (`visling analysis alignment`): heads can then be coloured by the phrases "
+            "that they ground. Several runs may each have one.",
+        ),
+    ] = None,
     no_removal: Annotated[
         bool, typer.Option("--no-removal", help="Do not ask again without parts of the question: faster.")
     ] = False,
@@ -74,10 +82,12 @@ def inspect(
 
     Example: visling inspect vqa scenes/images/test/scene_000000002251.png "what colour is the star?"
     """
+    from visling.analysis.head_quantities import read_grounding
     from visling.analysis.inspection_page import write_page
 
     runs, images, text = _sort_words(words)
     check_images(images, _USE)
+    grounding = {file: read_grounding(file) for file in alignment or ()}
     stem = "-".join(filter(None, (Path(images[0]).stem if images else "", slugify(text)))) or "inspection"
     target = out if out is not None else Path(f"{stem}.html")
     for file in filter(None, (target, json_)):
@@ -87,7 +97,16 @@ def inspect(
     for run in runs:
         model = load_model(Path(run), task, detector, other_features, device, offline)
         inspection = model.inspect(images, text, choice or (), removal=not no_removal)
-        found.append(replace(inspection, model=replace(inspection.model, command=command)))
+        measured = [heads for weights, heads in grounding.values() if weights.startswith(inspection.model.checkpoint)]
+        about = replace(inspection.model, command=command)
+        found.append(replace(inspection, model=about, grounding=measured[0] if measured else {}))
+    for file, (weights, _) in grounding.items():
+        if not any(weights.startswith(inspection.model.checkpoint) for inspection in found):
+            raise ConfigError(
+                f"{file} was measured on weights {weights[:12]}, which no run given here has: "
+                f"{', '.join(f'{one.model.name} has {one.model.checkpoint}' for one in found)}. Leave --alignment out, "
+                "or measure again: visling analysis alignment RUN."
+            )
     documents = [inspection.to_json() for inspection in found]
     write_page(target, documents, _choose_view(found, layer, head, direction))
     if json_ is not None:
