@@ -245,6 +245,13 @@ def test_a_task_that_names_no_output_is_refused() -> None:
         explain(build("visualbert", task), silent, make_batch("visualbert"), records_of(task, len(LENGTHS)))
 
 
+def test_frozen_weights_are_refused() -> None:
+    task = vqa()
+    model, batch = build("visualbert", task), make_batch("visualbert")
+    with pytest.raises(ConfigError, match=r"all weights of the model are frozen.*requires_grad_\(True\)"):
+        explain(model.requires_grad_(False), task, batch, records_of(task, len(LENGTHS)))
+
+
 def test_unknown_methods_and_layers_are_refused() -> None:
     task = vqa()
     given = build("lxmert", task), task, make_batch("lxmert"), records_of(task, len(LENGTHS))

@@ -116,10 +116,16 @@ def explain(
         batch: on the model's device, with features of the regions.
         most: candidates of each prediction.
     Raises:
-        ConfigError: no such method or layer, or the task does not define which output speaks for a candidate.
+        ConfigError: no such method or layer, the task does not define which output speaks for a candidate, or all
+            weights are frozen.
     """
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError(f"no method {unknown[0]!r} of explanation. {nearest(unknown[0], METHODS)}")
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            "all weights of the model are frozen, so that no gradient leads back to words and regions. Call "
+            "model.requires_grad_(True) first; explaining changes no weight."
+        )
     batch = batch.unshared()
     with torch.enable_grad():
         encoded = model.encoder(batch, capture=True)
