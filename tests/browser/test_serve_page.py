@@ -356,7 +356,7 @@ def test_phrases_get_a_box_each(visit: Visit, site: str) -> None:
     page.get_by_label("Sentence").fill("[the red star is above [a ring]")
     page.get_by_role("button", name="Find them").click()
     wait(page)
-    assert "a phrase begins within another" in page.locator("#message").inner_text()
+    assert "do not mark phrases: each is closed before the next" in page.locator("#message").inner_text()
 
 
 def test_hovering_links_boxes_words_and_answers(visit: Visit, site: str) -> None:

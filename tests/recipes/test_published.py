@@ -699,6 +699,8 @@ def test_fine_tuning_judges_sentences_about_two_images(nlvr2: tuple[Path, Path],
     class Stored:
         """A detector that finds in the two images what the store has of the first pair."""
 
+        class_names = attribute_names = ()
+
         def __init__(self) -> None:
             self.left = iter(regions.ids[:2])
 
