@@ -65,7 +65,7 @@ class Camera:
         return page
 
     def take(self, page: Any, name: str, *, height: int = 900) -> None:
-        """Write what the window shows, in 256 colours."""
+        """Write what the window shows."""
         page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
         page.mouse.move(0, 0)
         page.wait_for_timeout(500)
@@ -75,7 +75,10 @@ class Camera:
 def save(picture: Image.Image, name: str) -> None:
     """Write a picture, small enough to be kept with the code."""
     target = OUT / f"{name}.png"
-    picture.convert("RGB").quantize(256).save(target, optimize=True)
+    picture = picture.convert("RGB")
+    picture.save(target, optimize=True)
+    if target.stat().st_size > MOST_BYTES:
+        picture.quantize(256).save(target, optimize=True)
     size = target.stat().st_size
     print(f"{target}: {picture.width} x {picture.height}, {size:,} bytes")
     if size > MOST_BYTES:
@@ -92,7 +95,7 @@ def show_inspection(folder: Path, camera: Camera) -> None:
     """The page of one question: relevance, a head, and two models."""
     run(folder, "inspect", VISUALBERT, PICTURE, QUESTION, "--out", "page.html")
     camera.take(camera.open(folder / "page.html"), "inspect", height=1640)
-    run(folder, "inspect", VISUALBERT, PICTURE, QUESTION, "--out", "head.html", "--layer", "2", "--head", "5")
+    run(folder, "inspect", VISUALBERT, PICTURE, QUESTION, "--out", "head.html", "--layer", "2", "--head", "0")
     page = camera.open(folder / "head.html", scheme="dark")
     page.locator(".vl-word", has_text="cross").first.click()
     page.get_by_label("lines").check()
@@ -115,7 +118,8 @@ def show_data_set(folder: Path, camera: Camera) -> None:
     camera.take(page, "states", height=830)
     run(folder, "analysis", "alignment", LXMERT, "--examples", "500", "--out", "alignment", *data)
     page = camera.open(folder / "alignment" / "alignment.html", width=1000)
-    camera.take(page, "alignment", height=840)
+    page.locator("svg").first.evaluate("drawing => drawing.parentElement.scrollIntoView()")
+    camera.take(page, "alignment", height=420)
 
 
 def show_served_page(folder: Path, camera: Camera) -> None:
