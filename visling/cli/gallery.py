@@ -202,6 +202,7 @@ def _write_rankings(
 ) -> Path:
     """Rank by both models, then write the page."""
     from visling.analysis.retrieval_gallery import Captions, write_retrieval_gallery
+    from visling.metrics.ranking import CUTS
     from visling.pretrained.folder import read_model_folder
     from visling.runs.examples import read_run_json
     from visling.runs.retrieve import retrieval_model, retrieve
@@ -223,6 +224,12 @@ def _write_rankings(
                 )
             )  # fmt: skip
     first, last = found
+    print(
+        f"{len(first.captions)} captions, {len(first.images)} images; before and after, R@{' / '.join(map(str, CUTS))}"
+    )
+    for of, title in (("image", "image of a caption"), ("text", "caption of an image")):
+        recalls = [" / ".join(f"{one.report.scores[f'{of}_r{cut}'].value:.1f}" for cut in CUTS) for one in found]
+        print(f"  {title:<20}{recalls[0]:>22}{recalls[1]:>22}")
     return write_retrieval_gallery(
         out,
         Captions(images=first.images, texts=first.captions, owners=first.owners),
