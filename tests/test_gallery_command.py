@@ -82,7 +82,14 @@ def test_a_gallery_without_views_needs_no_model(call: Call, runs: Path, tmp_path
 def test_retrieval_is_shown_before_and_after_fine_tuning(call: Call, runs: Path, world: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("gallery", runs / "retrieval", "--before", world.pretrained, "--device", "cpu", "--out", out)
-    assert call(*words) == (0, f"Wrote {out / 'index.html'}\n", "")
+    status, said, err = call(*words)
+    assert (status, err) == (0, "")
+    head, of_images, of_captions, wrote = said.splitlines()
+    assert head == "15 captions, 3 images; before and after, R@1 / 5 / 10"
+    assert of_images.split()[:4] == ["image", "of", "a", "caption"]
+    assert of_images.endswith("/ 100.0 / 100.0"), "of three images, the right one is among five"
+    assert of_captions.split()[:4] == ["caption", "of", "an", "image"]
+    assert wrote == f"Wrote {out / 'index.html'}"
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "15 captions, 3 images" in page
     assert "without any fine-tuning" in page

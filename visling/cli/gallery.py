@@ -224,9 +224,8 @@ def _write_rankings(
                 )
             )  # fmt: skip
     first, last = found
-    print(
-        f"{len(first.captions)} captions, {len(first.images)} images; before and after, R@{' / '.join(map(str, CUTS))}"
-    )
+    cuts = " / ".join(map(str, CUTS))
+    print(f"{len(first.captions)} captions, {len(first.images)} images; before and after, R@{cuts}")
     for of, title in (("image", "image of a caption"), ("text", "caption of an image")):
         recalls = [" / ".join(f"{one.report.scores[f'{of}_r{cut}'].value:.1f}" for cut in CUTS) for one in found]
         print(f"  {title:<20}{recalls[0]:>22}{recalls[1]:>22}")
