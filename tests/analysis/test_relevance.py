@@ -245,6 +245,22 @@ def test_a_task_that_names_no_output_is_refused() -> None:
         explain(build("visualbert", task), silent, make_batch("visualbert"), records_of(task, len(LENGTHS)))
 
 
+def test_a_batch_that_is_encoded_already_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = vqa()
+    model, batch = build("lxmert", task), make_batch("lxmert")
+    records = records_of(task, len(LENGTHS))
+    expected, encoded = explain(model, task, batch, records), model.encoder(batch, capture=True)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(model.encoder, "forward", never)
+    for found, one in zip(explain(model, task, batch, records, encoded=encoded), expected, strict=True):
+        same_explanations(found, one)
+    with pytest.raises(AssertionError, match="encoded again"):
+        explain(model, task, batch, records)
+
+
 def test_frozen_weights_are_refused() -> None:
     task = vqa()
     model, batch = build("visualbert", task), make_batch("visualbert")

@@ -1,4 +1,4 @@
-"""Who is answered, how much may be sent, and what browsers are told."""
+"""Which requests are answered, how large they may be, and which headers browsers get."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_large_body_is_refused_by_its_length(world: Any, predictor: api.Predic
 
 
 async def _send(address: str, part: bytes, settings: ServeSettings, *, stops: bool) -> tuple[int, int]:
-    """Status that a client is told who never says that the body is complete, and parts that were read of it.
+    """Status that a client gets if it never ends its body, and the number of parts that were read.
 
     Args:
         stops: send nothing after the first part.

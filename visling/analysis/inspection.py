@@ -334,13 +334,13 @@ def inspect(
     notices = (*notices, _TRUNCATED if asked.truncated else "", NO_PICTURE if folder.text_only else "")
     question, batch, record = asked.question, asked.batch, asked.record
     regions = () if folder.text_only else asked.regions
-    with torch.no_grad():
+    with torch.enable_grad():
         encoded = model.encoder(batch, capture=True)
     assert encoded.attention is not None
     layers = dict.fromkeys(key.rpartition("/")[0] for key in encoded.attention)
     rows = split_rows(
         model.encoder,
-        encoded.to("cpu"),
+        encoded.map(lambda tensor: tensor.detach().cpu()),
         batch.to("cpu"),
         first=0,
         example=asked.example,
@@ -350,7 +350,7 @@ def inspect(
         attribute_names=attribute_names,
     )
     whole = (model, task, batch, asked.example, record)
-    (explanation,) = explain(model, task, batch, [record], most=most)
+    (explanation,) = explain(model, task, batch, [record], most=most, encoded=encoded)
     answers, phrases = list_candidates(explanation.prediction, question.choices, rows[0])
     return Inspection(
         model=describe_model(folder, question),

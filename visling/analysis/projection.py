@@ -26,7 +26,7 @@ _KINDS: Final = {"text": "word", "regions": "region"}
 """Stream -> what one of its positions is."""
 _COLOURS: Final = ("#1d78c8", "#d1495b", "#2a9d69", "#b8770a", "#8e4fd0", "#0e8ea6", "#c2569b", "#7b8a12")
 _CALLED: Final = {"modality": "modality", "class": "region class", "word": "word"}
-"""Colouring in the style sheet -> what the reader is told."""
+"""Colouring in the style sheet -> its label on the page."""
 _OTHER: Final = "#9aa5b1"
 """Of what is too rare for a colour of its own."""
 

@@ -108,6 +108,7 @@ def explain(
     methods: Sequence[str] = METHODS,
     most: int = 10,
     rules: Rules = PUBLISHED,
+    encoded: Encoded | None = None,
 ) -> list[Explanation]:
     """Predictions for the records of a batch and what they rest on; examples do not influence one another.
 
@@ -115,6 +116,7 @@ def explain(
         model: in evaluation mode.
         batch: on the model's device, with features of the regions.
         most: candidates of each prediction.
+        encoded: what the encoder captured of this very batch, with its graph and no rows shared; None = it is encoded.
     Raises:
         ConfigError: no such method or layer, the task does not define which output speaks for a candidate, or all
             weights are frozen.
@@ -128,7 +130,7 @@ def explain(
         )
     batch = batch.unshared()
     with torch.enable_grad():
-        encoded = model.encoder(batch, capture=True)
+        encoded = model.encoder(batch, capture=True) if encoded is None else encoded
         logits = model.read(encoded, batch)
         predictions = task.decode({name: values.detach() for name, values in logits.items()}, batch, records)
         counts = [_count_candidates(prediction, most) for prediction in predictions]

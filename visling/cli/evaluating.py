@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from visling.cli.gallery import open_to_ask
-from visling.cli.options import IMAGES, MACHINE, Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
+from visling.cli.options import MACHINE, Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
 from visling.cli.printing import progress_bar
+from visling.cli.shown_examples import Data, File, ImageFolder, Store
 
 
 def evaluate(
@@ -24,26 +25,10 @@ def evaluate(
         ),
     ],
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to score.")] = "test",
-    file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Instead of a split: your own examples, .jsonl, .json, .csv or .tsv."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of annotations; the training run's by default.")
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Region store; the training run's by default.", rich_help_panel=IMAGES),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the images: those of --file, or for a model that computes the features of regions itself; "
-            "the training run's by default.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None,
+    file: File = None,
+    data: Data = None,
+    store: Store = None,
+    images: ImageFolder = None,
     task: TaskName = None,
     other_features: OtherFeatures = False,
     overwrite: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from visling.cli.options import IMAGES, Device, OtherFeatures, TaskName, Threads
 from visling.cli.printing import claim_folder, progress_bar
+from visling.cli.shown_examples import Data, Store
 from visling.errors import RunError, VislingError
 
 if TYPE_CHECKING:
@@ -48,13 +49,8 @@ def gallery(
     views: Annotated[
         bool, typer.Option(help="Compute what the model looked at in each example, the linked view that it opens.")
     ] = True,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of annotations; the training run's by default.")
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Region store; the training run's by default.", rich_help_panel=IMAGES),
-    ] = None,
+    data: Data = None,
+    store: Store = None,
     images: Annotated[
         Path | None,
         typer.Option(

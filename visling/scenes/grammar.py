@@ -30,7 +30,7 @@ _TAGS = {
     "advmod": "ADV",
 }
 """Relation -> universal part of speech of the words that have it in our sentences; all others are nouns, unless the
-pattern says otherwise."""
+pattern names a part of speech."""
 _WORD = re.compile(r"(?P<glued>\+?)(?P<form>\{\}|.+?)(?:/(?P<tag>[A-Z]+))?(?:(?P<head>\*)|:(?P<relation>[a-z]+))")
 
 

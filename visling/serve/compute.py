@@ -1,7 +1,7 @@
 """One thread that computes, and the questions that wait for it.
 
-torch is told its number of threads for the whole process, and small rows change it for a moment: no two models may run
-at once. So all models share one thread, and questions that arrive while it is busy go through their model together.
+PyTorch's number of threads is set for the whole process, and small rows change it briefly, so no two models may run at
+the same time. All models therefore share one thread; questions that arrive while it is busy are batched per model.
 """
 
 from __future__ import annotations

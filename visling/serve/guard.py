@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, how much may be sent, and what browsers are told."""
+"""Checks every request before the application sees it (host, origin, token, size), and adds the security headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the server listens: this machine alone, unless it is told otherwise; and how it starts and ends."""
+"""The socket that the server listens on, reachable from this machine alone by default; how it starts and stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from visling.errors import RunError
 
 _MOST_CONNECTIONS = 512
-"""At once; more are told to come back."""
+"""Simultaneous connections; further ones get status 503."""
 _PORTS_TRIED = 20
 
 
