@@ -22,13 +22,14 @@ from visling.errors import ConfigError, DataError, nearest
 from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
 from visling.train.generators import capture_generators, restore_generators
+from visling.train.keeping import KeptModels
 from visling.train.log import Log
 from visling.train.meter import Meter, count_examples, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
 from visling.train.parallel import Backward, Step, share_statistics
 from visling.train.space import estimate_space
-from visling.train.state import RunFolder, State, from_main, save_weights
+from visling.train.state import RunFolder, State, from_main
 from visling.train.transfer import move_ahead
 from visling.types import Loss
 
@@ -128,7 +129,7 @@ class Trainer:
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
-        self._validate, self._write_model, self._after_update, self.pace = validate, save_model, after_update, pace
+        self._validate, self._after_update, self.pace = validate, after_update, pace
         self.device = next(model.parameters()).device
         self.alone = runtime.world_size() == 1
         # On a CPU nothing runs ahead, so a bad loss is caught before it corrupts the weights; on a GPU it is seen when
@@ -165,7 +166,7 @@ class Trainer:
             mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""
             run_folder.require_space(estimate_space(model, config, epochs), mend=mend)
         self.saved_at = self.state.step if self.state.step else -1
-        self.kept_at = -1  # step at which the last weights were kept
+        self.kept = KeptModels(run_folder, config, model, self.average, save_model)
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
         self.backward = Backward(model, step, config, self.device, variant)
@@ -207,16 +208,17 @@ class Trainer:
 
     def _accumulate_gradients(self, pairs: Iterator[tuple[tuple[Any, Any], dict[str, Any]]]) -> dict[str, Any]:
         """Forward and backward of an update's micro-batches; returns the position of the batches after them."""
-        count = self.config.accumulation
-        for micro in range(count):
-            item, reached = next(pairs)
-            if micro == 0:
-                generators = capture_generators() if self.checks_each_loss and self.run_folder is not None else None
-            loss = self.backward(item, last=micro == count - 1)
+        with self.meter.waiting():
+            taken = [next(pairs) for _ in range(self.config.accumulation)]
+        items = [item for item, _ in taken]
+        generators = capture_generators() if self.checks_each_loss and self.run_folder is not None else None
+        self.backward.begin(items)
+        for number, item in enumerate(items, 1):
+            loss = self.backward(item, last=number == len(items))
             if self.checks_each_loss and not math.isfinite(loss.value.item()):
                 self._fail_before_update(loss, generators)
             self.meter.add(self.state.step + 1, loss, count_examples(item))
-        return reached
+        return taken[-1][1]
 
     def _fail_before_update(self, loss: Loss, generators: Mapping[str, Any] | None) -> NoReturn:
         """Save the state before the update whose loss is not finite, and raise."""
@@ -262,9 +264,9 @@ class Trainer:
             self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
-        if epoch_ended and "epochs" in self.config.keep and self.run_folder is not None:
+        if epoch_ended and self.kept.keeps_epochs:
             self.meter.read(self.state.step)
-            self._save_model(self.run_folder.models / f"epoch-{self.epoch:04d}")
+            self.kept.keep_epoch(self.epoch)
             self.meter.skip()
 
     def _is_line_overdue(self) -> bool:
@@ -297,14 +299,14 @@ class Trainer:
         if state.batch == 0:  # at the end of an epoch a validation may change what follows
             self.position = self.batches.state_dict()
         if _improves(scores, state, self.config):
-            self._keep_best()
+            self.kept.keep_best()
             self.log.event(f"step {state.step}: best {name} so far, {state.best:.4f}", step=state.step)
         if averaged and _is_better(averaged[name], state.averaged_best, self.config.direction):
             state.averaged_best, state.averaged_best_step = averaged[name], state.step
-            self._keep_average()
+            self.kept.keep_average()
             self.log.event(f"step {state.step}: best averaged {name} so far, {averaged[name]:.4f}", step=state.step)
         self._lower_rate_if_due(scores[name])
-        self._keep_last()
+        self.kept.keep_last(self.state.step)
         self.meter.skip()
 
     def _lower_rate_if_due(self, score: float) -> None:
@@ -314,29 +316,6 @@ class Trainer:
                 f"step {state.step}: {name} has stopped improving; the learning rate is multiplied by {plateau.factor}",
                 step=state.step,
             )
-
-    def _keep_best(self) -> None:
-        if self.run_folder is not None and "best" in self.config.keep:
-            self._save_model(self.run_folder.model)
-
-    def _keep_average(self) -> None:
-        if self.run_folder is not None and self.average is not None:
-            with self.average.in_place_of_model():
-                self._save_model(self.run_folder.averaged)
-
-    def _keep_last(self) -> None:
-        if self.run_folder is None or self.kept_at == self.state.step:
-            return
-        if "best" not in self.config.keep:
-            self._save_model(self.run_folder.model)
-        elif "last" in self.config.keep:
-            self._save_model(self.run_folder.models / "last")
-        self.kept_at = self.state.step
-
-    def _save_model(self, folder: Path) -> None:
-        assert self.run_folder is not None
-        write = self._write_model
-        self.run_folder.save_model(folder, (lambda at: save_weights(at, self.model)) if write is None else write)
 
     def _save_if_due(self) -> None:
         due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
@@ -378,9 +357,9 @@ class Trainer:
             self._score(self._validate, state.epoch + (state.batch > 0))
             self.saved_at = -1
         elif state.best is None:
-            self._keep_best()
-            self._keep_average()
-        self._keep_last()
+            self.kept.keep_best()
+            self.kept.keep_average()
+        self.kept.keep_last(self.state.step)
         if self.saved_at != state.step:
             self._save_last()
         if reason == "patience":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ class Meter:
     def add(self, step: int, loss: Loss, examples: int) -> None:
         """Add one micro-step of update `step`."""
         self._waiting.append((step, loss, examples))
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for batches."""
+        yield
 
     def skip(self) -> None:
         """Leave the time since the last read out of the training time."""

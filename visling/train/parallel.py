@@ -84,6 +84,9 @@ class Backward:
             assert variant is not None
             self._recorded = RecordedSteps(self._run, model.parameters(), variant, CudaRecorder(device))
 
+    def begin(self, items: Sequence[tuple[Any, Any]]) -> None:
+        """Announce the micro-batches of the next update, in the order in which they come."""
+
     def __call__(self, item: tuple[Any, Any], *, last: bool) -> Loss:
         with self._parallel.no_sync() if self._parallel is not None and not last else contextlib.nullcontext():
             value, parts = self._run(item) if self._recorded is None else self._recorded(item)
