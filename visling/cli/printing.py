@@ -68,15 +68,19 @@ def show_with_unreadable(
         print(f"left out: {reason}", file=sys.stderr)
 
 
+def describe_early_end(out: Path, stopped: str) -> str:
+    """What to say about a run that is to be resumed; empty if it has finished."""
+    causes = {"max_seconds": "train.max_seconds", "terminated": "SIGTERM"}
+    if stopped not in causes:
+        return ""
+    return (
+        f"Stopped by {causes[stopped]}. What was trained is saved in {out}; the same command with --resume continues."
+    )
+
+
 def print_model_folder(what: str, out: Path, stopped: str) -> None:
-    """Say where a run's model is, and how to resume a run that its time limit stopped."""
-    if stopped == "max_seconds":
-        print(
-            f"Stopped by train.max_seconds. The best model so far is in {out / 'model'}; the same command with "
-            "--resume continues."
-        )
-    else:
-        print(f"{what} model in {out / 'model'}")
+    """Say where a run's model is, or how to resume a run that stopped early."""
+    print(describe_early_end(out, stopped) or f"{what} model in {out / 'model'}")
 
 
 def refuse_existing(target: Path) -> None:

@@ -55,7 +55,7 @@ class TrainedDetector:
     seconds: float
     """Time spent on the run."""
     stopped: str
-    """Why training ended: finished, or max_seconds if it is to be resumed."""
+    """Why training ended: finished, or max_seconds or terminated if it is to be resumed."""
     images: int
     """Images trained on."""
     unreadable: tuple[tuple[Path, str], ...]
@@ -185,7 +185,7 @@ def train_detector(
                     f"(update {warmup + 1}): the detector has learned next to nothing. Train longer with --steps.",
                     step=state.step,
                 )
-    if state.stopped != "max_seconds":
+    if not state.unfinished:
         folder.finish()
     return TrainedDetector(
         detector=detector.eval(),
@@ -300,7 +300,14 @@ def _record_start(folder: RunFolder, config: DetectConfig, images: Path, annotat
             "store": None,
             "annotations": None if annotations is None else str(annotations),
         },
-        may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds", "cache_gigabytes"),
+        may_differ=(
+            "train.log_every",
+            "train.log_seconds",
+            "train.save_every",
+            "train.max_seconds",
+            "train.not_finite",
+            "cache_gigabytes",
+        ),
     )
 
 

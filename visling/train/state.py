@@ -81,11 +81,18 @@ class State:
     """Step of the last validation."""
     logged: int = 0
     """Step of the last training line."""
+    skipped: int = 0
+    """Updates that were left out because they were not finite."""
     elapsed: float = 0.0
     """Seconds spent in all, earlier parts of a resumed run included."""
     sums: Sums = field(default_factory=Sums)
     stopped: str = ""
-    """Why `fit` returned: finished, patience or max_seconds."""
+    """Why `fit` returned: finished, patience, max_seconds, terminated or interrupted."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `fit` stopped early, and the run is to be resumed."""
+        return self.stopped in ("max_seconds", "terminated", "interrupted")
 
 
 class RunFolder:
