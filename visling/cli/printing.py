@@ -220,17 +220,19 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
 def claim_store(out: Path, resume: bool) -> None:
     """Refuse a folder that is taken or cannot be created, before regions are written into it."""
     from visling.regions.files import JOURNAL, MANIFEST, PARTS
+    from visling.train.restarts import MARK, mark_begun, was_restarted
 
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
-    held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    held = sorted(entry.name for entry in out.iterdir() if entry.name != MARK) if out.exists() else []
     is_store = not {MANIFEST, JOURNAL, PARTS}.isdisjoint(held)
-    if held and not (resume and is_store):
+    if held and not ((resume and is_store) or was_restarted(out)):
         resuming = "add to it with --resume, " if is_store else ""
         raise RunError(
             f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, {resuming}or delete the folder."
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        mark_begun(out)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error

@@ -26,6 +26,7 @@ from visling.runtime import Precision
 from visling.train.engine import fit
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.restarts import was_restarted
 from visling.train.state import RunFolder, gather
 from visling.types import IGNORE, RegionArray
 from visling.vision.detector_config import DetectorConfig
@@ -133,7 +134,7 @@ def train_detector(
     detector = build_detector(config.detector)
     detector.freeze(config.frozen_stages)
     start = None
-    resumed = resume and RunFolder(out).has_last  # with the weights that it has reached
+    resumed = (resume or was_restarted(out)) and RunFolder(out).has_last  # with the weights that it has reached
     if init is not None and not resumed:
         start = start_from_detector(detector, read_trainable(init), str(init))
     elif backbone is not None and not resumed:

@@ -36,6 +36,7 @@ from visling.errors import RunError
 from visling.train.averaging import WeightAverage
 from visling.train.claim import refuse_taken
 from visling.train.generators import capture_generators, restore_generators
+from visling.train.restarts import mark_begun
 from visling.train.schedule import PlateauState
 
 _T = TypeVar("_T")
@@ -369,6 +370,8 @@ def gather(value: _T) -> list[_T]:
 def _claim(path: Path, resume: bool) -> None:
     refuse_taken(path, resume)
     _check_writable(path)
+    with _explain_failure(path):
+        mark_begun(path)
     if not (path / "run.json").exists():
         _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
 
