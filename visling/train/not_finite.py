@@ -30,7 +30,7 @@ from visling import runtime
 from visling.errors import RunError
 from visling.train.config import TrainConfig
 from visling.train.generators import capture_generators
-from visling.train.state import gather
+from visling.train.exchange import gather
 from visling.types import Loss
 
 FOLDER = "not_finite"
