@@ -36,7 +36,8 @@ from visling.runs.finetune import Finetuning
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
 from visling.train.multitask import TurnBatches, Turns
-from visling.train.state import RunFolder, State, save_weights
+from visling.train.state import RunFolder, State
+from visling.train.weights import save_weights
 from visling.types import Batch, Loss, Targets
 
 

@@ -21,6 +21,7 @@ from visling import runtime
 from visling.errors import ConfigError, DataError, nearest
 from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
+from visling.train.exchange import from_main
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
@@ -29,7 +30,7 @@ from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
 from visling.train.parallel import Backward, Step, share_statistics
 from visling.train.space import estimate_space
-from visling.train.state import RunFolder, State, from_main
+from visling.train.state import RunFolder, State
 from visling.train.transfer import move_ahead
 from visling.types import Loss
 
@@ -106,7 +107,11 @@ def fit(
         variant=variant,
         reseed=reseed,
     )
-    return trainer.run()
+    try:
+        return trainer.run()
+    finally:
+        if run_folder is not None:
+            run_folder.finish_saving()
 
 
 class Trainer:
@@ -155,9 +160,12 @@ class Trainer:
             runtime.seed_everything(config.seed + runtime.rank())
 
         self.state = State()
-        if run_folder is not None and run_folder.has_last:
-            self.state, self.position = run_folder.load_last(model, self.optimizer, self.average)
+        if run_folder is not None and from_main(run_folder.has_last):
+            self.state, self.position = run_folder.load_last(
+                model, self.optimizer, self.average, accumulation=config.accumulation, seed=config.seed
+            )
             batches.load_state_dict(self.position)
+            self.position = batches.state_dict()
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
@@ -200,9 +208,11 @@ class Trainer:
         runtime.keep_freed_memory()
         step, elapsed = self.state.step, self.state.elapsed
         self.log.start(step, self.total, seconds=self.seconds)
-        if step:
+        for note in () if self.run_folder is None else self.run_folder.notes:
+            self.log.event(note, step=step)
+        if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
-            self.log.event(f"resumed at step {step} {whole}", step=step)
+            self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
@@ -318,6 +328,8 @@ class Trainer:
             )
 
     def _save_if_due(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.check_saving()
         due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
         if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
@@ -331,9 +343,11 @@ class Trainer:
 
     def _write_last(self, generators: Mapping[str, Any] | None = None) -> None:
         if self.run_folder is not None:
+            config = self.config
             self.run_folder.save_last(
-                self.model, self.optimizer, self.state, self.position, generators, average=self.average
-            )
+                self.model, self.optimizer, self.state, self.position, generators, average=self.average,
+                accumulation=config.accumulation, keep=config.keep_states, in_background=config.save_in_background,
+            )  # fmt: skip
 
     def _find_reason_to_stop(self) -> str:
         """finished, patience, max_seconds, or nothing."""
