@@ -383,6 +383,10 @@ class Term:
         divisor = (count + self.added).clamp(min=1).to(self.total.dtype)
         return self.total / divisor * self.weight
 
+    def scaled(self, weight: float) -> Term:
+        """The same average, its weight times `weight`."""
+        return Term(total=self.total, count=self.count, weight=self.weight * weight, added=self.added)
+
 
 @contract
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -432,14 +436,12 @@ class Loss:
 
     def scaled(self, weight: float) -> Loss:
         """The same parts, the value times `weight`."""
-        terms = self.terms
-        if terms is not None:
-            terms = {name: dataclasses.replace(term, weight=term.weight * weight) for name, term in terms.items()}
+        terms = None if self.terms is None else {name: term.scaled(weight) for name, term in self.terms.items()}
         return Loss(value=self.value * weight, parts=self.parts, terms=terms)
 
     def reporting(self, parts: Mapping[str, tuple[Tensor, Tensor]]) -> Loss:
         """The same loss with further parts, such as the share of right answers."""
-        return dataclasses.replace(self, parts={**self.parts, **parts})
+        return Loss(value=self.value, parts={**self.parts, **parts}, terms=self.terms)
 
     def prefixed(self, prefix: str) -> Loss:
         """The same loss, with `prefix` before the names of its terms and parts."""

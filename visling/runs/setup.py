@@ -25,7 +25,7 @@ from visling.train.engine import Batches, fit
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
 from visling.train.pace import Pace
-from visling.train.parallel import Step
+from visling.train.parallel import Count, Step
 from visling.train.state import RunFolder, State
 
 
@@ -52,6 +52,8 @@ class Training:
     variant: Callable[[], Hashable] | None = None
     """What the course of a step depends on in addition to its batch and the weights; None = steps cannot be
     recorded."""
+    count: Count | None = None
+    """What the loss of a batch divides by, from batch and targets alone."""
 
 
 class PreparedRun(Protocol):
@@ -137,6 +139,7 @@ def carry_out(
             after_update=training.after_update,
             pace=training.pace,
             variant=training.variant,
+            count=training.count,
         )
         _conclude(run, folder, state, log)
     return state

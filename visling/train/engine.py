@@ -27,7 +27,7 @@ from visling.train.log import Log
 from visling.train.meter import Meter, count_examples, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step, share_statistics
+from visling.train.parallel import Backward, Count, Step, share_statistics
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State, from_main
 from visling.train.transfer import move_ahead
@@ -72,6 +72,7 @@ def fit(
     after_update: Callable[[], None] | None = None,
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
+    count: Count | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -87,6 +88,8 @@ def fit(
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
             losses; None = that is not known, and steps are not recorded (`config.compile`).
+        count: what the loss of a pair divides by, known before its forward pass; None = that is not known, and updates
+            of several micro-batches are averaged by `config.normalise` "micro_steps" only.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
@@ -104,6 +107,7 @@ def fit(
         after_update=after_update,
         pace=pace,
         variant=variant,
+        count=count,
         reseed=reseed,
     )
     return trainer.run()
@@ -126,6 +130,7 @@ class Trainer:
         after_update: Callable[[], None] | None,
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
+        count: Count | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
@@ -145,7 +150,7 @@ class Trainer:
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
         known = self.total if pace is None else None
-        self.backward = Backward(model, step, config, self.device, variant)  # may replace the parameters
+        self.backward = Backward(model, step, config, self.device, variant, count)  # may replace the parameters
         self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
