@@ -71,7 +71,10 @@ class TrainConfig:
     max_seconds: float | None = None
     """Save and return after this time, to be resumed with --resume; None = no limit."""
     unused_parameters: bool = True
-    """Several GPUs only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
+    """Several processes only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
+    shard: bool = False
+    """Several processes only: parameters, gradients and moments of the optimiser are spread over them (FSDP2), for
+    models that are too large for the memory of one; else each process has all of them."""
 
     def __post_init__(self) -> None:
         refuse(self._find_problems())
