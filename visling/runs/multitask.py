@@ -197,8 +197,7 @@ class Multitasking:
         def step(batch: Batch, labelled: tuple[str, Targets]) -> Loss:
             name, targets = labelled
             loss = tasks[name].task.loss(model.of_task(name)(batch), targets)
-            parts = {f"{name}.{part}": values for part, values in loss.parts.items()}
-            return Loss(value=loss.value, parts=parts).scaled(config.tasks[name].loss_scale)
+            return loss.prefixed(f"{name}.").scaled(config.tasks[name].loss_scale)
 
         def record(folder: RunFolder) -> None:
             self.folder = folder

@@ -28,7 +28,7 @@ from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
 from visling.train.pace import Pace
-from visling.train.parallel import Step
+from visling.train.parallel import Count, Step
 from visling.train.state import RunFolder, State
 
 
@@ -55,6 +55,8 @@ class Training:
     variant: Callable[[], Hashable] | None = None
     """What the course of a step depends on in addition to its batch and the weights; None = steps cannot be
     recorded."""
+    count: Count | None = None
+    """What the loss of a batch divides by, from batch and targets alone."""
 
 
 class PreparedRun(Protocol):
@@ -140,6 +142,7 @@ def carry_out(
             after_update=training.after_update,
             pace=training.pace,
             variant=training.variant,
+            count=training.count,
         )
         _conclude(run, folder, state, log)
     return state

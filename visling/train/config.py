@@ -32,10 +32,10 @@ class TrainConfig:
     share of it that has passed, so no two runs are the same: for repeatable runs use `max_steps`."""
     accumulation: int = 1
     """Micro-batches per update. Those that do not fill an update at the end of an epoch are dropped."""
-    normalise: Literal["micro_steps", "counts"] = "micro_steps"
-    """Mean over the accumulated micro-batches (and processes): all have the same weight (equals one big batch when
-    their counts are equal), or each is weighted by the count of its loss (always equals one big batch; needs a loss
-    with a single part)."""
+    normalise: Literal["counts", "micro_steps"] = "counts"
+    """How a loss is averaged over the micro-batches of an update and over processes. counts: every sum over all of them
+    is divided by its count over all of them, as if they were one batch. micro_steps: the mean of their means (the
+    releases), another number wherever their counts differ."""
     precision: runtime.Precision = "fp32"
     """bf16: matrix products in bfloat16; weights, optimiser and losses stay in float32."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -82,7 +82,10 @@ class TrainConfig:
     max_seconds: float | None = None
     """Save and return after this time, to be resumed with --resume; None = no limit."""
     unused_parameters: bool = True
-    """Several GPUs only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
+    """Several processes only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
+    shard: bool = False
+    """Several processes only: parameters, gradients and moments of the optimiser are spread over them (FSDP2), for
+    models that are too large for the memory of one; else each process has all of them."""
 
     def __post_init__(self) -> None:
         refuse(self._find_problems())
