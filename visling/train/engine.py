@@ -23,6 +23,7 @@ from visling.train.agreement import Agreement, Signs
 from visling.train.averaging import WeightAverage
 from visling.train.batches import Batches
 from visling.train.config import TrainConfig
+from visling.train.exchange import from_main
 from visling.train.interruption import Interruption, announce_end, listen
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
@@ -30,7 +31,7 @@ from visling.train.meter import Meter, count_examples
 from visling.train.not_finite import FiniteGuard, NotFiniteError, Taken
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step, share_statistics
+from visling.train.parallel import Backward, Count, Step, share_statistics
 from visling.train.scoring import evaluate, improves, is_better
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State
@@ -54,6 +55,7 @@ def fit(
     after_skip: Callable[[], None] | None = None,
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
+    count: Count | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -70,6 +72,8 @@ def fit(
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
             losses; None = that is not known, and steps are not recorded (`config.compile`).
+        count: what the loss of a pair divides by, known before its forward pass; None = that is not known, and updates
+            of several micro-batches are averaged by `config.normalise` "micro_steps" only.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Returns:
         How far it came. After SIGTERM, which any of the processes may receive, `stopped` is "terminated": the state is
@@ -93,10 +97,15 @@ def fit(
             after_skip=after_skip,
             pace=pace,
             variant=variant,
+            count=count,
             reseed=reseed,
             interruption=interruption,
         )
-        state = trainer.run()
+        try:
+            state = trainer.run()
+        finally:
+            if run_folder is not None:
+                run_folder.finish_saving()
     if state.stopped == "interrupted":
         raise KeyboardInterrupt
     return state
@@ -120,6 +129,7 @@ class Trainer:
         after_skip: Callable[[], None] | None,
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
+        count: Count | None,
         reseed: bool,
         interruption: Interruption,
     ) -> None:
@@ -137,7 +147,7 @@ class Trainer:
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
         known = self.total if pace is None else None
-        self.backward = Backward(model, step, config, self.device, variant)  # may replace the parameters
+        self.backward = Backward(model, step, config, self.device, variant, count)  # may replace the parameters
         self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
@@ -148,9 +158,12 @@ class Trainer:
             runtime.seed_everything(config.seed + runtime.rank())
 
         self.state = State()
-        if run_folder is not None and run_folder.has_last:
-            self.state, self.position = run_folder.load_last(model, self.optimizer, self.average)
+        if run_folder is not None and from_main(run_folder.has_last):
+            self.state, self.position = run_folder.load_last(
+                model, self.optimizer, self.average, accumulation=config.accumulation, seed=config.seed
+            )
             batches.load_state_dict(self.position)
+            self.position = batches.state_dict()
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
@@ -202,9 +215,11 @@ class Trainer:
         runtime.keep_freed_memory()
         step, elapsed = self.state.step, self.state.elapsed
         self.log.start(step, self.total, seconds=self.seconds)
-        if step:
+        for note in () if self.run_folder is None else self.run_folder.notes:
+            self.log.event(note, step=step)
+        if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
-            self.log.event(f"resumed at step {step} {whole}", step=step)
+            self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
@@ -331,6 +346,8 @@ class Trainer:
             )
 
     def _save_if_due(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.check_saving()
         due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
         if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
@@ -348,9 +365,11 @@ class Trainer:
 
     def _write_last(self, generators: Mapping[str, Any] | None = None) -> None:
         if self.run_folder is not None:
+            config = self.config
             self.run_folder.save_last(
-                self.model, self.optimizer, self.state, self.position, generators, average=self.average
-            )
+                self.model, self.optimizer, self.state, self.position, generators, average=self.average,
+                accumulation=config.accumulation, keep=config.keep_states, in_background=config.save_in_background,
+            )  # fmt: skip
 
     def _find_reason_to_stop(self) -> str:
         """finished, patience, max_seconds, terminated, interrupted, or nothing."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from visling.train.exchange import gather
 from visling.train.log import Log
 from visling.train.not_finite import NotFiniteError
-from visling.train.state import State, Sums, gather
+from visling.train.state import State, Sums
 from visling.types import Batch, Loss
 
 

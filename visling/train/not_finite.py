@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from visling import config as configs
 from visling import runtime
 from visling.errors import RunError
+from visling.shards import norms
 from visling.train.config import TrainConfig
-from visling.train.generators import capture_generators
 from visling.train.exchange import gather
+from visling.train.generators import capture_generators
 from visling.types import Loss
 
 FOLDER = "not_finite"
@@ -128,7 +129,7 @@ class FiniteGuard:
         """Whether a gradient is not finite, if each update is looked at; the same on all processes, once gradients are
         those of the update."""
         grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        return self.checks and bool(grads) and not torch.stack(torch._foreach_norm(grads)).isfinite().all().item()
+        return self.checks and bool(grads) and not norms(grads).isfinite().all().item()
 
     def accept(self) -> None:
         """The update is applied."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -41,9 +42,18 @@ def wrap(module: nn.Module, config: TrainConfig, device: torch.device) -> Wrappe
     optimisers and averages must be made after it."""
     if runtime.world_size() == 1:
         return _Plain(module)
+    if config.shard:
+        return _shard(module, config, device)
     if device.type == "cuda":
         return _DataParallel(module, config)
     return _OneMessage(module)
+
+
+def _shard(module: nn.Module, config: TrainConfig, device: torch.device) -> Wrapped:
+    # Imported by those that need it: with DTensor it takes seconds
+    sharding = importlib.import_module("visling.train.sharding")
+    sharded: Wrapped = sharding.Sharded(module, device, unused=config.unused_parameters)
+    return sharded
 
 
 class _Plain:
