@@ -32,9 +32,8 @@ from visling.recipes.visualbert import visualbert_coco
 from visling.recipes.vlbert import vlbert_base_prec_without_text
 from visling.runs.count_products import MatrixProducts
 from visling.runs.inputs import Inputs
+from visling.runs.layer_products import Needed, Products
 from visling.runs.needed_products import (
-    Needed,
-    Products,
     Reading,
     encoder_products,
     pretraining_products,

@@ -24,6 +24,7 @@ from visling.runs.inputs import Inputs
 from visling.train.engine import Batches, fit
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.meter import CountProducts
 from visling.train.pace import Pace
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
@@ -52,6 +53,8 @@ class Training:
     variant: Callable[[], Hashable] | None = None
     """What the course of a step depends on in addition to its batch and the weights; None = steps cannot be
     recorded."""
+    products: CountProducts | None = None
+    """What a micro-step needs in matrix products; None = that is not known."""
 
 
 class PreparedRun(Protocol):
@@ -137,6 +140,7 @@ def carry_out(
             after_update=training.after_update,
             pace=training.pace,
             variant=training.variant,
+            products=training.products,
         )
         _conclude(run, folder, state, log)
     return state

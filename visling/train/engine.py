@@ -24,7 +24,7 @@ from visling.train.config import TrainConfig
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
-from visling.train.meter import Meter, count_examples, mean_parts, not_finite
+from visling.train.meter import CountProducts, Meter, count_examples, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
 from visling.train.parallel import Backward, Step, share_statistics
@@ -34,6 +34,8 @@ from visling.train.transfer import move_ahead
 from visling.types import Loss
 
 _T = TypeVar("_T")
+_Fetched = tuple[tuple[Any, Any], dict[str, Any], float]
+"""A pair, the position after it, and the operations that its products need."""
 
 
 class Batches(Protocol):
@@ -72,6 +74,7 @@ def fit(
     after_update: Callable[[], None] | None = None,
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
+    products: CountProducts | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -87,6 +90,8 @@ def fit(
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
             losses; None = that is not known, and steps are not recorded (`config.compile`).
+        products: what a micro-step needs in matrix products, which the log compares with what the device can do; None
+            = that is not known.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
@@ -104,6 +109,7 @@ def fit(
         after_update=after_update,
         pace=pace,
         variant=variant,
+        products=products,
         reseed=reseed,
     )
     return trainer.run()
@@ -126,6 +132,7 @@ class Trainer:
         after_update: Callable[[], None] | None,
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
+        products: CountProducts | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
@@ -170,7 +177,7 @@ class Trainer:
         self.kept = KeptModels(run_folder, config, model, self.average, save_model)
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-        self.meter = Meter(self.state.sums)
+        self.meter = Meter(self.state.sums, self.device, config.precision, products)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
         self.reported = self.began
         self.share = self._measure_share()
@@ -182,7 +189,8 @@ class Trainer:
         while not reason:
             if self.pace is not None:
                 self.limit = len(self.batches)
-            pairs = move_ahead(_with_positions(self.batches, self.limit - self.state.batch), self.device)
+            fetched = _fetch(self.batches, self.limit - self.state.batch, self.meter)
+            pairs = move_ahead(fetched, self.device)
             epoch_ended = False
             while not reason and not epoch_ended:
                 reached = self._accumulate_gradients(pairs)
@@ -203,21 +211,21 @@ class Trainer:
         if step:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
             self.log.event(f"resumed at step {step} {whole}", step=step)
+        self.meter.announce(self.log, self.run_folder, step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
-    def _accumulate_gradients(self, pairs: Iterator[tuple[tuple[Any, Any], dict[str, Any]]]) -> dict[str, Any]:
+    def _accumulate_gradients(self, pairs: Iterator[_Fetched]) -> dict[str, Any]:
         """Forward and backward of an update's micro-batches; returns the position of the batches after them."""
-        with self.meter.waiting():
-            taken = [next(pairs) for _ in range(self.config.accumulation)]
-        items = [item for item, _ in taken]
+        taken = [next(pairs) for _ in range(self.config.accumulation)]
+        items = [item for item, *_ in taken]
         generators = capture_generators() if self.checks_each_loss and self.run_folder is not None else None
         self.backward.begin(items)
         for number, item in enumerate(items, 1):
             loss = self.backward(item, last=number == len(items))
             if self.checks_each_loss and not math.isfinite(loss.value.item()):
                 self._fail_before_update(loss, generators)
-            self.meter.add(self.state.step + 1, loss, count_examples(item))
+            self.meter.add(self.state.step + 1, loss, count_examples(item), taken[number - 1][2])
         return taken[-1][1]
 
     def _fail_before_update(self, loss: Loss, generators: Mapping[str, Any] | None) -> NoReturn:
@@ -428,12 +436,13 @@ def _bound_run(config: TrainConfig, updates_per_epoch: int, pace: Pace | None) -
     return config.max_steps or config.epochs * updates_per_epoch, None
 
 
-def _with_positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], dict[str, Any]]]:
-    """The next `limit` pairs of the epoch, each with the position after it."""
+def _fetch(batches: Batches, limit: int, meter: Meter) -> Iterator[_Fetched]:
+    """The next `limit` pairs of the epoch."""
     iterator = iter(batches)
     for number in range(limit):
         try:
-            item = next(iterator)
+            with meter.waiting():
+                item = next(iterator)
         except StopIteration:
             raise DataError(
                 f"the loader promised {limit} more batches in this epoch but gave {number}. "
@@ -443,7 +452,7 @@ def _with_positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, A
         if number == limit - 1 and isinstance(iterator, Generator):
             # The last batches may be dropped; the loader must release them before the next epoch is set
             iterator.close()
-        yield item, position
+        yield item, position, meter.count_products(item)
 
 
 def _evaluate(model: nn.Module, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
