@@ -1,7 +1,10 @@
-"""How a run used its machine: share of waiting, memory, utilisation."""
+"""How a run used its machine: share of waiting, memory, utilisation; as a program, one of several processes."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from visling import runtime
 from visling.train import memory
 from visling.train import meter as metering
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
-from visling.train.log import TIMED, Log, read
+from visling.train.log import TIMED, Log, format_rate, read
 from visling.train.memory import take_peak_memory
 from visling.train.meter import Meter
 from visling.train.optim import OptimConfig
@@ -138,6 +142,32 @@ def test_a_line_across_an_interruption_counts_what_came_before(toy: ModuleType, 
     assert line["utilisation"] / line["examples_per_second"] == pytest.approx(1000.0 / 4 / RATE)
 
 
+def test_processes_are_reported_as_one(tmp_path: Path) -> None:
+    """Two processes, of which the second waits for its loader: the group waits."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    members = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path)], env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        assert [member.wait(timeout=120) for member in members] == [0, 0]
+    finally:
+        for member in members:
+            member.kill()
+    rate = RunFolder(tmp_path).read()["product_rate"]
+    for line in (entry for entry in read(tmp_path / "log.jsonl") if entry["kind"] == "train"):
+        assert line["data_wait"] > 0.3
+        seconds = 3 * 2 * ROWS / line["examples_per_second"]  # three steps of both
+        assert line["utilisation"] == pytest.approx(3 * 2 * NEEDED / seconds / rate, rel=1e-9)
+    events = [entry["message"] for entry in read(tmp_path / "log.jsonl") if entry["kind"] == "event"]
+    assert events == [f"matrix products measured at {format_rate(rate)} in all 2 processes together"]
+
+
 def test_memory_grows_with_what_is_allocated() -> None:
     before = take_peak_memory(CPU)
     assert before is not None
@@ -160,3 +190,10 @@ def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert elsewhere >= 0.9 * there
     monkeypatch.setattr(sys, "platform", "win32")
     assert take_peak_memory(CPU) is None
+
+
+if __name__ == "__main__":
+    with runtime.process_group():
+        out = Path(sys.argv[1])
+        folder = RunFolder.create(out)
+        train(out, wait=0.1 * runtime.rank(), work=0.02, products=lambda item: NEEDED, run_folder=folder)
