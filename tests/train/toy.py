@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from visling import runtime
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
-from visling.train.log import Log, read
+from visling.train.log import TIMED, Log, read
 from visling.train.optim import OptimConfig
 from visling.train.parallel import Backward, Step
 from visling.train.state import RunFolder, State
@@ -226,9 +226,8 @@ def gloo_threads() -> list[str]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
-    timed = ("seconds", "examples_per_second")
     return [
-        {key: value for key, value in entry.items() if key not in timed}
+        {key: value for key, value in entry.items() if key not in TIMED}
         for entry in read(path / "log.jsonl")
         if entry["kind"] != "event"
     ]

@@ -28,6 +28,7 @@ from visling.train.engine import fit
 from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.meter import CountProducts
 from visling.train.pace import Pace
 from visling.train.parallel import Count, Step
 from visling.train.state import RunFolder, State
@@ -59,6 +60,8 @@ class Training:
     recorded."""
     count: Count | None = None
     """What the loss of a batch divides by, from batch and targets alone."""
+    products: CountProducts | None = None
+    """What a micro-step needs in matrix products; None = that is not known."""
 
 
 class PreparedRun(Protocol):
@@ -146,6 +149,7 @@ def carry_out(
             pace=training.pace,
             variant=training.variant,
             count=training.count,
+            products=training.products,
         )
         if state.stopped != "terminated":  # then there is no time for more than the state
             _conclude(run, folder, state, log)

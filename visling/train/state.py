@@ -49,6 +49,10 @@ class Sums:
     examples: int = 0
     seconds: float = 0.0
     """Training time, without validation and saving."""
+    waited: float = 0.0
+    """Of that, seconds in which this process waited for its loader."""
+    flops: float = 0.0
+    """Operations of the matrix products that the micro-steps need."""
 
     def add(self, others: Iterable[Sums]) -> Sums:
         """These sums and those of other processes, whose time is the same."""
