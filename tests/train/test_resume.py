@@ -225,11 +225,6 @@ def run_two_processes(*arguments: str | Path) -> None:
             process.kill()
 
 
-def test_gradients_are_the_same_means_on_gpus_and_on_cpus() -> None:
-    """A GPU's way of averaging, over gloo."""
-    run_two_processes("data-parallel")
-
-
 def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
     """Without dropout; each process takes half of every batch."""
     run_two_processes("distributed", tmp_path / "two")
