@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -40,6 +40,10 @@ class Training:
     """On its device, with its initial weights."""
     step: Step
     batches: Batches
+    batch_sizes: Mapping[str, int]
+    """What a batch of `batches` holds -> how many examples on this process."""
+    accumulation: int
+    """Batches per update."""
     validate: Callable[[], Mapping[str, float]]
     save: Callable[[Path], None]
     """Writes the current model as a model folder."""
@@ -85,8 +89,11 @@ class PreparedRun(Protocol):
         """Where the inputs come from, for run.json: task, data, images."""
         ...
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model with its initial weights, its batches and its losses.
+
+        Args:
+            started_by: number of processes that started the run, if it is resumed; None = it starts with those of now.
 
         Raises:
             CheckpointError, ConfigError: weights do not fit.
@@ -115,7 +122,9 @@ def carry_out(
     with _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened:
         folder, log = opened
         runtime.seed_everything(run.config.train.seed)
-        training = run.build()
+        started_by = folder.find_started_by()
+        training = run.build(started_by)
+        record_layout(folder, training.batch_sizes, training.accumulation, started_by)
         folder.record(
             {
                 "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
@@ -124,7 +133,7 @@ def carry_out(
             }
         )
         training.record(folder)
-        if not folder.has_last:
+        if not from_main(folder.has_last):
             for note in dict.fromkeys(training.notes):
                 log.event(note, step=0)
             if training.begin is not None:
@@ -134,7 +143,7 @@ def carry_out(
             training.model,
             training.step,
             training.batches,
-            config=run.config.train,
+            config=replace(run.config.train, accumulation=training.accumulation),
             log=log,
             validate=training.validate,
             run_folder=folder,
@@ -146,6 +155,27 @@ def carry_out(
         )
         _conclude(run, folder, state, log)
     return state
+
+
+def record_layout(folder: RunFolder, batch_sizes: Mapping[str, int], accumulation: int, started_by: int) -> None:
+    """Record how many processes start a run and how many examples an update has, or say how those that resume it
+    divide them.
+
+    Args:
+        batch_sizes: what a batch holds -> how many examples on this process.
+        accumulation: batches per update.
+    """
+    now = runtime.world_size()
+    if started_by == now:
+        whole = {name: size * accumulation * now for name, size in batch_sizes.items()}
+        folder.record({"processes": now, "global_batch": whole})
+        return
+    sizes = " and ".join(f"{size} {name}" for name, size in batch_sizes.items())
+    processes = "1 process" if now == 1 else f"{now} processes"
+    folder.resumed_by = (
+        f" by {processes}, started by {started_by}: batches of {sizes}, {accumulation} per update. What is drawn while "
+        "training, such as dropout, is not what it would have been"
+    )
 
 
 @contextlib.contextmanager

@@ -150,6 +150,12 @@ class RunFolder:
         """Contents of run.json."""
         return read_json(self.path / "run.json")
 
+    def find_started_by(self) -> int:
+        """Processes that started the run, or those of now if there is no state to resume from. Every process must ask
+        for it."""
+        recorded = self.read().get("processes") if runtime.is_main() and self.has_last else None
+        return from_main(recorded) or runtime.world_size()
+
     def record(self, values: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
         """Merge values into run.json.
 
@@ -329,7 +335,7 @@ class RunFolder:
         problem = from_main(problem)
         if problem:
             raise RunError(problem)
-        about = from_main({} if found is None else found.about)
+        about: dict[str, Any] = from_main({} if found is None else found.about)
         self.notes += [] if found is None else found.notes
         try:
             apply_state(_EMPTY if found is None else found.snapshot, model, optimizer, average)
