@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
-from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.setup import Training, carry_out, describe_origin, hold_run_folder
 from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
@@ -101,15 +102,17 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    if isinstance(data, OwnFiles) and images is not None and store is None:
-        refuse_taken(out, resume)
-        store = out / REGIONS
-        _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
-    run = Finetuning(
-        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
-        backbone=backbone, valid_store=valid_store,
-    )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
+    with contextlib.ExitStack() as stack:
+        if isinstance(data, OwnFiles) and images is not None and store is None:
+            stack.enter_context(hold_run_folder(out, resume=resume))
+            refuse_taken(out, resume)
+            store = out / REGIONS
+            _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
+        run = Finetuning(
+            config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+            backbone=backbone, valid_store=valid_store,
+        )  # fmt: skip
+        return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:

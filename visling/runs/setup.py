@@ -222,8 +222,7 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
     """A run folder; one that is refused before anything was saved is removed, so that the corrected command can use the
     same name."""
     existed = out.exists()
-    with contextlib.ExitStack() as stack:
-        note = _hold(out, resume, stack)
+    with hold_run_folder(out, resume=resume) as note:
         folder = RunFolder.create(out, resume=resume)
         folder.notes += filter(None, [note])
         try:
@@ -234,25 +233,28 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
             raise
 
 
-def _hold(out: Path, resume: bool, stack: contextlib.ExitStack) -> str:
-    """Let the main process hold a run's folder until the stack is closed; returns what there is to say.
+@contextlib.contextmanager
+def hold_run_folder(out: Path, *, resume: bool) -> Iterator[str]:
+    """Let the main process hold a run's folder (`train.claim.hold_folder`). Every process must come here.
 
     Raises:
         RunError: on every process.
     """
-    note = problem = ""
-    if runtime.is_main():
-        try:
-            note = stack.enter_context(hold_folder(out, resume=resume))
-        except RunError as error:
-            problem = str(error)
-    note, problem = from_main((note, problem))
-    if problem:
-        raise RunError(problem)
-    return note
+    with contextlib.ExitStack() as stack:
+        note = problem = ""
+        if runtime.is_main():
+            try:
+                note = stack.enter_context(hold_folder(out, resume=resume))
+            except RunError as error:
+                problem = str(error)
+        note, problem = from_main((note, problem))
+        if problem:
+            raise RunError(problem)
+        yield note
 
 
 def _remove(folder: RunFolder, existed: bool) -> None:
+    """Remove a run of which nothing was saved."""
     for file in (folder.log, folder.path / "run.json", folder.path / LOCK):
         file.unlink(missing_ok=True)
     for written in ("tensorboard", "wandb"):
