@@ -15,7 +15,7 @@ from visling.errors import ConfigError, RunError
 from visling.recipes.scenes import TASKS
 from visling.recipes.tables import FINETUNING
 from visling.runs.evaluate import evaluate
-from visling.runs.finetune import finetune
+from visling.runs.finetune import Finetuning, finetune
 from visling.tasks.base import names
 
 TINY = (
@@ -90,7 +90,7 @@ def check_candidates(model: api.Predictor, question: api.Question) -> None:
     ("model", "task"), [*(("vlbert", task) for task in TASKS), ("lxmert", "referring"), ("vilbert", "referring")]
 )
 def test_what_is_counted_beforehand_is_what_the_loss_divides_by(world: Any, model: str, task: str) -> None:
-    config = configs.override(FINETUNING[f"{model}-{task}-scenes"](), TINY_SETTINGS)
+    config = configs.override(FINETUNING[f"{model}-{task}-scenes"](), TINY)
     run = Finetuning(config, data=world.scenes, store=world.regions, init=None, device="cpu", other_features=False)
     training = run.build()
     assert training.count is not None
