@@ -419,7 +419,7 @@ def test_a_bad_loss_names_the_step_and_leaves_the_state_before_it(toy: ModuleTyp
         Log(folder.log) as log,
     ):
         fit(model, step, toy.Pairs(), config=toy.config(), log=log, validate=toy.accuracy(model), run_folder=folder)
-    saved = json.loads((folder.last / "state.json").read_text())
+    saved = json.loads((max(folder.last.glob("step-*")) / "state.json").read_text())
     assert saved["state"]["step"] == 6
     assert saved["position"] == {"epoch": 1, "next": 2}
     resumed, state = toy.run(tmp_path / "bad", resume=True)

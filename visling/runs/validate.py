@@ -19,7 +19,7 @@ from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.pretrain_model import PretrainModel
 from visling.runs.question_scores import AnsweredQuestions
 from visling.train.engine import predict
-from visling.train.state import gather
+from visling.train.exchange import gather
 from visling.types import Batch, Loss, Targets
 
 
