@@ -31,7 +31,7 @@ def test_two_processes_train_one_model(world: Any, tmp_path: Path) -> None:
     assert "Warning" not in ended.stderr
     about = json.loads((tmp_path / "two" / "run.json").read_text())
     assert about["status"] == "finished"
-    state = json.loads((tmp_path / "two" / "last" / "state.json").read_text())
+    state = json.loads((max((tmp_path / "two" / "last").glob("step-*")) / "state.json").read_text())
     assert len(state["generators"]) == 2
 
 

@@ -83,6 +83,15 @@ class DependsOnValues(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawsPath(Protocol):
+    """A module whose path through `forward` is drawn for all batches of an update at once, on all processes alike."""
+
+    def draw_path(self, number: int) -> None:
+        """Take from now on the path that belongs to the update of this number."""
+        ...
+
+
 class RingQueue(nn.Module):
     """The last K feature rows, first in, first out, written in place on the device; rows, position and fill are saved
     with the weights."""

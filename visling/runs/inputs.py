@@ -106,10 +106,14 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
     return {setting: width for setting, (_, width) in differing.items()}
 
 
-def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int) -> tuple[int, str]:
-    """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
+def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int, started_by: int) -> tuple[int, str]:
+    """Examples per training batch, no more than there are if one process trains, and what there is to say of it.
+
+    Args:
+        started_by: number of processes that start the run, or that started it if it is resumed.
+    """
     asked = config.batch_size
-    if examples >= asked or runtime.world_size() > 1:
+    if examples >= asked * config.train.accumulation or started_by > 1:
         return asked, ""
     fitting = max(1, examples // config.train.accumulation)
     return fitting, f"{examples} training examples do not fill a batch of {asked}: batches of {fitting} are used"
@@ -182,6 +186,7 @@ class Inputs:
         source: Source,
         *,
         batch_size: int,
+        accumulation: int = 1,
         seed: int = 0,
         training: bool,
         order: NDArray[np.int64] | None = None,
@@ -195,6 +200,7 @@ class Inputs:
         texts into word pieces, is done here.
 
         Args:
+            accumulation: batches of each process that make an update.
             order: numbers of the examples in the order in which they come outside training; None = as in the source.
             sort_by_length: global batches that are sorted by text length together; 1 = none.
             workers: processes that prepare the batches; 0 = a thread.
@@ -218,6 +224,7 @@ class Inputs:
             source,
             collator,
             batch_size=batch_size,
+            accumulation=accumulation,
             seed=seed,
             shuffle=training,
             drop_last=training,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -16,16 +16,19 @@ from visling import config as configs
 from visling import runtime
 from visling.data.corpora.base import split_root
 from visling.data.text import TextLayout
-from visling.errors import VislingError
+from visling.errors import RunError, VislingError
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.train.claim import LOCK, hold_folder
+from visling.train.config import MAY_CHANGE
 from visling.train.engine import Batches, fit
+from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
 from visling.train.pace import Pace
-from visling.train.parallel import Step
+from visling.train.parallel import Count, Step
 from visling.train.state import RunFolder, State
 
 
@@ -37,6 +40,10 @@ class Training:
     """On its device, with its initial weights."""
     step: Step
     batches: Batches
+    batch_sizes: Mapping[str, int]
+    """What a batch of `batches` holds -> how many examples on this process."""
+    accumulation: int
+    """Batches per update."""
     validate: Callable[[], Mapping[str, float]]
     save: Callable[[Path], None]
     """Writes the current model as a model folder."""
@@ -52,6 +59,8 @@ class Training:
     variant: Callable[[], Hashable] | None = None
     """What the course of a step depends on in addition to its batch and the weights; None = steps cannot be
     recorded."""
+    count: Count | None = None
+    """What the loss of a batch divides by, from batch and targets alone."""
 
 
 class PreparedRun(Protocol):
@@ -80,8 +89,11 @@ class PreparedRun(Protocol):
         """Where the inputs come from, for run.json: task, data, images."""
         ...
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model with its initial weights, its batches and its losses.
+
+        Args:
+            started_by: number of processes that started the run, if it is resumed; None = it starts with those of now.
 
         Raises:
             CheckpointError, ConfigError: weights do not fit.
@@ -110,7 +122,9 @@ def carry_out(
     with _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened:
         folder, log = opened
         runtime.seed_everything(run.config.train.seed)
-        training = run.build()
+        started_by = folder.find_started_by()
+        training = run.build(started_by)
+        record_layout(folder, training.batch_sizes, training.accumulation, started_by)
         folder.record(
             {
                 "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
@@ -119,7 +133,7 @@ def carry_out(
             }
         )
         training.record(folder)
-        if not folder.has_last:
+        if not from_main(folder.has_last):
             for note in dict.fromkeys(training.notes):
                 log.event(note, step=0)
             if training.begin is not None:
@@ -129,7 +143,7 @@ def carry_out(
             training.model,
             training.step,
             training.batches,
-            config=run.config.train,
+            config=replace(run.config.train, accumulation=training.accumulation),
             log=log,
             validate=training.validate,
             run_folder=folder,
@@ -137,9 +151,31 @@ def carry_out(
             after_update=training.after_update,
             pace=training.pace,
             variant=training.variant,
+            count=training.count,
         )
         _conclude(run, folder, state, log)
     return state
+
+
+def record_layout(folder: RunFolder, batch_sizes: Mapping[str, int], accumulation: int, started_by: int) -> None:
+    """Record how many processes start a run and how many examples an update has, or say how those that resume it
+    divide them.
+
+    Args:
+        batch_sizes: what a batch holds -> how many examples on this process.
+        accumulation: batches per update.
+    """
+    now = runtime.world_size()
+    if started_by == now:
+        whole = {name: size * accumulation * now for name, size in batch_sizes.items()}
+        folder.record({"processes": now, "global_batch": whole})
+        return
+    sizes = " and ".join(f"{size} {name}" for name, size in batch_sizes.items())
+    processes = "1 process" if now == 1 else f"{now} processes"
+    folder.resumed_by = (
+        f" by {processes}, started by {started_by}: batches of {sizes}, {accumulation} per update. What is drawn while "
+        "training, such as dropout, is not what it would have been"
+    )
 
 
 @contextlib.contextmanager
@@ -171,10 +207,7 @@ def _open_folder(
                 "from_init",
                 "workers",
                 "store_on_device",
-                "train.log_every",
-                "train.log_seconds",
-                "train.save_every",
-                "train.max_seconds",
+                *MAY_CHANGE,
                 "train.compile",
                 "train.few_shapes",
             ),
@@ -189,19 +222,44 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
     """A run folder; one that is refused before anything was saved is removed, so that the corrected command can use the
     same name."""
     existed = out.exists()
-    folder = RunFolder.create(out, resume=resume)
-    try:
-        yield folder
-    except VislingError:
-        if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
-            for file in (folder.log, folder.path / "run.json"):
-                file.unlink(missing_ok=True)
-            for written in ("tensorboard", "wandb"):
-                shutil.rmtree(folder.path / written, ignore_errors=True)
-            for made in (folder.last, *(() if existed else (folder.path,))):
-                with contextlib.suppress(OSError):  # absent, or it holds what is not ours
-                    made.rmdir()
-        raise
+    with contextlib.ExitStack() as stack:
+        note = _hold(out, resume, stack)
+        folder = RunFolder.create(out, resume=resume)
+        folder.notes += filter(None, [note])
+        try:
+            yield folder
+        except VislingError:
+            if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
+                _remove(folder, existed)
+            raise
+
+
+def _hold(out: Path, resume: bool, stack: contextlib.ExitStack) -> str:
+    """Let the main process hold a run's folder until the stack is closed; returns what there is to say.
+
+    Raises:
+        RunError: on every process.
+    """
+    note = problem = ""
+    if runtime.is_main():
+        try:
+            note = stack.enter_context(hold_folder(out, resume=resume))
+        except RunError as error:
+            problem = str(error)
+    note, problem = from_main((note, problem))
+    if problem:
+        raise RunError(problem)
+    return note
+
+
+def _remove(folder: RunFolder, existed: bool) -> None:
+    for file in (folder.log, folder.path / "run.json", folder.path / LOCK):
+        file.unlink(missing_ok=True)
+    for written in ("tensorboard", "wandb"):
+        shutil.rmtree(folder.path / written, ignore_errors=True)
+    for made in (folder.last, *(() if existed else (folder.path,))):
+        with contextlib.suppress(OSError):  # absent, or it holds what is not ours
+            made.rmdir()
 
 
 def describe_origin(

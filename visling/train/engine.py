@@ -21,15 +21,16 @@ from visling import runtime
 from visling.errors import ConfigError, DataError, nearest
 from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
+from visling.train.exchange import from_main
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
 from visling.train.meter import Meter, count_examples, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step, share_statistics
+from visling.train.parallel import Backward, Count, Step, share_statistics
 from visling.train.space import estimate_space
-from visling.train.state import RunFolder, State, from_main
+from visling.train.state import RunFolder, State
 from visling.train.transfer import move_ahead
 from visling.types import Loss
 
@@ -72,6 +73,7 @@ def fit(
     after_update: Callable[[], None] | None = None,
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
+    count: Count | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -87,6 +89,8 @@ def fit(
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
             losses; None = that is not known, and steps are not recorded (`config.compile`).
+        count: what the loss of a pair divides by, known before its forward pass; None = that is not known, and updates
+            of several micro-batches are averaged by `config.normalise` "micro_steps" only.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
@@ -104,9 +108,14 @@ def fit(
         after_update=after_update,
         pace=pace,
         variant=variant,
+        count=count,
         reseed=reseed,
     )
-    return trainer.run()
+    try:
+        return trainer.run()
+    finally:
+        if run_folder is not None:
+            run_folder.finish_saving()
 
 
 class Trainer:
@@ -126,6 +135,7 @@ class Trainer:
         after_update: Callable[[], None] | None,
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
+        count: Count | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
@@ -145,7 +155,7 @@ class Trainer:
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
         known = self.total if pace is None else None
-        self.backward = Backward(model, step, config, self.device, variant)  # may replace the parameters
+        self.backward = Backward(model, step, config, self.device, variant, count)  # may replace the parameters
         self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
@@ -156,9 +166,12 @@ class Trainer:
             runtime.seed_everything(config.seed + runtime.rank())
 
         self.state = State()
-        if run_folder is not None and run_folder.has_last:
-            self.state, self.position = run_folder.load_last(model, self.optimizer, self.average)
+        if run_folder is not None and from_main(run_folder.has_last):
+            self.state, self.position = run_folder.load_last(
+                model, self.optimizer, self.average, accumulation=config.accumulation, seed=config.seed
+            )
             batches.load_state_dict(self.position)
+            self.position = batches.state_dict()
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
@@ -200,9 +213,11 @@ class Trainer:
         runtime.keep_freed_memory()
         step, elapsed = self.state.step, self.state.elapsed
         self.log.start(step, self.total, seconds=self.seconds)
-        if step:
+        for note in () if self.run_folder is None else self.run_folder.notes:
+            self.log.event(note, step=step)
+        if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
-            self.log.event(f"resumed at step {step} {whole}", step=step)
+            self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
@@ -260,7 +275,7 @@ class Trainer:
             self.meter.read(self.state.step)
             if note := self.backward.take_note():
                 self.log.event(note, step=self.state.step)
-            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch)
+            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch // self.config.accumulation)
             self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
@@ -295,7 +310,7 @@ class Trainer:
             with self.average.in_place_of_model():
                 averaged = _evaluate(self.model, validate)
         prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
-        epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
+        epoch = epoch if self.pace is None else self.pace.epoch(state.batch // self.config.accumulation)
         self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
         if state.batch == 0:  # at the end of an epoch a validation may change what follows
@@ -320,6 +335,8 @@ class Trainer:
             )
 
     def _save_if_due(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.check_saving()
         due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
         if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
@@ -333,9 +350,11 @@ class Trainer:
 
     def _write_last(self, generators: Mapping[str, Any] | None = None) -> None:
         if self.run_folder is not None:
+            config = self.config
             self.run_folder.save_last(
-                self.model, self.optimizer, self.state, self.position, generators, average=self.average
-            )
+                self.model, self.optimizer, self.state, self.position, generators, average=self.average,
+                accumulation=config.accumulation, keep=config.keep_states, in_background=config.save_in_background,
+            )  # fmt: skip
 
     def _find_reason_to_stop(self) -> str:
         """finished, patience, max_seconds, or nothing."""
@@ -387,7 +406,7 @@ class Trainer:
         """Share of the run that has passed, by its pace or by the main process's clock; None where the number of
         updates bounds it."""
         if self.pace is not None:
-            return self.pace.share(self.state.batch)
+            return self.pace.share(self.state.batch // self.config.accumulation)
         return None if self.seconds is None else from_main(self._measure_elapsed() / self.seconds)
 
     def _is_complete(self) -> bool:
