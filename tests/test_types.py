@@ -376,7 +376,9 @@ def test_terms_of_several_losses_are_one_average() -> None:
         (Loss.mean("a", each, torch.tensor(mask)) + Loss.mean("b", each.square())).scaled(0.5).prefixed("t.")
         for each, mask in zip(values, masks, strict=True)
     ]
-    both = Loss.mean("a", torch.cat(values), torch.tensor(sum(masks, []))) + Loss.mean("b", torch.cat(values).square())
+    both = Loss.mean("a", torch.cat(values), torch.tensor(masks[0] + masks[1])) + Loss.mean(
+        "b", torch.cat(values).square()
+    )
     terms = [loss.terms for loss in losses if loss.terms is not None]
     counts = {name: sum((each[name].count for each in terms), start=torch.tensor(0)) for name in terms[0]}
     assert counts == {"t.a": 4, "t.b": 6}
