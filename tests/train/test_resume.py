@@ -217,11 +217,6 @@ def run_processes(count: int, *arguments: object) -> None:
             process.kill()
 
 
-def test_gradients_are_the_same_means_on_gpus_and_on_cpus() -> None:
-    """A GPU's way of averaging, over gloo."""
-    run_processes(2, "data-parallel")
-
-
 def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
     """Without dropout; each process takes half of every batch."""
     run_processes(2, "distributed", tmp_path / "two")

@@ -21,7 +21,7 @@ from visling.train.engine import fit
 from visling.train.exchange import from_main
 from visling.train.log import Log, read
 from visling.train.optim import OptimConfig
-from visling.train.parallel import Backward, Step
+from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 from visling.types import Loss
 
@@ -226,29 +226,6 @@ def share_run(path: Path, batch_size: int, accumulation: int, at: int) -> None:
             )
 
 
-def data_parallel() -> None:
-    """Gradients by DistributedDataParallel, as on GPUs, equal those by one message at the end, as on CPUs."""
-    with runtime.process_group():
-        found: list[list[Tensor | None]] = []
-        for kind in ("cpu", "cuda"):
-            model, step = make(dropout=0.0)
-            backward = Backward(model, step, config(accumulation=2), torch.device(kind))
-            pairs = iter(Pairs(2, runtime.rank(), runtime.world_size()))
-            for _ in range(3):  # messages are laid out anew after the first
-                model.zero_grad(set_to_none=True)
-                for micro in range(2):
-                    backward(next(pairs), last=micro == 1)
-                backward.finish()
-            found.append([parameter.grad for parameter in model.parameters()])
-        for one, other in zip(*found, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None:
-                torch.testing.assert_close(other, one)
-        storages = {grad.untyped_storage().data_ptr() for grad in found[1] if grad is not None}
-        assert len(storages) == 1, "gradients are views of one message"
-        assert sum(grad is None for grad in found[0]) == 2, "the pooler has none"
-
-
 def gloo_threads() -> list[str]:
     """Names of this process's threads that work for a process group; empty where the system does not list them."""
     tasks = Path("/proc/self/task")
@@ -268,13 +245,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] in ("distributed", "data-parallel", "share"):
+    if sys.argv[1] in ("distributed", "share"):
         if sys.argv[1] == "distributed":
             distributed(Path(sys.argv[2]))
-        elif sys.argv[1] == "share":
-            share_run(Path(sys.argv[2]), *map(int, sys.argv[3:]))
         else:
-            data_parallel()
+            share_run(Path(sys.argv[2]), *map(int, sys.argv[3:]))
         # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
         assert not gloo_threads(), gloo_threads()
     else:

@@ -37,6 +37,7 @@ from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
 from visling.train.layout import fit_layout
 from visling.train.multitask import TurnBatches, Turns
+from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.train.weights import save_weights
 from visling.types import Batch, Loss, Targets
@@ -203,6 +204,11 @@ class Multitasking:
             loss = tasks[name].task.loss(model.of_task(name)(batch), targets)
             return loss.prefixed(f"{name}.").scaled(config.tasks[name].loss_scale)
 
+        def count(batch: Batch, labelled: tuple[str, Targets]) -> Counts:
+            name, targets = labelled
+            counts = tasks[name].task.count(targets, whole=model.of_task(name).shows_whole)
+            return {f"{name}.{term}": number for term, number in counts.items()}
+
         def record(folder: RunFolder) -> None:
             self.folder = folder
             counts = {
@@ -227,6 +233,7 @@ class Multitasking:
             ],
             pace=None if config.stop_and_go is None else turns,
             variant=lambda: None,  # the task is part of the batch
+            count=count,
         )
 
     def _build_model(self) -> tuple[JointModel, list[str]]:
