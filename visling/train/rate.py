@@ -14,7 +14,7 @@ import time
 import torch
 
 from visling import runtime
-from visling.train.state import gather
+from visling.train.exchange import gather
 
 SMALLEST, LARGEST = 512, 8192
 """Rows of the matrices that are tried, doubled from one to the next."""
