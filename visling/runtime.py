@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -281,19 +281,23 @@ def process_group(processes: int = 1) -> Iterator[None]:
                 dist.destroy_process_group()
 
 
-def _meet() -> dist.Store:
+def _meet() -> Any:
     """Where the processes of a group learn each other's addresses.
 
     torchrun offers a store of its own, which outlives its restarts and still has the addresses of processes that are
     gone (seen with PyTorch 2.13: the restarted ones try to reach those, and fail). There it only says where process 0
     of this start serves another one.
     """
-    store, rank, processes = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # Not every build of PyTorch has them
+    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, processes = next(rendezvous("env://", timeout=PATIENCE))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return store
     host, key = os.environ["MASTER_ADDR"], "visling/port"
     if rank == 0:
-        served = dist.TCPStore(host, 0, processes, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        served = TCPStore(host, 0, processes, is_master=True, wait_for_workers=False, timeout=PATIENCE)
         store.set(key, str(served.port))
         return served
     end = time.monotonic() + PATIENCE.total_seconds()
@@ -301,7 +305,7 @@ def _meet() -> dist.Store:
         port = int(store.get(key))
         with contextlib.suppress(OSError):  # that of an earlier start, whose process 0 is gone
             socket.create_connection((host, port), timeout=5).close()
-            return dist.TCPStore(host, port, processes, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+            return TCPStore(host, port, processes, is_master=False, wait_for_workers=False, timeout=PATIENCE)
         time.sleep(0.1)
     raise LostProcessError(f"process {rank} has found no process 0 at {host} for {PATIENCE}. Start the command again.")
 
