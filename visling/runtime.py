@@ -289,7 +289,7 @@ def _meet() -> Any:
     of this start serves another one.
     """
     # Not every build of PyTorch has them
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, processes = next(rendezvous("env://", timeout=PATIENCE))
