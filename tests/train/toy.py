@@ -19,7 +19,7 @@ from visling import runtime
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
 from visling.train.exchange import from_main
-from visling.train.log import Log, read
+from visling.train.log import TIMED, Log, read
 from visling.train.optim import OptimConfig
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
@@ -235,9 +235,8 @@ def gloo_threads() -> list[str]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
-    timed = ("seconds", "examples_per_second")
     return [
-        {key: value for key, value in entry.items() if key not in timed}
+        {key: value for key, value in entry.items() if key not in TIMED}
         for entry in read(path / "log.jsonl")
         if entry["kind"] != "event"
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +36,17 @@ from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
-from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.setup import Training, carry_out, describe_origin, hold_run_folder
 from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
-from visling.train.claim import REGIONS, refuse_taken
+from visling.train.claim import REGIONS
 from visling.train.layout import fit_layout
 from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
@@ -101,15 +103,16 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    if isinstance(data, OwnFiles) and images is not None and store is None:
-        refuse_taken(out, resume)
-        store = out / REGIONS
-        _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
-    run = Finetuning(
-        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
-        backbone=backbone, valid_store=valid_store,
-    )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
+    with contextlib.ExitStack() as stack:
+        if isinstance(data, OwnFiles) and images is not None and store is None:
+            stack.enter_context(hold_run_folder(out, resume=resume))
+            store = out / REGIONS
+            _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
+        run = Finetuning(
+            config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+            backbone=backbone, valid_store=valid_store,
+        )  # fmt: skip
+        return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:
@@ -237,11 +240,8 @@ class Finetuning:
 
     def build(self, started_by: int | None = None) -> Training:
         """The model, its batches and its validation."""
-        config, task, inputs = self.config, self.task, self.inputs
-        started_by = started_by or runtime.world_size()
-        sizes, accumulation = fit_layout(
-            {"examples": self.fit_batch(started_by)[0]}, config.train.accumulation, started_by
-        )
+        config, task, inputs, asked = self.config, self.task, self.inputs, {"examples": self.fit_batch(started_by)[0]}
+        sizes, accumulation = fit_layout(asked, config.train.accumulation, started_by)
         model, notes = self._build_model()
         if config.store_on_device:
             inputs.move_features()
@@ -277,9 +277,12 @@ class Finetuning:
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples(started_by)],
             variant=lambda: None,
             count=count,
+            products=(lambda pair: task_products(model, pair[0]).step.total)
+            if are_known(config.encoder, model.extractor)
+            else None,
         )
 
-    def fit_batch(self, started_by: int) -> tuple[int, str]:
+    def fit_batch(self, started_by: int | None) -> tuple[int, str]:
         """Examples per training batch of a process that starts the run, and what there is to say of it."""
         return fit_batch(self.config, len(self.train_records), started_by)
 
@@ -307,7 +310,7 @@ class Finetuning:
         )
         return {name: score.value for name, score in task.report(predictions, records).scores.items()}
 
-    def describe_examples(self, started_by: int) -> list[str]:
+    def describe_examples(self, started_by: int | None) -> list[str]:
         """What there is to say about the examples, for the log."""
         notes = []
         if self.left_out:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from visling import models, runtime
+from visling import models
 from visling.errors import ConfigError, DataError, StoreError, VislingError, nearest
 from visling.models.task_model import JointModel
 from visling.pretrained.features import check_features, measure_features
@@ -33,6 +33,7 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.finetune import Finetuning
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
 from visling.train.layout import fit_layout
@@ -192,7 +193,6 @@ class Multitasking:
     def build(self, started_by: int | None = None) -> Training:
         """The model, the batches of all tasks and their validation."""
         config, tasks = self.config, self.tasks
-        started_by = started_by or runtime.world_size()
         model, notes = self._build_model()
         asked = {name: task.fit_batch(started_by)[0] for name, task in tasks.items()}
         sizes, accumulation = fit_layout(asked, config.train.accumulation, started_by)
@@ -234,6 +234,9 @@ class Multitasking:
             pace=None if config.stop_and_go is None else turns,
             variant=lambda: None,  # the task is part of the batch
             count=count,
+            products=(lambda item: task_products(model.of_task(item[1][0]), item[0]).step.total)
+            if are_known(config.encoder)
+            else None,
         )
 
     def _build_model(self) -> tuple[JointModel, list[str]]:

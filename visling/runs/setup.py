@@ -21,14 +21,17 @@ from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.train.batches import Batches
 from visling.train.claim import LOCK, hold_folder
 from visling.train.config import MAY_CHANGE
-from visling.train.engine import Batches, fit
+from visling.train.engine import fit
 from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.meter import CountProducts
 from visling.train.pace import Pace
 from visling.train.parallel import Count, Step
+from visling.train.restarts import MARK
 from visling.train.state import RunFolder, State
 
 
@@ -54,6 +57,7 @@ class Training:
     begin: Callable[[], None] | None = None
     """Called before the first update, not when a run is resumed."""
     after_update: Callable[[], None] | None = None
+    after_skip: Callable[[], None] | None = None
     pace: Pace | None = None
     """Of a run whose validations decide what is trained next."""
     variant: Callable[[], Hashable] | None = None
@@ -61,6 +65,8 @@ class Training:
     recorded."""
     count: Count | None = None
     """What the loss of a batch divides by, from batch and targets alone."""
+    products: CountProducts | None = None
+    """What a micro-step needs in matrix products; None = that is not known."""
 
 
 class PreparedRun(Protocol):
@@ -149,11 +155,14 @@ def carry_out(
             run_folder=folder,
             save_model=training.save,
             after_update=training.after_update,
+            after_skip=training.after_skip,
             pace=training.pace,
             variant=training.variant,
             count=training.count,
+            products=training.products,
         )
-        _conclude(run, folder, state, log)
+        if state.stopped != "terminated":  # then there is no time for more than the state
+            _conclude(run, folder, state, log)
     return state
 
 
@@ -222,8 +231,7 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
     """A run folder; one that is refused before anything was saved is removed, so that the corrected command can use the
     same name."""
     existed = out.exists()
-    with contextlib.ExitStack() as stack:
-        note = _hold(out, resume, stack)
+    with hold_run_folder(out, resume=resume) as note:
         folder = RunFolder.create(out, resume=resume)
         folder.notes += filter(None, [note])
         try:
@@ -234,26 +242,29 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
             raise
 
 
-def _hold(out: Path, resume: bool, stack: contextlib.ExitStack) -> str:
-    """Let the main process hold a run's folder until the stack is closed; returns what there is to say.
+@contextlib.contextmanager
+def hold_run_folder(out: Path, *, resume: bool) -> Iterator[str]:
+    """Let the main process hold a run's folder (`train.claim.hold_folder`). Every process must come here.
 
     Raises:
         RunError: on every process.
     """
-    note = problem = ""
-    if runtime.is_main():
-        try:
-            note = stack.enter_context(hold_folder(out, resume=resume))
-        except RunError as error:
-            problem = str(error)
-    note, problem = from_main((note, problem))
-    if problem:
-        raise RunError(problem)
-    return note
+    with contextlib.ExitStack() as stack:
+        note = problem = ""
+        if runtime.is_main():
+            try:
+                note = stack.enter_context(hold_folder(out, resume=resume))
+            except RunError as error:
+                problem = str(error)
+        note, problem = from_main((note, problem))
+        if problem:
+            raise RunError(problem)
+        yield note
 
 
 def _remove(folder: RunFolder, existed: bool) -> None:
-    for file in (folder.log, folder.path / "run.json", folder.path / LOCK):
+    """Remove a run of which nothing was saved."""
+    for file in (folder.log, *(folder.path / name for name in ("run.json", MARK, LOCK))):
         file.unlink(missing_ok=True)
     for written in ("tensorboard", "wandb"):
         shutil.rmtree(folder.path / written, ignore_errors=True)
@@ -286,7 +297,7 @@ def describe_origin(
 def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> None:
     """After the last update: report truncated texts, keep the detector, and only then mark the run as finished.
 
-    A run killed before the mark does all of this again when it is resumed; one stopped by `max_seconds` stays open.
+    A run killed before the mark does all of this again when it is resumed; one that stopped early stays open.
     """
     store = run.store
     for layout in run.layouts:
@@ -309,5 +320,5 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
             f"models/averaged holds the best averaged weights: {metric} {state.averaged_best:.4f} at step {step}",
             step=state.step,
         )
-    if state.stopped != "max_seconds":
+    if not state.unfinished:
         folder.finish()

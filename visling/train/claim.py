@@ -12,6 +12,8 @@ from pathlib import Path
 
 from visling.errors import RunError
 from visling.train.disk import explain_failure
+from visling.train.not_finite import FOLDER
+from visling.train.restarts import MARK, was_restarted
 
 REGIONS = "regions"
 """Folder of a run with the regions of its own images; they are extracted before anything else is written."""
@@ -21,15 +23,15 @@ LOCK = ".lock"
 """File of a run's folder that its main process holds while the run lives. It is deleted at the end; after a kill it
 stays, and nobody holds it."""
 
-_held: dict[Path, int] = {}
-"""Folder -> file descriptor of the lock that this process holds."""
+_held: dict[Path, tuple[int, str]] = {}
+"""Folder -> file descriptor of the lock that this process holds, and what there is to say about it."""
 
 
 @contextlib.contextmanager
 def hold_folder(path: Path, *, resume: bool) -> Iterator[str]:
     """Hold a run's folder, so that no other process can start or resume a run in it; the folder is made if it may be
-    taken (`refuse_taken`). The system frees it when the process ends, however it ends. A block inside another one for
-    the same folder changes nothing.
+    taken (`refuse_taken`), and removed at the end if nothing is in it. The system frees it when the process ends,
+    however it ends. A block inside another one for the same folder changes nothing.
 
     Yields:
         What there is to say: whether the folder's file system has no locks. Systems without `fcntl` have none, either.
@@ -38,21 +40,25 @@ def hold_folder(path: Path, *, resume: bool) -> Iterator[str]:
     """
     place = path.resolve()
     if place in _held or sys.platform == "win32":
-        yield ""
+        yield _held.get(place, (0, ""))[1]
         return
+    made = not path.exists()
     if not (path / LOCK).exists():
         refuse_taken(path, resume)
         with explain_failure(path):
             path.mkdir(parents=True, exist_ok=True)
     handle, note = _lock(path / LOCK)
     _free_in_children()
-    _held[place] = handle
+    _held[place] = handle, note
     try:
+        refuse_taken(path, resume)  # what lies there may have changed before it was held
         yield note
     finally:
         del _held[place]
         with contextlib.suppress(OSError):
             (path / LOCK).unlink()
+            if made:
+                path.rmdir()
         os.close(handle)
 
 
@@ -60,15 +66,20 @@ def refuse_taken(path: Path, resume: bool) -> None:
     """Check that a folder can become that of a run, or with `resume` that it holds one, or the regions of one that was
     stopped while they were extracted.
 
+    One that was begun by this run before torchrun restarted it may be resumed in any state.
+
     Raises:
         RunError: it is not empty, but for regions of its own, or it holds nothing to resume.
     """
+    if was_restarted(path):
+        return
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; a run needs a folder. Use another --out.")
     if file := next((parent for parent in path.parents if parent.is_file()), None):
         raise RunError(f"cannot write to {path}: {file} is a file, not a folder. Use another --out.")
     # A kill during the very first write leaves only run.json.part: nothing was trained, and the next write replaces it.
-    ours = ("run.json.part", REGIONS, LOCK)
+    # So does a bad first loss on a GPU: its batch.
+    ours = ("run.json.part", REGIONS, LOCK, MARK, FOLDER)
     held = sorted(entry.name for entry in path.iterdir() if entry.name not in ours) if path.exists() else []
     if resume:
         if "run.json" not in held and not (path / REGIONS).is_dir():
@@ -129,6 +140,6 @@ def _free_in_children() -> None:
 
 
 def _close_all() -> None:
-    for handle in _held.values():
+    for handle, _ in _held.values():
         os.close(handle)
     _held.clear()
