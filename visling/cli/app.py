@@ -92,7 +92,8 @@ def _main(
 
 
 def run() -> None:
-    """Run the command line; an error that the user can fix is printed without a traceback and ends with status 2.
+    """Run the command line; an error that the user can fix is printed without a traceback, by one of several processes
+    that find it, and ends with status 2.
 
     Tasks and recipes of one's own are also found in the working folder, as with `python -m visling`, but never in place
     of an installed module.
@@ -101,7 +102,10 @@ def run() -> None:
     try:
         app()
     except VislingError as error:
-        print(f"visling: {error}", file=sys.stderr)
+        from visling import runtime
+
+        if runtime.is_first_to_say(str(error)):
+            print(f"visling: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
