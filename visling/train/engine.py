@@ -145,6 +145,7 @@ class Trainer:
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
         known = self.total if pace is None else None
+        self.backward = Backward(model, step, config, self.device, variant)  # may replace the parameters
         self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
@@ -169,7 +170,6 @@ class Trainer:
         self.kept = KeptModels(run_folder, config, model, self.average, save_model)
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-        self.backward = Backward(model, step, config, self.device, variant)
         self.meter = Meter(self.state.sums)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
         self.reported = self.began
@@ -266,7 +266,8 @@ class Trainer:
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
         if epoch_ended and self.kept.keeps_epochs:
             self.meter.read(self.state.step)
-            self.kept.keep_epoch(self.epoch)
+            with self.backward.whole():
+                self.kept.keep_epoch(self.epoch)
             self.meter.skip()
 
     def _is_line_overdue(self) -> bool:
@@ -280,7 +281,8 @@ class Trainer:
         else:
             due = self.state.step % every == 0
         if self._validate is not None and due and not self._is_complete():  # the end of the run validates by itself
-            self._score(self._validate, self.epoch)
+            with self.backward.whole():
+                self._score(self._validate, self.epoch)
 
     def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
         """Validate the model, and keep its weights: as the best if they are the best so far, as the last anyway. The
@@ -351,15 +353,16 @@ class Trainer:
         """Validate the final weights unless the run is to be resumed, save what is not saved yet, and say why it
         ended."""
         state, config = self.state, self.config
-        if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
-            if self.pace is not None:
-                self.pace.finish()
-            self._score(self._validate, state.epoch + (state.batch > 0))
-            self.saved_at = -1
-        elif state.best is None:
-            self.kept.keep_best()
-            self.kept.keep_average()
-        self.kept.keep_last(self.state.step)
+        with self.backward.whole():
+            if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
+                if self.pace is not None:
+                    self.pace.finish()
+                self._score(self._validate, state.epoch + (state.batch > 0))
+                self.saved_at = -1
+            elif state.best is None:
+                self.kept.keep_best()
+                self.kept.keep_average()
+            self.kept.keep_last(self.state.step)
         if self.saved_at != state.step:
             self._save_last()
         if reason == "patience":

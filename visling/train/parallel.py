@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from visling import runtime
 from visling.errors import ConfigError
 from visling.train.config import TrainConfig
 from visling.train.graphs import MOST_SHAPES, CudaRecorder, Parts, RecordedSteps
+from visling.train.wrapping import wrap
 from visling.types import Loss
 
 Step = Callable[[Any, Any], Loss]
@@ -22,7 +21,7 @@ Step = Callable[[Any, Any], Loss]
 
 
 class _Stepped(nn.Module):
-    """A step as a module, so that DistributedDataParallel sees all of it, loss and heads included."""
+    """A step as a module, so that what makes it parallel sees all of it, loss and heads included."""
 
     def __init__(self, model: nn.Module, step: Step) -> None:
         super().__init__()
@@ -32,14 +31,6 @@ class _Stepped(nn.Module):
     def forward(self, *item: Any) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         loss = self._step(*item)
         return loss.value, dict(loss.parts)
-
-
-_SYNC_BUFFERS = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
-"""The option that sends buffers at every step, as the installed PyTorch names it."""
 
 
 class Backward:
@@ -67,17 +58,7 @@ class Backward:
             step = torch.compile(step, dynamic=False)
         self._config, self._device = config, device
         self._module = _Stepped(model, step)
-        self._parallel: DistributedDataParallel | None = None
-        if runtime.world_size() > 1 and device.type == "cuda":
-            options: dict[str, Any] = {_SYNC_BUFFERS: False}
-            # Gradients are views of the messages, which saves a copy of each and lets messages leave during backward.
-            # No static_graph: the weights of losses, paused tasks and text without images change what is trained.
-            self._parallel = DistributedDataParallel(
-                self._module,
-                find_unused_parameters=config.unused_parameters,
-                gradient_as_bucket_view=True,
-                **options,
-            )
+        self._wrapped = wrap(self._module, config, device)
         self._counts: list[Tensor] = []
         self._recorded: RecordedSteps | None = None
         if means == "graphs":
@@ -88,7 +69,7 @@ class Backward:
         """Announce the micro-batches of the next update, in the order in which they come."""
 
     def __call__(self, item: tuple[Any, Any], *, last: bool) -> Loss:
-        with self._parallel.no_sync() if self._parallel is not None and not last else contextlib.nullcontext():
+        with self._wrapped.micro_step(last=last):
             value, parts = self._run(item) if self._recorded is None else self._recorded(item)
         if self._config.normalise == "counts":
             self._counts.append(_get_only_count(parts))
@@ -97,7 +78,7 @@ class Backward:
     def _run(self, item: tuple[Any, Any]) -> tuple[Tensor, Parts]:
         """Forward and backward; the detached loss and its parts."""
         with runtime.autocast(self._device, self._config.precision):
-            value, parts = (self._module if self._parallel is None else self._parallel)(*item)
+            value, parts = self._wrapped(*item)
         if self._config.normalise == "counts":
             (value * _get_only_count(parts)).backward()
         else:
@@ -111,13 +92,17 @@ class Backward:
     def finish(self) -> None:
         """Make the gradients those of the update: means over processes, divided by the update's counts if it is
         normalised by them."""
-        if runtime.world_size() > 1 and self._parallel is None:
-            average_gradients(list(self._module.parameters()))
+        self._wrapped.finish()
         if self._counts:
             grads = [p.grad for p in self._module.parameters() if p.grad is not None]
             count = runtime.sum_over_processes(torch.stack(self._counts).sum())
             torch._foreach_mul_(grads, (runtime.world_size() / count.clamp(min=1)).to(torch.float32))
             self._counts = []
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the model's parameters are plain, complete tensors on every process: for validating and
+        saving. Every process must enter it."""
+        return self._wrapped.whole()
 
 
 def choose_compilation(
@@ -153,28 +138,6 @@ def share_statistics(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters()):
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-
-
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their means over processes; one that a process lacks counts as zero, one that all lack
-    remains None.
-
-    On a CPU sending early, as DistributedDataParallel does, gains nothing, and one message per update is faster than
-    one for every few layers. It also avoids a rare failure there: with several threads in a process,
-    DistributedDataParallel was seen to lose its own state in backward.
-    """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    present = torch.tensor([float(parameter.grad is not None) for parameter in trained])
-    parts = [
-        torch.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.float().flatten()
-        for parameter in trained
-    ]
-    message = torch.cat([present, *parts])
-    torch.distributed.all_reduce(message)
-    present, *sums = torch.split(message, [len(trained), *(parameter.numel() for parameter in trained)])
-    for parameter, total, owners in zip(trained, sums, present.tolist(), strict=True):
-        if owners:
-            parameter.grad = (total / runtime.world_size()).view_as(parameter).to(parameter.dtype)
 
 
 def _get_only_count(parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
