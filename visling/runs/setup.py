@@ -24,6 +24,7 @@ from visling.runs.inputs import Inputs
 from visling.train.engine import Batches, fit
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.machines import require_shared
 from visling.train.pace import Pace
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
@@ -190,6 +191,7 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
     same name."""
     existed = out.exists()
     folder = RunFolder.create(out, resume=resume)
+    require_shared(folder.path / "run.json")
     try:
         yield folder
     except VislingError:

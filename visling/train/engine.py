@@ -24,6 +24,7 @@ from visling.train.config import TrainConfig
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
+from visling.train.machines import require_equal
 from visling.train.meter import Meter, count_examples, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
@@ -90,7 +91,8 @@ def fit(
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
-        RunError: the loss is not finite, the disk is full, or the saved state does not fit.
+        RunError: the loss is not finite, the disk is full, the saved state does not fit, or processes read other
+            examples.
     """
     trainer = Trainer(
         model,
@@ -162,6 +164,7 @@ class Trainer:
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
+        require_equal(self.position)
         if run_folder is not None:
             epochs = None if known is None else known // updates_per_epoch - self.state.epoch
             mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""
