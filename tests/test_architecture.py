@@ -101,7 +101,7 @@ those live in `nn`."""
 
 CORE = {"torch", "numpy", "visling"}
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "safetensors": ("checkpoints/", "vision/", "train/state.py", "pretrained/"),
+    "safetensors": ("checkpoints/", "vision/", "train/", "pretrained/"),
     "tokenizers": ("data/text.py",),
     "huggingface_hub": ("checkpoints/hub.py",),
     "PIL": ("scenes/", "data/batches/pixels.py", "vision/", "analysis/", "runs/", "api.py", "serve/", "cli/"),

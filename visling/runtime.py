@@ -201,6 +201,23 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def launch() -> str | None:
+    """What identifies the torchrun that started this process, the same whenever it starts it again: its --rdzv-id, or
+    the process itself if it has none; None = torchrun did not start it."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name != "none":
+        return name
+    parent, began = os.getppid(), ""
+    with contextlib.suppress(OSError):  # numbers of processes are used again; in a container they often start anew
+        began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"process {parent} {began} of {socket.gethostname()}"
+
+
+def restarts() -> int:
+    """How often torchrun has started this process again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0

@@ -138,6 +138,10 @@ class RegionContrast(Objective):
         for keys, mask in waiting:
             self._push(keys, mask)
 
+    def after_skip(self) -> None:
+        """The keys of the update's batches join nothing."""
+        self._waiting = []
+
     def follow_head(self) -> None:
         """Make the key head equal to the head, after weights were loaded into that; at the release's momentum it would
         take 20,000 updates."""

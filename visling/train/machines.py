@@ -15,7 +15,7 @@ from typing import Any
 
 from visling import runtime
 from visling.errors import RunError
-from visling.train.state import gather
+from visling.train.exchange import gather
 
 _LATE = 30.0
 """Seconds until a network file system shows on one machine what another has written."""

@@ -36,6 +36,7 @@ from visling.errors import RunError
 from visling.train.averaging import WeightAverage
 from visling.train.claim import refuse_taken
 from visling.train.generators import capture_generators, restore_generators
+from visling.train.restarts import mark_begun
 from visling.train.schedule import PlateauState
 
 _T = TypeVar("_T")
@@ -81,11 +82,18 @@ class State:
     """Step of the last validation."""
     logged: int = 0
     """Step of the last training line."""
+    skipped: int = 0
+    """Updates that were left out because they were not finite."""
     elapsed: float = 0.0
     """Seconds spent in all, earlier parts of a resumed run included."""
     sums: Sums = field(default_factory=Sums)
     stopped: str = ""
-    """Why `fit` returned: finished, patience or max_seconds."""
+    """Why `fit` returned: finished, patience, max_seconds, terminated or interrupted."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `fit` stopped early, and the run is to be resumed."""
+        return self.stopped in ("max_seconds", "terminated", "interrupted")
 
 
 class RunFolder:
@@ -362,6 +370,8 @@ def gather(value: _T) -> list[_T]:
 def _claim(path: Path, resume: bool) -> None:
     refuse_taken(path, resume)
     _check_writable(path)
+    with _explain_failure(path):
+        mark_begun(path)
     if not (path / "run.json").exists():
         _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
 
