@@ -320,7 +320,7 @@ def describe_loader(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_records(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "| images in a store's index | file, bytes each | memory, bytes each | opened | first lookup | lookups a second |"
+    yield "| images in an index | file, bytes each | memory, bytes each | opened | first lookup | lookups a second |"
     yield "|---|---|---|---|---|---|"
     for each in result["index"]:
         yield (

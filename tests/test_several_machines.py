@@ -19,6 +19,9 @@ import pytest
 
 from visling.regions.store import NativeStore
 
+PATIENCE = 600
+"""Seconds that a command may take on a machine that does much else."""
+
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 
 
@@ -67,7 +70,7 @@ def run_on_two(
     ended = []
     try:
         for process in started:
-            out, errors = process.communicate(timeout=240)
+            out, errors = process.communicate(timeout=PATIENCE)
             ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, errors))
     finally:
         for process in started:
@@ -76,10 +79,11 @@ def run_on_two(
 
 
 def pretraining(world: Any, out: Path, *words: str, batch_size: int) -> list[str]:
-    settings = [*world.settings, f"batch_size={batch_size}", *words]
+    changes = [*world.settings, f"batch_size={batch_size}", *words]
+    settings = [part for change in changes for part in ("--set", change)]
     return [
-        "pretrain", "--recipe", "visualbert-scenes", "--data", str(world.scenes), "--store", str(world.regions), "--out",
-        str(out), "--device", "cpu", "--threads", "1", *(part for setting in settings for part in ("--set", setting)),
+        "pretrain", "--recipe", "visualbert-scenes", "--data", str(world.scenes), "--store", str(world.regions),
+        "--out", str(out), "--device", "cpu", "--threads", "1", *settings,
     ]  # fmt: skip
 
 
@@ -100,8 +104,8 @@ def test_two_machines_train_one_model(world: Any, tmp_path: Path) -> None:
 def test_machines_that_meet_at_a_rendezvous_fine_tune_one_model(world: Any, tmp_path: Path) -> None:
     """Which machine is the first is settled there."""
     words = [
-        "finetune", "--recipe", "visualbert-vqa-scenes", *pretraining(world, tmp_path / "run", batch_size=2)[3:], "--init",
-        str(world.pretrained),
+        "finetune", "--recipe", "visualbert-vqa-scenes", *pretraining(world, tmp_path / "run", batch_size=2)[3:],
+        "--init", str(world.pretrained),
     ]  # fmt: skip
     ended = run_on_two(tmp_path, words, rendezvous="c10d")
     assert [one.returncode for one in ended] == [0, 0], said(ended)
@@ -121,7 +125,7 @@ def test_two_machines_predict_what_one_process_predicts(world: Any, tmp_path: Pa
             assert [one.returncode for one in ended] == [0, 0], said(ended)
             assert said(ended).count("task vqa, script 2021") == 1
         else:
-            subprocess.run([sys.executable, "-m", "visling", *words], capture_output=True, timeout=240, check=True)
+            subprocess.run([sys.executable, "-m", "visling", *words], capture_output=True, timeout=PATIENCE, check=True)
         names = ("evaluation_train.json", "details_train.jsonl", "predictions_train.json")
         written.append([(run / name).read_bytes() for name in names])
     assert written[1] == written[0]
@@ -129,18 +133,23 @@ def test_two_machines_predict_what_one_process_predicts(world: Any, tmp_path: Pa
 
 @pytest.mark.slow
 def test_two_machines_extract_the_regions_that_one_process_extracts(world: Any, tmp_path: Path) -> None:
-    """Each process writes a part named by its number among all; a batch of other images changes the last bits."""
-    out = tmp_path / "regions"
-    words = ["regions", "extract", str(world.scenes), "--detector", str(world.detector), "--out", str(out)]
-    ended = run_on_two(tmp_path, [*words, "--device", "cpu", "--threads", "1"])
-    assert [one.returncode for one in ended] == [0, 0], said(ended)
+    """Each process writes a part named by its number among all. Images are looked at one by one: a batch of other
+    images would change the last bits, which decide between boxes of a detector that has hardly been trained."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = ["regions", "extract", str(world.scenes), "--detector", str(world.detector), "--batch-size", "1"]
+    words += ["--device", "cpu", "--threads", "1", "--out"]
+    ended = run_on_two(tmp_path, [*words, str(two)])
+    assert [each.returncode for each in ended] == [0, 0], said(ended)
     assert said(ended).count("Wrote ") == 1
-    assert not (out / "parts").exists()
-    made, expected = NativeStore.open(out), NativeStore.open(world.regions)
+    assert not (two / "parts").exists()
+    subprocess.run(
+        [sys.executable, "-m", "visling", *words, str(one)], capture_output=True, timeout=PATIENCE, check=True
+    )
+    expected, made = NativeStore.open(one), NativeStore.open(two)
     assert made.ids == expected.ids
     for name in made.ids:
-        np.testing.assert_allclose(made[name].boxes, expected[name].boxes, atol=1e-3)
-        np.testing.assert_allclose(made[name].features, expected[name].features, rtol=2e-3, atol=2e-3)
+        for field in made.fields:
+            assert np.array_equal(getattr(made[name], field), getattr(expected[name], field))
 
 
 @pytest.mark.slow
@@ -172,6 +181,6 @@ def test_torchrun_starts_every_verb_that_several_processes_share(world: Any, tmp
     for number, (says, words) in enumerate(verbs.items()):
         command = [TORCHRUN, "--nproc-per-node", str(processes), "-m", "visling", *words, "--device", "cpu"]
         command += ["--out", str(tmp_path / str(number)), "--threads", "1"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.count(says) == 1
