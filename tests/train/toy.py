@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from visling import runtime
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
-from visling.train.log import Log, read
+from visling.train.log import TIMED, Log, read
 from visling.train.optim import OptimConfig
-from visling.train.parallel import Backward, Step
+from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 from visling.types import Loss
 
@@ -117,6 +117,7 @@ def config(**changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "epochs": 3,
         "accumulation": 2,
+        "normalise": "micro_steps",
         "optim": optim,
         "log_every": 2,
         "save_every": 3,
@@ -161,12 +162,19 @@ def run(
 
 
 def masked(model: nn.Module) -> Step:
-    """A loss whose count differs from batch to batch."""
+    """A loss of two terms; the count of the first differs from batch to batch."""
 
     def step(x: Tensor, y: Tensor) -> Loss:
-        return Loss.mean("answer", F.cross_entropy(model(x), y, reduction="none"), x[:, 0] > 0.3)
+        logits = model(x)
+        answer = Loss.mean("answer", F.cross_entropy(logits, y, reduction="none"), x[:, 0] > 0.3)
+        return answer + Loss.mean("size", logits.square()).scaled(0.1)
 
     return step
+
+
+def count_masked(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What the loss of `masked` divides by."""
+    return {"answer": (x[:, 0] > 0.3).sum(), "size": torch.tensor(len(x) * CLASSES)}
 
 
 def distributed(path: Path, batch_size: int = 2) -> None:
@@ -182,30 +190,8 @@ def distributed(path: Path, batch_size: int = 2) -> None:
                     changed = config(average=0.8)
                     fit(model, step, pairs, config=changed, log=log, validate=accuracy(model), run_folder=folder)
                 else:
-                    fit(model, masked(model), pairs, config=config(normalise="counts"), log=log, run_folder=folder)
-
-
-def data_parallel() -> None:
-    """Gradients by DistributedDataParallel, as on GPUs, equal those by one message at the end, as on CPUs."""
-    with runtime.process_group():
-        found: list[list[Tensor | None]] = []
-        for kind in ("cpu", "cuda"):
-            model, step = make(dropout=0.0)
-            backward = Backward(model, step, config(accumulation=2), torch.device(kind))
-            pairs = iter(Pairs(2, runtime.rank(), runtime.world_size()))
-            for _ in range(3):  # messages are laid out anew after the first
-                model.zero_grad(set_to_none=True)
-                for micro in range(2):
-                    backward(next(pairs), last=micro == 1)
-                backward.finish()
-            found.append([parameter.grad for parameter in model.parameters()])
-        for one, other in zip(*found, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None:
-                torch.testing.assert_close(other, one)
-        storages = {grad.untyped_storage().data_ptr() for grad in found[1] if grad is not None}
-        assert len(storages) == 1, "gradients are views of one message"
-        assert sum(grad is None for grad in found[0]) == 2, "the pooler has none"
+                    changed = config(normalise="counts")
+                    fit(model, masked(model), pairs, config=changed, log=log, run_folder=folder, count=count_masked)
 
 
 def gloo_threads() -> list[str]:
@@ -217,9 +203,8 @@ def gloo_threads() -> list[str]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
-    timed = ("seconds", "examples_per_second")
     return [
-        {key: value for key, value in entry.items() if key not in timed}
+        {key: value for key, value in entry.items() if key not in TIMED}
         for entry in read(path / "log.jsonl")
         if entry["kind"] != "event"
     ]
@@ -227,11 +212,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] in ("distributed", "data-parallel"):
-        if sys.argv[1] == "distributed":
-            distributed(Path(sys.argv[2]))
-        else:
-            data_parallel()
+    if sys.argv[1] == "distributed":
+        distributed(Path(sys.argv[2]))
         # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
         assert not gloo_threads(), gloo_threads()
     else:

@@ -35,6 +35,7 @@ from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
@@ -45,6 +46,7 @@ from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
 from visling.train.claim import REGIONS, refuse_taken
+from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 from visling.vision.extract import Progress
@@ -246,6 +248,9 @@ class Finetuning:
             loss = task.loss(logits, targets)
             return loss if own is None else loss + own
 
+        def count(batch: Batch, targets: Targets) -> Counts:
+            return {**task.count(targets, whole=model.shows_whole), **model.count_extracted(batch)}
+
         def save(path: Path) -> None:
             save_model_folder(
                 path, model, run=config, task=task, text_only=config.text_only, store=self.store,
@@ -265,6 +270,10 @@ class Finetuning:
             record=record,
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples()],
             variant=lambda: None,
+            count=count,
+            products=(lambda pair: task_products(model, pair[0]).step.total)
+            if are_known(config.encoder, model.extractor)
+            else None,
         )
 
     def load_batches(self) -> Loader:
@@ -274,6 +283,7 @@ class Finetuning:
         return self.inputs.loader(
             TextOnly(source) if config.text_only else source,
             batch_size=fit_batch(config, len(source))[0],
+            accumulation=config.train.accumulation,
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,

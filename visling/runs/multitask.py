@@ -33,10 +33,12 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.finetune import Finetuning
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
 from visling.train.multitask import TurnBatches, Turns
-from visling.train.state import RunFolder, State, save_weights
+from visling.train.state import RunFolder, State
+from visling.train.weights import save_weights
 from visling.types import Batch, Loss, Targets
 
 
@@ -196,8 +198,7 @@ class Multitasking:
         def step(batch: Batch, labelled: tuple[str, Targets]) -> Loss:
             name, targets = labelled
             loss = tasks[name].task.loss(model.of_task(name)(batch), targets)
-            parts = {f"{name}.{part}": values for part, values in loss.parts.items()}
-            return Loss(value=loss.value, parts=parts).scaled(config.tasks[name].loss_scale)
+            return loss.prefixed(f"{name}.").scaled(config.tasks[name].loss_scale)
 
         def record(folder: RunFolder) -> None:
             self.folder = folder
@@ -221,6 +222,9 @@ class Multitasking:
             ],
             pace=None if config.stop_and_go is None else turns,
             variant=lambda: None,  # the task is part of the batch
+            products=(lambda item: task_products(model.of_task(item[1][0]), item[0]).step.total)
+            if are_known(config.encoder)
+            else None,
         )
 
     def _build_model(self) -> tuple[JointModel, list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,20 +18,21 @@ import torch
 from torch import nn
 
 from visling import runtime
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError
 from visling.train.agreement import Agreement, Signs
 from visling.train.averaging import WeightAverage
-from visling.train.batches import Batches
+from visling.train.batches import Batches, Fetched, fetch
 from visling.train.config import TrainConfig
+from visling.train.exchange import from_main
 from visling.train.interruption import Interruption, announce_end, listen
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
 from visling.train.machines import require_equal
-from visling.train.meter import Meter, count_examples
-from visling.train.not_finite import FiniteGuard, NotFiniteError, Taken
+from visling.train.meter import CountProducts, Meter, count_examples
+from visling.train.not_finite import FiniteGuard, NotFiniteError
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step, share_statistics
+from visling.train.parallel import Backward, Count, Step, share_statistics
 from visling.train.scoring import evaluate, improves, is_better
 from visling.train.space import estimate_space
 from visling.train.state import RunFolder, State
@@ -55,6 +56,8 @@ def fit(
     after_skip: Callable[[], None] | None = None,
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
+    count: Count | None = None,
+    products: CountProducts | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -71,6 +74,10 @@ def fit(
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
             losses; None = that is not known, and steps are not recorded (`config.compile`).
+        count: what the loss of a pair divides by, known before its forward pass; None = that is not known, and updates
+            of several micro-batches are averaged by `config.normalise` "micro_steps" only.
+        products: what a micro-step needs in matrix products, which the log compares with what the device can do; None
+            = that is not known.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Returns:
         How far it came. After SIGTERM, which any of the processes may receive, `stopped` is "terminated": the state is
@@ -95,10 +102,16 @@ def fit(
             after_skip=after_skip,
             pace=pace,
             variant=variant,
+            count=count,
+            products=products,
             reseed=reseed,
             interruption=interruption,
         )
-        state = trainer.run()
+        try:
+            state = trainer.run()
+        finally:
+            if run_folder is not None:
+                run_folder.finish_saving()
     if state.stopped == "interrupted":
         raise KeyboardInterrupt
     return state
@@ -122,6 +135,8 @@ class Trainer:
         after_skip: Callable[[], None] | None,
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
+        count: Count | None,
+        products: CountProducts | None,
         reseed: bool,
         interruption: Interruption,
     ) -> None:
@@ -139,7 +154,7 @@ class Trainer:
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
         known = self.total if pace is None else None
-        self.backward = Backward(model, step, config, self.device, variant)  # may replace the parameters
+        self.backward = Backward(model, step, config, self.device, variant, count)  # may replace the parameters
         self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
@@ -150,9 +165,12 @@ class Trainer:
             runtime.seed_everything(config.seed + runtime.rank())
 
         self.state = State()
-        if run_folder is not None and run_folder.has_last:
-            self.state, self.position = run_folder.load_last(model, self.optimizer, self.average)
+        if run_folder is not None and from_main(run_folder.has_last):
+            self.state, self.position = run_folder.load_last(
+                model, self.optimizer, self.average, accumulation=config.accumulation, seed=config.seed
+            )
             batches.load_state_dict(self.position)
+            self.position = batches.state_dict()
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
@@ -165,7 +183,7 @@ class Trainer:
         self.kept = KeptModels(run_folder, config, model, self.average, save_model)
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-        self.meter = Meter(self.state.sums)
+        self.meter = Meter(self.state.sums, self.device, config.precision, products)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
         self.reported = self.began
         self.guard = FiniteGuard(config, model, self.device, None if run_folder is None else run_folder.path)
@@ -188,7 +206,7 @@ class Trainer:
         while not reason:
             if self.pace is not None:
                 self.limit = len(self.batches)
-            fetched = _with_positions(self.batches, self.limit - self.state.batch)
+            fetched = fetch(self.batches, self.limit - self.state.batch, self.meter)
             with contextlib.closing(move_ahead(fetched, self.device)) as pairs:
                 epoch_ended = False
                 while not reason and not epoch_ended:
@@ -205,21 +223,21 @@ class Trainer:
         runtime.keep_freed_memory()
         step, elapsed = self.state.step, self.state.elapsed
         self.log.start(step, self.total, seconds=self.seconds)
-        if step:
+        for note in () if self.run_folder is None else self.run_folder.notes:
+            self.log.event(note, step=step)
+        if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
-            self.log.event(f"resumed at step {step} {whole}", step=step)
+            self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
+        self.meter.announce(self.log, self.run_folder, step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
-    def _make_update(self, pairs: Iterator[tuple[tuple[Any, Any], dict[str, Any]]]) -> dict[str, Any]:
+    def _make_update(self, pairs: Iterator[Fetched]) -> dict[str, Any]:
         """Forward and backward of an update's micro-batches, and the step of the optimiser; returns the position of the
         batches after them."""
-        with self.meter.waiting():
-            fetched = [next(pairs) for _ in range(self.config.accumulation)]
-        items = [item for item, _ in fetched]
-        positions = [self.position, *(position for _, position in fetched)]
-        taken = [Taken(item, position) for item, position in zip(items, positions, strict=False)]
-        self.guard.begin(self.state.step + 1, self.epoch, taken)
+        fetched = [next(pairs) for _ in range(self.config.accumulation)]
+        items = [one.pair for one in fetched]
+        self.guard.begin(self.state.step + 1, self.epoch, fetched)
         self.backward.begin(items)
         losses = [self.backward(item, last=number == len(items)) for number, item in enumerate(items, 1)]
         alarm = self.agreement.exchange(alarm=self.guard.finds_bad_loss(losses))
@@ -227,10 +245,10 @@ class Trainer:
         if alarm or self.guard.finds_bad_gradient():
             self._skip_update(losses)
         else:
-            for item, loss in zip(items, losses, strict=True):
-                self.meter.add(self.state.step + 1, loss, count_examples(item))
+            for one, loss in zip(fetched, losses, strict=True):
+                self.meter.add(self.state.step + 1, loss, count_examples(one.pair), one.flops)
             self._update_weights()
-        return positions[-1]
+        return fetched[-1].after
 
     def _skip_update(self, losses: Sequence[Loss]) -> None:
         """Leave an update out that is not finite, or save the state before it and raise."""
@@ -334,6 +352,8 @@ class Trainer:
             )
 
     def _save_if_due(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.check_saving()
         due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
         if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
@@ -351,9 +371,11 @@ class Trainer:
 
     def _write_last(self, generators: Mapping[str, Any] | None = None) -> None:
         if self.run_folder is not None:
+            config = self.config
             self.run_folder.save_last(
-                self.model, self.optimizer, self.state, self.position, generators, average=self.average
-            )
+                self.model, self.optimizer, self.state, self.position, generators, average=self.average,
+                accumulation=config.accumulation, keep=config.keep_states, in_background=config.save_in_background,
+            )  # fmt: skip
 
     def _find_reason_to_stop(self) -> str:
         """finished, patience, max_seconds, terminated, interrupted, or nothing."""
@@ -462,21 +484,3 @@ def _bound_run(config: TrainConfig, updates_per_epoch: int, pace: Pace | None) -
     if config.max_steps is None and config.seconds is not None:
         return None, config.seconds
     return config.max_steps or config.epochs * updates_per_epoch, None
-
-
-def _with_positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], dict[str, Any]]]:
-    """The next `limit` pairs of the epoch, each with the position after it."""
-    iterator = iter(batches)
-    for number in range(limit):
-        try:
-            item = next(iterator)
-        except StopIteration:
-            raise DataError(
-                f"the loader promised {limit} more batches in this epoch but gave {number}. "
-                "Its length and its iteration disagree."
-            ) from None
-        position = batches.state_dict()
-        if number == limit - 1 and isinstance(iterator, Generator):
-            # The last batches may be dropped; the loader must release them before the next epoch is set
-            iterator.close()
-        yield item, position

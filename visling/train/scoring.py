@@ -10,8 +10,9 @@ from torch import nn
 
 from visling.errors import ConfigError, nearest
 from visling.train.config import TrainConfig
+from visling.train.exchange import from_main
 from visling.train.generators import capture_generators, restore_generators
-from visling.train.state import State, from_main
+from visling.train.state import State
 
 
 def evaluate(model: nn.Module, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
