@@ -26,7 +26,6 @@ from visling.errors import DataError
 from visling.pickle_length import find_end
 
 
-
 def _convert(kind: Callable[..., Any], *sources: type) -> Callable[..., Any]:
     """A constructor that only converts what a pickle holds: `bytearray(10**12)` and `list(range(10**12))` would fill
     the memory, `str` of a list of lists of lists too."""
@@ -87,7 +86,8 @@ _NUMPY = {
 
 
 _LARGEST_MEMBER = 1 << 28
-"""Most bytes of all arrays in a .npz file, which holds one image: a hundred times what the released ones have."""
+"""Most bytes that all arrays in a .npz file unpack to, or its own size, if that is more: a hundred times what the
+released files of one image have."""
 
 
 class _Refusal(pickle.UnpicklingError):
@@ -248,10 +248,11 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         try:
             with zipfile.ZipFile(file) as archive:
                 arrays = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                most = max(_LARGEST_MEMBER, path.stat().st_size)
                 for member in arrays:
-                    if member.file_size > _LARGEST_MEMBER:
+                    if member.file_size > most:
                         raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes")
-                if (size := sum(member.file_size for member in arrays)) > _LARGEST_MEMBER:
+                if (size := sum(member.file_size for member in arrays)) > most:
                     raise ValueError(f"its arrays unpack to {size} bytes")
                 contents = {member.filename: archive.read(member) for member in arrays}
         except damage.ZIP as error:

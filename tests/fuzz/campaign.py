@@ -124,7 +124,9 @@ def main() -> None:
         tallies = run_cases(sandbox, names, arguments.cases, arguments.seed)
     print("\n".join(_print_cases(tallies, arguments.seed)))
     if arguments.out is not None:
-        found = {name: {"cases": t.cases, **t.counts, "what": [what for _, what in t.escaped]} for name, t in tallies.items()}
+        found = {
+            name: {"cases": t.cases, **t.counts, "what": [what for _, what in t.escaped]} for name, t in tallies.items()
+        }
         arguments.out.write_text(json.dumps(found, indent=1))
 
 

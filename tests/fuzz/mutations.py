@@ -260,7 +260,17 @@ def _change_array(content: bytes, draw: Draw) -> bytes:
     return content[:8] + len(header).to_bytes(2, "little") + header + content[length:]
 
 
-_NAMES = ("../../outside", "/tmp/visling-hostile-file-outside", "a/../../b", "C:\\x", "\\\\x", "", ".", "x" * 5000, "a\nb")
+_NAMES = (
+    "../../outside",
+    "/tmp/visling-hostile-file-outside",
+    "a/../../b",
+    "C:\\x",
+    "\\\\x",
+    "",
+    ".",
+    "x" * 5000,
+    "a\nb",
+)
 
 
 def _change_zip(content: bytes, draw: Draw) -> bytes:
@@ -302,7 +312,9 @@ def _change_tar(content: bytes, draw: Draw) -> bytes:
     elif what < 0.7:
         member.name = draw.choice((*_NAMES, f"x/{member.name}"))
     elif what < 0.9:
-        member.type = draw.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE))
+        member.type = draw.choice(
+            (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+        )
         member.linkname = draw.choice(("/etc/passwd", "../../x", member.name))
     else:
         inner = content

@@ -202,7 +202,9 @@ def locate_file(path: Path, entry: Any) -> Path:
     """
     kinds = {"file": str, "bytes": int, "sha256": str}
     if not isinstance(entry, dict) or not all(type(entry.get(name)) is kind for name, kind in kinds.items()):
-        raise explain_store(path, f"its manifest lists {entry!r:.80} where a file with its size and SHA-256 is expected")
+        raise explain_store(
+            path, f"its manifest lists {entry!r:.80} where a file with its size and SHA-256 is expected"
+        )
     name = entry["file"]
     if Path(name).name != name or "\\" in name or "\0" in name:
         raise explain_store(path, f"its manifest names {name!r:.80}, which is no file of the folder")
@@ -311,7 +313,9 @@ def load_rows(file: Path, name: str, first: int, rows: int) -> NDArray[Any]:
     dtype = np.dtype(_KNOWN[entry["dtype"]])
     shape = (rows, *entry["shape"][1:])
     if not 0 <= first <= first + rows <= entry["shape"][0]:
-        raise _explain_header(file, f"rows {first} to {first + rows} of {name} are asked for, it has {entry['shape'][0]}")
+        raise _explain_header(
+            file, f"rows {first} to {first + rows} of {name} are asked for, it has {entry['shape'][0]}"
+        )
     at = start + entry["data_offsets"][0] + first * dtype.itemsize * math.prod(shape[1:])
     return np.fromfile(file, dtype, math.prod(shape), offset=at).reshape(shape)
 

@@ -120,7 +120,11 @@ def check_index(
         ValueError: it is.
     """
     number = len(ids)
-    for name, array, shape in (("starts", starts, (number,)), ("counts", counts, (number,)), ("sizes", sizes, (number, 2))):
+    for name, array, shape in (
+        ("starts", starts, (number,)),
+        ("counts", counts, (number,)),
+        ("sizes", sizes, (number, 2)),
+    ):
         if array.shape != shape or array.dtype.kind != "i":
             raise ValueError(f"its index has {name} of {array.dtype} and shape {array.shape} for {number} images")
     ends = np.array([*shard_starts[1:], regions], np.int64)

@@ -268,7 +268,9 @@ READERS = (
         writes_text("x.token", "a.jpg#0\tA dog .\na.jpg#1\tRed .\n"),
         _captions(captions.read_flickr30k, "x.token"),
     ),
-    Reader("captions, JSON lines", writes_lines("x.jsonl", *_FLICKR), _captions(captions.read_flickr30k_lines, "x.jsonl")),
+    Reader(
+        "captions, JSON lines", writes_lines("x.jsonl", *_FLICKR), _captions(captions.read_flickr30k_lines, "x.jsonl")
+    ),
     Reader(
         "captions, by list",
         writes_all(writes_json("captions_val2014.json", _COCO_CAPTIONS), writes_text("captions_val.txt", "a.jpg\n")),
@@ -294,17 +296,19 @@ READERS = (
         kind="lines",
     ),
     Reader(
-        "captions, ViLBERT", writes_json("x.json", {"9": "a dog"}), _captions(web_captions.read_vilbert_captions, "x.json")
+        "captions, ViLBERT",
+        writes_json("x.json", {"9": "a dog"}),
+        _captions(web_captions.read_vilbert_captions, "x.json"),
     ),
     Reader(
         "captions, SBU",
         writes_json("sbu-captions-all.json", {"image_urls": ["http://x/a.jpg"], "captions": ["a dog"]}),
         _captions(web_captions.read_sbu),
     ),
+    Reader("captions, Visual Genome", writes_json("x.json", _GENOME), _captions(read_region_descriptions, "x.json")),
     Reader(
-        "captions, Visual Genome", writes_json("x.json", _GENOME), _captions(read_region_descriptions, "x.json")
+        "captions, LXMERT", writes_json("x.json", _LXMERT), _records(lambda file: read_lxmert(file).records, "x.json")
     ),
-    Reader("captions, LXMERT", writes_json("x.json", _LXMERT), _records(lambda file: read_lxmert(file).records, "x.json")),
     Reader("objects, COCO instances", writes_json("x.json", _INSTANCES), _read_instances),
     Reader("objects, boxes of instances", writes_json("x.json", _INSTANCES), _read_boxes),
     Reader("objects, detections", writes_json("x.json", [{"image_id": 9, "box": [1, 2, 3, 4]}]), _read_boxes),

@@ -80,7 +80,11 @@ def _read(read: Callable[[Path], Any], name: str = "") -> Callable[[Path], None]
 
 READERS = (
     Reader("runs, run.json", writes_json("run.json", _RUN), _read(read_run_json)),
-    Reader("runs, run.json by the engine", writes_json("run.json", _RUN), lambda folder: _is_object(RunFolder(folder).read())),
+    Reader(
+        "runs, run.json by the engine",
+        writes_json("run.json", _RUN),
+        lambda folder: _is_object(RunFolder(folder).read()),
+    ),
     Reader(
         "runs, files of one's own",
         writes_json("run.json", _RUN),
@@ -89,14 +93,25 @@ READERS = (
     Reader("runs, log.jsonl", writes_lines("log.jsonl", *_LOG), _read_log),
     Reader(
         "runs, everything for a report",
-        writes_all(writes_json("run.json", _RUN), writes_lines("log.jsonl", *_LOG), writes_lines("details_val.jsonl", *_DETAILS)),
+        writes_all(
+            writes_json("run.json", _RUN),
+            writes_lines("log.jsonl", *_LOG),
+            writes_lines("details_val.jsonl", *_DETAILS),
+        ),
         lambda folder: RunFiles.read(folder).training_seconds and None,
     ),
     Reader("runs, details", writes_lines("details_val.jsonl", *_DETAILS), _read_predictions),
-    Reader("runs, comparison.json", writes_json("comparison.json", {"plan": {}, "rows": [1]}), lambda folder: _is_object(read_comparison(folder / "comparison.json"))),
+    Reader(
+        "runs, comparison.json",
+        writes_json("comparison.json", {"plan": {}, "rows": [1]}),
+        lambda folder: _is_object(read_comparison(folder / "comparison.json")),
+    ),
     Reader(
         "runs, alignment.json",
-        writes_json("a.json", {"format": "visling-alignment-1", "checkpoint": "x", "layers": ["0"], "phrases": {"accuracy": [[50.0]]}}),
+        writes_json(
+            "a.json",
+            {"format": "visling-alignment-1", "checkpoint": "x", "layers": ["0"], "phrases": {"accuracy": [[50.0]]}},
+        ),
         lambda folder: check_texts([read_grounding(folder / "a.json")[0]]),
     ),
     Reader("runs, scores of pairs", _save_scores, _read_scores),

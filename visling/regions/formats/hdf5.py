@@ -133,7 +133,9 @@ def check_dataset(path: Path, dataset: Any) -> None:
     if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{path} has a {type(dataset).__name__} where numbers are expected. Download it again.")
     if dataset.is_virtual or dataset.external or dataset.file.filename != str(path):
-        raise DataError(f"{path} takes {dataset.name} from other files, which is not followed. Join them into one file.")
+        raise DataError(
+            f"{path} takes {dataset.name} from other files, which is not followed. Join them into one file."
+        )
     if dataset.dtype.kind not in "fiu":
         raise DataError(f"{path} has {dataset.name} of type {dataset.dtype}; expected numbers. Download it again.")
     most = max(_LEAST_BYTES, _TIMES_THE_FILE * path.stat().st_size)
