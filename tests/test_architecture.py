@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "visling"
 
 CONTRACTS = {
     "types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names", "feature_kinds",
-    "draws", "shards",
+    "draws", "members", "shards",
 }  # fmt: skip
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "boxes": {"errors"},
     "config": {"errors"},
     "errors": set(),
-    "runtime": {"errors"},
+    "runtime": {"errors", "members"},
+    "members": {"errors"},
     "image_ids": set(),
     "pickles": {"errors"},
     "names": {"errors"},
@@ -77,11 +78,12 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tables", "listing",
     ),
     "runs": (
-        "configure", "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
+        "configure", "layer_products", "needed_products",
+        "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
         "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "examples",
         "untrained", "evaluate",
         "finetune", "multitask",
-        "count_products", "needed_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
+        "count_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

@@ -4,6 +4,7 @@ processes."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from visling import runtime
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
 from visling.train.exchange import from_main
-from visling.train.log import Log, read
+from visling.train.log import TIMED, Log, read
 from visling.train.optim import OptimConfig
 from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
@@ -241,9 +242,8 @@ def gloo_threads() -> list[str]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
-    timed = ("seconds", "examples_per_second")
     return [
-        {key: value for key, value in entry.items() if key not in timed}
+        {key: value for key, value in entry.items() if key not in TIMED}
         for entry in read(path / "log.jsonl")
         if entry["kind"] != "event"
     ]
@@ -256,6 +256,7 @@ if __name__ == "__main__":
             distributed(Path(sys.argv[2]))
         else:
             share_run(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+        gc.collect()  # a model that was spread refers to its group, in circles
         # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
         assert not gloo_threads(), gloo_threads()
     else:

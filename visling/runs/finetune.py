@@ -35,6 +35,7 @@ from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
@@ -277,6 +278,9 @@ class Finetuning:
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples(started_by)],
             variant=lambda: None,
             count=count,
+            products=(lambda pair: task_products(model, pair[0]).step.total)
+            if are_known(config.encoder, model.extractor)
+            else None,
         )
 
     def fit_batch(self, started_by: int) -> tuple[int, str]:

@@ -33,6 +33,7 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.finetune import Finetuning
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
 from visling.train.layout import fit_layout
@@ -227,6 +228,9 @@ class Multitasking:
             ],
             pace=None if config.stop_and_go is None else turns,
             variant=lambda: None,  # the task is part of the batch
+            products=(lambda item: task_products(model.of_task(item[1][0]), item[0]).step.total)
+            if are_known(config.encoder)
+            else None,
         )
 
     def _build_model(self) -> tuple[JointModel, list[str]]:

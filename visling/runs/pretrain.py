@@ -25,6 +25,7 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.needed_products import are_known, pretraining_products
 from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
 from visling.runs.pictures import build_extractor, check_images_option, find_corpus_pictures
 from visling.runs.question_scores import record_answers
@@ -194,6 +195,14 @@ class Pretraining:
         def paired_step(about_images: Pair, text: Pair) -> Loss:
             return step(*about_images) + text_loss(model, *text)
 
+        def products(pair: Pair) -> float:
+            computed = [name for name, weight in config.weights(batches.epoch).items() if weight]
+            return pretraining_products(model, *pair, only=computed).step.total
+
+        def paired_products(pairs: tuple[Pair, Pair]) -> float:
+            about_images, text = pairs
+            return products(about_images) + pretraining_products(model, *text, only=["masked_lm"]).step.total
+
         def save(path: Path) -> None:
             save_model_folder(
                 path, model, run=config, task=None, text_only=False, store=self.store, tokenizer=self.inputs.tokenizer
@@ -234,10 +243,16 @@ class Pretraining:
             ),
             begin=lambda: _fill_queue(model, captioned, config, self.inputs),
             after_update=model.after_update,
+            after_skip=model.after_skip,
             # The key network of region contrast draws the layers that it skips
             variant=None
             if "region_contrast" in config.objectives
             else lambda: tuple(config.weights(batches.epoch).values()),
+            products=None
+            if not are_known(config.encoder, model.extractor)
+            else products
+            if self.training.text is None
+            else paired_products,
         )
 
     def _build_model(self) -> tuple[PretrainModel, list[str]]:
