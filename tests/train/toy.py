@@ -4,6 +4,7 @@ processes."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -255,6 +256,7 @@ if __name__ == "__main__":
             distributed(Path(sys.argv[2]))
         else:
             share_run(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+        gc.collect()  # a model that was spread refers to its group, in circles
         # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
         assert not gloo_threads(), gloo_threads()
     else:
