@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from visling import config as configs
-from visling import models, runtime
+from visling import models
 from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.problems import Problems
 from visling.data.annotations.tables import ImageNames
@@ -35,8 +35,8 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
-from visling.runs.inputs import Inputs, fit_batch, fit_to_store
-from visling.runs.needed_products import are_known, task_products
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store, limit_records
+from visling.runs.needed_products import count_for_task
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
@@ -46,7 +46,7 @@ from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
-from visling.train.claim import REGIONS, refuse_taken
+from visling.train.claim import REGIONS
 from visling.train.layout import fit_layout
 from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
@@ -106,7 +106,6 @@ def finetune(
     with contextlib.ExitStack() as stack:
         if isinstance(data, OwnFiles) and images is not None and store is None:
             stack.enter_context(hold_run_folder(out, resume=resume))
-            refuse_taken(out, resume)
             store = out / REGIONS
             _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
         run = Finetuning(
@@ -224,7 +223,7 @@ class Finetuning:
             conflicts.refuse()
         kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
-        self.train_records = _limit_records(kept, config)
+        self.train_records = limit_records(kept, config)
         self.valid_records = valid
         if not self.train_records or not self.valid_records:
             raise DataError(
@@ -241,11 +240,8 @@ class Finetuning:
 
     def build(self, started_by: int | None = None) -> Training:
         """The model, its batches and its validation."""
-        config, task, inputs = self.config, self.task, self.inputs
-        started_by = started_by or runtime.world_size()
-        sizes, accumulation = fit_layout(
-            {"examples": self.fit_batch(started_by)[0]}, config.train.accumulation, started_by
-        )
+        config, task, inputs, asked = self.config, self.task, self.inputs, {"examples": self.fit_batch(started_by)[0]}
+        sizes, accumulation = fit_layout(asked, config.train.accumulation, started_by)
         model, notes = self._build_model()
         if config.store_on_device:
             inputs.move_features()
@@ -281,12 +277,10 @@ class Finetuning:
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples(started_by)],
             variant=lambda: None,
             count=count,
-            products=(lambda pair: task_products(model, pair[0]).step.total)
-            if are_known(config.encoder, model.extractor)
-            else None,
+            products=count_for_task(model),
         )
 
-    def fit_batch(self, started_by: int) -> tuple[int, str]:
+    def fit_batch(self, started_by: int | None) -> tuple[int, str]:
         """Examples per training batch of a process that starts the run, and what there is to say of it."""
         return fit_batch(self.config, len(self.train_records), started_by)
 
@@ -314,7 +308,7 @@ class Finetuning:
         )
         return {name: score.value for name, score in task.report(predictions, records).scores.items()}
 
-    def describe_examples(self, started_by: int) -> list[str]:
+    def describe_examples(self, started_by: int | None) -> list[str]:
         """What there is to say about the examples, for the log."""
         notes = []
         if self.left_out:
@@ -494,11 +488,3 @@ def _choose_metric(
         return config, []
     note = f"validation has no {config.train.metric} ({why}): the best weights are chosen by {task.metric}"
     return replace(config, train=replace(config.train, metric=task.metric, direction="max")), [note]
-
-
-def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
-    """The training records, cut to the config's limit by a draw that its seed determines."""
-    if config.train_limit is None:
-        return records
-    order = runtime.generator_for(config.train.seed).permutation(len(records))[: config.train_limit]
-    return [records[int(index)] for index in order]

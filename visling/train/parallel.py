@@ -13,9 +13,10 @@ What does not depend on how an update is divided, and what does
     Examples, their order, what is masked in them, and the queue of region contrast are the same row for row; losses and
     weights are equal up to the rounding of sums in another order.
     Dropout is drawn for whole tensors, from a generator per process (`train.seed` + rank): with dropout, the losses of
-    two divisions are two draws of one distribution. To key the noise by example would need a generator per row of each
-    of the dropped tensors in place of one per tensor, and fused attention, which drops inside its kernel, takes one
-    seed for a batch. docs/scaling.md has what that costs.
+    two divisions are two draws of one distribution. Noise keyed by the global example would need a generator per row.
+    On a CPU that is cheap, but fused attention drops inside its kernel, which takes one seed for all rows of a batch,
+    packed rows have no place of their own in a tensor, and on a GPU every row of every dropped tensor would be a kernel
+    of its own.
     Negatives of ViLBERT's `visual_target` 2 are regions of the same micro-batch: other images stand beside an example
     in another division. Batch norms that are trained measure the micro-batch too, and a detector draws its anchors from
     the generator of its process.
@@ -118,7 +119,7 @@ class Backward:
         with runtime.autocast(self._device, self._config.precision):
             loss: Loss = self._wrapped(*item)
         value = self._average(loss, counts)
-        (value / self._config.accumulation).backward()
+        torch.autograd.backward(value / self._config.accumulation)
         return value.detach(), dict(loss.parts)
 
     def _average(self, loss: Loss, counts: Counts) -> Tensor:
