@@ -16,7 +16,7 @@ import zlib
 from typing import Any
 
 _OF_ALL = (
-    ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, EOFError, OSError, RecursionError,
+    ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RecursionError,
     AssertionError, struct.error,
 )  # fmt: skip
 """Of decoders written in Python; text that is not UTF-8 is a `ValueError`."""
@@ -31,7 +31,7 @@ TORCH = (*_OF_ALL, *PACKED, pickle.UnpicklingError, zipfile.BadZipFile)
 """Of torch's weights-only loading: its decoder of pickles is written in Python, its readers of archives raise
 `RuntimeError`."""
 
-LAYOUT = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
+LAYOUT = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """Of code that takes apart what a file holds, when that is of another layout."""
 
 

@@ -95,7 +95,7 @@ def check_reader(reader: RegionReader) -> None:
     """Reads all images of a file of region features."""
     assert isinstance(reader.fingerprint, str)
     for image in reader.images():
-        assert isinstance(image.image_id, str) and image.image_id
+        assert isinstance(image.image_id, str)
         assert image.regions is not None
         check_regions(image.regions, reader.feature_size)
 

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from fuzz.readers.base import Reader
+from fuzz.sample import Sample
 from visling.errors import VislingError
 
 SECONDS = 5
@@ -49,6 +50,8 @@ class Outcome(NamedTuple):
     """read: the value that was promised; refused: by an error of the library; escaped: everything else."""
     what: str
     """The message of the refusal, or what escaped."""
+    died: bool = False
+    """Whether the worker died of it."""
 
 
 class Sandbox:
@@ -58,7 +61,7 @@ class Sandbox:
         ours, theirs = socket.socketpair()
         folders = os.pathsep.join([str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "fuzz.sandbox", str(theirs.fileno())],
+            [sys.executable, "-W", "ignore", "-c", f"from fuzz.sandbox import serve; serve({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": folders},
         )
@@ -73,15 +76,47 @@ class Sandbox:
 
     def read(self, reader: str, folder: Path) -> Outcome:
         """Let a reader of `readers.READERS` read the files in a folder."""
-        self._connection.send((reader, folder))
+        self._connection.send((reader, folder, 0, None))
+        return self._receive()
+
+    def read_changed(self, sample: Sample, file: Path, content: bytes) -> Outcome:
+        """What comes of reading a sample with another content of one file."""
+        (sample.folder / file).write_bytes(content)
+        try:
+            return self.read(sample.reader.name, sample.folder)
+        finally:
+            sample.restore()
+
+    def run(self, sample: Sample, seed: int, cases: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
+        """Let a reader read its sample, damaged in another way in each case. The worker does all of it: where many
+        processes share a processor, every answer that is waited for costs a turn."""
+        waiting = list(cases)
+        while waiting:
+            sample.restore()
+            self._connection.send((sample.reader.name, sample.folder, seed, waiting))
+            for done, case in enumerate(waiting, start=1):
+                outcome = self._receive()
+                yield case, outcome
+                if outcome.died:
+                    break
+            waiting = waiting[done:]
+        sample.restore()
+
+    def _receive(self) -> Outcome:
         if not self._connection.poll(PATIENCE):
-            return Outcome("escaped", f"neither an answer nor an end after {PATIENCE} seconds")
+            raise TimeoutError(f"neither an answer nor an end of the worker after {PATIENCE} seconds")
         found: Outcome = self._connection.recv()
         return found
 
 
-def _serve(connection: Connection) -> None:
-    """Fork workers for as long as there is a client."""
+def serve(handle: int) -> None:
+    """Fork workers for as long as there is a client at the other end of a socket."""
+    import torch
+
+    import fuzz.readers  # noqa: F401  # once, for all workers
+
+    torch.set_num_threads(1)
+    connection = Connection(handle)
     while True:
         worker = os.fork()
         if not worker:
@@ -91,7 +126,7 @@ def _serve(connection: Connection) -> None:
         _, status = os.waitpid(worker, 0)
         if os.WIFEXITED(status) and not os.WEXITSTATUS(status):
             return
-        connection.send(Outcome("escaped", _describe_death(status)))
+        connection.send(Outcome("escaped", _describe_death(status), died=True))
 
 
 def _describe_death(status: int) -> str:
@@ -116,16 +151,21 @@ def _work(connection: Connection) -> None:
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     while True:
-        name, folder = connection.recv()
+        name, folder, number, cases = connection.recv()
         reader = READERS[name]
-        watching = True
-        with _limit(folder, reader.least_memory or LEAST_MEMORY):
-            outcome = _read(reader, folder)
-        watching = False
-        if seen and not reader.writes:
-            outcome = Outcome("escaped", f"did what no reader does: {seen[0]}")
-        seen.clear()
-        connection.send(outcome)
+        sample = None if cases is None else Sample(reader, folder)
+        for case in [0] if cases is None else cases:
+            if sample is not None:
+                sample.restore()
+                sample.damage(number, case)
+            watching = True
+            with _limit(folder, reader.least_memory or LEAST_MEMORY):
+                outcome = _read(reader, folder)
+            watching = False
+            if seen and not reader.writes:
+                outcome = Outcome("escaped", f"did what no reader does: {seen[0]}")
+            seen.clear()
+            connection.send(outcome)
 
 
 def _writes(arguments: tuple[Any, ...]) -> bool:
@@ -170,12 +210,3 @@ def _lacked_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-if __name__ == "__main__":
-    import torch
-
-    import fuzz.readers  # noqa: F401
-
-    torch.set_num_threads(1)
-    _serve(Connection(int(sys.argv[1])))

@@ -82,7 +82,9 @@ class AnswerVocabulary:
         try:
             return cls(_read_answers(path))
         except DataError as error:
-            raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
+            if str(path) in str(error):
+                raise
+            raise DataError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write a JSON list, or, unless the name ends in `.json`, one answer per line."""

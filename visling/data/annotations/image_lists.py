@@ -67,7 +67,7 @@ def _read_array(path: Path) -> list[object]:
         array = read_array(path)
     except DataError as error:
         raise DataError(f"{path} is no array of image ids: {error}") from error
-    if array.dtype.kind not in "iuSU":
+    if array.dtype.hasobject:
         raise DataError(f"{path} is no array of image ids: it holds {array.dtype}. Download it again.")
     if array.ndim != 1:
         raise DataError(f"{path} must hold a list of image ids; found an array of shape {array.shape}.")

@@ -184,7 +184,7 @@ class ZippedJson(RegionReader):
 def _is_hidden(name: str) -> bool:
     """Whether a file is one that operating systems add to folders and archives."""
     parts = PurePosixPath(name).parts
-    return parts[:1] == ("__MACOSX",) or parts[-1] in (".DS_Store", "Thumbs.db")
+    return parts[:1] == ("__MACOSX",) or parts[-1:] in ((".DS_Store",), ("Thumbs.db",))
 
 
 READER = ZippedJson
