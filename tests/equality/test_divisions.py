@@ -117,7 +117,7 @@ def check_equal(found: Trace, expected: Trace) -> None:
         assert here == pytest.approx(there, abs=CLOSE)
     assert found.weights.keys() == expected.weights.keys()
     for name, value in found.weights.items():
-        assert_close(value, expected.weights[name], atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(value, expected.weights[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
 QUICK = (JOBS[3], JOBS[4], JOBS[5])

@@ -201,7 +201,8 @@ VLBERT: Mapping[str, Mapping[str, Any]] = {
         **_VLBERT_VQA, **_VLBERT_BASE, "start": "vlbert-base-prec", "batch_size": 256, "train.accumulation": 1,
     },
     "vlbert-large-vqa": {
-        **_VLBERT_VQA, **_VLBERT_LARGE, **_MEANS, "start": "vlbert-large-prec", "batch_size": 64, "train.accumulation": 4,
+        **_VLBERT_VQA, **_VLBERT_LARGE, **_MEANS, "start": "vlbert-large-prec", "batch_size": 64,
+        "train.accumulation": 4,
     },
     "vlbert-base-refcoco+": {**_VLBERT_REFCOCO, **_BASE_E2E, **_TWICE},
     "vlbert-base-refcoco+-gt": {**_VLBERT_REFCOCO, **_BASE_E2E, **_TWICE},

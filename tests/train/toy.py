@@ -3,6 +3,7 @@ processes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from visling import runtime
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
+from visling.train.exchange import from_main
 from visling.train.log import TIMED, Log, read
 from visling.train.optim import OptimConfig
 from visling.train.parallel import Step
@@ -49,11 +51,13 @@ class Toy(nn.Module):
 class Pairs:
     """A loader of seeded examples, shuffled by epoch, cut into one share per process."""
 
-    def __init__(self, batch_size: int = 4, rank: int = 0, world: int = 1, examples: int = EXAMPLES) -> None:
+    def __init__(
+        self, batch_size: int = 4, rank: int = 0, world: int = 1, examples: int = EXAMPLES, accumulation: int = 1
+    ) -> None:
         generator = torch.Generator().manual_seed(5)
         self.x = torch.randn(examples, WIDTH, generator=generator)
         self.y = (self.x[:, :CLASSES] + 0.3 * torch.randn(examples, CLASSES, generator=generator)).argmax(1)
-        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.batch_size, self.rank, self.world, self.accumulation = batch_size, rank, world, accumulation
         self._epoch = self._next = 0
 
     @property
@@ -76,10 +80,10 @@ class Pairs:
             yield self.x[at], self.y[at]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "next": self._next}
+        return {"epoch": self._epoch, "next": self._next, "accumulation": self.accumulation}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._epoch, self._next = state["epoch"], state["next"]
+        self._epoch, self._next = state["epoch"], state["next"] * self.accumulation // state["accumulation"]
 
 
 def make(dropout: float = 0.2) -> tuple[Toy, Step]:
@@ -194,6 +198,40 @@ def distributed(path: Path, batch_size: int = 2) -> None:
                     fit(model, masked(model), pairs, config=changed, log=log, run_folder=folder, count=count_masked)
 
 
+class Stopped(Exception):
+    """The run is interrupted."""
+
+
+def stop() -> None:
+    """Interrupt a run."""
+    raise Stopped
+
+
+def share_run(path: Path, batch_size: int, accumulation: int, at: int, shard: int = 0) -> None:
+    """A part of a run without dropout, by as many processes as there are, up to a call of the step.
+
+    Args:
+        shard: 1 = the model is spread over them.
+    """
+    with runtime.process_group():
+        model, step = make(dropout=0.0)
+        folder = RunFolder.create(path, resume=from_main(path.exists()))
+        pairs = Pairs(batch_size, runtime.rank(), runtime.world_size(), accumulation=accumulation)
+        settings = config(
+            accumulation=accumulation, average=0.8, log_every=4, normalise="micro_steps", shard=bool(shard)
+        )
+        with Log(folder.log) as log, contextlib.suppress(Stopped):
+            fit(
+                model,
+                interrupted(step, at, stop),
+                pairs,
+                config=settings,
+                log=log,
+                validate=accuracy(model),
+                run_folder=folder,
+            )
+
+
 def gloo_threads() -> list[str]:
     """Names of this process's threads that work for a process group; empty where the system does not list them."""
     tasks = Path("/proc/self/task")
@@ -212,8 +250,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "distributed":
-        distributed(Path(sys.argv[2]))
+    if sys.argv[1] in ("distributed", "share"):
+        if sys.argv[1] == "distributed":
+            distributed(Path(sys.argv[2]))
+        else:
+            share_run(Path(sys.argv[2]), *map(int, sys.argv[3:]))
         # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
         assert not gloo_threads(), gloo_threads()
     else:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from visling import runtime
 from visling.errors import ConfigError
 from visling.nn.heads import build
 from visling.nn.momentum import DrawsPath, HasMomentumCopy, MomentumCopy, RingQueue, from_all_processes
@@ -215,13 +216,14 @@ def _forget_number(objective: nn.Module, _: Any) -> None:
 
 def _by_example(keys: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """Keys (B, R, E) and mask (B, R) of rows, those of the rows of an example one behind the other."""
-    return keys.unflatten(0, (-1, group)).flatten(1, 2), mask.unflatten(0, (-1, group)).flatten(1, 2)
+    shape = len(keys) // group, group * keys.shape[1]
+    return keys.reshape(*shape, keys.shape[2]), mask.reshape(shape)
 
 
 def _in_order(values: Tensor) -> Tensor:
     """Values (M, N, S, ...) of this process's M micro-batches -> (N * M * processes * S, ...): those of all processes,
     in the order of the examples."""
-    everywhere = from_all_processes(values).unflatten(0, (-1, len(values)))  # (processes, M, N, S, ...)
+    everywhere = from_all_processes(values).reshape(runtime.world_size(), *values.shape)  # (processes, M, N, S, ...)
     return everywhere.movedim((2, 1, 0), (0, 1, 2)).flatten(0, 3)
 
 

@@ -32,6 +32,7 @@ from visling.runs.question_scores import record_answers
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.runs.spelling import SpelledWords
 from visling.runs.validate import Validation, count_text, text_loss
+from visling.train.layout import fit_layout
 from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Targets
@@ -159,17 +160,23 @@ class Pretraining:
                 "--set valid_split=NAME."
             )
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model, its batches and its validation."""
         config, answers = self.config, self.answers
         model, notes = self._build_model()
         if config.store_on_device:
             self.inputs.move_features()
-        captioned = self._load_examples(model, self.training.images, training=True)
+        asked, shrunk = fit_batch(config, len(self.training.images), started_by)
+        sizes = {"images": asked}
+        if self.training.text is not None:
+            sizes["text"] = max(1, round(self.training.text_share * asked))
+        valid_text = sizes.get("text", 0)
+        sizes, accumulation = fit_layout(sizes, config.train.accumulation, started_by)
+        captioned = self._load_examples(model, self.training.images, sizes["images"], accumulation)
         batches = (
             captioned
             if self.training.text is None
-            else PairedLoader(captioned, self._load_text(self.training, training=True))
+            else PairedLoader(captioned, self._load_text(self.training, sizes["text"], accumulation))
         )
 
         def step(batch: Batch, targets: Targets) -> Loss:
@@ -212,12 +219,14 @@ class Pretraining:
             step=step if self.training.text is None else paired_step,
             count=count if self.training.text is None else count_paired,
             batches=batches,
+            batch_sizes=sizes,
+            accumulation=accumulation,
             validate=Validation(
                 model,
-                self._load_examples(model, self.validation.images, training=False),
+                self._load_examples(model, self.validation.images, config.batch_size),
                 self.validation.images,
                 weights=config.objectives,
-                text=None if self.validation.text is None else self._load_text(self.validation, training=False),
+                text=None if self.validation.text is None else self._load_text(self.validation, valid_text),
                 answers=answers,
                 precision=config.train.precision,
             ),
@@ -226,7 +235,7 @@ class Pretraining:
             notes=(
                 *self.training.notes,
                 *self.validation.notes,
-                *filter(None, [fit_batch(config, len(self.training.images))[1]]),
+                *filter(None, [shrunk]),
                 *self.spelled.note(),
                 *filter(None, [self.notice]),
                 *notes,
@@ -271,14 +280,19 @@ class Pretraining:
         model = PretrainModel(encoder, objectives, config.objectives, extractor)
         return model.to(self.inputs.device), notes
 
-    def _load_examples(self, model: PretrainModel, source: Source, *, training: bool) -> Loader:
-        """Batches of examples with images, masked, and with the targets that the objectives read."""
-        config = self.config
+    def _load_examples(
+        self, model: PretrainModel, source: Source, batch_size: int, accumulation: int | None = None
+    ) -> Loader:
+        """Batches of examples with images, masked, and with the targets that the objectives read.
+
+        Args:
+            accumulation: micro-batches per update; None = not for training.
+        """
+        config, training = self.config, accumulation is not None
         random_regions = config.region_masking is not None and config.region_masking.random
         return self.inputs.loader(
             source,
-            batch_size=fit_batch(config, len(source))[0] if training else config.batch_size,
-            accumulation=config.train.accumulation if training else 1, seed=config.train.seed, training=training,
+            batch_size=batch_size, accumulation=accumulation or 1, seed=config.train.seed, training=training,
             workers=config.workers if training else 0,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
@@ -286,9 +300,9 @@ class Pretraining:
             pool=images_of(self.training.images) if random_regions else [],
         )  # fmt: skip
 
-    def _load_text(self, corpora: Corpora, *, training: bool) -> Loader:
-        """Batches of text without images, in the corpora's share of the run's batch size."""
-        config = self.config
+    def _load_text(self, corpora: Corpora, batch_size: int, accumulation: int | None = None) -> Loader:
+        """Batches of text without images; arguments as those of `_load_examples`."""
+        config, training = self.config, accumulation is not None
         if "masked_lm" not in config.objectives:
             raise ConfigError(
                 "text without images trains only masked_lm, which the recipe's objectives lack. Add it, or leave the "
@@ -297,8 +311,8 @@ class Pretraining:
         assert corpora.text is not None
         return self.inputs.loader(
             corpora.text,
-            batch_size=max(1, round(corpora.text_share * fit_batch(config, len(self.training.images))[0])),
-            accumulation=config.train.accumulation if training else 1,
+            batch_size=batch_size,
+            accumulation=accumulation or 1,
             seed=config.train.seed + _TEXT_SEED,
             training=training,
             sort_by_length=config.sort_by_length if training else 1,
@@ -361,7 +375,7 @@ def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, i
         update: list[Pair] = []
         for batch, targets in batches:
             update.append(inputs.fill(batch.to(inputs.device), targets.to(inputs.device)))
-            if len(update) < config.train.accumulation:
+            if len(update) < batches.accumulation:
                 continue
             with runtime.autocast(inputs.device, config.train.precision):
                 contrast.fill(*update)

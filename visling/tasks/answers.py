@@ -137,16 +137,16 @@ def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -
 
 
 def choice_loss(
-    scores: Tensor, choice: Tensor, kind: Literal["softmax", "sigmoid"], positive_weight: float = 1.0
+    scores: Tensor, choice: Tensor, kind: Literal["softmax", "sigmoid"] | None, positive_weight: float = 1.0
 ) -> Loss:
-    """Loss of a choice among (N, G) scores: `classification_loss` or `sigmoid_loss`."""
+    """Loss of a choice among (N, G) scores: `sigmoid_loss`, or unless it is asked for `classification_loss`."""
     if kind == "sigmoid":
         return sigmoid_loss(scores, choice, positive_weight)
     return classification_loss(scores, choice)
 
 
 def count_choices(
-    choice: Tensor, choices: int, kind: Literal["softmax", "sigmoid"], positive_weight: float = 1.0
+    choice: Tensor, choices: int, kind: Literal["softmax", "sigmoid"] | None, positive_weight: float = 1.0
 ) -> Tensor:
     """What `choice_loss` divides by.
 

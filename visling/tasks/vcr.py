@@ -401,8 +401,8 @@ class VCR(Task[VcrRecord, VcrConfig]):
         counts = Counter(self._label(record) for record in train)
         best = min(counts, key=lambda label: (-counts[label], str(label)))
         label, share = str(best), counts[best] / len(train)
-        majority = {"value": label, "confidence": share, "top": ((label, share),)}
-        return {"majority choice": [Prediction(id=record.id, **majority) for record in records]}
+        top = ((label, share),)
+        return {"majority choice": [Prediction(id=each.id, value=label, confidence=share, top=top) for each in records]}
 
     def details(self, predictions: Sequence[Prediction], records: Sequence[VcrRecord]) -> list[dict[str, Any]]:
         """One row per question with its choices; objects are written as in VCR's browser, `[person1]`."""

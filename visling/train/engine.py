@@ -229,6 +229,8 @@ class Trainer:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
             self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
         self.meter.announce(self.log, self.run_folder, step)
+        if self.config.shard and runtime.world_size() == 1:
+            self.log.event("one process has nobody to share the model with: train.shard does nothing", step=step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
@@ -296,7 +298,7 @@ class Trainer:
                 return
             if note := self.backward.take_note():
                 self.log.event(note, step=self.state.step)
-            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch)
+            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch // self.config.accumulation)
             self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
@@ -327,7 +329,7 @@ class Trainer:
             with self.average.in_place_of_model():
                 averaged = evaluate(self.model, validate)
         prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
-        epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
+        epoch = epoch if self.pace is None else self.pace.epoch(state.batch // self.config.accumulation)
         self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
         if state.batch == 0:  # at the end of an epoch a validation may change what follows
@@ -445,7 +447,7 @@ class Trainer:
         """Share of the run that has passed, by its pace or by the main process's clock; None where the number of
         updates bounds it."""
         if self.pace is not None:
-            return self.pace.share(self.state.batch)
+            return self.pace.share(self.state.batch // self.config.accumulation)
         return None if self.seconds is None else self.agreement.signs.elapsed / self.seconds
 
     def _is_complete(self) -> bool:

@@ -125,27 +125,21 @@ class Meter:
         """Write a training line about all losses read so far, over all processes, and start over."""
         gathered = gather((self._sums, take_peak_memory(self._device)))
         everyone, memory = [sums for sums, _ in gathered], [peak for _, peak in gathered if peak is not None]
-        steps = sum(sums.steps for sums in everyone)
-        parts: dict[str, list[float]] = {}
-        for sums in everyone:
-            for name, (amount, count) in sums.parts.items():
-                part = parts.setdefault(name, [0.0, 0.0])
-                part[0] += amount
-                part[1] += count
+        total = everyone[0].add(everyone[1:])
         spent = max(self._sums.seconds, 1e-9)
         updates = state.step - state.logged
         machine = Machine(
-            examples_per_second=sum(sums.examples for sums in everyone) / spent,
+            examples_per_second=total.examples / spent,
             data_wait=max(sums.waited / max(sums.seconds, 1e-9) for sums in everyone),
             memory=max(memory, default=None),
-            utilisation=None if self._rate is None else sum(sums.flops for sums in everyone) / spent / self._rate,
+            utilisation=None if self._rate is None else total.flops / spent / self._rate,
             product_rate=self._rate,
         )
         log.train(
             step=state.step,
             epoch=epoch,
-            loss=sum(sums.loss for sums in everyone) / steps,
-            parts={name: _divide(*part) for name, part in parts.items() if part[1]},  # not those without a target
+            loss=total.loss / total.steps,
+            parts={name: _divide(*part) for name, part in total.parts.items() if part[1]},  # not those without a target
             lr=lr,
             machine=machine,
             seconds=seconds,

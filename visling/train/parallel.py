@@ -118,7 +118,7 @@ class Backward:
         with runtime.autocast(self._device, self._config.precision):
             loss: Loss = self._wrapped(*item)
         value = self._average(loss, counts)
-        (value / self._config.accumulation).backward()
+        torch.autograd.backward(value / self._config.accumulation)
         return value.detach(), dict(loss.parts)
 
     def _average(self, loss: Loss, counts: Counts) -> Tensor:

@@ -55,12 +55,13 @@ class Sums:
     """Operations of the matrix products that the micro-steps need."""
 
     def add(self, others: Iterable[Sums]) -> Sums:
-        """These sums and those of other processes, whose time is the same."""
+        """These sums and those of other processes; the times are those of this one."""
         total = copy.deepcopy(self)
         for other in others:
             total.loss += other.loss
             total.steps += other.steps
             total.examples += other.examples
+            total.flops += other.flops
             for name, (amount, count) in other.parts.items():
                 part = total.parts.setdefault(name, [0.0, 0.0])
                 part[0] += amount
@@ -161,6 +162,12 @@ class RunFolder:
     def read(self) -> dict[str, Any]:
         """Contents of run.json."""
         return read_json(self.path / "run.json")
+
+    def find_started_by(self) -> int:
+        """Processes that started the run, or those of now if there is no state to resume from. Every process must ask
+        for it."""
+        recorded = self.read().get("processes") if runtime.is_main() and self.has_last else None
+        return from_main(recorded) or runtime.world_size()
 
     def record(self, values: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
         """Merge values into run.json.
@@ -285,19 +292,22 @@ class RunFolder:
         snapshot = collect_state(model, optimizer, average, copied=in_background)
         if not runtime.is_main():
             return
-        about = {
-            "accumulation": accumulation,
-            "position": copy.deepcopy(dict(position)),
-            "generators": [generators for generators, _ in everyone],
-            "state": {
-                **dataclasses.asdict(state),
-                "sums": dataclasses.asdict(state.sums.add(sums for _, sums in everyone[1:])),
+        step, about = (
+            state.step,
+            {
+                "accumulation": accumulation,
+                "position": copy.deepcopy(dict(position)),
+                "generators": [generators for generators, _ in everyone],
+                "state": {
+                    **dataclasses.asdict(state),
+                    "sums": dataclasses.asdict(state.sums.add(sums for _, sums in everyone[1:])),
+                },
             },
-        }
+        )
 
         def write() -> None:
             with explain_failure(self.path):
-                self._states.write(about["state"]["step"], snapshot, about, keep=keep)
+                self._states.write(step, snapshot, about, keep=keep)
 
         if in_background:
             self._saving.start(write)
@@ -341,7 +351,7 @@ class RunFolder:
         problem = from_main(problem)
         if problem:
             raise RunError(problem)
-        about = from_main({} if found is None else found.about)
+        about: dict[str, Any] = from_main({} if found is None else found.about)
         self.notes += [] if found is None else found.notes
         try:
             apply_state(_EMPTY if found is None else found.snapshot, model, optimizer, average)
