@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_examples import check, fenced
 from test_several_machines import PATIENCE, free_port, pretraining
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "cluster"
@@ -84,6 +87,31 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, out
+
+
+def test_the_commands_of_the_page_are_those_of_the_scripts_and_parse() -> None:
+    """torchrun's own words are those that are run here and in test_several_machines.py."""
+    text = (SCRIPTS.parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    lines = [line for _, block in fenced(text) for line in block.replace("\\\n", " ").splitlines()]
+    given = [line.partition("-m visling " if "torchrun" in line else ".sh")[2] for line in lines]
+    assert len(given) == 5
+    for words in given:
+        check(shlex.split(words))
+    scripts = "".join((SCRIPTS / name).read_text(encoding="utf-8") for name in ("slurm.sh", "ssh.sh"))
+    started = " ".join(line.partition("-m visling")[0] for line in lines if "torchrun" in line)
+    for option in re.findall(r"--[a-z-]+", started):
+        assert f"{option} " in scripts
+
+
+def test_the_tables_of_the_page_are_those_of_the_result() -> None:
+    page = SCRIPTS.parents[1] / "docs" / "scaling.md"
+    text = page.read_text(encoding="utf-8").partition("## Simulation")[2]
+    (name,) = set(re.findall(r"\(\.\./(benchmarks/results/scale_[^)]+)\)", text))
+    result = (page.parents[1] / name).read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    for row in rows:
+        assert row.replace("../benchmarks/results/", "") in result
 
 
 def test_the_scripts_are_programs() -> None:

@@ -163,7 +163,10 @@ def test_what_all_machines_refuse_is_said_once(world: Any, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_torchrun_starts_every_verb_that_several_processes_share(world: Any, tmp_path: Path, processes: int) -> None:
-    tiny = [part for change in ("encoder.hidden_size=16", "encoder.num_heads=2") for part in ("--set", change)]
+    tasks = ("vqa", "gqa", "referring", "retrieval", "vcr", "nlvr2")
+    changes = ["encoder.hidden_size=16", "encoder.num_heads=2", "train.max_steps=2"]
+    changes += [f"tasks.{task}.batch_size=2" for task in tasks]
+    tiny = [part for change in changes for part in ("--set", change)]
     multitask = ["--recipe", "visualbert-multitask-scenes", "--data", str(world.scenes), "--store", str(world.regions)]
     boxes = world.scenes / "annotations" / "instances_train.json"
     verbs = {
@@ -176,7 +179,7 @@ def test_torchrun_starts_every_verb_that_several_processes_share(world: Any, tmp
             "--steps",
             "2",
         ],
-        "model in ": ["multitask", *multitask, *tiny, "--set", "train.max_steps=2", "--set", "batch_size=2"],
+        "model in ": ["multitask", *multitask, *tiny],
     }
     for number, (says, words) in enumerate(verbs.items()):
         command = [TORCHRUN, "--nproc-per-node", str(processes), "-m", "visling", *words, "--device", "cpu"]

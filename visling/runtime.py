@@ -354,8 +354,10 @@ def is_first_to_say(message: str) -> bool:
         return True
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        store = dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
-        return store.add(f"visling/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # exported if PyTorch was built with it
+            host, int(port), is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False
+        )
+        return bool(store.add(f"visling/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1)
     except RuntimeError:  # the store is gone: it ends with torchrun on the first machine
         return True
 

@@ -11,14 +11,14 @@
 
 # A visling command on several machines of a Slurm cluster, one torchrun on each:
 #
-#   sbatch examples/cluster/slurm.sh pretrain --recipe lxmert --data DATA --store REGIONS --out RUN
+#   sbatch examples/cluster/slurm.sh pretrain --recipe lxmert-two-phase-qa --data DATA --store REGIONS --out RUN
 #
-# RUN is on a file system that all machines share. Two minutes before the time is over Slurm sends SIGTERM to this script,
-# which passes it on: the run saves its state and ends, and the job is queued again. A job that has been queued again,
-# for this reason or because a machine failed, resumes the run.
+# RUN is on a file system that all machines share. Two minutes before the time is over Slurm sends SIGTERM to this
+# script, which passes it on: the run saves its state and ends, and the job is queued again. A job that has been queued
+# again, for this reason or because a machine failed, resumes the run. torchrun gives the processes 30 seconds to save.
 #
-# PROCESSES: of each machine; as many as it has GPUs. VISLING: folder of the virtual environment on every machine. PORT:
-# of the first machine, which the others must be able to reach. On machines without GPUs, take the line with
+# PROCESSES: of each machine; as many as it has GPUs. VISLING: folder of the virtual environment on every machine.
+# PORT: of the first machine, which the others must be able to reach. On machines without GPUs, take the line with
 # --gpus-per-node out and add --device cpu.
 set -euo pipefail
 
