@@ -261,7 +261,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         else:
             torch.save(whole, part)
         part.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk, by the name that each writer gives it
         raise CheckpointError(f"cannot write {path}: {error}. Free space or use another place.") from error
     finally:
         with contextlib.suppress(OSError):

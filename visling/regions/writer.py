@@ -5,15 +5,17 @@ What lies on the disk meanwhile is described in `regions/store.py`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +51,27 @@ from visling.types import RegionArray
 _COPY_BYTES = 1 << 24
 """Copied at a time when a shard is closed."""
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _explain_failure(
+    method: Callable[Concatenate[StoreWriter, _P], _T],
+) -> Callable[Concatenate[StoreWriter, _P], _T]:
+    """Let a method of a writer turn errors of writing into a StoreError that says what to do."""
+
+    @functools.wraps(method)
+    def explained(self: StoreWriter, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write region store {self.path}: {error}. What was committed is kept. Free space or fix "
+                "permissions, then run the same command again with --resume."
+            ) from error
+
+    return explained
+
 
 class StoreWriter:
     """Writes a store image by image; survives interruption.
@@ -65,7 +88,8 @@ class StoreWriter:
         resume: continue an unfinished store after its last commit, or add images to a finished one.
         shard_bytes: size at which a new shard is begun.
     Raises:
-        StoreError: the folder holds a store and `resume` is False, or holds one with other features.
+        StoreError: the folder holds a store and `resume` is False, or holds one with other features; or, as from every
+            method that writes, the disk is full or the folder read-only: what was committed is kept.
     """
 
     def __init__(
@@ -115,7 +139,6 @@ class StoreWriter:
         """Parts of that shard by field, opened for appending."""
         self._finished = False
         """Whether the folder holds a finished store to which nothing has been added yet."""
-        self.path.mkdir(parents=True, exist_ok=True)
         self._begin(resume)
 
     def __contains__(self, image_id: object) -> bool:
@@ -136,6 +159,7 @@ class StoreWriter:
         else:
             self.suspend()
 
+    @_explain_failure
     def add(self, image_id: str, regions: RegionArray) -> None:
         """Append the regions of one image; durable after the next `commit`.
 
@@ -169,6 +193,7 @@ class StoreWriter:
         self._pending.append(image_id)
         self._rows += count
 
+    @_explain_failure
     def commit(self) -> None:
         """Make everything added so far durable: a later interruption loses none of it."""
         if not self._pending:
@@ -179,6 +204,7 @@ class StoreWriter:
         self._append_journal(self._describe_images(self._pending, len(self) - len(self._pending)))
         self._pending = []
 
+    @_explain_failure
     def suspend(self) -> None:
         """Commit and close the files, leaving a folder from which `resume` continues."""
         self.commit()
@@ -189,6 +215,7 @@ class StoreWriter:
         self._finish()
         return NativeStore.open(self.path)
 
+    @_explain_failure
     def _finish(self) -> None:
         if self._finished:
             return
@@ -231,7 +258,9 @@ class StoreWriter:
     def _journal(self) -> Path:
         return self.path / JOURNAL
 
+    @_explain_failure
     def _begin(self, resume: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         finished, unfinished = (self.path / MANIFEST).exists(), self._journal.exists()
         if (finished or unfinished) and not resume:
             state = "a finished region store" if finished else "an unfinished region store"
@@ -272,7 +301,10 @@ class StoreWriter:
     def _recover(self) -> None:
         """Read the journal back and cut off what was written after the last commit."""
         entries = recover_journal(self._journal)
-        first = next(entries, {})
+        first = next(entries, None)
+        if first is None:  # the very first write was interrupted
+            self._journal.unlink()
+            return
         if "store" not in first:
             raise StoreError(
                 f"{self._journal} does not begin with the store's description: the folder cannot be resumed. "
@@ -413,10 +445,17 @@ class StoreWriter:
         self._open_start = self._rows
 
     def _append_journal(self, entry: Mapping[str, Any]) -> None:
-        with self._journal.open("ab") as file:
-            file.write(encode_entry(entry))
-            file.flush()
-            os.fsync(file.fileno())
+        before = self._journal.stat().st_size if self._journal.exists() else 0
+        try:
+            with self._journal.open("ab") as file:
+                file.write(encode_entry(entry))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # The next attempt must not follow half an entry.
+            with contextlib.suppress(OSError):
+                os.truncate(self._journal, before)
+            raise
 
 
 def shorten(value: Any) -> str:
