@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "visling"
 
 CONTRACTS = {
     "types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names", "feature_kinds",
-    "draws",
+    "draws", "checked_weights",
 }  # fmt: skip
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors"},
     "image_ids": set(),
     "pickles": {"errors"},
+    "checked_weights": {"errors"},
     "names": {"errors"},
     "feature_kinds": set(),
     "draws": set(),
@@ -100,7 +101,7 @@ those live in `nn`."""
 
 CORE = {"torch", "numpy", "visling"}
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "safetensors": ("checkpoints/", "vision/", "train/state.py", "pretrained/"),
+    "safetensors": ("checked_weights.py", "checkpoints/", "vision/", "train/state.py", "pretrained/"),
     "tokenizers": ("data/text.py",),
     "huggingface_hub": ("checkpoints/hub.py",),
     "PIL": ("scenes/", "data/batches/pixels.py", "vision/", "analysis/", "runs/", "api.py", "serve/", "cli/"),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fixtures.commands import (
     LIMIT,
@@ -27,8 +28,7 @@ from fixtures.commands import (
     wait_until,
 )
 from fixtures.own_mounts import OwnMounts, open_mounts
-from fixtures.region_stores import regions
-from fixtures.released_layouts import write_obj36
+from fixtures.released_layouts import Layout, detect, write_obj36
 
 Call = Callable[[Sequence[str | Path]], tuple[int, str]]
 
@@ -71,8 +71,8 @@ def assert_one_sentence(said: str, *parts: str) -> None:
 
 def write_features(folder: Path) -> Path:
     """A feature file in the layout of LXMERT's, of 40 images."""
-    images = {f"image-{number:02d}": regions(number, 3, width=64, details=True) for number in range(40)}
-    return write_obj36(images, folder)
+    images = {f"image-{number:02d}": ((100, 80), np.array([[1, 2, 50, 60]])) for number in range(40)}
+    return write_obj36(detect(images, Layout(write_obj36, width=64, fewest=3, most=3)), folder)
 
 
 def test_the_size_that_a_file_may_have(world: Any, tmp_path: Path, call: Call, released: list[str]) -> None:

@@ -207,8 +207,10 @@ class StoreWriter:
     @_explain_failure
     def suspend(self) -> None:
         """Commit and close the files, leaving a folder from which `resume` continues."""
-        self.commit()
-        self._close_files()
+        try:
+            self.commit()
+        finally:
+            self._close_files()
 
     def close(self) -> NativeStore:
         """Finish the store and open it."""
@@ -400,9 +402,10 @@ class StoreWriter:
         return file
 
     def _close_files(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
+        with contextlib.ExitStack() as stack:  # all of them, even if the disk has no room for what one still holds
+            for file in self._files.values():
+                stack.callback(file.close)
+            self._files = {}
 
     def _remove_parts(self, number: int) -> None:
         for part in self.path.glob(part_name(number, "*")):

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from visling import config as configs
 from visling import runtime
+from visling.checked_weights import write_checked
 from visling.errors import RunError
 from visling.train.averaging import WeightAverage
 from visling.train.claim import refuse_taken
@@ -338,7 +339,7 @@ class RunFolder:
 
 def save_weights(folder: Path, model: nn.Module) -> None:
     """Write a module's weights to model.safetensors in a folder, each tied tensor once."""
-    save_file(_untie(model.state_dict())[0], folder / "model.safetensors")
+    write_checked(_untie(model.state_dict())[0], folder / "model.safetensors")
 
 
 def from_main(value: _T) -> _T:
