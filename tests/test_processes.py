@@ -31,7 +31,7 @@ def test_two_processes_train_one_model(world: Any, tmp_path: Path) -> None:
     assert "Warning" not in ended.stderr
     about = json.loads((tmp_path / "two" / "run.json").read_text())
     assert about["status"] == "finished"
-    state = json.loads((tmp_path / "two" / "last" / "state.json").read_text())
+    state = json.loads((max((tmp_path / "two" / "last").glob("step-*")) / "state.json").read_text())
     assert len(state["generators"]) == 2
 
 
@@ -104,7 +104,7 @@ def test_gradients_are_means_over_processes(tmp_path: Path) -> None:
     program.write_text(
         "import torch\n"
         "from visling import runtime\n"
-        "from visling.train.parallel import average_gradients\n"
+        "from visling.train.wrapping import average_gradients\n"
         "with runtime.process_group(2):\n"
         "    first, second, none = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))\n"
         "    first.grad = torch.full((2, 3), 1.0 + 2 * runtime.rank())\n"

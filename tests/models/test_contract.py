@@ -458,7 +458,7 @@ def test_every_objective(name: str, model: Encoder, objective: str) -> None:
     batch, targets = make_batch(hidden=True), make_targets()
     if isinstance(module, RegionContrast):
         for _ in range(2):  # its queue holds two batches
-            module.fill(make_batch(counts=(REGIONS,) * ROWS), targets)
+            module.fill((make_batch(counts=(REGIONS,) * ROWS), targets))
     loss = module(PretrainStep(model=model, batch=batch, encoded=model(batch), targets=targets))
     loss.value.backward()
     assert loss.value.shape == ()

@@ -74,7 +74,7 @@ def train(
     with Log(folder.log) as log:
         fit(
             model, toy.masked(model) if masked else step, toy.Pairs(), config=toy.config(**changes), log=log,
-            run_folder=folder, variant=lambda: None,
+            run_folder=folder, variant=lambda: None, count=toy.count_masked,
         )  # fmt: skip
     return model, read(folder.log)
 

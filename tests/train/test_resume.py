@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -18,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from visling.errors import RunError
 from visling.train.schedule import Plateau
 from visling.train.state import RunFolder
 
@@ -78,9 +76,8 @@ def test_averaged_weights_and_a_plateau_resume_exactly(toy: ModuleType, tmp_path
         assert equal(whole, resumed)
         assert toy.lines(path) == toy.lines(tmp_path / "whole")
         assert (state.plateau, state.averaged_best) == (expected.plateau, expected.averaged_best)
-        for name in ("models/averaged/model.safetensors", "last/average-*.safetensors"):
-            (found,), (wanted,) = (list(folder.glob(name)) for folder in (path, tmp_path / "whole"))
-            found, wanted = load_file(found), load_file(wanted)
+        for name in ("models/averaged/model.safetensors", "last/step-00000015/average.safetensors"):
+            found, wanted = (load_file(folder / name) for folder in (path, tmp_path / "whole"))
             assert found.keys() == wanted.keys()
             assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
@@ -190,7 +187,8 @@ def test_a_killed_process_resumes_exactly(toy: ModuleType, whole: tuple[Path, An
         timeout=120,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert json.loads((tmp_path / "run" / "last" / "state.json").read_text())["state"]["step"] == 9
+    newest = max(state.name for state in (tmp_path / "run" / "last").glob("step-????????"))
+    assert newest in ("step-00000006", "step-00000009"), "the last one may not have been written yet"
     resumed, _ = toy.run(tmp_path / "run", resume=True)
     assert equal(model, resumed)
     assert toy.lines(tmp_path / "run") == toy.lines(path)
@@ -243,15 +241,11 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
             assert found["step"] == expected["step"]
             if found["kind"] == "train":
                 assert found["parts"] == pytest.approx(expected["parts"], abs=1e-5)
-                if kind == "means":  # the mean of means is the big batch's mean only for equal counts
-                    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-        for file in ("model-*.safetensors", *(["average-*.safetensors"] if kind == "means" else [])):
-            weights, expected_weights = (load_file(next((run / "last").glob(file))) for run in (two, one))
+                assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        for file in ("model.safetensors", *(["average.safetensors"] if kind == "means" else [])):
+            weights, expected_weights = (load_file(run / "last" / "step-00000015" / file) for run in (two, one))
             for name, value in weights.items():
                 assert_close(value, expected_weights[name], atol=1e-5, rtol=1e-5)
 
-    other, _ = toy.make()
     averaged = load_file(tmp_path / "two" / "means" / "models" / "averaged" / "model.safetensors")
     assert averaged.keys() == weights.keys()
-    with pytest.raises(RunError, match="saved by 2 processes"):
-        RunFolder(tmp_path / "two" / "means").load_last(other, torch.optim.SGD(other.parameters()))

@@ -117,6 +117,7 @@ def config(**changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "epochs": 3,
         "accumulation": 2,
+        "normalise": "micro_steps",
         "optim": optim,
         "log_every": 2,
         "save_every": 3,
@@ -161,12 +162,19 @@ def run(
 
 
 def masked(model: nn.Module) -> Step:
-    """A loss whose count differs from batch to batch."""
+    """A loss of two terms; the count of the first differs from batch to batch."""
 
     def step(x: Tensor, y: Tensor) -> Loss:
-        return Loss.mean("answer", F.cross_entropy(model(x), y, reduction="none"), x[:, 0] > 0.3)
+        logits = model(x)
+        answer = Loss.mean("answer", F.cross_entropy(logits, y, reduction="none"), x[:, 0] > 0.3)
+        return answer + Loss.mean("size", logits.square()).scaled(0.1)
 
     return step
+
+
+def count_masked(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What the loss of `masked` divides by."""
+    return {"answer": (x[:, 0] > 0.3).sum(), "size": torch.tensor(len(x) * CLASSES)}
 
 
 def distributed(path: Path, batch_size: int = 2) -> None:
@@ -182,7 +190,8 @@ def distributed(path: Path, batch_size: int = 2) -> None:
                     changed = config(average=0.8)
                     fit(model, step, pairs, config=changed, log=log, validate=accuracy(model), run_folder=folder)
                 else:
-                    fit(model, masked(model), pairs, config=config(normalise="counts"), log=log, run_folder=folder)
+                    changed = config(normalise="counts")
+                    fit(model, masked(model), pairs, config=changed, log=log, run_folder=folder, count=count_masked)
 
 
 def data_parallel() -> None:

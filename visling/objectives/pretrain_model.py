@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
-from visling.nn.extraction import extract_features
+from visling.nn.extraction import count_extracted, extract_features
 from visling.objectives.base import Objective, PretrainStep
 from visling.types import NOTHING, Batch, Loss, Targets
 
@@ -49,6 +49,14 @@ class PretrainModel(nn.Module):
         step = self.encode(batch, targets)
         losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._active()]
         return sum(losses[1:] if own is None else [*losses[1:], own], start=losses[0])
+
+    def count(self, batch: Batch, targets: Targets) -> dict[str, Tensor]:
+        """What the terms of the loss of a batch divide by, by name."""
+        counts = dict(count_extracted(self.extractor, batch))
+        for _, objective in self._active():
+            assert isinstance(objective, Objective)
+            counts.update(objective.count(batch, targets))
+        return counts
 
     def encode(self, batch: Batch, targets: Targets) -> PretrainStep:
         """What the objectives see of a batch: the states that they read."""

@@ -28,7 +28,7 @@ from visling.pretrained.description import FORMAT, find_model, parse_encoder_con
 from visling.regions.store import NativeStore
 from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
-from visling.train.state import save_weights
+from visling.train.weights import save_weights
 from visling.vision.extractors import ExtractorSettings, read_settings
 
 

@@ -23,10 +23,12 @@ from visling.recipes.detectors import DetectConfig
 from visling.runs.detection_data import DetectionBatches, Samples, load_ahead
 from visling.runs.setup import claim_run_folder
 from visling.runtime import Precision
+from visling.train.config import MAY_CHANGE
 from visling.train.engine import fit
+from visling.train.exchange import gather
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
-from visling.train.state import RunFolder, gather
+from visling.train.state import RunFolder
 from visling.types import IGNORE, RegionArray
 from visling.vision.detector_config import DetectorConfig
 from visling.vision.detector_start import build_detector, read_trainable, start_from_detector, start_from_resnet
@@ -300,7 +302,7 @@ def _record_start(folder: RunFolder, config: DetectConfig, images: Path, annotat
             "store": None,
             "annotations": None if annotations is None else str(annotations),
         },
-        may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds", "cache_gigabytes"),
+        may_differ=(*MAY_CHANGE, "cache_gigabytes"),
     )
 
 

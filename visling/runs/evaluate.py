@@ -29,7 +29,7 @@ from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
-from visling.train.state import gather
+from visling.train.exchange import gather
 from visling.types import Batch, Prediction, Record, Targets
 
 _T = TypeVar("_T")

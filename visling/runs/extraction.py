@@ -23,7 +23,7 @@ from visling import runtime
 from visling.errors import DataError, StoreError, VislingError
 from visling.regions.files import MANIFEST, PARTS, committed_ids
 from visling.regions.writer import StoreWriter
-from visling.train.state import from_main, gather
+from visling.train.exchange import from_main, gather
 from visling.vision.extract import BoxSource, ExtractionReport, Progress, Timings, extract
 from visling.vision.image_files import ImageFile
 from visling.vision.region_detector import RegionDetector

@@ -45,6 +45,7 @@ from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
 from visling.train.claim import REGIONS, refuse_taken
+from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 from visling.vision.extract import Progress
@@ -246,6 +247,9 @@ class Finetuning:
             loss = task.loss(logits, targets)
             return loss if own is None else loss + own
 
+        def count(batch: Batch, targets: Targets) -> Counts:
+            return {**task.count(targets, whole=model.shows_whole), **model.count_extracted(batch)}
+
         def save(path: Path) -> None:
             save_model_folder(
                 path, model, run=config, task=task, text_only=config.text_only, store=self.store,
@@ -265,6 +269,7 @@ class Finetuning:
             record=record,
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples()],
             variant=lambda: None,
+            count=count,
         )
 
     def load_batches(self) -> Loader:
@@ -274,6 +279,7 @@ class Finetuning:
         return self.inputs.loader(
             TextOnly(source) if config.text_only else source,
             batch_size=fit_batch(config, len(source))[0],
+            accumulation=config.train.accumulation,
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,

@@ -109,7 +109,7 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
 def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int) -> tuple[int, str]:
     """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
     asked = config.batch_size
-    if examples >= asked or runtime.world_size() > 1:
+    if examples >= asked * config.train.accumulation or runtime.world_size() > 1:
         return asked, ""
     fitting = max(1, examples // config.train.accumulation)
     return fitting, f"{examples} training examples do not fill a batch of {asked}: batches of {fitting} are used"
@@ -182,6 +182,7 @@ class Inputs:
         source: Source,
         *,
         batch_size: int,
+        accumulation: int = 1,
         seed: int = 0,
         training: bool,
         order: NDArray[np.int64] | None = None,
@@ -195,6 +196,7 @@ class Inputs:
         texts into word pieces, is done here.
 
         Args:
+            accumulation: batches of each process that make an update.
             order: numbers of the examples in the order in which they come outside training; None = as in the source.
             sort_by_length: global batches that are sorted by text length together; 1 = none.
             workers: processes that prepare the batches; 0 = a thread.
@@ -218,6 +220,7 @@ class Inputs:
             source,
             collator,
             batch_size=batch_size,
+            accumulation=accumulation,
             seed=seed,
             shuffle=training,
             drop_last=training,

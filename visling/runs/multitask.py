@@ -36,7 +36,8 @@ from visling.runs.finetune import Finetuning
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
 from visling.train.multitask import TurnBatches, Turns
-from visling.train.state import RunFolder, State, save_weights
+from visling.train.state import RunFolder, State
+from visling.train.weights import save_weights
 from visling.types import Batch, Loss, Targets
 
 
@@ -196,8 +197,7 @@ class Multitasking:
         def step(batch: Batch, labelled: tuple[str, Targets]) -> Loss:
             name, targets = labelled
             loss = tasks[name].task.loss(model.of_task(name)(batch), targets)
-            parts = {f"{name}.{part}": values for part, values in loss.parts.items()}
-            return Loss(value=loss.value, parts=parts).scaled(config.tasks[name].loss_scale)
+            return loss.prefixed(f"{name}.").scaled(config.tasks[name].loss_scale)
 
         def record(folder: RunFolder) -> None:
             self.folder = folder

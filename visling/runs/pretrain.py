@@ -30,7 +30,8 @@ from visling.runs.pictures import build_extractor, check_images_option, find_cor
 from visling.runs.question_scores import record_answers
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.runs.spelling import SpelledWords
-from visling.runs.validate import Validation, text_loss
+from visling.runs.validate import Validation, count_text, text_loss
+from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Targets
 from visling.vision.pictures import PictureFiles
@@ -175,6 +176,13 @@ class Pretraining:
             loss: Loss = model(*self.inputs.fill(batch, targets))
             return loss
 
+        def count(batch: Batch, targets: Targets) -> Counts:
+            model.weights = config.weights(batches.epoch)
+            return model.count(batch, targets)
+
+        def count_paired(about_images: Pair, text: Pair) -> Counts:
+            return {**count(*about_images), **count_text(model, *text)}
+
         def paired_step(about_images: Pair, text: Pair) -> Loss:
             return step(*about_images) + text_loss(model, *text)
 
@@ -193,6 +201,7 @@ class Pretraining:
         return Training(
             model=model,
             step=step if self.training.text is None else paired_step,
+            count=count if self.training.text is None else count_paired,
             batches=batches,
             validate=Validation(
                 model,
@@ -254,7 +263,8 @@ class Pretraining:
         return self.inputs.loader(
             source,
             batch_size=fit_batch(config, len(source))[0] if training else config.batch_size,
-            seed=config.train.seed, training=training, workers=config.workers if training else 0,
+            accumulation=config.train.accumulation if training else 1, seed=config.train.seed, training=training,
+            workers=config.workers if training else 0,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
@@ -273,6 +283,7 @@ class Pretraining:
         return self.inputs.loader(
             corpora.text,
             batch_size=max(1, round(corpora.text_share * fit_batch(config, len(self.training.images))[0])),
+            accumulation=config.train.accumulation if training else 1,
             seed=config.train.seed + _TEXT_SEED,
             training=training,
             sort_by_length=config.sort_by_length if training else 1,
@@ -332,9 +343,14 @@ def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, i
     epoch, filled = config.train.epochs, -1
     while filled < int(contrast.queue.filled):
         batches.epoch, filled = epoch, int(contrast.queue.filled)
+        update: list[Pair] = []
         for batch, targets in batches:
+            update.append(inputs.fill(batch.to(inputs.device), targets.to(inputs.device)))
+            if len(update) < config.train.accumulation:
+                continue
             with runtime.autocast(inputs.device, config.train.precision):
-                contrast.fill(*inputs.fill(batch.to(inputs.device), targets.to(inputs.device)))
+                contrast.fill(*update)
+            update = []
             if contrast.queue.full:
                 batches.epoch = 0
                 return

@@ -16,16 +16,19 @@ from visling import config as configs
 from visling import runtime
 from visling.data.corpora.base import split_root
 from visling.data.text import TextLayout
-from visling.errors import VislingError
+from visling.errors import RunError, VislingError
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.train.claim import LOCK, hold_folder
+from visling.train.config import MAY_CHANGE
 from visling.train.engine import Batches, fit
+from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
 from visling.train.pace import Pace
-from visling.train.parallel import Step
+from visling.train.parallel import Count, Step
 from visling.train.state import RunFolder, State
 
 
@@ -52,6 +55,8 @@ class Training:
     variant: Callable[[], Hashable] | None = None
     """What the course of a step depends on in addition to its batch and the weights; None = steps cannot be
     recorded."""
+    count: Count | None = None
+    """What the loss of a batch divides by, from batch and targets alone."""
 
 
 class PreparedRun(Protocol):
@@ -137,6 +142,7 @@ def carry_out(
             after_update=training.after_update,
             pace=training.pace,
             variant=training.variant,
+            count=training.count,
         )
         _conclude(run, folder, state, log)
     return state
@@ -171,10 +177,7 @@ def _open_folder(
                 "from_init",
                 "workers",
                 "store_on_device",
-                "train.log_every",
-                "train.log_seconds",
-                "train.save_every",
-                "train.max_seconds",
+                *MAY_CHANGE,
                 "train.compile",
                 "train.few_shapes",
             ),
@@ -189,19 +192,44 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
     """A run folder; one that is refused before anything was saved is removed, so that the corrected command can use the
     same name."""
     existed = out.exists()
-    folder = RunFolder.create(out, resume=resume)
-    try:
-        yield folder
-    except VislingError:
-        if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
-            for file in (folder.log, folder.path / "run.json"):
-                file.unlink(missing_ok=True)
-            for written in ("tensorboard", "wandb"):
-                shutil.rmtree(folder.path / written, ignore_errors=True)
-            for made in (folder.last, *(() if existed else (folder.path,))):
-                with contextlib.suppress(OSError):  # absent, or it holds what is not ours
-                    made.rmdir()
-        raise
+    with contextlib.ExitStack() as stack:
+        note = _hold(out, resume, stack)
+        folder = RunFolder.create(out, resume=resume)
+        folder.notes += filter(None, [note])
+        try:
+            yield folder
+        except VislingError:
+            if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
+                _remove(folder, existed)
+            raise
+
+
+def _hold(out: Path, resume: bool, stack: contextlib.ExitStack) -> str:
+    """Let the main process hold a run's folder until the stack is closed; returns what there is to say.
+
+    Raises:
+        RunError: on every process.
+    """
+    note = problem = ""
+    if runtime.is_main():
+        try:
+            note = stack.enter_context(hold_folder(out, resume=resume))
+        except RunError as error:
+            problem = str(error)
+    note, problem = from_main((note, problem))
+    if problem:
+        raise RunError(problem)
+    return note
+
+
+def _remove(folder: RunFolder, existed: bool) -> None:
+    for file in (folder.log, folder.path / "run.json", folder.path / LOCK):
+        file.unlink(missing_ok=True)
+    for written in ("tensorboard", "wandb"):
+        shutil.rmtree(folder.path / written, ignore_errors=True)
+    for made in (folder.last, *(() if existed else (folder.path,))):
+        with contextlib.suppress(OSError):  # absent, or it holds what is not ours
+            made.rmdir()
 
 
 def describe_origin(

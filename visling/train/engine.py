@@ -21,15 +21,16 @@ from visling import runtime
 from visling.errors import ConfigError, DataError, nearest
 from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
+from visling.train.exchange import from_main
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
 from visling.train.meter import Meter, count_examples, mean_parts, not_finite
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step, share_statistics
+from visling.train.parallel import Backward, Count, Step, share_statistics
 from visling.train.space import estimate_space
-from visling.train.state import RunFolder, State, from_main
+from visling.train.state import RunFolder, State
 from visling.train.transfer import move_ahead
 from visling.types import Loss
 
@@ -72,6 +73,7 @@ def fit(
     after_update: Callable[[], None] | None = None,
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
+    count: Count | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -87,6 +89,8 @@ def fit(
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
             losses; None = that is not known, and steps are not recorded (`config.compile`).
+        count: what the loss of a pair divides by, known before its forward pass; None = that is not known, and updates
+            of several micro-batches are averaged by `config.normalise` "micro_steps" only.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
@@ -104,9 +108,14 @@ def fit(
         after_update=after_update,
         pace=pace,
         variant=variant,
+        count=count,
         reseed=reseed,
     )
-    return trainer.run()
+    try:
+        return trainer.run()
+    finally:
+        if run_folder is not None:
+            run_folder.finish_saving()
 
 
 class Trainer:
@@ -126,6 +135,7 @@ class Trainer:
         after_update: Callable[[], None] | None,
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
+        count: Count | None,
         reseed: bool,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
@@ -145,6 +155,7 @@ class Trainer:
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
         known = self.total if pace is None else None
+        self.backward = Backward(model, step, config, self.device, variant, count)  # may replace the parameters
         self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
@@ -155,9 +166,12 @@ class Trainer:
             runtime.seed_everything(config.seed + runtime.rank())
 
         self.state = State()
-        if run_folder is not None and run_folder.has_last:
-            self.state, self.position = run_folder.load_last(model, self.optimizer, self.average)
+        if run_folder is not None and from_main(run_folder.has_last):
+            self.state, self.position = run_folder.load_last(
+                model, self.optimizer, self.average, accumulation=config.accumulation, seed=config.seed
+            )
             batches.load_state_dict(self.position)
+            self.position = batches.state_dict()
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
@@ -169,7 +183,6 @@ class Trainer:
         self.kept = KeptModels(run_folder, config, model, self.average, save_model)
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-        self.backward = Backward(model, step, config, self.device, variant)
         self.meter = Meter(self.state.sums)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
         self.reported = self.began
@@ -200,9 +213,11 @@ class Trainer:
         runtime.keep_freed_memory()
         step, elapsed = self.state.step, self.state.elapsed
         self.log.start(step, self.total, seconds=self.seconds)
-        if step:
+        for note in () if self.run_folder is None else self.run_folder.notes:
+            self.log.event(note, step=step)
+        if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
-            self.log.event(f"resumed at step {step} {whole}", step=step)
+            self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
@@ -266,7 +281,8 @@ class Trainer:
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
         if epoch_ended and self.kept.keeps_epochs:
             self.meter.read(self.state.step)
-            self.kept.keep_epoch(self.epoch)
+            with self.backward.whole():
+                self.kept.keep_epoch(self.epoch)
             self.meter.skip()
 
     def _is_line_overdue(self) -> bool:
@@ -280,7 +296,8 @@ class Trainer:
         else:
             due = self.state.step % every == 0
         if self._validate is not None and due and not self._is_complete():  # the end of the run validates by itself
-            self._score(self._validate, self.epoch)
+            with self.backward.whole():
+                self._score(self._validate, self.epoch)
 
     def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
         """Validate the model, and keep its weights: as the best if they are the best so far, as the last anyway. The
@@ -318,6 +335,8 @@ class Trainer:
             )
 
     def _save_if_due(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.check_saving()
         due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
         if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
@@ -331,9 +350,11 @@ class Trainer:
 
     def _write_last(self, generators: Mapping[str, Any] | None = None) -> None:
         if self.run_folder is not None:
+            config = self.config
             self.run_folder.save_last(
-                self.model, self.optimizer, self.state, self.position, generators, average=self.average
-            )
+                self.model, self.optimizer, self.state, self.position, generators, average=self.average,
+                accumulation=config.accumulation, keep=config.keep_states, in_background=config.save_in_background,
+            )  # fmt: skip
 
     def _find_reason_to_stop(self) -> str:
         """finished, patience, max_seconds, or nothing."""
@@ -351,15 +372,16 @@ class Trainer:
         """Validate the final weights unless the run is to be resumed, save what is not saved yet, and say why it
         ended."""
         state, config = self.state, self.config
-        if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
-            if self.pace is not None:
-                self.pace.finish()
-            self._score(self._validate, state.epoch + (state.batch > 0))
-            self.saved_at = -1
-        elif state.best is None:
-            self.kept.keep_best()
-            self.kept.keep_average()
-        self.kept.keep_last(self.state.step)
+        with self.backward.whole():
+            if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
+                if self.pace is not None:
+                    self.pace.finish()
+                self._score(self._validate, state.epoch + (state.batch > 0))
+                self.saved_at = -1
+            elif state.best is None:
+                self.kept.keep_best()
+                self.kept.keep_average()
+            self.kept.keep_last(self.state.step)
         if self.saved_at != state.step:
             self._save_last()
         if reason == "patience":

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from visling.errors import RunError
+from visling.train.exchange import gather
 from visling.train.log import Log
-from visling.train.state import State, Sums, gather
+from visling.train.state import State, Sums
 from visling.types import Batch, Loss
 
 
