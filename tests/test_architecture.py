@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "visling"
 
 CONTRACTS = {
     "types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names", "feature_kinds",
-    "draws", "shards", "checked_weights",
+    "draws", "members", "shards", "checked_weights",
 }  # fmt: skip
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "boxes": {"errors"},
     "config": {"errors"},
     "errors": set(),
-    "runtime": {"errors"},
+    "runtime": {"errors", "members"},
+    "members": {"errors"},
     "image_ids": set(),
     "pickles": {"errors"},
     "checked_weights": {"errors"},

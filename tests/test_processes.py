@@ -52,7 +52,8 @@ def test_a_process_that_dies_ends_its_group(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert "another process of this run failed:\nout of everything" in ended.stderr
+    assert "process 1 of this run (0 to 1) ended with status 1;" in ended.stderr
+    assert ended.stderr.endswith("That process wrote:\nout of everything\n")
 
 
 def test_what_another_process_refuses_is_said(tmp_path: Path) -> None:
@@ -71,7 +72,8 @@ def test_what_another_process_refuses_is_said(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert "another process of this run failed:\nrefused: its share is unreadable" in ended.stderr
+    assert ended.stderr.startswith("refused: process 1 of this run (0 to 1) ended with status 1;")
+    assert ended.stderr.endswith("That process wrote:\nrefused: its share is unreadable\n")
     assert "Traceback" not in ended.stderr
 
 

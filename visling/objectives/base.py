@@ -50,6 +50,9 @@ class Objective(nn.Module, ABC):
     def after_update(self) -> None:
         """Called after every optimiser update; only momentum copies and queues do something here."""
 
+    def after_skip(self) -> None:
+        """Called in place of `after_update` where an update was left out: forget what forward kept for it."""
+
     def reads(self) -> frozenset[str]:
         """`needs`, or more where they depend on settings."""
         return self.needs

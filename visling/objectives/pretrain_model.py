@@ -42,6 +42,11 @@ class PretrainModel(nn.Module):
         for objective in self.all_objectives():
             objective.after_update()
 
+    def after_skip(self) -> None:
+        """Tell every objective that an update was left out."""
+        for objective in self.all_objectives():
+            objective.after_skip()
+
     def forward(self, batch: Batch, targets: Targets) -> Loss:
         """Weighted sum of the objectives' losses on one batch, and the extractor's own, if it has one; in training, an
         objective of weight 0 is not computed."""

@@ -149,6 +149,10 @@ class RegionContrast(Objective):
         self.key_head.update(self.head)
         self._push_waiting()
 
+    def after_skip(self) -> None:
+        """The keys of the update's batches join nothing."""
+        self._waiting = []
+
     def follow_head(self) -> None:
         """Make the key head equal to the head, after weights were loaded into that; at the release's momentum it would
         take 20,000 updates."""

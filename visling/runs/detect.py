@@ -28,6 +28,7 @@ from visling.train.engine import fit
 from visling.train.exchange import gather
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.restarts import was_restarted
 from visling.train.state import RunFolder
 from visling.types import IGNORE, RegionArray
 from visling.vision.detector_config import DetectorConfig
@@ -57,7 +58,7 @@ class TrainedDetector:
     seconds: float
     """Time spent on the run."""
     stopped: str
-    """Why training ended: finished, or max_seconds if it is to be resumed."""
+    """Why training ended: finished, or max_seconds or terminated if it is to be resumed."""
     images: int
     """Images trained on."""
     unreadable: tuple[tuple[Path, str], ...]
@@ -135,7 +136,7 @@ def train_detector(
     detector = build_detector(config.detector)
     detector.freeze(config.frozen_stages)
     start = None
-    resumed = resume and RunFolder(out).has_last  # with the weights that it has reached
+    resumed = (resume or was_restarted(out)) and RunFolder(out).has_last  # with the weights that it has reached
     if init is not None and not resumed:
         start = start_from_detector(detector, read_trainable(init), str(init))
     elif backbone is not None and not resumed:
@@ -187,7 +188,7 @@ def train_detector(
                     f"(update {warmup + 1}): the detector has learned next to nothing. Train longer with --steps.",
                     step=state.step,
                 )
-    if state.stopped != "max_seconds":
+    if not state.unfinished:
         folder.finish()
     return TrainedDetector(
         detector=detector.eval(),

@@ -224,6 +224,7 @@ class Pretraining:
             ),
             begin=lambda: _fill_queue(model, captioned, config, self.inputs),
             after_update=model.after_update,
+            after_skip=model.after_skip,
             # The key network of region contrast draws the layers that it skips
             variant=None
             if "region_contrast" in config.objectives

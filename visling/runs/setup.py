@@ -21,9 +21,10 @@ from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
+from visling.train.batches import Batches
 from visling.train.claim import LOCK, hold_folder
 from visling.train.config import MAY_CHANGE
-from visling.train.engine import Batches, fit
+from visling.train.engine import fit
 from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
@@ -50,6 +51,7 @@ class Training:
     begin: Callable[[], None] | None = None
     """Called before the first update, not when a run is resumed."""
     after_update: Callable[[], None] | None = None
+    after_skip: Callable[[], None] | None = None
     pace: Pace | None = None
     """Of a run whose validations decide what is trained next."""
     variant: Callable[[], Hashable] | None = None
@@ -140,11 +142,13 @@ def carry_out(
             run_folder=folder,
             save_model=training.save,
             after_update=training.after_update,
+            after_skip=training.after_skip,
             pace=training.pace,
             variant=training.variant,
             count=training.count,
         )
-        _conclude(run, folder, state, log)
+        if state.stopped != "terminated":  # then there is no time for more than the state
+            _conclude(run, folder, state, log)
     return state
 
 
@@ -256,7 +260,7 @@ def describe_origin(
 def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> None:
     """After the last update: report truncated texts, keep the detector, and only then mark the run as finished.
 
-    A run killed before the mark does all of this again when it is resumed; one stopped by `max_seconds` stays open.
+    A run killed before the mark does all of this again when it is resumed; one that stopped early stays open.
     """
     store = run.store
     for layout in run.layouts:
@@ -279,5 +283,5 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
             f"models/averaged holds the best averaged weights: {metric} {state.averaged_best:.4f} at step {step}",
             step=state.step,
         )
-    if state.stopped != "max_seconds":
+    if not state.unfinished:
         folder.finish()

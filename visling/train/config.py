@@ -14,7 +14,15 @@ Kept = Literal["best", "last", "epochs"]
 
 MAY_CHANGE = tuple(
     f"train.{name}"
-    for name in ("log_every", "log_seconds", "save_every", "keep_states", "save_in_background", "max_seconds")
+    for name in (
+        "log_every",
+        "log_seconds",
+        "save_every",
+        "keep_states",
+        "save_in_background",
+        "max_seconds",
+        "not_finite",
+    )
 )
 """Settings that may differ when a run is resumed, in the config of any run: they change nothing that is trained."""
 
@@ -52,8 +60,8 @@ class TrainConfig:
     log_every: int = 50
     """Updates between training lines."""
     log_seconds: float | None = None
-    """Seconds after which a training line is written although fewer than `log_every` updates were made; None = never.
-    Several processes do without: they would have to wait for each other to agree."""
+    """Seconds after which a training line is written although fewer than `log_every` updates were made; None =
+    never."""
     validate_every: int = 1
     """Epochs or updates between validations; the end of a run is always validated."""
     validate_unit: Literal["epochs", "steps"] = "epochs"
@@ -81,6 +89,11 @@ class TrainConfig:
     the optimiser keeps of each (twice as much for Adam), in main memory. False: training waits for the disk."""
     max_seconds: float | None = None
     """Save and return after this time, to be resumed with --resume; None = no limit."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What happens at a loss or a gradient that is infinite or NaN; its batch is kept in not_finite/. stop: the run
+    ends; on a CPU before the update is applied, on a GPU when the loss is read for the next training line. skip: the
+    update is left out and the schedule goes on (bert_adam's, which counts the updates of a parameter, stands still), at
+    most ten times in a row; on a GPU every update then waits for the device."""
     unused_parameters: bool = True
     """Several processes only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
     shard: bool = False

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from visling.errors import RunError
 from visling.train.exchange import gather
 from visling.train.log import Log
+from visling.train.not_finite import NotFiniteError
 from visling.train.state import State, Sums
 from visling.types import Batch, Loss
 
@@ -44,7 +45,7 @@ class Meter:
         """Sum up the losses that were added, up to update `step`.
 
         Raises:
-            RunError: a loss was not finite.
+            NotFiniteError: a loss was not finite.
         """
         waiting = [entry for entry in self._waiting if entry[0] <= step]
         self._waiting = []
@@ -73,9 +74,12 @@ class Meter:
         self._clock = time.monotonic()
         everywhere = [entry for entry in gather(bad) if entry is not None]
         if everywhere:
-            raise not_finite(
-                *everywhere[0],
+            step, parts = min(everywhere, key=itemgetter(0))
+            raise NotFiniteError(
+                step,
+                parts,
                 "The weights have been corrupted since that step; the saved state, if any, is an earlier one.",
+                own=bad is not None and bad[0] == step,
             )
 
     def report(self, log: Log, state: State, *, epoch: int, lr: float, seconds: float) -> None:
@@ -115,19 +119,5 @@ def count_examples(item: tuple[Any, Any]) -> int:
     return next(len(leaf) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor))
 
 
-def mean_parts(loss: Loss) -> dict[str, float]:
-    """Mean of each part of a loss."""
-    return {name: _divide(float(amount), float(count)) for name, (amount, count) in loss.parts.items()}
-
-
 def _divide(amount: float, count: float) -> float:
     return amount / max(count, 1.0)
-
-
-def not_finite(step: int, parts: Mapping[str, float], consequence: str) -> RunError:
-    """The error of a run whose loss is infinite or NaN."""
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
-    return RunError(
-        f"the loss of step {step} is not finite ({listed}). {consequence} Look for NaN in the features or empty "
-        'targets; otherwise lower train.optim.lr, warm up longer, clip gradients, or use train.precision = "fp32".'
-    )

@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any
 
 from visling.errors import ConfigError, RunError
-from visling.train.engine import Batches
+from visling.train.batches import Batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from visling.train.claim import LOCK, refuse_taken
 from visling.train.disk import explain_failure, flush, link_or_copy, read_json, write_json
 from visling.train.exchange import from_main, gather
 from visling.train.generators import capture_generators, restore_generators, seed_generators
+from visling.train.restarts import mark_begun
 from visling.train.saved_states import SavedStates
 from visling.train.schedule import PlateauState
 from visling.train.snapshot import Snapshot, apply_state, collect_state
@@ -86,11 +87,18 @@ class State:
     """Step of the last validation."""
     logged: int = 0
     """Step of the last training line."""
+    skipped: int = 0
+    """Updates that were left out because they were not finite."""
     elapsed: float = 0.0
     """Seconds spent in all, earlier parts of a resumed run included."""
     sums: Sums = field(default_factory=Sums)
     stopped: str = ""
-    """Why `fit` returned: finished, patience or max_seconds."""
+    """Why `fit` returned: finished, patience, max_seconds, terminated or interrupted."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `fit` stopped early, and the run is to be resumed."""
+        return self.stopped in ("max_seconds", "terminated", "interrupted")
 
 
 _EMPTY = Snapshot(weights={}, ties={}, optimizer={}, averages=None)
@@ -350,6 +358,8 @@ class RunFolder:
 def _claim(path: Path, resume: bool) -> None:
     refuse_taken(path, resume)
     _check_writable(path)
+    with explain_failure(path):
+        mark_begun(path)
     if not (path / "run.json").exists():
         write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
 
