@@ -7,6 +7,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ ARGUMENTS = {
     "serving": (
         "--size tiny --images 30 --steps 2 --clients 5 --questions 2 --documents 1 --rounds 2 --width 90 --height 60"
     ),
+    "faults": "--only 'path_under_a_file or every_state_is_damaged'",
     "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
 WITH_TRANSFORMERS = {"gpu", "needed", "pretraining", "vqa_training", "vqa_inference", "step_memory"}
@@ -106,7 +108,7 @@ def test_a_benchmark_measures_and_writes(
     if processes == 1:
         monkeypatch.setattr(multiprocessing, "get_context", lambda method: Here())
     monkeypatch.setattr(load("measuring"), "PRODUCT_SECONDS", 0.0)
-    load(name).main([*ARGUMENTS[name].split(), "--out", str(tmp_path)])
+    load(name).main([*shlex.split(ARGUMENTS[name]), "--out", str(tmp_path)])
     (file,) = tmp_path.glob("*.json")
     result = json.loads(file.read_text())
     assert result["benchmark"] == name

@@ -195,7 +195,7 @@ def test_a_table_cut_within_a_row(
 def test_an_image_that_is_deleted_is_listed_and_stops_nothing(
     world: Any, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the extraction it is not found; between the listing of the folder and its turn it is left out, and named."""
+    """Deleted between the listing of the folder and its turn: it is left out, and named."""
     images = Path(shutil.copytree(world.picture().parent, tmp_path / "images"))
     gone = min(images.glob("*.png"))
     words = ["regions", "extract", images, "--detector", world.detector, "--device", "cpu", "--threads", "1"]

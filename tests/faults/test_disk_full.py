@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from fixtures.commands import (
     LIMIT,
+    assert_same_files,
     assert_same_run,
     begin,
     command,
@@ -52,13 +53,6 @@ def extract_words(world: Any) -> list[str | Path]:
         "regions", "extract", world.scenes / "images", "--detector", world.detector, "--device", "cpu", "--threads",
         "1", "--batch-size", "2", "--dtype", "float32",
     ]  # fmt: skip
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    """Two folders hold the same files, byte for byte."""
-    names = sorted(str(file.relative_to(one)) for file in one.rglob("*") if file.is_file())
-    assert names == sorted(str(file.relative_to(other)) for file in other.rglob("*") if file.is_file())
-    assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
 
 
 def assert_one_sentence(said: str, *parts: str) -> None:
