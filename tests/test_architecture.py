@@ -79,11 +79,12 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tables", "listing",
     ),
     "runs": (
-        "configure", "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
+        "configure", "layer_products", "needed_products",
+        "inputs", "spelling", "setup", "own_files", "extraction", "own_regions", "pictures",
         "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "examples",
         "untrained", "evaluate",
         "finetune", "multitask",
-        "count_products", "needed_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
+        "count_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

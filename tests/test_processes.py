@@ -101,26 +101,6 @@ def test_one_process_makes_what_the_others_read(tmp_path: Path) -> None:
     assert ended.stdout == "the first fails\n", "nobody waits for it for ever"
 
 
-def test_gradients_are_means_over_processes(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import torch\n"
-        "from visling import runtime\n"
-        "from visling.train.wrapping import average_gradients\n"
-        "with runtime.process_group(2):\n"
-        "    first, second, none = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))\n"
-        "    first.grad = torch.full((2, 3), 1.0 + 2 * runtime.rank())\n"
-        "    if runtime.rank() == 1:\n"
-        "        second.grad = torch.ones(2, 3)\n"
-        "    average_gradients([first, second, none])\n"
-        "    assert first.grad.eq(2.0).all() and second.grad.eq(0.5).all() and none.grad is None\n"
-        "    print('means')\n"
-    )
-    ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "means\n"
-
-
 def test_trained_norms_have_the_statistics_of_the_main_process(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -49,8 +49,8 @@ def fill(tensor: Tensor, values: Tensor) -> None:
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """(len(tensors),) 2-norm of each tensor, by one message for all that are spread. Every process must ask for the same
-    tensors, at least one."""
+    """(len(tensors),) 2-norm of each tensor, by one message for all that are spread. Every process must ask for those
+    of the same tensors, at least one."""
     own = torch.stack(torch._foreach_norm(local_parts(tensors)))
     spread = [is_spread(tensor) for tensor in tensors]
     if not any(spread):

@@ -25,7 +25,7 @@ from visling.recipes.detectors import PRESETS, DetectConfig, detect_config
 from visling.runs import detect as detection
 from visling.runs.detect import evaluate_detector, train_detector
 from visling.runs.detection_data import DetectionBatches, Samples, mirror
-from visling.train.log import read
+from visling.train.log import TIMED, read
 from visling.types import Loss
 from visling.vision.detector import Detector
 from visling.vision.detector_losses import pad_truths
@@ -56,9 +56,8 @@ def assert_same_weights(one: Detector, other: Detector) -> None:
 
 def train_lines(run: Path) -> list[dict[str, Any]]:
     """A run's training lines without what depends on the clock."""
-    timed = ("seconds", "examples_per_second")
     return [
-        {name: value for name, value in line.items() if name not in timed}
+        {name: value for name, value in line.items() if name not in TIMED}
         for line in read(run / "log.jsonl")
         if line["kind"] == "train"
     ]

@@ -60,6 +60,7 @@ def test_every_task_is_trained_and_validated_by_its_own_scores(trained: Path) ->
     tasks = ("vqa", "gqa", "referring", "retrieval", "vcr", "nlvr2")
     parts = {part.partition(".")[0] for line in lines if line["kind"] == "train" for part in line["parts"]}
     assert parts == set(tasks)
+    assert all(line["utilisation"] > 0 for line in lines if line["kind"] == "train")
     scores = [line["scores"] for line in lines if line["kind"] == "valid"]
     for name in tasks:
         assert any(key.startswith(f"{name}.") for found in scores for key in found), name

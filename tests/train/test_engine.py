@@ -429,9 +429,10 @@ def test_a_bad_loss_names_the_step_and_leaves_the_state_before_it(toy: ModuleTyp
 
 
 def test_a_bad_loss_seen_late_names_its_step(tmp_path: Path) -> None:
-    meter = Meter(Sums())
+    meter = Meter(Sums(), torch.device("cpu"), "fp32")
     for step, value in ((4, 1.0), (5, math.inf), (6, math.nan)):
-        meter.add(step, Loss(value=torch.tensor(value), parts={"answer": (torch.tensor(value), torch.tensor(1))}), 2)
+        loss = Loss(value=torch.tensor(value), parts={"answer": (torch.tensor(value), torch.tensor(1))})
+        meter.add(step, loss, 2, flops=0.0)
     with pytest.raises(RunError, match=r"step 5 is not finite \(answer inf\)"):
         meter.read(6)
 

@@ -3,6 +3,7 @@ processes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from visling import runtime
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
-from visling.train.log import Log, read
+from visling.train.exchange import from_main
+from visling.train.log import TIMED, Log, read
 from visling.train.optim import OptimConfig
-from visling.train.parallel import Backward, Step
+from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 from visling.types import Loss
 
@@ -49,11 +51,13 @@ class Toy(nn.Module):
 class Pairs:
     """A loader of seeded examples, shuffled by epoch, cut into one share per process."""
 
-    def __init__(self, batch_size: int = 4, rank: int = 0, world: int = 1, examples: int = EXAMPLES) -> None:
+    def __init__(
+        self, batch_size: int = 4, rank: int = 0, world: int = 1, examples: int = EXAMPLES, accumulation: int = 1
+    ) -> None:
         generator = torch.Generator().manual_seed(5)
         self.x = torch.randn(examples, WIDTH, generator=generator)
         self.y = (self.x[:, :CLASSES] + 0.3 * torch.randn(examples, CLASSES, generator=generator)).argmax(1)
-        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.batch_size, self.rank, self.world, self.accumulation = batch_size, rank, world, accumulation
         self._epoch = self._next = 0
 
     @property
@@ -76,10 +80,10 @@ class Pairs:
             yield self.x[at], self.y[at]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "next": self._next}
+        return {"epoch": self._epoch, "next": self._next, "accumulation": self.accumulation}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._epoch, self._next = state["epoch"], state["next"]
+        self._epoch, self._next = state["epoch"], state["next"] * self.accumulation // state["accumulation"]
 
 
 def make(dropout: float = 0.2) -> tuple[Toy, Step]:
@@ -194,27 +198,32 @@ def distributed(path: Path, batch_size: int = 2) -> None:
                     fit(model, masked(model), pairs, config=changed, log=log, run_folder=folder, count=count_masked)
 
 
-def data_parallel() -> None:
-    """Gradients by DistributedDataParallel, as on GPUs, equal those by one message at the end, as on CPUs."""
+class Stopped(Exception):
+    """The run is interrupted."""
+
+
+def stop() -> None:
+    """Interrupt a run."""
+    raise Stopped
+
+
+def share_run(path: Path, batch_size: int, accumulation: int, at: int) -> None:
+    """A part of a run without dropout, by as many processes as there are, up to a call of the step."""
     with runtime.process_group():
-        found: list[list[Tensor | None]] = []
-        for kind in ("cpu", "cuda"):
-            model, step = make(dropout=0.0)
-            backward = Backward(model, step, config(accumulation=2), torch.device(kind))
-            pairs = iter(Pairs(2, runtime.rank(), runtime.world_size()))
-            for _ in range(3):  # messages are laid out anew after the first
-                model.zero_grad(set_to_none=True)
-                for micro in range(2):
-                    backward(next(pairs), last=micro == 1)
-                backward.finish()
-            found.append([parameter.grad for parameter in model.parameters()])
-        for one, other in zip(*found, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None:
-                torch.testing.assert_close(other, one)
-        storages = {grad.untyped_storage().data_ptr() for grad in found[1] if grad is not None}
-        assert len(storages) == 1, "gradients are views of one message"
-        assert sum(grad is None for grad in found[0]) == 2, "the pooler has none"
+        model, step = make(dropout=0.0)
+        folder = RunFolder.create(path, resume=from_main(path.exists()))
+        pairs = Pairs(batch_size, runtime.rank(), runtime.world_size(), accumulation=accumulation)
+        settings = config(accumulation=accumulation, average=0.8, log_every=4, normalise="micro_steps")
+        with Log(folder.log) as log, contextlib.suppress(Stopped):
+            fit(
+                model,
+                interrupted(step, at, stop),
+                pairs,
+                config=settings,
+                log=log,
+                validate=accuracy(model),
+                run_folder=folder,
+            )
 
 
 def gloo_threads() -> list[str]:
@@ -226,9 +235,8 @@ def gloo_threads() -> list[str]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
-    timed = ("seconds", "examples_per_second")
     return [
-        {key: value for key, value in entry.items() if key not in timed}
+        {key: value for key, value in entry.items() if key not in TIMED}
         for entry in read(path / "log.jsonl")
         if entry["kind"] != "event"
     ]
@@ -236,11 +244,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] in ("distributed", "data-parallel"):
+    if sys.argv[1] in ("distributed", "share"):
         if sys.argv[1] == "distributed":
             distributed(Path(sys.argv[2]))
         else:
-            data_parallel()
+            share_run(Path(sys.argv[2]), *map(int, sys.argv[3:]))
         # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
         assert not gloo_threads(), gloo_threads()
     else:

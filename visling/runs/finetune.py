@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +36,18 @@ from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
-from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.setup import Training, carry_out, describe_origin, hold_run_folder
 from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
 from visling.train.claim import REGIONS, refuse_taken
+from visling.train.layout import fit_layout
 from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
@@ -100,15 +103,17 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    if isinstance(data, OwnFiles) and images is not None and store is None:
-        refuse_taken(out, resume)
-        store = out / REGIONS
-        _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
-    run = Finetuning(
-        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
-        backbone=backbone, valid_store=valid_store,
-    )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
+    with contextlib.ExitStack() as stack:
+        if isinstance(data, OwnFiles) and images is not None and store is None:
+            stack.enter_context(hold_run_folder(out, resume=resume))
+            refuse_taken(out, resume)
+            store = out / REGIONS
+            _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
+        run = Finetuning(
+            config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+            backbone=backbone, valid_store=valid_store,
+        )  # fmt: skip
+        return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:
@@ -234,9 +239,13 @@ class Finetuning:
             config = fit_to_store(config, self.store)
         return config if self.start is None else follow_task_token(config, self.start)
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model, its batches and its validation."""
         config, task, inputs = self.config, self.task, self.inputs
+        started_by = started_by or runtime.world_size()
+        sizes, accumulation = fit_layout(
+            {"examples": self.fit_batch(started_by)[0]}, config.train.accumulation, started_by
+        )
         model, notes = self._build_model()
         if config.store_on_device:
             inputs.move_features()
@@ -263,23 +272,32 @@ class Finetuning:
         return Training(
             model=model,
             step=step,
-            batches=self.load_batches(),
+            batches=self.load_batches(sizes["examples"], accumulation),
+            batch_sizes=sizes,
+            accumulation=accumulation,
             validate=lambda: self.validate(model),
             save=save,
             record=record,
-            notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples()],
+            notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples(started_by)],
             variant=lambda: None,
             count=count,
+            products=(lambda pair: task_products(model, pair[0]).step.total)
+            if are_known(config.encoder, model.extractor)
+            else None,
         )
 
-    def load_batches(self) -> Loader:
+    def fit_batch(self, started_by: int) -> tuple[int, str]:
+        """Examples per training batch of a process that starts the run, and what there is to say of it."""
+        return fit_batch(self.config, len(self.train_records), started_by)
+
+    def load_batches(self, batch_size: int, accumulation: int) -> Loader:
         """The training batches."""
         config = self.config
         source = TaskSource(self.task, self.train_records, self.inputs.layout)
         return self.inputs.loader(
             TextOnly(source) if config.text_only else source,
-            batch_size=fit_batch(config, len(source))[0],
-            accumulation=config.train.accumulation,
+            batch_size=batch_size,
+            accumulation=accumulation,
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,
@@ -296,13 +314,13 @@ class Finetuning:
         )
         return {name: score.value for name, score in task.report(predictions, records).scores.items()}
 
-    def describe_examples(self) -> list[str]:
+    def describe_examples(self, started_by: int) -> list[str]:
         """What there is to say about the examples, for the log."""
         notes = []
         if self.left_out:
             left_out = f"{self.left_out} training examples of the images in {self.config.without_images}"
             notes.append(f"{left_out} are left out")
-        _, shrunk = fit_batch(self.config, len(self.train_records))
+        _, shrunk = self.fit_batch(started_by)
         return [
             *notes,
             *filter(None, [shrunk]),

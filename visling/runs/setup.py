@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -29,8 +29,10 @@ from visling.train.engine import fit
 from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.meter import CountProducts
 from visling.train.pace import Pace
 from visling.train.parallel import Count, Step
+from visling.train.restarts import MARK
 from visling.train.state import RunFolder, State
 
 
@@ -42,6 +44,10 @@ class Training:
     """On its device, with its initial weights."""
     step: Step
     batches: Batches
+    batch_sizes: Mapping[str, int]
+    """What a batch of `batches` holds -> how many examples on this process."""
+    accumulation: int
+    """Batches per update."""
     validate: Callable[[], Mapping[str, float]]
     save: Callable[[Path], None]
     """Writes the current model as a model folder."""
@@ -60,6 +66,8 @@ class Training:
     recorded."""
     count: Count | None = None
     """What the loss of a batch divides by, from batch and targets alone."""
+    products: CountProducts | None = None
+    """What a micro-step needs in matrix products; None = that is not known."""
 
 
 class PreparedRun(Protocol):
@@ -88,8 +96,11 @@ class PreparedRun(Protocol):
         """Where the inputs come from, for run.json: task, data, images."""
         ...
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model with its initial weights, its batches and its losses.
+
+        Args:
+            started_by: number of processes that started the run, if it is resumed; None = it starts with those of now.
 
         Raises:
             CheckpointError, ConfigError: weights do not fit.
@@ -121,7 +132,9 @@ def carry_out(
     ):
         folder, log = opened
         runtime.seed_everything(run.config.train.seed)
-        training = run.build()
+        started_by = folder.find_started_by()
+        training = run.build(started_by)
+        record_layout(folder, training.batch_sizes, training.accumulation, started_by)
         folder.record(
             {
                 "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
@@ -130,7 +143,7 @@ def carry_out(
             }
         )
         training.record(folder)
-        if not folder.has_last:
+        if not from_main(folder.has_last):
             for note in dict.fromkeys(training.notes):
                 log.event(note, step=0)
             if training.begin is not None:
@@ -140,7 +153,7 @@ def carry_out(
             training.model,
             training.step,
             training.batches,
-            config=run.config.train,
+            config=replace(run.config.train, accumulation=training.accumulation),
             log=log,
             validate=training.validate,
             run_folder=folder,
@@ -150,10 +163,32 @@ def carry_out(
             pace=training.pace,
             variant=training.variant,
             count=training.count,
+            products=training.products,
         )
         if state.stopped != "terminated":  # then there is no time for more than the state
             _conclude(run, folder, state, log)
     return state
+
+
+def record_layout(folder: RunFolder, batch_sizes: Mapping[str, int], accumulation: int, started_by: int) -> None:
+    """Record how many processes start a run and how many examples an update has, or say how those that resume it
+    divide them.
+
+    Args:
+        batch_sizes: what a batch holds -> how many examples on this process.
+        accumulation: batches per update.
+    """
+    now = runtime.world_size()
+    if started_by == now:
+        whole = {name: size * accumulation * now for name, size in batch_sizes.items()}
+        folder.record({"processes": now, "global_batch": whole})
+        return
+    sizes = " and ".join(f"{size} {name}" for name, size in batch_sizes.items())
+    processes = "1 process" if now == 1 else f"{now} processes"
+    folder.resumed_by = (
+        f" by {processes}, started by {started_by}: batches of {sizes}, {accumulation} per update. What is drawn while "
+        "training, such as dropout, is not what it would have been"
+    )
 
 
 @contextlib.contextmanager
@@ -188,6 +223,7 @@ def _open_folder(
                 *MAY_CHANGE,
                 "train.compile",
                 "train.few_shapes",
+                "train.shard",
             ),
         )
         loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})
@@ -200,8 +236,7 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
     """A run folder; one that is refused before anything was saved is removed, so that the corrected command can use the
     same name."""
     existed = out.exists()
-    with contextlib.ExitStack() as stack:
-        note = _hold(out, resume, stack)
+    with hold_run_folder(out, resume=resume) as note:
         folder = RunFolder.create(out, resume=resume)
         folder.notes += filter(None, [note])
         try:
@@ -212,26 +247,29 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
             raise
 
 
-def _hold(out: Path, resume: bool, stack: contextlib.ExitStack) -> str:
-    """Let the main process hold a run's folder until the stack is closed; returns what there is to say.
+@contextlib.contextmanager
+def hold_run_folder(out: Path, *, resume: bool) -> Iterator[str]:
+    """Let the main process hold a run's folder (`train.claim.hold_folder`). Every process must come here.
 
     Raises:
         RunError: on every process.
     """
-    note = problem = ""
-    if runtime.is_main():
-        try:
-            note = stack.enter_context(hold_folder(out, resume=resume))
-        except RunError as error:
-            problem = str(error)
-    note, problem = from_main((note, problem))
-    if problem:
-        raise RunError(problem)
-    return note
+    with contextlib.ExitStack() as stack:
+        note = problem = ""
+        if runtime.is_main():
+            try:
+                note = stack.enter_context(hold_folder(out, resume=resume))
+            except RunError as error:
+                problem = str(error)
+        note, problem = from_main((note, problem))
+        if problem:
+            raise RunError(problem)
+        yield note
 
 
 def _remove(folder: RunFolder, existed: bool) -> None:
-    for file in (folder.log, folder.path / "run.json", folder.path / LOCK):
+    """Remove a run of which nothing was saved."""
+    for file in (folder.log, *(folder.path / name for name in ("run.json", MARK, LOCK))):
         file.unlink(missing_ok=True)
     for written in ("tensorboard", "wandb"):
         shutil.rmtree(folder.path / written, ignore_errors=True)

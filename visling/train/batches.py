@@ -1,9 +1,12 @@
-"""What the engine asks of a loader."""
+"""What the engine asks of a loader, and what it fetches from one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from visling.errors import DataError
+from visling.train.meter import Meter
 
 
 class Batches(Protocol):
@@ -27,3 +30,43 @@ class Batches(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Move to a position; the next iteration begins there."""
         ...
+
+
+class Fetched(NamedTuple):
+    """A micro-batch."""
+
+    pair: tuple[Any, Any]
+    """Batch and targets."""
+    before: dict[str, Any]
+    """Position of the loader before it."""
+    after: dict[str, Any]
+    flops: float
+    """Operations that its products need."""
+    examples: list[int] | None
+    """Numbers of its examples in their source; None = the loader does not tell."""
+
+
+def fetch(batches: Batches, limit: int, meter: Meter) -> Iterator[Fetched]:
+    """The next `limit` pairs of the epoch.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    before = batches.state_dict()
+    iterator = iter(batches)
+    for number in range(limit):
+        try:
+            with meter.waiting():
+                item = next(iterator)
+        except StopIteration:
+            raise DataError(
+                f"the loader promised {limit} more batches in this epoch but gave {number}. "
+                "Its length and its iteration disagree."
+            ) from None
+        after = batches.state_dict()
+        if number == limit - 1 and isinstance(iterator, Generator):
+            # The last batches may be dropped; the loader must release them before the next epoch is set
+            iterator.close()
+        numbers = getattr(batches, "numbers", None)  # as `Loader` has them
+        yield Fetched(item, before, after, meter.count_products(item), None if numbers is None else numbers.tolist())
+        before = after

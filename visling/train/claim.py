@@ -23,15 +23,15 @@ LOCK = ".lock"
 """File of a run's folder that its main process holds while the run lives. It is deleted at the end; after a kill it
 stays, and nobody holds it."""
 
-_held: dict[Path, int] = {}
-"""Folder -> file descriptor of the lock that this process holds."""
+_held: dict[Path, tuple[int, str]] = {}
+"""Folder -> file descriptor of the lock that this process holds, and what there is to say about it."""
 
 
 @contextlib.contextmanager
 def hold_folder(path: Path, *, resume: bool) -> Iterator[str]:
     """Hold a run's folder, so that no other process can start or resume a run in it; the folder is made if it may be
-    taken (`refuse_taken`). The system frees it when the process ends, however it ends. A block inside another one for
-    the same folder changes nothing.
+    taken (`refuse_taken`), and removed at the end if nothing is in it. The system frees it when the process ends,
+    however it ends. A block inside another one for the same folder changes nothing.
 
     Yields:
         What there is to say: whether the folder's file system has no locks. Systems without `fcntl` have none, either.
@@ -40,21 +40,24 @@ def hold_folder(path: Path, *, resume: bool) -> Iterator[str]:
     """
     place = path.resolve()
     if place in _held or sys.platform == "win32":
-        yield ""
+        yield _held.get(place, (0, ""))[1]
         return
+    made = not path.exists()
     if not (path / LOCK).exists():
         refuse_taken(path, resume)
         with explain_failure(path):
             path.mkdir(parents=True, exist_ok=True)
     handle, note = _lock(path / LOCK)
     _free_in_children()
-    _held[place] = handle
+    _held[place] = handle, note
     try:
         yield note
     finally:
         del _held[place]
         with contextlib.suppress(OSError):
             (path / LOCK).unlink()
+            if made:
+                path.rmdir()
         os.close(handle)
 
 
@@ -136,6 +139,6 @@ def _free_in_children() -> None:
 
 
 def _close_all() -> None:
-    for handle in _held.values():
+    for handle, _ in _held.values():
         os.close(handle)
     _held.clear()

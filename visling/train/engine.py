@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +18,17 @@ import torch
 from torch import nn
 
 from visling import runtime
-from visling.errors import ConfigError, DataError
+from visling.errors import ConfigError
 from visling.train.agreement import Agreement, Signs
 from visling.train.averaging import WeightAverage
-from visling.train.batches import Batches
+from visling.train.batches import Batches, Fetched, fetch
 from visling.train.config import TrainConfig
 from visling.train.exchange import from_main
 from visling.train.interruption import Interruption, announce_end, listen
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
-from visling.train.meter import Meter, count_examples
-from visling.train.not_finite import FiniteGuard, NotFiniteError, Taken
+from visling.train.meter import CountProducts, Meter, count_examples
+from visling.train.not_finite import FiniteGuard, NotFiniteError
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
 from visling.train.parallel import Backward, Count, Step, share_statistics
@@ -56,6 +56,7 @@ def fit(
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
     count: Count | None = None,
+    products: CountProducts | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -74,6 +75,8 @@ def fit(
             losses; None = that is not known, and steps are not recorded (`config.compile`).
         count: what the loss of a pair divides by, known before its forward pass; None = that is not known, and updates
             of several micro-batches are averaged by `config.normalise` "micro_steps" only.
+        products: what a micro-step needs in matrix products, which the log compares with what the device can do; None
+            = that is not known.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
     Returns:
         How far it came. After SIGTERM, which any of the processes may receive, `stopped` is "terminated": the state is
@@ -98,6 +101,7 @@ def fit(
             pace=pace,
             variant=variant,
             count=count,
+            products=products,
             reseed=reseed,
             interruption=interruption,
         )
@@ -130,6 +134,7 @@ class Trainer:
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
         count: Count | None,
+        products: CountProducts | None,
         reseed: bool,
         interruption: Interruption,
     ) -> None:
@@ -175,7 +180,7 @@ class Trainer:
         self.kept = KeptModels(run_folder, config, model, self.average, save_model)
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-        self.meter = Meter(self.state.sums)
+        self.meter = Meter(self.state.sums, self.device, config.precision, products)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
         self.reported = self.began
         self.guard = FiniteGuard(config, model, self.device, None if run_folder is None else run_folder.path)
@@ -198,7 +203,7 @@ class Trainer:
         while not reason:
             if self.pace is not None:
                 self.limit = len(self.batches)
-            fetched = _with_positions(self.batches, self.limit - self.state.batch)
+            fetched = fetch(self.batches, self.limit - self.state.batch, self.meter)
             with contextlib.closing(move_ahead(fetched, self.device)) as pairs:
                 epoch_ended = False
                 while not reason and not epoch_ended:
@@ -220,18 +225,18 @@ class Trainer:
         if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
             self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
+        self.meter.announce(self.log, self.run_folder, step)
+        if self.config.shard and runtime.world_size() == 1:
+            self.log.event("one process has nobody to share the model with: train.shard does nothing", step=step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
-    def _make_update(self, pairs: Iterator[tuple[tuple[Any, Any], dict[str, Any]]]) -> dict[str, Any]:
+    def _make_update(self, pairs: Iterator[Fetched]) -> dict[str, Any]:
         """Forward and backward of an update's micro-batches, and the step of the optimiser; returns the position of the
         batches after them."""
-        with self.meter.waiting():
-            fetched = [next(pairs) for _ in range(self.config.accumulation)]
-        items = [item for item, _ in fetched]
-        positions = [self.position, *(position for _, position in fetched)]
-        taken = [Taken(item, position) for item, position in zip(items, positions, strict=False)]
-        self.guard.begin(self.state.step + 1, self.epoch, taken)
+        fetched = [next(pairs) for _ in range(self.config.accumulation)]
+        items = [one.pair for one in fetched]
+        self.guard.begin(self.state.step + 1, self.epoch, fetched)
         self.backward.begin(items)
         losses = [self.backward(item, last=number == len(items)) for number, item in enumerate(items, 1)]
         alarm = self.agreement.exchange(alarm=self.guard.finds_bad_loss(losses))
@@ -239,10 +244,10 @@ class Trainer:
         if alarm or self.guard.finds_bad_gradient():
             self._skip_update(losses)
         else:
-            for item, loss in zip(items, losses, strict=True):
-                self.meter.add(self.state.step + 1, loss, count_examples(item))
+            for one, loss in zip(fetched, losses, strict=True):
+                self.meter.add(self.state.step + 1, loss, count_examples(one.pair), one.flops)
             self._update_weights()
-        return positions[-1]
+        return fetched[-1].after
 
     def _skip_update(self, losses: Sequence[Loss]) -> None:
         """Leave an update out that is not finite, or save the state before it and raise."""
@@ -290,7 +295,7 @@ class Trainer:
                 return
             if note := self.backward.take_note():
                 self.log.event(note, step=self.state.step)
-            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch)
+            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch // self.config.accumulation)
             self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
@@ -321,7 +326,7 @@ class Trainer:
             with self.average.in_place_of_model():
                 averaged = evaluate(self.model, validate)
         prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
-        epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
+        epoch = epoch if self.pace is None else self.pace.epoch(state.batch // self.config.accumulation)
         self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
         if state.batch == 0:  # at the end of an epoch a validation may change what follows
@@ -439,7 +444,7 @@ class Trainer:
         """Share of the run that has passed, by its pace or by the main process's clock; None where the number of
         updates bounds it."""
         if self.pace is not None:
-            return self.pace.share(self.state.batch)
+            return self.pace.share(self.state.batch // self.config.accumulation)
         return None if self.seconds is None else self.agreement.signs.elapsed / self.seconds
 
     def _is_complete(self) -> bool:
@@ -478,21 +483,3 @@ def _bound_run(config: TrainConfig, updates_per_epoch: int, pace: Pace | None) -
     if config.max_steps is None and config.seconds is not None:
         return None, config.seconds
     return config.max_steps or config.epochs * updates_per_epoch, None
-
-
-def _with_positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], dict[str, Any]]]:
-    """The next `limit` pairs of the epoch, each with the position after it."""
-    iterator = iter(batches)
-    for number in range(limit):
-        try:
-            item = next(iterator)
-        except StopIteration:
-            raise DataError(
-                f"the loader promised {limit} more batches in this epoch but gave {number}. "
-                "Its length and its iteration disagree."
-            ) from None
-        position = batches.state_dict()
-        if number == limit - 1 and isinstance(iterator, Generator):
-            # The last batches may be dropped; the loader must release them before the next epoch is set
-            iterator.close()
-        yield item, position

@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -74,14 +74,34 @@ class NotFiniteError(RunError):
         return f"the {self.what} of step {self.step} is not finite ({listed})"
 
 
-@dataclasses.dataclass(frozen=True)
-class Taken:
-    """A micro-batch of an update."""
+class MicroBatch(Protocol):
+    """What is known of a micro-batch."""
 
+    @property
+    def pair(self) -> tuple[Any, Any]:
+        """Batch and targets."""
+        ...
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        """Position of the loader before it."""
+        ...
+
+    @property
+    def examples(self) -> list[int] | None:
+        """Numbers of its examples in their source, if they are known."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _MadeAgain:
     pair: tuple[Any, Any]
-    """Batch and targets."""
-    position: Mapping[str, Any]
-    """Of the loader, before it."""
+    before: Mapping[str, Any]
+    examples: list[int] | None
+
+
+_Unread = tuple[int, int, list[tuple[Mapping[str, Any], list[int] | None]]]
+"""Step and epoch of an update whose losses were not read, and position and examples of its micro-batches."""
 
 
 class FiniteGuard:
@@ -103,23 +123,25 @@ class FiniteGuard:
             for buffer in module.buffers()
         ]
         """What a forward pass changes."""
-        self._unread: deque[tuple[int, int, list[Mapping[str, Any]]]] = deque(maxlen=config.log_every)
-        """Step, epoch and positions of the latest updates."""
+        self._unread: deque[tuple[int, int, list[tuple[Mapping[str, Any], list[int] | None]]]] = deque(
+            maxlen=config.log_every
+        )
+        """Step, epoch, and positions and examples of the latest updates."""
         self._step, self._epoch = 0, 0
-        self._taken: Sequence[Taken] = ()
+        self._taken: Sequence[MicroBatch] = ()
         self._before: list[Tensor] = []
         self._in_a_row = 0
         self.generators: Mapping[str, Any] | None = None
         """State before the update; None = nobody asks for it."""
 
-    def begin(self, step: int, epoch: int, taken: Sequence[Taken]) -> None:
+    def begin(self, step: int, epoch: int, taken: Sequence[MicroBatch]) -> None:
         """Announce an update, before its forward passes."""
         self._step, self._epoch, self._taken = step, epoch, taken
         if self.checks:
             self._before = [buffer.clone() for buffer in self._statistics]
             self.generators = capture_generators() if self._folder is not None else None
         else:
-            self._unread.append((step, epoch, [one.position for one in taken]))
+            self._unread.append((step, epoch, [(one.before, one.examples) for one in taken]))
 
     def finds_bad_loss(self, losses: Sequence[Loss]) -> bool:
         """Whether a loss of this process is not finite, if each update is looked at."""
@@ -179,16 +201,16 @@ class FiniteGuard:
             The error, which now says where they are.
         """
         kept = ""
-        for step, epoch, positions in self._unread:
+        for step, epoch, taken in self._unread:
             if step == error.step and error.own:
-                made: dict[int, tuple[Taken, Loss | None]] = {}
-                for number, position in enumerate(positions):
+                made: dict[int, tuple[MicroBatch, Loss | None]] = {}
+                for number, (position, examples) in enumerate(taken):
                     batches.load_state_dict(position)
-                    made[number] = Taken(next(iter(batches)), position), None
+                    made[number] = _MadeAgain(next(iter(batches)), position, examples), None
                 kept = self._keep(step, epoch, error.what, made)
         return NotFiniteError(error.step, error.parts, error.consequence + _name_files(gather(kept)), what=error.what)
 
-    def _keep(self, step: int, epoch: int, what: str, batches: Mapping[int, tuple[Taken, Loss | None]]) -> str:
+    def _keep(self, step: int, epoch: int, what: str, batches: Mapping[int, tuple[MicroBatch, Loss | None]]) -> str:
         """Write micro-batches, by number, to a file; returns its path, or why there is none."""
         if self._folder is None:
             return ""
@@ -207,7 +229,8 @@ class FiniteGuard:
             "not_finite": what,
             "micro_batches": {
                 str(number): {
-                    "position": dict(taken.position),
+                    "examples": taken.examples,
+                    "position": dict(taken.before),
                     "loss": None if loss is None else str(loss.value.item()),  # JSON has no NaN
                     "parts": {} if loss is None else {name: str(mean) for name, mean in mean_parts(loss).items()},
                 }

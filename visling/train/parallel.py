@@ -166,8 +166,8 @@ def choose_compilation(
         obstacle = "a step of this run takes another course each time"
     if config.compile == "kernels" and config.shard:
         raise ConfigError(
-            'train.compile = "kernels" joins operations across layers, whose parameters arrive one layer at a time with '
-            'train.shard. Use train.compile = "no", or train.shard = false.'
+            'train.compile = "kernels" joins the operations of several layers, but with train.shard each layer waits '
+            'for its parameters. Use train.compile = "no", or train.shard = false.'
         )
     if config.compile == "graphs" and obstacle:
         raise ConfigError(f'train.compile = "graphs": {obstacle}. Use train.compile = "auto".')

@@ -10,6 +10,7 @@ that lacks a parameter or, with `strict=False`, keeps what that update left: one
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,11 +18,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from visling import runtime
+from visling.shards import complete, fill, is_spread, local
 from visling.train.averaging import WeightAverage
 from visling.train.exchange import from_main
 from visling.train.weights import detach_alone, find_ties
@@ -57,9 +57,10 @@ def collect_state(
             that it trains.
     """
     main, ties = runtime.is_main(), find_ties(model)
-    live = model.state_dict(keep_vars=True)
-    complete = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    weights = {name: _keep(tensor, live[name], copied) for name, tensor in complete.items() if name not in ties}
+    live, torch_state = model.state_dict(keep_vars=True), _import_torch_state()
+    options = torch_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    whole = torch_state.get_model_state_dict(model, options=options)
+    weights = {name: _keep(tensor, live[name], copied) for name, tensor in whole.items() if name not in ties}
     names = {parameter: name for name, parameter in model.named_parameters()}
     state: dict[str, dict[str, Any]] = {}
     groups = []
@@ -89,8 +90,9 @@ def apply_state(
         RuntimeError, ValueError, KeyError: it is the state of another model or optimiser.
     """
     weights = {**snapshot.weights, **{name: snapshot.weights[first] for name, first in snapshot.ties.items()}}
-    several = runtime.world_size() > 1
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=several))
+    torch_state, several = _import_torch_state(), runtime.world_size() > 1
+    options = torch_state.StateDictOptions(full_state_dict=True, broadcast_from_rank0=several)
+    torch_state.set_model_state_dict(model, weights, options=options)
     _apply_optimizer(snapshot.optimizer, model, optimizer)
     if average is not None:
         own = average.state_dict()
@@ -116,17 +118,23 @@ def _apply_optimizer(saved: Mapping[str, Any], model: nn.Module, optimizer: Opti
     optimizer.load_state_dict({"state": state, "param_groups": packed})
 
 
+def _import_torch_state() -> Any:
+    """Torch's functions for states, imported by those that train: with DTensor it takes half a second."""
+    return importlib.import_module("torch.distributed.checkpoint.state_dict")
+
+
 def _complete(value: Any, copied: bool) -> Any:
     """A value of which other processes may hold parts; main memory of other processes than the main one is spared."""
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return _keep(whole, value, copied) if isinstance(value, Tensor) and runtime.is_main() else whole
+    if not isinstance(value, Tensor):
+        return value
+    whole = complete(value)
+    return _keep(whole, value, copied) if runtime.is_main() else whole
 
 
 def _keep(whole: Tensor, source: Tensor, copied: bool) -> Tensor:
     """A complete tensor in main memory; if `copied`, not in the memory of its source."""
     kept = detach_alone(whole)
-    local = source.to_local() if isinstance(source, DTensor) else source
-    shared = kept.untyped_storage().data_ptr() == local.untyped_storage().data_ptr()
+    shared = kept.untyped_storage().data_ptr() == local(source).untyped_storage().data_ptr()
     return kept.clone() if copied and shared else kept
 
 
@@ -162,6 +170,8 @@ def _receive(own: Tensor | None, announced: _Announced, like: Tensor) -> Tensor:
         whole = own.to(like.device)
     if runtime.world_size() > 1:
         dist.broadcast(whole, src=0)
-    if isinstance(like, DTensor) and whole.shape == like.shape:
-        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-    return whole
+    if not is_spread(like) or whole.shape != like.shape:
+        return whole
+    spread = torch.empty_like(like, dtype=whole.dtype)
+    fill(spread, whole)
+    return spread

@@ -49,14 +49,19 @@ class Sums:
     examples: int = 0
     seconds: float = 0.0
     """Training time, without validation and saving."""
+    waited: float = 0.0
+    """Of that, seconds in which this process waited for its loader."""
+    flops: float = 0.0
+    """Operations of the matrix products that the micro-steps need."""
 
     def add(self, others: Iterable[Sums]) -> Sums:
-        """These sums and those of other processes, whose time is the same."""
+        """These sums and those of other processes; the times are those of this one."""
         total = copy.deepcopy(self)
         for other in others:
             total.loss += other.loss
             total.steps += other.steps
             total.examples += other.examples
+            total.flops += other.flops
             for name, (amount, count) in other.parts.items():
                 part = total.parts.setdefault(name, [0.0, 0.0])
                 part[0] += amount
@@ -157,6 +162,12 @@ class RunFolder:
     def read(self) -> dict[str, Any]:
         """Contents of run.json."""
         return read_json(self.path / "run.json")
+
+    def find_started_by(self) -> int:
+        """Processes that started the run, or those of now if there is no state to resume from. Every process must ask
+        for it."""
+        recorded = self.read().get("processes") if runtime.is_main() and self.has_last else None
+        return from_main(recorded) or runtime.world_size()
 
     def record(self, values: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
         """Merge values into run.json.
@@ -337,7 +348,7 @@ class RunFolder:
         problem = from_main(problem)
         if problem:
             raise RunError(problem)
-        about = from_main({} if found is None else found.about)
+        about: dict[str, Any] = from_main({} if found is None else found.about)
         self.notes += [] if found is None else found.notes
         try:
             apply_state(_EMPTY if found is None else found.snapshot, model, optimizer, average)

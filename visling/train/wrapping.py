@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from visling import runtime
 from visling.train.config import TrainConfig
+from visling.train.sharding import Sharded
 
 
 class Wrapped(Protocol):
@@ -38,22 +37,17 @@ class Wrapped(Protocol):
 
 
 def wrap(module: nn.Module, config: TrainConfig, device: torch.device) -> Wrapped:
-    """A module, on its device, made parallel as the run needs it. Its parameters may be replaced by others, so that
-    optimisers and averages must be made after it."""
+    """A module, on its device, made parallel as the run needs it. Its parameters may be replaced by others, so
+    optimisers and averages are made after it.
+
+    Raises:
+        ConfigError: `config.shard`, which this PyTorch cannot do.
+    """
     if runtime.world_size() == 1:
         return _Plain(module)
     if config.shard:
-        return _shard(module, config, device)
-    if device.type == "cuda":
-        return _DataParallel(module, config)
-    return _OneMessage(module)
-
-
-def _shard(module: nn.Module, config: TrainConfig, device: torch.device) -> Wrapped:
-    # Imported by those that need it: with DTensor it takes seconds
-    sharding = importlib.import_module("visling.train.sharding")
-    sharded: Wrapped = sharding.Sharded(module, device, unused=config.unused_parameters)
-    return sharded
+        return Sharded(module, device, unused=config.unused_parameters)
+    return _DataParallel(module, device, unused=config.unused_parameters)
 
 
 class _Plain:
@@ -75,13 +69,6 @@ class _Plain:
         return contextlib.nullcontext()
 
 
-class _OneMessage(_Plain):
-    """Several processes whose gradients are averaged by one message per update."""
-
-    def finish(self) -> None:
-        average_gradients(list(self._module.parameters()))
-
-
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -90,15 +77,35 @@ _SYNC_BUFFERS = (
 """The option that sends buffers at every step, as the installed PyTorch names it."""
 
 
-class _DataParallel:
-    """Several processes, each with the whole model; gradients are sent while backward still runs."""
+class _WithUnused(nn.Module):
+    """A module with a parameter that never receives a gradient: if DistributedDataParallel looks for such parameters
+    and finds none, it prints a warning that means nothing to a user. On a GPU, where such a parameter makes every step
+    wait for the device, the warning is the lesser evil."""
 
-    def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, *item: Any) -> Any:
+        return self.module(*item)
+
+
+class _DataParallel:
+    """Several processes, each with the whole model; gradients are sent while backward still runs.
+
+    Args:
+        unused: some parameters receive no gradient in some steps, perhaps on some processes only.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, *, unused: bool) -> None:
         options: dict[str, Any] = {_SYNC_BUFFERS: False}
+        if unused and device.type == "cpu":
+            module = _WithUnused(module)
         # Gradients are views of the messages, which saves a copy of each and lets messages leave during backward.
         # No static_graph: the weights of losses, paused tasks and text without images change what is trained.
         self._parallel = DistributedDataParallel(
-            module, find_unused_parameters=config.unused_parameters, gradient_as_bucket_view=True, **options
+            module, find_unused_parameters=unused, gradient_as_bucket_view=True, **options
         )
 
     def __call__(self, *item: Any) -> Any:
@@ -112,25 +119,3 @@ class _DataParallel:
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their means over processes; one that a process lacks counts as zero, one that all lack
-    remains None.
-
-    On a CPU sending early, as DistributedDataParallel does, gains nothing, and one message per update is faster than
-    one for every few layers. It also avoids a rare failure there: with several threads in a process,
-    DistributedDataParallel was seen to lose its own state in backward.
-    """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    present = torch.tensor([float(parameter.grad is not None) for parameter in trained])
-    parts = [
-        torch.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.float().flatten()
-        for parameter in trained
-    ]
-    message = torch.cat([present, *parts])
-    torch.distributed.all_reduce(message)
-    present, *sums = torch.split(message, [len(trained), *(parameter.numel() for parameter in trained)])
-    for parameter, total, owners in zip(trained, sums, present.tolist(), strict=True):
-        if owners:
-            parameter.grad = (total / runtime.world_size()).view_as(parameter).to(parameter.dtype)

@@ -112,6 +112,8 @@ class Loader:
         self._epoch = 0
         self._start = 0
         self._yielded = 0
+        self.numbers: NDArray[np.int64] | None = None
+        """Of the examples in the batch that was handed out last."""
 
     @property
     def epoch(self) -> int:
@@ -151,6 +153,7 @@ class Loader:
                 for item in batches:
                     self._validate_first(item[1])
                     self._yielded += 1
+                    self.numbers = item[0]
                     yield item
         finally:
             batches.close()
