@@ -21,7 +21,6 @@ from torch import nn
 
 from visling.errors import RunError
 from visling.train import disk, saved_states
-from visling.train import state as states
 from visling.train.generators import capture_generators, restore_generators
 from visling.train.state import RunFolder, State, Sums
 from visling.train.weights import save_weights
@@ -109,7 +108,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(states.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(RunError, match=r"cannot write to .*Permission denied.*fix permissions"):
         RunFolder.create(tmp_path / "run")
 
@@ -398,7 +397,7 @@ def test_a_kill_at_any_flush_leaves_whole_models(
 
     if older:
         folder.save_model(kept, written(0))
-    flush, calls = states.flush, 0
+    flush, calls = disk.flush, 0
 
     def killed(path: Path) -> None:
         nonlocal calls
@@ -410,7 +409,7 @@ def test_a_kill_at_any_flush_leaves_whole_models(
         flush(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(states, "flush", killed)
+        patch.setattr("visling.train.state.flush", killed)
         try:
             folder.save_model(kept, written(1))
         except Killed:
@@ -454,7 +453,7 @@ def test_a_detector_is_put_into_every_model(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.EPERM, "Operation not permitted")
 
     if not links:
-        monkeypatch.setattr(disk.os, "link", refuse)
+        monkeypatch.setattr("os.link", refuse)
     for _ in range(2):  # a resumed run does it again
         folder.keep(source, "detector")
         for kept in (folder.model, folder.models / "last", folder.models / "epoch-0001"):

@@ -46,7 +46,7 @@ from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
-from visling.train.claim import REGIONS, refuse_taken
+from visling.train.claim import REGIONS
 from visling.train.layout import fit_layout
 from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
@@ -106,7 +106,6 @@ def finetune(
     with contextlib.ExitStack() as stack:
         if isinstance(data, OwnFiles) and images is not None and store is None:
             stack.enter_context(hold_run_folder(out, resume=resume))
-            refuse_taken(out, resume)
             store = out / REGIONS
             _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
         run = Finetuning(
@@ -241,11 +240,8 @@ class Finetuning:
 
     def build(self, started_by: int | None = None) -> Training:
         """The model, its batches and its validation."""
-        config, task, inputs = self.config, self.task, self.inputs
-        started_by = started_by or runtime.world_size()
-        sizes, accumulation = fit_layout(
-            {"examples": self.fit_batch(started_by)[0]}, config.train.accumulation, started_by
-        )
+        config, task, inputs, asked = self.config, self.task, self.inputs, {"examples": self.fit_batch(started_by)[0]}
+        sizes, accumulation = fit_layout(asked, config.train.accumulation, started_by)
         model, notes = self._build_model()
         if config.store_on_device:
             inputs.move_features()
@@ -286,7 +282,7 @@ class Finetuning:
             else None,
         )
 
-    def fit_batch(self, started_by: int) -> tuple[int, str]:
+    def fit_batch(self, started_by: int | None) -> tuple[int, str]:
         """Examples per training batch of a process that starts the run, and what there is to say of it."""
         return fit_batch(self.config, len(self.train_records), started_by)
 
@@ -314,7 +310,7 @@ class Finetuning:
         )
         return {name: score.value for name, score in task.report(predictions, records).scores.items()}
 
-    def describe_examples(self, started_by: int) -> list[str]:
+    def describe_examples(self, started_by: int | None) -> list[str]:
         """What there is to say about the examples, for the log."""
         notes = []
         if self.left_out:

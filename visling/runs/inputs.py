@@ -106,14 +106,14 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
     return {setting: width for setting, (_, width) in differing.items()}
 
 
-def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int, started_by: int) -> tuple[int, str]:
+def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int, started_by: int | None) -> tuple[int, str]:
     """Examples per training batch, no more than there are if one process trains, and what there is to say of it.
 
     Args:
-        started_by: number of processes that start the run, or that started it if it is resumed.
+        started_by: number of processes that started the run, if it is resumed; None = it starts with those of now.
     """
     asked = config.batch_size
-    if examples >= asked * config.train.accumulation or started_by > 1:
+    if examples >= asked * config.train.accumulation or (started_by or runtime.world_size()) > 1:
         return asked, ""
     fitting = max(1, examples // config.train.accumulation)
     return fitting, f"{examples} training examples do not fill a batch of {asked}: batches of {fitting} are used"

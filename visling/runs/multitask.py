@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from visling import models, runtime
+from visling import models
 from visling.errors import ConfigError, DataError, StoreError, VislingError, nearest
 from visling.models.task_model import JointModel
 from visling.pretrained.features import check_features, measure_features
@@ -193,7 +193,6 @@ class Multitasking:
     def build(self, started_by: int | None = None) -> Training:
         """The model, the batches of all tasks and their validation."""
         config, tasks = self.config, self.tasks
-        started_by = started_by or runtime.world_size()
         model, notes = self._build_model()
         asked = {name: task.fit_batch(started_by)[0] for name, task in tasks.items()}
         sizes, accumulation = fit_layout(asked, config.train.accumulation, started_by)

@@ -166,7 +166,6 @@ class Pretraining:
         model, notes = self._build_model()
         if config.store_on_device:
             self.inputs.move_features()
-        started_by = started_by or runtime.world_size()
         asked, shrunk = fit_batch(config, len(self.training.images), started_by)
         sizes = {"images": asked}
         if self.training.text is not None:

@@ -51,6 +51,7 @@ def hold_folder(path: Path, *, resume: bool) -> Iterator[str]:
     _free_in_children()
     _held[place] = handle, note
     try:
+        refuse_taken(path, resume)  # what lies there may have changed before it was held
         yield note
     finally:
         del _held[place]

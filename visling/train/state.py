@@ -292,19 +292,22 @@ class RunFolder:
         snapshot = collect_state(model, optimizer, average, copied=in_background)
         if not runtime.is_main():
             return
-        about = {
-            "accumulation": accumulation,
-            "position": copy.deepcopy(dict(position)),
-            "generators": [generators for generators, _ in everyone],
-            "state": {
-                **dataclasses.asdict(state),
-                "sums": dataclasses.asdict(state.sums.add(sums for _, sums in everyone[1:])),
+        step, about = (
+            state.step,
+            {
+                "accumulation": accumulation,
+                "position": copy.deepcopy(dict(position)),
+                "generators": [generators for generators, _ in everyone],
+                "state": {
+                    **dataclasses.asdict(state),
+                    "sums": dataclasses.asdict(state.sums.add(sums for _, sums in everyone[1:])),
+                },
             },
-        }
+        )
 
         def write() -> None:
             with explain_failure(self.path):
-                self._states.write(about["state"]["step"], snapshot, about, keep=keep)
+                self._states.write(step, snapshot, about, keep=keep)
 
         if in_background:
             self._saving.start(write)
