@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "visling"
 
 CONTRACTS = {
     "types", "head", "boxes", "config", "errors", "runtime", "image_ids", "pickles", "names", "feature_kinds",
-    "draws", "members", "shards",
+    "draws", "members", "shards", "checked_weights",
 }  # fmt: skip
 BLOCKS = {"checkpoints", "regions", "nn", "vision", "metrics", "scenes", "data", "train"}
 BELOW_MODEL_FOLDERS = CONTRACTS | BLOCKS | {"models", "objectives", "tasks"}
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "members": {"errors"},
     "image_ids": set(),
     "pickles": {"errors"},
+    "checked_weights": {"errors"},
     "names": {"errors"},
     "feature_kinds": set(),
     "draws": set(),
@@ -103,7 +104,7 @@ those live in `nn`."""
 
 CORE = {"torch", "numpy", "visling"}
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "safetensors": ("checkpoints/", "vision/", "train/", "pretrained/"),
+    "safetensors": ("checked_weights.py", "checkpoints/", "vision/", "train/", "pretrained/"),
     "tokenizers": ("data/text.py",),
     "huggingface_hub": ("checkpoints/hub.py",),
     "PIL": ("scenes/", "data/batches/pixels.py", "vision/", "analysis/", "runs/", "api.py", "serve/", "cli/"),

@@ -14,6 +14,7 @@ from torch import nn
 
 from visling import config as configs
 from visling import runtime
+from visling.data.batches.workers import explain_killed
 from visling.data.corpora.base import split_root
 from visling.data.text import TextLayout
 from visling.errors import RunError, VislingError
@@ -126,7 +127,10 @@ def carry_out(
     Returns:
         How far it came; `stopped` says why it ended.
     """
-    with _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened:
+    with (
+        _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened,
+        explain_killed(),
+    ):
         folder, log = opened
         runtime.seed_everything(run.config.train.seed)
         started_by = folder.find_started_by()

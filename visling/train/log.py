@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -213,6 +214,10 @@ class Log:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
         except OSError as error:
+            if self._file is not None:  # what it still holds cannot be written either
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._file = None
             raise RunError(
                 f"cannot write the log {self.path}: {error}. Free space or fix permissions, then resume with --resume."
             ) from error

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from visling.checked_weights import write_checked
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
     """Write a module's weights to model.safetensors in a folder, each tied tensor once."""
     ties = find_ties(model)
     kept = {name: detach_alone(tensor) for name, tensor in model.state_dict().items() if name not in ties}
-    save_file(kept, folder / "model.safetensors")
+    write_checked(kept, folder / "model.safetensors")
 
 
 def find_ties(model: nn.Module) -> dict[str, str]:
