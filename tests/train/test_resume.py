@@ -246,13 +246,19 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
             [(1, 4, 2, 9), (2, 4, 1, 5), (4, 2, 1, 4), (4, 1, 2, 5), (2, 2, 2, 5), (1, 2, 4, 999)],
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            [(2, 2, 2, 9, 1), (1, 4, 2, 9), (4, 2, 1, 4, 1), (2, 4, 1, 5), (2, 2, 2, 999, 1)],
+            marks=pytest.mark.slow,
+            id="spread and whole",
+        ),
     ],
 )
 def test_other_numbers_of_processes_continue_the_same_course(
-    toy: ModuleType, tmp_path: Path, parts: list[tuple[int, int, int, int]]
+    toy: ModuleType, tmp_path: Path, parts: list[tuple[int, ...]]
 ) -> None:
-    """(processes, batch size, batches per update, call of the step before which it stops): 8 examples in every update,
-    saved after every third one and after every fifth, and logged after every fourth."""
+    """(processes, batch size, batches per update, call of the step before which it stops, 1 if the model is spread over
+    the processes): 8 examples in every update, saved after every third one and after every fifth, and logged after
+    every fourth."""
     toy.share_run(tmp_path / "whole", 4, 2, 999)
     for processes, *layout in parts:
         run_processes(processes, "share", tmp_path / "parts", *layout)

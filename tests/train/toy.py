@@ -207,13 +207,19 @@ def stop() -> None:
     raise Stopped
 
 
-def share_run(path: Path, batch_size: int, accumulation: int, at: int) -> None:
-    """A part of a run without dropout, by as many processes as there are, up to a call of the step."""
+def share_run(path: Path, batch_size: int, accumulation: int, at: int, shard: int = 0) -> None:
+    """A part of a run without dropout, by as many processes as there are, up to a call of the step.
+
+    Args:
+        shard: 1 = the model is spread over them.
+    """
     with runtime.process_group():
         model, step = make(dropout=0.0)
         folder = RunFolder.create(path, resume=from_main(path.exists()))
         pairs = Pairs(batch_size, runtime.rank(), runtime.world_size(), accumulation=accumulation)
-        settings = config(accumulation=accumulation, average=0.8, log_every=4, normalise="micro_steps")
+        settings = config(
+            accumulation=accumulation, average=0.8, log_every=4, normalise="micro_steps", shard=bool(shard)
+        )
         with Log(folder.log) as log, contextlib.suppress(Stopped):
             fit(
                 model,

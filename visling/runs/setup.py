@@ -219,6 +219,7 @@ def _open_folder(
                 *MAY_CHANGE,
                 "train.compile",
                 "train.few_shapes",
+                "train.shard",
             ),
         )
         loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})

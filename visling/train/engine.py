@@ -226,6 +226,8 @@ class Trainer:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
             self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
         self.meter.announce(self.log, self.run_folder, step)
+        if self.config.shard and self.alone:
+            self.log.event("one process has nobody to share the model with: train.shard does nothing", step=step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
